@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PROMPT := a robot arm pours coffee into a cup
+
+.PHONY: install demo test lint clean
+
+install: .venv/installed
+
+demo: .venv/installed
+	@mkdir -p demo
+	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny -o demo/coffee.png
+	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 -o demo/coffee.mp4
+
+test: lint
+	$(BIN)/python -m pytest -q --durations=10 tests
+
+lint: .venv/installed
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+
+clean:
+	rm -rf .venv build dist demo .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Checked before .venv is made: pip's refusal would come after it and leave a .venv of the wrong Python behind.
+.venv/installed: pyproject.toml constraints.txt hatch_build.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is not Python 3.11 or newer. Name one that is: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into .venv. The first time takes some minutes, most of them for torch."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	@touch $@

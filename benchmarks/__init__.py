@@ -1,0 +1,1 @@
+"""Measurements side by side with a peer, in one process on the same weights and inputs. See benchmarks/README.md."""

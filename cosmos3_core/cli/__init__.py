@@ -1,0 +1,95 @@
+"""The `cosmos3` command. Only click is imported until a command runs: `--help` has to answer at once."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .. import __version__
+
+EXIT_CANCELLED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="cosmos3")
+def cli() -> None:
+    """NVIDIA's Cosmos3 world models on any accelerator."""
+
+
+def _pairs(option: str):
+    """Parse repeated KEY=VALUE into a dict."""
+
+    def callback(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+        for value in values:
+            if "=" not in value:
+                raise click.BadParameter(f"{value!r} is not {option}", context, parameter)
+        return dict(value.split("=", 1) for value in values)
+
+    return callback
+
+
+@cli.command(context_settings={"max_content_width": 110})
+@click.argument("prompt", required=False)
+@click.option("--model", default="nvidia/Cosmos3-Nano", show_default=True, help='Hub id, folder, or "tiny".')
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]")
+@click.option("--task", help="t2i, t2v, i2v or v2v  [default: from the inputs]")
+@click.option("--image", help="Start a video from this picture.")
+@click.option("--video", help="Continue this clip.")
+@click.option("--size", help="1280x720, or a tier such as 720p or 720p:16:9.")
+@click.option("--frames", type=int, help="1, 5, 9, 13 ... pixel frames.")
+@click.option("--fps", type=float, help="Frames per second.")
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none.")
+@click.option("--shift", type=float, help="Shift of the noise schedule.")
+@click.option("--seed", type=int, help="Seed of the noise.")
+@click.option("--negative-prompt", help="What to keep away from.")
+@click.option("--tile", type=int, help="Decode in tiles of this many pixels, to save memory.")
+@click.option(
+    "--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=_pairs("FIELD=VALUE"), help="Any request field."
+)
+@click.option("--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat.")
+@click.option(
+    "--profile", default="reference", show_default=True, help="Whose defaults: reference, diffusers, vllm-omni, sglang."
+)
+@click.option("--backend", help="Device package to run on.")
+@click.option(
+    "--kernel", "kernels", multiple=True, metavar="OP=NAME", callback=_pairs("OP=NAME"), help="Insist on a kernel."
+)
+@click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]")
+@click.option("--latents", type=click.Path(), help="Start from this saved noise.")
+@click.option("--save-latents", type=click.Path(), help="Save the initial noise and the final latents here.")
+@click.option("--resume", type=click.Path(), help="Go on with a run that was stopped.")
+@click.option("--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]")
+@click.option("--dry-run", is_flag=True, help="Print the resolved request and plan, and stop.")
+def run(**options) -> None:
+    """Generate a picture or a video.
+
+    PROMPT is text, or @FILE for a text or JSON file (@- for standard input). The task follows from the inputs: --image
+    makes i2v, --video v2v, an output ending in .png (or --frames 1) t2i, anything else t2v.
+
+    \b
+    cosmos3 run "a robot arm pours coffee" -o coffee.mp4
+    cosmos3 run "the arm lifts the cup" --image desk.jpg -o lift.mp4
+    """
+    from .run import Options, execute
+
+    execute(Options(**options))
+
+
+def main() -> None:
+    """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one."""
+    from ..contract.errors import Cosmos3Error
+
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Cosmos3Error as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(EXIT_CANCELLED)

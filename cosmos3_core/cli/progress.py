@@ -1,0 +1,35 @@
+"""Progress on stderr: the stage in hand, and the steps with the time left. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """Use as a context manager around a run."""
+
+    def __init__(self, steps: int):
+        self.steps, self.console = steps, Console(stderr=True)
+        columns = TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        self.task = self.progress.add_task("starting", total=steps)
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.progress.stop()
+
+    def stage(self, name: str) -> None:
+        """A stage other than the steps begins."""
+        self.progress.update(self.task, description=name)
+        if not self.console.is_terminal:
+            self.console.print(name)
+
+    def steps_done(self, count: int) -> None:
+        """So many steps are done."""
+        self.progress.update(self.task, description="steps", completed=count)
+        if not self.console.is_terminal and (count == self.steps or count % max(self.steps // 10, 1) == 0):
+            self.console.print(f"step {count} of {self.steps}")

@@ -1,0 +1,345 @@
+"""`cosmos3 run`: from the command line to a file, in the order in which things can go wrong cheaply."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import reference
+from ..contract import Cosmos3Error, InputError
+from ..engine import manifest as manifests
+from ..engine import media
+from ..engine.model import Model, open_model
+from ..plan import Plan, Want, resolve
+from ..plan.resolve import find_backend
+from ..scenarios import request as requests
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine, Inputs
+    from ..sampling.state import State
+
+BACKENDS = (reference.BACKEND,)
+MAX_TEXT_BYTES = 1 << 20
+SHORTHANDS = (
+    "task",
+    "image",
+    "video",
+    "size",
+    "frames",
+    "fps",
+    "steps",
+    "guidance",
+    "shift",
+    "seed",
+    "negative_prompt",
+    "tile",
+)
+"""Request fields that have an option of their own."""
+NOT_WITH_RESUME = ("prompt", "fields", "request", "latents", *SHORTHANDS)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, as typed."""
+
+    prompt: str | None
+    model: str
+    revision: str | None
+    output: str | None
+    task: str | None
+    image: str | None
+    video: str | None
+    size: str | None
+    frames: int | None
+    fps: float | None
+    steps: int | None
+    guidance: float | None
+    shift: float | None
+    seed: int | None
+    negative_prompt: str | None
+    tile: int | None
+    fields: dict[str, str]
+    request: str | None
+    profile: str
+    backend: str | None
+    kernels: dict[str, str]
+    dtype: str | None
+    latents: str | None
+    save_latents: str | None
+    resume: str | None
+    manifest: str | None
+    dry_run: bool
+
+
+class Stopped(KeyboardInterrupt):
+    """The user asked to stop; raised between two pieces of work, never inside one."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where this run writes."""
+
+    output: Path
+    manifest: Path
+    latents: Path | None
+
+    @property
+    def state(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.state.safetensors")
+
+
+def execute(options: Options) -> None:
+    """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
+    saved = _read_saved(options) if options.resume else None
+    given = saved["given"] if saved else _given(options)
+    profile = saved["profile"] if saved else options.profile
+    model = open_model(*(saved["model"] if saved else (options.model, options.revision)))
+    request, origin = requests.resolve(given, profile, model.facts, pick_seed=lambda: secrets.randbelow(2**31))
+    paths = _paths(options, request)
+    plan = _plan(options, model)
+    settled = manifests.resolved(model, plan, profile, request, origin)
+    if options.dry_run:
+        _read_inputs(model, plan, request)
+        print(json.dumps(settled, indent=2))
+        return
+    noise = _read_noise(options.latents, request, model) if options.latents else None
+    _generate(model, plan, request, paths, settled, noise, saved)
+
+
+def _given(options: Options) -> dict[str, Any]:
+    """The request fields the user set: the request file's, then --set's, then the options'."""
+    given: dict[str, Any] = {}
+    if options.request:
+        given |= _request_file(options.request)
+    given |= {key: _value(text) for key, text in options.fields.items()}
+    given |= {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
+    if options.prompt is not None:
+        given["prompt"] = _prompt(options.prompt)
+    requests.check_keys(given)
+    if "task" not in given:
+        given["task"] = requests.infer_task(given, Path(options.output).suffix if options.output else None)
+    return given
+
+
+def _value(text: str) -> Any:
+    """A --set value: JSON where it parses as JSON, the text itself elsewhere."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _prompt(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    return _read_text(text[1:], f"prompt {text}").strip()
+
+
+def _read_text(name: str, asked: str) -> str:
+    """A small text file, or standard input for "-". Its size is bounded before it is read."""
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+        else:
+            with open(name, "rb") as file:
+                data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise InputError(asked, error.strerror or str(error), "Check the path") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise InputError(asked, "it is larger than 1 MiB", "Prompts are a few thousand characters")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InputError(asked, "it is not UTF-8 text", "Save it as UTF-8") from None
+
+
+def _request_file(name: str) -> dict[str, Any]:
+    asked = f"--request {name}"
+    try:
+        value = json.loads(_read_text(name, asked))
+    except ValueError as error:
+        raise InputError(asked, f"it is not JSON ({error})", "Give a JSON object of request fields") from None
+    if isinstance(value, dict) and isinstance(value.get("request"), dict) and "cosmos3" in value:
+        value = value["request"]
+    if not isinstance(value, dict):
+        raise InputError(asked, "it is not a JSON object", 'Write it like {"prompt": "...", "steps": 20}')
+    return value
+
+
+def _paths(options: Options, request: requests.Request) -> Paths:
+    suffix = ".mp4" if request.is_video else ".png"
+    output = Path(options.output or f"cosmos3-{request.seed}{suffix}")
+    media.check_output(output, video=request.is_video)
+    manifest = Path(options.manifest or f"{output}.json")
+    latents = Path(options.save_latents) if options.save_latents else None
+    for path in filter(None, (manifest, latents)):
+        if not path.parent.is_dir():
+            raise InputError(f"writing {path}", f"there is no folder {path.parent}", "Create it first")
+        if path.is_dir() or path == output:
+            raise InputError(f"writing {path}", "that name is taken", "Choose another file name")
+    return Paths(output, manifest, latents)
+
+
+def _plan(options: Options, model: Model) -> Plan:
+    config = model.config
+    want = Want(
+        dtype=options.dtype or model.dtype,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        kernels=options.kernels,
+    )
+    return resolve(want, find_backend(options.backend, BACKENDS))
+
+
+def _read_inputs(model: Model, plan: Plan, request: requests.Request) -> Inputs:
+    from ..engine.engine import Engine
+
+    return Engine(model, plan).read_inputs(request)
+
+
+def _read_noise(name: str, request: requests.Request, model: Model) -> list:
+    from ..engine.engine import items_of
+
+    tensors, _ = _read_tensors(name, f"--latents {name}")
+    wanted = [f"noise.{item.modality}" for item in items_of(request, model)]
+    if missing := [key for key in wanted if key not in tensors]:
+        raise InputError(f"--latents {name}", f"it has no tensor {missing[0]}", "Use a file that --save-latents wrote")
+    return [tensors[key] for key in wanted]
+
+
+def _read_tensors(name: str, asked: str) -> tuple[dict, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(name, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(asked, f"it cannot be read ({error})", "Give a safetensors file that cosmos3 wrote") from None
+
+
+def _write_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    with media.atomic(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
+def _read_saved(options: Options) -> dict[str, Any]:
+    """A stopped run: its request and where it was."""
+    for name in NOT_WITH_RESUME:
+        if getattr(options, name):
+            raise InputError(f"--{name} with --resume", "the stopped run has settled its request", f"Drop --{name}")
+    tensors, metadata = _read_tensors(options.resume, f"--resume {options.resume}")
+    if "cosmos3.state" not in metadata:
+        raise InputError(f"--resume {options.resume}", "it is not a stopped run", "Give the file a stopped run named")
+    return json.loads(metadata["cosmos3.state"]) | {"tensors": tensors}
+
+
+def _generate(
+    model: Model,
+    plan: Plan,
+    request: requests.Request,
+    paths: Paths,
+    settled: dict[str, Any],
+    noise: list | None,
+    saved: dict[str, Any] | None,
+) -> None:
+    from ..engine.engine import Engine
+    from .progress import Display
+
+    with Display(request.steps) as display, _stop_signal() as check_stop:
+        engine = Engine(model, plan, on_stage=display.stage)
+        inputs = engine.read_inputs(request)
+        state = engine.start(request, inputs, noise)
+        if saved:
+            state.restore(saved["tensors"], saved["numbers"])
+        try:
+            display.steps_done(state.index)
+            while not state.done:
+                check_stop()
+                engine.step(state)
+                display.steps_done(state.index)
+            frames = _frames(engine, state, check_stop)
+            _write(paths, frames, state, describe=lambda: manifests.complete(settled, engine, inputs, state))
+        except (KeyboardInterrupt, InputError):
+            _keep(paths, settled, state)
+            raise
+    if saved:
+        paths.state.unlink(missing_ok=True)
+    print(paths.output)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], None]]:
+    """The first Ctrl-C lets the piece of work in hand end and then stops; the second stops at once."""
+    asked = False
+
+    def on_signal(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("stopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+
+    def check() -> None:
+        if asked:
+            raise Stopped
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _frames(engine: Engine, state: State, check_stop: Callable[[], None]) -> Iterator:
+    for group in engine.finish(state):
+        for frame in group.numpy():
+            check_stop()
+            yield frame
+
+
+def _write(paths: Paths, frames: Iterator, state: State, describe: Callable[[], dict[str, Any]]) -> None:
+    """The file, the manifest in it and beside it (which also knows the decode), and the latents if asked for."""
+    request, embedded = state.request, {manifests.KEY: json.dumps(describe())}
+    if request.is_video:
+        written = vars(media.write_video(paths.output, frames, request.fps, embedded))
+    else:
+        (frame,) = frames
+        media.write_image(paths.output, frame, embedded)
+        written = {"frames": 1, "width": request.width, "height": request.height}
+    manifest = describe() | {"output": {"file": paths.output.name} | written}
+    with media.atomic(paths.manifest) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    if paths.latents:
+        tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
+        final = zip(state.items, state.latents(), strict=True)
+        tensors |= {f"final.{item.modality}": latent.cpu().contiguous() for item, latent in final}
+        _write_tensors(paths.latents, tensors, {manifests.KEY: json.dumps(manifest)})
+
+
+def _keep(paths: Paths, settled: dict[str, Any], state: State) -> None:
+    """Save what was computed, so that a stop or a full disk does not cost it."""
+    if state.index == 0:
+        return
+    tensors, numbers = state.to_tensors()
+    kept = {
+        "given": settled["request"],
+        "profile": settled["profile"]["name"],
+        "model": [settled["model"]["name"], settled["model"]["revision"]],
+        "numbers": numbers,
+    }
+    try:
+        _write_tensors(paths.state, tensors, {"cosmos3.state": json.dumps(kept)})
+    except Cosmos3Error:
+        return  # no room for it either; the reason itself is about to be reported
+    resume = f"cosmos3 run --resume {paths.state} -o {paths.output}"
+    print(f"{state.index} of {state.steps} steps are kept; go on with: {resume}", file=sys.stderr)

@@ -1,0 +1,107 @@
+"""What a device package and the core say to each other. A vendor reads this package and nothing else.
+
+A backend is data: a name, the torch device type its tensors live on, a probe, and rows of kernels. A kernel row says
+which op it implements and where it can serve; the plan, the messages and the documentation are loops over the rows.
+Nothing here imports torch or the rest of the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import Cosmos3Error, InputError, RunError, Unavailable
+from .ops import Attention, Gate, Linear, NormRope, Ops, PackLinear, RmsNorm
+
+API = 1
+"""Version of this contract. A backend states the one it was written for."""
+
+OPS: tuple[str, ...] = tuple(field.name for field in fields(Ops))
+"""The op names a `Kernel.op` may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What `probe()` found. `memory` is the total in bytes; `unified` is True where host and device share it."""
+
+    arch: str
+    name: str
+    count: int
+    memory: int
+    unified: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What the plan needs of an op. Keyword-only: a field added later does not break a row written today."""
+
+    op: str
+    device: Device
+    dtype: str
+    format: str = "none"
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+
+
+def never(ask: Ask) -> None:
+    """The `refuse` of a row that serves every request its other fields allow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One implementation of one op.
+
+    `build(device)` returns the op's callable (see `ops`) and is where vendor libraries are imported. `arch` holds
+    architecture names, or "*". `needs` are importable package names. `refuse(ask)` returns the reason why this row
+    cannot serve, or None. `deterministic` means bit-equal on repetition in one process.
+    """
+
+    op: str
+    name: str
+    build: Callable[[Device], Any]
+    arch: tuple[str, ...] = ("*",)
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    formats: tuple[str, ...] = ("none",)
+    needs: tuple[str, ...] = ()
+    refuse: Callable[[Ask], str | None] = never
+    deterministic: bool = True
+    notes: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A device, as data. `torch_device` is torch's device type; `collectives` the torch.distributed backend name.
+
+    `probe()` returns a `Device` or raises `Unavailable` with one sentence; it is the only place that touches a driver.
+    Rows are in order of preference: "auto" takes the first that does not refuse.
+    """
+
+    name: str
+    torch_device: str
+    collectives: str
+    probe: Callable[[], Device]
+    kernels: tuple[Kernel, ...]
+    api: int = API
+
+
+__all__ = [
+    "API",
+    "OPS",
+    "Ask",
+    "Attention",
+    "Backend",
+    "Cosmos3Error",
+    "Device",
+    "Gate",
+    "InputError",
+    "Kernel",
+    "Linear",
+    "NormRope",
+    "Ops",
+    "PackLinear",
+    "RmsNorm",
+    "RunError",
+    "Unavailable",
+]

@@ -1,0 +1,98 @@
+"""The tensor operations a device may own, as protocols. The transformer is written on these and on nothing else.
+
+Shape letters, used in names and docstrings everywhere:
+    B batch (guidance branches)   S query tokens   T key tokens   H query heads   K key/value heads   D head dim
+    M rows (B times S)            I input features   O output features
+All arguments after the tensors are keyword-only, so a later contract can add one with a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Attention(Protocol):
+    """softmax(q kᵀ / sqrt(D)) v over the keys of all segments, as if they were concatenated along T.
+
+    `segments` is a sequence of (k_BTKD, v_BTKD). A segment is one producer's keys: the text's, which stay the same for
+    the whole run, and the media's, which change every step. They are handed over apart so that a kernel need not copy
+    them together and may scale each on its own. Query head j reads key/value head `j * K // H`.
+    `causal` needs one segment with T == S. Returns out_BSHD in q's dtype, and with `want_lse` the natural log-sum-exp
+    of the scaled scores as fp32 lse_BHS (else None), which is what merging partial results needs.
+    """
+
+    def __call__(
+        self, q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], *, causal: bool = False, want_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Linear(Protocol):
+    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight."""
+
+    def __call__(self, x_MI: Tensor) -> Tensor: ...
+
+
+class PackLinear(Protocol):
+    """Make a `Linear` from weight_OI and bias_O (or None), once per weight, while loading. The weight may be kept as
+    it is or replaced by a packed form; the caller drops its own reference. `format` names a quantization format."""
+
+    def __call__(self, weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear: ...
+
+
+class RmsNorm(Protocol):
+    """With z = x + residual (or x): returns (z · rsqrt(mean(z²) + eps) · weight, z), both x_MI's shape and dtype.
+
+    Mean and rsqrt in fp32. `weight_fp32` False rounds the normalised value to the dtype before the weight multiplies
+    it (Qwen); True multiplies in fp32 and rounds once (Nemotron).
+    """
+
+    def __call__(
+        self,
+        x_MI: Tensor,
+        weight_I: Tensor,
+        *,
+        eps: float,
+        residual_MI: Tensor | None = None,
+        weight_fp32: bool = False,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class NormRope(Protocol):
+    """Per-head RMS norm (skipped where the weight is None), then rotary embedding, for several projections at once.
+
+    `heads` is a sequence of (x_BSHD, weight_D or None); H may differ between them. cos_BSD and sin_BSD are in x's dtype
+    and may have B = 1. Rotation is by halves: x·cos + [-x₂, x₁]·sin. Returns one tensor of x_BSHD's shape for each.
+    """
+
+    def __call__(
+        self,
+        heads: Sequence[tuple[Tensor, Tensor | None]],
+        cos_BSD: Tensor,
+        sin_BSD: Tensor,
+        *,
+        eps: float,
+        weight_fp32: bool = False,
+    ) -> list[Tensor]: ...
+
+
+class Gate(Protocol):
+    """The MLP's activation. "silu": x is [gate | up] along the last axis (2·I wide) and silu(gate)·up is returned, I
+    wide. "relu2": relu(x)², the same width."""
+
+    def __call__(self, x_MI: Tensor, *, activation: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One implementation of each op, chosen by the plan and handed to the model when it is built."""
+
+    attention: Attention
+    pack_linear: PackLinear
+    rms_norm: RmsNorm
+    norm_rope: NormRope
+    gate: Gate

@@ -1,0 +1,1 @@
+"""Running it: checkpoints, the engine, media files and the manifest."""

@@ -1,0 +1,256 @@
+"""The run: read the inputs, read the prompts, take steps, hand out frames.
+
+    engine = Engine(open_model("tiny"), plan)
+    state = engine.start(request)
+    while not state.done:
+        engine.step(state)
+    for frames in engine.finish(state): ...
+
+Between two calls a caller may stop, save, resume, look at the latents, or take a step of another generation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contract import InputError, RunError
+from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ..model.packing import Item, Packing
+from ..model.text import SYSTEM_PROMPTS
+from ..model.transformer import TextContext
+from ..plan import Plan
+from ..sampling.guidance import combine, guided
+from ..sampling.noise import generator, initial_noise
+from ..sampling.solver import Solver
+from ..sampling.state import State
+from ..scenarios.conditioning import fit
+from ..scenarios.prompts import negative_text, positive_text
+from ..scenarios.request import Request
+from . import media
+from .model import Model, Weights
+
+ONE_PASS_TOKENS = 4096
+"""Up to this many media tokens both guidance branches run as one batch: a small pass leaves a device idle, a large one
+only doubles the activations."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A request's prompts as token ids and its picture or clip as fp32 [3, F, H, W] in [-1, 1], or None."""
+
+    prompt: list[int]
+    negative: list[int]
+    pixels: Tensor | None
+
+
+def items_of(request: Request, model: Model) -> tuple[Item, ...]:
+    """The latents that a request asks for."""
+    frames = (request.frames - 1) // TEMPORAL_COMPRESSION + 1
+    height, width = request.height // SPATIAL_COMPRESSION, request.width // SPATIAL_COMPRESSION
+    shape = (model.config.latent_channel, frames, height, width)
+    return (Item("vision", shape, clean=request.clean_frames, fps=request.fps),)
+
+
+def one_pass(request: Request, model: Model) -> bool:
+    """Whether both guidance branches run as one batch."""
+    tokens = Packing(items_of(request, model), model.config, "meta").length
+    return tokens <= ONE_PASS_TOKENS
+
+
+class Engine:
+    """Runs requests on one model under one plan.
+
+    With `resident` every component stays loaded for the next request; without it each is dropped once its part is done
+    (the text tower after the prompts, the media tower before the decode), so that no two are in memory together.
+    `seconds` collects how long each stage took, summed over the engine's life; `on_stage` is told a stage's name as it
+    begins.
+    """
+
+    def __init__(
+        self, model: Model, plan: Plan, *, resident: bool = False, on_stage: Callable[[str], None] = lambda name: None
+    ):
+        self.model, self.plan, self.resident, self.on_stage = model, plan, resident, on_stage
+        self.ops, self.device, self.dtype = plan.build_ops(), plan.backend.torch_device, getattr(torch, plan.dtype)
+        self.tokenizer = model.tokenizer()
+        self.seconds: dict[str, float] = {}
+        self._loaded: dict[str, Any] = {}
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.on_stage(name)
+        with self._timed(name):
+            yield
+
+    def _component(self, name: str, load: Callable[[Weights], Any]) -> Any:
+        if "weights" not in self._loaded:
+            with self._stage("check weights"):
+                self._loaded["weights"] = Weights(self.model)
+        if name not in self._loaded:
+            with self._stage(f"load {name}"):
+                self._loaded[name] = load(self._loaded["weights"])
+        return self._loaded[name]
+
+    def _generation(self):
+        return self._component("generation", lambda w: w.generation(self.ops, self.device, self.dtype))
+
+    def _vae(self, encoder: bool):
+        if encoder and "vae" in self._loaded and not hasattr(self._loaded["vae"].module, "encoder"):
+            del self._loaded["vae"]
+        return self._component("vae", lambda w: w.vae(self.device, self.dtype, encoder=encoder))
+
+    def _done_with(self, name: str) -> None:
+        if not self.resident:
+            self._loaded.pop(name, None)
+
+    def read_inputs(self, request: Request) -> Inputs:
+        """Tokenize the prompts and read the picture or clip. Reads no weight; raises InputError for unusable files."""
+        kind = "video" if request.is_video else "image"
+        system, limit = SYSTEM_PROMPTS[kind] if request.system_prompt else None, request.max_text_tokens or None
+        prompt = self.tokenizer.encode(positive_text(request), system, limit)
+        negative = [] if request.guidance == 1.0 else self.tokenizer.encode(negative_text(request), system, limit)
+        longest, vocabulary = max(prompt + negative), self.model.config.vocab_size
+        if longest >= vocabulary:
+            raise InputError(
+                f"--model {self.model.name}",
+                f"its tokenizer makes token {longest} and its vocabulary ends at {vocabulary - 1}",
+                "text_tokenizer and transformer belong to different models; get both from one repository",
+            )
+        return Inputs(prompt, negative, self._read_pixels(request))
+
+    def _read_pixels(self, request: Request) -> Tensor | None:
+        count = request.conditioning_pixel_frames
+        if request.task == "i2v":
+            frames = media.read_image(Path(request.image))[None]
+        elif request.task == "v2v":
+            frames, _ = media.read_video(Path(request.video), count, request.condition_keep)
+            if len(frames) < count:
+                raise InputError(
+                    f"--video {request.video}",
+                    f"it has {len(frames)} frames, and condition_frames {list(request.condition_frames)} cover {count}",
+                    f"Use a longer clip, or condition_frames up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
+                )
+        else:
+            return None
+        return fit(
+            torch.from_numpy(frames),
+            request.width,
+            request.height,
+            image_filter=request.image_filter,
+            stretch=request.task == "v2v" and request.video_fit == "stretch",
+        )
+
+    @torch.inference_mode()
+    def start(self, request: Request, inputs: Inputs | None = None, noise: list[Tensor] | None = None) -> State:
+        """Read the prompts, encode the conditioning, draw the noise: the state before step 0.
+
+        `inputs` is what `read_inputs` returned, if the caller has it; `noise` replaces the request's own initial noise
+        (fp32, one tensor per item of `items_of`).
+        """
+        inputs = inputs or self.read_inputs(request)
+        items, stream = items_of(request, self.model), generator(request.seed)
+        noise = initial_noise(items, stream) if noise is None else self._checked_noise(noise, items)
+        texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
+        clean = pinned = None
+        if inputs.pixels is not None:
+            clean, pinned = self._encode(inputs.pixels, items[0])
+        cond, with_guidance = self._branches(request, texts, items)
+        x = torch.cat([n.flatten() for n in noise]).to(self.device)
+        sigmas = self.model.distilled_sigmas
+        solver = Solver(request.schedule, request.steps, request.shift, self.model.scheduler, sigmas)
+        state = State(request, items, x, solver, stream, noise, cond, with_guidance, pinned, clean)
+        state.pin()
+        return state
+
+    @staticmethod
+    def _checked_noise(noise: list[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
+        for tensor, item in zip(noise, items, strict=True):
+            if tuple(tensor.shape) != item.shape or not torch.isfinite(tensor).all():
+                raise InputError(
+                    f"initial {item.modality} noise of shape {list(tensor.shape)}",
+                    f"this request needs finite values of shape {list(item.shape)}",
+                    "Save it from a request of the same size and length",
+                )
+        return [tensor.float() for tensor in noise]
+
+    def _read_prompts(self, prompts: list[list[int]]) -> list[TextContext]:
+        tower = self._component("understanding", lambda w: w.understanding(self.ops, self.device, self.dtype))
+        with self._stage("read prompts"):
+            texts = [tower.prefill(ids) for ids in prompts]
+        del tower
+        self._done_with("understanding")
+        return texts
+
+    def _branches(self, request: Request, texts: list[TextContext], items: tuple[Item, ...]):
+        """(branches for unguided steps, branches for guided steps): each a list of passes."""
+        tower, packing = self._generation(), Packing(items, self.model.config, self.device)
+        cond = [tower.branches(packing, texts[:1])]
+        if len(texts) == 1:
+            return cond, cond
+        if one_pass(request, self.model):
+            return cond, [tower.branches(packing, texts)]
+        return cond, cond + [tower.branches(packing, texts[1:])]
+
+    def _encode(self, pixels: Tensor, item: Item) -> tuple[Tensor, Tensor]:
+        """(flat values, flat mask) of the clean frames. Only the frames given are encoded: the VAE is causal."""
+        vae = self._vae(encoder=True)
+        with self._stage("encode input"):
+            latents = vae.encode(pixels)
+        del vae
+        self._done_with("vae")
+        clean = torch.zeros(item.shape, device=self.device)
+        pinned = torch.zeros(item.shape, dtype=torch.bool, device=self.device)
+        for frame in item.clean:
+            clean[:, frame], pinned[:, frame] = latents[:, frame], True
+        return clean.flatten(), pinned.flatten()
+
+    @torch.inference_mode()
+    def step(self, state: State) -> State:
+        """One solver step, in place."""
+        request, tower, timestep = state.request, self._generation(), state.solver.timesteps[state.index]
+        use_guidance = guided(request.guidance, request.guidance_interval, timestep)
+        passes, latents = state.guided if use_guidance else state.cond, state.latents()
+        with self._timed("steps"):
+            predictions = [items for branches in passes for items in tower.forward(branches, latents, timestep)]
+            velocities = [torch.cat([v.flatten() for v in items]).float() for items in predictions]
+            velocity = combine(*velocities, request.guidance) if use_guidance else velocities[0]
+            state.x = state.solver.step(velocity, state.x, state.index, state.stream)
+            state.pin()
+        state.index += 1
+        return state
+
+    def finish(self, state: State) -> Iterator[Tensor]:
+        """Decode: uint8 [F, H, W, 3] on the host, in groups as they are ready. Raises RunError for latents that are
+        not finite, which would decode to a black or grey picture."""
+        vision = state.latents()[0]
+        if not torch.isfinite(vision).all():
+            raise RunError(
+                f"decoding after {state.index} steps",
+                "the latents hold NaN or infinity, so a kernel or a weight is wrong",
+                "Run again with --backend reference to tell which",
+            )
+        self._done_with("generation")
+        vae = self._vae(encoder=False)
+        self.on_stage("decode")
+        groups = vae.decode(vision, state.request.tile)
+        while True:
+            with self._timed("decode"):  # not the consumer's work between two groups
+                group = next(groups, None)
+            if group is None:
+                break
+            yield group
+        del vae, groups
+        self._done_with("vae")

@@ -1,0 +1,70 @@
+"""What a run did, as JSON: written beside every output and into the file itself."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..scenarios.request import profile_source
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..sampling.state import State
+    from .engine import Engine, Inputs
+    from .model import Model
+
+KEY = "cosmos3"
+"""The metadata key in an mp4 or PNG."""
+LIBRARIES = ("torch", "diffusers", "tokenizers", "safetensors", "av")
+
+
+def resolved(model: Model, plan: Plan, profile: str, request: Any, origin: dict[str, str]) -> dict[str, Any]:
+    """What is settled before a weight is read; also what `--dry-run` prints."""
+    from .engine import items_of, one_pass
+
+    items = items_of(request, model)
+    return {
+        "cosmos3": __version__,
+        "model": {
+            "name": model.name,
+            "revision": model.repository.revision,
+            "variant": model.facts.variant,
+        },
+        "profile": {"name": profile, "source": profile_source(profile)},
+        "request": request.to_json(),
+        "origin": origin,
+        "plan": plan.to_json()
+        | {
+            "latents": {item.modality: list(item.shape) for item in items},
+            "guidance": "none" if request.guidance == 1 else "one pass" if one_pass(request, model) else "two passes",
+            "solver_dtype": "float32",
+        },
+        "guardrail": {"requested": False, "effective": False},
+    }
+
+
+def complete(settled: dict[str, Any], engine: Engine, inputs: Inputs, state: State) -> dict[str, Any]:
+    """`settled` with what the run found: token counts, timesteps, seconds per stage, peak memory, versions."""
+    return settled | {
+        "tokens": {
+            "prompt": len(inputs.prompt),
+            "negative": len(inputs.negative),
+            "media": state.cond[0].packing.length,
+        },
+        "timesteps": state.solver.timesteps,
+        "seconds": {stage: round(seconds, 4) for stage, seconds in engine.seconds.items()},
+        "peak_host_memory_bytes": peak_host_memory(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+    }
+
+
+def peak_host_memory() -> int:
+    """The process's largest resident size so far, in bytes."""
+    import resource
+    import sys
+
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

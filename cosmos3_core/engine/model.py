@@ -1,0 +1,178 @@
+"""A checkpoint as its JSON files describe it, and its weights, checked name by name before any of them is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..contract import InputError, Ops
+from ..model.config import TransformerConfig
+from ..scenarios.request import NEGATIVE_PROMPT, ModelFacts
+from .repository import Repository, open_repository
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..model.text import ChatTokenizer
+    from ..model.transformer import GenerationTower, UnderstandingTower
+    from ..model.vae import VideoVAE
+
+PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
+DTYPE = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the JSON files say. `dtype` is the one the weights were published in, `distilled_sigmas` the fixed schedule
+    of a distilled model (else None)."""
+
+    repository: Repository
+    config: TransformerConfig
+    scheduler: dict[str, Any]
+    vae: dict[str, Any]
+    dtype: str
+    distilled_sigmas: tuple[float, ...] | None
+    facts: ModelFacts
+
+    @property
+    def name(self) -> str:
+        return self.repository.name
+
+    def tokenizer(self) -> ChatTokenizer:
+        """The checkpoint's tokenizer and chat template."""
+        from ..model.text import ChatTokenizer
+
+        folder, repo = "text_tokenizer", self.repository
+        tokenizer = repo.read_text(f"{folder}/tokenizer.json")
+        if tokenizer is None:
+            raise _incomplete(self.name, f"{folder}/tokenizer.json")
+        config = _object(repo, f"{folder}/tokenizer_config.json")
+        return ChatTokenizer(
+            tokenizer, config, repo.read_text(f"{folder}/chat_template.jinja"), f"{self.name}/{folder}"
+        )
+
+
+def open_model(name: str, revision: str | None = None) -> Model:
+    """Read and check the JSON files of a checkpoint: "tiny", a folder in the hub's layout, or a hub id. No weight is
+    downloaded or read. Raises InputError."""
+    repo = open_repository(name, revision)
+    index = _object(repo, "model_index.json")
+    if index.get("_class_name") not in PIPELINES:
+        raise InputError(
+            f"--model {name}",
+            f"model_index.json describes a {index.get('_class_name')!r}",
+            f"Cosmos3 checkpoints say {PIPELINES[0]}",
+        )
+    raw = _object(repo, "transformer/config.json")
+    config = TransformerConfig.from_json(raw, f"{name}/transformer/config.json")
+    scheduler = _object(repo, "scheduler/scheduler_config.json")
+    sigmas = _distilled_sigmas(repo, scheduler)
+    variant = "distilled" if sigmas else "base" if config.gated else "edge"
+    negative = repo.read_json(NEGATIVE_PROMPT)
+    facts = ModelFacts(
+        name=name,
+        variant=variant,
+        system_prompt=bool(index.get("default_use_system_prompt", config.gated)),
+        negative_prompt=None if negative is None else json.dumps(negative),
+    )
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
+    return Model(repo, config, scheduler, _object(repo, "vae/config.json"), dtype, sigmas, facts)
+
+
+def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:
+    """The fixed noise levels of a distilled checkpoint, without the final zero; None for any other."""
+    modular = repo.read_json("modular_model_index.json") or {}
+    fixed = scheduler.get("fixed_step_sampler_config") or {}
+    if not (modular.get("is_distilled") or fixed):
+        return None
+    sigmas = tuple(float(s) for s in modular.get("distilled_sigmas") or fixed.get("t_list") or () if s > 0)
+    if not sigmas:
+        raise _incomplete(repo.name, "the distilled sigmas (modular_model_index.json or scheduler_config.json)")
+    return sigmas
+
+
+def _object(repo: Repository, path: str) -> dict[str, Any]:
+    value = repo.read_json(path)
+    if value is None:
+        raise _incomplete(repo.name, path)
+    return value
+
+
+def _incomplete(name: str, path: str) -> InputError:
+    return InputError(
+        f"--model {name}",
+        f"it has no {path}",
+        "Point --model at a folder in the layout of nvidia/Cosmos3-Nano, with model_index.json at its top",
+    )
+
+
+class Weights:
+    """The tensor files that a run needs, found and checked; `understanding`, `generation` and `vae` then read them."""
+
+    def __init__(self, model: Model):
+        from ..model.vae import VideoVAE
+        from ..model.weights import canonical_name, check_names
+        from .tensors import open_tensors
+
+        self.model = model
+        self.transformer = open_tensors(model.repository, "transformer")
+        self.raw_names = {canonical_name(name): name for name in self.transformer.tensors}
+        found = {name: self.transformer.tensors[raw] for name, raw in self.raw_names.items()}
+        check_names(
+            model.config, {n: (info.shape, info.dtype) for n, info in found.items()}, f"{model.name}/transformer"
+        )
+        self.vae_files = open_tensors(model.repository, "vae")
+        _check_vae(VideoVAE.names(model.vae, f"{model.name}/vae"), self.vae_files.tensors, f"{model.name}/vae")
+
+    def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        canonical = {self.raw_names[name]: name for name in names}
+        for raw, tensor in self.transformer.read(canonical):
+            yield canonical[raw], tensor
+
+    def understanding(self, ops: Ops, device: str, dtype: torch.dtype) -> UnderstandingTower:
+        """Load the text tower."""
+        from ..model.transformer import UnderstandingTower
+        from ..model.weights import load_slots, understanding_slots
+
+        config = self.model.config
+        return UnderstandingTower(config, ops, load_slots(understanding_slots(config), self._read, ops, device, dtype))
+
+    def generation(self, ops: Ops, device: str, dtype: torch.dtype) -> GenerationTower:
+        """Load the media tower."""
+        from ..model.transformer import GenerationTower
+        from ..model.weights import generation_slots, load_slots
+
+        config = self.model.config
+        return GenerationTower(config, ops, load_slots(generation_slots(config), self._read, ops, device, dtype))
+
+    def vae(self, device: str, dtype: torch.dtype, *, encoder: bool) -> VideoVAE:
+        """Load the VAE's decoder, and its encoder if there is something to encode."""
+        from ..model.vae import VideoVAE
+
+        skipped = () if encoder else ("encoder.", "quant_conv.")
+        names = [name for name in self.vae_files.tensors if not name.startswith(skipped)]
+        return VideoVAE.load(
+            self.model.vae,
+            self.vae_files.read(names),
+            encoder=encoder,
+            source=f"{self.model.name}/vae",
+            device=device,
+            dtype=dtype,
+        )
+
+
+def _check_vae(expected: dict[str, tuple[int, ...]], found: dict[str, Any], source: str) -> None:
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not part of it" for name in found if name not in expected]
+    wrong += [
+        f"{name} is {list(found[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise InputError(
+            f"loading {source}", ", ".join(wrong[:6]) + more, "Get the vae folder again from the model's repository"
+        )

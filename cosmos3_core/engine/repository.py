@@ -1,0 +1,231 @@
+"""Where a checkpoint's files come from: the installed package, a folder, or the Hugging Face hub.
+
+Nothing here looks inside a weight file and nothing is ever unpickled. `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and
+`HF_HUB_OFFLINE` work as documented by huggingface_hub, which reads them itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cosmos3_core.contract.errors import InputError
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+PUBLISHED = (
+    "nvidia/Cosmos3-Nano",
+    "nvidia/Cosmos3-Super",
+    "nvidia/Cosmos3-Edge",
+    "nvidia/Cosmos3-Super-Text2Image",
+    "nvidia/Cosmos3-Super-Image2Video",
+    "nvidia/Cosmos3-Super-Text2Image-4Step",
+    "nvidia/Cosmos3-Super-Image2Video-4Step",
+)
+LFS_POINTER = b"version https://git-lfs"
+
+
+def open_repository(model: str, revision: str | None = None) -> Repository:
+    """Open the checkpoint `model`: "tiny" (inside this package), a folder, or a hub id "org/name".
+
+    `revision` is a branch, tag or commit of a hub repository; the default branch if None. An existing folder goes
+    before a hub id of the same name. No weight is downloaded. Raises InputError if there is no such checkpoint, if it
+    cannot be had (gated, offline and not cached), or if `revision` is given for anything but a hub id.
+    """
+    asked = f"--model {model}"
+    folder = TINY if model == "tiny" else Path(model)
+    if model == "tiny" or (model and folder.is_dir()):
+        if revision is not None:
+            found = f"{model} is a folder on this machine, and only a hub repository has revisions"
+            raise InputError(f"--revision {revision}", found, "Leave --revision out, or name a hub id as --model")
+        if not folder.is_dir():
+            raise InputError(asked, f"this installation of cosmos3 lacks {folder}", "Install cosmos3 again")
+        return _Folder(model, None, folder)
+    if model and folder.exists():
+        raise InputError(asked, "this is a file", "Pass the folder that holds the checkpoint's model_index.json")
+    if not _is_hub_id(model):
+        raise InputError(asked, "there is no such folder, and a hub id has the form org/name", _did_you_mean(model))
+    return _open_hub(model, revision)
+
+
+class Repository(ABC):
+    """The files of one checkpoint, named by their path inside it ("transformer/config.json").
+
+    `name` is what the user asked for; `revision` the commit that every file comes from, None for a folder.
+    """
+
+    name: str
+    revision: str | None
+
+    @abstractmethod
+    def list(self, folder: str) -> list[str] | None:
+        """The names of the files directly in `folder`, sorted; None if the checkpoint has no such folder."""
+
+    @abstractmethod
+    def path(self, path: str) -> Path | None:
+        """The file on this machine, downloaded first if need be; None if the checkpoint has no such file."""
+
+    @abstractmethod
+    def repair(self, path: str) -> str:
+        """What to do about a file that is missing or damaged: the last part of an error message."""
+
+    def fetch(self, paths: list[str]) -> list[Path]:
+        """The files on this machine, in the order asked for; a download shows its progress and resumes when it is
+        cut. InputError for a file that the checkpoint does not have."""
+        files = []
+        for path in paths:
+            file = self.path(path)
+            if file is None:
+                raise InputError(f"{self.name}/{path}", "the checkpoint has no such file", self.repair(path))
+            files.append(file)
+        return files
+
+    def read_text(self, path: str) -> str | None:
+        """The file's text, None if there is no such file. InputError if it is not UTF-8."""
+        file = self.path(path)
+        try:
+            return None if file is None else file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.name}/{path}", f"not UTF-8 text: {error}", self.repair(path)) from None
+
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """The file's JSON object, None if there is no such file. InputError if it is not a JSON object."""
+        text = self.read_text(path)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{self.name}/{path}", f"not valid JSON: {error}", self.repair(path)) from None
+        if not isinstance(value, dict):
+            found = f"a JSON object was expected, this is a {type(value).__name__}"
+            raise InputError(f"{self.name}/{path}", found, self.repair(path))
+        return value
+
+
+@dataclass(frozen=True)
+class _Folder(Repository):
+    name: str
+    revision: None
+    root: Path
+
+    def list(self, folder: str) -> list[str] | None:
+        files = self.root / folder
+        return sorted(file.name for file in files.iterdir() if file.is_file()) if files.is_dir() else None
+
+    def path(self, path: str) -> Path | None:
+        file = self.root / path
+        if not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+        if is_pointer:
+            found = "this is a git-LFS pointer, the data itself was not downloaded"
+            raise InputError(f"{self.name}/{path}", found, f"Run `git lfs pull` in {self.root}")
+        return file
+
+    def repair(self, path: str) -> str:
+        return f"Copy or download {path} again"
+
+
+@dataclass(frozen=True)
+class _Hub(Repository):
+    name: str
+    revision: str
+    files: frozenset[str] = field(repr=False)
+
+    def list(self, folder: str) -> list[str] | None:
+        inside = [file.removeprefix(f"{folder}/") for file in self.files if file.startswith(f"{folder}/")]
+        return sorted(file for file in inside if "/" not in file) if inside else None
+
+    def path(self, path: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+
+        if path not in self.files:
+            return None
+        with _hub_errors(self.name, self.revision):
+            return Path(hf_hub_download(self.name, path, revision=self.revision))
+
+    def repair(self, path: str) -> str:
+        return f"Run `hf download {self.name} {path} --revision {self.revision} --force-download`"
+
+
+def _open_hub(name: str, revision: str | None) -> Repository:
+    from huggingface_hub import get_cached_repo_tree, resolve_revision, snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    with _hub_errors(name, revision):
+        commit = resolve_revision(name, revision=revision).resolved
+        # Leaves the commit's complete file list in the cache. So "the checkpoint has no such file" and "the file is
+        # not in the cache" stay two different answers offline, where an optional file must not seem to be absent.
+        silent = functools.partial(tqdm, disable=True)
+        snapshot_download(name, revision=commit, allow_patterns="model_index.json", tqdm_class=silent)
+        files = frozenset(file.path for file in get_cached_repo_tree(name, revision=commit))
+    return _Hub(name, commit, files)
+
+
+@contextmanager
+def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Say what huggingface_hub's errors mean to someone who asked for the repository `name`."""
+    from huggingface_hub import constants, errors
+
+    asked = f"--model {name}" if revision is None else f"--model {name} --revision {revision}"
+    page = f"{constants.ENDPOINT}/{name}"
+    try:
+        yield
+    except errors.GatedRepoError:
+        found = "the repository is gated, and this account has not been given access to it"
+        raise InputError(asked, found, f"Accept the terms at {page}, run `hf auth login`, try again") from None
+    except errors.RepositoryNotFoundError:
+        found = "no folder here has this name, and the hub has no such model or does not show it to this account"
+        raise InputError(asked, found, f"{_did_you_mean(name)} (for a private model run `hf auth login`)") from None
+    except errors.RevisionNotFoundError:
+        found = "the repository has no such branch, tag or commit"
+        raise InputError(asked, found, f"Choose one of those at {page}/tree/main") from None
+    except errors.CachedRepoTreeNotFoundError:
+        found = "the local cache holds this model without its list of files, and the hub cannot be reached"
+        raise InputError(asked, found, "Go online once, or pass the folder that holds the files as --model") from None
+    # HTTPError is the base of the HTTP library's errors, whichever library this huggingface_hub is built on.
+    except (errors.HTTPError, errors.RevisionResolutionError, OSError) as error:
+        causes = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        if answer := next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None):
+            found = f"the hub answered {answer.response.status_code}: {str(answer).strip().splitlines()[0]}"
+            next_step = "Run `hf auth whoami` to see which account asks, or try again later"
+        elif any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
+            found = "not everything it needs is in the local cache, and HF_HUB_OFFLINE forbids a download"
+            next_step = "Run once without HF_HUB_OFFLINE, or pass the folder that holds the files as --model"
+        elif isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            found = f"the download failed: {error}"
+            next_step = f"Check the free space in {constants.HF_HUB_CACHE} and run this again; finished files are kept"
+        else:
+            found = f"the hub at {constants.ENDPOINT} cannot be reached, and the local cache does not hold all files"
+            found += f": {causes[-1]}"
+            next_step = "Check the network and run this again; finished files are kept"
+        raise InputError(asked, found, next_step) from error
+
+
+def _is_hub_id(model: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return model.count("/") == 1
+
+
+def _did_you_mean(model: str) -> str:
+    names = {name.lower(): name for name in PUBLISHED} | {name.split("/")[1].lower(): name for name in PUBLISHED}
+    close = [names[match] for match in difflib.get_close_matches(model.lower(), names, n=1, cutoff=0.5)]
+    if close and close[0] != model:
+        return f"Did you mean {close[0]}?"
+    return f"Pass tiny, a folder, or one of {', '.join(PUBLISHED)}"

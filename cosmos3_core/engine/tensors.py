@@ -1,0 +1,236 @@
+"""Weights in safetensors files: strict reading, and writing them so that a flipped bit is found.
+
+The hub's layout is one `<stem>.safetensors`, or shards `<stem>-00001-of-0000N.safetensors` with an index that maps
+each tensor to its shard. What `save_tensors` writes also carries a digest of each tensor, which `TensorFiles.read`
+checks; other programs ignore it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosmos3_core.contract.errors import InputError
+from cosmos3_core.engine.repository import Repository
+
+if TYPE_CHECKING:
+    import numpy
+    import torch
+
+STEM = "diffusion_pytorch_model"
+DIGESTS = "cosmos3.blake2b"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says about one tensor. `digest`: 16 hex digits, None if the file carries no digests."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: Path
+    nbytes: int
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class TensorFiles:
+    """The tensors of one component; `tensors` lists them shard by shard, in the order in which they lie in a file."""
+
+    repository: Repository
+    folder: str
+    tensors: dict[str, TensorInfo]
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the named tensors in file order, on the host, each checked against its digest and for NaN and infinity
+        (floats of 8 bits and less are not checked for these).
+
+        A tensor is a view of its file: copy it before asking for the next one. While one is held, its shard's pages
+        stay in memory; otherwise no more than one shard is mapped at a time. Raises InputError naming tensor and file.
+        """
+        wanted = set(names)
+        if missing := wanted - self.tensors.keys():
+            found = f"the weights do not hold {_some(missing)}"
+            raise InputError(f"{self.repository.name}/{self.folder}", found, "Use weights and config of one model")
+        shards: dict[Path, list[str]] = {}
+        for name, info in self.tensors.items():
+            if name in wanted:
+                shards.setdefault(info.file, []).append(name)
+        for file, held in shards.items():
+            yield from self._read_shard(file, held)
+
+    def _read_shard(self, file: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as shard:
+            for name in names:
+                tensor = shard.get_tensor(name)
+                if defect := _defect(tensor, self.tensors[name].digest):
+                    raise _bad_file(self.repository, f"{self.folder}/{file.name}", f"tensor {name} {defect}")
+                yield name, tensor
+
+
+def open_tensors(repository: Repository, folder: str, stem: str = STEM) -> TensorFiles:
+    """Find, fetch and validate the weights in the checkpoint's `folder`; no weight is read yet.
+
+    Takes the files called `stem`, else those called "model". Raises InputError naming file and tensors when a shard is
+    missing, cut short or damaged, when index and shards disagree, and when there are only pickled weights.
+    """
+    shards = _find_shards(repository, folder, stem)
+    paths = [f"{folder}/{shard}" for shard in shards]
+    tensors: dict[str, TensorInfo] = {}
+    for path, file, named in zip(paths, repository.fetch(paths), shards.values(), strict=True):
+        held = _read_header(repository, path, file)
+        if twice := held.keys() & tensors.keys():
+            others = _some({tensors[name].file.name for name in twice})
+            raise _bad_file(repository, path, f"it holds {_some(twice)}, and so does {others}")
+        if named is not None and (lost := named - held.keys()):
+            raise _bad_file(repository, path, f"the index says that it holds {_some(lost)}, and it does not")
+        if named is not None and (extra := held.keys() - named):
+            raise _bad_file(repository, path, f"it holds {_some(extra)}, of which the index does not know")
+        tensors |= held
+    return TensorFiles(repository, folder, tensors)
+
+
+def save_tensors(
+    folder: Path, tensors: dict[str, torch.Tensor], stem: str = STEM, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Write host tensors to `folder` (created if need be) as one safetensors file, or as shards with an index.
+
+    A shard is at most `max_shard_bytes` of tensor data, or one tensor. The same tensors give the same bytes. Raises
+    InputError if the folder already holds weights called `stem`.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if old := sorted(folder.glob(f"{stem}*.safetensors*")):
+        raise InputError(f"saving to {folder}", f"it already holds {old[0].name}", "Choose an empty folder")
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
+        _write(folder / file, {name: tensors[name] for name in names})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _find_shards(repository: Repository, folder: str, stem: str) -> dict[str, set[str] | None]:
+    """File name -> the tensors that the index says it holds; None for a file without an index. All are present."""
+    where = f"{repository.name}/{folder}"
+    present = repository.list(folder)
+    if present is None:
+        raise InputError(where, "the checkpoint has no such folder", "Use a checkpoint in the diffusers layout")
+    for candidate in (stem, "model"):
+        if f"{candidate}.safetensors.index.json" in present:
+            return _read_index(repository, folder, f"{candidate}.safetensors.index.json", present)
+        if f"{candidate}.safetensors" in present:
+            return {f"{candidate}.safetensors": None}
+    pickled = [file for file in present if file.endswith(PICKLED)]
+    if pickled and not any(file.endswith(".safetensors") for file in present):
+        found = f"there is only {_some(pickled)}; cosmos3 loads safetensors only and never unpickles"
+        next_step = "Convert it to safetensors first, see huggingface.co/docs/safetensors/convert-weights"
+        raise InputError(where, found, next_step)
+    found = f"neither {stem}.safetensors nor its index is among its files ({_some(present) or 'none'})"
+    raise InputError(where, found, repository.repair(f"{folder}/{stem}.safetensors"))
+
+
+def _read_index(repository: Repository, folder: str, index: str, present: list[str]) -> dict[str, set[str] | None]:
+    path = f"{folder}/{index}"
+    weight_map = (repository.read_json(path) or {}).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _bad_file(repository, path, 'it has no "weight_map"')
+    shards: dict[str, set[str] | None] = {}
+    for name, shard in sorted(weight_map.items(), key=lambda item: str(item[1])):
+        # Anything but a plain name could reach outside the checkpoint.
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
+            raise _bad_file(repository, path, f"it puts {name} in {shard!r}, no safetensors file of this folder")
+        shards.setdefault(shard, set()).add(name)
+    for shard, named in shards.items():
+        if shard not in present:
+            found = f"the file is missing, and the index says that it holds {_some(named)}"
+            raise _bad_file(repository, f"{folder}/{shard}", found)
+    return shards
+
+
+def _read_header(repository: Repository, path: str, file: Path) -> dict[str, TensorInfo]:
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with safe_open(file, framework="pt") as shard:
+            digests = json.loads((shard.metadata() or {}).get(DIGESTS, "null"))
+            names = shard.offset_keys()
+            if digests is not None and set(digests) != set(names):
+                raise ValueError("its digests are those of other tensors")
+            for name in names:
+                tensor = shard.get_tensor(name)  # a view of the mapped file: no weight is read
+                digest = None if digests is None else digests[name]
+                tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, tensor.nbytes, digest)
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise _bad_file(repository, path, f"the file is cut short or damaged: {error}") from None
+    return tensors
+
+
+def _bad_file(repository: Repository, path: str, found: str) -> InputError:
+    return InputError(f"{repository.name}/{path}", found, repository.repair(path))
+
+
+def _defect(tensor: torch.Tensor, digest: str | None) -> str | None:
+    import torch
+
+    if digest is not None and _digest(tensor) != digest:
+        return "is damaged: its bytes do not have the digest written beside them"
+    if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel():
+        # Both extremes are NaN if any element is. Unlike isfinite, this allocates nothing.
+        low, high = torch.aminmax(tensor)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            return "holds NaN or infinite values"
+    return None
+
+
+def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write one safetensors file. The library's own writer puts the metadata in an order that changes between runs."""
+    from safetensors import TensorSpec
+
+    # Wide elements first, so that every tensor starts at a multiple of its element's size.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    digests = {name: _digest(tensor) for name, tensor in ordered}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", DIGESTS: json.dumps(digests)}}
+    offset = 0
+    for name, tensor in ordered:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        # Knows the format's name of the dtype and counts the elements of packed ones; it is never read from.
+        spec = TensorSpec(dtype=dtype, shape=list(tensor.shape), data_ptr=0, data_len=tensor.nbytes)
+        header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": [offset, offset + tensor.nbytes]}
+        offset += tensor.nbytes
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(head).to_bytes(8, "little") + head)
+        for _, tensor in ordered:
+            stream.write(_bytes(tensor))
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.blake2b(_bytes(tensor), digest_size=8).hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> numpy.ndarray:
+    """The tensor's elements as the file holds them, without a copy of a contiguous tensor."""
+    import torch
+
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,133 @@
+"""`transformer/config.json` as a typed value, and what it must say for the formulas here to hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..contract import InputError
+
+REQUIRED_VALUES: dict[str, Any] = {
+    "attention_bias": False,
+    "position_embedding_type": "unified_3d_mrope",
+    "unified_3d_mrope_reset_spatial_ids": True,
+    "joint_attn_implementation": "two_way",
+    "qk_norm_for_diffusion": True,
+    "video_temporal_causal": False,
+}
+"""Keys that select another model than the one written here when they differ. Absent means this value."""
+
+TEMPORAL_COMPRESSION = 4
+"""Pixel frames per latent frame after the first (spec 5.1)."""
+SPATIAL_COMPRESSION = 16
+"""Pixels per latent row and column (spec 5.1)."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The keys of `transformer/config.json` that the mathematics needs; the defaults are Nano's (spec 1.3).
+
+    Keys that are not fields are decoration and ignored, as the published files carry many.
+    """
+
+    hidden_size: int = 4096
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    intermediate_size: int = 12288
+    vocab_size: int = 151936
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 5e6
+    rope_axes_dim: tuple[int, int, int] = (24, 20, 20)
+    qk_norm_for_text: bool = True
+    use_und_k_norm_for_gen: bool = False
+    base_fps: float = 24.0
+    enable_fps_modulation: bool = True
+    latent_channel: int = 48
+    latent_patch_size: int = 2
+    timestep_scale: float = 0.001
+    unified_3d_mrope_temporal_modality_margin: int = 15000
+    sound_gen: bool = False
+    sound_dim: int | None = None
+    sound_latent_fps: float = 25.0
+    action_gen: bool = False
+    action_dim: int | None = None
+    num_embodiment_domains: int = 32
+
+    @property
+    def patch_dim(self) -> int:
+        """Width of one vision token: a patch of latent pixels, all channels."""
+        return self.latent_channel * self.latent_patch_size**2
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads together. Independent of hidden_size: Super's is 8192 against 5120."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def gated(self) -> bool:
+        """True for the SiLU-gated MLP of the Qwen family, False for Edge's squared ReLU."""
+        return self.hidden_act == "silu"
+
+    @property
+    def weight_fp32_norm(self) -> bool:
+        """Nemotron (Edge) multiplies the norm weight in fp32 and rounds once; Qwen rounds first (spec 2.5)."""
+        return self.hidden_act == "relu2"
+
+    @property
+    def und_norm_for_gen(self) -> bool:
+        """Whether text keys get a norm of their own before the generation tower reads them."""
+        return self.use_und_k_norm_for_gen and not self.qk_norm_for_text
+
+    @classmethod
+    def from_json(cls, data: dict, source: str) -> TransformerConfig:
+        """Parse and check; `source` names the file in messages. Raises InputError."""
+        if "quantization_config" in data:
+            raise InputError(
+                f"loading {source}",
+                "it describes a quantized checkpoint (quantization_config), which this version cannot run",
+                "Use the bf16 revision of the same model",
+            )
+        for key, value in REQUIRED_VALUES.items():
+            if data.get(key, value) != value:
+                raise InputError(
+                    f"loading {source}",
+                    f"{key} is {data[key]!r}, and only {value!r} is Cosmos3's generator",
+                    "Check that --model names a Cosmos3 generator",
+                )
+        values = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
+        sections = data.get("rope_axes_dim") or (data.get("rope_scaling") or {}).get("mrope_section")
+        if sections is not None:
+            values["rope_axes_dim"] = tuple(sections)
+        config = cls(**values)
+        config._check(source)
+        return config
+
+    def _check(self, source: str) -> None:
+        problems = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
+                problems.append(f"{field.name} is {value!r}, not a number")
+            elif field.type == "int" and (value != int(value) or value <= 0):
+                problems.append(f"{field.name} is {value!r}, not a positive whole number")
+        if not problems:
+            if self.num_attention_heads % self.num_key_value_heads:
+                problems.append(f"{self.num_attention_heads} query heads do not divide by {self.num_key_value_heads}")
+            if 2 * sum(self.rope_axes_dim) != self.head_dim:
+                problems.append(
+                    f"rope sections {self.rope_axes_dim} do not add up to head_dim / 2 = {self.head_dim / 2}"
+                )
+            if self.hidden_act not in ("silu", "relu2"):
+                problems.append(f"hidden_act is {self.hidden_act!r}, not 'silu' or 'relu2'")
+            for kind in ("sound", "action"):
+                if getattr(self, f"{kind}_gen") and not getattr(self, f"{kind}_dim"):
+                    problems.append(f"{kind}_gen is on and {kind}_dim is missing")
+        if problems:
+            raise InputError(f"loading {source}", "; ".join(problems), "Get the file again from the model's repository")

@@ -1,0 +1,106 @@
+"""Media items as one sequence of tokens. Vision, sound and action differ only in the table below.
+
+An item is a grid of tokens, frames x height x width (sound and action: 1 x 1), some frames of which are clean:
+conditioning that is attended to, gets no timestep and is not predicted. Items follow each other in the packed sequence;
+their order does not matter to the result, since generation attention is unmasked and positions are explicit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import TEMPORAL_COMPRESSION, TransformerConfig
+from .rope import grid_positions
+
+
+@dataclass(frozen=True)
+class Item:
+    """One latent of the sequence.
+
+    `modality` is "vision" (latent [C, T, h, w]), "sound" ([C, T]) or "action" ([T, C]); `shape` the latent's shape;
+    `clean` the indices of conditioned frames; `fps` the media's frames per second (unused for sound, whose rate is the
+    model's); `domain` the embodiment of an action; `start` the first action's offset in frames (spec 2.3: 1 when the
+    actions lie between the frames, 0 when there is one per frame).
+    """
+
+    modality: str
+    shape: tuple[int, ...]
+    clean: tuple[int, ...] = ()
+    fps: float = 24.0
+    domain: int = 0
+    start: int = 1
+
+    @property
+    def frames(self) -> int:
+        return self.shape[0] if self.modality == "action" else self.shape[1]
+
+    def grid(self, patch: int) -> tuple[int, int, int]:
+        """Tokens along frames, height and width; an odd latent row or column is padded to a whole patch."""
+        if self.modality == "vision":
+            return self.frames, -(-self.shape[2] // patch), -(-self.shape[3] // patch)
+        return self.frames, 1, 1
+
+    def positions(self, config: TransformerConfig, origin: float) -> Tensor:
+        """[3, tokens] fp32; spec 2.3's table."""
+        base = config.base_fps
+        rate, base_rate, start = {
+            "vision": (self.fps / TEMPORAL_COMPRESSION, base / TEMPORAL_COMPRESSION, 0),
+            "sound": (config.sound_latent_fps, base, 0),
+            "action": (self.fps, base / TEMPORAL_COMPRESSION, self.start),
+        }[self.modality]
+        if not config.enable_fps_modulation or self.frames == 1:
+            rate = None
+        grid = self.grid(config.latent_patch_size)
+        return grid_positions(*grid, origin=origin, rate=rate, base_rate=base_rate, start=start)
+
+    def to_tokens(self, latent: Tensor, patch: int) -> Tensor:
+        """Latent to token rows [tokens, features]. Vision features run channel fastest, then column, then row."""
+        if self.modality == "action":
+            return latent
+        if self.modality == "sound":
+            return latent.T
+        _, h, w = self.grid(patch)
+        padded = F.pad(latent, (0, w * patch - self.shape[3], 0, h * patch - self.shape[2]))
+        split = padded.view(self.shape[0], self.frames, h, patch, w, patch)
+        return split.permute(1, 2, 4, 3, 5, 0).reshape(self.frames * h * w, -1)
+
+    def from_tokens(self, tokens: Tensor, patch: int) -> Tensor:
+        """The inverse of `to_tokens`; padding is cut off."""
+        if self.modality == "action":
+            return tokens
+        if self.modality == "sound":
+            return tokens.T
+        frames, h, w = self.grid(patch)
+        split = tokens.view(frames, h, w, patch, patch, self.shape[0]).permute(5, 0, 1, 3, 2, 4)
+        return split.reshape(self.shape[0], frames, h * patch, w * patch)[:, :, : self.shape[2], : self.shape[3]]
+
+
+class Packing:
+    """Where each item's tokens lie in the packed sequence, which of them are noisy, and their positions."""
+
+    def __init__(self, items: Sequence[Item], config: TransformerConfig, device: torch.device | str):
+        self.items, self.config = tuple(items), config
+        self.rows: list[slice] = []
+        self.noisy: list[Tensor | None] = []
+        masks, start = [], 0
+        for item in self.items:
+            frames, h, w = item.grid(config.latent_patch_size)
+            mask = torch.ones(frames, dtype=torch.bool)
+            mask[list(item.clean)] = False
+            mask = mask.repeat_interleave(h * w)
+            self.rows.append(slice(start, start + len(mask)))
+            self.noisy.append(None if mask.all() else mask.nonzero().flatten().to(device))
+            masks.append(mask)
+            start += len(mask)
+        self.length = start
+        self.noisy_mask = torch.cat(masks).unsqueeze(1).to(device)
+
+    def positions(self, text_length: int) -> Tensor:
+        """[3, length] fp32. All items start at the same moment, a fixed margin after the text."""
+        origin = text_length + self.config.unified_3d_mrope_temporal_modality_margin
+        return torch.cat([item.positions(self.config, origin) for item in self.items], dim=1)

@@ -1,0 +1,104 @@
+"""A prompt's way to token ids: the checkpoint's tokenizer and chat template, without importing transformers.
+
+Spec section 4.2. The template comes with the checkpoint, so it is untrusted code and runs in jinja2's sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..contract import InputError
+
+SYSTEM_PROMPTS = {
+    # "give" is in the training data; correcting it would change the tokens.
+    "image": "You are a helpful assistant who will generate images from a give prompt.",
+    "video": "You are a helpful assistant who will generate videos from a give prompt.",
+}
+START_OF_VISION = "<|vision_start|>"
+
+
+class ChatTokenizer:
+    """Renders `[system?, user]` with the chat template and encodes it.
+
+    `tokenizer_json` is the text of `tokenizer.json`, `config` the parsed `tokenizer_config.json`, `template` the text
+    of `chat_template.jinja` (or None: then the config's). `source` names the folder in messages.
+    """
+
+    def __init__(self, tokenizer_json: str, config: dict[str, Any], template: str | None, source: str):
+        from tokenizers import Tokenizer
+
+        self.source = source
+        try:
+            self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise self._unusable(f"tokenizer.json cannot be read ({error})") from None
+        self.special = {key: _content(value) for key, value in config.items() if key.endswith("_token") and value}
+        self.template = self._compile(template or _default_template(config.get("chat_template")))
+        self.end_of_text = self._token_id(self.special.get("eos_token"), "eos_token")
+        self.start_of_vision = self._token_id(START_OF_VISION, "start of vision")
+
+    def _unusable(self, found: str) -> InputError:
+        return InputError(f"loading {self.source}", found, "Get the folder again from the model's repository")
+
+    def _token_id(self, token: str | None, role: str) -> int:
+        found = self.tokenizer.token_to_id(token) if token else None
+        if found is None:
+            raise self._unusable(f"the tokenizer has no {role} token ({token!r})")
+        return found
+
+    def _compile(self, template: str | None):
+        from jinja2 import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if template is None:
+            raise self._unusable("there is no chat template, neither chat_template.jinja nor in tokenizer_config.json")
+
+        def raise_exception(message: str):
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = raise_exception
+        try:
+            return environment.from_string(template)
+        except Exception as error:  # the template is code, so anything can go wrong
+            raise self._unusable(f"the chat template does not compile ({error})") from None
+
+    def render(self, text: str, system: str | None) -> str:
+        """The conversation as the model reads it, up to the assistant's turn."""
+        messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
+        try:
+            return self.template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                add_vision_id=False,
+                **self.special,
+            )
+        except Exception as error:  # the template is code, so anything can go wrong
+            raise self._unusable(f"the chat template fails ({error})") from None
+
+    def encode(self, text: str, system: str | None, limit: int | None = None) -> list[int]:
+        """Token ids: the rendered conversation (cut to `limit` ids if given), end of text, start of vision."""
+        ids = self.tokenizer.encode(self.render(text, system), add_special_tokens=False).ids
+        return ids[:limit] + [self.end_of_text, self.start_of_vision]
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """The filter that chat templates expect: unlike jinja's own it escapes neither HTML nor, unasked, Unicode."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _content(token: Any) -> str:
+    """Special tokens are strings, or objects with their string under "content"."""
+    return token["content"] if isinstance(token, dict) else str(token)
+
+
+def _default_template(template: Any) -> str | None:
+    """tokenizer_config.json holds one template, or a list of named ones."""
+    if isinstance(template, list):
+        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template

@@ -1,0 +1,222 @@
+"""Which checkpoint tensor goes where: names, shapes and how several tensors become one packed weight.
+
+Spec sections 1.5 and 1.6. A `Slot` is one destination. Projections that read the same input share one: q, k and v are
+one matrix, gate and up another. The trap of the naming: `to_*` is the text stream and `add_*` the media stream.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contract import InputError, Ops
+from .config import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One destination tensor: the checkpoint tensors `parts`, each (name, shape), stacked along dim 0 in order.
+
+    `bias` names the bias that goes with it. `linear` slots are handed to `pack_linear`, others kept as tensors.
+    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; spec 2.8).
+    """
+
+    key: str
+    parts: tuple[tuple[str, tuple[int, ...]], ...]
+    bias: str | None = None
+    linear: bool = True
+    fp32: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(shape[0] for _, shape in self.parts), *self.parts[0][1][1:])
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every checkpoint tensor of this slot and its shape."""
+        return dict(self.parts) | ({self.bias: self.shape[:1]} if self.bias else {})
+
+
+def _vector(key: str, name: str, size: int) -> Slot:
+    return Slot(key, ((name, (size,)),), linear=False)
+
+
+def _linear(key: str, name: str, out: int, width: int, *, bias: bool = False, fp32: bool = False) -> Slot:
+    return Slot(key, ((f"{name}.weight", (out, width)),), bias=f"{name}.bias" if bias else None, fp32=fp32)
+
+
+def _layer_slots(config: TransformerConfig, i: int, media: bool) -> list[Slot]:
+    """One decoder layer of one tower."""
+    c, prefix = config, f"layers.{i}"
+    attn, suffix = f"{prefix}.self_attn", "_moe_gen" if media else ""
+    q, k, v, out = (
+        ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out") if media else ("to_q", "to_k", "to_v", "to_out")
+    )
+    widths = ((q, c.query_width), (k, c.kv_width), (v, c.kv_width))
+    up = [(name, c.intermediate_size) for name in (("gate_proj", "up_proj") if c.gated else ("up_proj",))]
+    mlp = f"{prefix}.mlp{suffix}"
+    slots = [
+        _vector(f"{i}.norm_in", f"{prefix}.input_layernorm{suffix}.weight", c.hidden_size),
+        _vector(f"{i}.norm_post", f"{prefix}.post_attention_layernorm{suffix}.weight", c.hidden_size),
+        Slot(f"{i}.qkv", tuple((f"{attn}.{name}.weight", (width, c.hidden_size)) for name, width in widths)),
+        _linear(f"{i}.out", f"{attn}.{out}", c.hidden_size, c.query_width),
+        Slot(f"{i}.up", tuple((f"{mlp}.{name}.weight", (width, c.hidden_size)) for name, width in up)),
+        _linear(f"{i}.down", f"{mlp}.down_proj", c.hidden_size, c.intermediate_size),
+    ]
+    if media or c.qk_norm_for_text:
+        added = "added_" if media else ""
+        slots += [_vector(f"{i}.norm_{x}", f"{attn}.norm_{added}{x}.weight", c.head_dim) for x in "qk"]
+    if not media and c.und_norm_for_gen:
+        slots.append(_vector(f"{i}.norm_k_for_gen", f"{attn}.k_norm_und_for_gen.weight", c.head_dim))
+    return slots
+
+
+def understanding_slots(config: TransformerConfig) -> list[Slot]:
+    """The text tower. Its final norm and the language head take no part in making media."""
+    embed = Slot("embed", (("embed_tokens.weight", (config.vocab_size, config.hidden_size)),), linear=False)
+    return [embed] + [s for i in range(config.num_hidden_layers) for s in _layer_slots(config, i, media=False)]
+
+
+def generation_slots(config: TransformerConfig) -> list[Slot]:
+    """The media tower with its input and output projections."""
+    c, hidden = config, config.hidden_size
+    slots = [
+        _linear("vision_in", "proj_in", hidden, c.patch_dim, bias=True),
+        _linear("vision_out", "proj_out", c.patch_dim, hidden, bias=True),
+        _linear("time_1", "time_embedder.linear_1", hidden, 256, bias=True, fp32=True),
+        _linear("time_2", "time_embedder.linear_2", hidden, hidden, bias=True, fp32=True),
+        _vector("norm_final", "norm_moe_gen.weight", hidden),
+    ]
+    if c.sound_gen:
+        slots += [
+            _linear("sound_in", "audio_proj_in", hidden, c.sound_dim, bias=True),
+            _linear("sound_out", "audio_proj_out", c.sound_dim, hidden, bias=True),
+            _vector("sound_embed", "audio_modality_embed", hidden),
+        ]
+    if c.action_gen:
+        for way, width in (("in", hidden), ("out", c.action_dim)):
+            name, domains = f"action_proj_{way}", c.num_embodiment_domains
+            weight, bias = (domains, hidden * c.action_dim), (domains, width)
+            slots += [
+                Slot(f"action_{way}.weight", ((f"{name}.fc.weight", weight),), linear=False),
+                Slot(f"action_{way}.bias", ((f"{name}.bias.weight", bias),), linear=False),
+            ]
+        slots.append(_vector("action_embed", "action_modality_embed", hidden))
+    return slots + [s for i in range(c.num_hidden_layers) for s in _layer_slots(c, i, media=True)]
+
+
+DECORATION = re.compile(r"lm_head\.weight|norm\.weight|rotary_emb\.inv_freq|(model\.)?visual\..*|action_pos_embed\..*")
+"""Tensors a checkpoint may hold that making media does not use; any other extra tensor is an error."""
+
+_PREFIX = re.compile(r"^(net\.)?(language_model\.)?(model\.)?(?!visual\.)")
+_NATIVE = [
+    (r"\.self_attn\.([qkv])_proj_moe_gen\.", r".self_attn.add_\1_proj."),
+    (r"\.self_attn\.o_proj_moe_gen\.", ".self_attn.to_add_out."),
+    (r"\.self_attn\.([qk])_norm_moe_gen\.", r".self_attn.norm_added_\1."),
+    (r"\.self_attn\.([qkv])_proj\.", r".self_attn.to_\1."),
+    (r"\.self_attn\.o_proj\.", ".self_attn.to_out."),
+    (r"\.self_attn\.([qk])_norm\.", r".self_attn.norm_\1."),
+    (r"^vae2llm\.", "proj_in."),
+    (r"^llm2vae\.", "proj_out."),
+    (r"^time_embedder\.mlp\.0\.", "time_embedder.linear_1."),
+    (r"^time_embedder\.mlp\.2\.", "time_embedder.linear_2."),
+    (r"^action2llm\.", "action_proj_in."),
+    (r"^llm2action\.", "action_proj_out."),
+    (r"^sound2llm\.", "audio_proj_in."),
+    (r"^llm2sound\.", "audio_proj_out."),
+    (r"^sound_modality_embed", "audio_modality_embed"),
+    (r"_modality_embed\.weight$", "_modality_embed"),
+]
+
+
+def canonical_name(name: str) -> str:
+    """A checkpoint tensor's name in diffusers' naming; the native export's names are translated (spec 1.6)."""
+    name = _PREFIX.sub("", name)
+    for pattern, replacement in _NATIVE:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def check_names(config: TransformerConfig, found: dict[str, tuple[tuple[int, ...], torch.dtype]], source: str) -> None:
+    """Compare a checkpoint's tensors (canonical name to shape and dtype) with what the config says it holds.
+
+    Raises InputError that names every missing, extra, misshaped or non-floating tensor (the first few of each).
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    for slot in understanding_slots(config) + generation_slots(config):
+        expected |= slot.tensors()
+    problems = [
+        _listed("missing", [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]),
+        _listed("not part of this model", [n for n in found if n not in expected and not DECORATION.fullmatch(n)]),
+        _listed(
+            "of the wrong shape",
+            [
+                f"{n} is {list(found[n][0])} instead of {list(shape)}"
+                for n, shape in expected.items()
+                if n in found and found[n][0] != shape
+            ],
+        ),
+        _listed(
+            "of a type that cannot be run as it is",
+            [
+                f"{n} is {found[n][1]}"
+                for n in expected
+                if n in found and found[n][1] not in (torch.float32, torch.bfloat16, torch.float16)
+            ],
+        ),
+    ]
+    if any(problems):
+        raise InputError(
+            f"loading {source}",
+            "; ".join(filter(None, problems)),
+            "Check that config.json and the tensor files belong together and are complete",
+        )
+
+
+def _listed(label: str, names: list[str], most: int = 6) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} tensor{'s' * (len(names) > 1)} {label}: {', '.join(names[:most])}{more}"
+
+
+def load_slots(
+    slots: list[Slot],
+    read: Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]],
+    ops: Ops,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Fill the slots: key to packed Linear or tensor.
+
+    `read(names)` yields (canonical name, tensor) in any order, which for a sharded checkpoint is shard by shard. Each
+    tensor is copied straight into its place in a destination of the final dtype on the final device, and a slot is
+    packed the moment it is complete; nothing is held twice.
+    """
+    places: dict[str, tuple[Slot, str, int]] = {}
+    for slot in slots:
+        row = 0
+        for name, shape in slot.parts:
+            places[name] = (slot, "weight", row)
+            row += shape[0]
+        if slot.bias:
+            places[slot.bias] = (slot, "bias", 0)
+    waiting = {slot.key: len(slot.tensors()) for slot in slots}
+    buffers: dict[tuple[str, str], Tensor] = {}
+    done: dict[str, Any] = {}
+    for name, tensor in read(places):
+        slot, role, row = places[name]
+        target = (slot.key, role)
+        if target not in buffers:
+            shape = slot.shape if role == "weight" else slot.shape[:1]
+            buffers[target] = torch.empty(shape, dtype=torch.float32 if slot.fp32 else dtype, device=device)
+        buffers[target][row : row + tensor.shape[0]].copy_(tensor)
+        waiting[slot.key] -= 1
+        if waiting[slot.key] == 0:
+            weight, bias = buffers.pop((slot.key, "weight")), buffers.pop((slot.key, "bias"), None)
+            done[slot.key] = ops.pack_linear(weight, bias) if slot.linear else weight
+    return done

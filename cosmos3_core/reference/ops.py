@@ -1,0 +1,99 @@
+"""Every op in eager torch. These run on any torch device and define what correct means: another kernel is judged by its
+error against an fp32 evaluation of these, relative to what these lose in bf16 themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LSE_QUERY_CHUNK = 1024
+"""Queries per block of the explicit log-sum-exp, so that its score matrix stays small next to the inputs."""
+
+
+def attention(
+    q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], *, causal: bool = False, want_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """See contract.ops.Attention. Segments are concatenated: plain, and right on every device."""
+    k_BTKD, v_BTKD = (
+        segments[0] if len(segments) == 1 else (torch.cat(parts, dim=1) for parts in zip(*segments, strict=True))
+    )
+    if causal and k_BTKD.shape[1] != q_BSHD.shape[1]:
+        raise ValueError(f"causal attention needs as many keys as queries, got {k_BTKD.shape[1]} and {q_BSHD.shape[1]}")
+    groups = q_BSHD.shape[2] // k_BTKD.shape[2]
+    q, k, v = q_BSHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
+    # Not every device's fused attention takes fewer key heads than query heads; a repeated head is right everywhere.
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    out_BHSD = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out_BHSD.transpose(1, 2), _log_sum_exp(q, k, causal) if want_lse else None
+
+
+def _log_sum_exp(q_BHSD: Tensor, k_BHTD: Tensor, causal: bool) -> Tensor:
+    k32 = k_BHTD.float().transpose(-1, -2) / math.sqrt(q_BHSD.shape[-1])
+    blocks = []
+    for start in range(0, q_BHSD.shape[2], LSE_QUERY_CHUNK):
+        scores = q_BHSD[:, :, start : start + LSE_QUERY_CHUNK].float() @ k32
+        if causal:
+            scores += torch.full_like(scores, -math.inf).triu(start + 1)
+        blocks.append(scores.logsumexp(dim=-1))
+    return torch.cat(blocks, dim=2)
+
+
+class PackedLinear:
+    """A weight kept as it came: [O, I] in the model dtype."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None):
+        self.weight_OI, self.bias_O = weight_OI, bias_O
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return F.linear(x_MI, self.weight_OI, self.bias_O)
+
+
+def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> PackedLinear:
+    """See contract.ops.PackLinear. The plan never asks this row for a format it did not declare."""
+    if format != "none":
+        raise ValueError(f"the reference linear has no quantization format {format!r}")
+    return PackedLinear(weight_OI, bias_O)
+
+
+def _normalise(x: Tensor, weight: Tensor, eps: float, weight_fp32: bool) -> Tensor:
+    x32 = x.float()
+    x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)
+    return (x32 * weight.float()).to(x.dtype) if weight_fp32 else x32.to(x.dtype) * weight
+
+
+def rms_norm(
+    x_MI: Tensor, weight_I: Tensor, *, eps: float, residual_MI: Tensor | None = None, weight_fp32: bool = False
+) -> tuple[Tensor, Tensor]:
+    """See contract.ops.RmsNorm."""
+    z_MI = x_MI if residual_MI is None else x_MI + residual_MI
+    return _normalise(z_MI, weight_I, eps, weight_fp32), z_MI
+
+
+def norm_rope(
+    heads: Sequence[tuple[Tensor, Tensor | None]],
+    cos_BSD: Tensor,
+    sin_BSD: Tensor,
+    *,
+    eps: float,
+    weight_fp32: bool = False,
+) -> list[Tensor]:
+    """See contract.ops.NormRope."""
+    cos, sin = cos_BSD.unsqueeze(2), sin_BSD.unsqueeze(2)
+    out = []
+    for x_BSHD, weight_D in heads:
+        x = x_BSHD if weight_D is None else _normalise(x_BSHD, weight_D, eps, weight_fp32)
+        first, second = x.chunk(2, dim=-1)
+        out.append(x * cos + torch.cat((-second, first), dim=-1) * sin)
+    return out
+
+
+def gate(x_MI: Tensor, *, activation: str) -> Tensor:
+    """See contract.ops.Gate."""
+    if activation == "relu2":
+        return torch.relu(x_MI).square()
+    gate_MI, up_MI = x_MI.chunk(2, dim=-1)
+    return F.silu(gate_MI) * up_MI

@@ -1,0 +1,1 @@
+"""Noise, schedules, solvers and guidance: what happens between two forward passes."""

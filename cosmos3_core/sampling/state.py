@@ -1,0 +1,73 @@
+"""A generation as a value: everything that the next step reads. Saved, it is all that a stopped run needs to go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .solver import Solver
+
+if TYPE_CHECKING:
+    from ..model.packing import Item
+    from ..model.transformer import Branches
+    from ..scenarios.request import Request
+
+
+@dataclass
+class State:
+    """`x` is all items' latents as one flat fp32 vector on the device; `index` the next step.
+
+    `guided` and `cond` are the branches for steps with and without guidance (each a list of what runs in one pass).
+    `pinned` marks elements of clean frames and `clean` holds their values, both flat; None when nothing is conditioned.
+    `noise` is the initial noise per item, on the host. `stream` is the request's random stream.
+    """
+
+    request: Request
+    items: tuple[Item, ...]
+    x: Tensor
+    solver: Solver
+    stream: torch.Generator
+    noise: list[Tensor]
+    cond: list[Branches]
+    guided: list[Branches]
+    pinned: Tensor | None = None
+    clean: Tensor | None = None
+    index: int = 0
+
+    @property
+    def steps(self) -> int:
+        return len(self.solver.timesteps)
+
+    @property
+    def done(self) -> bool:
+        return self.index >= self.steps
+
+    def latents(self) -> list[Tensor]:
+        """Views of `x`, one per item, in its latent's shape."""
+        sizes = [torch.Size(item.shape).numel() for item in self.items]
+        return [part.view(item.shape) for part, item in zip(self.x.split(sizes), self.items, strict=True)]
+
+    def pin(self) -> None:
+        """Put the conditioned frames back. UniPC keeps them to rounding; a stochastic sampler does not."""
+        if self.pinned is not None:
+            self.x = torch.where(self.pinned, self.clean, self.x)
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors on the host, numbers): with the request, enough to continue. Prompts and input media are
+        read again."""
+        history, numbers = self.solver.history()
+        tensors = {"x": self.x, "stream": self.stream.get_state()} | {f"solver.{k}": v for k, v in history.items()}
+        tensors |= {f"noise.{item.modality}": noise for item, noise in zip(self.items, self.noise, strict=True)}
+        return {k: v.cpu().contiguous() for k, v in tensors.items()}, {"index": self.index, "solver": numbers}
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Continue from what `to_tensors` returned, on a state that was started from the same request."""
+        device = self.x.device
+        self.index, self.x = numbers["index"], tensors["x"].to(device)
+        self.noise = [tensors[f"noise.{item.modality}"] for item in self.items]
+        self.stream.set_state(tensors["stream"])
+        history = {k.removeprefix("solver."): v.to(device) for k, v in tensors.items() if k.startswith("solver.")}
+        self.solver.restore(history, numbers["solver"])

@@ -1,0 +1,66 @@
+"""From what a user typed to the text the model reads: metadata sentences, or metadata keys in a JSON prompt.
+
+Spec section 4.2. Released models are trained on captions that state their duration and size.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .request import Request
+from .sizes import TIERS
+
+
+def positive_text(request: Request) -> str:
+    """The prompt with its metadata."""
+    if request.json_metadata and (caption := _json_object(request.prompt)) is not None:
+        return json.dumps(_with_metadata(caption, request))
+    return _with_sentences(request.prompt, request, inverse=False)
+
+
+def negative_text(request: Request) -> str:
+    """The negative prompt with none, the same or the inverse metadata."""
+    if request.negative_metadata == "none":
+        return request.negative_prompt
+    return _with_sentences(request.negative_prompt, request, inverse=request.negative_metadata == "inverse")
+
+
+def _with_sentences(text: str, request: Request, inverse: bool) -> str:
+    not_ = "not " if inverse else ""
+    sentences = []
+    if request.duration_template and request.frames > 1:
+        duration = request.frames / request.fps
+        sentences.append(f"The video is {not_}{duration:.1f} seconds long and is {not_}of {request.fps:.0f} FPS.")
+    if request.resolution_template:
+        kind = "image" if request.frames == 1 else "video"
+        sentences.append(f"This {kind} is {not_}of {request.height}x{request.width} resolution.")
+    for sentence in sentences:
+        text = text.rstrip(".")
+        text = f"{text}. {sentence}" if text else sentence
+    return text
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The prompt as a JSON object, or None: arrays and strings are plain text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _with_metadata(caption: dict[str, Any], request: Request) -> dict[str, Any]:
+    caption = dict(caption)
+    if request.frames == 1:
+        caption.pop("duration", None)
+        caption.pop("fps", None)
+    else:
+        caption["duration"] = f"{int(request.frames / request.fps)}s"
+        caption["fps"] = float(request.fps)
+    caption["resolution"] = {"H": request.height, "W": request.width}
+    size = (request.width, request.height)
+    aspect = next((name for tier in TIERS.values() for name, known in tier.items() if known == size), None)
+    if aspect:
+        caption["aspect_ratio"] = aspect.replace(":", ",")
+    return caption

@@ -1,0 +1,47 @@
+"""Picture sizes: WIDTHxHEIGHT, or a resolution tier with an aspect ratio; spec section 4.3."""
+
+from __future__ import annotations
+
+import re
+
+from ..contract import InputError
+
+TIERS: dict[str, dict[str, tuple[int, int]]] = {
+    "256": {"1:1": (256, 256), "4:3": (320, 256), "3:4": (256, 320), "16:9": (320, 192), "9:16": (192, 320)},
+    "480": {"1:1": (640, 640), "4:3": (736, 544), "3:4": (544, 736), "16:9": (832, 480), "9:16": (480, 832)},
+    "704": {"1:1": (960, 960), "4:3": (1088, 832), "3:4": (832, 1088), "16:9": (1280, 704), "9:16": (704, 1280)},
+    "720": {"1:1": (960, 960), "4:3": (1104, 832), "3:4": (832, 1104), "16:9": (1280, 720), "9:16": (720, 1280)},
+    "768": {"1:1": (1024, 1024), "4:3": (1184, 880), "3:4": (880, 1184), "16:9": (1360, 768), "9:16": (768, 1360)},
+}
+"""Width and height of each tier. A tier is a name: "256" at 16:9 is 320x192, not 256 pixels of anything."""
+
+MULTIPLE = 16
+SMALLEST, LARGEST = 32, 4096
+FORMS = "Type WIDTHxHEIGHT such as 1280x720, or TIER:ASPECT such as 720p:16:9"
+
+
+def parse_size(text: str, default_aspect: str) -> tuple[int, int]:
+    """(width, height) in pixels of "1280x720", "720p:16:9", "720:16:9" or "720p" (then of `default_aspect`)."""
+    asked = f"size {text!r}"
+    if match := re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text):
+        return check_size(int(match[1]), int(match[2]), asked)
+    if match := re.fullmatch(r"\s*(\d+)p?(?::(\d+[:,/]\d+))?\s*", text):
+        tier, aspect = match[1], re.sub("[,/]", ":", match[2] or default_aspect)
+        if tier not in TIERS:
+            raise InputError(asked, f"there is no tier {tier}p", f"Tiers are {', '.join(f'{t}p' for t in TIERS)}")
+        if aspect not in TIERS[tier]:
+            raise InputError(asked, f"there is no aspect ratio {aspect}", f"Aspect ratios are {', '.join(TIERS[tier])}")
+        return TIERS[tier][aspect]
+    raise InputError(asked, "it is neither a size in pixels nor a tier", FORMS)
+
+
+def check_size(width: int, height: int, asked: str) -> tuple[int, int]:
+    """The same size, or InputError that names the nearest valid one."""
+    nearest = [min(max(round(n / MULTIPLE) * MULTIPLE, SMALLEST), LARGEST) for n in (width, height)]
+    if [width, height] != nearest:
+        raise InputError(
+            asked,
+            f"width and height must be multiples of {MULTIPLE} from {SMALLEST} to {LARGEST}",
+            f"The nearest is {nearest[0]}x{nearest[1]}",
+        )
+    return width, height

@@ -1,0 +1,22 @@
+"""Fills the distribution's extras: one for every backend in `backends/`, next to the fixed ones of pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hatchling.metadata.plugin.interface import MetadataHookInterface
+
+
+class BackendExtras(MetadataHookInterface):
+    """In a checkout an extra is the backend's folder, so that `pip install -e ".[npu]"` needs no package index. With
+    COSMOS3_RELEASE set it is the published backend of exactly this version."""
+
+    def update(self, metadata: dict) -> None:
+        released = bool(os.environ.get("COSMOS3_RELEASE"))
+        extras = dict(self.config["extras"])
+        for pyproject in sorted(Path(self.root, "backends").glob("*/pyproject.toml")):
+            folder = pyproject.parent
+            source = f"=={metadata['version']}" if released else f" @ {folder.as_uri()}"
+            extras[folder.name] = [f"cosmos3-{folder.name}{source}"]
+        metadata["optional-dependencies"] = extras

@@ -1,0 +1,5 @@
+"""Every test runs without a network: nothing here may ask the hub by accident."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,263 @@
+"""The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, its packages import
+in one direction, the model runs on the ops it was given, nothing is unpickled, a function fits a screen.
+
+A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Rule = Callable[[str, str], Iterator[str]]
+
+DEVICES = ("cuda", "rocm", "hip", "npu", "xpu", "mps")
+DEVICE_ATTRIBUTES = {*DEVICES, *(f"is_{device}" for device in DEVICES)}
+DEVICE_STRING = re.compile(rf"({'|'.join(DEVICES)})(:\d*)?", re.IGNORECASE)
+CPU_STRING = re.compile(r"cpu(:\d*)?", re.IGNORECASE)
+
+# Package: the packages of cosmos3_core it may import, and the libraries next to the standard one (None: any).
+IMPORTS: dict[str, tuple[set[str], set[str] | None]] = {
+    "contract": ({"contract"}, {"torch"}),
+    "reference": ({"contract", "reference"}, {"torch"}),
+    "model": ({"contract", "model"}, {"torch", "diffusers", "tokenizers", "jinja2", "safetensors", "numpy"}),
+}
+# What a backend may own, so what the model may only reach through its ops.
+OWNED_BY_OPS = {
+    "torch.nn.Linear",
+    "torch.nn.RMSNorm",
+    "torch.nn.functional.linear",
+    "torch.nn.functional.rms_norm",
+    "torch.nn.functional.scaled_dot_product_attention",
+}
+LONGEST_FUNCTION = 60
+
+
+def package_of(module: str) -> str:
+    """`cosmos3_core.model.rope` -> `model`; the root itself -> ``."""
+    return (module.split(".") + [""])[1]
+
+
+def imported(module: str, tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+    """Yields (line, the name it is bound to, the full dotted name of what is imported), wherever the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.asname or alias.name.split(".")[0], alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                # `module` names a package by its __init__, so one level up from it is the package itself.
+                parents = module.split(".")[: -node.level]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, alias.asname or alias.name, f"{base}.{alias.name}"
+
+
+def used(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yields (line, full dotted name) of every import and attribute chain, with import aliases resolved."""
+    aliases = {}
+    for line, bound, name in imported(module, tree):
+        yield line, name
+        root = name.split(".")[0]
+        aliases[bound] = root if bound == root else name
+    for node in ast.walk(tree):
+        chain: list[str] = []
+        inner = node
+        while isinstance(inner, ast.Attribute):
+            chain.insert(0, inner.attr)
+            inner = inner.value
+        if chain and isinstance(inner, ast.Name):
+            yield node.lineno, ".".join([aliases.get(inner.id, inner.id), *chain])
+
+
+def strings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yields (line, text) of the string constants, less docstrings."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.lineno, node.value
+
+
+def names_no_device(module: str, source: str) -> Iterator[str]:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in DEVICE_ATTRIBUTES:
+            yield f"line {node.lineno}: attribute .{node.attr}"
+    for line, _, name in imported(module, tree):
+        if name.split(".")[0] in {"torch_npu", "triton"} or DEVICE_ATTRIBUTES & set(name.split(".")):
+            yield f"line {line}: import of {name}"
+    for line, text in strings(tree):
+        if DEVICE_STRING.fullmatch(text):
+            yield f"line {line}: device name {text!r}"
+
+
+def reads_no_environment(module: str, source: str) -> Iterator[str]:
+    for line, name in used(module, ast.parse(source)):
+        if name in {"os.environ", "os.getenv"}:
+            yield f"line {line}: {name}"
+
+
+def imports_in_one_direction(module: str, source: str) -> Iterator[str]:
+    ours, libraries = IMPORTS.get(package_of(module), (None, None))
+    for line, _, name in imported(module, ast.parse(source)):
+        root = name.split(".")[0]
+        if root == "cosmos3_core":
+            if ours is not None and package_of(name) not in ours:
+                yield f"line {line}: {package_of(module)} may not import {name}"
+        elif root.startswith("cosmos3_"):
+            yield f"line {line}: core may not import the backend {name}"
+        elif libraries is not None and root not in libraries | sys.stdlib_module_names:
+            yield f"line {line}: {package_of(module)} may not import {name}"
+
+
+def model_runs_on_its_ops(module: str, source: str) -> Iterator[str]:
+    if package_of(module) != "model":
+        return
+    tree = ast.parse(source)
+    for line, name in used(module, tree):
+        if name in OWNED_BY_OPS:
+            yield f"line {line}: {name} belongs to the ops the model is given"
+    for line, text in strings(tree):
+        if CPU_STRING.fullmatch(text):
+            yield f"line {line}: device name {text!r}"
+
+
+def unpickles_nothing(module: str, source: str) -> Iterator[str]:
+    for line, name in used(module, ast.parse(source)):
+        if name.split(".")[0] == "pickle" or name == "torch.load":
+            yield f"line {line}: {name}"
+
+
+def functions_fit_a_screen(module: str, source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            if length > LONGEST_FUNCTION:
+                yield f"line {node.lineno}: {node.name} has {length} lines, {LONGEST_FUNCTION} fit a screen"
+
+
+RULES: list[Rule] = [
+    names_no_device,
+    reads_no_environment,
+    imports_in_one_direction,
+    model_runs_on_its_ops,
+    unpickles_nothing,
+    functions_fit_a_screen,
+]
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """Yields every module of cosmos3_core: its dotted name, with `__init__` spelt out, and its file."""
+    for path in sorted((ROOT / "cosmos3_core").rglob("*.py")):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts), path
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_core_keeps_the_rule(rule: Rule):
+    complaints = [f"{path}: {said}" for module, path in sources() for said in rule(module, path.read_text("utf-8"))]
+    assert not complaints, "\n".join(complaints)
+
+
+def test_the_rules_see_the_packages_they_are_about():
+    assert set(IMPORTS) <= {package_of(module) for module, _ in sources()}
+
+
+LONG_FUNCTION = "def f():\n" + "    pass\n" * LONGEST_FUNCTION
+BAD: list[tuple[Rule, str, str]] = [
+    (names_no_device, "engine.load", "import torch\nfree = torch.cuda.mem_get_info()"),
+    (names_no_device, "engine.load", "import torch as t\nt.npu.synchronize()"),
+    (names_no_device, "engine.load", "import torch.xpu"),
+    (names_no_device, "engine.load", "from torch import cuda"),
+    (names_no_device, "engine.load", "from torch.cuda import Event"),
+    (names_no_device, "engine.load", "def f(x):\n    return x.is_cuda"),
+    (names_no_device, "engine.load", "def f(x):\n    return x.cuda()"),
+    (names_no_device, "engine.load", "def f():\n    import torch_npu"),
+    (names_no_device, "engine.load", "import triton.language as tl"),
+    (names_no_device, "engine.load", "x.to('cuda')"),
+    (names_no_device, "engine.load", "x.to('cuda:1')"),
+    (names_no_device, "engine.load", "x.to(f'npu:{index}')"),
+    (names_no_device, "engine.load", "if name == 'ROCm':\n    pass"),
+    (names_no_device, "testing.suite", "x.to('xpu')"),
+    (reads_no_environment, "cli.__init__", "import os\nos.environ['A']"),
+    (reads_no_environment, "cli.__init__", "import os\nos.environ.get('A')"),
+    (reads_no_environment, "cli.__init__", "import os as o\no.getenv('A')"),
+    (reads_no_environment, "cli.__init__", "import os.path\nos.environ['A']"),
+    (reads_no_environment, "cli.__init__", "from os import environ"),
+    (imports_in_one_direction, "contract.ops", "from cosmos3_core import reference"),
+    (imports_in_one_direction, "contract.ops", "from cosmos3_core import __version__"),
+    (imports_in_one_direction, "contract.ops", "from ..model.config import Config"),
+    (imports_in_one_direction, "contract.__init__", "from ..model import config"),
+    (imports_in_one_direction, "contract.ops", "import numpy"),
+    (imports_in_one_direction, "model.vae", "def f():\n    import cosmos3_core.engine"),
+    (imports_in_one_direction, "model.text", "import transformers"),
+    (imports_in_one_direction, "reference.ops", "from cosmos3_core.model import rope"),
+    (imports_in_one_direction, "plan.resolve", "import cosmos3_npu"),
+    (imports_in_one_direction, "cli.__init__", "from cosmos3_rocm.plugin import rows"),
+    (imports_in_one_direction, "serve.app", "from cosmos3_acme import plugin"),
+    (model_runs_on_its_ops, "model.block", "from torch.nn import functional as F\nF.linear(x, w)"),
+    (model_runs_on_its_ops, "model.block", "import torch.nn.functional as F\nF.scaled_dot_product_attention(q, k, v)"),
+    (model_runs_on_its_ops, "model.block", "import torch\ntorch.nn.functional.rms_norm(x, (8,))"),
+    (model_runs_on_its_ops, "model.block", "import torch.nn\ntorch.nn.Linear(1, 2)"),
+    (model_runs_on_its_ops, "model.block", "from torch import nn\nnn.RMSNorm(8)"),
+    (model_runs_on_its_ops, "model.block", "from torch.nn import Linear"),
+    (model_runs_on_its_ops, "model.block", "x.to('cpu')"),
+    (unpickles_nothing, "engine.load", "import pickle"),
+    (unpickles_nothing, "engine.load", "from pickle import loads"),
+    (unpickles_nothing, "engine.load", "import torch\ntorch.load('a.pt', weights_only=True)"),
+    (unpickles_nothing, "engine.load", "from torch import load"),
+    (functions_fit_a_screen, "engine.load", LONG_FUNCTION),
+    (functions_fit_a_screen, "engine.load", "async " + LONG_FUNCTION),
+]
+GOOD: list[tuple[Rule, str, str]] = [
+    (names_no_device, "engine.load", '"""cuda"""\nimport torch\nx.to("cpu")\nx.device.type\nsay("no cuda here")'),
+    (reads_no_environment, "cli.__init__", "import os\nos.path.join(environ, 'a')\nos.replace('a', 'b')"),
+    (imports_in_one_direction, "contract.__init__", "import enum\nfrom . import ops\nfrom .errors import RunError"),
+    (imports_in_one_direction, "model.vae", "import diffusers\nfrom ..contract import ops\nfrom . import rope"),
+    (imports_in_one_direction, "reference.ops", "import torch\nfrom cosmos3_core.contract.ops import Attention"),
+    (imports_in_one_direction, "plan.resolve", "import pluggy\nfrom cosmos3_core.reference import ops"),
+    (model_runs_on_its_ops, "model.block", "from torch import nn\nnn.Module\nnn.Conv3d\nself.ops.linear(x)"),
+    (model_runs_on_its_ops, "reference.ops", "import torch\ntorch.nn.functional.linear(x, w)\ntorch.device('cpu')"),
+    (unpickles_nothing, "engine.load", "import json\njson.load(file)\nself.load()"),
+    (functions_fit_a_screen, "engine.load", LONG_FUNCTION.replace("    pass\n", "", 1)),
+]
+
+
+@pytest.mark.parametrize(("rule", "module", "source"), BAD)
+def test_a_rule_catches(rule: Rule, module: str, source: str):
+    assert list(rule(f"cosmos3_core.{module}", source))
+
+
+@pytest.mark.parametrize(("rule", "module", "source"), GOOD)
+def test_a_rule_lets_pass(rule: Rule, module: str, source: str):
+    assert not list(rule(f"cosmos3_core.{module}", source))
+
+
+BANNED_BY_RUFF = [
+    "import torch\n\ntorch.cuda.synchronize()\n",
+    "from torch import npu\n",
+    "import torch.xpu\n",
+    "import torch_npu\n",
+    "import triton.language as tl\n",
+    "import os\n\nos.environ.get('A')\n",
+    "from os import getenv\n",
+]
+
+
+def lint(path: str, source: str) -> str:
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251", "--stdin-filename", path, "-"]
+    return subprocess.run(command, cwd=ROOT, input=source, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("source", BANNED_BY_RUFF)
+def test_the_linter_bans_it_in_core_only(source: str):
+    assert "TID251" in lint("cosmos3_core/engine/new.py", source)
+    for folder in ("backends/acme/cosmos3_acme", "benchmarks", "scripts", "tests"):
+        assert "All checks passed!" in lint(f"{folder}/new.py", source)

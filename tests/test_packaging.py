@@ -1,0 +1,163 @@
+"""What a user installs: the extras of a checkout and of a release, what is in the wheel and the sdist, versions that
+agree, and a package and command line that load nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from email import message_from_bytes
+from email.message import Message
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cosmos3_core import __version__
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "diffusers", "transformers", "huggingface_hub", "av", "PIL", "numpy"}
+
+
+def build(tree: Path, target: str, release: bool) -> Path:
+    """Builds `tree` with hatchling, which needs no network, and returns the one artifact."""
+    environment = {name: value for name, value in os.environ.items() if name != "COSMOS3_RELEASE"}
+    if release:
+        environment["COSMOS3_RELEASE"] = "1"
+    out = tree.parent / f"{tree.name}-{target}-{'release' if release else 'checkout'}"
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(out)]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (artifact,) = out.iterdir()
+    return artifact
+
+
+def metadata(wheel: Path) -> Message:
+    with ZipFile(wheel) as archive:
+        return message_from_bytes(archive.read(f"cosmos3-{__version__}.dist-info/METADATA"))
+
+
+def requirement_of_extra(wheel: Path, extra: str) -> Requirement:
+    """The one requirement of the wheel that `extra` adds."""
+    lines = [Requirement(line) for line in metadata(wheel).get_all("Requires-Dist")]
+    (found,) = [line for line in lines if line.marker and line.marker.evaluate({"extra": extra})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of this tree, in a folder whose name a URL has to escape, with a backend `npu` of its own."""
+    tree = tmp_path_factory.mktemp("packaging") / "a checkout"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", ".whl", ".*_cache", "__pycache__"))
+    shutil.rmtree(tree / "backends", ignore_errors=True)
+    (tree / "backends" / "npu").mkdir(parents=True)
+    (tree / "backends" / "npu" / "pyproject.toml").write_text('[project]\nname = "cosmos3-npu"\n')
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout) -> Path:
+    return build(checkout, "wheel", release=False)
+
+
+@pytest.fixture(scope="module")
+def release_wheel(checkout) -> Path:
+    return build(checkout, "wheel", release=True)
+
+
+def test_an_extra_of_a_checkout_is_the_folder_of_the_backend(checkout, wheel):
+    npu = requirement_of_extra(wheel, "npu")
+    assert (npu.name, npu.url) == ("cosmos3-npu", (checkout / "backends" / "npu").as_uri())
+    assert " @ file:" in metadata(wheel).as_string()
+
+
+def assert_is_release(wheel: Path) -> None:
+    npu = requirement_of_extra(wheel, "npu")
+    assert (npu.name, str(npu.specifier)) == ("cosmos3-npu", f"=={__version__}")
+    assert " @ " not in "".join(metadata(wheel).get_all("Requires-Dist"))
+
+
+def test_an_extra_of_a_release_is_the_backend_of_the_same_version(release_wheel):
+    assert_is_release(release_wheel)
+
+
+def test_the_extras_are_the_backends_and_test(wheel, release_wheel):
+    for built in (wheel, release_wheel):
+        assert set(metadata(built).get_all("Provides-Extra")) == {"npu", "test"}
+
+
+def test_a_wheel_built_from_a_released_sdist_is_a_release(checkout, tmp_path):
+    with tarfile.open(build(checkout, "sdist", release=True)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    tree = tmp_path / f"cosmos3-{__version__}"
+    assert (tree / "backends" / "npu" / "pyproject.toml").is_file()
+    assert_is_release(build(tree, "wheel", release=False))
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel):
+    ours = {path.relative_to(checkout).as_posix() for path in (checkout / "cosmos3_core").rglob("*") if path.is_file()}
+    with ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.startswith(f"cosmos3-{__version__}.dist-info/")}
+    assert names == ours
+
+
+def test_the_wheel_holds_the_license_the_readme_and_the_version(wheel):
+    head = metadata(wheel)
+    assert (head["Name"], head["Version"]) == ("cosmos3", __version__)
+    assert (head["License-Expression"], head["License-File"]) == ("Apache-2.0", "LICENSE")
+    assert head.get_payload() == (ROOT / "README.md").read_text("utf-8")
+    with ZipFile(wheel) as archive:
+        license_text = archive.read(f"cosmos3-{__version__}.dist-info/licenses/LICENSE").decode()
+    assert "Apache License" in license_text and "END OF TERMS AND CONDITIONS" in license_text
+
+
+def test_the_console_script_of_the_wheel_can_be_called(wheel):
+    with ZipFile(wheel) as archive:
+        lines = archive.read(f"cosmos3-{__version__}.dist-info/entry_points.txt").decode().splitlines()
+    assert lines[0] == "[console_scripts]"
+    name, _, value = lines[1].partition(" = ")
+    assert name == "cosmos3"
+    assert callable(EntryPoint(name, value, "console_scripts").load())
+
+
+def test_constraints_pin_every_direct_dependency_to_a_version_it_allows():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    extras = pyproject["tool"]["hatch"]["metadata"]["hooks"]["custom"]["extras"]
+    direct = [Requirement(line) for line in pyproject["project"]["dependencies"] + extras["test"]]
+    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert set(pins) == {canonicalize_name(requirement.name) for requirement in direct}
+    for requirement in direct:
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """The top-level packages a fresh interpreter imports when it is run with `arguments`."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, re.sub(r"^import time:.*\n", "", done.stderr, flags=re.MULTILINE)
+    names = re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, flags=re.MULTILINE)
+    return {name.split(".")[0] for name in names}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded = imported_by("-c", "import cosmos3_core")
+    assert "cosmos3_core" in loaded
+    assert not loaded & HEAVY
+
+
+def test_help_loads_nothing_heavy():
+    loaded = imported_by("-m", "cosmos3_core.cli", "--help")
+    assert "cosmos3_core" in loaded
+    assert not loaded & HEAVY
+
+
+def test_a_heavy_import_would_be_seen():
+    assert "numpy" in imported_by("-c", "import numpy")
