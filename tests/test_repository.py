@@ -158,11 +158,12 @@ def test_a_cut_download_resumes_where_it_stopped(hub, user, checkpoint):
 
 
 def test_a_download_shows_its_progress_and_opening_shows_none(hub, user, checkpoint):
-    pty = pytest.importorskip("pty")  # progress bars are for terminals
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")  # progress bars are for terminals
     hub.push(NANO, checkpoint)
 
     def shown(then: str) -> str:
         ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 100))
         user.start(NANO, then=then, stderr=theirs).communicate(timeout=60)
         os.write(theirs, b"END")
         text = b""
@@ -191,6 +192,19 @@ def test_sharded_weights_are_downloaded_and_read(hub, user, checkpoint):
     values = "{name: tensor.mean().item() for name, tensor in open_tensors(repository, 'vae').read('abc')}"
     assert user.opens(NANO, then=values) == {"a": 0, "b": 1, "c": 2}
     assert user.opens(NANO, then=values, offline=True) == {"a": 0, "b": 1, "c": 2}
+
+
+def test_a_bad_file_of_a_repository_says_how_to_get_a_good_one(hub, user, checkpoint):
+    commit = hub.push(NANO, checkpoint)
+    asked, _, next_step = user.opens(NANO, then="repository.fetch(['transformer/config.json', 'vae/a.safetensors'])")
+    assert asked == f"{NANO}/vae/a.safetensors"
+    assert next_step == f"Choose another --revision: {commit} does not have it"
+
+    (checkpoint / "transformer" / "config.json").write_text("{")
+    commit = hub.push(NANO, checkpoint)
+    asked, _, next_step = user.opens(NANO, then="repository.read_json('transformer/config.json')")
+    assert asked == f"{NANO}/transformer/config.json"
+    assert f"hf download {NANO} transformer/config.json --revision {commit} --force-download" in next_step
 
 
 def test_offline_a_file_that_was_never_downloaded_does_not_seem_absent(hub, user, checkpoint):
@@ -324,6 +338,11 @@ def test_neither_a_folder_nor_a_hub_id(model, tmp_path, monkeypatch):
     assert raised.value.asked == f"--model {model}"
     assert "no such folder" in raised.value.found and "org/name" in raised.value.found
     assert "tiny, a folder, or one of nvidia/Cosmos3-Nano" in raised.value.next_step
+
+
+def test_a_prompt_in_place_of_a_model():
+    with pytest.raises(InputError, match="File name too long"):
+        open_repository("a robot arm pours coffee, " * 20)
 
 
 @pytest.mark.parametrize("model", ["nano", "Cosmos3-Nano", "https://huggingface.co/nvidia/Cosmos3-Nano"])

@@ -31,7 +31,7 @@ def _pairs(option: str):
 
 @cli.command(context_settings={"max_content_width": 110})
 @click.argument("prompt", required=False)
-@click.option("--model", default="nvidia/Cosmos3-Nano", show_default=True, help='Hub id, folder, or "tiny".')
+@click.option("--model", help='Hub id, folder, or "tiny".  [default: nvidia/Cosmos3-Nano]')
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]")
 @click.option("--task", help="t2i, t2v, i2v or v2v  [default: from the inputs]")
@@ -50,9 +50,7 @@ def _pairs(option: str):
     "--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=_pairs("FIELD=VALUE"), help="Any request field."
 )
 @click.option("--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat.")
-@click.option(
-    "--profile", default="reference", show_default=True, help="Whose defaults: reference, diffusers, vllm-omni, sglang."
-)
+@click.option("--profile", help="Whose defaults: reference, diffusers, vllm-omni, sglang.  [default: reference]")
 @click.option("--backend", help="Device package to run on.")
 @click.option(
     "--kernel", "kernels", multiple=True, metavar="OP=NAME", callback=_pairs("OP=NAME"), help="Insist on a kernel."

@@ -12,7 +12,9 @@ class Display:
     def __init__(self, steps: int):
         self.steps, self.console = steps, Console(stderr=True)
         columns = TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        self.plain = not self.console.is_terminal
+        columns += (TimeRemainingColumn(),)
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=self.plain)
         self.task = self.progress.add_task("starting", total=steps)
 
     def __enter__(self) -> Display:
@@ -25,11 +27,11 @@ class Display:
     def stage(self, name: str) -> None:
         """A stage other than the steps begins."""
         self.progress.update(self.task, description=name)
-        if not self.console.is_terminal:
+        if self.plain:
             self.console.print(name)
 
     def steps_done(self, count: int) -> None:
         """So many steps are done."""
         self.progress.update(self.task, description="steps", completed=count)
-        if not self.console.is_terminal and (count == self.steps or count % max(self.steps // 10, 1) == 0):
+        if self.plain and (count == self.steps or count % max(self.steps // 10, 1) == 0):
             self.console.print(f"step {count} of {self.steps}")

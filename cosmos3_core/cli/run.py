@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..sampling.state import State
 
 BACKENDS = (reference.BACKEND,)
+DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 MAX_TEXT_BYTES = 1 << 20
 SHORTHANDS = (
     "task",
@@ -42,7 +43,7 @@ SHORTHANDS = (
     "tile",
 )
 """Request fields that have an option of their own."""
-NOT_WITH_RESUME = ("prompt", "fields", "request", "latents", *SHORTHANDS)
+NOT_WITH_RESUME = ("prompt", "model", "revision", "profile", "fields", "request", "latents", *SHORTHANDS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Options:
     """The command line, as typed."""
 
     prompt: str | None
-    model: str
+    model: str | None
     revision: str | None
     output: str | None
     task: str | None
@@ -67,7 +68,7 @@ class Options:
     tile: int | None
     fields: dict[str, str]
     request: str | None
-    profile: str
+    profile: str | None
     backend: str | None
     kernels: dict[str, str]
     dtype: str | None
@@ -97,10 +98,10 @@ class Paths:
 
 def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
-    saved = _read_saved(options) if options.resume else None
+    saved = _read_saved(options) if options.resume is not None else None
     given = saved["given"] if saved else _given(options)
-    profile = saved["profile"] if saved else options.profile
-    model = open_model(*(saved["model"] if saved else (options.model, options.revision)))
+    profile = saved["profile"] if saved else options.profile or requests.PROFILES[0]
+    model = open_model(*(saved["model"] if saved else (options.model or DEFAULT_MODEL, options.revision)))
     request, origin = requests.resolve(given, profile, model.facts, pick_seed=lambda: secrets.randbelow(2**31))
     paths = _paths(options, request)
     plan = _plan(options, model)
@@ -109,14 +110,14 @@ def execute(options: Options) -> None:
         _read_inputs(model, plan, request)
         print(json.dumps(settled, indent=2))
         return
-    noise = _read_noise(options.latents, request, model) if options.latents else None
+    noise = _read_noise(options.latents, request, model) if options.latents is not None else None
     _generate(model, plan, request, paths, settled, noise, saved)
 
 
 def _given(options: Options) -> dict[str, Any]:
     """The request fields the user set: the request file's, then --set's, then the options'."""
     given: dict[str, Any] = {}
-    if options.request:
+    if options.request is not None:
         given |= _request_file(options.request)
     given |= {key: _value(text) for key, text in options.fields.items()}
     given |= {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
@@ -132,7 +133,7 @@ def _value(text: str) -> Any:
     """A --set value: JSON where it parses as JSON, the text itself elsewhere."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -164,7 +165,7 @@ def _request_file(name: str) -> dict[str, Any]:
     asked = f"--request {name}"
     try:
         value = json.loads(_read_text(name, asked))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(asked, f"it is not JSON ({error})", "Give a JSON object of request fields") from None
     if isinstance(value, dict) and isinstance(value.get("request"), dict) and "cosmos3" in value:
         value = value["request"]
@@ -180,10 +181,9 @@ def _paths(options: Options, request: requests.Request) -> Paths:
     manifest = Path(options.manifest or f"{output}.json")
     latents = Path(options.save_latents) if options.save_latents else None
     for path in filter(None, (manifest, latents)):
-        if not path.parent.is_dir():
-            raise InputError(f"writing {path}", f"there is no folder {path.parent}", "Create it first")
-        if path.is_dir() or path == output:
-            raise InputError(f"writing {path}", "that name is taken", "Choose another file name")
+        if path == output or manifest == latents:
+            raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
+        media.check_writable(path)
     return Paths(output, manifest, latents)
 
 
@@ -235,12 +235,16 @@ def _write_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
 def _read_saved(options: Options) -> dict[str, Any]:
     """A stopped run: its request and where it was."""
     for name in NOT_WITH_RESUME:
-        if getattr(options, name):
-            raise InputError(f"--{name} with --resume", "the stopped run has settled its request", f"Drop --{name}")
+        if getattr(options, name) not in (None, {}):
+            option = "--set" if name == "fields" else "a prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} with --resume", "the stopped run has settled its request", f"Drop {option}")
     tensors, metadata = _read_tensors(options.resume, f"--resume {options.resume}")
-    if "cosmos3.state" not in metadata:
-        raise InputError(f"--resume {options.resume}", "it is not a stopped run", "Give the file a stopped run named")
-    return json.loads(metadata["cosmos3.state"]) | {"tensors": tensors}
+    try:
+        saved = json.loads(metadata["cosmos3.state"])
+        return {key: saved[key] for key in ("given", "profile", "model", "numbers")} | {"tensors": tensors}
+    except (KeyError, TypeError, ValueError):
+        found = "it is not a stopped run"
+        raise InputError(f"--resume {options.resume}", found, "Give the file a stopped run named") from None
 
 
 def _generate(

@@ -163,17 +163,27 @@ class Engine:
         inputs = inputs or self.read_inputs(request)
         items, stream = items_of(request, self.model), generator(request.seed)
         noise = initial_noise(items, stream) if noise is None else self._checked_noise(noise, items)
+        solver = self._solver(request)
         texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
         clean = pinned = None
         if inputs.pixels is not None:
             clean, pinned = self._encode(inputs.pixels, items[0])
         cond, with_guidance = self._branches(request, texts, items)
         x = torch.cat([n.flatten() for n in noise]).to(self.device)
-        sigmas = self.model.distilled_sigmas
-        solver = Solver(request.schedule, request.steps, request.shift, self.model.scheduler, sigmas)
         state = State(request, items, x, solver, stream, noise, cond, with_guidance, pinned, clean)
         state.pin()
         return state
+
+    def _solver(self, request: Request) -> Solver:
+        model = self.model
+        try:
+            return Solver(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
+        except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
+            raise InputError(
+                f"loading {model.name}/scheduler",
+                f"no schedule can be built from its scheduler_config.json ({error})",
+                "Get the scheduler folder again from the model's repository",
+            ) from None
 
     @staticmethod
     def _checked_noise(noise: list[Tensor], items: tuple[Item, ...]) -> list[Tensor]:

@@ -72,6 +72,7 @@ def check_output(path: Path, video: bool) -> None:
         raise InputError(asked, found, f"Pass -o {path.with_suffix(suffix)}")
     if not stat.S_ISREG(mode):
         raise InputError(asked, "it exists and is not an ordinary file", "Choose another name with -o")
+    check_writable(path)
     if video:
         import av
 
@@ -83,6 +84,12 @@ def check_output(path: Path, video: bool) -> None:
                 "the installed PyAV has no H.264 encoder (libx264)",
                 "Install the wheel that has one: pip install --force-reinstall --only-binary av av",
             ) from None
+
+
+def check_writable(path: Path) -> None:
+    """Raises InputError unless a file called `path` can be made: its folder exists and can be written to."""
+    if path.is_dir():
+        raise InputError(f"writing {path}", "it is a folder", "Pass the name of a file")
     _reserve(path).unlink()
 
 
@@ -113,12 +120,12 @@ def _reserve(path: Path) -> Path:
     temp = path.with_name(f".cosmos3-{secrets.token_hex(4)}{path.suffix}")
     try:
         temp.touch(exist_ok=False)
-    except (FileNotFoundError, NotADirectoryError):
-        found = f"there is no folder {path.parent}"
-        raise InputError(f"writing {path}", found, "Create it with mkdir -p, or choose another with -o") from None
     except OSError as error:
+        if not path.parent.is_dir():
+            found = f"there is no folder {path.parent}"
+            raise InputError(f"writing {path}", found, "Create it with mkdir -p, or choose another one") from None
         found = f"the folder {path.parent} cannot be written to ({error.strerror})"
-        raise InputError(f"writing {path}", found, "Choose another folder with -o") from error
+        raise InputError(f"writing {path}", found, "Choose another folder") from error
     return temp
 
 

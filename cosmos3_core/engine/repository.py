@@ -40,14 +40,18 @@ def open_repository(model: str, revision: str | None = None) -> Repository:
     """
     asked = f"--model {model}"
     folder = TINY if model == "tiny" else Path(model)
-    if model == "tiny" or (model and folder.is_dir()):
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except OSError as error:
+        raise InputError(asked, f"the path cannot be read: {error.strerror}", _did_you_mean(model)) from None
+    if model == "tiny" or (model and is_folder):
         if revision is not None:
             found = f"{model} is a folder on this machine, and only a hub repository has revisions"
             raise InputError(f"--revision {revision}", found, "Leave --revision out, or name a hub id as --model")
-        if not folder.is_dir():
+        if not is_folder:
             raise InputError(asked, f"this installation of cosmos3 lacks {folder}", "Install cosmos3 again")
         return _Folder(model, None, folder)
-    if model and folder.exists():
+    if model and exists:
         raise InputError(asked, "this is a file", "Pass the folder that holds the checkpoint's model_index.json")
     if not _is_hub_id(model):
         raise InputError(asked, "there is no such folder, and a hub id has the form org/name", _did_you_mean(model))
@@ -101,7 +105,7 @@ class Repository(ABC):
             return None
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self.name}/{path}", f"not valid JSON: {error}", self.repair(path)) from None
         if not isinstance(value, dict):
             found = f"a JSON object was expected, this is a {type(value).__name__}"
@@ -153,6 +157,8 @@ class _Hub(Repository):
             return Path(hf_hub_download(self.name, path, revision=self.revision))
 
     def repair(self, path: str) -> str:
+        if path not in self.files:
+            return f"Choose another --revision: {self.revision} does not have it"
         return f"Run `hf download {self.name} {path} --revision {self.revision} --force-download`"
 
 

@@ -104,7 +104,7 @@ class TransformerConfig:
         values = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
         sections = data.get("rope_axes_dim") or (data.get("rope_scaling") or {}).get("mrope_section")
         if sections is not None:
-            values["rope_axes_dim"] = tuple(sections)
+            values["rope_axes_dim"] = tuple(sections) if isinstance(sections, list) else sections
         config = cls(**values)
         config._check(source)
         return config
@@ -112,11 +112,15 @@ class TransformerConfig:
     def _check(self, source: str) -> None:
         problems = []
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
-                problems.append(f"{field.name} is {value!r}, not a number")
-            elif field.type == "int" and (value != int(value) or value <= 0):
-                problems.append(f"{field.name} is {value!r}, not a positive whole number")
+            value, kind = getattr(self, field.name), field.type.removesuffix(" | None")
+            if kind in ("int", "float") and value is not None:
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    problems.append(f"{field.name} is {value!r}, not a number")
+                elif kind == "int" and (value % 1 or value <= 0):
+                    problems.append(f"{field.name} is {value!r}, not a positive whole number")
+        axes = self.rope_axes_dim
+        if not (isinstance(axes, tuple) and len(axes) == 3 and all(type(size) is int for size in axes)):
+            problems.append(f"rope_axes_dim is {axes!r}, not three whole numbers")
         if not problems:
             if self.num_attention_heads % self.num_key_value_heads:
                 problems.append(f"{self.num_attention_heads} query heads do not divide by {self.num_key_value_heads}")

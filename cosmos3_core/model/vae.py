@@ -66,8 +66,19 @@ class VideoVAE:
                 f"it compresses time by {factors[0]} and space by {factors[1]}, and Cosmos3's VAE by 4 and 16",
                 "Use the vae folder of the model's own repository",
             )
-        with torch.device("meta"):
-            return AutoencoderKLWan.from_config(config)
+        try:
+            with torch.device("meta"):
+                module = AutoencoderKLWan.from_config(config)
+            c = module.config  # three values the constructor does not look at, and `decode` needs
+            torch.tensor([c.latents_mean, c.latents_std]).view(2, c.z_dim)
+            torch.empty(c.out_channels).view(3, c.patch_size, c.patch_size)
+        except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
+            raise InputError(
+                f"loading {source}",
+                f"no VAE can be built from its config.json ({error})",
+                "Get the vae folder again from the model's repository",
+            ) from None
+        return module
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

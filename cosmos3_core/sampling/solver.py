@@ -21,10 +21,12 @@ class Solver:
     def __init__(
         self, schedule: str, steps: int, shift: float, config: dict[str, Any], sigmas: tuple[float, ...] | None = None
     ):
-        """`config` is `scheduler/scheduler_config.json`; `sigmas` the fixed ones of a distilled checkpoint."""
+        """`config` is `scheduler/scheduler_config.json`; `sigmas` the fixed ones of a distilled checkpoint. A config
+        that describes no such schedule raises whatever diffusers raises."""
         import numpy as np
 
-        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        # Distilled configs repeat the fixed sigmas under fixed_step_*, which diffusers would warn about.
+        config = {key: value for key, value in config.items() if not key.startswith(("_", "fixed_step_"))}
         if schedule == "distilled":
             from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -35,6 +37,8 @@ class Solver:
 
             karras = {} if schedule == "karras" else {"use_karras_sigmas": False, "flow_shift": shift}
             self.scheduler = UniPCMultistepScheduler.from_config({**config, **karras})
+            if (kind := self.scheduler.config.prediction_type) != "flow_prediction":
+                raise ValueError(f"its prediction_type is {kind}, and Cosmos3 predicts flow_prediction")
             base = np.linspace(0.999, 0.0, steps + 1)[:-1] if schedule == "native" else None
             self.scheduler.set_timesteps(steps, sigmas=base)
         # Without this the first step is looked up by its timestep, which is off by one where two timesteps coincide.

@@ -8,17 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..contract import InputError
+
+MAX_CROP = 16
+"""Times the canvas that a covering picture may measure: one of 1x20000 pixels would fill the memory."""
+
 
 def fit(frames: Tensor, width: int, height: int, *, image_filter: str, stretch: bool) -> Tensor:
     """uint8 [F, H, W, 3] to fp32 [3, F, height, width] in [-1, 1].
 
     Scaled to cover the canvas and cropped at the centre, or with `stretch` resized without regard to aspect. Filters
     are antialiased: "bilinear" as NVIDIA's framework and diffusers, "lanczos" as vllm-omni and sglang, which also round
-    the crop down. Rounded to whole pixel values before scaling to [-1, 1], as all of them do.
+    the crop down. Rounded to whole pixel values before scaling to [-1, 1], as all of them do. Raises InputError for a
+    shape of which next to nothing would be left.
     """
     source_h, source_w = frames.shape[1:3]
     scale = max(width / source_w, height / source_h)
     size = (height, width) if stretch else (math.ceil(scale * source_h), math.ceil(scale * source_w))
+    if size[0] * size[1] > MAX_CROP * width * height:
+        raise InputError(
+            f"an input of {source_w}x{source_h} pixels for {width}x{height}",
+            f"scaled to cover that, less than 1/{MAX_CROP} of it would be seen",
+            "Crop it to the part to start from",
+        )
     pixels = _resize(frames, size, image_filter)
     cut = math.floor if image_filter == "lanczos" else round
     top, left = cut((size[0] - height) / 2), cut((size[1] - width) / 2)

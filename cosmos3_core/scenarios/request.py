@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -144,7 +143,7 @@ def resolve(
     if profile not in PROFILES:
         raise InputError(f"profile {profile!r}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
     task = given.get("task", "t2v")
-    if task not in TASKS:
+    if task not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
         raise InputError(f"task {task!r}", "there is no such task", f"Tasks are {', '.join(TASKS)}")
     row = defaults(task, profile, model.variant)
     values = {"image": None, "video": None, "tile": None} | row
@@ -200,9 +199,9 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[str, Any]
     kind = "a whole number" if whole else "a number"
 
     def check(key: str, value: Any) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not low <= value <= high or (whole and value != int(value)):
-            raise InputError(f"{key} = {value!r}", "it is out of range", f"{key} is {kind} from {low:g} to {high:g}")
+            raise InputError(f"{key} = {value!r}", "it is out of range", f"{key} is {kind} from {low} to {high}")
         return int(value) if whole else float(value)
 
     return check
@@ -230,8 +229,8 @@ def _text(key: str, value: Any) -> str:
         raise InputError(
             f"a {key} of {len(value):,} characters", "that is no prompt", f"Keep it under {MAX_PROMPT_CHARS:,}"
         )
-    if "\0" in value:
-        raise InputError(f"{key} with a NUL character", "that is no text", "Give plain UTF-8 text")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise InputError(f"{key} with a NUL or a broken character", "that is no text", "Give plain UTF-8 text")
     return value
 
 
@@ -265,17 +264,17 @@ def _interval(key: str, value: Any) -> tuple[float, float] | None:
     bound = _number(0, 1000)
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise InputError(
-            f"{key} = {value!r}", "it is no interval", "Give two timesteps from 0 to 1000, such as 400,1000"
+            f"{key} = {value!r}", "it is no interval", "Give two timesteps from 0 to 1000, such as [400, 1000]"
         )
     low, high = (bound(key, number) for number in value)
     if low > high:
-        raise InputError(f"{key} {low:g} to {high:g}", "it ends before it begins", f"Did you mean {high:g},{low:g}?")
+        raise InputError(f"{key} {low:g} to {high:g}", "it ends before it begins", f"Did you mean [{high:g}, {low:g}]?")
     return low, high
 
 
 def _indices(key: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
-        raise InputError(f"{key} = {value!r}", "latent frames are numbered 0, 1, 2 ...", "Give a list such as 0,1")
+        raise InputError(f"{key} = {value!r}", "latent frames are numbered 0, 1, 2 ...", "Give a list such as [0, 1]")
     return tuple(sorted(set(value)))
 
 
@@ -335,8 +334,10 @@ def _check_inputs(values: dict[str, Any]) -> None:
                 f"--{key} with task {task}", f"{TASKS[task]} takes no {key}", f"Use --task {owner} or drop it"
             )
     if (task == "t2i") != (frames == 1):
-        found = "an image has one frame" if task == "t2i" else "one frame is an image"
-        raise InputError(f"{frames} frames with task {task}", found, "Use --task t2i with 1 frame, or 5 frames or more")
+        found, fix = "an image has one frame", "Drop frames, or use --task t2v and an output ending in .mp4"
+        if task != "t2i":
+            found, fix = "one frame is an image", "Ask for 5 frames or more"
+        raise InputError(f"{frames} frames with task {task}", found, fix)
     latent_frames = (frames - 1) // FRAME_GROUP + 1
     if task == "v2v":
         if values["condition_frames"][-1] >= latent_frames:
@@ -346,7 +347,10 @@ def _check_inputs(values: dict[str, Any]) -> None:
                 f"Use indices from 0 to {latent_frames - 1}",
             )
         if len(values["condition_frames"]) == latent_frames:
-            raise InputError("every frame as conditioning", "there is nothing left to generate", "Ask for more frames")
+            more = frames + FRAME_GROUP
+            raise InputError(
+                "every frame as conditioning", "there is nothing left to generate", f"Ask for {more} frames or more"
+            )
 
 
 def _check_effect(values: dict[str, Any], given: dict[str, Any]) -> None:
@@ -363,10 +367,10 @@ def _check_effect(values: dict[str, Any], given: dict[str, Any]) -> None:
         ]
     if task not in ("i2v", "v2v"):
         useless.append(("image_filter", f"{TASKS[task]} has no input picture"))
-    if task == "v2v" and values["video_fit"] == "stretch":
-        useless.append(("image_filter", "a stretched clip is resized bilinearly"))
     if task == "t2i":
-        useless.append(("duration_template", "an image has no duration"))
+        useless += [(k, "an image has no duration") for k in ("duration_template", "fps")]
+    if not values["resolution_template"] and (task == "t2i" or not values["duration_template"]):
+        useless.append(("negative_metadata", "no template is on"))
     if values["tile"] is not None and values["tile"] >= max(values["width"], values["height"]):
         useless.append(("tile", "the picture is no larger than one tile"))
     for key, reason in useless:

@@ -23,7 +23,7 @@ FORMS = "Type WIDTHxHEIGHT such as 1280x720, or TIER:ASPECT such as 720p:16:9"
 def parse_size(text: str, default_aspect: str) -> tuple[int, int]:
     """(width, height) in pixels of "1280x720", "720p:16:9", "720:16:9" or "720p" (then of `default_aspect`)."""
     asked = f"size {text!r}"
-    if match := re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text):
+    if match := re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text):
         return check_size(int(match[1]), int(match[2]), asked)
     if match := re.fullmatch(r"\s*(\d+)p?(?::(\d+[:,/]\d+))?\s*", text):
         tier, aspect = match[1], re.sub("[,/]", ":", match[2] or default_aspect)

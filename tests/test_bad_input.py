@@ -1,0 +1,806 @@
+"""What a stranger types or hands over by mistake: one clear message, exit code 2, nothing written, no weight read.
+
+A row of a table is a command line, how its message begins (what was asked for) and a part of the rest (what to do
+next). In a row `{files}` is a folder of bad files, `{out}` the output folder and `{model}` a damaged copy of tiny.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import pickle
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cosmos3_core.cli import main
+from cosmos3_core.engine import media
+from cosmos3_core.engine.manifest import peak_host_memory
+from cosmos3_core.engine.repository import TINY
+from cosmos3_core.engine.tensors import TensorFiles, save_tensors
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+TRANSFORMER, VAE = f"transformer/{WEIGHTS}", f"vae/{WEIGHTS}"
+PROGRESS = re.compile(r"check weights|load \w+|read prompts|encode input|decode|step \d+ of \d+")
+
+ANY = "--model tiny --size 64x64 --steps 2 "
+PICTURE = f"'a cup on a table' {ANY} -o {{out}}/picture.png "
+CLIP = f"'a cup on a table' {ANY} --frames 5 -o {{out}}/clip.mp4 "
+LONGER = f"'a cup on a table' {ANY} --frames 9 -o {{out}}/clip.mp4 "
+
+
+class User:
+    """Types commands in `out`, a folder with results of earlier runs. `reads` has an entry for each time that weights
+    were read."""
+
+    def __init__(
+        self, out: Path, names: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    ):
+        self.out, self.names, self.monkeypatch, self.capfd = out, names | {"out": out}, monkeypatch, capfd
+        self.reads: list[tuple[str, set[str]]] = []
+        (out / "folder").mkdir(parents=True)
+        for name in ("clip.mp4", "clip.mp4.json", "picture.png"):
+            (out / name).write_text(f"an older {name}")
+        read = TensorFiles.read
+
+        def spy(files: TensorFiles, names) -> Iterator[tuple[str, torch.Tensor]]:
+            self.reads.append((files.folder, names := set(names)))
+            return read(files, names)
+
+        monkeypatch.setattr(TensorFiles, "read", spy)
+        monkeypatch.chdir(out)
+
+    def argv(self, command: str) -> list[str]:
+        return shlex.split(re.sub(r"\{(\w+)\}", lambda match: str(self.names[match[1]]), command))
+
+    def holds(self) -> dict[str, bytes | None]:
+        """Every file of the output folder with its bytes."""
+        return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(self.out.rglob("*"))}
+
+    def run(self, argv: list[str]) -> tuple[int, str, list[str]]:
+        """(exit code, stdout, lines on stderr) of `cosmos3 run`."""
+        self.monkeypatch.setattr(sys, "argv", ["cosmos3", "run", *argv])
+        self.capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        stdout, stderr = self.capfd.readouterr()
+        return code, stdout, stderr.splitlines()
+
+    def refused(self, argv: list[str], asked: str, then: str, *, started: bool = False) -> str:
+        """Run a command that must be refused; the message. Only if `started` may lines of progress stand before it."""
+        before = self.holds()
+        code, stdout, (*progress, message) = self.run(argv)
+        assert (code, stdout) == (2, ""), message
+        assert message.startswith(f"error: {asked}") and then in message.removeprefix(f"error: {asked}")
+        assert all(PROGRESS.fullmatch(line) for line in progress) if started else not progress
+        assert self.holds() == before
+        return message
+
+
+@pytest.fixture
+def user(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> User:
+    return User(tmp_path / "out", {"files": files, "model": tmp_path / "model"}, monkeypatch, capfd)
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+REQUESTS = {
+    "size off the grid": (CLIP + "--size 100x100", "size '100x100'", "nearest is 96x96"),
+    "size zero": (CLIP + "--size 0x0", "size '0x0'", "nearest is 32x32"),
+    "size huge": (CLIP + "--size 99999999x64", "size '99999999x64'", "nearest is 4096x64"),
+    "size of 5000 digits": (CLIP + f"--size {'9' * 5000}x64", "size '999", "Type WIDTHxHEIGHT such as 1280x720"),
+    "size negative": (CLIP + "--size -64x64", "size '-64x64'", "Type WIDTHxHEIGHT"),
+    "size a float": (CLIP + "--size 1e9", "size '1e9'", "Type WIDTHxHEIGHT"),
+    "size a word": (CLIP + "--size foo", "size 'foo'", "TIER:ASPECT such as 720p:16:9"),
+    "size empty": (CLIP + "--size ''", "size ''", "Type WIDTHxHEIGHT"),
+    "size one number": ("x --model tiny --set size=64", "size 64", "Type it as WIDTHxHEIGHT"),
+    "size three numbers": ("x --model tiny --set size=[64,64,3]", "size [64, 64, 3]", "Type it as WIDTHxHEIGHT"),
+    "size an unknown tier": (CLIP + "--size 1080p", "size '1080p'", "Tiers are 256p, 480p, 704p, 720p, 768p"),
+    "size an unknown aspect": (CLIP + "--size 720p:5:7", "size '720p:5:7'", "Aspect ratios are 1:1, 4:3, 3:4, 16:9"),
+    "8 frames": (CLIP + "--frames 8", "8 frames", "The nearest are 5 and 9"),
+    "2 frames": (CLIP + "--frames 2", "2 frames", "The nearest are 1 and 5"),
+    "0 frames": (CLIP + "--frames 0", "frames = 0", "a whole number from 1 to 4001"),
+    "-3 frames": (CLIP + "--frames -3", "frames = -3", "a whole number from 1 to 4001"),
+    "a million frames": (CLIP + "--frames 1000001", "frames = 1000001", "a whole number from 1 to 4001"),
+    "frames of a picture": (PICTURE + "--task t2i --frames 5", "5 frames with task t2i", "or use --task t2v"),
+    "a clip of one frame": (CLIP + "--task t2v --frames 1", "1 frames with task t2v", "Ask for 5 frames or more"),
+    "0 steps": (CLIP + "--steps 0", "steps = 0", "a whole number from 1 to 1000"),
+    "-1 steps": (CLIP + "--steps -1", "steps = -1", "a whole number from 1 to 1000"),
+    "5000 steps": (CLIP + "--steps 5000", "steps = 5000", "a whole number from 1 to 1000"),
+    "half a step": ("x --model tiny --set steps=1.5", "steps = 1.5", "a whole number from 1 to 1000"),
+    "infinite steps": ("x --model tiny --set steps=1e400", "steps = inf", "a whole number from 1 to 1000"),
+    "steps of 400 digits": (f"x --model tiny --set steps={'9' * 400}", "steps = 999", "a whole number from 1 to 1000"),
+    "steps of 5000 digits": (f"x --model tiny --set steps={'9' * 5000}", "steps = '999", "from 1 to 1000"),
+    "steps a switch": ("x --model tiny --set steps=true", "steps = True", "a whole number from 1 to 1000"),
+    "steps nested deep": (f"x --model tiny --set steps={'[' * 50_000}", "steps = '[[[", "from 1 to 1000"),
+    "guidance NaN": (CLIP + "--guidance nan", "guidance = nan", "a number from 0 to 20"),
+    "guidance infinite": (CLIP + "--guidance inf", "guidance = inf", "a number from 0 to 20"),
+    "guidance negative": (CLIP + "--guidance -1", "guidance = -1", "a number from 0 to 20"),
+    "guidance NaN in JSON": ("x --model tiny --set guidance=NaN", "guidance = nan", "a number from 0 to 20"),
+    "interval of one end": (CLIP + "--set guidance_interval=[400]", "guidance_interval = [400]", "[400, 1000]"),
+    "interval without brackets": (CLIP + "--set guidance_interval=400,9", "guidance_interval = '400,9'", "[400, 1000]"),
+    "interval backwards": (CLIP + "--set guidance_interval=[9,4]", "guidance_interval 9 to 4", "Did you mean [4, 9]?"),
+    "fps 0": (CLIP + "--fps 0", "fps = 0", "a number from 1 to 240"),
+    "fps NaN": (CLIP + "--fps nan", "fps = nan", "a number from 1 to 240"),
+    "fps of a picture": (PICTURE + "--fps 12", "fps = 12", "an image has no duration. Drop fps"),
+    "seed -1": (CLIP + "--seed -1", "seed = -1", "a whole number from 0 to 9223372036854775807"),
+    "seed 2**64": (CLIP + f"--seed {2**64}", f"seed = {2**64}", "a whole number from 0 to 9223372036854775807"),
+    "shift 0": (CLIP + "--shift 0", "shift = 0", "a number from 0.01 to 100"),
+    "shift of karras": (CLIP + "--set schedule=karras --shift 5", "shift = 5", "has no shift. Drop shift"),
+    "unknown schedule": (CLIP + "--set schedule=cosine", "schedule = 'cosine'", "one of native, flow, karras"),
+    "distilled schedule": (CLIP + "--set schedule=distilled", "schedule 'distilled'", "Drop schedule"),
+    "negative prompt unread": (CLIP + "--negative-prompt fog --guidance 1", "negative_prompt = 'fog'", "Drop negative"),
+    "tile 100": (CLIP + "--tile 100", "tile = 100", "Try 256, or leave it out"),
+    "tile as large as the picture": (CLIP + "--tile 64", "tile = 64", "no larger than one tile. Drop tile"),
+    "switch a word": (CLIP + "--set system_prompt=maybe", "system_prompt = 'maybe'", "true or false"),
+    "text a number": (CLIP + "--set negative_prompt=5", "negative_prompt = 5", "Give negative_prompt as a string"),
+    "path a number": (CLIP + "--set image=5", "image = 5", "as the path of a file"),
+    "misspelt field": (CLIP + "--set stesp=5", "request field 'stesp'", "Did you mean steps?"),
+    "field without a name": (CLIP + "--set =5", "request field ''", "Fields are condition_frames, "),
+    "unknown task": (CLIP + "--task t3v", "task 't3v'", "Tasks are t2i, t2v, i2v, v2v"),
+    "task a list": (CLIP + "--set task=[1]", "task [1]", "Tasks are t2i, t2v, i2v, v2v"),
+    "image and video": (CLIP + "--image a.png --video b.mp4", "--image with --video", "Drop one"),
+    "image of a t2i": (PICTURE + "--task t2i --image a.png", "--image with task t2i", "Use --task i2v or drop it"),
+    "video of an i2v": (CLIP + "--task i2v --image a --video b.mp4", "--video with task i2v", "Use --task v2v"),
+    "i2v without an image": (CLIP + "--task i2v", "task i2v", "Add --image FILE"),
+    "v2v without a video": (CLIP + "--task v2v", "task v2v", "Add --video FILE"),
+    "condition frames of a t2v": (
+        CLIP + "--set condition_frames=[0]",
+        "condition_frames = [0]",
+        "Drop condition_frames",
+    ),
+    "no prompt": (ANY, "a run without a prompt", 'Type cosmos3 run "what to show"'),
+    "empty prompt": (f"'' {ANY}", "an empty prompt", "Describe the scene"),
+    "blank prompt": (f"' \t\n ' {ANY}", "an empty prompt", "Describe the scene"),
+    "prompt not UTF-8": (f"'caf\udce9' {ANY}", "prompt with a NUL or a broken character", "Give plain UTF-8 text"),
+    "unknown profile": (
+        CLIP + "--profile diffuser",
+        "profile 'diffuser'",
+        "Profiles are reference, diffusers, vllm-omni",
+    ),
+    "unknown backend": (CLIP + "--backend referense", "--backend referense", "Did you mean reference?"),
+    "unknown dtype": (CLIP + "--dtype bf16", "dtype 'bf16'", "Dtypes are float32, bfloat16, float16"),
+    "unknown op": (CLIP + "--kernel softmax=eager", "a kernel for 'softmax'", "Ops are attention, pack_linear"),
+    "unknown kernel": (CLIP + "--kernel attention=flash", "--kernel attention=flash", "reference has eager"),
+    "unknown model": (CLIP + "--model cosmos3-nano", "--model cosmos3-nano", "Did you mean nvidia/Cosmos3-Nano?"),
+    "model not an id": (CLIP + "--model a/b/c", "--model a/b/c", "Pass tiny, a folder, or one of nvidia/Cosmos3-Nano"),
+    "model empty": (CLIP + "--model ''", "--model ", "Pass tiny, a folder, or one of nvidia/Cosmos3-Nano"),
+    "model a file": (CLIP + "--model {files}/text.jpg", "--model {files}/text.jpg", "Pass the folder that holds"),
+    "model an empty folder": (CLIP + "--model folder", "--model folder", "with model_index.json at its top"),
+    "model not in the cache": (
+        CLIP + "--model nobody/nothing",
+        "--model nobody/nothing",
+        "Run once without HF_HUB_OFFLINE",
+    ),
+    "revision of tiny": (CLIP + "--revision main", "--revision main", "Leave --revision out"),
+    "revision of a folder": (CLIP + "--model folder --revision v1", "--revision v1", "Leave --revision out"),
+}
+
+
+@pytest.mark.parametrize("command, asked, then", REQUESTS.values(), ids=REQUESTS)
+def test_a_bad_request(user: User, command: str, asked: str, then: str):
+    user.refused(user.argv(command), *user.argv(shlex.quote(asked)), then)
+    assert not user.reads
+
+
+USAGE = {
+    "misspelt option": (CLIP + "--stpes 5", "'--steps'"),
+    "prompt without quotes": ("a cup on a table", "unexpected extra arguments (cup on a table)"),
+    "frames a word": (CLIP + "--frames eight", "'--frames': 'eight' is not a valid integer"),
+    "seed a fraction": (CLIP + "--seed 1.5", "'--seed': '1.5' is not a valid integer"),
+    "guidance a word": (CLIP + "--guidance much", "'--guidance': 'much' is not a valid float"),
+    "set without a value": (CLIP + "--set steps", "'steps' is not FIELD=VALUE"),
+    "kernel without a name": (CLIP + "--kernel attention", "'attention' is not OP=NAME"),
+    "option without its value": (CLIP + "--steps", "'--steps' requires an argument"),
+}
+
+
+@pytest.mark.parametrize("command, message", USAGE.values(), ids=USAGE)
+def test_a_command_that_cannot_be_parsed(user: User, command: str, message: str):
+    before = user.holds()
+    code, stdout, lines = user.run(user.argv(command))
+    assert (code, stdout) == (2, "")
+    assert lines[-1].startswith("Error: ") and message in lines[-1]
+    assert all(re.fullmatch("|Usage: .* run .*|Try '.* run --help' for help.", line) for line in lines[:-1])
+    assert user.holds() == before and not user.reads
+
+
+# ---- files handed in -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files to stumble over, and a good picture and clip."""
+    folder = tmp_path_factory.mktemp("files")
+    noise = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), np.uint8)
+    media.write_image(folder / "good.png", noise[0], {})
+    media.write_video(folder / "good.mp4", noise, 24, {})
+    media.write_video(folder / "short.mp4", noise[:3], 24, {})
+    for name in ("cut.png", "cut.mp4"):
+        whole = (folder / name.replace("cut", "good")).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2 if name == "cut.png" else 400])
+    for name in ("text.jpg", "text.mp4", "text.safetensors"):
+        (folder / name).write_text("This is not what its name says it is.")
+    (folder / "empty.png").touch()
+    (folder / "folder").mkdir()
+    Image.new("L", (1, 40_000)).save(folder / "thin.png")
+    _bomb(folder / "bomb.png")
+    _sound(folder / "sound.mp4")
+    (folder / "latin.txt").write_bytes("un café".encode("latin-1"))
+    (folder / "nul.txt").write_bytes(b"a cup\0on a table")
+    (folder / "blank.txt").write_text("\n\n")
+    (folder / "long.txt").write_text("word " * 50_000)
+    for name in ("huge.txt", "huge.png", "huge.mp4", "huge.safetensors"):
+        with (folder / name).open("wb") as stream:
+            stream.truncate(3 << 30)  # sparse: takes no space
+    for name, text in {
+        "cut.json": '{"prompt": "a cup", "steps": ',
+        "list.json": '["a cup"]',
+        "misspelt.json": '{"prompt": "a cup", "guidence": 4}',
+        "words.json": '{"prompt": "a cup", "frames": "five"}',
+        "surrogate.json": r'{"prompt": "a \ud800 cup"}',
+        "nested.json": "[" * 200_000,
+    }.items():
+        (folder / name).write_text(text)
+    save_file({"noise.vision": torch.zeros(48, 2, 2, 2)}, folder / "small.safetensors")
+    save_file({"noise.vision": torch.full((48, 2, 4, 4), torch.nan)}, folder / "nan.safetensors")
+    save_file({"noise.sound": torch.zeros(48, 2, 4, 4)}, folder / "sound.safetensors")
+    save_file({"x": torch.zeros(3)}, folder / "state.safetensors", {"cosmos3.state": '{"given": {}}'})
+    return folder
+
+
+def _bomb(path: Path) -> None:
+    """A PNG of a few hundred bytes that says it has 30,000 x 30,000 pixels."""
+    header = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    chunks = [header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
+    data = b"".join((len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def _sound(path: Path) -> None:
+    """An .mp4 with sound and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        for packet in itertools.chain(stream.encode(frame), stream.encode()):
+            container.mux(packet)
+
+
+PICTURES = {
+    "text": ("text.jpg", "not a picture Pillow can read. Pass a whole PNG, JPEG or WebP file"),
+    "empty": ("empty.png", "not a picture Pillow can read. Pass a whole PNG, JPEG or WebP file"),
+    "truncated": ("cut.png", "truncated"),
+    "missing": ("missing.png", "No such file or directory"),
+    "folder": ("folder", "Is a directory"),
+    "clip": ("good.mp4", "not a picture Pillow can read"),
+    "3 GB of zeros": ("huge.png", "not a picture Pillow can read"),
+    "decompression bomb": ("bomb.png", "exceeds limit"),
+}
+FILES = {
+    **{
+        f"picture {name}": (CLIP + f"--image {{files}}/{file}", f"reading {{files}}/{file}", then)
+        for name, (file, then) in PICTURES.items()
+    },
+    "picture thin as a thread": (CLIP + "--image {files}/thin.png", "an input of 1x40000 pixels", "Crop it"),
+    "picture in a dry run": (
+        CLIP + "--dry-run --image {files}/text.jpg",
+        "reading {files}/text.jpg",
+        "Pass a whole PNG",
+    ),
+    "clip text": (LONGER + "--video {files}/text.mp4", "reading {files}/text.mp4", "Pass a whole clip"),
+    "clip cut off in its header": (LONGER + "--video {files}/cut.mp4", "reading {files}/cut.mp4", "Pass a whole clip"),
+    "clip of sound only": (
+        LONGER + "--video {files}/sound.mp4",
+        "reading {files}/sound.mp4",
+        "no video in it. Pass a clip",
+    ),
+    "clip missing": (LONGER + "--video {files}/none.mp4", "reading {files}/none.mp4", "No such file or directory"),
+    "clip a folder": (LONGER + "--video {files}/folder", "reading {files}/folder", "Is a directory"),
+    "clip 3 GB of zeros": (LONGER + "--video {files}/huge.mp4", "reading {files}/huge.mp4", "Pass a whole clip"),
+    "clip too short": (LONGER + "--video {files}/short.mp4", "--video {files}/short.mp4", "has 3 frames"),
+    "clip a picture": (LONGER + "--video {files}/good.png", "--video {files}/good.png", "Use a longer clip"),
+    "conditioning out of range": (
+        LONGER + "--video {files}/good.mp4 --set condition_frames=[0,3]",
+        "condition_frames [0, 3]",
+        "Use indices from 0 to 2",
+    ),
+    "conditioning everything": (CLIP + "--video {files}/good.mp4", "every frame as conditioning", "9 frames or more"),
+    **{
+        f"conditioning {text}": (
+            LONGER + f"--video {{files}}/good.mp4 --set condition_frames={shlex.quote(text)}",
+            "condition_frames = ",
+            "Give a list such as [0, 1]",
+        )
+        for text in ("[]", '["a"]', "[-1]", "[0.5]", "0,1", "0")
+    },
+    "prompt file missing": (f"@none.txt {ANY}", "prompt @none.txt", "No such file or directory. Check the path"),
+    "prompt file a folder": (f"@folder {ANY}", "prompt @folder", "Is a directory. Check the path"),
+    "prompt file without a name": (f"@ {ANY}", "prompt @", "No such file or directory. Check the path"),
+    "prompt file not UTF-8": (f"@{{files}}/latin.txt {ANY}", "prompt @{files}/latin.txt", "Save it as UTF-8"),
+    "prompt file with NUL": (f"@{{files}}/nul.txt {ANY}", "prompt with a NUL", "Give plain UTF-8 text"),
+    "prompt file blank": (f"@{{files}}/blank.txt {ANY}", "an empty prompt", "Describe the scene"),
+    "prompt file too long": (f"@{{files}}/long.txt {ANY}", "a prompt of 249,999 characters", "Keep it under 100,000"),
+    "request file missing": ("--request none.json", "--request none.json", "No such file or directory. Check the path"),
+    "request file without a name": ("--request ''", "--request ", "No such file or directory. Check the path"),
+    "request file cut off": ("--request {files}/cut.json", "--request {files}/cut.json", "Give a JSON object"),
+    "request file a list": ("--request {files}/list.json", "--request {files}/list.json", 'Write it like {"prompt": '),
+    "request file misspelt": ("--request {files}/misspelt.json", "request field 'guidence'", "Did you mean guidance?"),
+    "request file of words": (
+        "--model tiny --request {files}/words.json",
+        "frames = 'five'",
+        "a whole number from 1 to 4001",
+    ),
+    "request file not Unicode": ("--model tiny --request {files}/surrogate.json", "prompt with a", "plain UTF-8 text"),
+    "request file nested deep": (
+        "--request {files}/nested.json",
+        "--request {files}/nested.json",
+        "Give a JSON object",
+    ),
+    "request file a picture": ("--request {files}/good.png", "--request {files}/good.png", "Save it as UTF-8"),
+    **{
+        f"latents {name}": (CLIP + f"--latents {{files}}/{file}", f"--latents {{files}}/{file}", then)
+        for name, file, then in (
+            ("missing", "none.safetensors", "Give a safetensors file that cosmos3 wrote"),
+            ("text", "text.safetensors", "Give a safetensors file that cosmos3 wrote"),
+            ("folder", "folder", "Give a safetensors file that cosmos3 wrote"),
+            ("3 GB of zeros", "huge.safetensors", "Give a safetensors file that cosmos3 wrote"),
+            ("of sound", "sound.safetensors", "Use a file that --save-latents wrote"),
+        )
+    },
+    "latents of another size": (
+        CLIP + "--latents {files}/small.safetensors",
+        "initial vision noise of shape [48, 2, 2, 2]",
+        "shape [48, 2, 4, 4]. Save it from a request of the same size and length",
+    ),
+    "latents NaN": (CLIP + "--latents {files}/nan.safetensors", "initial vision noise", "finite values"),
+    **{
+        f"resume {name}": (f"--resume {{files}}/{file}", f"--resume {{files}}/{file}", then)
+        for name, file, then in (
+            ("missing", "none.safetensors", "Give a safetensors file that cosmos3 wrote"),
+            ("text", "text.safetensors", "Give a safetensors file that cosmos3 wrote"),
+            ("latents", "small.safetensors", "Give the file a stopped run named"),
+            ("half a state", "state.safetensors", "Give the file a stopped run named"),
+        )
+    },
+    **{
+        f"resume with {option}": (f"{option} --resume {{files}}/state.safetensors", asked, then)
+        for option, asked, then in (
+            ("'a cup'", "a prompt with --resume", "Drop a prompt"),
+            ("--seed 0", "--seed with --resume", "Drop --seed"),
+            ("--negative-prompt ''", "--negative-prompt with --resume", "Drop --negative-prompt"),
+            ("--set steps=5", "--set with --resume", "Drop --set"),
+            ("--model tiny", "--model with --resume", "Drop --model"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("command, asked, then", FILES.values(), ids=FILES)
+def test_a_bad_file(user: User, command: str, asked: str, then: str):
+    user.refused(user.argv(command), *user.argv(shlex.quote(asked)), then)
+    assert not user.reads
+
+
+@pytest.mark.parametrize("option", ["@", "--request "])
+def test_a_text_of_3_gb_is_not_read(user: User, files: Path, option: str):
+    before = peak_host_memory()
+    user.refused(user.argv(f"{option}{files}/huge.txt"), "", "larger than 1 MiB. Prompts are a few thousand characters")
+    assert peak_host_memory() - before < 1 << 30
+
+
+def test_standard_input_without_a_prompt(user: User):
+    for data, asked, then in ((b"", "an empty prompt", "Describe"), (b"\xff\xfe", "prompt @-", "Save it as UTF-8")):
+        user.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        user.refused(user.argv(f"@- {ANY}"), asked, then)
+
+
+# ---- where it should go --------------------------------------------------------------------------------------------
+
+OUTPUTS = {
+    "clip as .png": (CLIP + "--task t2v -o a.png", "writing a.png", "Pass -o a.mp4"),
+    "clip as .webm": (CLIP + "-o a.webm", "writing a.webm", "Pass -o a.mp4"),
+    "clip without a suffix": (CLIP + "-o a", "writing a", "Pass -o a.mp4"),
+    "picture as .mp4": (CLIP + "--frames 1", "writing {out}/clip.mp4", "Pass -o {out}/clip.png"),
+    "picture as .jpg": (PICTURE + "--task t2i -o a.jpg", "writing a.jpg", "Pass -o a.png"),
+    "folder missing": (
+        CLIP + "-o none/a.mp4",
+        "writing none/a.mp4",
+        "there is no folder none. Create it with mkdir -p",
+    ),
+    "folder a file": (CLIP + "-o clip.mp4/a.mp4", "writing clip.mp4/a.mp4", "there is no folder clip.mp4"),
+    "a folder": (CLIP + "-o folder", "writing folder", "Pass a file name, such as -o folder/out.mp4"),
+    "name too long": (CLIP + f"-o {'a' * 300}.mp4", "writing aaa", "File name too long). Choose another name with -o"),
+    "manifest in a missing folder": (CLIP + "--manifest none/a.json", "writing none/a.json", "there is no folder none"),
+    "manifest a folder": (CLIP + "--manifest folder", "writing folder", "Pass the name of a file"),
+    "manifest over the output": (
+        CLIP + "--manifest {out}/clip.mp4",
+        "writing {out}/clip.mp4",
+        "Choose another file name",
+    ),
+    "latents in a missing folder": (CLIP + "--save-latents none/a", "writing none/a", "there is no folder none"),
+    "latents over the output": (CLIP + "--save-latents {out}/clip.mp4", "writing {out}/clip.mp4", "Choose another"),
+    "latents over the manifest": (CLIP + "--save-latents a --manifest a", "writing a", "Choose another file name"),
+}
+for option in ("-o", "--manifest", "--save-latents"):
+    # Even root cannot make a file in /proc.
+    OUTPUTS[f"{option} not writable"] = (CLIP + f"{option} /proc/a.mp4", "writing /proc/a.mp4", "cannot be written to")
+
+
+@pytest.mark.parametrize("command, asked, then", OUTPUTS.values(), ids=OUTPUTS)
+def test_a_bad_output(user: User, command: str, asked: str, then: str):
+    if "/proc/" in command and not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    user.refused(user.argv(command), *(user.argv(shlex.quote(text))[0] for text in (asked, then)))
+    assert not user.reads
+
+
+# ---- damaged checkpoints -------------------------------------------------------------------------------------------
+
+Damage = Callable[[Path], object]
+
+
+def removed(path: str) -> Damage:
+    return lambda model: (model / path).unlink()
+
+
+def holding(path: str, data: str | bytes) -> Damage:
+    return lambda model: (model / path).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def cut_to(path: str, size: int) -> Damage:
+    return lambda model: (model / path).write_bytes((model / path).read_bytes()[:size])
+
+
+def flipped(path: str, where: Callable[[bytes], int]) -> Damage:
+    """One bit of the byte at `where(data)` is the other way."""
+
+    def damage(model: Path) -> None:
+        data = bytearray((model / path).read_bytes())
+        data[where(data)] ^= 4
+        (model / path).write_bytes(data)
+
+    return damage
+
+
+def first_byte_of(name: str) -> Callable[[bytes], int]:
+    def where(data: bytes) -> int:
+        start = 8 + int.from_bytes(data[:8], "little")
+        return start + json.loads(data[8:start])[name]["data_offsets"][0]
+
+    return where
+
+
+def saying(path: str, **values: object) -> Damage:
+    """A JSON file with other values; `...` takes a key out."""
+
+    def damage(model: Path) -> None:
+        config = json.loads((model / path).read_text()) | values
+        (model / path).write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+    return damage
+
+
+def weights(folder: str, edit: Callable[[dict[str, torch.Tensor]], object], **options: int) -> Damage:
+    """Well-formed files with fitting digests, which hold other tensors."""
+
+    def damage(model: Path) -> None:
+        tensors = load_file(model / folder / WEIGHTS)
+        edit(tensors)
+        (model / folder / WEIGHTS).unlink()
+        save_tensors(model / folder, tensors, **options)
+
+    return damage
+
+
+def sharded(then: Callable[[Path, dict[str, str]], object]) -> Damage:
+    """The transformer in shards; `then` damages the folder or its weight map (tensor to shard)."""
+
+    def damage(model: Path) -> None:
+        weights("transformer", lambda tensors: None, max_shard_bytes=200_000)(model)
+        index = model / f"{TRANSFORMER}.index.json"
+        content = json.loads(index.read_text())
+        then(model / "transformer", content["weight_map"])
+        index.write_text(json.dumps(content))
+
+    return damage
+
+
+class Trap:
+    """Unpickled, it leaves a file in the working folder."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("unpickled"),)
+
+
+def pickled(model: Path) -> None:
+    (model / TRANSFORMER).unlink()
+    (model / "transformer/diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+
+
+Q = "layers.0.self_attn.to_q.weight"
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 610120\n"
+CONFIG, TOKENIZER = "transformer/config.json", "text_tokenizer/tokenizer.json"
+TEMPLATE, SCHEDULER = "text_tokenizer/chat_template.jinja", "scheduler/scheduler_config.json"
+BELONG, AGAIN = "Check that config.json and the tensor files belong together", "Copy or download {} again"
+FETCH = "Get the {} again from the model's repository"
+DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
+    "no model_index.json": (removed("model_index.json"), "--model {model}", "with model_index.json at its top"),
+    "model_index.json no JSON": (
+        holding("model_index.json", "{"),
+        "{model}/model_index.json",
+        AGAIN.format("model_index.json"),
+    ),
+    "model_index.json a list": (holding("model_index.json", "[]"), "{model}/model_index.json", "object was expected"),
+    "model_index.json nested deep": (
+        holding("model_index.json", "[" * 100_000),
+        "{model}/model_index.json",
+        AGAIN.format("model_index.json"),
+    ),
+    "another pipeline": (
+        saying("model_index.json", _class_name="FluxPipeline"),
+        "--model {model}",
+        "describes a 'FluxPipeline'. Cosmos3 checkpoints say Cosmos3OmniPipeline",
+    ),
+    "no config.json": (removed(CONFIG), "--model {model}", f"it has no {CONFIG}. Point --model at a folder"),
+    "config.json no JSON": (holding(CONFIG, '{"hidden_size": 64,'), f"{{model}}/{CONFIG}", AGAIN.format(CONFIG)),
+    "config.json not UTF-8": (holding(CONFIG, b"\xff\xfe{}"), f"{{model}}/{CONFIG}", AGAIN.format(CONFIG)),
+    "config.json an LFS pointer": (holding(CONFIG, LFS), f"{{model}}/{CONFIG}", "Run `git lfs pull` in {model}"),
+    "quantized": (
+        saying(CONFIG, quantization_config={"quant_method": "fp8"}),
+        f"loading {{model}}/{CONFIG}",
+        "Use the bf16 revision of the same model",
+    ),
+    "another kind of transformer": (
+        saying(CONFIG, position_embedding_type="learned"),
+        f"loading {{model}}/{CONFIG}",
+        "Check that --model names a Cosmos3 generator",
+    ),
+    **{
+        f"{key} {value!r}": (saying(CONFIG, **{key: value}), f"loading {{model}}/{CONFIG}", then)
+        for key, value, then in (
+            ("hidden_size", "wide", "hidden_size is 'wide', not a number. Get the file again"),
+            ("head_dim", float("inf"), "head_dim is inf, not a positive whole number"),
+            ("num_hidden_layers", 0, "num_hidden_layers is 0, not a positive whole number"),
+            ("num_key_value_heads", 3, "4 query heads do not divide by 3"),
+            ("rope_axes_dim", 8, "rope_axes_dim is 8, not three whole numbers"),
+            ("rope_axes_dim", [8, 8, 8], "do not add up to head_dim / 2"),
+            ("sound_dim", "x", "sound_dim is 'x', not a number"),
+            ("hidden_act", "gelu", "hidden_act is 'gelu', not 'silu' or 'relu2'"),
+        )
+    },
+    "dtype unknown": (saying(CONFIG, dtype="int4"), "dtype 'int4'", "Dtypes are float32, bfloat16, float16"),
+    "no scheduler": (removed(SCHEDULER), "--model {model}", f"it has no {SCHEDULER}"),
+    "scheduler of another model": (
+        saying(SCHEDULER, use_flow_sigmas=..., prediction_type=...),
+        "loading {model}/scheduler",
+        FETCH.format("scheduler folder"),
+    ),
+    "no vae/config.json": (removed("vae/config.json"), "--model {model}", "it has no vae/config.json"),
+    "no tokenizer": (removed(TOKENIZER), "--model {model}", f"it has no {TOKENIZER}"),
+    "tokenizer no JSON": (holding(TOKENIZER, "{"), "loading {model}/text_tokenizer", FETCH.format("folder")),
+    "tokenizer without its end": (
+        saying("text_tokenizer/tokenizer_config.json", eos_token="<end>"),
+        "loading {model}/text_tokenizer",
+        "no eos_token token ('<end>')",
+    ),
+    "tokenizer of another model": (
+        saying(CONFIG, vocab_size=100),
+        "--model {model}",
+        "its vocabulary ends at 99. text_tokenizer and transformer belong to different models",
+    ),
+    "no chat template": (removed(TEMPLATE), "loading {model}/text_tokenizer", "there is no chat template"),
+    "chat template does not compile": (
+        holding(TEMPLATE, "{% for %}"),
+        "loading {model}/text_tokenizer",
+        "the chat template does not compile",
+    ),
+    "chat template fails": (
+        holding(TEMPLATE, "{{ messages + 1 }}"),
+        "loading {model}/text_tokenizer",
+        "the chat template fails",
+    ),
+    "chat template breaks out": (
+        holding(TEMPLATE, "{{ messages.__class__.__mro__ }}"),
+        "loading {model}/text_tokenizer",
+        "the chat template fails",
+    ),
+}
+HEADERS: dict[str, tuple[Damage, str, str]] = {
+    **{
+        f"weights {name}": (damage, f"{{model}}/{TRANSFORMER}", then)
+        for name, damage, then in (
+            ("empty", cut_to(TRANSFORMER, 0), "cut short or damaged"),
+            ("cut in the header", cut_to(TRANSFORMER, 1000), "cut short or damaged"),
+            (
+                "cut by one byte",
+                cut_to(TRANSFORMER, (TINY / TRANSFORMER).stat().st_size - 1),
+                AGAIN.format(TRANSFORMER),
+            ),
+            ("flipped in the length", flipped(TRANSFORMER, lambda data: 1), AGAIN.format(TRANSFORMER)),
+            ("flipped in an offset", flipped(TRANSFORMER, lambda d: d.index(b"_offsets") + 11), "cut short or damaged"),
+            (
+                "flipped in a name",
+                flipped(TRANSFORMER, lambda d: d.rindex(Q.encode()) + 3),
+                "digests are those of other",
+            ),
+            ("an LFS pointer", holding(TRANSFORMER, LFS), "Run `git lfs pull` in {model}"),
+        )
+    },
+    "no weights": (removed(TRANSFORMER), "{model}/transformer", f"neither {WEIGHTS} nor its index"),
+    "pickled weights": (pickled, "{model}/transformer", "never unpickles. Convert it to safetensors first"),
+    "no VAE weights": (removed(VAE), "{model}/vae", AGAIN.format(VAE)),
+    "VAE weights cut": (cut_to(VAE, 500_000), f"{{model}}/{VAE}", AGAIN.format(VAE)),
+    "a shard missing": (
+        sharded(lambda folder, shards: (folder / shards[Q]).unlink()),
+        "{model}/transformer/diffusion_pytorch_model-0000",
+        "the file is missing, and the index says that it holds layers.0.",
+    ),
+    "a shard outside the checkpoint": (
+        sharded(lambda folder, shards: shards.update({Q: "../../elsewhere.safetensors"})),
+        f"{{model}}/{TRANSFORMER}.index.json",
+        f"it puts {Q} in '../../elsewhere.safetensors'",
+    ),
+    "an index of another model": (
+        sharded(lambda folder, shards: shards.update(other=shards[Q])),
+        "{model}/transformer/diffusion_pytorch_model-0000",
+        "the index says that it holds other, and it does not",
+    ),
+    "an index no JSON": (
+        holding(f"{TRANSFORMER}.index.json", "{"),
+        f"{{model}}/{TRANSFORMER}.index.json",
+        AGAIN.format(f"{TRANSFORMER}.index.json"),
+    ),
+    **{
+        name: (weights("transformer", edit), "loading {model}/transformer", f"{found}; Check"[:-7] + f". {BELONG}")
+        for name, edit, found in (
+            ("a tensor missing", lambda t: t.pop(Q), f"1 tensor missing: {Q} [64, 64]"),
+            ("a tensor too many", lambda t: t.update(lora=torch.zeros(2)), "1 tensor not part of this model: lora"),
+            (
+                "a tensor of another shape",
+                lambda t: t.update({Q: t[Q][:32]}),
+                f"1 tensor of the wrong shape: {Q} is [32, 64] instead of [64, 64]",
+            ),
+            (
+                "a quantized tensor",
+                lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)}),
+                f"1 tensor of a type that cannot be run as it is: {Q} is torch.float8_e4m3fn",
+            ),
+        )
+    },
+    "config.json of a deeper model": (saying(CONFIG, num_hidden_layers=3), "loading {model}/transformer", BELONG),
+    "a VAE tensor missing": (
+        weights("vae", lambda t: t.pop("quant_conv.bias")),
+        "loading {model}/vae",
+        f"quant_conv.bias is missing. {FETCH.format('vae folder')}",
+    ),
+    "a VAE tensor of another shape": (
+        weights("vae", lambda t: t.update({"quant_conv.bias": torch.zeros(5)})),
+        "loading {model}/vae",
+        "quant_conv.bias is [5] instead of [96]",
+    ),
+    "a VAE of another kind": (
+        saying("vae/config.json", scale_factor_spatial=8),
+        "loading {model}/vae",
+        "by 4 and space by 8, and Cosmos3's VAE by 4 and 16. Use the vae folder of the model's own repository",
+    ),
+    "a VAE without its statistics": (
+        saying("vae/config.json", latents_mean=...),
+        "loading {model}/vae",
+        FETCH.format("vae folder"),
+    ),
+    "a VAE of nonsense": (saying("vae/config.json", base_dim="x"), "loading {model}/vae", FETCH.format("vae folder")),
+}
+VALUES: dict[str, tuple[Damage, str, str]] = {
+    "a bit flipped": (
+        flipped(TRANSFORMER, first_byte_of(Q)),
+        f"{{model}}/{TRANSFORMER}",
+        f"tensor {Q} is damaged: its bytes do not have the digest written beside them. {AGAIN.format(TRANSFORMER)}",
+    ),
+    "a weight NaN": (
+        weights("transformer", lambda t: t[Q][5].fill_(torch.nan)),
+        f"{{model}}/{TRANSFORMER}",
+        f"tensor {Q} holds NaN or infinite values. {AGAIN.format(TRANSFORMER)}",
+    ),
+    "a weight infinite": (
+        weights("transformer", lambda t: t["norm_moe_gen.weight"][0].fill_(-torch.inf)),
+        f"{{model}}/{TRANSFORMER}",
+        "tensor norm_moe_gen.weight holds NaN or infinite values",
+    ),
+}
+
+
+def refused_checkpoint(user: User, damage: Damage, asked: str, then: str, *, started: bool) -> None:
+    model = user.names["model"]
+    shutil.copytree(TINY, model)
+    damage(model)
+    asked, then = (text.replace("{model}", str(model)) for text in (asked, then))
+    user.refused(user.argv(CLIP + "--model {model}"), asked, then, started=started)
+
+
+@pytest.mark.parametrize("damage, asked, then", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
+def test_a_checkpoint_with_a_damaged_description(user: User, damage: Damage, asked: str, then: str):
+    refused_checkpoint(user, damage, asked, then, started=False)
+    assert not user.reads
+
+
+@pytest.mark.parametrize("damage, asked, then", HEADERS.values(), ids=HEADERS)
+def test_a_checkpoint_whose_tensors_are_not_its_own(user: User, damage: Damage, asked: str, then: str):
+    refused_checkpoint(user, damage, asked, then, started=True)
+    assert not user.reads
+
+
+@pytest.mark.parametrize("damage, asked, then", VALUES.values(), ids=VALUES)
+def test_a_checkpoint_with_damaged_values(user: User, damage: Damage, asked: str, then: str):
+    refused_checkpoint(user, damage, asked, then, started=True)
+    assert user.reads
+
+
+def test_a_damaged_decoder_does_not_cost_the_steps(user: User):
+    """It shows when it is read, after the steps, which are kept and go on once it is repaired."""
+    model, before = user.names["model"], user.holds()
+    shutil.copytree(TINY, model)
+    flipped(VAE, first_byte_of("decoder.conv_in.weight"))(model)
+    code, stdout, lines = user.run(user.argv(CLIP + "--model {model} --seed 1"))
+    state = user.out / "clip.mp4.state.safetensors"
+    assert (code, stdout) == (2, "")
+    assert lines[-1].startswith(f"error: {model}/{VAE}: tensor ") and AGAIN.format(VAE) in lines[-1]
+    assert lines[-2] == f"2 of 2 steps are kept; go on with: cosmos3 run --resume {state} -o {user.out}/clip.mp4"
+    assert user.holds().keys() == before.keys() | {str(state)}
+
+    shutil.copy(TINY / VAE, model / VAE)
+    code, stdout, lines = user.run(user.argv(f"--resume {state} -o {{out}}/clip.mp4"))
+    assert (code, stdout.strip()) == (0, f"{user.out}/clip.mp4"), lines
+    assert user.holds().keys() == before.keys()
+    clip, _ = media.read_video(user.out / "clip.mp4", 9, "first")
+    assert clip.shape == (5, 64, 64, 3)
+    # What shows that the other tests would have seen a weight being read.
+    assert [folder for folder, _ in user.reads] == ["transformer", "transformer", "vae"] * 2
+
+
+# ---- as a process --------------------------------------------------------------------------------------------------
+
+
+def process(user: User, command: str, **options: object) -> subprocess.CompletedProcess:
+    program = [sys.executable, "-B", "-m", "cosmos3_core.cli", "run", *user.argv(command)]
+    return subprocess.run(program, capture_output=True, text=True, cwd=user.out, **options)
+
+
+def test_8_frames_as_a_process(user: User):
+    before = user.holds()
+    result = process(user, CLIP + "--frames 8")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == ("error: 8 frames: frames come as 4k+1: one, then groups of 4. The nearest are 5 and 9\n")
+    assert user.holds() == before
+
+
+@pytest.mark.parametrize("command, name", [(CLIP, "clip.mp4"), (PICTURE, "picture.png")])
+def test_a_full_disk(user: User, command: str, name: str):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    before = user.holds()
+    result = process(user, command + "--steps 1", preexec_fn=limit)
+    *progress, message = result.stderr.splitlines()
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert message.startswith(f"error: writing {user.out}/{name}: the disk is full (needed more than ")
+    assert message.endswith("Free space or choose another folder with -o")
+    assert all(PROGRESS.fullmatch(line) for line in progress)
+    assert user.holds() == before

@@ -1,0 +1,335 @@
+"""`cosmos3 run` as a user meets it: four tasks on real input, what is written, stopping and going on, repeating."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from command import cosmos3
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from cosmos3_core.engine import media
+from cosmos3_core.engine.tensors import TensorFiles
+
+SMALL = ["--model", "tiny", "--size", "112x80", "--steps", "3"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return cosmos3(capsys, monkeypatch, "run", *arguments)
+
+    return call
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """A desk scene: graded sky and table, a lamp's glow, a cup, sensor noise. Nothing in it is flat."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    glow = np.exp(-((x - 0.7) ** 2 + (y - 0.15) ** 2) / 0.05)
+    base = np.stack([0.35 + 0.5 * y + 0.4 * glow, 0.4 + 0.2 * x + 0.3 * glow, 0.6 - 0.4 * y + 0.1 * glow], -1)
+    base += np.random.default_rng(3).normal(0, 0.02, base.shape)
+    picture = Image.fromarray((base.clip(0, 1) * 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    w, h = width, height
+    draw.rounded_rectangle((0.3 * w, 0.45 * h, 0.5 * w, 0.85 * h), radius=0.03 * w, fill=(225, 222, 214))
+    draw.ellipse((0.3 * w, 0.41 * h, 0.5 * w, 0.5 * h), fill=(70, 45, 30), outline=(240, 238, 230))
+    draw.arc((0.46 * w, 0.52 * h, 0.58 * w, 0.74 * h), -90, 90, fill=(225, 222, 214), width=max(2, w // 60))
+    return picture
+
+
+def clip(path: Path, frames: int = 9, rate: int = 12) -> Path:
+    """The photograph under a slow pan, as an H.264 file."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for i in range(frames):
+            picture = photograph(200, 110).crop((2 * i, i, 160 + 2 * i, 96 + i))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    return path
+
+
+def decoded(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+# --- the four tasks --------------------------------------------------------------------------------------------------
+
+
+def test_text_to_image(run, tmp_path):
+    code, out, err = run("a red cube on a table", *SMALL, "-o", "cube.png", "--seed", 7)
+    assert (code, out.strip()) == (0, "cube.png"), err
+    pixels = np.asarray(Image.open("cube.png"))
+    assert pixels.shape == (80, 112, 3) and pixels.std() > 1
+    manifest = json.loads(Path("cube.png.json").read_text())
+    assert manifest["request"]["task"] == "t2i" and manifest["request"]["frames"] == 1
+    inside = json.loads(media.read_metadata(Path("cube.png"))["cosmos3"])
+    assert inside["request"] == manifest["request"] and inside["plan"] == manifest["plan"]
+
+
+@pytest.mark.parametrize("fps", [24, 12.5])
+def test_text_to_video(run, fps):
+    code, _, err = run("a robot arm pours coffee", *SMALL, "--frames", 9, "--fps", fps, "-o", "arm.mp4")
+    assert code == 0, err
+    with av.open("arm.mp4") as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        assert (context.name, context.pix_fmt, context.profile) == ("h264", "yuv420p", "High")
+        assert stream.average_rate == Fraction(fps)
+        assert (context.width, context.height) == (112, 80)
+    frames = decoded(Path("arm.mp4"))
+    assert len(frames) == 9
+    assert all(frame.std() > 1 for frame in frames)
+    assert np.abs(np.diff(frames.astype(int), axis=0)).mean() > 0.5  # and they move
+    output = json.loads(Path("arm.mp4.json").read_text())["output"]
+    assert output["frames"] == 9 and output["codec"] == "h264" and output["fps"] == fps
+
+
+def test_image_to_video_starts_from_the_picture(run, tmp_path):
+    photograph(640, 480).save("desk.jpg")
+    code, _, err = run("the cup is lifted", *SMALL, "--image", "desk.jpg", "--frames", 9, "-o", "lift.mp4", "--seed", 1)
+    assert code == 0, err
+    assert len(decoded(Path("lift.mp4"))) == 9
+    assert json.loads(Path("lift.mp4.json").read_text())["request"]["task"] == "i2v"
+    # The conditioned frame depends on the picture alone: another seed changes every other frame, not this one.
+    run("the cup is lifted", *SMALL, "--image", "desk.jpg", "--frames", 9, "-o", "again.mp4", "--seed", 2)
+    first, second = decoded(Path("lift.mp4")).astype(int), decoded(Path("again.mp4")).astype(int)
+    assert 4 * np.abs(first[0] - second[0]).mean() < np.abs(first[4:] - second[4:]).mean()  # the file is lossy
+
+
+def test_video_to_video_keeps_the_end_asked_for(run, tmp_path):
+    clip(tmp_path / "pan.mp4")
+    latents = {}
+    for keep in ("first", "last"):
+        name = f"{keep}.mp4"
+        arguments = ["--frames", 13, "--seed", 1, "--set", f"condition_keep={keep}", "--save-latents", f"{keep}.st"]
+        code, _, err = run("the camera pans on", *SMALL, "--video", "pan.mp4", *arguments, "-o", name)
+        assert code == 0, err
+        assert len(decoded(Path(name))) == 13
+        latents[keep] = load_file(f"{keep}.st")
+    first, last = latents["first"], latents["last"]
+    assert torch.equal(first["noise.vision"], last["noise.vision"])
+    assert not torch.equal(first["final.vision"][:, :2], last["final.vision"][:, :2])  # two clean latent frames
+
+
+def test_the_prompt_and_the_seed_matter_and_the_same_request_repeats(run):
+    def pixels(*arguments):
+        code, _, err = run(*arguments, *SMALL, "-o", "x.png")
+        assert code == 0, err
+        return np.asarray(Image.open("x.png"))
+
+    cube = pixels("a red cube", "--seed", 7)
+    assert np.array_equal(cube, pixels("a red cube", "--seed", 7))
+    assert not np.array_equal(cube, pixels("a red cube", "--seed", 8))
+    assert not np.array_equal(cube, pixels("a blue ball", "--seed", 7))
+
+
+def test_a_manifest_repeats_its_run(run):
+    code, _, err = run("a red cube", *SMALL, "--frames", 5, "-o", "one.mp4", "--save-latents", "one.st")  # random seed
+    assert code == 0, err
+    code, _, err = run("--model", "tiny", "--request", "one.mp4.json", "-o", "two.mp4", "--save-latents", "two.st")
+    assert code == 0, err
+    one, two = (json.loads(Path(f"{name}.mp4.json").read_text()) for name in ("one", "two"))
+    assert one["request"] == two["request"]
+    assert torch.equal(load_file("one.st")["final.vision"], load_file("two.st")["final.vision"])
+
+
+def test_prompts_from_a_file_and_from_standard_input(run, monkeypatch, tmp_path):
+    caption = {"subjects": "a cup", "actions": []}
+    Path("caption.json").write_text(json.dumps(caption))
+    code, out, _ = run("@caption.json", *SMALL, "--frames", 9, "-o", "x.mp4", "--dry-run")
+    assert code == 0 and json.loads(out)["request"]["prompt"] == json.dumps(caption)
+    result = subprocess.run(
+        [sys.executable, "-m", "cosmos3_core.cli", "run", "@-", *SMALL, "--dry-run", "-o", "x.png"],
+        input="  a cup\n",
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(result.stdout)["request"]["prompt"] == "a cup"
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_says_what_was_done(run):
+    code, _, err = run("a red cube", *SMALL, "--frames", 5, "--seed", 3, "-o", "x.mp4", "--manifest", "m.json")
+    assert code == 0, err
+    assert not Path("x.mp4.json").exists()
+    manifest = json.loads(Path("m.json").read_text())
+    assert manifest["model"] == {"name": "tiny", "revision": None, "variant": "base"}
+    assert manifest["plan"]["backend"] == "reference" and manifest["plan"]["kernels"]["attention"] == "eager"
+    assert manifest["plan"]["latents"] == {"vision": [48, 2, 5, 7]}
+    assert manifest["origin"]["seed"] == "user" and manifest["origin"]["guidance"] == "profile reference"
+    assert manifest["origin"]["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
+    assert manifest["timesteps"] == [999, 952, 833]
+    assert manifest["tokens"]["media"] == 2 * 3 * 4
+    assert manifest["guardrail"] == {"requested": False, "effective": False}
+    for stage in ("load understanding", "read prompts", "load generation", "steps", "load vae", "decode"):
+        assert manifest["seconds"][stage] > 0
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["peak_host_memory_bytes"] > 10**8
+
+
+def test_a_dry_run_prints_the_request_and_reads_no_weight(run, monkeypatch):
+    monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a weight was read"))
+    code, out, err = run("a red cube", "--model", "tiny", "--size", "720p:9:16", "--dry-run", "-o", "x.mp4")
+    assert code == 0, err
+    printed = json.loads(out)
+    assert printed["request"]["size"] == "720x1280" and printed["request"]["frames"] == 189
+    assert printed["plan"]["guidance"] == "two passes" and printed["plan"]["refused"] == []
+    assert list(Path().iterdir()) == []
+
+
+def test_only_what_the_task_needs_is_opened(run, tmp_path, monkeypatch):
+    """Without a picture to encode, the VAE's encoder stays on disk; sound and vision encoder are never touched."""
+    import shutil
+
+    from cosmos3_core.engine.repository import TINY
+
+    shutil.copytree(TINY, "model")
+    shutil.rmtree("model/sound_tokenizer")
+    asked: list[str] = []
+    read = TensorFiles.read
+    monkeypatch.setattr(TensorFiles, "read", lambda self, names: read(self, asked.append(list(names)) or asked[-1]))
+    arguments = ["--model", "model", "--size", "64x64", "--steps", "1", "--frames", 5, "-o", "x.mp4"]
+    assert run("a cup", *arguments)[0] == 0
+    names = [name for group in asked for name in group]
+    assert any(name.startswith("decoder.") for name in names)
+    assert not any(name.startswith(("encoder.", "quant_conv", "lm_head")) for name in names)
+    asked.clear()
+    photograph(64, 64).save("p.png")
+    assert run("a cup", *arguments, "--image", "p.png")[0] == 0
+    assert any(name.startswith("encoder.") for group in asked for name in group)
+
+
+def test_latents_are_saved_and_injected(run):
+    code, _, err = run("a cup", *SMALL, "-o", "x.png", "--seed", 1, "--save-latents", "l.safetensors")
+    assert code == 0, err
+    saved = load_file("l.safetensors")
+    expected = torch.randn(48, 1, 5, 7, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(saved["noise.vision"], expected)
+    code, _, err = run("a cup", *SMALL, "-o", "y.png", "--seed", 99, "--latents", "l.safetensors")
+    assert code == 0, err
+    assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(Image.open("y.png")))
+
+
+def test_tiled_decode(run):
+    big = ["--model", "tiny", "--size", "256x192", "--steps", "1", "--frames", 5, "--seed", 1]
+    assert run("a cup", *big, "-o", "whole.mp4")[0] == 0
+    code, _, err = run("a cup", *big, "-o", "tiled.mp4", "--tile", "128")
+    assert code == 0, err
+    whole, tiled = (decoded(Path(f"{name}.mp4")).astype(int) for name in ("whole", "tiled"))
+    assert tiled.shape == whole.shape and not np.array_equal(whole, tiled)
+
+
+# --- stopping and going on -------------------------------------------------------------------------------------------
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path):
+    """Ctrl-C in a real process: exit code 130, one line that says how to go on, and then the same file as unstopped."""
+    request = ["--model", "tiny", "--size", "320x192", "--frames", "5", "--steps", "60", "--seed", "4"]
+    with open("log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cosmos3_core.cli", "run", "a cup", *request, "-o", "cup.mp4"],
+            stderr=log,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    wait_for(lambda: "step 6 of 60" in Path("log").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    log = Path("log").read_text()
+    assert "Traceback" not in log and "cosmos3 run --resume cup.mp4.state.safetensors -o cup.mp4" in log
+    assert not Path("cup.mp4").exists() and not list(Path().glob(".*"))
+
+    code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4", "--save-latents", "cup.st")
+    assert code == 0, err
+    assert not Path("cup.mp4.state.safetensors").exists()
+    assert run("a cup", *request, "-o", "unstopped.mp4", "--save-latents", "unstopped.st")[0] == 0
+    assert torch.equal(load_file("cup.st")["final.vision"], load_file("unstopped.st")["final.vision"])
+    # The latents decide: x264's own choices vary a little from run to run.
+    assert decoded(Path("cup.mp4")).shape == decoded(Path("unstopped.mp4")).shape
+
+
+def test_a_stop_during_the_decode_keeps_all_steps(run, monkeypatch):
+    """The steps are what cost time; a stop while frames are written must not lose them."""
+    stop_at = iter(range(100))
+    frames = media._check
+
+    def interrupt(frame):
+        if next(stop_at) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        frames(frame)
+
+    monkeypatch.setattr(media, "_check", interrupt)
+    code, _, err = run("a cup", *SMALL, "--frames", 9, "--seed", 2, "-o", "cup.mp4")
+    assert code == 130 and "3 of 3 steps are kept" in err
+    assert not Path("cup.mp4").exists()
+    monkeypatch.setattr(media, "_check", frames)
+    code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4")
+    assert code == 0, err
+    assert len(decoded(Path("cup.mp4"))) == 9
+
+
+def test_resuming_refuses_options_of_a_new_run(run):
+    Path("s.safetensors").write_bytes(b"")
+    for option in (["a prompt"], ["--steps", "4"], ["--negative-prompt", "x"], ["--model", "tiny"], ["--set", "fps=3"]):
+        code, _, err = run("--resume", "s.safetensors", *option)
+        assert code == 2 and "with --resume" in err
+
+
+# --- the command itself ----------------------------------------------------------------------------------------------
+
+
+def test_weights_that_give_nan_are_a_failed_run_not_a_black_file(run, monkeypatch):
+    from cosmos3_core.model.transformer import GenerationTower
+
+    forward = GenerationTower.forward
+
+    def broken(self, *arguments):
+        return [[v * float("nan") for v in items] for items in forward(self, *arguments)]
+
+    monkeypatch.setattr(GenerationTower, "forward", broken)
+    code, _, err = run("a cup", *SMALL, "-o", "x.png")
+    assert code == 1 and "NaN" in err and not list(Path().iterdir())
+
+
+def test_an_existing_file_is_replaced_only_by_a_finished_one(run):
+    Path("x.png").write_bytes(b"precious")
+    code, _, _ = run("a cup", *SMALL, "-o", "x.png", "--steps", "0")
+    assert code == 2 and Path("x.png").read_bytes() == b"precious"
+    assert run("a cup", *SMALL, "-o", "x.png")[0] == 0
+    assert Path("x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_transformers_is_not_imported(tmp_path):
+    """Whole runs of every task work without it, as it is no dependency."""
+    photograph(64, 64).save(tmp_path / "p.png")
+    program = (
+        "import sys; sys.modules['transformers'] = None; from cosmos3_core.cli import main;"
+        "sys.argv = ['cosmos3', 'run', 'a cup', '--model', 'tiny', '--size', '64x64', '--frames', '5', '--steps', '1',"
+        "'--image', 'p.png', '-o', 'x.mp4']; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,450 @@
+"""Schedules, solvers, noise and guidance against the formulas of spec 4.4 to 4.7, written out again here in fp64."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos3_core.model.packing import Item
+from cosmos3_core.sampling.guidance import combine, guided
+from cosmos3_core.sampling.noise import generator, initial_noise
+from cosmos3_core.sampling.solver import SCHEDULES, Solver
+from cosmos3_core.sampling.state import State
+
+PUBLISHED = {
+    "_class_name": "UniPCMultistepScheduler",
+    "_diffusers_version": "0.37.1",
+    "num_train_timesteps": 1000,
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "predict_x0": True,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "use_karras_sigmas": True,
+    "sigma_min": 0.147,
+    "sigma_max": 200.0,
+    "flow_shift": 1.0,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "disable_corrector": [],
+    "timestep_spacing": "linspace",
+}
+DISTILLED_SIGMAS = (1.0, 0.9375, 5 / 6, 0.625)
+DISTILLED = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "stochastic_sampling": True,
+    "fixed_step_sampler_config": {"sample_type": "sde", "t_list": [*DISTILLED_SIGMAS, 0.0]},
+    "fixed_step_requires_explicit_sigmas": True,
+}
+
+
+def solver(schedule: str, steps: int, shift: float = 10.0) -> Solver:
+    if schedule == "distilled":
+        return Solver(schedule, steps, shift, DISTILLED, DISTILLED_SIGMAS)
+    return Solver(schedule, steps, shift, PUBLISHED)
+
+
+# Schedules -------------------------------------------------------------------------------------------------------
+
+GOLDEN = {
+    ("karras", 35, 10.0): "995 994 993 992 991 990 988 986 984 981 978 975 970 965 958 950 941 929 915 898 877 852 "
+    "822 785 742 693 636 572 504 432 361 292 229 174 128",
+    ("flow", 35, 10.0): "999 997 993 990 987 983 979 975 971 966 961 956 950 944 937 930 922 913 904 894 882 869 855 "
+    "839 821 800 776 748 715 675 626 565 486 381 233",
+    ("native", 35, 10.0): "999 996 993 990 987 983 979 975 971 966 961 956 950 944 937 930 922 913 904 893 882 869 "
+    "855 838 820 799 775 747 714 673 624 563 483 377 227",
+    ("native", 10, 3.0): "999 963 922 874 817 749 666 562 428 249",
+    ("native", 7, 10.0): "999 983 961 930 882 799 624",
+    ("native", 13, 5.0): "999 983 964 943 918 888 853 810 757 689 599 475 293",
+}
+
+
+@pytest.mark.parametrize(("schedule", "steps", "shift"), GOLDEN)
+def test_timesteps_are_the_golden_ones(schedule, steps, shift):
+    golden = [int(t) for t in GOLDEN[schedule, steps, shift].split()]
+    assert len(golden) == steps
+    assert solver(schedule, steps, shift).timesteps == golden
+
+
+def test_the_tail_of_native_shift_5_over_30_steps():
+    assert solver("native", 30, 5.0).timesteps[-4:] == [434, 356, 262, 146]
+
+
+def own_sigmas(schedule: str, n: int, shift: float) -> np.ndarray:
+    """Spec 4.5 in fp64, with the final zero."""
+    if schedule == "karras":
+        ramp = np.linspace(200.0 ** (1 / 7), 0.147 ** (1 / 7), n) ** 7
+        sigmas = ramp / (ramp + 1)
+    else:
+        base = np.linspace(*{"native": (0.999, 0.0), "flow": (1.0, 0.001)}[schedule], n + 1)[:-1]
+        sigmas = shift * base / (1 + (shift - 1) * base)
+        if sigmas[0] == 1:
+            sigmas[0] -= 1e-6
+    return np.append(sigmas, 0.0)
+
+
+@pytest.mark.parametrize("schedule", ["native", "flow", "karras"])
+@pytest.mark.parametrize(("steps", "shift"), [(1, 10.0), (2, 3.0), (7, 1.0), (35, 10.0), (50, 3.0), (120, 10.0)])
+def test_sigmas_follow_the_formula(schedule, steps, shift):
+    found = solver(schedule, steps, shift).sigmas
+    np.testing.assert_allclose(found, own_sigmas(schedule, steps, shift), rtol=0, atol=1e-7)
+    assert found[-1] == 0.0 and found[0] < 1.0
+
+
+@pytest.mark.parametrize("schedule", ["native", "flow", "karras"])
+def test_the_model_is_told_whole_timesteps_truncated(schedule):
+    found = solver(schedule, 23, 4.0)
+    assert found.timesteps == [int(1000 * sigma) for sigma in found.sigmas[:-1]]
+    assert all(type(t) is int for t in found.timesteps)
+
+
+def test_karras_knows_no_shift_and_the_others_do():
+    assert solver("karras", 9, 1.0).sigmas == solver("karras", 9, 10.0).sigmas
+    for schedule in ("native", "flow"):
+        assert solver(schedule, 9, 1.0).sigmas != solver(schedule, 9, 10.0).sigmas
+
+
+def test_distilled_sigmas_are_taken_as_they_are():
+    found = solver("distilled", 4)
+    assert found.sigmas == pytest.approx([*DISTILLED_SIGMAS, 0.0], abs=1e-7)
+    assert found.timesteps == pytest.approx([1000, 937.5, 2500 / 3, 625], abs=1e-4)
+    assert found.timesteps[1] == 937.5, "distilled models are told fractions"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_published_config_is_read_without_complaint(schedule, caplog):
+    solver(schedule, 4)
+    assert caplog.text == ""
+
+
+def test_every_schedule_is_built():
+    assert {name: len(solver(name, 4).timesteps) for name in SCHEDULES} == dict.fromkeys(SCHEDULES, 4)
+
+
+# UniPC -----------------------------------------------------------------------------------------------------------
+
+
+class OwnUniPC:
+    """Spec 4.6, order 2, bh2, x0 prediction, in fp64 and with an explicit linear solve."""
+
+    def __init__(self, sigmas: np.ndarray):
+        self.sigma = sigmas
+        self.n = len(sigmas) - 1
+        self.m: list[np.ndarray] = []
+        self.x_last: np.ndarray | None = None
+        self.order = 1
+
+    def half_log_snr(self, i: int) -> float:
+        sigma = self.sigma[i]
+        return math.inf if sigma == 0 else math.log(1 - sigma) - math.log(sigma)
+
+    def step(self, velocity: np.ndarray, x: np.ndarray, i: int) -> np.ndarray:
+        sigma, lam = self.sigma, self.half_log_snr
+        prediction = x - sigma[i] * velocity
+        if i > 0:
+            x = self.correct(prediction, i)
+        self.m.append(prediction)
+        self.x_last = x
+        self.order = 1 if i in (0, self.n - 1) else 2
+        h = lam(i + 1) - lam(i)
+        e, alpha = math.expm1(-h), 1 - sigma[i + 1]
+        result = sigma[i + 1] / sigma[i] * x - alpha * e * prediction
+        if self.order == 2:
+            r = (lam(i - 1) - lam(i)) / h
+            result = result - alpha * e * 0.5 * (self.m[i - 1] - prediction) / r
+        return result
+
+    def correct(self, prediction: np.ndarray, i: int) -> np.ndarray:
+        sigma, lam, m = self.sigma, self.half_log_snr, self.m
+        h = lam(i) - lam(i - 1)
+        e, alpha = math.expm1(-h), 1 - sigma[i]
+        base = sigma[i] / sigma[i - 1] * self.x_last - alpha * e * m[i - 1]
+        change = prediction - m[i - 1]
+        if self.order == 1:
+            return base - alpha * e * 0.5 * change
+        r = (lam(i - 2) - lam(i - 1)) / h
+        slope = (m[i - 2] - m[i - 1]) / r
+        phi = e / -h - 1
+        b = np.array([phi / e, (phi / -h - 0.5) * 2 / e])
+        rho = np.linalg.solve(np.array([[1.0, 1.0], [r, 1.0]]), b)
+        return base - alpha * e * (rho[0] * slope + rho[1] * change)
+
+
+GAIN = np.linspace(-0.6, 0.7, 64)
+OFFSET = np.cos(np.arange(64.0))
+DRIFT = np.sin(3 * np.arange(64.0))
+START = torch.randn(64, generator=torch.Generator().manual_seed(3))
+
+
+def velocity_at(x, sigma: float):
+    """A velocity linear in x and sigma; exact in the type of x."""
+    gain, offset, drift = (
+        (v if isinstance(x, np.ndarray) else torch.from_numpy(v).float()) for v in (GAIN, OFFSET, DRIFT)
+    )
+    return gain * x + offset + sigma * drift
+
+
+def ours(found: Solver, x: Tensor, stream: torch.Generator | None = None) -> list[Tensor]:
+    """x before every step, and the result."""
+    path, stream = [x], stream or generator(0)
+    for i, sigma in enumerate(found.sigmas[:-1]):
+        path.append(found.step(velocity_at(path[-1], sigma), path[-1], i, stream))
+    return path
+
+
+def independent(sigmas: np.ndarray) -> list[np.ndarray]:
+    own, path = OwnUniPC(sigmas), [START.double().numpy()]
+    for i in range(own.n):
+        path.append(own.step(velocity_at(path[-1], sigmas[i]), path[-1], i))
+    return path
+
+
+def error(found: Tensor, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest value."""
+    return float(np.abs(found.double().numpy() - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("schedule", ["native", "flow", "karras"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 35])
+def test_unipc_follows_the_formulas_step_by_step(schedule, steps):
+    path = ours(solver(schedule, steps), START)
+    expected = independent(own_sigmas(schedule, steps, 10.0))
+    assert len(path) == steps + 1 == len(expected)
+    for i, (x, y) in enumerate(zip(path, expected, strict=True)):
+        assert error(x, y) < 1e-6, f"before step {i}"
+
+
+@pytest.mark.parametrize(("schedule", "steps", "coincide"), [("native", 112, False), ("native", 120, True)])
+def test_a_run_whose_first_two_timesteps_coincide_is_not_off_by_one(schedule, steps, coincide):
+    found = solver(schedule, steps)
+    assert (found.timesteps[0] == found.timesteps[1]) is coincide
+    path, expected = ours(found, START), independent(own_sigmas(schedule, steps, 10.0))
+    assert error(path[-1], expected[-1]) < 1e-6
+    assert max(error(x, y) for x, y in zip(path, expected, strict=True)) < 2e-6
+
+
+@pytest.mark.parametrize("schedule", ["native", "flow", "karras"])
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_the_last_step_returns_the_last_prediction_exactly(schedule, steps):
+    found = solver(schedule, steps)
+    *_, before, result = ours(found, START)
+    sigma = torch.tensor(found.sigmas[-2])
+    assert torch.equal(result, before - sigma * velocity_at(before, found.sigmas[-2]))
+
+
+def test_a_path_to_one_constant_picture_arrives_at_it():
+    """If every prediction is the same x0, v = (x - x0) / sigma, nothing is left to correct."""
+    found, target = solver("native", 12), torch.linspace(-2, 2, 64)
+    x = (1 - found.sigmas[0]) * target + found.sigmas[0] * START
+    for i, sigma in enumerate(found.sigmas[:-1]):
+        x = found.step((x - target) / sigma, x, i, generator(0))
+        along = (1 - found.sigmas[i + 1]) * target + found.sigmas[i + 1] * START
+        torch.testing.assert_close(x, along, rtol=0, atol=2e-6)
+
+
+def test_a_solver_keeps_shape_and_type_and_leaves_its_input_alone():
+    found, x = solver("native", 3), START.clone()
+    out = found.step(velocity_at(x, 1.0), x, 0, generator(0))
+    assert out.shape == (64,) and out.dtype == torch.float32
+    assert torch.equal(x, START)
+
+
+# The stochastic sampler ------------------------------------------------------------------------------------------
+
+
+def test_distilled_steps_follow_the_formula_on_the_requests_own_stream():
+    found, stream, own = solver("distilled", 4), generator(11), torch.Generator().manual_seed(11)
+    path = ours(found, START, stream)
+    sigmas, x = [*DISTILLED_SIGMAS, 0.0], START.double()
+    for i in range(4):
+        x0 = x - sigmas[i] * torch.from_numpy(velocity_at(x.numpy(), sigmas[i]))
+        noise = torch.randn(64, generator=own, dtype=torch.float32).double()
+        x = (1 - sigmas[i + 1]) * x0 + sigmas[i + 1] * noise
+        assert error(path[i + 1], x.numpy()) < 1e-6, f"after step {i}"
+    # One draw a step, the last one's too, where it is multiplied by zero.
+    assert torch.equal(stream.get_state(), own.get_state())
+
+
+def test_distilled_steps_depend_on_the_stream_and_unipc_does_not():
+    for schedule, same in (("distilled", False), ("native", True)):
+        first, second = (ours(solver(schedule, 4), START, generator(seed))[-1] for seed in (1, 2))
+        assert torch.equal(first, second) is same
+
+
+def test_unipc_draws_nothing():
+    stream = generator(5)
+    ours(solver("native", 4), START, stream)
+    assert torch.equal(stream.get_state(), generator(5).get_state())
+
+
+# Stopping and going on -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 5])
+def test_a_restored_solver_goes_on_bit_for_bit(schedule, stop):
+    steps = 4 if schedule == "distilled" else 6
+    stop = min(stop, steps - 1)
+    whole = ours(solver(schedule, steps), START)
+
+    first, x, stream = solver(schedule, steps), START, generator(0)
+    for i in range(stop):
+        x = first.step(velocity_at(x, first.sigmas[i]), x, i, stream)
+    tensors, numbers = first.history()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    numbers = json.loads(json.dumps(numbers))
+
+    second, later = solver(schedule, steps), generator(99)
+    later.set_state(stream.get_state())
+    second.restore(tensors, numbers)
+    for i in range(stop, steps):
+        x = second.step(velocity_at(x, second.sigmas[i]), x, i, later)
+        assert torch.equal(x, whole[i + 1]), f"after step {i}"
+
+
+def test_history_is_what_makes_the_difference():
+    """A second-order step without its history takes another path, so the test above cannot pass by accident."""
+    whole, second, x = ours(solver("native", 6), START), solver("native", 6), START
+    first = solver("native", 6)
+    for i in range(3):
+        x = first.step(velocity_at(x, first.sigmas[i]), x, i, generator(0))
+    second.restore({}, {"_step_index": 3})
+    x = second.step(velocity_at(x, second.sigmas[3]), x, 3, generator(0))
+    assert not torch.allclose(x, whole[4], rtol=0, atol=1e-5)
+
+
+ITEMS = (Item("vision", (4, 3, 2, 2), clean=(0,)), Item("sound", (2, 8)))
+
+
+def state(schedule: str = "native", seed: int = 1) -> State:
+    stream = generator(seed)
+    noise = initial_noise(ITEMS, stream)
+    x = torch.cat([tensor.flatten() for tensor in noise])
+    return State(None, ITEMS, x, solver(schedule, 4), stream, noise, cond=[], guided=[])
+
+
+@pytest.mark.parametrize("schedule", ["native", "distilled"])
+def test_a_saved_state_goes_on_bit_for_bit(schedule):
+    def run(run_of: State, until: int) -> None:
+        while run_of.index < until:
+            velocity = velocity_at(run_of.x, run_of.solver.sigmas[run_of.index])
+            run_of.x = run_of.solver.step(velocity, run_of.x, run_of.index, run_of.stream)
+            run_of.index += 1
+
+    straight, stopped = state(schedule), state(schedule)
+    run(straight, 4)
+    run(stopped, 2)
+    tensors, numbers = stopped.to_tensors()
+    assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors.values())
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    resumed = state(schedule, seed=2)
+    resumed.restore(tensors, json.loads(json.dumps(numbers)))
+    assert resumed.index == 2 and not resumed.done
+    assert all(torch.equal(a, b) for a, b in zip(resumed.noise, stopped.noise, strict=True))
+    run(resumed, 4)
+    assert resumed.done and torch.equal(resumed.x, straight.x)
+    assert torch.equal(resumed.stream.get_state(), straight.stream.get_state())
+
+
+def test_a_state_shows_its_latents_and_pins_its_clean_frames():
+    run = state()
+    vision, sound = run.latents()
+    assert vision.shape == (4, 3, 2, 2) and sound.shape == (2, 8)
+    assert torch.equal(vision, run.noise[0]) and torch.equal(sound, run.noise[1])
+    run.pin()
+    assert torch.equal(run.latents()[0], run.noise[0]), "nothing is pinned in a run without conditioning"
+
+    pinned = torch.zeros(4, 3, 2, 2, dtype=torch.bool)
+    pinned[:, 0] = True
+    run.pinned = torch.cat((pinned.flatten(), torch.zeros(16, dtype=torch.bool)))
+    run.clean = torch.full_like(run.x, 7.0)
+    run.pin()
+    vision, sound = run.latents()
+    assert (vision[:, 0] == 7).all()
+    assert torch.equal(vision[:, 1:], run.noise[0][:, 1:]) and torch.equal(sound, run.noise[1])
+
+
+# Noise -----------------------------------------------------------------------------------------------------------
+
+VISION, SOUND, ACTION = Item("vision", (48, 3, 5, 7)), Item("sound", (8, 33)), Item("action", (16, 10))
+
+
+def test_noise_is_the_stream_of_torch_randn():
+    own = torch.Generator().manual_seed(42)
+    found = initial_noise([VISION, SOUND, ACTION], generator(42))
+    for tensor, item in zip(found, (VISION, SOUND, ACTION), strict=True):
+        assert tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+        assert torch.equal(tensor, torch.randn(item.shape, generator=own))
+
+
+@pytest.mark.parametrize(
+    "order", [(VISION, SOUND, ACTION), (ACTION, SOUND, VISION), (SOUND, ACTION, VISION), (ACTION, VISION)]
+)
+def test_noise_is_drawn_vision_sound_action_whatever_the_order_of_the_items(order):
+    own = torch.Generator().manual_seed(42)
+    expected = {}
+    for item in (VISION, SOUND, ACTION):
+        if item in order:
+            expected[item.modality] = torch.randn(item.shape, generator=own)
+    found = initial_noise(order, generator(42))
+    assert [tuple(tensor.shape) for tensor in found] == [item.shape for item in order]
+    for tensor, item in zip(found, order, strict=True):
+        assert torch.equal(tensor, expected[item.modality])
+
+
+def test_a_seed_is_the_noise():
+    first, again, other = (initial_noise([VISION], generator(seed))[0] for seed in (7, 7, 8))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.isfinite(initial_noise([SOUND], generator(2**63 - 1))[0]).all()
+
+
+def test_the_global_generator_is_neither_read_nor_moved():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = initial_noise([SOUND], generator(7))[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(first, initial_noise([SOUND], generator(7))[0])
+
+
+# Guidance --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timestep", "inside"), [(399, False), (399.999, False), (400, True), (400.0, True), (999, True), (1000, True)]
+)
+def test_the_guidance_interval_includes_both_ends(timestep, inside):
+    assert guided(7.0, (400.0, 1000.0), timestep) is inside
+    assert guided(7.0, (0.0, 1000.0 - timestep), 1000.0 - timestep) is True
+    assert guided(7.0, (0.0, 999.0), 1000) is False
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.5, 7.0])
+def test_no_interval_guides_every_step(guidance):
+    assert all(guided(guidance, None, t) for t in (0, 1, 500, 1000))
+
+
+@pytest.mark.parametrize("interval", [None, (0.0, 1000.0)])
+def test_guidance_one_never_needs_the_second_branch(interval):
+    assert not any(guided(1.0, interval, t) for t in (0, 500, 1000))
+
+
+def test_guidance_combines_as_written():
+    cond, uncond = torch.randn(2, 100, generator=generator(0))
+    for guidance in (0.0, 0.5, 4.0, 7.0):
+        exact = uncond.double() + guidance * (cond.double() - uncond.double())
+        torch.testing.assert_close(combine(cond, uncond, guidance).double(), exact, rtol=0, atol=3e-6)
+    assert torch.equal(combine(cond, uncond, 0.0), uncond)
+
+
+def test_the_image_interval_guides_41_of_50_steps():
+    """Spec 3.2: shift 3, 50 steps, [400, 1000]."""
+    assert sum(guided(7.0, (400.0, 1000.0), t) for t in solver("native", 50, 3.0).timesteps) == 41
