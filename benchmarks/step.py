@@ -98,8 +98,7 @@ def our_model(args: argparse.Namespace, module) -> SimpleNamespace:
     """Our towers with the peer's weights, on the reference backend's ops."""
     config = TransformerConfig.from_json(dict(module.config), "the peer's config")
     backend = dataclasses.replace(reference.BACKEND, torch_device=args.device)
-    want = Want(args.dtype, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-    plan = resolve(want, backend)
+    plan = resolve(Want.of(config, args.dtype), backend)
     ops, state, dtype = plan.build_ops(), module.state_dict(), getattr(torch, args.dtype)
 
     def read(names):

@@ -52,8 +52,7 @@ def diffusers_transformer(config: dict, seed: int = 0, scale: float = 0.2):
 
 
 def reference_plan(config: TransformerConfig, dtype: str = "float32"):
-    want = Want(dtype, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-    return resolve(want, reference.BACKEND)
+    return resolve(Want.of(config, dtype), reference.BACKEND)
 
 
 def towers(module, ops: Ops | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32):

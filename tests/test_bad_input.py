@@ -109,7 +109,7 @@ REQUESTS = {
     "size negative": (CLIP + "--size -64x64", "size '-64x64'", "Type WIDTHxHEIGHT"),
     "size a float": (CLIP + "--size 1e9", "size '1e9'", "Type WIDTHxHEIGHT"),
     "size a word": (CLIP + "--size foo", "size 'foo'", "TIER:ASPECT such as 720p:16:9"),
-    "size empty": (CLIP + "--size ''", "size ''", "Type WIDTHxHEIGHT"),
+    "size empty": (CLIP + "--size ''", "--size ''", "Give it a value or leave it out"),
     "size one number": ("x --model tiny --set size=64", "size 64", "Type it as WIDTHxHEIGHT"),
     "size three numbers": ("x --model tiny --set size=[64,64,3]", "size [64, 64, 3]", "Type it as WIDTHxHEIGHT"),
     "size an unknown tier": (CLIP + "--size 1080p", "size '1080p'", "Tiers are 256p, 480p, 704p, 720p, 768p"),
@@ -181,7 +181,9 @@ REQUESTS = {
     "unknown kernel": (CLIP + "--kernel attention=flash", "--kernel attention=flash", "reference has eager"),
     "unknown model": (CLIP + "--model cosmos3-nano", "--model cosmos3-nano", "Did you mean nvidia/Cosmos3-Nano?"),
     "model not an id": (CLIP + "--model a/b/c", "--model a/b/c", "Pass tiny, a folder, or one of nvidia/Cosmos3-Nano"),
-    "model empty": (CLIP + "--model ''", "--model ", "Pass tiny, a folder, or one of nvidia/Cosmos3-Nano"),
+    "empty model": (CLIP + "--model ''", "--model ''", "Give it a value or leave it out"),
+    "empty output": (CLIP + "-o ''", "--output ''", "Give it a value or leave it out"),
+    "empty latents": (CLIP + "--latents ''", "--latents ''", "Give it a value or leave it out"),
     "model a file": (CLIP + "--model {files}/text.jpg", "--model {files}/text.jpg", "Pass the folder that holds"),
     "model an empty folder": (CLIP + "--model folder", "--model folder", "with model_index.json at its top"),
     "model not in the cache": (
@@ -339,7 +341,6 @@ FILES = {
     "prompt file blank": (f"@{{files}}/blank.txt {ANY}", "an empty prompt", "Describe the scene"),
     "prompt file too long": (f"@{{files}}/long.txt {ANY}", "a prompt of 249,999 characters", "Keep it under 100,000"),
     "request file missing": ("--request none.json", "--request none.json", "No such file or directory. Check the path"),
-    "request file without a name": ("--request ''", "--request ", "No such file or directory. Check the path"),
     "request file cut off": ("--request {files}/cut.json", "--request {files}/cut.json", "Give a JSON object"),
     "request file a list": ("--request {files}/list.json", "--request {files}/list.json", 'Write it like {"prompt": '),
     "request file misspelt": ("--request {files}/misspelt.json", "request field 'guidence'", "Did you mean guidance?"),
@@ -437,6 +438,8 @@ OUTPUTS = {
     ),
     "latents in a missing folder": (CLIP + "--save-latents none/a", "writing none/a", "there is no folder none"),
     "latents over the output": (CLIP + "--save-latents {out}/clip.mp4", "writing {out}/clip.mp4", "Choose another"),
+    "output over its input": (LONGER + "--video clip.mp4", "writing {out}/clip.mp4", "Choose another file name"),
+    "manifest over the picture": (CLIP + "--image a --manifest ./a", "writing a", "Choose another file name"),
     "latents over the manifest": (CLIP + "--save-latents a --manifest a", "writing a", "Choose another file name"),
 }
 for option in ("-o", "--manifest", "--save-latents"):
@@ -592,6 +595,11 @@ DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
         saying(SCHEDULER, use_flow_sigmas=..., prediction_type=...),
         "loading {model}/scheduler",
         FETCH.format("scheduler folder"),
+    ),
+    "distilled without sigmas": (
+        holding("modular_model_index.json", '{"is_distilled": true, "distilled_sigmas": "four"}'),
+        "--model {model}",
+        "it has no distilled sigmas",
     ),
     "no vae/config.json": (removed("vae/config.json"), "--model {model}", "it has no vae/config.json"),
     "no tokenizer": (removed(TOKENIZER), "--model {model}", f"it has no {TOKENIZER}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import signal
 import sys
@@ -12,20 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import reference
 from ..contract import Cosmos3Error, InputError
 from ..engine import manifest as manifests
 from ..engine import media
 from ..engine.model import Model, open_model
-from ..plan import Plan, Want, resolve
-from ..plan.resolve import find_backend
+from ..plan import Plan, Want, find_backend, resolve
 from ..scenarios import request as requests
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine, Inputs
     from ..sampling.state import State
 
-BACKENDS = (reference.BACKEND,)
 DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 MAX_TEXT_BYTES = 1 << 20
 SHORTHANDS = (
@@ -98,7 +96,8 @@ class Paths:
 
 def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
-    saved = _read_saved(options) if options.resume is not None else None
+    _check_given(options)
+    saved = _read_saved(options) if options.resume else None
     given = saved["given"] if saved else _given(options)
     profile = saved["profile"] if saved else options.profile or requests.PROFILES[0]
     model = open_model(*(saved["model"] if saved else (options.model or DEFAULT_MODEL, options.revision)))
@@ -110,14 +109,21 @@ def execute(options: Options) -> None:
         _read_inputs(model, plan, request)
         print(json.dumps(settled, indent=2))
         return
-    noise = _read_noise(options.latents, request, model) if options.latents is not None else None
+    noise = _read_noise(options.latents, request, model) if options.latents else None
     _generate(model, plan, request, paths, settled, noise, saved)
+
+
+def _check_given(options: Options) -> None:
+    """An option without text is a shell variable that was not set; to run with the default instead would be a guess."""
+    for name, value in vars(options).items():
+        if value == "" and name not in ("prompt", "negative_prompt"):
+            raise InputError(f"--{name.replace('_', '-')} ''", "it is empty", "Give it a value or leave it out")
 
 
 def _given(options: Options) -> dict[str, Any]:
     """The request fields the user set: the request file's, then --set's, then the options'."""
     given: dict[str, Any] = {}
-    if options.request is not None:
+    if options.request:
         given |= _request_file(options.request)
     given |= {key: _value(text) for key, text in options.fields.items()}
     given |= {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
@@ -180,23 +186,18 @@ def _paths(options: Options, request: requests.Request) -> Paths:
     media.check_output(output, video=request.is_video)
     manifest = Path(options.manifest or f"{output}.json")
     latents = Path(options.save_latents) if options.save_latents else None
-    for path in filter(None, (manifest, latents)):
-        if path == output or manifest == latents:
+    taken = {os.path.realpath(name) for name in (request.image, request.video, options.latents) if name}
+    for path in filter(None, (output, manifest, latents)):
+        if (real := os.path.realpath(path)) in taken:
             raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
+        taken.add(real)
         media.check_writable(path)
     return Paths(output, manifest, latents)
 
 
 def _plan(options: Options, model: Model) -> Plan:
-    config = model.config
-    want = Want(
-        dtype=options.dtype or model.dtype,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        kernels=options.kernels,
-    )
-    return resolve(want, find_backend(options.backend, BACKENDS))
+    want = Want.of(model.config, options.dtype or model.dtype, options.kernels)
+    return resolve(want, find_backend(options.backend))
 
 
 def _read_inputs(model: Model, plan: Plan, request: requests.Request) -> Inputs:

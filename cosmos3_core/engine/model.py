@@ -87,9 +87,12 @@ def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[floa
     fixed = scheduler.get("fixed_step_sampler_config") or {}
     if not (modular.get("is_distilled") or fixed):
         return None
-    sigmas = tuple(float(s) for s in modular.get("distilled_sigmas") or fixed.get("t_list") or () if s > 0)
+    try:
+        sigmas = tuple(float(s) for s in modular.get("distilled_sigmas") or fixed.get("t_list") or () if s > 0)
+    except (AttributeError, TypeError):
+        sigmas = ()
     if not sigmas:
-        raise _incomplete(repo.name, "the distilled sigmas (modular_model_index.json or scheduler_config.json)")
+        raise _incomplete(repo.name, "distilled sigmas (in modular_model_index.json or scheduler_config.json)")
     return sigmas
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from .. import reference
 from ..contract import OPS, Ask, Backend, Device, InputError, Kernel, Ops, Unavailable
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,6 +22,12 @@ class Want:
     kv_heads: int
     head_dim: int
     kernels: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Any, dtype: str, kernels: dict[str, str] | None = None) -> Want:
+        """What running a transformer of this config takes."""
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        return cls(dtype, *heads, kernels or {})
 
 
 @dataclass(frozen=True)
@@ -66,17 +73,19 @@ class Plan:
         }
 
 
-def find_backend(name: str | None, installed: Sequence[Backend]) -> Backend:
+BACKENDS = {backend.name: backend for backend in (reference.BACKEND,)}
+
+
+def find_backend(name: str | None) -> Backend:
     """The backend of that name; without a name the only one there is. Raises InputError."""
-    names = [backend.name for backend in installed]
-    if name is None and len(installed) == 1:
-        return installed[0]
-    for backend in installed:
-        if backend.name == name:
-            return backend
-    close = difflib.get_close_matches(name or "", names, 1)
-    hint = f"Did you mean {close[0]}?" if close else f"Backends here: {', '.join(names)}"
-    raise InputError(f"--backend {name}", "no installed package provides it", hint)
+    if name is None:
+        (backend,) = BACKENDS.values()
+        return backend
+    if name not in BACKENDS:
+        close = difflib.get_close_matches(name, BACKENDS, 1)
+        hint = f"Did you mean {close[0]}?" if close else f"Backends here: {', '.join(BACKENDS)}"
+        raise InputError(f"--backend {name}", "no installed package provides it", hint)
+    return BACKENDS[name]
 
 
 def resolve(want: Want, backend: Backend) -> Plan:
