@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,11 +35,8 @@ def alternate(
 ) -> dict[str, dict]:
     """Time all contestants in turn, round after round, so that a change in the machine's load meets all of them alike.
 
-    Per contestant: the median and all rounds, in seconds.
+    The caller has warmed them up. Per contestant: the median and all rounds, in seconds.
     """
-    for function in contestants.values():
-        for _ in range(warmups):
-            function()
     rounds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, function in contestants.items():
@@ -48,17 +45,32 @@ def alternate(
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Device, versions, commit and command: what a reader needs to run the same again."""
+    """Device, versions, sources and command: what a reader needs to run the same again."""
     name = _cpu_name() if device == "cpu" else torch.get_device_module(device).get_device_name()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return {
         "device": name,
         "threads": torch.get_num_threads() if device == "cpu" else None,
         "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "diffusers")},
-        "commit": commit or None,
-        "command": " ".join(["python", "-m", spec.name if spec else "benchmarks", *sys.argv[1:]]),
+        "sources_sha256": _sources(),
+        "command": " ".join(["python", "-m", spec.name if spec else "benchmarks", *_without_out(sys.argv[1:])]),
     }
+
+
+def _without_out(arguments: list[str]) -> list[str]:
+    """Where the result went is the machine's business."""
+    at = arguments.index("--out") if "--out" in arguments else len(arguments)
+    return arguments[:at] + arguments[at + 2 :]
+
+
+def _sources() -> str:
+    """Of the Python files of core and benchmarks: a lent machine has the working tree and no history."""
+    root = Path(__file__).parents[1]
+    files = sorted(file for folder in ("cosmos3_core", "benchmarks") for file in (root / folder).rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _cpu_name() -> str:

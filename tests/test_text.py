@@ -52,9 +52,22 @@ QWEN_LIKE = """\
 {%- if seen.last_user < 0 %}{{- raise_exception('no user turn') }}{% endif -%}
 {%- for message in messages if message.role != 'system' %}
     {{- '<|im_start|>' + message.role + '\\n' + render(message.content, seen) + eos_token + '\\n' }}
+    {%- if add_vision_id %}{{- 'numbered' }}{% endif -%}
     {%- if loop.last %}{{- message | tojson + message | tojson(ensure_ascii=true, indent=2) + pad_token }}{% endif -%}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+# Without dashes it is the environment that decides which line breaks and indents are kept.
+UNTRIMMED = """
+  {% for message in messages %}
+  <|im_start|>{{ message.role }}
+  {{ message.content }}
+    {% if loop.last %}
+    last
+    {% endif %}
+  {% endfor %}
+<|im_end|>
 """
 
 TEXTS = [
@@ -88,7 +101,7 @@ def peer_ids(peer, text: str, system: str | None, template: str | None = None) -
     return ids + [peer.eos_token_id, peer.convert_tokens_to_ids("<|vision_start|>")]
 
 
-@pytest.mark.parametrize("template", [None, QWEN_LIKE], ids=["own template", "qwen-like template"])
+@pytest.mark.parametrize("template", [None, QWEN_LIKE, UNTRIMMED], ids=["own", "qwen-like", "untrimmed"])
 @pytest.mark.parametrize("system", [None, SYSTEM_PROMPTS["image"], SYSTEM_PROMPTS["video"]], ids=["none", "i", "v"])
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_equal_those_of_transformers(peer, text, system, template):
@@ -114,6 +127,24 @@ def test_eos_and_start_of_vision_close_even_an_empty_prompt():
     ids = chat().encode("", None)
     assert ids[-2:] == [special["<|im_end|>"], special["<|vision_start|>"]]
     assert len(ids) > 2 and ids[0] == special["<|im_start|>"]
+
+
+def test_a_tokenizer_that_adds_tokens_by_itself_adds_none_to_a_chat(tmp_path):
+    """The template writes every token that belongs there; Llama-style tokenizers would add a first one."""
+    tokenizer, piece = json.loads(TOKENIZER), {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    number = next(token["id"] for token in tokenizer["added_tokens"] if token["content"] == "<|endoftext|>")
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [piece, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [piece, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [number], "tokens": ["<|endoftext|>"]}},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": TEMPLATE}))
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert theirs("A cat.").input_ids[0] == number
+    found = ChatTokenizer(json.dumps(tokenizer), CONFIG, TEMPLATE, "x").encode("A cat.", None)
+    assert found == peer_ids(theirs, "A cat.", None) == chat().encode("A cat.", None)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 10_000])

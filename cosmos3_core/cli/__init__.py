@@ -83,6 +83,8 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
+        if "unexpected extra argument" in error.message:
+            error.message += ". Put the prompt in quotes"
         error.show()
         sys.exit(error.exit_code)
     except Cosmos3Error as error:

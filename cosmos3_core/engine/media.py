@@ -123,7 +123,7 @@ def _reserve(path: Path) -> Path:
     except OSError as error:
         if not path.parent.is_dir():
             found = f"there is no folder {path.parent}"
-            raise InputError(f"writing {path}", found, "Create it with mkdir -p, or choose another one") from None
+            raise InputError(f"writing {path}", found, "Create it with mkdir -p, or choose another with -o") from None
         found = f"the folder {path.parent} cannot be written to ({error.strerror})"
         raise InputError(f"writing {path}", found, "Choose another folder") from error
     return temp

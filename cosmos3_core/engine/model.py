@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..model.text import ChatTokenizer
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
+    from .tensors import TensorInfo
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
@@ -111,23 +112,32 @@ def _incomplete(name: str, path: str) -> InputError:
     )
 
 
+def _kind(info: TensorInfo) -> tuple[tuple[int, ...], torch.dtype]:
+    return info.shape, info.dtype
+
+
 class Weights:
     """The tensor files that a run needs, found and checked; `understanding`, `generation` and `vae` then read them."""
 
     def __init__(self, model: Model):
         from ..model.vae import VideoVAE
-        from ..model.weights import canonical_name, check_names
+        from ..model.weights import canonical_name, check_names, check_tensors
         from .tensors import open_tensors
 
         self.model = model
         self.transformer = open_tensors(model.repository, "transformer")
-        self.raw_names = {canonical_name(name): name for name in self.transformer.tensors}
-        found = {name: self.transformer.tensors[raw] for name, raw in self.raw_names.items()}
-        check_names(
-            model.config, {n: (info.shape, info.dtype) for n, info in found.items()}, f"{model.name}/transformer"
-        )
+        self.raw_names: dict[str, str] = {}
+        for raw in self.transformer.tensors:
+            name = canonical_name(raw)
+            if name in self.raw_names:
+                found = f"{raw} and {self.raw_names[name]} are two names of one tensor"
+                raise InputError(f"loading {model.name}/transformer", found, "Keep one of them")
+            self.raw_names[name] = raw
+        found = {name: _kind(self.transformer.tensors[raw]) for name, raw in self.raw_names.items()}
+        check_names(model.config, found, f"{model.name}/transformer")
         self.vae_files = open_tensors(model.repository, "vae")
-        _check_vae(VideoVAE.names(model.vae, f"{model.name}/vae"), self.vae_files.tensors, f"{model.name}/vae")
+        expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
+        check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         canonical = {self.raw_names[name]: name for name in names}
@@ -163,19 +173,4 @@ class Weights:
             source=f"{self.model.name}/vae",
             device=device,
             dtype=dtype,
-        )
-
-
-def _check_vae(expected: dict[str, tuple[int, ...]], found: dict[str, Any], source: str) -> None:
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not part of it" for name in found if name not in expected]
-    wrong += [
-        f"{name} is {list(found[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
-        raise InputError(
-            f"loading {source}", ", ".join(wrong[:6]) + more, "Get the vae folder again from the model's repository"
         )

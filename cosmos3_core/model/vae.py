@@ -69,7 +69,7 @@ class VideoVAE:
         try:
             with torch.device("meta"):
                 module = AutoencoderKLWan.from_config(config)
-            c = module.config  # three values the constructor does not look at, and `decode` needs
+            c = module.config  # values that the constructor does not look at, and `decode` needs
             torch.tensor([c.latents_mean, c.latents_std]).view(2, c.z_dim)
             torch.empty(c.out_channels).view(3, c.patch_size, c.patch_size)
         except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
@@ -98,7 +98,9 @@ class VideoVAE:
         if tile is not None:
             stride = int(tile * (1 - TILE_OVERLAP))
             self.module.enable_tiling(tile, tile, stride, stride)
-            yield _to_bytes(self.module.decode(z).sample)
+            pixels = self.module.decode(z).sample
+            self.module.disable_tiling()  # or the next request's input would be encoded in tiles
+            yield _to_bytes(pixels)
             return
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 

@@ -112,6 +112,8 @@ def generation_slots(config: TransformerConfig) -> list[Slot]:
 DECORATION = re.compile(r"lm_head\.weight|norm\.weight|rotary_emb\.inv_freq|(model\.)?visual\..*|action_pos_embed\..*")
 """Tensors a checkpoint may hold that making media does not use; any other extra tensor is an error."""
 
+RUNNABLE = (torch.float32, torch.bfloat16, torch.float16)
+
 _PREFIX = re.compile(r"^(net\.)?(language_model\.)?(model\.)?(?!visual\.)")
 _NATIVE = [
     (r"\.self_attn\.([qkv])_proj_moe_gen\.", r".self_attn.add_\1_proj."),
@@ -142,31 +144,33 @@ def canonical_name(name: str) -> str:
 
 
 def check_names(config: TransformerConfig, found: dict[str, tuple[tuple[int, ...], torch.dtype]], source: str) -> None:
-    """Compare a checkpoint's tensors (canonical name to shape and dtype) with what the config says it holds.
-
-    Raises InputError that names every missing, extra, misshaped or non-floating tensor (the first few of each).
-    """
+    """`check_tensors` of a transformer's tensors, by their canonical names, against what its config says."""
     expected: dict[str, tuple[int, ...]] = {}
     for slot in understanding_slots(config) + generation_slots(config):
         expected |= slot.tensors()
+    check_tensors(
+        expected, {n: info for n, info in found.items() if n in expected or not DECORATION.fullmatch(n)}, source
+    )
+
+
+def check_tensors(
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[tuple[int, ...], torch.dtype]], source: str
+) -> None:
+    """Compare the tensors of a component (name to shape and dtype) with what it should hold (name to shape).
+
+    Raises InputError that names every missing, extra, misshaped or non-floating tensor (the first few of each).
+    """
+    both = [name for name in expected if name in found]
     problems = [
         _listed("missing", [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]),
-        _listed("not part of this model", [n for n in found if n not in expected and not DECORATION.fullmatch(n)]),
+        _listed("not part of this model", [name for name in found if name not in expected]),
         _listed(
             "of the wrong shape",
-            [
-                f"{n} is {list(found[n][0])} instead of {list(shape)}"
-                for n, shape in expected.items()
-                if n in found and found[n][0] != shape
-            ],
+            [f"{n} is {list(found[n][0])} instead of {list(expected[n])}" for n in both if found[n][0] != expected[n]],
         ),
         _listed(
             "of a type that cannot be run as it is",
-            [
-                f"{n} is {found[n][1]}"
-                for n in expected
-                if n in found and found[n][1] not in (torch.float32, torch.bfloat16, torch.float16)
-            ],
+            [f"{n} is {found[n][1]}" for n in both if found[n][1] not in RUNNABLE],
         ),
     ]
     if any(problems):

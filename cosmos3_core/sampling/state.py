@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..contract import InputError
 from .solver import Solver
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class State:
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Continue from what `to_tensors` returned, on a state that was started from the same request."""
+        shapes = {"x": self.x.shape} | {f"noise.{item.modality}": item.shape for item in self.items}
+        if any(name not in tensors or tensors[name].shape != shape for name, shape in shapes.items()):
+            raise InputError("resuming", "the saved latents do not fit the saved request", "Start the run again")
         device = self.x.device
         self.index, self.x = numbers["index"], tensors["x"].to(device)
         self.noise = [tensors[f"noise.{item.modality}"] for item in self.items]
