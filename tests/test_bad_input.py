@@ -156,7 +156,7 @@ REQUESTS = {
     "text a number": (CLIP + "--set negative_prompt=5", "negative_prompt = 5", "Give negative_prompt as a string"),
     "path a number": (CLIP + "--set image=5", "image = 5", "as the path of a file"),
     "misspelt field": (CLIP + "--set stesp=5", "request field 'stesp'", "Did you mean steps?"),
-    "field without a name": (CLIP + "--set =5", "request field ''", "Fields are condition_frames, "),
+    "field without a name": (CLIP + "--set =5", "request field ''", "Fields are condition_frame_indexes, "),
     "unknown task": (CLIP + "--task t3v", "task 't3v'", "Tasks are t2i, t2v, i2v, v2v"),
     "task a list": (CLIP + "--set task=[1]", "task [1]", "Tasks are t2i, t2v, i2v, v2v"),
     "image and video": (CLIP + "--image a.png --video b.mp4", "--image with --video", "Drop one"),
@@ -165,9 +165,9 @@ REQUESTS = {
     "i2v without an image": (CLIP + "--task i2v", "task i2v", "Add --image FILE"),
     "v2v without a video": (CLIP + "--task v2v", "task v2v", "Add --video FILE"),
     "condition frames of a t2v": (
-        CLIP + "--set condition_frames=[0]",
-        "condition_frames = [0]",
-        "Drop condition_frames",
+        CLIP + "--set condition_frame_indexes=[0]",
+        "condition_frame_indexes = [0]",
+        "Drop condition_frame_indexes",
     ),
     "no prompt": (ANY, "a run without a prompt", 'Type cosmos3 run "what to show"'),
     "empty prompt": (f"'' {ANY}", "an empty prompt", "Describe the scene"),
@@ -323,15 +323,15 @@ FILES = {
     "clip too short": (LONGER + "--video {files}/short.mp4", "--video {files}/short.mp4", "has 3 frames"),
     "clip a picture": (LONGER + "--video {files}/good.png", "--video {files}/good.png", "Use a longer clip"),
     "conditioning out of range": (
-        LONGER + "--video {files}/good.mp4 --set condition_frames=[0,3]",
-        "condition_frames [0, 3]",
+        LONGER + "--video {files}/good.mp4 --set condition_frame_indexes=[0,3]",
+        "condition_frame_indexes [0, 3]",
         "Use indices from 0 to 2",
     ),
     "conditioning everything": (CLIP + "--video {files}/good.mp4", "every frame as conditioning", "9 frames or more"),
     **{
         f"conditioning {text}": (
-            LONGER + f"--video {{files}}/good.mp4 --set condition_frames={shlex.quote(text)}",
-            "condition_frames = ",
+            LONGER + f"--video {{files}}/good.mp4 --set condition_frame_indexes={shlex.quote(text)}",
+            "condition_frame_indexes = ",
             "Give a list such as [0, 1]",
         )
         for text in ("[]", '["a"]', "[-1]", "[0.5]", "0,1", "0")

@@ -22,10 +22,10 @@ def test_the_python_example_runs():
 
 @pytest.mark.parametrize("line", re.findall(r"^cosmos3 run .*$", README, re.M))
 def test_commands_parse(line):
-    from cosmos3_core.cli import run
+    from cosmos3_core.cli import cli
 
     arguments = shlex.split(line, comments=True)[2:]
-    run.make_context("run", arguments)  # raises on an unknown option or a value of the wrong type
+    cli.commands["run"].make_context("run", arguments)  # raises on an unknown option or a value of the wrong type
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/architecture.md", "benchmarks/README.md"])

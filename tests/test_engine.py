@@ -140,9 +140,9 @@ def test_a_resident_engine_runs_text_then_picture_tasks(tmp_path):
 
 def test_noise_of_another_shape_is_refused():
     with pytest.raises(InputError, match=r"48, 1, 2, 2.*48, 2, 4, 4"):
-        engine().start(request(), noise=[torch.zeros(48, 1, 2, 2)])
+        engine().read_inputs(request(), [torch.zeros(48, 1, 2, 2)])
     with pytest.raises(InputError, match="finite"):
-        engine().start(request(), noise=[torch.full((48, 2, 4, 4), float("nan"))])
+        engine().read_inputs(request(), [torch.full((48, 2, 4, 4), float("nan"))])
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ RUNS = {
     "i2v": dict(task="i2v", frames=9, size="80x112", steps=6),
     "v2v": dict(task="v2v", frames=13, size="80x112", steps=6),
     "v2v from the end": dict(
-        task="v2v", frames=13, size="80x112", steps=4, condition_keep="last", condition_frames=[0]
+        task="v2v", frames=13, size="80x112", steps=4, condition_video_keep="last", condition_frame_indexes=[0]
     ),
 }
 
@@ -243,7 +243,7 @@ def engine_pixels(request, pixels):
     count = request.conditioning_pixel_frames
     if not count:
         return None
-    chosen = pixels[-count:] if request.condition_keep == "last" else pixels[:count]
+    chosen = pixels[-count:] if request.condition_video_keep == "last" else pixels[:count]
     return torch.from_numpy(chosen).permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
@@ -265,7 +265,8 @@ def run_diffusers(pipeline, request, schedule, media, given, output_type):
     extra = {}
     if request.task == "v2v":
         extra = dict(
-            condition_frame_indexes_vision=request.condition_frames, condition_video_keep=request.condition_keep
+            condition_frame_indexes_vision=request.condition_frame_indexes,
+            condition_video_keep=request.condition_video_keep,
         )
     return pipeline(
         prompt=request.prompt,

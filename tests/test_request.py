@@ -41,7 +41,7 @@ ROWS = [
 def facts(
     variant: str = "base", system_prompt: bool = True, negative: str | None = '{"subjects": "worst"}'
 ) -> ModelFacts:
-    return ModelFacts(f"some/{variant}", variant, system_prompt, negative)
+    return ModelFacts(f"some/{variant}", variant, system_prompt, negative, 4 if variant == "distilled" else None)
 
 
 def ask(task: str, profile: str = "reference", variant: str = "base", /, **given: Any):
@@ -139,7 +139,7 @@ def test_each_profile_treats_text_and_pictures_as_its_engine_does(task, profile)
         request.max_text_tokens,
     )
     assert found == TREATMENT[profile]
-    assert request.condition_frames == (0, 1) and request.condition_keep == "first"
+    assert request.condition_frame_indexes == (0, 1) and request.condition_video_keep == "first"
     assert profile_source(profile)
 
 
@@ -165,21 +165,23 @@ def test_the_stock_negative_prompt_is_for_videos_of_the_reference_profile(varian
 def test_an_empty_stock_negative_prompt_is_no_failure():
     given = {"task": "t2v", "prompt": "A cat."}
     request, origin = resolve(given, "reference", facts(negative=None), pick_seed=lambda: 0)
-    assert request.negative_prompt == "" and "checkpoint has no" in origin["negative_prompt"]
+    assert request.negative_prompt == "" and "checkpoint has no file" in origin["negative_prompt"]
 
 
 # Provenance ------------------------------------------------------------------------------------------------------
 
 
 def test_every_value_says_where_it_came_from():
-    _, origin = ask("v2v", steps=9, size="320x192", condition_frames=[0], guidance=6.0)
+    _, origin = ask("v2v", steps=9, size="320x192", condition_frame_indexes=[0], guidance=6.0)
     assert set(origin) == set(REQUEST_KEYS)
-    users = {"task", "prompt", "video", "steps", "size", "condition_frames"}
+    users = {"task", "prompt", "video", "steps", "size", "condition_frame_indexes"}
     assert {key for key, source in origin.items() if source == "user"} == users
     assert origin["system_prompt"] == "checkpoint (model_index.json)"
     assert origin["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert origin["seed"] == "random"
     rest = set(REQUEST_KEYS) - users - {"system_prompt", "negative_prompt", "seed"}
+    assert {origin.pop(key) for key in ("image", "tile")} == {"not given"}
+    rest -= {"image", "tile"}
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"
 
 
@@ -215,7 +217,7 @@ def test_a_request_given_back_is_the_same_request(task, profile, variant):
             {"system_prompt": False, "resolution_template": True, "negative_metadata": "none", "json_metadata": False},
         ]
     if task == "v2v":
-        changes.append({"condition_frames": [3, 0, 3], "condition_keep": "last", "video_fit": "stretch"})
+        changes.append({"condition_frame_indexes": [3, 0, 3], "condition_video_keep": "last", "video_fit": "stretch"})
     if task in ("i2v", "v2v"):
         changes += [{"image_filter": "lanczos"}, {"image_filter": "bilinear"}]
     if task != "t2i":
@@ -244,8 +246,8 @@ def test_random_requests_given_back_are_the_same():
         "json_metadata": [True, False],
         "image_filter": ["bilinear", "lanczos"],
         "video_fit": ["crop", "stretch"],
-        "condition_frames": [[0], [0, 1], [1, 2]],
-        "condition_keep": ["first", "last"],
+        "condition_frame_indexes": [[0], [0, 1], [1, 2]],
+        "condition_video_keep": ["first", "last"],
         "max_text_tokens": [0, 77],
         "tile": [None, 64, 256],
         "frames": [1, 5, 17],
@@ -305,7 +307,8 @@ def test_width_and_height_are_said_as_size():
         ("negative_metadata", ["opposite", None]),
         ("max_text_tokens", [-1, 100_001, 0.5, None]),
         ("tile", [0, 63, 100, 32, 64.0, True, "64", []]),
-        ("image", [5, [], {}]),
+        ("image", [5, [], {}, "a\0b"]),
+        ("video", [5, "a\0b"]),
         ("size", ["big", "", None, 5, [64], [64, 64, 64], ["64", "64"], [64.0, 64.0], {}, "64x", "-64x64"]),
         ("task", ["t3v", None, ["t2v"], {}, 5]),
     ],
@@ -422,9 +425,9 @@ USELESS = [
     ("t2v", "reference", {"guidance": 1, "negative_metadata": "none"}, "negative_metadata"),
     ("t2v", "reference", {"schedule": "karras", "shift": 3}, "shift"),
     ("t2i", "diffusers", {"shift": 3}, "shift"),
-    ("t2v", "reference", {"condition_frames": [0]}, "condition_frames"),
-    ("i2v", "reference", {"condition_frames": [0]}, "condition_frames"),
-    ("i2v", "reference", {"condition_keep": "last"}, "condition_keep"),
+    ("t2v", "reference", {"condition_frame_indexes": [0]}, "condition_frame_indexes"),
+    ("i2v", "reference", {"condition_frame_indexes": [0]}, "condition_frame_indexes"),
+    ("i2v", "reference", {"condition_video_keep": "last"}, "condition_video_keep"),
     ("i2v", "reference", {"video_fit": "stretch"}, "video_fit"),
     ("t2v", "reference", {"image_filter": "lanczos"}, "image_filter"),
     ("t2i", "reference", {"image_filter": "lanczos"}, "image_filter"),
@@ -448,7 +451,7 @@ def test_an_option_that_would_change_nothing_is_refused(task, profile, given, ke
     [
         ("t2v", "reference", {"guidance": 1, "negative_metadata": "same", "guidance_interval": []}),
         ("t2v", "reference", {"schedule": "karras", "shift": 10.0}),
-        ("t2i", "reference", {"fps": 24, "duration_template": True, "condition_frames": [0, 1]}),
+        ("t2i", "reference", {"fps": 24, "duration_template": True, "condition_frame_indexes": [0, 1]}),
         ("t2v", "reference", {"image_filter": "bilinear", "video_fit": "crop"}),
     ],
 )
@@ -461,7 +464,7 @@ def test_repeating_a_default_is_no_option(task, profile, given):
     [
         ("t2v", "reference", {"guidance": 2, "negative_prompt": "bad", "guidance_interval": [1, 2]}),
         ("t2i", "diffusers", {"schedule": "flow", "shift": 3}),
-        ("v2v", "reference", {"condition_frames": [0], "condition_keep": "last", "video_fit": "stretch"}),
+        ("v2v", "reference", {"condition_frame_indexes": [0], "condition_video_keep": "last", "video_fit": "stretch"}),
         ("v2v", "diffusers", {"image_filter": "lanczos"}),
         ("i2v", "reference", {"image_filter": "lanczos", "fps": 12, "duration_template": False}),
         ("t2v", "vllm-omni", {"duration_template": True, "negative_metadata": "same"}),
@@ -486,12 +489,12 @@ def test_inputs_belong_to_their_task():
 
 
 def test_conditioning_has_to_fit_and_leave_something():
-    error = refused("v2v", frames=9, condition_frames=[0, 3])
+    error = refused("v2v", frames=9, condition_frame_indexes=[0, 3])
     assert error.found == "9 frames are 3 latent frames" and error.next_step == "Use indices from 0 to 2"
     assert "nothing left" in refused("v2v", frames=5).found
-    assert "nothing left" in refused("v2v", frames=9, condition_frames=[2, 1, 0, 1]).found
+    assert "nothing left" in refused("v2v", frames=9, condition_frame_indexes=[2, 1, 0, 1]).found
     for bad in ([], [-1], [0.0], ["0"], 0, None, [True]):
-        refused("v2v", condition_frames=bad)
+        refused("v2v", condition_frame_indexes=bad)
 
 
 @pytest.mark.parametrize(
@@ -501,8 +504,8 @@ def test_conditioning_has_to_fit_and_leave_something():
         ("t2v", {}, (), 0),
         ("i2v", {}, (0,), 1),
         ("v2v", {}, (0, 1), 5),
-        ("v2v", {"condition_frames": [0]}, (0,), 1),
-        ("v2v", {"condition_frames": [5, 2]}, (2, 5), 21),
+        ("v2v", {"condition_frame_indexes": [0]}, (0,), 1),
+        ("v2v", {"condition_frame_indexes": [5, 2]}, (2, 5), 21),
     ],
 )
 def test_what_is_taken_from_the_input(task, given, clean, pixels):
@@ -620,3 +623,17 @@ def test_a_distilled_checkpoint_brings_its_sigmas(tmp_path, edits):
 def test_a_distilled_checkpoint_without_sigmas_is_incomplete(tmp_path):
     with pytest.raises(InputError, match="distilled sigmas"):
         open_model(checkpoint(tmp_path / "model", {"modular_model_index.json": {"is_distilled": True}}))
+
+
+def test_a_value_that_is_not_the_profiles_own_names_its_source():
+    """NVIDIA's framework has no Edge row for these, so the reference profile takes them from others and says so."""
+    _, origin = ask("t2v", "reference", "edge")
+    assert "vllm-omni" in origin["guidance"] and origin["fps"] == "profile reference"
+    _, origin = ask("t2i", "reference", "distilled")
+    assert origin["steps"] == "checkpoint (its distilled sigmas)"
+
+
+def test_a_distilled_model_runs_as_many_steps_as_it_has_sigmas():
+    three = ModelFacts("some/distilled", "distilled", True, None, 3)
+    request, _ = resolve({"task": "t2i", "prompt": "A cat."}, "reference", three, pick_seed=lambda: 7)
+    assert request.steps == 3

@@ -90,7 +90,16 @@ def test_video_to_video_keeps_the_end_asked_for(run, tmp_path):
     latents = {}
     for keep in ("first", "last"):
         name = f"{keep}.mp4"
-        arguments = ["--frames", 13, "--seed", 1, "--set", f"condition_keep={keep}", "--save-latents", f"{keep}.st"]
+        arguments = [
+            "--frames",
+            13,
+            "--seed",
+            1,
+            "--set",
+            f"condition_video_keep={keep}",
+            "--save-latents",
+            f"{keep}.st",
+        ]
         code, _, err = run("the camera pans on", *SMALL, "--video", "pan.mp4", *arguments, "-o", name)
         assert code == 0, err
         assert len(decoded(Path(name))) == 13
@@ -199,6 +208,45 @@ def test_latents_are_saved_and_injected(run):
     code, _, err = run("a cup", *SMALL, "-o", "y.png", "--seed", 99, "--latents", "l.safetensors")
     assert code == 0, err
     assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(Image.open("y.png")))
+
+
+def test_a_cut_prompt_is_said_so(run):
+    cut = ["--profile", "vllm-omni", "--set", "max_text_tokens=20"]
+    code, out, err = run("a cup " * 50, *SMALL, *cut, "-o", "x.png", "--dry-run")
+    assert code == 0 and "note: " not in out
+    assert any("the prompt was cut from" in note and "to 20 tokens" in note for note in json.loads(out)["notes"])
+    code, _, err = run("a cup " * 50, *SMALL, *cut, "-o", "x.png")
+    assert code == 0 and "note: the prompt was cut from" in err
+    assert json.loads(Path("x.png.json").read_text())["notes"]
+
+
+def test_from_the_hub_only_what_the_task_needs_is_downloaded(tmp_path):
+    """The whole command in a process of its own, against a hub on this machine; then again without any network."""
+    from fake_hub import FakeHub
+
+    from cosmos3_core.engine.repository import TINY
+
+    command = [sys.executable, "-m", "cosmos3_core.cli", "run", "a cup", "--model", "acme/Cosmos3-Small"]
+    command += ["--revision", "stable", "--size", "64x64", "--steps", "1", "--seed", "1"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"NO_PROXY": "127.0.0.1"}
+    with FakeHub() as hub:
+        commit = hub.push("acme/Cosmos3-Small", TINY, "stable")
+        env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        first = subprocess.run([*command, "-o", "a.png"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        fetched = {
+            path.split(f"{commit}/")[1]
+            for method, path, _ in hub.requests
+            if method == "GET" and commit in path and "/resolve/" in path
+        }
+    assert first.returncode == 0, first.stderr
+    assert {"transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"} <= fetched
+    assert not any(path.startswith(("sound_tokenizer/", "vision_encoder/")) for path in fetched)
+    assert json.loads((tmp_path / "a.png.json").read_text())["model"]["revision"] == commit
+    env["HF_HUB_OFFLINE"] = "1"
+    again = subprocess.run([*command, "-o", "b.png"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    a, b = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "ab")
+    assert np.array_equal(a, b)
 
 
 def test_tiled_decode(run):

@@ -13,8 +13,9 @@ from torch import Tensor
 from cosmos3_core.model.packing import Item
 from cosmos3_core.sampling.guidance import combine, guided
 from cosmos3_core.sampling.noise import generator, initial_noise
-from cosmos3_core.sampling.solver import SCHEDULES, Solver
+from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.sampling.state import State
+from cosmos3_core.scenarios.request import SCHEDULES
 
 PUBLISHED = {
     "_class_name": "UniPCMultistepScheduler",

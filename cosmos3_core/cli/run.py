@@ -105,12 +105,15 @@ def execute(options: Options) -> None:
     paths = _paths(options, request)
     plan = _plan(options, model)
     settled = manifests.resolved(model, plan, profile, request, origin)
+
+    from ..engine.engine import Engine
+
+    engine = Engine(model, plan)
+    inputs = engine.read_inputs(request, _read_noise(options.latents, request, model) if options.latents else None)
     if options.dry_run:
-        _read_inputs(model, plan, request)
-        print(json.dumps(settled, indent=2))
+        print(json.dumps(settled | {"notes": inputs.notes}, indent=2))
         return
-    noise = _read_noise(options.latents, request, model) if options.latents else None
-    _generate(model, plan, request, paths, settled, noise, saved)
+    _generate(engine, request, inputs, paths, settled, saved)
 
 
 def _check_given(options: Options) -> None:
@@ -200,12 +203,6 @@ def _plan(options: Options, model: Model) -> Plan:
     return resolve(want, find_backend(options.backend))
 
 
-def _read_inputs(model: Model, plan: Plan, request: requests.Request) -> Inputs:
-    from ..engine.engine import Engine
-
-    return Engine(model, plan).read_inputs(request)
-
-
 def _read_noise(name: str, request: requests.Request, model: Model) -> list:
     from ..engine.engine import items_of
 
@@ -249,21 +246,22 @@ def _read_saved(options: Options) -> dict[str, Any]:
 
 
 def _generate(
-    model: Model,
-    plan: Plan,
+    engine: Engine,
     request: requests.Request,
+    inputs: Inputs,
     paths: Paths,
     settled: dict[str, Any],
-    noise: list | None,
     saved: dict[str, Any] | None,
 ) -> None:
-    from ..engine.engine import Engine
     from .progress import Display
 
-    with Display(request.steps) as display, _stop_signal() as check_stop:
-        engine = Engine(model, plan, on_stage=display.stage)
-        inputs = engine.read_inputs(request)
-        state = engine.start(request, inputs, noise)
+    for note in inputs.notes:
+        print(f"note: {note}", file=sys.stderr)
+    display = Display(request.steps)
+    engine.on_stage = display.stage
+    engine.open_weights()  # before the display begins: a download has progress bars of its own
+    with display, _stop_signal() as check_stop:
+        state = engine.start(request, inputs)
         if saved:
             state.restore(saved["tensors"], saved["numbers"])
         try:

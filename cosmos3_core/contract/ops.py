@@ -82,7 +82,8 @@ class NormRope(Protocol):
 
 class Gate(Protocol):
     """The MLP's activation. "silu": x is [gate | up] along the last axis (2·I wide) and silu(gate)·up is returned, I
-    wide. "relu2": relu(x)², the same width."""
+    wide. "relu2": relu(x)², the same width. x is the largest tensor of a layer and not read again: the op may overwrite
+    it, and the result may be a part of it."""
 
     def __call__(self, x_MI: Tensor, *, activation: str) -> Tensor: ...
 

@@ -44,11 +44,14 @@ only doubles the activations."""
 
 @dataclass(frozen=True)
 class Inputs:
-    """A request's prompts as token ids and its picture or clip as fp32 [3, F, H, W] in [-1, 1], or None."""
+    """What a request brings: its prompts as token ids, its picture or clip as fp32 [3, F, H, W] in [-1, 1] or None, the
+    initial noise per item (fp32, or None: drawn from the seed), and `notes`, sentences a user should read."""
 
     prompt: list[int]
     negative: list[int]
     pixels: Tensor | None
+    noise: list[Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def items_of(request: Request, model: Model) -> tuple[Item, ...]:
@@ -95,13 +98,19 @@ class Engine:
         with self._timed(name):
             yield
 
-    def _component(self, name: str, load: Callable[[Weights], Any]) -> Any:
+    def open_weights(self) -> Weights:
+        """Download the weight files if need be and check their headers; nothing is loaded. Components call this
+        themselves; a caller does so to have the download behind it."""
         if "weights" not in self._loaded:
             with self._stage("check weights"):
                 self._loaded["weights"] = Weights(self.model)
+        return self._loaded["weights"]
+
+    def _component(self, name: str, load: Callable[[Weights], Any]) -> Any:
+        weights = self.open_weights()
         if name not in self._loaded:
             with self._stage(f"load {name}"):
-                self._loaded[name] = load(self._loaded["weights"])
+                self._loaded[name] = load(weights)
         return self._loaded[name]
 
     def _generation(self):
@@ -116,12 +125,23 @@ class Engine:
         if not self.resident:
             self._loaded.pop(name, None)
 
-    def read_inputs(self, request: Request) -> Inputs:
-        """Tokenize the prompts and read the picture or clip. Reads no weight; raises InputError for unusable files."""
+    def read_inputs(self, request: Request, noise: list[Tensor] | None = None) -> Inputs:
+        """Tokenize the prompts, read the picture or clip, check the schedule and the `noise` that replaces the
+        request's own (one tensor per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
+        self._solver(request)
+        if noise is not None:
+            noise = self._checked_noise(noise, items_of(request, self.model))
         kind = "video" if request.is_video else "image"
-        system, limit = SYSTEM_PROMPTS[kind] if request.system_prompt else None, request.max_text_tokens or None
-        prompt = self.tokenizer.encode(positive_text(request), system, limit)
-        negative = [] if request.guidance == 1.0 else self.tokenizer.encode(negative_text(request), system, limit)
+        system, notes = SYSTEM_PROMPTS[kind] if request.system_prompt else None, []
+        texts = {"prompt": positive_text(request)}
+        if request.guidance != 1.0:
+            texts["negative prompt"] = negative_text(request)
+        ids = {name: self.tokenizer.encode(text, system) for name, text in texts.items()}
+        for name, whole in ids.items() if request.max_text_tokens else ():
+            ids[name] = self.tokenizer.encode(texts[name], system, request.max_text_tokens)
+            if len(ids[name]) < len(whole):
+                notes.append(f"the {name} was cut from {len(whole) - 2} to {request.max_text_tokens} tokens")
+        prompt, negative = ids["prompt"], ids.get("negative prompt", [])
         longest, vocabulary = max(prompt + negative), self.model.config.vocab_size
         if longest >= vocabulary:
             raise InputError(
@@ -129,19 +149,20 @@ class Engine:
                 f"its tokenizer makes token {longest} and its vocabulary ends at {vocabulary - 1}",
                 "text_tokenizer and transformer belong to different models; get both from one repository",
             )
-        return Inputs(prompt, negative, self._read_pixels(request))
+        return Inputs(prompt, negative, self._read_pixels(request), noise, tuple(notes))
 
     def _read_pixels(self, request: Request) -> Tensor | None:
         count = request.conditioning_pixel_frames
         if request.task == "i2v":
             frames = media.read_image(Path(request.image))[None]
         elif request.task == "v2v":
-            frames, _ = media.read_video(Path(request.video), count, request.condition_keep)
+            frames, _ = media.read_video(Path(request.video), count, request.condition_video_keep)
             if len(frames) < count:
                 raise InputError(
                     f"--video {request.video}",
-                    f"it has {len(frames)} frames, and condition_frames {list(request.condition_frames)} cover {count}",
-                    f"Use a longer clip, or condition_frames up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
+                    f"it has {len(frames)} frames, and condition_frame_indexes {list(request.condition_frame_indexes)} "
+                    f"cover {count}",
+                    f"Use a longer clip, or condition_frame_indexes up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
                 )
         else:
             return None
@@ -154,16 +175,12 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def start(self, request: Request, inputs: Inputs | None = None, noise: list[Tensor] | None = None) -> State:
-        """Read the prompts, encode the conditioning, draw the noise: the state before step 0.
-
-        `inputs` is what `read_inputs` returned, if the caller has it; `noise` replaces the request's own initial noise
-        (fp32, one tensor per item of `items_of`).
-        """
+    def start(self, request: Request, inputs: Inputs | None = None) -> State:
+        """Read the prompts, encode the conditioning, draw the noise: the state before step 0. `inputs` is what
+        `read_inputs` returned, if the caller has it."""
         inputs = inputs or self.read_inputs(request)
-        items, stream = items_of(request, self.model), generator(request.seed)
-        noise = initial_noise(items, stream) if noise is None else self._checked_noise(noise, items)
-        solver = self._solver(request)
+        items, stream, solver = items_of(request, self.model), generator(request.seed), self._solver(request)
+        noise = inputs.noise or initial_noise(items, stream)
         texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
         clean = pinned = None
         if inputs.pixels is not None:

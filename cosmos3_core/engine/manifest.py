@@ -53,6 +53,7 @@ def complete(settled: dict[str, Any], engine: Engine, inputs: Inputs, state: Sta
             "negative": len(inputs.negative),
             "media": state.cond[0].packing.length,
         },
+        "notes": list(inputs.notes),
         "timesteps": state.solver.timesteps,
         "seconds": {stage: round(seconds, 4) for stage, seconds in engine.seconds.items()},
         "peak_host_memory_bytes": peak_host_memory(),

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cosmos3_core.contract.errors import InputError, RunError
+from ..contract import InputError, RunError
 
 if TYPE_CHECKING:
     import av

@@ -77,6 +77,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         variant=variant,
         system_prompt=bool(index.get("default_use_system_prompt", config.gated)),
         negative_prompt=None if negative is None else json.dumps(negative),
+        steps=len(sigmas) if sigmas else None,
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
     return Model(repo, config, scheduler, _object(repo, "vae/config.json"), dtype, sigmas, facts)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cosmos3_core.contract.errors import InputError
+from ..contract import InputError
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 PUBLISHED = (

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosmos3_core.contract.errors import InputError
-from cosmos3_core.engine.repository import Repository
+from ..contract import InputError
+from .repository import Repository
 
 if TYPE_CHECKING:
     import numpy

@@ -94,6 +94,6 @@ def norm_rope(
 def gate(x_MI: Tensor, *, activation: str) -> Tensor:
     """See contract.ops.Gate."""
     if activation == "relu2":
-        return torch.relu(x_MI).square()
+        return x_MI.relu_().square_()
     gate_MI, up_MI = x_MI.chunk(2, dim=-1)
-    return F.silu(gate_MI) * up_MI
+    return F.silu(gate_MI, inplace=True).mul_(up_MI)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SCHEDULES = ("native", "flow", "karras", "distilled")
-"""native: 0.999 to 0, shifted (NVIDIA's framework). flow: 1 to 0.001, shifted. karras: the published scheduler_config
-as it stands, which has no shift. distilled: the fixed sigmas of a distilled checkpoint, stochastic."""
-
 
 class Solver:
-    """Follows one schedule from noise to data. `timesteps` are what the model is told, `sigmas` the noise levels."""
+    """Follows one schedule from noise to data. `timesteps` are what the model is told, `sigmas` the noise levels.
+
+    Schedules: "native", 0.999 to 0, shifted (NVIDIA's framework); "flow", 1 to 0.001, shifted; "karras", the published
+    scheduler_config as it stands, which has no shift; "distilled", the fixed sigmas of a distilled checkpoint.
+    """
 
     def __init__(
         self, schedule: str, steps: int, shift: float, config: dict[str, Any], sigmas: tuple[float, ...] | None = None

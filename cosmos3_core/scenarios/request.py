@@ -19,6 +19,7 @@ from ..contract import InputError
 from .sizes import check_size, parse_size
 
 TASKS = {"t2i": "text to image", "t2v": "text to video", "i2v": "image to video", "v2v": "video to video"}
+SCHEDULES = ("native", "flow", "karras", "distilled")
 PROFILES = ("reference", "diffusers", "vllm-omni", "sglang")
 MAX_PROMPT_CHARS = 100_000
 FRAME_GROUP = 4
@@ -30,7 +31,7 @@ NEGATIVE_PROMPT = "assets/negative_prompt.json"
 class Request:
     """One generation, fully resolved. Sizes in pixels, `fps` in frames per second, `shift` of the noise schedule,
     `guidance_interval` on the timestep scale of 0 to 1000 with both ends included (None: every step),
-    `condition_frames` latent frame indices, `tile` the VAE decode's tile in pixels (None: whole)."""
+    `condition_frame_indexes` latent frame indices, `tile` the VAE decode's tile in pixels (None: whole)."""
 
     task: str
     prompt: str
@@ -47,8 +48,8 @@ class Request:
     seed: int
     image: str | None
     video: str | None
-    condition_frames: tuple[int, ...]
-    condition_keep: str
+    condition_frame_indexes: tuple[int, ...]
+    condition_video_keep: str
     system_prompt: bool
     duration_template: bool
     resolution_template: bool
@@ -66,12 +67,12 @@ class Request:
     @property
     def conditioning_pixel_frames(self) -> int:
         """Input frames that the clean latent frames cover."""
-        return {"i2v": 1, "v2v": max(self.condition_frames, default=0) * FRAME_GROUP + 1}.get(self.task, 0)
+        return {"i2v": 1, "v2v": max(self.condition_frame_indexes, default=0) * FRAME_GROUP + 1}.get(self.task, 0)
 
     @property
     def clean_frames(self) -> tuple[int, ...]:
         """Latent frames taken from the input instead of noise."""
-        return {"i2v": (0,), "v2v": self.condition_frames}.get(self.task, ())
+        return {"i2v": (0,), "v2v": self.condition_frame_indexes}.get(self.task, ())
 
     def to_json(self) -> dict[str, Any]:
         """The request as `resolve` takes it: giving it back yields the same request."""
@@ -85,12 +86,14 @@ REQUEST_KEYS = tuple(field.name for field in fields(Request) if field.name not i
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"."""
+    """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
+    number that a distilled model was made for."""
 
     name: str
     variant: str
     system_prompt: bool
     negative_prompt: str | None
+    steps: int | None = None
 
 
 @cache
@@ -103,12 +106,13 @@ def profile_source(profile: str) -> str:
     return _tables()["profile"][profile]["source"]
 
 
-def defaults(task: str, profile: str, variant: str) -> dict[str, Any]:
-    """The row of a scenario's table for a profile and model variant."""
+def defaults(task: str, profile: str, variant: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The row of a scenario's table for a profile and model variant, and where each of its values comes from."""
     row = _tables()["profile"][profile] | _tables()[task][profile]
-    variants = {name: row.pop(name, {}) for name in ("edge", "distilled")}
-    del row["source"]
-    return row | variants.get(variant, {})
+    variants = {name: dict(row.pop(name, {})) for name in ("edge", "distilled")}
+    special, _ = variants.get(variant, {}), row.pop("source")
+    where = f"profile {profile}, {variant}" + (f" ({special.pop('source')})" if "source" in special else "")
+    return row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
 
 
 def infer_task(given: dict[str, Any], output_suffix: str | None) -> str:
@@ -145,17 +149,17 @@ def resolve(
     task = given.get("task", "t2v")
     if task not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
         raise InputError(f"task {task!r}", "there is no such task", f"Tasks are {', '.join(TASKS)}")
-    row = defaults(task, profile, model.variant)
-    values = {"image": None, "video": None, "tile": None} | row
-    origin = dict.fromkeys(values, f"profile {profile}")
-    if values["system_prompt"] == "checkpoint":
-        values["system_prompt"], origin["system_prompt"] = model.system_prompt, "checkpoint (model_index.json)"
-    if values["negative_prompt"] == "checkpoint":
-        found = model.negative_prompt is not None
-        values["negative_prompt"] = model.negative_prompt or ""
-        origin["negative_prompt"] = (
-            f"{'checkpoint' if found else 'empty, as the checkpoint has no'} ({NEGATIVE_PROMPT})"
-        )
+    row, origin = defaults(task, profile, model.variant)
+    optional: dict[str, Any] = dict.fromkeys(("image", "video", "tile"))
+    values, origin = optional | row, dict.fromkeys(optional, "not given") | origin
+    negative = "checkpoint" if model.negative_prompt is not None else "empty, as the checkpoint has no file"
+    for key, value, where in (
+        ("system_prompt", model.system_prompt, "checkpoint (model_index.json)"),
+        ("negative_prompt", model.negative_prompt or "", f"{negative} ({NEGATIVE_PROMPT})"),
+        ("steps", model.steps, "checkpoint (its distilled sigmas)"),
+    ):
+        if values[key] == "checkpoint":
+            values[key], origin[key] = value, where
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
@@ -241,7 +245,7 @@ def _prompt(key: str, value: Any) -> str:
 
 
 def _path(key: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
+    if value is not None and (not isinstance(value, str) or "\0" in value):
         raise InputError(f"{key} = {value!r}", "it is not a path", f"Give {key} as the path of a file")
     return value
 
@@ -295,13 +299,13 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "steps": _number(1, 1000, whole=True),
     "guidance": _number(0, 20),
     "guidance_interval": _interval,
-    "schedule": _one_of("native", "flow", "karras", "distilled"),
+    "schedule": _one_of(*SCHEDULES),
     "shift": _number(0.01, 100),
     "seed": _number(0, 2**63 - 1, whole=True),
     "image": _path,
     "video": _path,
-    "condition_frames": _indices,
-    "condition_keep": _one_of("first", "last"),
+    "condition_frame_indexes": _indices,
+    "condition_video_keep": _one_of("first", "last"),
     "system_prompt": _flag,
     "duration_template": _flag,
     "resolution_template": _flag,
@@ -340,13 +344,13 @@ def _check_inputs(values: dict[str, Any]) -> None:
         raise InputError(f"{frames} frames with task {task}", found, fix)
     latent_frames = (frames - 1) // FRAME_GROUP + 1
     if task == "v2v":
-        if values["condition_frames"][-1] >= latent_frames:
+        if values["condition_frame_indexes"][-1] >= latent_frames:
             raise InputError(
-                f"condition_frames {json.dumps(values['condition_frames'])}",
+                f"condition_frame_indexes {json.dumps(values['condition_frame_indexes'])}",
                 f"{frames} frames are {latent_frames} latent frames",
                 f"Use indices from 0 to {latent_frames - 1}",
             )
-        if len(values["condition_frames"]) == latent_frames:
+        if len(values["condition_frame_indexes"]) == latent_frames:
             more = frames + FRAME_GROUP
             raise InputError(
                 "every frame as conditioning", "there is nothing left to generate", f"Ask for {more} frames or more"
@@ -363,7 +367,8 @@ def _check_effect(values: dict[str, Any], given: dict[str, Any]) -> None:
         useless.append(("shift", "the karras schedule has no shift"))
     if task != "v2v":
         useless += [
-            (k, f"{TASKS[task]} has no input clip") for k in ("condition_frames", "condition_keep", "video_fit")
+            (k, f"{TASKS[task]} has no input clip")
+            for k in ("condition_frame_indexes", "condition_video_keep", "video_fit")
         ]
     if task not in ("i2v", "v2v"):
         useless.append(("image_filter", f"{TASKS[task]} has no input picture"))
