@@ -25,7 +25,7 @@ CPU_STRING = re.compile(r"cpu(:\d*)?", re.IGNORECASE)
 
 # Package: the packages of cosmos3_core it may import, and the libraries next to the standard one (None: any).
 IMPORTS: dict[str, tuple[set[str], set[str] | None]] = {
-    "contract": ({"contract"}, {"torch"}),
+    "contract": ({"contract"}, {"torch", "pluggy"}),
     "reference": ({"contract", "reference"}, {"torch"}),
     "model": ({"contract", "model"}, {"torch", "diffusers", "tokenizers", "jinja2", "safetensors", "numpy"}),
 }

@@ -7,11 +7,12 @@ Nothing here imports torch or the rest of the core.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import Cosmos3Error, InputError, RunError, Unavailable
+from .hooks import GROUP, hookimpl
 from .ops import Attention, Gate, Linear, NormRope, Ops, PackLinear, RmsNorm
 
 API = 1
@@ -23,13 +24,26 @@ OPS: tuple[str, ...] = tuple(field.name for field in fields(Ops))
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What `probe()` found. `memory` is the total in bytes; `unified` is True where host and device share it."""
+    """What `probe()` found. `memory` is one device's total in bytes; `unified` is True where host and device share it.
+    `versions` names driver and libraries."""
 
     arch: str
     name: str
     count: int
     memory: int
     unified: bool
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceiling:
+    """What an architecture can do at most, for estimates before a run: dense `tflops` (1e12 multiply-adds times two a
+    second) by dtype or quantization format, memory `bandwidth` in bytes a second, and the `source` of both: a
+    measurement, or the vendor's data sheet."""
+
+    tflops: Mapping[str, float]
+    bandwidth: float
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +89,8 @@ class Backend:
     """A device, as data. `torch_device` is torch's device type; `collectives` the torch.distributed backend name.
 
     `probe()` returns a `Device` or raises `Unavailable` with one sentence; it is the only place that touches a driver.
-    Rows are in order of preference: "auto" takes the first that does not refuse.
+    Rows are in order of preference: "auto" takes the first that does not refuse, and where all refuse, or there is
+    none, eager torch. `ceilings` is keyed by `Device.arch`.
     """
 
     name: str
@@ -83,15 +98,18 @@ class Backend:
     collectives: str
     probe: Callable[[], Device]
     kernels: tuple[Kernel, ...]
+    ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
     api: int = API
 
 
 __all__ = [
     "API",
+    "GROUP",
     "OPS",
     "Ask",
     "Attention",
     "Backend",
+    "Ceiling",
     "Cosmos3Error",
     "Device",
     "Gate",
@@ -104,4 +122,5 @@ __all__ = [
     "RmsNorm",
     "RunError",
     "Unavailable",
+    "hookimpl",
 ]

@@ -111,6 +111,8 @@ def resolve(want: Want, backend: Backend) -> Plan:
 
 def _choose(ask: Ask, backend: Backend, named: str | None, refusals: list[Refusal]) -> Choice:
     rows = [kernel for kernel in backend.kernels if kernel.op == ask.op]
+    if backend is not reference.BACKEND:
+        rows += [kernel for kernel in reference.BACKEND.kernels if kernel.op == ask.op]
     if named is not None:
         known = [kernel.name for kernel in rows]
         rows = [kernel for kernel in rows if kernel.name == named]
