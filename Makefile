@@ -2,17 +2,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT := a robot arm pours coffee into a cup
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-slow lint clean
 
 install: .venv/installed
 
 demo: .venv/installed
 	@mkdir -p demo
-	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny -o demo/coffee.png
-	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 -o demo/coffee.mp4
+	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --backend reference -o demo/coffee.png
+	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 --backend reference -o demo/coffee.mp4
 
 test: lint
 	$(BIN)/python -m pytest -q --durations=10 tests
+
+# What takes longer than it is worth on every change: installing from a checkout.
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -q --durations=10 tests/slow
 
 lint: .venv/installed
 	$(BIN)/ruff check --quiet .

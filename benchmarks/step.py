@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from cosmos3_core import reference
-from cosmos3_core.engine.engine import ONE_PASS_TOKENS
-from cosmos3_core.model.config import TransformerConfig
+from cosmos3_core.model.config import ONE_PASS_TOKENS, TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import text_positions
 from cosmos3_core.model.transformer import Branches, GenerationTower, UnderstandingTower
@@ -100,7 +99,7 @@ class Ours:
     def __init__(self, args: argparse.Namespace, module):
         config = TransformerConfig.from_json(dict(module.config), "the peer's config")
         backend = dataclasses.replace(reference.BACKEND, torch_device=args.device)
-        self.config, self.plan = config, resolve(Want.of(config, args.dtype), backend)
+        self.config, self.plan = config, resolve(Want.of(config, args.dtype), backend, backend.probe())
         ops, state, dtype = self.plan.build_ops(), module.state_dict(), getattr(torch, args.dtype)
 
         def read(names):

@@ -3,3 +3,5 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+collect_ignore = ["slow"]  # those run where they are named: `make test-slow`

@@ -52,7 +52,7 @@ def diffusers_transformer(config: dict, seed: int = 0, scale: float = 0.2):
 
 
 def reference_plan(config: TransformerConfig, dtype: str = "float32"):
-    return resolve(Want.of(config, dtype), reference.BACKEND)
+    return resolve(Want.of(config, dtype), reference.BACKEND, reference.probe())
 
 
 def towers(module, ops: Ops | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32):

@@ -35,7 +35,9 @@ from cosmos3_core.engine.tensors import TensorFiles, save_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER, VAE = f"transformer/{WEIGHTS}", f"vae/{WEIGHTS}"
-PROGRESS = re.compile(r"check weights|load \w+|read prompts|encode input|decode|step \d+ of \d+")
+PROGRESS = re.compile(
+    r"backend reference: CPU, .*|check weights|load \w+|read prompts|encode input|decode|step \d+ of \d+"
+)
 
 ANY = "--model tiny --size 64x64 --steps 2 "
 PICTURE = f"'a cup on a table' {ANY} -o {{out}}/picture.png "

@@ -1,5 +1,6 @@
 """The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, its packages import
-in one direction, the model runs on the ops it was given, nothing is unpickled, a function fits a screen.
+in one direction, the model runs on the ops it was given, nothing is unpickled, a function fits a screen. And over the
+source of the in-tree backends: each knows the contract and nothing else of ours, and its plugin loads nothing heavy.
 
 A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.
 """
@@ -37,6 +38,8 @@ OWNED_BY_OPS = {
     "torch.nn.functional.rms_norm",
     "torch.nn.functional.scaled_dot_product_attention",
 }
+# What a backend may know of cosmos3_core: what a vendor's package may.
+OPEN_TO_BACKENDS = {"contract", "quant", "testing"}
 LONGEST_FUNCTION = 60
 
 
@@ -144,6 +147,32 @@ def functions_fit_a_screen(module: str, source: str) -> Iterator[str]:
                 yield f"line {node.lineno}: {node.name} has {length} lines, {LONGEST_FUNCTION} fit a screen"
 
 
+def backend_knows_the_contract_only(module: str, source: str) -> Iterator[str]:
+    own = module.split(".")[0]
+    for line, _, name in imported(module, ast.parse(source)):
+        root = name.split(".")[0]
+        if root == "cosmos3_core" and package_of(name) not in OPEN_TO_BACKENDS:
+            yield f"line {line}: a backend may not import {name}"
+        elif root.startswith("cosmos3_") and root not in {own, "cosmos3_core"}:
+            yield f"line {line}: a backend may not import the backend {name}"
+
+
+def plugin_loads_nothing_heavy(module: str, source: str) -> Iterator[str]:
+    if not module.endswith(".plugin"):
+        return
+    # What stands in a function is imported when it is called; what stands in an `if` or `try` is not put off by it.
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for line, _, name in imported(module, ast.Module([node], [])):
+                    root = name.split(".")[0]
+                    if not name.startswith("cosmos3_core.contract") and root not in sys.stdlib_module_names:
+                        yield f"line {line}: a plugin may import {name} inside a function only"
+            elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                waiting.append(node)
+
+
 RULES: list[Rule] = [
     names_no_device,
     reads_no_environment,
@@ -154,10 +183,29 @@ RULES: list[Rule] = [
 ]
 
 
+BACKEND_RULES: list[Rule] = [
+    backend_knows_the_contract_only,
+    plugin_loads_nothing_heavy,
+    unpickles_nothing,
+    functions_fit_a_screen,
+]
+
+
+def modules(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yields every module of a package: its dotted name, with `__init__` spelt out, and its file."""
+    for path in sorted(folder.rglob("*.py")):
+        yield ".".join(path.relative_to(folder.parent).with_suffix("").parts), path
+
+
 def sources() -> Iterator[tuple[str, Path]]:
-    """Yields every module of cosmos3_core: its dotted name, with `__init__` spelt out, and its file."""
-    for path in sorted((ROOT / "cosmos3_core").rglob("*.py")):
-        yield ".".join(path.relative_to(ROOT).with_suffix("").parts), path
+    """Yields every module of cosmos3_core."""
+    yield from modules(ROOT / "cosmos3_core")
+
+
+def backend_sources() -> Iterator[tuple[str, Path]]:
+    """Yields every module of the in-tree backends."""
+    for folder in sorted((ROOT / "backends").glob("*/cosmos3_*")):
+        yield from modules(folder)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -166,8 +214,17 @@ def test_core_keeps_the_rule(rule: Rule):
     assert not complaints, "\n".join(complaints)
 
 
+@pytest.mark.parametrize("rule", BACKEND_RULES, ids=lambda rule: rule.__name__)
+def test_backends_keep_the_rule(rule: Rule):
+    found = [(path, said) for module, path in backend_sources() for said in rule(module, path.read_text("utf-8"))]
+    assert not found, "\n".join(f"{path}: {said}" for path, said in found)
+
+
 def test_the_rules_see_the_packages_they_are_about():
     assert set(IMPORTS) <= {package_of(module) for module, _ in sources()}
+    assert {f"cosmos3_{name}.plugin" for name in ("cuda", "npu", "rocm", "xpu")} <= {
+        name for name, _ in backend_sources()
+    }
 
 
 LONG_FUNCTION = "def f():\n" + "    pass\n" * LONGEST_FUNCTION
@@ -238,6 +295,39 @@ def test_a_rule_catches(rule: Rule, module: str, source: str):
 @pytest.mark.parametrize(("rule", "module", "source"), GOOD)
 def test_a_rule_lets_pass(rule: Rule, module: str, source: str):
     assert not list(rule(f"cosmos3_core.{module}", source))
+
+
+BAD_BACKEND: list[tuple[Rule, str, str]] = [
+    (backend_knows_the_contract_only, "attention", "from cosmos3_core.reference import ops"),
+    (backend_knows_the_contract_only, "attention", "from cosmos3_core import model"),
+    (backend_knows_the_contract_only, "attention", "def f():\n    import cosmos3_core.plan.resolve"),
+    (backend_knows_the_contract_only, "attention", "import cosmos3_core"),
+    (backend_knows_the_contract_only, "attention", "from cosmos3_cuda.attention import joined"),
+    (plugin_loads_nothing_heavy, "plugin", "import torch"),
+    (plugin_loads_nothing_heavy, "plugin", "from torch.nn import functional"),
+    (plugin_loads_nothing_heavy, "plugin", "try:\n    import torch_acme\nexcept ImportError:\n    pass"),
+    (plugin_loads_nothing_heavy, "plugin", "class A:\n    import torch"),
+    (plugin_loads_nothing_heavy, "plugin", "from . import attention"),
+    (plugin_loads_nothing_heavy, "plugin", "from .attention import sdpa"),
+]
+GOOD_BACKEND: list[tuple[Rule, str, str]] = [
+    (backend_knows_the_contract_only, "attention", "import torch\nfrom cosmos3_core.contract import Attention"),
+    (backend_knows_the_contract_only, "plugin", "from . import attention\nfrom cosmos3_acme.linear import pack"),
+    (backend_knows_the_contract_only, "formats", "from cosmos3_core.quant import mx\nfrom cosmos3_core import testing"),
+    (plugin_loads_nothing_heavy, "plugin", "import os\nfrom cosmos3_core.contract import Kernel\nos.sep"),
+    (plugin_loads_nothing_heavy, "plugin", "def f():\n    import torch\n    from . import attention"),
+    (plugin_loads_nothing_heavy, "attention", "import torch"),
+]
+
+
+@pytest.mark.parametrize(("rule", "module", "source"), BAD_BACKEND)
+def test_a_backend_rule_catches(rule: Rule, module: str, source: str):
+    assert list(rule(f"cosmos3_acme.{module}", source))
+
+
+@pytest.mark.parametrize(("rule", "module", "source"), GOOD_BACKEND)
+def test_a_backend_rule_lets_pass(rule: Rule, module: str, source: str):
+    assert not list(rule(f"cosmos3_acme.{module}", source))
 
 
 BANNED_BY_RUFF = [

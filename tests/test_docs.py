@@ -11,6 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    str(path.relative_to(ROOT))
+    for folder in (
+        ".",
+        "docs",
+        "benchmarks",
+        "recipes",
+        *(f"backends/{name}" for name in ("cuda", "rocm", "npu", "xpu")),
+    )
+    for path in sorted((ROOT / folder).glob("*.md"))
+]
 
 
 def test_the_python_example_runs():
@@ -20,15 +31,15 @@ def test_the_python_example_runs():
     assert len(names["frames"]) == 9 and names["frames"][0].shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("line", re.findall(r"^cosmos3 run .*$", README, re.M))
+@pytest.mark.parametrize("line", re.findall(r"^cosmos3 .*$", README, re.M))
 def test_commands_parse(line):
     from cosmos3_core.cli import cli
 
-    arguments = shlex.split(line, comments=True)[2:]
-    cli.commands["run"].make_context("run", arguments)  # raises on an unknown option or a value of the wrong type
+    name, *arguments = shlex.split(line, comments=True)[1:]
+    cli.commands[name].make_context(name, arguments)  # raises on an unknown option or a value of the wrong type
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/architecture.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_point_at_files(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):

@@ -95,7 +95,7 @@ def test_lse_is_only_made_when_wanted():
 @pytest.mark.parametrize("causal", [False, True])
 def test_lse_in_blocks_is_lse(monkeypatch, causal):
     q, segments = attention_inputs(32, 8, (S,))
-    monkeypatch.setattr(ops, "LSE_QUERY_CHUNK", 3)
+    monkeypatch.setattr("cosmos3_core.contract.attention.LSE_QUERY_CHUNK", 3)
     _, lse = ops.attention(q, segments, causal=causal, want_lse=True)
     torch.testing.assert_close(lse.double(), own_attention(q, segments, causal)[1], rtol=0, atol=3e-6)
 

@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from cosmos3_core import __version__
 
 ROOT = Path(__file__).parents[1]
+BACKENDS = {"cuda", "npu", "rocm", "xpu"}
 HEAVY = {"torch", "diffusers", "transformers", "huggingface_hub", "av", "PIL", "numpy"}
 
 
@@ -39,9 +40,9 @@ def build(tree: Path, target: str, release: bool) -> Path:
     return artifact
 
 
-def metadata(wheel: Path) -> Message:
+def metadata(wheel: Path, package: str = "cosmos3") -> Message:
     with ZipFile(wheel) as archive:
-        return message_from_bytes(archive.read(f"cosmos3-{__version__}.dist-info/METADATA"))
+        return message_from_bytes(archive.read(f"{package}-{__version__}.dist-info/METADATA"))
 
 
 def requirement_of_extra(wheel: Path, extra: str) -> Requirement:
@@ -53,12 +54,9 @@ def requirement_of_extra(wheel: Path, extra: str) -> Requirement:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of this tree, in a folder whose name a URL has to escape, with a backend `npu` of its own."""
+    """A copy of this tree, in a folder whose name a URL has to escape."""
     tree = tmp_path_factory.mktemp("packaging") / "a checkout"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", ".whl", ".*_cache", "__pycache__"))
-    shutil.rmtree(tree / "backends", ignore_errors=True)
-    (tree / "backends" / "npu").mkdir(parents=True)
-    (tree / "backends" / "npu" / "pyproject.toml").write_text('[project]\nname = "cosmos3-npu"\n')
     return tree
 
 
@@ -72,15 +70,17 @@ def release_wheel(checkout) -> Path:
     return build(checkout, "wheel", release=True)
 
 
-def test_an_extra_of_a_checkout_is_the_folder_of_the_backend(checkout, wheel):
-    npu = requirement_of_extra(wheel, "npu")
-    assert (npu.name, npu.url) == ("cosmos3-npu", (checkout / "backends" / "npu").as_uri())
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+def test_an_extra_of_a_checkout_is_the_folder_of_the_backend(name, checkout, wheel):
+    found = requirement_of_extra(wheel, name)
+    assert (found.name, found.url) == (f"cosmos3-{name}", (checkout / "backends" / name).as_uri())
     assert " @ file:" in metadata(wheel).as_string()
 
 
 def assert_is_release(wheel: Path) -> None:
-    npu = requirement_of_extra(wheel, "npu")
-    assert (npu.name, str(npu.specifier)) == ("cosmos3-npu", f"=={__version__}")
+    for name in BACKENDS:
+        found = requirement_of_extra(wheel, name)
+        assert (found.name, str(found.specifier)) == (f"cosmos3-{name}", f"=={__version__}")
     assert " @ " not in "".join(metadata(wheel).get_all("Requires-Dist"))
 
 
@@ -90,7 +90,7 @@ def test_an_extra_of_a_release_is_the_backend_of_the_same_version(release_wheel)
 
 def test_the_extras_are_the_backends_and_test(wheel, release_wheel):
     for built in (wheel, release_wheel):
-        assert set(metadata(built).get_all("Provides-Extra")) == {"npu", "test"}
+        assert set(metadata(built).get_all("Provides-Extra")) == BACKENDS | {"test"}
 
 
 def test_a_wheel_built_from_a_released_sdist_is_a_release(checkout, tmp_path):
@@ -99,6 +99,21 @@ def test_a_wheel_built_from_a_released_sdist_is_a_release(checkout, tmp_path):
     tree = tmp_path / f"cosmos3-{__version__}"
     assert (tree / "backends" / "npu" / "pyproject.toml").is_file()
     assert_is_release(build(tree, "wheel", release=False))
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+def test_a_backend_builds_a_wheel_of_this_version(name, checkout):
+    built = build(checkout / "backends" / name, "wheel", release=True)
+    package = f"cosmos3_{name}"
+    head = metadata(built, package)
+    assert (head["Name"], head["Version"]) == (f"cosmos3-{name}", __version__)
+    assert head.get_all("Requires-Dist") == [f"cosmos3=={__version__}"]
+    with ZipFile(built) as archive:
+        lines = archive.read(f"{package}-{__version__}.dist-info/entry_points.txt").decode().splitlines()
+        modules = {path for path in archive.namelist() if path.startswith(f"{package}/")}
+    assert lines == ["[cosmos3.backends]", f"{name} = {package}.plugin"]
+    folder = ROOT / "backends" / name
+    assert modules == {path.relative_to(folder).as_posix() for path in folder.glob(f"{package}/**/*.py")}
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel):

@@ -7,14 +7,19 @@ import sys
 import click
 
 from .. import __version__
+from .matrix import matrix
+from .recipes import recipes
 
 EXIT_CANCELLED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="cosmos3")
-def cli() -> None:
+@click.option("--disable-backends", envvar="COSMOS3_DISABLE_BACKENDS", default="", hidden=True)
+@click.pass_context
+def cli(context: click.Context, disable_backends: str) -> None:
     """NVIDIA's Cosmos3 world models on any accelerator."""
+    context.obj = tuple(filter(None, (name.strip() for name in disable_backends.split(","))))
 
 
 def _pairs(option: str):
@@ -55,13 +60,22 @@ def _pairs(option: str):
 @click.option(
     "--kernel", "kernels", multiple=True, metavar="OP=NAME", callback=_pairs("OP=NAME"), help="Insist on a kernel."
 )
+@click.option(
+    "--require",
+    "required",
+    multiple=True,
+    metavar="OP=NAME",
+    callback=_pairs("OP=NAME"),
+    help="Stop unless the plan has this kernel.",
+)
 @click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]")
 @click.option("--latents", type=click.Path(), help="Start from this saved noise.")
 @click.option("--save-latents", type=click.Path(), help="Save the initial noise and the final latents here.")
 @click.option("--resume", type=click.Path(), help="Go on with a run that was stopped.")
 @click.option("--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]")
 @click.option("--dry-run", is_flag=True, help="Print the resolved request and plan, and stop.")
-def run(**options) -> None:
+@click.pass_obj
+def run(disabled: tuple[str, ...], **options) -> None:
     """Generate a picture or a video.
 
     PROMPT is text, or @FILE for a text or JSON file (@- for standard input). The task follows from the inputs: --image
@@ -73,7 +87,71 @@ def run(**options) -> None:
     """
     from .run import Options, execute
 
-    execute(Options(**options))
+    execute(Options(disabled=disabled, **options))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.pass_obj
+def backends(disabled: tuple[str, ...], as_json: bool) -> None:
+    """List the installed backends: what each found here, and its kernels."""
+    from .backends import show
+
+    show(disabled, as_json)
+
+
+@cli.command(context_settings={"max_content_width": 110})
+@click.option(
+    "--model", default="nvidia/Cosmos3-Nano", show_default=True, help='nano, super, edge, a hub id, a folder or "tiny".'
+)
+@click.option("--task", help="t2i, t2v, i2v or v2v  [default: t2v; t2i if --frames is 1]")
+@click.option("--size", help="1280x720, or a tier such as 720p or 720p:16:9.")
+@click.option("--frames", type=int, help="1, 5, 9, 13 ... pixel frames.")
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none.")
+@click.option("--tile", type=int, help="Decode in tiles of this many pixels.")
+@click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]")
+@click.option("--backend", help="Device package to plan for.")
+@click.option("--memory", type=float, metavar="GIB", help="Judge by this much device memory instead of what is here.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.pass_obj
+def plan(disabled: tuple[str, ...], **options) -> None:
+    """Say whether a run fits, on which kernels, and how long it will take, before anything is downloaded.
+
+    Exit code 0 if it fits, 1 if it does not.
+
+    \b
+    cosmos3 plan --model super --size 720p --memory 80
+    """
+    from .plan import Options, execute
+
+    execute(Options(disabled=disabled, **options))
+
+
+@cli.command()
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, whole.")
+def show(file: str, as_json: bool) -> None:
+    """Print the manifest in FILE, an output of `cosmos3 run` or the .json beside it."""
+    from .show import execute
+
+    execute(file, as_json)
+
+
+@cli.command()
+@click.option("--backend", required=True, help="The backend to judge.")
+@click.option("--record", type=click.Path(), help="Write the result here, as JSON.")
+@click.option("-k", "keyword", metavar="EXPR", help="Only tests whose name matches, as in pytest.")
+@click.pass_obj
+def check(disabled: tuple[str, ...], backend: str, record: str | None, keyword: str | None) -> None:
+    """Run the conformance kit over a backend on this machine. Exit code 0: it does all it declares."""
+    from .check import execute
+
+    execute(backend, disabled, record, keyword)
+
+
+cli.add_command(recipes)
+cli.add_command(matrix)
 
 
 def main() -> None:

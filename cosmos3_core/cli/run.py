@@ -17,7 +17,7 @@ from ..contract import Cosmos3Error, InputError
 from ..engine import manifest as manifests
 from ..engine import media
 from ..engine.model import Model, open_model
-from ..plan import Plan, Want, find_backend, resolve
+from ..plan import Plan, Want, choose_backend, resolve
 from ..scenarios import request as requests
 
 if TYPE_CHECKING:
@@ -69,12 +69,14 @@ class Options:
     profile: str | None
     backend: str | None
     kernels: dict[str, str]
+    required: dict[str, str]
     dtype: str | None
     latents: str | None
     save_latents: str | None
     resume: str | None
     manifest: str | None
     dry_run: bool
+    disabled: tuple[str, ...]
 
 
 class Stopped(KeyboardInterrupt):
@@ -103,13 +105,15 @@ def execute(options: Options) -> None:
     model = open_model(*(saved["model"] if saved else (options.model or DEFAULT_MODEL, options.revision)))
     request, origin = requests.resolve(given, profile, model.facts, pick_seed=lambda: secrets.randbelow(2**31))
     paths = _paths(options, request)
-    plan = _plan(options, model)
+    plan, why = _plan(options, model)
     settled = manifests.resolved(model, plan, profile, request, origin)
 
     from ..engine.engine import Engine
 
     engine = Engine(model, plan)
     inputs = engine.read_inputs(request, _read_noise(options.latents, request, model) if options.latents else None)
+    if why:
+        print(why, file=sys.stderr)
     if options.dry_run:
         print(json.dumps(settled | {"notes": inputs.notes}, indent=2))
         return
@@ -198,9 +202,13 @@ def _paths(options: Options, request: requests.Request) -> Paths:
     return Paths(output, manifest, latents)
 
 
-def _plan(options: Options, model: Model) -> Plan:
+def _plan(options: Options, model: Model) -> tuple[Plan, str]:
+    """The plan, and what to tell the user of the backend's choice."""
     want = Want.of(model.config, options.dtype or model.dtype, options.kernels)
-    return resolve(want, find_backend(options.backend))
+    backend, device, why = choose_backend(options.backend, options.disabled)
+    plan = resolve(want, backend, device)
+    plan.require(options.required)
+    return plan, why
 
 
 def _read_noise(name: str, request: requests.Request, model: Model) -> list:

@@ -69,7 +69,7 @@ class Kernel:
 
     `build(device)` returns the op's callable (see `ops`) and is where vendor libraries are imported. `arch` holds
     architecture names, or "*". `needs` are importable package names. `refuse(ask)` returns the reason why this row
-    cannot serve, or None. `deterministic` means bit-equal on repetition in one process.
+    cannot serve, or None. `deterministic` means bit-equal on repetition, in one process and in another.
     """
 
     op: str
@@ -90,7 +90,7 @@ class Backend:
 
     `probe()` returns a `Device` or raises `Unavailable` with one sentence; it is the only place that touches a driver.
     Rows are in order of preference: "auto" takes the first that does not refuse, and where all refuse, or there is
-    none, eager torch. `ceilings` is keyed by `Device.arch`.
+    none, eager torch. `ceilings` is keyed by a part of `Device.name` ("H100"), or by `Device.arch`.
     """
 
     name: str

@@ -39,7 +39,8 @@ class Linear(Protocol):
 
 class PackLinear(Protocol):
     """Make a `Linear` from weight_OI and bias_O (or None), once per weight, while loading. The weight may be kept as
-    it is or replaced by a packed form; the caller drops its own reference. `format` names a quantization format."""
+    it is or replaced by a packed form; the caller drops its own reference. `format` names a quantization format. The
+    timestep MLP's weights are fp32 whatever the plan's dtype is, and every row must take those too."""
 
     def __call__(self, weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear: ...
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..contract import InputError, RunError
-from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ..model.config import ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..model.packing import Item, Packing
 from ..model.text import SYSTEM_PROMPTS
 from ..model.transformer import TextContext
@@ -36,10 +36,6 @@ from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
 from . import media
 from .model import Model, Weights
-
-ONE_PASS_TOKENS = 4096
-"""Up to this many media tokens both guidance branches run as one batch: a small pass leaves a device idle, a large one
-only doubles the activations."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import __version__, reference
 from ..scenarios.request import profile_source
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def resolved(model: Model, plan: Plan, profile: str, request: Any, origin: dict[
     items = items_of(request, model)
     return {
         "cosmos3": __version__,
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "model": {
             "name": model.name,
             "revision": model.repository.revision,
@@ -40,13 +42,24 @@ def resolved(model: Model, plan: Plan, profile: str, request: Any, origin: dict[
             "latents": {item.modality: list(item.shape) for item in items},
             "guidance": "none" if request.guidance == 1 else "one pass" if one_pass(request, model) else "two passes",
             "solver_dtype": "float32",
+            "dtypes": {
+                "understanding": plan.dtype,
+                "generation": plan.dtype,
+                "timestep": "float32",
+                "vae": plan.dtype,
+                "solver": "float32",
+            },
         },
         "guardrail": {"requested": False, "effective": False},
     }
 
 
 def complete(settled: dict[str, Any], engine: Engine, inputs: Inputs, state: State) -> dict[str, Any]:
-    """`settled` with what the run found: token counts, timesteps, seconds per stage, peak memory, versions."""
+    """`settled` with what the run found: token counts, timesteps, seconds per stage and once the decode is done in
+    total, peak memory, versions."""
+    seconds = {stage: round(seconds, 4) for stage, seconds in engine.seconds.items()}
+    if "decode" in seconds:
+        seconds["total"] = round((datetime.now(UTC) - datetime.fromisoformat(settled["started"])).total_seconds(), 4)
     return settled | {
         "tokens": {
             "prompt": len(inputs.prompt),
@@ -55,8 +68,9 @@ def complete(settled: dict[str, Any], engine: Engine, inputs: Inputs, state: Sta
         },
         "notes": list(inputs.notes),
         "timesteps": state.solver.timesteps,
-        "seconds": {stage: round(seconds, 4) for stage, seconds in engine.seconds.items()},
+        "seconds": seconds,
         "peak_host_memory_bytes": peak_host_memory(),
+        "peak_device_memory_bytes": peak_device_memory(engine.plan),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
 
@@ -65,7 +79,24 @@ def peak_host_memory() -> int:
     """The process's largest resident size so far, in bytes."""
     import resource
     import sys
+    from pathlib import Path
 
-    # Linux counts in KiB, macOS in bytes.
+    status = Path("/proc/self/status")
+    # Linux counts in getrusage what the parent had at the fork, too.
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    # macOS counts in bytes, others in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_device_memory(plan: Plan) -> dict[str, int | None] | None:
+    """Bytes that tensors took at most in this process (`allocated`) and that torch held for them (`reserved`), each
+    None where torch does not count it. None where the device's memory is the host's."""
+    import torch
+
+    if plan.backend.torch_device == reference.BACKEND.torch_device or not torch.accelerator.is_available():
+        return None
+    found = {"allocated": torch.accelerator.max_memory_allocated(), "reserved": torch.accelerator.max_memory_reserved()}
+    return {name: count or None for name, count in found.items()}

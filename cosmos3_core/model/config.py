@@ -21,6 +21,11 @@ TEMPORAL_COMPRESSION = 4
 """Pixel frames per latent frame after the first (spec 5.1)."""
 SPATIAL_COMPRESSION = 16
 """Pixels per latent row and column (spec 5.1)."""
+ONE_PASS_TOKENS = 4096
+"""Up to this many media tokens both guidance branches run as one batch: a small pass leaves a device idle, a large one
+only doubles the activations."""
+TILE_OVERLAP = 0.25
+"""Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,7 @@ import torch
 from torch import Tensor
 
 from ..contract import InputError
-from .config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-
-TILE_OVERLAP = 0.25
-"""Share of a tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
-MIN_TILE = 64
+from .config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TILE_OVERLAP
 
 
 class VideoVAE:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points, version
 from typing import Any
 
 from .. import reference
-from ..contract import OPS, Ask, Backend, Device, InputError, Kernel, Ops, Unavailable
+from ..contract import OPS, Ask, Backend, Device, InputError, Kernel, Ops, RunError, Unavailable
+from .discovery import BUILT_IN, conflict, extras, installed, load, pip_install, probe, reason_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -59,13 +61,39 @@ class Plan:
     refusals: tuple[Refusal, ...]
 
     def build_ops(self) -> Ops:
-        """Import and build the chosen kernels."""
-        return Ops(**{choice.op: choice.kernel.build(self.device) for choice in self.choices})
+        """Import and build the chosen kernels. Raises RunError where a kernel that declared it can serve does not."""
+        return Ops(**{choice.op: self._build(choice) for choice in self.choices})
+
+    def _build(self, choice: Choice) -> Any:
+        try:
+            return choice.kernel.build(self.device)
+        except Exception as error:
+            asked = f"building {choice.op}={choice.kernel.name} of backend {self.backend.name}"
+            raise RunError(asked, reason_of(error), f"--kernel {choice.op}=eager does without it") from error
+
+    def require(self, kernels: Mapping[str, str]) -> None:
+        """Raises InputError unless each op named here is served by the row named here."""
+        _check_ops(kernels)
+        chosen = {choice.op: choice for choice in self.choices}
+        refused = {(refusal.op, refusal.name): refusal.reason for refusal in self.refusals}
+        for op, name in kernels.items():
+            choice, known = chosen[op], [row.name for row in rows(self.backend, op)]
+            if choice.kernel.name == name:
+                continue
+            asked, found = f"--require {op}={name}", f"the plan has {choice.kernel.name}"
+            if name not in known:
+                why, then = f"{self.backend.name} has no such kernel", f"It has {', '.join(known)}"
+            elif (op, name) in refused:
+                why, then = f"{name}: {refused[op, name]}", "Change what it objects to, or drop --require"
+            else:
+                why = "it was named" if choice.named else "it serves and is preferred"
+                then = f"Type --kernel {op}={name} to use the other"
+            raise InputError(asked, f"{found}; {why}", then)
 
     def to_json(self) -> dict:
         return {
             "backend": self.backend.name,
-            "device": vars(self.device),
+            "device": vars(self.device) | {"versions": dict(self.device.versions)},
             "dtype": self.dtype,
             "kernels": {choice.op: choice.kernel.name for choice in self.choices},
             "named": sorted(choice.op for choice in self.choices if choice.named),
@@ -73,32 +101,93 @@ class Plan:
         }
 
 
-BACKENDS = {backend.name: backend for backend in (reference.BACKEND,)}
+def choose_backend(name: str | None = None, disabled: Collection[str] = ()) -> tuple[Backend, Device, str]:
+    """The backend to run on, its device, and what to tell the user of the choice (lines, or "" where it was named).
+
+    A name is met or is an InputError. Without one the only accelerator that answers is used. Several, or none where
+    torch sees one whose package is missing, are InputErrors; otherwise it is `reference`. `disabled` backends count as
+    not installed.
+    """
+    if name is not None:
+        backend = load(name, disabled)
+        try:
+            return backend, probe(backend), ""
+        except Unavailable as error:
+            raise InputError(f"--backend {name}", sentence(error), "Or choose another --backend") from None
+    available, reasons, lines = _survey(disabled)
+    if len(available) > 1:
+        found = " and ".join(f"{backend.name} ({device.name})" for backend, device in available)
+        then = " or ".join(f"--backend {backend.name}" for backend, _ in available)
+        raise InputError("no --backend", f"there is more than one accelerator here: {found}", f"Type {then}")
+    if available:
+        ((backend, device),) = available
+        why = "it is the only accelerator here"
+    else:
+        if not disabled:  # whoever disables backends has decided what not to use
+            _check_nothing_missed(reasons, mendable=bool(lines))
+        backend, device = reference.BACKEND, reference.BACKEND.probe()
+        why = "no accelerator backend is available here (see cosmos3 backends)"
+    lines.append(f"backend {backend.name}: {device.name}, chosen because {why}")
+    return backend, device, "\n".join(lines)
 
 
-def find_backend(name: str | None) -> Backend:
-    """The backend of that name; without a name the only one there is. Raises InputError."""
-    if name is None:
-        (backend,) = BACKENDS.values()
-        return backend
-    if name not in BACKENDS:
-        close = difflib.get_close_matches(name, BACKENDS, 1)
-        hint = f"Did you mean {close[0]}?" if close else f"Backends here: {', '.join(BACKENDS)}"
-        raise InputError(f"--backend {name}", "no installed package provides it", hint)
-    return BACKENDS[name]
+def sentence(error: Unavailable) -> str:
+    """A backend's reason, as a part of a message: one line, without the full stop."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
-def resolve(want: Want, backend: Backend) -> Plan:
-    """Probe the backend's device and choose one row for each op. Raises InputError for a choice that cannot be met."""
+def _survey(disabled: Collection[str]) -> tuple[list[tuple[Backend, Device]], dict[str, str], list[str]]:
+    """(the accelerators that answer, why the others do not, warnings of packages at fault)."""
+    available, reasons, warnings = [], {}, []
+    for name, found in installed(disabled).items():
+        try:
+            if error := conflict(found):
+                raise error
+            if name != BUILT_IN:
+                backend = load(name)
+                available.append((backend, probe(backend)))
+        except Unavailable as error:
+            reasons[name] = sentence(error)
+        except InputError as error:
+            reasons[name] = error.found
+            warnings.append(f"warning: skipped: {error}")
+    return available, reasons, warnings
+
+
+def _check_nothing_missed(reasons: dict[str, str], mendable: bool) -> None:
+    """InputError where torch sees an accelerator that one of our packages is for: a run on the host instead would take
+    hours, and nobody asked for it."""
+    visible = _visible_accelerator()
+    if visible not in extras():
+        return
+    # A package at fault is the likelier cause than one that is not there.
+    missing = [] if mendable else [pip_install(name) for name in extras() if name not in installed()]
+    because = "".join(f"; {name}: {reason}" for name, reason in reasons.items())
+    then = f"Type {' or '.join(missing)}, or " if missing else "Type "
+    found = f"torch sees an accelerator of type {visible}, and no installed backend can use it{because}"
+    raise InputError("no --backend", found, f"{then}--backend {BUILT_IN} for the CPU")
+
+
+def _visible_accelerator() -> str | None:
+    """Torch's name for the type of this machine's accelerator."""
+    if version("torch").endswith("+cpu") and not entry_points(group="torch.backends"):
+        return None  # a build for no accelerator, and nothing that adds one: spares the seconds of importing torch
+    import torch
+
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+
+
+def rows(backend: Backend, op: str) -> list[Kernel]:
+    """The rows that may serve an op, in order of preference: the backend's own, then eager torch."""
+    own = [kernel for kernel in backend.kernels if kernel.op == op]
+    return own + [kernel for kernel in reference.BACKEND.kernels if kernel.op == op and kernel not in own]
+
+
+def resolve(want: Want, backend: Backend, device: Device) -> Plan:
+    """Choose one row for each op on this device. Raises InputError for a choice that cannot be met."""
     if want.dtype not in DTYPES:
         raise InputError(f"dtype {want.dtype!r}", "weights are not run in it", f"Dtypes are {', '.join(DTYPES)}")
-    for op in want.kernels:
-        if op not in OPS:
-            raise InputError(f"a kernel for {op!r}", "there is no such op", f"Ops are {', '.join(OPS)}")
-    try:
-        device = backend.probe()
-    except Unavailable as reason:
-        raise InputError(f"--backend {backend.name}", str(reason), "Or choose another --backend") from None
+    _check_ops(want.kernels)
     choices: list[Choice] = []
     refusals: list[Refusal] = []
     for op in OPS:
@@ -109,17 +198,21 @@ def resolve(want: Want, backend: Backend) -> Plan:
     return Plan(backend, device, want.dtype, tuple(choices), tuple(refusals))
 
 
+def _check_ops(kernels: Mapping[str, str]) -> None:
+    for op in kernels:
+        if op not in OPS:
+            raise InputError(f"a kernel for {op!r}", "there is no such op", f"Ops are {', '.join(OPS)}")
+
+
 def _choose(ask: Ask, backend: Backend, named: str | None, refusals: list[Refusal]) -> Choice:
-    rows = [kernel for kernel in backend.kernels if kernel.op == ask.op]
-    if backend is not reference.BACKEND:
-        rows += [kernel for kernel in reference.BACKEND.kernels if kernel.op == ask.op]
+    candidates = rows(backend, ask.op)
     if named is not None:
-        known = [kernel.name for kernel in rows]
-        rows = [kernel for kernel in rows if kernel.name == named]
-        if not rows:
+        known = [kernel.name for kernel in candidates]
+        candidates = [kernel for kernel in candidates if kernel.name == named]
+        if not candidates:
             raise InputError(f"--kernel {ask.op}={named}", "no such kernel", f"{backend.name} has {', '.join(known)}")
     refused = []
-    for kernel in rows:
+    for kernel in candidates:
         reason = _reason_against(kernel, ask)
         if reason is None:
             refusals += refused
@@ -127,7 +220,7 @@ def _choose(ask: Ask, backend: Backend, named: str | None, refusals: list[Refusa
         refused.append(Refusal(ask.op, kernel.name, reason))
     reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in refused)
     asked = f"--kernel {ask.op}={named}" if named else f"an {ask.op} kernel of backend {backend.name}"
-    raise InputError(asked, reasons or "the backend declares none", "Choose another kernel, dtype or backend")
+    raise InputError(asked, reasons, "Choose another kernel, dtype or backend")
 
 
 def _reason_against(kernel: Kernel, ask: Ask) -> str | None:
@@ -138,7 +231,17 @@ def _reason_against(kernel: Kernel, ask: Ask) -> str | None:
         return f"takes {', '.join(kernel.dtypes)}, not {ask.dtype}"
     if ask.format not in kernel.formats:
         return f"takes formats {', '.join(kernel.formats)}, not {ask.format}"
-    missing = [name for name in kernel.needs if importlib.util.find_spec(name) is None]
+    missing = [name for name in kernel.needs if not _importable(name)]
     if missing:
         return f"needs the package {', '.join(missing)}"
-    return kernel.refuse(ask)
+    try:
+        return kernel.refuse(ask)
+    except Exception as error:  # a row that cannot say whether it serves is no ground to stop
+        return f"its refuse() raised {reason_of(error)}"
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that should hold it
+        return False

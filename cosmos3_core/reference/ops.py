@@ -3,43 +3,26 @@ error against an fp32 evaluation of these, relative to what these lose in bf16 t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LSE_QUERY_CHUNK = 1024
-"""Queries per block of the explicit log-sum-exp, so that its score matrix stays small next to the inputs."""
+from ..contract.attention import joined, log_sum_exp
 
 
 def attention(
     q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], *, causal: bool = False, want_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """See contract.ops.Attention. Segments are concatenated: plain, and right on every device."""
-    k_BTKD, v_BTKD = (
-        segments[0] if len(segments) == 1 else (torch.cat(parts, dim=1) for parts in zip(*segments, strict=True))
-    )
-    if causal and k_BTKD.shape[1] != q_BSHD.shape[1]:
-        raise ValueError(f"causal attention needs as many keys as queries, got {k_BTKD.shape[1]} and {q_BSHD.shape[1]}")
+    k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
     groups = q_BSHD.shape[2] // k_BTKD.shape[2]
     q, k, v = q_BSHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
     # Not every device's fused attention takes fewer key heads than query heads; a repeated head is right everywhere.
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     out_BHSD = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return out_BHSD.transpose(1, 2), _log_sum_exp(q, k, causal) if want_lse else None
-
-
-def _log_sum_exp(q_BHSD: Tensor, k_BHTD: Tensor, causal: bool) -> Tensor:
-    k32 = k_BHTD.float().transpose(-1, -2) / math.sqrt(q_BHSD.shape[-1])
-    blocks = []
-    for start in range(0, q_BHSD.shape[2], LSE_QUERY_CHUNK):
-        scores = q_BHSD[:, :, start : start + LSE_QUERY_CHUNK].float() @ k32
-        if causal:
-            scores += torch.full_like(scores, -math.inf).triu(start + 1)
-        blocks.append(scores.logsumexp(dim=-1))
-    return torch.cat(blocks, dim=2)
+    return out_BHSD.transpose(1, 2), log_sum_exp(q_BSHD, k_BTKD, causal) if want_lse else None
 
 
 class PackedLinear:

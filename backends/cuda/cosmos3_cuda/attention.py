@@ -1,0 +1,50 @@
+"""Attention on NVIDIA GPUs: torch's cuDNN and FlashAttention-2 kernels, and FlashAttention-3.
+
+torch's operators are called by name rather than through scaled_dot_product_attention: that one may pick another kernel
+than the plan printed, and returns no log-sum-exp. All take fewer key heads than query heads as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cosmos3_core.contract import Attention
+from cosmos3_core.contract.attention import joined
+
+Segments = Sequence[tuple[Tensor, Tensor]]
+
+
+def sdpa_cudnn(
+    q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """See contract.ops.Attention."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BSHD, *joined(q_BSHD, segments, causal)))
+    out_BHSD, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, want_lse, is_causal=causal)
+    return out_BHSD.transpose(1, 2), lse.reshape(q.shape[:3]) if want_lse else None
+
+
+def sdpa_flash(
+    q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """See contract.ops.Attention."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BSHD, *joined(q_BSHD, segments, causal)))
+    out_BHSD, lse_BHS, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=causal)
+    return out_BHSD.transpose(1, 2), lse_BHS if want_lse else None
+
+
+def build_fa3() -> Attention:
+    """FlashAttention-3 as the package fa3-fwd publishes it."""
+    from fa3_fwd_interface import flash_attn_func
+
+    def fa3(
+        q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
+        # `return_attn_probs` is its name for returning the log-sum-exp.
+        found = flash_attn_func(q_BSHD, k_BTKD, v_BTKD, causal=causal, return_attn_probs=want_lse)
+        return found if want_lse else (found, None)
+
+    return fa3

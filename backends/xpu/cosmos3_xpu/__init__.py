@@ -1,0 +1,1 @@
+"""Intel GPUs for cosmos3. Found through the entry point; `plugin` is the backend."""

@@ -1,0 +1,80 @@
+"""Intel GPUs, as data."""
+
+from __future__ import annotations
+
+from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+
+# Intel's names for the GPUs of an IP version (major, minor).
+CHIPS = {
+    (12, 55): "acm-g10",
+    (12, 56): "acm-g11",
+    (12, 57): "acm-g12",
+    (12, 60): "pvc",
+    (12, 61): "pvc-vg",
+    (20, 1): "bmg-g21",
+    (20, 2): "bmg-g31",
+    (20, 4): "lnl-m",
+}
+
+
+def chip(architecture: int) -> str:
+    """The name behind SYCL's architecture number: the IP version (10 bits major, 8 minor, 14 revision), then 8 bits."""
+    version = architecture >> 30 & 0x3FF, architecture >> 22 & 0xFF
+    return CHIPS.get(version, f"xe-{version[0]}.{version[1]}")
+
+
+def probe() -> Device:
+    """The first GPU that torch sees, and how many there are of its kind. Raises Unavailable."""
+    import torch
+
+    if torch.version.xpu is None:
+        raise Unavailable(
+            f"torch {torch.__version__} was built without XPU; "
+            "install an XPU build of torch, see pytorch.org/get-started"
+        )
+    if not torch.xpu.is_available():
+        raise Unavailable("no GPU is visible to the Intel driver; sycl-ls says what the driver sees")
+    gpus = [torch.xpu.get_device_properties(index) for index in range(torch.xpu.device_count())]
+    first = gpus[0]
+    return Device(
+        arch=chip(first.architecture),
+        name=first.name,
+        count=sum((gpu.architecture, gpu.name) == (first.architecture, first.name) for gpu in gpus),
+        memory=first.total_memory,
+        unified=first.is_integrated_gpu,
+        versions={"driver": first.driver_version, "torch": torch.__version__, "oneapi": torch.version.xpu},
+    )
+
+
+def build_sdpa(device: Device) -> Attention:
+    from .attention import sdpa
+
+    return sdpa
+
+
+def refuse_wide(ask: Ask) -> str | None:
+    return f"takes head dims up to 576, not {ask.head_dim}" if ask.head_dim > 576 else None
+
+
+ROWS = (
+    Kernel(
+        op="attention",
+        name="sdpa",
+        build=build_sdpa,
+        refuse=refuse_wide,
+        notes="oneDNN's fused attention, inside torch; rehearsed, not run on a device yet",
+    ),
+)
+
+CEILINGS = {
+    "B580": Ceiling(
+        tflops={"bfloat16": 116.5, "int8": 233},
+        bandwidth=4.56e11,
+        source="Intel's data sheet of the Arc B580: 233 TOPS in int8, half of that in bfloat16",
+    ),
+}
+
+
+@hookimpl
+def cosmos3_backend() -> Backend:
+    return Backend(name="xpu", torch_device="xpu", collectives="xccl", probe=probe, kernels=ROWS, ceilings=CEILINGS)

@@ -1,0 +1,83 @@
+"""`cosmos3 backends`: what is installed, what each backend found here, and its kernels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from ..contract import OPS, Unavailable
+from ..plan import Want, resolve
+from ..plan.discovery import BUILT_IN, Found, Rejected, conflict, installed, load, probe
+from ..plan.resolve import rows, sentence
+
+WANT = Want("bfloat16", heads=32, kv_heads=8, head_dim=128)
+"""What the kernels are chosen for here: Cosmos3-Nano's attention."""
+
+
+def show(disabled: Collection[str], as_json: bool) -> None:
+    """Print one block for every installed backend. Raises InputError for an unknown name in `disabled`."""
+    enabled = installed(disabled)
+    described = [_describe(found, found.name in enabled) for found in installed().values()]
+    if as_json:
+        print(json.dumps(described, indent=2, default=str))
+    else:
+        print("\n\n".join(_block(backend) for backend in described))
+        print(f"\n* chosen for {WANT.dtype} and Cosmos3-Nano's attention")
+
+
+def _describe(found: Found, enabled: bool) -> dict[str, Any]:
+    """One backend as JSON. Whatever is wrong with a package becomes its state, so that it hides no other."""
+    told: dict[str, Any] = {"name": found.name, "package": found.package, "version": found.version}
+    if not enabled:
+        return told | {"state": "disabled", "reason": "COSMOS3_DISABLE_BACKENDS names it"}
+    try:
+        backend = load(found.name)
+    except Rejected as error:
+        return told | {"state": error.state, "reason": str(error)}
+    told |= {"state": "available"}
+    if found.name == BUILT_IN and (error := conflict(found)):
+        told["reason"] = str(error)
+    chosen, refused = {}, {}
+    try:
+        device = probe(backend)
+        told["device"] = vars(device) | {"versions": dict(device.versions)}
+        plan = resolve(WANT, backend, device)
+        chosen = {choice.op: choice.kernel for choice in plan.choices}
+        refused = {(refusal.op, refusal.name): refusal.reason for refusal in plan.refusals}
+    except Unavailable as error:
+        told |= {"state": "unavailable", "reason": sentence(error)}
+    except Rejected as error:
+        told |= {"state": error.state, "reason": str(error)}
+    told["kernels"] = [
+        {key: getattr(row, key) for key in ("op", "name", "arch", "dtypes", "formats", "needs", "notes")}
+        | {"chosen": row is chosen.get(op), "refused": refused.get((op, row.name))}
+        for op in OPS
+        for row in rows(backend, op)
+    ]
+    return told
+
+
+def _block(told: dict[str, Any]) -> str:
+    """One backend as text: a line on its state, the device, and a table of its rows."""
+    reason = f": {told['reason']}" if "reason" in told else ""
+    lines = [f"{told['name']}  {told['package']} {told['version']}  {told['state']}{reason}"]
+    if "device" in told:
+        lines.append(f"  {_device(told['device'])}")
+    kernels = told.get("kernels", [])
+    cells = [
+        (row["op"], row["name"] + ("*" if row["chosen"] else ""), " ".join(row["dtypes"]), " ".join(row["formats"]))
+        for row in kernels
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row, line in zip(kernels, cells, strict=True):
+        padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        why = f"refused: {row['refused']}" if row["refused"] else row["notes"]
+        lines.append(f"    {padded}  {why}".rstrip())
+    return "\n".join(lines)
+
+
+def _device(device: dict[str, Any]) -> str:
+    memory = f"{device['memory'] / 2**30:.1f} GiB" + (" shared with the host" if device["unified"] else "")
+    versions = [f"{name} {version}" for name, version in device["versions"].items()]
+    return ", ".join([f"{device['count']}x {device['name']} ({device['arch']})", memory, *versions])

@@ -1,0 +1,37 @@
+"""`cosmos3 check`: the conformance kit over one installed backend, without a test folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from ..contract import InputError, Unavailable
+from ..plan import discovery
+
+
+def execute(backend: str, disabled: Collection[str], record: str | None, keyword: str | None) -> None:
+    """Run the kit and exit with pytest's status. Raises InputError where there is nothing to run it on or with."""
+    if importlib.util.find_spec("pytest") is None:
+        raise InputError("cosmos3 check", "pytest is not installed", 'Type pip install "cosmos3[test]"')
+    if record and (Path(record).is_dir() or not Path(record).absolute().parent.is_dir()):
+        raise InputError(f"--record {record}", "no file can be written there", "Name a file in a folder that exists")
+    found = discovery.load(backend, disabled)
+    try:
+        discovery.probe(found)
+    except Unavailable as reason:
+        raise InputError(f"--backend {backend}", str(reason), "Run the check on a machine with this device") from None
+    import pytest
+
+    # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
+    suite = Path(importlib.util.find_spec("cosmos3_core.testing").origin).with_name("suite.py")
+    alone = ["-c", os.devnull, "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
+    arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "-q", "--tb=short", "--backend", backend]
+    arguments += ["--record", record] if record else []
+    arguments += ["-k", keyword] if keyword else []
+    status = pytest.main(arguments)
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")
+    sys.exit(int(status))

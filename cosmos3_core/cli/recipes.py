@@ -1,0 +1,124 @@
+"""`cosmos3 recipes`: list, show, run and validate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..evidence.recipe import Recipe
+    from ..evidence.state import State
+
+NAME = click.argument("name")
+
+
+@click.group()
+@click.option("--folder", type=click.Path(path_type=Path), default="recipes", show_default=True, help="Where they are.")
+@click.pass_context
+def recipes(context: click.Context, folder: Path) -> None:
+    """Runs that are known to work, as files: one model on one device.
+
+    NAME is a recipe's name, or the path of its file.
+    """
+    context.meta[__name__] = folder
+
+
+def _find(name: str) -> Recipe:
+    from ..evidence.recipe import find
+
+    return find(name, click.get_current_context().meta[__name__])
+
+
+def _state(recipe: Recipe) -> State:
+    from ..evidence.state import fingerprint_here, state_of
+
+    return state_of(recipe, fingerprint_here(recipe) if recipe.validated else None)
+
+
+@recipes.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def list_(as_json: bool) -> None:
+    """Every recipe with its state, and why."""
+    from ..evidence.recipe import load_all
+
+    folder = click.get_current_context().meta[__name__]
+    told = [(recipe, _state(recipe)) for recipe in load_all(folder)]
+    if as_json:
+        keys = [{"name": r.name, "title": r.tables["title"], "state": s.name, "why": s.why} for r, s in told]
+        click.echo(json.dumps(keys, indent=2))
+        return
+    width = max((len(recipe.name) for recipe, _ in told), default=0)
+    for recipe, state in told:
+        click.echo(f"{recipe.name:<{width}}  {state.name:<11}  {state.why}")
+
+
+@recipes.command()
+@NAME
+def show(name: str) -> None:
+    """A recipe: its state, the command it stands for, what it asserts, what is known and what was measured."""
+    import shlex
+
+    recipe = _find(name)
+    state = _state(recipe)
+    click.echo(f"{recipe.name}: {recipe.tables['title']}\n{state.name}: {state.why}\n")
+    click.echo(f"cosmos3 run {shlex.join(recipe.command_line(None))}\n")
+    for table in ("device", "plan", "expect", "known"):
+        for key, value in recipe.tables.get(table, {}).items():
+            click.echo(f"{table}.{key}: {value}")
+    if state.record:
+        click.echo(f"\n{_verdict(state.record)}")
+
+
+@recipes.command()
+@NAME
+@click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: NAME.mp4 or NAME.png]")
+def run(name: str, output: str | None) -> None:
+    """Run a recipe as `cosmos3 run` does; its plan is asserted before, its expectations after."""
+    from ..evidence.settle import check_expect, peaks, settle
+    from . import cli
+
+    recipe = _find(name)
+    plan = settle(recipe).plan
+    arguments = recipe.command_line(output)
+    context = click.get_current_context()
+    command = cli.commands["run"].make_context("run", list(arguments), parent=context.find_root())
+    with command:
+        command.command.invoke(command)
+    manifest = json.loads(Path(f"{arguments[-1]}.json").read_text("utf-8"))
+    check_expect(recipe, sum(manifest["seconds"].values()), peaks(plan))
+
+
+@recipes.command()
+@NAME
+def validate(name: str) -> None:
+    """Measure a recipe against its bf16 baseline on this device, and write its record.
+
+    Takes about ten times as long as a run: the baseline twice, to know the device's noise floor, and the recipe, each
+    in a process of its own.
+    """
+    from ..evidence.record import path_of
+    from ..evidence.validate import validate as measure
+
+    recipe = _find(name)
+    record = measure(recipe, say=lambda line: click.echo(line, err=True))
+    click.echo(_verdict(record))
+    click.echo(f"{record['state']}: {path_of(recipe)}")
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    verdict, raw = record["verdict"], record["measurements"]["candidate"]["raw"]
+    lines = [f"cold {raw['cold']['seconds']:.1f} s, warm {raw['warm']['seconds']:.1f} s"]
+    for check in verdict["checks"]:
+        held = "within" if check["held"] else "OUTSIDE"
+        lines.append(
+            f"{check['quantity']} {check['metric']}: {check['value']:.6g}, {held} {check['bound']:.6g} "
+            f"(floor {check['floor']:.6g})"
+        )
+    for name in ("restart", "candidate"):
+        output = record["comparisons"][name]["output"]
+        decibels = "equal" if output["psnr_db"] is None else f"{output['psnr_db']:.1f} dB, SSIM {output['ssim']:.4f}"
+        lines.append(f"output, {'floor' if name == 'restart' else name}: {decibels}")
+    return "\n".join(lines + ([verdict["note"]] if "note" in verdict else []))

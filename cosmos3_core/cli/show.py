@@ -1,0 +1,98 @@
+"""`cosmos3 show`: the manifest that an output carries, for reading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..contract import InputError
+from ..engine import media
+from ..engine.manifest import KEY
+from ..plan.estimate import GIB
+
+LONGEST = 200
+"""Characters of a value that are shown; --json has it whole."""
+PIPED_WIDTH = 160
+"""Columns where there is no terminal to ask."""
+
+
+def execute(file: str, as_json: bool) -> None:
+    """Print the manifest in an .mp4 or .png, or in a manifest file. Raises InputError where there is none."""
+    manifest = _read(Path(file))
+    if as_json:
+        print(json.dumps(manifest, indent=2))
+    else:
+        _print(manifest)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    asked = f"cosmos3 show {path}"
+    then = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
+    if path.suffix.lower() == ".json":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            found = f"it cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})"
+            raise InputError(asked, found, then) from None
+    elif (text := media.read_metadata(path).get(KEY)) is None:
+        raise InputError(asked, "it carries no cosmos3 manifest", then)
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
+        raise InputError(asked, "what it carries is no cosmos3 manifest", then)
+    return manifest
+
+
+def _print(manifest: dict[str, Any]) -> None:
+    """One block a subject, in the order of a reader's questions. Keys that are not known here come last: nothing of a
+    manifest is left out."""
+    console, rest = Console(highlight=False, markup=False), dict(manifest)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    request, origin, plan = rest.pop("request"), rest.pop("origin", {}), dict(rest.pop("plan"))
+    scalars = {key: rest.pop(key) for key in list(rest) if not isinstance(rest[key], dict | list)}
+    blocks = [_rows(scalars), _rows(rest.pop("model", {}), "model"), _rows(rest.pop("profile", {}), "profile")]
+    blocks.append([(f"request.{key}", _text(value), _origin(origin, key)) for key, value in request.items()])
+    refused = plan.pop("refused", [])
+    blocks.append(_rows(plan, "plan"))
+    blocks.append([("refused", _text(row), "") for row in refused])
+    blocks += [_rows(value, key) for key, value in rest.items()]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for block in filter(None, blocks):
+        for row in block:
+            table.add_row(*(Text(_printable(cell)) for cell in row))
+        table.add_row()
+    console.print(table)
+
+
+def _rows(value: Any, name: str = "") -> list[tuple[str, str, str]]:
+    """A value as (dotted name, text, ""): one row for each leaf."""
+    if isinstance(value, dict) and value:
+        return [row for key, inner in value.items() for row in _rows(inner, f"{name}.{key}".lstrip("."))]
+    if isinstance(value, int) and "memory" in name:
+        value = f"{value} ({value / GIB:.2f} GiB)"
+    return [(name, _text(value), "")] if value not in ({}, []) else []
+
+
+def _origin(origin: Any, key: str) -> str:
+    return str(origin.get(key, "")) if isinstance(origin, dict) else ""
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    more = f"... ({len(text):,} characters)" if len(text) > LONGEST else ""
+    return text[:LONGEST] + more
+
+
+def _printable(text: str) -> str:
+    """A file may come from anywhere: what would steer the terminal is shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,60 @@
+"""How far one result is from another: velocities and latents by cosine and relative L1, frames by PSNR and SSIM."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PEAK = 255.0
+WINDOW, SIGMA = 11, 1.5
+K1, K2 = 0.01, 0.03
+"""SSIM's constants, as in Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment" (2004), section III-C."""
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine of the angle between two tensors of one shape, in fp64. 1 where both are zero."""
+    a64, b64 = a.double().flatten(), b.double().flatten()
+    norms = a64.norm() * b64.norm()
+    return float(a64 @ b64 / norms) if norms else float(torch.equal(a64, b64))
+
+
+def relative_l1(result: Tensor, baseline: Tensor) -> float:
+    """sum |result - baseline| / sum |baseline|, in fp64. 0 where they are equal."""
+    difference = (result.double() - baseline.double()).abs().sum()
+    return float(difference / baseline.double().abs().sum()) if difference else 0.0
+
+
+def psnr(result: Tensor, baseline: Tensor) -> float | None:
+    """Peak signal-to-noise ratio in dB over all frames, uint8 [F, H, W, 3]. None where they are equal."""
+    squares = sum(float((a.float() - b.float()).square().sum()) for a, b in zip(result, baseline, strict=True))
+    if squares == 0:
+        return None
+    return float(10 * torch.log10(torch.tensor(PEAK**2 * baseline.numel() / squares, dtype=torch.float64)))
+
+
+def ssim(result: Tensor, baseline: Tensor) -> float:
+    """Mean structural similarity of uint8 frames [F, H, W, 3], of at least 11 x 11 pixels.
+
+    Gaussian window of 11 x 11 pixels, sigma 1.5, weighted (population) variances, no padding: only windows that lie
+    inside a frame count. The mean over windows, over the R, G and B channels, and over frames.
+    """
+    means = [_ssim_of_frame(a, b) for a, b in zip(result, baseline, strict=True)]
+    return sum(means) / len(means)
+
+
+def _ssim_of_frame(a_HWC: Tensor, b_HWC: Tensor) -> float:
+    a, b = (frame.permute(2, 0, 1)[:, None].double() for frame in (a_HWC, b_HWC))  # channels as a batch
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return float((luminance * (2 * covariance + c2) / (var_a + var_b + c2)).mean())
+
+
+def _blur(x_C1HW: Tensor) -> Tensor:
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    weights = weights / weights.sum()
+    return F.conv2d(F.conv2d(x_C1HW, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))

@@ -1,0 +1,259 @@
+"""A recipe: one way of running one model on one device, as a TOML file that asserts its own plan.
+
+    title = "..."
+    [run]           model, task, prompt, size, frames, steps, seed, profile, backend, dtype
+    [run.kernels]   op = "kernel": named, so met or refused
+    [run.request]   any other request field
+    [device]        name, arch, count, memory_gib: what it is for
+    [plan]          op = "kernel": asserted before a weight is read, every time
+    [expect]        seconds, peak_device_gib, peak_host_gib: upper bounds, checked after a run
+    [known]         state, reason, note, source: what is known without a record of ours
+    [validated]     written by `cosmos3 recipes validate` only
+
+The file is called `<model>-<task>-<size>-<device>x<n>.toml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..contract import OPS, Device, InputError
+from ..scenarios.request import PROFILES, TASKS, check_keys
+from .record import digest
+
+GIB = 1 << 30
+FOLDER = Path("recipes")
+STOCK_PROMPT = "a robot arm pours coffee into a cup"
+STOCK_SEED = 0
+"""A measurement that draws another seed each time measures the seed."""
+KNOWN_STATES = ("rehearsed", "help wanted", "unsupported")
+SIZED_ALIKE = 0.9
+"""A device reports less than the memory it is sold with."""
+
+NUMBER = (int, float)
+TABLES: dict[str, dict[str, Any]] = {
+    "": {
+        "title": str,
+        "run": dict,
+        "device": dict,
+        "plan": dict,
+        "expect": dict,
+        "known": dict,
+        "validated": dict,
+    },
+    "run": {
+        "model": str,
+        "task": str,
+        "prompt": str,
+        "size": str,
+        "frames": int,
+        "steps": int,
+        "seed": int,
+        "profile": str,
+        "backend": str,
+        "dtype": str,
+        "kernels": dict,
+        "request": dict,
+    },
+    "run.kernels": dict.fromkeys(OPS, str),
+    "device": {"name": str, "arch": str, "count": int, "memory_gib": NUMBER},
+    "plan": dict.fromkeys(OPS, str),
+    "expect": {"seconds": NUMBER, "peak_device_gib": NUMBER, "peak_host_gib": NUMBER},
+    "known": {"state": str, "reason": str, "note": str, "source": str},
+    "validated": {"state": str, "record": str, "sha256": str, "date": str},
+}
+REQUIRED = {
+    "": ("title", "run", "device"),
+    "run": ("model", "task", "size", "backend"),
+    "device": ("name",),
+    "known": ("state", "reason"),
+    "validated": ("state", "record", "sha256", "date"),
+}
+REQUEST_KEYS = ("task", "prompt", "size", "frames", "steps", "seed")
+"""Request fields that stand in [run] itself."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file, checked. `tables` is the file as parsed, `sha256` that of its canonical JSON without [validated],
+    so that comments and layout may change and nothing else."""
+
+    path: Path
+    tables: dict[str, Any]
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def run(self) -> dict[str, Any]:
+        return self.tables["run"]
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        return self.run.get("kernels", {})
+
+    @property
+    def device(self) -> dict[str, Any]:
+        return {"count": 1} | self.tables["device"]
+
+    @property
+    def plan(self) -> dict[str, str]:
+        return self.tables.get("plan", {})
+
+    @property
+    def expect(self) -> dict[str, float]:
+        return self.tables.get("expect", {})
+
+    @property
+    def known(self) -> dict[str, str]:
+        return self.tables.get("known", {"state": "help wanted", "reason": "nobody has measured it"})
+
+    @property
+    def validated(self) -> dict[str, str] | None:
+        return self.tables.get("validated")
+
+    def given(self) -> dict[str, Any]:
+        """The request fields that the recipe sets. Paths of input media are taken from the recipe's folder."""
+        given: dict[str, Any] = {"prompt": STOCK_PROMPT, "seed": STOCK_SEED}
+        given |= {key: self.run[key] for key in REQUEST_KEYS if key in self.run} | self.run.get("request", {})
+        media = {key: str(self.path.parent / given[key]) for key in ("image", "video") if given.get(key)}
+        return given | media
+
+    def command_line(self, output: str | None) -> list[str]:
+        """The arguments of the `cosmos3 run` that this recipe stands for."""
+        arguments = ["--model", self.run["model"], "--backend", self.run["backend"]]
+        for key in ("profile", "dtype"):
+            arguments += [f"--{key}", self.run[key]] if key in self.run else []
+        for op, kernel in self.kernels.items():
+            arguments += ["--kernel", f"{op}={kernel}"]
+        for key, value in self.given().items():
+            arguments += ["--set", f"{key}={json.dumps(value)}"]
+        suffix = ".png" if self.run["task"] == "t2i" else ".mp4"
+        return [*arguments, "--output", output or f"{self.name}{suffix}"]
+
+    def check_device(self, found: Device) -> None:
+        """InputError unless `found` is the device that the recipe is for."""
+        wanted, memory = self.device, found.memory / GIB
+        if "arch" in wanted and wanted["arch"] != found.arch:
+            said = f"this is {found.name} ({found.arch})"
+        elif not names_alike(wanted["name"], f"{found.name} {found.arch}"):
+            said = f"this is {found.name}"
+        elif wanted["count"] > found.count:
+            said = f"there is {found.count} of them here"
+        elif memory < wanted.get("memory_gib", 0) * SIZED_ALIKE:
+            said = f"this {found.name} has {memory:.0f} GiB"
+        else:
+            return
+        needed = f"{wanted['count']} x {wanted['name']}"
+        needed += f" ({wanted['arch']})" if "arch" in wanted else ""
+        needed += f" with {wanted['memory_gib']:g} GiB" if "memory_gib" in wanted else ""
+        then = "See cosmos3 recipes list, or copy the recipe and write your device into it"
+        raise InputError(f"recipe {self.name}", f"it is for {needed}, and {said}", then)
+
+
+def names_alike(wanted: str, found: str) -> bool:
+    """Whether every word of a device's everyday name stands in what its probe calls it: "Arc B60" in "Intel(R) Arc(TM)
+    Pro B60 Graphics", "Ascend 910B" in "Ascend910B3"; but not "H20" in "H200", nor "H200" in "GH200"."""
+
+    def stands(word: str) -> bool:
+        before = r"(?<![a-z0-9])" if word[0].isalpha() else r"(?<![0-9])"
+        after = r"(?![0-9])" if word[-1].isdigit() else ""
+        return re.search(before + re.escape(word) + after, found.lower()) is not None
+
+    return all(stands(word) for word in re.findall(r"[a-z0-9]+", wanted.lower()))
+
+
+def load(path: Path) -> Recipe:
+    """Read and check a recipe. Raises InputError that names the file, the table and the key."""
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"recipe {path}", error.strerror or str(error), "See cosmos3 recipes list") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path}", f"it is not TOML ({error})", "Correct it, or copy another recipe") from None
+    _check_table(path.name, "", tables)
+    recipe = Recipe(path, tables, digest({key: table for key, table in tables.items() if key != "validated"}))
+    _check_values(recipe)
+    return recipe
+
+
+def load_all(folder: Path = FOLDER) -> list[Recipe]:
+    """Every recipe of a folder, by name. Raises InputError if there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"recipes in {folder}", "there is no such folder", "Run in a checkout, or pass --folder DIR")
+    return [load(path) for path in sorted(folder.glob("*.toml"))]
+
+
+def find(name: str, folder: Path = FOLDER) -> Recipe:
+    """A recipe by the path of its file, or by its name in `folder`."""
+    if name.endswith(".toml"):
+        return load(Path(name))
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        names = [path.stem for path in sorted(folder.glob("*.toml"))]
+        hint = _hint(name, names, "See cosmos3 recipes list")
+        raise InputError(f"recipe {name!r}", f"there is none of that name in {folder}", hint)
+    return load(path)
+
+
+def file_name(recipe: Recipe) -> str:
+    """The name that the recipe's file has to have."""
+    model = recipe.run["model"].rstrip("/").split("/")[-1].lower().removeprefix("cosmos3-")
+    device = re.sub("[^a-z0-9]", "", recipe.device["name"].lower())
+    return f"{model}-{recipe.run['task']}-{recipe.run['size'].replace(':', '_')}-{device}x{recipe.device['count']}.toml"
+
+
+def _check_table(file: str, name: str, table: Mapping[str, Any]) -> None:
+    keys, asked = TABLES[name], f"{file}: [{name}]" if name else file
+    for key, value in table.items():
+        if key not in keys:
+            hint = _hint(key, list(keys), f"Keys are {', '.join(keys)}")
+            raise InputError(f"{asked} {key!r}", "there is no such key", hint)
+        if not isinstance(value, keys[key]) or isinstance(value, bool):
+            kinds = {str: "text", int: "a whole number", dict: "a table", NUMBER: "a number"}
+            raise InputError(f"{asked} {key} = {value!r}", f"it is not {kinds[keys[key]]}", f"Make {key} one")
+        inner = f"{name}.{key}" if name else key
+        if inner in TABLES:
+            _check_table(file, inner, value)
+    for key in REQUIRED.get(name, ()):
+        if key not in table:
+            raise InputError(asked, f"it has no {key}", f"Add {key}; nano-t2v-1280x720-h200x1.toml is an example")
+
+
+def _check_values(recipe: Recipe) -> None:
+    file, run, extra = recipe.path.name, recipe.run, recipe.run.get("request", {})
+    choices = [("run", "task", run["task"], tuple(TASKS)), ("known", "state", recipe.known["state"], KNOWN_STATES)]
+    if "profile" in run:
+        choices.append(("run", "profile", run["profile"], PROFILES))
+    for table, key, value, allowed in choices:
+        if value not in allowed:
+            hint = _hint(value, list(allowed), f"Choices are {', '.join(allowed)}")
+            raise InputError(f"{file}: [{table}] {key} = {value!r}", "there is no such choice", hint)
+    if twice := [key for key in REQUEST_KEYS if key in extra]:
+        raise InputError(f"{file}: [run.request] {twice[0]}", f"{twice[0]} belongs into [run]", "Move it there")
+    try:
+        check_keys(extra)
+    except InputError as error:
+        raise InputError(f"{file}: [run.request] {error.asked}", error.found, error.next_step) from None
+    if "note" in recipe.known and "source" not in recipe.known:
+        raise InputError(f"{file}: [known] note", "a number without whose it is", "Add source: who published it")
+    bounds = {"count": recipe.device["count"], "memory_gib": recipe.device.get("memory_gib", 1)} | recipe.expect
+    for key, value in bounds.items():
+        if value <= 0:
+            raise InputError(f"{file}: {key} = {value}", "it is not above zero", f"Correct {key}")
+    if file != file_name(recipe):
+        raise InputError(f"recipe {file}", "its name is not what it holds", f"Name it {file_name(recipe)}")
+
+
+def _hint(word: str, known: list[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f"Did you mean {close[0]}?" if close else otherwise

@@ -1,0 +1,97 @@
+"""From a recipe to a model, a plan and a request: all that can be refused before a weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import reference
+from ..contract import Backend, Device, InputError, RunError
+from ..engine.model import Model, open_model
+from ..plan import Plan, Want, choose_backend, resolve
+from ..scenarios import request as requests
+from .recipe import GIB, Recipe
+
+if TYPE_CHECKING:
+    from ..scenarios.request import Request
+
+BASELINE, CANDIDATE = "baseline", "candidate"
+BASELINE_DTYPE = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a recipe comes to on this machine."""
+
+    model: Model
+    plan: Plan
+    request: Request
+
+
+def backend_of(recipe: Recipe) -> tuple[Backend, Device]:
+    """The backend that the recipe names and its device here. Raises InputError."""
+    backend, device, _ = choose_backend(recipe.run["backend"])
+    return backend, device
+
+
+def settle(recipe: Recipe, role: str = CANDIDATE) -> Settled:
+    """The recipe on this machine: as it is written ("candidate", its [plan] asserted), or as its "baseline", in bf16
+    with eager torch for every op. Raises InputError; reads no weight, and no model before the device is known to fit.
+    """
+    if recipe.known["state"] == "unsupported":
+        raise InputError(f"recipe {recipe.name}", f"unsupported: {recipe.known['reason']}", "See cosmos3 recipes list")
+    backend, device = backend_of(recipe)
+    recipe.check_device(device)
+    if recipe.device["count"] > 1:
+        found = "a run uses one device: there is no parallel execution yet"
+        raise InputError(f"recipe {recipe.name}", found, "Use a recipe for one device")
+    model = open_model(recipe.run["model"])
+    if role == BASELINE:
+        want = Want.of(model.config, BASELINE_DTYPE, {row.op: row.name for row in reference.BACKEND.kernels})
+    else:
+        want = Want.of(model.config, recipe.run.get("dtype", model.dtype), recipe.kernels)
+    plan = resolve(want, backend, device)
+    if role == CANDIDATE:
+        _check_plan(recipe, plan)
+    profile = recipe.run.get("profile", requests.PROFILES[0])
+    request, _ = requests.resolve(recipe.given(), profile, model.facts, pick_seed=lambda: 0)
+    return Settled(model, plan, request)
+
+
+def _check_plan(recipe: Recipe, plan: Plan) -> None:
+    try:
+        plan.require(recipe.plan)
+    except InputError as error:
+        asked = f"recipe {recipe.name}: [plan] {error.asked.removeprefix('--require ')}"
+        raise InputError(asked, error.found, "Correct [plan], or name the kernel in [run.kernels]") from None
+
+
+def peaks(plan: Plan) -> dict[str, int]:
+    """Peak memory of this process so far, in bytes: the host's resident size, and on an accelerator what torch had
+    allocated and what its allocator had reserved."""
+    import torch
+
+    from ..engine.manifest import peak_host_memory
+
+    found, accelerator = {"host_bytes": peak_host_memory()}, torch.accelerator
+    if accelerator.is_available() and accelerator.current_accelerator().type == plan.backend.torch_device:
+        found["allocated_bytes"] = accelerator.max_memory_allocated()
+        found["reserved_bytes"] = accelerator.max_memory_reserved()
+    return found
+
+
+def check_expect(recipe: Recipe, seconds: float, memory: dict[str, int]) -> None:
+    """RunError unless the run kept within [expect]. `seconds` is the sum of the run's stages, loading included and the
+    start of the process not; the device's peak is what the allocator reserved."""
+    found = {"seconds": seconds, "peak_host_gib": memory["host_bytes"] / GIB}
+    if "reserved_bytes" in memory:
+        found["peak_device_gib"] = memory["reserved_bytes"] / GIB
+    missed = []
+    for key, bound in recipe.expect.items():
+        if key not in found:
+            missed.append(f"{key} cannot be measured on {recipe.device['name']}")
+        elif found[key] > bound:
+            missed.append(f"{key} is {found[key]:.4g}, and at most {bound:g} was expected")
+    if missed:
+        then = "Find what changed; the output itself was made"
+        raise RunError(f"recipe {recipe.name}: [expect]", "; ".join(missed), then)

@@ -1,0 +1,62 @@
+"""What may be said of a recipe: from its record if it has one that holds, else from what is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..contract import Cosmos3Error
+from . import record as records
+from .recipe import Recipe
+from .verdict import failures
+
+LEGEND = {
+    "validated": "measured on the device, and within the stated bounds of the device's own noise floor; has a record",
+    "runs": "ran on the device, with a record, and quality was not shown to be within the bounds",
+    "stale": "has a record, of other code, versions or inputs than today's",
+    "rehearsed": "its parts were tried, on the device or on a stand-in; never run and measured there as a whole",
+    "help wanted": "nothing stands against it, and nobody has run it; numbers, where given, are other people's",
+    "unsupported": "cannot run today, for the reason given",
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of `LEGEND`, why in a sentence, and the record if its chain holds."""
+
+    name: str
+    why: str
+    record: dict[str, Any] | None = None
+
+
+def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path = records.ROOT) -> State:
+    """The recipe's state. `now` is the fingerprint of this machine if the recipe's device is here; without it the
+    record is held against the sources under `root` only, so that the answer is the same on every machine."""
+    if recipe.validated is None and not records.path_of(recipe).exists():
+        return State(recipe.known["state"], recipe.known["reason"])
+    try:
+        record = records.load(recipe)
+    except Cosmos3Error as error:
+        return State("stale", error.found)
+    then = record["fingerprint"]
+    now = now or {"code": {package: records.code_digest(package, root) for package in then["code"]}}
+    if changed := records.differences(then, now):
+        return State("stale", f"measured on {record['date']}; since then {'; '.join(changed)}", record)
+    device = then["device"]
+    why = f"measured on {record['date']} on {device['name']} ({device['arch']})"
+    verdict = record["verdict"]
+    said = verdict.get("note") or (None if verdict["passed"] else failures(verdict))
+    return State(record["state"], f"{why}; {said}" if said else why, record)
+
+
+def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:
+    """This machine's fingerprint, None unless the recipe's backend and device are here."""
+    from .settle import backend_of
+
+    try:
+        backend, device = backend_of(recipe)
+        recipe.check_device(device)
+    except Cosmos3Error:
+        return None
+    return records.fingerprint(backend, device)

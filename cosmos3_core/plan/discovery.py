@@ -1,0 +1,200 @@
+"""Which backends are installed, and loading the one that is asked for.
+
+A package's entry point names its backend. To list names imports nothing; to load one imports that package and no other,
+and whatever is wrong with it becomes one message with the package's name in it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, metadata
+from typing import Any
+
+import pluggy
+
+from .. import __version__, reference
+from ..contract import API, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable, hooks
+
+BUILT_IN = reference.BACKEND.name
+ALL = "all"
+"""In a list of disabled backends: every one that a package provides."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A backend's name and the package that provides it, known without importing it. `value` is the entry point's,
+    `module` or `module:attribute`; `rivals` are other packages that claim the name."""
+
+    name: str
+    package: str
+    version: str
+    value: str
+    rivals: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"backend {self.name} of {self.package} {self.version}"
+
+
+class Rejected(InputError):
+    """An installed backend that cannot be used. `state` is "duplicate", "incompatible" or "broken"."""
+
+    def __init__(self, state: str, asked: str, found: str, next_step: str):
+        super().__init__(asked, found, next_step)
+        self.state = state
+
+
+def installed(disabled: Collection[str] = ()) -> dict[str, Found]:
+    """The backends there are by name, `reference` first, less the `disabled` ones (names, or ALL). Imports none of
+    them. Raises InputError for a disabled name that no package provides."""
+    claims: dict[str, dict[str, EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        # By package name: what an interrupted pip leaves behind is the same package once more, and no rival.
+        claims.setdefault(entry.name, {}).setdefault(entry.dist.name or entry.value, entry)
+    taken = tuple(sorted(claims.pop(BUILT_IN, {})))
+    for name in disabled:
+        if name not in claims and name != ALL:
+            hint = _did_you_mean(name, [*claims, ALL]) or f"It takes {', '.join([*sorted(claims), ALL])}"
+            raise InputError(f"COSMOS3_DISABLE_BACKENDS={name}", "no installed package provides it", hint)
+    found = {BUILT_IN: Found(BUILT_IN, "cosmos3", __version__, reference.__name__, taken)}
+    for name, entries in sorted(claims.items()):
+        if name not in disabled and ALL not in disabled:
+            package, *rivals = sorted(entries)
+            entry = entries[package]
+            found[name] = Found(name, package, entry.dist.version or "?", entry.value, tuple(rivals))
+    return found
+
+
+def extras() -> tuple[str, ...]:
+    """The backends this cosmos3 can be installed with: `pip install "cosmos3[NAME]"`."""
+    try:
+        names = metadata("cosmos3").get_all("Provides-Extra") or ()
+    except PackageNotFoundError:  # sources on the path, not installed
+        return ()
+    return tuple(name for name in names if name != "test")
+
+
+def conflict(found: Found) -> Rejected | None:
+    """What to tell the user where more than one package claims a name."""
+    if not found.rivals:
+        return None
+    if found.name == BUILT_IN:
+        packages, said = found.rivals, "too, and the name is cosmos3's own"
+    else:
+        packages, said = (found.package, *found.rivals), "and cosmos3 does not choose between them"
+    unwanted = " or ".join(f"pip uninstall {package}" for package in packages)
+    said = f"it is provided by {' and '.join(packages)} {said}"
+    return Rejected("duplicate", f"backend {found.name}", said, f"Type {unwanted}")
+
+
+def load(name: str, disabled: Collection[str] = ()) -> Backend:
+    """Import the package that provides this backend, and no other, and check what it declares. Raises InputError for a
+    name that nothing installed provides and `Rejected` for a package that is at fault."""
+    found = _find(name, disabled)
+    if name == BUILT_IN:
+        return reference.BACKEND
+    if error := conflict(found):
+        raise error
+    return _guarded(found, "loading it", lambda: _open(found), f"pip install --upgrade {found.package}")
+
+
+def probe(backend: Backend) -> Device:
+    """The backend's device. Raises `Unavailable` with the backend's sentence, and `Rejected` for a probe that fails in
+    any other way."""
+    who = f"backend {backend.name}"
+    device = _guarded(who, "its probe()", backend.probe, "Upgrade its package", Unavailable)
+    if not isinstance(device, Device):
+        found = f"its probe() returned an object of type {type(device).__name__}"
+        raise _faulty(who, found, "return a contract.Device or raise contract.Unavailable")
+    return device
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception as one line: its type and text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+def pip_install(extra: str) -> str:
+    return f'pip install "cosmos3[{extra}]"'
+
+
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"Did you mean {close[0]}?" if close else ""
+
+
+def _find(name: str, disabled: Collection[str]) -> Found:
+    here, asked = installed(disabled), f"--backend {name}"
+    if name in here:
+        return here[name]
+    if name in installed():
+        raise InputError(asked, "COSMOS3_DISABLE_BACKENDS disables it", "Take it off that list")
+    if name in extras():
+        raise InputError(asked, "its package is not installed", f"Type {pip_install(name)}")
+    hint = _did_you_mean(name, {*here, *extras()}) or f"Backends here: {', '.join(here)}"
+    raise InputError(asked, "no installed package provides it", hint)
+
+
+def _guarded(who: Found | str, doing: str, call: Callable[[], Any], fix: str, *passing: type[Exception]) -> Any:
+    """A call into a package: an exception of any kind is the package's fault, and is told as such."""
+    try:
+        return call()
+    except (KeyboardInterrupt, Rejected, *passing):
+        raise
+    except BaseException as error:  # SystemExit too: a package does not end the command
+        raise Rejected("broken", str(who), f"{doing} raised {reason_of(error)}", f"{fix}, or tell its author") from None
+
+
+def _faulty(who: Found | str, found: str, advice: str) -> Rejected:
+    return Rejected("broken", str(who), found, f"Its author should {advice}")
+
+
+def _open(found: Found) -> Backend:
+    plugin = EntryPoint(found.name, found.value, GROUP).load()
+    manager = pluggy.PluginManager("cosmos3")  # of its own: no other plugin can answer for this one
+    manager.add_hookspecs(hooks)
+    advice = "define `@hookimpl def cosmos3_backend() -> Backend` and put @hookimpl on nothing else"
+    try:
+        manager.register(plugin, found.name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise _faulty(found, " ".join(str(error).split()), advice) from None
+    if not manager.hook.cosmos3_backend.get_hookimpls():
+        raise _faulty(found, f"{found.value} has no hook", advice)
+    backend = manager.hook.cosmos3_backend()
+    _check(found, backend)
+    return backend
+
+
+def _check(found: Found, backend: Any) -> None:
+    if not isinstance(backend, Backend):
+        said = f"its cosmos3_backend() returned an object of type {type(backend).__name__}"
+        raise _faulty(found, said, "return a contract.Backend")
+    if backend.api not in (API - 1, API):
+        said = f"it is written for contract {backend.api}, and this cosmos3 takes {API - 1} and {API}"
+        older = found.package if backend.api < API else "cosmos3"
+        raise Rejected("incompatible", str(found), said, f"Type pip install --upgrade {older}")
+    if backend.name != found.name:
+        said = f"its Backend is named {backend.name!r}"
+        raise _faulty(found, said, "give the Backend and its entry point one name")
+    seen = {(row.op, row.name): "eager torch, which every backend has" for row in reference.BACKEND.kernels}
+    for row in backend.kernels:
+        if complaint := _complaint(row):
+            raise _faulty(found, *complaint)
+        if taken := seen.get((row.op, row.name)):
+            said = f"its row {row.op}={row.name} has the name of {taken}"
+            raise _faulty(found, said, "give every row of an op a name of its own")
+        seen[row.op, row.name] = "another row"
+
+
+def _complaint(row: Kernel) -> tuple[str, str] | None:
+    """(what is wrong with a row, what to do about it)."""
+    if row.op not in OPS:
+        close = difflib.get_close_matches(row.op, OPS, 1)
+        return f"its row {row.name} is for the op {row.op!r}, which does not exist", f"use {' or '.join(close or OPS)}"
+    for key in ("arch", "dtypes", "formats", "needs"):
+        if isinstance(getattr(row, key), str):
+            said = f"{key} of its row {row.op}={row.name} is the text {getattr(row, key)!r}"
+            return said, f"write a tuple: ({getattr(row, key)!r},)"
+    return None

@@ -1,0 +1,9 @@
+"""The conformance kit: what a device package has to pass, on its own machine. A vendor's folder is two lines:
+
+    # test_acme.py
+    from cosmos3_core.testing.suite import *
+    BACKEND = "acme"
+
+and `cosmos3 check --backend acme` runs the same without a folder. `suite` holds the tests, `plugin` what pytest needs
+to run them over the rows of one backend; both import pytest, which the extra `cosmos3[test]` brings.
+"""

@@ -1,0 +1,218 @@
+"""Inputs at Cosmos3's shapes, what they should give, and how far a kernel may be from it.
+
+Inputs are drawn in fp32 from a seed, rounded to the dtype and handed over as the model hands them over: q, k and v are
+views of one projection. The truth is the reference evaluated in fp64 (norms: fp32) on those same rounded inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contract import Kernel
+from ..reference import ops as reference
+
+HEAD_DIM = 128
+MULTIPLE = 2.0
+"""A kernel may lose this many times what eager torch loses in the same dtype on the same inputs."""
+FLOOR = {"float32": 2e-6, "bfloat16": 5e-4, "float16": 6e-5}
+"""And this on top, relative: eager is at times exact by luck, and another order of summation is no fault."""
+FORMATS = {"none": 0.0, "int8": 0.025, "fp8": 0.06, "mxfp8": 0.06, "nvfp4": 0.2, "mxfp4": 0.25}
+"""Relative error a quantization format may add to a product of normally distributed weights and activations: about
+1.5 times what rounding both operands with one scale per row (int8, fp8) or per block costs."""
+LSE_ABSOLUTE = 1e-3
+"""Absolute error of a log-sum-exp: one part in a thousand in the weight of a segment when partial results merge."""
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Relative L2 error of the whole tensor, and of the worst of its rows (the last axis)."""
+
+    whole: float
+    row: float
+
+    @classmethod
+    def of(cls, found: Tensor, exact: Tensor) -> Loss:
+        exact = exact.double()
+        error, tiny = found.detach().cpu().double() - exact, torch.finfo(torch.float64).tiny
+        rows = error.norm(dim=-1) / exact.norm(dim=-1).clamp_min(tiny)
+        return cls(float(error.norm() / exact.norm().clamp_min(tiny)), float(rows.max()))
+
+
+def check(found: Tensor, exact: Tensor, eager: Tensor, dtype: str, allowed: float = 0.0) -> None:
+    """Fail unless `found` has the shape and dtype of `eager` and an error within the bound; `allowed` is the share a
+    quantization format may add."""
+    assert found.shape == eager.shape, f"the shape is {list(found.shape)}, not {list(eager.shape)}"
+    assert found.dtype == eager.dtype, f"the dtype is {found.dtype}, not {eager.dtype}"
+    ours, eagers = Loss.of(found, exact), Loss.of(eager, exact)
+    for part in ("whole", "row"):
+        loss, lost = getattr(ours, part), getattr(eagers, part)
+        bound = MULTIPLE * lost + FLOOR[dtype] + allowed
+        # Written so that NaN fails.
+        assert loss <= bound, (
+            f"relative error of the {part} is {loss:.2e}; eager {dtype} has {lost:.2e}, bound {bound:.2e}"
+        )
+
+
+def allowance(kernel: Kernel) -> float:
+    """What an attention row that quantizes may lose. Attention takes no format argument, so a row that does not offer
+    "none" is judged by the coarsest it declares, fourfold: keys err in an exponent, and values on top."""
+    return 0.0 if "none" in kernel.formats else 4 * max(FORMATS[name] for name in kernel.formats)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention call. `values` is how much larger each segment's values are; queries then look at one segment
+    each, so that an error in the small one cannot hide behind the large one. `keys` scales the last segment's keys."""
+
+    id: str
+    heads: int = 32
+    kv_heads: int = 8
+    queries: int = 130
+    lengths: tuple[int, ...] = (1, 77, 300)
+    batch: int = 1
+    causal: bool = False
+    values: tuple[float, ...] = ()
+    keys: float = 1.0
+
+    def inputs(self, dtype: str, device: str = "cpu") -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """(q_BSHD, segments), not contiguous."""
+        q = normal(self.batch, self.queries, self.heads, HEAD_DIM, seed=1)
+        segments = []
+        for i, length in enumerate(self.lengths):
+            # Scores with a standard deviation of 2: a wrong key shows, and no key drowns the others.
+            kv = normal(self.batch, length, 2 * self.kv_heads, HEAD_DIM, seed=10 + i)
+            kv[:, :, : self.kv_heads] *= 2
+            if i == len(self.lengths) - 1:
+                kv[:, :, : self.kv_heads] *= self.keys
+            if self.values:
+                kv[:, :, : self.kv_heads] += 1 - 2 * (i % 2)
+                kv[:, :, self.kv_heads :] *= self.values[i]
+            segments.append(kv.to(device, getattr(torch, dtype)).split(self.kv_heads, dim=2))
+        if self.values:
+            q[:, 0::2] += 1
+            q[:, 1::2] -= 1
+        padded = torch.cat((q, q[:, :, :1]), dim=2).to(device, getattr(torch, dtype))
+        return padded[:, :, : self.heads], [(k, v) for k, v in segments]
+
+    @lru_cache  # noqa: B019 (cases are module constants; every row is compared with the same truth)
+    def expected(self, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
+        """(exact out in fp64, exact lse_BHS, eager out in the dtype)."""
+        q, segments = self.inputs(dtype)
+        exact = [(k.double(), v.double()) for k, v in segments]
+        out, lse = reference.attention(q.double(), exact, causal=self.causal, want_lse=True)
+        return out, lse, reference.attention(q, segments, causal=self.causal)[0]
+
+
+ATTENTION = (
+    Attention("gqa32_8-ragged"),
+    Attention("gqa64_8-ragged", heads=64),
+    Attention("gqa32_8-one_query", queries=1, lengths=(3, 130)),
+    Attention("gqa32_8-one_key", queries=5, lengths=(1,)),
+    Attention("gqa32_8-batch2", queries=33, lengths=(7, 65), batch=2),
+    Attention("gqa32_8-values50x", lengths=(77, 130), values=(1.0, 50.0)),
+    Attention("gqa32_8-keys50x", lengths=(77, 130), keys=50.0),
+    Attention("gqa32_8-causal", queries=77, lengths=(77,), causal=True),
+    Attention("gqa64_8-causal", heads=64, queries=130, lengths=(130,), causal=True),
+)
+PLAIN, CAUSAL = ATTENTION[4], ATTENTION[7]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One weight. Each has an output 50 times larger than the others, as trained weights do: a scale for the whole
+    matrix would leave nothing of the rest in 8 bits."""
+
+    id: str
+    out: int
+    width: int
+    bias: bool = False
+
+    def weights(self, dtype: str, device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor | None]:
+        weight = normal(self.out, self.width, seed=seed + 1) / self.width**0.5
+        weight[3] *= 50
+        bias = normal(self.out, seed=seed + 2) if self.bias else None
+        return weight.to(device, getattr(torch, dtype)), bias if bias is None else bias.to(
+            device, getattr(torch, dtype)
+        )
+
+    def input(self, rows: int, dtype: str, device: str = "cpu") -> Tensor:
+        return normal(rows, self.width, seed=rows).to(device, getattr(torch, dtype))
+
+
+LINEAR = (
+    Linear("o384_i128", 384, 128),
+    Linear("o128_i384-bias", 128, 384, bias=True),
+    Linear("o256_i256", 256, 256),
+    Linear("o256_i256-bias", 256, 256, bias=True),
+)
+SQUARE, BIASED = LINEAR[2], LINEAR[3]
+ROWS = (1, 77, 130)
+
+
+def check_linear(
+    linear: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, dtype: str, format: str
+) -> None:
+    """Fail unless linear(x) is x Wᵀ + b within the bound. Every output counts alike, however large its weights are."""
+    found = linear(x)
+    x, weight, bias = (None if t is None else t.cpu() for t in (x, weight, bias))
+    eager = reference.pack_linear(weight, bias)(x)
+    assert found.dtype == eager.dtype, f"the dtype is {found.dtype}, not {eager.dtype}"
+    exact = reference.pack_linear(weight.double(), None if bias is None else bias.double())(x.double())
+    scale_O = weight.double().norm(dim=1)
+    check(found.cpu().double() / scale_O, exact / scale_O, eager.double() / scale_O, dtype, FORMATS[format])
+
+
+def norm_inputs(dtype: str, device: str = "cpu", scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """x_MI, residual_MI, weight_I: 77 rows of 512."""
+    x, residual, weight = scale * normal(77, 512, seed=1), scale * normal(77, 512, seed=2), 1 + normal(512, seed=3)
+    return tuple(t.to(device, getattr(torch, dtype)) for t in (x, residual, weight))
+
+
+def rope_inputs(
+    dtype: str, device: str = "cpu", *, tables: int = 2, batch: int = 2, scale: float = 1.0
+) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor, Tensor]:
+    """(heads, cos_BSD, sin_BSD): 32 query heads, 8 key heads, and the key heads again without a weight."""
+    cast, tokens = dict(device=device, dtype=getattr(torch, dtype)), 37
+    q, k, _ = (scale * normal(batch, tokens, 48, HEAD_DIM, seed=1)).to(**cast).split([32, 8, 8], dim=2)
+    weights = [(1 + 0.5 * normal(HEAD_DIM, seed=seed)).to(**cast) for seed in (2, 3)]
+    angles = 3 * normal(tables, tokens, HEAD_DIM // 2, seed=4)
+    angles = torch.cat((angles, angles), dim=-1)
+    return [(q, weights[0]), (k, weights[1]), (k, None)], angles.cos().to(**cast), angles.sin().to(**cast)
+
+
+def wider(value: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """Tensors, and lists and tuples of them, in another dtype."""
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    return type(value)(wider(part, dtype) for part in value) if isinstance(value, list | tuple) else value
+
+
+def job(kernel: Kernel, op: Any, device: str) -> list[Tensor]:
+    """One ordinary use of a row, every output of it: what is repeated, timed in memory and compared bit for bit."""
+    dtype = "bfloat16" if "bfloat16" in kernel.dtypes else kernel.dtypes[0]
+    if kernel.op == "attention":
+        q, segments = PLAIN.inputs(dtype, device)
+        return list(op(q, segments, want_lse=True))
+    if kernel.op == "pack_linear":
+        weight, bias = BIASED.weights(dtype, device)
+        return [op(weight.clone(), bias, format=name)(BIASED.input(77, dtype, device)) for name in kernel.formats]
+    if kernel.op == "rms_norm":
+        x, residual, weight = norm_inputs(dtype, device)
+        return list(op(x, weight, eps=1e-6, residual_MI=residual))
+    if kernel.op == "norm_rope":
+        return list(op(*rope_inputs(dtype, device), eps=1e-6))
+    return [op(norm_inputs(dtype, device)[0].clone(), activation=name) for name in ("silu", "relu2")]
+
+
+def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

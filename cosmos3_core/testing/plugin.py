@@ -1,0 +1,143 @@
+"""What pytest needs to run the suite over one backend: options, parameters, known failures and the record.
+
+A test module that star-imports the suite loads this by itself. The options --backend and --record exist from the start
+with `-p cosmos3_core.testing.plugin`; a module's own BACKEND serves without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ..contract import Cosmos3Error, Device, Kernel
+from .record import Record
+from .subject import Subject, row_id
+
+SUITE = "cosmos3_core.testing.suite"
+REASON = re.compile(r"(notimpl|notyet|never): \S.*\S, (https?://\S+)")
+NO_ROW = "the backend has no row for this op, so eager torch serves it"
+RECORD = pytest.StashKey[Record]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("cosmos3")
+    group.addoption("--backend", dest="cosmos3_backend", metavar="NAME", help="the backend that is judged")
+    group.addoption("--record", dest="cosmos3_record", metavar="FILE", help="write the result here, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RECORD] = Record(config.getoption("cosmos3_record", None))
+    config.pluginmanager.register(config.stash[RECORD])
+
+
+def _subject(config: pytest.Config, module: ModuleType) -> Subject:
+    name = config.getoption("cosmos3_backend", None) or getattr(module, "BACKEND", None)
+    if name is None:
+        raise pytest.Collector.CollectError(
+            f'{module.__name__} names no backend: write BACKEND = "..." in it, or pass --backend NAME'
+        )
+    try:
+        return config.stash[RECORD].subject(name)
+    except Cosmos3Error as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+
+
+def _is_ours(item: Any) -> bool:
+    """Whether a collected function is the kit's own; one that overrides it is not."""
+    return getattr(getattr(item, "function", None), "__module__", "") == SUITE
+
+
+@pytest.hookimpl(tryfirst=True)  # before the cases, so that a test's id begins with its row
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Rows are parameters: `kernel` is a row of the op a test is about, `dtype` and `format` are what it declares."""
+    if not _is_ours(metafunc) or "kernel" not in metafunc.fixturenames:
+        return
+    op = getattr(metafunc.function, "op", None)
+    rows = [row for row in _subject(metafunc.config, metafunc.module).backend.kernels if op in (None, row.op)]
+    names = [name for name in ("kernel", "dtype", "format") if name in metafunc.fixturenames]
+    values = []
+    for row in rows:
+        for dtype in row.dtypes if "dtype" in names else (None,):
+            for format in row.formats if "format" in names else (None,):
+                shown = [row.name if op else row_id(row), dtype, format if row.formats != ("none",) else None]
+                given = [{"kernel": row, "dtype": dtype, "format": format}[name] for name in names]
+                values.append(pytest.param(*given, id="-".join(filter(None, shown))))
+    if not values:
+        values = [pytest.param(*[None] * len(names), id="no_row", marks=pytest.mark.skip(reason=NO_ROW))]
+    metafunc.parametrize(names, values)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and --deselect take anything away
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    problems = []
+    whole = not any("::" in argument for argument in config.args)
+    for module in dict.fromkeys(item.module for item in items if _is_ours(item)):
+        mine = [item for item in items if getattr(item, "module", None) is module and _is_ours(item)]
+        problems += [f"{module.__name__}: {problem}" for problem in _judge(module, mine, whole)]
+    if problems:
+        raise pytest.UsageError("the kit was not run as it is:\n  " + "\n  ".join(problems))
+
+
+def _judge(module: ModuleType, items: list[Any], whole: bool) -> Iterator[str]:
+    """Turn KNOWN_FAILURES into strict xfails; yield what is wrong with them and what of the kit is missing."""
+    from . import suite
+
+    known: dict[str, str] = getattr(module, "KNOWN_FAILURES", {})
+    used = set()
+    for name in suite.TESTS:
+        if getattr(module, name, None) is not getattr(suite, name):
+            used.add(name)
+            if name not in known:
+                yield f"{name} is deleted or overridden, and KNOWN_FAILURES does not say why"
+    for item in items:
+        marks = [mark for mark in item.iter_markers() if mark.kwargs.get("reason") != NO_ROW]
+        if any(mark.name in ("skip", "skipif", "xfail") for mark in marks):
+            yield f"{item.name} carries a mark of this module; KNOWN_FAILURES is the only excuse"
+        for entry in _names(item) & set(known):
+            used.add(entry)
+            item.add_marker(pytest.mark.xfail(reason=known[entry], strict=True))
+    for entry, reason in known.items():
+        if not REASON.fullmatch(reason):
+            yield f'{entry}: {reason!r} is not "notimpl|notyet|never: reason, link"'
+        if whole and entry not in used:
+            yield f"KNOWN_FAILURES names {entry}, and there is no such test"
+
+
+def _names(item: Any) -> set[str]:
+    """How KNOWN_FAILURES may call a test: by its whole name, or by its row for all dtypes and cases of that row."""
+    callspec = getattr(item, "callspec", None)
+    kernel = callspec.params.get("kernel") if callspec else None
+    if kernel is None:
+        return {item.name}
+    row = kernel.name if hasattr(item.function, "op") else row_id(kernel)
+    return {item.name, f"{item.originalname}[{row}]"}
+
+
+@pytest.fixture(name="subject")
+def _subject_fixture(request: pytest.FixtureRequest) -> Subject:
+    """The backend that is judged."""
+    return _subject(request.config, request.module)
+
+
+@pytest.fixture
+def device(subject: Subject) -> str:
+    """torch's name of the device. Skips where there is none."""
+    if not isinstance(subject.device, Device):
+        pytest.skip(subject.device)
+    return subject.backend.torch_device
+
+
+@pytest.fixture
+def op(request: pytest.FixtureRequest, subject: Subject, kernel: Kernel, device: str) -> Any:
+    """The row, built. Skips, with the row's reason, where it cannot serve on this device."""
+    import torch
+
+    dtype = request.node.callspec.params.get("dtype") or kernel.dtypes[0]
+    if reason := subject.why_not(kernel, dtype):
+        pytest.skip(reason)
+    with torch.inference_mode():
+        yield kernel.build(subject.device)

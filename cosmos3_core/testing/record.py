@@ -1,0 +1,100 @@
+"""The result of a run of the kit, as JSON: on what it was found, and what became of every test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .. import __version__
+from ..contract import API, Device
+from .subject import Subject
+
+LIBRARIES = ("torch", "pytest")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _kit() -> str:
+    """SHA-256 over the kit's own sources, and with them the tests and bounds that were applied."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def fingerprint(subject: Subject) -> dict[str, Any]:
+    """What the outcomes hold for: another value of any of these, and they say nothing."""
+    backend, found, device = subject.backend, subject.found, subject.device
+    fields = ("op", "name", "arch", "dtypes", "formats", "needs", "deterministic", "notes")
+    return {
+        "cosmos3": __version__,
+        "contract": API,
+        "kit": _kit(),
+        "backend": {
+            "name": backend.name,
+            "package": found.package,
+            "version": found.version,
+            "api": backend.api,
+            "torch_device": backend.torch_device,
+            "sources": subject.sources(),
+        },
+        "rows": [{name: getattr(row, name) for name in fields} for row in backend.kernels],
+        "device": vars(device) | {"versions": dict(device.versions)} if isinstance(device, Device) else None,
+        "unavailable": device if isinstance(device, str) else None,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+    }
+
+
+class Record:
+    """Listens to a pytest session over one backend and writes the file that --record names."""
+
+    def __init__(self, file: str | None):
+        self.file, self.started = file, _now()
+        self.tests: dict[str, dict[str, Any]] = {}
+        self.subjects: dict[str, Subject] = {}
+
+    def subject(self, name: str) -> Subject:
+        """The backend of that name, which this session judges. Raises InputError, and pytest.UsageError for a second
+        one in one record."""
+        if name not in self.subjects:
+            if self.file and self.subjects:
+                raise pytest.UsageError(f"one record holds one backend, not {', '.join(self.subjects)} and {name}")
+            self.subjects[name] = Subject(name)
+        return self.subjects[name]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        entry = self.tests.setdefault(report.nodeid.partition("::")[2], {"outcome": "passed"})
+        if report.when == "call":
+            entry["seconds"] = round(report.duration, 3)
+        if report.user_properties:
+            entry["measured"] = dict(report.user_properties)
+        if hasattr(report, "wasxfail"):
+            entry |= {"outcome": "xfailed" if report.skipped else "xpassed", "reason": report.wasxfail}
+        elif report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            entry |= {"outcome": "failed", "reason": crash.message if crash else str(report.longrepr)}
+        elif report.skipped:
+            entry |= {"outcome": "skipped", "reason": report.longrepr[2].removeprefix("Skipped: ")}
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if not (self.file and self.subjects):
+            return
+        (subject,) = self.subjects.values()
+        selected = session.config.getoption("keyword") or None
+        written = {
+            "fingerprint": fingerprint(subject),
+            "selected": selected,
+            "started": self.started,
+            "finished": _now(),
+            "exit_status": int(exitstatus),
+            "tests": self.tests,
+        }
+        Path(self.file).write_text(json.dumps(written, indent=1, default=list) + "\n", encoding="utf-8")

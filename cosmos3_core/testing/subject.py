@@ -1,0 +1,112 @@
+"""The backend under test: loading it, asking whether a row can serve here, and watching it in a fresh process."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..contract import Device, InputError, Kernel, Unavailable
+from ..plan import Want, discovery, resolve
+
+
+class Subject:
+    """One backend while it is judged. Answers that cost a probe or a process are found once."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.backend = discovery.load(name)
+        self.found = discovery.installed()[name]
+        self.module = self.found.value.partition(":")[0]
+        self._reasons: dict[tuple[str, str, str], str | None] = {}
+
+    @cached_property
+    def device(self) -> Device | str:
+        """What the probe found, or why there is none."""
+        try:
+            return discovery.probe(self.backend)
+        except (Unavailable, discovery.Rejected) as reason:
+            return str(reason)
+
+    def why_not(self, kernel: Kernel, dtype: str) -> str | None:
+        """Why this row cannot serve Cosmos3 on this device, or None. The plan is asked: it alone selects."""
+        if isinstance(self.device, str):
+            return self.device
+        key = (kernel.op, kernel.name, dtype)
+        if key not in self._reasons:
+            want = Want(dtype, heads=32, kv_heads=8, head_dim=128, kernels={kernel.op: kernel.name})
+            # Formats are the kit's to go through, and a wish for a device holds none yet.
+            row = replace(kernel, formats=("none", *kernel.formats))
+            try:
+                resolve(want, replace(self.backend, kernels=(row,)), self.device)
+                self._reasons[key] = None
+            except InputError as error:
+                self._reasons[key] = error.found
+        return self._reasons[key]
+
+    @cached_property
+    def watched(self) -> dict[str, Any]:
+        """What `watch` saw in a fresh process."""
+        command = [sys.executable, "-m", "cosmos3_core.testing.watch", self.name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    @cached_property
+    def import_effects(self) -> dict[str, Any]:
+        """What importing the plugin module and asking for its rows loads, prints and changes, in a fresh process."""
+        script = (
+            "import json, os, sys, threading, pluggy\n"
+            "import cosmos3_core.contract\n"
+            f"environment, path = dict(os.environ), list(sys.path)\n"
+            f"import {self.module}\n"
+            "effects = {'modules': sorted(sys.modules), 'threads': threading.active_count() - 1,\n"
+            "           'environment': dict(os.environ) != environment, 'sys.path': sys.path != path}\n"
+            "print('\\n' + json.dumps(effects))"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"importing {self.module} failed:\n{done.stderr}")
+        said, _, effects = done.stdout.rstrip("\n").rpartition("\n")
+        return json.loads(effects) | {"prints": (said + done.stderr).strip()}
+
+    def sources(self) -> str:
+        """SHA-256 over the files of the backend's package, names included."""
+        spec = importlib.util.find_spec(self.module.partition(".")[0])
+        roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
+        files = [(path.relative_to(root), path) for root in roots for path in root.rglob("*") if path.is_file()]
+        digest = hashlib.sha256()
+        for name, path in sorted(files) or [(Path(spec.origin).name, Path(spec.origin))]:
+            if "__pycache__" not in path.parts:
+                digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+        return digest.hexdigest()
+
+
+def row_id(kernel: Kernel) -> str:
+    return f"{kernel.op}-{kernel.name}"
+
+
+def live_bytes(device_type: str) -> int:
+    """Bytes of tensors alive: on an accelerator as its allocator counts, on the host summed over Python's objects."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device_type != "cpu":
+        torch.accelerator.synchronize()
+        return torch.accelerator.memory_allocated()
+    storages = {}
+    for thing in gc.get_objects():
+        # type(), because isinstance() asks an object for its __class__, and lazy modules answer by importing.
+        if issubclass(type(thing), torch.Tensor) and thing.layout == torch.strided and not thing.is_meta:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

@@ -1,0 +1,78 @@
+"""Run in a process of its own by the kit: what a backend changes around itself, and the bits its rows give here.
+
+    python -m cosmos3_core.testing.watch NAME
+
+prints {"probe": [what changed], "rows": {"op-name": {"changed": [...], "digest": "...", "error": "..."}}} as JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from . import cases
+from .subject import Subject, row_id
+
+
+def surroundings() -> dict[str, Any]:
+    """Everything a kernel shares with the program around it, by the name a vendor knows it by."""
+    # Asked of a child, which inherits what a change would do to every later program.
+    script = "import json, os; print(json.dumps(dict(os.environ)))"
+    environment = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
+    return {f"environment variable {name}": value for name, value in json.loads(environment.stdout).items()} | {
+        "torch.get_default_dtype()": str(torch.get_default_dtype()),
+        "torch.get_default_device()": str(torch.get_default_device()),
+        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
+        "torch.get_num_threads()": torch.get_num_threads(),
+        "torch.get_num_interop_threads()": torch.get_num_interop_threads(),
+        "torch.get_rng_state()": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
+        "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
+        "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "random.getstate()": hash(random.getstate()),
+        "os.getcwd()": os.getcwd(),
+        "sys.path": list(sys.path),
+    }
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The names of what changed, came or went, with both values."""
+    names = sorted(name for name in before | after if before.get(name) != after.get(name))
+    return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
+
+
+def digest(tensors: list[torch.Tensor]) -> str:
+    """SHA-256 over the bytes of the tensors."""
+    joined = hashlib.sha256()
+    for tensor in tensors:
+        joined.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return joined.hexdigest()
+
+
+def watch(name: str) -> dict[str, Any]:
+    """Probe, then build and use every row that can serve here, and say what each changed."""
+    subject = Subject(name)
+    before = surroundings()
+    device = subject.device
+    seen: dict[str, Any] = {"probe": difference(before, surroundings()), "rows": {}}
+    for kernel in subject.backend.kernels:
+        if subject.why_not(kernel, kernel.dtypes[0]) is not None:
+            continue
+        before, row = surroundings(), {}
+        try:
+            row["digest"] = digest(cases.job(kernel, kernel.build(device), subject.backend.torch_device))
+        except Exception as error:  # a row that fails is reported for that row; the others are still watched
+            row["error"] = f"{type(error).__name__}: {error}"
+        seen["rows"][row_id(kernel)] = row | {"changed": difference(before, surroundings())}
+    return seen
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        print("\n" + json.dumps(watch(sys.argv[1])))

@@ -1,0 +1,215 @@
+"""Mistakes that were made in real kernels, each as a change to one correct op."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from . import kernels
+
+
+def plant(fault, op, kernel):
+    """The kernel, or its faulty form where the fault is about this op."""
+    about, change = FAULTS.get(fault, (None, None))
+    return change(kernel) if about == op else kernel
+
+
+def attending(change):
+    """A fault inside the 16-bit attention; the 8-bit row stays as it is."""
+
+    def faulty(kernel):
+        def attention(q_BSHD, segments, *, causal=False, want_lse=False):
+            return change(q_BSHD, segments, causal, want_lse)
+
+        return kernel if kernel is kernels.int8_kv else attention
+
+    return faulty
+
+
+def base_2_lse(q, segments, causal, want_lse):
+    out, lse = kernels.attend(q, segments, causal, want_lse)
+    return out, lse / 0.6931471805599453 if want_lse else None
+
+
+def no_maximum(q, segments, causal, want_lse):
+    """exp(score) as it is: fine until scores pass 88."""
+    joined = (torch.cat(parts, dim=1).float() for parts in zip(*segments, strict=True))
+    k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], dim=2) for t in joined)
+    weights = torch.einsum("bshd,bthd->bhst", q.float(), k).mul(q.shape[3] ** -0.5).exp()
+    if causal:
+        weights = weights.tril()
+    total = weights.sum(dim=3, keepdim=True)
+    out = torch.einsum("bhst,bthd->bshd", weights / total, v).to(q.dtype)
+    return out, total.log().squeeze(3) if want_lse else None
+
+
+def shuffled(seed):
+    """Keys in a random order: the same sum, other roundings. A seed per process, or another order in every call."""
+    stream = torch.Generator().manual_seed(seed) if seed else None
+
+    def attention(q, segments, causal, want_lse):
+        if causal:
+            return kernels.attend(q, segments, causal, want_lse)
+        state = stream or torch.Generator().manual_seed(os.getpid())
+        orders = [torch.randperm(k.shape[1], generator=state) for k, _ in segments]
+        moved = [(k[:, order], v[:, order]) for (k, v), order in zip(segments, orders, strict=True)]
+        return kernels.attend(q, moved, causal, want_lse)
+
+    return attention
+
+
+def one_scale(kernel):
+    """One 8-bit scale for all segments together."""
+
+    def attention(q_BSHD, segments, *, causal=False, want_lse=False):
+        joined = tuple(kernels._int8(torch.cat(parts, dim=1), (1, 3)) for parts in zip(*segments, strict=True))
+        return kernels.attend(q_BSHD, [joined], causal, want_lse)
+
+    return attention if kernel is kernels.int8_kv else kernel
+
+
+def square_not_transposed(kernel):
+    def pack_linear(weight_OI, bias_O, *, format="none"):
+        square = weight_OI.shape[0] == weight_OI.shape[1]
+        return kernel(weight_OI.T if square else weight_OI, bias_O, format=format)
+
+    return pack_linear
+
+
+def dropped_bias(kernel):
+    return lambda weight_OI, bias_O, *, format="none": kernel(weight_OI, None, format=format)
+
+
+def stale_packing(kernel):
+    packed = {}
+
+    def pack_linear(weight_OI, bias_O, *, format="none"):
+        key = (*weight_OI.shape, weight_OI.dtype, format, bias_O is None)
+        if key not in packed:
+            packed[key] = kernel(weight_OI, bias_O, format=format)
+        return packed[key]
+
+    return pack_linear
+
+
+def one_scale_for_the_matrix(kernel):
+    def pack_linear(weight_OI, bias_O, *, format="none"):
+        if format == "none":
+            return kernel(weight_OI, bias_O)
+        scale = weight_OI.float().abs().max() / 127
+        packed = (weight_OI.float() / scale).round().to(torch.int8).T.contiguous()
+        return kernels.Transposed(packed, bias_O, scale)
+
+    return pack_linear
+
+
+def norm(change):
+    def faulty(kernel):
+        def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False):
+            return change(kernel, x_MI, weight_I, eps, residual_MI, weight_fp32)
+
+        return rms_norm
+
+    return faulty
+
+
+def adds_in_place(kernel, x, weight, eps, residual, weight_fp32):
+    z = x if residual is None else x.add_(residual)
+    return kernel(z, weight, eps=eps, weight_fp32=weight_fp32)
+
+
+def rotation_by_pairs(kernel):
+    def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
+        out = []
+        for x, weight in heads:
+            x = x if weight is None else kernels._norm(x, weight, eps, weight_fp32)
+            a, b = x[..., 0::2], x[..., 1::2]
+            cos, sin = (t[..., : a.shape[-1]].unsqueeze(2) for t in (cos_BSD, sin_BSD))
+            out.append(torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2))
+        return out
+
+    return norm_rope
+
+
+def first_table_for_all(kernel):
+    def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
+        return kernel(heads, cos_BSD[:1], sin_BSD[:1], eps=eps, weight_fp32=weight_fp32)
+
+    return norm_rope
+
+
+def swapped_halves(kernel):
+    def gate(x_MI, *, activation):
+        return kernel(x_MI.roll(x_MI.shape[-1] // 2, -1) if activation == "silu" else x_MI, activation=activation)
+
+    return gate
+
+
+def leaks(kernel):
+    kept = []
+
+    def gate(x_MI, *, activation):
+        kept.append(kernel(x_MI, activation=activation))
+        return kept[-1]
+
+    return gate
+
+
+def second_build_breaks_the_first(kernel):
+    plant.builds = getattr(plant, "builds", 0) + 1
+    mine = plant.builds
+
+    def gate(x_MI, *, activation):
+        y = kernel(x_MI, activation=activation)
+        return y if mine == plant.builds else y * 1.5
+
+    return gate
+
+
+def another_signature(kernel):
+    return lambda x_MI, activation="silu": kernel(x_MI, activation=activation)
+
+
+def while_building(change):
+    def faulty(kernel):
+        change()
+        return kernel
+
+    return faulty
+
+
+attend = kernels.attend
+FAULTS = {
+    "not_causal": ("attention", attending(lambda q, kv, causal, lse: attend(q, kv, False, lse))),
+    "causal_sees_the_next": ("attention", attending(lambda q, kv, causal, lse: attend(q, kv, causal, lse, seen=1))),
+    "causal_misses_itself": ("attention", attending(lambda q, kv, causal, lse: attend(q, kv, causal, lse, seen=-1))),
+    "no_scale": ("attention", attending(lambda *arguments: attend(*arguments, scale=1.0))),
+    "interleaved_heads": ("attention", attending(lambda *arguments: attend(*arguments, interleaved=True))),
+    "first_segment_only": ("attention", attending(lambda q, kv, *rest: attend(q, kv[:1], *rest))),
+    "base_2_lse": ("attention", attending(base_2_lse)),
+    "softmax_without_maximum": ("attention", attending(no_maximum)),
+    "one_scale_for_all_segments": ("attention", one_scale),
+    "random_order": ("attention", attending(shuffled(int.from_bytes(os.urandom(4)) or 1))),
+    "order_by_process": ("attention", attending(shuffled(0))),
+    "square_weight_transposed": ("pack_linear", square_not_transposed),
+    "dropped_bias": ("pack_linear", dropped_bias),
+    "stale_packing": ("pack_linear", stale_packing),
+    "one_scale_for_the_matrix": ("pack_linear", one_scale_for_the_matrix),
+    "fixed_eps": ("rms_norm", norm(lambda f, x, w, eps, r, fp32: f(x, w, eps=1e-6, residual_MI=r, weight_fp32=fp32))),
+    "sum_not_returned": (
+        "rms_norm",
+        norm(lambda f, x, w, eps, r, fp32: (f(x, w, eps=eps, residual_MI=r, weight_fp32=fp32)[0], x)),
+    ),
+    "one_rounding_order": ("rms_norm", norm(lambda f, x, w, eps, r, fp32: f(x, w, eps=eps, residual_MI=r))),
+    "overwrites_its_input": ("rms_norm", norm(adds_in_place)),
+    "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
+    "first_table_for_all": ("norm_rope", first_table_for_all),
+    "swapped_halves": ("gate", swapped_halves),
+    "leaks": ("gate", leaks),
+    "second_build_breaks_the_first": ("gate", second_build_breaks_the_first),
+    "another_signature": ("gate", another_signature),
+    "sets_environment": ("gate", while_building(lambda: os.environ.update(OMP_PROC_BIND="close"))),
+    "sets_default_dtype": ("gate", while_building(lambda: torch.set_default_dtype(torch.bfloat16))),
+    "sets_threads": ("gate", while_building(lambda: torch.set_num_threads(torch.get_num_threads() + 1))),
+}

@@ -1,0 +1,100 @@
+"""Every op in a way of its own: segments one after another with a running softmax, a transposed weight, rotation by
+complex numbers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+BLOCK = 64
+
+
+def online_softmax(q_BSHD, segments, *, causal=False, want_lse=False):
+    return attend(q_BSHD, segments, causal, want_lse)
+
+
+def attend(q_BSHD, segments, causal, want_lse, *, scale=None, seen=0, interleaved=False):
+    """Block by block over every segment, fp32, with a running maximum. `seen` moves the causal diagonal."""
+    batch, queries, heads, width = q_BSHD.shape
+    q = q_BSHD.transpose(1, 2).float() * (scale or 1 / math.sqrt(width))
+    top = q.new_full((batch, heads, queries, 1), -math.inf)
+    total, out = torch.zeros_like(top), torch.zeros_like(q)
+    positions = torch.arange(queries).unsqueeze(1)
+    for k_BTKD, v_BTKD in segments:
+        groups = heads // k_BTKD.shape[2]
+        for start in range(0, k_BTKD.shape[1], BLOCK):
+            k, v = (t[:, start : start + BLOCK].transpose(1, 2).float() for t in (k_BTKD, v_BTKD))
+            if interleaved:
+                k, v = (t.repeat(1, groups, 1, 1) for t in (k, v))
+            else:
+                k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+            scores = q @ k.transpose(2, 3)
+            if causal:
+                keys = start + torch.arange(k.shape[2])
+                scores = scores.masked_fill(keys > positions + seen, -math.inf)
+            new_top = torch.maximum(top, scores.amax(dim=3, keepdim=True))
+            weights, old = torch.exp(scores - new_top), torch.exp(top - new_top)
+            total = total * old + weights.sum(dim=3, keepdim=True)
+            out, top = out * old + weights @ v, new_top
+    lse_BHS = (top + total.log()).squeeze(3) if want_lse else None
+    return (out / total).transpose(1, 2).to(q_BSHD.dtype), lse_BHS
+
+
+def int8_kv(q_BSHD, segments, *, causal=False, want_lse=False):
+    """Keys and values in 8 bits, one scale for each segment and head."""
+    return attend(q_BSHD, [tuple(_int8(t, (1, 3)) for t in segment) for segment in segments], causal, want_lse)
+
+
+def _int8(x, axes):
+    scale = x.abs().float().amax(dim=axes, keepdim=True).clamp_min(1e-12) / 127
+    return (x.float() / scale).round() * scale
+
+
+class Transposed:
+    """The weight as [I, O]; `scale_O` where it is in 8 bits."""
+
+    def __init__(self, weight_IO, bias_O, scale_O=None):
+        self.weight_IO, self.bias_O, self.scale_O = weight_IO, bias_O, scale_O
+
+    def __call__(self, x_MI):
+        if self.scale_O is None:
+            return x_MI @ self.weight_IO if self.bias_O is None else torch.addmm(self.bias_O, x_MI, self.weight_IO)
+        y = (x_MI.float() @ self.weight_IO.float()) * self.scale_O
+        return (y if self.bias_O is None else y + self.bias_O).to(x_MI.dtype)
+
+
+def transposed(weight_OI, bias_O, *, format="none"):
+    if format == "none":
+        return Transposed(weight_OI.T.contiguous(), bias_O)
+    scale_O = weight_OI.float().abs().amax(dim=1) / 127
+    return Transposed((weight_OI.float() / scale_O[:, None]).round().to(torch.int8).T.contiguous(), bias_O, scale_O)
+
+
+def _norm(x, weight, eps, weight_fp32):
+    mean = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True).square() / x.shape[-1]
+    y = x.float() / (mean + eps).sqrt()
+    return (y * weight.float()).to(x.dtype) if weight_fp32 else y.to(x.dtype) * weight
+
+
+def fused_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False):
+    z_MI = x_MI if residual_MI is None else residual_MI + x_MI
+    return _norm(z_MI, weight_I, eps, weight_fp32), z_MI
+
+
+def complex_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
+    half = cos_BSD.shape[-1] // 2
+    turn = torch.complex(cos_BSD[..., :half].float(), sin_BSD[..., :half].float()).unsqueeze(2)
+    out = []
+    for x_BSHD, weight_D in heads:
+        x = x_BSHD if weight_D is None else _norm(x_BSHD, weight_D, eps, weight_fp32)
+        turned = torch.complex(*x.float().chunk(2, dim=-1)) * turn
+        out.append(torch.cat((turned.real, turned.imag), dim=-1).to(x.dtype))
+    return out
+
+
+def exp_gate(x_MI, *, activation):
+    if activation == "relu2":
+        return x_MI.clamp_min(0) ** 2
+    gate, up = x_MI.float().chunk(2, dim=-1)
+    return (gate / (1 + torch.exp(-gate)) * up).to(x_MI.dtype)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+
+from cosmos3_core.contract import Ask, Backend, Device, Kernel, hookimpl
+
+FAULT = os.environ.get("COSMOS3_ACME_FAULT", "")
+
+if FAULT == "imports_torch":
+    import torch  # noqa: F401
+if FAULT == "prints":
+    print("ACME kernels, all rights reserved")
+
+
+def probe() -> Device:
+    if FAULT == "probe_raises":
+        raise OSError("libacme.so.3 not found")
+    if FAULT == "probe_seeds":
+        import torch
+
+        torch.manual_seed(0)
+    return Device(arch="acme1", name="ACME One", count=1, memory=8 * 2**30, unified=True, versions={"driver": "3.1"})
+
+
+def needs_head_dim_128(ask: Ask) -> str | None:
+    if ask.head_dim in (0, 128):
+        return None
+    if FAULT == "refuses_without_reason":
+        return ""
+    if FAULT == "refuse_raises":
+        raise ValueError(ask.head_dim)
+    return f"written for heads of 128, and these are {ask.head_dim} wide"
+
+
+def row(op: str, name: str, **options) -> Kernel:
+    def build(device: Device):
+        from . import faults, kernels
+
+        return faults.plant(FAULT, op, getattr(kernels, name))
+
+    return Kernel(op=op, name=name, build=build, arch=("acme1",), **options)
+
+
+@hookimpl
+def cosmos3_backend() -> Backend:
+    dtypes = ("float32", "float64") if FAULT == "unknown_dtype" else ("float32", "bfloat16")
+    return Backend(
+        name="acme",
+        torch_device="cpu",
+        collectives="gloo",
+        probe=probe,
+        kernels=(
+            row("attention", "online_softmax", refuse=needs_head_dim_128, dtypes=dtypes),
+            row("attention", "int8_kv", formats=("int8",), refuse=needs_head_dim_128, dtypes=("bfloat16",)),
+            row("pack_linear", "transposed", formats=("none", "int8"), dtypes=dtypes),
+            row("rms_norm", "fused_norm", dtypes=dtypes),
+            row("norm_rope", "complex_rope", dtypes=dtypes),
+            row("gate", "exp_gate", dtypes=dtypes),
+        ),
+    )

@@ -1,0 +1,61 @@
+"""`pip install ".[npu]"` of a checkout, as a user types it, in a virtual environment of its own.
+
+Nothing is downloaded: the environment finds torch and the build tool in the packages of the Python that runs the tests,
+so what is tested is the checkout's own metadata, builds and entry points. A really empty environment costs the download
+of torch (200 MB for a CPU) and some minutes more, and tests pip's index in addition, not us.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The bin folder of an environment with `.[npu]` of a copy of this tree."""
+    folder = tmp_path_factory.mktemp("install")
+    checkout, environment = folder / "a checkout", folder / "environment"
+    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", ".whl", ".*_cache", "__pycache__"))
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    (site,) = (environment / "lib").glob("python*/site-packages")
+    (site / "host.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    offline = ("--no-index", "--no-build-isolation", "--disable-pip-version-check")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", *offline, ".[npu]", cwd=checkout)
+    # A .pth that is named in another .pth is not read: the host's own editable cosmos3 is out of sight.
+    where = run(python, "-c", "import cosmos3_core, cosmos3_npu; print(cosmos3_core.__file__)", cwd=folder)
+    assert Path(where.strip()).is_relative_to(site)
+    return environment / "bin"
+
+
+def test_the_backend_is_listed_with_the_reason_why_it_cannot_be_used(installed, tmp_path):
+    listed = {
+        backend["name"]: backend
+        for backend in json.loads(run(installed / "cosmos3", "backends", "--json", cwd=tmp_path))
+    }
+    assert set(listed) == {"reference", "npu"}
+    assert (listed["npu"]["package"], listed["npu"]["state"]) == ("cosmos3-npu", "unavailable")
+    assert "torch_npu is not installed" in listed["npu"]["reason"]
+
+
+def test_the_backend_named_on_the_command_line_is_refused_with_that_reason(installed, tmp_path):
+    command = [installed / "cosmos3", "run", "a cat", "--model", "tiny", "--backend", "npu", "--dry-run", "-o", "a.png"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "torch_npu is not installed" in done.stderr and "Traceback" not in done.stderr

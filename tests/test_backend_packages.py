@@ -1,0 +1,498 @@
+"""The in-tree backend packages: what their probes say of a machine, the plans that follow, and their attention.
+
+None of the devices is here. torch is made to answer as on a machine with one, and its kernels and the vendors' are
+replaced by operators of the same signature that compute in plain arithmetic. So these tests are about what a backend
+hands to a kernel and makes of the result: a rehearsal, and no evidence that a device works.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import subprocess
+import sys
+import tomllib
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from devices import DEVICES, PACKAGES, backend, golden, plan_of, text_of
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cosmos3_core import __version__
+from cosmos3_core.contract import GROUP, OPS, Ask, Unavailable
+from cosmos3_core.reference import ops as reference
+
+BACKENDS = ("cuda", "npu", "rocm", "xpu")
+
+
+def row(name: str, kernel: str):
+    (found,) = [row for row in backend(name).kernels if row.name == kernel]
+    return found
+
+
+# Packages
+
+
+def test_the_folders_are_the_four_backends():
+    assert tuple(sorted(PACKAGES)) == BACKENDS
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_package_says_what_it_is_and_needs_only_this_cosmos3(name):
+    pyproject = tomllib.loads((PACKAGES[name] / "pyproject.toml").read_text("utf-8"))
+    project = pyproject["project"]
+    assert (project["name"], project["version"]) == (f"cosmos3-{name}", __version__)
+    assert project["dependencies"] == [f"cosmos3=={__version__}"]
+    assert project["entry-points"] == {GROUP: {name: f"cosmos3_{name}.plugin"}}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_readme_names_every_row_and_its_install_line(name):
+    text = (PACKAGES[name] / "README.md").read_text("utf-8")
+    assert f'pip install "cosmos3[{name}]"' in text
+    for kernel in backend(name).kernels:
+        assert f"`{kernel.name}`" in text
+
+
+def test_importing_the_plugins_loads_neither_torch_nor_a_kernel_library():
+    modules = ", ".join(f"cosmos3_{name}.plugin" for name in BACKENDS)
+    script = f"import sys, {modules}; print([name for name in sys.modules if '.' not in name])"
+    environment = {"PYTHONPATH": ":".join(map(str, PACKAGES.values()))}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.replace("'", '"')))
+    assert "cosmos3_npu" in loaded
+    assert not loaded & {"torch", "torch_npu", "aiter", "fa3_fwd_interface", "triton", "numpy"}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_is_what_torch_calls_it(name):
+    found = backend(name)
+    devices = {"cuda": ("cuda", "nccl"), "rocm": ("cuda", "nccl"), "npu": ("npu", "hccl"), "xpu": ("xpu", "xccl")}
+    assert (found.name, found.torch_device, found.collectives) == (name, *devices[name])
+    assert {kernel.op for kernel in found.kernels} <= set(OPS)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_ceiling_says_where_it_is_from_and_fits_a_known_device(name):
+    for key, ceiling in backend(name).ceilings.items():
+        assert 10 < ceiling.tflops["bfloat16"] < 5000 and 1e11 < ceiling.bandwidth < 1e13, key
+        assert ceiling.tflops.get("float8", math.inf) > ceiling.tflops["bfloat16"]
+        assert ceiling.source
+
+
+# Probes
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cuda", r"torch \S+ was built without CUDA; install a CUDA build of torch, see pytorch.org/get-started"),
+        ("rocm", r"torch \S+ was built without HIP; install a ROCm build of torch, see pytorch.org/get-started"),
+        ("npu", r"torch_npu is not installed; pip install the torch-npu that matches your torch and CANN"),
+        ("xpu", r"torch \S+ was built without XPU; install an XPU build of torch, see pytorch.org/get-started"),
+    ],
+)
+def test_a_torch_for_another_device_is_unavailable_with_a_sentence(name, said, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0" if name == "rocm" else None)
+    monkeypatch.setattr(torch.version, "hip", "7.2" if name == "cuda" else None)
+    monkeypatch.setattr(torch.version, "xpu", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(Unavailable, match=f"^{said}$"):
+        backend(name).probe()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_right_torch_without_a_device_is_unavailable_with_a_sentence(name, monkeypatch):
+    machine(monkeypatch, name, [])
+    with pytest.raises(Unavailable, match=r"^no [GN]PU is visible to the \w+ driver; [\w-]+( info)? says what"):
+        backend(name).probe()
+
+
+def test_an_npu_without_cann_is_unavailable_with_the_loader_s_words(monkeypatch, tmp_path):
+    (tmp_path / "torch_npu.py").write_text("raise ImportError('libhccl.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        Unavailable, match=r"torch_npu does not load \(libhccl.so: cannot .*\); install CANN and source"
+    ):
+        backend("npu").probe()
+
+
+# What torch says of one device. SYCL's numbers: device_architecture.def of its headers.
+TOLD: dict[str, dict] = {
+    "h100": {"major": 9, "minor": 0, "is_integrated": 0},
+    "rtx5090": {"major": 12, "minor": 0, "is_integrated": 0},
+    "gb10": {"major": 12, "minor": 1, "is_integrated": 1},
+    "mi300x": {"gcnArchName": "gfx942:sramecc+:xnack-", "major": 9, "minor": 4, "is_integrated": 0},
+    "mi350x": {"gcnArchName": "gfx950:sramecc+:xnack-", "major": 9, "minor": 5, "is_integrated": 0},
+    "gfx1151": {"gcnArchName": "gfx1151", "major": 11, "minor": 5, "is_integrated": 1},
+    "rx9070": {"gcnArchName": "gfx1201", "major": 12, "minor": 0, "is_integrated": 0},
+    "ascend910b": {},
+    "ascend910c": {},
+    "ascend950": {},
+    "b580": {"architecture": 0x0500400400, "is_integrated_gpu": False, "driver_version": "1.6.33578+38"},
+    "b60": {"architecture": 0x0500400400, "is_integrated_gpu": False, "driver_version": "1.6.33578+38"},
+}
+
+
+def told(device: str) -> SimpleNamespace:
+    found = DEVICES[device][1]
+    return SimpleNamespace(name=found.name, total_memory=found.memory, **TOLD[device])
+
+
+def machine(monkeypatch, name: str, devices: list[SimpleNamespace], versions: dict[str, str] | None = None) -> None:
+    """Make torch answer as on a machine with these devices."""
+    versions = versions or next(found.versions for of, found in DEVICES.values() if of == name)
+    answers = SimpleNamespace(
+        is_available=lambda: bool(devices),
+        device_count=lambda: len(devices),
+        get_device_properties=lambda index: devices[index],
+        get_device_name=lambda index: devices[index].name,
+    )
+    monkeypatch.setattr(torch, "__version__", versions["torch"])
+    monkeypatch.setattr(torch, {"rocm": "cuda"}.get(name, name), answers, raising=False)
+    for version, key in {"cuda": "cuda", "hip": "hip", "xpu": "oneapi"}.items():
+        monkeypatch.setattr(torch.version, version, versions.get(key))
+    if name == "cuda":
+        monkeypatch.setattr(f"cosmos3_{name}.plugin._driver", lambda: versions.get("driver"))
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    if name == "npu":
+        torch_npu = stand_in(monkeypatch, "torch_npu", __version__=versions["torch-npu"])
+        cann = {"CANN": versions["cann"], "DRIVER": versions["driver"]}
+        torch_npu.npu = SimpleNamespace(utils=SimpleNamespace(get_cann_version=lambda module="CANN": cann[module]))
+
+
+def stand_in(monkeypatch, name: str, **names) -> ModuleType:
+    """A module in the place of a library that is not installed."""
+    module = ModuleType(name)
+    module.__spec__ = SimpleNamespace(name=name)
+    vars(module).update(names)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+@pytest.mark.parametrize("device", TOLD)
+def test_probe_reports_the_device(device, monkeypatch):
+    name, found = DEVICES[device]
+    machine(monkeypatch, name, [told(device)], found.versions)
+    assert backend(name).probe() == found
+
+
+def test_the_nvidia_driver_is_asked_through_its_own_tool(monkeypatch, tmp_path):
+    import cosmos3_cuda.plugin as plugin
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert plugin._driver() is None
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ "$1" = --query-gpu=driver_version ] && echo 580.159.04\n')
+    tool.chmod(0o755)
+    assert plugin._driver() == "580.159.04"
+
+
+def test_the_probed_devices_are_the_recorded_ones():
+    assert {*TOLD, "cpu"} == set(DEVICES)
+
+
+@pytest.mark.parametrize(("first", "other"), [("h100", "rtx5090"), ("mi300x", "mi350x"), ("b580", "b60")])
+def test_of_unlike_devices_the_first_kind_is_counted(first, other, monkeypatch):
+    name, found = DEVICES[first]
+    machine(monkeypatch, name, [told(first), told(other), told(first)], found.versions)
+    probed = backend(name).probe()
+    assert (probed.name, probed.count) == (found.name, 2)
+
+
+@pytest.mark.parametrize(("name", "package"), [("cuda", "fa3-fwd"), ("rocm", "amd-aiter")])
+def test_versions_name_an_installed_kernel_library(name, package, monkeypatch, tmp_path):
+    record = tmp_path / f"{package.replace('-', '_')}-7.8.9.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 7.8.9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    device = next(key for key, (of, _) in DEVICES.items() if of == name)
+    machine(monkeypatch, name, [told(device)])
+    assert backend(name).probe().versions[package] == "7.8.9"
+
+
+# Plans
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_plan_is_the_golden_one(device):
+    assert text_of(plan_of(device)) == golden(device).read_text("utf-8"), "see tests/devices.py"
+
+
+def ask(on: str, **changed) -> Ask:
+    """What the plan asks for Nano's attention on a device, but for what is changed."""
+    nano = dict(op="attention", device=DEVICES[on][1], dtype="bfloat16", heads=32, kv_heads=8, head_dim=128)
+    return Ask(**nano | changed)
+
+
+@pytest.mark.parametrize(
+    ("device", "kernel", "changed", "reason"),
+    [
+        ("h100", "sdpa-cudnn", {"head_dim": 192}, "up to 128"),
+        ("h100", "sdpa-flash", {"head_dim": 100}, "multiples of 8"),
+        ("h100", "fa3", {"head_dim": 80}, "head dims 64"),
+        ("mi300x", "aiter-fa", {"head_dim": 64}, "head dim 128, not 64"),
+        ("mi300x", "sdpa-flash", {"head_dim": 512}, "up to 256"),
+        ("gfx1151", "sdpa-flash", {}, "experimental; TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL=1 allows"),
+        ("ascend910b", "fusion", {"head_dim": 1024}, "up to 768"),
+        ("b580", "sdpa", {"head_dim": 1024}, "up to 576"),
+    ],
+)
+def test_a_row_refuses_what_its_kernel_cannot_do(device, kernel, changed, reason, monkeypatch):
+    monkeypatch.delenv("TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL", raising=False)
+    found = row(DEVICES[device][0], kernel)
+    assert reason in found.refuse(ask(device, **changed))
+    if changed:
+        assert found.refuse(ask(device)) is None
+
+
+def test_an_experimental_kernel_is_used_where_the_user_allows_it(monkeypatch):
+    monkeypatch.setenv("TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL", "1")
+    assert row("rocm", "sdpa-flash").refuse(ask("gfx1151")) is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "cudnn", "kv_heads", "reason"),
+    [
+        ("sm_90", "9.10.2", 8, "cuDNN 9.10.2 is wrong"),
+        ("sm_90", None, 8, "built without cuDNN"),
+        ("sm_100", "9.20.0", 4, "fewer than 8 key heads"),
+        ("sm_100", "9.20.0", 8, None),
+        ("sm_90", "9.15.1", 4, None),
+    ],
+)
+def test_cudnn_is_refused_where_it_is_known_to_be_wrong(arch, cudnn, kv_heads, reason):
+    versions = {"cudnn": cudnn} if cudnn else {}
+    device = SimpleNamespace(arch=arch, versions=versions)
+    said = row("cuda", "sdpa-cudnn").refuse(ask("h100", device=device, kv_heads=kv_heads))
+    assert said is None if reason is None else reason in said
+
+
+# Attention
+
+
+def exact(q, k, v, causal):
+    """(out, maximum, sum of exponentials) of BHSD tensors, one row of scores after the other."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = q.double() @ k.double().mT / math.sqrt(q.shape[-1])
+    if causal:
+        later = torch.arange(k.shape[2]) > torch.arange(q.shape[2])[:, None]
+        scores = scores.masked_fill(later, -math.inf)
+    peak = scores.amax(-1, keepdim=True)
+    total = (scores - peak).exp().sum(-1, keepdim=True)
+    return ((scores - peak).exp() / total @ v.double()).to(q.dtype), peak.float(), total.float()
+
+
+class FusedOperators(TorchDispatchMode):
+    """torch's fused attention operators, which have no CPU kernel, in plain arithmetic and with their own schemas."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[dict] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        if name not in ("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention"):
+            return function(*args, **(kwargs or {}))
+        names = [argument.name for argument in function._schema.arguments]
+        call = dict(zip(names, args, strict=False)) | (kwargs or {})
+        self.calls.append(call | {"name": name})
+        out, peak, total = exact(call["query"], call["key"], call["value"], call.get("is_causal", False))
+        lse = peak + total.log()
+        if name == "_scaled_dot_product_flash_attention":
+            lse = lse.squeeze(-1)
+        elif not call["compute_log_sumexp"]:
+            lse = torch.empty(0)
+        nothing = torch.empty(0)
+        return out, lse, nothing, nothing, 0, 0, nothing, nothing, nothing
+
+
+class Rehearsal:
+    """Stand-ins for the vendors' libraries, with the signatures of fa3-fwd 0.0.3, amd-aiter 0.1.7 and torch_npu 2.13,
+    and what they were called with."""
+
+    def __init__(self, monkeypatch):
+        self.calls: list[dict] = []
+        stand_in(monkeypatch, "fa3_fwd_interface", flash_attn_func=self.fa3)
+        stand_in(monkeypatch, "aiter", flash_attn_func=self.aiter)
+        stand_in(monkeypatch, "torch_npu", npu_fusion_attention=self.npu_fusion_attention)
+
+    def keep(self, values: dict) -> None:
+        self.calls.append({name: value for name, value in values.items() if name != "self"})
+
+    def fa3(  # fmt: skip
+        self, q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None,
+        window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False,
+        sm_margin=0, return_attn_probs=False,
+    ):  # fmt: skip
+        self.keep(locals())
+        out, peak, total = exact(*(x.transpose(1, 2) for x in (q, k, v)), causal)
+        out = out.transpose(1, 2)
+        return (out, (peak + total.log()).squeeze(-1)) if return_attn_probs else out
+
+    def aiter(  # fmt: skip
+        self, q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), bias=None,
+        alibi_slopes=None, deterministic=True, return_lse=False, return_attn_probs=False, how_v3_bf16_cvt=1,
+    ):  # fmt: skip
+        self.keep(locals())
+        out, peak, total = exact(*(x.transpose(1, 2) for x in (q, k, v)), causal)
+        out = out.transpose(1, 2)
+        return (out, (peak + total.log()).squeeze(-1)) if return_lse else out
+
+    def npu_fusion_attention(  # fmt: skip
+        self, query, key, value, head_num, input_layout, pse=None, padding_mask=None, atten_mask=None, scale=1.0,
+        keep_prob=1.0, pre_tockens=2147483647, next_tockens=2147483647, inner_precise=0, prefix=None,
+        actual_seq_qlen=None, actual_seq_kvlen=None, sparse_mode=0, gen_mask_parallel=True, sync=False,
+        softmax_layout="", sink=None, dropout_mask=None, seed=0, offset=0,
+    ):  # fmt: skip
+        self.keep(locals())
+        assert input_layout == "BSND" and head_num == query.shape[2]
+        # With sparse_mode 2 the mask is a 2048 x 2048 triangle, True above the diagonal.
+        assert sparse_mode in (0, 2) and (atten_mask is not None) == (sparse_mode == 2)
+        q = query * (scale * math.sqrt(query.shape[-1]))
+        out, peak, total = exact(*(x.transpose(1, 2) for x in (q, key, value)), sparse_mode == 2)
+        peak, total = (x.expand(*x.shape[:-1], 8) for x in (peak, total))
+        return out.transpose(1, 2), peak, total, torch.empty(0), 0, 0, 0
+
+
+ROWS = [(name, kernel.name) for name in BACKENDS for kernel in backend(name).kernels]
+CASES = {
+    "one segment": dict(queries=20, keys=[20], causal=False),
+    "causal": dict(queries=20, keys=[20], causal=True),
+    "two segments": dict(queries=20, keys=[7, 20], causal=False),
+    "three segments": dict(queries=5, keys=[3, 1, 9], causal=False),
+}
+
+
+@pytest.fixture
+def rehearsal(monkeypatch):
+    return Rehearsal(monkeypatch)
+
+
+def inputs(queries: int, keys: list[int], dtype=torch.float32, heads: int = 32, kv_heads: int = 8):
+    torch.manual_seed(0)
+    q = torch.randn(2, queries, heads, 128).to(dtype)
+    # The segments' ranges differ, as text's and media's do: a kernel that mixes them up is far off.
+    pairs = [
+        (torch.randn(2, length, kv_heads, 128) * 3**i, torch.randn(2, length, kv_heads, 128) * 2**i)
+        for i, length in enumerate(keys)
+    ]
+    return q, [(k.to(dtype), v.to(dtype)) for k, v in pairs]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("name", "kernel"), ROWS)
+def test_attention_is_the_reference_s(name, kernel, case, rehearsal):
+    queries, keys, causal = CASES[case].values()
+    q, segments = inputs(queries, keys)
+    expected, expected_lse = reference.attention(q, segments, causal=causal, want_lse=True)
+    attention = row(name, kernel).build(DEVICES["h100"][1])
+    with FusedOperators():
+        out, nothing = attention(q, segments, causal=causal)
+        out_too, lse = attention(q, segments, causal=causal, want_lse=True)
+    assert nothing is None and out.shape == q.shape
+    assert lse.shape == (2, 32, queries) and lse.dtype == torch.float32
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out_too, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kernel"), ROWS)
+def test_attention_keeps_the_dtype_and_wants_as_many_keys_as_queries_when_causal(name, kernel, rehearsal):
+    attention = row(name, kernel).build(DEVICES["h100"][1])
+    q, segments = inputs(6, [6], torch.bfloat16, heads=4, kv_heads=4)
+    with FusedOperators():
+        out, lse = attention(q, segments, causal=True, want_lse=True)
+        assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+        with pytest.raises(ValueError, match="as many keys as queries, got 5 and 6"):
+            attention(q, [(k[:, :5], v[:, :5]) for k, v in segments], causal=True)
+
+
+@pytest.mark.parametrize(("name", "kernel"), ROWS)
+def test_attention_has_the_signature_of_the_contract(name, kernel, rehearsal):
+    def parameters(function):
+        return [(found.name, found.kind, found.default) for found in inspect.signature(function).parameters.values()]
+
+    assert parameters(row(name, kernel).build(DEVICES["h100"][1])) == parameters(reference.attention)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "operator"),
+    [
+        ("cuda", "sdpa-cudnn", "_scaled_dot_product_cudnn_attention"),
+        ("cuda", "sdpa-flash", "_scaled_dot_product_flash_attention"),
+        ("rocm", "sdpa-flash", "_scaled_dot_product_flash_attention"),
+    ],
+)
+def test_a_pinned_row_calls_its_operator_with_the_key_heads_as_they_are(name, kernel, operator):
+    q, segments = inputs(6, [3, 6])
+    with FusedOperators() as operators:
+        row(name, kernel).build(DEVICES["h100"][1])(q, segments)
+    (call,) = operators.calls
+    assert (call["name"], call["key"].shape) == (operator, (2, 8, 9, 128))
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("cuda", "sdpa-cudnn"), ("cuda", "sdpa-flash"), ("rocm", "sdpa-flash")])
+def test_torch_s_own_shape_rules_for_the_device_take_the_call(name, kernel):
+    attention = row(name, kernel).build(DEVICES["h100"][1])
+    with FakeTensorMode():
+        q = torch.empty(2, 20, 32, 128, dtype=torch.bfloat16, device="cuda")
+        segments = [(torch.empty(2, length, 8, 128, dtype=torch.bfloat16, device="cuda"),) * 2 for length in (7, 20)]
+        out, lse = attention(q, segments, want_lse=True)
+    assert (out.shape, out.dtype) == (q.shape, torch.bfloat16)
+    assert (lse.shape, lse.dtype) == ((2, 32, 20), torch.float32)
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("cuda", "fa3"), ("rocm", "aiter-fa")])
+def test_a_vendor_s_kernel_is_called_without_a_transpose(name, kernel, rehearsal):
+    q, segments = inputs(6, [6])
+    row(name, kernel).build(DEVICES["h100"][1])(q, segments, causal=True)
+    (call,) = rehearsal.calls
+    assert call["q"] is q and call["k"] is segments[0][0] and call["causal"] is True
+    assert call["window_size"] == (-1, -1) and call["softmax_scale"] is None
+
+
+def test_the_npu_s_operator_gets_query_heads_a_scale_and_true_for_masked_out(rehearsal):
+    q, segments = inputs(6, [6])
+    fusion = row("npu", "fusion").build(DEVICES["ascend910b"][1])
+    fusion(q, segments)
+    fusion(q, segments, causal=True)
+    full, causal = rehearsal.calls
+    for call in (full, causal):
+        assert (call["head_num"], call["key"].shape[2], call["scale"]) == (32, 8, 1 / math.sqrt(128))
+    assert full["atten_mask"] is None
+    mask = causal["atten_mask"]
+    assert (mask.dtype, mask.shape) == (torch.bool, (2048, 2048))
+    assert mask[0, 1] and not mask[0, 0] and not mask[1, 0]
+
+
+def test_the_npu_s_sdpa_calls_the_vendor_s_operator_for_the_lse_only(rehearsal):
+    q, segments = inputs(6, [6])
+    sdpa = row("npu", "sdpa").build(DEVICES["ascend910b"][1])
+    sdpa(q, segments)
+    assert not rehearsal.calls
+    sdpa(q, segments, want_lse=True)
+    assert len(rehearsal.calls) == 1
+
+
+def test_what_the_cuda_rows_claim_is_on_record():
+    """The kit passed on an H100 with these very sources, rows and tests. A change to any of them needs a new record:
+    `cosmos3 check --backend cuda --record ...` on the device, or notes that claim less."""
+    from cosmos3_core.testing.record import _kit
+    from cosmos3_core.testing.subject import Subject
+
+    record = json.loads((PACKAGES["cuda"] / "records" / "check-h100.json").read_text())
+    found = record["fingerprint"]
+    subject = object.__new__(Subject)
+    subject.module = "cosmos3_cuda.plugin"
+    assert found["backend"]["sources"] == subject.sources()
+    assert found["kit"] == _kit()
+    assert "H100" in found["device"]["name"] and record["exit_status"] == 0 and not record["selected"]
+    passed = {name for name, test in record["tests"].items() if test["outcome"] == "passed"}
+    for kernel in backend("cuda").kernels:
+        assert "passes the kit on one H100" in kernel.notes
+        assert any(name.startswith("test_attention_parity") and kernel.name in name for name in passed)
+    assert not [name for name, test in record["tests"].items() if test["outcome"] not in ("passed", "skipped")]

@@ -1,0 +1,275 @@
+"""The conformance kit, judged: a correct device passes all of it, every planted fault is found by the test that is
+named after it, and nothing of the kit can be left out without saying so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from command import cosmos3
+
+from cosmos3_core.testing import suite
+
+ROOT = Path(__file__).parents[1]
+ACME = Path(__file__).parent / "fake_device"
+GUIDE = ROOT / "docs" / "writing-a-backend.md"
+
+
+def install(package: Path, site: Path) -> None:
+    """What pip leaves of an editable install: a dist-info folder. The package's own folder goes on the path."""
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    (entries,) = project["entry-points"].values()
+    lines = [f"{name} = {value}" for name, value in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[cosmos3.backends]", *lines, ""]))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    install(ACME, folder)
+    return folder
+
+
+@pytest.fixture
+def acme(site, monkeypatch):
+    """The fake device is installed, here and for the processes that the kit starts; call it to plant a fault."""
+    path = [str(site), str(ACME)]
+    monkeypatch.setattr(sys, "path", [*path, *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+
+    def plant(fault: str = "") -> None:
+        monkeypatch.setenv("COSMOS3_ACME_FAULT", fault)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "cosmos3_acme"]:
+            monkeypatch.delitem(sys.modules, name)
+
+    plant()
+    return plant
+
+
+@pytest.fixture
+def kit(tmp_path):
+    """Runs the kit in this process and returns its record: `exit_status`, and the outcome of every test by name."""
+
+    def run(backend: str, keyword: str = "") -> dict:
+        file = tmp_path / "record.json"
+        alone = ["-c", os.devnull, "--noconftest", "-p", "no:cacheprovider", "-q", "--tb=line"]
+        options = ["-p", "cosmos3_core.testing.plugin", "--backend", backend, "--record", str(file), "-k", keyword]
+        pytest.main([suite.__file__, *alone, *options])
+        return json.loads(file.read_text())
+
+    return run
+
+
+def outcomes(record: dict, outcome: str) -> dict[str, str]:
+    return {name: test.get("reason", "") for name, test in record["tests"].items() if test["outcome"] == outcome}
+
+
+def test_a_correct_device_passes_everything(acme, kit):
+    record = kit("acme")
+    assert not outcomes(record, "failed") and record["exit_status"] == 0
+    assert {name.partition("[")[0] for name in record["tests"]} == set(suite.TESTS)
+    assert all(outcomes(record, "skipped").values()), "a skip has its reason"
+    assert "test_attention_parity[online_softmax-bfloat16-gqa32_8-ragged]" in outcomes(record, "passed")
+    assert "test_linear_parity[transposed-bfloat16-int8-o256_i256-bias]" in outcomes(record, "passed")
+    measured = record["tests"]["test_deterministic_rows_are_across_processes[gate-exp_gate]"]["measured"]
+    assert measured == {"bit_equal": True}
+
+    fingerprint = record["fingerprint"]
+    assert fingerprint["backend"]["package"] == "cosmos3-acme" and len(fingerprint["backend"]["sources"]) == 64
+    assert fingerprint["device"]["versions"] == {"driver": "3.1"} and fingerprint["versions"]["torch"]
+    assert [row["name"] for row in fingerprint["rows"]][:2] == ["online_softmax", "int8_kv"]
+    assert record["selected"] is None and record["started"] <= record["finished"]
+
+
+def test_the_reference_passes_its_own_kit(kit):
+    record = kit("reference", "parity and not transformer")
+    assert not outcomes(record, "failed") and len(outcomes(record, "passed")) > 60
+
+
+# Fault: the test that has to find it, and what it says.
+FAULTS = {
+    "not_causal": ("test_causal_attention_sees_no_later_key[online_softmax-bfloat16]", "changed outputs before"),
+    "causal_sees_the_next": ("test_causal_attention_sees_no_later_key[online_softmax-bfloat16]", "keys from 1 on"),
+    "causal_misses_itself": ("test_causal_attention_sees_its_own_key[online_softmax-bfloat16]", "last position"),
+    "no_scale": ("test_attention_parity[online_softmax-bfloat16-gqa32_8-batch2]", "relative error"),
+    "interleaved_heads": ("test_attention_reads_the_key_head_of_its_group[online_softmax-bfloat16]", "[0, 1, 2, 3"),
+    "first_segment_only": ("test_attention_reads_every_segment[online_softmax-bfloat16]", "segment 1 of 3"),
+    "base_2_lse": ("test_attention_log_sum_exp[online_softmax-bfloat16-gqa32_8-batch2]", "lse is"),
+    "softmax_without_maximum": ("test_attention_parity[online_softmax-bfloat16-gqa32_8-keys50x]", "relative error"),
+    "one_scale_for_all_segments": ("test_attention_parity[int8_kv-bfloat16-gqa32_8-values50x]", "relative error"),
+    "random_order": ("test_deterministic_rows_are_in_one_process[attention-online_softmax]", "a repetition"),
+    "order_by_process": ("test_deterministic_rows_are_across_processes[attention-online_softmax]", "another process"),
+    "square_weight_transposed": ("test_linear_weight_is_not_transposed[transposed-bfloat16-none]", "relative error"),
+    "dropped_bias": ("test_linear_adds_its_bias[transposed-bfloat16-none]", "gives the bias"),
+    "stale_packing": ("test_linear_packing_is_not_stale[transposed-bfloat16-int8]", "relative error"),
+    "one_scale_for_the_matrix": ("test_linear_parity[transposed-bfloat16-int8-o256_i256]", "relative error"),
+    "fixed_eps": ("test_rms_norm_eps[fused_norm-bfloat16]", "relative error"),
+    "sum_not_returned": ("test_rms_norm_parity[fused_norm-bfloat16-residual-round_first]", "x + residual"),
+    "one_rounding_order": ("test_rms_norm_rounds_in_the_order_asked[fused_norm-bfloat16-round_once]", "differ"),
+    "overwrites_its_input": ("test_inputs_are_left_alone[rms_norm-fused_norm]", "overwritten"),
+    "rotation_by_pairs": ("test_rope_rotates_halves[complex_rope-bfloat16]", "a quarter turn"),
+    "first_table_for_all": ("test_norm_rope_parity[complex_rope-bfloat16-b2_two_tables-round_once]", "relative error"),
+    "swapped_halves": ("test_silu_is_on_the_first_half[exp_gate-bfloat16]", "14.6"),
+    "leaks": ("test_memory_is_returned_after_a_job[gate-exp_gate]", "bytes of tensors"),
+    "second_build_breaks_the_first": ("test_building_twice_is_harmless[gate-exp_gate]", "before the second"),
+    "another_signature": ("test_signature_is_the_protocols[gate-exp_gate]", "activation"),
+    "sets_environment": ("test_kernels_change_nothing_global[gate-exp_gate]", "OMP_PROC_BIND"),
+    "sets_default_dtype": ("test_kernels_change_nothing_global[gate-exp_gate]", "default_dtype"),
+    "sets_threads": ("test_kernels_change_nothing_global[gate-exp_gate]", "get_num_threads"),
+    "probe_seeds": ("test_probe_changes_nothing_global", "rng_state"),
+    "probe_raises": ("test_probe_finds_a_device_or_says_why_not", "libacme.so.3"),
+    "imports_torch": ("test_import_has_no_side_effects", "imports torch"),
+    "prints": ("test_import_has_no_side_effects", "all rights reserved"),
+    "refuses_without_reason": ("test_refusals_give_reasons[attention-online_softmax-head_dim]", "answered ''"),
+    "refuse_raises": ("test_refusals_give_reasons[attention-online_softmax-head_dim]", "ValueError"),
+    "unknown_dtype": ("test_rows_are_well_formed", "float64"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(acme, kit, fault):
+    import torch
+
+    threads = torch.get_num_threads()
+    acme(fault)
+    name, said = FAULTS[fault]
+    try:
+        record = kit("acme", name.partition("[")[0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(threads)
+    failed = outcomes(record, "failed")
+    assert name in failed and record["exit_status"] == 1
+    assert said in failed[name]
+
+
+# A vendor's folder -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(acme, tmp_path, capsys):
+    """Run a vendor's two lines and whatever follows them: (exit status, what was printed)."""
+
+    def run(*lines: str, keyword: str = "silu_is_on") -> tuple[int, str]:
+        count = len(list(tmp_path.glob("test_*.py")))
+        module = tmp_path / f"test_{tmp_path.name}_{count}.py"  # a name of its own: modules stay imported
+        module.write_text("\n".join(["from cosmos3_core.testing.suite import *", 'BACKEND = "acme"', *lines, ""]))
+        options = ["-c", os.devnull, "-p", "no:cacheprovider", "-q", "--import-mode=importlib"]
+        capsys.readouterr()
+        status = pytest.main([str(module), *options, "-k", keyword])
+        captured = capsys.readouterr()
+        return int(status), captured.out + captured.err
+
+    return run
+
+
+SWAPPED = "test_silu_is_on_the_first_half[exp_gate-bfloat16]"
+LINK = "https://example.com/issues/12"
+
+
+def test_two_lines_are_a_vendors_folder(folder):
+    status, said = folder()
+    assert status == 0 and "passed" in said
+
+
+def test_a_known_failure_is_expected_by_row_or_by_name(acme, folder):
+    acme("swapped_halves")
+    assert folder(keyword="silu_is_on")[0] == 1
+    entry = f'KNOWN_FAILURES = {{"test_silu_is_on_the_first_half[exp_gate]": "notyet: halves are swapped, {LINK}"}}'
+    status, said = folder(entry, keyword="silu_is_on")
+    assert status == 0 and "2 xfailed" in said
+    status, said = folder(f'KNOWN_FAILURES = {{"{SWAPPED}": "never: no halves, {LINK}"}}', keyword="silu_is_on")
+    assert status == 1 and "1 failed" in said and "1 xfailed" in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([f'KNOWN_FAILURES = {{"{SWAPPED}": "notyet: swapped halves, {LINK}"}}'], "XPASS(strict)"),
+        ([f'KNOWN_FAILURES = {{"test_gate[exp_gate]": "notyet: swapped halves, {LINK}"}}'], "there is no such test"),
+        ([f'KNOWN_FAILURES = {{"{SWAPPED}": "later"}}'], "notimpl|notyet|never: reason, link"),
+        ([f'KNOWN_FAILURES = {{"{SWAPPED}": "notyet: swapped halves"}}'], "notimpl|notyet|never: reason, link"),
+        (["del test_gate_parity"], "test_gate_parity is deleted or overridden"),
+        (["def test_gate_parity(): pass"], "test_gate_parity is deleted or overridden"),
+        (["import pytest", "pytestmark = pytest.mark.skip"], "KNOWN_FAILURES is the only excuse"),
+        (['BACKEND = "acmee"'], "Did you mean acme?"),
+        (["BACKEND = None"], "names no backend"),
+    ],
+)
+def test_nothing_is_left_out_in_silence(folder, lines, said):
+    status, printed = folder(*lines)
+    assert status != 0 and said in printed
+    assert "Traceback" not in printed and "INTERNALERROR" not in printed
+
+
+def test_a_test_is_left_out_with_a_reason(folder):
+    known = f'KNOWN_FAILURES = {{"test_gate_parity": "never: the device has no gate, {LINK}"}}'
+    assert folder("del test_gate_parity", known)[0] == 0
+
+
+# The command -----------------------------------------------------------------------------------------------------
+
+
+def test_check_exits_with_what_the_kit_found(acme, capsys, monkeypatch, tmp_path):
+    file = tmp_path / "acme.json"
+    code, out, _ = cosmos3(capsys, monkeypatch, "check", "--backend", "acme", "-k", "gate", "--record", file)
+    assert code == 0 and "passed" in out
+    assert json.loads(file.read_text())["selected"] == "gate"
+    acme("swapped_halves")
+    code, out, _ = cosmos3(capsys, monkeypatch, "check", "--backend", "acme", "-k", "silu_is_on")
+    assert code == 1 and "gate 20 and up 1 give 14.6" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--backend", "acmee"], "Did you mean acme?"),
+        (["--backend", "acme", "-k", "no_such_test"], "no test of the kit matches it"),
+        (["--backend", "acme", "--record", "/nowhere/at/all.json"], "no file can be written there"),
+    ],
+)
+def test_check_refuses_what_it_cannot_do(acme, capsys, monkeypatch, options, said):
+    code, _, err = cosmos3(capsys, monkeypatch, "check", *options)
+    assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_check_without_pytest_names_the_extra(acme, capsys, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pytest" else find(name, *rest)
+    )
+    code, _, err = cosmos3(capsys, monkeypatch, "check", "--backend", "acme")
+    assert code == 2 and 'pip install "cosmos3[test]"' in err
+
+
+# The guide -------------------------------------------------------------------------------------------------------
+
+
+def test_the_guides_backend_passes_the_kit(tmp_path):
+    """Copied from the page into files, installed, checked with the command the page names, in a process of its own."""
+    page = GUIDE.read_text()
+    blocks = re.findall(r"^`([\w./]+)`[^\n]*:.*?\n\n```(?:toml|python)\n(.*?)```", page, re.S | re.M)
+    assert [name for name, _ in blocks] == ["pyproject.toml", "cosmos3_acme/plugin.py", "cosmos3_acme/attention.py"]
+    lines = [line for _, code in blocks for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 60, f"{len(lines)} lines of code"
+    for name, code in blocks:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code)
+    install(tmp_path, tmp_path / "site")
+    command = [sys.executable, "-m", "cosmos3_core.cli", "check", "--backend", "acme", "--record", "acme.json"]
+    path = os.pathsep.join(map(str, (tmp_path / "site", tmp_path, ROOT)))
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "acme.json").read_text())
+    assert record["exit_status"] == 0 and "test_attention_parity[by_segment-bfloat16-gqa64_8-ragged]" in record["tests"]

@@ -1,0 +1,148 @@
+"""`cosmos3 matrix` and the recipes that ship: the page is current, and there is no tick without a record that holds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from command import cosmos3
+
+from cosmos3_core.evidence import record
+from cosmos3_core.evidence.matrix import PAGE, TICK, in_tree_backends, render
+from cosmos3_core.evidence.recipe import Recipe, load_all
+from cosmos3_core.scenarios import request as requests
+
+ROOT = Path(__file__).parents[1]
+RECIPES = load_all(ROOT / "recipes")
+TICKED = re.compile(rf"\| {TICK}|\[{TICK}")
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """A checkout of its own: the sources, recipes and records of this one, and one recipe with a record that holds."""
+    shutil.copytree(ROOT / "cosmos3_core", tmp_path / "cosmos3_core", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "docs").mkdir()
+    (measured,) = [recipe for recipe in RECIPES if recipe.name == "tiny-t2i-256x256-cpux1"]
+    found = record.load(measured)
+    shutil.copy(measured.path, tmp_path / "recipes")
+    # As if it had been measured with the code of today: sealed anew.
+    raw = {name: entry["raw"] for name, entry in found["measurements"].items()}
+    code = {"cosmos3_core": record.code_digest("cosmos3_core", tmp_path)}
+    found["fingerprint"]["code"] = code
+    fresh = {key: value for key, value in found.items() if key != "sha256"} | {"measurements": raw}
+    (copied,) = load_all(tmp_path / "recipes")
+    record.write(copied, record.seal(fresh))
+    return tmp_path
+
+
+def ticks(root: Path) -> int:
+    return len(TICKED.findall(render(root).split("## Model, task and device")[1]))
+
+
+def test_the_page_is_up_to_date():
+    assert (ROOT / PAGE).read_text("utf-8") == render(ROOT), "type cosmos3 matrix"
+
+
+def test_its_links_point_at_files():
+    for target in set(re.findall(r"\]\(([^)]+)\)", (ROOT / PAGE).read_text("utf-8"))):
+        assert (ROOT / "docs" / target).exists(), target
+
+
+def test_check_says_whether_it_is_and_writing_makes_it_so(capsys, monkeypatch, copy):
+    monkeypatch.setattr(record, "ROOT", copy)
+    for _ in range(2):
+        code, out, err = cosmos3(capsys, monkeypatch, "matrix", "--check")
+        assert code == 1 and "docs/SUPPORT.md: it is out of date. Type cosmos3 matrix" in err
+    code, out, _ = cosmos3(capsys, monkeypatch, "matrix")
+    assert (code, out.strip()) == (0, str(PAGE))
+    assert cosmos3(capsys, monkeypatch, "matrix", "--check")[0] == 0
+    (copy / PAGE).write_text((copy / PAGE).read_text() + "one more line\n")
+    assert cosmos3(capsys, monkeypatch, "matrix", "--check")[0] == 1
+
+
+def test_a_record_that_holds_makes_a_tick(copy):
+    assert ticks(copy) == 2  # in the grid and in the list
+    assert "1.00000" in render(copy)
+
+
+def changed_code(root: Path) -> None:
+    with (root / "cosmos3_core" / "sampling" / "noise.py").open("a") as file:
+        file.write("# another\n")
+
+
+def changed_record(root: Path) -> None:
+    (path,) = (root / "recipes" / "evidence").glob("*.json")
+    found = json.loads(path.read_text())
+    found["measurements"]["candidate"]["raw"]["cold"]["seconds"] = 0.1
+    path.write_text(json.dumps(found))
+
+
+def changed_recipe(root: Path) -> None:
+    (path,) = (root / "recipes").glob("*.toml")
+    path.write_text(path.read_text().replace("seed = 7", "seed = 8"))
+
+
+def no_record(root: Path) -> None:
+    shutil.rmtree(root / "recipes" / "evidence")
+
+
+@pytest.mark.parametrize("change", [changed_code, changed_record, changed_recipe, no_record])
+def test_no_tick_without_a_record_that_holds(copy, change):
+    change(copy)
+    assert ticks(copy) == 0 and "stale" in render(copy)
+
+
+def test_code_that_no_generation_runs_through_changes_nothing(copy):
+    with (copy / "cosmos3_core" / "cli" / "progress.py").open("a") as file:
+        file.write("# another\n")
+    assert ticks(copy) == 2
+
+
+# --- the recipes that ship -------------------------------------------------------------------------------------------
+
+DEVICE_TABLE = {
+    "Cosmos3-Nano": {
+        *(("H200", 1), ("B300", 1), ("RTX 5090", 1), ("Ascend 910B", 1), ("Ascend 910C", 1), ("Ascend 950", 1)),
+        *(("MI300X", 1), ("MI350X", 1), ("gfx1151", 1), ("Arc B580", 1), ("Arc B60", 1)),
+    },
+    "Cosmos3-Super": {(name, count) for name in ("H200", "B300", "H100", "A100") for count in (2, 8)},
+}
+
+
+@pytest.mark.parametrize("model", DEVICE_TABLE)
+def test_every_row_of_the_device_table_has_a_recipe(model):
+    seeded = {(r.device["name"], r.device["count"]) for r in RECIPES if r.run["model"].endswith(model)}
+    assert DEVICE_TABLE[model] <= seeded
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_shipped_recipe_is_a_valid_request_and_says_who_measured(recipe: Recipe):
+    facts = requests.ModelFacts(recipe.run["model"], "base", system_prompt=True, negative_prompt="{}")
+    requests.resolve(recipe.given(), recipe.run.get("profile", "reference"), facts, pick_seed=lambda: 0)
+    assert recipe.run["dtype"] == "bfloat16"
+    assert "steps" in recipe.run  # a time without its steps says nothing
+    if recipe.device["count"] > 1:
+        assert recipe.known["state"] == "unsupported"
+    if recipe.validated:
+        assert set(recipe.plan) == {"attention", "pack_linear", "rms_norm", "norm_rope", "gate"}
+
+
+def test_no_record_holds_a_path_of_the_machine_that_made_it():
+    records = list((ROOT / "recipes" / "evidence").glob("*.json"))
+    assert {path.stem for path in records} == {recipe.name for recipe in RECIPES if recipe.validated}
+    for path in records:
+        text = path.read_text()
+        assert str(ROOT) not in text and str(Path.home()) not in text and "/tmp" not in text
+
+
+def test_every_row_of_the_in_tree_backends_is_in_the_kernel_table():
+    table = (ROOT / PAGE).read_text().split("## Kernels")[1]
+    backends = in_tree_backends(ROOT)
+    assert {"cuda", "npu", "rocm", "xpu"} <= {backend.name for backend in backends}
+    for backend in backends:
+        for row in backend.kernels:
+            assert f"| {backend.name} | {row.op} | {row.name} |" in table

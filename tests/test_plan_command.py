@@ -1,0 +1,207 @@
+"""`cosmos3 plan` as a user meets it: does it fit, what would, what is printed, and what it costs to ask."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+from command import cosmos3
+
+from cosmos3_core.contract import Backend, Ceiling, Device
+from cosmos3_core.reference import BACKEND
+
+
+@pytest.fixture
+def plan(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return cosmos3(capsys, monkeypatch, "plan", "--backend", "reference", *arguments)
+
+    return call
+
+
+@pytest.fixture
+def told(plan):
+    def call(*arguments):
+        code, out, err = plan("--json", *arguments)
+        told = json.loads(out)
+        assert code == (0 if told["fits"] else 1), err
+        return told
+
+    return call
+
+
+# --- does it fit -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fits"),
+    [
+        (["--model", "nano", "--memory", 24], True),
+        (["--model", "nano", "--memory", 12], False),
+        (["--model", "super", "--memory", 80], True),
+        (["--model", "super", "--memory", 48], False),
+        (["--model", "edge", "--memory", 16], True),
+        (["--model", "tiny", "--size", "64x64", "--frames", 5], True),
+    ],
+)
+def test_the_exit_code_says_whether_it_fits(plan, arguments, fits):
+    code, out, err = plan(*arguments)
+    assert (code == 0) is fits, err
+    assert f"fits       {'yes' if fits else 'no'}: " in out
+    assert ("does not fit" in out) is not fits
+
+
+def test_what_does_not_fit_comes_with_changes_that_do(plan, told):
+    offered = told("--model", "nano", "--memory", 20)["nearest"]
+    assert offered
+    for change in offered:
+        assert change["peak"] <= 20 * 2**30
+        assert told("--model", "nano", "--memory", 20, *change["options"].split())["memory"]["peak"] == change["peak"]
+    _, out, _ = plan("--model", "nano", "--memory", 20)
+    assert f"instead    {offered[0]['options']} fits" in out
+
+
+def test_where_no_request_fits_it_says_so(plan, told):
+    assert told("--model", "super", "--memory", 24)["nearest"] == []
+    _, out, _ = plan("--model", "super", "--memory", 24)
+    assert "choose a smaller model" in out
+
+
+def test_options_reach_the_estimate(told):
+    def peak(*arguments):
+        return told("--model", "edge", *arguments)["memory"]["peak"]
+
+    whole = peak("--size", "720p", "--frames", 189)
+    assert peak("--size", "480p", "--frames", 189) < whole
+    assert peak("--size", "720p", "--frames", 5, "--tile", 256) < whole
+    assert peak("--size", "720p", "--frames", 189, "--dtype", "float32") > 1.5 * whole
+    asked = (["--steps", 35, "--guidance", 1], ["--steps", 35], ["--steps", 70])
+    flops = [told(*options)["work"]["run_flops"] for options in asked]
+    assert 1.9 < flops[1] / flops[0] < 2 and 1.9 < flops[2] / flops[1] < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "request_"),
+    [
+        (["--model", "nano"], {"task": "t2v", "size": "1280x720", "frames": 189, "steps": 35, "guidance": 6.0}),
+        (["--model", "edge"], {"task": "t2v", "size": "832x480", "frames": 121, "steps": 35, "guidance": 5.0}),
+        (["--frames", 1], {"task": "t2i", "size": "1024x1024", "frames": 1, "steps": 50, "guidance": 4.0}),
+        (["--task", "i2v"], {"task": "i2v", "size": "1280x720", "frames": 189, "steps": 35, "guidance": 6.0}),
+        (
+            ["--model", "nvidia/Cosmos3-Super-Image2Video-4Step", "--task", "i2v"],
+            {"task": "i2v", "size": "832x480", "frames": 189, "steps": 4, "guidance": 1.0},
+        ),
+    ],
+)
+def test_what_is_left_open_is_what_run_would_fill_in(told, arguments, request_):
+    found = told(*arguments)
+    assert found["request"] == request_ | {"tile": None}
+    stages = ["read prompts", *(["encode input"] if request_["task"] == "i2v" else []), "steps", "decode"]
+    assert [stage["name"] for stage in found["memory"]["stages"]] == stages
+
+
+def test_a_published_name_and_its_short_form_are_one(told):
+    short, published = told("--model", "nano"), told("--model", "nvidia/Cosmos3-Nano")
+    assert short.pop("model")["name"] == "nano" and published.pop("model")["name"] == "nvidia/Cosmos3-Nano"
+    assert short == published
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+def test_the_json_keeps_its_keys(told):
+    found = told("--model", "nano", "--memory", 20)
+    assert set(found) == {
+        *("cosmos3", "model", "request", "plan", "placement", "tokens"),
+        *("fits", "memory", "nearest", "work", "seconds", "assumed"),
+    }
+    assert set(found["memory"]) == {"device", "given", "peak", "stages"}
+    assert found["memory"]["device"] == 20 * 2**30 and found["memory"]["given"] is True
+    for stage in found["memory"]["stages"]:
+        assert set(stage) == {"name", "weights", "text_kv", "latents", "activations", "peak"}
+        assert stage["peak"] > stage["weights"] + stage["text_kv"] + stage["latents"] + stage["activations"]
+    assert found["memory"]["peak"] == max(stage["peak"] for stage in found["memory"]["stages"])
+    assert set(found["work"]) == {"step_flops", "step_bytes", "run_flops", "run_bytes"}
+    assert found["tokens"] == {"prompt": 512, "negative": 3500, "media": 44_160}
+    assert found["plan"]["kernels"]["attention"] == "eager"
+
+
+def test_the_text_names_what_was_chosen_and_assumed(plan):
+    _, out, _ = plan("--model", "nano", "--memory", 24)
+    for line in (
+        "device     reference: CPU",
+        "24.0 GiB (--memory)",
+        "attention eager",
+        "t2v 1280x720, 189 frames, 35 steps, guidance 6",
+        "text tower, media tower and VAE one after the other",
+        "decode     in whole frames",
+        "time       unknown",
+        "assumed    a prompt of 512 tokens and a negative one of 3500",
+        "8% and 1 GiB beyond the tensors",
+    ):
+        assert line in out
+    assert "\x1b" not in out  # plain where it is no terminal
+
+
+def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
+    ceiling = Ceiling(tflops={"bfloat16": 989.0}, bandwidth=3.35e12, source="the data sheet")
+    device = Device(arch="x1", name="Fast One", count=1, memory=80 * 2**30, unified=False)
+    values = {"torch_device": "cpu", "collectives": "gloo", "kernels": BACKEND.kernels, "ceilings": {"x1": ceiling}}
+    backend = Backend(name="fast", probe=lambda: device, **values)
+    command = importlib.import_module("cosmos3_core.cli.plan")  # the package has a command of that name
+    monkeypatch.setattr(command, "choose_backend", lambda name, disabled: (backend, device, "chosen because"))
+    seconds = told("--model", "nano")["seconds"]
+    # About 130 PFLOP at 45 % of the peak, and the decode at 20 %.
+    assert 250 < seconds["steps"] < 350 and 10 < seconds["decode"] < 25
+    assert seconds["step"] == pytest.approx(seconds["steps"] / 35)
+    _, out, err = plan("--model", "nano")
+    assert "s a step" in out and "45% of the peak rate" in out and "the data sheet" in out
+    assert "chosen because" in err
+    assert told("--model", "nano", "--dtype", "float32")["seconds"] is None  # the sheet has no rate for it
+
+
+# --- asking wrongly, and what asking costs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "nanno"], "there is no such folder"),
+        (["--frames", 10], "The nearest are 9 and 13"),
+        (["--size", "1000x700"], "The nearest is"),
+        (["--task", "t2x"], "there is no such task"),
+        (["--memory", 0], "Give the device's memory in GiB"),
+        (["--memory", "nan"], "Give the device's memory in GiB"),
+        (["--dtype", "fp8"], "Dtypes are float32, bfloat16, float16"),
+        (["--tile", 100], "tiles are multiples of 64"),
+        (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step"], "is distilled for t2i and i2v only"),
+        (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step", "--task", "t2i", "--steps", 9], "Drop steps"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(plan, arguments, said):
+    code, out, err = plan(*arguments)
+    assert code == 2 and out == "" and err.startswith("error: ") and said in err and len(err.splitlines()) == 1
+
+
+ASKING = """
+import sys
+from cosmos3_core import cli
+sys.argv = "cosmos3 plan --backend reference --model nano --memory 20".split()
+try:
+    cli.main()
+except SystemExit as stop:
+    print(stop.code)
+print(sorted({"torch", "diffusers", "av", "numpy", "huggingface_hub", "tokenizers"} & set(sys.modules)))
+"""
+
+
+def test_asking_imports_no_torch_and_writes_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", ASKING], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["1", "[]"]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,126 @@
+"""`resolve`: one row for each op, by name or in order of preference, with a reason for every row passed over."""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+
+import pytest
+from command import cosmos3
+
+from cosmos3_core.contract import OPS, Backend, Device, InputError, Kernel, RunError
+from cosmos3_core.plan import Want, resolve
+
+DEVICE = Device(arch="x2", name="Acme X2", count=1, memory=1, unified=False, versions=MappingProxyType({"driver": "1"}))
+WANT = dict(dtype="bfloat16", heads=32, kv_heads=8, head_dim=128)
+
+
+def row(name: str, op: str = "attention", **fields) -> Kernel:
+    return Kernel(op=op, name=name, build=lambda device: name, **fields)
+
+
+def plan(*kernels: Kernel, **want):
+    backend = Backend(
+        name="acme", torch_device="cpu", collectives="gloo", probe=lambda: pytest.fail("probed"), kernels=kernels
+    )
+    return resolve(Want(**WANT | want), backend, DEVICE)
+
+
+def chosen(made) -> str:
+    return made.to_json()["kernels"]["attention"]
+
+
+def raiser(ask):
+    raise KeyError("ask")
+
+
+PASSED_OVER = {
+    "architecture": (dict(arch=("x1",)), "written for x1, and this device is x2"),
+    "dtype": (dict(dtypes=("float16",)), "takes float16, not bfloat16"),
+    "format": (dict(formats=("fp8",)), "takes formats fp8, not none"),
+    "package": (dict(needs=("no_such_library",)), "needs the package no_such_library"),
+    "part of a package": (dict(needs=("no_such_library.fast",)), "needs the package no_such_library.fast"),
+    "its own reason": (dict(refuse=lambda ask: f"no {ask.heads}/{ask.kv_heads} heads"), "no 32/8 heads"),
+    "a refuse() that raises": (dict(refuse=raiser), "its refuse() raised KeyError: 'ask'"),
+}
+
+
+@pytest.mark.parametrize("fields, reason", PASSED_OVER.values(), ids=PASSED_OVER)
+def test_auto_steps_down_and_says_why(fields, reason):
+    made = plan(row("first", **fields), row("second"))
+    assert chosen(made) == "second"
+    assert made.to_json()["refused"] == [{"op": "attention", "name": "first", "reason": reason}]
+    with pytest.raises(InputError) as caught:
+        plan(row("first", **fields), row("second"), kernels={"attention": "first"})
+    assert str(caught.value).startswith("--kernel attention=first: ") and reason in str(caught.value)
+
+
+def test_the_first_row_that_serves_is_taken_and_a_named_one_before_it():
+    rows = row("first"), row("second")
+    assert chosen(plan(*rows)) == "first" and plan(*rows).refusals == ()
+    made = plan(*rows, kernels={"attention": "second"})
+    assert chosen(made) == "second" and made.to_json()["named"] == ["attention"]
+
+
+def test_eager_torch_is_the_last_row_of_every_op():
+    made = plan(row("first", arch=("x1",)))
+    assert made.to_json()["kernels"] == dict.fromkeys(OPS, "eager")
+    assert chosen(plan(row("first"), kernels={"attention": "eager"})) == "eager"
+
+
+def test_a_kernel_that_does_not_exist():
+    with pytest.raises(InputError, match="attention=third: no such kernel. acme has first, eager"):
+        plan(row("first"), kernels={"attention": "third"})
+    with pytest.raises(InputError, match="a kernel for 'softmax'"):
+        plan(row("first"), kernels={"softmax": "first"})
+
+
+def test_a_plan_is_json():
+    assert json.loads(json.dumps(plan(row("first")).to_json()))["device"]["versions"] == {"driver": "1"}
+
+
+def test_building_a_kernel_that_fails_names_it():
+    def build(device):
+        raise ImportError("libacme.so: no such file")
+
+    made = plan(Kernel(op="gate", name="fast", build=build))
+    with pytest.raises(RunError, match="gate=fast of backend acme: ImportError: libacme.so.*--kernel gate=eager"):
+        made.build_ops()
+
+
+# --- require ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_required_kernel_that_was_resolved():
+    plan(row("first", arch=("x1",)), row("second")).require({"attention": "second", "gate": "eager"})
+
+
+REQUIRED = {
+    "refused": ("old", {}, "the plan has first; old: written for x1, and this device is x2. Change what it objects to"),
+    "not preferred": (
+        "second",
+        {},
+        "the plan has first; it serves and is preferred. Type --kernel attention=second to use the other",
+    ),
+    "not named": ("first", {"attention": "second"}, "the plan has second; it was named. Type --kernel attention=first"),
+    "missing": ("third", {}, "the plan has first; acme has no such kernel. It has old, first, second, eager"),
+}
+
+
+@pytest.mark.parametrize("name, named, said", REQUIRED.values(), ids=REQUIRED)
+def test_a_required_kernel_that_was_not_resolved(name, named, said):
+    made = plan(row("old", arch=("x1",)), row("first"), row("second"), kernels=named)
+    with pytest.raises(InputError) as caught:
+        made.require({"attention": name})
+    assert str(caught.value).startswith(f"--require attention={name}: {said}")
+
+
+def test_require_on_the_command_line(capsys, monkeypatch):
+    dry = ["run", "a cup", "--model", "tiny", "--size", "64x64", "--frames", 5, "--dry-run", "--backend", "reference"]
+    code, out, err = cosmos3(capsys, monkeypatch, *dry, "--require", "attention=eager", "--require", "gate=eager")
+    assert (code, err) == (0, "") and json.loads(out)["plan"]["named"] == []
+    code, out, err = cosmos3(capsys, monkeypatch, *dry, "--require", "attention=eager", "--require", "gate=fused")
+    assert (code, out) == (2, "")
+    assert err == "error: --require gate=fused: the plan has eager; reference has no such kernel. It has eager\n"
+    code, _, err = cosmos3(capsys, monkeypatch, *dry, "--require", "gates=eager")
+    assert code == 2 and "a kernel for 'gates'" in err

@@ -1,0 +1,435 @@
+"""`cosmos3 recipes`: strict files, asserted plans and expectations, measured evidence, records that show tampering."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import cosmos3
+
+from cosmos3_core import reference
+from cosmos3_core.contract import Backend, InputError, Kernel, RunError
+from cosmos3_core.engine.tensors import TensorFiles
+from cosmos3_core.evidence import quality, recipe, record, settle, state, verdict, worker
+from cosmos3_core.evidence.validate import validate
+
+GOOD = """
+title = "tiny"
+[run]
+model = "tiny"
+task = "t2i"
+size = "64x64"
+steps = 2
+seed = 3
+backend = "reference"
+[device]
+name = "CPU"
+[plan]
+attention = "eager"
+[expect]
+seconds = 300
+"""
+NAME = "tiny-t2i-64x64-cpux1"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / f"{NAME}.toml").write_text(GOOD)
+    return tmp_path / "recipes"
+
+
+@pytest.fixture
+def recipes(capsys, monkeypatch, folder):
+    monkeypatch.chdir(folder.parent)
+
+    def call(*arguments):
+        return cosmos3(capsys, monkeypatch, "recipes", *arguments)
+
+    return call
+
+
+def rewrite(folder: Path, *changes: tuple[str, str], name: str = NAME) -> Path:
+    """The good recipe with pieces of its text replaced, under `name`."""
+    text = GOOD
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("steps = 2", "step = 2", "'step': there is no such key. Did you mean steps?"),
+        ("[plan]", "[plam]", "'plam': there is no such key. Did you mean plan?"),
+        (
+            'attention = "eager"',
+            'atention = "eager"',
+            "[plan] 'atention': there is no such key. Did you mean attention?",
+        ),
+        ("seconds = 300", "second = 300", "[expect] 'second': there is no such key. Did you mean seconds?"),
+        ("seconds = 300", "seconds = true", "seconds = True: it is not a number"),
+        ("seconds = 300", "seconds = -1", "seconds = -1: it is not above zero"),
+        ("steps = 2", "steps = 2.5", "steps = 2.5: it is not a whole number"),
+        ('"t2i"', '"t2g"', "task = 't2g': there is no such choice. Did you mean t2"),
+        ("seed = 3", 'profile = "difusers"', "Did you mean diffusers?"),
+        ("[device]", "[run.request]\nguidence = 3\n[device]", "'guidence': there is no such field. Did you mean guid"),
+        ("[device]", "[run.request]\nseed = 3\n[device]", "seed: seed belongs into [run]"),
+        ('backend = "reference"', "", "[run]: it has no backend"),
+        ('name = "CPU"', "", "[device]: it has no name"),
+        ("[expect]", '[known]\nstate = "works"\nreason = "so"\n[expect]', "state = 'works': there is no such choice"),
+        ("[expect]", '[known]\nstate = "rehearsed"\nreason = "a"\nnote = "9 s"\n[expect]', "a number without whose"),
+        ("64x64", "64x80", f"its name is not what it holds. Name it {NAME.replace('64x64', '64x80')}.toml"),
+        ("[run]", "[run", "it is not TOML"),
+    ],
+)
+def test_a_wrong_file_is_one_message(folder, old, new, message):
+    with pytest.raises(InputError) as caught:
+        recipe.load(rewrite(folder, (old, new)))
+    assert message in str(caught.value)
+
+
+def test_a_recipe_is_a_cosmos3_run(folder, recipes):
+    path = rewrite(
+        folder,
+        ('task = "t2i"\nsize = "64x64"', 'task = "i2v"\nsize = "64x64"'),
+        ("[device]", '[run.kernels]\ngate = "eager"\n[run.request]\nimage = "cat.png"\nguidance = 3.5\n[device]'),
+        name="tiny-i2v-64x64-cpux1",
+    )
+    assert recipe.load(path).given() == {
+        "prompt": recipe.STOCK_PROMPT,
+        "seed": 3,
+        "task": "i2v",
+        "size": "64x64",
+        "steps": 2,
+        "image": str(folder / "cat.png"),
+        "guidance": 3.5,
+    }
+    code, out, _ = recipes("show", path.stem)
+    assert code == 0 and "help wanted: nobody has measured it" in out
+    assert "cosmos3 run --model tiny --backend reference --kernel gate=eager" in out and "plan.attention: eager" in out
+
+
+def test_a_misspelt_name_gets_a_suggestion(recipes):
+    code, _, err = recipes("show", NAME.replace("tiny", "tinny"))
+    assert code == 2 and f"Did you mean {NAME}?" in err
+
+
+@pytest.mark.parametrize(
+    "wanted, found, alike",
+    [
+        ("H200", "NVIDIA H200", True),
+        ("H200", "NVIDIA GH200 480GB", False),
+        ("H20", "NVIDIA H200", False),
+        ("A100", "NVIDIA A100-SXM4-80GB", True),
+        ("RTX 5090", "NVIDIA GeForce RTX 5090", True),
+        ("RTX 5090", "NVIDIA GeForce RTX 5080", False),
+        ("Ascend 910B", "Ascend910B3 Ascend910B", True),
+        ("Ascend 910C", "Ascend910_9391 Ascend910C", True),
+        ("Ascend 910C", "Ascend910B3 Ascend910B", False),
+        ("MI350X", "AMD Instinct MI350X", True),
+        ("Arc B60", "Intel(R) Arc(TM) Pro B60 Graphics", True),
+        ("Arc B60", "Intel(R) Arc(TM) B580 Graphics", False),
+    ],
+)
+def test_devices_are_told_apart_by_their_names(wanted, found, alike):
+    assert recipe.names_alike(wanted, found) is alike
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def test_run_makes_the_output_and_holds_it_to_its_expectations(folder, recipes):
+    code, out, err = recipes("run", NAME)
+    assert (code, out.strip()) == (0, f"{NAME}.png"), err
+    manifest = json.loads(Path(f"{NAME}.png.json").read_text())
+    assert manifest["request"]["seed"] == 3 and manifest["request"]["prompt"] == recipe.STOCK_PROMPT
+    rewrite(folder, ("seconds = 300", "seconds = 0.001\npeak_host_gib = 0.01\npeak_device_gib = 1"))
+    code, _, err = recipes("run", NAME, "-o", "again.png")
+    assert code == 1 and Path("again.png").exists()
+    assert re.search(r"seconds is [\d.]+, and at most 0.001 was expected", err) and "peak_host_gib is" in err
+    assert "peak_device_gib cannot be measured on CPU" in err
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        (NAME, [('attention = "eager"', 'attention = "fast"')], r"\[plan\] attention=fast: the plan has eager"),
+        ("tiny-t2i-64x64-h200x1", [('"CPU"', '"H200"')], "it is for 1 x H200, and this is CPU"),
+        ("tiny-t2i-64x64-cpux8", [('"CPU"', '"CPU"\ncount = 8')], "it is for 8 x CPU, and there is 1 of them here"),
+        (NAME, [('"CPU"', '"CPU"\narch = "z80"')], r"it is for 1 x CPU \(z80\), and this is CPU \("),
+        (NAME, [('"CPU"', '"CPU"\nmemory_gib = 1e6')], r"with 1e\+06 GiB, and this CPU has \d+ GiB"),
+        (NAME, [('"reference"', '"acme"')], "--backend acme: no installed package provides it"),
+        (NAME, [("[plan]", '[known]\nstate = "unsupported"\nreason = "too big"\n[plan]')], "unsupported: too big"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_what_cannot_run_here_is_refused_before_a_weight(folder, recipes, monkeypatch, command, name, changes, message):
+    monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a weight was read"))
+    rewrite(folder, *changes, name=name)
+    code, _, err = recipes(command, name)
+    assert code == 2 and re.search(message, err), err
+    assert err.count("\n") == 1
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def test_validation_as_a_user_runs_it(folder, recipes):
+    """Worker processes and all; afterwards every way of bending the result is tried."""
+    code, out, err = recipes("validate", NAME)
+    assert code == 0, err
+    assert "velocity_first cosine: 1, within 0.999 (floor 1)" in out and verdict.ITSELF in out
+    file = folder / "evidence" / f"{NAME}.json"
+    text, recipe_text = file.read_text(), (folder / f"{NAME}.toml").read_text()
+    assert recipe_text.startswith(GOOD.rstrip()) and '[validated]\nstate = "validated"' in recipe_text
+    for machine in (str(folder.parent), str(Path.cwd()), str(Path.home()), sys.prefix):
+        assert machine not in text
+    found = json.loads(text)
+    cold, warm = (found["measurements"]["candidate"]["raw"][key] for key in ("cold", "warm"))
+    assert cold["seconds"] > sum(cold["stages"].values()) > 0 and warm["stages"]["steps"] > 0
+
+    def told() -> tuple[str, str]:
+        code, out, err = recipes("list", "--json")
+        assert code == 0, err
+        (entry,) = json.loads(out)
+        return entry["state"], entry["why"]
+
+    assert told()[0] == "validated"
+    (folder / f"{NAME}.toml").write_text(recipe_text + "# a comment\n")
+    assert told()[0] == "validated"
+    (folder / f"{NAME}.toml").write_text(recipe_text.replace("steps = 2", "steps = 3"))
+    assert told() == ("stale", "the recipe was changed after it was measured")
+    (folder / f"{NAME}.toml").write_text(re.sub(r"\[validated\].*", "", recipe_text, flags=re.S))
+    assert told()[0] == "stale"
+    (folder / f"{NAME}.toml").write_text(recipe_text)
+    for path, value, message in BENT:
+        bent = json.loads(text)
+        place = bent
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        file.write_text(json.dumps(bent))
+        assert told() == ("stale", message)
+    file.write_text(text[:-20])
+    assert told()[0] == "stale"
+    file.unlink()
+    assert told() == ("stale", f"{NAME}.json: No such file or directory")
+
+
+BENT = [
+    (("state",), "runs", "it was changed by hand"),
+    (("comparisons", "candidate", "output", "ssim"), 0.99, "it was changed by hand"),
+    (("noise_sha256",), "0" * 64, "it was changed by hand"),
+    (
+        ("measurements", "candidate", "raw", "warm", "seconds"),
+        0.1,
+        "the measurement 'candidate' was changed by hand",
+    ),
+    (("schema",), 0, "it was written by another version of the tool (schema 0, now 1)"),
+]
+
+
+def kernel(strength: float) -> Kernel:
+    """Eager attention whose output is off by `strength`, relative and differently in every channel."""
+
+    def build(device):
+        from cosmos3_core.reference.ops import attention
+
+        def wobbly(q_BSHD, segments, **options):
+            out, lse = attention(q_BSHD, segments, **options)
+            return out + strength * out.roll(1, dims=-1), lse
+
+        return wobbly
+
+    return Kernel(op="attention", name="wobbly", build=build)
+
+
+@pytest.fixture
+def acme(monkeypatch, folder):
+    """A backend on the host with one kernel of its own, and the recipe for it: called with the kernel."""
+
+    def install(row: Kernel):
+        device = replace(reference.probe(), name="Acme 9", versions={"driver": "1.0"})
+        backend = Backend(name="acme", torch_device="cpu", collectives="gloo", probe=lambda: device, kernels=(row,))
+        monkeypatch.setattr(settle, "backend_of", lambda _: (backend, device))
+        changes = [('"CPU"', '"Acme 9"'), ('"reference"', '"acme"'), ('attention = "eager"', 'attention = "wobbly"')]
+        return recipe.load(rewrite(folder, *changes, name="tiny-t2i-64x64-acme9x1"))
+
+    return install
+
+
+@pytest.mark.parametrize("strength, expected", [(0.001, "validated"), (0.5, "runs")])
+def test_a_kernel_is_judged_by_what_it_changes(acme, strength, expected):
+    found = validate(acme(kernel(strength)), launch=worker.measure)
+    assert found["state"] == expected and not found["same"] and "note" not in found["verdict"]
+    comparisons = found["comparisons"]
+    assert comparisons["repeat"]["velocity_first"]["relative_l1"] == 0  # the baseline is eager torch, not the kernel
+    assert comparisons["candidate"]["velocity_first"]["relative_l1"] > 0
+    assert found["measurements"]["baseline"]["raw"]["plan"]["kernels"]["attention"] == "eager"
+    assert found["measurements"]["candidate"]["raw"]["plan"]["kernels"]["attention"] == "wobbly"
+
+
+def test_a_failed_verdict_cannot_be_turned_by_computing_the_hashes_anew(acme):
+    measured = acme(kernel(0.5))
+    found = validate(measured, launch=worker.measure)
+    assert state.state_of(recipe.load(measured.path)).name == "runs"
+
+    def resealed(**changes) -> state.State:
+        raw = {name: entry["raw"] for name, entry in found["measurements"].items()}
+        bent = {key: value for key, value in found.items() if key != "sha256"} | {"measurements": raw} | changes
+        record.write(recipe.load(measured.path), record.seal(bent))
+        return state.state_of(recipe.load(measured.path))
+
+    passed = found["verdict"] | {"passed": True, "checks": [c | {"held": True} for c in found["verdict"]["checks"]]}
+    for bent in (resealed(state="validated"), resealed(state="validated", verdict=passed)):
+        assert bent.name == "stale" and "does not follow from its comparisons" in bent.why
+    assert resealed().name == "runs"
+
+
+def test_a_change_of_code_versions_or_device_makes_a_record_stale(acme, monkeypatch):
+    measured = acme(kernel(0.001))
+    validate(measured, launch=worker.measure)
+    measured = recipe.load(measured.path)
+    now = state.fingerprint_here(measured)
+    assert state.state_of(measured, now).name == "validated"
+    for change, said in [
+        ({"code": now["code"] | {"cosmos3_core": "0"}}, "the code of cosmos3_core changed"),
+        ({"rows": "0"}, "the backend declares other rows"),
+        ({"versions": now["versions"] | {"driver": "1.1"}}, "driver was 1.0 and is 1.1"),
+        ({"device": now["device"] | {"name": "Acme 10"}}, "name was Acme 9 and is Acme 10"),
+    ]:
+        found = state.state_of(measured, now | change)
+        assert found.name == "stale" and found.why.endswith(said)
+    monkeypatch.setattr(record, "code_digest", lambda package, root: "0")
+    assert state.state_of(measured).name == "stale"  # also where the device is not
+
+
+def test_a_missed_expectation_leaves_no_record(acme):
+    measured = acme(kernel(0.001))
+    measured.tables["expect"]["seconds"] = 0.001
+    with pytest.raises(RunError, match="at most 0.001 was expected"):
+        validate(measured, launch=worker.measure)
+    assert not record.path_of(measured).exists()
+
+
+def test_code_that_changes_under_a_measurement_leaves_no_record(acme, monkeypatch):
+    measured = acme(kernel(0.001))
+    digests = iter("0123456789")
+    monkeypatch.setattr(record, "code_digest", lambda package, root: next(digests))
+    with pytest.raises(RunError, match="the code of cosmos3_core changed.* while it was measured"):
+        validate(measured, launch=worker.measure)
+    assert not record.path_of(measured).exists()
+
+
+def test_a_failing_worker_is_one_line(folder):
+    job = worker.Job(str(folder / "none.toml"), "baseline", "", None, str(folder), 0.0)
+    with pytest.raises(RunError, match=r"^measuring the baseline: recipe .*none.toml: No such file"):
+        worker.launch(job)
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_out_before_measuring(acme):
+    measured = acme(kernel(0.001))
+    (measured.path.parent / "evidence" / f"{measured.name}.json").mkdir(parents=True)
+    with pytest.raises(InputError, match="it is a folder"):
+        validate(measured, launch=lambda job: pytest.fail("measured"))
+
+
+def test_the_devices_peak_is_what_its_allocator_reserved(acme, monkeypatch):
+    measured = acme(kernel(0.001))
+    plan = settle.settle(measured).plan
+    assert set(settle.peaks(plan)) == {"host_bytes"}
+    stand_in = {"is_available": True, "current_accelerator": torch.device("cpu"), "max_memory_allocated": 3 << 30}
+    for name, value in (stand_in | {"max_memory_reserved": 5 << 30}).items():
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    memory = settle.peaks(plan)
+    assert (memory["allocated_bytes"], memory["reserved_bytes"]) == (3 << 30, 5 << 30)
+    measured.tables["expect"]["peak_device_gib"] = 4
+    with pytest.raises(RunError, match="peak_device_gib is 5, and at most 4 was expected"):
+        settle.check_expect(measured, 1.0, memory)
+
+
+# --- the rule and the metrics ----------------------------------------------------------------------------------------
+
+
+def compared(cosine: float, l1: float) -> dict:
+    velocity = {"cosine": cosine, "relative_l1": l1}
+    return {"velocity_first": velocity, "velocity_middle": velocity, "short_trajectory": {"relative_l1": l1}}
+
+
+@pytest.mark.parametrize(
+    "floor, candidate, passed",
+    [
+        ((1.0, 0.0), (0.9991, 0.04), True),
+        ((1.0, 0.0), (0.9989, 0.04), False),  # cosine
+        ((1.0, 0.0), (0.9999, 0.06), False),  # relative L1
+        ((0.99, 0.1), (0.991, 0.14), True),  # a device that does not repeat itself is held to its own floor
+        ((0.99, 0.1), (0.989, 0.14), False),
+        ((0.99, 0.1), (0.991, 0.16), False),
+    ],
+)
+def test_the_verdict_is_relative_to_the_floor(floor, candidate, passed):
+    quiet = compared(1.0, 0.0)
+    for noisy in ("repeat", "restart"):  # the worse of the two counts
+        comparisons = {"repeat": quiet, "restart": quiet, noisy: compared(*floor), "candidate": compared(*candidate)}
+        found = verdict.judge(comparisons, same=False)
+        assert found["passed"] is passed
+        assert bool(verdict.failures(found)) is not passed
+
+
+def naive_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Formula 13 of the paper, window by window."""
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for y in range(a.shape[0] - 10):
+        for x in range(a.shape[1] - 10):
+            p, q = a[y : y + 11, x : x + 11].astype(float), b[y : y + 11, x : x + 11].astype(float)
+            mp, mq = (window * p).sum(), (window * q).sum()
+            vp, vq, cov = ((window * d).sum() for d in ((p - mp) ** 2, (q - mq) ** 2, (p - mp) * (q - mq)))
+            values.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+    return float(np.mean(values))
+
+
+def test_ssim_against_known_values():
+    stream = np.random.default_rng(0)
+    a = stream.integers(0, 256, (2, 16, 19, 3), dtype=np.uint8)
+    b = np.clip(a + stream.normal(0, 40, a.shape), 0, 255).astype(np.uint8)
+    expected = np.mean([naive_ssim(a[f, ..., c], b[f, ..., c]) for f in range(2) for c in range(3)])
+    a, b = torch.from_numpy(a), torch.from_numpy(b)
+    assert quality.ssim(a, b) == pytest.approx(expected, abs=1e-9) and 0.3 < expected < 0.99
+    assert quality.ssim(a, a) == 1
+    dark, light = (torch.full((1, 16, 16, 3), level, dtype=torch.uint8) for level in (100, 150))
+    c1 = 2.55**2  # without structure only the luminance term is left
+    assert quality.ssim(dark, light) == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), abs=1e-9)
+
+
+def test_psnr_cosine_and_relative_l1_against_known_values():
+    dark, light = (torch.full((2, 4, 4, 3), level, dtype=torch.uint8) for level in (0, 255))
+    assert quality.psnr(dark, dark) is None and quality.psnr(dark, light) == pytest.approx(0)
+    assert quality.psnr(dark, dark + 1) == pytest.approx(48.1308, abs=1e-4)  # 20 log10 255
+    x, y = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
+    assert quality.cosine(x, y) == pytest.approx(0.96) and quality.relative_l1(x, y) == pytest.approx(2 / 7)
+    assert quality.cosine(x, -x) == pytest.approx(-1) and quality.cosine(x * 0, x * 0) == 1
+    assert quality.relative_l1(x, x) == 0
+
+
+def test_listing_loads_no_tensor_library(folder):
+    probe = "import sys; from cosmos3_core.cli import cli; cli(['recipes', 'list'], standalone_mode=False); "
+    probe += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=folder.parent, stdout=subprocess.DEVNULL).returncode == 0

@@ -1,0 +1,171 @@
+"""`cosmos3 show`: the manifest of a real run, out of the clip, the picture and the file beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import cosmos3
+from inputs import photograph
+
+from cosmos3_core.contract import Backend, Device
+from cosmos3_core.engine import manifest as manifests
+from cosmos3_core.engine import media
+from cosmos3_core.reference import BACKEND
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder with a clip and a picture of the tiny model, and their manifests."""
+    folder, before = tmp_path_factory.mktemp("outputs"), Path.cwd()
+    os.chdir(folder)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, frames in (("clip.mp4", 5), ("cube.png", 1)):
+                arguments = ["a red cube", "--model", "tiny", "--size", "64x64", "--steps", "2", "--seed", "7"]
+                arguments += ["--frames", str(frames), "-o", name, "--backend", "reference"]
+                assert cosmos3(Quiet, patch, "run", *arguments)[0] == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+class Quiet:
+    """Stands in for capsys, which a fixture of this scope cannot have."""
+
+    out = err = ""
+
+    @classmethod
+    def readouterr(cls):
+        return cls
+
+
+@pytest.fixture
+def show(capsys, monkeypatch, outputs):
+    monkeypatch.chdir(outputs)
+
+    def call(*arguments):
+        return cosmos3(capsys, monkeypatch, "show", *arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mp4.json", "cube.png", "cube.png.json"])
+def test_it_reads_as_text(show, name):
+    code, out, err = show(name)
+    assert code == 0, err
+    rows = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in out.splitlines() if line.strip()}
+    assert rows["model.name"] == "tiny" and rows["plan.backend"] == "reference"
+    assert rows["request.prompt"].split("  ")[0] == "a red cube" and rows["request.prompt"].endswith("user")
+    assert rows["request.seed"].split() == ["7", "user"] and rows["request.steps"].split() == ["2", "user"]
+    assert rows["request.guidance"].endswith("profile reference")
+    assert rows["plan.kernels.attention"] == "eager" and rows["plan.dtypes.timestep"] == "float32"
+    assert "GiB" in rows["peak_host_memory_bytes"] and "seconds.steps" in rows and "versions.torch" in rows
+    assert "\x1b" not in out and max(map(len, out.splitlines())) <= 160
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "cube.png"])
+def test_json_is_what_the_file_carries(show, name):
+    code, out, _ = show(name, "--json")
+    assert code == 0 and json.loads(out) == json.loads(media.read_metadata(Path(name))["cosmos3"])
+
+
+def test_a_refused_kernel_and_what_is_unknown_are_shown(show, tmp_path):
+    manifest = json.loads(Path("clip.mp4.json").read_text())
+    manifest["plan"]["refused"] = [{"op": "attention", "name": "flash", "reason": "needs the package flash"}]
+    manifest["weather"] = {"sky": "grey"}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(manifest))
+    code, out, _ = show(other)
+    assert code == 0 and "needs the package flash" in out
+    assert any(line.split() == ["weather.sky", "grey"] for line in out.splitlines())
+
+
+def test_a_long_value_is_cut_and_says_so(show, tmp_path):
+    manifest = json.loads(Path("clip.mp4.json").read_text())
+    manifest["request"]["prompt"] = "word " * 500
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(manifest))
+    code, out, _ = show(other)
+    assert code == 0 and "(2,500 characters)" in " ".join(out.split()) and out.count("word") < 50
+    assert json.loads(show(other, "--json")[1])["request"]["prompt"] == "word " * 500
+
+
+def test_a_file_cannot_steer_the_terminal(show, tmp_path):
+    manifest = json.loads(Path("clip.mp4.json").read_text())
+    manifest["request"]["prompt"] = "\x1b[2Jgone\x9b1m [bold]kept[/bold]"
+    manifest["request"]["\x1bkey"] = manifest["origin"]["prompt"] = "\x1b]0;title\x07"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(manifest))
+    code, out, _ = show(other)
+    assert code == 0 and not {"\x1b", "\x9b", "\x07"} & set(out) and "[bold]kept[/bold]" in out
+
+
+@pytest.fixture
+def without(outputs):
+    """Files that are not outputs of this program."""
+    photograph(64, 64).save(outputs / "photo.png")
+    frames = [np.asarray(photograph(64, 64))] * 3
+    media.write_video(outputs / "plain.mp4", frames, 24, {"comment": "none of ours"})
+    media.write_image(outputs / "odd.png", frames[0], {"cosmos3": "[1]"})
+    for name, text in {"broken.json": "{", "list.json": "[]", "recipe.json": '{"request": {}}'}.items():
+        (outputs / name).write_text(text)
+    (outputs / "bytes.json").write_bytes(b"\xff\xfe")
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("photo.png", "it carries no cosmos3 manifest"),
+        ("plain.mp4", "it carries no cosmos3 manifest"),
+        ("odd.png", "what it carries is no cosmos3 manifest"),
+        ("broken.json", "what it carries is no cosmos3 manifest"),
+        ("list.json", "what it carries is no cosmos3 manifest"),
+        ("recipe.json", "what it carries is no cosmos3 manifest"),
+        ("bytes.json", "it cannot be read (not UTF-8 text)"),
+        ("none.mp4", "No such file"),
+        ("none.png", "No such file"),
+        ("none.json", "No such file"),
+        (".", "it cannot be read"),
+    ],
+)
+def test_a_file_without_a_manifest_is_told_as_such(show, without, name, said):
+    code, out, err = show(name)
+    assert (code, out) == (2, "") and err.startswith("error: ") and said in err and len(err.splitlines()) == 1
+
+
+# --- what the manifest knows -----------------------------------------------------------------------------------------
+
+
+def test_the_manifest_has_what_the_design_asks_for(outputs):
+    manifest = json.loads((outputs / "clip.mp4.json").read_text())
+    assert manifest["plan"]["dtypes"] == {
+        "understanding": "bfloat16",
+        "generation": "bfloat16",
+        "timestep": "float32",
+        "vae": "bfloat16",
+        "solver": "float32",
+    }
+    assert manifest["request"]["seed"] == 7 and manifest["plan"]["latents"] == {"vision": [48, 2, 4, 4]}
+    stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
+    assert manifest["seconds"]["total"] >= sum(stages.values()) - 0.01
+    assert manifest["peak_device_memory_bytes"] is None  # the host is the device
+    inside = json.loads(media.read_metadata(outputs / "clip.mp4")["cosmos3"])
+    assert "total" not in inside["seconds"]  # written before the decode has ended
+    assert inside["started"] == manifest["started"]
+
+
+def test_an_accelerators_peak_is_torchs_and_what_it_does_not_count_is_none(monkeypatch):
+    import torch
+
+    device = Device(arch="x1", name="One", count=1, memory=1, unified=False)
+    values = {"collectives": "gloo", "probe": lambda: device, "kernels": BACKEND.kernels}
+    plan = type("Plan", (), {"backend": Backend(name="one", torch_device="one", **values)})
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 5)
+    monkeypatch.setattr(torch.accelerator, "max_memory_reserved", lambda: 0)
+    assert manifests.peak_device_memory(plan) == {"allocated": 5, "reserved": None}
