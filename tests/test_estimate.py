@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -360,3 +361,20 @@ def test_a_proposal_is_a_request_that_runs():
 def test_counting_needs_no_torch():
     code = "import sys; import cosmos3_core.plan.estimate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_estimate_covers_what_was_measured_on_an_h100():
+    """Nano's step and decode with random weights: the peak covers what the allocator reserved, by no more than a third;
+    time is within a third."""
+    result = json.loads((Path(__file__).parents[1] / "benchmarks/results/memory-nano-h100.json").read_text())
+    described, ceiling = describe("nano"), Ceiling(tflops={"bfloat16": 799}, bandwidth=3.35e12, source="H100")
+    for name, measured in result["jobs"].items():
+        width, height, frames = map(int, name.split("x"))
+        numbers = {"width": width, "height": height, "frames": frames, "steps": 35, "guided_steps": 35}
+        job = Job(**numbers, prompt_tokens=512, negative_tokens=3500)
+        estimated = Estimate(described.config, described.vae, job, "bfloat16")
+        stages, times = {stage.name: stage for stage in estimated.stages}, estimated.seconds(ceiling)
+        for stage in ("steps", "decode"):
+            assert 1 <= stages[stage].peak / measured[stage]["reserved"] < 4 / 3
+        assert 1 <= times["step"] / measured["steps"]["seconds"] < 4 / 3
+        assert 1 <= times["decode"] / measured["decode"]["seconds"] < 4 / 3

@@ -163,7 +163,7 @@ def _assumed(job: Job, source: str | None) -> list[str]:
     sentences = [
         texts,
         "activations as eager torch allocates them; kernels that fuse need less",
-        f"allocator, context and library workspaces take {estimate.OVERHEAD:.0%} and "
+        f"allocator, context and workspaces take {estimate.OVERHEAD:.0%}, {estimate.VAE_OVERHEAD:.0%} in the VAE, and "
         f"{estimate.OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions can take more)",
     ]
     if source:

@@ -37,14 +37,17 @@ FP32_COPIES = 8
 a velocity per branch, their combination and what the solver makes of it."""
 
 OVERHEAD = 0.08
+VAE_OVERHEAD = 0.5
 OVERHEAD_BYTES = GIB
-"""What is taken beyond the tensors: this share by the allocator's blocks, and a constant by the device's context and
-libraries. An assumption: other engines report 2 to 25 GiB between allocated and reserved."""
-COMPUTE_EFFICIENCY = 0.45
-"""Share of the dense peak rate: 0.46 was measured here (Nano, 480p, 93 frames, eager on H100), and published runs of
-Cosmos3 reach 0.53 (Nano, B300) and 0.5 (Super, 8 x H200). Small pictures stay below it."""
-CONVOLUTION_EFFICIENCY = 0.2
-"""The same of the VAE's 3-D convolutions (0.22: Nano's decode on MI350X)."""
+"""What is taken beyond the tensors: a share by the allocator's blocks, larger in the VAE, whose convolutions ask for
+workspaces, and a constant by the device's context and libraries. Measured on one H100 at Nano's size: 3 to 9 % between
+allocated and reserved in a step, 46 to 52 % in the decode (benchmarks/results/memory-nano-h100.json)."""
+COMPUTE_EFFICIENCY = 0.55
+"""Share of the dense peak rate: 0.60 to 0.67 in the same measurement, and published runs of Cosmos3 reach 0.53 (Nano,
+B300) and 0.5 (Super, 8 x H200). Small pictures stay below it."""
+CONVOLUTION_EFFICIENCY = 0.3
+"""The same of the VAE's 3-D convolutions: 0.37 to 0.39 in the same measurement, 0.22 in Nano's published decode on
+MI350X."""
 BANDWIDTH_EFFICIENCY = 0.7
 
 
@@ -373,20 +376,20 @@ class Stage:
     text_kv: int
     latents: int
     activations: int
+    overhead: float = OVERHEAD
 
     @property
     def peak(self) -> int:
         """All of it, with what the allocator holds on top."""
-        return _with_overhead(self.weights + self.text_kv + self.latents + self.activations)
+        return self._with_overhead(self.weights + self.text_kv + self.latents + self.activations)
 
     @property
     def least(self) -> int:
         """What it takes whatever the size of the request."""
-        return _with_overhead(self.weights)
+        return self._with_overhead(self.weights)
 
-
-def _with_overhead(tensors: int) -> int:
-    return int(tensors * (1 + OVERHEAD)) + OVERHEAD_BYTES
+    def _with_overhead(self, tensors: int) -> int:
+        return int(tensors * (1 + self.overhead)) + OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
@@ -419,14 +422,15 @@ class Estimate:
         text_tower = parts["understanding"] + parts["embedding"]
         media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
         step = layer_bytes(c, self.branches_in_pass * tokens, longest, size, self.branches_in_pass)
+        decoding = decode_bytes(self.vae, job, self.dtype)
         stages = [
             Stage("read prompts", text_tower, kv, 0, layer_bytes(c, longest, 0, size)),
             Stage("steps", media_tower, kv, FP32_COPIES * latent + tables, step),
-            Stage("decode", parts["vae_decoder"], kv, 3 * latent + tables, decode_bytes(self.vae, job, self.dtype)),
+            Stage("decode", parts["vae_decoder"], kv, 3 * latent + tables, decoding, VAE_OVERHEAD),
         ]
         if job.input_frames:
             both = parts["vae_encoder"] + parts["vae_decoder"]
-            stages.insert(1, Stage("encode input", both, kv, 0, encode_bytes(self.vae, job, self.dtype)))
+            stages.insert(1, Stage("encode input", both, kv, 0, encode_bytes(self.vae, job, self.dtype), VAE_OVERHEAD))
         if self.placement == "resident":
             stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
         return tuple(stages)
