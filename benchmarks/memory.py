@@ -83,7 +83,8 @@ def tower(config, plan, device: str) -> GenerationTower:
             mean = 1.0 if "norm" in name else 0.0
             yield name, torch.empty(shapes[name], device=device).normal_(mean, 0.02, generator=stream)
 
-    return GenerationTower(config, plan.build_ops(), load_slots(slots, read, plan.build_ops(), device, torch.bfloat16))
+    ops = plan.build_ops()
+    return GenerationTower(config, ops, load_slots(slots, read, ops, device, torch.bfloat16))
 
 
 @torch.inference_mode()

@@ -35,10 +35,6 @@ class TextContext:
     segments: tuple[tuple[Tensor, Tensor], ...]
     length: int
 
-    @property
-    def nbytes(self) -> int:
-        return sum(k.nbytes + v.nbytes for k, v in self.segments)
-
 
 class DecoderLayer:
     """The parts of a layer that both towers share."""
