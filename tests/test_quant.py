@@ -1,0 +1,223 @@
+"""Quantization formats: known codes, exactness, saturation, and what each loses on normally distributed numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cosmos3_core.quant import ELEMENTS, FORMATS, bytes_per_weight, numerics
+from cosmos3_core.quant.numerics import E2M1_VALUES, fake_quant, pack, unpack
+from cosmos3_core.testing import cases
+
+EVERY = pytest.mark.parametrize("name", FORMATS)
+E2M1_POINTS = torch.tensor([*E2M1_VALUES, *(-value for value in E2M1_VALUES)])
+
+
+def block(values, width: int) -> torch.Tensor:
+    """One row of `width` that begins with `values`, and zeros after."""
+    row = torch.zeros(1, width)
+    row[0, : len(values)] = torch.as_tensor(values, dtype=torch.float32)
+    return row
+
+
+def test_formats_are_read_without_torch():
+    code = "import sys; from cosmos3_core.quant import FORMATS; print(len(FORMATS), 'torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert answer.split() == [str(len(FORMATS)), "False"]
+
+
+def test_names():
+    """A suffix a16 means that activations stay as they are, and every format has a bound in the kit."""
+    assert all(format.activations != name.endswith("a16") for name, format in FORMATS.items())
+    assert all(format.name == name and format.element in ELEMENTS for name, format in FORMATS.items())
+    assert set(FORMATS) | {"none"} == set(cases.FORMATS)
+
+
+@EVERY
+def test_bytes_per_weight_is_what_packing_takes(name):
+    packed = pack(torch.randn(64, 512), FORMATS[name])
+    taken = sum(t.numel() * t.element_size() for t in (packed.values, packed.scales))
+    assert taken == bytes_per_weight(FORMATS[name], 512) * 64 * 512
+
+
+@EVERY
+def test_a_second_trip_changes_nothing(name):
+    """What a format can hold it holds exactly: values, blocks of zeros, and rows of other sizes."""
+    x = torch.randn(6, 256, generator=torch.Generator().manual_seed(1)) * torch.logspace(-4, 4, 6).unsqueeze(1)
+    x[2, :128] = 0
+    x[4] = 0
+    once = unpack(pack(x, FORMATS[name]))
+    assert once.isfinite().all() and not once[4].any() and not once[2, :128].any()
+    torch.testing.assert_close(unpack(pack(once, FORMATS[name])), once, rtol=1e-6, atol=0)
+
+
+@EVERY
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-30, 1e30])
+def test_equal_numbers(name, value):
+    """A row of one number is that number, but for its rounding where the scale is a power of two: at worst 8 becomes 6
+    in e2m1."""
+    found = unpack(pack(torch.full((2, 128), value), FORMATS[name]))
+    assert found.isfinite().all() and len(found.unique()) == 1
+    assert float((found - value).abs().max()) <= abs(value) * (0.25 if "mxfp4" in name else 0.07)
+
+
+@EVERY
+def test_dtypes_and_shapes(name):
+    format = FORMATS[name]
+    packed = pack(torch.randn(3, 256).bfloat16(), format)
+    assert packed.values.dtype == {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}.get(format.element, torch.uint8)
+    assert packed.values.shape == (3, 256 * format.bits // 8)
+    assert (
+        packed.scales.dtype == {"e8m0": torch.uint8, "e4m3": torch.float8_e4m3fn, "fp32": torch.float32}[format.scale]
+    )
+    assert packed.scales.shape == (3, 256 // format.group if format.group else 1)
+    assert (packed.tensor_scale is not None) == format.tensor_scale
+    assert unpack(packed).dtype == torch.float32
+    assert fake_quant(torch.randn(2, 5, 256).bfloat16(), format).dtype == torch.bfloat16
+
+
+@EVERY
+def test_rows_are_quantized_apart(name):
+    """A large row costs the others nothing, where no scale is shared by the whole tensor."""
+    if FORMATS[name].tensor_scale:
+        pytest.skip("all rows share the tensor's scale")
+    x = torch.randn(4, 256, generator=torch.Generator().manual_seed(2))
+    alone = unpack(pack(x[:1], FORMATS[name]))
+    x[3] *= 1e4
+    assert torch.equal(unpack(pack(x, FORMATS[name]))[:1], alone)
+
+
+@EVERY
+def test_packing_some_rows_at_a_time_is_packing_them_all(name, monkeypatch):
+    x = torch.randn(7, 256, generator=torch.Generator().manual_seed(5))
+    whole = pack(x, FORMATS[name])
+    monkeypatch.setattr(numerics, "AT_ONCE", 600)
+    assert torch.equal(unpack(pack(x, FORMATS[name])), unpack(whole))
+
+
+@pytest.mark.parametrize("name", [name for name, format in FORMATS.items() if format.group])
+def test_a_width_that_is_no_multiple_of_the_group(name):
+    group = FORMATS[name].group
+    with pytest.raises(ValueError, match=f"{name} .* {group} .* {group + 8}"):
+        pack(torch.zeros(2, group + 8), FORMATS[name])
+
+
+@pytest.mark.parametrize(("name", "whole", "row"), [
+    ("int8", 0.0125, 0.0155),
+    ("fp8", 0.040, 0.048),
+    ("mxfp8", 0.045, 0.058),
+    ("nvfp4", 0.140, 0.165),
+    ("mxfp4", 0.170, 0.200),
+    ("nvfp4a16", 0.100, 0.115),
+    ("mxfp4a16", 0.120, 0.140),
+    ("w4a16", 0.108, 0.125),
+])  # fmt: skip
+def test_error_of_a_product(name, whole, row):
+    """Weights and activations normally distributed, one output 50 times larger, as in the kit, whose bound leaves room
+    above the worst row, but not twice the error."""
+    stream = torch.Generator().manual_seed(3)
+    weight, x = (torch.randn(shape, generator=stream) for shape in ((256, 2048), (128, 2048)))
+    weight[3] *= 50
+    format, norms = FORMATS[name], weight.double().norm(dim=1)
+    y = (fake_quant(x, format) if format.activations else x).double() @ fake_quant(weight, format).double().T
+    loss = cases.Loss.of(y / norms, x.double() @ weight.double().T / norms)
+    assert 0.8 * whole < loss.whole < whole and loss.row < row
+    assert row < cases.FORMATS[name] <= 2 * whole
+
+
+# Known codes -------------------------------------------------------------------------------------------------------
+
+
+def test_int8_codes():
+    """Symmetric: the largest magnitude is 127; ties go to even."""
+    packed = pack(block([127.0, -127.0, 0.5, 1.5, -2.5, 63.4], 16), FORMATS["int8"])
+    assert packed.scales.item() == 1 and packed.values[0, :6].tolist() == [127, -127, 0, 2, -2, 63]
+
+
+def test_fp8_codes():
+    """The bits of e4m3: 448 is 0x7e, 1 is 0x38, 2^-9 the smallest number; ties go to even mantissas."""
+    packed = pack(block([448.0, -448.0, 1.0, 2.0**-9, 1.0625, 1.1875, 2.0**-10], 16), FORMATS["fp8"])
+    assert packed.scales.item() == 1
+    bits = packed.values.view(torch.uint8)[0, :7].tolist()
+    assert bits == [0x7E, 0xFE, 0x38, 0x01, 0x38, 0x3A, 0x00]
+
+
+def test_e2m1_codes():
+    """All sixteen, in order, two to a byte, the even index in the low nibble."""
+    packed = pack(block([*E2M1_POINTS.tolist()], 32), FORMATS["mxfp4"])
+    assert packed.scales.tolist() == [[127]]
+    assert packed.values[0].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE, *[0] * 8]
+    assert unpack(packed)[0, :16].tolist() == E2M1_POINTS.tolist()
+
+
+def test_e2m1_ties_go_to_even():
+    between = (E2M1_POINTS[:7] + E2M1_POINTS[1:8]) / 2
+    even = torch.tensor([0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0])
+    for sign in (1, -1):
+        found = unpack(pack(block([*(sign * between).tolist(), 6.0], 32), FORMATS["mxfp4"]))
+        assert found[0, :7].tolist() == (sign * even).tolist()
+
+
+def test_e2m1_goes_to_the_nearest():
+    x = torch.linspace(-6, 6, 4001)
+    x[0] = 6  # so that every block of 32 below has a scale of 1
+    rows = torch.nn.functional.pad(x.unfold(0, 31, 31), (0, 1), value=6.0)
+    found = unpack(pack(rows, FORMATS["mxfp4"]))
+    nearest = (rows.unsqueeze(-1) - E2M1_POINTS).abs().amin(-1)
+    assert torch.equal((rows - found).abs(), nearest)
+
+
+def test_mx_scales_follow_the_ocp_rule():
+    """2^floor(log2 largest) over the element's largest power of two; what lies beyond the largest element saturates."""
+    for name, top in (("mxfp4", 2), ("mxfp8", 8)):
+        for largest in (1.0, 1.999, 2.0, 3.0, 448.0, 1e-20, 3e38, 2.0**-126):
+            packed = pack(block([largest, -largest / 2], 32), FORMATS[name])
+            exponent = torch.tensor(largest).log2().floor().clamp(min=-126).item() if largest != 1.999 else 0
+            assert packed.scales.item() == max(int(exponent) - top + 127, 0), (name, largest)
+    saturated = unpack(pack(block([7.9, 1.0], 32), FORMATS["mxfp4"]))
+    assert saturated[0, :2].tolist() == [6.0, 1.0]
+    assert unpack(pack(block([500.0, 1.0], 32), FORMATS["mxfp8"]))[0, :2].tolist() == [448.0, 1.0]
+
+
+def test_mx_scale_of_zeros_and_of_infinitesimals():
+    assert pack(torch.zeros(1, 32), FORMATS["mxfp8"]).scales.item() == 0
+    tiny = unpack(pack(block([2.0**-140], 32), FORMATS["mxfp8"]))
+    assert tiny.isfinite().all()
+
+
+def test_nvfp4_scales():
+    """The tensor's largest number is 6 at a block scale of 448; a block scale is rounded to e4m3."""
+    x = torch.cat((block([6.0 * 448], 16), block([6.0 * 13, 39.0], 16), block([1e-4], 16)), dim=1)
+    packed = pack(x, FORMATS["nvfp4"])
+    assert packed.tensor_scale.item() == 1 and packed.scales.float().tolist() == [[448.0, 13.0, 0.0]]
+    found = unpack(packed)
+    assert found[0, 0] == 6 * 448 and found[0, 16:18].tolist() == [78.0, 39.0]
+    assert not found[0, 32:].any()  # too small for any scale
+
+
+def test_nvfp4_uses_the_rounded_scale():
+    """Elements are made with the block scale as stored, so that its rounding costs no more than theirs."""
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(4))
+    packed = pack(x, FORMATS["nvfp4"])
+    factors = (packed.scales.float() * packed.tensor_scale).unsqueeze(-1)
+    error = (unpack(packed) - x).unflatten(-1, (-1, 16)).abs() / factors
+    magnitude = (x.unflatten(-1, (-1, 16)) / factors).abs()
+    half_step = torch.where(magnitude < 2, 0.25, torch.where(magnitude < 4, 0.5, 1.0))
+    assert bool((error <= half_step + 1e-5)[magnitude <= 6].all())
+
+
+def test_int4_codes():
+    """The largest magnitude is -8, so its scale is negative where it is positive; a code is the integer + 8."""
+    packed = pack(block([8.0, -7.0, 0.0, 3.5, -2.5], 128), FORMATS["w4a16"])
+    assert packed.scales.tolist() == [[-1.0]]
+    assert packed.values[0, :3].tolist() == [0 | (15 << 4), 8 | (4 << 4), 10 | (8 << 4)]
+    assert unpack(packed)[0, :5].tolist() == [8.0, -7.0, 0.0, 4.0, -2.0]
+    assert pack(block([-4.0], 128), FORMATS["w4a16"]).scales.tolist() == [[0.5]]
+
+
+def test_int4_groups_are_of_128():
+    x = torch.cat((block([1.0], 128), block([-100.0], 128)), dim=1)
+    assert unpack(pack(x, FORMATS["w4a16"]))[0, [0, 128]].tolist() == [1.0, -100.0]
