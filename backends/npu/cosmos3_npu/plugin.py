@@ -8,7 +8,10 @@ FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
 
 
 def family(soc: str) -> str:
-    """The architecture of a chip as CANN names it: Ascend910B3 is an Ascend910B, Ascend910_9391 an Ascend910C."""
+    """The architecture of a chip as CANN names it: Ascend910B3 is an Ascend910B, Ascend910_9391 an Ascend910C. With no
+    number behind it, Ascend910B is a chip of the first generation, which has no bfloat16."""
+    if soc == "Ascend910B":
+        return "Ascend910"
     if soc.startswith("Ascend910_93"):
         return "Ascend910C"
     return next((name for name in FAMILIES if soc.startswith(name)), soc)

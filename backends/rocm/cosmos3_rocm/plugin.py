@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
 
-AOTRITON = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
-AOTRITON_EXPERIMENTAL = ("gfx1101", "gfx1150", "gfx1151", "gfx1200")
+# As AOTriton's isArchExperimentallySupported has it: 0.11 in torch 2.11 and 2.12, 0.12 or newer since.
+AOTRITON = ("gfx90a", "gfx942", "gfx950", "gfx1201")
+AOTRITON_SINCE_TORCH_2_13 = ("gfx1100", "gfx1151")
+AOTRITON_EXPERIMENTAL = ("gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1152", "gfx1153", "gfx1200")
 EXPERIMENTAL_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
 
@@ -64,12 +66,18 @@ def refuse_aiter_fa(ask: Ask) -> str | None:
     return None
 
 
+def experimental(device: Device) -> bool:
+    """Whether torch's AOTriton wants its switch set for this architecture."""
+    torch = tuple(int(part) for part in device.versions["torch"].split(".")[:2])
+    return device.arch in AOTRITON_EXPERIMENTAL or (device.arch in AOTRITON_SINCE_TORCH_2_13 and torch < (2, 13))
+
+
 def refuse_flash(ask: Ask) -> str | None:
     import os
 
     if ask.head_dim > 256 or ask.head_dim % 8:
         return f"takes head dims up to 256 that are multiples of 8, not {ask.head_dim}"
-    if ask.device.arch in AOTRITON_EXPERIMENTAL and os.environ.get(EXPERIMENTAL_SWITCH) != "1":
+    if experimental(ask.device) and os.environ.get(EXPERIMENTAL_SWITCH) != "1":
         return f"AOTriton calls its kernels for {ask.device.arch} experimental; {EXPERIMENTAL_SWITCH}=1 allows them"
     return None
 
@@ -89,35 +97,40 @@ ROWS = (
         op="attention",
         name="sdpa-flash",
         build=build_sdpa_flash,
-        arch=AOTRITON + AOTRITON_EXPERIMENTAL,
+        arch=AOTRITON + AOTRITON_SINCE_TORCH_2_13 + AOTRITON_EXPERIMENTAL,
         dtypes=("bfloat16", "float16"),
         refuse=refuse_flash,
         notes="AOTriton's FlashAttention, inside torch; rehearsed, not run on a device yet",
     ),
 )
 
+RDNA4 = (
+    "1024 operations a clock and CU, 2048 in 8 bits (AMD's GPUOpen on RDNA 4), {} CUs at {} GHz, without sparsity; "
+    "bandwidth: AMD's data sheet, as the press quotes it"
+)
+
 CEILINGS = {
     "MI300X": Ceiling(
-        tflops={"bfloat16": 1307.4, "float8": 2614.9},
+        tflops={"bfloat16": 1307.4, "fp8": 2614.9},
         bandwidth=5.3e12,
         source="AMD's data sheet of the Instinct MI300X, without sparsity",
     ),
     "MI350X": Ceiling(
-        tflops={"bfloat16": 2306.9, "float8": 4613.7},
+        tflops={"bfloat16": 2306.9, "fp8": 4613.7},
         bandwidth=8e12,
-        source="AMD's data sheet of the Instinct MI350X, without sparsity",
+        source="AMD's formula for CDNA 4's matrix cores (ROCm blogs, 30 September 2025) at the MI350X's 2.2 GHz, "
+        "without sparsity; bandwidth: AMD's data sheet",
     ),
     "gfx1151": Ceiling(
         tflops={"bfloat16": 36.1},
         bandwidth=2.56e11,
-        source="bfloat16: the best GEMM of kabayan/Cosmos3-Nano-gfx1151-benchmark on one Ryzen AI Max+; "
-        "bandwidth: AMD's data sheet",
+        source="bfloat16: the best GEMM of kabayan/Cosmos3-Nano-gfx1151-benchmark on one Radeon 8060S; "
+        "bandwidth: AMD's data sheet of the Ryzen AI Max+ 395, 256 bits of LPDDR5X-8000",
     ),
-    "RX 9070": Ceiling(
-        tflops={"bfloat16": 145, "float8": 289},
-        bandwidth=6.4e11,
-        source="AMD's data sheet of the Radeon RX 9070, without sparsity",
-    ),
+    # Before the RX 9070, whose name is part of theirs.
+    "RX 9070 XT": Ceiling(tflops={"bfloat16": 194.6, "fp8": 389.3}, bandwidth=6.4e11, source=RDNA4.format(64, 2.97)),
+    "RX 9070 GRE": Ceiling(tflops={"bfloat16": 137.1, "fp8": 274.3}, bandwidth=4.32e11, source=RDNA4.format(48, 2.79)),
+    "RX 9070": Ceiling(tflops={"bfloat16": 144.5, "fp8": 289}, bandwidth=6.4e11, source=RDNA4.format(56, 2.52)),
 }
 
 

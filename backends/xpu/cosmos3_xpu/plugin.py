@@ -11,10 +11,17 @@ CHIPS = {
     (12, 57): "acm-g12",
     (12, 60): "pvc",
     (12, 61): "pvc-vg",
+    (12, 70): "mtl-u",
+    (12, 71): "mtl-h",
+    (12, 74): "arl-h",
     (20, 1): "bmg-g21",
     (20, 2): "bmg-g31",
     (20, 4): "lnl-m",
+    (30, 0): "ptl-h",
+    (30, 1): "ptl-u",
 }
+INTEGRATED = ("mtl", "arl", "lnl", "ptl")
+"""How the names of the chips start that share the host's memory. Torch tells it itself from 2.13 on."""
 
 
 def chip(architecture: int) -> str:
@@ -41,7 +48,7 @@ def probe() -> Device:
         name=first.name,
         count=sum((gpu.architecture, gpu.name) == (first.architecture, first.name) for gpu in gpus),
         memory=first.total_memory,
-        unified=first.is_integrated_gpu,
+        unified=getattr(first, "is_integrated_gpu", chip(first.architecture).startswith(INTEGRATED)),
         versions={"driver": first.driver_version, "torch": torch.__version__, "oneapi": torch.version.xpu},
     )
 
@@ -67,10 +74,15 @@ ROWS = (
 )
 
 CEILINGS = {
-    "B580": Ceiling(
+    "B580 Graphics": Ceiling(
         tflops={"bfloat16": 116.5, "int8": 233},
         bandwidth=4.56e11,
         source="Intel's data sheet of the Arc B580: 233 TOPS in int8, half of that in bfloat16",
+    ),
+    "B60 Graphics": Ceiling(
+        tflops={"bfloat16": 98.5, "int8": 197},
+        bandwidth=4.56e11,
+        source="Intel's data sheet of the Arc Pro B60: 197 TOPS in int8, half of that in bfloat16",
     ),
 }
 
