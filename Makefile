@@ -11,8 +11,11 @@ demo: .venv/installed
 	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --backend reference -o demo/coffee.png
 	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 --backend reference -o demo/coffee.mp4
 
+# Triton interprets kernels or compiles them, for the whole of a process.
 test: lint
-	$(BIN)/python -m pytest -q --durations=10 tests
+	$(BIN)/python -m pytest -q --durations=10 tests backends/cuda/tests/test_capture.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q backends/cuda/tests/interpreted
+	$(BIN)/python -m pytest -q backends/cuda/tests/compiled
 
 # What takes longer than it is worth on every change: installing from a checkout.
 test-slow: .venv/installed

@@ -1,7 +1,50 @@
-"""Every test runs without a network: nothing here may ask the hub by accident."""
+"""Every test runs without a network: nothing here may ask the hub by accident. And the fake device, installed."""
+
+from __future__ import annotations
 
 import os
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 collect_ignore = ["slow"]  # those run where they are named: `make test-slow`
+
+ACME = Path(__file__).parent / "fake_device"
+
+
+def install(package: Path, site: Path) -> None:
+    """What pip leaves of an editable install: a dist-info folder. The package's own folder goes on the path."""
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    (entries,) = project["entry-points"].values()
+    lines = [f"{name} = {value}" for name, value in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[cosmos3.backends]", *lines, ""]))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    install(ACME, folder)
+    return folder
+
+
+@pytest.fixture
+def acme(site, monkeypatch):
+    """The fake device is installed, here and for the processes that the kit starts; call it to plant a fault."""
+    path = [str(site), str(ACME)]
+    monkeypatch.setattr(sys, "path", [*path, *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+
+    def plant(fault: str = "") -> None:
+        monkeypatch.setenv("COSMOS3_ACME_FAULT", fault)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "cosmos3_acme"]:
+            monkeypatch.delitem(sys.modules, name)
+
+    plant()
+    return plant

@@ -59,10 +59,15 @@ def backend(name: str) -> Backend:
 
 
 def plan_of(device: str) -> Plan:
-    """The plan on a machine of that device with torch and no other kernel library, whatever is installed here."""
+    """The plan on a machine of that device with torch, what its build for that device brings, and no other kernel
+    library, whatever is installed here."""
     nano = Want("bfloat16", heads=32, kv_heads=8, head_dim=128)
     name, found = DEVICES[device]
-    with patch("importlib.util.find_spec", lambda package: None), patch.dict(os.environ, clear=True):
+    brought = ("triton",) if name == "cuda" else ()
+    with (
+        patch("importlib.util.find_spec", lambda package: package if package in brought else None),
+        patch.dict(os.environ, clear=True),
+    ):
         return resolve(nano, backend(name), found)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +16,7 @@ from alive import Alive
 
 from cosmos3_core import reference
 from cosmos3_core.cli.plan import describe
+from cosmos3_core.contract import OPS as OP_NAMES
 from cosmos3_core.contract import Ceiling, Ops
 from cosmos3_core.engine.repository import PUBLISHED, TINY
 from cosmos3_core.model import vae as vae_module
@@ -29,7 +30,7 @@ from cosmos3_core.reference import ops as eager
 
 TINY_CONFIG = TransformerConfig.from_json(json.loads((TINY / "transformer/config.json").read_text()), "tiny")
 TINY_VAE = json.loads((TINY / "vae/config.json").read_text())
-OPS = Ops(**{name: getattr(eager, name) for name in ("attention", "pack_linear", "rms_norm", "norm_rope", "gate")})
+OPS = Ops(**{name: getattr(eager, name) for name in OP_NAMES})
 
 
 def config_of(name: str) -> TransformerConfig:
@@ -115,23 +116,31 @@ def test_a_guidance_interval_saves_its_steps():
 
 
 @pytest.mark.parametrize(
-    ("latent", "decode", "encode"),
-    [
-        ((45, 80), (21.0, 67.9), (4.3, 12.9)),
-        ((30, 52), (9.1, 29.4), (1.9, 5.6)),
-        ((12, 20), (1.40, 4.52), (0.29, 0.86)),
-    ],
+    ("latent", "encode"), [((45, 80), (4.3, 12.9)), ((30, 52), (1.9, 5.6)), ((12, 20), (0.29, 0.86))]
 )
-def test_vae_arithmetic_is_that_of_the_table(latent, decode, encode):
-    area = prod(latent)
-    for count, (first, later) in ((estimate._decode, decode), (estimate._encode, encode)):
-        assert count(VAE, area, 2, first=True).flops / 1e12 == pytest.approx(first, abs=0.05)
-        assert count(VAE, area, 2).flops / 1e12 == pytest.approx(later, abs=0.05)
-    height, width = (16 * side for side in latent)
-    clip = {(45, 80): (3210, 611), (30, 52): (1391, 264), (12, 20): (214, 41)}[latent]
-    both = job(width, height, 189, input_frames=189)
-    assert estimate.decode_work(VAE, both, "bfloat16").flops / 1e12 == pytest.approx(clip[0], rel=0.01)
-    assert estimate.encode_work(VAE, both, "bfloat16").flops / 1e12 == pytest.approx(clip[1], rel=0.02)
+def test_the_encoders_arithmetic_is_that_of_the_table(latent, encode):
+    """The table multiplies the zeros before a clip's first frame, and all 27 taps of a kernel instead of 9."""
+    first, later = (estimate._encode(VAE, n, prod(latent), 2, first=n == 1).flops / 1e12 for n in (1, 4))
+    assert later == pytest.approx(encode[1], abs=0.05)
+    assert encode[0] / 3 < first < encode[0] / 2.5
+
+
+@pytest.mark.parametrize(("latent", "later"), [((45, 80), 67.9), ((30, 52), 29.4), ((12, 20), 4.52)])
+def test_the_decoder_does_with_less_than_the_table(latent, later):
+    """4 taps instead of 9 where it upsamples: with those 9, the table's numbers."""
+    area, widths = prod(latent), [VAE["decoder_base_dim"] * n for n in (4, 4, 2)]
+    upsampled = (frames * 4 * at * width**2 for frames, at, width in zip((2, 4, 4), (1, 4, 16), widths, strict=True))
+    saved = 2 * (9 - 4) * area * sum(upsampled) / 1e12
+    assert estimate._decode(VAE, 1, area, 2).flops / 1e12 == pytest.approx(later - saved, rel=0.005)
+
+
+def test_arithmetic_does_not_depend_on_how_many_frames_are_taken_at_a_time(monkeypatch):
+    found = []
+    for area in (1, 1 << 20):
+        monkeypatch.setattr(estimate, "CHUNK_AREA", area)
+        found.append(estimate.decode_work(VAE, job(320, 192, 93), "bfloat16"))
+    assert found[0].flops == found[1].flops
+    assert found[0].bytes - found[1].bytes == 22 * 2 * 555_051_580  # the weights are read for every chunk
 
 
 @pytest.mark.parametrize(
@@ -144,17 +153,19 @@ def test_tokens_are_those_of_the_table(size, tokens):
 # --- the modules themselves ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("left_out", [(), ("decoder_base_dim", "num_res_blocks")])
 @pytest.mark.parametrize("changes", [{}, {"hidden_act": "relu2", "qk_norm_for_text": False, "sound_gen": False}])
-def test_weights_are_those_of_the_slots(changes):
+def test_weights_are_those_of_the_slots(changes, left_out):
     config = replace(TINY_CONFIG, use_und_k_norm_for_gen=bool(changes), **changes)
-    found = estimate.weights(config, TINY_VAE, "bfloat16")
+    vae = {key: value for key, value in (TINY_VAE | {"base_dim": 12}).items() if key not in left_out}
+    found = estimate.weights(config, vae, "bfloat16")
     counted = {
         tower: sum((4 if slot.fp32 else 2) * prod(shape) for slot in slots(config) for shape in slot.tensors().values())
         for tower, slots in (("text", understanding_slots), ("media", generation_slots))
     }
     assert counted["text"] == found["understanding"] + found["embedding"]
     assert counted["media"] == sum(found[part] for part in ("generation", "heads", "action", "timestep"))
-    shapes = vae_module.VideoVAE.names(TINY_VAE, "tiny")
+    shapes = vae_module.VideoVAE.names(vae, "tiny")
     decoder = {name for name in shapes if name.startswith(("decoder.", "post_quant_conv."))}
     assert found["vae_decoder"] == 2 * sum(prod(shapes[name]) for name in decoder)
     assert found["vae_encoder"] == 2 * sum(prod(shape) for name, shape in shapes.items() if name not in decoder)
@@ -164,7 +175,8 @@ def test_a_ceiling_is_the_devices_own_before_its_architectures():
     one, other = (Ceiling(tflops={"bfloat16": n}, bandwidth=1e12, source="test") for n in (1.0, 2.0))
     backend = replace(reference.BACKEND, ceilings={"X90": one, "x1": other})
     device = reference.BACKEND.probe()
-    assert estimate.ceiling_of(backend, replace(device, name="ACME X90 Ti", arch="x1")) is one
+    assert estimate.ceiling_of(backend, replace(device, name="ACME X90", arch="x1")) is one
+    assert estimate.ceiling_of(backend, replace(device, name="ACME X90 Laptop GPU", arch="x2")) is None
     assert estimate.ceiling_of(backend, replace(device, name="ACME X60", arch="x1")) is other
     assert estimate.ceiling_of(backend, replace(device, name="ACME X60", arch="x2")) is None
 
@@ -211,53 +223,95 @@ def test_activations_are_what_the_towers_allocate(name, dtype):
 
 
 def vae_of(config: dict, device: str, dtype: str) -> vae_module.VideoVAE:
-    from diffusers import AutoencoderKLWan
+    config, kind = TINY_VAE | config, getattr(torch, dtype)
+    stream = torch.Generator().manual_seed(0)
 
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    with torch.device(device):
-        module = AutoencoderKLWan.from_config(TINY_VAE | config)
-    return vae_module.VideoVAE(module.to(getattr(torch, dtype)).eval().requires_grad_(False))
+    def tensors():
+        for name, shape in vae_module.VideoVAE.names(config, "test").items():
+            yield name, torch.empty(shape, device="meta") if device == "meta" else torch.randn(shape, generator=stream)
 
-
-def to_bytes_there(pixels: torch.Tensor) -> torch.Tensor:
-    scaled = (pixels[0].float().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+    options = {"encoder": True, "source": "test", "device": device, "dtype": kind}
+    return vae_module.VideoVAE.load(config, tensors(), OPS, **options)
 
 
-CLIPS = [(1280, 720, 9, None), (832, 480, 9, None), (1024, 1024, 1, None), (1280, 720, 9, 512), (1280, 720, 45, 512)]
+def counting() -> Alive:
+    """Without the weights, of which the decoder makes views."""
+    alive = Alive()
+    alive.storages |= {t.untyped_storage()._cdata for t in gc.get_objects() if issubclass(type(t), torch.Tensor)}
+    return alive
+
+
+class NoCopy:
+    """`_HostCopy` of what has no memory: it lies where it lay, with the storage of its own that a copy has."""
+
+    def __init__(self, x: torch.Tensor):
+        self.host = x.clone()
+
+    def wait(self) -> torch.Tensor:
+        return self.host
+
+
+CLIPS = [
+    (1280, 720, 9, None),
+    (832, 480, 9, None),
+    (320, 192, 93, None),
+    (1024, 1024, 1, None),
+    (1280, 720, 9, 512),
+    (1280, 720, 45, 512),
+]
 
 
 @pytest.mark.parametrize(("width", "height", "frames", "tile"), CLIPS)
 def test_decoding_takes_what_is_estimated(monkeypatch, width, height, frames, tile):
-    """The published VAE at real sizes, in bf16, within 12 %."""
-    monkeypatch.setattr(vae_module, "_to_bytes", to_bytes_there)  # no copy to a host from what has no memory
+    """The published VAE at real sizes, in bf16, within 3 %."""
+    monkeypatch.setattr(vae_module, "_HostCopy", NoCopy)
     asked = job(width, height, frames, tile=tile)
     vae, latents = vae_of(VAE, "meta", "bfloat16"), torch.empty(48, *asked.latent, device="meta")
-    with torch.inference_mode(), Alive() as alive:
+    with counting() as alive:
         for group in vae.decode(latents, tile):
             del group
-    assert alive.peak == pytest.approx(estimate.decode_bytes(VAE, asked, "bfloat16"), rel=0.12)
+    assert alive.peak == pytest.approx(estimate.decode_bytes(VAE, asked, "bfloat16"), rel=0.03)
 
 
-@pytest.mark.parametrize("frames", [1, 9])
-def test_encoding_takes_what_is_estimated(frames):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("frames", [1, 5, 9])
+def test_encoding_takes_what_is_estimated(frames, dtype):
     asked = job(1280, 720, frames, input_frames=frames)
-    vae, pixels = vae_of(VAE, "meta", "bfloat16"), torch.empty(3, frames, 720, 1280, device="meta")
-    with torch.inference_mode(), Alive() as alive:
+    vae, pixels = vae_of(VAE, "meta", dtype), torch.empty(3, frames, 720, 1280, device="meta")
+    with counting() as alive:
         vae.encode(pixels)
-    assert alive.peak == pytest.approx(estimate.encode_bytes(VAE, asked, "bfloat16"), rel=0.1)
+    assert alive.peak == pytest.approx(estimate.encode_bytes(VAE, asked, dtype), rel=0.05)
 
 
-@pytest.mark.parametrize(("size", "tile"), [((64, 64, 5), None), ((128, 128, 9), None), ((128, 96, 5), 64)])
+@pytest.mark.parametrize(
+    ("size", "tile"), [((64, 64, 5), None), ((128, 128, 9), None), ((256, 192, 5), None), ((256, 192, 9), 128)]
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_decoding_on_the_host_takes_what_is_estimated(size, tile, dtype):
-    """The tiny VAE with real tensors, within 20 %."""
+    """The tiny VAE with real tensors."""
     asked, vae = job(*size, tile=tile), vae_of({}, "cpu", dtype)
     latents = torch.randn(48, *asked.latent)
-    with torch.inference_mode(), Alive() as alive:
+    with counting() as alive:
         for group in vae.decode(latents, tile):
             del group
-    assert alive.peak == pytest.approx(estimate.decode_bytes(TINY_VAE, asked, dtype), rel=0.2)
+    ratio = alive.peak / estimate.decode_bytes(TINY_VAE, asked, dtype)
+    assert 0.8 < ratio < 1.1
+
+
+MEASURED = [
+    ((1280, 720, 189, None), 6.409e9),
+    ((832, 480, 25, None), 2.809e9),
+    ((320, 192, 93, None), 1.886e9),
+    ((1280, 720, 9, 512), 2.692e9),
+]
+
+
+@pytest.mark.parametrize(("clip", "measured"), MEASURED)
+def test_without_the_eager_norms_copies_it_is_what_an_h100_allocated(monkeypatch, clip, measured):
+    """Above the weights, in bf16 with the fused norm, within 2 %."""
+    monkeypatch.setattr(estimate, "NORM_COPIES", 0)
+    *numbers, tile = clip
+    assert estimate.decode_bytes(VAE, job(*numbers, tile=tile), "bfloat16") == pytest.approx(measured, rel=0.02)
 
 
 GROWTH = """
@@ -318,13 +372,33 @@ def test_time_follows_from_the_ceiling_and_is_unknown_without_one():
     assert counted.seconds(slow)["step"] > 10 * seconds["step"]
     assert counted.seconds(None) is None
     assert replace(counted, dtype="float32").seconds(ceiling) is None
+    assert replace(counted, dtype="float16").seconds(ceiling) == seconds
+
+
+def test_formats_change_weights_and_rates():
+    counted = whole("nano", 832, 480, 93)
+    fp8 = replace(counted, formats={"pack_linear": "fp8"})
+    both = replace(counted, formats={"pack_linear": "fp8", "attention": "fp8"})
+    wide, narrow = (estimate.weights(counted.config, VAE, "bfloat16", format) for format in ("none", "fp8"))
+    # 4 of 36 media layers are kept, and no text layer.
+    assert narrow["generation"] / wide["generation"] == pytest.approx((4 + 32 / 2) / 36, abs=0.001)
+    assert narrow["understanding"] / wide["understanding"] == pytest.approx(1 / 2, abs=0.001)
+    assert {name for name in wide if narrow[name] != wide[name]} == {"understanding", "generation"}
+    assert fp8.stages[1].weights < 0.6 * counted.stages[1].weights
+    known = Ceiling(tflops={"bfloat16": 800.0, "fp8": 1600.0}, bandwidth=3e12, source="test")
+    steps = [count.seconds(known)["step"] for count in (counted, fp8, both)]
+    assert steps[0] > 1.2 * steps[1] and steps[1] > 1.1 * steps[2]
+    assert both.seconds(replace(known, tflops={"bfloat16": 800.0})) is None
+    weight_only = replace(counted, formats={"pack_linear": "w4a16"})
+    assert weight_only.stages[1].weights < 0.4 * counted.stages[1].weights
+    assert weight_only.seconds(known)["step"] == counted.seconds(known)["step"]
 
 
 @pytest.mark.parametrize(
     ("name", "gib", "wanted"),
     [
         ("nano", 20, {"--size", "--frames"}),  # the steps are the peak, and no tile helps there
-        ("edge", 12, {"--tile", "--size"}),  # the decode is, and it holds one frame whatever the length
+        ("edge", 10, {"--tile", "--size"}),  # the decode is, and it holds one frame whatever the length
     ],
 )
 def test_the_nearest_changes_fit_and_are_nearest(name, gib, wanted):
@@ -363,18 +437,23 @@ def test_counting_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+H100 = Ceiling(tflops={"bfloat16": 799}, bandwidth=3.35e12, source="H100")
+
+
 def test_the_estimate_covers_what_was_measured_on_an_h100():
-    """Nano's step and decode with random weights: the peak covers what the allocator reserved, by no more than a third;
-    time is within a third."""
+    """Nano's step with random weights: the peak covers what the allocator reserved, by no more than a third; time is
+    within a third."""
     result = json.loads((Path(__file__).parents[1] / "benchmarks/results/memory-nano-h100.json").read_text())
-    described, ceiling = describe("nano"), Ceiling(tflops={"bfloat16": 799}, bandwidth=3.35e12, source="H100")
     for name, measured in result["jobs"].items():
-        width, height, frames = map(int, name.split("x"))
-        numbers = {"width": width, "height": height, "frames": frames, "steps": 35, "guided_steps": 35}
-        job = Job(**numbers, prompt_tokens=512, negative_tokens=3500)
-        estimated = Estimate(described.config, described.vae, job, "bfloat16")
-        stages, times = {stage.name: stage for stage in estimated.stages}, estimated.seconds(ceiling)
-        for stage in ("steps", "decode"):
-            assert 1 <= stages[stage].peak / measured[stage]["reserved"] < 4 / 3
-        assert 1 <= times["step"] / measured["steps"]["seconds"] < 4 / 3
-        assert 1 <= times["decode"] / measured["decode"]["seconds"] < 4 / 3
+        counted = whole("nano", *map(int, name.split("x")), negative_tokens=3500)
+        steps = next(stage for stage in counted.stages if stage.name == "steps")
+        assert 1 <= steps.peak / measured["steps"]["reserved"] < 4 / 3
+        assert 1 <= counted.seconds(H100)["step"] / measured["steps"]["seconds"] < 4 / 3
+
+
+def test_the_decode_covers_what_was_measured_on_an_h100():
+    """`benchmarks.vae`, 720p x 189 with the fused norm: 10.11 GB reserved, weights included, and 5.21 s."""
+    counted = whole("nano", 1280, 720, 189)
+    decode = replace(counted.stages[-1], text_kv=0, latents=0)  # that benchmark holds neither
+    assert 1 <= decode.peak / 10.11e9 < 5 / 4
+    assert 1 <= counted.seconds(H100)["decode"] / 5.21 < 5 / 4

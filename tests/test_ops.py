@@ -287,6 +287,60 @@ def test_relu2_squares_what_is_positive():
     assert ops.gate(x, activation="relu2").tolist() == [[0.0, 0.0, 0.0, 0.25, 9.0]]
 
 
+# Norm and activation, capture -------------------------------------------------------------------------------------
+
+
+def own_norm_silu(x: Tensor, weight: Tensor) -> Tensor:
+    x = x.double()
+    y = x.shape[-1] ** 0.5 * x / x.square().sum(dim=-1, keepdim=True).sqrt().clamp_min(1e-12) * weight.double()
+    return y / (1 + (-y).exp())
+
+
+def test_norm_and_silu():
+    """The norm has no eps: a small row comes out as a large one does. Zeros stay zeros."""
+    x, weight = normal(5, 64) * torch.tensor([1.0, 1e3, 1e-6, 0.0, 1e-14]).unsqueeze(1), 1 + normal(64)
+    found = ops.norm_silu(x, weight)
+    torch.testing.assert_close(found.double(), own_norm_silu(x, weight), rtol=3e-6, atol=1e-9)
+    assert not found[3].any() and found[2].abs().amax() > 1 > 0.2 > found[4].abs().amax() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norm_and_silu_round_once(dtype):
+    x, weight = (100 * normal(300, 64)).to(dtype), (1 + normal(64)).to(dtype)
+    found = ops.norm_silu(x, weight)
+    assert found.dtype == dtype and share_unequal(found, own_norm_silu(x, weight).to(dtype)) < 1e-3
+
+
+def test_norm_and_silu_add_first_and_round_once():
+    """With a residual, what was added takes x's place."""
+    x, rest, bias, weight = (3 * normal(*shape) for shape in ((5, 64), (5, 64), (64,), (64,)))
+    given = x.clone()
+    found = ops.norm_silu(given, weight, bias_I=bias)
+    torch.testing.assert_close(found.double(), own_norm_silu(x + bias, weight), rtol=3e-6, atol=1e-6)
+    assert torch.equal(given, x)
+    found = ops.norm_silu(given, weight, bias_I=bias, residual_MI=rest)
+    torch.testing.assert_close(found.double(), own_norm_silu(x + bias + rest, weight), rtol=3e-6, atol=1e-6)
+    assert torch.equal(given, x + bias + rest)
+    low = [t.bfloat16() for t in (x, rest, bias, weight)]
+    ops.norm_silu(low[0], low[3], bias_I=low[2], residual_MI=low[1])
+    assert torch.equal(low[0], (x.bfloat16().float() + bias.bfloat16() + rest.bfloat16()).bfloat16())
+
+
+def test_norm_and_silu_write_where_they_are_told():
+    x, weight, padded = normal(5, 64), 1 + normal(64), torch.full((9, 64), 7.0)
+    before = x.clone()
+    found = ops.norm_silu(x, weight, out_MI=padded[2:7])
+    assert found.data_ptr() == padded[2:].data_ptr() and torch.equal(padded[2:7], ops.norm_silu(x, weight))
+    assert bool((padded[[0, 1, 7, 8]] == 7).all()) and torch.equal(x, before)
+
+
+def test_nothing_is_captured():
+    def function(x):
+        return [x + 1]
+
+    assert ops.capture(function) is function
+
+
 def test_the_backend_offers_each_op_once():
     device = Device(arch="any", name="any", count=1, memory=0, unified=True)
     assert {kernel.op: kernel.build(device) for kernel in BACKEND.kernels} == {op: getattr(ops, op) for op in OPS}

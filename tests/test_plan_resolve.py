@@ -49,7 +49,9 @@ PASSED_OVER = {
 def test_auto_steps_down_and_says_why(fields, reason):
     made = plan(row("first", **fields), row("second"))
     assert chosen(made) == "second"
-    assert made.to_json()["refused"] == [{"op": "attention", "name": "first", "reason": reason}]
+    # A row for another format only was not passed over: nobody asked for that format.
+    passed_over = [] if "formats" in fields else [{"op": "attention", "name": "first", "reason": reason}]
+    assert made.to_json()["refused"] == passed_over
     with pytest.raises(InputError) as caught:
         plan(row("first", **fields), row("second"), kernels={"attention": "first"})
     assert str(caught.value).startswith("--kernel attention=first: ") and reason in str(caught.value)
@@ -124,3 +126,24 @@ def test_require_on_the_command_line(capsys, monkeypatch):
     assert err == "error: --require gate=fused: the plan has eager; reference has no such kernel. It has eager\n"
     code, _, err = cosmos3(capsys, monkeypatch, *dry, "--require", "gates=eager")
     assert code == 2 and "a kernel for 'gates'" in err
+
+
+def test_a_format_is_met_by_a_row_that_declares_it_and_by_no_other():
+    rows = row("plain"), row("eight", formats=("fp8",)), row("both", formats=("none", "int8"))
+    made = plan(*rows, formats={"attention": "fp8"})
+    assert chosen(made) == "eight" and made.formats == {"attention": "fp8"}
+    assert made.to_json()["formats"] == {"attention": "fp8"}
+    assert chosen(plan(*rows, formats={"attention": "int8"})) == "both"
+    assert chosen(plan(*rows)) == "plain" and plan(*rows).formats == {}
+
+
+def test_a_format_that_cannot_be_met():
+    rows = row("plain"), row("eight", formats=("fp8",), arch=("x1",))
+    with pytest.raises(InputError, match="--format attention=fp8: eight: written for x1, and this device is x2"):
+        plan(*rows, formats={"attention": "fp8"})
+    with pytest.raises(InputError, match="--format attention=int3: no attention kernel of acme .* It has fp8"):
+        plan(*rows, formats={"attention": "int3"})
+    with pytest.raises(InputError, match="--format gate=fp8: gate is not quantized. .* attention, pack_linear"):
+        plan(*rows, formats={"gate": "fp8"})
+    with pytest.raises(InputError, match="--kernel attention=plain: plain: takes formats none, not fp8"):
+        plan(*rows, formats={"attention": "fp8"}, kernels={"attention": "plain"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 import click
 
@@ -34,32 +36,75 @@ def _pairs(option: str):
     return callback
 
 
+def _fields(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """--set FIELD=VALUE: the value as JSON where it parses as JSON, the text itself elsewhere."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+
+    return {key: value(text) for key, text in _pairs("FIELD=VALUE")(context, parameter, values).items()}
+
+
+def _formats(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """FORMAT alone is the weights'."""
+    return dict(value.split("=", 1) if "=" in value else ("pack_linear", value) for value in values)
+
+
+REQUEST_OPTIONS = (
+    click.option("--task", help="t2i, t2v, i2v or v2v  [default: from the inputs]"),
+    click.option("--size", help="1280x720, or a tier such as 720p or 720p:16:9."),
+    click.option("--frames", type=int, help="1, 5, 9, 13 ... pixel frames."),
+    click.option("--steps", type=int, help="Denoising steps."),
+    click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none."),
+    click.option("--tile", type=int, help="Decode in tiles of this many pixels, to save memory."),
+    click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=_fields, help="Any request field."),
+    click.option("--profile", help="Whose defaults: reference, diffusers, vllm-omni, sglang.  [default: reference]"),
+)
+"""What decides a request's cost, for every command that runs or plans one."""
+PLAN_OPTIONS = (
+    click.option("--backend", help="Device package to run on."),
+    click.option(
+        "--kernel", "kernels", multiple=True, metavar="OP=NAME", callback=_pairs("OP=NAME"), help="Insist on a kernel."
+    ),
+    click.option(
+        "--format",
+        "formats",
+        multiple=True,
+        metavar="[OP=]FORMAT",
+        callback=_formats,
+        help="Quantize: fp8 the layers' weights and what they multiply, attention=fp8 the attention.",
+    ),
+    click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]"),
+)
+"""What decides a plan, for every command that makes one."""
+
+
+def _with(options):
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @cli.command(context_settings={"max_content_width": 110})
 @click.argument("prompt", required=False)
 @click.option("--model", help='Hub id, folder, or "tiny".  [default: nvidia/Cosmos3-Nano]')
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]")
-@click.option("--task", help="t2i, t2v, i2v or v2v  [default: from the inputs]")
+@_with(REQUEST_OPTIONS)
 @click.option("--image", help="Start a video from this picture.")
 @click.option("--video", help="Continue this clip.")
-@click.option("--size", help="1280x720, or a tier such as 720p or 720p:16:9.")
-@click.option("--frames", type=int, help="1, 5, 9, 13 ... pixel frames.")
 @click.option("--fps", type=float, help="Frames per second.")
-@click.option("--steps", type=int, help="Denoising steps.")
-@click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none.")
 @click.option("--shift", type=float, help="Shift of the noise schedule.")
 @click.option("--seed", type=int, help="Seed of the noise.")
 @click.option("--negative-prompt", help="What to keep away from.")
-@click.option("--tile", type=int, help="Decode in tiles of this many pixels, to save memory.")
-@click.option(
-    "--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=_pairs("FIELD=VALUE"), help="Any request field."
-)
 @click.option("--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat.")
-@click.option("--profile", help="Whose defaults: reference, diffusers, vllm-omni, sglang.  [default: reference]")
-@click.option("--backend", help="Device package to run on.")
-@click.option(
-    "--kernel", "kernels", multiple=True, metavar="OP=NAME", callback=_pairs("OP=NAME"), help="Insist on a kernel."
-)
+@_with(PLAN_OPTIONS)
 @click.option(
     "--require",
     "required",
@@ -68,7 +113,6 @@ def _pairs(option: str):
     callback=_pairs("OP=NAME"),
     help="Stop unless the plan has this kernel.",
 )
-@click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]")
 @click.option("--latents", type=click.Path(), help="Start from this saved noise.")
 @click.option("--save-latents", type=click.Path(), help="Save the initial noise and the final latents here.")
 @click.option("--resume", type=click.Path(), help="Go on with a run that was stopped.")
@@ -104,14 +148,8 @@ def backends(disabled: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--model", default="nvidia/Cosmos3-Nano", show_default=True, help='nano, super, edge, a hub id, a folder or "tiny".'
 )
-@click.option("--task", help="t2i, t2v, i2v or v2v  [default: t2v; t2i if --frames is 1]")
-@click.option("--size", help="1280x720, or a tier such as 720p or 720p:16:9.")
-@click.option("--frames", type=int, help="1, 5, 9, 13 ... pixel frames.")
-@click.option("--steps", type=int, help="Denoising steps.")
-@click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none.")
-@click.option("--tile", type=int, help="Decode in tiles of this many pixels.")
-@click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]")
-@click.option("--backend", help="Device package to plan for.")
+@_with(REQUEST_OPTIONS)
+@_with(PLAN_OPTIONS)
 @click.option("--memory", type=float, metavar="GIB", help="Judge by this much device memory instead of what is here.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.pass_obj
@@ -128,6 +166,27 @@ def plan(disabled: tuple[str, ...], **options) -> None:
     execute(Options(disabled=disabled, **options))
 
 
+@cli.command(context_settings={"max_content_width": 110})
+@click.option("--model", default="nvidia/Cosmos3-Nano", show_default=True, help='Hub id, folder, or "tiny".')
+@_with(REQUEST_OPTIONS)
+@_with(PLAN_OPTIONS)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.pass_obj
+def warmup(disabled: tuple[str, ...], as_json: bool, **options) -> None:
+    """Compile and cache the kernels of a run, so that the first one does not wait for them.
+
+    Runs on random weights, a few layers deep: nothing but configs is downloaded. Prints the seconds of each part of a
+    run when everything was cold, and again now that it is warm.
+
+    
+    cosmos3 warmup --size 720p --frames 189 --format fp8
+    """
+    from .plan import RequestOptions
+    from .warmup import execute
+
+    execute(RequestOptions(disabled=disabled, **options), as_json)
+
+
 @cli.command()
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, whole.")
@@ -142,12 +201,13 @@ def show(file: str, as_json: bool) -> None:
 @click.option("--backend", required=True, help="The backend to judge.")
 @click.option("--record", type=click.Path(), help="Write the result here, as JSON.")
 @click.option("-k", "keyword", metavar="EXPR", help="Only tests whose name matches, as in pytest.")
+@click.option("--module", type=click.Path(), help="Your test module of the kit: its KNOWN_FAILURES hold here too.")
 @click.pass_obj
-def check(disabled: tuple[str, ...], backend: str, record: str | None, keyword: str | None) -> None:
+def check(disabled: tuple[str, ...], backend: str, record: str | None, keyword: str | None, module: str | None) -> None:
     """Run the conformance kit over a backend on this machine. Exit code 0: it does all it declares."""
     from .check import execute
 
-    execute(backend, disabled, record, keyword)
+    execute(backend, disabled, record, keyword, module)
 
 
 cli.add_command(recipes)

@@ -9,7 +9,7 @@ from typing import Any
 from ..contract import OPS, Unavailable
 from ..plan import Want, resolve
 from ..plan.discovery import BUILT_IN, Found, Rejected, conflict, installed, load, probe
-from ..plan.resolve import rows, sentence
+from ..plan.resolve import rows, sentence, why_not
 
 WANT = Want("bfloat16", heads=32, kv_heads=8, head_dim=128)
 """What the kernels are chosen for here: Cosmos3-Nano's attention."""
@@ -44,14 +44,14 @@ def _describe(found: Found, enabled: bool) -> dict[str, Any]:
         told["device"] = vars(device) | {"versions": dict(device.versions)}
         plan = resolve(WANT, backend, device)
         chosen = {choice.op: choice.kernel for choice in plan.choices}
-        refused = {(refusal.op, refusal.name): refusal.reason for refusal in plan.refusals}
+        refused = {row: why_not(row, WANT, device) for op in OPS for row in rows(backend, op)}
     except Unavailable as error:
         told |= {"state": "unavailable", "reason": sentence(error)}
     except Rejected as error:
         told |= {"state": error.state, "reason": str(error)}
     told["kernels"] = [
         {key: getattr(row, key) for key in ("op", "name", "arch", "dtypes", "formats", "needs", "notes")}
-        | {"chosen": row is chosen.get(op), "refused": refused.get((op, row.name))}
+        | {"chosen": row is chosen.get(op), "refused": refused.get(row)}
         for op in OPS
         for row in rows(backend, op)
     ]

@@ -12,8 +12,11 @@ from ..contract import InputError, Unavailable
 from ..plan import discovery
 
 
-def execute(backend: str, disabled: Collection[str], record: str | None, keyword: str | None) -> None:
-    """Run the kit and exit with pytest's status. Raises InputError where there is nothing to run it on or with."""
+def execute(
+    backend: str, disabled: Collection[str], record: str | None, keyword: str | None, module: str | None
+) -> None:
+    """Run the kit, or the test module that star-imports it, and exit with pytest's status. Raises InputError where
+    there is nothing to run it on or with."""
     if importlib.util.find_spec("pytest") is None:
         raise InputError("cosmos3 check", "pytest is not installed", 'Type pip install "cosmos3[test]"')
     if record and (Path(record).is_dir() or not Path(record).absolute().parent.is_dir()):
@@ -23,10 +26,13 @@ def execute(backend: str, disabled: Collection[str], record: str | None, keyword
         discovery.probe(found)
     except Unavailable as reason:
         raise InputError(f"--backend {backend}", str(reason), "Run the check on a machine with this device") from None
+    if module and not Path(module).is_file():
+        raise InputError(f"--module {module}", "there is no such file", "Name the test module that imports the kit")
     import pytest
 
     # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
     suite = Path(importlib.util.find_spec("cosmos3_core.testing").origin).with_name("suite.py")
+    suite = Path(module).resolve() if module else suite
     alone = ["-c", os.devnull, "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
     arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "-q", "--tb=short", "--backend", backend]
     arguments += ["--record", record] if record else []

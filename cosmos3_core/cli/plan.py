@@ -18,6 +18,7 @@ from ..engine.model import DTYPE, open_model
 from ..model.config import TransformerConfig
 from ..plan import Plan, Want, choose_backend, estimate, resolve
 from ..plan.estimate import GIB, Estimate, Job, ceiling_of
+from ..plan.resolve import formats_of
 from ..scenarios import request as requests
 
 PROMPT_TOKENS = 512
@@ -26,9 +27,9 @@ SHORT_NEGATIVE_TOKENS = 128
 """An empty negative prompt with its templates."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line, as typed; `memory` is in GiB."""
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """What decides a request's cost and its plan, as typed."""
 
     model: str
     task: str | None
@@ -37,11 +38,21 @@ class Options:
     steps: int | None
     guidance: float | None
     tile: int | None
-    dtype: str | None
+    fields: dict[str, Any]
+    profile: str | None
     backend: str | None
+    kernels: dict[str, str]
+    formats: dict[str, str]
+    dtype: str | None
+    disabled: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RequestOptions):
+    """The command line, as typed; `memory` is in GiB."""
+
     memory: float | None
     as_json: bool
-    disabled: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,13 +70,14 @@ def execute(options: Options) -> None:
     if options.memory is not None and not 0 < options.memory < 1 << 20:
         raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
     model = describe(options.model)
-    request, origin = _request(options, model.facts)
+    request, origin = request_of(options, model.facts)
     backend, device, why = choose_backend(options.backend, options.disabled)
     if options.memory is not None:
         device = replace(device, memory=int(options.memory * GIB))
-    plan = resolve(Want.of(model.config, options.dtype or model.dtype), backend, device)
-    estimated = Estimate(model.config, model.vae, _job(request, origin), plan.dtype)
-    told = _told(model, request, plan, estimated, given=options.memory is not None)
+    want = Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats)
+    plan = resolve(want, backend, device)
+    estimated = Estimate(model.config, model.vae, job_of(request, origin), plan.dtype, plan.formats)
+    told = _told(model, request, plan, estimated, _formats(want, plan), given=options.memory is not None)
     if options.as_json:
         print(json.dumps(told, indent=2))
     else:
@@ -86,17 +98,21 @@ def describe(name: str) -> Described:
     return Described(config, table["vae"], DTYPE, facts)
 
 
-def _request(options: Options, facts: requests.ModelFacts) -> tuple[requests.Request, dict[str, str]]:
-    fields = ("task", "size", "frames", "steps", "guidance", "tile")
-    given = {key: value for key in fields if (value := getattr(options, key)) is not None}
+def request_of(options: RequestOptions, facts: requests.ModelFacts) -> tuple[requests.Request, dict[str, str]]:
+    """The request, with something in the place of what does not change its cost, and where each value is from."""
+    names = ("task", "size", "frames", "steps", "guidance", "tile")
+    given = dict(options.fields)
+    given |= {key: value for key in names if (value := getattr(options, key)) is not None}
+    requests.check_keys(given)
     given.setdefault("task", requests.infer_task(given, None))
     given |= {"prompt": "(any)"} | {
         key: "(any)" for key, task in (("image", "i2v"), ("video", "v2v")) if given["task"] == task
     }
-    return requests.resolve(given, requests.PROFILES[0], facts, pick_seed=lambda: 0)
+    return requests.resolve(given, options.profile or requests.PROFILES[0], facts, pick_seed=lambda: 0)
 
 
-def _job(request: requests.Request, origin: dict[str, str]) -> Job:
+def job_of(request: requests.Request, origin: dict[str, str]) -> Job:
+    """The numbers of a request, with a guess at how long its texts are."""
     stock = origin["negative_prompt"].startswith("checkpoint")
     return Job(
         width=request.width,
@@ -111,11 +127,29 @@ def _job(request: requests.Request, origin: dict[str, str]) -> Job:
     )
 
 
+def _formats(want: Want, plan: Plan) -> list[str]:
+    """The quantization formats of the weights that this device can run."""
+    found = []
+    for name in formats_of(plan.backend, "pack_linear"):
+        try:
+            resolve(replace(want, formats={**want.formats, "pack_linear": name}), plan.backend, plan.device)
+        except InputError:
+            continue
+        found.append(name)
+    return found
+
+
 def _told(
-    model: Described, request: requests.Request, plan: Plan, estimated: Estimate, *, given: bool
+    model: Described,
+    request: requests.Request,
+    plan: Plan,
+    estimated: Estimate,
+    formats: list[str],
+    *,
+    given: bool,
 ) -> dict[str, Any]:
-    """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2); `given` where the user set the
-    device's memory."""
+    """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2); `formats` are those that the
+    weights could be in, `given` is True where the user set the device's memory."""
     job, memory = estimated.job, plan.device.memory
     fits = estimated.peak <= memory
     step = estimated.step(job.guided_steps > 0)
@@ -142,7 +176,7 @@ def _told(
         },
         "nearest": [
             {"options": change.options, "peak": change.estimate.peak}
-            for change in ([] if fits else estimate.nearest(estimated, memory))
+            for change in ([] if fits else estimate.nearest(estimated, memory, formats))
         ],
         "work": {
             "step_flops": sum(work.flops for work in step),
@@ -182,7 +216,7 @@ def _print(told: dict[str, Any], why: str) -> None:
     shared = " (--memory)" if memory["given"] else " shared with the host" if device["unified"] else ""
     tile = f"in tiles of {request['tile']} pixels" if request["tile"] else "in whole frames"
     lines = {
-        "model": f"{told['model']['name']} in {plan['dtype']}",
+        "model": f"{told['model']['name']} in {_precision(plan)}",
         "request": f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps, "
         f"guidance {request['guidance']:g}; {told['tokens']['media']:,} media tokens",
         "device": f"{plan['backend']}: {device['name']} ({device['arch']}), {_gib(memory['device'])}{shared}",
@@ -207,6 +241,10 @@ def _print(told: dict[str, Any], why: str) -> None:
         print(why, file=sys.stderr)
 
 
+def _precision(plan: dict[str, Any]) -> str:
+    return ", ".join([plan["dtype"], *(f"{op} in {name}" for op, name in plan["formats"].items())])
+
+
 def _table(told: dict[str, Any]) -> Table:
     """GiB by stage."""
     memory = told["memory"]
@@ -227,7 +265,7 @@ def _verdict(told: dict[str, Any]) -> list[tuple[str, str]]:
     memory, seconds, work = told["memory"], told["seconds"], told["work"]
     flops = f"{_flop(work['step_flops'])} a step, {_flop(work['run_flops'])} in all"
     if seconds is None:
-        time = f"unknown: no peak rate is known of {told['plan']['device']['arch']} at {told['plan']['dtype']}"
+        time = f"unknown: no peak rate is known of {told['plan']['device']['arch']} at {_precision(told['plan'])}"
     else:
         time = f"about {seconds['step']:.3g} s a step, {seconds['total']:.3g} s in all"
     lines = [("work", flops), ("time", time)]

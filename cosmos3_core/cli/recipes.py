@@ -78,17 +78,32 @@ def show(name: str) -> None:
 def run(name: str, output: str | None) -> None:
     """Run a recipe as `cosmos3 run` does; its plan is asserted before, its expectations after."""
     from ..evidence.settle import check_expect, peaks, settle
-    from . import cli
 
     recipe = _find(name)
     plan = settle(recipe).plan
     arguments = recipe.command_line(output)
-    context = click.get_current_context()
-    command = cli.commands["run"].make_context("run", list(arguments), parent=context.find_root())
-    with command:
-        command.command.invoke(command)
+    _invoke("run", arguments)
     manifest = json.loads(Path(f"{arguments[-1]}.json").read_text("utf-8"))
     check_expect(recipe, sum(manifest["seconds"].values()), peaks(plan))
+
+
+@recipes.command()
+@NAME
+def warmup(name: str) -> None:
+    """Compile and cache a recipe's kernels, as `cosmos3 warmup` does; its plan is asserted before."""
+    from ..evidence.settle import settle
+
+    recipe = _find(name)
+    settle(recipe)
+    _invoke("warmup", recipe.arguments())
+
+
+def _invoke(command: str, arguments: list[str]) -> None:
+    from . import cli
+
+    parent = click.get_current_context().find_root()
+    with cli.commands[command].make_context(command, list(arguments), parent=parent) as context:
+        context.command.invoke(context)
 
 
 @recipes.command()

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from ..engine import manifest as manifests
 from ..engine import media
 from ..engine.model import Model, open_model
 from ..plan import Plan, Want, choose_backend, resolve
+from ..plan.estimate import GIB, Estimate, fitting_tile
 from ..scenarios import request as requests
+from .plan import job_of
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine, Inputs
@@ -64,11 +66,12 @@ class Options:
     seed: int | None
     negative_prompt: str | None
     tile: int | None
-    fields: dict[str, str]
+    fields: dict[str, Any]
     request: str | None
     profile: str | None
     backend: str | None
     kernels: dict[str, str]
+    formats: dict[str, str]
     required: dict[str, str]
     dtype: str | None
     latents: str | None
@@ -106,7 +109,8 @@ def execute(options: Options) -> None:
     request, origin = requests.resolve(given, profile, model.facts, pick_seed=lambda: secrets.randbelow(2**31))
     paths = _paths(options, request)
     plan, why = _plan(options, model)
-    settled = manifests.resolved(model, plan, profile, request, origin)
+    request, origin = _tiled(request, origin, model, plan)
+    settled = manifests.resolved(model, plan, profile, request, origin, why or "it was named")
 
     from ..engine.engine import Engine
 
@@ -132,7 +136,7 @@ def _given(options: Options) -> dict[str, Any]:
     given: dict[str, Any] = {}
     if options.request:
         given |= _request_file(options.request)
-    given |= {key: _value(text) for key, text in options.fields.items()}
+    given |= options.fields
     given |= {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
     if options.prompt is not None:
         given["prompt"] = _prompt(options.prompt)
@@ -140,14 +144,6 @@ def _given(options: Options) -> dict[str, Any]:
     if "task" not in given:
         given["task"] = requests.infer_task(given, Path(options.output).suffix if options.output else None)
     return given
-
-
-def _value(text: str) -> Any:
-    """A --set value: JSON where it parses as JSON, the text itself elsewhere."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _prompt(text: str) -> str:
@@ -204,11 +200,23 @@ def _paths(options: Options, request: requests.Request) -> Paths:
 
 def _plan(options: Options, model: Model) -> tuple[Plan, str]:
     """The plan, and what to tell the user of the backend's choice."""
-    want = Want.of(model.config, options.dtype or model.dtype, options.kernels)
+    want = Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats)
     backend, device, why = choose_backend(options.backend, options.disabled)
     plan = resolve(want, backend, device)
     plan.require(options.required)
     return plan, why
+
+
+def _tiled(
+    request: requests.Request, origin: dict[str, str], model: Model, plan: Plan
+) -> tuple[requests.Request, dict[str, str]]:
+    """The request with a tile where its frames cannot be decoded whole on this device."""
+    estimate, memory = Estimate(model.config, model.vae, job_of(request, origin), plan.dtype), plan.device.memory
+    if request.tile is not None or (tile := fitting_tile(estimate, memory)) is None:
+        return request, origin
+    whole = estimate.stages[-1].peak / GIB
+    reason = f"plan: whole frames take {whole:.1f} GiB to decode, and the device has {memory / GIB:.1f}"
+    return replace(request, tile=tile), origin | {"tile": reason}
 
 
 def _read_noise(name: str, request: requests.Request, model: Model) -> list:

@@ -13,13 +13,16 @@ from typing import Any
 
 from .errors import Cosmos3Error, InputError, RunError, Unavailable
 from .hooks import GROUP, hookimpl
-from .ops import Attention, Gate, Linear, NormRope, Ops, PackLinear, RmsNorm
+from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, RmsNorm
 
 API = 1
 """Version of this contract. A backend states the one it was written for."""
 
 OPS: tuple[str, ...] = tuple(field.name for field in fields(Ops))
 """The op names a `Kernel.op` may have."""
+
+FORMATTED = ("attention", "pack_linear")
+"""The ops that can be asked for in a quantization format; the others are always asked for with "none"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,8 @@ class Ceiling:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What the plan needs of an op. Keyword-only: a field added later does not break a row written today."""
+    """What the plan needs of an op. `format` is a quantization format's name. Keyword-only: a field added
+    later does not break a row written today."""
 
     op: str
     device: Device
@@ -90,7 +94,8 @@ class Backend:
 
     `probe()` returns a `Device` or raises `Unavailable` with one sentence; it is the only place that touches a driver.
     Rows are in order of preference: "auto" takes the first that does not refuse, and where all refuse, or there is
-    none, eager torch. `ceilings` is keyed by a part of `Device.name` ("H100"), or by `Device.arch`.
+    none, eager torch. `ceilings` is keyed by how `Device.name` ends ("RTX 5090", which its laptop
+    namesake does not), or by `Device.arch`.
     """
 
     name: str
@@ -104,11 +109,13 @@ class Backend:
 
 __all__ = [
     "API",
+    "FORMATTED",
     "GROUP",
     "OPS",
     "Ask",
     "Attention",
     "Backend",
+    "Capture",
     "Ceiling",
     "Cosmos3Error",
     "Device",
@@ -117,6 +124,7 @@ __all__ = [
     "Kernel",
     "Linear",
     "NormRope",
+    "NormSilu",
     "Ops",
     "PackLinear",
     "RmsNorm",

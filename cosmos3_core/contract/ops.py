@@ -8,7 +8,7 @@ All arguments after the tensors are keyword-only, so a later contract can add on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,8 +39,8 @@ class Linear(Protocol):
 
 class PackLinear(Protocol):
     """Make a `Linear` from weight_OI and bias_O (or None), once per weight, while loading. The weight may be kept as
-    it is or replaced by a packed form; the caller drops its own reference. `format` names a quantization format. The
-    timestep MLP's weights are fp32 whatever the plan's dtype is, and every row must take those too."""
+    it is or replaced by a packed form; the caller drops its own reference. `format` names a quantization format.
+    A row that takes "none" gets fp32 weights too, whatever the plan's dtype is: the timestep MLP's."""
 
     def __call__(self, weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear: ...
 
@@ -89,6 +89,32 @@ class Gate(Protocol):
     def __call__(self, x_MI: Tensor, *, activation: str) -> Tensor: ...
 
 
+class NormSilu(Protocol):
+    """silu(sqrt(I) · z / max(‖z‖₂, 1e-12) · weight) with z = x + bias + residual, those that are given, over the rows
+    of x_MI: what the VAE has between two convolutions, whose activations lie channels-last. In fp32, rounded once.
+    Written to `out_MI` where it is given (x's shape and dtype, rows contiguous): the next convolution's padded input,
+    which then needs no copy. With a residual z is needed later: it takes x's place."""
+
+    def __call__(
+        self,
+        x_MI: Tensor,
+        weight_I: Tensor,
+        *,
+        bias_I: Tensor | None = None,
+        residual_MI: Tensor | None = None,
+        out_MI: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+class Capture(Protocol):
+    """Make a callable that does what `function` does with less host time per call: record what it launches and replay
+    it. `function` takes device tensors and returns a list of them; it launches the same work whatever they hold, never
+    waits for the device, and is called with the same shapes every time. What the callable returns may be overwritten
+    by its next call. The first call may run `function` as it is, to load and compile what it needs."""
+
+    def __call__(self, function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]: ...
+
+
 @dataclass(frozen=True)
 class Ops:
     """One implementation of each op, chosen by the plan and handed to the model when it is built."""
@@ -98,3 +124,5 @@ class Ops:
     rms_norm: RmsNorm
     norm_rope: NormRope
     gate: Gate
+    norm_silu: NormSilu
+    capture: Capture

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from ..contract import InputError, RunError
-from ..model.config import ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..model.packing import Item, Packing
 from ..model.text import SYSTEM_PROMPTS
-from ..model.transformer import TextContext
+from ..model.transformer import Branches, GenerationTower, TextContext
 from ..plan import Plan
 from ..sampling.guidance import combine, guided
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import Solver
-from ..sampling.state import State
+from ..sampling.state import State, views
 from ..scenarios.conditioning import fit
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
@@ -64,23 +64,49 @@ def one_pass(request: Request, model: Model) -> bool:
     return tokens <= ONE_PASS_TOKENS
 
 
+def pass_of(tower: GenerationTower, branches: Branches) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    """The forward pass of these branches, captured if it is small: (flat fp32 latents, timestep as fp32 [1]), both on
+    the device, to a flat fp32 velocity for each branch."""
+    items = branches.packing.items
+
+    def run(x: Tensor, timestep: Tensor) -> list[Tensor]:
+        predicted = tower.forward(branches, views(x, items), timestep)
+        return [torch.cat([velocity.flatten() for velocity in per_item]).float() for per_item in predicted]
+
+    rows = len(branches.texts) * branches.packing.length
+    return tower.ops.capture(run) if rows <= CAPTURE_ROWS else run
+
+
 class Engine:
     """Runs requests on one model under one plan.
 
     With `resident` every component stays loaded for the next request; without it each is dropped once its part is done
     (the text tower after the prompts, the media tower before the decode), so that no two are in memory together.
-    `seconds` collects how long each stage took, summed over the engine's life; `on_stage` is told a stage's name as it
-    begins.
+    `weights` are the model's own, opened when needed, unless they are handed over. `seconds` collects how long each
+    stage took, summed over the engine's life; `on_stage` is told a stage's name as it begins.
     """
 
     def __init__(
-        self, model: Model, plan: Plan, *, resident: bool = False, on_stage: Callable[[str], None] = lambda name: None
+        self,
+        model: Model,
+        plan: Plan,
+        *,
+        resident: bool = False,
+        weights: Weights | None = None,
+        on_stage: Callable[[str], None] = lambda name: None,
     ):
         self.model, self.plan, self.resident, self.on_stage = model, plan, resident, on_stage
         self.ops, self.device, self.dtype = plan.build_ops(), plan.backend.torch_device, getattr(torch, plan.dtype)
+        self.towers = (
+            self.ops,
+            self.device,
+            self.dtype,
+            plan.formats.get("pack_linear", "none"),
+            plan.build_kept(self.ops),
+        )
         self.tokenizer = model.tokenizer()
         self.seconds: dict[str, float] = {}
-        self._loaded: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {"weights": weights} if weights else {}
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -110,12 +136,12 @@ class Engine:
         return self._loaded[name]
 
     def _generation(self):
-        return self._component("generation", lambda w: w.generation(self.ops, self.device, self.dtype))
+        return self._component("generation", lambda w: w.generation(*self.towers))
 
     def _vae(self, encoder: bool):
-        if encoder and "vae" in self._loaded and not hasattr(self._loaded["vae"].module, "encoder"):
+        if encoder and "vae" in self._loaded and self._loaded["vae"].encoder is None:
             del self._loaded["vae"]
-        return self._component("vae", lambda w: w.vae(self.device, self.dtype, encoder=encoder))
+        return self._component("vae", lambda w: w.vae(self.ops, self.device, self.dtype, encoder=encoder))
 
     def _done_with(self, name: str) -> None:
         if not self.resident:
@@ -210,7 +236,7 @@ class Engine:
         return [tensor.float() for tensor in noise]
 
     def _read_prompts(self, prompts: list[list[int]]) -> list[TextContext]:
-        tower = self._component("understanding", lambda w: w.understanding(self.ops, self.device, self.dtype))
+        tower = self._component("understanding", lambda w: w.understanding(*self.towers))
         with self._stage("read prompts"):
             texts = [tower.prefill(ids) for ids in prompts]
         del tower
@@ -243,28 +269,38 @@ class Engine:
     @torch.inference_mode()
     def step(self, state: State) -> State:
         """One solver step, in place."""
-        request, tower, timestep = state.request, self._generation(), state.solver.timesteps[state.index]
+        request, timestep = state.request, state.solver.timesteps[state.index]
         use_guidance = guided(request.guidance, request.guidance_interval, timestep)
-        passes, latents = state.guided if use_guidance else state.cond, state.latents()
+        self._generation()  # loading it is no part of the step
         with self._timed("steps"):
-            predictions = [items for branches in passes for items in tower.forward(branches, latents, timestep)]
-            velocities = [torch.cat([v.flatten() for v in items]).float() for items in predictions]
+            told = torch.full((1,), timestep, device=self.device)
+            passes = state.guided if use_guidance else state.cond
+            velocities = [velocity for branches in passes for velocity in self._pass(state, branches)(state.x, told)]
             velocity = combine(*velocities, request.guidance) if use_guidance else velocities[0]
             state.x = state.solver.step(velocity, state.x, state.index, state.stream)
             state.pin()
         state.index += 1
         return state
 
+    def _pass(self, state: State, branches: Branches) -> Callable[[Tensor, Tensor], list[Tensor]]:
+        """`pass_of` these branches, the same one at every step."""
+        if id(branches) not in state.passes:
+            state.passes[id(branches)] = pass_of(self._generation(), branches)
+        return state.passes[id(branches)]
+
     def finish(self, state: State) -> Iterator[Tensor]:
         """Decode: uint8 [F, H, W, 3] on the host, in groups as they are ready. Raises RunError for latents that are
         not finite, which would decode to a black or grey picture."""
         vision = state.latents()[0]
-        if not torch.isfinite(vision).all():
+        with self._timed("steps"):  # the first look at a value: the device may still be at work on the last steps
+            finite = bool(torch.isfinite(vision).all())
+        if not finite:
             raise RunError(
                 f"decoding after {state.index} steps",
                 "the latents hold NaN or infinity, so a kernel or a weight is wrong",
                 "Run again with --backend reference to tell which",
             )
+        state.passes.clear()
         self._done_with("generation")
         vae = self._vae(encoder=False)
         self.on_stage("decode")

@@ -21,11 +21,14 @@ KEY = "cosmos3"
 LIBRARIES = ("torch", "diffusers", "tokenizers", "safetensors", "av")
 
 
-def resolved(model: Model, plan: Plan, profile: str, request: Any, origin: dict[str, str]) -> dict[str, Any]:
-    """What is settled before a weight is read; also what `--dry-run` prints."""
+def resolved(
+    model: Model, plan: Plan, profile: str, request: Any, origin: dict[str, str], backend_why: str
+) -> dict[str, Any]:
+    """What is settled before a weight is read; also what `--dry-run` prints. `backend_why` says why this backend."""
     from .engine import items_of, one_pass
 
-    items = items_of(request, model)
+    items, layers = items_of(request, model), plan.formats.get("pack_linear")
+    towers = f"{plan.dtype}, layers in {layers}" if layers else plan.dtype
     return {
         "cosmos3": __version__,
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -39,12 +42,13 @@ def resolved(model: Model, plan: Plan, profile: str, request: Any, origin: dict[
         "origin": origin,
         "plan": plan.to_json()
         | {
+            "backend_why": backend_why,
             "latents": {item.modality: list(item.shape) for item in items},
             "guidance": "none" if request.guidance == 1 else "one pass" if one_pass(request, model) else "two passes",
             "solver_dtype": "float32",
             "dtypes": {
-                "understanding": plan.dtype,
-                "generation": plan.dtype,
+                "understanding": towers,
+                "generation": towers,
                 "timestep": "float32",
                 "vae": plan.dtype,
                 "solver": "float32",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError, Ops
-from ..model.config import TransformerConfig
+from ..model.config import TransformerConfig, VaeConfig
 from ..scenarios.request import NEGATIVE_PROMPT, ModelFacts
 from .repository import Repository, open_repository
 
@@ -80,7 +80,9 @@ def open_model(name: str, revision: str | None = None) -> Model:
         steps=len(sigmas) if sigmas else None,
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
-    return Model(repo, config, scheduler, _object(repo, "vae/config.json"), dtype, sigmas, facts)
+    vae = _object(repo, "vae/config.json")
+    VaeConfig.from_json(vae, f"{name}/vae")
+    return Model(repo, config, scheduler, vae, dtype, sigmas, facts)
 
 
 def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:
@@ -145,23 +147,30 @@ class Weights:
         for raw, tensor in self.transformer.read(canonical):
             yield canonical[raw], tensor
 
-    def understanding(self, ops: Ops, device: str, dtype: torch.dtype) -> UnderstandingTower:
-        """Load the text tower."""
+    def understanding(
+        self, ops: Ops, device: str, dtype: torch.dtype, format: str = "none", kept: Ops | None = None
+    ) -> UnderstandingTower:
+        """Load the text tower, its layers' weights in a quantization format. Its attention, causal and done once, is
+        `kept`'s."""
         from ..model.transformer import UnderstandingTower
         from ..model.weights import load_slots, understanding_slots
 
         config = self.model.config
-        return UnderstandingTower(config, ops, load_slots(understanding_slots(config), self._read, ops, device, dtype))
+        loaded = load_slots(understanding_slots(config), self._read, ops, device, dtype, format, kept)
+        return UnderstandingTower(config, kept or ops, loaded)
 
-    def generation(self, ops: Ops, device: str, dtype: torch.dtype) -> GenerationTower:
-        """Load the media tower."""
+    def generation(
+        self, ops: Ops, device: str, dtype: torch.dtype, format: str = "none", kept: Ops | None = None
+    ) -> GenerationTower:
+        """Load the media tower, in a quantization format what is not `kept`."""
         from ..model.transformer import GenerationTower
         from ..model.weights import generation_slots, load_slots
 
         config = self.model.config
-        return GenerationTower(config, ops, load_slots(generation_slots(config), self._read, ops, device, dtype))
+        loaded = load_slots(generation_slots(config), self._read, ops, device, dtype, format, kept)
+        return GenerationTower(config, ops, loaded, kept)
 
-    def vae(self, device: str, dtype: torch.dtype, *, encoder: bool) -> VideoVAE:
+    def vae(self, ops: Ops, device: str, dtype: torch.dtype, *, encoder: bool) -> VideoVAE:
         """Load the VAE's decoder, and its encoder if there is something to encode."""
         from ..model.vae import VideoVAE
 
@@ -170,6 +179,7 @@ class Weights:
         return VideoVAE.load(
             self.model.vae,
             self.vae_files.read(names),
+            ops,
             encoder=encoder,
             source=f"{self.model.name}/vae",
             device=device,

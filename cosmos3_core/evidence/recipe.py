@@ -3,6 +3,7 @@
     title = "..."
     [run]           model, task, prompt, size, frames, steps, seed, profile, backend, dtype
     [run.kernels]   op = "kernel": named, so met or refused
+    [run.formats]   op = "quantization format": named, so met or refused
     [run.request]   any other request field
     [device]        name, arch, count, memory_gib: what it is for
     [plan]          op = "kernel": asserted before a weight is read, every time
@@ -10,7 +11,8 @@
     [known]         state, reason, note, source: what is known without a record of ours
     [validated]     written by `cosmos3 recipes validate` only
 
-The file is called `<model>-<task>-<size>-<device>x<n>.toml`.
+The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats before the device if there are any:
+`nano-t2v-1280x720-fp8-attnfp8-h100x1.toml`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contract import OPS, Device, InputError
+from ..contract import FORMATTED, OPS, Device, InputError
 from ..scenarios.request import PROFILES, TASKS, check_keys
 from .record import digest
 
@@ -60,9 +62,11 @@ TABLES: dict[str, dict[str, Any]] = {
         "backend": str,
         "dtype": str,
         "kernels": dict,
+        "formats": dict,
         "request": dict,
     },
     "run.kernels": dict.fromkeys(OPS, str),
+    "run.formats": dict.fromkeys(FORMATTED, str),
     "device": {"name": str, "arch": str, "count": int, "memory_gib": NUMBER},
     "plan": dict.fromkeys(OPS, str),
     "expect": {"seconds": NUMBER, "peak_device_gib": NUMBER, "peak_host_gib": NUMBER},
@@ -102,6 +106,10 @@ class Recipe:
         return self.run.get("kernels", {})
 
     @property
+    def formats(self) -> dict[str, str]:
+        return self.run.get("formats", {})
+
+    @property
     def device(self) -> dict[str, Any]:
         return {"count": 1} | self.tables["device"]
 
@@ -128,17 +136,23 @@ class Recipe:
         media = {key: str(self.path.parent / given[key]) for key in ("image", "video") if given.get(key)}
         return given | media
 
-    def command_line(self, output: str | None) -> list[str]:
-        """The arguments of the `cosmos3 run` that this recipe stands for."""
+    def arguments(self) -> list[str]:
+        """The options of the `cosmos3 run` that this recipe stands for, without the output."""
         arguments = ["--model", self.run["model"], "--backend", self.run["backend"]]
         for key in ("profile", "dtype"):
             arguments += [f"--{key}", self.run[key]] if key in self.run else []
         for op, kernel in self.kernels.items():
             arguments += ["--kernel", f"{op}={kernel}"]
+        for op, name in self.formats.items():
+            arguments += ["--format", f"{op}={name}"]
         for key, value in self.given().items():
             arguments += ["--set", f"{key}={json.dumps(value)}"]
+        return arguments
+
+    def command_line(self, output: str | None) -> list[str]:
+        """The arguments of the `cosmos3 run` that this recipe stands for."""
         suffix = ".png" if self.run["task"] == "t2i" else ".mp4"
-        return [*arguments, "--output", output or f"{self.name}{suffix}"]
+        return [*self.arguments(), "--output", output or f"{self.name}{suffix}"]
 
     def check_device(self, found: Device) -> None:
         """InputError unless `found` is the device that the recipe is for."""
@@ -209,7 +223,11 @@ def file_name(recipe: Recipe) -> str:
     """The name that the recipe's file has to have."""
     model = recipe.run["model"].rstrip("/").split("/")[-1].lower().removeprefix("cosmos3-")
     device = re.sub("[^a-z0-9]", "", recipe.device["name"].lower())
-    return f"{model}-{recipe.run['task']}-{recipe.run['size'].replace(':', '_')}-{device}x{recipe.device['count']}.toml"
+    formats = [
+        f"{'attn' if op == 'attention' else ''}{name}" for op, name in sorted(recipe.formats.items(), reverse=True)
+    ]
+    parts = [model, recipe.run["task"], recipe.run["size"].replace(":", "_"), *formats]
+    return "-".join([*parts, f"{device}x{recipe.device['count']}.toml"])
 
 
 def _check_table(file: str, name: str, table: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def settle(recipe: Recipe, role: str = CANDIDATE) -> Settled:
     if role == BASELINE:
         want = Want.of(model.config, BASELINE_DTYPE, {row.op: row.name for row in reference.BACKEND.kernels})
     else:
-        want = Want.of(model.config, recipe.run.get("dtype", model.dtype), recipe.kernels)
+        want = Want.of(model.config, recipe.run.get("dtype", model.dtype), recipe.kernels, recipe.formats)
     plan = resolve(want, backend, device)
     if role == CANDIDATE:
         _check_plan(recipe, plan)

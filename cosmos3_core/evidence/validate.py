@@ -133,7 +133,7 @@ def _write_noise(folder: Path, settled: Settled) -> Path:
 
 def _same(baseline: Settled, candidate: Settled) -> bool:
     def key(plan: Plan) -> tuple:
-        return plan.dtype, [choice.kernel for choice in plan.choices]
+        return plan.dtype, [(choice.kernel, choice.format) for choice in plan.choices]
 
     return key(baseline.plan) == key(candidate.plan)
 

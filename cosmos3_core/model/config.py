@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,6 +25,12 @@ SPATIAL_COMPRESSION = 16
 ONE_PASS_TOKENS = 4096
 """Up to this many media tokens both guidance branches run as one batch: a small pass leaves a device idle, a large one
 only doubles the activations."""
+CAPTURE_ROWS = 8192
+"""Passes of up to this many rows (branches x media tokens) are captured. Kernels on more rows take longer than their
+launch, so that there is nothing to gain, and a capture's own pool would hold their activations a second time."""
+KEPT_SHARE = 9
+"""One in so many of the media tower's layers, the first ones, is never quantized: nearly all of the error comes from
+those (benchmarks/results/accuracy-nano-h100.json)."""
 TILE_OVERLAP = 0.25
 """Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
 
@@ -65,6 +72,11 @@ class TransformerConfig:
     def patch_dim(self) -> int:
         """Width of one vision token: a patch of latent pixels, all channels."""
         return self.latent_channel * self.latent_patch_size**2
+
+    @property
+    def kept_layers(self) -> int:
+        """How many of the media tower's first layers no format quantizes."""
+        return self.num_hidden_layers // KEPT_SHARE
 
     @property
     def query_width(self) -> int:
@@ -140,3 +152,83 @@ class TransformerConfig:
                     problems.append(f"{kind}_gen is on and {kind}_dim is missing")
         if problems:
             raise InputError(f"loading {source}", "; ".join(problems), "Get the file again from the model's repository")
+
+
+VAE_WIDTHS = (1, 2, 4, 4)
+"""Channels of the encoder's levels in units of its first; the decoder's are the same, backwards."""
+VAE_DOWN_IN_TIME = (False, True, True)
+"""Whether the way from a level to the next halves the frames too. All halve rows and columns."""
+VAE_PATCH = 2
+"""Pixel rows and columns that one position of the outermost map holds, as channels."""
+VAE_PATCHED = 3 * VAE_PATCH**2
+CHUNK_AREA = 2048
+"""Latent positions, of one frame or of several, that are decoded at a time: fewer leave a device idle, more only take
+memory."""
+VAE_SUPPORTED: dict[str, Any] = {
+    "dim_mult": list(VAE_WIDTHS),
+    "attn_scales": [],
+    "temperal_downsample": list(VAE_DOWN_IN_TIME),
+    "is_residual": True,
+    "in_channels": VAE_PATCHED,
+    "out_channels": VAE_PATCHED,
+    "patch_size": VAE_PATCH,
+}
+"""The architecture of `vae_blocks`, as `vae/config.json` spells it."""
+VAE_ABSENT: dict[str, Any] = {"is_residual": False, "in_channels": 3, "out_channels": 3, "patch_size": None}
+"""What diffusers takes a missing key of `VAE_SUPPORTED` for, where that is another architecture."""
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Widths of the network and statistics of its latents, from `vae/config.json`."""
+
+    base_dim: int
+    decoder_base_dim: int
+    z_dim: int
+    num_res_blocks: int
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], source: str) -> VaeConfig:
+        """Parse and check; `source` names the folder in messages. Raises InputError."""
+        factors = (data.get("scale_factor_temporal", 4), data.get("scale_factor_spatial", 8))
+        if factors != (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION):
+            raise InputError(
+                f"loading {source}",
+                f"it compresses time by {factors[0]} and space by {factors[1]}, and Cosmos3's VAE by 4 and 16",
+                "Use the vae folder of the model's own repository",
+            )
+        for key, value in VAE_SUPPORTED.items():
+            found = data.get(key, VAE_ABSENT.get(key, value))
+            if found != value:
+                raise InputError(
+                    f"loading {source}",
+                    f"{key} is {found!r} in its config.json, and only {value!r} is Cosmos3's VAE",
+                    "Use the vae folder of the model's own repository",
+                )
+        try:
+            return cls._parsed(data)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(
+                f"loading {source}",
+                f"no VAE can be built from its config.json ({reason})",
+                "Get the vae folder again from the model's repository",
+            ) from None
+
+    @classmethod
+    def _parsed(cls, data: dict[str, Any]) -> VaeConfig:
+        widths = {key: data[key] for key in ("base_dim", "z_dim")}
+        widths["decoder_base_dim"] = data.get("decoder_base_dim") or data["base_dim"]
+        widths["num_res_blocks"] = data.get("num_res_blocks", 2)
+        for key, value in widths.items():
+            if type(value) is not int or value <= 0:
+                raise ValueError(f"{key} is {value!r}, not a positive whole number")
+        stats = {key: tuple(map(float, data[key])) for key in ("latents_mean", "latents_std")}
+        for key, values in stats.items():
+            if len(values) != data["z_dim"] or not all(map(math.isfinite, values)):
+                raise ValueError(f"{key} is not {data['z_dim']} numbers")
+        if min(stats["latents_std"]) <= 0:
+            raise ValueError("latents_std is not positive")
+        return cls(**widths, **stats)

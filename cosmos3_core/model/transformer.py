@@ -110,13 +110,20 @@ class Branches:
 
 
 class GenerationTower:
-    """The media tower with its input and output projections. Built from `weights.generation_slots`."""
+    """The media tower with its input and output projections. Built from `weights.generation_slots`. Its
+    first, kept layers and the action projections are on `kept`, which are `ops` unless something is quantized."""
 
-    def __init__(self, config: TransformerConfig, ops: Ops, weights: dict[str, Any]):
-        self.config, self.ops = config, ops
-        self.layers = [DecoderLayer(config, ops, weights, i) for i in range(config.num_hidden_layers)]
+    def __init__(self, config: TransformerConfig, ops: Ops, weights: dict[str, Any], kept: Ops | None = None):
+        self.config, self.ops, self.kept = config, ops, kept or ops
+        self.layers = [
+            DecoderLayer(config, self.kept if i < config.kept_layers else ops, weights, i)
+            for i in range(config.num_hidden_layers)
+        ]
         self.norm_final, self.time = weights["norm_final"], (weights["time_1"], weights["time_2"])
         self.device, self.dtype = self.norm_final.device, self.norm_final.dtype
+        half = TIMESTEP_FEATURES // 2
+        exponents = torch.arange(half, dtype=torch.float32) * (-math.log(TIMESTEP_MAX_PERIOD) / half)
+        self.frequencies = (exponents.exp() * config.timestep_scale).unsqueeze(0).to(self.device)
         self.project_in = {"vision": weights["vision_in"], "sound": weights.get("sound_in")}
         self.project_out = {"vision": weights["vision_out"], "sound": weights.get("sound_out")}
         self.embed = {"sound": weights.get("sound_embed"), "action": weights.get("action_embed")}
@@ -127,7 +134,7 @@ class GenerationTower:
     def _per_domain(self, weights: dict[str, Any], way: str, width: int) -> list[Any]:
         """One Linear per embodiment. A row of the checkpoint is that embodiment's matrix, input-major (spec 2.2)."""
         matrix, bias = weights[f"action_{way}.weight"], weights[f"action_{way}.bias"]
-        return [self.ops.pack_linear(m.view(width, -1).T.contiguous(), b) for m, b in zip(matrix, bias, strict=True)]
+        return [self.kept.pack_linear(m.view(width, -1).T.contiguous(), b) for m, b in zip(matrix, bias, strict=True)]
 
     def branches(self, packing: Packing, texts: Sequence[TextContext]) -> Branches:
         """Everything step-invariant for these items under these prompts."""
@@ -136,11 +143,12 @@ class GenerationTower:
         cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
         return Branches(packing, tuple(texts), (cos, sin))
 
-    def forward(self, branches: Branches, latents: Sequence[Tensor], timestep: float) -> list[list[Tensor]]:
+    def forward(self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor) -> list[list[Tensor]]:
         """Velocities, in the model dtype, per branch and item, each of its latent's shape and zero on clean frames.
 
-        `latents` are the items' latents (any float dtype); `timestep` is the scheduler's, 0 to 1000. The velocity is
-        rectified flow's noise - x0.
+        `latents` are the items' latents (any float dtype); `timestep` is the scheduler's, 0 to 1000: a number,
+        or fp32 [1] on the device, with which nothing here depends on a value on the host. The velocity is rectified
+        flow's noise - x0.
         """
         packing, count = branches.packing, len(branches.texts)
         x, delta = self._embed(packing, latents, timestep).repeat(count, 1), None
@@ -148,14 +156,14 @@ class GenerationTower:
             x, q, k, v = layer.project(x, delta, count)
             q, k = layer.rotate([(q, layer.norm_q), (k, layer.norm_k)], branches.table)
             attended = [
-                self.ops.attention(q[b : b + 1], [text.segments[i], (k[b : b + 1], v[b : b + 1])])[0]
+                layer.ops.attention(q[b : b + 1], [text.segments[i], (k[b : b + 1], v[b : b + 1])])[0]
                 for b, text in enumerate(branches.texts)
             ]
             x, delta = layer.finish(x, attended[0] if count == 1 else torch.cat(attended))
         y, _ = self.layers[-1].norm(x, self.norm_final, delta)
         return [self._heads(packing, rows) for rows in y.view(count, packing.length, -1)]
 
-    def _embed(self, packing: Packing, latents: Sequence[Tensor], timestep: float) -> Tensor:
+    def _embed(self, packing: Packing, latents: Sequence[Tensor], timestep: float | Tensor) -> Tensor:
         patch, rows = self.config.latent_patch_size, []
         for item, latent in zip(packing.items, latents, strict=True):
             tokens = item.to_tokens(latent.to(self.device, self.dtype), patch)
@@ -168,12 +176,10 @@ class GenerationTower:
     def _projection(self, item, table: dict[str, Any], action: str) -> Any:
         return getattr(self, action)[item.domain] if item.modality == "action" else table[item.modality]
 
-    def timestep_vector(self, timestep: float) -> Tensor:
+    def timestep_vector(self, timestep: float | Tensor) -> Tensor:
         """[1, hidden] in the model dtype: one for all tokens of a step, computed in fp32 (spec 2.4)."""
-        half = TIMESTEP_FEATURES // 2
-        frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(TIMESTEP_MAX_PERIOD) / half))
-        angles = timestep * self.config.timestep_scale * frequencies
-        features = torch.cat((angles.cos(), angles.sin())).unsqueeze(0).to(self.device)
+        angles = self.frequencies * timestep
+        features = torch.cat((angles.cos(), angles.sin()), dim=1)
         first, second = self.time
         return second(F.silu(first(features))).to(self.dtype)
 

@@ -1,41 +1,60 @@
-"""Pixels to latents and back: diffusers' `AutoencoderKLWan` (Wan2.2, spec section 5) behind three calls.
+"""Pixels to latents and back: Wan2.2's causal VAE (spec section 5).
 
-The VAE is causal in time, which this adapter uses twice: a conditioning prefix is encoded alone, not as the start of a
-clip of padding, and decoding yields frames as they are ready, so that a clip never has to fit in memory as a whole.
+Causal in time, which is used twice: a conditioning prefix is encoded alone, not as the start of a clip of padding, and
+decoding yields frames as they are ready, so that a clip never has to fit in memory as a whole.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..contract import InputError
-from .config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TILE_OVERLAP
+from ..contract import Ops
+from .config import (
+    CHUNK_AREA,
+    SPATIAL_COMPRESSION,
+    TEMPORAL_COMPRESSION,
+    TILE_OVERLAP,
+    VAE_PATCH,
+    VAE_PATCHED,
+    VaeConfig,
+)
+from .vae_blocks import Decoder, Encoder, Pointwise, Stream, Take
 
 
 class VideoVAE:
-    """`encode` and `decode` between pixels in [-1, 1] and normalised fp32 latents (z = (mode - mean) / std)."""
+    """`encode` and `decode` between pixels in [-1, 1] and normalised fp32 latents (z = (mode - mean) / std). `encoder`
+    is None where it was not loaded."""
 
-    def __init__(self, module: Any):
-        self.module = module
-        config = module.config
-        self.device, self.dtype = module.post_quant_conv.weight.device, module.post_quant_conv.weight.dtype
-        stats = (torch.tensor(values, dtype=torch.float32) for values in (config.latents_mean, config.latents_std))
-        self.mean, self.std = (values.view(1, -1, 1, 1, 1).to(self.device, self.dtype) for values in stats)
+    def __init__(
+        self, config: VaeConfig, take: Take, ops: Ops, device: torch.device | str, dtype: torch.dtype, *, encoder: bool
+    ):
+        c, self.device, self.dtype = config, device, dtype
+        self.encoder: Encoder | None = None
+        if encoder:
+            self.encoder = Encoder(take, ops, c.base_dim, VAE_PATCHED, 2 * c.z_dim, c.num_res_blocks)
+            self.quant = Pointwise(take, "quant_conv", ops, 2 * c.z_dim, 2 * c.z_dim)
+        self.post_quant = Pointwise(take, "post_quant_conv", ops, c.z_dim, c.z_dim)
+        self.decoder = Decoder(take, ops, c.decoder_base_dim, c.z_dim, VAE_PATCHED, c.num_res_blocks)
+        self.mean, self.std = (torch.tensor(values, device=self.device) for values in (c.latents_mean, c.latents_std))
 
     @classmethod
     def names(cls, config: dict[str, Any], source: str) -> dict[str, tuple[int, ...]]:
-        """Every tensor of this VAE and its shape, from `vae/config.json` alone."""
-        return {name: tuple(tensor.shape) for name, tensor in cls._empty(config, source).state_dict().items()}
+        """Every tensor of this VAE and its shape, from `vae/config.json` alone. Raises InputError."""
+        listing = _Listing()
+        cls(VaeConfig.from_json(config, source), listing, listing, "meta", torch.float32, encoder=True)
+        return listing.shapes
 
     @classmethod
     def load(
         cls,
         config: dict[str, Any],
         tensors: Iterable[tuple[str, Tensor]],
+        ops: Ops,
         *,
         encoder: bool,
         source: str,
@@ -43,74 +62,145 @@ class VideoVAE:
         dtype: torch.dtype,
     ) -> VideoVAE:
         """Build from named tensors. Without `encoder` its half is never allocated (text-to-video needs none)."""
-        module = cls._empty(config, source)
-        if not encoder:
-            del module.encoder, module.quant_conv
-        wanted = module.state_dict().keys()
-        state = {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors if name in wanted}
-        module.load_state_dict(state, strict=True, assign=True)
-        return cls(module.eval().requires_grad_(False))
-
-    @staticmethod
-    def _empty(config: dict[str, Any], source: str) -> Any:
-        from diffusers import AutoencoderKLWan
-
-        factors = (config.get("scale_factor_temporal", 4), config.get("scale_factor_spatial", 8))
-        if factors != (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION):
-            raise InputError(
-                f"loading {source}",
-                f"it compresses time by {factors[0]} and space by {factors[1]}, and Cosmos3's VAE by 4 and 16",
-                "Use the vae folder of the model's own repository",
-            )
-        try:
-            with torch.device("meta"):
-                module = AutoencoderKLWan.from_config(config)
-            c = module.config  # values that the constructor does not look at, and `decode` needs
-            torch.tensor([c.latents_mean, c.latents_std]).view(2, c.z_dim)
-            torch.empty(c.out_channels).view(3, c.patch_size, c.patch_size)
-        except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
-            raise InputError(
-                f"loading {source}",
-                f"no VAE can be built from its config.json ({error})",
-                "Get the vae folder again from the model's repository",
-            ) from None
-        return module
+        parsed, skipped = VaeConfig.from_json(config, source), () if encoder else ("encoder.", "quant_conv.")
+        held = {name: t.to(device, dtype, copy=True) for name, t in tensors if not name.startswith(skipped)}
+        return cls(parsed, lambda name, *_: held.pop(name), ops, device, dtype, encoder=encoder)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [3, F, H, W] in [-1, 1], F = 4k+1, to the posterior's mode, normalised: [C, k+1, H/16, W/16] fp32."""
-        posterior = self.module.encode(pixels.unsqueeze(0).to(self.device, self.dtype)).latent_dist
-        return ((posterior.mode() - self.mean) * (1.0 / self.std))[0].float()
+        stream, moments = Stream(one=pixels.shape[1] == 1), []
+        for chunk in _chunks(pixels.transpose(0, 1), TEMPORAL_COMPRESSION):
+            moments.append(self.encoder(_patched(chunk.to(self.device, self.dtype)), stream))
+        mode, _ = self.quant(torch.cat(moments)).float().chunk(2, dim=-1)
+        return ((mode - self.mean) / self.std).permute(3, 0, 1, 2).contiguous()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, tile: int | None = None) -> Iterator[Tensor]:
         """Latents [C, T, h, w] to pixels, yielded in time order as uint8 [frames, H, W, 3] on the host.
 
-        The first latent frame gives one pixel frame, every other one four. `tile` (pixels, a multiple of 64) decodes
-        the picture in overlapping squares of that size, whose memory is bounded by the tile; results then differ
-        slightly, since the attention sees a tile at a time.
+        The first latent frame gives one pixel frame, every other one four; small pictures come several latent frames
+        at a time. A device works on the next group while the caller has this one. `tile` (pixels, a multiple of 64)
+        decodes the picture in overlapping squares of that size, whose memory is bounded by the tile; results then
+        differ slightly, since the attention sees a tile at a time.
         """
-        z = latents.unsqueeze(0).to(self.device, self.dtype) / (1.0 / self.std) + self.mean
-        if tile is not None:
-            stride = int(tile * (1 - TILE_OVERLAP))
-            self.module.enable_tiling(tile, tile, stride, stride)
-            pixels = self.module.decode(z).sample
-            self.module.disable_tiling()  # or the next request's input would be encoded in tiles
-            yield _to_bytes(pixels)
-            return
-        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+        z = latents.permute(1, 2, 3, 0).to(self.device, torch.float32) * self.std + self.mean
+        z = self.post_quant(z.to(self.dtype))
+        queued: deque[list[list[_HostCopy]]] = deque()
+        for group in self._groups(z, tile):
+            queued.append(group)
+            if len(queued) > (not z.is_cpu):
+                yield _joined(queued.popleft())
+        yield from map(_joined, queued)
 
-        # The module's own decode runs this loop and concatenates; running it here hands each group out at once.
-        module = self.module
-        z = module.post_quant_conv(z)
-        module.clear_cache()
-        for i in range(z.shape[2]):
-            decoded = module.decoder(z[:, :, i : i + 1], feat_cache=module._feat_map, feat_idx=[0], first_chunk=i == 0)
-            yield _to_bytes(unpatchify(decoded, patch_size=module.config.patch_size))
-        module.clear_cache()
+    def _groups(self, z_THWC: Tensor, tile: int | None) -> Iterator[list[list[_HostCopy]]]:
+        """The picture's tiles, row by row, for one group of frames after another.
+
+        A tile goes through all frames before the next one starts, and waits on the host. Streaming all tiles side by
+        side would keep every tile's cached frames on the device: together more than the whole picture's, which are
+        half of what a decode without tiles takes.
+        """
+        _, height, width, _ = z_THWC.shape
+        size = tile // SPATIAL_COMPRESSION if tile else max(height, width)
+        step = int(size * (1 - TILE_OVERLAP)) if max(height, width) > size else size
+        at_a_time = max(1, CHUNK_AREA // (min(size, height) * min(size, width)))
+        # One latent position is this many of the decoder's output.
+        scale = SPATIAL_COMPRESSION // VAE_PATCH
+        edge, kept = (size - step) * scale, step * scale
+        tops, lefts = range(0, height, step), range(0, width, step)
+        groups: list[list[list[_HostCopy]]] = []
+        above: dict[tuple[int, int], _HostCopy] = {}
+        beside: dict[int, _HostCopy] = {}
+        for top in tops:
+            for left in lefts:
+                z_tile = z_THWC[:, top : top + size, left : left + size]
+                for n, y in enumerate(self._decoded(z_tile, at_a_time)):
+                    if top:
+                        _blend(above[left, n], y, 1)
+                    if left:
+                        _blend(beside[n], y, 2)
+                    if top != tops[-1]:
+                        above[left, n] = _HostCopy(y[:, -edge:])
+                    if left != lefts[-1]:
+                        beside[n] = _HostCopy(y[:, :, -edge:])
+                    if not (top or left):
+                        groups.append([])
+                    if not left:
+                        groups[n].append([])
+                    groups[n][-1].append(_HostCopy(_to_bytes(y[:, :kept, :kept])))
+                    if top == tops[-1] and left == lefts[-1]:
+                        group, groups[n] = groups[n], []
+                        yield group
+
+    def _decoded(self, z_THWC: Tensor, at_a_time: int) -> Iterator[Tensor]:
+        """Patched pixels [T', 8 h, 8 w, 12] of the first latent frame, then of so many at a time."""
+        stream = Stream(one=len(z_THWC) == 1)
+        for chunk in _chunks(z_THWC, at_a_time):
+            yield self.decoder(chunk.contiguous(), stream)
 
 
-def _to_bytes(pixels: Tensor) -> Tensor:
-    """[1, 3, F, H, W] in about [-1, 1] to uint8 [F, H, W, 3] on the host."""
-    scaled = (pixels[0].float().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu()
+class _Listing:
+    """Stands in for tensors and ops where only names and shapes are asked for."""
+
+    def __init__(self):
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        self.shapes[name] = shape
+        return torch.empty(shape, device="meta")
+
+    def pack_linear(self, weight_OI: Tensor, bias_O: Tensor) -> None: ...
+
+
+class _HostCopy:
+    """A copy of a tensor on the host, perhaps still under way; `wait` returns it whole. What the device does next may
+    read `host` at once: its queue keeps order."""
+
+    def __init__(self, x: Tensor):
+        self.host = torch.empty(x.shape, dtype=x.dtype, pin_memory=not x.is_cpu)
+        self.host.copy_(x, non_blocking=not x.is_cpu)
+        self._event = None if x.is_cpu else torch.Event(x.device, blocking=True)
+        if self._event:
+            self._event.record()
+
+    def wait(self) -> Tensor:
+        if self._event:
+            self._event.synchronize()
+        return self.host
+
+
+def _joined(rows: list[list[_HostCopy]]) -> Tensor:
+    """A picture from its tiles."""
+    tiles = [[copy.wait() for copy in row] for row in rows]
+    strips = [row[0] if len(row) == 1 else torch.cat(row, 2) for row in tiles]
+    return strips[0] if len(strips) == 1 else torch.cat(strips, 1)
+
+
+def _blend(edge: _HostCopy, y_THWC: Tensor, dim: int) -> None:
+    """Fade, in place, from the `edge` of the tile before along `dim` to this tile."""
+    tail = edge.host.to(y_THWC.device, non_blocking=True)
+    extent = min(tail.shape[dim], y_THWC.shape[dim])
+    tail, head = tail.narrow(dim, tail.shape[dim] - extent, extent), y_THWC.narrow(dim, 0, extent)
+    share = torch.arange(extent, device=y_THWC.device, dtype=torch.float32) / extent
+    share = share.view([-1 if axis == dim else 1 for axis in range(4)])
+    head.copy_(torch.lerp(tail, head, share.to(head.dtype)))
+
+
+def _chunks(x_T: Tensor, size: int) -> Iterator[Tensor]:
+    """The first frame, then `size` frames at a time."""
+    yield x_T[:1]
+    for start in range(1, len(x_T), size):
+        yield x_T[start : start + size]
+
+
+def _patched(pixels_TCHW: Tensor) -> Tensor:
+    """[T, 3, H, W] to [T, H/2, W/2, 12]: of a channel's four, the column's offset counts before the row's."""
+    x = pixels_TCHW.unflatten(3, (-1, VAE_PATCH)).unflatten(2, (-1, VAE_PATCH))  # T C h row w column
+    return x.permute(0, 2, 4, 1, 5, 3).flatten(3)
+
+
+def _to_bytes(y_THWC: Tensor) -> Tensor:
+    """[T, H/2, W/2, 12], patched, in about [-1, 1] to uint8 [T, H, W, 3]."""
+    scaled = y_THWC.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+    pixels = scaled.unflatten(3, (-1, VAE_PATCH, VAE_PATCH)).permute(0, 1, 5, 2, 4, 3)  # T h row w column C
+    return pixels.flatten(3, 4).flatten(1, 2)

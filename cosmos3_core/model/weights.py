@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ class Slot:
     """One destination tensor: the checkpoint tensors `parts`, each (name, shape), stacked along dim 0 in order.
 
     `bias` names the bias that goes with it. `linear` slots are handed to `pack_linear`, others kept as tensors.
-    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; spec 2.8).
+    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; spec 2.8). `quantized` slots are packed in
+    the plan's quantization format: the decoder layers' projections but those of the first media layers.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Slot:
     bias: str | None = None
     linear: bool = True
     fp32: bool = False
+    quantized: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,6 +51,11 @@ def _linear(key: str, name: str, out: int, width: int, *, bias: bool = False, fp
     return Slot(key, ((f"{name}.weight", (out, width)),), bias=f"{name}.bias" if bias else None, fp32=fp32)
 
 
+def _projection(key: str, width: int, *parts: tuple[str, int]) -> Slot:
+    """A decoder layer's matrix without bias: (name, rows) of its parts."""
+    return Slot(key, tuple((f"{name}.weight", (rows, width)) for name, rows in parts))
+
+
 def _layer_slots(config: TransformerConfig, i: int, media: bool) -> list[Slot]:
     """One decoder layer of one tower."""
     c, prefix = config, f"layers.{i}"
@@ -57,22 +64,21 @@ def _layer_slots(config: TransformerConfig, i: int, media: bool) -> list[Slot]:
         ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out") if media else ("to_q", "to_k", "to_v", "to_out")
     )
     widths = ((q, c.query_width), (k, c.kv_width), (v, c.kv_width))
-    up = [(name, c.intermediate_size) for name in (("gate_proj", "up_proj") if c.gated else ("up_proj",))]
-    mlp = f"{prefix}.mlp{suffix}"
+    mlp, up = f"{prefix}.mlp{suffix}", ("gate_proj", "up_proj") if c.gated else ("up_proj",)
     slots = [
         _vector(f"{i}.norm_in", f"{prefix}.input_layernorm{suffix}.weight", c.hidden_size),
         _vector(f"{i}.norm_post", f"{prefix}.post_attention_layernorm{suffix}.weight", c.hidden_size),
-        Slot(f"{i}.qkv", tuple((f"{attn}.{name}.weight", (width, c.hidden_size)) for name, width in widths)),
-        _linear(f"{i}.out", f"{attn}.{out}", c.hidden_size, c.query_width),
-        Slot(f"{i}.up", tuple((f"{mlp}.{name}.weight", (width, c.hidden_size)) for name, width in up)),
-        _linear(f"{i}.down", f"{mlp}.down_proj", c.hidden_size, c.intermediate_size),
+        _projection(f"{i}.qkv", c.hidden_size, *((f"{attn}.{name}", width) for name, width in widths)),
+        _projection(f"{i}.out", c.query_width, (f"{attn}.{out}", c.hidden_size)),
+        _projection(f"{i}.up", c.hidden_size, *((f"{mlp}.{name}", c.intermediate_size) for name in up)),
+        _projection(f"{i}.down", c.intermediate_size, (f"{mlp}.down_proj", c.hidden_size)),
     ]
     if media or c.qk_norm_for_text:
         added = "added_" if media else ""
         slots += [_vector(f"{i}.norm_{x}", f"{attn}.norm_{added}{x}.weight", c.head_dim) for x in "qk"]
     if not media and c.und_norm_for_gen:
         slots.append(_vector(f"{i}.norm_k_for_gen", f"{attn}.k_norm_und_for_gen.weight", c.head_dim))
-    return slots
+    return slots if media and i < c.kept_layers else [replace(slot, quantized=slot.linear) for slot in slots]
 
 
 def understanding_slots(config: TransformerConfig) -> list[Slot]:
@@ -194,8 +200,11 @@ def load_slots(
     ops: Ops,
     device: torch.device | str,
     dtype: torch.dtype,
+    format: str = "none",
+    kept: Ops | None = None,
 ) -> dict[str, Any]:
-    """Fill the slots: key to packed Linear or tensor.
+    """Fill the slots: key to packed Linear or tensor. `quantized` slots are packed by `ops` in this `format`, others by
+    `kept`, which without a format are the same.
 
     `read(names)` yields (canonical name, tensor) in any order, which for a sharded checkpoint is shard by shard. Each
     tensor is copied straight into its place in a destination of the final dtype on the final device, and a slot is
@@ -222,5 +231,10 @@ def load_slots(
         waiting[slot.key] -= 1
         if waiting[slot.key] == 0:
             weight, bias = buffers.pop((slot.key, "weight")), buffers.pop((slot.key, "bias"), None)
-            done[slot.key] = ops.pack_linear(weight, bias) if slot.linear else weight
+            if not slot.linear:
+                done[slot.key] = weight
+            elif slot.quantized:
+                done[slot.key] = ops.pack_linear(weight, bias, format=format)
+            else:
+                done[slot.key] = (kept or ops).pack_linear(weight, bias)
     return done

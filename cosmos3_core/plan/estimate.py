@@ -1,53 +1,65 @@
 """What a run will take, counted from configs alone: bytes by stage, arithmetic, and from a device's ceilings the time.
 
 Everything follows what the code allocates: `engine.engine` for the order of the stages, `model.transformer` with
-`reference.ops` for activations, diffusers' `AutoencoderKLWan` for the VAE. Kernels that fuse need less. Nothing here
-imports torch, downloads, or reads a weight. Bytes are bytes, areas count latent or pixel positions of one frame.
+`reference.ops` for activations, `model.vae` and `model.vae_blocks` for the VAE. Kernels that fuse need less. Nothing
+here imports torch, downloads, or reads a weight. Bytes are bytes, areas count latent or pixel positions of one frame.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from ..contract import Backend, Ceiling, Device
 from ..model.config import (
+    CHUNK_AREA,
     ONE_PASS_TOKENS,
     SPATIAL_COMPRESSION,
     TEMPORAL_COMPRESSION,
     TILE_OVERLAP,
+    VAE_DOWN_IN_TIME,
+    VAE_PATCHED,
+    VAE_WIDTHS,
     TransformerConfig,
 )
+from ..quant import FORMATS, bytes_per_weight
 from ..scenarios.sizes import LARGEST, TIERS
 
 GIB = 1 << 30
+NO_FORMATS: Mapping[str, str] = MappingProxyType({})
 STOCK_NEGATIVE_TOKENS = 3500
 """The negative prompt that the checkpoints bring: 14 850 characters of JSON."""
+RATES = {"float16": "bfloat16"}
+"""Dtypes that share another's rate; `Ceiling`s list one of the half types."""
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one element."""
 TILES = (1024, 768, 512, 384, 256, 192, 128)
 """Tiles to propose, in pixels, largest first: seams are fewer and less is computed twice."""
 SHORTEST = 25
 """Fewest frames to propose: about a second of video."""
-FP32_COPIES = 8
-"""fp32 tensors of the latents' size that live during a step: x, two model outputs and the last sample of the solver,
-a velocity per branch, their combination and what the solver makes of it."""
+FP32_COPIES = 16
+"""fp32 tensors of the latents' size that live during a step: x and three that the solver remembers, a velocity per
+branch and their combination, the five that the solver multiplies and the four that come out."""
+
+NORM_COPIES = 1
+"""fp32 tensors of its input's size that the eager `norm_silu` holds."""
 
 OVERHEAD = 0.08
-VAE_OVERHEAD = 0.5
+VAE_OVERHEAD = 0.15
 OVERHEAD_BYTES = GIB
-"""What is taken beyond the tensors: a share by the allocator's blocks, larger in the VAE, whose convolutions ask for
+"""What is taken beyond the tensors: a share by the allocator's blocks and the VAE's convolutions, which ask for
 workspaces, and a constant by the device's context and libraries. Measured on one H100 at Nano's size: 3 to 9 % between
-allocated and reserved in a step, 46 to 52 % in the decode (benchmarks/results/memory-nano-h100.json)."""
+allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Decoding 720p x 189 with the fused norm
+(benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of it, which are counted."""
 COMPUTE_EFFICIENCY = 0.55
 """Share of the dense peak rate: 0.60 to 0.67 in the same measurement, and published runs of Cosmos3 reach 0.53 (Nano,
 B300) and 0.5 (Super, 8 x H200). Small pictures stay below it."""
-CONVOLUTION_EFFICIENCY = 0.3
-"""The same of the VAE's 3-D convolutions: 0.37 to 0.39 in the same measurement, 0.22 in Nano's published decode on
-MI350X."""
+CONVOLUTION_EFFICIENCY = 0.6
+"""The same of the VAE's convolutions: 0.70 to 0.71 of a GEMM's rate in decodes of 720p x 189 (5.2 s), 480p x 25 and
+256p x 93 on one H100 with the fused norm. A single picture reaches 0.5, the encoder a third."""
 BANDWIDTH_EFFICIENCY = 0.7
 
 
@@ -87,12 +99,23 @@ class Job:
 # --- the transformer -------------------------------------------------------------------------------------------------
 
 
-def weights(config: TransformerConfig, vae: Mapping[str, Any], dtype: str) -> dict[str, int]:
-    """Bytes of each component in `dtype`, of what a run loads: the language head and the text's final norm are not."""
+def weights(config: TransformerConfig, vae: Mapping[str, Any], dtype: str, format: str = "none") -> dict[str, int]:
+    """Bytes of each component in `dtype`, the decoder layers' matrices in a quantization format, of what a run loads:
+    the language head and the text's final norm are not."""
     c, hidden, size = config, config.hidden_size, WIDTH[dtype]
-    projections = 2 * hidden * c.query_width + 2 * hidden * c.kv_width
-    layer = projections + (3 if c.gated else 2) * hidden * c.intermediate_size + 2 * hidden
-    text_norms = 2 * c.head_dim * c.qk_norm_for_text + c.head_dim * c.und_norm_for_gen
+    matrices = (
+        (hidden, c.query_width + 2 * c.kv_width),
+        (c.query_width, hidden),
+        (hidden, (2 if c.gated else 1) * c.intermediate_size),
+        (c.intermediate_size, hidden),
+    )
+    quantized, kept = (
+        sum(int(inputs * outputs * weight_bytes(dtype, name, inputs)) for inputs, outputs in matrices)
+        for name in (format, "none")
+    )
+    norms = 2 * hidden
+    text_norms = norms + 2 * c.head_dim * c.qk_norm_for_text + c.head_dim * c.und_norm_for_gen
+    media = c.kept_layers * kept + (c.num_hidden_layers - c.kept_layers) * quantized
     heads = 2 * hidden * c.patch_dim + hidden + c.patch_dim + hidden
     if c.sound_gen:
         heads += 2 * hidden * c.sound_dim + 2 * hidden + c.sound_dim
@@ -100,15 +123,26 @@ def weights(config: TransformerConfig, vae: Mapping[str, Any], dtype: str) -> di
     if c.action_gen:
         action = c.num_embodiment_domains * (2 * hidden * c.action_dim + hidden + c.action_dim) + hidden
     return {
-        "understanding": size * c.num_hidden_layers * (layer + text_norms),
+        "understanding": c.num_hidden_layers * (quantized + size * text_norms),
         "embedding": size * c.vocab_size * hidden,
-        "generation": size * c.num_hidden_layers * (layer + 2 * c.head_dim),
+        "generation": media + c.num_hidden_layers * size * (norms + 2 * c.head_dim),
         "heads": size * heads,
         "action": size * action,
         "timestep": WIDTH["float32"] * ((256 + 1) * hidden + (hidden + 1) * hidden),
-        "vae_encoder": size * _encode(vae, 1, size).parameters,
-        "vae_decoder": size * _decode(vae, 1, size).parameters,
+        "vae_encoder": size * _encode(vae, 1, 1, size).parameters,
+        "vae_decoder": size * _decode(vae, 1, 1, size).parameters,
     }
+
+
+def weight_bytes(dtype: str, format: str, inputs: int) -> float:
+    """Bytes of one weight of a matrix with so many inputs."""
+    return WIDTH[dtype] if format == "none" else bytes_per_weight(FORMATS[format], inputs)
+
+
+def rate_of(dtype: str, format: str) -> str:
+    """What a `Ceiling` calls the rate of products: a format whose activations are quantized has its own, and the two
+    half types share one."""
+    return format if format != "none" and FORMATS[format].activations else RATES.get(dtype, dtype)
 
 
 def und_kv_bytes(config: TransformerConfig, tokens: int, dtype: str) -> int:
@@ -138,37 +172,55 @@ def layer_bytes(config: TransformerConfig, rows: int, context: int, size: int, b
 
 @dataclass(frozen=True)
 class Work:
-    """Arithmetic (multiply-add = 2) and bytes read or written once by kernels that fuse what is elementwise."""
+    """Arithmetic (multiply-add = 2) at a ceiling's `rate`, and bytes read or written once by kernels that fuse what is
+    elementwise."""
 
     flops: float
     bytes: float
+    rate: str
     efficiency: float = COMPUTE_EFFICIENCY
 
-    def seconds(self, ceiling: Ceiling, dtype: str) -> float:
-        """At the stated shares of the ceiling. Raises KeyError for a dtype that the ceiling does not list."""
-        compute = self.flops / (ceiling.tflops[dtype] * 1e12 * self.efficiency)
+    def seconds(self, ceiling: Ceiling) -> float:
+        """At the stated shares of the ceiling. Raises KeyError for a rate that the ceiling does not list."""
+        compute = self.flops / (ceiling.tflops[self.rate] * 1e12 * self.efficiency)
         return max(compute, self.bytes / (ceiling.bandwidth * BANDWIDTH_EFFICIENCY))
 
 
 def forward_work(
-    config: TransformerConfig, tokens: int, context: int, dtype: str, *, causal: bool = False
+    config: TransformerConfig,
+    tokens: int,
+    context: int,
+    dtype: str,
+    *,
+    causal: bool = False,
+    formats: Mapping[str, str] = NO_FORMATS,
 ) -> list[Work]:
-    """The parts of one pass of one branch through one tower; spec section 3.2."""
-    c, layers, size = config, config.num_hidden_layers, WIDTH[dtype]
-    projected = 2 * c.query_width + 2 * c.kv_width
+    """The parts of one pass of one branch through one tower; spec section 3.2. The media tower's first layers are kept
+    in `dtype`, and so is the text's attention, which is the causal one."""
+    c, keys = config, tokens / 2 if causal else tokens + context
+    linear, attention = formats.get("pack_linear", "none"), "none" if causal else formats.get("attention", "none")
+    work = []
+    for count, format in ((_linear_work, linear), (_attention_work, attention)):
+        kept = 0 if causal or format == "none" else c.kept_layers
+        for layers, name in ((kept, "none"), (c.num_hidden_layers - kept, format)):
+            work += [count(c, tokens, keys, layers, dtype, name)] if layers else []
     up = (2 if c.gated else 1) * c.intermediate_size
-    matrices = c.hidden_size * projected + c.hidden_size * (up + c.intermediate_size)
-    linear = Work(
-        2 * layers * tokens * matrices,
-        layers * size * (matrices + tokens * (4 * c.hidden_size + projected + up + c.intermediate_size)),
-    )
-    keys = tokens / 2 if causal else tokens + context
-    attention = Work(
-        layers * 4 * c.query_width * tokens * keys,
-        layers * size * (2 * tokens * c.query_width + 2 * (tokens + context) * c.kv_width),
-    )
     rows = 8 * c.hidden_size + 2 * (c.query_width + c.kv_width) + up + c.intermediate_size
-    return [linear, attention, Work(0, layers * size * tokens * rows)]
+    bytes_moved = c.num_hidden_layers * WIDTH[dtype] * tokens * rows
+    return [*work, Work(0, bytes_moved, rate_of(dtype, "none"))]
+
+
+def _linear_work(c: TransformerConfig, tokens: int, keys: float, layers: int, dtype: str, format: str) -> Work:
+    projected, up = 2 * c.query_width + 2 * c.kv_width, (2 if c.gated else 1) * c.intermediate_size
+    matrices = c.hidden_size * projected + c.hidden_size * (up + c.intermediate_size)
+    rows = tokens * (4 * c.hidden_size + projected + up + c.intermediate_size)
+    moved = layers * (matrices * weight_bytes(dtype, format, c.hidden_size) + WIDTH[dtype] * rows)
+    return Work(2 * layers * tokens * matrices, moved, rate_of(dtype, format))
+
+
+def _attention_work(c: TransformerConfig, tokens: int, keys: float, layers: int, dtype: str, format: str) -> Work:
+    moved = layers * WIDTH[dtype] * (2 * tokens * c.query_width + 2 * keys * c.kv_width)
+    return Work(layers * 4 * c.query_width * tokens * keys, moved, rate_of(dtype, format))
 
 
 # --- the VAE ---------------------------------------------------------------------------------------------------------
@@ -176,192 +228,206 @@ def forward_work(
 
 @dataclass
 class _Tally:
-    """Walks a causal 3-D convolution network at one size and counts. `frames` and `area` are those of the map in hand,
-    `kept` the bytes of the block's input: its caller holds it, and it a copy for its shortcut. The `first` frame of a
-    clip skips the convolutions in time and finds no cache."""
+    """Walks the blocks of `model.vae_blocks` over one chunk and counts; `frames` and `area` are those of the map in
+    hand. `cache` is what the causal convolutions keep for the next chunk, `entry` the map at a level's start, which is
+    added at its end. The `first` frame of a clip is a chunk of its own. Moments that are never the worst are left out.
+    """
 
     size: int
     frames: int
     area: int
-    first: bool
+    first: bool = False
     parameters: int = 0
     flops: int = 0
     moved: int = 0
     cache: int = 0
-    spots: int = 0
-    kept: int = 0
+    entry: int = 0
+    worst: int = 0
 
     @property
     def peak(self) -> int:
-        """Bytes alive at the worst moment."""
-        return self.spots if self.first else self.cache + self.spots
+        """Bytes alive at the worst moment: of a later chunk, or of the only frame, for which nothing is kept."""
+        return self.worst if self.first else self.cache + self.worst
 
-    def map(self, channels: int, size: int | None = None) -> int:
-        """Bytes of a feature map of so many channels (`size` bytes an element)."""
-        return channels * self.frames * self.area * (size or self.size)
+    def map(self, channels: int) -> int:
+        """Bytes of a feature map of so many channels."""
+        return channels * self.frames * self.area * self.size
+
+    def padded(self, channels: int) -> int:
+        """Bytes of a map behind the two frames before it."""
+        return self.map(channels) + (0 if self.first else self.past(channels))
+
+    def past(self, channels: int) -> int:
+        return 2 * channels * self.area * self.size
 
     def alive(self, *tensors: int) -> None:
-        """These exist at the same time, and what is cached: at the first frame what the layers so far have stored."""
-        self.spots = max(self.spots, self.kept + sum(tensors) + (self.cache if self.first else 0))
+        """These exist at the same time, and the level's entry."""
+        self.worst = max(self.worst, self.entry + sum(tensors))
 
-    def conv(self, inputs: int, outputs: int, taps: int) -> None:
+    def conv(self, inputs: int, outputs: int, taps: int, used: int | None = None) -> None:
+        """A kernel of so many `taps`, of which each position of the map in hand multiplies those `used`."""
+        used = taps if used is None else used
         self.parameters += inputs * outputs * taps + outputs
-        self.flops += 2 * inputs * outputs * taps * self.frames * self.area
-        self.moved += self.map(inputs) + self.map(outputs)
+        self.flops += 2 * inputs * outputs * used * self.frames * self.area
+        self.moved += self.map(inputs) + self.map(outputs) if used else 0
 
-    def causal(self, inputs: int, outputs: int, held: int = 0) -> None:
-        """A 3 x 3 x 3 convolution behind the last two frames of its input, of which it keeps the next two."""
-        self.conv(inputs, outputs, 27)
-        frame = inputs * self.area * self.size
-        cached, padded = frame if self.first else 2 * frame, self.map(inputs) + 2 * frame
-        # Behind a cache, the padding copies what the concatenation made.
-        joined = 0 if self.first else padded
-        self.alive(held, self.map(inputs), cached, padded, max(joined, self.map(outputs)))
-        self.cache += cached
+    def causal(self, inputs: int, outputs: int, *held: int) -> None:
+        """A 3 x 3 x 3 convolution. Before a clip's first frame there is nothing to multiply."""
+        self.conv(inputs, outputs, 27, 9 if self.first else 27)
+        self.alive(*held, self.padded(inputs), self.map(outputs))
+        self.cache += self.past(inputs)
 
-    def normed_conv(self, inputs: int, outputs: int, held: int = 0) -> None:
-        """Norm, SiLU, causal convolution. Half types are normed in fp32: a copy of the input, and the result."""
-        self.parameters += inputs
-        self.alive(held, self.map(inputs), self.map(inputs, 8 if self.size == 2 else 12))
-        self.causal(inputs, outputs, held)
+    def norm(self, channels: int, *held: int) -> None:
+        """Norm and SiLU into the convolution's padded input."""
+        self.parameters += channels
+        temporaries = NORM_COPIES * WIDTH["float32"] * channels * self.frames * self.area
+        kept = self.past(channels) if self.first else 0  # then made anew, also where nothing will read it
+        self.alive(*held, self.map(channels), self.padded(channels), max(temporaries, kept))
 
-    def resnet(self, inputs: int, outputs: int, entry: bool = False) -> None:
-        """`entry`: the input is the block's own, which `kept` counts."""
-        held = 0 if entry else self.map(inputs)
+    def resblock(self, inputs: int, outputs: int, residual: int = 0) -> None:
+        """`residual`: bytes of what the block before left to this one to add."""
+        x = self.map(inputs)
+        self.norm(inputs, residual)
+        self.causal(inputs, outputs, x)
+        self.norm(outputs, x)
+        self.causal(outputs, outputs, x)
         if inputs != outputs:
             self.conv(inputs, outputs, 1)
-            held += self.map(outputs)
-        self.normed_conv(inputs, outputs, held)
-        self.normed_conv(outputs, outputs, held)
+
+    def level(self, inputs: int, outputs: int, depth: int, *, keeps_entry: bool) -> None:
+        self.entry = 0  # the first block's input is the entry
+        self.resblock(inputs, outputs)
+        self.entry = self.map(inputs) if keeps_entry else 0
+        residual = 0 if inputs == outputs else self.map(outputs)  # of equal widths, the entry again
+        for _ in range(depth - 1):
+            self.resblock(outputs, outputs, residual)
+            residual = self.map(outputs)
 
     def middle(self, channels: int) -> None:
-        self.kept = self.map(channels)
-        self.resnet(channels, channels, entry=True)
+        self.entry = 0
+        self.resblock(channels, channels)
         self.parameters += channels
         self.conv(channels, 3 * channels, 1)
         self.conv(channels, channels, 1)
         scores = self.frames * self.area**2
         self.flops += 4 * channels * scores
-        # One head of full width is too wide for a fused kernel: its scores and their softmax exist, in fp32.
-        self.alive(self.map(8 * channels), 2 * 4 * scores)
-        self.resnet(channels, channels)
+        self.alive(self.map(8 * channels), 2 * WIDTH["float32"] * scores)  # they and their softmax
+        self.resblock(channels, channels)
 
-    def upsample(self, channels: int, temporal: bool) -> None:
-        """Twice the rows and columns, and the frames if `temporal`."""
-        source = self.map(channels)
-        if temporal:
-            self._in_time(channels, 2 * channels, kept=0 if self.first else 2)
-            self.frames *= 1 if self.first else 2
-        reordered = self.map(channels)
+    def upsample(self, channels: int, in_time: bool) -> None:
+        """Twice the rows and columns, by 4 taps for each new position, and twice the frames if `in_time`."""
+        sources = self.map(channels)
+        if in_time:
+            self.conv(channels, 2 * channels, 3, 0 if self.first else 3)
+        if in_time and not self.first:
+            self.cache += self.past(channels)
+            self.frames *= 2
+            sources += self.map(channels)
         self.area *= 4
-        self.alive(source, reordered, self.map(channels), self.map(channels, 4))  # torch interpolates in fp32
-        self.conv(channels, channels, 9)
-        self.alive(3 * self.map(channels))  # the shortcut: repeated, put in order, added
+        self.conv(channels, channels, 9, 4)
+        self.alive(sources, self.entry, 2 * self.map(channels))  # the entry again, plus the bias
 
-    def downsample(self, channels: int, temporal: bool) -> None:
-        """Half the rows and columns, and the frames if `temporal`."""
+    def downsample(self, channels: int, in_time: bool) -> None:
+        """Half the rows and columns, and half the frames if `in_time`; a frame that has no partner gets zeros."""
+        averaged = self.entry * (2 if in_time and self.first else 1)
+        self.alive(self.map(channels), self.map(channels) // 4, averaged, averaged // 4)
         self.area //= 4
         self.conv(channels, channels, 9)
-        if temporal:
+        if in_time:
             self.frames //= 1 if self.first else 2
-            self._in_time(channels, channels, kept=1)
-
-    def _in_time(self, inputs: int, outputs: int, kept: int) -> None:
-        before = self.flops
-        self.conv(inputs, outputs, 3)
-        self.flops = before if self.first else self.flops
-        self.cache += kept * inputs * self.area * self.size
+            self.conv(channels, channels, 3, 0 if self.first else 3)
+            self.cache += self.past(channels) // 2
 
 
-def _decode(vae: Mapping[str, Any], area: int, size: int, first: bool = False) -> _Tally:
-    """One latent frame of `area` positions through the decoder."""
-    widths = [vae["decoder_base_dim"] * m for m in (vae["dim_mult"][-1], *reversed(vae["dim_mult"]))]
-    doubles = [*reversed(vae["temperal_downsample"]), None]
-    tally = _Tally(size, 1, area, first)
+def _decode(vae: Mapping[str, Any], frames: int, area: int, size: int, first: bool = False) -> _Tally:
+    """So many latent frames of `area` positions through the decoder."""
+    base = vae.get("decoder_base_dim") or vae["base_dim"]
+    widths = [base * n for n in (VAE_WIDTHS[-1], *reversed(VAE_WIDTHS))]
+    tally, depth = _Tally(size, frames, area, first), vae.get("num_res_blocks", 2) + 1
     tally.conv(vae["z_dim"], vae["z_dim"], 1)
     tally.causal(vae["z_dim"], widths[0])
     tally.middle(widths[0])
-    for inputs, outputs, temporal in zip(widths[:-1], widths[1:], doubles, strict=True):
-        tally.kept = 2 * tally.map(inputs)
-        tally.resnet(inputs, outputs, entry=True)
-        for _ in range(vae["num_res_blocks"]):
-            tally.resnet(outputs, outputs)
-        if temporal is not None:
-            tally.upsample(outputs, temporal)
-    tally.kept = 0
-    tally.normed_conv(widths[-1], vae["out_channels"])
+    for inputs, outputs, in_time in zip(widths, widths[1:], (*reversed(VAE_DOWN_IN_TIME), None), strict=False):
+        tally.level(inputs, outputs, depth, keeps_entry=in_time is not None)
+        if in_time is not None:
+            tally.upsample(outputs, in_time)
+    tally.norm(widths[-1], tally.map(widths[-1]))
+    tally.causal(widths[-1], VAE_PATCHED)
     return tally
 
 
-def _encode(vae: Mapping[str, Any], area: int, size: int, first: bool = False) -> _Tally:
-    """A clip's first frame, or a later group of 4, through the encoder; its latent frame has `area` positions."""
-    widths = [vae["base_dim"] * m for m in (1, *vae["dim_mult"])]
-    halves = [*vae["temperal_downsample"], None]
-    tally = _Tally(size, 1 if first else TEMPORAL_COMPRESSION, area * 4 ** len(vae["temperal_downsample"]), first)
-    tally.causal(vae["in_channels"], widths[0])
-    for inputs, outputs, temporal in zip(widths[:-1], widths[1:], halves, strict=True):
-        tally.kept = 2 * tally.map(inputs)
-        tally.resnet(inputs, outputs, entry=True)
-        for _ in range(vae["num_res_blocks"] - 1):
-            tally.resnet(outputs, outputs)
-        if temporal is not None:
-            tally.downsample(outputs, temporal)
+def _encode(vae: Mapping[str, Any], frames: int, area: int, size: int, first: bool = False) -> _Tally:
+    """So many pixel frames through the encoder, whose latent frames have `area` positions."""
+    widths = [vae["base_dim"] * n for n in (1, *VAE_WIDTHS)]
+    tally = _Tally(size, frames, area * 4 ** len(VAE_DOWN_IN_TIME), first)
+    tally.causal(VAE_PATCHED, widths[0])
+    for inputs, outputs, in_time in zip(widths, widths[1:], (*VAE_DOWN_IN_TIME, None), strict=False):
+        tally.level(inputs, outputs, vae.get("num_res_blocks", 2), keeps_entry=True)
+        if in_time is not None:
+            tally.downsample(outputs, in_time)
     tally.middle(widths[-1])
-    tally.kept = 0
-    tally.normed_conv(widths[-1], 2 * vae["z_dim"])
+    tally.norm(widths[-1], tally.map(widths[-1]))
+    tally.causal(widths[-1], 2 * vae["z_dim"])
     tally.conv(2 * vae["z_dim"], 2 * vae["z_dim"], 1)
     return tally
 
 
-def _tiles(job: Job) -> Counter[tuple[int, int]]:
-    """Height and width, in latents, of the pieces that are decoded, and how many there are of each."""
+def _tiles(job: Job) -> tuple[list[int], list[int]]:
+    """Heights of the rows and widths of the columns of tiles that are decoded, in latents, the largest first."""
     _, height, width = job.latent
-    if job.tile is None:
-        return Counter({(height, width): 1})
-    tile = job.tile // SPATIAL_COMPRESSION
-    stride = int(job.tile * (1 - TILE_OVERLAP)) // SPATIAL_COMPRESSION
-    rows, columns = ([min(tile, side - at) for at in range(0, side, stride)] for side in (height, width))
-    return Counter((row, column) for row in rows for column in columns)
+    size = job.tile // SPATIAL_COMPRESSION if job.tile else max(height, width)
+    step = int(size * (1 - TILE_OVERLAP)) if max(height, width) > size else size
+    rows, columns = ([min(size, side - at) for at in range(0, side, step)] for side in (height, width))
+    return rows, columns
+
+
+def _frames_at_a_time(job: Job) -> int:
+    """Latent frames, after the first, that the decoder takes at once."""
+    rows, columns = _tiles(job)
+    return max(1, CHUNK_AREA // (rows[0] * columns[0]))
 
 
 def decode_bytes(vae: Mapping[str, Any], job: Job, dtype: str) -> int:
-    """Peak of the VAE decode's tensors. Whole frames leave as they are ready. Tiles hold the whole clip: each is
-    decoded through all frames before the next, then they are blended, joined and turned to pixels."""
-    size, tiles = WIDTH[dtype], _tiles(job)
-    frame = _decode(vae, max(height * width for height, width in tiles), size, first=job.frames == 1).peak
+    """Peak of the VAE decode's tensors. Whole frames leave as they are ready. Of tiles, each goes through all frames
+    before the next, and the clip waits as bytes, with the edges that the tiles below and beside blend with: on the
+    host, which is counted because it may be the device's own memory."""
+    size, (rows, columns), (frames, height, width) = WIDTH[dtype], _tiles(job), job.latent
+    at_a_time = max(1, min(_frames_at_a_time(job), frames - 1))
+    peak = _decode(vae, at_a_time, rows[0] * columns[0], size, first=frames == 1).peak
+    peak += vae["z_dim"] * frames * height * width * size
     if job.tile is None:
-        return frame
-    clip = 3 * job.frames * job.height * job.width
-    covered = sum(height * width * count for (height, width), count in tiles.items()) * SPATIAL_COMPRESSION**2
-    pieces = 3 * job.frames * covered * size
-    to_bytes = clip * (size + 8)
-    return max(pieces + frame, pieces + 3 * clip * size, to_bytes)
+        return peak
+    edges = TILE_OVERLAP * job.tile**2 * (len(columns) + 1) * size
+    return peak + int(3 * job.frames * (job.height * job.width + edges))
 
 
 def encode_bytes(vae: Mapping[str, Any], job: Job, dtype: str) -> int:
-    """Peak of encoding `input_frames` of the picture's size, their pixels included."""
-    size, (_, height, width) = WIDTH[dtype], job.latent
-    pixels = 3 * job.input_frames * job.height * job.width * (4 + 2 * size)
-    return pixels + _encode(vae, height * width, size, first=job.input_frames == 1).peak
+    """Peak of encoding `input_frames` of the picture's size, their fp32 pixels included."""
+    pixels = WIDTH["float32"] * 3 * job.input_frames * job.height * job.width
+    first, (_, height, width) = job.input_frames == 1, job.latent
+    return pixels + _encode(vae, 1 if first else TEMPORAL_COMPRESSION, height * width, WIDTH[dtype], first).peak
 
 
 def decode_work(vae: Mapping[str, Any], job: Job, dtype: str) -> Work:
     """All frames through the decoder, in tiles if the job says so."""
-    later, total = job.latent[0] - 1, Counter()
-    for (height, width), count in _tiles(job).items():
-        for frames, first in ((1, True), (later, False)):
-            tally = _decode(vae, height * width, WIDTH[dtype], first)
-            total["flops"] += count * frames * tally.flops
-            total["bytes"] += count * frames * (tally.moved + tally.parameters * WIDTH[dtype])
-    return Work(total["flops"], total["bytes"], CONVOLUTION_EFFICIENCY)
+    size, (rows, columns), later = WIDTH[dtype], _tiles(job), job.latent[0] - 1
+    chunks = 1 + -(-later // _frames_at_a_time(job))
+    flops = moved = 0
+    for area in (row * column for row in rows for column in columns):
+        parts = _decode(vae, 1, area, size, first=True), _decode(vae, later, area, size)
+        flops += sum(part.flops for part in parts)
+        moved += sum(part.moved for part in parts) + chunks * size * parts[0].parameters
+    return Work(flops, moved, rate_of(dtype, "none"), CONVOLUTION_EFFICIENCY)
 
 
 def encode_work(vae: Mapping[str, Any], job: Job, dtype: str) -> Work:
     """The input frames through the encoder."""
-    _, height, width = job.latent
-    first, later = (_encode(vae, height * width, WIDTH[dtype], first=f) for f in (True, False))
-    groups = (job.input_frames - 1) // TEMPORAL_COMPRESSION
-    return Work(first.flops + groups * later.flops, first.moved + groups * later.moved, CONVOLUTION_EFFICIENCY)
+    size, (_, height, width) = WIDTH[dtype], job.latent
+    later = job.input_frames - 1
+    parts = _encode(vae, 1, height * width, size, first=True), _encode(vae, later, height * width, size)
+    chunks = 1 + later // TEMPORAL_COMPRESSION
+    moved = sum(part.moved for part in parts) + chunks * size * parts[0].parameters
+    return Work(sum(part.flops for part in parts), moved, rate_of(dtype, "none"), CONVOLUTION_EFFICIENCY)
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -394,13 +460,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything counted of one job on one model. `placement` is "sequential" (as `cosmos3 run`: text tower, media
-    tower and VAE follow each other on the device) or "resident" (all stay). `step` is one guided step's work."""
+    """Everything counted of one job on one model in the plan's `dtype` and `formats`. `placement` is "sequential" (as
+    `cosmos3 run`: text tower, media tower and VAE follow each other on the device) or "resident" (all stay). `step` is
+    one guided step's work."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
     job: Job
     dtype: str
+    formats: Mapping[str, str] = field(default_factory=dict)
     placement: str = "sequential"
 
     @property
@@ -412,7 +480,7 @@ class Estimate:
     def stages(self) -> tuple[Stage, ...]:
         """In the order in which they run, named as the progress display names them."""
         c, job, size = self.config, self.job, WIDTH[self.dtype]
-        parts = weights(c, self.vae, self.dtype)
+        parts = weights(c, self.vae, self.dtype, self.formats.get("pack_linear", "none"))
         tokens, longest = job.tokens(c.latent_patch_size), max(job.texts)
         kv = und_kv_bytes(c, sum(job.texts), self.dtype)
         frames, height, width = job.latent
@@ -442,14 +510,20 @@ class Estimate:
     def step(self, guided: bool) -> list[Work]:
         """One solver step."""
         tokens, texts = self.job.tokens(self.config.latent_patch_size), self.job.texts if guided else self.job.texts[:1]
-        return [part for text in texts for part in forward_work(self.config, tokens, text, self.dtype)]
+        return [
+            work for text in texts for work in forward_work(self.config, tokens, text, self.dtype, formats=self.formats)
+        ]
 
     @property
     def parts(self) -> dict[str, list[Work]]:
         """The run's work by stage."""
         job, guided = self.job, self.job.guided_steps
         parts = {
-            "read prompts": [w for n in job.texts for w in forward_work(self.config, n, 0, self.dtype, causal=True)],
+            "read prompts": [
+                work
+                for tokens in job.texts
+                for work in forward_work(self.config, tokens, 0, self.dtype, causal=True, formats=self.formats)
+            ],
             "steps": guided * self.step(True) + (job.steps - guided) * self.step(False),
             "decode": [decode_work(self.vae, job, self.dtype)],
         }
@@ -457,11 +531,12 @@ class Estimate:
 
     def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:
         """By stage, with "step" (the slowest kind of step) and "total"; loading is not in it. None where the device's
-        ceiling for the dtype is not known."""
-        if ceiling is None or self.dtype not in ceiling.tflops:
+        ceiling is not known for the dtype or a format."""
+        rates = {work.rate for stage in self.parts.values() for work in stage}
+        if ceiling is None or not rates <= set(ceiling.tflops):
             return None
-        stages = {name: sum(w.seconds(ceiling, self.dtype) for w in work) for name, work in self.parts.items()}
-        step = sum(w.seconds(ceiling, self.dtype) for w in self.step(self.job.guided_steps > 0))
+        stages = {name: sum(w.seconds(ceiling) for w in work) for name, work in self.parts.items()}
+        step = sum(w.seconds(ceiling) for w in self.step(self.job.guided_steps > 0))
         return stages | {"step": step, "total": sum(stages.values())}
 
 
@@ -473,19 +548,40 @@ class Change:
     estimate: Estimate
 
 
-def nearest(estimate: Estimate, memory: int) -> list[Change]:
-    """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the next smaller
-    size, the longest clip; the latter two with a tile if that alone is not enough. Empty if nothing does."""
-    if max(stage.least for stage in estimate.stages) > memory:
-        return []
-    job = estimate.job
+def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> list[Change]:
+    """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the widest of the
+    weights' `formats`, the next smaller size, the longest clip; each after the first with a tile if it takes one, and
+    the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does."""
+    job, widest_first = estimate.job, _widest_first(estimate, formats)
     tiled = _fitting(estimate, {}, memory, _tilings(job))
-    found = [tiled]
-    for kind in (_sizes(job), _lengths(job)):
+    quantized = (_fitting(changed, {}, memory, _tilings(job)) for changed in widest_first)
+    found = [tiled, next(filter(None, quantized), None)]
+    bases = [base for base in (estimate, *widest_first[-1:]) if max(stage.least for stage in base.stages) <= memory]
+    for kind in (_sizes(job), _lengths(job)) if bases else ():
         tilings = [] if tiled else _tilings(job)
-        fitting = (_fitting(estimate, values, memory, tilings) for values in kind)
+        fitting = (_fitting(bases[0], values, memory, tilings) for values in kind)
         found.append(next(filter(None, fitting), None))
     return [change for change in found if change]
+
+
+def fitting_tile(estimate: Estimate, memory: int) -> int | None:
+    """The largest tile with which the decode fits in `memory` bytes; None where whole frames do, or no tile does."""
+    for tile in (None, *(tiling["tile"] for tiling in _tilings(estimate.job))):
+        tiled = replace(estimate, job=replace(estimate.job, tile=tile))
+        if tiled.stages[-1].peak <= memory:
+            return tile
+    return None
+
+
+def _widest_first(estimate: Estimate, formats: Sequence[str]) -> list[Estimate]:
+    """The job in each of these formats of the weights that is narrower than the one it has."""
+
+    def width(format: str) -> float:
+        return weight_bytes(estimate.dtype, format, estimate.config.hidden_size)
+
+    now = width(estimate.formats.get("pack_linear", "none"))
+    narrower = sorted((name for name in formats if width(name) < now), key=width, reverse=True)
+    return [replace(estimate, formats={**estimate.formats, "pack_linear": name}) for name in narrower]
 
 
 def _fitting(
@@ -499,7 +595,7 @@ def _fitting(
     for tile in ({}, *(tile for tile in tilings if tile["tile"] < larger_side)):
         tiled = replace(changed, job=replace(changed.job, **tile))
         if tiled.peak <= memory:
-            return Change(_options({**values, **tile}), tiled)
+            return Change(_options({**values, **tile, **changed.formats}), tiled)
     return None
 
 
@@ -534,6 +630,8 @@ def _lengths(job: Job) -> list[dict[str, Any]]:
 
 def _options(values: Mapping[str, Any]) -> str:
     options = []
+    if "pack_linear" in values:
+        options.append(f"--format {values['pack_linear']}")
     if "width" in values:
         options.append(f"--size {values['width']}x{values['height']}")
     if "frames" in values:
@@ -544,7 +642,7 @@ def _options(values: Mapping[str, Any]) -> str:
 
 
 def ceiling_of(backend: Backend, device: Device) -> Ceiling | None:
-    """What this device can do at most: the entry whose key is part of its name, else the one for its architecture.
+    """What this device can do at most: the entry whose key ends its name, else the one for its architecture.
     None where nothing is known; a relative's numbers would be a guess."""
-    by_name = (ceiling for key, ceiling in backend.ceilings.items() if key in device.name)
+    by_name = (ceiling for key, ceiling in backend.ceilings.items() if device.name.endswith(key))
     return next(by_name, backend.ceilings.get(device.arch))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points, version
 from typing import Any
 
 from .. import reference
-from ..contract import OPS, Ask, Backend, Device, InputError, Kernel, Ops, RunError, Unavailable
+from ..contract import FORMATTED, OPS, Ask, Backend, Device, InputError, Kernel, Ops, RunError, Unavailable
 from .discovery import BUILT_IN, conflict, extras, installed, load, pip_install, probe, reason_of
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -17,19 +17,27 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Want:
-    """What the user and the model ask of a device. `kernels` names rows by op; other ops are "auto"."""
+    """What the user and the model ask of a device. `kernels` names rows by op; other ops are "auto". `formats` names
+    quantization formats by op, of those in `FORMATTED`."""
 
     dtype: str
     heads: int
     kv_heads: int
     head_dim: int
-    kernels: dict[str, str] = field(default_factory=dict)
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: Any, dtype: str, kernels: dict[str, str] | None = None) -> Want:
+    def of(
+        cls,
+        config: Any,
+        dtype: str,
+        kernels: Mapping[str, str] | None = None,
+        formats: Mapping[str, str] | None = None,
+    ) -> Want:
         """What running a transformer of this config takes."""
         heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        return cls(dtype, *heads, kernels or {})
+        return cls(dtype, *heads, kernels or {}, formats or {})
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Choice:
-    """The row that serves an op."""
+    """The row that serves an op, in a quantization format or "none"."""
 
     op: str
     kernel: Kernel
     named: bool
+    format: str = "none"
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,21 @@ class Plan:
     dtype: str
     choices: tuple[Choice, ...]
     refusals: tuple[Refusal, ...]
+    kept: tuple[Choice, ...] = ()
+    """For each op with a format, the row that serves the parts of the model which are never quantized."""
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """Quantization formats by op, where there is one."""
+        return {choice.op: choice.format for choice in self.choices if choice.format != "none"}
 
     def build_ops(self) -> Ops:
         """Import and build the chosen kernels. Raises RunError where a kernel that declared it can serve does not."""
         return Ops(**{choice.op: self._build(choice) for choice in self.choices})
+
+    def build_kept(self, ops: Ops) -> Ops:
+        """The built `ops` as the parts of the model that are never quantized have them."""
+        return replace(ops, **{choice.op: self._build(choice) for choice in self.kept})
 
     def _build(self, choice: Choice) -> Any:
         try:
@@ -96,6 +116,8 @@ class Plan:
             "device": vars(self.device) | {"versions": dict(self.device.versions)},
             "dtype": self.dtype,
             "kernels": {choice.op: choice.kernel.name for choice in self.choices},
+            "formats": self.formats,
+            "kept": {choice.op: choice.kernel.name for choice in self.kept},
             "named": sorted(choice.op for choice in self.choices if choice.named),
             "refused": [vars(refusal) for refusal in self.refusals],
         }
@@ -188,20 +210,47 @@ def resolve(want: Want, backend: Backend, device: Device) -> Plan:
     if want.dtype not in DTYPES:
         raise InputError(f"dtype {want.dtype!r}", "weights are not run in it", f"Dtypes are {', '.join(DTYPES)}")
     _check_ops(want.kernels)
+    _check_formats(want.formats, backend)
     choices: list[Choice] = []
     refusals: list[Refusal] = []
     for op in OPS:
-        ask = Ask(
-            op=op, device=device, dtype=want.dtype, heads=want.heads, kv_heads=want.kv_heads, head_dim=want.head_dim
-        )
+        ask = _ask(op, want, device, want.formats.get(op, "none"))
         choices.append(_choose(ask, backend, want.kernels.get(op), refusals))
-    return Plan(backend, device, want.dtype, tuple(choices), tuple(refusals))
+    quantized = [choice.op for choice in choices if choice.format != "none"]
+    kept = tuple(_choose(_ask(op, want, device, "none"), backend, None, []) for op in quantized)
+    return Plan(backend, device, want.dtype, tuple(choices), tuple(refusals), kept)
+
+
+def why_not(kernel: Kernel, want: Want, device: Device) -> str | None:
+    """Why this row cannot serve the wish on this device, or None; in the first of the formats that it is for."""
+    return _reason_against(kernel, _ask(kernel.op, want, device, kernel.formats[0]))
+
+
+def _ask(op: str, want: Want, device: Device, format: str) -> Ask:
+    heads = {"heads": want.heads, "kv_heads": want.kv_heads, "head_dim": want.head_dim}
+    return Ask(op=op, device=device, dtype=want.dtype, format=format, **heads)
 
 
 def _check_ops(kernels: Mapping[str, str]) -> None:
     for op in kernels:
         if op not in OPS:
             raise InputError(f"a kernel for {op!r}", "there is no such op", f"Ops are {', '.join(OPS)}")
+
+
+def formats_of(backend: Backend, op: str) -> list[str]:
+    """The quantization formats that rows of a backend declare for an op, in the rows' order, "none" left out."""
+    return [name for name in dict.fromkeys(f for row in rows(backend, op) for f in row.formats) if name != "none"]
+
+
+def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
+    for op, name in formats.items():
+        asked = f"--format {op}={name}"
+        if op not in FORMATTED:
+            raise InputError(asked, f"{op} is not quantized", f"Ops with a format are {', '.join(FORMATTED)}")
+        known = formats_of(backend, op)
+        if name != "none" and name not in known:
+            then = f"It has {', '.join(known)}" if known else "Leave --format out, or choose another --backend"
+            raise InputError(asked, f"no {op} kernel of {backend.name} has that format", then)
 
 
 def _choose(ask: Ask, backend: Backend, named: str | None, refusals: list[Refusal]) -> Choice:
@@ -211,16 +260,18 @@ def _choose(ask: Ask, backend: Backend, named: str | None, refusals: list[Refusa
         candidates = [kernel for kernel in candidates if kernel.name == named]
         if not candidates:
             raise InputError(f"--kernel {ask.op}={named}", "no such kernel", f"{backend.name} has {', '.join(known)}")
+    else:  # a row for another format only is no refusal worth telling
+        candidates = [kernel for kernel in candidates if ask.format in kernel.formats]
     refused = []
     for kernel in candidates:
         reason = _reason_against(kernel, ask)
         if reason is None:
             refusals += refused
-            return Choice(ask.op, kernel, named is not None)
+            return Choice(ask.op, kernel, named is not None, ask.format)
         refused.append(Refusal(ask.op, kernel.name, reason))
     reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in refused)
-    asked = f"--kernel {ask.op}={named}" if named else f"an {ask.op} kernel of backend {backend.name}"
-    raise InputError(asked, reasons, "Choose another kernel, dtype or backend")
+    asked = f"--kernel {ask.op}={named}" if named else f"--format {ask.op}={ask.format}"
+    raise InputError(asked, reasons, "Choose another kernel, format, dtype or backend")
 
 
 def _reason_against(kernel: Kernel, ask: Ask) -> str | None:

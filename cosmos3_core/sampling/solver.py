@@ -1,6 +1,8 @@
 """Noise schedules and the solvers that follow them: diffusers' UniPC and flow-match Euler behind one small class.
 
 Spec sections 4.5 and 4.6. The update is elementwise, so one solver steps all modalities as a single flat fp32 vector.
+UniPC's is also linear with coefficients that depend on the schedule alone: they are read off diffusers' scheduler once,
+and a step is then one small matrix product, which never makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -43,32 +45,46 @@ class Solver:
             self.scheduler.set_timesteps(steps, sigmas=base)
         # Without this the first step is looked up by its timestep, which is off by one where two timesteps coincide.
         self.scheduler.set_begin_index(0)
-        self.stochastic = schedule == "distilled"
         self.timesteps: list[float] = self.scheduler.timesteps.tolist()
         self.sigmas: list[float] = self.scheduler.sigmas.tolist()
+        self.update = None if schedule == "distilled" else _update(self.scheduler)
+        self.memory: Tensor | None = None
 
     def step(self, velocity: Tensor, x: Tensor, index: int, stream: torch.Generator) -> Tensor:
         """x at sigmas[index] to x at sigmas[index + 1]; flat fp32 vectors. `stream` feeds the stochastic sampler."""
-        extra = {"generator": stream} if self.stochastic else {}
-        # The solver's einsum wants a batch axis.
-        return self.scheduler.step(
-            velocity[None], self.scheduler.timesteps[index], x[None], return_dict=False, **extra
-        )[0][0]
-
-    _HISTORY = ("last_sample", "lower_order_nums", "this_order", "_step_index")
+        if self.update is None:
+            timestep = self.scheduler.timesteps[index]
+            return self.scheduler.step(velocity, timestep, x, return_dict=False, generator=stream)[0]
+        if self.memory is None:
+            self.memory = x.new_zeros(self.update.shape[1] - 1, len(x))
+        self.update = self.update.to(x.device)
+        known = torch.cat((x[None], self.memory, velocity[None]))
+        x, self.memory = (self.update[index] @ known).split([1, len(self.memory)])
+        return x[0]
 
     def history(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """What the solver remembers between steps, as (tensors, numbers); `restore` takes it back."""
-        values: dict[str, Any] = {name: getattr(self.scheduler, name, None) for name in self._HISTORY}
-        for i, output in enumerate(getattr(self.scheduler, "model_outputs", ())):
-            values[f"model_output.{i}"] = output
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        return tensors, {name: value for name, value in values.items() if isinstance(value, int)}
+        if self.update is None:
+            return {}, {"step_index": self.scheduler.step_index}
+        return ({} if self.memory is None else {"memory": self.memory}), {}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
         """Continue from another solver's `history` on the same schedule."""
-        for name, value in (tensors | numbers).items():
-            if name.startswith("model_output."):
-                self.scheduler.model_outputs[int(name.partition(".")[2])] = value
-            else:
-                setattr(self.scheduler, name, value)
+        self.memory = tensors.get("memory")
+        if self.update is None:
+            self.scheduler.set_begin_index(numbers["step_index"])
+
+
+def _update(scheduler: Any) -> Tensor:
+    """UniPC's steps as matrices [steps, R, R + 1], fp32: from the rows x, last sample, model outputs (oldest first) and
+    velocity to all but the velocity as they are after the step. Found by stepping on unit vectors."""
+    order = scheduler.config.solver_order
+    x, last, *outputs, velocity = torch.eye(order + 3, dtype=torch.float64).unsqueeze(1)  # a batch axis of one
+    nothing, steps = torch.zeros_like(x), []
+    for i, timestep in enumerate(scheduler.timesteps):
+        if i:
+            scheduler.last_sample, scheduler.model_outputs = last, list(outputs)
+        after = scheduler.step(velocity, timestep, x, return_dict=False)[0]
+        rows = (after, scheduler.last_sample, *scheduler.model_outputs)
+        steps.append(torch.cat([nothing if row is None else row for row in rows]))
+    return torch.stack(steps).float()

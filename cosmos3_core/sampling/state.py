@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
 
 
+def views(flat: Tensor, items: Sequence[Item]) -> list[Tensor]:
+    """Views of all items' elements as one vector, one per item, in its latent's shape."""
+    sizes = [torch.Size(item.shape).numel() for item in items]
+    return [part.view(item.shape) for part, item in zip(flat.split(sizes), items, strict=True)]
+
+
 @dataclass
 class State:
     """`x` is all items' latents as one flat fp32 vector on the device; `index` the next step.
 
     `guided` and `cond` are the branches for steps with and without guidance (each a list of what runs in one pass).
     `pinned` marks elements of clean frames and `clean` holds their values, both flat; None when nothing is conditioned.
-    `noise` is the initial noise per item, on the host. `stream` is the request's random stream.
+    `noise` is the initial noise per item, on the host. `stream` is the request's random stream. `passes` are the
+    branches' forward passes as they are run, by the branches' identity: they hold the tower, until `finish`.
     """
 
     request: Request
@@ -37,6 +45,7 @@ class State:
     pinned: Tensor | None = None
     clean: Tensor | None = None
     index: int = 0
+    passes: dict[int, Callable[[Tensor, Tensor], list[Tensor]]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -48,8 +57,7 @@ class State:
 
     def latents(self) -> list[Tensor]:
         """Views of `x`, one per item, in its latent's shape."""
-        sizes = [torch.Size(item.shape).numel() for item in self.items]
-        return [part.view(item.shape) for part, item in zip(self.x.split(sizes), self.items, strict=True)]
+        return views(self.x, self.items)
 
     def pin(self) -> None:
         """Put the conditioned frames back. UniPC keeps them to rounding; a stochastic sampler does not."""

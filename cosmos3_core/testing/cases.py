@@ -22,9 +22,21 @@ MULTIPLE = 2.0
 """A kernel may lose this many times what eager torch loses in the same dtype on the same inputs."""
 FLOOR = {"float32": 2e-6, "bfloat16": 5e-4, "float16": 6e-5}
 """And this on top, relative: eager is at times exact by luck, and another order of summation is no fault."""
-FORMATS = {"none": 0.0, "int8": 0.025, "fp8": 0.06, "mxfp8": 0.06, "nvfp4": 0.2, "mxfp4": 0.25}
+FORMATS = {
+    "none": 0.0,
+    "int8": 0.025,
+    "fp8": 0.06,
+    "mxfp8": 0.065,
+    "nvfp4": 0.2,
+    "mxfp4": 0.25,
+    "nvfp4a16": 0.145,
+    "mxfp4a16": 0.175,
+    "w4a16": 0.155,
+}
 """Relative error a quantization format may add to a product of normally distributed weights and activations: about
-1.5 times what rounding both operands with one scale per row (int8, fp8) or per block costs."""
+1.5 times what `quant`'s own rounding of them costs."""
+WORST_ROW = 1.5
+"""What a format may add to the worst of thousands of rows, as a multiple of what it may add to all of them."""
 LSE_ABSOLUTE = 1e-3
 """Absolute error of a log-sum-exp: one part in a thousand in the weight of a segment when partial results merge."""
 
@@ -54,9 +66,9 @@ def check(found: Tensor, exact: Tensor, eager: Tensor, dtype: str, allowed: floa
     assert found.shape == eager.shape, f"the shape is {list(found.shape)}, not {list(eager.shape)}"
     assert found.dtype == eager.dtype, f"the dtype is {found.dtype}, not {eager.dtype}"
     ours, eagers = Loss.of(found, exact), Loss.of(eager, exact)
-    for part in ("whole", "row"):
+    for part, share in (("whole", 1.0), ("row", WORST_ROW)):
         loss, lost = getattr(ours, part), getattr(eagers, part)
-        bound = MULTIPLE * lost + FLOOR[dtype] + allowed
+        bound = MULTIPLE * lost + FLOOR[dtype] + share * allowed
         # Written so that NaN fails.
         assert loss <= bound, (
             f"relative error of the {part} is {loss:.2e}; eager {dtype} has {lost:.2e}, bound {bound:.2e}"
@@ -190,6 +202,32 @@ def rope_inputs(
     return [(q, weights[0]), (k, weights[1]), (k, None)], angles.cos().to(**cast), angles.sin().to(**cast)
 
 
+def silu_inputs(dtype: str, device: str = "cpu", width: int = 256) -> tuple[Tensor, Tensor]:
+    """x_MI, weight_I: 77 rows as a convolution leaves them, from small to large, the third all zeros."""
+    x = normal(77, width, seed=1) * torch.logspace(-3, 2, 77).unsqueeze(1)
+    x[2] = 0
+    return tuple(t.to(device, getattr(torch, dtype)) for t in (x, 1 + 0.5 * normal(width, seed=2)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A function to capture: three launches that depend on one another, on its inputs, and on a weight that it holds.
+    Steps of two seeds hold two weights."""
+
+    weight: Tensor
+
+    @classmethod
+    def of(cls, dtype: str, device: str, seed: int = 1) -> Step:
+        return cls((normal(64, 64, seed=seed) / 8).to(device, getattr(torch, dtype)))
+
+    def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        mixed = x @ self.weight + y
+        return [mixed, mixed.sigmoid() * x]
+
+    def input(self, seed: int) -> list[Tensor]:
+        return [normal(33, 64, seed=seed + i).to(self.weight) for i in (100, 200)]
+
+
 def wider(value: Any, dtype: torch.dtype = torch.float32) -> Any:
     """Tensors, and lists and tuples of them, in another dtype."""
     if isinstance(value, Tensor):
@@ -211,6 +249,12 @@ def job(kernel: Kernel, op: Any, device: str) -> list[Tensor]:
         return list(op(x, weight, eps=1e-6, residual_MI=residual))
     if kernel.op == "norm_rope":
         return list(op(*rope_inputs(dtype, device), eps=1e-6))
+    if kernel.op == "norm_silu":
+        return [op(*silu_inputs(dtype, device))]
+    if kernel.op == "capture":
+        step = Step.of(dtype, device)
+        captured = op(step)
+        return [t.clone() for seed in range(4) for t in captured(*step.input(seed))]
     return [op(norm_inputs(dtype, device)[0].clone(), activation=name) for name in ("silu", "relu2")]
 
 

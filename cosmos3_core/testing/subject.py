@@ -7,13 +7,13 @@ import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..contract import Device, InputError, Kernel, Unavailable
-from ..plan import Want, discovery, resolve
+from ..contract import Device, Kernel, Unavailable
+from ..plan import Want, discovery
+from ..plan.resolve import why_not
 
 
 class Subject:
@@ -40,14 +40,7 @@ class Subject:
             return self.device
         key = (kernel.op, kernel.name, dtype)
         if key not in self._reasons:
-            want = Want(dtype, heads=32, kv_heads=8, head_dim=128, kernels={kernel.op: kernel.name})
-            # Formats are the kit's to go through, and a wish for a device holds none yet.
-            row = replace(kernel, formats=("none", *kernel.formats))
-            try:
-                resolve(want, replace(self.backend, kernels=(row,)), self.device)
-                self._reasons[key] = None
-            except InputError as error:
-                self._reasons[key] = error.found
+            self._reasons[key] = why_not(kernel, Want(dtype, heads=32, kv_heads=8, head_dim=128), self.device)
         return self._reasons[key]
 
     @cached_property

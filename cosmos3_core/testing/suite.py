@@ -10,20 +10,23 @@ import gc
 import inspect
 from dataclasses import replace
 from functools import cache
+from math import prod
 
 import pytest
 import torch
 
 from .. import contract
-from ..contract import OPS, Ask, Device, InputError, Unavailable
-from ..model.config import TransformerConfig
+from ..contract import FORMATTED, OPS, Ask, Device, InputError, Unavailable
+from ..model.config import VAE_SUPPORTED, TransformerConfig
 from ..model.packing import Item, Packing
 from ..model.transformer import GenerationTower, UnderstandingTower
+from ..model.vae import VideoVAE
 from ..model.weights import generation_slots, load_slots, understanding_slots
 from ..plan import Want, resolve
+from ..plan.resolve import formats_of
 from ..reference import ops as reference
 from . import cases
-from .cases import check, normal, same_bits, wider
+from .cases import Loss, check, normal, same_bits, wider
 from .subject import live_bytes, row_id
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,6 +36,8 @@ PROTOCOLS = {
     "rms_norm": contract.RmsNorm,
     "norm_rope": contract.NormRope,
     "gate": contract.Gate,
+    "norm_silu": contract.NormSilu,
+    "capture": contract.Capture,
 }
 
 
@@ -344,6 +349,129 @@ def test_silu_is_on_the_first_half(kernel, dtype, op, device):
     assert abs(found - 20) < 0.1, f"gate 20 and up 1 give {found:.2f}"
 
 
+# Norm and activation ---------------------------------------------------------------------------------------------
+
+
+@over("norm_silu")
+@pytest.mark.parametrize("width", [1024, 256, 96])
+def test_norm_silu_parity(kernel, dtype, op, device, width):
+    """Rows over five orders of magnitude, and one of zeros, which stays one."""
+    x, weight = cases.silu_inputs(dtype, width=width)
+    found = op(x.to(device), weight.to(device))
+    check(found, reference.norm_silu(x.float(), weight.float()), reference.norm_silu(x, weight), dtype)
+    assert not found[2].any(), "a row of zeros does not give zeros"
+
+
+@over("norm_silu")
+@pytest.mark.parametrize("residual", [False, True], ids=["bias", "both"])
+def test_norm_silu_adds_first(kernel, dtype, op, device, residual):
+    """The bias and the residual are part of what is normed; with a residual the sum takes x's place."""
+    x, weight = cases.silu_inputs(dtype)
+    bias, rest = (4 * cases.normal(*shape, seed=3).to(x.dtype) for shape in ((256,), (77, 256)))
+    terms = {"bias_I": bias} | ({"residual_MI": rest} if residual else {})
+    total = x.float() + bias.float() + (rest.float() if residual else 0)
+    given = x.to(device)
+    found = op(given, weight.to(device), **{name: term.to(device) for name, term in terms.items()})
+    check(found, reference.norm_silu(total, weight.float()), reference.norm_silu(total.to(x.dtype), weight), dtype)
+    if residual:
+        assert Loss.of(given.cpu(), total).whole < 2 * Loss.of(total.to(x.dtype), total).whole + 1e-6, (
+            "x does not hold the sum"
+        )
+
+
+@over("norm_silu")
+def test_norm_silu_writes_where_it_is_told(kernel, dtype, op, device):
+    """Into rows of a larger tensor, and nothing around them."""
+    x, weight = cases.silu_inputs(dtype, device)
+    padded = torch.full((90, 256), 7.0, device=device, dtype=x.dtype)
+    out = padded[5:82]
+    found = op(x, weight, out_MI=out)
+    assert found.data_ptr() == out.data_ptr() and found.shape == out.shape, "the result is not out_MI"
+    assert torch.equal(out, op(x, weight)), "out_MI does not hold what is returned without it"
+    assert bool((padded[:5] == 7).all() and (padded[82:] == 7).all()), "rows around out_MI are overwritten"
+
+
+# Capture ---------------------------------------------------------------------------------------------------------
+
+
+def _same(found, expected) -> bool:
+    """Up to what another choice of matrix kernel may change."""
+    return all(Loss.of(a, b.cpu()).whole < 0.02 for a, b in zip(found, expected, strict=True))
+
+
+@over("capture")
+def test_capture_follows_its_inputs(kernel, dtype, op, device):
+    """New tensors in each call, then the same tensors with other contents, then what the last call returned."""
+    step = cases.Step.of(dtype, device)
+    captured = op(step)
+    for seed in range(5):
+        given = step.input(seed)
+        assert _same(captured(*given), step(*given)), f"call {seed + 1} does not give what the function gives"
+    for _ in range(2):
+        given[0].mul_(-1)
+        assert _same(captured(*given), step(*given)), "inputs changed in place are not seen"
+    ours, theirs = given, given
+    for _ in range(2):
+        ours, theirs = captured(*ours), step(*theirs)
+    assert _same(ours, theirs), "results do not serve as inputs"
+
+
+@over("capture")
+def test_captures_are_apart(kernel, dtype, op, device):
+    """Two functions with inputs of the same shapes, called by turns: the same kernels with other weights."""
+    steps = [cases.Step.of(dtype, device, seed) for seed in (1, 2)]
+    captured = [op(step) for step in steps]
+    for seed in range(4):
+        found = [ours(*step.input(seed)) for ours, step in zip(captured, steps, strict=True)]
+        for ours, step in zip(found, steps, strict=True):
+            assert _same(ours, step(*step.input(seed))), "a captured function gives what another should"
+
+
+@over("capture")
+@pytest.mark.parametrize("run", [1, 2])
+def test_capture_raises_what_its_function_raises(kernel, dtype, op, device, run):
+    """Whenever it runs the function, for the first time or to record it; what is captured after that works."""
+    step, runs = cases.Step.of(dtype, device), 0
+
+    def fails(x, y):
+        nonlocal runs
+        results, runs = step(x, y), runs + 1
+        if runs == run:
+            raise LookupError("on purpose")
+        return results
+
+    captured, raised = op(fails), []
+    for seed in range(3):
+        try:
+            captured(*step.input(seed))
+        except Exception as error:
+            raised.append(error)
+    expected = [LookupError] if runs >= run else []
+    assert [type(error) for error in raised] == expected, f"the function raised {expected}, the callable {raised}"
+    captured = op(step)
+    for seed in range(3):
+        assert _same(captured(*step.input(seed)), step(*step.input(seed))), "nothing can be captured after a failure"
+
+
+@over("capture")
+def test_capture_gives_its_memory_back(kernel, dtype, op, device):
+    """All of it, with the callable: whoever captures anew for every request must not run out."""
+
+    step = cases.Step.of(dtype, device)
+
+    def use(calls: int) -> None:
+        captured = op(step)
+        for seed in range(calls):
+            captured(*step.input(seed))
+
+    use(3)
+    before = live_bytes(device)
+    for calls in (1, 2, 4):
+        use(calls)
+        kept = live_bytes(device) - before
+        assert kept <= 0, f"{kept} bytes outlive a callable that was called {calls} times"
+
+
 # A row among others ----------------------------------------------------------------------------------------------
 
 
@@ -357,12 +485,12 @@ def test_inputs_are_left_alone(kernel, op, device):
         tensors = _tensors([arguments, *options.values()])
         kept.extend((tensor, tensor.clone()) for tensor in tensors)
         found = op(*arguments, **options)
-        return spy_linear(found) if kernel.op == "pack_linear" else found
+        return spy_made(found) if kernel.op in ("pack_linear", "capture") else found
 
-    def spy_linear(linear):
-        def call(x):
-            kept.append((x, x.clone()))
-            return linear(x)
+    def spy_made(made):
+        def call(*arguments):
+            kept.extend((tensor, tensor.clone()) for tensor in arguments)
+            return made(*arguments)
 
         # The weight is the packed form's from now on: only what is multiplied by it has to stay.
         kept.clear()
@@ -445,7 +573,9 @@ CONFIGS = {
 }
 
 
-def _velocities(config: TransformerConfig, ops, device: str, dtype: str) -> torch.Tensor:
+def _velocities(
+    config: TransformerConfig, ops, device: str, dtype: str, format: str = "none", kept: contract.Ops | None = None
+) -> torch.Tensor:
     """One step of both guidance branches, flat, on random weights: norms near 1, the rest of a trained size."""
 
     def read(names):
@@ -456,8 +586,9 @@ def _velocities(config: TransformerConfig, ops, device: str, dtype: str) -> torc
     weights = []
     for slots in (understanding_slots(config), generation_slots(config)):
         shapes = {name: shape for slot in slots for name, shape in slot.tensors().items()}
-        weights.append(load_slots(slots, read, ops, device, getattr(torch, dtype)))
-    understanding, generation = UnderstandingTower(config, ops, weights[0]), GenerationTower(config, ops, weights[1])
+        weights.append(load_slots(slots, read, ops, device, getattr(torch, dtype), format, kept))
+    understanding = UnderstandingTower(config, kept or ops, weights[0])
+    generation = GenerationTower(config, ops, weights[1], kept)
     texts = [understanding.prefill([token % 64 for token in range(3, 3 + 7 * length)]) for length in (11, 2)]
     items = (Item("vision", (config.latent_channel, 3, 10, 7), clean=(0,)),)
     branches = generation.branches(Packing(items, config, device), texts)
@@ -484,6 +615,72 @@ def test_transformer_step_parity(subject, device, dtype, config):
     with torch.inference_mode():
         eager = _velocities(config, EAGER, "cpu", dtype)
         check(_velocities(config, ops, device, dtype), _exact_velocities(config), eager, dtype)
+
+
+@pytest.mark.parametrize("of", FORMATTED)
+def test_transformer_step_in_every_format(subject, device, of):
+    """The same in each format that rows of this op declare: what is kept is kept, what is quantized fits together."""
+    formats = formats_of(subject.backend, of)
+    if not formats:
+        pytest.skip(f"no row of {of} declares a quantization format")
+    with torch.inference_mode():
+        eager = _velocities(SMALL, EAGER, "cpu", "bfloat16")
+        for format in formats:
+            try:
+                plan = resolve(Want.of(SMALL, "bfloat16", formats={of: format}), subject.backend, subject.device)
+            except InputError:
+                continue  # the rows' own tests tell why
+            ops = plan.build_ops()
+            found = _velocities(
+                SMALL, ops, device, "bfloat16", plan.formats.get("pack_linear", "none"), plan.build_kept(ops)
+            )
+            # Two layers with a residual stream around them lose about what one product does.
+            check(found, _exact_velocities(SMALL), eager, "bfloat16", cases.FORMATS[format])
+
+
+VAE = {
+    "base_dim": 8,
+    "decoder_base_dim": 16,
+    "z_dim": 4,
+    "num_res_blocks": 1,
+    "latents_mean": [0.1, -0.2, 0.3, 0.0],
+    "latents_std": [0.5, 1.0, 1.5, 0.8],
+    **VAE_SUPPORTED,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 16,
+}
+
+
+def _frames(ops, device: str, dtype: str, tile: int | None) -> torch.Tensor:
+    """Three latent frames of 5 x 6 decoded on random weights, [F, H, W, 3] in 0 to 255."""
+    tensors = (
+        (
+            name,
+            1 + 0.2 * normal(*shape, seed=i)
+            if "norm" in name
+            else normal(*shape, seed=i) / max(1, prod(shape[1:])) ** 0.5,
+        )
+        for i, (name, shape) in enumerate(VideoVAE.names(VAE, "the kit's VAE").items())
+    )
+    options = {"encoder": False, "source": "the kit's VAE", "device": device, "dtype": getattr(torch, dtype)}
+    vae = VideoVAE.load(VAE, tensors, ops, **options)
+    return torch.cat([*vae.decode(normal(4, 3, 5, 6, seed=1), tile)]).float()
+
+
+@pytest.mark.parametrize("tile", [None, 64], ids=["whole", "tiles"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vae_decode_parity(subject, device, dtype, tile):
+    """Frames decoded whole, and in tiles: their seams are where the reference's are, and blended alike."""
+    try:
+        ops = resolve(Want.of(SMALL, dtype), subject.backend, subject.device).build_ops()
+    except InputError as error:
+        pytest.skip(str(error))
+    eager, exact = (_frames(EAGER, "cpu", name, tile) for name in (dtype, "float32"))
+    found = _frames(ops, device, dtype, tile)
+    assert found.shape == exact.shape == (9, 80, 96, 3)
+    # Levels of 256: a rounding that goes the other way is one of them.
+    ours, theirs = ((frames - exact).square().mean().sqrt() for frames in (found, eager))
+    assert ours <= cases.MULTIPLE * theirs + 0.05, f"{ours:.2f} levels from the truth; eager {dtype} is {theirs:.2f}"
 
 
 TESTS = tuple(name for name in dict(globals()) if name.startswith("test_"))

@@ -1,4 +1,4 @@
-"""Attention on NVIDIA GPUs: torch's cuDNN and FlashAttention-2 kernels, and FlashAttention-3.
+"""Attention on NVIDIA GPUs: torch's cuDNN and FlashAttention-2 kernels, and FlashAttention-4.
 
 torch's operators are called by name rather than through scaled_dot_product_attention: that one may pick another kernel
 than the plan printed, and returns no log-sum-exp. All take fewer key heads than query heads as they come.
@@ -35,16 +35,15 @@ def sdpa_flash(
     return out_BHSD.transpose(1, 2), lse_BHS if want_lse else None
 
 
-def build_fa3() -> Attention:
-    """FlashAttention-3 as the package fa3-fwd publishes it."""
-    from fa3_fwd_interface import flash_attn_func
+def build_fa4() -> Attention:
+    """FlashAttention-4 as the package flash-attn-4 publishes it."""
+    from flash_attn.cute import flash_attn_func
 
-    def fa3(
+    def fa4(
         q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
-        # `return_attn_probs` is its name for returning the log-sum-exp.
-        found = flash_attn_func(q_BSHD, k_BTKD, v_BTKD, causal=causal, return_attn_probs=want_lse)
-        return found if want_lse else (found, None)
+        out_BSHD, lse_BHS = flash_attn_func(q_BSHD, k_BTKD, v_BTKD, causal=causal, return_lse=want_lse)
+        return out_BSHD, lse_BHS if want_lse else None
 
-    return fa3
+    return fa4

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from typing import Any
+
+from cosmos3_core.contract import (
+    Ask,
+    Attention,
+    Backend,
+    Capture,
+    Ceiling,
+    Device,
+    Kernel,
+    PackLinear,
+    Unavailable,
+    hookimpl,
+)
 
 AMPERE_ON = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
+ADA_ON = AMPERE_ON[3:]
+INT8_TENSOR_CORES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_120", "sm_121")
 HALF = ("bfloat16", "float16")
 FIRST_RIGHT_CUDNN = (9, 15, 1)
 """Older ones are wrong where a sequence length is no multiple of 128 (pytorch/pytorch#169849)."""
@@ -77,9 +92,85 @@ def build_sdpa_flash(device: Device) -> Attention:
 
 
 def build_fa3(device: Device) -> Attention:
+    from .fa3 import FlashAttention3
+
+    return FlashAttention3(cudnn=cudnn_fault(device) is None, fp8=False)
+
+
+def build_fa3_fp8(device: Device) -> Attention:
+    from .fa3 import FlashAttention3
+
+    return FlashAttention3(cudnn=cudnn_fault(device) is None, fp8=True)
+
+
+def build_fa4(device: Device) -> Attention:
     from . import attention
 
-    return attention.build_fa3()
+    return attention.build_fa4()
+
+
+def build_triton_attention(device: Device) -> Attention:
+    from .triton_attention import Flash
+
+    return Flash(device.arch)
+
+
+def build_triton_int8(device: Device) -> Attention:
+    from .triton_attention import build_int8
+
+    return build_int8(device.arch)
+
+
+def build_triton_fp8(device: Device) -> Attention:
+    from .triton_attention import build_fp8
+
+    return build_fp8(device.arch)
+
+
+def row_wise(op: str, notes: str, **fields: Any) -> Kernel:
+    """A row of `fused`, Triton's one-pass kernels."""
+
+    def build(device: Device) -> Any:
+        from . import fused
+
+        return getattr(fused, f"build_{op}")(device)
+
+    return Kernel(op=op, name="triton", build=build, arch=AMPERE_ON, needs=("triton",), notes=notes, **fields)
+
+
+def quantized(name: str, formats: tuple[str, ...], notes: str, **fields: Any) -> Kernel:
+    """A row of `linear`."""
+
+    def build(device: Device) -> PackLinear:
+        from . import linear
+
+        return getattr(linear, f"build_{name.replace('-', '_')}")(device.arch)
+
+    return Kernel(op="pack_linear", name=name, build=build, formats=formats, needs=("triton",), notes=notes, **fields)
+
+
+def refuse_fp8(ask: Ask) -> str | None:
+    if ask.format == "fp8" and ask.device.arch in ("sm_80", "sm_86", "sm_87"):
+        return f"{ask.device.arch} has no products of 8-bit floats; int8 is served"
+    return None
+
+
+def build_cuda_graph(device: Device) -> Capture:
+    from .capture import build_capture
+
+    return build_capture()
+
+
+def refuse_norm_rope(ask: Ask) -> str | None:
+    if ask.head_dim < 16 or ask.head_dim & (ask.head_dim - 1):
+        return f"takes head dims that are powers of two from 16 on, not {ask.head_dim}"
+    return None
+
+
+def refuse_fa3_fp8(ask: Ask) -> str | None:
+    if ask.head_dim not in (64, 128, 256):
+        return f"takes head dims 64, 128 and 256 in FP8, not {ask.head_dim}"
+    return None
 
 
 def refuse_fa3(ask: Ask) -> str | None:
@@ -88,12 +179,31 @@ def refuse_fa3(ask: Ask) -> str | None:
     return None
 
 
-def refuse_cudnn(ask: Ask) -> str | None:
-    found = ask.device.versions.get("cudnn")
+def refuse_fa4(ask: Ask) -> str | None:
+    if ask.head_dim > 128 or ask.head_dim % 8:
+        return f"takes head dims up to 128 that are multiples of 8, not {ask.head_dim}"
+    return None
+
+
+def refuse_triton_attention(ask: Ask) -> str | None:
+    if ask.head_dim not in (64, 128):
+        return f"written for head dims 64 and 128, not {ask.head_dim}"
+    return None
+
+
+def cudnn_fault(device: Device) -> str | None:
+    """Why torch's cuDNN is not to be used for attention."""
+    found = device.versions.get("cudnn")
     if found is None:
         return "torch was built without cuDNN"
     if tuple(int(part) for part in found.split(".")) < FIRST_RIGHT_CUDNN:
         return f"cuDNN {found} is wrong at some sequence lengths (pytorch#169849); 9.15.1 or newer is needed"
+    return None
+
+
+def refuse_cudnn(ask: Ask) -> str | None:
+    if fault := cudnn_fault(ask.device):
+        return fault
     if ask.head_dim > 128 or ask.head_dim % 8:
         return f"takes head dims up to 128 that are multiples of 8, not {ask.head_dim}"
     if ask.device.arch == "sm_100" and ask.kv_heads < 8:
@@ -114,9 +224,30 @@ ROWS = (
         build=build_fa3,
         arch=("sm_90",),
         dtypes=("bfloat16",),
-        needs=("fa3_fwd_interface",),
+        needs=("fa3_fwd_interface", "triton"),
         refuse=refuse_fa3,
-        notes="FlashAttention-3 (package fa3-fwd), faster than cuDNN for video; passes the kit on one H100",
+        notes="FlashAttention-3 (package fa3-fwd), faster than cuDNN for video; below 2,048 queries it calls cuDNN",
+    ),
+    Kernel(
+        op="attention",
+        name="fa3-fp8",
+        build=build_fa3_fp8,
+        arch=("sm_90",),
+        dtypes=("bfloat16",),
+        formats=("fp8",),
+        needs=("fa3_fwd_interface", "triton"),
+        refuse=refuse_fa3_fp8,
+        notes="the media's segment in FP8, the text's and causal calls in 16 bits, merged by their log-sum-exp",
+    ),
+    Kernel(
+        op="attention",
+        name="fa4",
+        build=build_fa4,
+        arch=("sm_100", "sm_103"),
+        dtypes=HALF,
+        needs=("flash_attn.cute",),
+        refuse=refuse_fa4,
+        notes="FlashAttention-4 (package flash-attn-4), written from its signature: never run",
     ),
     Kernel(
         op="attention",
@@ -125,7 +256,7 @@ ROWS = (
         arch=AMPERE_ON,
         dtypes=HALF,
         refuse=refuse_cudnn,
-        notes="cuDNN's attention, inside torch; passes the kit on one H100",
+        notes="cuDNN's attention, inside torch",
     ),
     Kernel(
         op="attention",
@@ -134,31 +265,103 @@ ROWS = (
         arch=AMPERE_ON,
         dtypes=HALF,
         refuse=refuse_flash,
-        notes="FlashAttention-2, inside torch; passes the kit on one H100",
+        notes="FlashAttention-2, inside torch",
+    ),
+    Kernel(
+        op="attention",
+        name="triton",
+        build=build_triton_attention,
+        arch=AMPERE_ON,
+        dtypes=HALF,
+        needs=("triton",),
+        refuse=refuse_triton_attention,
+        notes="reads two segments where they lie; slower than cuDNN and FlashAttention-3 for video on an H100",
+    ),
+    Kernel(
+        op="attention",
+        name="triton-int8",
+        build=build_triton_int8,
+        arch=INT8_TENSOR_CORES,
+        dtypes=HALF,
+        formats=("int8",),
+        needs=("triton",),
+        refuse=refuse_triton_attention,
+        notes="the last segment (the media's) in int8, the others and causal calls in 16 bits; relative error 2.3e-2 "
+        "on normally distributed inputs",
+    ),
+    Kernel(
+        op="attention",
+        name="triton-fp8",
+        build=build_triton_fp8,
+        arch=ADA_ON,
+        dtypes=HALF,
+        formats=("fp8",),
+        needs=("triton",),
+        refuse=refuse_triton_attention,
+        notes="as triton-int8, with values and weights in FP8: faster, and a relative error of 3.8e-2",
+    ),
+    row_wise("rms_norm", "residual, norm and both results in one pass"),
+    row_wise("norm_rope", "all projections in one launch", refuse=refuse_norm_rope),
+    row_wise("gate", "one pass, in place"),
+    row_wise("norm_silu", "one pass, several rows to a program"),
+    quantized(
+        "scaled-mm",
+        ("fp8",),
+        "inside torch: cuBLASLt on Hopper, CUTLASS elsewhere",
+        arch=("sm_89", "sm_90", "sm_100", "sm_103"),
+        dtypes=("bfloat16",),
+    ),
+    quantized(
+        "triton-scaled-mm", ("int8", "fp8"), "scales in the epilogue", arch=AMPERE_ON, dtypes=HALF, refuse=refuse_fp8
+    ),
+    quantized(
+        "triton-a16",
+        ("w4a16", "nvfp4a16", "mxfp4a16"),
+        "few rows are multiplied with 4-bit weights as they are, many with a 16-bit copy",
+        arch=AMPERE_ON,
+        dtypes=HALF,
+    ),
+    quantized(
+        "block-scaled-mm",
+        ("mxfp8", "nvfp4"),
+        "inside torch: Blackwell's own block-scaled products; never run",
+        arch=("sm_100", "sm_103", "sm_120", "sm_121"),
+        dtypes=("bfloat16",),
+    ),
+    Kernel(
+        op="capture",
+        name="cuda-graph",
+        build=build_cuda_graph,
+        notes="a CUDA graph with memory of its own: the second call is recorded, later ones are replayed",
     ),
 )
 
 CEILINGS = {
-    "A100": Ceiling(tflops={"bfloat16": 312}, bandwidth=2.039e12, source="NVIDIA's data sheet of the A100 80GB SXM"),
-    "H100": Ceiling(
-        tflops={"bfloat16": 799, "float8": 1979},
-        bandwidth=3.35e12,
-        source="bfloat16: a GEMM measured on one H100 80GB SXM with torch 2.11; the rest: NVIDIA's data sheet of it",
+    "A100-SXM4-80GB": Ceiling(
+        tflops={"bfloat16": 312, "int8": 624},
+        bandwidth=2.039e12,
+        source="NVIDIA's data sheet of the A100 80GB SXM, without sparsity",
     ),
-    "B200": Ceiling(
-        tflops={"bfloat16": 2250, "float8": 4500},
+    "H100 80GB HBM3": Ceiling(
+        tflops={"bfloat16": 799, "fp8": 1979, "int8": 1979},
+        bandwidth=3.35e12,
+        source="bfloat16: a GEMM measured on one H100 80GB SXM with torch 2.11; the rest: NVIDIA's data sheet of it, "
+        "without sparsity",
+    ),
+    "NVIDIA B200": Ceiling(
+        tflops={"bfloat16": 2250, "fp8": 4500, "int8": 4500},
         bandwidth=8e12,
         source="NVIDIA's data sheet of the DGX B200, an eighth of it, without sparsity",
     ),
     "RTX 5090": Ceiling(
-        tflops={"bfloat16": 209.5, "float8": 419},
+        tflops={"bfloat16": 209.5, "fp8": 419, "int8": 838},
         bandwidth=1.792e12,
-        source="NVIDIA's RTX Blackwell white paper: GeForce RTX 5090, accumulating in fp32, without sparsity",
+        source="NVIDIA's RTX Blackwell white paper: GeForce RTX 5090, without sparsity, floats accumulating in fp32",
     ),
     "GB10": Ceiling(
         tflops={"bfloat16": 96.9},
         bandwidth=2.73e11,
-        source="bfloat16: a GEMM measured on one GB10 by kabayan/Cosmos3-Nano-gfx1151-benchmark; "
+        source="bfloat16: a GEMM measured on one GB10 by HPC Systems (hpc.co.jp, 17 March 2026); "
         "bandwidth: NVIDIA's data sheet of the DGX Spark",
     ),
 }

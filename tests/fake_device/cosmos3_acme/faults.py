@@ -171,6 +171,124 @@ def another_signature(kernel):
     return lambda x_MI, activation="silu": kernel(x_MI, activation=activation)
 
 
+def weight_after_silu(kernel):
+    def norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):
+        y = kernel(x_MI, torch.ones_like(weight_I), bias_I=bias_I, residual_MI=residual_MI) * weight_I
+        return y if out_MI is None else out_MI.copy_(y)
+
+    return norm_silu
+
+
+def zeros_divided(kernel):
+    def norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):
+        y = kernel(x_MI, weight_I, bias_I=bias_I, residual_MI=residual_MI, out_MI=out_MI)
+        return y.masked_fill_((x_MI == 0).all(dim=-1, keepdim=True), float("nan"))
+
+    return norm_silu
+
+
+def a_tensor_of_its_own(kernel):
+    return lambda x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None: kernel(
+        x_MI, weight_I, bias_I=bias_I, residual_MI=residual_MI
+    )
+
+
+def bias_after_norm(kernel):
+    def norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):
+        y = kernel(x_MI, weight_I, residual_MI=residual_MI, out_MI=out_MI)
+        return y if bias_I is None else y.add_(bias_I)
+
+    return norm_silu
+
+
+def sum_kept_to_itself(kernel):
+    def norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):
+        return kernel(x_MI.clone(), weight_I, bias_I=bias_I, residual_MI=residual_MI, out_MI=out_MI)
+
+    return norm_silu
+
+
+def whole_blocks_written(kernel):
+    """As a kernel without a mask does for the rows that do not fill its last block."""
+
+    def norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):
+        y = kernel(x_MI, weight_I, bias_I=bias_I, residual_MI=residual_MI, out_MI=out_MI)
+        if out_MI is not None:
+            out_MI.as_strided((len(out_MI) // 8 * 8 + 8, *out_MI.shape[1:]), out_MI.stride())[len(out_MI) :] = 0
+        return y
+
+    return norm_silu
+
+
+def capturing(take):
+    """A fault in how a recording takes its inputs."""
+
+    class Faulty(kernels.Replayed):
+        pass
+
+    Faulty.take = take
+    return lambda kernel: lambda function: Faulty(function)
+
+
+def only_other_tensors(recording, tensors):
+    """Copies what is not the tensor of the last call: contents that changed in place are not seen."""
+    last = getattr(recording, "last", [None] * len(tensors))
+    recording.last = list(tensors)
+    for buffer, tensor, before in zip(recording.inputs, tensors, last, strict=True):
+        if tensor is not before:
+            buffer.copy_(tensor)
+
+
+def into_the_first_tensors(recording, tensors):
+    """The first call's tensors serve as the buffers, and every later call overwrites them."""
+    recording.inputs = getattr(recording, "first", tensors)
+    recording.first = recording.inputs
+    kernels.Replayed.take(recording, tensors)
+
+
+def one_recording_for_a_shape(kernel):
+    recordings = {}
+
+    def capture(function):
+        def call(*tensors):
+            key = tuple(tensor.shape for tensor in tensors)
+            return recordings.setdefault(key, kernel(function))(*tensors)
+
+        return call
+
+    return capture
+
+
+def stale_after_an_error(kernel):
+    """What goes wrong while recording is taken for a device that cannot record: the last results are given again."""
+
+    def capture(function):
+        recording, results = kernel(function), None
+
+        def call(*tensors):
+            nonlocal results
+            try:
+                results = recording(*tensors)
+            except LookupError:
+                if results is None:
+                    raise
+            return results
+
+        return call
+
+    return capture
+
+
+def recordings_kept(kernel):
+    kept = []
+
+    def capture(function):
+        kept.append(kernel(function))
+        return kept[-1]
+
+    return capture
+
+
 def while_building(change):
     def faulty(kernel):
         change()
@@ -206,6 +324,18 @@ FAULTS = {
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
     "first_table_for_all": ("norm_rope", first_table_for_all),
     "swapped_halves": ("gate", swapped_halves),
+    "weight_after_silu": ("norm_silu", weight_after_silu),
+    "zeros_divided": ("norm_silu", zeros_divided),
+    "a_tensor_of_its_own": ("norm_silu", a_tensor_of_its_own),
+    "whole_blocks_written": ("norm_silu", whole_blocks_written),
+    "bias_after_norm": ("norm_silu", bias_after_norm),
+    "sum_kept_to_itself": ("norm_silu", sum_kept_to_itself),
+    "first_inputs_only": ("capture", capturing(lambda recording, tensors: None)),
+    "only_other_tensors": ("capture", capturing(only_other_tensors)),
+    "into_the_first_tensors": ("capture", capturing(into_the_first_tensors)),
+    "one_recording_for_a_shape": ("capture", one_recording_for_a_shape),
+    "stale_after_an_error": ("capture", stale_after_an_error),
+    "recordings_kept": ("capture", recordings_kept),
     "leaks": ("gate", leaks),
     "second_build_breaks_the_first": ("gate", second_build_breaks_the_first),
     "another_signature": ("gate", another_signature),

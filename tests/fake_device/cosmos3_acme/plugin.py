@@ -56,5 +56,7 @@ def cosmos3_backend() -> Backend:
             row("rms_norm", "fused_norm", dtypes=dtypes),
             row("norm_rope", "complex_rope", dtypes=dtypes),
             row("gate", "exp_gate", dtypes=dtypes),
+            row("norm_silu", "fused_norm_silu", dtypes=dtypes),
+            row("capture", "replayed", dtypes=dtypes),
         ),
     )

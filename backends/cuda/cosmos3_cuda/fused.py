@@ -1,0 +1,323 @@
+"""The row-wise ops in Triton: what eager torch does in several passes over device memory, in one.
+
+All of them move bytes and hardly compute: a program reads and writes each element once, in 16-byte accesses where it
+can, and computes in fp32. Row numbers are 64 bits wide, because a video's activations pass 2**31 elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cosmos3_core.contract import Device, Gate, NormRope, NormSilu, RmsNorm
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How much a program takes: warps of 32 threads, and elements where that is not a row."""
+
+    rms_norm_warps: int = 8
+    norm_rope_warps: int = 4
+    gate_warps: int = 8
+    gate_elements: int = 2048
+    norm_silu_warps: int = 8
+    norm_silu_elements: int = 4096
+
+
+TILES = {"sm_90": Tiles()}
+"""By architecture. On an H100 each is within 1% of the fastest that was tried; elsewhere nothing has been measured."""
+
+
+@triton.jit
+def _rms_norm(
+    x_ptr,
+    residual_ptr,  # None: the row is x itself, and z is not written
+    weight_ptr,
+    y_ptr,
+    z_ptr,
+    x_stride,
+    residual_stride,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WEIGHT_FP32: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    dtype = y_ptr.dtype.element_ty
+    z = tl.load(x_ptr + row * x_stride + column, inside, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        z += tl.load(residual_ptr + row * residual_stride + column, inside, other=0.0).to(tl.float32)
+        rounded = z.to(dtype)
+        tl.store(z_ptr + row * WIDTH + column, rounded, inside)
+        z = rounded.to(tl.float32)
+    weight = tl.load(weight_ptr + column, inside, other=0.0).to(tl.float32)
+    y = z * tl.rsqrt(tl.sum(z * z) / WIDTH + eps)
+    if not WEIGHT_FP32:
+        y = y.to(dtype).to(tl.float32)
+    tl.store(y_ptr + row * WIDTH + column, (y * weight).to(dtype), inside)
+
+
+@triton.jit
+def _norm_rope_heads(
+    x_ptr,
+    weight_ptr,  # None: the heads are rotated only
+    y_ptr,
+    row,
+    x_stride,
+    cos_1,
+    cos_2,
+    sin_1,
+    sin_2,
+    eps,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    WEIGHT_FP32: tl.constexpr,
+):
+    """One token of one projection."""
+    head = tl.arange(0, triton.next_power_of_2(HEADS))[:, None]
+    column = tl.arange(0, HALF)[None, :]
+    at = head * (2 * HALF) + column
+    inside = head < HEADS
+    x_ptr += row * x_stride + at
+    x_1 = tl.load(x_ptr, inside, other=0.0).to(tl.float32)
+    x_2 = tl.load(x_ptr + HALF, inside, other=0.0).to(tl.float32)
+    dtype = y_ptr.dtype.element_ty
+    if weight_ptr is not None:
+        mean = (tl.sum(x_1 * x_1, 1) + tl.sum(x_2 * x_2, 1)) / (2 * HALF)
+        scale = tl.rsqrt(mean + eps)[:, None]
+        x_1 *= scale
+        x_2 *= scale
+        if not WEIGHT_FP32:
+            x_1 = x_1.to(dtype).to(tl.float32)
+            x_2 = x_2.to(dtype).to(tl.float32)
+        x_1 *= tl.load(weight_ptr + column).to(tl.float32)
+        x_2 *= tl.load(weight_ptr + HALF + column).to(tl.float32)
+    y_ptr += row * (HEADS * 2 * HALF) + at
+    tl.store(y_ptr, (x_1 * cos_1 - x_2 * sin_1).to(dtype), inside)
+    tl.store(y_ptr + HALF, (x_2 * cos_2 + x_1 * sin_2).to(dtype), inside)
+
+
+@triton.jit
+def _norm_rope(
+    projections,  # of (x_ptr, weight_ptr, y_ptr, x_stride)
+    cos_ptr,
+    sin_ptr,
+    table_rows,
+    eps,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    WEIGHT_FP32: tl.constexpr,
+):
+    """One token of every projection: its angles are read once."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, HALF)[None, :]
+    cos_ptr += row % table_rows * (2 * HALF) + column
+    sin_ptr += row % table_rows * (2 * HALF) + column
+    cos_1, cos_2 = tl.load(cos_ptr).to(tl.float32), tl.load(cos_ptr + HALF).to(tl.float32)
+    sin_1, sin_2 = tl.load(sin_ptr).to(tl.float32), tl.load(sin_ptr + HALF).to(tl.float32)
+    for i in tl.static_range(len(HEADS)):
+        x_ptr, weight_ptr, y_ptr, x_stride = projections[i]
+        _norm_rope_heads(
+            x_ptr, weight_ptr, y_ptr, row, x_stride, cos_1, cos_2, sin_1, sin_2, eps, HEADS[i], HALF, WEIGHT_FP32
+        )
+
+
+@triton.jit
+def _gate(x_ptr, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
+    BLOCKS: tl.constexpr = triton.cdiv(WIDTH, BLOCK)
+    row = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    column = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    x_ptr += row * x_stride + column
+    x = tl.load(x_ptr, inside).to(tl.float32)
+    if SILU:
+        y = x * tl.sigmoid(x) * tl.load(x_ptr + WIDTH, inside).to(tl.float32)
+    else:
+        y = tl.where(x < 0, 0.0, x * x)  # of NaN: NaN
+    tl.store(x_ptr, y.to(x_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def _norm_silu(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,  # or None
+    residual_ptr,  # or None
+    y_ptr,
+    rows,
+    x_stride,
+    residual_stride,
+    y_stride,
+    scale,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows) & (column < WIDTH)[None, :]
+    x_ptr += row * x_stride + column[None, :]
+    x = tl.load(x_ptr, inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + column, column < WIDTH, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + column, column < WIDTH, other=0.0).to(tl.float32)[None, :]
+    if residual_ptr is not None:
+        x += tl.load(residual_ptr + row * residual_stride + column[None, :], inside, other=0.0).to(tl.float32)
+        tl.store(x_ptr, x.to(x_ptr.dtype.element_ty), inside)
+    length = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), 1e-12)
+    y = x * (scale / length)[:, None] * weight[None, :]
+    tl.store(y_ptr + row * y_stride + column[None, :], (y * tl.sigmoid(y)).to(y_ptr.dtype.element_ty), inside)
+
+
+def build_rms_norm(device: Device) -> RmsNorm:
+    """The sum, its norm and both results in one pass."""
+    warps = _tiles(device).rms_norm_warps
+
+    def rms_norm(
+        x_MI: Tensor,
+        weight_I: Tensor,
+        *,
+        eps: float,
+        residual_MI: Tensor | None = None,
+        weight_fp32: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        rows, width = x_MI.shape
+        x_MI, y_MI = _dense(x_MI), x_MI.new_empty(rows, width)
+        if residual_MI is None:
+            residual, z_MI, residual_stride = None, x_MI, 0
+        else:
+            residual, z_MI = _dense(residual_MI), x_MI.new_empty(rows, width)
+            residual_stride = residual.stride(0)
+        _rms_norm[(rows,)](
+            x_MI,
+            residual,
+            weight_I,
+            y_MI,
+            z_MI,
+            x_MI.stride(0),
+            residual_stride,
+            eps,
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            WEIGHT_FP32=weight_fp32,
+            num_warps=warps,
+        )
+        return y_MI, z_MI
+
+    return rms_norm
+
+
+def build_norm_rope(device: Device) -> NormRope:
+    """All projections in one launch, read where the fused projection left them; results are contiguous."""
+    warps = _tiles(device).norm_rope_warps
+
+    def norm_rope(
+        heads: Sequence[tuple[Tensor, Tensor | None]],
+        cos_BSD: Tensor,
+        sin_BSD: Tensor,
+        *,
+        eps: float,
+        weight_fp32: bool = False,
+    ) -> list[Tensor]:
+        (batch, tokens, _, width), cos, sin = heads[0][0].shape, cos_BSD.contiguous(), sin_BSD.contiguous()
+        out, projections = [], []
+        for x_BSHD, weight_D in heads:
+            x, stride = _tokens(x_BSHD)
+            out.append(x.new_empty(x.shape))
+            projections.append((x, weight_D, out[-1], stride))
+        _norm_rope[(batch * tokens,)](
+            tuple(projections),
+            cos,
+            sin,
+            cos.shape[0] * tokens,
+            eps,
+            HEADS=tuple(x_BSHD.shape[2] for x_BSHD, _ in heads),
+            HALF=width // 2,
+            WEIGHT_FP32=weight_fp32,
+            num_warps=warps,
+        )
+        return out
+
+    return norm_rope
+
+
+def build_gate(device: Device) -> Gate:
+    """In place: the result is the first half of x, or all of it. Writing it elsewhere is 1% faster, and takes half the
+    memory of the largest tensor again."""
+    tiles = _tiles(device)
+
+    def gate(x_MI: Tensor, *, activation: str) -> Tensor:
+        silu = activation == "silu"
+        rows, width = x_MI.shape[0], x_MI.shape[1] // (2 if silu else 1)
+        x_MI = _dense(x_MI)
+        block = min(tiles.gate_elements, triton.next_power_of_2(width))
+        grid = (rows * triton.cdiv(width, block),)
+        _gate[grid](x_MI, x_MI.stride(0), WIDTH=width, BLOCK=block, SILU=silu, num_warps=tiles.gate_warps)
+        return x_MI[:, :width]
+
+    return gate
+
+
+def build_norm_silu(device: Device) -> NormSilu:
+    """Several rows in a program: the VAE's are short and many."""
+    tiles = _tiles(device)
+
+    def norm_silu(
+        x_MI: Tensor,
+        weight_I: Tensor,
+        *,
+        bias_I: Tensor | None = None,
+        residual_MI: Tensor | None = None,
+        out_MI: Tensor | None = None,
+    ) -> Tensor:
+        rows, width = x_MI.shape
+        y_MI = x_MI.new_empty(rows, width) if out_MI is None else out_MI
+        if residual_MI is None:
+            x_MI = _dense(x_MI)
+        else:
+            residual_MI = _dense(residual_MI)
+        block = triton.next_power_of_2(width)
+        together = max(1, tiles.norm_silu_elements // block)
+        _norm_silu[(triton.cdiv(rows, together),)](
+            x_MI,
+            weight_I,
+            bias_I,
+            residual_MI,
+            y_MI,
+            rows,
+            x_MI.stride(0),
+            0 if residual_MI is None else residual_MI.stride(0),
+            y_MI.stride(0),
+            width**0.5,
+            WIDTH=width,
+            BLOCK=block,
+            ROWS=together,
+            num_warps=tiles.norm_silu_warps,
+        )
+        return y_MI
+
+    return norm_silu
+
+
+def _tiles(device: Device) -> Tiles:
+    return TILES.get(device.arch, Tiles())
+
+
+def _dense(x_MI: Tensor) -> Tensor:
+    """x with the elements of a row side by side, copied only where they are not."""
+    return x_MI if x_MI.stride(1) == 1 else x_MI.contiguous()
+
+
+def _tokens(x_BSHD: Tensor) -> tuple[Tensor, int]:
+    """x and the distance from a token to the next, the same across the batch; copied only where it is not."""
+    batch, tokens, heads, width = x_BSHD.shape
+    by_batch, by_token, *inner = x_BSHD.stride()
+    if inner == [width, 1] and (batch == 1 or by_batch == tokens * by_token):
+        return x_BSHD, by_token
+    return x_BSHD.contiguous(), heads * width

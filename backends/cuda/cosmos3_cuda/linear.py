@@ -1,0 +1,147 @@
+"""Linears with quantized weights on NVIDIA GPUs, in the formats of `cosmos3_core.quant`.
+
+Each is made once per weight and keeps the packed form alone. Weights are packed on the device they came on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.functional import ScalingType, SwizzleType
+
+from cosmos3_core.contract import Linear, PackLinear
+from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import pack
+
+from . import triton_linear
+from .triton_linear import Paired, quantize_blocks, quantize_rows
+
+
+class RowScaled:
+    """Formats "int8" and "fp8": 8 bits by 8 bits with a scale for each token and each output, by `product`. `multiply`
+    is that product alone, for activations that something else has quantized; `element` says to what."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str, product: Callable[..., Tensor]):
+        _check_multiples_of_16(weight_OI)
+        packed = pack(weight_OI, FORMATS[format])
+        self.values_OI, self.scale_O1, self.bias_O = packed.values, packed.scales, bias_O
+        self.element, self.product = packed.format.element, product
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return self.multiply(*quantize_rows(x_MI, self.element), x_MI.dtype)
+
+    def multiply(self, values_MI: Tensor, scale_M1: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.product(values_MI, self.values_OI, scale_M1, self.scale_O1, self.bias_O, dtype)
+
+
+def torch_scaled_mm(
+    a_MI: Tensor, b_OI: Tensor, scale_a_M1: Tensor, scale_b_O1: Tensor, bias_O: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """As triton_linear.scaled_mm, for e4m3: by cuBLASLt on Hopper, CUTLASS elsewhere."""
+    # On an H100, fast accumulation errs by 1.5e-3 and the other by 2e-4, where rounding to e4m3 costs 3.7e-2; it is
+    # faster by a tenth to a fifth.
+    scale_b_1O = scale_b_O1.t()
+    return torch._scaled_mm(a_MI, b_OI.t(), scale_a_M1, scale_b_1O, bias=bias_O, out_dtype=dtype, use_fast_accum=True)
+
+
+class WeightOnly:
+    """Formats "w4a16", "mxfp4a16", "nvfp4a16". Few rows are multiplied with weights that stay in 4 bits until they are
+    in registers. For many the arithmetic outweighs the reading: the weight is made 16 bits once and goes to cuBLAS,
+    which costs that much memory for the time of the call."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str, arch: str):
+        self.weight, self.bias_O = Paired.of(pack(weight_OI, FORMATS[format])), bias_O
+        self.configs = triton_linear.A16.get(arch, triton_linear.A16_DEFAULT)
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        config = triton_linear.config_for(x_MI.shape[0], self.configs)
+        if config is None:
+            return F.linear(x_MI, triton_linear.dequantize(self.weight, x_MI.dtype), self.bias_O)
+        return triton_linear.a16_mm(x_MI, self.weight, self.bias_O, config)
+
+
+class BlockScaled:
+    """Formats "mxfp8" and "nvfp4" on Blackwell's own block-scaled products, by torch's scaled_mm (cuBLASLt)."""
+
+    DTYPES = {
+        "mxfp8": (torch.float8_e4m3fn, torch.float8_e8m0fnu),
+        "nvfp4": (torch.float4_e2m1fn_x2, torch.float8_e4m3fn),
+    }
+    RECIPES = {"mxfp8": [ScalingType.BlockWise1x32], "nvfp4": [ScalingType.BlockWise1x16, ScalingType.TensorWise]}
+    SWIZZLES = {"mxfp8": [SwizzleType.SWIZZLE_32_4_4], "nvfp4": [SwizzleType.SWIZZLE_32_4_4, SwizzleType.NO_SWIZZLE]}
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str):
+        _check_multiples_of_16(weight_OI)
+        self.format, self.bias_O = FORMATS[format], bias_O
+        packed = pack(weight_OI, self.format)
+        self.values_OI, self.scale = packed.values, swizzled(packed.scales.view(torch.uint8))
+        self.tensor_scale = packed.tensor_scale
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return self.multiply(*quantize_blocks(x_MI, self.format), x_MI.dtype)
+
+    def multiply(self, values_MI: Tensor, scale: Tensor, tensor_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        element, scale_dtype = self.DTYPES[self.format.name]
+        recipe, swizzle = self.RECIPES[self.format.name], self.SWIZZLES[self.format.name]
+        scales = [
+            [part for part in (block.view(scale_dtype), tensor) if part is not None]
+            for block, tensor in ((scale, tensor_scale), (self.scale, self.tensor_scale))
+        ]
+        y_MO = F.scaled_mm(
+            values_MI.view(element),
+            self.values_OI.view(element).t(),
+            scale_a=scales[0],
+            scale_recipe_a=recipe,
+            scale_b=scales[1],
+            scale_recipe_b=recipe,
+            swizzle_a=swizzle,
+            swizzle_b=swizzle,
+            output_dtype=dtype,
+        )
+        return y_MO if self.bias_O is None else y_MO.add_(self.bias_O)
+
+
+def swizzled(scales: Tensor) -> Tensor:
+    """Block scales [rows, blocks], bytes, in cuBLAS's "1D block scaling factors layout": tiles of 128 rows by 4 blocks,
+    row by row of tiles; in a tile, scale (r, b) lies at 16 (r % 32) + 4 (r // 32) + b. Filled up with zeros."""
+    rows, blocks = scales.shape
+    padded = F.pad(scales, (0, -blocks % 4, 0, -rows % 128))
+    tiles = padded.view(padded.shape[0] // 128, 4, 32, padded.shape[1] // 4, 4)
+    return tiles.permute(0, 3, 2, 1, 4).contiguous().flatten()
+
+
+def _check_multiples_of_16(weight_OI: Tensor) -> None:
+    if weight_OI.shape[0] % 16 or weight_OI.shape[1] % 16:
+        raise ValueError(f"8-bit products need features in multiples of 16, got a weight of {[*weight_OI.shape]}")
+
+
+def build_scaled_mm(arch: str) -> PackLinear:
+    return packer(RowScaled, product=torch_scaled_mm)
+
+
+def build_triton_scaled_mm(arch: str) -> PackLinear:
+    return packer(RowScaled, product=partial(triton_linear.scaled_mm, arch=arch))
+
+
+def build_triton_a16(arch: str) -> PackLinear:
+    return packer(WeightOnly, arch=arch)
+
+
+def build_block_scaled_mm(arch: str) -> PackLinear:
+    return packer(BlockScaled)
+
+
+def packer(linear: type, **options: Any) -> PackLinear:
+    """The contract's op: `linear`, one of the classes above, for a format, and for "none" the weight as it is."""
+
+    def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
+        if format == "none":
+            return partial(F.linear, weight=weight_OI, bias=bias_O)
+        return linear(weight_OI, bias_O, format, **options)
+
+    return pack_linear

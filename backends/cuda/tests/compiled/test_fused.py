@@ -1,0 +1,50 @@
+"""The row-wise kernels at Cosmos3's sizes: accesses of 16 bytes and no spilled register on any architecture."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from cosmos3_cuda import fused
+
+TILES = fused.Tiles()
+PROJECTION = ("*bf16:16", "*bf16:16", "*bf16:16", "i32:16")
+CASES = {
+    "rms_norm": (
+        fused._rms_norm,
+        dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "z_ptr"), "*bf16:16")
+        | dict(x_stride="i32:16", residual_stride="i32:16", eps="fp32"),
+        dict(WIDTH=4096, BLOCK=4096, WEIGHT_FP32=False),
+        TILES.rms_norm_warps,
+    ),
+    "norm_rope": (
+        fused._norm_rope,
+        dict(projections=(PROJECTION,), cos_ptr="*bf16:16", sin_ptr="*bf16:16", table_rows="i32", eps="fp32"),
+        dict(HEADS=(32,), HALF=64, WEIGHT_FP32=False),
+        TILES.norm_rope_warps,
+    ),
+    "gate": (
+        fused._gate,
+        dict(x_ptr="*bf16:16", x_stride="i32:16"),
+        dict(WIDTH=12288, BLOCK=TILES.gate_elements, SILU=True),
+        TILES.gate_warps,
+    ),
+    "norm_silu": (
+        fused._norm_silu,
+        dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "residual_ptr", "y_ptr"), "*bf16:16")
+        | dict.fromkeys(("x_stride", "residual_stride", "y_stride"), "i32:16")
+        | dict(rows="i32", scale="fp32"),
+        dict(WIDTH=256, BLOCK=256, ROWS=TILES.norm_silu_elements // 256),
+        TILES.norm_silu_warps,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_activations_move_in_16_bytes(case, arch, compiled):
+    kernel, types, constants, warps = CASES[case]
+    found = compiled(kernel, arch, types, constants, num_warps=warps)
+    assert not found.spilled
+    stores = re.findall(r"\bst\.global\S*", found.ptx)
+    assert stores and set(stores) == {"st.global.v4.b32"}
+    assert found.ptx.count("ld.global.v4.b32") >= len(stores)

@@ -1,0 +1,140 @@
+"""The quantized products, compiled as they are launched: the matrix instruction each architecture has for the format,
+asynchronous loads, and no register spilled."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import triton.language as tl
+from cosmos3_cuda import plugin, triton_linear
+from cosmos3_cuda.triton_linear import Config
+
+from cosmos3_core.contract import Ask, Device
+from cosmos3_core.quant import FORMATS
+
+TENSOR_CORE = {
+    "sm_80": r"mma\.sync\.aligned\.m16n8k(16|32)",
+    "sm_89": r"mma\.sync\.aligned\.m16n8k(16|32)",
+    "sm_90": r"wgmma\.mma_async\.sync\.aligned",
+    "sm_100": r"tcgen05\.mma",
+    "sm_120": r"mma\.sync\.aligned\.m16n8k(16|32)",
+}
+ELEMENTS = {"int8": (r"\.s8\.s8", "i8", tl.int32), "fp8": (r"\.e4m3\.e4m3", "fp8e4nv", tl.float32)}
+A16 = [name for name, format in FORMATS.items() if not format.activations]
+
+
+def matrix(config: Config, element: str, block: list[int]) -> str:
+    """The type of an operand, as `scaled_mm` and `a16_mm` hand it over."""
+    return f"tensordesc<{element}[{block[0]},{block[1]}]>" if config.tma else f"*{element}:16"
+
+
+def loads_ahead(config: Config, ptx: str) -> bool:
+    return ("cp.async.bulk.tensor" if config.tma else "cp.async.cg.shared.global") in ptx
+
+
+@pytest.mark.parametrize("format", ELEMENTS)
+def test_scaled_product(compiled, arch, format):
+    instruction, element, accumulator = ELEMENTS[format]
+    row = next(row for row in plugin.ROWS if row.name == "triton-scaled-mm")
+    device = Device(arch=arch, name="a GPU", count=1, memory=2**34, unified=False)
+    if reason := row.refuse(Ask(op=row.op, device=device, dtype="bfloat16", format=format)):
+        pytest.skip(reason)
+    core = TENSOR_CORE[arch]
+    if arch == "sm_100" and format == "fp8":
+        instruction = r"kind::f8f6f4"
+    elif arch == "sm_100":  # its tensor memory takes no int8: Ampere's instruction
+        core = TENSOR_CORE["sm_80"]
+    for config in triton_linear.SCALED.get(arch, triton_linear.SCALED_DEFAULT).values():
+        types = {
+            "a": matrix(config, element, [config.block_m, config.block_k]),
+            "b": matrix(config, element, [config.block_n, config.block_k]),
+            "y": matrix(config, "bf16", [config.block_m, config.block_n // 2]),
+            "scale_a_ptr": "*fp32:16",
+            "scale_b_ptr": "*fp32:16",
+            "bias_ptr": "*bf16:16",
+            "M": "i32",
+            "N": "i32:16",
+            "K": "i32:16",
+        }
+        constants = {
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+            "GROUP": triton_linear.GROUP_M,
+            "TMA": config.tma,
+            "ACCUMULATOR": accumulator,
+            "DTYPE": tl.bfloat16,
+        }
+        options = {"num_warps": config.warps, "num_stages": config.stages}
+        found = compiled(triton_linear._scaled_mm, arch, types, constants, **options)
+        assert re.search(rf"{core}\S*{instruction}", found.ptx)
+        assert loads_ahead(config, found.ptx) and not found.spilled
+
+
+@pytest.mark.parametrize("format", A16)
+def test_weight_only_product(compiled, arch, format):
+    for config in triton_linear.A16.get(arch, triton_linear.A16_DEFAULT).values():
+        types = weight_types(format) | {
+            "x": matrix(config, "bf16", [config.block_m, 64]),
+            "bias_ptr": "*bf16:16",
+            "y_ptr": "*bf16:16",
+            "M": "i32",
+            "stride_x": "i32:16",
+        }
+        constants = weight_constants(format) | {
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "TMA": config.tma,
+        }
+        found = compiled(
+            triton_linear._a16_mm, arch, types, constants, num_warps=config.warps, num_stages=config.stages
+        )
+        assert re.search(TENSOR_CORE[arch], found.ptx) and loads_ahead(config, found.ptx) and not found.spilled
+
+
+def test_dequantize(compiled, arch):
+    """Of the format whose scales take most to decode."""
+    types = weight_types("nvfp4a16") | {"w_ptr": "*bf16:16"}
+    constants = weight_constants("nvfp4a16") | {"ROWS": triton_linear.DEQUANTIZED_ROWS}
+    found = compiled(triton_linear._dequantize, arch, types, constants, num_warps=4)
+    assert "st.global.v4.b32" in found.ptx and not found.spilled
+
+
+@pytest.mark.parametrize("format", ELEMENTS)
+def test_quantized_rows(compiled, arch, format):
+    """Loads of 16 bytes, and a row as wide as any stays in registers between its largest element and its rounding."""
+    if format == "fp8" and arch == "sm_80":
+        pytest.skip("has no fp8")
+    element = ELEMENTS[format][1]
+    types = {"x_ptr": "*bf16:16", "values_ptr": f"*{element}:16", "scales_ptr": "*fp32:16"}
+    types |= {"stride_x": "i32:16", "K": "i32:16"}
+    constants = {"MOST": 448.0, "INTEGER": format == "int8", "BLOCK": 32768}
+    found = compiled(triton_linear._quantize_rows, arch, types, constants, num_warps=16)
+    assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
+
+
+@pytest.mark.parametrize("arch", ["sm_100", "sm_120"])
+@pytest.mark.parametrize("format", ["mxfp8", "nvfp4"])
+def test_quantized_blocks(compiled, arch, format):
+    meaning = FORMATS[format]
+    types = {"x_ptr": "*bf16:16", "values_ptr": "*fp8e4nv:16", "scales_ptr": "*u8:16", "M": "i32", "K": "i32:16"}
+    types |= {"stride_x": "i32:16", "column_tiles": "i32"}
+    constants = {"ROWS": 32, "WIDTH": 256, "GROUP": meaning.group, "SCALE": meaning.scale, "tensor_scale_ptr": None}
+    if meaning.tensor_scale:
+        types |= {"values_ptr": "*u8:16", "tensor_scale_ptr": "*fp32:16"}
+        del constants["tensor_scale_ptr"]
+    found = compiled(triton_linear._quantize_blocks, arch, types, constants, num_warps=4)
+    assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
+
+
+def weight_types(format: str) -> dict[str, str]:
+    types = {"codes_ptr": "*u8:16", "scales_ptr": "*fp32:16" if FORMATS[format].scale == "fp32" else "*u8:16"}
+    if FORMATS[format].tensor_scale:
+        types["tensor_scale_ptr"] = "*fp32:16"
+    return types | {"N": "i32:16", "K": "i32:16"}
+
+
+def weight_constants(format: str) -> dict:
+    absent = {} if FORMATS[format].tensor_scale else {"tensor_scale_ptr": None}
+    return absent | triton_linear._meaning(FORMATS[format])

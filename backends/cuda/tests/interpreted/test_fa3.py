@@ -1,0 +1,96 @@
+"""FlashAttention-3's rows with a stand-in for the library: what is handed to it, and what is made of its results."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+from cosmos3_cuda import fa3
+from torch import Tensor
+
+from cosmos3_core.reference import ops as reference
+from cosmos3_core.testing import cases
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[torch.dtype]:
+    """The dtype of the keys of every call."""
+    seen: list[torch.dtype] = []
+
+    def flash_attn_func(  # fmt: skip
+        q, k, v, causal=False, q_descale=None, k_descale=None, v_descale=None, return_attn_probs=False
+    ):  # fmt: skip
+        seen.append(k.dtype)
+        q, k, v = (_plain(x, scale, k.shape[2]) for x, scale in ((q, q_descale), (k, k_descale), (v, v_descale)))
+        out, lse = reference.attention(q, [(k, v)], causal=causal, want_lse=True)
+        out = out.bfloat16().contiguous()
+        return (out, lse.float().contiguous()) if return_attn_probs else out
+
+    module = ModuleType("fa3_fwd_interface")
+    module.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", module)
+    monkeypatch.setattr(fa3, "APART_FROM", 1)
+    return seen
+
+
+def _plain(x: Tensor, scale_BK: Tensor | None, kv_heads: int) -> Tensor:
+    """As the library undoes a scale: one for each group of query heads, one for each key head."""
+    if scale_BK is None:
+        return x.double()
+    assert scale_BK.shape == (len(x), kv_heads) and scale_BK.dtype == torch.float32
+    return x.double() * scale_BK.repeat_interleave(x.shape[2] // kv_heads, 1)[:, None, :, None].double()
+
+
+CASES = [replace(case, heads=case.heads // 8, kv_heads=2, queries=min(case.queries, 70)) for case in cases.ATTENTION]
+CASES = [replace(case, lengths=(case.queries,) if case.causal else case.lengths) for case in CASES if case.keys == 1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+def test_it_is_the_reference_s(calls, case, fp8):
+    q, segments = case.inputs("bfloat16")
+    out, lse = fa3.FlashAttention3(cudnn=False, fp8=fp8)(q, segments, causal=case.causal, want_lse=True)
+    exact, exact_lse, eager = case.expected("bfloat16")
+    cases.check(out, exact, eager, "bfloat16", 0.24 if fp8 else 0.0)
+    torch.testing.assert_close(lse, exact_lse.float(), atol=0.2 if fp8 else 2e-3, rtol=0)
+    parts = [torch.bfloat16] * (len(segments) > 1)
+    media = torch.float8_e4m3fn if fp8 and not case.causal else torch.bfloat16
+    assert sorted(calls, key=str) == sorted([*parts, media], key=str)
+    assert fa3.FlashAttention3(cudnn=False, fp8=fp8)(q, segments, causal=case.causal)[1] is None
+
+
+def test_an_offset_of_all_keys_costs_nothing(calls):
+    """As trained models have it: the same large vector in every key. Scores do not see it; FP8 would."""
+    q, segments = CASES[0].inputs("bfloat16")
+    shifted = [((k.float() + 30).bfloat16(), v) for k, v in segments]
+    exact, _ = reference.attention(q.double(), [(k.double(), v.double()) for k, v in shifted])
+    out, _ = fa3.FlashAttention3(cudnn=False, fp8=True)(q, shifted)
+    assert cases.Loss.of(out, exact).whole < 0.08
+
+
+def test_spread_attention_is_the_mean_value_first(calls):
+    """Where every key counts alike the result is the mean of the values, far smaller than they are: what their rounding
+    loses must not be added up to more than that."""
+    q, k = cases.normal(1, 4, 4, 64, seed=1) * 1e-3, cases.normal(1, 900, 2, 64, seed=2)
+    v = cases.normal(1, 900, 2, 64, seed=3) + 0.3
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    exact, _ = reference.attention(q.double(), [(k.double(), v.double())])
+    for segments in ([(k, v)], [(k[:, :20], v[:, :20]), (k[:, 20:], v[:, 20:])]):
+        out, _ = fa3.FlashAttention3(cudnn=False, fp8=True)(q, segments)
+        assert cases.Loss.of(out, exact).whole < 0.01
+
+
+def test_quantizing_keeps_channels_and_heads_apart():
+    x = cases.normal(2, 77, 6, 64, seed=1)
+    x[:, :, 3] *= 100
+    x8, scale, mean = fa3.quantize(x, centre=True)
+    assert scale.shape == (2, 6) and mean.shape == (2, 6, 64) and x8.is_contiguous()
+    torch.testing.assert_close(mean, x.mean(1), atol=1e-4, rtol=1e-4)
+    again = x8.float() * scale[:, None, :, None] + mean[:, None]
+    for head in range(6):
+        assert cases.Loss.of(again[:, :, head], x[:, :, head]).whole < 0.04
+    _, shared, _ = fa3.quantize(x, groups=2)
+    assert shared.shape == (2, 2) and bool((shared[:, 1] > 10 * shared[:, 0]).all())

@@ -1,0 +1,219 @@
+"""The quantized linears, against the formats' reference numerics, on shapes that fill no tile."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cosmos3_cuda import linear, plugin, triton_linear
+from cosmos3_cuda.triton_linear import Config, Paired, quantize_rows
+
+from cosmos3_core.contract import Ask, Device
+from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import Packed, pack, unpack
+from cosmos3_core.testing import cases
+
+EIGHT = {"int8": "int8", "fp8": "e4m3"}
+A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
+BLOCK_SCALED = ("mxfp8", "nvfp4")
+BOTH = pytest.mark.parametrize("tma", [False, True], ids=["pointers", "tma"])
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return cases.normal(*shape, seed=seed).to(dtype)
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+def one_processor(monkeypatch, processors: int) -> None:
+    """A persistent kernel asks the device how many programs run at once; this device has none to ask."""
+    found = type("Properties", (), {"multi_processor_count": processors})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+
+
+@pytest.mark.parametrize("width", [16, 128, 1200])
+@pytest.mark.parametrize("format", EIGHT)
+def test_quantized_rows_are_the_reference_but_for_ties(format, width):
+    x = normal(9, width, seed=1)
+    x[0] = 0
+    x[1] *= 1e4
+    x[2, 5] = 300
+    values, scales = quantize_rows(x, EIGHT[format])
+    expected = pack(x, FORMATS[format])
+    assert values.dtype == expected.values.dtype and scales.dtype == torch.float32 and scales.shape == (9, 1)
+    torch.testing.assert_close(scales[1:], expected.scales[1:], rtol=1e-6, atol=0)
+    assert not values[0].float().any() and scales[0].isfinite()
+    step = (values.float() - expected.values.float()).abs() / expected.values.float().abs().clamp_min(1)
+    assert float((step > 0).float().mean()) < 2e-3 and float(step.max()) <= (1 if format == "int8" else 1 / 8)
+
+
+def test_quantized_rows_may_lie_apart():
+    """What a gate leaves in place is the left half of each row."""
+    wide = normal(7, 96, seed=2)
+    for element in EIGHT.values():
+        apart, together = quantize_rows(wide[:, :48], element), quantize_rows(wide[:, :48].contiguous(), element)
+        assert all(torch.equal(a.float(), b.float()) for a, b in zip(apart, together, strict=True))
+
+
+@BOTH
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize(("rows", "out", "width"), [(1, 16, 16), (77, 272, 208), (130, 128, 128)])
+@pytest.mark.parametrize("format", EIGHT)
+def test_scaled_product(monkeypatch, format, rows, out, width, bias, tma):
+    """Of what the values stand for, in fp64: int8's sum is exact, and so is e4m3's on this interpreter."""
+    config = Config(32, 64, 64, warps=4, stages=2, tma=tma)
+    monkeypatch.setitem(triton_linear.SCALED, "here", {math.inf: config})
+    a, b = pack(normal(rows, width, seed=3), FORMATS[format]), pack(normal(out, width, seed=4), FORMATS[format])
+    bias_O = normal(out, seed=5) if bias else None
+    y = triton_linear.scaled_mm(a.values, b.values, a.scales, b.scales, bias_O, torch.bfloat16, "here")
+    exact = unpack(a).double() @ unpack(b).double().T + (0 if bias_O is None else bias_O.double())
+    assert y.shape == exact.shape and relative(y, exact) < 3e-3
+
+
+@pytest.mark.parametrize("processors", [1, 3, 1000])
+def test_a_persistent_kernel_makes_every_tile(monkeypatch, processors):
+    one_processor(monkeypatch, processors)
+    config = Config(16, 32, 32, warps=4, stages=2, persistent=True)
+    monkeypatch.setitem(triton_linear.SCALED, "here", {math.inf: config})
+    a, b = pack(normal(150, 64, seed=6), FORMATS["int8"]), pack(normal(96, 64, seed=7), FORMATS["int8"])
+    y = triton_linear.scaled_mm(a.values, b.values, a.scales, b.scales, None, torch.float16, "here")
+    assert relative(y, unpack(a) @ unpack(b).T) < 1e-3
+
+
+def test_int8_sums_are_exact():
+    """Beyond what fp32 could add up one by one: 2048 products of 127 by 127, and a one."""
+    a = torch.full((16, 2048), 127, dtype=torch.int8)
+    b = torch.full((16, 2048), 127, dtype=torch.int8)
+    b[0, 0] = 126
+    ones = torch.ones(16, 1)
+    y = triton_linear.scaled_mm(a, b, ones / 2**14, ones, None, torch.float16, "sm_120")
+    assert torch.equal(y[:, 0].float(), torch.full((16,), (2048 * 127 * 127 - 127) / 2**14).half().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format", A16)
+def test_dequantized_weight_is_the_reference(format, dtype):
+    weight = normal(50, 384, seed=8, dtype=torch.float32)
+    weight[3] *= 1e-3
+    weight[7, :128] = 0
+    packed = pack(weight, FORMATS[format])
+    found = triton_linear.dequantize(Paired.of(packed), dtype)
+    assert torch.equal(found, unpack(packed).to(dtype))
+
+
+@BOTH
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("rows", [1, 37])
+@pytest.mark.parametrize("format", A16)
+def test_weight_only_product(format, rows, bias, tma):
+    x, packed = normal(rows, 256, seed=9), pack(normal(80, 256, seed=10), FORMATS[format])
+    bias_O = normal(80, seed=11) if bias else None
+    config = Config(16, 64, 128, warps=4, stages=2, tma=tma)
+    y = triton_linear.a16_mm(x, Paired.of(packed), bias_O, config)
+    exact = x.double() @ unpack(packed).bfloat16().double().T + (0 if bias_O is None else bias_O.double())
+    assert relative(y, exact) < 3e-3
+
+
+def test_weight_only_product_of_rows_that_lie_apart():
+    wide, weight = normal(20, 256, seed=12), Paired.of(pack(normal(64, 128, seed=13), FORMATS["w4a16"]))
+    for tma in (False, True):
+        config = Config(16, 64, 128, warps=4, stages=2, tma=tma)
+        apart, together = (
+            triton_linear.a16_mm(x, weight, None, config) for x in (wide[:, :128], wide[:, :128].clone())
+        )
+        assert torch.equal(apart, together)
+
+
+@pytest.mark.parametrize("case", cases.LINEAR, ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    ("build", "format"),
+    [(linear.build_scaled_mm, "fp8"), (linear.build_triton_scaled_mm, "fp8"), (linear.build_triton_scaled_mm, "int8")]
+    + [(linear.build_triton_a16, format) for format in A16],
+)
+def test_linear_within_the_kits_bound(monkeypatch, build, format, case):
+    """As the conformance kit asks it, for few rows and for more than are multiplied with 4-bit weights."""
+    one_processor(monkeypatch, 2)
+    configs = {16: Config(16, 64, 128, warps=4, stages=2), 64: Config(32, 64, 128, warps=4, stages=2)}
+    monkeypatch.setitem(triton_linear.A16, "sm_90", configs)
+    weight, bias = case.weights("bfloat16")
+    packed = build("sm_90")(weight.clone(), bias, format=format)
+    for rows in (1, 33, 77):
+        cases.check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", format)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_without_a_format_the_weight_is_kept(dtype):
+    x, weight, bias = (normal(*shape, seed=14, dtype=dtype) for shape in ((3, 20), (7, 20), (7,)))
+    for build in (linear.build_scaled_mm, linear.build_triton_a16):
+        assert torch.equal(build("sm_90")(weight, bias)(x), F.linear(x, weight, bias))
+
+
+def test_rows_of_the_backend():
+    """Each builds, for formats that there are; what a row refuses it refuses with a reason."""
+    rows = [row for row in plugin.ROWS if row.op == "pack_linear"]
+    assert {format for row in rows for format in row.formats} == set(FORMATS) - {"mxfp4"}
+    device = Device(arch="sm_80", name="a GPU", count=1, memory=2**34, unified=False)
+    for row in rows:
+        assert set(inspect.signature(row.build(device)).parameters) == {"weight_OI", "bias_O", "format"}
+        reasons = {
+            format: row.refuse(Ask(op=row.op, device=device, dtype="float16", format=format)) for format in row.formats
+        }
+        assert [format for format, reason in reasons.items() if reason] == (
+            ["fp8"] if row.name == "triton-scaled-mm" else []
+        )
+
+
+def test_widths_that_no_kernel_takes():
+    for build, format, shape in (
+        (linear.build_scaled_mm, "fp8", (24, 64)),
+        (linear.build_triton_scaled_mm, "int8", (64, 24)),
+        (linear.build_triton_a16, "mxfp4a16", (64, 192)),
+    ):
+        with pytest.raises(ValueError, match="multiples of"):
+            build("sm_90")(normal(*shape, seed=15), None, format=format)
+
+
+@pytest.mark.parametrize("rows", [1, 77, 130])
+@pytest.mark.parametrize("format", BLOCK_SCALED)
+def test_block_scaled_operands_are_what_torch_asks_for(format, rows):
+    """Dtypes, recipes and numbers of scales pass torch's own checks, on the meta device: nothing is computed."""
+    shapes = ((96, 192), (96,), (rows, 192))
+    weight, bias, x = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in shapes)
+    packed = pack(x, FORMATS[format])
+    operand = (packed.values, linear.swizzled(packed.scales.view(torch.uint8)), packed.tensor_scale)
+    y = linear.build_block_scaled_mm("sm_100")(weight, bias, format=format).multiply(*operand, torch.bfloat16)
+    assert y.shape == (rows, 96) and y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("rows", "width"), [(3, 16 * 6), (77, 32 * 5), (130, 544)])
+@pytest.mark.parametrize("format", BLOCK_SCALED)
+def test_quantized_blocks_are_the_reference_but_for_ties(format, rows, width):
+    x = normal(rows, 2 * width, seed=17)[:, :width]
+    x[0] *= 1e-3
+    x[1] = 0
+    x[2, :40] *= 1e3
+    values, scales, tensor_scale = triton_linear.quantize_blocks(x, FORMATS[format])
+    packed = pack(x, FORMATS[format])
+    assert torch.equal(scales, linear.swizzled(packed.scales.view(torch.uint8)))
+    assert (tensor_scale is None) if packed.tensor_scale is None else torch.equal(tensor_scale, packed.tensor_scale)
+    found, expected = unpack(Packed(packed.format, values, packed.scales, tensor_scale)), unpack(packed)
+    assert float((found != expected).float().mean()) < 2e-3
+    assert relative(found, expected) < 1e-2
+
+
+def test_swizzled_scales():
+    """cuBLAS's documentation, "1D block scaling factors layout": where the scale of (row, block) lies."""
+    scales = torch.randint(0, 256, (150, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(16))
+    found = linear.swizzled(scales)
+    assert found.numel() == 256 * 8
+    for row in (0, 1, 31, 32, 127, 128, 149):
+        for block in range(6):
+            tile = (row // 128) * 2 + block // 4
+            offset = 512 * tile + 16 * (row % 32) + 4 * (row % 128 // 32) + block % 4
+            assert found[offset] == scales[row, block], (row, block)
+    assert int(found.long().sum()) == int(scales.long().sum())

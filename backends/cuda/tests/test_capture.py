@@ -1,0 +1,133 @@
+"""CUDA graphs, rehearsed on the CPU: a graph that records torch's operations and repeats them on the same memory."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cosmos3_cuda.capture import build_capture
+from cosmos3_cuda.plugin import ROWS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cosmos3_core.testing import suite
+from cosmos3_core.testing.cases import Step
+
+
+class Graph(TorchDispatchMode):
+    """A recorded operation writes its result to where it wrote it when it was recorded, from the same inputs."""
+
+    made: list[weakref.ref] = []
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.replays = [], 0
+        Graph.made.append(weakref.ref(self))
+
+    def capture_begin(self, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        self.__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.item.default:  # waits for the device
+            self.invalid = True
+            raise RuntimeError("operation not permitted when stream is capturing")
+        result = function(*args, **(kwargs or {}))
+        self.operations.append((function, args, kwargs or {}, result))
+        return result
+
+    def capture_end(self) -> None:
+        self.__exit__(None, None, None)
+        if getattr(self, "invalid", False):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def replay(self) -> None:
+        self.replays += 1
+        for function, args, kwargs, result in self.operations:
+            for place, value in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs)), strict=True):
+                place.copy_(value)
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = dict(
+        CUDAGraph=Graph,
+        Stream=lambda: stream,
+        current_stream=lambda: stream,
+        stream=lambda entered: nullcontext(),
+        synchronize=lambda: None,
+        empty_cache=lambda: None,
+    )
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(Graph, "made", [])
+    with torch.inference_mode():
+        yield build_capture()
+
+
+@pytest.mark.parametrize(
+    ("test", "options"),
+    [
+        (suite.test_capture_follows_its_inputs, {}),
+        (suite.test_captures_are_apart, {}),
+        (suite.test_capture_raises_what_its_function_raises, {"run": 1}),
+        (suite.test_capture_raises_what_its_function_raises, {"run": 2}),
+        (suite.test_capture_gives_its_memory_back, {}),
+        (suite.test_inputs_are_left_alone, {}),
+    ],
+)
+def test_the_kit(test, options, capture):
+    (row,) = (row for row in ROWS if row.name == "cuda-graph")
+    fixtures = dict(kernel=row, dtype="bfloat16", op=capture, device="cpu", **options)
+    test(**{name: fixtures[name] for name in inspect.signature(test).parameters})
+
+
+def test_the_first_call_runs_the_second_records_and_the_others_replay(capture):
+    step, runs = Step.of("float32", "cpu"), []
+
+    def counted(*tensors):
+        runs.append(len(Graph.made))
+        return step(*tensors)
+
+    captured = capture(counted)
+    for seed in range(5):
+        captured(*step.input(seed))
+    assert runs == [0, 1], "once without a graph, once with one"
+    (graph,) = Graph.made
+    assert graph().replays == 4 and len(graph().operations) == 4
+
+
+def test_a_recording_goes_with_its_callable(capture):
+    step = Step.of("float32", "cpu")
+    captured = capture(step)
+    for seed in range(2):
+        captured(*step.input(seed))
+    (graph,) = Graph.made
+    del captured
+    assert graph() is None
+
+
+def test_the_reason_of_a_failed_recording_is_the_functions_own(capture):
+    """Ending such a recording raises too, and what it says is of no use."""
+    captured = capture(lambda x: [x * float(x.sum())])
+    x = torch.ones(3)
+    captured(x)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+            captured(x)
+    assert capture(lambda x: [x + 1])(x)[0].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("other", [torch.ones(1, 4), torch.ones(3, 4, dtype=torch.float16), torch.ones(4)])
+def test_inputs_of_another_shape_or_dtype_are_refused(other, capture):
+    """copy_() would broadcast or convert them."""
+    captured = capture(lambda x: [x + 1])
+    for _ in range(2):
+        captured(torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"recorded for torch.float32 \[3, 4\], called with"):
+        captured(other)

@@ -1,0 +1,73 @@
+"""`cosmos3 warmup`: have every kernel that a run needs compiled and cached, before the first run waits for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from ..engine.model import open_model
+from ..model.config import KEPT_SHARE
+from ..plan import Want, choose_backend, resolve
+from .plan import PROMPT_TOKENS, RequestOptions, request_of
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..scenarios.request import Request
+
+NEGATIVE_TOKENS = 127
+"""Not a multiple of 16, as the prompt is: compilers specialise on that."""
+STEPS = 3
+"""One runs as it is, one is captured, one is replayed."""
+GROUPS = 3
+"""The first and the second group of frames are decoded each in its own way, all others as the third."""
+
+
+def execute(options: RequestOptions, as_json: bool) -> None:
+    """Run a request twice on random weights, a few layers deep, and print the seconds of both. Raises InputError."""
+    model = open_model(options.model)
+    request, _ = request_of(options, model.facts)
+    backend, device, why = choose_backend(options.backend, options.disabled)
+    plan = resolve(
+        Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats), backend, device
+    )
+    if why:
+        print(why, file=sys.stderr)
+
+    from ..engine.engine import Engine
+    from ..engine.random_weights import RandomWeights
+
+    # A layer is compiled once, however many there are; with a format, one that is kept belongs to it.
+    layers = KEPT_SHARE if plan.formats else 1
+    model = replace(model, config=replace(model.config, num_hidden_layers=layers))
+    engine = Engine(model, plan, resident=True, weights=RandomWeights(model, backend.torch_device))
+    cold, warm = _run(engine, request), _run(engine, request)
+    told = {stage: {"cold": round(cold[stage], 3), "warm": round(warm.get(stage, 0.0), 3)} for stage in cold}
+    if as_json:
+        print(json.dumps({"plan": plan.to_json(), "seconds": told}, indent=2))
+        return
+    print(f"{'seconds':<20}{'cold':>8}{'warm':>8}")
+    for stage, seconds in told.items():
+        print(f"{stage:<20}{seconds['cold']:>8.2f}{seconds['warm']:>8.2f}")
+
+
+def _run(engine: Engine, request: Request) -> dict[str, float]:
+    """Seconds by stage of the prompts, a few steps and the first groups of frames."""
+    import torch
+
+    from ..engine.engine import Inputs
+
+    before, pixels = dict(engine.seconds), None
+    if request.conditioning_pixel_frames:
+        pixels = torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width)
+    tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
+    negative = tokens[:NEGATIVE_TOKENS] if request.guidance != 1 else []
+    state = engine.start(request, Inputs(tokens, negative, pixels))
+    for _ in range(min(STEPS, state.steps)):
+        engine.step(state)
+    for _ in islice(engine.finish(state), GROUPS):
+        pass
+    spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in engine.seconds.items()}
+    return {stage: seconds for stage, seconds in spent.items() if seconds}

@@ -1,0 +1,105 @@
+"""Quantization formats from the command line to the weights, on the fake device, which has int8."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from command import cosmos3
+
+SMALL = ("--model", "tiny", "--backend", "acme", "--size", "64x64", "--steps", "2", "--frames", "1")
+
+
+def run(capsys, monkeypatch, tmp_path: Path, *options: str) -> dict:
+    """The manifest of a small run."""
+    code, _, err = cosmos3(
+        capsys, monkeypatch, "run", "a cup", *SMALL, "--seed", "3", "-o", tmp_path / "a.png", *options
+    )
+    assert code == 0, err
+    return json.loads((tmp_path / "a.png.json").read_text())
+
+
+def test_a_run_in_int8_says_so_and_packs_the_layers_only(acme, capsys, monkeypatch, tmp_path):
+    import torch
+    from cosmos3_acme import kernels
+
+    packed, pack = [], kernels.transposed
+    monkeypatch.setattr(
+        kernels,
+        "transposed",
+        lambda weight, bias, *, format="none": (
+            packed.append((format, weight.dtype)) or pack(weight, bias, format=format)
+        ),
+    )
+    plain = run(capsys, monkeypatch, tmp_path)
+    picture = (tmp_path / "a.png").read_bytes()
+    assert plain["plan"]["formats"] == {} and {format for format, _ in packed} == {"none"}
+    packed.clear()
+    quantized = run(capsys, monkeypatch, tmp_path, "--format", "int8")
+    assert quantized["plan"]["formats"] == {"pack_linear": "int8"}
+    assert quantized["plan"]["kernels"] == plain["plan"]["kernels"]
+    assert quantized["plan"]["dtypes"]["generation"] == "bfloat16, layers in int8"
+    layers, matrices, towers = 2, 4, 2
+    assert sum(format == "int8" for format, _ in packed) == layers * matrices * towers
+    assert ("int8", torch.float32) not in packed and ("none", torch.float32) in packed
+    assert (tmp_path / "a.png").read_bytes() != picture
+
+
+def test_a_format_of_the_attention_takes_another_row(acme, capsys, monkeypatch, tmp_path):
+    """The tiny model's heads are not of the width that both rows want: the format cannot be met, the default can."""
+    assert run(capsys, monkeypatch, tmp_path)["plan"]["kernels"]["attention"] == "eager"
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", *SMALL, "--format", "attention=int8")
+    assert code == 2 and "--format attention=int8: int8_kv: written for heads of 128" in err
+    code, out, _ = cosmos3(
+        capsys, monkeypatch, "plan", "--model", "nano", "--backend", "acme", "--format", "attention=int8", "--json"
+    )
+    told = json.loads(out)["plan"]
+    assert told["kernels"]["attention"] == "int8_kv" and told["formats"] == {"attention": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "fp3"], "--format pack_linear=fp3: no pack_linear kernel of acme has that format. It has int8"),
+        (["--format", "gate=int8"], "--format gate=int8: gate is not quantized"),
+        (["--format", "int8", "--kernel", "pack_linear=eager"], "takes formats none, not int8"),
+        (["--format", "int8", "--dtype", "float16"], "takes float32, bfloat16, not float16"),
+    ],
+)
+def test_a_format_that_cannot_be_met(acme, capsys, monkeypatch, tmp_path, options, said):
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", *SMALL, "-o", tmp_path / "a.png", *options)
+    assert code == 2 and said in err and not list(tmp_path.iterdir())
+
+
+def plan(capsys, monkeypatch, *options: str) -> dict:
+    arguments = ("plan", "--backend", "acme", "--json", "--model", "nano", *options)
+    return json.loads(cosmos3(capsys, monkeypatch, *arguments)[1])
+
+
+def test_the_plan_counts_narrower_weights_and_proposes_them(acme, capsys, monkeypatch):
+    def weights(told: dict) -> list[int]:
+        return [stage["weights"] for stage in told["memory"]["stages"][:2]]
+
+    wide, narrow = (weights(plan(capsys, monkeypatch, *options)) for options in ((), ("--format", "int8")))
+    for before, after in zip(wide, narrow, strict=True):
+        assert 0.5 < after / before < 0.6
+    told = plan(capsys, monkeypatch, "--memory", "14", "--size", "480p", "--frames", "93")
+    assert not told["fits"] and told["nearest"][0]["options"].startswith("--format int8")
+    assert told["nearest"][0]["peak"] <= 14 << 30
+
+
+def test_a_recipe_names_its_formats(acme, capsys, monkeypatch, tmp_path):
+    written = (Path(__file__).parents[1] / "recipes" / "tiny-t2i-256x256-cpux1.toml").read_text()
+    tables = tomllib.loads(written)
+    body = written[: written.index("[validated]")].replace('"reference"', '"acme"')
+    body = body[: body.index("[plan]")].replace(tables["device"]["name"], "ACME One")
+    (tmp_path / "tiny-t2i-256x256-int8-acmeonex1.toml").write_text(body + '[run.formats]\npack_linear = "int8"\n')
+    code, out, err = cosmos3(
+        capsys, monkeypatch, "recipes", "--folder", tmp_path, "show", "tiny-t2i-256x256-int8-acmeonex1"
+    )
+    assert code == 0 and "--format pack_linear=int8" in out, err
+    (tmp_path / "tiny-t2i-256x256-int8-acmeonex1.toml").rename(tmp_path / "tiny-t2i-256x256-acmeonex1.toml")
+    code, _, err = cosmos3(capsys, monkeypatch, "recipes", "--folder", tmp_path, "list")
+    assert code == 2 and "Name it tiny-t2i-256x256-int8-acmeonex1.toml" in err

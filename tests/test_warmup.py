@@ -1,0 +1,57 @@
+"""`cosmos3 warmup`: the same kernels at the same shapes as a run, on random weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from command import cosmos3
+
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.model import Weights
+
+SMALL = ("--model", "tiny", "--backend", "reference", "--size", "64x64")
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        (("--frames", "1"), {"read prompts", "steps", "decode"}),
+        (("--frames", "17", "--guidance", "1"), {"read prompts", "steps", "decode"}),
+        (("--task", "i2v", "--frames", "9"), {"read prompts", "encode input", "steps", "decode"}),
+    ],
+)
+def test_it_tells_cold_from_warm_by_stage(capsys, monkeypatch, options, stages):
+    monkeypatch.setattr(Weights, "__init__", lambda *_: pytest.fail("opened the checkpoint's weights"))
+    code, out, _ = cosmos3(capsys, monkeypatch, "warmup", *SMALL, *options, "--json")
+    told = json.loads(out)
+    assert code == 0 and stages <= set(told["seconds"])
+    assert all(set(seconds) == {"cold", "warm"} for seconds in told["seconds"].values())
+    assert told["plan"]["kernels"]["attention"] == "eager"
+
+
+def test_it_takes_passes_of_the_request_s_shape_through_one_layer(capsys, monkeypatch):
+    seen, step = [], Engine.step
+
+    def watched(engine, state):
+        seen.append(
+            (len(engine._loaded["generation"].layers), state.x.numel(), [b.length for b in state.guided[0].texts])
+        )
+        return step(engine, state)
+
+    monkeypatch.setattr(Engine, "step", watched)
+    code, out, _ = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--frames", "9")
+    assert code == 0 and "cold" in out and "decode" in out
+    assert seen == [(1, 48 * 3 * 4 * 4, [512, 127])] * 6
+
+
+def test_a_recipe_is_warmed_up_by_name(capsys, monkeypatch):
+    code, out, _ = cosmos3(capsys, monkeypatch, "recipes", "warmup", "tiny-t2i-256x256-cpux1")
+    assert code == 0 and "read prompts" in out
+
+
+def test_it_refuses_what_a_run_would(capsys, monkeypatch):
+    code, _, err = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--frames", "2")
+    assert code == 2 and "frames" in err
+    code, _, err = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--format", "fp8")
+    assert code == 2 and "--format pack_linear=fp8" in err
