@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory --backend cuda --model nano --job 832x480x93 --job 1280x720x189
 
-The media tower and the VAE get random weights on the device, prompts are random keys and values. Allocated is what the
-tensors take, reserved what the allocator holds for them; the estimate's peak has to cover the second.
+The media tower and the VAE get random weights on the device, prompts are random keys and values, which stay for the
+decode as they do in a run. Allocated is what the tensors take, reserved what the allocator holds for them; the
+estimate's peak has to cover the second.
 """
 
 from __future__ import annotations
@@ -14,30 +15,19 @@ from typing import Any
 
 import torch
 
-from cosmos3_core.cli.plan import describe
+from cosmos3_core.engine.random_weights import RandomWeights
+from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, TextContext
 from cosmos3_core.model.vae import VideoVAE
-from cosmos3_core.model.weights import generation_slots, load_slots
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.plan.estimate import Estimate, Job, ceiling_of
 
 from .common import environment, report, seconds
+from .e2e import sized_as
 
 TEXT = (512, 3500)
 """Tokens of the prompt and of the negative one, as `cosmos3 plan` assumes them."""
-
-VAE_KEYS = {
-    "in_channels": 12,
-    "out_channels": 12,
-    "patch_size": 2,
-    "is_residual": True,
-    "attn_scales": [],
-    "temperal_downsample": [False, True, True],
-    "scale_factor_temporal": 4,
-    "scale_factor_spatial": 16,
-}
-"""What the built-in table of the plan leaves out of `vae/config.json` (spec 5.1)."""
 
 
 def arguments() -> argparse.Namespace:
@@ -73,60 +63,44 @@ def job_of(width: int, height: int, frames: int) -> Job:
     return Job(**numbers, prompt_tokens=prompt, negative_tokens=negative)
 
 
-def tower(config, plan, device: str) -> GenerationTower:
-    stream = torch.Generator(device).manual_seed(0)
-    slots = generation_slots(config)
-    shapes = {name: shape for slot in slots for name, shape in slot.tensors().items()}
-
-    def read(names):
-        for name in names:
-            mean = 1.0 if "norm" in name else 0.0
-            yield name, torch.empty(shapes[name], device=device).normal_(mean, 0.02, generator=stream)
-
-    ops = plan.build_ops()
-    return GenerationTower(config, ops, load_slots(slots, read, ops, device, torch.bfloat16))
-
-
-@torch.inference_mode()
-def steps(model: GenerationTower, job: Job, device: str, measure: Measured) -> dict[str, Any]:
-    """One guided step: both branches, as the engine runs them for this many tokens."""
-    c = model.config
+def random_texts(c: TransformerConfig, device: str) -> list[TextContext]:
     texts = []
     for length in TEXT:
         kv = [torch.randn(1, length, c.num_key_value_heads, c.head_dim, device=device).bfloat16() for _ in range(2)]
         texts.append(TextContext(tuple((kv[0].clone(), kv[1].clone()) for _ in range(c.num_hidden_layers)), length))
-    item = Item("vision", (c.latent_channel, *job.latent))
-    packing, latent = Packing([item], c, device), torch.randn(c.latent_channel, *job.latent, device=device)
-    passes = [model.branches(packing, [text]) for text in texts]
-    return measure(lambda: [model.forward(branches, [latent], 500.0) for branches in passes])
+    return texts
 
 
-def decode(config: dict[str, Any], job: Job, device: str, measure: Measured) -> dict[str, Any]:
-    stream, channels = torch.Generator(device).manual_seed(0), config["z_dim"]
-    config = config | VAE_KEYS | {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
-    shapes = VideoVAE.names(config, "the VAE")
-    tensors = ((n, torch.empty(s, device=device).normal_(0, 0.02, generator=stream)) for n, s in shapes.items())
-    vae = VideoVAE.load(config, tensors, encoder=False, source="the VAE", device=device, dtype=torch.bfloat16)
-    latents = torch.randn(channels, *job.latent, device=device)
+@torch.inference_mode()
+def steps(tower: GenerationTower, texts: list[TextContext], job: Job, device: str, measure: Measured) -> dict[str, Any]:
+    """One guided step: both branches, as the engine runs them for this many tokens."""
+    item = Item("vision", (tower.config.latent_channel, *job.latent))
+    packing, latent = Packing([item], tower.config, device), torch.randn(item.shape, device=device)
+    passes = [tower.branches(packing, [text]) for text in texts]
+    return measure(lambda: [tower.forward(branches, [latent], 500.0) for branches in passes])
+
+
+def decode(vae: VideoVAE, channels: int, job: Job, measure: Measured) -> dict[str, Any]:
+    latents = torch.randn(channels, *job.latent, device=vae.device)
     return measure(lambda: [None for _ in vae.decode(latents)])
 
 
 def main() -> None:
     args = arguments()
-    described = describe(args.model)
+    model = sized_as(args.model)
     backend, found, _ = choose_backend(args.backend)
-    plan, device = resolve(Want.of(described.config, "bfloat16"), backend, found), backend.torch_device
-    measure, results = Measured(device), {}
+    plan, device = resolve(Want.of(model.config, "bfloat16"), backend, found), backend.torch_device
     sizes = {job: tuple(int(n) for n in job.split("x")) for job in args.job}
     jobs = {name: job_of(*size) for name, size in sizes.items()}
-    estimates = {name: Estimate(described.config, described.vae, job, "bfloat16") for name, job in jobs.items()}
-    model = tower(described.config, plan, device)
+    estimates = {name: Estimate(model.config, model.vae, job, "bfloat16") for name, job in jobs.items()}
+    measure, ops, weights = Measured(device), plan.build_ops(), RandomWeights(model, device)
+    texts = random_texts(model.config, device)
+    tower = weights.generation(ops, device, torch.bfloat16)
+    results = {name: {"steps": steps(tower, texts, job, device, measure)} for name, job in jobs.items()}
+    del tower
+    vae = weights.vae(ops, device, torch.bfloat16, encoder=False)
     for name, job in jobs.items():
-        results[name] = {"steps": steps(model, job, device, measure)}
-    del model
-    torch.accelerator.empty_cache()
-    for name, job in jobs.items():
-        results[name]["decode"] = decode(described.vae, job, device, measure)
+        results[name]["decode"] = decode(vae, model.config.latent_channel, job, measure)
     for name, estimate in estimates.items():
         for stage in estimate.stages:
             if stage.name in results[name]:

@@ -1,31 +1,33 @@
 """The denoising loop: prompts read, then steps of guided forwards and the solver, here and in diffusers.
 
-    python -m benchmarks.step --peer diffusers --model width-1024 --size 1024x1024 --frames 1 --text 512 --steps 8
+    python -m benchmarks.step --peer diffusers --model width-1024 --work 1024x1024x1 --steps 8
+    python -m benchmarks.step --peer diffusers --backend cuda --model nano --dtype bfloat16 --work 1280x720x189 \\
+        --guidance 1 --format pack_linear=fp8,attention=fp8
 
 Both run on the same random weights, initial noise, prompts and schedule. The velocities of the first step are compared
-before anything is timed, and the run fails if they differ by more than --tolerance. (Not the latents after all steps,
-which are only reported: with random weights at depth, guidance amplifies rounding, and two bf16 runs drift apart.)
-Tokenizer and VAE are left out: both sides would call the same library.
+before anything is timed, and the run fails if they differ by more than --tolerance; those of a quantized run are only
+reported. So are the latents after all steps: with random weights at depth, guidance amplifies rounding, and two bf16
+runs drift apart. Tokenizer and VAE are left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cosmos3_core import reference
-from cosmos3_core.model.config import ONE_PASS_TOKENS, TransformerConfig
+from cosmos3_core.engine.engine import pass_of
+from cosmos3_core.model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import text_positions
-from cosmos3_core.model.transformer import Branches, GenerationTower, UnderstandingTower
+from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.model.weights import generation_slots, load_slots, understanding_slots
-from cosmos3_core.plan import Want, resolve
+from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.guidance import combine
 from cosmos3_core.sampling.solver import Solver
-from cosmos3_core.scenarios.sizes import parse_size
 
 from .common import alternate, environment, report
 
@@ -62,13 +64,14 @@ SCHEDULER = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["diffusers"], required=True)
-    parser.add_argument("--device", default="cpu", help="a torch device type")
+    parser.add_argument("--backend", default="reference")
+    parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME")
+    parser.add_argument("--format", action="append", default=[], metavar="OP=FORMAT,...", help="each is timed as well")
     parser.add_argument("--model", choices=list(MODELS), default="width-1024")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--size", default="1024x1024")
-    parser.add_argument("--frames", type=int, default=1)
+    parser.add_argument("--work", action="append", required=True, metavar="WIDTHxHEIGHTxFRAMES")
     parser.add_argument("--text", type=int, default=512, help="tokens of each prompt")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=0, help="time a run of so many steps; 0: the passes of one step")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tolerance", type=float, default=1e-3, help="largest relative error of a velocity")
@@ -76,56 +79,62 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def peer_model(args: argparse.Namespace):
+def pairs(text: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in text.split(",") if pair)
+
+
+def peer_model(args: argparse.Namespace, device: str):
     """diffusers' transformer, made on the device with random weights of a trained model's scale."""
     from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
 
     with torch.device("meta"):
         module = Cosmos3OmniTransformer(**MODELS[args.model])
-    module = module.to(getattr(torch, args.dtype)).to_empty(device=args.device).eval().requires_grad_(False)
+    module = module.to(getattr(torch, args.dtype)).to_empty(device=device).eval().requires_grad_(False)
     module.time_embedder.float()
-    stream = torch.Generator(args.device).manual_seed(0)
+    stream = torch.Generator(device).manual_seed(0)
     for name, parameter in module.named_parameters():
         parameter.normal_(1.0 if "norm" in name else 0.0, 0.02, generator=stream)
     config = module.config
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=args.device) / config.head_dim
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
     module.rotary_emb.inv_freq = 1.0 / config.rope_theta**exponents  # not a parameter, so to_empty left it unset
     return module
 
 
 class Ours:
-    """Our towers with the peer's weights, on the reference backend's ops."""
+    """Our towers with the peer's weights, under a plan."""
 
-    def __init__(self, args: argparse.Namespace, module):
-        config = TransformerConfig.from_json(dict(module.config), "the peer's config")
-        backend = dataclasses.replace(reference.BACKEND, torch_device=args.device)
-        self.config, self.plan = config, resolve(Want.of(config, args.dtype), backend, backend.probe())
-        ops, state, dtype = self.plan.build_ops(), module.state_dict(), getattr(torch, args.dtype)
+    def __init__(self, config: TransformerConfig, plan: Plan, module):
+        self.config, self.plan, self.device = config, plan, plan.backend.torch_device
+        ops, state, dtype = plan.build_ops(), module.state_dict(), getattr(torch, plan.dtype)
+        kept = plan.build_kept(ops)
 
         def read(names):
             return ((name, state[name]) for name in names)
 
-        def tower(cls, slots):
-            return cls(config, ops, load_slots(slots(config), read, ops, args.device, dtype))
+        def load(slots):
+            format = plan.formats.get("pack_linear", "none")
+            return load_slots(slots(config), read, ops, self.device, dtype, format, kept)
 
-        self.understanding = tower(UnderstandingTower, understanding_slots)
-        self.generation = tower(GenerationTower, generation_slots)
+        self.understanding = UnderstandingTower(config, kept, load(understanding_slots))
+        self.generation = GenerationTower(config, ops, load(generation_slots), kept)
 
-    def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[Branches]:
+    def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[Callable]:
         texts = [self.understanding.prefill(ids) for ids in prompts]
-        if packing.length <= ONE_PASS_TOKENS:
-            return [self.generation.branches(packing, texts)]
-        return [self.generation.branches(packing, [text]) for text in texts]
+        together = [texts] if packing.length <= ONE_PASS_TOKENS else [[text] for text in texts]
+        return [pass_of(self.generation, self.generation.branches(packing, group)) for group in together]
 
-    def velocities(self, prepared: list[Branches], x: torch.Tensor, timestep: float) -> list[torch.Tensor]:
-        return [v.float() for branches in prepared for (v,) in self.generation.forward(branches, [x], timestep)]
+    def velocities(self, prepared: list[Callable], x: torch.Tensor, timestep: float) -> list[torch.Tensor]:
+        told = torch.full((1,), timestep, device=self.device)
+        return [velocity.view(x.shape) for run in prepared for velocity in run(x.flatten(), told)]
 
 
 class Theirs:
     """diffusers' transformer, called as its pipeline calls it: one forward per prompt and step."""
 
-    def __init__(self, args: argparse.Namespace, module):
-        self.module, self.device, self.dtype = module, args.device, getattr(torch, args.dtype)
+    def __init__(self, args: argparse.Namespace, module, device: str):
+        self.module, self.device, self.dtype = module, device, getattr(torch, args.dtype)
+        if device == "cuda":  # the faster of its choices on every size here
+            module.set_attention_backend("_native_cudnn")
 
     def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[dict]:
         return [self._static(packing, ids) for ids in prompts]
@@ -156,36 +165,47 @@ class Theirs:
 
 
 class Work:
-    """The inputs that both get, and the loop over them."""
+    """The inputs that both get, and what is timed."""
 
-    def __init__(self, args: argparse.Namespace, config: TransformerConfig):
-        self.args = args
-        width, height = parse_size(args.size, "1:1")
-        shape = (config.latent_channel, (args.frames - 1) // 4 + 1, height // 16, width // 16)
-        self.packing = Packing([Item("vision", shape)], config, args.device)
+    def __init__(self, args: argparse.Namespace, name: str, config: TransformerConfig, device: str):
+        self.guidance, self.steps = args.guidance, args.steps
+        width, height, frames = map(int, name.split("x"))
+        shape = (config.latent_channel, (frames - 1) // 4 + 1, height // 16, width // 16)
+        self.packing = Packing([Item("vision", shape)], config, device)
         stream = torch.Generator().manual_seed(1)
-        self.noise = torch.randn(shape, generator=stream).to(args.device)
+        self.noise = torch.randn(shape, generator=stream).to(device)
         # Prompts of different lengths, as a prompt and a negative prompt are.
         lengths = (args.text, args.text - 3) if args.guidance != 1 else (args.text,)
         self.prompts = [torch.randint(0, config.vocab_size, (n,), generator=stream).tolist() for n in lengths]
 
-    def solver(self) -> Solver:
-        return Solver("native", self.args.steps, 3.0, SCHEDULER)
+    def solver(self, steps: int) -> Solver:
+        return Solver("native", steps, 3.0, SCHEDULER)
+
+    @torch.inference_mode()
+    def prepare(self, side: Ours | Theirs) -> Callable[[], torch.Tensor]:
+        """What is timed: the velocities of the first step, prompts read before; or the whole loop."""
+        if self.steps:
+            return lambda: self.run(side)
+        prepared, timestep = side.prepare(self.packing, self.prompts), self.solver(8).timesteps[0]
+        return lambda: self.velocities(side, prepared, timestep)
+
+    @torch.inference_mode()
+    def velocities(self, side: Ours | Theirs, prepared: list, timestep: float) -> torch.Tensor:
+        return torch.stack(side.velocities(prepared, self.noise, timestep))
 
     @torch.inference_mode()
     def first_velocities(self, side: Ours | Theirs) -> torch.Tensor:
         """Each branch's velocity at the first step: what equality is judged by."""
-        prepared = side.prepare(self.packing, self.prompts)
-        return torch.stack(side.velocities(prepared, self.noise, self.solver().timesteps[0]))
+        return self.velocities(side, side.prepare(self.packing, self.prompts), self.solver(8).timesteps[0])
 
     @torch.inference_mode()
     def run(self, side: Ours | Theirs) -> torch.Tensor:
         """The latents after all steps."""
-        prepared, solver, x = side.prepare(self.packing, self.prompts), self.solver(), self.noise
+        prepared, solver, x = side.prepare(self.packing, self.prompts), self.solver(self.steps), self.noise
         for i, timestep in enumerate(solver.timesteps):
             velocities = side.velocities(prepared, x, timestep)
-            velocity = combine(*velocities, self.args.guidance) if len(velocities) > 1 else velocities[0]
-            x = solver.step(velocity, x, i, None)
+            velocity = combine(*velocities, self.guidance) if len(velocities) > 1 else velocities[0]
+            x = solver.step(velocity.flatten(), x.flatten(), i, None).view(x.shape)
         return x
 
 
@@ -193,30 +213,52 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+def compare(args: argparse.Namespace, work: Work, ours: Ours, theirs: Theirs) -> dict[str, Any]:
+    """One work under one plan: the error first, then the times."""
+    error = relative_error(work.first_velocities(ours), work.first_velocities(theirs))
+    if not error <= args.tolerance and not ours.plan.formats:
+        raise SystemExit(f"the velocities differ by {error:.2e}, more than {args.tolerance:g}; nothing was timed")
+    sides = {"cosmos3": work.prepare(ours), args.peer: work.prepare(theirs)}
+    for _ in range(3 if work.packing.length <= CAPTURE_ROWS else 1):  # load, compile and capture
+        finals = [function() for function in sides.values()]
+    timed = alternate(sides, ours.device, args.repeats)
+    return {
+        "tokens": {"media": work.packing.length, "text": [len(ids) for ids in work.prompts]},
+        "relative_error": error,
+        **({"relative_error_after_all_steps": relative_error(*finals)} if work.steps else {}),
+        "seconds": timed,
+        "speed_ratio": timed[args.peer]["median_s"] / timed["cosmos3"]["median_s"],
+    }
+
+
 def main() -> None:
     args = arguments()
-    module = peer_model(args)
-    ours, theirs = Ours(args, module), Theirs(args, module)
-    work = Work(args, ours.config)
-    error = relative_error(work.first_velocities(ours), work.first_velocities(theirs))
-    if not error <= args.tolerance:
-        raise SystemExit(
-            f"the velocities differ: relative error {error:.2e} is above {args.tolerance:g}; nothing was timed"
-        )
-    final_error = relative_error(work.run(ours), work.run(theirs))
-    sides = {"cosmos3": lambda: work.run(ours), args.peer: lambda: work.run(theirs)}
-    timed = alternate(sides, args.device, args.repeats)
+    backend, device, _ = choose_backend(args.backend)
+    module = peer_model(args, backend.torch_device)
+    config = TransformerConfig.from_json(dict(module.config), "the peer's config")
+    theirs, results = Theirs(args, module, backend.torch_device), []
+    for format in ["", *args.format]:
+        want = Want.of(config, args.dtype, pairs(",".join(args.kernel)), pairs(format))
+        ours = Ours(config, resolve(want, backend, device), module)
+        for name in args.work:
+            work = Work(args, name, config, backend.torch_device)
+            found = compare(args, work, ours, theirs)
+            results.append(
+                {"work": name, "formats": ours.plan.formats, "kernels": ours.plan.to_json()["kernels"], **found}
+            )
+            print(
+                name,
+                format or args.dtype,
+                f"{found['speed_ratio']:.3f}x, error {found['relative_error']:.1e}",
+                flush=True,
+            )
+        del ours
     report(
         {
             "benchmark": "step",
             "settings": {k: v for k, v in vars(args).items() if k != "out"},
-            "tokens": {"media": work.packing.length, "text": [len(ids) for ids in work.prompts]},
-            "kernels": ours.plan.to_json()["kernels"],
-            "relative_error": error,
-            "relative_error_after_all_steps": final_error,
-            "seconds": timed,
-            "speed_ratio": timed[args.peer]["median_s"] / timed["cosmos3"]["median_s"],
-            "environment": environment(args.device),
+            "results": results,
+            "environment": environment(backend.torch_device),
         },
         args.out,
     )

@@ -1,0 +1,119 @@
+"""A whole run at a published model's size: prompts, steps, decode and the file, on random weights.
+
+    python -m benchmarks.e2e --backend cuda --work 1280x720x189 --steps 35 --format pack_linear=fp8,attention=fp8
+
+The engine is the one that `cosmos3 run` uses. What is left out is reading weights from a disk: they are made on the
+device, and the seconds of loading are told apart. Every run is preceded by a short one of the same shapes, which loads
+and compiles; `cold` is what that took. Peaks are of one run: both towers in turn, or with --resident all components.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosmos3_core.cli.plan import describe
+from cosmos3_core.engine import media
+from cosmos3_core.engine.engine import Engine, Inputs
+from cosmos3_core.engine.model import Model, open_model
+from cosmos3_core.engine.random_weights import RandomWeights
+from cosmos3_core.plan import Want, choose_backend, resolve
+from cosmos3_core.scenarios import request as requests
+
+from .common import environment, report
+from .step import pairs
+
+SHORT = 3
+"""Steps of the run before."""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", required=True)
+    parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME")
+    parser.add_argument("--format", action="append", default=[], metavar="OP=FORMAT,...", help='"" is none; repeatable')
+    parser.add_argument("--model", default="nano", help="as for cosmos3 plan")
+    parser.add_argument("--work", default="1280x720x189", metavar="WIDTHxHEIGHTxFRAMES")
+    parser.add_argument("--steps", type=int, default=35)
+    parser.add_argument("--text", type=int, default=512, help="tokens of each prompt")
+    parser.add_argument("--resident", action="store_true")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def sized_as(name: str) -> Model:
+    """A published model's configs, without its repository: the tiny model's tokenizer and scheduler serve."""
+    tiny, described = open_model("tiny"), describe(name)
+    return replace(tiny, config=described.config, vae={**tiny.vae, **described.vae}, dtype=described.dtype)
+
+
+def request_of(args: argparse.Namespace, model: Model, steps: int) -> requests.Request:
+    width, height, frames = args.work.split("x")
+    task = "t2i" if frames == "1" else "t2v"
+    given = {"task": task, "prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames), "steps": steps}
+    return requests.resolve(given, requests.PROFILES[0], model.facts, pick_seed=lambda: 0)[0]
+
+
+def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> dict[str, Any]:
+    """One run: seconds by stage and in all, peaks, and what was written."""
+    torch.accelerator.synchronize()
+    torch.accelerator.empty_cache()
+    torch.accelerator.reset_peak_memory_stats()
+    before, begin = dict(engine.seconds), time.perf_counter()
+    tokens = torch.randint(engine.model.config.vocab_size, (2, text), generator=torch.Generator().manual_seed(0))
+    state = engine.start(request, Inputs(tokens[0].tolist(), tokens[1, 3:].tolist(), None))
+    while not state.done:
+        engine.step(state)
+    frames = (frame for group in engine.finish(state) for frame in group.numpy())
+    if request.is_video:
+        written = vars(media.write_video(folder / "out.mp4", frames, request.fps, {}))
+    else:
+        media.write_image(folder / "out.png", next(frames), {})
+        written = {"frames": 1}
+    total = time.perf_counter() - begin
+    stages = {name: seconds - before.get(name, 0.0) for name, seconds in engine.seconds.items()}
+    loading = sum(seconds for name, seconds in stages.items() if name.startswith("load "))
+    return {
+        "seconds": total - loading,
+        "loading": loading,
+        "stages": {name: round(seconds, 4) for name, seconds in stages.items()},
+        "allocated": torch.accelerator.max_memory_allocated(),
+        "reserved": torch.accelerator.max_memory_reserved(),
+        "written": written,
+    }
+
+
+def main() -> None:
+    args = arguments()
+    model = sized_as(args.model)
+    backend, device, _ = choose_backend(args.backend)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
+        for format in args.format or [""]:
+            want = Want.of(model.config, model.dtype, pairs(",".join(args.kernel)), pairs(format))
+            plan = resolve(want, backend, device)
+            engine = Engine(model, plan, resident=args.resident, weights=RandomWeights(model, backend.torch_device))
+            cold = run(engine, request_of(args, model, SHORT), args.text, Path(folder))
+            timed = run(engine, request_of(args, model, args.steps), args.text, Path(folder))
+            results.append({"formats": plan.formats, "kernels": plan.to_json()["kernels"], "cold": cold, "run": timed})
+            print(format or model.dtype, timed, flush=True)
+            del engine
+    report(
+        {
+            "benchmark": "e2e",
+            "settings": {k: v for k, v in vars(args).items() if k != "out"},
+            "results": results,
+            "environment": environment(backend.torch_device),
+        },
+        args.out,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""A decoder layer's four projections: every quantized row that serves on this device, beside torch's bf16 linear.
+
+    python -m benchmarks.gemm --backend cuda --out benchmarks/results/gemm-nano-h100.json
+
+Weights and activations are normally distributed. A row's error against fp32 is checked against the conformance kit's
+bound before anything is timed. Rows and the peer take turns; each replays, as the engine does, a recording of products
+with different weights, as many as leave no weight in a cache. Quantizing the activations is part of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosmos3_core.cli.plan import describe
+from cosmos3_core.contract import Backend, Device, InputError, Linear, Ops, PackLinear
+from cosmos3_core.model.config import TransformerConfig
+from cosmos3_core.plan import Want, choose_backend, resolve
+from cosmos3_core.testing import cases
+
+from .common import alternate, environment, report, seconds
+
+CACHED = 200_000_000
+"""Weights that many elements in all follow one another, so that even in 4 bits none stays in a cache."""
+ROUND_SECONDS = 0.01
+CHECKED_ROWS = 1024
+PEER = ("torch bf16", "none")
+
+Key = tuple[str, str]
+"""A row's name and a format."""
+Packers = dict[Key, PackLinear]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", required=True)
+    parser.add_argument("--model", default="nano", help="as for cosmos3 plan")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1024, 2048, 9360, 44160], help="tokens")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def projections(c: TransformerConfig) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of a layer's matrices, as `model.weights` stacks them."""
+    return {
+        "qkv": (c.query_width + 2 * c.kv_width, c.hidden_size),
+        "out": (c.hidden_size, c.query_width),
+        "up": (c.intermediate_size * (2 if c.gated else 1), c.hidden_size),
+        "down": (c.hidden_size, c.intermediate_size),
+    }
+
+
+def quantized_rows(config: TransformerConfig, backend: Backend, found: Device) -> tuple[Packers, dict[str, str]]:
+    """What packs a weight, by row and format; and why other rows do not serve."""
+    serving, refused = {}, {}
+    for row in backend.kernels:
+        for format in row.formats if row.op == "pack_linear" else ():
+            want = Want.of(config, "bfloat16", {"pack_linear": row.name}, {"pack_linear": format})
+            try:
+                resolve(want, backend, found)
+            except InputError as error:
+                refused[f"{row.name} {format}"] = error.found
+            else:
+                serving[row.name, format] = row.build(found)
+    return serving, refused
+
+
+def linears(serving: Packers, out: int, width: int, device: str) -> Iterator[tuple[Tensor, dict[Key, Linear]]]:
+    """Weights one after another, each with its packed forms."""
+    stream = torch.Generator(device).manual_seed(out + width)
+    for _ in range(math.ceil(CACHED / (out * width))):
+        weight = torch.randn(out, width, device=device, generator=stream).div_(width**0.5).bfloat16()
+        yield weight, {key: pack(weight, None, format=key[1]) for key, pack in serving.items()}
+
+
+def error_of(linear: Linear, x: Tensor, weight: Tensor, format: str) -> float:
+    """Relative, of the first rows of the whole product. Fails beyond the kit's bound."""
+    exact = F.linear(x[:CHECKED_ROWS].float(), weight.float())
+    error = cases.Loss.of(linear(x)[:CHECKED_ROWS], exact.cpu()).whole
+    bound = cases.FORMATS[format] + cases.MULTIPLE * 2**-8
+    if not error <= bound:
+        raise SystemExit(f"{format}: the relative error is {error:.2e}, and {bound:.2e} is allowed; nothing is timed")
+    return error
+
+
+def replayed(capture: Callable, products: list[Linear], x: Tensor, device: str) -> tuple[Callable[[], None], int]:
+    """What calls the products one after another, and how often: as often as makes a round long enough to time."""
+
+    def each(_: Tensor) -> list[Tensor]:
+        for product in products:
+            y = product(x)
+        return [y]
+
+    replay, small = capture(each), x[:1, :1]  # a replay copies its arguments, and x stays as it is
+    replay(small), replay(small)
+    times = math.ceil(ROUND_SECONDS / seconds(lambda: replay(small), device))
+
+    def all_of_them() -> None:
+        for _ in range(times):
+            replay(small)
+
+    return all_of_them, times * len(products)
+
+
+def measure(
+    name: str, shape: tuple[int, int], serving: Packers, ops: Ops, args: argparse.Namespace, device: str
+) -> Iterator[dict[str, Any]]:
+    out, width = shape
+    packed = list(linears(serving, out, width, device))
+    for rows in args.rows:
+        x = torch.randn(rows, width, device=device, generator=torch.Generator(device).manual_seed(rows)).bfloat16()
+        weight, first = packed[0]
+        errors = {key: error_of(linear, x, weight, key[1]) for key, linear in first.items()}
+        errors[PEER] = error_of(ops.pack_linear(weight, None), x, weight, "none")
+        products = {key: [forms[key] for _, forms in packed] for key in first}
+        products[PEER] = [ops.pack_linear(weight, None) for weight, _ in packed]
+        rounds = {key: replayed(ops.capture, some, x, device) for key, some in products.items()}
+        times = alternate({key: function for key, (function, _) in rounds.items()}, device, args.repeats)
+        medians = {key: times[key]["median_s"] / count for key, (_, count) in rounds.items()}
+        for key, median in medians.items():
+            yield {
+                "projection": name,
+                "rows": rows,
+                "outputs": out,
+                "inputs": width,
+                "kernel": key[0],
+                "format": key[1],
+                "relative_error": errors[key],
+                "median_s": median,
+                "tflops": 2 * rows * out * width / median / 1e12,
+                "times_peer": medians[PEER] / median,
+            }
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = arguments()
+    config = describe(args.model).config
+    backend, found, _ = choose_backend(args.backend)
+    serving, refused = quantized_rows(config, backend, found)
+    ops, device, results = resolve(Want.of(config, "bfloat16"), backend, found).build_ops(), backend.torch_device, []
+    for name, shape in projections(config).items():
+        results += measure(name, shape, serving, ops, args, device)
+    report(
+        {
+            "benchmark": "gemm",
+            "settings": {k: v for k, v in vars(args).items() if k != "out"},
+            "results": results,
+            "refused": refused,
+            "environment": environment(device),
+        },
+        args.out,
+    )
+
+
+if __name__ == "__main__":
+    main()

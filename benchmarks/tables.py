@@ -1,0 +1,120 @@
+"""The tables of benchmarks/README.md, from the committed results: `python -m benchmarks.tables` writes them anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+PAGE = FOLDER / "README.md"
+BEGIN, END = "<!-- results: python -m benchmarks.tables -->", "<!-- end of results -->"
+MEASURES = {"step": "The forward passes", "vae": "The decode", "gemm": "One layer's products", "accuracy": "Accuracy"}
+
+
+def render() -> str:
+    """All results, by benchmark."""
+    found = [(path.name, json.loads(path.read_text())) for path in sorted((FOLDER / "results").glob("*.json"))]
+    sections = []
+    for name, title in MEASURES.items():
+        head, rows_of = TABLES[name]
+        rows = [row for file, result in found if result["benchmark"] == name for row in rows_of(file, result)]
+        sections.append(f"### {title}\n\n{table(head, rows)}")
+    return "\n".join(sections)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def precision(result: dict[str, Any], otherwise: str) -> str:
+    return ", ".join(f"{op} {name}" for op, name in result["formats"].items()) or otherwise
+
+
+def where(file: str, result: dict[str, Any]) -> str:
+    environment = result["environment"]
+    threads = f", {environment['threads']} threads" if environment["threads"] else ""
+    return f"[{environment['device']}{threads}](results/{file})"
+
+
+def seconds(times: dict[str, dict[str, Any]], peer: str, shared: bool) -> str:
+    """Absolute times mean nothing on a CPU that others use too."""
+    return (
+        "(shared CPU)" if shared else " / ".join(f"{1e3 * times[side]['median_s']:.1f}" for side in ("cosmos3", peer))
+    )
+
+
+def of_step(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    settings, shared = result["settings"], result["environment"]["threads"] is not None
+    what = f"{settings['steps']} steps" if settings["steps"] else "a step's passes"
+    guided = "guided" if settings["guidance"] != 1 else "one prompt"
+    for one in result["results"]:
+        kernels = ", ".join(one["kernels"][op] for op in ("attention", "pack_linear"))
+        yield (
+            f"{settings['model']} {one['work']}, {what}, {guided}",
+            precision(one, settings["dtype"]),
+            kernels,
+            seconds(one["seconds"], settings["peer"], shared),
+            f"{one['speed_ratio']:.2f}x",
+            f"{one['relative_error']:.1e}",
+            where(file, result),
+        )
+
+
+def of_vae(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    sides, settings = ("cosmos3", "diffusers"), result["settings"]
+    peaks = (f"{result['peak_bytes'][side]['allocated'] / 1e9:.1f}" for side in sides)
+    errors = (f"{result['relative_error_to_fp32'][side]:.1e}" for side in sides)
+    times = (f"{result['seconds'][side]['median_s']:.2f}" for side in sides)
+    ratio = f"{result['speed_ratio']:.2f}x"
+    work = f"{settings['size']}, {settings['frames']} frames"
+    yield work, " / ".join(times), ratio, " / ".join(peaks), " / ".join(errors), where(file, result)
+
+
+def of_gemm(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    layers: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for one in result["results"]:
+        layers.setdefault((one["rows"], one["kernel"], one["format"]), []).append(one)
+    for (rows, kernel, format), products in layers.items():
+        took = sum(product["median_s"] for product in products)
+        peer = sum(product["median_s"] * product["times_peer"] for product in products)
+        error = max(product["relative_error"] for product in products)
+        yield (
+            f"{rows:,}",
+            kernel,
+            format,
+            f"{1e3 * took:.3f}",
+            f"{peer / took:.2f}x",
+            f"{error:.1e}",
+            where(file, result),
+        )
+
+
+def of_accuracy(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    weights = "with outliers" if result["settings"]["outliers"] else "normal"
+    for one in result["results"]:
+        errors = one["error"]
+        latents = f"{errors['latents']:.3f}" if "latents" in errors else "–"
+        yield one["run"], weights, f"{errors['velocity']:.3f}", latents, where(file, result)
+
+
+TABLES = {
+    "step": (
+        ("Work", "Precision", "Attention, linear", "Ours / diffusers, ms", "Ratio", "Difference", "Device, raw"),
+        of_step,
+    ),
+    "vae": (("Work", "Ours / diffusers, s", "Ratio", "Allocated, GB", "Error to fp32", "Device, raw"), of_vae),
+    "gemm": (("Rows", "Kernel", "Format", "ms a layer", "Ratio to bf16", "Largest error", "Device, raw"), of_gemm),
+    "accuracy": (("Run", "Weights", "Velocity", "Latents after 8 steps", "Device, raw"), of_accuracy),
+}
+
+
+def main() -> None:
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{render()}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()
