@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+from installed import install
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 collect_ignore = ["slow"]  # those run where they are named: `make test-slow`
 
 ACME = Path(__file__).parent / "fake_device"
-
-
-def install(package: Path, site: Path) -> None:
-    """What pip leaves of an editable install: a dist-info folder. The package's own folder goes on the path."""
-    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
-    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    (entries,) = project["entry-points"].values()
-    lines = [f"{name} = {value}" for name, value in entries.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[cosmos3.backends]", *lines, ""]))
 
 
 @pytest.fixture(scope="module")

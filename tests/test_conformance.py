@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command import cosmos3
-from conftest import install
+from installed import install
 
 from cosmos3_core.testing import suite
 
