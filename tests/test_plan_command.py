@@ -120,7 +120,9 @@ def test_the_json_keeps_its_keys(told):
         *("cosmos3", "model", "request", "plan", "placement", "tokens"),
         *("fits", "memory", "nearest", "work", "seconds", "assumed"),
     }
-    assert set(found["memory"]) == {"device", "given", "peak", "stages"}
+    assert set(found["memory"]) == {"device", "given", "peak", "weights", "stages"}
+    parts = found["memory"]["weights"]
+    assert found["memory"]["stages"][0]["weights"] == parts["understanding"] + parts["embedding"]
     assert found["memory"]["device"] == 20 * 2**30 and found["memory"]["given"] is True
     for stage in found["memory"]["stages"]:
         assert set(stage) == {"name", "weights", "text_kv", "latents", "activations", "overhead", "peak"}

@@ -172,6 +172,7 @@ def _told(
             "device": memory,
             "given": given,
             "peak": estimated.peak,
+            "weights": estimate.weights(model.config, model.vae, plan.dtype, plan.formats.get("pack_linear", "none")),
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
         "nearest": [
@@ -233,6 +234,8 @@ def _print(told: dict[str, Any], why: str) -> None:
     console.print()
     console.print(_table(told))
     console.print()
+    parts = (f"{name.replace('_', ' ')} {_gib(count)}" for name, count in memory["weights"].items() if count)
+    console.print(f"{'weights':<10} {', '.join(parts)}")
     for name, text in _verdict(told):
         console.print(f"{name:<10} {text}")
     for sentence in told["assumed"]:
