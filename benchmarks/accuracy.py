@@ -28,7 +28,7 @@ from cosmos3_core.model.weights import Slot, generation_slots, load_slots, under
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.solver import Solver
 
-from .common import environment, report
+from .common import report_all
 from .step import SCHEDULER, pairs, relative_error
 
 PARTS: dict[str, Callable[[str, str], bool]] = {
@@ -156,15 +156,7 @@ def main() -> None:
             add(f"{format}, {keep} layers kept", plan, case.run(plan, config=Keeping.of(config, keep))[0])
         for name, part in PARTS.items() if "pack_linear" in plan.formats else ():
             add(f"{format}, {name} only", plan, case.run(plan, part, Keeping.of(config, 0))[0])
-    report(
-        {
-            "benchmark": "accuracy",
-            "settings": {k: v for k, v in vars(args).items() if k != "out"},
-            "results": results,
-            "environment": environment(backend.torch_device),
-        },
-        args.out,
-    )
+    report_all("accuracy", args, results, backend.torch_device)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import platform
@@ -87,3 +88,10 @@ def report(result: dict[str, Any], out: Path | None) -> None:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text + "\n")
+
+
+def report_all(benchmark: str, args: argparse.Namespace, results: list[dict[str, Any]], device: str) -> None:
+    """`report` of several results under one command's settings."""
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    whole = {"benchmark": benchmark, "settings": settings, "results": results, "environment": environment(device)}
+    report(whole, args.out)

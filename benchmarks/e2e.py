@@ -26,7 +26,7 @@ from cosmos3_core.engine.random_weights import RandomWeights
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.scenarios import request as requests
 
-from .common import environment, report
+from .common import report_all
 from .step import pairs
 
 SHORT = 3
@@ -104,15 +104,7 @@ def main() -> None:
             results.append({"formats": plan.formats, "kernels": plan.to_json()["kernels"], "cold": cold, "run": timed})
             print(format or model.dtype, timed, flush=True)
             del engine
-    report(
-        {
-            "benchmark": "e2e",
-            "settings": {k: v for k, v in vars(args).items() if k != "out"},
-            "results": results,
-            "environment": environment(backend.torch_device),
-        },
-        args.out,
-    )
+    report_all("e2e", args, results, backend.torch_device)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.guidance import combine
 from cosmos3_core.sampling.solver import Solver
 
-from .common import alternate, environment, report
+from .common import alternate, report_all
 
 HEADS = dict(action_gen=True, action_dim=64, sound_gen=True, sound_dim=64)
 MODELS = {
@@ -253,15 +253,7 @@ def main() -> None:
                 flush=True,
             )
         del ours
-    report(
-        {
-            "benchmark": "step",
-            "settings": {k: v for k, v in vars(args).items() if k != "out"},
-            "results": results,
-            "environment": environment(backend.torch_device),
-        },
-        args.out,
-    )
+    report_all("step", args, results, backend.torch_device)
 
 
 if __name__ == "__main__":
