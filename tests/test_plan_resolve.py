@@ -88,6 +88,9 @@ def test_building_a_kernel_that_fails_names_it():
     made = plan(Kernel(op="gate", name="fast", build=build))
     with pytest.raises(RunError, match="gate=fast of backend acme: ImportError: libacme.so.*--kernel gate=eager"):
         made.build_ops()
+    made = plan(Kernel(op="attention", name="fast", build=build, formats=("fp8",)), formats={"attention": "fp8"})
+    with pytest.raises(RunError, match="attention=fast of backend acme: .*Leave --format attention=fp8 out"):
+        made.build_ops()
 
 
 # --- require ---------------------------------------------------------------------------------------------------------

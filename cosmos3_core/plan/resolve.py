@@ -89,7 +89,10 @@ class Plan:
             return choice.kernel.build(self.device)
         except Exception as error:
             asked = f"building {choice.op}={choice.kernel.name} of backend {self.backend.name}"
-            raise RunError(asked, reason_of(error), f"--kernel {choice.op}=eager does without it") from error
+            then = f"--kernel {choice.op}=eager does without it"
+            if choice.format != "none":
+                then = f"Leave --format {choice.op}={choice.format} out to do without it"
+            raise RunError(asked, reason_of(error), then) from error
 
     def require(self, kernels: Mapping[str, str]) -> None:
         """Raises InputError unless each op named here is served by the row named here."""
