@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from cosmos3_core import reference
-from cosmos3_core.cli.plan import describe
 from cosmos3_core.engine.engine import pass_of
+from cosmos3_core.engine.model import describe
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
@@ -151,10 +151,11 @@ def main() -> None:
     for name, plan in plans.items():
         add(name, plan, *case.run(plan, steps=args.steps))
     for format in args.format if args.sweep else ():
-        plan = plans[format]
+        if "pack_linear" not in (plan := plans[format]).formats:
+            continue  # attention is quantized in all layers
         for keep in KEPT:
             add(f"{format}, {keep} layers kept", plan, case.run(plan, config=Keeping.of(config, keep))[0])
-        for name, part in PARTS.items() if "pack_linear" in plan.formats else ():
+        for name, part in PARTS.items():
             add(f"{format}, {name} only", plan, case.run(plan, part, Keeping.of(config, 0))[0])
     report_all("accuracy", args, results, backend.torch_device)
 

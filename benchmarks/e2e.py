@@ -3,8 +3,10 @@
     python -m benchmarks.e2e --backend cuda --work 1280x720x189 --steps 35 --format pack_linear=fp8,attention=fp8
 
 The engine is the one that `cosmos3 run` uses. What is left out is reading weights from a disk: they are made on the
-device, and the seconds of loading are told apart. Every run is preceded by a short one of the same shapes, which loads
-and compiles; `cold` is what that took. Peaks are of one run: both towers in turn, or with --resident all components.
+device, and the seconds of loading are told apart. Random weights paint noise, which takes a codec several times as long
+as any film: for each frame that is decoded one of a smooth moving picture is written. Every run is preceded by a short
+one of the same shapes, which loads and compiles; `cold` is what that took. Peaks are of one run: both towers in turn,
+or with --resident all components.
 """
 
 from __future__ import annotations
@@ -12,25 +14,22 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
-from cosmos3_core.cli.plan import describe
 from cosmos3_core.engine import media
 from cosmos3_core.engine.engine import Engine, Inputs
-from cosmos3_core.engine.model import Model, open_model
+from cosmos3_core.engine.model import Model, describe
 from cosmos3_core.engine.random_weights import RandomWeights
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.scenarios import request as requests
 
 from .common import report_all
 from .step import pairs
-
-SHORT = 3
-"""Steps of the run before."""
 
 
 def arguments() -> argparse.Namespace:
@@ -41,16 +40,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="nano", help="as for cosmos3 plan")
     parser.add_argument("--work", default="1280x720x189", metavar="WIDTHxHEIGHTxFRAMES")
     parser.add_argument("--steps", type=int, default=35)
+    parser.add_argument(
+        "--cold-steps", type=int, default=3, help="of the run before; a small pass is captured at its 2nd"
+    )
     parser.add_argument("--text", type=int, default=512, help="tokens of each prompt")
     parser.add_argument("--resident", action="store_true")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
-
-
-def sized_as(name: str) -> Model:
-    """A published model's configs, without its repository: the tiny model's tokenizer and scheduler serve."""
-    tiny, described = open_model("tiny"), describe(name)
-    return replace(tiny, config=described.config, vae={**tiny.vae, **described.vae}, dtype=described.dtype)
 
 
 def request_of(args: argparse.Namespace, model: Model, steps: int) -> requests.Request:
@@ -60,8 +56,19 @@ def request_of(args: argparse.Namespace, model: Model, steps: int) -> requests.R
     return requests.resolve(given, requests.PROFILES[0], model.facts, pick_seed=lambda: 0)[0]
 
 
+def moving_picture(request: requests.Request) -> list[np.ndarray]:
+    """Frames of uint8 [H, W, 3]: a window that moves over soft colours, with a little grain."""
+    height, width, frames = request.height, request.width, request.frames
+    stream = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, height // 40 + 2, (width + 2 * frames) // 40 + 2, generator=stream)
+    wide = F.interpolate(coarse, size=(height, width + 2 * frames), mode="bicubic")[0].permute(1, 2, 0) * 255
+    grain = 2 * torch.randn(height, width, 3, generator=stream)
+    return [(wide[:, 2 * i : 2 * i + width] + grain).clamp(0, 255).byte().numpy() for i in range(frames)]
+
+
 def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> dict[str, Any]:
     """One run: seconds by stage and in all, peaks, and what was written."""
+    pictures = iter(moving_picture(request))
     torch.accelerator.synchronize()
     torch.accelerator.empty_cache()
     torch.accelerator.reset_peak_memory_stats()
@@ -70,7 +77,7 @@ def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> d
     state = engine.start(request, Inputs(tokens[0].tolist(), tokens[1, 3:].tolist(), None))
     while not state.done:
         engine.step(state)
-    frames = (frame for group in engine.finish(state) for frame in group.numpy())
+    frames = (next(pictures) for group in engine.finish(state) for _ in group)
     if request.is_video:
         written = vars(media.write_video(folder / "out.mp4", frames, request.fps, {}))
     else:
@@ -91,7 +98,7 @@ def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> d
 
 def main() -> None:
     args = arguments()
-    model = sized_as(args.model)
+    model = describe(args.model)
     backend, device, _ = choose_backend(args.backend)
     results = []
     with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
@@ -99,7 +106,7 @@ def main() -> None:
             want = Want.of(model.config, model.dtype, pairs(",".join(args.kernel)), pairs(format))
             plan = resolve(want, backend, device)
             engine = Engine(model, plan, resident=args.resident, weights=RandomWeights(model, backend.torch_device))
-            cold = run(engine, request_of(args, model, SHORT), args.text, Path(folder))
+            cold = run(engine, request_of(args, model, args.cold_steps), args.text, Path(folder))
             timed = run(engine, request_of(args, model, args.steps), args.text, Path(folder))
             results.append({"formats": plan.formats, "kernels": plan.to_json()["kernels"], "cold": cold, "run": timed})
             print(format or model.dtype, timed, flush=True)

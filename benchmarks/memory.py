@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cosmos3_core.engine.model import describe
 from cosmos3_core.engine.random_weights import RandomWeights
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
@@ -24,7 +25,6 @@ from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.plan.estimate import Estimate, Job, ceiling_of
 
 from .common import environment, report, seconds
-from .e2e import sized_as
 
 TEXT = (512, 3500)
 """Tokens of the prompt and of the negative one, as `cosmos3 plan` assumes them."""
@@ -87,7 +87,7 @@ def decode(vae: VideoVAE, channels: int, job: Job, measure: Measured) -> dict[st
 
 def main() -> None:
     args = arguments()
-    model = sized_as(args.model)
+    model = describe(args.model)
     backend, found, _ = choose_backend(args.backend)
     plan, device = resolve(Want.of(model.config, "bfloat16"), backend, found), backend.torch_device
     sizes = {job: tuple(int(n) for n in job.split("x")) for job in args.job}

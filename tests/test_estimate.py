@@ -15,9 +15,9 @@ import torch
 from alive import Alive
 
 from cosmos3_core import reference
-from cosmos3_core.cli.plan import describe
 from cosmos3_core.contract import OPS as OP_NAMES
 from cosmos3_core.contract import Ceiling, Ops
+from cosmos3_core.engine.model import describe
 from cosmos3_core.engine.repository import PUBLISHED, TINY
 from cosmos3_core.model import vae as vae_module
 from cosmos3_core.model.config import TransformerConfig
@@ -27,6 +27,8 @@ from cosmos3_core.model.weights import generation_slots, understanding_slots
 from cosmos3_core.plan import estimate
 from cosmos3_core.plan.estimate import GIB, Estimate, Job
 from cosmos3_core.reference import ops as eager
+from cosmos3_core.sampling.solver import Solver
+from cosmos3_core.scenarios import request as requests
 
 TINY_CONFIG = TransformerConfig.from_json(json.loads((TINY / "transformer/config.json").read_text()), "tiny")
 TINY_VAE = json.loads((TINY / "vae/config.json").read_text())
@@ -186,6 +188,10 @@ def test_every_published_repository_is_in_the_table(repository):
     described = describe(repository)
     assert described.facts.name == repository and described.config.num_hidden_layers in (36, 64, 28)
     assert (described.facts.variant == "distilled") == repository.endswith("4Step")
+    asked = {"task": "t2i", "prompt": "(any)"}
+    request, _ = requests.resolve(asked, requests.PROFILES[0], described.facts, pick_seed=lambda: 0)
+    schedule = request.schedule, request.steps, request.shift, described.scheduler, described.distilled_sigmas
+    assert len(Solver(*schedule).timesteps) == request.steps
 
 
 def tower(kind: type, slots, config: TransformerConfig, dtype: torch.dtype):

@@ -7,12 +7,15 @@ import re
 import shutil
 from pathlib import Path
 
+import devices
 import pytest
 from command import cosmos3
 
+from cosmos3_core.engine.model import describe
 from cosmos3_core.evidence import record
 from cosmos3_core.evidence.matrix import PAGE, TICK, in_tree_backends, render
 from cosmos3_core.evidence.recipe import Recipe, load_all
+from cosmos3_core.plan import Want, resolve
 from cosmos3_core.scenarios import request as requests
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +69,8 @@ def test_check_says_whether_it_is_and_writing_makes_it_so(capsys, monkeypatch, c
 
 def test_a_record_that_holds_makes_a_tick(copy):
     assert ticks(copy) == 2  # in the grid and in the list
-    assert "1.00000" in render(copy)
+    checks = record.load(*load_all(copy / "recipes"))["verdict"]["checks"]
+    assert " | ".join(f"{check['eager']:.2g}, {check['value']:.2g}" for check in checks) in render(copy)
 
 
 def changed_code(root: Path) -> None:
@@ -127,8 +131,18 @@ def test_a_shipped_recipe_is_a_valid_request_and_says_who_measured(recipe: Recip
     assert "steps" in recipe.run  # a time without its steps says nothing
     if recipe.device["count"] > 1:
         assert recipe.known["state"] == "unsupported"
+    assert all(Path(given).is_file() for key in ("image", "video") if (given := recipe.given().get(key)))
     if recipe.validated:
         assert set(recipe.plan) == {"attention", "pack_linear", "rms_norm", "norm_rope", "gate"}
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.device.get("arch") == "sm_90"], ids=lambda r: r.name)
+def test_an_asserted_plan_is_what_the_rows_come_to(recipe: Recipe, monkeypatch):
+    """On a Hopper GPU with every kernel library that a row needs."""
+    name, found = devices.DEVICES["h100"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: package)
+    want = Want.of(describe(recipe.run["model"]).config, recipe.run["dtype"], recipe.kernels, recipe.formats)
+    resolve(want, devices.backend(name), found).require(recipe.plan)
 
 
 def test_no_record_holds_a_path_of_the_machine_that_made_it():

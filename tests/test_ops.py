@@ -149,6 +149,20 @@ def share_unequal(a: Tensor, b: Tensor) -> float:
     return (a != b).double().mean().item()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: ops.rms_norm(x, x[0], eps=1e-6, format="int8"),
+        lambda x: ops.gate(x, activation="silu", format="int8"),
+        lambda x: ops.pack_linear(x, None, format="int8"),
+    ],
+    ids=["rms_norm", "gate", "pack_linear"],
+)
+def test_a_format_is_refused_rather_than_ignored(call):
+    with pytest.raises(ValueError, match="no quantization format 'int8'"):
+        call(torch.ones(4, 8))
+
+
 @pytest.mark.parametrize("weight_fp32", [False, True])
 def test_both_rounding_orders_of_the_norm_in_bf16(weight_fp32):
     x, weight = normal(300, 64).bfloat16(), (1 + normal(64)).bfloat16()

@@ -140,6 +140,13 @@ def test_a_format_is_met_by_a_row_that_declares_it_and_by_no_other():
     assert chosen(plan(*rows)) == "plain" and plan(*rows).formats == {}
 
 
+def test_ops_say_in_which_formats_their_rows_come():
+    able = row("fused", op="rms_norm", formats=("none", "int8"))
+    ops = plan(able, row("eight", formats=("fp8",)), formats={"attention": "fp8"}).build_ops()
+    assert ops.rms_norm == "fused" and ops.formats["rms_norm"] == ("none", "int8") and ops.formats["gate"] == ("none",)
+    assert "attention" not in ops.formats, "its format is the plan's choice, and another one's where layers are kept"
+
+
 def test_a_format_that_cannot_be_met():
     rows = row("plain"), row("eight", formats=("fp8",), arch=("x1",))
     with pytest.raises(InputError, match="--format attention=fp8: eight: written for x1, and this device is x2"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import tomllib
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +12,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..contract import InputError
-from ..engine.model import DTYPE, open_model
-from ..model.config import TransformerConfig
+from ..engine.model import Model, describe
 from ..plan import Plan, Want, choose_backend, estimate, resolve
 from ..plan.estimate import GIB, Estimate, Job, ceiling_of
 from ..plan.resolve import formats_of
@@ -55,16 +52,6 @@ class Options(RequestOptions):
     as_json: bool
 
 
-@dataclass(frozen=True)
-class Described:
-    """A model without its weights: configs, the dtype it was published in, and what bears on a request."""
-
-    config: TransformerConfig
-    vae: dict[str, Any]
-    dtype: str
-    facts: requests.ModelFacts
-
-
 def execute(options: Options) -> None:
     """Print the plan and the estimate; exit code 1 where it does not fit. Raises InputError."""
     if options.memory is not None and not 0 < options.memory < 1 << 20:
@@ -83,19 +70,6 @@ def execute(options: Options) -> None:
     else:
         _print(told, why)
     sys.exit(0 if told["fits"] else 1)
-
-
-def describe(name: str) -> Described:
-    """A published model from the table here, so that nothing is downloaded; any other from its own JSON files."""
-    table = tomllib.loads(Path(estimate.__file__).with_name("models.toml").read_text(encoding="utf-8"))
-    row = table["models"].get(table["repositories"].get(name, name))
-    if row is None or Path(name).is_dir():
-        model = open_model(name)
-        return Described(model.config, model.vae, model.dtype, model.facts)
-    config = TransformerConfig.from_json(row["transformer"], name)
-    # Its text is not known here; that there is one decides the length.
-    facts = requests.ModelFacts(name, row["variant"], config.gated, "(the checkpoint's own)", row.get("steps"))
-    return Described(config, table["vae"], DTYPE, facts)
 
 
 def request_of(options: RequestOptions, facts: requests.ModelFacts) -> tuple[requests.Request, dict[str, str]]:
@@ -140,7 +114,7 @@ def _formats(want: Want, plan: Plan) -> list[str]:
 
 
 def _told(
-    model: Described,
+    model: Model,
     request: requests.Request,
     plan: Plan,
     estimated: Estimate,

@@ -50,9 +50,9 @@ def list_(as_json: bool) -> None:
         keys = [{"name": r.name, "title": r.tables["title"], "state": s.name, "why": s.why} for r, s in told]
         click.echo(json.dumps(keys, indent=2))
         return
-    width = max((len(recipe.name) for recipe, _ in told), default=0)
+    widths = [max(map(len, column)) for column in zip(*((r.name, s.name) for r, s in told), strict=True)]
     for recipe, state in told:
-        click.echo(f"{recipe.name:<{width}}  {state.name:<11}  {state.why}")
+        click.echo(f"{recipe.name:<{widths[0]}}  {state.name:<{widths[1]}}  {state.why}")
 
 
 @recipes.command()
@@ -94,7 +94,7 @@ def warmup(name: str) -> None:
     from ..evidence.settle import settle
 
     recipe = _find(name)
-    settle(recipe)
+    settle(recipe, random_weights=True)
     _invoke("warmup", recipe.arguments())
 
 
@@ -108,32 +108,33 @@ def _invoke(command: str, arguments: list[str]) -> None:
 
 @recipes.command()
 @NAME
-def validate(name: str) -> None:
-    """Measure a recipe against its bf16 baseline on this device, and write its record.
+@click.option("--random-weights", is_flag=True, help="For a model whose checkpoint is not here; the record says so.")
+def validate(name: str, random_weights: bool) -> None:
+    """Measure a recipe on this device beside eager torch, and write its record.
 
-    Takes about ten times as long as a run: the baseline twice, to know the device's noise floor, and the recipe, each
-    in a process of its own.
+    Takes four processes: two runs of the recipe, two of its baseline in bf16, and of each velocities and a short
+    trajectory, which are held against those of the baseline in float32.
     """
     from ..evidence.record import path_of
     from ..evidence.validate import validate as measure
 
     recipe = _find(name)
-    record = measure(recipe, say=lambda line: click.echo(line, err=True))
+    record = measure(recipe, random_weights=random_weights, say=lambda line: click.echo(line, err=True))
     click.echo(_verdict(record))
     click.echo(f"{record['state']}: {path_of(recipe)}")
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    verdict, raw = record["verdict"], record["measurements"]["candidate"]["raw"]
+    verdict, raw, compared = record["verdict"], record["measurements"]["candidate"]["raw"], record["comparisons"]
     lines = [f"cold {raw['cold']['seconds']:.1f} s, warm {raw['warm']['seconds']:.1f} s"]
     for check in verdict["checks"]:
         held = "within" if check["held"] else "OUTSIDE"
+        noise = ", ".join(f"{name} {moved[check['quantity']]:.3g}" for name, moved in compared["noise"].items())
         lines.append(
-            f"{check['quantity']} {check['metric']}: {check['value']:.6g}, {held} {check['bound']:.6g} "
-            f"(floor {check['floor']:.6g})"
+            f"{check['quantity']}: {check['value']:.3g} from float32, {held} {check['bound']:.3g} "
+            f"(eager bf16 {check['eager']:.3g}; from itself: {noise})"
         )
-    for name in ("restart", "candidate"):
-        output = record["comparisons"][name]["output"]
+    for name, output in compared["output"].items():
         decibels = "equal" if output["psnr_db"] is None else f"{output['psnr_db']:.1f} dB, SSIM {output['ssim']:.4f}"
-        lines.append(f"output, {'floor' if name == 'restart' else name}: {decibels}")
+        lines.append(f"output, {name} against baseline: {decibels}")
     return "\n".join(lines + ([verdict["note"]] if "note" in verdict else []))

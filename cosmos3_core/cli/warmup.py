@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ..engine.model import open_model
+from ..engine.model import describe
 from ..model.config import KEPT_SHARE
 from ..plan import Want, choose_backend, resolve
 from .plan import PROMPT_TOKENS, RequestOptions, request_of
@@ -27,7 +27,7 @@ GROUPS = 3
 
 def execute(options: RequestOptions, as_json: bool) -> None:
     """Run a request twice on random weights, a few layers deep, and print the seconds of both. Raises InputError."""
-    model = open_model(options.model)
+    model = describe(options.model)
     request, _ = request_of(options, model.facts)
     backend, device, why = choose_backend(options.backend, options.disabled)
     plan = resolve(

@@ -13,16 +13,16 @@ from typing import Any
 
 from .errors import Cosmos3Error, InputError, RunError, Unavailable
 from .hooks import GROUP, hookimpl
-from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, RmsNorm
+from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, Quantized, RmsNorm
 
 API = 1
 """Version of this contract. A backend states the one it was written for."""
 
-OPS: tuple[str, ...] = tuple(field.name for field in fields(Ops))
+OPS: tuple[str, ...] = tuple(field.name for field in fields(Ops) if field.name != "formats")
 """The op names a `Kernel.op` may have."""
 
 FORMATTED = ("attention", "pack_linear")
-"""The ops that can be asked for in a quantization format; the others are always asked for with "none"."""
+"""The ops a run can be asked to do in a quantization format; the others are always asked for with "none"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,10 @@ class Kernel:
     """One implementation of one op.
 
     `build(device)` returns the op's callable (see `ops`) and is where vendor libraries are imported. `arch` holds
-    architecture names, or "*". `needs` are importable package names. `refuse(ask)` returns the reason why this row
-    cannot serve, or None. `deterministic` means bit-equal on repetition, in one process and in another.
+    architecture names, or "*". `formats` are those in which the op can be asked for; of rms_norm and gate, beside
+    "none", those in which it can return its rows. `needs` are importable package names. `refuse(ask)` returns the
+    reason why this row cannot serve, or None. `deterministic` means bit-equal on repetition, in one process and in
+    another.
     """
 
     op: str
@@ -127,6 +129,7 @@ __all__ = [
     "NormSilu",
     "Ops",
     "PackLinear",
+    "Quantized",
     "RmsNorm",
     "RunError",
     "Unavailable",

@@ -8,12 +8,23 @@ All arguments after the tensors are keyword-only, so a later contract can add on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Rows in an 8-bit format of `cosmos3_core.quant`: x_MI = values_MI · scale_M1. `values_MI` is int8 or
+    float8_e4m3fn and contiguous, `scale_M1` is fp32; `dtype` is what x had, and what a product of it will have."""
+
+    values_MI: Tensor
+    scale_M1: Tensor
+    dtype: torch.dtype
 
 
 class Attention(Protocol):
@@ -32,9 +43,17 @@ class Attention(Protocol):
 
 
 class Linear(Protocol):
-    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight."""
+    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight.
 
-    def __call__(self, x_MI: Tensor) -> Tensor: ...
+    One that multiplies rows in a format says so by an attribute `takes`, the format's name: it is then handed either a
+    tensor, which it quantizes itself, or `Quantized` rows in that format. Without the attribute it gets tensors only.
+
+    One that may be able to apply an MLP's gate has a method `gated()`. Of a Linear that makes [gate | up], 2·I wide, it
+    is called once, while loading, for the Linear to use instead. Where that one's attribute `gates` is true, its result
+    is silu(gate)·up, I wide and rounded once; otherwise it is what it was.
+    """
+
+    def __call__(self, x_MI: Tensor | Quantized) -> Tensor: ...
 
 
 class PackLinear(Protocol):
@@ -50,6 +69,10 @@ class RmsNorm(Protocol):
 
     Mean and rsqrt in fp32. `weight_fp32` False rounds the normalised value to the dtype before the weight multiplies
     it (Qwen); True multiplies in fp32 and rounds once (Nemotron).
+
+    With a `format`, which only a row that declares it is asked for, the first result is `Quantized` in that format:
+    just what rounding it to the dtype and then quantizing its rows gives, so that it does not matter who quantizes.
+    z stays a tensor.
     """
 
     def __call__(
@@ -60,7 +83,8 @@ class RmsNorm(Protocol):
         eps: float,
         residual_MI: Tensor | None = None,
         weight_fp32: bool = False,
-    ) -> tuple[Tensor, Tensor]: ...
+        format: str = "none",
+    ) -> tuple[Tensor | Quantized, Tensor]: ...
 
 
 class NormRope(Protocol):
@@ -84,9 +108,9 @@ class NormRope(Protocol):
 class Gate(Protocol):
     """The MLP's activation. "silu": x is [gate | up] along the last axis (2·I wide) and silu(gate)·up is returned, I
     wide. "relu2": relu(x)², the same width. x is the largest tensor of a layer and not read again: the op may overwrite
-    it, and the result may be a part of it."""
+    it, and the result may be a part of it. `format`: as RmsNorm's."""
 
-    def __call__(self, x_MI: Tensor, *, activation: str) -> Tensor: ...
+    def __call__(self, x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Quantized: ...
 
 
 class NormSilu(Protocol):
@@ -117,7 +141,8 @@ class Capture(Protocol):
 
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of each op, chosen by the plan and handed to the model when it is built."""
+    """One implementation of each op, chosen by the plan and handed to the model when it is built. `formats` says, by
+    op, in which formats rms_norm and gate can return their rows."""
 
     attention: Attention
     pack_linear: PackLinear
@@ -126,3 +151,4 @@ class Ops:
     gate: Gate
     norm_silu: NormSilu
     capture: Capture
+    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError, Ops
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
+LONG_NEGATIVE = 11
+"""How often the tiny model's negative prompt is as many tokens as the published one, about 3500."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        return self.repository.name
+        return self.facts.name
 
     def tokenizer(self) -> ChatTokenizer:
         """The checkpoint's tokenizer and chat template."""
@@ -83,6 +87,26 @@ def open_model(name: str, revision: str | None = None) -> Model:
     vae = _object(repo, "vae/config.json")
     VaeConfig.from_json(vae, f"{name}/vae")
     return Model(repo, config, scheduler, vae, dtype, sigmas, facts)
+
+
+def describe(name: str) -> Model:
+    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer and scheduler are
+    the tiny model's, its negative prompt is as long as the checkpoint's. Any other model from its own JSON files.
+    Raises InputError."""
+    table = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
+    row = table["models"].get(table["repositories"].get(name, name))
+    if row is None or Path(name).is_dir():
+        return open_model(name)
+    tiny, config = open_model("tiny"), TransformerConfig.from_json(row["transformer"], name)
+    steps, negative = row.get("steps"), tiny.facts.negative_prompt * LONG_NEGATIVE
+    return replace(
+        tiny,
+        config=config,
+        vae=tiny.vae | table["vae"],
+        dtype=DTYPE,
+        distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
+        facts=ModelFacts(name, row["variant"], config.gated, negative, steps),
+    )
 
 
 def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:

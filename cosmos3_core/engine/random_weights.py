@@ -1,7 +1,9 @@
-"""A model's shapes with random values, made on the device: what a warm-up and the benchmarks run on."""
+"""A model's shapes with random values, made on the device: what warm-ups, benchmarks and validations without the
+checkpoint run on."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -16,23 +18,24 @@ DEVIATION = 0.02
 
 
 class RandomWeights(Weights):
-    """As `Weights`, without files. The values depend on `seed` and the order of reading; nothing looks at them."""
+    """As `Weights`, without files. A tensor's values depend on its name alone, so that they are the same whenever they
+    are read, in every process on one kind of device."""
 
-    def __init__(self, model: Model, device: str, seed: int = 0):
+    def __init__(self, model: Model, device: str):
         self.model = model
         slots = understanding_slots(model.config) + generation_slots(model.config)
         shapes = {name: shape for slot in slots for name, shape in slot.tensors().items()}
-        self.transformer = _RandomTensors(shapes, device, seed)
+        self.transformer = _RandomTensors(shapes, device)
         self.raw_names = {name: name for name in shapes}
-        self.vae_files = _RandomTensors(VideoVAE.names(model.vae, f"{model.name}/vae"), device, seed)
+        self.vae_files = _RandomTensors(VideoVAE.names(model.vae, f"{model.name}/vae"), device)
 
 
 class _RandomTensors:
-    def __init__(self, tensors: dict[str, tuple[int, ...]], device: str, seed: int):
-        self.tensors, self.device = tensors, device
-        self.stream = torch.Generator(device).manual_seed(seed)
+    def __init__(self, tensors: dict[str, tuple[int, ...]], device: str):
+        self.tensors, self.device, self.stream = tensors, device, torch.Generator(device)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         for name in names:
+            self.stream.manual_seed(zlib.crc32(name.encode()))
             values = torch.empty(self.tensors[name], device=self.device, dtype=torch.bfloat16)
             yield name, values.normal_(1.0 if "norm" in name else 0.0, DEVIATION, generator=self.stream)

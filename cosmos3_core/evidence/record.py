@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 """The checkout, or the folder of the installed package."""
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever what is measured, or how, changes: records of another schema are stale."""
 CORE = "cosmos3_core"
 CORE_PARTS = ("contract", "engine", "model", "plan", "quant", "reference", "sampling", "scenarios")
@@ -65,9 +65,10 @@ def load(recipe: Recipe) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text("utf-8"))
         found = _broken_link(recipe, record)
-        verdict = verdicts.judge(record["comparisons"], record["same"])
-        if found is None and (verdict, verdicts.state(verdict)) != (record["verdict"], record["state"]):
-            found = "its verdict does not follow from its comparisons"
+        if found is None:
+            verdict = verdicts.judge(record["comparisons"], record["same"])
+            if (verdict, verdicts.state(verdict, record["model"]["weights"])) != (record["verdict"], record["state"]):
+                found = "its verdict does not follow from its comparisons"
     except OSError as error:
         raise InputError(asked, f"{path.name}: {error.strerror or error}", REMAKE) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .. import reference
 from ..contract import Backend, Device, InputError, RunError
-from ..engine.model import Model, open_model
+from ..engine.model import Model, describe, open_model
 from ..plan import Plan, Want, choose_backend, resolve
 from ..scenarios import request as requests
 from .recipe import GIB, Recipe
@@ -15,8 +15,9 @@ from .recipe import GIB, Recipe
 if TYPE_CHECKING:
     from ..scenarios.request import Request
 
-BASELINE, CANDIDATE = "baseline", "candidate"
-BASELINE_DTYPE = "bfloat16"
+BASELINE, EXACT, CANDIDATE = "baseline", "exact baseline", "candidate"
+EAGER = {BASELINE: "bfloat16", EXACT: "float32"}
+"""The roles with eager torch for every op, and the dtype of each."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ def backend_of(recipe: Recipe) -> tuple[Backend, Device]:
     return backend, device
 
 
-def settle(recipe: Recipe, role: str = CANDIDATE) -> Settled:
-    """The recipe on this machine: as it is written ("candidate", its [plan] asserted), or as its "baseline", in bf16
-    with eager torch for every op. Raises InputError; reads no weight, and no model before the device is known to fit.
+def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = False) -> Settled:
+    """The recipe on this machine: as it is written (CANDIDATE, its [plan] asserted), or in one of the roles of EAGER.
+    With `random_weights` a published model needs no repository. Raises InputError; reads no weight, and no model before
+    the device is known to fit.
     """
     if recipe.known["state"] == "unsupported":
         raise InputError(f"recipe {recipe.name}", f"unsupported: {recipe.known['reason']}", "See cosmos3 recipes list")
@@ -45,9 +47,9 @@ def settle(recipe: Recipe, role: str = CANDIDATE) -> Settled:
     if recipe.device["count"] > 1:
         found = "a run uses one device: there is no parallel execution yet"
         raise InputError(f"recipe {recipe.name}", found, "Use a recipe for one device")
-    model = open_model(recipe.run["model"])
-    if role == BASELINE:
-        want = Want.of(model.config, BASELINE_DTYPE, {row.op: row.name for row in reference.BACKEND.kernels})
+    model = (describe if random_weights else open_model)(recipe.run["model"])
+    if role in EAGER:
+        want = Want.of(model.config, EAGER[role], {row.op: row.name for row in reference.BACKEND.kernels})
     else:
         want = Want.of(model.config, recipe.run.get("dtype", model.dtype), recipe.kernels, recipe.formats)
     plan = resolve(want, backend, device)

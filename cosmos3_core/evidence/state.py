@@ -12,7 +12,9 @@ from .recipe import Recipe
 from .verdict import failures
 
 LEGEND = {
-    "validated": "measured on the device, and within the stated bounds of the device's own noise floor; has a record",
+    "validated": "measured on the device, with an error against float32 within the stated bounds; has a record",
+    "validated on random weights": "as validated, with random values in the place of the checkpoint's: shows that it "
+    "runs there, its time, memory and error, and nothing of the checkpoint's pictures",
     "runs": "ran on the device, with a record, and quality was not shown to be within the bounds",
     "stale": "has a record, of other code, versions or inputs than today's",
     "rehearsed": "its parts were tried, on the device or on a stand-in; never run and measured there as a whole",
@@ -44,7 +46,8 @@ def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path = rec
     if changed := records.differences(then, now):
         return State("stale", f"measured on {record['date']}; since then {'; '.join(changed)}", record)
     device = then["device"]
-    why = f"measured on {record['date']} on {device['name']} ({device['arch']})"
+    weights = " with random weights" if record["model"]["weights"] == "random" else ""
+    why = f"measured on {record['date']} on {device['name']} ({device['arch']}){weights}"
     verdict = record["verdict"]
     said = verdict.get("note") or (None if verdict["passed"] else failures(verdict))
     return State(record["state"], f"{why}; {said}" if said else why, record)

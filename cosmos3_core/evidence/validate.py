@@ -16,35 +16,31 @@ from . import record as records
 from . import verdict as verdicts
 from . import worker
 from .recipe import Recipe
-from .settle import BASELINE, CANDIDATE, Settled, check_expect, settle
+from .settle import BASELINE, CANDIDATE, EXACT, Settled, check_expect, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..plan import Plan
 
-JOBS = {"baseline": BASELINE, "restart": BASELINE, "candidate": CANDIDATE}
+JOBS = {"baseline": BASELINE, "restart": BASELINE, "candidate": CANDIDATE, "exact": EXACT}
 """Each measurement, a process of its own, and what it runs."""
-PAIRS = {
-    "repeat": ("baseline", 1),
-    "restart": ("restart", 0),
-    "candidate": ("candidate", 0),
-}
-"""What is compared with the baseline's first results: a measurement and which of its repetitions."""
 
 
 def validate(
     recipe: Recipe,
     *,
+    random_weights: bool = False,
     launch: Callable[[worker.Job], None] = worker.launch,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure, judge, write the record and the recipe's [validated]; returns the record.
 
-    Raises InputError before any weight is read for a recipe that cannot run here, and RunError, with nothing written,
-    for a run that fails or misses an expectation. `launch` takes one measurement, `say` is told what is under way.
+    `random_weights` stand for the checkpoint's; `launch` takes one measurement, `say` is told what is under way. Raises
+    InputError before any weight is read for a recipe that cannot run here, and RunError, with nothing written, for a
+    run that fails or misses an expectation.
     """
-    baseline, candidate = settle(recipe, BASELINE), settle(recipe)
+    baseline, candidate = (settle(recipe, role, random_weights=random_weights) for role in (BASELINE, CANDIDATE))
     records.check_writable(recipe)
     backend, device = candidate.plan.backend, candidate.plan.device
     fingerprint = records.fingerprint(backend, device)
@@ -56,7 +52,8 @@ def validate(
             out = Path(folder) / name
             out.mkdir()
             middle = None if name == "baseline" else str(Path(folder) / "baseline" / "tensors.safetensors")
-            launch(worker.Job(str(recipe.path.resolve()), role, str(noise), middle, str(out), time.time()))
+            file = str(recipe.path.resolve())
+            launch(worker.Job(file, role, random_weights, str(noise), middle, str(out), time.time()))
             raw[name] = json.loads((out / "raw.json").read_text())
         cold, memory = raw["candidate"]["cold"], raw["candidate"]["memory"]
         check_expect(recipe, sum(cold["stages"].values()), memory)
@@ -67,15 +64,17 @@ def validate(
         raise RunError(f"validating {recipe.name}", f"{'; '.join(changed)} while it was measured", "Measure again")
     same = _same(baseline, candidate)
     verdict = verdicts.judge(comparisons, same)
+    model = {"name": candidate.model.name, "revision": candidate.model.repository.revision}
+    model["weights"] = "random" if random_weights else "checkpoint"
     record = records.seal(
         {
             "recipe": recipe.name,
             "recipe_sha256": recipe.sha256,
             "noise_sha256": noise_sha256,
             "date": datetime.date.today().isoformat(),
-            "state": verdicts.state(verdict),
+            "state": verdicts.state(verdict, model["weights"]),
             "fingerprint": fingerprint,
-            "model": {"name": candidate.model.name, "revision": candidate.model.repository.revision},
+            "model": model,
             "request": _portable(candidate.request.to_json()),
             "measurements": raw,
             "comparisons": comparisons,
@@ -88,34 +87,34 @@ def validate(
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    """Each of `PAIRS` against the baseline: cosine and relative L1 of the velocities, relative L1 of the short
-    trajectory's latents, PSNR (dB, None if equal) and SSIM of the decoded frames."""
+    """`error`: how far each measurement is from the exact baseline, and `noise`: the baseline, repeated and restarted,
+    from itself, both as relative L1 of the verdict's quantities. `output`: PSNR (dB, None if equal) and SSIM of the
+    decoded frames, restarted and the candidate's, against the baseline's."""
     from safetensors import safe_open
 
-    def read(name: str, repeat: int) -> dict[str, Tensor]:
-        with safe_open(folder / name / "tensors.safetensors", framework="pt") as file:
-            keys = ("velocity_first", "velocity_middle", "short_trajectory", "frames")
-            return {key: file.get_tensor(f"{key}.{repeat}") for key in keys}
-
-    baseline = read("baseline", 0)
-    return {name: _compare_one(read(*which), baseline) for name, which in PAIRS.items()}
-
-
-def _compare_one(result: dict[str, Tensor], baseline: dict[str, Tensor]) -> dict[str, Any]:
     from . import quality
 
-    found: dict[str, dict[str, float | None]] = {}
-    for key in verdicts.MOST_EXCESS:
-        found[key] = {"relative_l1": quality.relative_l1(result[key], baseline[key])}
-        if key.startswith("velocity"):
-            found[key]["cosine"] = quality.cosine(result[key], baseline[key])
-    frames = result["frames"], baseline["frames"]
-    found["output"] = {"psnr_db": quality.psnr(*frames), "ssim": quality.ssim(*frames)}
-    for key, metrics in found.items():
-        if not all(value is None or math.isfinite(value) for value in metrics.values()):
-            then = "Run again with --backend reference to tell which kernel it is"
-            raise RunError(f"comparing the {key}", "the results hold NaN or infinity", then)
-    return found
+    def read(name: str, key: str) -> Tensor:
+        with safe_open(folder / name / "tensors.safetensors", framework="pt") as file:
+            return file.get_tensor(key)
+
+    def distance(name: str, truth: str, suffix: str = "") -> dict[str, float]:
+        found = {q: quality.relative_l1(read(name, q + suffix), read(truth, q)) for q in verdicts.QUANTITIES}
+        for quantity, value in found.items():
+            if not math.isfinite(value):
+                then = "Run again with --backend reference to tell which kernel it is"
+                raise RunError(f"comparing the {quantity}", "the results hold NaN or infinity", then)
+        return found
+
+    def output(name: str) -> dict[str, float | None]:
+        frames = read(name, "frames"), read("baseline", "frames")
+        return {"psnr_db": quality.psnr(*frames), "ssim": quality.ssim(*frames)}
+
+    return {
+        "error": {name: distance(name, "exact") for name in ("baseline", "restart", "candidate")},
+        "noise": {"repeat": distance("baseline", "baseline", ".again"), "restart": distance("restart", "baseline")},
+        "output": {name: output(name) for name in ("restart", "candidate")},
+    }
 
 
 def _write_noise(folder: Path, settled: Settled) -> Path:

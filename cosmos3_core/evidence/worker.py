@@ -1,8 +1,9 @@
 """One measurement, in a process of its own: `python -m cosmos3_core.evidence.worker JOB.json`.
 
-Two full runs (the first cold, from the start of the process), then twice the velocity of the first and of the middle
-step from given latents, and a short trajectory. Between runs the components are dropped and loaded again, as
-`cosmos3 run` does, so that the peak is that of a user's run; the stages' seconds tell loading from work.
+A full run, cold from the start of the process, and for the candidate a warm one; then the probes: the velocity of the
+first and of the middle step from given latents, and a short trajectory, for the baseline twice. The exact baseline is
+probed only. Between runs the components are dropped and loaded again, as `cosmos3 run` does, so that the peak is that
+of a user's run; the stages' seconds tell loading from work.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error
 from . import recipe as recipes
-from .settle import peaks, settle
+from .settle import CANDIDATE, EXACT, peaks, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,19 +28,19 @@ if TYPE_CHECKING:
     from ..sampling.state import State
     from ..scenarios.request import Request
 
-SHORT = 8
-"""Most steps of the short trajectory."""
-REPEATS = 2
+SHORT = 4
+"""Most steps of the short trajectory. In float32 a guided step of 93 frames of 832x480 takes an H100 9 s."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure. `middle` is a file with the latents before the middle step (None: this job is the baseline, and
+    """What to measure. `middle` is a file with the latents before the middle step (None: this job is the first, and
     keeps its own); `out` the folder for tensors.safetensors and raw.json; `launched` the time in seconds since the
-    epoch at which the process was started."""
+    epoch at which the process was started. `random_weights` stand for the checkpoint's."""
 
     recipe: str
     role: str
+    random_weights: bool
     noise: str
     middle: str | None
     out: str
@@ -47,29 +49,33 @@ class Job:
 
 def measure(job: Job) -> None:
     """Take the measurement and write both files."""
+    import torch
     from safetensors.torch import save_file
 
     from ..engine.engine import Engine, items_of
+    from ..engine.random_weights import RandomWeights
 
-    settled = settle(recipes.load(Path(job.recipe)), job.role)
-    engine, request = Engine(settled.model, settled.plan), settled.request
-    noise = [_read(job.noise, item.modality) for item in items_of(request, settled.model)]
+    settled = settle(recipes.load(Path(job.recipe)), job.role, random_weights=job.random_weights)
+    model, plan, request = settled.model, settled.plan, settled.request
+    weights = RandomWeights(model, plan.backend.torch_device) if job.random_weights else None
+    if job.role == EXACT:  # where torch or its environment would let TF32 stand for float32
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+    engine = Engine(model, plan, weights=weights)
+    noise = [_read(job.noise, item.modality) for item in items_of(request, model)]
     inputs = engine.read_inputs(request, noise)
-    tensors: dict[str, Tensor] = {}
-    runs = []
-    for repeat in range(REPEATS):
-        begin, before = time.time() if repeat else job.launched, dict(engine.seconds)
-        frames, middle = _generate(engine, request, inputs)
-        stages = {name: round(total - before.get(name, 0.0), 4) for name, total in engine.seconds.items()}
-        runs.append({"seconds": round(time.time() - begin, 4), "stages": stages})
-        if repeat == 0:
-            memory = peaks(settled.plan)
-            tensors["middle"] = _read(job.middle, "middle") if job.middle else middle
-        tensors[f"frames.{repeat}"] = frames
-    for repeat in range(REPEATS):
-        probed = _probe(engine, request, inputs, tensors["middle"])
-        tensors |= {f"{name}.{repeat}": tensor for name, tensor in probed.items()}
-    raw = {"plan": settled.plan.to_json(), "cold": runs[0], "warm": runs[1], "memory": memory}
+    raw: dict[str, Any] = {"plan": plan.to_json()}
+    tensors = {"middle": _read(job.middle, "middle")} if job.middle else {}
+    if job.role != EXACT:
+        tensors["frames"], middle, raw["cold"] = _generate(engine, request, inputs, job.launched)
+        tensors.setdefault("middle", middle)
+        raw["memory"] = peaks(plan)
+    if job.role == CANDIDATE:
+        *_, raw["warm"] = _generate(engine, request, inputs, time.time())
+    state = engine.start(request, inputs)
+    for suffix in ("",) if job.middle else ("", ".again"):
+        probed = _probe(engine, state, tensors["middle"])
+        tensors |= {name + suffix: tensor for name, tensor in probed.items()}
     raw["sha256"] = {name: _digest(tensor) for name, tensor in tensors.items()}
     out = Path(job.out)
     save_file(tensors, out / "tensors.safetensors")
@@ -83,40 +89,51 @@ def _read(file: str, name: str) -> Tensor:
         return tensors.get_tensor(name)
 
 
-def _generate(engine: Engine, request: Request, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """(frames uint8 [F, H, W, 3], flat latents before the middle step), on the host."""
+def _generate(engine: Engine, request: Request, inputs: Inputs, begin: float) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(frames uint8 [F, H, W, 3], flat latents before the middle step), on the host, and the seconds since `begin`, in
+    all and by stage."""
     import torch
 
+    before = dict(engine.seconds)
     state = engine.start(request, inputs)
     while not state.done:
         if state.index == state.steps // 2:
             middle = state.x.cpu().clone()
         engine.step(state)
-    return torch.cat(list(engine.finish(state))), middle
+    frames = torch.cat(list(engine.finish(state)))
+    stages = {name: round(total - before.get(name, 0.0), 4) for name, total in engine.seconds.items()}
+    return frames, middle, {"seconds": round(time.time() - begin, 4), "stages": stages}
 
 
-def _probe(engine: Engine, request: Request, inputs: Inputs, middle: Tensor) -> dict[str, Tensor]:
-    """The two velocities and the short trajectory's final latents, flat fp32 on the host."""
-    state = engine.start(request, inputs)
-    found = {"velocity_first": _velocity(engine, state, state.x, 0)}
-    found["velocity_middle"] = _velocity(engine, state, middle, state.steps // 2)
-    del state
-    short = engine.start(replace(request, steps=min(SHORT, request.steps)), inputs)
+def _probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
+    """The two velocities and the short trajectory's final latents, flat fp32 on the host. All from one state before
+    step 0, which stays as it is: to start another would load the text tower beside the media tower."""
+    from ..sampling.noise import generator
+    from ..sampling.solver import Solver
+
+    request, model = start.request, engine.model
+    steps = min(SHORT, request.steps)
+    solver = Solver(request.schedule, steps, request.shift, model.scheduler, model.distilled_sigmas)
+    short = replace(start, solver=solver, stream=generator(request.seed))
     while not short.done:
         engine.step(short)
-    return found | {"short_trajectory": short.x.cpu()}
+    return {
+        "velocity_first": _velocity(engine, start, start.x, 0),
+        "velocity_middle": _velocity(engine, start, middle, start.steps // 2),
+        "short_trajectory": short.x.cpu(),
+    }
 
 
 def _velocity(engine: Engine, state: State, x: Tensor, index: int) -> Tensor:
-    """The velocity that the solver is handed at step `index` from latents x. The solver itself does not move."""
+    """The velocity that the solver is handed at step `index` from latents x."""
     kept = []
 
     def keep(velocity: Tensor, x: Tensor, *_: Any) -> Tensor:
         kept.append(velocity)
         return x
 
-    state.solver.step, state.x, state.index = keep, x.to(state.x.device), index
-    engine.step(state)
+    solver = SimpleNamespace(timesteps=state.solver.timesteps, step=keep)
+    engine.step(replace(state, x=x.to(state.x.device), index=index, solver=solver))
     return kept[0].cpu()
 
 

@@ -29,8 +29,8 @@ CAPTURE_ROWS = 8192
 """Passes of up to this many rows (branches x media tokens) are captured. Kernels on more rows take longer than their
 launch, so that there is nothing to gain, and a capture's own pool would hold their activations a second time."""
 KEPT_SHARE = 9
-"""One in so many of the media tower's layers, the first ones, is never quantized: nearly all of the error comes from
-those (benchmarks/results/accuracy-nano-outliers-h100.json)."""
+"""The linears of one in so many of the media tower's layers, the first ones, are never quantized: nearly all of the
+error comes from those, and next to none from attention (benchmarks/results/accuracy-nano-outliers-h100.json)."""
 TILE_OVERLAP = 0.25
 """Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import Ops
+from ..contract import Linear, Ops, Quantized
 from .config import TransformerConfig
 from .packing import Packing
 from .rope import rotary_table, text_positions
@@ -46,15 +46,25 @@ class DecoderLayer:
         self.norm_in, self.norm_post = get["norm_in"], get["norm_post"]
         self.norm_q, self.norm_k = get.get("norm_q"), get.get("norm_k")
         self.norm_k_for_gen = get.get("norm_k_for_gen")
+        self.for_qkv, self.for_up = self._format("rms_norm", self.qkv), self._format("rms_norm", self.up)
+        self.for_down, self.up_gates = self._format("gate", self.down), getattr(self.up, "gates", False)
 
-    def norm(self, x: Tensor, weight: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _format(self, op: str, linear: Linear) -> str:
+        """What `op` is asked for, so that `linear` gets rows which are quantized already, if both can."""
+        takes = getattr(linear, "takes", "none")
+        return takes if takes in self.ops.formats.get(op, ()) else "none"
+
+    def norm(
+        self, x: Tensor, weight: Tensor, delta: Tensor | None, format: str = "none"
+    ) -> tuple[Tensor | Quantized, Tensor]:
         c = self.config
-        return self.ops.rms_norm(x, weight, eps=c.rms_norm_eps, residual_MI=delta, weight_fp32=c.weight_fp32_norm)
+        options = dict(eps=c.rms_norm_eps, residual_MI=delta, weight_fp32=c.weight_fp32_norm)
+        return self.ops.rms_norm(x, weight, format=format, **options)
 
     def project(self, x: Tensor, delta: Tensor | None, branches: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(x + delta, q_BSHD, k_BSKD, v_BSKD), before the per-head norm."""
         c = self.config
-        h, x = self.norm(x, self.norm_in, delta)
+        h, x = self.norm(x, self.norm_in, delta, self.for_qkv)
         heads = self.qkv(h).view(branches, -1, c.num_attention_heads + 2 * c.num_key_value_heads, c.head_dim)
         return x, *heads.split([c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads], dim=2)
 
@@ -64,8 +74,11 @@ class DecoderLayer:
 
     def finish(self, x: Tensor, attended_BSHD: Tensor) -> tuple[Tensor, Tensor]:
         """Output projection and MLP: (x, delta) for the next layer."""
-        h, x = self.norm(x, self.norm_post, self.out(attended_BSHD.reshape(x.shape[0], -1)))
-        return x, self.down(self.ops.gate(self.up(h), activation=self.config.hidden_act))
+        h, x = self.norm(x, self.norm_post, self.out(attended_BSHD.reshape(x.shape[0], -1)), self.for_up)
+        h = self.up(h)
+        if not self.up_gates:
+            h = self.ops.gate(h, activation=self.config.hidden_act, format=self.for_down)
+        return x, self.down(h)
 
 
 class UnderstandingTower:
@@ -110,13 +123,14 @@ class Branches:
 
 
 class GenerationTower:
-    """The media tower with its input and output projections. Built from `weights.generation_slots`. Its
+    """The media tower with its input and output projections. Built from `weights.generation_slots`. The linears of its
     first, kept layers and the action projections are on `kept`, which are `ops` unless something is quantized."""
 
     def __init__(self, config: TransformerConfig, ops: Ops, weights: dict[str, Any], kept: Ops | None = None):
         self.config, self.ops, self.kept = config, ops, kept or ops
+        kept_linear = replace(self.kept, attention=ops.attention)
         self.layers = [
-            DecoderLayer(config, self.kept if i < config.kept_layers else ops, weights, i)
+            DecoderLayer(config, kept_linear if i < config.kept_layers else ops, weights, i)
             for i in range(config.num_hidden_layers)
         ]
         self.norm_final, self.time = weights["norm_final"], (weights["time_1"], weights["time_2"])

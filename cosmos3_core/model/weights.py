@@ -24,7 +24,8 @@ class Slot:
 
     `bias` names the bias that goes with it. `linear` slots are handed to `pack_linear`, others kept as tensors.
     `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; spec 2.8). `quantized` slots are packed in
-    the plan's quantization format: the decoder layers' projections but those of the first media layers.
+    the plan's quantization format: the decoder layers' projections but those of the first media layers. `gated` slots
+    hold [gate | up], and their Linear applies the gate if it can.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Slot:
     linear: bool = True
     fp32: bool = False
     quantized: bool = False
+    gated: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,7 +72,10 @@ def _layer_slots(config: TransformerConfig, i: int, media: bool) -> list[Slot]:
         _vector(f"{i}.norm_post", f"{prefix}.post_attention_layernorm{suffix}.weight", c.hidden_size),
         _projection(f"{i}.qkv", c.hidden_size, *((f"{attn}.{name}", width) for name, width in widths)),
         _projection(f"{i}.out", c.query_width, (f"{attn}.{out}", c.hidden_size)),
-        _projection(f"{i}.up", c.hidden_size, *((f"{mlp}.{name}", c.intermediate_size) for name in up)),
+        replace(
+            _projection(f"{i}.up", c.hidden_size, *((f"{mlp}.{name}", c.intermediate_size) for name in up)),
+            gated=c.gated,
+        ),
         _projection(f"{i}.down", c.intermediate_size, (f"{mlp}.down_proj", c.hidden_size)),
     ]
     if media or c.qk_norm_for_text:
@@ -233,8 +238,10 @@ def load_slots(
             weight, bias = buffers.pop((slot.key, "weight")), buffers.pop((slot.key, "bias"), None)
             if not slot.linear:
                 done[slot.key] = weight
-            elif slot.quantized:
-                done[slot.key] = ops.pack_linear(weight, bias, format=format)
+                continue
+            if slot.quantized:
+                linear = ops.pack_linear(weight, bias, format=format)
             else:
-                done[slot.key] = (kept or ops).pack_linear(weight, bias)
+                linear = (kept or ops).pack_linear(weight, bias)
+            done[slot.key] = linear.gated() if slot.gated and hasattr(linear, "gated") else linear
     return done

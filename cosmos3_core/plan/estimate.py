@@ -163,9 +163,9 @@ def layer_bytes(config: TransformerConfig, rows: int, context: int, size: int, b
     attended = rows * c.query_width * size
     attention = 2 * keys * (c.kv_width + c.query_width) * size + attended
     attended *= 1 if branches == 1 else 2
-    norm = attended + rows * c.hidden_size * (2 * size + 2 * 4)
+    norm = attended + rows * c.hidden_size * ((2 + c.weight_fp32_norm) * size + 2 * 4)
     up = (2 if c.gated else 1) * c.intermediate_size
-    mlp = attended + rows * (3 * c.hidden_size + up) * size
+    mlp = attended + rows * (2 * c.hidden_size + up) * size
     rotate = rows * c.query_width * 2 * 4
     return residual + heads + max(attention, norm, mlp, rotate)
 
@@ -195,22 +195,21 @@ def forward_work(
     causal: bool = False,
     formats: Mapping[str, str] = NO_FORMATS,
 ) -> list[Work]:
-    """The parts of one pass of one branch through one tower; spec section 3.2. The media tower's first layers are kept
-    in `dtype`, and so is the text's attention, which is the causal one."""
+    """The parts of one pass of one branch through one tower; spec section 3.2. The matrices of the media tower's first
+    layers are kept in `dtype`, and so is the text's attention, which is the causal one."""
     c, keys = config, tokens / 2 if causal else tokens + context
     linear, attention = formats.get("pack_linear", "none"), "none" if causal else formats.get("attention", "none")
-    work = []
-    for count, format in ((_linear_work, linear), (_attention_work, attention)):
-        kept = 0 if causal or format == "none" else c.kept_layers
-        for layers, name in ((kept, "none"), (c.num_hidden_layers - kept, format)):
-            work += [count(c, tokens, keys, layers, dtype, name)] if layers else []
+    kept = 0 if causal or linear == "none" else c.kept_layers
+    split = ((kept, "none"), (c.num_hidden_layers - kept, linear))
+    work = [_linear_work(c, tokens, layers, dtype, name) for layers, name in split if layers]
+    work.append(_attention_work(c, tokens, keys, dtype, attention))
     up = (2 if c.gated else 1) * c.intermediate_size
     rows = 8 * c.hidden_size + 2 * (c.query_width + c.kv_width) + up + c.intermediate_size
     bytes_moved = c.num_hidden_layers * WIDTH[dtype] * tokens * rows
     return [*work, Work(0, bytes_moved, rate_of(dtype, "none"))]
 
 
-def _linear_work(c: TransformerConfig, tokens: int, keys: float, layers: int, dtype: str, format: str) -> Work:
+def _linear_work(c: TransformerConfig, tokens: int, layers: int, dtype: str, format: str) -> Work:
     projected, up = 2 * c.query_width + 2 * c.kv_width, (2 if c.gated else 1) * c.intermediate_size
     matrices = c.hidden_size * projected + c.hidden_size * (up + c.intermediate_size)
     rows = tokens * (4 * c.hidden_size + projected + up + c.intermediate_size)
@@ -218,7 +217,8 @@ def _linear_work(c: TransformerConfig, tokens: int, keys: float, layers: int, dt
     return Work(2 * layers * tokens * matrices, moved, rate_of(dtype, format))
 
 
-def _attention_work(c: TransformerConfig, tokens: int, keys: float, layers: int, dtype: str, format: str) -> Work:
+def _attention_work(c: TransformerConfig, tokens: int, keys: float, dtype: str, format: str) -> Work:
+    layers = c.num_hidden_layers
     moved = layers * WIDTH[dtype] * (2 * tokens * c.query_width + 2 * keys * c.kv_width)
     return Work(layers * 4 * c.query_width * tokens * keys, moved, rate_of(dtype, format))
 

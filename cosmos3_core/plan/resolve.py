@@ -78,7 +78,8 @@ class Plan:
 
     def build_ops(self) -> Ops:
         """Import and build the chosen kernels. Raises RunError where a kernel that declared it can serve does not."""
-        return Ops(**{choice.op: self._build(choice) for choice in self.choices})
+        able = {choice.op: choice.kernel.formats for choice in self.choices if choice.op not in FORMATTED}
+        return Ops(**{choice.op: self._build(choice) for choice in self.choices}, formats=able)
 
     def build_kept(self, ops: Ops) -> Ops:
         """The built `ops` as the parts of the model that are never quantized have them."""
@@ -225,8 +226,9 @@ def resolve(want: Want, backend: Backend, device: Device) -> Plan:
 
 
 def why_not(kernel: Kernel, want: Want, device: Device) -> str | None:
-    """Why this row cannot serve the wish on this device, or None; in the first of the formats that it is for."""
-    return _reason_against(kernel, _ask(kernel.op, want, device, kernel.formats[0]))
+    """Why this row cannot serve the wish on this device, or None; in the wish's format for its op, or where there is
+    none in the first of the formats that it is for."""
+    return _reason_against(kernel, _ask(kernel.op, want, device, want.formats.get(kernel.op, kernel.formats[0])))
 
 
 def _ask(op: str, want: Want, device: Device, format: str) -> Ask:

@@ -36,10 +36,15 @@ class PackedLinear:
 
 
 def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> PackedLinear:
-    """See contract.ops.PackLinear. The plan never asks this row for a format it did not declare."""
-    if format != "none":
-        raise ValueError(f"the reference linear has no quantization format {format!r}")
+    """See contract.ops.PackLinear."""
+    _check_format(format)
     return PackedLinear(weight_OI, bias_O)
+
+
+def _check_format(format: str) -> None:
+    """Nobody who reads the rows asks these for a format, since they declare none."""
+    if format != "none":
+        raise ValueError(f"the reference ops have no quantization format {format!r}")
 
 
 def _normalise(x: Tensor, weight: Tensor, eps: float, weight_fp32: bool) -> Tensor:
@@ -49,9 +54,16 @@ def _normalise(x: Tensor, weight: Tensor, eps: float, weight_fp32: bool) -> Tens
 
 
 def rms_norm(
-    x_MI: Tensor, weight_I: Tensor, *, eps: float, residual_MI: Tensor | None = None, weight_fp32: bool = False
+    x_MI: Tensor,
+    weight_I: Tensor,
+    *,
+    eps: float,
+    residual_MI: Tensor | None = None,
+    weight_fp32: bool = False,
+    format: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """See contract.ops.RmsNorm."""
+    _check_format(format)
     z_MI = x_MI if residual_MI is None else x_MI + residual_MI
     return _normalise(z_MI, weight_I, eps, weight_fp32), z_MI
 
@@ -74,8 +86,9 @@ def norm_rope(
     return out
 
 
-def gate(x_MI: Tensor, *, activation: str) -> Tensor:
+def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor:
     """See contract.ops.Gate."""
+    _check_format(format)
     if activation == "relu2":
         return x_MI.relu_().square_()
     gate_MI, up_MI = x_MI.chunk(2, dim=-1)

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..contract import Kernel
+from .. import quant
+from ..contract import Kernel, Quantized
+from ..quant.numerics import fake_quant, pack
 from ..reference import ops as reference
 
 HEAD_DIM = 128
@@ -35,6 +38,8 @@ FORMATS = {
 }
 """Relative error a quantization format may add to a product of normally distributed weights and activations: about
 1.5 times what `quant`'s own rounding of them costs."""
+ROW_FORMATS = tuple(name for name, format in quant.FORMATS.items() if format.bits == 8 and format.scale == "fp32")
+"""The formats of `contract.Quantized`."""
 WORST_ROW = 1.5
 """What a format may add to the worst of thousands of rows, as a multiple of what it may add to all of them."""
 LSE_ABSOLUTE = 1e-3
@@ -184,7 +189,48 @@ def check_linear(
     check(found.cpu().double() / scale_O, exact / scale_O, eager.double() / scale_O, dtype, FORMATS[format])
 
 
-def norm_inputs(dtype: str, device: str = "cpu", scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def quantized(x_MI: Tensor, format: str) -> Quantized:
+    """The rows in one of ROW_FORMATS, by the format's reference numerics."""
+    packed = pack(x_MI, quant.FORMATS[format])
+    return Quantized(packed.values, packed.scales, x_MI.dtype)
+
+
+def dequantized(found: Tensor | Quantized) -> Tensor:
+    """What a result of a norm or a gate stands for, in its dtype."""
+    if isinstance(found, Tensor):
+        return found
+    return (found.values_MI.float() * found.scale_M1).to(found.dtype)
+
+
+def rounded(x_MI: Tensor, format: str) -> Tensor:
+    """What quantizing leaves of x."""
+    return x_MI if format == "none" else fake_quant(x_MI, quant.FORMATS[format])
+
+
+def check_quantized(found: Quantized, plain: Tensor, format: str) -> None:
+    """Fail unless `found` is what quantizing `plain` gives, up to the rounding of ties, of which 16 bits have many."""
+    values, scale, plain, expected = found.values_MI, found.scale_M1.cpu(), plain.cpu(), quantized(plain.cpu(), format)
+    assert found.dtype == plain.dtype, f"rows of {plain.dtype} are called {found.dtype}"
+    assert values.is_contiguous() and values.shape == plain.shape, f"values are {[*values.shape]}, {values.stride()}"
+    assert values.dtype == expected.values_MI.dtype, f"values are {values.dtype}, not {expected.values_MI.dtype}"
+    assert scale.shape == expected.scale_M1.shape and scale.dtype == torch.float32, f"{scale.dtype} {[*scale.shape]}"
+    # A hundredth: the largest element of a row may be rounded to its dtype the other way.
+    wrong = ((scale - expected.scale_M1).abs() > 0.01 * expected.scale_M1) & (expected.scale_M1 > 0)
+    assert not wrong.any(), f"{int(wrong.sum())} of {len(scale)} rows have another scale than their largest element's"
+    # The values alone, so that every row counts alike, however large it is.
+    nearest, exact = expected.values_MI.float(), plain.float() / expected.scale_M1.clamp_min(1e-30)
+    moved, lost = Loss.of(values.float(), nearest).whole, Loss.of(nearest, exact).whole
+    assert moved <= lost / 4, f"values are {moved:.1e} from the rounded ones, and rounding costs {lost:.1e}"
+
+
+def sizes(least: float, most: float) -> Tensor:
+    """Factors [77, 1] for rows from small to large, by powers of ten, the third all zeros."""
+    factors = torch.logspace(least, most, 77).unsqueeze(1)
+    factors[2] = 0
+    return factors
+
+
+def norm_inputs(dtype: str, device: str = "cpu", scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """x_MI, residual_MI, weight_I: 77 rows of 512."""
     x, residual, weight = scale * normal(77, 512, seed=1), scale * normal(77, 512, seed=2), 1 + normal(512, seed=3)
     return tuple(t.to(device, getattr(torch, dtype)) for t in (x, residual, weight))
@@ -204,8 +250,7 @@ def rope_inputs(
 
 def silu_inputs(dtype: str, device: str = "cpu", width: int = 256) -> tuple[Tensor, Tensor]:
     """x_MI, weight_I: 77 rows as a convolution leaves them, from small to large, the third all zeros."""
-    x = normal(77, width, seed=1) * torch.logspace(-3, 2, 77).unsqueeze(1)
-    x[2] = 0
+    x = normal(77, width, seed=1) * sizes(-3, 2)
     return tuple(t.to(device, getattr(torch, dtype)) for t in (x, 1 + 0.5 * normal(width, seed=2)))
 
 
@@ -236,7 +281,8 @@ def wider(value: Any, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def job(kernel: Kernel, op: Any, device: str) -> list[Tensor]:
-    """One ordinary use of a row, every output of it: what is repeated, timed in memory and compared bit for bit."""
+    """One ordinary use of a row in each of its formats, every output of it: what is repeated, timed in memory and
+    compared bit for bit."""
     dtype = "bfloat16" if "bfloat16" in kernel.dtypes else kernel.dtypes[0]
     if kernel.op == "attention":
         q, segments = PLAIN.inputs(dtype, device)
@@ -246,7 +292,8 @@ def job(kernel: Kernel, op: Any, device: str) -> list[Tensor]:
         return [op(weight.clone(), bias, format=name)(BIASED.input(77, dtype, device)) for name in kernel.formats]
     if kernel.op == "rms_norm":
         x, residual, weight = norm_inputs(dtype, device)
-        return list(op(x, weight, eps=1e-6, residual_MI=residual))
+        results = [op(x, weight, eps=1e-6, residual_MI=residual, format=name) for name in kernel.formats]
+        return [part for result, z in results for part in (*_parts(result), z)]
     if kernel.op == "norm_rope":
         return list(op(*rope_inputs(dtype, device), eps=1e-6))
     if kernel.op == "norm_silu":
@@ -255,7 +302,13 @@ def job(kernel: Kernel, op: Any, device: str) -> list[Tensor]:
         step = Step.of(dtype, device)
         captured = op(step)
         return [t.clone() for seed in range(4) for t in captured(*step.input(seed))]
-    return [op(norm_inputs(dtype, device)[0].clone(), activation=name) for name in ("silu", "relu2")]
+    x, asked = norm_inputs(dtype, device)[0], product(("silu", "relu2"), kernel.formats)
+    results = [op(x.clone(), activation=name, format=format) for name, format in asked]
+    return [part for result in results for part in _parts(result)]
+
+
+def _parts(found: Tensor | Quantized) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else [found.values_MI.float(), found.scale_M1]
 
 
 def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:

@@ -7,7 +7,7 @@ with `-p cosmos3_core.testing.plugin`; a module's own BACKEND serves without it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -136,8 +136,16 @@ def op(request: pytest.FixtureRequest, subject: Subject, kernel: Kernel, device:
     """The row, built. Skips, with the row's reason, where it cannot serve on this device."""
     import torch
 
-    dtype = request.node.callspec.params.get("dtype") or kernel.dtypes[0]
-    if reason := subject.why_not(kernel, dtype):
+    asked = request.node.callspec.params
+    if reason := subject.why_not(kernel, asked.get("dtype") or kernel.dtypes[0], asked.get("format")):
         pytest.skip(reason)
     with torch.inference_mode():
         yield kernel.build(subject.device)
+
+
+@pytest.fixture
+def job(subject: Subject, kernel: Kernel, device: str) -> Callable[[Any], list[Any]]:
+    """job(op): one ordinary use of the built row, see `cases.job`."""
+    from . import cases
+
+    return lambda op: cases.job(subject.here(kernel), op, device)

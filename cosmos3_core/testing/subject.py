@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class Subject:
         self.backend = discovery.load(name)
         self.found = discovery.installed()[name]
         self.module = self.found.value.partition(":")[0]
-        self._reasons: dict[tuple[str, str, str], str | None] = {}
+        self._reasons: dict[tuple[str, ...], str | None] = {}
 
     @cached_property
     def device(self) -> Device | str:
@@ -34,14 +35,22 @@ class Subject:
         except (Unavailable, discovery.Rejected) as reason:
             return str(reason)
 
-    def why_not(self, kernel: Kernel, dtype: str) -> str | None:
-        """Why this row cannot serve Cosmos3 on this device, or None. The plan is asked: it alone selects."""
+    def why_not(self, kernel: Kernel, dtype: str, format: str | None = None) -> str | None:
+        """Why this row cannot serve Cosmos3 on this device, or None; in its first format where none is given. The plan
+        is asked: it alone selects."""
         if isinstance(self.device, str):
             return self.device
-        key = (kernel.op, kernel.name, dtype)
+        format = format or kernel.formats[0]
+        key = (kernel.op, kernel.name, dtype, format)
         if key not in self._reasons:
-            self._reasons[key] = why_not(kernel, Want(dtype, heads=32, kv_heads=8, head_dim=128), self.device)
+            want = Want(dtype, heads=32, kv_heads=8, head_dim=128, formats={kernel.op: format})
+            self._reasons[key] = why_not(kernel, want, self.device)
         return self._reasons[key]
+
+    def here(self, kernel: Kernel) -> Kernel:
+        """The row with those of its formats that it serves on this device."""
+        served = [name for name in kernel.formats if self.why_not(kernel, kernel.dtypes[0], name) is None]
+        return replace(kernel, formats=tuple(served))
 
     @cached_property
     def watched(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -22,7 +23,7 @@ from ..model.packing import Item, Packing
 from ..model.transformer import GenerationTower, UnderstandingTower
 from ..model.vae import VideoVAE
 from ..model.weights import generation_slots, load_slots, understanding_slots
-from ..plan import Want, resolve
+from ..plan import Plan, Want, resolve
 from ..plan.resolve import formats_of
 from ..reference import ops as reference
 from . import cases
@@ -72,6 +73,9 @@ def test_rows_are_well_formed(subject):
         assert row.dtypes and row.arch and row.formats, f"{who}: arch, dtypes and formats name at least one each"
         assert set(row.dtypes) <= set(DTYPES), f"{who}: dtypes are among {DTYPES}, not {row.dtypes}"
         assert set(row.formats) <= set(cases.FORMATS), f"{who}: the kit has bounds for {[*cases.FORMATS]} only"
+        if row.op in ("rms_norm", "gate"):
+            able = {"none", *cases.ROW_FORMATS}
+            assert "none" in row.formats and set(row.formats) <= able, f"{who}: formats are none and others of {able}"
         assert callable(row.build) and callable(row.refuse), f"{who}: build and refuse are functions"
         assert type(row.deterministic) is bool, f"{who}: deterministic is True or False"
 
@@ -250,6 +254,36 @@ def test_linear_packing_is_not_stale(kernel, dtype, format, op, device):
         cases.check_linear(linear, x, *cases.BIASED.weights(dtype, device, seed=10 * seed), dtype, format)
 
 
+@over("pack_linear")
+def test_linear_multiplies_quantized_rows(kernel, dtype, format, op, device):
+    """Rows of every size that something else has quantized, to what it gives for the rows themselves."""
+    weight, bias = cases.BIASED.weights(dtype, device)
+    linear = op(weight.clone(), bias.clone(), format=format)
+    takes = getattr(linear, "takes", "none")
+    if takes == "none":
+        pytest.skip("it takes tensors only")
+    assert takes in cases.ROW_FORMATS, f"it takes {takes}, and rows come in {cases.ROW_FORMATS}"
+    x = (cases.sizes(-2, 2) * cases.BIASED.input(77, "float32")).to(device, bias.dtype)
+    plain = linear(x).cpu()
+    check(linear(cases.quantized(x, takes)), plain, plain, dtype, cases.FORMATS[takes])  # which ties may cost
+
+
+@over("pack_linear")
+def test_linear_applies_the_gate(kernel, dtype, format, op, device):
+    """Of [gate | up], where it can."""
+    weight, bias = cases.BIASED.weights(dtype, device)
+    weight[3] /= 50  # or else nothing but that output would count
+    x, linear = cases.BIASED.input(77, dtype, device), op(weight.clone(), bias.clone(), format=format)
+    gated = linear.gated() if hasattr(linear, "gated") else linear
+    if not getattr(gated, "gates", False):
+        pytest.skip("it leaves the gate to the op of that name")
+    exact, eager = (
+        reference.gate(reference.pack_linear(w, b)(rows), activation="silu")
+        for w, b, rows in (cases.wider([t.cpu() for t in (weight, bias, x)], kind) for kind in (torch.float64, x.dtype))
+    )
+    check(gated(x), exact, eager, dtype, cases.FORMATS[format])
+
+
 # Norms and rotation ----------------------------------------------------------------------------------------------
 
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
@@ -259,15 +293,28 @@ ORDER = pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first"
 @over("rms_norm")
 @ORDER
 @RESIDUAL
-def test_rms_norm_parity(kernel, dtype, op, device, residual, weight_fp32):
+def test_rms_norm_parity(kernel, dtype, format, op, device, residual, weight_fp32):
+    """In each format in which the row can return its result; the second result is never quantized."""
     x, added, weight = cases.norm_inputs(dtype, device)
     options = dict(eps=1e-6, weight_fp32=weight_fp32)
-    found, z = op(x, weight, residual_MI=added if residual else None, **options)
+    found, z = op(x, weight, residual_MI=added if residual else None, format=format, **options)
     x, added, weight = (t.cpu() for t in (x, added, weight))
     sum_MI = x + added if residual else x
     eager, _ = reference.rms_norm(sum_MI, weight, **options)
-    check(found, reference.rms_norm(sum_MI.float(), weight.float(), **options)[0], eager, dtype)
+    exact, _ = reference.rms_norm(sum_MI.float(), weight.float(), **options)
+    check(cases.dequantized(found), exact, cases.rounded(eager, format), dtype)
     assert z.dtype == sum_MI.dtype and torch.equal(z.cpu(), sum_MI), "the second result is not x + residual"
+
+
+@over("rms_norm")
+def test_rms_norm_of_rows_of_every_size(kernel, dtype, format, op, device):
+    """An eps of 1 keeps small rows small, and zeros zeros. Quantized as the plain result would be, row by row."""
+    x, _, weight = cases.norm_inputs(dtype, scale=cases.sizes(-2, 2))
+    found, plain = (op(x.to(device), weight.to(device), eps=1.0, format=name)[0] for name in (format, "none"))
+    exact, eager = (reference.rms_norm(*given, eps=1.0)[0] for given in (wider((x, weight)), (x, weight)))
+    check(cases.dequantized(found), exact, cases.rounded(eager, format), dtype)
+    if format != "none":
+        cases.check_quantized(found, plain, format)
 
 
 @over("rms_norm")
@@ -335,11 +382,15 @@ def test_rope_rotates_halves(kernel, dtype, op, device):
 
 @over("gate")
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
-def test_gate_parity(kernel, dtype, op, device, activation):
-    x, _, _ = cases.norm_inputs(dtype)
-    found = op(x.to(device, copy=True), activation=activation)
-    exact = reference.gate(x.double(), activation=activation)
-    check(found, exact, reference.gate(x.clone(), activation=activation), dtype)
+def test_gate_parity(kernel, dtype, format, op, device, activation):
+    """For rows of every size, in each format in which the row can return them: as the plain result would be, row by
+    row."""
+    x, _, _ = cases.norm_inputs(dtype, scale=cases.sizes(-1, 1))
+    found, plain = (op(x.to(device, copy=True), activation=activation, format=name) for name in (format, "none"))
+    exact, eager = (reference.gate(given, activation=activation) for given in (x.double(), x.clone()))
+    check(cases.dequantized(found), exact, cases.rounded(eager, format), dtype)
+    if format != "none":
+        cases.check_quantized(found, plain, format)
 
 
 @over("gate")
@@ -476,7 +527,7 @@ def test_capture_gives_its_memory_back(kernel, dtype, op, device):
 # A row among others ----------------------------------------------------------------------------------------------
 
 
-def test_inputs_are_left_alone(kernel, op, device):
+def test_inputs_are_left_alone(kernel, op, job):
     """The gate may overwrite its input; no other op may."""
     if kernel.op == "gate":
         pytest.skip("its protocol allows it")
@@ -497,7 +548,7 @@ def test_inputs_are_left_alone(kernel, op, device):
         kept.clear()
         return call
 
-    cases.job(kernel, spy, device)
+    job(spy)
     assert kept and all(torch.equal(now, before) for now, before in kept), "an input was overwritten"
 
 
@@ -507,10 +558,10 @@ def _tensors(value) -> list[torch.Tensor]:
     return [t for part in value for t in _tensors(part)] if isinstance(value, list | tuple) else []
 
 
-def test_building_twice_is_harmless(subject, kernel, op, device):
-    first = cases.job(kernel, op, device)
-    cases.job(kernel, kernel.build(subject.device), device)
-    again = cases.job(kernel, op, device)
+def test_building_twice_is_harmless(subject, kernel, op, job):
+    first = job(op)
+    job(kernel.build(subject.device))
+    again = job(op)
     for before, after in zip(first, again, strict=True):
         same = (
             torch.equal(before, after) if kernel.deterministic else torch.allclose(before, after, rtol=0.05, atol=0.05)
@@ -518,30 +569,30 @@ def test_building_twice_is_harmless(subject, kernel, op, device):
         assert same, "what the first build gives is not what it gave before the second"
 
 
-def test_deterministic_rows_are_in_one_process(kernel, op, device, record_property):
-    first = cases.job(kernel, op, device)
-    same = all(same_bits(first, cases.job(kernel, op, device)) for _ in range(7))
+def test_deterministic_rows_are_in_one_process(kernel, op, job, record_property):
+    first = job(op)
+    same = all(same_bits(first, job(op)) for _ in range(7))
     record_property("bit_equal", same)
     assert same or not kernel.deterministic, "declared deterministic, and a repetition gives other bits"
 
 
-def test_deterministic_rows_are_across_processes(subject, kernel, op, device, record_property):
+def test_deterministic_rows_are_across_processes(subject, kernel, op, job, record_property):
     from .watch import digest
 
     there = subject.watched["rows"][row_id(kernel)]
     assert "digest" in there, f"in a fresh process it raised {there.get('error')}"
-    same = there["digest"] == digest(cases.job(kernel, op, device))
+    same = there["digest"] == digest(job(op))
     record_property("bit_equal", same)
     assert same or not kernel.deterministic, "declared deterministic, and another process gives other bits"
 
 
-def test_memory_is_returned_after_a_job(kernel, op, device):
+def test_memory_is_returned_after_a_job(kernel, op, job, device):
     """Tables and workspaces of a first job may stay; what comes with every further job may not."""
     for _ in range(2):
-        cases.job(kernel, op, device)
+        job(op)
     before = live_bytes(device)
     for _ in range(3):
-        cases.job(kernel, op, device)
+        job(op)
     kept = live_bytes(device) - before
     assert kept <= 0, f"3 jobs left {kept} bytes of tensors behind"
 
@@ -618,25 +669,43 @@ def test_transformer_step_parity(subject, device, dtype, config):
         check(_velocities(config, ops, device, dtype), _exact_velocities(config), eager, dtype)
 
 
-@pytest.mark.parametrize("of", FORMATTED)
-def test_transformer_step_in_every_format(subject, device, of):
-    """The same in each format that rows of this op declare: what is kept is kept, what is quantized fits together."""
+def _plans(subject, of: str) -> Iterator[tuple[str, Plan]]:
+    """(format, plan) for each format of this op that the device can run. Skips where rows declare none."""
     formats = formats_of(subject.backend, of)
     if not formats:
         pytest.skip(f"no row of {of} declares a quantization format")
+    for format in formats:
+        try:
+            yield format, resolve(Want.of(SMALL, "bfloat16", formats={of: format}), subject.backend, subject.device)
+        except InputError:
+            continue  # the rows' own tests tell why
+
+
+@pytest.mark.parametrize("of", FORMATTED)
+def test_transformer_step_in_every_format(subject, device, of):
+    """The same in each format that rows of this op declare: what is kept is kept, what is quantized fits together."""
     with torch.inference_mode():
         eager = _velocities(SMALL, EAGER, "cpu", "bfloat16")
-        for format in formats:
-            try:
-                plan = resolve(Want.of(SMALL, "bfloat16", formats={of: format}), subject.backend, subject.device)
-            except InputError:
-                continue  # the rows' own tests tell why
+        for format, plan in _plans(subject, of):
             ops = plan.build_ops()
             found = _velocities(
                 SMALL, ops, device, "bfloat16", plan.formats.get("pack_linear", "none"), plan.build_kept(ops)
             )
             # Two layers with a residual stream around them lose about what one product does.
             check(found, _exact_velocities(SMALL), eager, "bfloat16", cases.FORMATS[format])
+
+
+def test_transformer_step_whoever_quantizes(subject, device):
+    """Norms and gate that hand over quantized rows give what the linears give that quantize them."""
+    with torch.inference_mode():
+        for format, plan in _plans(subject, "pack_linear"):
+            built = (ops := plan.build_ops(), plan.build_kept(ops))
+            there, here = (
+                _velocities(SMALL, ops, device, "bfloat16", format, kept).cpu()
+                for ops, kept in (built, [replace(ops, formats={}) for ops in built])
+            )
+            moved, lost = Loss.of(there, here).whole, Loss.of(here, _exact_velocities(SMALL)).whole
+            assert moved <= lost / 2, f"{format}: velocities are {moved:.1e} apart, and the format costs {lost:.1e}"
 
 
 VAE = {
@@ -679,9 +748,10 @@ def test_vae_decode_parity(subject, device, dtype, tile):
     eager, exact = (_frames(EAGER, "cpu", name, tile) for name in (dtype, "float32"))
     found = _frames(ops, device, dtype, tile)
     assert found.shape == exact.shape == (9, 80, 96, 3)
-    # Levels of 256: a rounding that goes the other way is one of them.
+    # Levels of 256: a rounding that goes the other way is one of them. TF32, which torch lets convolutions of fp32 use,
+    # turns one in fifty: 0.14 levels on an H100.
     ours, theirs = ((frames - exact).square().mean().sqrt() for frames in (found, eager))
-    assert ours <= cases.MULTIPLE * theirs + 0.05, f"{ours:.2f} levels from the truth; eager {dtype} is {theirs:.2f}"
+    assert ours <= cases.MULTIPLE * theirs + 0.25, f"{ours:.2f} levels from the truth; eager {dtype} is {theirs:.2f}"
 
 
 TESTS = tuple(name for name in dict(globals()) if name.startswith("test_"))

@@ -58,7 +58,7 @@ def digest(tensors: list[torch.Tensor]) -> str:
 def watch(name: str) -> dict[str, Any]:
     """Probe, then build and use every row that can serve here, and say what each changed."""
     subject = Subject(name)
-    before = surroundings()
+    before, torch_device = surroundings(), subject.backend.torch_device
     device = subject.device
     seen: dict[str, Any] = {"probe": difference(before, surroundings()), "rows": {}}
     for kernel in subject.backend.kernels:
@@ -66,7 +66,7 @@ def watch(name: str) -> dict[str, Any]:
             continue
         before, row = surroundings(), {}
         try:
-            row["digest"] = digest(cases.job(kernel, kernel.build(device), subject.backend.torch_device))
+            row["digest"] = digest(cases.job(subject.here(kernel), kernel.build(device), torch_device))
         except Exception as error:  # a row that fails is reported for that row; the others are still watched
             row["error"] = f"{type(error).__name__}: {error}"
         seen["rows"][row_id(kernel)] = row | {"changed": difference(before, surroundings())}

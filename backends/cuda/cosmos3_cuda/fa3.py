@@ -1,33 +1,35 @@
 """FlashAttention-3 (package fa3-fwd) over segments: in 16 bits, and with the media's segment in FP8.
 
-Where there are many queries, segments are attended to apart and merged by their log-sum-exp: that costs one pass over
-the output, and copying keys and values together costs more. In FP8 only the last segment, the media's, is quantized.
+In FP8 only the last segment, the media's, is quantized. The library attends to that one; a kernel of ours then adds the
+other segments, the text's, in 16 bits, to what it found.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cosmos3_core.contract.attention import joined
 
 from .attention import Segments, sdpa_cudnn
+from .triton_attention import LENGTHS, LN_2, LOG2_E, _attend, _block, _put
 
 FA3_FROM = 2048
 """Queries from which on FlashAttention-3 is faster than cuDNN on an H100. It takes the host 0.25 ms to call and cuDNN
 0.1 ms; in a CUDA graph the two are equally fast at 1,024 queries."""
-APART_FROM = 16384
-"""Queries from which on two calls and a merge are faster than one call on a copy of both segments: on an H100 2.3
-against 2.2 ms at 9,360 queries, 45.7 against 48.7 at 44,160."""
 CUDNN_HEAD_DIM = 128
-MOST = 448.0
+MOST = tl.constexpr(448.0)
 """The largest number of e4m3."""
 CHUNKS = 64
 """Parts of a sequence whose range is found in parallel."""
+RUN = 4
+"""Blocks that a program quantizes one after another, because it has to read the parts' ranges first."""
 
 
 class FlashAttention3:
@@ -46,80 +48,99 @@ class FlashAttention3:
             return self._in_fp8(q_BSHD, segments, want_lse)
         if self.cudnn and q_BSHD.shape[1] < FA3_FROM and q_BSHD.shape[3] <= CUDNN_HEAD_DIM:
             return sdpa_cudnn(q_BSHD, segments, causal=causal, want_lse=want_lse)
-        if len(segments) == 1 or q_BSHD.shape[1] < APART_FROM:
-            k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
-            # `return_attn_probs` is its name for returning the log-sum-exp.
-            found = self.flash(q_BSHD, k_BTKD, v_BTKD, causal=causal, return_attn_probs=want_lse)
-            return found if want_lse else (found, None)
-        before = joined(q_BSHD, segments[:-1], causal=False)
-        parts = [self.flash(q_BSHD, k, v, return_attn_probs=True) for k, v in (before, segments[-1])]
-        return merge(*parts, want_lse)
+        k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
+        # `return_attn_probs` is its name for returning the log-sum-exp.
+        found = self.flash(q_BSHD, k_BTKD, v_BTKD, causal=causal, return_attn_probs=want_lse)
+        return found if want_lse else (found, None)
 
     def _in_fp8(self, q_BSHD: Tensor, segments: Segments, want_lse: bool) -> tuple[Tensor, Tensor | None]:
-        """Taking one vector from every key moves all scores of a query alike, so the media's mean key is taken from
-        the text's keys too; only the log-sum-exp has to be moved back. The mean value is given back as it is: where
-        attention is spread over many keys, it is most of the result, and rounding errors of the rest average out."""
+        """Taking one vector from every key moves all scores of a query alike, which `add_segment` takes back. The mean
+        value is given back as it is: where attention is spread over many keys, it is most of the result, and rounding
+        errors of the rest average out."""
         k_BTKD, v_BTKD = segments[-1]
-        q8, q_scale, _ = quantize(q_BSHD, groups=k_BTKD.shape[2])
-        k8, k_scale, mean_BKD = quantize(k_BTKD, centre=True)
-        v8, v_scale, mean_value_BKD = quantize(v_BTKD, centre=True)
+        q8, q_scale, _ = quantize(q_BSHD, share=q_BSHD.shape[2] // k_BTKD.shape[2])
+        k8, k_scale, k_mean_BKD = quantize(k_BTKD, centre=True)
+        v8, v_scale, v_mean_BKD = quantize(v_BTKD, centre=True)
         scales = {"q_descale": q_scale, "k_descale": k_scale, "v_descale": v_scale}
-        out, lse = self.flash(q8, k8, v8, return_attn_probs=True, **scales)
-        if len(segments) > 1:
-            k, v = joined(q_BSHD, segments[:-1], causal=False)
-            k = (k - mean_BKD[:, None]).to(k.dtype)
-            out, lse = merge(self.flash(q_BSHD, k, v, return_attn_probs=True), (out, lse), want_lse, mean_value_BKD)
-        else:
-            out = (
-                (out.unflatten(2, (k_BTKD.shape[2], -1)) + mean_value_BKD[:, None, :, None]).to(out.dtype).flatten(2, 3)
-            )
-        if not want_lse:
-            return out, None
-        q_BSKGD = q_BSHD.unflatten(2, (k_BTKD.shape[2], -1)).float()
-        shift_BSKG = torch.einsum("bskgd,bkd->bskg", q_BSKGD, mean_BKD) / math.sqrt(q_BSHD.shape[3])
-        return out, lse + shift_BSKG.flatten(2).transpose(1, 2)
+        out_BSHD, lse_BHS = self.flash(q8, k8, v8, return_attn_probs=True, **scales)
+        others = joined(q_BSHD, segments[:-1], causal=False) if len(segments) > 1 else None
+        add_segment(q_BSHD, others, out_BSHD, lse_BHS, k_mean_BKD, v_mean_BKD)
+        return out_BSHD, lse_BHS if want_lse else None
 
 
-@triton.jit
-def _merge(
-    a_ptr, a_lse_ptr, b_ptr, b_lse_ptr, lse_ptr, mean_ptr, queries, heads, groups, D: tl.constexpr, M: tl.constexpr
-):
-    """b becomes the attention over the keys of a and b. a, b: [B, S, H, D], contiguous; lse: [B, H, S]; mean: what is
-    to be added to b, [B, H / groups, D], or None."""
-    rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
-    batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    inside = rows < queries
-    at_lse = (batch * heads + head).to(tl.int64) * queries + rows
-    a_lse, b_lse = tl.load(a_lse_ptr + at_lse, inside, 0.0), tl.load(b_lse_ptr + at_lse, inside, 0.0)
-    peak = tl.maximum(a_lse, b_lse)
-    a_weight, b_weight = tl.exp(a_lse - peak), tl.exp(b_lse - peak)
-    total = a_weight + b_weight
-    at = ((batch * queries + rows) * heads + head)[:, None] * D + tl.arange(0, D)[None, :]
-    a = tl.load(a_ptr + at, inside[:, None], 0.0).to(tl.float32)
-    b = tl.load(b_ptr + at, inside[:, None], 0.0).to(tl.float32)
-    if mean_ptr is not None:
-        owner = batch * (heads // groups) + head // groups
-        b += tl.load(mean_ptr + owner * D + tl.arange(0, D))[None, :]
-    out = (a * a_weight[:, None] + b * b_weight[:, None]) / total[:, None]
-    tl.store(b_ptr + at, out.to(b_ptr.dtype.element_ty), inside[:, None])
-    tl.store(lse_ptr + at_lse, peak + tl.log(total), inside)
+@triton.jit(do_not_specialize=LENGTHS)
+def _add_segment(
+    q_x, k_x, v_x, out_x, lse_ptr, k_mean_ptr, v_mean_ptr, queries, length, groups, scale,
+    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """One program: M queries of one head, as in triton_attention._flash, which begins with nothing seen. Heads of the
+    same queries run at a time: a row of all heads is read and written as one."""
+    tiles = tl.cdiv(queries, M)
+    heads = tl.num_programs(0) // tiles
+    start, head, batch = tl.program_id(0) // heads * M, tl.program_id(0) % heads, tl.program_id(1)
+    kv = head // groups
+    row, channel = start + tl.arange(0, M), (batch * (heads // groups) + kv) * D + tl.arange(0, D)
+    q = _block(q_x, batch, start, head, queries, M, D, False, True)
+    lse = tl.load(lse_ptr + (batch * heads + head).to(tl.int64) * queries + row, row < queries, 0.0)
+    peak = lse / LN_2 + tl.sum(q.to(tl.float32) * tl.load(k_mean_ptr + channel)[None, :], 1) * scale
+    acc = _block(out_x, batch, start, head, queries, M, D, False, True).to(tl.float32)
+    acc += tl.load(v_mean_ptr + channel)[None, :]
+    total = tl.full([M], 1.0, tl.float32)
+    acc, total, peak = _attend(acc, total, peak, q, k_x, v_x, batch, kv, start, length, scale, N, False, True)
+    out = (acc / total[:, None]).to(q.dtype)
+    _put(out_x, lse_ptr, out, peak + tl.log2(total), batch, start, head, heads, queries, True)
 
 
-def merge(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], want_lse: bool, mean_BKD: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Attention over two sets of keys from that over each: (out_BSHD, lse_BHS), written over b's. `mean_BKD` was taken
-    from b's values."""
-    (out, lse), (other, other_lse) = b, a
-    batch, queries, heads, dim = out.shape
-    groups = 1 if mean_BKD is None else heads // mean_BKD.shape[1]
-    _merge[triton.cdiv(queries, 32), batch * heads](
-        other, other_lse, out, lse, lse, mean_BKD, queries, heads, groups, D=dim, M=32, num_warps=4
+@dataclass(frozen=True)
+class Launch:
+    """Queries and keys of a block, and how a program runs."""
+
+    block_m: int = 64
+    block_n: int = 64
+    warps: int = 4
+    stages: int = 3
+
+
+ADD = Launch()
+
+
+def add_segment(
+    q_BSHD: Tensor,
+    segment: tuple[Tensor, Tensor] | None,
+    out_BSHD: Tensor,
+    lse_BHS: Tensor,
+    k_mean_BKD: Tensor,
+    v_mean_BKD: Tensor,
+) -> None:
+    """Make of out and lse, in place, the attention over their own keys and those of `segment`. `k_mean` was taken from
+    their keys and `v_mean` from their values; both get it back."""
+    k_BTKD, v_BTKD = (q_BSHD, q_BSHD) if segment is None else segment
+    (batch, queries, heads, dim), launch = q_BSHD.shape, ADD
+
+    def rows(x_BTHD: Tensor, block: int) -> TensorDescriptor:
+        return TensorDescriptor(x_BTHD, x_BTHD.shape, x_BTHD.stride(), [1, block, 1, dim])
+
+    _add_segment[triton.cdiv(queries, launch.block_m) * heads, batch](
+        rows(q_BSHD, launch.block_m),
+        rows(k_BTKD, launch.block_n),
+        rows(v_BTKD, launch.block_n),
+        rows(out_BSHD, launch.block_m),
+        lse_BHS,
+        k_mean_BKD,
+        v_mean_BKD,
+        queries,
+        0 if segment is None else k_BTKD.shape[1],
+        heads // k_mean_BKD.shape[1],
+        LOG2_E / math.sqrt(dim),
+        M=launch.block_m,
+        N=launch.block_n,
+        D=dim,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
     )
-    return out, lse if want_lse else None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _reach(x_ptr, strides, most_ptr, sum_ptr, length, chunk, D: tl.constexpr, N: tl.constexpr):
     """The largest magnitude and the channels' sums of a chunk of one head: most_BHC, sum_BHCD."""
     part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -137,36 +158,63 @@ def _reach(x_ptr, strides, most_ptr, sum_ptr, length, chunk, D: tl.constexpr, N:
     tl.store(sum_ptr + at * D + channel, tl.sum(total, 0))
 
 
-@triton.jit
-def _scaled(x_ptr, strides, mean_ptr, scale_ptr, out_ptr, length, D: tl.constexpr, N: tl.constexpr):
-    """out_BTHD = (x - mean) / scale in FP8."""
-    head, batch, heads = tl.program_id(1), tl.program_id(2), tl.num_programs(1)
-    owner, channel = batch * heads + head, tl.arange(0, D)
-    token = tl.program_id(0) * N + tl.arange(0, N)
-    inside = (token < length)[:, None]
-    at = batch.to(tl.int64) * strides[0] + head * strides[2] + token.to(tl.int64)[:, None] * strides[1]
-    x = tl.load(x_ptr + at + channel[None, :], inside, 0.0).to(tl.float32)
-    x = (x - tl.load(mean_ptr + owner * D + channel)[None, :]) / tl.load(scale_ptr + owner)
-    at = ((batch.to(tl.int64) * length + token)[:, None] * heads + head) * D + channel[None, :]
-    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), inside)
+@triton.jit(do_not_specialize=LENGTHS)
+def _scaled(
+    x_ptr, strides, most_ptr, sum_ptr, out_ptr, scale_ptr, mean_ptr, length,
+    D: tl.constexpr, N: tl.constexpr, CHUNKS: tl.constexpr, RUN: tl.constexpr, SHARE: tl.constexpr,
+    CENTRE: tl.constexpr,
+):  # fmt: skip
+    """out_BTHD = (x - mean) / scale in FP8, and scale_BG, mean_BHD."""
+    run, head, batch, heads = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(1)
+    owner, channel, part = batch * heads + head, tl.arange(0, D), tl.arange(0, CHUNKS)
+    shared = tl.arange(0, triton.next_power_of_2(SHARE * CHUNKS))
+    reach = tl.max(tl.load(most_ptr + owner // SHARE * SHARE * CHUNKS + shared, shared < SHARE * CHUNKS, 0.0), 0)
+    mean = tl.zeros([D], tl.float32)
+    if CENTRE:
+        mean = tl.sum(tl.load(sum_ptr + (owner * CHUNKS + part)[:, None] * D + channel[None, :]), 0) / length
+        reach += tl.max(tl.abs(mean), 0)
+    scale = tl.maximum(reach / MOST, 1e-30)
+    if run == 0:
+        tl.store(scale_ptr + owner // SHARE, scale)
+        tl.store(mean_ptr + owner * D + channel, mean)
+    x_ptr += batch.to(tl.int64) * strides[0] + head * strides[2]
+    for block in range(RUN):
+        token = (run * RUN + block) * N + tl.arange(0, N)
+        inside = (token < length)[:, None]
+        at = token.to(tl.int64)[:, None]
+        x = tl.load(x_ptr + at * strides[1] + channel[None, :], inside, 0.0).to(tl.float32)
+        x = ((x - mean[None, :]) / scale).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + ((batch * length + at) * heads + head) * D + channel[None, :], x, inside)
 
 
-def quantize(x_BTHD: Tensor, *, groups: int | None = None, centre: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """(x in e4m3, its scale [B, groups], the mean that was taken from it [B, H, D]). Heads of a group share a scale.
+def quantize(x_BTHD: Tensor, *, share: int = 1, centre: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """(x in e4m3, its scale_BG, the mean_BHD that was taken from it or zeros). `share` neighbouring heads have one
+    scale; those that are centred have each its own.
 
     The scale only has to keep all numbers in range: within it, how finely e4m3 resolves does not depend on it.
     """
-    (batch, length, heads, dim), grid = x_BTHD.shape, (CHUNKS, x_BTHD.shape[2], x_BTHD.shape[0])
-    most_BHC = x_BTHD.new_empty(batch, heads, CHUNKS, dtype=torch.float32)
-    sum_BHCD = x_BTHD.new_empty(batch, heads, CHUNKS, dim, dtype=torch.float32)
-    strides, chunk = x_BTHD.stride()[:3], triton.cdiv(length, CHUNKS)
-    _reach[grid](x_BTHD, strides, most_BHC, sum_BHCD, length, chunk, D=dim, N=32, num_warps=4)
-    mean_BHD = sum_BHCD.sum(2) / length if centre else torch.zeros_like(sum_BHCD[:, :, 0])
-    reach_BH = most_BHC.amax(2) + mean_BHD.abs().amax(2)
-    scale_BG = (reach_BH.unflatten(1, (groups or heads, -1)).amax(2) / MOST).clamp_min(1e-30)
-    scale_BH = scale_BG.repeat_interleave(heads // scale_BG.shape[1], 1)
+    batch, length, heads, dim = x_BTHD.shape
+    fp32 = {"dtype": torch.float32, "device": x_BTHD.device}
+    most_BHC, sum_BHCD = torch.empty(batch, heads, CHUNKS, **fp32), torch.empty(batch, heads, CHUNKS, dim, **fp32)
+    scale_BG, mean_BHD = torch.empty(batch, heads // share, **fp32), torch.empty(batch, heads, dim, **fp32)
     x8 = torch.empty_like(x_BTHD, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format)
-    _scaled[triton.cdiv(length, 64), heads, batch](
-        x_BTHD, strides, mean_BHD, scale_BH, x8, length, D=dim, N=64, num_warps=4
+    strides, chunk, block = x_BTHD.stride()[:3], triton.cdiv(length, CHUNKS), 64
+    _reach[CHUNKS, heads, batch](x_BTHD, strides, most_BHC, sum_BHCD, length, chunk, D=dim, N=32, num_warps=4)
+    _scaled[triton.cdiv(length, RUN * block), heads, batch](
+        x_BTHD,
+        strides,
+        most_BHC,
+        sum_BHCD,
+        x8,
+        scale_BG,
+        mean_BHD,
+        length,
+        D=dim,
+        N=block,
+        CHUNKS=CHUNKS,
+        RUN=RUN,
+        SHARE=share,
+        CENTRE=centre,
+        num_warps=4,
     )
     return x8, scale_BG, mean_BHD

@@ -13,7 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cosmos3_core.contract import Device, Gate, NormRope, NormSilu, RmsNorm
+from cosmos3_core.contract import Device, Gate, NormRope, NormSilu, Quantized, RmsNorm
+
+from .triton_linear import eight_bits, empty_rows
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Tiles:
     norm_rope_warps: int = 4
     gate_warps: int = 8
     gate_elements: int = 2048
+    gate_row_warps: int = 16
+    """Where it quantizes: a program then has a row, for its largest element."""
     norm_silu_warps: int = 8
     norm_silu_elements: int = 4096
 
@@ -33,11 +37,22 @@ TILES = {"sm_90": Tiles()}
 
 
 @triton.jit
+def _store_result(y_ptr, scales_ptr, row, y, inside, dtype: tl.constexpr):
+    """In the dtype; with scales_ptr the row is whole, and quantized after it was rounded."""
+    y = y.to(dtype)
+    if scales_ptr is not None:
+        y, scale = eight_bits(y.to(tl.float32), y_ptr.dtype.element_ty)
+        tl.store(scales_ptr + row, scale)
+    tl.store(y_ptr, y, inside)
+
+
+@triton.jit
 def _rms_norm(
     x_ptr,
     residual_ptr,  # None: the row is x itself, and z is not written
     weight_ptr,
     y_ptr,
+    scales_ptr,  # None: y is not quantized
     z_ptr,
     x_stride,
     residual_stride,
@@ -49,7 +64,7 @@ def _rms_norm(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
-    dtype = y_ptr.dtype.element_ty
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
     z = tl.load(x_ptr + row * x_stride + column, inside, other=0.0).to(tl.float32)
     if residual_ptr is not None:
         z += tl.load(residual_ptr + row * residual_stride + column, inside, other=0.0).to(tl.float32)
@@ -60,7 +75,7 @@ def _rms_norm(
     y = z * tl.rsqrt(tl.sum(z * z) / WIDTH + eps)
     if not WEIGHT_FP32:
         y = y.to(dtype).to(tl.float32)
-    tl.store(y_ptr + row * WIDTH + column, (y * weight).to(dtype), inside)
+    _store_result(y_ptr + row * WIDTH + column, scales_ptr, row, y * weight, inside, dtype)
 
 
 @triton.jit
@@ -129,18 +144,27 @@ def _norm_rope(
 
 
 @triton.jit
-def _gate(x_ptr, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
+def _gate(
+    x_ptr,
+    y_ptr,
+    scales_ptr,  # None: y is not quantized
+    x_stride,
+    y_stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SILU: tl.constexpr,
+):
     BLOCKS: tl.constexpr = triton.cdiv(WIDTH, BLOCK)
     row = (tl.program_id(0) // BLOCKS).to(tl.int64)
     column = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
     x_ptr += row * x_stride + column
-    x = tl.load(x_ptr, inside).to(tl.float32)
+    x = tl.load(x_ptr, inside, other=0.0).to(tl.float32)
     if SILU:
-        y = x * tl.sigmoid(x) * tl.load(x_ptr + WIDTH, inside).to(tl.float32)
+        y = x * tl.sigmoid(x) * tl.load(x_ptr + WIDTH, inside, other=0.0).to(tl.float32)
     else:
         y = tl.where(x < 0, 0.0, x * x)  # of NaN: NaN
-    tl.store(x_ptr, y.to(x_ptr.dtype.element_ty), inside)
+    _store_result(y_ptr + row * y_stride + column, scales_ptr, row, y, inside, x_ptr.dtype.element_ty)
 
 
 @triton.jit
@@ -176,7 +200,7 @@ def _norm_silu(
 
 
 def build_rms_norm(device: Device) -> RmsNorm:
-    """The sum, its norm and both results in one pass."""
+    """The sum, its norm, and where they are asked for its rows in 8 bits: in one pass."""
     warps = _tiles(device).rms_norm_warps
 
     def rms_norm(
@@ -186,9 +210,11 @@ def build_rms_norm(device: Device) -> RmsNorm:
         eps: float,
         residual_MI: Tensor | None = None,
         weight_fp32: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+        format: str = "none",
+    ) -> tuple[Tensor | Quantized, Tensor]:
         rows, width = x_MI.shape
-        x_MI, y_MI = _dense(x_MI), x_MI.new_empty(rows, width)
+        x_MI = _dense(x_MI)
+        y = x_MI.new_empty(rows, width) if format == "none" else empty_rows(x_MI, width, format)
         if residual_MI is None:
             residual, z_MI, residual_stride = None, x_MI, 0
         else:
@@ -198,7 +224,7 @@ def build_rms_norm(device: Device) -> RmsNorm:
             x_MI,
             residual,
             weight_I,
-            y_MI,
+            *_parts(y),
             z_MI,
             x_MI.stride(0),
             residual_stride,
@@ -208,7 +234,7 @@ def build_rms_norm(device: Device) -> RmsNorm:
             WEIGHT_FP32=weight_fp32,
             num_warps=warps,
         )
-        return y_MI, z_MI
+        return y, z_MI
 
     return rms_norm
 
@@ -248,18 +274,31 @@ def build_norm_rope(device: Device) -> NormRope:
 
 
 def build_gate(device: Device) -> Gate:
-    """In place: the result is the first half of x, or all of it. Writing it elsewhere is 1% faster, and takes half the
-    memory of the largest tensor again."""
+    """In place, unless it quantizes: the result is the first half of x, or all of it. Writing it elsewhere is 1%
+    faster, and takes half the memory of the largest tensor again."""
     tiles = _tiles(device)
 
-    def gate(x_MI: Tensor, *, activation: str) -> Tensor:
+    def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Quantized:
         silu = activation == "silu"
         rows, width = x_MI.shape[0], x_MI.shape[1] // (2 if silu else 1)
-        x_MI = _dense(x_MI)
-        block = min(tiles.gate_elements, triton.next_power_of_2(width))
-        grid = (rows * triton.cdiv(width, block),)
-        _gate[grid](x_MI, x_MI.stride(0), WIDTH=width, BLOCK=block, SILU=silu, num_warps=tiles.gate_warps)
-        return x_MI[:, :width]
+        x_MI, block = _dense(x_MI), triton.next_power_of_2(width)
+        if format == "none":
+            y, block, warps = x_MI[:, :width], min(tiles.gate_elements, block), tiles.gate_warps
+        else:
+            y, warps = empty_rows(x_MI, width, format), tiles.gate_row_warps
+        y_MI, scale_M1 = _parts(y)
+        _gate[(rows * triton.cdiv(width, block),)](
+            x_MI,
+            y_MI,
+            scale_M1,
+            x_MI.stride(0),
+            y_MI.stride(0),
+            WIDTH=width,
+            BLOCK=block,
+            SILU=silu,
+            num_warps=warps,
+        )
+        return y
 
     return gate
 
@@ -307,6 +346,11 @@ def build_norm_silu(device: Device) -> NormSilu:
 
 def _tiles(device: Device) -> Tiles:
     return TILES.get(device.arch, Tiles())
+
+
+def _parts(y: Tensor | Quantized) -> tuple[Tensor, Tensor | None]:
+    """What a kernel writes: the values, and their scales if they have any."""
+    return (y.values_MI, y.scale_M1) if isinstance(y, Quantized) else (y, None)
 
 
 def _dense(x_MI: Tensor) -> Tensor:

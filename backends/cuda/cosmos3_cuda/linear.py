@@ -6,6 +6,8 @@ Each is made once per weight and keeps the packed form alone. Weights are packed
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import ScalingType, SwizzleType
 
-from cosmos3_core.contract import Linear, PackLinear
+from cosmos3_core.contract import Linear, PackLinear, Quantized
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import pack
 
@@ -22,25 +24,66 @@ from . import triton_linear
 from .triton_linear import Paired, quantize_blocks, quantize_rows
 
 
-class RowScaled:
-    """Formats "int8" and "fp8": 8 bits by 8 bits with a scale for each token and each output, by `product`. `multiply`
-    is that product alone, for activations that something else has quantized; `element` says to what."""
+@dataclass(frozen=True)
+class Unscaled:
+    """No format: the weight as it is, by cuBLAS; with a gate by our own product."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str, product: Callable[..., Tensor]):
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    arch: str
+    gates: bool = False
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        if self.gates:
+            x_MI, none = x_MI.contiguous(), (None, None)
+            return triton_linear.scaled_mm(x_MI, self.weight_OI, *none, self.bias_O, x_MI.dtype, self.arch, gated=True)
+        return F.linear(x_MI, self.weight_OI, self.bias_O)
+
+    def gated(self) -> Unscaled:
+        order = triton_linear.gated_order(self.weight_OI, self.arch)
+        if order is None:
+            return self
+        bias_O = None if self.bias_O is None else self.bias_O[order]
+        return Unscaled(self.weight_OI[order], bias_O, self.arch, gates=True)
+
+
+class RowScaled:
+    """Formats "int8" and "fp8": 8 bits by 8 bits with a scale for each token and each output, by `product`. A tensor's
+    rows are quantized here, in a pass of their own."""
+
+    def __init__(
+        self, weight_OI: Tensor, bias_O: Tensor | None, format: str, arch: str, product: Callable[..., Tensor]
+    ):
         _check_multiples_of_16(weight_OI)
         packed = pack(weight_OI, FORMATS[format])
         self.values_OI, self.scale_O1, self.bias_O = packed.values, packed.scales, bias_O
-        self.element, self.product = packed.format.element, product
+        self.takes, self.arch, self.product, self.gates = format, arch, product, False
 
-    def __call__(self, x_MI: Tensor) -> Tensor:
-        return self.multiply(*quantize_rows(x_MI, self.element), x_MI.dtype)
+    def __call__(self, x_MI: Tensor | Quantized) -> Tensor:
+        x = x_MI if isinstance(x_MI, Quantized) else quantize_rows(x_MI, self.takes)
+        return self.product(x.values_MI, self.values_OI, x.scale_M1, self.scale_O1, self.bias_O, x.dtype, self.arch)
 
-    def multiply(self, values_MI: Tensor, scale_M1: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.product(values_MI, self.values_OI, scale_M1, self.scale_O1, self.bias_O, dtype)
+    def gated(self) -> RowScaled:
+        order = triton_linear.gated_order(self.values_OI, self.arch)
+        if order is None:
+            return self
+        # Bytes, because torch cannot gather 8-bit floats.
+        values_OI = self.values_OI.view(torch.uint8)[order].view(self.values_OI.dtype)
+        bias_O = None if self.bias_O is None else self.bias_O[order]
+        gated = copy(self)
+        gated.values_OI, gated.scale_O1, gated.bias_O = values_OI, self.scale_O1[order], bias_O
+        gated.product, gated.gates = partial(triton_linear.scaled_mm, gated=True), True
+        return gated
 
 
 def torch_scaled_mm(
-    a_MI: Tensor, b_OI: Tensor, scale_a_M1: Tensor, scale_b_O1: Tensor, bias_O: Tensor | None, dtype: torch.dtype
+    a_MI: Tensor,
+    b_OI: Tensor,
+    scale_a_M1: Tensor,
+    scale_b_O1: Tensor,
+    bias_O: Tensor | None,
+    dtype: torch.dtype,
+    arch: str,
 ) -> Tensor:
     """As triton_linear.scaled_mm, for e4m3: by cuBLASLt on Hopper, CUTLASS elsewhere."""
     # On an H100, fast accumulation errs by 1.5e-3 and the other by 2e-4, where rounding to e4m3 costs 3.7e-2; it is
@@ -120,12 +163,16 @@ def _check_multiples_of_16(weight_OI: Tensor) -> None:
         raise ValueError(f"8-bit products need features in multiples of 16, got a weight of {[*weight_OI.shape]}")
 
 
+def build_cublas(arch: str) -> PackLinear:
+    return lambda weight_OI, bias_O, *, format="none": Unscaled(weight_OI, bias_O, arch)
+
+
 def build_scaled_mm(arch: str) -> PackLinear:
-    return packer(RowScaled, product=torch_scaled_mm)
+    return packer(RowScaled, arch=arch, product=torch_scaled_mm)
 
 
 def build_triton_scaled_mm(arch: str) -> PackLinear:
-    return packer(RowScaled, product=partial(triton_linear.scaled_mm, arch=arch))
+    return packer(RowScaled, arch=arch, product=triton_linear.scaled_mm)
 
 
 def build_triton_a16(arch: str) -> PackLinear:

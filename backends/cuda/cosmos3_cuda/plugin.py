@@ -138,7 +138,7 @@ def row_wise(op: str, notes: str, **fields: Any) -> Kernel:
     return Kernel(op=op, name="triton", build=build, arch=AMPERE_ON, needs=("triton",), notes=notes, **fields)
 
 
-def quantized(name: str, formats: tuple[str, ...], notes: str, **fields: Any) -> Kernel:
+def linear_row(name: str, formats: tuple[str, ...], notes: str, **fields: Any) -> Kernel:
     """A row of `linear`."""
 
     def build(device: Device) -> PackLinear:
@@ -151,8 +151,12 @@ def quantized(name: str, formats: tuple[str, ...], notes: str, **fields: Any) ->
 
 def refuse_fp8(ask: Ask) -> str | None:
     if ask.format == "fp8" and ask.device.arch in ("sm_80", "sm_86", "sm_87"):
-        return f"{ask.device.arch} has no products of 8-bit floats; int8 is served"
+        return f"{ask.device.arch} has no 8-bit floats; int8 is served"
     return None
+
+
+EIGHT_BITS: dict[str, Any] = {"formats": ("none", "int8", "fp8"), "refuse": refuse_fp8}
+"""Of a row-wise op that can return its rows quantized."""
 
 
 def build_cuda_graph(device: Device) -> Capture:
@@ -300,28 +304,34 @@ ROWS = (
         refuse=refuse_triton_attention,
         notes="as triton-int8, with values and weights in FP8: faster, and a relative error of 3.8e-2",
     ),
-    row_wise("rms_norm", "residual, norm and both results in one pass"),
+    row_wise("rms_norm", "residual, norm, 8-bit rows and both results in one pass", **EIGHT_BITS),
     row_wise("norm_rope", "all projections in one launch", refuse=refuse_norm_rope),
-    row_wise("gate", "one pass, in place"),
+    row_wise("gate", "one pass, in place but for 8-bit rows", **EIGHT_BITS),
     row_wise("norm_silu", "one pass, several rows to a program"),
-    quantized(
+    linear_row(
+        "cublas",
+        ("none",),
+        "cuBLAS as eager torch has it; the MLP's first product and its gate in one, by our own",
+        arch=("sm_90",),
+    ),
+    linear_row(
         "scaled-mm",
         ("fp8",),
-        "inside torch: cuBLASLt on Hopper, CUTLASS elsewhere",
+        "inside torch: cuBLASLt on Hopper, CUTLASS elsewhere; the product with the gate is our own on Hopper",
         arch=("sm_89", "sm_90", "sm_100", "sm_103"),
         dtypes=("bfloat16",),
     ),
-    quantized(
+    linear_row(
         "triton-scaled-mm", ("int8", "fp8"), "scales in the epilogue", arch=AMPERE_ON, dtypes=HALF, refuse=refuse_fp8
     ),
-    quantized(
+    linear_row(
         "triton-a16",
         ("w4a16", "nvfp4a16", "mxfp4a16"),
         "few rows are multiplied with 4-bit weights as they are, many with a 16-bit copy",
         arch=AMPERE_ON,
         dtypes=HALF,
     ),
-    quantized(
+    linear_row(
         "block-scaled-mm",
         ("mxfp8", "nvfp4"),
         "inside torch: Blackwell's own block-scaled products; never run",

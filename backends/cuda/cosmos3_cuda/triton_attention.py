@@ -40,6 +40,8 @@ ROUND = tl.constexpr(1.5 * 2**23)
 REACH = tl.constexpr(60.0)
 """A block whose largest weight is below 2**-60 of the largest so far is taken relative to that, and rounds to zero:
 the sums of the others, in units of such a block, would overflow."""
+LENGTHS = ["queries", "length", "length0", "length1", "chunk", "blocks"]
+"""Arguments whose value a kernel is not compiled for: another size of video compiles nothing."""
 TINY = tl.constexpr(1e-8)
 """Added to scales, so that what is zero throughout has one."""
 GOLDEN = tl.constexpr(2654435769)
@@ -125,7 +127,7 @@ def _attend(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _flash(
     q_x, k0_x, v0_x, k1_x, v1_x, out_x, lse_ptr, queries, length0, length1, groups, scale,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr,
@@ -170,7 +172,7 @@ def _reorder(x):
     return x.reshape(ROWS, N // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _ranges(k_x, v_x, rotation_ptr, ranges_ptr, length, chunk, N: tl.constexpr, D: tl.constexpr):
     """Sum, least and largest of every channel over a chunk of one head's rotated keys, and of its values.
     ranges_BKC6D, fp32."""
@@ -208,7 +210,7 @@ def _mean_and_reach(ranges, length, D: tl.constexpr):
     return mean, tl.maximum(most - mean, mean - least)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _quantize(
     k_x, v_x, ranges_ptr, rotation_ptr, k8_ptr, v8_ptr, channel_ptr, length, blocks,
     N: tl.constexpr, D: tl.constexpr, CHUNKS: tl.constexpr, RUN: tl.constexpr,
@@ -283,7 +285,7 @@ def _attend_blocks_8bit(
     return acc, total, peak, highest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _flash_8bit(
     q_x, k_x, v_x, k8_x, v8_x, out_x, channel_ptr, rotation_ptr, lse_ptr,
     queries, length0, length1, groups, scale,

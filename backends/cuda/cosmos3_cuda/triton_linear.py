@@ -17,10 +17,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from cosmos3_core.quant import ELEMENTS, Format
+from cosmos3_core.contract import Quantized
+from cosmos3_core.quant import ELEMENTS, FORMATS, Format
 from cosmos3_core.quant.numerics import Packed
 
 VALUES = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}
+INT8_MOST, E4M3_MOST = (tl.constexpr(ELEMENTS[element].most) for element in VALUES)
 BLOCK_VALUES = {"e4m3": torch.float8_e4m3fn, "e2m1": torch.uint8}
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 DEQUANTIZED_ROWS = 32
@@ -61,6 +63,12 @@ SCALED: dict[str, Configs] = dict.fromkeys(
 }
 """sm_90: measured on one H100. Elsewhere: what compiles without spilling registers."""
 SCALED_DEFAULT: Configs = {math.inf: Config(128, 128, 128, warps=8, stages=3)}
+GATED: dict[tuple[str, int], Config] = {
+    ("sm_90", 1): Config(128, 256, 128, warps=8, stages=3, persistent=True),
+    ("sm_90", 2): Config(128, 256, 64, warps=8, stages=3, persistent=True),
+}
+"""By architecture and bytes of an element: where a product that applies the gate itself was measured to be faster than
+one and a pass for the gate."""
 
 A16: dict[str, Configs] = dict.fromkeys(WITHOUT_TMA, {64: Config(64, 64, 128, warps=4, stages=3, tma=False)}) | {
     "sm_90": {
@@ -105,42 +113,49 @@ def _store(matrix, row, column, block, rows, columns, TMA: tl.constexpr):
 
 
 @triton.jit
-def _quantize_rows(
-    x_ptr, values_ptr, scales_ptr, stride_x, K, MOST: tl.constexpr, INTEGER: tl.constexpr, BLOCK: tl.constexpr
-):
+def eight_bits(x, dtype: tl.constexpr):
+    """(values in int8 or e4m3, scale) of a whole row in fp32; what is beyond its end is 0."""
+    MOST: tl.constexpr = INT8_MOST if dtype == tl.int8 else E4M3_MOST
+    largest = tl.maximum(tl.max(tl.abs(x), 0), 1e-30)  # a row of zeros needs a scale, too
+    x = x * (MOST / largest)
+    if dtype == tl.int8:
+        x = x + 12582912.0 - 12582912.0  # 1.5 * 2^23: the sum has no bits below 1 and is rounded to nearest even
+    return x.to(dtype), largest / MOST
+
+
+@triton.jit
+def _quantize_rows(x_ptr, values_ptr, scales_ptr, stride_x, K, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * stride_x + at, mask=at < K, other=0.0).to(tl.float32)
-    largest = tl.maximum(tl.max(tl.abs(x), 0), 1e-30)  # a row of zeros needs a scale, too
-    x = x * (MOST / largest)
-    if INTEGER:
-        x = x + 12582912.0 - 12582912.0  # 1.5 * 2^23: the sum has no bits below 1 and is rounded to nearest even
-    tl.store(values_ptr + row * K + at, x.to(values_ptr.dtype.element_ty), mask=at < K)
-    tl.store(scales_ptr + row, largest / MOST)
+    values, scale = eight_bits(x, values_ptr.dtype.element_ty)
+    tl.store(values_ptr + row * K + at, values, mask=at < K)
+    tl.store(scales_ptr + row, scale)
 
 
-def quantize_rows(x_MI: Tensor, element: str) -> tuple[Tensor, Tensor]:
-    """(values_MI, scale_M1 in fp32), the activations of formats "int8" and "fp8": one read, one write.
+def empty_rows(x: Tensor, width: int, format: str) -> Quantized:
+    """As many rows as x has, of a width of their own, to be written in format "int8" or "fp8"."""
+    values_MI = torch.empty(x.shape[0], width, dtype=VALUES[FORMATS[format].element], device=x.device)
+    return Quantized(values_MI, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
 
-    `element` is "int8" or "e4m3". Rows may lie at any distance. Equal to `quant.numerics.pack`, but for values within
-    fp32 rounding of a tie.
+
+def quantize_rows(x_MI: Tensor, format: str) -> Quantized:
+    """The activations of formats "int8" and "fp8": one read, one write.
+
+    Rows may lie at any distance. Equal to `quant.numerics.pack`, but for values within fp32 rounding of a tie.
     """
     rows, width = x_MI.shape
-    values_MI = torch.empty(rows, width, dtype=VALUES[element], device=x_MI.device)
-    scale_M1 = torch.empty(rows, 1, dtype=torch.float32, device=x_MI.device)
-    block = triton.next_power_of_2(width)
+    y, block = empty_rows(x_MI, width, format), triton.next_power_of_2(width)
     _quantize_rows[(rows,)](
         x_MI,
-        values_MI,
-        scale_M1,
+        y.values_MI,
+        y.scale_M1,
         x_MI.stride(0),
         width,
-        MOST=ELEMENTS[element].most,
-        INTEGER=element == "int8",
         BLOCK=block,
         num_warps=min(max(block // 1024, 1), 16),
     )
-    return values_MI, scale_M1
+    return y
 
 
 # Blocks of rows, for Blackwell ------------------------------------------------------------------------------------
@@ -242,9 +257,9 @@ def _scaled_mm(
     a,
     b,
     y,
-    scale_a_ptr,
+    scale_a_ptr,  # None: the operands are not scaled
     scale_b_ptr,
-    bias_ptr,
+    bias_ptr,  # or None
     M,
     N,
     K,
@@ -255,6 +270,7 @@ def _scaled_mm(
     TMA: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     DTYPE: tl.constexpr,
+    GATED: tl.constexpr,
 ):
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):
@@ -268,31 +284,37 @@ def _scaled_mm(
             b_nk = _rows(b, n, k, N, K, K, BLOCK_N, BLOCK_K, TMA)
             acc = tl.dot(a_mk, b_nk.T, acc, out_dtype=ACCUMULATOR)
         at_m, at_n = m + tl.arange(0, BLOCK_M), n + tl.arange(0, BLOCK_N)
-        scale_a = tl.load(scale_a_ptr + at_m, mask=at_m < M, other=0.0)
-        scale_b = tl.load(scale_b_ptr + at_n, mask=at_n < N, other=0.0)
-        result = acc.to(tl.float32) * scale_a[:, None] * scale_b[None, :]
+        result = acc.to(tl.float32)
+        if scale_a_ptr is not None:
+            scale_a = tl.load(scale_a_ptr + at_m, mask=at_m < M, other=0.0)
+            scale_b = tl.load(scale_b_ptr + at_n, mask=at_n < N, other=0.0)
+            result = result * scale_a[:, None] * scale_b[None, :]
         if bias_ptr is not None:
             result += tl.load(bias_ptr + at_n, mask=at_n < N, other=0.0).to(tl.float32)[None, :]
-        # In two halves: the tile passes through shared memory, and little of that is left beside the operands.
-        left, right = result.to(DTYPE).reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
-        _store(y, m, n, left, M, N, TMA)
-        _store(y, m, n + BLOCK_N // 2, right, M, N, TMA)
+        left, right = result.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
+        if GATED:
+            _store(y, m, n // 2, (left * tl.sigmoid(left) * right).to(DTYPE), M, N // 2, TMA)
+        else:  # in two halves: the tile passes through shared memory, and little of that is left beside the operands
+            _store(y, m, n, left.to(DTYPE), M, N, TMA)
+            _store(y, m, n + BLOCK_N // 2, right.to(DTYPE), M, N, TMA)
 
 
 def scaled_mm(
     a_MI: Tensor,
     b_OI: Tensor,
-    scale_a_M1: Tensor,
-    scale_b_O1: Tensor,
+    scale_a_M1: Tensor | None,
+    scale_b_O1: Tensor | None,
     bias_O: Tensor | None,
     dtype: torch.dtype,
     arch: str,
+    gated: bool = False,
 ) -> Tensor:
     """(a bᵀ) scale_a scale_bᵀ + bias as y_MO in `dtype`, of contiguous int8 or float8_e4m3fn, I a multiple of 16, O
-    of 8. int8 is summed exactly; e4m3 as fast as the hardware can."""
+    of 8. int8 is summed exactly; e4m3 as fast as the hardware can. `gated`: the outputs are in `gated_order`, and
+    silu(gate)·up is returned, O / 2 wide and rounded once; of 16-bit operands, too, without scales."""
     (M, K), N = a_MI.shape, b_OI.shape[0]
-    c = config_for(M, SCALED.get(arch, SCALED_DEFAULT))
-    y_MO = torch.empty(M, N, dtype=dtype, device=a_MI.device)
+    c = GATED[arch, a_MI.element_size()] if gated else config_for(M, SCALED.get(arch, SCALED_DEFAULT))
+    y_MO = torch.empty(M, N // 2 if gated else N, dtype=dtype, device=a_MI.device)
     operands = ((a_MI, [c.block_m, c.block_k]), (b_OI, [c.block_n, c.block_k]), (y_MO, [c.block_m, c.block_n // 2]))
     programs = triton.cdiv(M, c.block_m) * triton.cdiv(N, c.block_n)
     if c.persistent:
@@ -312,10 +334,20 @@ def scaled_mm(
         TMA=c.tma,
         ACCUMULATOR=tl.int32 if a_MI.dtype == torch.int8 else tl.float32,
         DTYPE=DTYPES[dtype],
+        GATED=gated,
         num_warps=c.warps,
         num_stages=c.stages,
     )
     return y_MO
+
+
+def gated_order(weight_OI: Tensor, arch: str) -> Tensor | None:
+    """Which of the outputs [gate | up] of a packed weight comes where, so that every tile has a run of gates and the
+    ups that belong to them; None where the kernel cannot or need not apply the gate."""
+    outputs, config = weight_OI.shape[0], GATED.get((arch, weight_OI.element_size()))
+    if config is None or outputs % config.block_n:
+        return None
+    return torch.arange(outputs, device=weight_OI.device).view(2, -1, config.block_n // 2).transpose(0, 1).flatten()
 
 
 # 4-bit weights by 16-bit inputs -----------------------------------------------------------------------------------

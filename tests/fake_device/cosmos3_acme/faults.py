@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
+
+from cosmos3_core.contract import Quantized
 
 from . import kernels
 
@@ -106,8 +109,9 @@ def one_scale_for_the_matrix(kernel):
 
 def norm(change):
     def faulty(kernel):
-        def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False):
-            return change(kernel, x_MI, weight_I, eps, residual_MI, weight_fp32)
+        def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False, format="none"):
+            rows, z_MI = change(kernel, x_MI, weight_I, eps, residual_MI, weight_fp32)
+            return kernels.rows_in(format, rows), z_MI
 
         return rms_norm
 
@@ -140,17 +144,32 @@ def first_table_for_all(kernel):
 
 
 def swapped_halves(kernel):
-    def gate(x_MI, *, activation):
-        return kernel(x_MI.roll(x_MI.shape[-1] // 2, -1) if activation == "silu" else x_MI, activation=activation)
+    def gate(x_MI, *, activation, format="none"):
+        swapped = x_MI.roll(x_MI.shape[-1] // 2, -1) if activation == "silu" else x_MI
+        return kernel(swapped, activation=activation, format=format)
 
     return gate
+
+
+def up_gates(kernel):
+    """The other half of what comes out goes through the activation."""
+
+    class Faulty(kernels.Transposed):
+        def gated(self):
+            gated = super().gated()
+            gated.weight_IO, gated.scale_O, gated.bias_O = (
+                t.roll(t.shape[-1] // 2, -1) for t in (gated.weight_IO, gated.scale_O, gated.bias_O)
+            )
+            return gated
+
+    return faulty_linear(kernel, Faulty)
 
 
 def leaks(kernel):
     kept = []
 
-    def gate(x_MI, *, activation):
-        kept.append(kernel(x_MI, activation=activation))
+    def gate(x_MI, *, activation, format="none"):
+        kept.append(kernel(x_MI, activation=activation, format=format))
         return kept[-1]
 
     return gate
@@ -160,15 +179,81 @@ def second_build_breaks_the_first(kernel):
     plant.builds = getattr(plant, "builds", 0) + 1
     mine = plant.builds
 
-    def gate(x_MI, *, activation):
-        y = kernel(x_MI, activation=activation)
-        return y if mine == plant.builds else y * 1.5
+    def gate(x_MI, *, activation, format="none"):
+        return kernel(x_MI if mine == plant.builds else x_MI * 1.5, activation=activation, format=format)
 
     return gate
 
 
 def another_signature(kernel):
-    return lambda x_MI, activation="silu": kernel(x_MI, activation=activation)
+    return lambda x_MI, activation="silu", format="none": kernel(x_MI, activation=activation, format=format)
+
+
+def sum_quantized_too(kernel):
+    def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False, format="none"):
+        options = dict(eps=eps, residual_MI=residual_MI, weight_fp32=weight_fp32, format=format)
+        rows, z_MI = kernel(x_MI, weight_I, **options)
+        z = kernels.rows_in(format, z_MI)
+        return rows, z_MI if format == "none" else (z.values_MI * z.scale_M1).to(z.dtype)
+
+    return rms_norm
+
+
+def quantizing(change):
+    """A fault in how a gate's or a norm's rows, a tensor, become `Quantized`."""
+
+    def faulty(kernel):
+        def gate(x_MI, *, activation, format="none"):
+            rows = kernel(x_MI, activation=activation)
+            return rows if format == "none" else change(rows)
+
+        def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False, format="none"):
+            rows, z_MI = kernel(x_MI, weight_I, eps=eps, residual_MI=residual_MI, weight_fp32=weight_fp32)
+            return rows if format == "none" else change(rows), z_MI
+
+        return gate if kernel is kernels.exp_gate else rms_norm
+
+    return faulty
+
+
+def one_scale_for_all_rows(x_MI):
+    scale_M1 = x_MI.float().abs().max().expand(len(x_MI), 1) / 127
+    return Quantized((x_MI / scale_M1).round().to(torch.int8), scale_M1, x_MI.dtype)
+
+
+def scales_of_other_rows(x_MI):
+    rows = kernels.rows_in("int8", x_MI)
+    return replace(rows, scale_M1=rows.scale_M1.flip(0))
+
+
+def truncated(x_MI):
+    scale_M1 = kernels.rows_in("int8", x_MI).scale_M1
+    return Quantized((x_MI / scale_M1).to(torch.int8), scale_M1, x_MI.dtype)
+
+
+def zeros_without_a_scale(x_MI):
+    scale_M1 = x_MI.float().abs().amax(dim=1, keepdim=True) / 127
+    rows = kernels.rows_in("int8", x_MI)
+    return replace(rows, scale_M1=torch.where(scale_M1 == 0, float("nan"), scale_M1))
+
+
+def scales_ignored(kernel):
+    """By a product whose epilogue was written for weights in 8 bits and inputs in 16."""
+
+    class Faulty(kernels.Transposed):
+        def __call__(self, x_MI):
+            given = isinstance(x_MI, Quantized)
+            return super().__call__(replace(x_MI, scale_M1=torch.ones_like(x_MI.scale_M1)) if given else x_MI)
+
+    return faulty_linear(kernel, Faulty)
+
+
+def faulty_linear(kernel, faulty):
+    def pack_linear(weight_OI, bias_O, *, format="none"):
+        packed = kernel(weight_OI, bias_O, format=format)
+        return faulty(packed.weight_IO, packed.bias_O, packed.scale_O)
+
+    return pack_linear
 
 
 def weight_after_silu(kernel):
@@ -321,6 +406,13 @@ FAULTS = {
     ),
     "one_rounding_order": ("rms_norm", norm(lambda f, x, w, eps, r, fp32: f(x, w, eps=eps, residual_MI=r))),
     "overwrites_its_input": ("rms_norm", norm(adds_in_place)),
+    "sum_quantized_too": ("rms_norm", sum_quantized_too),
+    "one_scale_for_all_rows": ("rms_norm", quantizing(one_scale_for_all_rows)),
+    "zeros_without_a_scale": ("rms_norm", quantizing(zeros_without_a_scale)),
+    "scales_of_other_rows": ("gate", quantizing(scales_of_other_rows)),
+    "truncated": ("gate", quantizing(truncated)),
+    "scales_ignored": ("pack_linear", scales_ignored),
+    "up_gates": ("pack_linear", up_gates),
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
     "first_table_for_all": ("norm_rope", first_table_for_all),
     "swapped_halves": ("gate", swapped_halves),

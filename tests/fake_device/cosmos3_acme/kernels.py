@@ -7,6 +7,8 @@ import math
 
 import torch
 
+from cosmos3_core.contract import Quantized
+
 BLOCK = 64
 
 
@@ -51,17 +53,34 @@ def _int8(x, axes):
     return (x.float() / scale).round() * scale
 
 
-class Transposed:
-    """The weight as [I, O]; `scale_O` where it is in 8 bits."""
+def rows_in(format, x_MI):
+    """What a kernel returns when it is asked for this format."""
+    if format == "none":
+        return x_MI
+    scale_M1 = x_MI.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
+    return Quantized((x_MI / scale_M1).round().to(torch.int8), scale_M1, x_MI.dtype)
 
-    def __init__(self, weight_IO, bias_O, scale_O=None):
-        self.weight_IO, self.bias_O, self.scale_O = weight_IO, bias_O, scale_O
+
+class Transposed:
+    """The weight as [I, O]; `scale_O` where it is in 8 bits, multiplies rows in 8 bits and can apply the gate."""
+
+    def __init__(self, weight_IO, bias_O, scale_O=None, gates=False):
+        self.weight_IO, self.bias_O, self.scale_O, self.gates = weight_IO, bias_O, scale_O, gates
+        self.takes = "none" if scale_O is None else "int8"
+
+    def gated(self):
+        return type(self)(self.weight_IO, self.bias_O, self.scale_O, gates=self.scale_O is not None)
 
     def __call__(self, x_MI):
         if self.scale_O is None:
             return x_MI @ self.weight_IO if self.bias_O is None else torch.addmm(self.bias_O, x_MI, self.weight_IO)
-        y = (x_MI.float() @ self.weight_IO.float()) * self.scale_O
-        return (y if self.bias_O is None else y + self.bias_O).to(x_MI.dtype)
+        x = x_MI if isinstance(x_MI, Quantized) else rows_in("int8", x_MI)
+        y = (x.values_MI.float() @ self.weight_IO.float()) * x.scale_M1 * self.scale_O
+        y = y if self.bias_O is None else y + self.bias_O
+        if self.gates:
+            gate, up = y.chunk(2, dim=-1)
+            y = gate * gate.sigmoid() * up
+        return y.to(x.dtype)
 
 
 def transposed(weight_OI, bias_O, *, format="none"):
@@ -77,9 +96,9 @@ def _norm(x, weight, eps, weight_fp32):
     return (y * weight.float()).to(x.dtype) if weight_fp32 else y.to(x.dtype) * weight
 
 
-def fused_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False):
+def fused_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False, format="none"):
     z_MI = x_MI if residual_MI is None else residual_MI + x_MI
-    return _norm(z_MI, weight_I, eps, weight_fp32), z_MI
+    return rows_in(format, _norm(z_MI, weight_I, eps, weight_fp32)), z_MI
 
 
 def complex_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
@@ -93,11 +112,11 @@ def complex_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
     return out
 
 
-def exp_gate(x_MI, *, activation):
+def exp_gate(x_MI, *, activation, format="none"):
     if activation == "relu2":
-        return x_MI.clamp_min(0) ** 2
+        return rows_in(format, x_MI.clamp_min(0) ** 2)
     gate, up = x_MI.float().chunk(2, dim=-1)
-    return (gate / (1 + torch.exp(-gate)) * up).to(x_MI.dtype)
+    return rows_in(format, (gate / (1 + torch.exp(-gate)) * up).to(x_MI.dtype))
 
 
 def fused_norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):

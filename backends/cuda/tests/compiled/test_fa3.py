@@ -6,25 +6,27 @@ import pytest
 from cosmos3_cuda import fa3
 
 STRIDES = ("i32:16", "i32:16", "i32:16")
-BF16, FP32 = "*bf16:16", "*fp32:16"
-MERGED = dict(a_ptr=BF16, a_lse_ptr=FP32, b_ptr=BF16, b_lse_ptr=FP32, lse_ptr=FP32, queries="i32", heads="i32")
+BF16, FP32, FP8 = "*bf16:16", "*fp32:16", "*fp8e4nv:16"
+QUERIES, KEYS = (f"tensordesc<bf16[1,{block},1,128]>" for block in (fa3.ADD.block_m, fa3.ADD.block_n))
+PARTS = dict(x_ptr=BF16, strides=STRIDES, most_ptr=FP32, sum_ptr=FP32)
+SCALED = PARTS | dict(out_ptr=FP8, scale_ptr=FP32, mean_ptr=FP32, length="i32")
+SIZES = dict(D=128, N=64, CHUNKS=fa3.CHUNKS, RUN=fa3.RUN)
 CASES = {
-    "merge": (fa3._merge, MERGED | dict(groups="i32"), dict(mean_ptr=None, D=128, M=32)),
-    "merge with a mean": (fa3._merge, MERGED | dict(mean_ptr=FP32, groups="i32"), dict(D=128, M=32)),
-    "reach": (
-        fa3._reach,
-        dict(x_ptr=BF16, strides=STRIDES, most_ptr=FP32, sum_ptr=FP32, length="i32", chunk="i32"),
-        dict(D=128, N=32),
+    "add segment": (
+        fa3._add_segment,
+        dict(q_x=QUERIES, k_x=KEYS, v_x=KEYS, out_x=QUERIES, lse_ptr=FP32, k_mean_ptr=FP32, v_mean_ptr=FP32)
+        | dict.fromkeys(("queries", "length", "groups"), "i32")
+        | {"scale": "fp32"},
+        dict(M=fa3.ADD.block_m, N=fa3.ADD.block_n, D=128),
+        dict(num_warps=fa3.ADD.warps, num_stages=fa3.ADD.stages),
     ),
-    "scaled": (
-        fa3._scaled,
-        dict(x_ptr=BF16, strides=STRIDES, mean_ptr=FP32, scale_ptr=FP32, out_ptr="*fp8e4nv:16", length="i32"),
-        dict(D=128, N=64),
-    ),
+    "reach": (fa3._reach, PARTS | dict(length="i32", chunk="i32"), dict(D=128, N=32), dict(num_warps=4)),
+    "scaled": (fa3._scaled, SCALED, SIZES | dict(SHARE=4, CENTRE=False), dict(num_warps=4)),
+    "scaled and centred": (fa3._scaled, SCALED, SIZES | dict(SHARE=1, CENTRE=True), dict(num_warps=4)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_spilled(case, compiled):
-    kernel, types, constants = CASES[case]
-    assert not compiled(kernel, "sm_90", types, constants, num_warps=4).spilled
+    kernel, types, constants, launch = CASES[case]
+    assert not compiled(kernel, "sm_90", types, constants, **launch).spilled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import triton
 from cosmos3_cuda import fused
 
 TILES = fused.Tiles()
@@ -14,7 +15,7 @@ CASES = {
         fused._rms_norm,
         dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "z_ptr"), "*bf16:16")
         | dict(x_stride="i32:16", residual_stride="i32:16", eps="fp32"),
-        dict(WIDTH=4096, BLOCK=4096, WEIGHT_FP32=False),
+        dict(WIDTH=4096, BLOCK=4096, WEIGHT_FP32=False, scales_ptr=None),
         TILES.rms_norm_warps,
     ),
     "norm_rope": (
@@ -25,8 +26,8 @@ CASES = {
     ),
     "gate": (
         fused._gate,
-        dict(x_ptr="*bf16:16", x_stride="i32:16"),
-        dict(WIDTH=12288, BLOCK=TILES.gate_elements, SILU=True),
+        dict(x_ptr="*bf16:16", y_ptr="*bf16:16", x_stride="i32:16", y_stride="i32:16"),
+        dict(WIDTH=12288, BLOCK=TILES.gate_elements, SILU=True, scales_ptr=None),
         TILES.gate_warps,
     ),
     "norm_silu": (
@@ -48,3 +49,21 @@ def test_activations_move_in_16_bytes(case, arch, compiled):
     stores = re.findall(r"\bst\.global\S*", found.ptx)
     assert stores and set(stores) == {"st.global.v4.b32"}
     assert found.ptx.count("ld.global.v4.b32") >= len(stores)
+
+
+@pytest.mark.parametrize("element", ["i8", "fp8e4nv"])
+@pytest.mark.parametrize(("case", "width"), [("rms_norm", 4096), ("rms_norm", 5120), ("gate", 12288), ("gate", 25600)])
+def test_a_row_is_quantized_in_registers(case, width, element, arch, compiled):
+    """A whole one of Nano's or Super's, in accesses of 16 bytes but for the scale."""
+    if element == "fp8e4nv" and arch == "sm_80":
+        pytest.skip("has no fp8")
+    kernel, types, constants, warps = CASES[case]
+    types = types | {"y_ptr": f"*{element}:16", "scales_ptr": "*fp32:16"}
+    whole = dict(WIDTH=width, BLOCK=triton.next_power_of_2(width))
+    constants = {name: value for name, value in constants.items() if name != "scales_ptr"} | whole
+    warps = TILES.gate_row_warps if case == "gate" else warps
+    found = compiled(kernel, arch, types, constants, num_warps=warps)
+    assert not found.spilled
+    assert set(re.findall(r"\bld\.global\S*", found.ptx)) == {"ld.global.v4.b32"}
+    stores = re.findall(r"\bst\.global\S*", found.ptx)
+    assert stores.count("st.global.b32") == 1 and set(stores) == {"st.global.b32", "st.global.v4.b32"}

@@ -33,6 +33,34 @@ def loads_ahead(config: Config, ptx: str) -> bool:
     return ("cp.async.bulk.tensor" if config.tma else "cp.async.cg.shared.global") in ptx
 
 
+def product(compiled, arch: str, config: Config, element: str, accumulator: tl.dtype, gated: bool):
+    """The kernel as it is launched, with scales where the operands have 8 bits."""
+    types = {
+        "a": matrix(config, element, [config.block_m, config.block_k]),
+        "b": matrix(config, element, [config.block_n, config.block_k]),
+        "y": matrix(config, "bf16", [config.block_m, config.block_n // 2]),
+        "bias_ptr": "*bf16:16",
+        "M": "i32",
+        "N": "i32:16",
+        "K": "i32:16",
+    }
+    scales = ("scale_a_ptr", "scale_b_ptr")
+    types |= {} if element == "bf16" else dict.fromkeys(scales, "*fp32:16")
+    constants = dict.fromkeys(scales) if element == "bf16" else {}
+    constants |= {
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP": triton_linear.GROUP_M,
+        "TMA": config.tma,
+        "ACCUMULATOR": accumulator,
+        "DTYPE": tl.bfloat16,
+        "GATED": gated,
+    }
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    return compiled(triton_linear._scaled_mm, arch, types, constants, **options)
+
+
 @pytest.mark.parametrize("format", ELEMENTS)
 def test_scaled_product(compiled, arch, format):
     instruction, element, accumulator = ELEMENTS[format]
@@ -45,31 +73,19 @@ def test_scaled_product(compiled, arch, format):
         instruction = r"kind::f8f6f4"
     elif arch == "sm_100":  # its tensor memory takes no int8: Ampere's instruction
         core = TENSOR_CORE["sm_80"]
-    for config in triton_linear.SCALED.get(arch, triton_linear.SCALED_DEFAULT).values():
-        types = {
-            "a": matrix(config, element, [config.block_m, config.block_k]),
-            "b": matrix(config, element, [config.block_n, config.block_k]),
-            "y": matrix(config, "bf16", [config.block_m, config.block_n // 2]),
-            "scale_a_ptr": "*fp32:16",
-            "scale_b_ptr": "*fp32:16",
-            "bias_ptr": "*bf16:16",
-            "M": "i32",
-            "N": "i32:16",
-            "K": "i32:16",
-        }
-        constants = {
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "BLOCK_K": config.block_k,
-            "GROUP": triton_linear.GROUP_M,
-            "TMA": config.tma,
-            "ACCUMULATOR": accumulator,
-            "DTYPE": tl.bfloat16,
-        }
-        options = {"num_warps": config.warps, "num_stages": config.stages}
-        found = compiled(triton_linear._scaled_mm, arch, types, constants, **options)
+    plain = triton_linear.SCALED.get(arch, triton_linear.SCALED_DEFAULT).values()
+    gated = [config for (name, size), config in triton_linear.GATED.items() if (name, size) == (arch, 1)]
+    for config, gates in [*((config, False) for config in plain), *((config, True) for config in gated)]:
+        found = product(compiled, arch, config, element, accumulator, gates)
         assert re.search(rf"{core}\S*{instruction}", found.ptx)
         assert loads_ahead(config, found.ptx) and not found.spilled
+
+
+def test_product_in_16_bits_that_applies_the_gate(compiled):
+    config = triton_linear.GATED["sm_90", 2]
+    found = product(compiled, "sm_90", config, "bf16", tl.float32, gated=True)
+    assert re.search(TENSOR_CORE["sm_90"] + r"\S*bf16", found.ptx)
+    assert loads_ahead(config, found.ptx) and not found.spilled
 
 
 @pytest.mark.parametrize("format", A16)
@@ -109,8 +125,7 @@ def test_quantized_rows(compiled, arch, format):
     element = ELEMENTS[format][1]
     types = {"x_ptr": "*bf16:16", "values_ptr": f"*{element}:16", "scales_ptr": "*fp32:16"}
     types |= {"stride_x": "i32:16", "K": "i32:16"}
-    constants = {"MOST": 448.0, "INTEGER": format == "int8", "BLOCK": 32768}
-    found = compiled(triton_linear._quantize_rows, arch, types, constants, num_warps=16)
+    found = compiled(triton_linear._quantize_rows, arch, types, {"BLOCK": 32768}, num_warps=16)
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from cosmos3_cuda import fused
+from cosmos3_cuda import fused, plugin
+from cosmos3_cuda.triton_linear import quantize_rows
 
-from cosmos3_core.contract import Device
+from cosmos3_core.contract import Ask, Device, Quantized
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing.cases import check, norm_inputs, normal, rope_inputs, wider
 
@@ -36,6 +39,55 @@ def test_rms_norm(width, dtype, residual, weight_fp32):
     assert torch.equal(z, sum_MI) and (z is x) == (not residual)
     check(found, exact, eager, dtype)
     assert dtype == "float32" or share_unequal(found, eager) < 1e-3
+
+
+def bits(rows: Quantized) -> tuple[list, list, torch.dtype]:
+    """To compare, in every bit."""
+    return rows.values_MI.view(torch.uint8).tolist(), rows.scale_M1.tolist(), rows.dtype
+
+
+ROWS = 10.0 ** torch.arange(-3, 4).unsqueeze(1) * torch.tensor([1, 1, 0, 1, 1, 1, 1]).unsqueeze(1)
+"""From small to large, the third all zeros."""
+EIGHT = pytest.mark.parametrize("format", ["int8", "fp8"])
+
+
+@EIGHT
+@ORDER
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [512, 320])
+def test_rms_norm_quantizes_its_result(width, dtype, residual, weight_fp32, format):
+    """Bit for bit as a pass of its own quantizes it, and leaves the sum alone. An eps of 1 keeps small rows small."""
+    cast = getattr(torch, dtype)
+    x, added, weight = (normal(*shape, seed=i).to(cast) for i, shape in enumerate([(7, width), (7, width), (width,)]))
+    x, added = (x * ROWS).to(cast), (added * ROWS).to(cast) if residual else None
+    options = dict(eps=1.0, residual_MI=added, weight_fp32=weight_fp32)
+    (found, z), (plain, sum_MI) = rms_norm(x, weight, format=format, **options), rms_norm(x, weight, **options)
+    assert bits(found) == bits(quantize_rows(plain, format))
+    assert torch.equal(z, sum_MI) and (z is x) == (not residual)
+
+
+@EIGHT
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [512, 320])
+def test_gate_quantizes_its_result(width, dtype, activation, format, monkeypatch):
+    """Bit for bit as a pass of its own quantizes it, a row to a program, and not in place."""
+    monkeypatch.setitem(fused.TILES, "sm_90", fused.Tiles(gate_elements=128))
+    gate, x = fused.build_gate(DEVICE), (normal(7, width, seed=1) * ROWS.clamp_max(10)).to(getattr(torch, dtype))
+    before = x.clone()
+    found = gate(x, activation=activation, format=format)
+    assert torch.equal(x, before)
+    assert bits(found) == bits(quantize_rows(gate(x, activation=activation), format))
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "gate"])
+def test_a_row_declares_8_bits_and_refuses_floats_where_there_are_none(op):
+    row = next(row for row in plugin.ROWS if row.op == op)
+    asks = {
+        name: Ask(op=op, device=replace(DEVICE, arch="sm_86"), dtype="bfloat16", format=name) for name in row.formats
+    }
+    assert [name for name, ask in asks.items() if row.refuse(ask)] == ["fp8"] and "int8" in asks
 
 
 def test_rms_norm_reads_columns_that_lie_apart():

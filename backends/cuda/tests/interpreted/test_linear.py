@@ -16,7 +16,7 @@ from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import Packed, pack, unpack
 from cosmos3_core.testing import cases
 
-EIGHT = {"int8": "int8", "fp8": "e4m3"}
+EIGHT = ("int8", "fp8")
 A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
 BLOCK_SCALED = ("mxfp8", "nvfp4")
 BOTH = pytest.mark.parametrize("tma", [False, True], ids=["pointers", "tma"])
@@ -43,9 +43,10 @@ def test_quantized_rows_are_the_reference_but_for_ties(format, width):
     x[0] = 0
     x[1] *= 1e4
     x[2, 5] = 300
-    values, scales = quantize_rows(x, EIGHT[format])
-    expected = pack(x, FORMATS[format])
+    found, expected = quantize_rows(x, format), pack(x, FORMATS[format])
+    values, scales = found.values_MI, found.scale_M1
     assert values.dtype == expected.values.dtype and scales.dtype == torch.float32 and scales.shape == (9, 1)
+    assert found.dtype == x.dtype
     torch.testing.assert_close(scales[1:], expected.scales[1:], rtol=1e-6, atol=0)
     assert not values[0].float().any() and scales[0].isfinite()
     step = (values.float() - expected.values.float()).abs() / expected.values.float().abs().clamp_min(1)
@@ -55,9 +56,23 @@ def test_quantized_rows_are_the_reference_but_for_ties(format, width):
 def test_quantized_rows_may_lie_apart():
     """What a gate leaves in place is the left half of each row."""
     wide = normal(7, 96, seed=2)
-    for element in EIGHT.values():
-        apart, together = quantize_rows(wide[:, :48], element), quantize_rows(wide[:, :48].contiguous(), element)
-        assert all(torch.equal(a.float(), b.float()) for a, b in zip(apart, together, strict=True))
+    for format in EIGHT:
+        apart, together = quantize_rows(wide[:, :48], format), quantize_rows(wide[:, :48].contiguous(), format)
+        assert torch.equal(apart.values_MI.float(), together.values_MI.float())
+        assert torch.equal(apart.scale_M1, together.scale_M1)
+
+
+@pytest.mark.parametrize("build", [linear.build_scaled_mm, linear.build_triton_scaled_mm])
+def test_rows_that_are_quantized_already(monkeypatch, build):
+    """Their product is the one of the rows; a linear that takes tensors alone does not say that it takes others."""
+    one_processor(monkeypatch, 2)
+    x, weight, bias = (normal(*shape, seed=18) for shape in ((9, 64), (48, 64), (48,)))
+    x *= torch.logspace(-2, 2, 9).unsqueeze(1)
+    packed = build("sm_90")(weight, bias, format="fp8")
+    assert packed.takes == "fp8" and torch.equal(packed(quantize_rows(x, "fp8")), packed(x))
+    for format in ("none", "w4a16"):
+        wide = normal(64, 128, seed=20)
+        assert not hasattr(linear.build_triton_a16("sm_90")(wide, None, format=format), "takes")
 
 
 @BOTH
@@ -73,6 +88,46 @@ def test_scaled_product(monkeypatch, format, rows, out, width, bias, tma):
     y = triton_linear.scaled_mm(a.values, b.values, a.scales, b.scales, bias_O, torch.bfloat16, "here")
     exact = unpack(a).double() @ unpack(b).double().T + (0 if bias_O is None else bias_O.double())
     assert y.shape == exact.shape and relative(y, exact) < 3e-3
+
+
+@BOTH
+@pytest.mark.parametrize("format", EIGHT)
+def test_product_that_applies_the_gate(monkeypatch, format, tma):
+    """silu(gate)·up of what the values stand for, in fp64, rounded once, for widths of one tile and of several."""
+    monkeypatch.setitem(triton_linear.GATED, ("here", 1), Config(32, 64, 64, warps=4, stages=2, tma=tma))
+    for out in (64, 192):
+        x, weight, bias = normal(77, 80, seed=3), normal(out, 80, seed=4), normal(out, seed=5)
+        plain = linear.packer(linear.RowScaled, arch="here", product=triton_linear.scaled_mm)(
+            weight, bias, format=format
+        )
+        gated = plain.gated()
+        a, b = (unpack(pack(t, FORMATS[format])).double() for t in (x, weight))
+        gate, up = (a @ b.T + bias.double()).chunk(2, dim=1)
+        y = gated(x)
+        assert gated.gates and not plain.gates and y.shape == (77, out // 2)
+        assert relative(y, gate * gate.sigmoid() * up) < 2e-3
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_product_without_a_format_that_applies_the_gate(monkeypatch, dtype, tma):
+    """Of rows that lie apart, too; fp32 weights leave it to the op."""
+    monkeypatch.setitem(triton_linear.GATED, ("here", 2), Config(32, 64, 64, warps=4, stages=2, tma=tma))
+    x, weight, bias = (normal(*shape, seed=i).to(dtype) for i, shape in enumerate(((77, 160), (192, 80), (192,))))
+    plain = linear.build_cublas("here")(weight, bias)
+    gated = plain.gated()
+    gate, up = (x[:, :80].double() @ weight.double().T + bias.double()).chunk(2, dim=1)
+    assert gated.gates and not plain.gates and torch.equal(plain(x[:, :80]), F.linear(x[:, :80], weight, bias))
+    assert relative(gated(x[:, :80]), gate * gate.sigmoid() * up) < 2e-3
+    wide = linear.build_cublas("here")(weight.float(), bias.float())
+    assert wide.gated() is wide and wide(x[:, :80].float()).dtype == torch.float32
+
+
+def test_gate_is_left_to_its_op_where_tiles_do_not_fit(monkeypatch):
+    one_processor(monkeypatch, 2)
+    for arch, out in (("sm_90", 384), ("sm_120", 512)):
+        plain = linear.build_triton_scaled_mm(arch)(normal(out, 64, seed=3), None, format="fp8")
+        assert plain.gated() is plain and not plain.gates
 
 
 @pytest.mark.parametrize("processors", [1, 3, 1000])
@@ -156,7 +211,7 @@ def test_without_a_format_the_weight_is_kept(dtype):
 def test_rows_of_the_backend():
     """Each builds, for formats that there are; what a row refuses it refuses with a reason."""
     rows = [row for row in plugin.ROWS if row.op == "pack_linear"]
-    assert {format for row in rows for format in row.formats} == set(FORMATS) - {"mxfp4"}
+    assert {format for row in rows for format in row.formats} == {"none", *FORMATS} - {"mxfp4"}
     device = Device(arch="sm_80", name="a GPU", count=1, memory=2**34, unified=False)
     for row in rows:
         assert set(inspect.signature(row.build(device)).parameters) == {"weight_OI", "bias_O", "format"}

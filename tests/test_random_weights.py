@@ -1,0 +1,43 @@
+"""Weights made on the device: a tensor's values follow from its name."""
+
+from __future__ import annotations
+
+import torch
+
+from cosmos3_core.contract import OPS, Ops
+from cosmos3_core.engine.model import describe
+from cosmos3_core.engine.random_weights import RandomWeights
+from cosmos3_core.model.weights import check_names
+from cosmos3_core.reference import ops as reference
+
+
+def test_values_do_not_depend_on_what_was_read_before():
+    model = describe("tiny")
+    whole = dict(RandomWeights(model, "cpu").transformer.read(RandomWeights(model, "cpu").raw_names))
+    weights = RandomWeights(model, "cpu")
+    for name in reversed(whole):
+        ((_, again),) = weights.transformer.read([name])
+        assert torch.equal(again, whole[name]), name
+    matrices = [tensor for tensor in whole.values() if tensor.ndim > 1]
+    assert len({tensor.flatten()[0].item() for tensor in matrices}) > len(matrices) // 2  # not all the same draw
+
+
+def test_they_are_the_same_in_float32():
+    """What bf16 loses can be measured: both dtypes compute with the same weights."""
+    ops = Ops(**{op: getattr(reference, op) for op in OPS})
+    half, full = (
+        RandomWeights(describe("tiny"), "cpu").generation(ops, "cpu", dtype)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert full.dtype == torch.float32
+    for a, b in zip(half.layers, full.layers, strict=True):
+        assert torch.equal(a.down.weight_OI.float(), b.down.weight_OI) and torch.equal(a.norm_in.float(), b.norm_in)
+
+
+def test_they_are_all_that_a_checkpoint_holds():
+    model = describe("nano")
+    weights = RandomWeights(model, "cpu")
+    check_names(
+        model.config, {name: (shape, torch.bfloat16) for name, shape in weights.transformer.tensors.items()}, ""
+    )
+    assert "encoder.conv_in.weight" in weights.vae_files.tensors
