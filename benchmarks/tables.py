@@ -10,7 +10,13 @@ from typing import Any
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "README.md"
 BEGIN, END = "<!-- results: python -m benchmarks.tables -->", "<!-- end of results -->"
-MEASURES = {"step": "The forward passes", "vae": "The decode", "gemm": "One layer's products", "accuracy": "Accuracy"}
+MEASURES = {
+    "step": "The forward passes",
+    "vae": "The decode",
+    "e2e": "Whole runs",
+    "gemm": "One layer's products",
+    "accuracy": "Accuracy",
+}
 
 
 def render() -> str:
@@ -72,6 +78,21 @@ def of_vae(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     yield work, " / ".join(times), ratio, " / ".join(peaks), " / ".join(errors), where(file, result)
 
 
+def of_e2e(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    settings = result["settings"]
+    for one in result["results"]:
+        run = one["run"]
+        yield (
+            f"{settings['model']} {settings['work']}, {settings['steps']} steps",
+            precision(one, "bfloat16"),
+            "all in memory" if settings["resident"] else "one after another",
+            f"{run['seconds']:.1f}",
+            " + ".join(f"{run['stages'][stage]:.1f}" for stage in ("read prompts", "steps", "decode")),
+            f"{run['allocated'] / 2**30:.1f}, {run['reserved'] / 2**30:.1f}",
+            where(file, result),
+        )
+
+
 def of_gemm(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     layers: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
     for one in result["results"]:
@@ -92,10 +113,11 @@ def of_gemm(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
 
 
 def of_accuracy(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
-    weights = "with outliers" if result["settings"]["outliers"] else "normal"
+    settings = result["settings"]
+    weights = f"{settings['model']}{' with outliers' if settings['outliers'] else ''}, {settings['work']}"
     for one in result["results"]:
         errors = one["error"]
-        latents = f"{errors['latents']:.3f}" if "latents" in errors else "–"
+        latents = f"{errors['latents']:.3f} (step {settings['steps']})" if "latents" in errors else "–"
         yield one["run"], weights, f"{errors['velocity']:.3f}", latents, where(file, result)
 
 
@@ -105,8 +127,20 @@ TABLES = {
         of_step,
     ),
     "vae": (("Work", "Ours / diffusers, s", "Ratio", "Allocated, GB", "Error to fp32", "Device, raw"), of_vae),
+    "e2e": (
+        (
+            "Work",
+            "Precision",
+            "Components",
+            "Seconds",
+            "Prompts + steps + decode",
+            "Peak GiB: allocated, reserved",
+            "Device, raw",
+        ),
+        of_e2e,
+    ),
     "gemm": (("Rows", "Kernel", "Format", "ms a layer", "Ratio to bf16", "Largest error", "Device, raw"), of_gemm),
-    "accuracy": (("Run", "Weights", "Velocity", "Latents after 8 steps", "Device, raw"), of_accuracy),
+    "accuracy": (("Run", "Weights, work", "Velocity", "Latents", "Device, raw"), of_accuracy),
 }
 
 
