@@ -329,7 +329,7 @@ def test_a_kernel_is_judged_by_what_it_changes(acme, monkeypatch, strength, rand
     if random_weights:
         monkeypatch.setattr(Weights, "__init__", lambda *_: pytest.fail("opened the checkpoint's weights"))
     measured = acme(kernel(strength))
-    found = validate(measured, random_weights=random_weights, launch=worker.measure)
+    ((_, found),) = validate([measured], random_weights=random_weights, launch=worker.measure)
     assert found["state"] == expected and not found["same"] and "note" not in found["verdict"]
     error, noise = found["comparisons"]["error"], found["comparisons"]["noise"]
     quiet = dict.fromkeys(verdict.QUANTITIES, 0)
@@ -364,8 +364,33 @@ def test_the_exact_baseline_takes_no_tf32(acme, monkeypatch, tf32):
         return probe(engine, *arguments)
 
     monkeypatch.setattr(worker, "_probe", probing)
-    validate(acme(kernel(0.001)), launch=worker.measure)
-    assert seen == 4 * [(torch.bfloat16, "high", True)] + [(torch.float32, "highest", False)]
+    list(validate([acme(kernel(0.001))], launch=worker.measure))
+    # The candidate's process is another one, and here it is not.
+    assert seen[:4] == 3 * [(torch.bfloat16, "high", True)] + [(torch.float32, "highest", False)] and len(seen) == 5
+
+
+def test_recipes_for_one_request_share_what_is_measured_of_eager_torch(acme, folder):
+    measured, jobs = [acme(kernel(0.001))], []
+    for name, change in (("same", ('title = "', 'title = "again: ')), ("other", ("seed = 3", "seed = 4"))):
+        (folder / name).mkdir()
+        text = measured[0].path.read_text()
+        assert change[0] in text
+        (folder / name / measured[0].path.name).write_text(text.replace(*change))
+        measured.append(recipe.load(folder / name / measured[0].path.name))
+
+    def launch(job):
+        jobs.append((Path(job.recipe).parent.name, Path(job.out).name))
+        worker.measure(job)
+
+    found = {one.path.parent.name: record for one, record in validate(measured, launch=launch)}
+    shared = ["baseline", "restart", "exact"]
+    own = {"recipes": [*shared, "candidate"], "same": ["candidate"], "other": [*shared, "candidate"]}
+    assert jobs == [(name, job) for name, names in own.items() for job in names]
+    assert {record["state"] for record in found.values()} == {"validated"}
+    baselines = {name: record["measurements"]["baseline"]["sha256"] for name, record in found.items()}
+    assert baselines["recipes"] == baselines["same"] != baselines["other"]
+    for one in measured:
+        assert state.state_of(recipe.load(one.path)).name == "validated"
 
 
 @pytest.mark.parametrize("schedule", ["native", "distilled"])
@@ -413,14 +438,14 @@ def test_one_tower_is_in_memory_at_a_time(folder, monkeypatch):
     measured = recipe.load(
         rewrite(folder, *changes, ("steps = 2", "steps = 2\nframes = 5"), name=NAME.replace("t2i", "i2v"))
     )
-    found = validate(measured, launch=worker.measure)
+    ((_, found),) = validate([measured], launch=worker.measure)
     assert loaded == ["understanding", "generation"] * (2 + 2 + 1 + 3)  # runs and probes of each measurement
     assert found["comparisons"]["error"]["candidate"]["velocity_first"] > 0
 
 
 def test_a_failed_verdict_cannot_be_turned_by_computing_the_hashes_anew(acme):
     measured = acme(kernel(0.5))
-    found = validate(measured, launch=worker.measure)
+    ((_, found),) = validate([measured], launch=worker.measure)
     assert state.state_of(recipe.load(measured.path)).name == "runs"
 
     def resealed(**changes) -> state.State:
@@ -437,7 +462,7 @@ def test_a_failed_verdict_cannot_be_turned_by_computing_the_hashes_anew(acme):
 
 def test_a_change_of_code_versions_or_device_makes_a_record_stale(acme, monkeypatch):
     measured = acme(kernel(0.001))
-    validate(measured, launch=worker.measure)
+    list(validate([measured], launch=worker.measure))
     measured = recipe.load(measured.path)
     now = state.fingerprint_here(measured)
     assert state.state_of(measured, now).name == "validated"
@@ -457,7 +482,7 @@ def test_a_missed_expectation_leaves_no_record(acme):
     measured = acme(kernel(0.001))
     measured.tables["expect"]["seconds"] = 0.001
     with pytest.raises(RunError, match="at most 0.001 was expected"):
-        validate(measured, launch=worker.measure)
+        list(validate([measured], launch=worker.measure))
     assert not record.path_of(measured).exists()
 
 
@@ -466,7 +491,7 @@ def test_code_that_changes_under_a_measurement_leaves_no_record(acme, monkeypatc
     digests = iter("0123456789")
     monkeypatch.setattr(record, "code_digest", lambda package, root: next(digests))
     with pytest.raises(RunError, match="the code of cosmos3_core changed.* while it was measured"):
-        validate(measured, launch=worker.measure)
+        list(validate([measured], launch=worker.measure))
     assert not record.path_of(measured).exists()
 
 
@@ -480,7 +505,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_out_before_measuring(acme):
     measured = acme(kernel(0.001))
     (measured.path.parent / "evidence" / f"{measured.name}.json").mkdir(parents=True)
     with pytest.raises(InputError, match="it is a folder"):
-        validate(measured, launch=lambda job: pytest.fail("measured"))
+        list(validate([measured], launch=lambda job: pytest.fail("measured")))
 
 
 def test_the_devices_peak_is_what_its_allocator_reserved(acme, monkeypatch):

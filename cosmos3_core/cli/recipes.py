@@ -107,21 +107,21 @@ def _invoke(command: str, arguments: list[str]) -> None:
 
 
 @recipes.command()
-@NAME
+@click.argument("names", nargs=-1, required=True)
 @click.option("--random-weights", is_flag=True, help="For a model whose checkpoint is not here; the record says so.")
-def validate(name: str, random_weights: bool) -> None:
-    """Measure a recipe on this device beside eager torch, and write its record.
+def validate(names: tuple[str, ...], random_weights: bool) -> None:
+    """Measure recipes on this device beside eager torch, and write their records.
 
     Takes four processes: two runs of the recipe, two of its baseline in bf16, and of each velocities and a short
-    trajectory, which are held against those of the baseline in float32.
+    trajectory, which are held against those of the baseline in float32. Recipes for one request share the baseline's.
     """
     from ..evidence.record import path_of
     from ..evidence.validate import validate as measure
 
-    recipe = _find(name)
-    record = measure(recipe, random_weights=random_weights, say=lambda line: click.echo(line, err=True))
-    click.echo(_verdict(record))
-    click.echo(f"{record['state']}: {path_of(recipe)}")
+    found = [_find(name) for name in dict.fromkeys(names)]
+    for recipe, record in measure(found, random_weights=random_weights, say=lambda line: click.echo(line, err=True)):
+        click.echo(_verdict(record))
+        click.echo(f"{record['state']}: {path_of(recipe)}")
 
 
 def _verdict(record: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,67 +24,106 @@ if TYPE_CHECKING:
 
     from ..plan import Plan
 
-JOBS = {"baseline": BASELINE, "restart": BASELINE, "candidate": CANDIDATE, "exact": EXACT}
-"""Each measurement, a process of its own, and what it runs."""
+SHARED = {"baseline": BASELINE, "restart": BASELINE, "exact": EXACT}
+"""What recipes for one request have in common: measurements, each a process of its own, and what each runs."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A recipe and what it comes to on this machine, as its baseline and as it is written."""
+
+    recipe: Recipe
+    baseline: Settled
+    candidate: Settled
+
+    def common(self) -> str:
+        """The same for recipes that are held against the same measurements."""
+        request, plan = self.candidate.request.to_json(), self.baseline.plan.to_json()
+        return json.dumps([self.candidate.model.name, request, plan], sort_keys=True)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return records.fingerprint(self.candidate.plan.backend, self.candidate.plan.device)
 
 
 def validate(
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     *,
     random_weights: bool = False,
     launch: Callable[[worker.Job], None] = worker.launch,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Measure, judge, write the record and the recipe's [validated]; returns the record.
+) -> Iterator[tuple[Recipe, dict[str, Any]]]:
+    """Measure, judge, write the record and the recipe's [validated], recipe by recipe; yields each with its record.
+    Recipes for one request, say in bf16 and in FP8, share what is measured of eager torch.
 
     `random_weights` stand for the checkpoint's; `launch` takes one measurement, `say` is told what is under way. Raises
-    InputError before any weight is read for a recipe that cannot run here, and RunError, with nothing written, for a
-    run that fails or misses an expectation.
+    InputError before any weight is read if one of the recipes cannot run here, and RunError, with nothing written of
+    that recipe, for a run that fails or misses an expectation.
     """
-    baseline, candidate = (settle(recipe, role, random_weights=random_weights) for role in (BASELINE, CANDIDATE))
-    records.check_writable(recipe)
-    backend, device = candidate.plan.backend, candidate.plan.device
-    fingerprint = records.fingerprint(backend, device)
-    with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
-        noise = _write_noise(Path(folder), candidate)
-        raw = {}
-        for name, role in JOBS.items():
-            say(f"measuring: {name}")
-            out = Path(folder) / name
-            out.mkdir()
-            middle = None if name == "baseline" else str(Path(folder) / "baseline" / "tensors.safetensors")
+    groups: dict[str, list[Question]] = {}
+    for recipe in recipes:
+        settled = (settle(recipe, role, random_weights=random_weights) for role in (BASELINE, CANDIDATE))
+        question = Question(recipe, *settled)
+        records.check_writable(recipe)
+        groups.setdefault(question.common(), []).append(question)
+    for questions in groups.values():
+        yield from _answer(questions, random_weights, launch, say)
+
+
+def _answer(
+    questions: Sequence[Question],
+    random_weights: bool,
+    launch: Callable[[worker.Job], None],
+    say: Callable[[str], None],
+) -> Iterator[tuple[Recipe, dict[str, Any]]]:
+    with tempfile.TemporaryDirectory(prefix="cosmos3-") as name:
+        folder, first = Path(name), questions[0]
+        noise, fingerprint = _write_noise(folder, first.candidate), first.fingerprint()
+
+        def measure(recipe: Recipe, job: str, role: str) -> dict[str, Any]:
+            say(f"measuring {recipe.name}: {job}")
+            out = folder / job
+            out.mkdir(exist_ok=True)
+            middle = None if job == "baseline" else str(folder / "baseline" / "tensors.safetensors")
             file = str(recipe.path.resolve())
             launch(worker.Job(file, role, random_weights, str(noise), middle, str(out), time.time()))
-            raw[name] = json.loads((out / "raw.json").read_text())
-        cold, memory = raw["candidate"]["cold"], raw["candidate"]["memory"]
-        check_expect(recipe, sum(cold["stages"].values()), memory)
-        say("comparing")
-        comparisons = compare(Path(folder))
-        noise_sha256 = records.digest_file(noise)
-    if changed := records.differences(fingerprint, records.fingerprint(backend, device)):
-        raise RunError(f"validating {recipe.name}", f"{'; '.join(changed)} while it was measured", "Measure again")
-    same = _same(baseline, candidate)
-    verdict = verdicts.judge(comparisons, same)
-    model = {"name": candidate.model.name, "revision": candidate.model.repository.revision}
-    model["weights"] = "random" if random_weights else "checkpoint"
-    record = records.seal(
+            return json.loads((out / "raw.json").read_text())
+
+        shared = {job: measure(first.recipe, job, role) for job, role in SHARED.items()}
+        for question in questions:
+            recipe = question.recipe
+            raw = shared | {"candidate": measure(recipe, "candidate", CANDIDATE)}
+            cold, memory = raw["candidate"]["cold"], raw["candidate"]["memory"]
+            check_expect(recipe, sum(cold["stages"].values()), memory)
+            say(f"comparing {recipe.name}")
+            compared = compare(folder)
+            if changed := records.differences(fingerprint, question.fingerprint()):
+                found = f"{'; '.join(changed)} while it was measured"
+                raise RunError(f"validating {recipe.name}", found, "Measure again")
+            model = {"weights": "random" if random_weights else "checkpoint"}
+            found = {"noise_sha256": records.digest_file(noise), "fingerprint": fingerprint, "measurements": raw}
+            record = _record(question, model, found | {"comparisons": compared})
+            records.write(recipe, record)
+            yield recipe, record
+
+
+def _record(question: Question, model: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What was `found`, the verdict on it and what it was found of."""
+    recipe, candidate, same = question.recipe, question.candidate, _same(question.baseline, question.candidate)
+    verdict = verdicts.judge(found["comparisons"], same)
+    origin = {"name": candidate.model.name, "revision": candidate.model.repository.revision}
+    return records.seal(
         {
             "recipe": recipe.name,
             "recipe_sha256": recipe.sha256,
-            "noise_sha256": noise_sha256,
             "date": datetime.date.today().isoformat(),
             "state": verdicts.state(verdict, model["weights"]),
-            "fingerprint": fingerprint,
-            "model": model,
+            "model": origin | model,
             "request": _portable(candidate.request.to_json()),
-            "measurements": raw,
-            "comparisons": comparisons,
             "same": same,
             "verdict": verdict,
+            **found,
         }
     )
-    records.write(recipe, record)
-    return record
 
 
 def compare(folder: Path) -> dict[str, Any]:

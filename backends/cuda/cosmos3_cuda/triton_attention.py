@@ -78,9 +78,8 @@ def _put(out_x, lse_ptr, out, lse, batch, start, head, heads, length, TMA: tl.co
     else:
         first = out_x[0] + batch.to(tl.int64) * out_x[1] + start.to(tl.int64) * out_x[2] + head * out_x[3]
         tl.store(first + row[:, None] * out_x[2] + tl.arange(0, D)[None, :], out, (start + row < length)[:, None])
-    if lse_ptr is not None:
-        first = lse_ptr + (batch * heads + head).to(tl.int64) * length + start
-        tl.store(first + row, lse * LN_2, start + row < length)
+    first = lse_ptr + (batch * heads + head).to(tl.int64) * length + start
+    tl.store(first + row, lse * LN_2, start + row < length)
 
 
 @triton.jit
@@ -130,11 +129,10 @@ def _attend(
 @triton.jit(do_not_specialize=LENGTHS)
 def _flash(
     q_x, k0_x, v0_x, k1_x, v1_x, out_x, lse_ptr, queries, length0, length1, groups, scale,
-    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr,
-    TMA: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """One program: M queries of one head. Programs that run at a time share a key head, whose keys and values then stay
-    in L2."""
+    """One program: M queries of one head over two segments, the second of which may be empty. Programs that run at a
+    time share a key head, whose keys and values then stay in L2."""
     tiles = tl.cdiv(queries, M)
     start, head, batch = tl.program_id(0) % tiles * M, tl.program_id(0) // tiles, tl.program_id(1)
     heads, kv = tl.num_programs(0) // tiles, head // groups
@@ -143,8 +141,7 @@ def _flash(
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
     acc, total, peak = _attend(acc, total, peak, q, k0_x, v0_x, batch, kv, start, length0, scale, N, CAUSAL, TMA)
-    if SEGMENTS == 2:
-        acc, total, peak = _attend(acc, total, peak, q, k1_x, v1_x, batch, kv, start, length1, scale, N, False, TMA)
+    acc, total, peak = _attend(acc, total, peak, q, k1_x, v1_x, batch, kv, start, length1, scale, N, False, TMA)
     out = (acc / total[:, None]).to(q.dtype)
     _put(out_x, lse_ptr, out, peak + tl.log2(total), batch, start, head, heads, queries, TMA)
 
@@ -289,11 +286,11 @@ def _attend_blocks_8bit(
 def _flash_8bit(
     q_x, k_x, v_x, k8_x, v8_x, out_x, channel_ptr, rotation_ptr, lse_ptr,
     queries, length0, length1, groups, scale,
-    M: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr, D: tl.constexpr, SEGMENTS: tl.constexpr,
+    M: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr, D: tl.constexpr,
     K_TYPE: tl.constexpr, K_MOST: tl.constexpr, V_TYPE: tl.constexpr, V_TOP: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """As `_flash`, with the last segment in 8 bits. V_TOP is the logarithm, base 2, of what the largest weight of a
-    block becomes."""
+    """As `_flash`, with the second segment in 8 bits and the first perhaps empty. V_TOP is the logarithm, base 2, of
+    what the largest weight of a block becomes."""
     tiles = tl.cdiv(queries, M)
     start, head, batch = tl.program_id(0) % tiles * M, tl.program_id(0) // tiles, tl.program_id(1)
     heads, kv = tl.num_programs(0) // tiles, head // groups
@@ -302,8 +299,7 @@ def _flash_8bit(
     peak = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
-    if SEGMENTS == 2:
-        acc, total, peak = _attend(acc, total, peak, q, k_x, v_x, batch, kv, start, length0, scale, N0, False, TMA)
+    acc, total, peak = _attend(acc, total, peak, q, k_x, v_x, batch, kv, start, length0, scale, N0, False, TMA)
     rotated = tl.dot(q, tl.load(rotation_ptr + d[:, None] * D + d[None, :]))
     q_scale = tl.max(tl.abs(rotated), 1) / K_MOST + TINY
     q8 = _reorder(_narrow(rotated / q_scale[:, None], K_TYPE))
@@ -386,7 +382,7 @@ class Flash:
     ) -> tuple[Tensor, Tensor | None]:
         (k0, v0), (k1, v1) = pair = first_and_last(q_BSHD, segments, causal)
         (batch, queries, heads, dim), run = q_BSHD.shape, self.launch
-        out_BSHD, lse_BHS = results(q_BSHD, want_lse)
+        out_BSHD, lse_BHS = results(q_BSHD)
         _flash[triton.cdiv(queries, run.block_m) * heads, batch](
             self.rows(q_BSHD, run.block_m),
             *(self.rows(x, run.block_n) for x in (k0, v0, k1, v1)),
@@ -394,19 +390,18 @@ class Flash:
             lse_BHS,
             queries,
             k0.shape[1],
-            k1.shape[1],
+            0 if pair[0] is pair[1] else k1.shape[1],
             heads // k0.shape[2],
             LOG2_E / math.sqrt(dim),
             M=run.block_m,
             N=run.block_n,
             D=dim,
-            SEGMENTS=1 if pair[0] is pair[1] else 2,
             CAUSAL=causal,
             TMA=self.tma,
             num_warps=run.warps,
             num_stages=run.stages,
         )
-        return out_BSHD, lse_BHS
+        return out_BSHD, lse_BHS if want_lse else None
 
     def rows(self, x_BTHD: Tensor, block: int) -> TensorDescriptor | tuple[Tensor, int, int, int]:
         """What `_block` takes."""
@@ -431,7 +426,7 @@ class EightBit:
             return self.flash(q_BSHD, segments, causal=True, want_lse=want_lse)
         (k0, v0), (k1, v1) = pair = first_and_last(q_BSHD, segments, causal)
         (batch, queries, heads, dim), run, rows = q_BSHD.shape, self.launch, self.flash.rows
-        out_BSHD, lse_BHS = results(q_BSHD, want_lse)
+        out_BSHD, lse_BHS = results(q_BSHD)
         k8, v8, channel_BK4D = self.quantize(k1, v1)
         if self.flash.tma:
             k8 = TensorDescriptor.from_tensor(k8.view(-1, dim), [run.block_n, dim])
@@ -447,7 +442,7 @@ class EightBit:
             rotation(dim, q_BSHD.dtype, q_BSHD.device),
             lse_BHS,
             queries,
-            k0.shape[1],
+            0 if pair[0] is pair[1] else k0.shape[1],
             k1.shape[1],
             heads // k1.shape[2],
             LOG2_E / math.sqrt(dim),
@@ -455,7 +450,6 @@ class EightBit:
             N0=TEXT_BLOCK,
             N1=run.block_n,
             D=dim,
-            SEGMENTS=1 if pair[0] is pair[1] else 2,
             K_TYPE=self.keys.triton,
             K_MOST=self.keys.most,
             V_TYPE=self.values.triton,
@@ -464,7 +458,7 @@ class EightBit:
             num_warps=run.warps,
             num_stages=run.stages,
         )
-        return out_BSHD, lse_BHS
+        return out_BSHD, lse_BHS if want_lse else None
 
     def quantize(self, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `_quantize` writes: k8_BKTD, v8_BKDT, channel_BK4D."""
@@ -517,11 +511,11 @@ def first_and_last(q_BSHD: Tensor, segments: Segments, causal: bool) -> Segments
     return (joined(q_BSHD, segments[:-1], causal) if len(segments) > 1 else last), last
 
 
-def results(q_BSHD: Tensor, want_lse: bool) -> tuple[Tensor, Tensor | None]:
-    """Room for out_BSHD and lse_BHS."""
+def results(q_BSHD: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for out_BSHD and lse_BHS, which is so little that it is always written."""
     batch, queries, heads, _ = q_BSHD.shape
     out_BSHD = torch.empty_like(q_BSHD, memory_format=torch.contiguous_format)
-    return out_BSHD, q_BSHD.new_empty(batch, heads, queries, dtype=torch.float32) if want_lse else None
+    return out_BSHD, q_BSHD.new_empty(batch, heads, queries, dtype=torch.float32)
 
 
 @functools.cache

@@ -63,7 +63,7 @@ def test_flash(compiled, arch, causal):
     types = {"q_x": rows(arch, run.block_m), "k0_x": keys, "v0_x": keys, "k1_x": keys, "v1_x": keys}
     types |= {"out_x": rows(arch, run.block_m), "lse_ptr": "*fp32:16"}
     types |= dict.fromkeys(("queries", "length0", "length1", "groups"), "i32") | {"scale": "fp32"}
-    constants = dict(M=run.block_m, N=run.block_n, D=D, SEGMENTS=1 if causal else 2, CAUSAL=causal)
+    constants = dict(M=run.block_m, N=run.block_n, D=D, CAUSAL=causal)
     constants["TMA"] = arch not in BEFORE_TMA
     built = compiled(triton_attention._flash, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
     assert re.search(BF16[arch], built.ptx)
@@ -80,9 +80,9 @@ def test_eight_bit(compiled, arch, name):
     run, keys, values, text = op.launch, op.keys.triton, op.values.triton, rows(arch, triton_attention.TEXT_BLOCK)
     types = {"q_x": rows(arch, run.block_m), "k_x": text, "v_x": text, "out_x": rows(arch, run.block_m)}
     types |= {"k8_x": matrix(arch, keys, (run.block_n, D)), "v8_x": matrix(arch, values, (D, run.block_n))}
-    types |= {"channel_ptr": "*fp32:16", "rotation_ptr": "*bf16:16"}
+    types |= {"channel_ptr": "*fp32:16", "rotation_ptr": "*bf16:16", "lse_ptr": "*fp32:16"}
     types |= dict.fromkeys(("queries", "length0", "length1", "groups"), "i32") | {"scale": "fp32"}
-    constants = dict(M=run.block_m, N0=triton_attention.TEXT_BLOCK, N1=run.block_n, D=D, SEGMENTS=2, lse_ptr=None)
+    constants = dict(M=run.block_m, N0=triton_attention.TEXT_BLOCK, N1=run.block_n, D=D)
     constants |= dict(K_TYPE=keys, K_MOST=op.keys.most, V_TYPE=values, V_TOP=math.log2(op.values.most))
     constants["TMA"] = arch not in BEFORE_TMA
     launch = dict(num_warps=run.warps, num_stages=run.stages)
