@@ -7,7 +7,6 @@ other segments, the text's, in 16 bits, to what it found.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from cosmos3_core.contract.attention import joined
 
 from .attention import Segments, sdpa_cudnn
-from .triton_attention import LENGTHS, LN_2, LOG2_E, _attend, _block, _put
+from .triton_attention import LENGTHS, LN_2, LOG2_E, Launch, _attend, _block, _put
 
 FA3_FROM = 2048
 """Queries from which on FlashAttention-3 is faster than cuDNN on an H100. It takes the host 0.25 ms to call and cuDNN
@@ -91,17 +90,8 @@ def _add_segment(
     _put(out_x, lse_ptr, out, peak + tl.log2(total), batch, start, head, heads, queries, True)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """Queries and keys of a block, and how a program runs."""
-
-    block_m: int = 64
-    block_n: int = 64
-    warps: int = 4
-    stages: int = 3
-
-
-ADD = Launch()
+ADD = Launch(64, 64, warps=4, stages=3)
+"""The fastest of seven on an H100, for 512 keys."""
 
 
 def add_segment(
