@@ -1,10 +1,11 @@
-"""A decoder layer's four projections: every quantized row that serves on this device, beside torch's bf16 linear.
+"""A decoder layer's four projections: every linear row that serves on this device, beside torch's bf16 linear.
 
     python -m benchmarks.gemm --backend cuda --out benchmarks/results/gemm-nano-h100.json
 
 Weights and activations are normally distributed. A row's error against fp32 is checked against the conformance kit's
 bound before anything is timed. Rows and the peer take turns; each replays, as the engine does, a recording of products
-with different weights, as many as leave no weight in a cache. Quantizing the activations is part of the time.
+with different weights, as many as leave no weight in a cache. Quantizing the activations is part of the time, and so is
+the gate after the projection that makes [gate | up]: the row's own where it has one, else the backend's op.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def projections(c: TransformerConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def quantized_rows(config: TransformerConfig, backend: Backend, found: Device) -> tuple[Packers, dict[str, str]]:
+def rows_of(config: TransformerConfig, backend: Backend, found: Device) -> tuple[Packers, dict[str, str]]:
     """What packs a weight, by row and format; and why other rows do not serve."""
     serving, refused = {}, {}
     for row in backend.kernels:
@@ -81,9 +83,18 @@ def linears(serving: Packers, out: int, width: int, device: str) -> Iterator[tup
         yield weight, {key: pack(weight, None, format=key[1]) for key, pack in serving.items()}
 
 
-def error_of(linear: Linear, x: Tensor, weight: Tensor, format: str) -> float:
+def with_gate(linear: Linear, ops: Ops) -> Linear:
+    """The linear and the gate after it."""
+    gated = linear.gated() if hasattr(linear, "gated") else linear
+    return gated if getattr(gated, "gates", False) else lambda x: ops.gate(linear(x), activation="silu")
+
+
+def error_of(linear: Linear, x: Tensor, weight: Tensor, format: str, gated: bool) -> float:
     """Relative, of the first rows of the whole product. Fails beyond the kit's bound."""
     exact = F.linear(x[:CHECKED_ROWS].float(), weight.float())
+    if gated:
+        gate, up = exact.chunk(2, dim=1)
+        exact = F.silu(gate) * up
     error = cases.Loss.of(linear(x)[:CHECKED_ROWS], exact.cpu()).whole
     bound = cases.FORMATS[format] + cases.MULTIPLE * 2**-8
     if not error <= bound:
@@ -111,17 +122,32 @@ def replayed(capture: Callable, products: list[Linear], x: Tensor, device: str) 
 
 
 def measure(
-    name: str, shape: tuple[int, int], serving: Packers, ops: Ops, args: argparse.Namespace, device: str
+    name: str,
+    shape: tuple[int, int],
+    config: TransformerConfig,
+    serving: Packers,
+    ops: Ops,
+    args: argparse.Namespace,
+    device: str,
 ) -> Iterator[dict[str, Any]]:
-    out, width = shape
-    packed = list(linears(serving, out, width, device))
+    (out, width), gated = shape, name == "up" and config.gated
+
+    def finished(linear: Linear) -> Linear:
+        return with_gate(linear, ops) if gated else linear
+
+    packed = [
+        (
+            weight,
+            {key: finished(linear) for key, linear in forms.items()}
+            | {PEER: finished(partial(F.linear, weight=weight))},
+        )
+        for weight, forms in linears(serving, out, width, device)
+    ]
     for rows in args.rows:
         x = torch.randn(rows, width, device=device, generator=torch.Generator(device).manual_seed(rows)).bfloat16()
         weight, first = packed[0]
-        errors = {key: error_of(linear, x, weight, key[1]) for key, linear in first.items()}
-        errors[PEER] = error_of(ops.pack_linear(weight, None), x, weight, "none")
+        errors = {key: error_of(linear, x, weight, key[1], gated) for key, linear in first.items()}
         products = {key: [forms[key] for _, forms in packed] for key in first}
-        products[PEER] = [ops.pack_linear(weight, None) for weight, _ in packed]
         rounds = {key: replayed(ops.capture, some, x, device) for key, some in products.items()}
         times = alternate({key: function for key, (function, _) in rounds.items()}, device, args.repeats)
         medians = {key: times[key]["median_s"] / count for key, (_, count) in rounds.items()}
@@ -145,10 +171,10 @@ def main() -> None:
     args = arguments()
     config = describe(args.model).config
     backend, found, _ = choose_backend(args.backend)
-    serving, refused = quantized_rows(config, backend, found)
+    serving, refused = rows_of(config, backend, found)
     ops, device, results = resolve(Want.of(config, "bfloat16"), backend, found).build_ops(), backend.torch_device, []
     for name, shape in projections(config).items():
-        results += measure(name, shape, serving, ops, args, device)
+        results += measure(name, shape, config, serving, ops, args, device)
     report(
         {
             "benchmark": "gemm",
