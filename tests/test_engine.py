@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import peer
 import pytest
@@ -123,6 +124,34 @@ def test_towers_leave_once_they_are_done():
     resident = engine(resident=True)
     list(resident.finish(resident.start(request(steps=1))))
     assert set(resident._loaded) == {"weights", "understanding", "generation", "vae"}
+
+
+@pytest.mark.parametrize("resident", [False, True], ids=["dropped", "resident"])
+def test_idle_memory_is_given_back_between_parts(monkeypatch, resident):
+    """After the prompts, the steps and the decode, if there is much; the components that stay are not idle."""
+    given, idle = [], 3 << 30
+    fakes = {
+        "is_available": lambda: True,
+        "current_accelerator": lambda: SimpleNamespace(type="cpu"),
+        "memory_reserved": lambda: idle + (1 << 30),
+        "memory_allocated": lambda: 1 << 30,
+        "empty_cache": lambda: given.append(set(running._loaded)),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.accelerator, name, fake)
+    running = engine(resident=resident)
+
+    def run():
+        state = running.start(request(steps=1))
+        finish(running, state)
+        list(running.finish(state))
+
+    run()
+    stays = {"weights", "understanding", "generation", "vae"} if resident else {"weights"}
+    assert len(given) == 3 and given[-1] == stays
+    idle = 1 << 20
+    run()
+    assert len(given) == 3
 
 
 def test_a_resident_engine_runs_text_then_picture_tasks(tmp_path):

@@ -37,6 +37,9 @@ from ..scenarios.request import Request
 from . import media
 from .model import Model, Weights
 
+IDLE_BYTES = 1 << 30
+"""Less idle memory is not worth the time that it takes to get it again."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -144,8 +147,15 @@ class Engine:
         return self._component("vae", lambda w: w.vae(self.ops, self.device, self.dtype, encoder=encoder))
 
     def _done_with(self, name: str) -> None:
+        """Drop a component, unless everything stays, and give back what the allocator holds and nothing uses: the next
+        part wants blocks of other sizes."""
         if not self.resident:
             self._loaded.pop(name, None)
+        here = torch.accelerator
+        if not here.is_available() or here.current_accelerator().type != self.device:
+            return
+        if here.memory_reserved() - here.memory_allocated() > IDLE_BYTES:
+            here.empty_cache()
 
     def read_inputs(self, request: Request, noise: list[Tensor] | None = None) -> Inputs:
         """Tokenize the prompts, read the picture or clip, check the schedule and the `noise` that replaces the
