@@ -1,4 +1,4 @@
-"""Linears with quantized weights on NVIDIA GPUs, in the formats of `cosmos3_core.quant`.
+"""Linears on NVIDIA GPUs: with weights in the formats of `cosmos3_core.quant`, and as they are.
 
 Each is made once per weight and keeps the packed form alone. Weights are packed on the device they came on.
 """
@@ -34,10 +34,10 @@ class Unscaled:
     gates: bool = False
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        if self.gates:
-            x_MI, none = x_MI.contiguous(), (None, None)
-            return triton_linear.scaled_mm(x_MI, self.weight_OI, *none, self.bias_O, x_MI.dtype, self.arch, gated=True)
-        return F.linear(x_MI, self.weight_OI, self.bias_O)
+        if not self.gates:
+            return F.linear(x_MI, self.weight_OI, self.bias_O)
+        operands = (x_MI.contiguous(), self.weight_OI, None, None, self.bias_O)
+        return triton_linear.scaled_mm(*operands, x_MI.dtype, self.arch, gated=True)
 
     def gated(self) -> Unscaled:
         order = triton_linear.gated_order(self.weight_OI, self.arch)

@@ -1,4 +1,5 @@
-"""Quantized matrix products in Triton: rows to 8 bits, 8 bits by 8 bits, and 4-bit weights by 16-bit inputs.
+"""Matrix products in Triton: rows to 8 bits, 8 bits by 8 bits, 4-bit weights by 16-bit inputs, and, in 8 or 16 bits,
+a product that applies the MLP's gate.
 
 From sm_90 on the tensor memory accelerator loads the operands, which are then handed over as tensor descriptors; before
 that they are pointers. Only `_rows` and `_store` know which. What they read for a row beyond the last is not stored.
