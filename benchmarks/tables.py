@@ -26,7 +26,7 @@ def render() -> str:
     for name, title in MEASURES.items():
         head, rows_of = TABLES[name]
         rows = [row for file, result in found if result["benchmark"] == name for row in rows_of(file, result)]
-        sections.append(f"### {title}\n\n{table(head, rows)}")
+        sections += [f"### {title}\n\n{table(head, rows)}"] if rows else []
     return "\n".join(sections)
 
 

@@ -26,7 +26,7 @@ class Tiles:
     norm_rope_warps: int = 4
     gate_warps: int = 8
     gate_elements: int = 2048
-    gate_row_warps: int = 16
+    gate_row_warps: int = 32
     """Where it quantizes: a program then has a row, for its largest element."""
     norm_silu_warps: int = 8
     norm_silu_elements: int = 4096

@@ -68,8 +68,8 @@ GATED: dict[tuple[str, int], Config] = {
     ("sm_90", 1): Config(128, 256, 128, warps=8, stages=3, persistent=True),
     ("sm_90", 2): Config(128, 256, 64, warps=8, stages=3, persistent=True),
 }
-"""By architecture and bytes of an element: where a product that applies the gate itself was measured to be faster than
-one and a pass for the gate."""
+"""By architecture and bytes of an element: where a product that applies the gate itself is faster than one and a pass
+for the gate, or as fast. Measured in bf16 and e4m3 at 2,048 to 44,160 rows; int8 takes e4m3's."""
 
 A16: dict[str, Configs] = dict.fromkeys(WITHOUT_TMA, {64: Config(64, 64, 128, warps=4, stages=3, tma=False)}) | {
     "sm_90": {
