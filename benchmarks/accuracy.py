@@ -39,7 +39,7 @@ PARTS: dict[str, Callable[[str, str], bool]] = {
     "media last 4 layers": lambda tower, key: tower == "generation" and int(key.partition(".")[0]) >= 32,
 }  # fmt: skip
 """What of the quantized slots a sweep quantizes alone, by tower and key."""
-KEPT = (0, 1, 2, 8)
+KEPT = (0, 1, 4, 8)
 """How many of the media tower's first layers a sweep keeps."""
 
 

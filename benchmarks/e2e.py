@@ -63,7 +63,8 @@ def moving_picture(request: requests.Request) -> list[np.ndarray]:
     coarse = torch.rand(1, 3, height // 40 + 2, (width + 2 * frames) // 40 + 2, generator=stream)
     wide = F.interpolate(coarse, size=(height, width + 2 * frames), mode="bicubic")[0].permute(1, 2, 0) * 255
     grain = 2 * torch.randn(height, width, 3, generator=stream)
-    return [(wide[:, 2 * i : 2 * i + width] + grain).clamp(0, 255).byte().numpy() for i in range(frames)]
+    pictures = ((wide[:, 2 * i : 2 * i + width] + grain).clamp(0, 255).byte() for i in range(frames))
+    return [picture.contiguous().numpy() for picture in pictures]
 
 
 def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> dict[str, Any]:

@@ -82,12 +82,13 @@ def of_e2e(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     settings = result["settings"]
     for one in result["results"]:
         run = one["run"]
+        before = [run["stages"][stage] for stage in ("read prompts", "steps")]
         yield (
-            f"{settings['model']} {settings['work']}, {settings['steps']} steps",
+            f"{settings['model']} {settings['work']}, {settings['steps']} step{'s' if settings['steps'] > 1 else ''}",
             precision(one, "bfloat16"),
             "all in memory" if settings["resident"] else "one after another",
             f"{run['seconds']:.1f}",
-            " + ".join(f"{run['stages'][stage]:.1f}" for stage in ("read prompts", "steps", "decode")),
+            " + ".join(f"{seconds:.1f}" for seconds in (*before, run["seconds"] - sum(before))),
             f"{run['allocated'] / 2**30:.1f}, {run['reserved'] / 2**30:.1f}",
             where(file, result),
         )
@@ -133,7 +134,7 @@ TABLES = {
             "Precision",
             "Components",
             "Seconds",
-            "Prompts + steps + decode",
+            "Prompts + steps + decode and file",
             "Peak GiB: allocated, reserved",
             "Device, raw",
         ),

@@ -144,7 +144,7 @@ def test_ops_say_in_which_formats_their_rows_come():
     able = row("fused", op="rms_norm", formats=("none", "int8"))
     ops = plan(able, row("eight", formats=("fp8",)), formats={"attention": "fp8"}).build_ops()
     assert ops.rms_norm == "fused" and ops.formats["rms_norm"] == ("none", "int8") and ops.formats["gate"] == ("none",)
-    assert "attention" not in ops.formats, "its format is the plan's choice, and another one's where layers are kept"
+    assert "attention" not in ops.formats, "its format is the plan's choice, and another one's for the text"
 
 
 def test_a_format_that_cannot_be_met():

@@ -330,9 +330,10 @@ class _Sent:
 
 def _encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: dict[str, str]) -> _Sent:
     import av
-    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+    import numpy as np
+    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
-    sent = _Sent(rate)
+    sent, reformatter = _Sent(rate), VideoReformatter()
     # use_metadata_tags stores any key; without it MP4 has a fixed list of them.
     options = {"movflags": "faststart+use_metadata_tags"}
     # Absolute, because FFmpeg takes a relative name with a colon in it for an address.
@@ -353,7 +354,10 @@ def _encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: 
                 sent.width, sent.height = codec.width, codec.height = width, height
             if (width, height) != (sent.width, sent.height) or width % 2 or height % 2:
                 raise ValueError(f"frames of a clip have one size, even both ways; frame {index} is {width}x{height}")
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+            # Where the frame lies, without a copy; it is converted before the iterator can reuse its memory.
+            shared = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame), format="rgb24")
+            picture = reformatter.reformat(
+                shared,
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 src_color_range=ColorRange.JPEG,

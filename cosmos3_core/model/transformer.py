@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -123,16 +123,13 @@ class Branches:
 
 
 class GenerationTower:
-    """The media tower with its input and output projections. Built from `weights.generation_slots`. The linears of its
-    first, kept layers and the action projections are on `kept`, which are `ops` unless something is quantized."""
+    """The media tower with its input and output projections. Built from `weights.generation_slots`. The action
+    projections are on `kept`, as the linears of the first layers are that came with the weights: `ops` unless something
+    is quantized."""
 
     def __init__(self, config: TransformerConfig, ops: Ops, weights: dict[str, Any], kept: Ops | None = None):
         self.config, self.ops, self.kept = config, ops, kept or ops
-        kept_linear = replace(self.kept, attention=ops.attention)
-        self.layers = [
-            DecoderLayer(config, kept_linear if i < config.kept_layers else ops, weights, i)
-            for i in range(config.num_hidden_layers)
-        ]
+        self.layers = [DecoderLayer(config, ops, weights, i) for i in range(config.num_hidden_layers)]
         self.norm_final, self.time = weights["norm_final"], (weights["time_1"], weights["time_2"])
         self.device, self.dtype = self.norm_final.device, self.norm_final.dtype
         half = TIMESTEP_FEATURES // 2
@@ -185,7 +182,7 @@ class GenerationTower:
             embed = self.embed.get(item.modality)
             rows.append(projected if embed is None else projected + embed)
         x = rows[0] if len(rows) == 1 else torch.cat(rows)
-        return torch.where(packing.noisy_mask, x + self.timestep_vector(timestep), x)
+        return torch.addcmul(x, packing.noisy_mask.to(x.dtype), self.timestep_vector(timestep))
 
     def _projection(self, item, table: dict[str, Any], action: str) -> Any:
         return getattr(self, action)[item.domain] if item.modality == "action" else table[item.modality]

@@ -241,7 +241,7 @@ ROWS = (
         formats=("fp8",),
         needs=("fa3_fwd_interface", "triton"),
         refuse=refuse_fa3_fp8,
-        notes="the media's segment in FP8; a kernel of ours adds the text's in 16 bits; causal calls in 16 bits",
+        notes="FP8, except the text's values and causal calls; a kernel of ours adds the text's segment to the media's",
     ),
     Kernel(
         op="attention",

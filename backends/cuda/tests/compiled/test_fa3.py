@@ -7,22 +7,29 @@ from cosmos3_cuda import fa3
 
 STRIDES = ("i32:16", "i32:16", "i32:16")
 BF16, FP32, FP8 = "*bf16:16", "*fp32:16", "*fp8e4nv:16"
-QUERIES, KEYS = (f"tensordesc<bf16[1,{block},1,128]>" for block in (fa3.ADD.block_m, fa3.ADD.block_n))
+Q8, K8, OUT, V = (
+    f"tensordesc<{dtype}[1,{block},1,128]>"
+    for dtype in ("fp8e4nv", "bf16")
+    for block in (fa3.ADD.block_m, fa3.ADD.block_n)
+)
 PARTS = dict(x_ptr=BF16, strides=STRIDES, most_ptr=FP32, sum_ptr=FP32)
 SCALED = PARTS | dict(out_ptr=FP8, scale_ptr=FP32, mean_ptr=FP32, length="i32")
+PRODUCTS = SCALED | dict(against_ptr=FP32, product_ptr=FP32)
+WITHOUT = dict(against_ptr=None, product_ptr=None)
 SIZES = dict(D=128, N=64, CHUNKS=fa3.CHUNKS, RUN=fa3.RUN)
 CASES = {
     "add segment": (
         fa3._add_segment,
-        dict(q_x=QUERIES, k_x=KEYS, v_x=KEYS, out_x=QUERIES, lse_ptr=FP32, k_mean_ptr=FP32, v_mean_ptr=FP32)
+        dict(q_x=Q8, k_x=K8, v_x=V, out_x=OUT)
+        | dict.fromkeys(("lse_ptr", "apart_ptr", "q_scale_ptr", "k_scale_ptr", "mean_ptr"), FP32)
         | dict.fromkeys(("queries", "length", "groups"), "i32")
         | {"scale": "fp32"},
         dict(M=fa3.ADD.block_m, N=fa3.ADD.block_n, D=128),
         dict(num_warps=fa3.ADD.warps, num_stages=fa3.ADD.stages),
     ),
     "reach": (fa3._reach, PARTS | dict(length="i32", chunk="i32"), dict(D=128, N=32), dict(num_warps=4)),
-    "scaled": (fa3._scaled, SCALED, SIZES | dict(SHARE=4, CENTRE=False), dict(num_warps=4)),
-    "scaled and centred": (fa3._scaled, SCALED, SIZES | dict(SHARE=1, CENTRE=True), dict(num_warps=4)),
+    "scaled, with products": (fa3._scaled, PRODUCTS, SIZES | dict(SHARE=4, CENTRE=False), dict(num_warps=4)),
+    "scaled and centred": (fa3._scaled, SCALED, SIZES | WITHOUT | dict(SHARE=1, CENTRE=True), dict(num_warps=4)),
 }
 
 

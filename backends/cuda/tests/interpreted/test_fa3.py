@@ -21,7 +21,7 @@ def calls(monkeypatch) -> list[torch.dtype]:
     seen: list[torch.dtype] = []
 
     def flash_attn_func(  # fmt: skip
-        q, k, v, causal=False, q_descale=None, k_descale=None, v_descale=None, return_attn_probs=False
+        q, k, v, causal=False, q_descale=None, k_descale=None, v_descale=None, return_attn_probs=False, pack_gqa=None
     ):  # fmt: skip
         seen.append(k.dtype)
         q, k, v = (_plain(x, scale, k.shape[2]) for x, scale in ((q, q_descale), (k, k_descale), (v, v_descale)))
@@ -80,14 +80,36 @@ def test_spread_attention_is_the_mean_value_first(calls):
         assert cases.Loss.of(out, exact).whole < 0.01
 
 
+def test_the_queries_rounding_does_not_shift_weight_between_segments(calls):
+    """Keys of the text all have a vector in common that the media's do not have, with which a query's product is small
+    but consists of large parts."""
+    q, segments = next(case for case in CASES if len(case.lengths) == 2).inputs("bfloat16")
+    (text_k, text_v), media = ((x.clone() for x in segment) for segment in segments)
+    q[..., 5], q[..., 6] = 1.0625, 0.75
+    text_k[..., 5] += 240
+    text_k[..., 6] -= 340
+    segments = [(text_k, text_v), tuple(media)]
+    exact, exact_lse = reference.attention(q.double(), [(k.double(), v.double()) for k, v in segments], want_lse=True)
+    out, lse = fa3.FlashAttention3(cudnn=False, fp8=True)(q, segments, want_lse=True)
+    assert cases.Loss.of(out, exact).whole < 0.08
+    torch.testing.assert_close(lse, exact_lse.float(), atol=0.1, rtol=0)
+
+
 def test_quantizing_keeps_channels_and_heads_apart():
     x = cases.normal(2, 77, 6, 64, seed=1)
     x[:, :, 3] *= 100
-    x8, scale, mean = fa3.quantize(x, centre=True)
-    assert scale.shape == (2, 6) and mean.shape == (2, 6, 64) and x8.is_contiguous()
-    torch.testing.assert_close(mean, x.mean(1), atol=1e-4, rtol=1e-4)
-    again = x8.float() * scale[:, None, :, None] + mean[:, None]
+    x8 = fa3.quantize(x, centre=True)
+    assert x8.scale_BG.shape == (2, 6) and x8.mean_BHD.shape == (2, 6, 64) and x8.x_BTHD.is_contiguous()
+    torch.testing.assert_close(x8.mean_BHD, x.mean(1), atol=1e-4, rtol=1e-4)
+    again = x8.x_BTHD.float() * x8.scale_BG[:, None, :, None] + x8.mean_BHD[:, None]
     for head in range(6):
         assert cases.Loss.of(again[:, :, head], x[:, :, head]).whole < 0.04
-    _, shared, _ = fa3.quantize(x, share=3)
-    assert shared.shape == (2, 2) and bool((shared[:, 1] > 10 * shared[:, 0]).all())
+
+
+def test_quantizing_with_shared_scales_and_products():
+    x, vector = cases.normal(2, 77, 6, 64, seed=1), cases.normal(2, 2, 64, seed=2)
+    x[:, :, 3] *= 100
+    x8 = fa3.quantize(x, share=3, against_BGD=vector)
+    assert x8.scale_BG.shape == (2, 2) and bool((x8.scale_BG[:, 1] > 10 * x8.scale_BG[:, 0]).all())
+    products = torch.einsum("bthd,bhd->bht", x, vector.repeat_interleave(3, 1))
+    torch.testing.assert_close(x8.against_BHT, products, atol=1e-3, rtol=1e-4)
