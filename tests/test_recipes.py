@@ -17,14 +17,18 @@ from command import cosmos3
 from inputs import photograph
 
 from cosmos3_core import reference
+from cosmos3_core.cli.recipes import _verdict as told
 from cosmos3_core.contract import Backend, InputError, Kernel, RunError
 from cosmos3_core.engine.engine import Engine, items_of
 from cosmos3_core.engine.model import Weights
 from cosmos3_core.engine.tensors import TensorFiles
-from cosmos3_core.evidence import quality, recipe, record, settle, state, verdict, worker
-from cosmos3_core.evidence.matrix import TICK, render
+from cosmos3_core.evidence import quality, recipe, record, rounded, settle, state, verdict, worker
+from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
 from cosmos3_core.plan.estimate import STOCK_NEGATIVE_TOKENS
+from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import fake_quant
+from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.testing import cases
 
@@ -287,19 +291,20 @@ def test_a_published_model_settles_without_its_repository(folder, monkeypatch):
     assert len(inputs.negative) == pytest.approx(STOCK_NEGATIVE_TOKENS, rel=0.05)
 
 
-def kernel(strength: float) -> Kernel:
-    """Eager attention whose output is off by `strength`, relative and differently in every channel."""
+def kernel(strength: float, format: str = "none") -> Kernel:
+    """Eager attention whose output is off by `strength`, relative and differently in every channel. With a format keys
+    and values lose what it loses, and queries nothing."""
 
     def build(device):
-        from cosmos3_core.reference.ops import attention
-
         def wobbly(q_BSHD, segments, **options):
-            out, lse = attention(q_BSHD, segments, **options)
+            if format != "none":
+                segments = [tuple(fake_quant(x, FORMATS[format]) for x in segment) for segment in segments]
+            out, lse = reference_ops.attention(q_BSHD, segments, **options)
             return out + strength * out.roll(1, dims=-1), lse
 
         return wobbly
 
-    return Kernel(op="attention", name="wobbly", build=build)
+    return Kernel(op="attention", name="wobbly", build=build, formats=(format,))
 
 
 @pytest.fixture
@@ -311,7 +316,11 @@ def acme(monkeypatch, folder):
         backend = Backend(name="acme", torch_device="cpu", collectives="gloo", probe=lambda: device, kernels=(row,))
         monkeypatch.setattr(settle, "backend_of", lambda _: (backend, device))
         changes = [('"CPU"', '"Acme 9"'), ('"reference"', '"acme"'), ('attention = "eager"', 'attention = "wobbly"')]
-        return recipe.load(rewrite(folder, *changes, name="tiny-t2i-64x64-acme9x1"))
+        name, format = "tiny-t2i-64x64-acme9x1", row.formats[0]
+        if format != "none":
+            name = f"tiny-t2i-64x64-attn{format}-acme9x1"
+            changes.append(("[device]", f'[run.formats]\nattention = "{format}"\n[device]'))
+        return recipe.load(rewrite(folder, *changes, name=name))
 
     return install
 
@@ -343,6 +352,45 @@ def test_a_kernel_is_judged_by_what_it_changes(acme, monkeypatch, strength, rand
         "exact": ("eager", "float32"),
         "candidate": ("wobbly", "bfloat16"),
     }
+
+
+@pytest.mark.parametrize("strength, expected", [(0.0, "validated"), (50.0, "runs")])
+def test_a_recipe_with_a_format_is_held_to_what_the_format_loses(acme, strength, expected):
+    """nvfp4, of which attention in 16 bits is far away."""
+    ((measured, found),) = validate([acme(kernel(strength, "nvfp4"))], launch=worker.measure)
+    assert found["state"] == expected == state.state_of(recipe.load(measured.path)).name
+    error, plan = found["comparisons"]["error"], found["measurements"]["formats"]["raw"]["plan"]
+    assert plan["kernels"] == dict.fromkeys(plan["kernels"], "eager") | {"attention": "rounded-nvfp4"}
+    assert plan["formats"] == {"attention": "nvfp4"} and plan["dtype"] == "bfloat16"
+    assert set(found["measurements"]["formats"]["raw"]) == {"plan", "sha256"}  # probed, and no more
+    for check in found["verdict"]["checks"]:
+        loses = error["formats"][check["quantity"]]
+        assert loses > 3 * error["baseline"][check["quantity"]] and check["formats"] == loses
+        assert check["bound"] == verdict.MULTIPLE * loses + verdict.FLOOR
+    assert verdict.FORMATS_RULE == found["verdict"]["rule"] != verdict.RULE
+    check = found["verdict"]["checks"][0]
+    assert f"(eager bf16 {check['eager']:.3g}, in the formats {check['formats']:.3g}; " in told(found)
+    cells = _measured(measured, state.state_of(recipe.load(measured.path)))
+    assert f"{check['eager']:.2g} ({check['formats']:.2g}), {check['value']:.2g}" in cells
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_eager_torch_in_a_format(format):
+    """The linear is the format's reference product, and only formats that quantize activations have an attention."""
+    (build,) = (row.build for row in rounded.KERNELS if row.op == "pack_linear" and format in row.formats)
+    x, weight, bias = (cases.normal(*shape, seed=seed) for seed, shape in enumerate([(5, 128), (9, 128), (9,)]))
+    exact = cases.normal(5, 128, seed=0)
+    rows = fake_quant(exact, FORMATS[format]) if FORMATS[format].activations else exact
+    found = build(None)(weight, bias, format=format)(x)
+    torch.testing.assert_close(found, rows @ fake_quant(weight, FORMATS[format]).T + bias)
+    attention = [row.build(None) for row in rounded.KERNELS if row.op == "attention" and format in row.formats]
+    assert len(attention) == FORMATS[format].activations
+    q, segments = cases.PLAIN.inputs("float32")  # heads of 128
+    exact, _ = reference_ops.attention(q, segments)
+    for call in attention:
+        assert 1e-3 < cases.Loss.of(call(q, segments)[0], exact).whole < 0.3
+        causal = q[:, :7], [(q[:, :7], q[:, :7])]
+        assert torch.equal(call(*causal, causal=True)[0], reference_ops.attention(*causal, causal=True)[0])
 
 
 @pytest.fixture

@@ -114,6 +114,7 @@ def validate(names: tuple[str, ...], random_weights: bool) -> None:
 
     Takes four processes: two runs of the recipe, two of its baseline in bf16, and of each velocities and a short
     trajectory, which are held against those of the baseline in float32. Recipes for one request share the baseline's.
+    A recipe with formats takes one more, for the baseline in these formats.
     """
     from ..evidence.record import path_of
     from ..evidence.validate import validate as measure
@@ -129,10 +130,11 @@ def _verdict(record: dict[str, Any]) -> str:
     lines = [f"cold {raw['cold']['seconds']:.1f} s, warm {raw['warm']['seconds']:.1f} s"]
     for check in verdict["checks"]:
         held = "within" if check["held"] else "OUTSIDE"
+        formats = f", in the formats {check['formats']:.3g}" if "formats" in check else ""
         noise = ", ".join(f"{name} {moved[check['quantity']]:.3g}" for name, moved in compared["noise"].items())
         lines.append(
             f"{check['quantity']}: {check['value']:.3g} from float32, {held} {check['bound']:.3g} "
-            f"(eager bf16 {check['eager']:.3g}; from itself: {noise})"
+            f"(eager bf16 {check['eager']:.3g}{formats}; from itself: {noise})"
         )
     for name, output in compared["output"].items():
         decibels = "equal" if output["psnr_db"] is None else f"{output['psnr_db']:.1f} dB, SSIM {output['ssim']:.4f}"

@@ -99,7 +99,7 @@ MEASURED = (
     "Record",
     "Cold / warm",
     "Peak: allocated, reserved, host",
-    "First velocity, error: eager bf16, candidate",
+    "First velocity, error: eager bf16 (in the formats), candidate",
     "Middle velocity",
     "Short trajectory",
     "Output against the baseline's: restart, candidate",
@@ -115,9 +115,14 @@ def _measured(recipe: Recipe, state: State) -> tuple[str, ...]:
         f"[{record['date']}](../recipes/evidence/{recipe.name}.json), {_mark(state.name)}",
         f"{raw['cold']['seconds']:.1f} / {raw['warm']['seconds']:.1f} s",
         ", ".join("–" if peak is None else f"{peak / GIB:.1f} GiB" for peak in memory),
-        *(f"{check['eager']:.2g}, {check['value']:.2g}" for check in record["verdict"]["checks"]),
+        *map(_errors, record["verdict"]["checks"]),
         f"{_output(output['restart'])}, {_output(output['candidate'])}",
     )
+
+
+def _errors(check: dict[str, Any]) -> str:
+    formats = f" ({check['formats']:.2g})" if "formats" in check else ""
+    return f"{check['eager']:.2g}{formats}, {check['value']:.2g}"
 
 
 def _output(output: dict[str, Any]) -> str:

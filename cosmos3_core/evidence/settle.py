@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .. import reference
@@ -15,8 +15,8 @@ from .recipe import GIB, Recipe
 if TYPE_CHECKING:
     from ..scenarios.request import Request
 
-BASELINE, EXACT, CANDIDATE = "baseline", "exact baseline", "candidate"
-EAGER = {BASELINE: "bfloat16", EXACT: "float32"}
+BASELINE, EXACT, FORMATS, CANDIDATE = "baseline", "exact baseline", "baseline in the recipe's formats", "candidate"
+EAGER = {BASELINE: "bfloat16", EXACT: "float32", FORMATS: "bfloat16"}
 """The roles with eager torch for every op, and the dtype of each."""
 
 
@@ -49,7 +49,13 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
         raise InputError(f"recipe {recipe.name}", found, "Use a recipe for one device")
     model = (describe if random_weights else open_model)(recipe.run["model"])
     if role in EAGER:
-        want = Want.of(model.config, EAGER[role], {row.op: row.name for row in reference.BACKEND.kernels})
+        formats = recipe.formats if role == FORMATS else {}
+        if formats:
+            from . import rounded
+
+            backend = replace(backend, kernels=rounded.KERNELS)
+        eager = {row.op: row.name for row in reference.BACKEND.kernels if formats.get(row.op, "none") == "none"}
+        want = Want.of(model.config, EAGER[role], eager, formats)
     else:
         want = Want.of(model.config, recipe.run.get("dtype", model.dtype), recipe.kernels, recipe.formats)
     plan = resolve(want, backend, device)

@@ -17,7 +17,7 @@ from . import record as records
 from . import verdict as verdicts
 from . import worker
 from .recipe import Recipe
-from .settle import BASELINE, CANDIDATE, EXACT, Settled, check_expect, settle
+from .settle import BASELINE, CANDIDATE, EXACT, FORMATS, Settled, check_expect, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,10 +92,12 @@ def _answer(
         for question in questions:
             recipe = question.recipe
             raw = shared | {"candidate": measure(recipe, "candidate", CANDIDATE)}
+            if recipe.formats:
+                raw["formats"] = measure(recipe, "formats", FORMATS)
             cold, memory = raw["candidate"]["cold"], raw["candidate"]["memory"]
             check_expect(recipe, sum(cold["stages"].values()), memory)
             say(f"comparing {recipe.name}")
-            compared = compare(folder)
+            compared = compare(folder, bool(recipe.formats))
             if changed := records.differences(fingerprint, question.fingerprint()):
                 found = f"{'; '.join(changed)} while it was measured"
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
@@ -126,10 +128,11 @@ def _record(question: Question, model: dict[str, Any], found: dict[str, Any]) ->
     )
 
 
-def compare(folder: Path) -> dict[str, Any]:
-    """`error`: how far each measurement is from the exact baseline, and `noise`: the baseline, repeated and restarted,
-    from itself, both as relative L1 of the verdict's quantities. `output`: PSNR (dB, None if equal) and SSIM of the
-    decoded frames, restarted and the candidate's, against the baseline's."""
+def compare(folder: Path, formats: bool) -> dict[str, Any]:
+    """`error`: how far each measurement is from the exact baseline, the one in the `formats` included if there are any,
+    and `noise`: the baseline, repeated and restarted, from itself, both as relative L1 of the verdict's quantities.
+    `output`: PSNR (dB, None if equal) and SSIM of the decoded frames, restarted and the candidate's, against the
+    baseline's."""
     from safetensors import safe_open
 
     from . import quality
@@ -150,8 +153,9 @@ def compare(folder: Path) -> dict[str, Any]:
         frames = read(name, "frames"), read("baseline", "frames")
         return {"psnr_db": quality.psnr(*frames), "ssim": quality.ssim(*frames)}
 
+    names = ("baseline", "restart", "candidate", *(["formats"] if formats else []))
     return {
-        "error": {name: distance(name, "exact") for name in ("baseline", "restart", "candidate")},
+        "error": {name: distance(name, "exact") for name in names},
         "noise": {"repeat": distance("baseline", "baseline", ".again"), "restart": distance("restart", "baseline")},
         "output": {name: output(name) for name in ("restart", "candidate")},
     }

@@ -8,7 +8,8 @@ identical latents, and a short trajectory.
 Nor can they be held against eager bf16. Where the model amplifies rounding, two implementations that are equally good
 lie as far from each other as from the truth, on a device that repeats itself bit for bit too. So both are held against
 the same evaluation in float32, as in the conformance kit: the candidate may lose a multiple of what eager bf16 loses.
-Quantization has no allowance: a recipe that loses more is not as good as bf16, and its numbers say by how much.
+Who names a quantization format has chosen what the format loses. So a recipe with formats may lose a multiple of what
+eager torch loses in these formats; what eager bf16 loses is told beside it.
 """
 
 from __future__ import annotations
@@ -25,20 +26,26 @@ RULE = (
     f"in the first velocity, the middle step's and a short trajectory the relative L1 error against float32 is at most "
     f"{MULTIPLE:g} times what eager bf16 loses on the device, plus {FLOOR:g}"
 )
+FORMATS_RULE = RULE.replace("eager bf16 loses", "eager torch loses in the recipe's formats")
 ITSELF = "the candidate is the baseline (the same rows and dtype), so it is held against itself"
 
 
 def judge(comparisons: dict[str, Any], same: bool) -> dict[str, Any]:
     """The verdict on `comparisons` (see `validate.compare`): `passed`, the `rule`, and each of its `checks` with the
-    candidate's error as value, `eager`, the larger of the baseline's two, and the bound. `same` says that candidate and
-    baseline have one plan."""
+    candidate's error as value, `eager`, the larger of the baseline's two, `formats`, eager torch's in the recipe's
+    formats if it has any, and the bound. `same` says that candidate and baseline have one plan."""
     errors, checks = comparisons["error"], []
+    formats = errors.get("formats")
     for quantity in QUANTITIES:
         value = errors["candidate"][quantity]
         eager = max(errors[name][quantity] for name in ("baseline", "restart"))
-        bound = MULTIPLE * eager + FLOOR
-        checks.append({"quantity": quantity, "value": value, "eager": eager, "bound": bound, "held": value <= bound})
-    verdict = {"passed": all(check["held"] for check in checks), "rule": RULE, "checks": checks}
+        check = {"quantity": quantity, "value": value, "eager": eager}
+        if formats:
+            check["formats"] = formats[quantity]
+        bound = MULTIPLE * check.get("formats", eager) + FLOOR
+        checks.append(check | {"bound": bound, "held": value <= bound})
+    rule = FORMATS_RULE if formats else RULE
+    verdict = {"passed": all(check["held"] for check in checks), "rule": rule, "checks": checks}
     return verdict | ({"note": ITSELF} if same else {})
 
 

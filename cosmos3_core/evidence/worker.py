@@ -1,9 +1,9 @@
 """One measurement, in a process of its own: `python -m cosmos3_core.evidence.worker JOB.json`.
 
 A full run, cold from the start of the process, and for the candidate a warm one; then the probes: the velocity of the
-first and of the middle step from given latents, and a short trajectory, for the baseline twice. The exact baseline is
-probed only. Between runs the components are dropped and loaded again, as `cosmos3 run` does, so that the peak is that
-of a user's run; the stages' seconds tell loading from work.
+first and of the middle step from given latents, and a short trajectory, for the baseline twice. The exact baseline and
+the one in the recipe's formats are probed only. Between runs the components are dropped and loaded again, as `cosmos3
+run` does, so that the peak is that of a user's run; the stages' seconds tell loading from work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error
 from . import recipe as recipes
-from .settle import CANDIDATE, EXACT, peaks, settle
+from .settle import BASELINE, CANDIDATE, EXACT, peaks, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ def measure(job: Job) -> None:
     inputs = engine.read_inputs(request, noise)
     raw: dict[str, Any] = {"plan": plan.to_json()}
     tensors = {"middle": _read(job.middle, "middle")} if job.middle else {}
-    if job.role != EXACT:
+    if job.role in (BASELINE, CANDIDATE):
         tensors["frames"], middle, raw["cold"] = _generate(engine, request, inputs, job.launched)
         tensors.setdefault("middle", middle)
         raw["memory"] = peaks(plan)

@@ -1,0 +1,55 @@
+"""The formats in eager torch: what a recipe's formats lose by themselves, whoever computes in them.
+
+Values take the round trip through the format (`quant.fake_quant`) and are multiplied in the model's dtype. Of attention
+q, k and v take it, a row for each token and head; the text's own, which is causal, stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..contract import Attention, Device, Kernel, Linear, PackLinear
+from ..quant import FORMATS
+from ..quant.numerics import fake_quant
+from ..reference import ops
+
+
+class RoundedLinear:
+    """contract.ops.Linear in a format."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str):
+        self.weight_OI, self.bias_O, self.format = fake_quant(weight_OI, FORMATS[format]), bias_O, FORMATS[format]
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return F.linear(fake_quant(x_MI, self.format) if self.format.activations else x_MI, self.weight_OI, self.bias_O)
+
+
+def _build_linear(device: Device) -> PackLinear:
+    def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
+        return RoundedLinear(weight_OI, bias_O, format)
+
+    return pack_linear
+
+
+def _attention(format: str) -> Kernel:
+    def build(device: Device) -> Attention:
+        def attention(
+            q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], *, causal: bool = False, want_lse: bool = False
+        ) -> tuple[Tensor, Tensor | None]:
+            if not causal:
+                q_BSHD = fake_quant(q_BSHD, FORMATS[format])
+                segments = [tuple(fake_quant(x, FORMATS[format]) for x in segment) for segment in segments]
+            return ops.attention(q_BSHD, segments, causal=causal, want_lse=want_lse)
+
+        return attention
+
+    return Kernel(op="attention", name=f"rounded-{format}", build=build, formats=(format,))
+
+
+KERNELS = (
+    Kernel(op="pack_linear", name="rounded", build=_build_linear, formats=tuple(FORMATS)),
+    *(_attention(name) for name, format in FORMATS.items() if format.activations),
+)
