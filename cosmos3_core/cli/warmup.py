@@ -26,7 +26,7 @@ GROUPS = 3
 
 
 def execute(options: RequestOptions, as_json: bool) -> None:
-    """Run a request twice on random weights, a few layers deep, and print the seconds of both. Raises InputError."""
+    """Run a request twice on random weights, in part of the layers, and print both runs' seconds. Raises InputError."""
     model = describe(options.model)
     request, _ = request_of(options, model.facts)
     backend, device, why = choose_backend(options.backend, options.disabled)

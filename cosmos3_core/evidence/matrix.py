@@ -32,7 +32,7 @@ def render(root: Path) -> str:
         HEAD,
         "## Legend\n",
         _table(("Mark", "Meaning"), [(_mark(name), meaning) for name, meaning in LEGEND.items()]),
-        f"The bounds: {RULE}.\n",
+        f"The bounds: {RULE}. Of a recipe with quantization formats: what eager torch loses in these, likewise.\n",
         "## Model, task and device\n",
         _grid(states),
         "## Recipes\n",

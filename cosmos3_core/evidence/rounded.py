@@ -51,5 +51,5 @@ def _attention(format: str) -> Kernel:
 
 KERNELS = (
     Kernel(op="pack_linear", name="rounded", build=_build_linear, formats=tuple(FORMATS)),
-    *(_attention(name) for name, format in FORMATS.items() if format.activations),
+    *map(_attention, FORMATS),
 )
