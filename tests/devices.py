@@ -27,6 +27,8 @@ sys.path += [str(folder) for folder in PACKAGES.values() if str(folder) not in s
 GOLDENS = ROOT / "tests" / "goldens"
 GIB = 2**30
 CUDA = {"driver": "580.159.04", "torch": "2.11.0+cu130", "cuda": "13.0", "cudnn": "9.19.0"}
+MEASURED = {"kernel launches": "NVIDIA H100 80GB HBM3, triton 3.6.0"}
+DEFAULTS = {"kernel launches": "not measured"}
 ROCM = {"torch": "2.11.0+rocm7.2", "hip": "7.2.53150"}
 NPU = {"driver": "25.5.0", "torch": "2.13.0+cpu", "torch-npu": "2.13.0", "cann": "8.5.0"}
 XPU = {"driver": "1.6.33578+38", "torch": "2.11.0+xpu", "oneapi": "20250303"}
@@ -37,9 +39,9 @@ def _device(arch: str, name: str, memory: int, versions: dict[str, str], unified
 
 
 DEVICES: dict[str, tuple[str, Device]] = {
-    "h100": ("cuda", _device("sm_90", "NVIDIA H100 80GB HBM3", 80 * GIB, CUDA)),
-    "rtx5090": ("cuda", _device("sm_120", "NVIDIA GeForce RTX 5090", 32 * GIB, CUDA)),
-    "gb10": ("cuda", _device("sm_121", "NVIDIA GB10", 128 * 10**9, CUDA, unified=True)),
+    "h100": ("cuda", _device("sm_90", "NVIDIA H100 80GB HBM3", 80 * GIB, CUDA | MEASURED)),
+    "rtx5090": ("cuda", _device("sm_120", "NVIDIA GeForce RTX 5090", 32 * GIB, CUDA | DEFAULTS)),
+    "gb10": ("cuda", _device("sm_121", "NVIDIA GB10", 128 * 10**9, CUDA | DEFAULTS, unified=True)),
     "mi300x": ("rocm", _device("gfx942", "AMD Instinct MI300X", 192 * GIB, ROCM)),
     "mi350x": ("rocm", _device("gfx950", "AMD Instinct MI350X", 288 * 10**9, ROCM)),
     "gfx1151": ("rocm", _device("gfx1151", "Radeon 8060S Graphics", 96 * GIB, ROCM, unified=True)),

@@ -113,7 +113,8 @@ def test_a_backend_builds_a_wheel_of_this_version(name, checkout):
         modules = {path for path in archive.namelist() if path.startswith(f"{package}/")}
     assert lines == ["[cosmos3.backends]", f"{name} = {package}.plugin"]
     folder = ROOT / "backends" / name
-    assert modules == {path.relative_to(folder).as_posix() for path in folder.glob(f"{package}/**/*.py")}
+    files = (path for path in folder.glob(f"{package}/**/*") if path.suffix in (".py", ".toml"))
+    assert modules == {path.relative_to(folder).as_posix() for path in files}
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel):

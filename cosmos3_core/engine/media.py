@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -37,6 +38,9 @@ _CELL_TOLERANCE = 6
 """Mean difference of two frames' `_cells`, in levels of 255. Measured between a frame and itself from the file: 0.1 for
 photo-like frames, 1.7 at worst (each channel 0 or 255 at random, 16 x 16 pixels). Measured between a photo-like frame
 and the same one mirrored, green, black or with swapped channels: 19 and more."""
+
+ENCODE_QUEUE = 8
+"""Frames that wait for the encoder at most: it takes several at once, after it has looked ahead."""
 
 
 @dataclass(frozen=True)
@@ -333,11 +337,13 @@ def _encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: 
     import numpy as np
     from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
-    sent, reformatter = _Sent(rate), VideoReformatter()
+    sent, reformatter, waiting = _Sent(rate), VideoReformatter(), deque()
     # use_metadata_tags stores any key; without it MP4 has a fixed list of them.
     options = {"movflags": "faststart+use_metadata_tags"}
     # Absolute, because FFmpeg takes a relative name with a colon in it for an address.
-    with av.open(str(temp.absolute()), "w", format="mp4", options=options) as container:
+    output = av.open(str(temp.absolute()), "w", format="mp4", options=options)
+    # Whoever makes the frames, and what is done to them here, goes on while the encoder is at work.
+    with output as container, ThreadPoolExecutor(1) as encoder:
         container.metadata.update(metadata)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
         codec = stream.codec_context
@@ -347,6 +353,10 @@ def _encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: 
         codec.color_primaries = ColorPrimaries.BT709
         codec.color_trc = ColorTrc.BT709
         codec.color_range = ColorRange.MPEG
+
+        def encode(picture: av.VideoFrame | None) -> None:
+            container.mux(stream.encode(picture))
+
         for index, frame in enumerate(frames):
             _check(frame)
             height, width, _ = frame.shape
@@ -367,10 +377,14 @@ def _encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: 
             sent.flat = sent.flat and _is_flat(frame)
             sent.cells.append(_cells(picture))
             picture.pts, picture.time_base = index, 1 / rate
-            container.mux(stream.encode(picture))
+            waiting.append(encoder.submit(encode, picture))
+            if len(waiting) > ENCODE_QUEUE:
+                waiting.popleft().result()
+        for frame in waiting:
+            frame.result()
         if not sent.cells:
             raise ValueError("a clip has at least one frame")
-        container.mux(stream.encode())
+        encode(None)
     return sent
 
 

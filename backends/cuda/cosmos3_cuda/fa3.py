@@ -20,7 +20,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from cosmos3_core.contract.attention import joined
 
 from .attention import Segments, sdpa_cudnn
-from .triton_attention import LENGTHS, LN_2, LOG2_E, Launch, _attend, _block, _put
+from .tables import Launch, Table
+from .triton_attention import LENGTHS, LN_2, LOG2_E, _attend, _block, _put
 
 FA3_FROM = 2048
 """Queries from which on FlashAttention-3 is faster than cuDNN on an H100. It takes the host 0.25 ms to call and cuDNN
@@ -38,10 +39,10 @@ class FlashAttention3:
     """contract.ops.Attention. With `cudnn`, short calls go to cuDNN; with `fp8`, the last segment of a call that is
     not causal is in FP8."""
 
-    def __init__(self, *, cudnn: bool, fp8: bool):
+    def __init__(self, table: Table, *, cudnn: bool, fp8: bool):
         from fa3_fwd_interface import flash_attn_func
 
-        self.flash, self.cudnn, self.fp8 = flash_attn_func, cudnn, fp8
+        self.flash, self.cudnn, self.fp8, self.launch = flash_attn_func, cudnn, fp8, table.launch("add_segment")
 
     def __call__(
         self, q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
@@ -81,7 +82,7 @@ class FlashAttention3:
             return_attn_probs=True,
             pack_gqa=True,
         )
-        add_segment(q8, others, out_BSHD, lse_BHS, v8.mean_BHD)
+        add_segment(q8, others, out_BSHD, lse_BHS, v8.mean_BHD, self.launch)
         if not want_lse:
             return out_BSHD, None
         if others is not None:
@@ -130,18 +131,19 @@ def _add_segment(
     _put(out_x, lse_ptr, out, peak + tl.log2(total), batch, start, head, heads, queries, True)
 
 
-ADD = Launch(64, 64, warps=4, stages=3)
-"""The fastest of nine on an H100, for 512 keys."""
-
-
 def add_segment(
-    q8: Eight, segment: tuple[Eight, Tensor] | None, out_BSHD: Tensor, lse_BHS: Tensor, v_mean_BKD: Tensor
+    q8: Eight,
+    segment: tuple[Eight, Tensor] | None,
+    out_BSHD: Tensor,
+    lse_BHS: Tensor,
+    v_mean_BKD: Tensor,
+    launch: Launch,
 ) -> None:
     """Make of out and lse, in place, the attention over their own keys and those of `segment`. `v_mean` was taken from
     their values, which get it back; `q8.against` are products with what was taken from their keys and not from the
     segment's. lse comes out as that of scores without what was taken from the segment's keys."""
     k8, v_BTKD = segment or (q8, out_BSHD)  # nothing of which is read
-    (batch, queries, heads, dim), launch = q8.x_BTHD.shape, ADD
+    batch, queries, heads, dim = q8.x_BTHD.shape
 
     def rows(x_BTHD: Tensor, block: int) -> TensorDescriptor:
         return TensorDescriptor(x_BTHD, x_BTHD.shape, x_BTHD.stride(), [1, block, 1, dim])

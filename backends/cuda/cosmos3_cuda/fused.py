@@ -7,33 +7,15 @@ can, and computes in fp32. Row numbers are 64 bits wide, because a video's activ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cosmos3_core.contract import Device, Gate, NormRope, NormSilu, Quantized, RmsNorm
+from cosmos3_core.contract import Gate, NormRope, NormSilu, Quantized, RmsNorm
 
+from .tables import Table
 from .triton_linear import eight_bits, empty_rows
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How much a program takes: warps of 32 threads, and elements where that is not a row."""
-
-    rms_norm_warps: int = 8
-    norm_rope_warps: int = 4
-    gate_warps: int = 8
-    gate_elements: int = 2048
-    gate_row_warps: int = 32
-    """Where it quantizes: a program then has a row, for its largest element."""
-    norm_silu_warps: int = 8
-    norm_silu_elements: int = 4096
-
-
-TILES = {"sm_90": Tiles()}
-"""By architecture. On an H100 each is within 1% of the fastest that was tried; elsewhere nothing has been measured."""
 
 
 @triton.jit
@@ -199,9 +181,9 @@ def _norm_silu(
     tl.store(y_ptr + row * y_stride + column[None, :], (y * tl.sigmoid(y)).to(y_ptr.dtype.element_ty), inside)
 
 
-def build_rms_norm(device: Device) -> RmsNorm:
+def build_rms_norm(table: Table) -> RmsNorm:
     """The sum, its norm, and where they are asked for its rows in 8 bits: in one pass."""
-    warps = _tiles(device).rms_norm_warps
+    warps = table.launch("rms_norm").warps
 
     def rms_norm(
         x_MI: Tensor,
@@ -239,9 +221,9 @@ def build_rms_norm(device: Device) -> RmsNorm:
     return rms_norm
 
 
-def build_norm_rope(device: Device) -> NormRope:
+def build_norm_rope(table: Table) -> NormRope:
     """All projections in one launch, read where the fused projection left them; results are contiguous."""
-    warps = _tiles(device).norm_rope_warps
+    warps = table.launch("norm_rope").warps
 
     def norm_rope(
         heads: Sequence[tuple[Tensor, Tensor | None]],
@@ -273,19 +255,20 @@ def build_norm_rope(device: Device) -> NormRope:
     return norm_rope
 
 
-def build_gate(device: Device) -> Gate:
+def build_gate(table: Table) -> Gate:
     """In place, unless it quantizes: the result is the first half of x, or all of it. Writing it elsewhere is 1%
-    faster, and takes half the memory of the largest tensor again."""
-    tiles = _tiles(device)
+    faster, and takes half the memory of the largest tensor again. To quantize it a program has a whole row, for its
+    largest element."""
+    plain, whole = table.launch("gate"), table.launch("gate_rows")
 
     def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Quantized:
         silu = activation == "silu"
         rows, width = x_MI.shape[0], x_MI.shape[1] // (2 if silu else 1)
         x_MI, block = _dense(x_MI), triton.next_power_of_2(width)
         if format == "none":
-            y, block, warps = x_MI[:, :width], min(tiles.gate_elements, block), tiles.gate_warps
+            y, block, warps = x_MI[:, :width], min(plain.elements, block), plain.warps
         else:
-            y, warps = empty_rows(x_MI, width, format), tiles.gate_row_warps
+            y, warps = empty_rows(x_MI, width, format), whole.warps
         y_MI, scale_M1 = _parts(y)
         _gate[(rows * triton.cdiv(width, block),)](
             x_MI,
@@ -303,9 +286,9 @@ def build_gate(device: Device) -> Gate:
     return gate
 
 
-def build_norm_silu(device: Device) -> NormSilu:
+def build_norm_silu(table: Table) -> NormSilu:
     """Several rows in a program: the VAE's are short and many."""
-    tiles = _tiles(device)
+    run = table.launch("norm_silu")
 
     def norm_silu(
         x_MI: Tensor,
@@ -322,7 +305,7 @@ def build_norm_silu(device: Device) -> NormSilu:
         else:
             residual_MI = _dense(residual_MI)
         block = triton.next_power_of_2(width)
-        together = max(1, tiles.norm_silu_elements // block)
+        together = max(1, run.elements // block)
         _norm_silu[(triton.cdiv(rows, together),)](
             x_MI,
             weight_I,
@@ -337,15 +320,11 @@ def build_norm_silu(device: Device) -> NormSilu:
             WIDTH=width,
             BLOCK=block,
             ROWS=together,
-            num_warps=tiles.norm_silu_warps,
+            num_warps=run.warps,
         )
         return y_MI
 
     return norm_silu
-
-
-def _tiles(device: Device) -> Tiles:
-    return TILES.get(device.arch, Tiles())
 
 
 def _parts(y: Tensor | Quantized) -> tuple[Tensor, Tensor | None]:

@@ -21,6 +21,7 @@ from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import pack
 
 from . import triton_linear
+from .tables import Table
 from .triton_linear import Paired, quantize_blocks, quantize_rows
 
 
@@ -30,21 +31,21 @@ class Unscaled:
 
     weight_OI: Tensor
     bias_O: Tensor | None
-    arch: str
+    table: Table
     gates: bool = False
 
     def __call__(self, x_MI: Tensor) -> Tensor:
         if not self.gates:
             return F.linear(x_MI, self.weight_OI, self.bias_O)
         operands = (x_MI.contiguous(), self.weight_OI, None, None, self.bias_O)
-        return triton_linear.scaled_mm(*operands, x_MI.dtype, self.arch, gated=True)
+        return triton_linear.scaled_mm(*operands, x_MI.dtype, self.table, gated=True)
 
     def gated(self) -> Unscaled:
-        order = triton_linear.gated_order(self.weight_OI, self.arch)
+        order = triton_linear.gated_order(self.weight_OI, self.table)
         if order is None:
             return self
         bias_O = None if self.bias_O is None else self.bias_O[order]
-        return Unscaled(self.weight_OI[order], bias_O, self.arch, gates=True)
+        return Unscaled(self.weight_OI[order], bias_O, self.table, gates=True)
 
 
 class RowScaled:
@@ -52,19 +53,19 @@ class RowScaled:
     rows are quantized here, in a pass of their own."""
 
     def __init__(
-        self, weight_OI: Tensor, bias_O: Tensor | None, format: str, arch: str, product: Callable[..., Tensor]
+        self, weight_OI: Tensor, bias_O: Tensor | None, format: str, table: Table, product: Callable[..., Tensor]
     ):
         _check_multiples_of_16(weight_OI)
         packed = pack(weight_OI, FORMATS[format])
         self.values_OI, self.scale_O1, self.bias_O = packed.values, packed.scales, bias_O
-        self.takes, self.arch, self.product, self.gates = format, arch, product, False
+        self.takes, self.table, self.product, self.gates = format, table, product, False
 
     def __call__(self, x_MI: Tensor | Quantized) -> Tensor:
         x = x_MI if isinstance(x_MI, Quantized) else quantize_rows(x_MI, self.takes)
-        return self.product(x.values_MI, self.values_OI, x.scale_M1, self.scale_O1, self.bias_O, x.dtype, self.arch)
+        return self.product(x.values_MI, self.values_OI, x.scale_M1, self.scale_O1, self.bias_O, x.dtype, self.table)
 
     def gated(self) -> RowScaled:
-        order = triton_linear.gated_order(self.values_OI, self.arch)
+        order = triton_linear.gated_order(self.values_OI, self.table)
         if order is None:
             return self
         # Bytes, because torch cannot gather 8-bit floats.
@@ -83,7 +84,7 @@ def torch_scaled_mm(
     scale_b_O1: Tensor,
     bias_O: Tensor | None,
     dtype: torch.dtype,
-    arch: str,
+    table: Table,
 ) -> Tensor:
     """As triton_linear.scaled_mm, for e4m3: by cuBLASLt on Hopper, CUTLASS elsewhere."""
     # On an H100, fast accumulation errs by 1.5e-3 and the other by 2e-4, where rounding to e4m3 costs 3.7e-2; it is
@@ -97,15 +98,14 @@ class WeightOnly:
     in registers. For many the arithmetic outweighs the reading: the weight is made 16 bits once and goes to cuBLAS,
     which costs that much memory for the time of the call."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str, arch: str):
-        self.weight, self.bias_O = Paired.of(pack(weight_OI, FORMATS[format])), bias_O
-        self.configs = triton_linear.A16.get(arch, triton_linear.A16_DEFAULT)
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str, table: Table):
+        self.weight, self.bias_O, self.table = Paired.of(pack(weight_OI, FORMATS[format])), bias_O, table
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        config = triton_linear.config_for(x_MI.shape[0], self.configs)
-        if config is None:
+        run = self.table.launch("a16_mm", x_MI.shape[0])
+        if run is None:
             return F.linear(x_MI, triton_linear.dequantize(self.weight, x_MI.dtype), self.bias_O)
-        return triton_linear.a16_mm(x_MI, self.weight, self.bias_O, config)
+        return triton_linear.a16_mm(x_MI, self.weight, self.bias_O, run, self.table.tma)
 
 
 class BlockScaled:
@@ -163,23 +163,23 @@ def _check_multiples_of_16(weight_OI: Tensor) -> None:
         raise ValueError(f"8-bit products need features in multiples of 16, got a weight of {[*weight_OI.shape]}")
 
 
-def build_cublas(arch: str) -> PackLinear:
-    return lambda weight_OI, bias_O, *, format="none": Unscaled(weight_OI, bias_O, arch)
+def build_cublas(table: Table) -> PackLinear:
+    return lambda weight_OI, bias_O, *, format="none": Unscaled(weight_OI, bias_O, table)
 
 
-def build_scaled_mm(arch: str) -> PackLinear:
-    return packer(RowScaled, arch=arch, product=torch_scaled_mm)
+def build_scaled_mm(table: Table) -> PackLinear:
+    return packer(RowScaled, table=table, product=torch_scaled_mm)
 
 
-def build_triton_scaled_mm(arch: str) -> PackLinear:
-    return packer(RowScaled, arch=arch, product=triton_linear.scaled_mm)
+def build_triton_scaled_mm(table: Table) -> PackLinear:
+    return packer(RowScaled, table=table, product=triton_linear.scaled_mm)
 
 
-def build_triton_a16(arch: str) -> PackLinear:
-    return packer(WeightOnly, arch=arch)
+def build_triton_a16(table: Table) -> PackLinear:
+    return packer(WeightOnly, table=table)
 
 
-def build_block_scaled_mm(arch: str) -> PackLinear:
+def build_block_scaled_mm(table: Table) -> PackLinear:
     return packer(BlockScaled)
 
 

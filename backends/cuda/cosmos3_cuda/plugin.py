@@ -29,6 +29,8 @@ def probe() -> Device:
     """The first GPU that torch sees, and how many there are of its kind. Raises Unavailable."""
     import torch
 
+    from .tables import origin
+
     if torch.version.cuda is None:
         raise Unavailable(
             f"torch {torch.__version__} was built without CUDA; "
@@ -45,7 +47,7 @@ def probe() -> Device:
         count=sum(alike),
         memory=gpus[0].total_memory,
         unified=bool(gpus[0].is_integrated),
-        versions=_versions(),
+        versions=_versions() | {"kernel launches": origin(archs[0])},
     )
 
 
@@ -79,6 +81,13 @@ def _driver() -> str | None:
     return answer.stdout.strip() or None
 
 
+def _table(device: Device) -> Any:
+    """How kernels are launched on it."""
+    from .tables import table
+
+    return table(device.arch)
+
+
 def build_sdpa_cudnn(device: Device) -> Attention:
     from .attention import sdpa_cudnn
 
@@ -94,13 +103,13 @@ def build_sdpa_flash(device: Device) -> Attention:
 def build_fa3(device: Device) -> Attention:
     from .fa3 import FlashAttention3
 
-    return FlashAttention3(cudnn=cudnn_fault(device) is None, fp8=False)
+    return FlashAttention3(_table(device), cudnn=cudnn_fault(device) is None, fp8=False)
 
 
 def build_fa3_fp8(device: Device) -> Attention:
     from .fa3 import FlashAttention3
 
-    return FlashAttention3(cudnn=cudnn_fault(device) is None, fp8=True)
+    return FlashAttention3(_table(device), cudnn=cudnn_fault(device) is None, fp8=True)
 
 
 def build_fa4(device: Device) -> Attention:
@@ -112,19 +121,19 @@ def build_fa4(device: Device) -> Attention:
 def build_triton_attention(device: Device) -> Attention:
     from .triton_attention import Flash
 
-    return Flash(device.arch)
+    return Flash(_table(device))
 
 
 def build_triton_int8(device: Device) -> Attention:
     from .triton_attention import build_int8
 
-    return build_int8(device.arch)
+    return build_int8(_table(device))
 
 
 def build_triton_fp8(device: Device) -> Attention:
     from .triton_attention import build_fp8
 
-    return build_fp8(device.arch)
+    return build_fp8(_table(device))
 
 
 def row_wise(op: str, notes: str, **fields: Any) -> Kernel:
@@ -133,7 +142,7 @@ def row_wise(op: str, notes: str, **fields: Any) -> Kernel:
     def build(device: Device) -> Any:
         from . import fused
 
-        return getattr(fused, f"build_{op}")(device)
+        return getattr(fused, f"build_{op}")(_table(device))
 
     return Kernel(op=op, name="triton", build=build, arch=AMPERE_ON, needs=("triton",), notes=notes, **fields)
 
@@ -144,7 +153,7 @@ def linear_row(name: str, formats: tuple[str, ...], notes: str, **fields: Any) -
     def build(device: Device) -> PackLinear:
         from . import linear
 
-        return getattr(linear, f"build_{name.replace('-', '_')}")(device.arch)
+        return getattr(linear, f"build_{name.replace('-', '_')}")(_table(device))
 
     return Kernel(op="pack_linear", name=name, build=build, formats=formats, needs=("triton",), notes=notes, **fields)
 

@@ -31,6 +31,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cosmos3_core.contract.attention import joined
 
+from .tables import Table
+
 Segments = Sequence[tuple[Tensor, Tensor]]
 
 LOG2_E = math.log2(math.e)
@@ -328,25 +330,8 @@ def _flash_8bit(
 # Launches ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Launch:
-    """Queries and keys of a block, and how a program runs."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-
-
-BEFORE_TMA = ("sm_80", "sm_86", "sm_87", "sm_89")
 WITHOUT_INT8 = ("sm_100", "sm_103", "sm_110")
 """Their tensor cores multiply integers slowly, or only through the instructions of older ones."""
-
-FLASH = {"sm_80": Launch(128, 64, 8, 3), "sm_87": Launch(128, 64, 8, 3), "sm_90": Launch(128, 64, 8, 3)}
-FLASH_DEFAULT = Launch(128, 32, 8, 2)
-EIGHT_BIT = {"sm_80": Launch(128, 64, 8, 3), "sm_87": Launch(128, 64, 8, 3), "sm_90": Launch(64, 128, 4, 3)}
-EIGHT_BIT_DEFAULT = Launch(128, 64, 8, 2)
-"""sm_90's as measured on an H100. The default fits into the 99 KiB of shared memory that consumer GPUs have."""
 
 CHUNKS = 32
 """Parts of a segment whose ranges are found in parallel, in blocks of RANGES_BLOCK tokens."""
@@ -373,9 +358,8 @@ E4M3 = Element(torch.float8_e4m3fn, tl.float8e4nv, 448.0)
 class Flash:
     """contract.ops.Attention with products in 16 bits. Two segments are read where they lie."""
 
-    def __init__(self, arch: str):
-        self.tma = arch not in BEFORE_TMA
-        self.launch = FLASH.get(arch, FLASH_DEFAULT)
+    def __init__(self, table: Table):
+        self.tma, self.launch = table.tma, table.launch("flash")
 
     def __call__(
         self, q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
@@ -414,9 +398,8 @@ class EightBit:
     """contract.ops.Attention with the last segment in 8 bits: `keys` and queries, and `values` and weights. Causal
     calls are the text's own, and in 16 bits."""
 
-    def __init__(self, arch: str, keys: Element, values: Element):
-        self.flash = Flash(arch)
-        self.launch = EIGHT_BIT.get(arch, EIGHT_BIT_DEFAULT)
+    def __init__(self, table: Table, keys: Element, values: Element):
+        self.flash, self.launch = Flash(table), table.launch("eight_bit")
         self.keys, self.values = keys, values
 
     def __call__(
@@ -495,14 +478,14 @@ class EightBit:
         return k8_BKTD, v8_BKDT, channel_BK4D
 
 
-def build_int8(arch: str) -> EightBit:
+def build_int8(table: Table) -> EightBit:
     """Everything in int8."""
-    return EightBit(arch, INT8, INT8)
+    return EightBit(table, INT8, INT8)
 
 
-def build_fp8(arch: str) -> EightBit:
+def build_fp8(table: Table) -> EightBit:
     """Values and weights in FP8. Keys and queries in int8, which loses a third as much of them, where it is fast."""
-    return EightBit(arch, E4M3 if arch in WITHOUT_INT8 else INT8, E4M3)
+    return EightBit(table, E4M3 if table.arch in WITHOUT_INT8 else INT8, E4M3)
 
 
 def first_and_last(q_BSHD: Tensor, segments: Segments, causal: bool) -> Segments:

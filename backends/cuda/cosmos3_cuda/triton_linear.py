@@ -8,8 +8,6 @@ Kernels are not specialized for the number of rows, M: another size of video com
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,68 +20,19 @@ from cosmos3_core.contract import Quantized
 from cosmos3_core.quant import ELEMENTS, FORMATS, Format
 from cosmos3_core.quant.numerics import Packed
 
+from .tables import Launch, Table
+
 VALUES = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}
 INT8_MOST, E4M3_MOST = (tl.constexpr(ELEMENTS[element].most) for element in VALUES)
 BLOCK_VALUES = {"e4m3": torch.float8_e4m3fn, "e2m1": torch.uint8}
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 DEQUANTIZED_ROWS = 32
-WITHOUT_TMA = ("sm_80", "sm_86", "sm_87", "sm_89")
 GROUP_M = 8
 """Rows of tiles that are done together, so that L2 keeps the part of the weight that they share."""
 CHUNK = tl.constexpr(128)
 HALF = tl.constexpr(64)
 """A byte holds the 4-bit codes of features j and j + 64 of a chunk of 128, so that the low codes of a run of bytes are
 a run of features, and the high ones another."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """A tile's sizes, and how the kernel is launched. `tma`, the tensor memory accelerator, is there from
-    sm_90 on. A `persistent` kernel has one program
-    per multiprocessor, which loads a tile while it stores the one before; others have a program per tile."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    tma: bool = True
-    persistent: bool = False
-
-
-Configs = Mapping[float, Config]
-"""For up to how many rows which tile is best, in rising order."""
-
-SCALED: dict[str, Configs] = dict.fromkeys(
-    WITHOUT_TMA, {math.inf: Config(128, 128, 64, warps=8, stages=3, tma=False)}
-) | {
-    "sm_90": {
-        512: Config(128, 128, 128, warps=8, stages=4, persistent=True),
-        math.inf: Config(128, 256, 128, warps=8, stages=4, persistent=True),
-    },
-}
-"""sm_90: measured on one H100. Elsewhere: what compiles without spilling registers."""
-SCALED_DEFAULT: Configs = {math.inf: Config(128, 128, 128, warps=8, stages=3)}
-GATED: dict[tuple[str, int], Config] = {
-    ("sm_90", 1): Config(128, 256, 128, warps=8, stages=3, persistent=True),
-    ("sm_90", 2): Config(128, 256, 64, warps=8, stages=3, persistent=True),
-}
-"""By architecture and bytes of an element: where a product that applies the gate itself is faster than one and a pass
-for the gate, or as fast. Measured in bf16 and e4m3 at 2,048 to 44,160 rows; int8 takes e4m3's."""
-
-A16: dict[str, Configs] = dict.fromkeys(WITHOUT_TMA, {64: Config(64, 64, 128, warps=4, stages=3, tma=False)}) | {
-    "sm_90": {
-        16: Config(16, 64, 128, warps=4, stages=3),
-        64: Config(64, 128, 128, warps=4, stages=3),
-        256: Config(128, 64, 128, warps=4, stages=3),
-    },
-}
-"""As SCALED, with a chunk for block_k. Beyond the last number of rows it is faster to make the weight 16 bits first."""
-A16_DEFAULT: Configs = {64: Config(64, 64, 128, warps=4, stages=3)}
-
-
-def config_for(rows: int, configs: Configs) -> Config | None:
-    return next((config for most, config in configs.items() if rows <= most), None)
 
 
 @triton.jit
@@ -307,48 +256,57 @@ def scaled_mm(
     scale_b_O1: Tensor | None,
     bias_O: Tensor | None,
     dtype: torch.dtype,
-    arch: str,
+    table: Table,
     gated: bool = False,
 ) -> Tensor:
     """(a bᵀ) scale_a scale_bᵀ + bias as y_MO in `dtype`, of contiguous int8 or float8_e4m3fn, I a multiple of 16, O
     of 8. int8 is summed exactly; e4m3 as fast as the hardware can. `gated`: the outputs are in `gated_order`, and
     silu(gate)·up is returned, O / 2 wide and rounded once; of 16-bit operands, too, without scales."""
     (M, K), N = a_MI.shape, b_OI.shape[0]
-    c = GATED[arch, a_MI.element_size()] if gated else config_for(M, SCALED.get(arch, SCALED_DEFAULT))
+    run = table.launch(gated_kernel(a_MI) if gated else "scaled_mm", M)
     y_MO = torch.empty(M, N // 2 if gated else N, dtype=dtype, device=a_MI.device)
-    operands = ((a_MI, [c.block_m, c.block_k]), (b_OI, [c.block_n, c.block_k]), (y_MO, [c.block_m, c.block_n // 2]))
-    programs = triton.cdiv(M, c.block_m) * triton.cdiv(N, c.block_n)
-    if c.persistent:
+    operands = (
+        (a_MI, [run.block_m, run.block_k]),
+        (b_OI, [run.block_n, run.block_k]),
+        (y_MO, [run.block_m, run.block_n // 2]),
+    )
+    programs = triton.cdiv(M, run.block_m) * triton.cdiv(N, run.block_n)
+    if run.persistent:
         programs = min(programs, torch.cuda.get_device_properties(a_MI.device).multi_processor_count)
     _scaled_mm[(programs,)](
-        *(TensorDescriptor.from_tensor(*operand) if c.tma else operand[0] for operand in operands),
+        *(TensorDescriptor.from_tensor(*operand) if table.tma else operand[0] for operand in operands),
         scale_a_M1,
         scale_b_O1,
         bias_O,
         M,
         N,
         K,
-        BLOCK_M=c.block_m,
-        BLOCK_N=c.block_n,
-        BLOCK_K=c.block_k,
+        BLOCK_M=run.block_m,
+        BLOCK_N=run.block_n,
+        BLOCK_K=run.block_k,
         GROUP=GROUP_M,
-        TMA=c.tma,
+        TMA=table.tma,
         ACCUMULATOR=tl.int32 if a_MI.dtype == torch.int8 else tl.float32,
         DTYPE=DTYPES[dtype],
         GATED=gated,
-        num_warps=c.warps,
-        num_stages=c.stages,
+        num_warps=run.warps,
+        num_stages=run.stages,
     )
     return y_MO
 
 
-def gated_order(weight_OI: Tensor, arch: str) -> Tensor | None:
+def gated_kernel(values: Tensor) -> str:
+    """What tables call a product of such numbers that applies the gate."""
+    return f"gated_mm_{8 * values.element_size()}bit"
+
+
+def gated_order(weight_OI: Tensor, table: Table) -> Tensor | None:
     """Which of the outputs [gate | up] of a packed weight comes where, so that every tile has a run of gates and the
     ups that belong to them; None where the kernel cannot or need not apply the gate."""
-    outputs, config = weight_OI.shape[0], GATED.get((arch, weight_OI.element_size()))
-    if config is None or outputs % config.block_n:
+    outputs, run = weight_OI.shape[0], table.launch(gated_kernel(weight_OI))
+    if run is None or outputs % run.block_n:
         return None
-    return torch.arange(outputs, device=weight_OI.device).view(2, -1, config.block_n // 2).transpose(0, 1).flatten()
+    return torch.arange(outputs, device=weight_OI.device).view(2, -1, run.block_n // 2).transpose(0, 1).flatten()
 
 
 # 4-bit weights by 16-bit inputs -----------------------------------------------------------------------------------
@@ -518,12 +476,12 @@ def _a16_mm(
     tl.store(y_ptr + at_m[None, :] * N + at_n[:, None], acc.to(dtype), mask=inside)
 
 
-def a16_mm(x_MI: Tensor, weight: Paired, bias_O: Tensor | None, config: Config) -> Tensor:
+def a16_mm(x_MI: Tensor, weight: Paired, bias_O: Tensor | None, run: Launch, tma: bool) -> Tensor:
     """x Wᵀ + bias as y_MO in x's dtype, bfloat16 or float16. Rows of x may lie at any distance of 16-byte multiples."""
     (M, K), N = x_MI.shape, weight.codes.shape[0]
     y_MO = torch.empty(M, N, dtype=x_MI.dtype, device=x_MI.device)
-    _a16_mm[(triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n),)](
-        TensorDescriptor.from_tensor(x_MI, [config.block_m, HALF.value]) if config.tma else x_MI,
+    _a16_mm[(triton.cdiv(M, run.block_m) * triton.cdiv(N, run.block_n),)](
+        TensorDescriptor.from_tensor(x_MI, [run.block_m, HALF.value]) if tma else x_MI,
         weight.codes,
         weight.scales,
         weight.tensor_scale,
@@ -534,11 +492,11 @@ def a16_mm(x_MI: Tensor, weight: Paired, bias_O: Tensor | None, config: Config) 
         K,
         x_MI.stride(0),
         **_meaning(weight.format),
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        TMA=config.tma,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        BLOCK_M=run.block_m,
+        BLOCK_N=run.block_n,
+        TMA=tma,
+        num_warps=run.warps,
+        num_stages=run.stages,
     )
     return y_MO
 

@@ -9,7 +9,8 @@ import re
 import pytest
 import triton.language as tl
 from cosmos3_cuda import plugin, triton_attention
-from cosmos3_cuda.triton_attention import BEFORE_TMA, build_fp8, build_int8
+from cosmos3_cuda.tables import BEFORE_TMA, table
+from cosmos3_cuda.triton_attention import build_fp8, build_int8
 
 D = 128
 ROWS = {"triton-int8": build_int8, "triton-fp8": build_fp8}
@@ -58,7 +59,7 @@ def main_loop(sass: str, instruction: str) -> list[str]:
 
 @pytest.mark.parametrize("causal", [False, True], ids=["plain", "causal"])
 def test_flash(compiled, arch, causal):
-    run = triton_attention.FLASH.get(arch, triton_attention.FLASH_DEFAULT)
+    run = table(arch).launch("flash")
     keys = rows(arch, run.block_n)
     types = {"q_x": rows(arch, run.block_m), "k0_x": keys, "v0_x": keys, "k1_x": keys, "v1_x": keys}
     types |= {"out_x": rows(arch, run.block_m), "lse_ptr": "*fp32:16"}
@@ -76,7 +77,7 @@ def test_flash(compiled, arch, causal):
 def test_eight_bit(compiled, arch, name):
     if arch not in next(row for row in plugin.ROWS if row.name == name).arch:
         pytest.skip(f"{name} is not for {arch}")
-    op = ROWS[name](arch)
+    op = ROWS[name](table(arch))
     run, keys, values, text = op.launch, op.keys.triton, op.values.triton, rows(arch, triton_attention.TEXT_BLOCK)
     types = {"q_x": rows(arch, run.block_m), "k_x": text, "v_x": text, "out_x": rows(arch, run.block_m)}
     types |= {"k8_x": matrix(arch, keys, (run.block_n, D)), "v8_x": matrix(arch, values, (D, run.block_n))}
@@ -114,7 +115,7 @@ def test_ranges(compiled, arch):
 def test_quantize(compiled, arch, name):
     if arch not in next(row for row in plugin.ROWS if row.name == name).arch:
         pytest.skip(f"{name} is not for {arch}")
-    op = ROWS[name](arch)
+    op = ROWS[name](table(arch))
     types = INPUTS | {"k8_ptr": f"*{NAMES[op.keys.triton]}:16", "v8_ptr": f"*{NAMES[op.values.triton]}:16"}
     types |= {"channel_ptr": "*fp32:16", "blocks": "i32"}
     constants = dict(N=op.launch.block_n, D=D, CHUNKS=triton_attention.CHUNKS, RUN=triton_attention.RUN)

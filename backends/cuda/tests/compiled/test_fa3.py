@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from cosmos3_cuda import fa3
+from cosmos3_cuda.tables import table
 
+ADD = table("sm_90").launch("add_segment")
 STRIDES = ("i32:16", "i32:16", "i32:16")
 BF16, FP32, FP8 = "*bf16:16", "*fp32:16", "*fp8e4nv:16"
 Q8, K8, OUT, V = (
-    f"tensordesc<{dtype}[1,{block},1,128]>"
-    for dtype in ("fp8e4nv", "bf16")
-    for block in (fa3.ADD.block_m, fa3.ADD.block_n)
+    f"tensordesc<{dtype}[1,{block},1,128]>" for dtype in ("fp8e4nv", "bf16") for block in (ADD.block_m, ADD.block_n)
 )
 PARTS = dict(x_ptr=BF16, strides=STRIDES, most_ptr=FP32, sum_ptr=FP32)
 SCALED = PARTS | dict(out_ptr=FP8, scale_ptr=FP32, mean_ptr=FP32, length="i32")
@@ -24,8 +24,8 @@ CASES = {
         | dict.fromkeys(("lse_ptr", "apart_ptr", "q_scale_ptr", "k_scale_ptr", "mean_ptr"), FP32)
         | dict.fromkeys(("queries", "length", "groups"), "i32")
         | {"scale": "fp32"},
-        dict(M=fa3.ADD.block_m, N=fa3.ADD.block_n, D=128),
-        dict(num_warps=fa3.ADD.warps, num_stages=fa3.ADD.stages),
+        dict(M=ADD.block_m, N=ADD.block_n, D=128),
+        dict(num_warps=ADD.warps, num_stages=ADD.stages),
     ),
     "reach": (fa3._reach, PARTS | dict(length="i32", chunk="i32"), dict(D=128, N=32), dict(num_warps=4)),
     "scaled, with products": (fa3._scaled, PRODUCTS, SIZES | dict(SHARE=4, CENTRE=False), dict(num_warps=4)),

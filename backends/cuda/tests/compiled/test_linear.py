@@ -8,7 +8,7 @@ import re
 import pytest
 import triton.language as tl
 from cosmos3_cuda import plugin, triton_linear
-from cosmos3_cuda.triton_linear import Config
+from cosmos3_cuda.tables import Launch, Table, table
 
 from cosmos3_core.contract import Ask, Device
 from cosmos3_core.quant import FORMATS
@@ -24,21 +24,21 @@ ELEMENTS = {"int8": (r"\.s8\.s8", "i8", tl.int32), "fp8": (r"\.e4m3\.e4m3", "fp8
 A16 = [name for name, format in FORMATS.items() if not format.activations]
 
 
-def matrix(config: Config, element: str, block: list[int]) -> str:
+def matrix(of: Table, element: str, block: list[int]) -> str:
     """The type of an operand, as `scaled_mm` and `a16_mm` hand it over."""
-    return f"tensordesc<{element}[{block[0]},{block[1]}]>" if config.tma else f"*{element}:16"
+    return f"tensordesc<{element}[{block[0]},{block[1]}]>" if of.tma else f"*{element}:16"
 
 
-def loads_ahead(config: Config, ptx: str) -> bool:
-    return ("cp.async.bulk.tensor" if config.tma else "cp.async.cg.shared.global") in ptx
+def loads_ahead(of: Table, ptx: str) -> bool:
+    return ("cp.async.bulk.tensor" if of.tma else "cp.async.cg.shared.global") in ptx
 
 
-def product(compiled, arch: str, config: Config, element: str, accumulator: tl.dtype, gated: bool):
+def product(compiled, of: Table, run: Launch, element: str, accumulator: tl.dtype, gated: bool):
     """The kernel as it is launched, with scales where the operands have 8 bits."""
     types = {
-        "a": matrix(config, element, [config.block_m, config.block_k]),
-        "b": matrix(config, element, [config.block_n, config.block_k]),
-        "y": matrix(config, "bf16", [config.block_m, config.block_n // 2]),
+        "a": matrix(of, element, [run.block_m, run.block_k]),
+        "b": matrix(of, element, [run.block_n, run.block_k]),
+        "y": matrix(of, "bf16", [run.block_m, run.block_n // 2]),
         "bias_ptr": "*bf16:16",
         "M": "i32",
         "N": "i32:16",
@@ -48,17 +48,17 @@ def product(compiled, arch: str, config: Config, element: str, accumulator: tl.d
     types |= {} if element == "bf16" else dict.fromkeys(scales, "*fp32:16")
     constants = dict.fromkeys(scales) if element == "bf16" else {}
     constants |= {
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
+        "BLOCK_M": run.block_m,
+        "BLOCK_N": run.block_n,
+        "BLOCK_K": run.block_k,
         "GROUP": triton_linear.GROUP_M,
-        "TMA": config.tma,
+        "TMA": of.tma,
         "ACCUMULATOR": accumulator,
         "DTYPE": tl.bfloat16,
         "GATED": gated,
     }
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    return compiled(triton_linear._scaled_mm, arch, types, constants, **options)
+    options = {"num_warps": run.warps, "num_stages": run.stages}
+    return compiled(triton_linear._scaled_mm, of.arch, types, constants, **options)
 
 
 @pytest.mark.parametrize("format", ELEMENTS)
@@ -73,40 +73,39 @@ def test_scaled_product(compiled, arch, format):
         instruction = r"kind::f8f6f4"
     elif arch == "sm_100":  # its tensor memory takes no int8: Ampere's instruction
         core = TENSOR_CORE["sm_80"]
-    plain = triton_linear.SCALED.get(arch, triton_linear.SCALED_DEFAULT).values()
-    gated = [config for (name, size), config in triton_linear.GATED.items() if (name, size) == (arch, 1)]
-    for config, gates in [*((config, False) for config in plain), *((config, True) for config in gated)]:
-        found = product(compiled, arch, config, element, accumulator, gates)
-        assert re.search(rf"{core}\S*{instruction}", found.ptx)
-        assert loads_ahead(config, found.ptx) and not found.spilled
+    of = table(arch)
+    for kernel in ("scaled_mm", "gated_mm_8bit"):
+        for run in of.launches.get(kernel, ()):
+            found = product(compiled, of, run, element, accumulator, kernel != "scaled_mm")
+            assert re.search(rf"{core}\S*{instruction}", found.ptx)
+            assert loads_ahead(of, found.ptx) and not found.spilled
 
 
 def test_product_in_16_bits_that_applies_the_gate(compiled):
-    config = triton_linear.GATED["sm_90", 2]
-    found = product(compiled, "sm_90", config, "bf16", tl.float32, gated=True)
+    of = table("sm_90")
+    found = product(compiled, of, of.launch("gated_mm_16bit"), "bf16", tl.float32, gated=True)
     assert re.search(TENSOR_CORE["sm_90"] + r"\S*bf16", found.ptx)
-    assert loads_ahead(config, found.ptx) and not found.spilled
+    assert loads_ahead(of, found.ptx) and not found.spilled
 
 
 @pytest.mark.parametrize("format", A16)
 def test_weight_only_product(compiled, arch, format):
-    for config in triton_linear.A16.get(arch, triton_linear.A16_DEFAULT).values():
+    of = table(arch)
+    for run in of.launches["a16_mm"]:
         types = weight_types(format) | {
-            "x": matrix(config, "bf16", [config.block_m, 64]),
+            "x": matrix(of, "bf16", [run.block_m, 64]),
             "bias_ptr": "*bf16:16",
             "y_ptr": "*bf16:16",
             "M": "i32",
             "stride_x": "i32:16",
         }
         constants = weight_constants(format) | {
-            "BLOCK_M": config.block_m,
-            "BLOCK_N": config.block_n,
-            "TMA": config.tma,
+            "BLOCK_M": run.block_m,
+            "BLOCK_N": run.block_n,
+            "TMA": of.tma,
         }
-        found = compiled(
-            triton_linear._a16_mm, arch, types, constants, num_warps=config.warps, num_stages=config.stages
-        )
-        assert re.search(TENSOR_CORE[arch], found.ptx) and loads_ahead(config, found.ptx) and not found.spilled
+        found = compiled(triton_linear._a16_mm, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
+        assert re.search(TENSOR_CORE[arch], found.ptx) and loads_ahead(of, found.ptx) and not found.spilled
 
 
 def test_dequantize(compiled, arch):

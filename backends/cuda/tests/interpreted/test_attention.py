@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cosmos3_cuda.tables import table
 from cosmos3_cuda.triton_attention import Flash, build_fp8, build_int8, rotation
 
 from cosmos3_core.reference import ops as reference
@@ -31,21 +32,21 @@ def check(op, case, dtype, allowed=0.0):
 
 @each(CASES)
 def test_flash(case):
-    check(Flash("sm_90"), case, "float32")
+    check(Flash(table("sm_90")), case, "float32")
 
 
 @each([RAGGED, BY_ID["causal"]])
 def test_flash_through_pointers(case):
     """As before sm_90, where there is no copy engine that takes descriptors."""
-    check(Flash("sm_80"), case, "bfloat16")
+    check(Flash(table("sm_80")), case, "bfloat16")
 
 
 @each([BY_ID[name] for name in ("ragged", "one_key", "batch2", "values50x", "causal")])
 def test_int8(case):
-    check(build_int8("sm_90"), case, "bfloat16", 4 * cases.FORMATS["int8"])
+    check(build_int8(table("sm_90")), case, "bfloat16", 4 * cases.FORMATS["int8"])
 
 
-@pytest.mark.parametrize("op", [Flash("sm_90"), build_int8("sm_90")], ids=["flash", "int8"])
+@pytest.mark.parametrize("op", [Flash(table("sm_90")), build_int8(table("sm_90"))], ids=["flash", "int8"])
 def test_the_log_sum_exp_is_given_when_asked_for(op):
     inputs = BY_ID["one_key"].inputs("bfloat16")
     (out, lse), (plain, none) = op(*inputs, want_lse=True), op(*inputs)
@@ -54,7 +55,7 @@ def test_the_log_sum_exp_is_given_when_asked_for(op):
 
 @pytest.mark.parametrize(("row", "arch"), [("int8", "sm_80"), ("fp8", "sm_90"), ("fp8", "sm_100")])
 def test_eight_bits_elsewhere(row, arch):
-    check(ROWS[row](arch), RAGGED, "bfloat16", 4 * cases.FORMATS[row])
+    check(ROWS[row](table(arch)), RAGGED, "bfloat16", 4 * cases.FORMATS[row])
 
 
 def skewed(kind: str):
@@ -80,7 +81,7 @@ def test_int8_holds_on_skewed_inputs(kind):
     """As accurate as on normally distributed ones."""
     q, segments = skewed(kind)
     exact, lse = reference.attention(q.double(), cases.wider(segments, torch.float64), want_lse=True)
-    out, found = build_int8("sm_90")(q, segments, want_lse=True)
+    out, found = build_int8(table("sm_90"))(q, segments, want_lse=True)
     assert cases.Loss.of(out, exact).whole < 0.03
     assert float((found - lse).abs().max()) < 0.15
 
@@ -91,7 +92,7 @@ def test_int8_survives_blocks_of_very_different_scores():
     for order in ([-24.0, 0.0, 24.0], [24.0, 0.0, -24.0], [0.0, 24.0, -24.0]):
         keys = k * torch.tensor(order).repeat_interleave(128).view(1, 384, 1, 1)
         exact, lse = reference.attention(q, [(keys, v)], want_lse=True)
-        out, found = build_int8("sm_90")(q, [(keys, v)], want_lse=True)
+        out, found = build_int8(table("sm_90"))(q, [(keys, v)], want_lse=True)
         assert cases.Loss.of(out, exact).whole < 0.05
         torch.testing.assert_close(found, lse, rtol=0.02, atol=0)
 
@@ -105,7 +106,7 @@ def test_what_rounding_values_loses_averages_out():
     """In each channel the mean error over many keys is that of independent errors, though the inputs are bf16."""
     count = 4096
     v = (1.5 + 0.25 * cases.normal(1, count, 1, 128, seed=1)).bfloat16()
-    _, v8_BKDT, channel_BK4D = build_int8("sm_90").quantize(v, v)
+    _, v8_BKDT, channel_BK4D = build_int8(table("sm_90")).quantize(v, v)
     _, _, mean_D, scale_D = channel_BK4D[0, 0]
     in_order = v8_BKDT[0, 0].float().view(128, -1, 4, 2, 2).transpose(-3, -2).reshape(128, -1)
     error = in_order[:, :count].T * scale_D + mean_D - v[0, :, 0].float()

@@ -9,10 +9,13 @@ from types import ModuleType
 import pytest
 import torch
 from cosmos3_cuda import fa3
+from cosmos3_cuda.tables import table
 from torch import Tensor
 
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
+
+TABLE = table("sm_90")
 
 
 @pytest.fixture
@@ -51,12 +54,12 @@ CASES = [replace(case, lengths=(case.queries,) if case.causal else case.lengths)
 @pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
 def test_it_is_the_reference_s(calls, case, fp8):
     q, segments = case.inputs("bfloat16")
-    out, lse = fa3.FlashAttention3(cudnn=False, fp8=fp8)(q, segments, causal=case.causal, want_lse=True)
+    out, lse = fa3.FlashAttention3(TABLE, cudnn=False, fp8=fp8)(q, segments, causal=case.causal, want_lse=True)
     exact, exact_lse, eager = case.expected("bfloat16")
     cases.check(out, exact, eager, "bfloat16", 0.24 if fp8 else 0.0)
     torch.testing.assert_close(lse, exact_lse.float(), atol=0.2 if fp8 else 2e-3, rtol=0)
     assert calls == [torch.float8_e4m3fn if fp8 and not case.causal else torch.bfloat16]
-    assert fa3.FlashAttention3(cudnn=False, fp8=fp8)(q, segments, causal=case.causal)[1] is None
+    assert fa3.FlashAttention3(TABLE, cudnn=False, fp8=fp8)(q, segments, causal=case.causal)[1] is None
 
 
 def test_an_offset_of_all_keys_costs_nothing(calls):
@@ -64,7 +67,7 @@ def test_an_offset_of_all_keys_costs_nothing(calls):
     q, segments = CASES[0].inputs("bfloat16")
     shifted = [((k.float() + 30).bfloat16(), v) for k, v in segments]
     exact, _ = reference.attention(q.double(), [(k.double(), v.double()) for k, v in shifted])
-    out, _ = fa3.FlashAttention3(cudnn=False, fp8=True)(q, shifted)
+    out, _ = fa3.FlashAttention3(TABLE, cudnn=False, fp8=True)(q, shifted)
     assert cases.Loss.of(out, exact).whole < 0.08
 
 
@@ -76,7 +79,7 @@ def test_spread_attention_is_the_mean_value_first(calls):
     q, k, v = (x.bfloat16() for x in (q, k, v))
     exact, _ = reference.attention(q.double(), [(k.double(), v.double())])
     for segments in ([(k, v)], [(k[:, :20], v[:, :20]), (k[:, 20:], v[:, 20:])]):
-        out, _ = fa3.FlashAttention3(cudnn=False, fp8=True)(q, segments)
+        out, _ = fa3.FlashAttention3(TABLE, cudnn=False, fp8=True)(q, segments)
         assert cases.Loss.of(out, exact).whole < 0.01
 
 
@@ -90,7 +93,7 @@ def test_the_queries_rounding_does_not_shift_weight_between_segments(calls):
     text_k[..., 6] -= 340
     segments = [(text_k, text_v), tuple(media)]
     exact, exact_lse = reference.attention(q.double(), [(k.double(), v.double()) for k, v in segments], want_lse=True)
-    out, lse = fa3.FlashAttention3(cudnn=False, fp8=True)(q, segments, want_lse=True)
+    out, lse = fa3.FlashAttention3(TABLE, cudnn=False, fp8=True)(q, segments, want_lse=True)
     assert cases.Loss.of(out, exact).whole < 0.08
     torch.testing.assert_close(lse, exact_lse.float(), atol=0.1, rtol=0)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cosmos3_cuda import fused, plugin
+from cosmos3_cuda.tables import Launch, table
 from cosmos3_cuda.triton_linear import quantize_rows
 
 from cosmos3_core.contract import Ask, Device, Quantized
@@ -14,10 +15,12 @@ from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing.cases import check, norm_inputs, normal, rope_inputs, wider
 
 DEVICE = Device(arch="sm_90", name="interpreted", count=1, memory=0, unified=True)
+NARROW = replace(table("sm_90"), launches={**table("sm_90").launches, "gate": (Launch(elements=128, warps=4),)})
+"""A gate whose programs take a part of a row."""
 DTYPES = ("bfloat16", "float16", "float32")
 ORDER = pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first", "round_once"])
 rms_norm, norm_rope, gate, norm_silu = (
-    getattr(fused, f"build_{op}")(DEVICE) for op in ("rms_norm", "norm_rope", "gate", "norm_silu")
+    getattr(fused, f"build_{op}")(table("sm_90")) for op in ("rms_norm", "norm_rope", "gate", "norm_silu")
 )
 
 
@@ -71,10 +74,9 @@ def test_rms_norm_quantizes_its_result(width, dtype, residual, weight_fp32, form
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [512, 320])
-def test_gate_quantizes_its_result(width, dtype, activation, format, monkeypatch):
+def test_gate_quantizes_its_result(width, dtype, activation, format):
     """Bit for bit as a pass of its own quantizes it, a row to a program, and not in place."""
-    monkeypatch.setitem(fused.TILES, "sm_90", fused.Tiles(gate_elements=128))
-    gate, x = fused.build_gate(DEVICE), (normal(7, width, seed=1) * ROWS.clamp_max(10)).to(getattr(torch, dtype))
+    gate, x = fused.build_gate(NARROW), (normal(7, width, seed=1) * ROWS.clamp_max(10)).to(getattr(torch, dtype))
     before = x.clone()
     found = gate(x, activation=activation, format=format)
     assert torch.equal(x, before)
@@ -143,12 +145,11 @@ def test_norm_rope_reads_any_layout_and_turns_each_half_by_its_own_angle(layout)
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [512, 320])
-def test_gate(width, dtype, activation, monkeypatch):
+def test_gate(width, dtype, activation):
     """In place, with several programs to a row."""
-    monkeypatch.setitem(fused.TILES, "sm_90", fused.Tiles(gate_elements=128))
     x = norm_inputs(dtype)[0][:, :width].contiguous()
     exact, eager = reference.gate(x.double(), activation=activation), reference.gate(x.clone(), activation=activation)
-    found = fused.build_gate(DEVICE)(x, activation=activation)
+    found = fused.build_gate(NARROW)(x, activation=activation)
     check(found, exact, eager, dtype)
     assert found.data_ptr() == x.data_ptr()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cosmos3_cuda import linear, plugin, triton_linear
-from cosmos3_cuda.triton_linear import Config, Paired, quantize_rows
+from cosmos3_cuda.tables import Launch, Table, table
+from cosmos3_cuda.triton_linear import Paired, quantize_rows
 
 from cosmos3_core.contract import Ask, Device
 from cosmos3_core.quant import FORMATS
@@ -19,6 +20,7 @@ from cosmos3_core.testing import cases
 EIGHT = ("int8", "fp8")
 A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
 BLOCK_SCALED = ("mxfp8", "nvfp4")
+SMALL = Launch(block_m=16, block_n=64, warps=4, stages=2)
 BOTH = pytest.mark.parametrize("tma", [False, True], ids=["pointers", "tma"])
 
 
@@ -28,6 +30,11 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> torch
 
 def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+def here(kernel: str, *launches: Launch, tma: bool = True) -> Table:
+    """A table of one kernel."""
+    return Table("sm_90" if tma else "sm_80", {kernel: launches})
 
 
 def one_processor(monkeypatch, processors: int) -> None:
@@ -68,36 +75,35 @@ def test_rows_that_are_quantized_already(monkeypatch, build):
     one_processor(monkeypatch, 2)
     x, weight, bias = (normal(*shape, seed=18) for shape in ((9, 64), (48, 64), (48,)))
     x *= torch.logspace(-2, 2, 9).unsqueeze(1)
-    packed = build("sm_90")(weight, bias, format="fp8")
+    packed = build(table("sm_90"))(weight, bias, format="fp8")
     assert packed.takes == "fp8" and torch.equal(packed(quantize_rows(x, "fp8")), packed(x))
     for format in ("none", "w4a16"):
         wide = normal(64, 128, seed=20)
-        assert not hasattr(linear.build_triton_a16("sm_90")(wide, None, format=format), "takes")
+        assert not hasattr(linear.build_triton_a16(table("sm_90"))(wide, None, format=format), "takes")
 
 
 @BOTH
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize(("rows", "out", "width"), [(1, 16, 16), (77, 272, 208), (130, 128, 128)])
 @pytest.mark.parametrize("format", EIGHT)
-def test_scaled_product(monkeypatch, format, rows, out, width, bias, tma):
+def test_scaled_product(format, rows, out, width, bias, tma):
     """Of what the values stand for, in fp64: int8's sum is exact, and so is e4m3's on this interpreter."""
-    config = Config(32, 64, 64, warps=4, stages=2, tma=tma)
-    monkeypatch.setitem(triton_linear.SCALED, "here", {math.inf: config})
+    table = here("scaled_mm", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
     a, b = pack(normal(rows, width, seed=3), FORMATS[format]), pack(normal(out, width, seed=4), FORMATS[format])
     bias_O = normal(out, seed=5) if bias else None
-    y = triton_linear.scaled_mm(a.values, b.values, a.scales, b.scales, bias_O, torch.bfloat16, "here")
+    y = triton_linear.scaled_mm(a.values, b.values, a.scales, b.scales, bias_O, torch.bfloat16, table)
     exact = unpack(a).double() @ unpack(b).double().T + (0 if bias_O is None else bias_O.double())
     assert y.shape == exact.shape and relative(y, exact) < 3e-3
 
 
 @BOTH
 @pytest.mark.parametrize("format", EIGHT)
-def test_product_that_applies_the_gate(monkeypatch, format, tma):
+def test_product_that_applies_the_gate(format, tma):
     """silu(gate)·up of what the values stand for, in fp64, rounded once, for widths of one tile and of several."""
-    monkeypatch.setitem(triton_linear.GATED, ("here", 1), Config(32, 64, 64, warps=4, stages=2, tma=tma))
+    table = here("gated_mm_8bit", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
     for out in (64, 192):
         x, weight, bias = normal(77, 80, seed=3), normal(out, 80, seed=4), normal(out, seed=5)
-        plain = linear.packer(linear.RowScaled, arch="here", product=triton_linear.scaled_mm)(
+        plain = linear.packer(linear.RowScaled, table=table, product=triton_linear.scaled_mm)(
             weight, bias, format=format
         )
         gated = plain.gated()
@@ -110,33 +116,32 @@ def test_product_that_applies_the_gate(monkeypatch, format, tma):
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_product_without_a_format_that_applies_the_gate(monkeypatch, dtype, tma):
+def test_product_without_a_format_that_applies_the_gate(dtype, tma):
     """Of rows that lie apart, too; fp32 weights leave it to the op."""
-    monkeypatch.setitem(triton_linear.GATED, ("here", 2), Config(32, 64, 64, warps=4, stages=2, tma=tma))
+    table = here("gated_mm_16bit", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
     x, weight, bias = (normal(*shape, seed=i).to(dtype) for i, shape in enumerate(((77, 160), (192, 80), (192,))))
-    plain = linear.build_cublas("here")(weight, bias)
+    plain = linear.build_cublas(table)(weight, bias)
     gated = plain.gated()
     gate, up = (x[:, :80].double() @ weight.double().T + bias.double()).chunk(2, dim=1)
     assert gated.gates and not plain.gates and torch.equal(plain(x[:, :80]), F.linear(x[:, :80], weight, bias))
     assert relative(gated(x[:, :80]), gate * gate.sigmoid() * up) < 2e-3
-    wide = linear.build_cublas("here")(weight.float(), bias.float())
+    wide = linear.build_cublas(table)(weight.float(), bias.float())
     assert wide.gated() is wide and wide(x[:, :80].float()).dtype == torch.float32
 
 
 def test_gate_is_left_to_its_op_where_tiles_do_not_fit(monkeypatch):
     one_processor(monkeypatch, 2)
     for arch, out in (("sm_90", 384), ("sm_120", 512)):
-        plain = linear.build_triton_scaled_mm(arch)(normal(out, 64, seed=3), None, format="fp8")
+        plain = linear.build_triton_scaled_mm(table(arch))(normal(out, 64, seed=3), None, format="fp8")
         assert plain.gated() is plain and not plain.gates
 
 
 @pytest.mark.parametrize("processors", [1, 3, 1000])
 def test_a_persistent_kernel_makes_every_tile(monkeypatch, processors):
     one_processor(monkeypatch, processors)
-    config = Config(16, 32, 32, warps=4, stages=2, persistent=True)
-    monkeypatch.setitem(triton_linear.SCALED, "here", {math.inf: config})
+    table = here("scaled_mm", Launch(block_m=16, block_n=32, block_k=32, warps=4, stages=2, persistent=True))
     a, b = pack(normal(150, 64, seed=6), FORMATS["int8"]), pack(normal(96, 64, seed=7), FORMATS["int8"])
-    y = triton_linear.scaled_mm(a.values, b.values, a.scales, b.scales, None, torch.float16, "here")
+    y = triton_linear.scaled_mm(a.values, b.values, a.scales, b.scales, None, torch.float16, table)
     assert relative(y, unpack(a) @ unpack(b).T) < 1e-3
 
 
@@ -146,7 +151,7 @@ def test_int8_sums_are_exact():
     b = torch.full((16, 2048), 127, dtype=torch.int8)
     b[0, 0] = 126
     ones = torch.ones(16, 1)
-    y = triton_linear.scaled_mm(a, b, ones / 2**14, ones, None, torch.float16, "sm_120")
+    y = triton_linear.scaled_mm(a, b, ones / 2**14, ones, None, torch.float16, table("sm_120"))
     assert torch.equal(y[:, 0].float(), torch.full((16,), (2048 * 127 * 127 - 127) / 2**14).half().float())
 
 
@@ -168,8 +173,7 @@ def test_dequantized_weight_is_the_reference(format, dtype):
 def test_weight_only_product(format, rows, bias, tma):
     x, packed = normal(rows, 256, seed=9), pack(normal(80, 256, seed=10), FORMATS[format])
     bias_O = normal(80, seed=11) if bias else None
-    config = Config(16, 64, 128, warps=4, stages=2, tma=tma)
-    y = triton_linear.a16_mm(x, Paired.of(packed), bias_O, config)
+    y = triton_linear.a16_mm(x, Paired.of(packed), bias_O, SMALL, tma)
     exact = x.double() @ unpack(packed).bfloat16().double().T + (0 if bias_O is None else bias_O.double())
     assert relative(y, exact) < 3e-3
 
@@ -177,9 +181,8 @@ def test_weight_only_product(format, rows, bias, tma):
 def test_weight_only_product_of_rows_that_lie_apart():
     wide, weight = normal(20, 256, seed=12), Paired.of(pack(normal(64, 128, seed=13), FORMATS["w4a16"]))
     for tma in (False, True):
-        config = Config(16, 64, 128, warps=4, stages=2, tma=tma)
         apart, together = (
-            triton_linear.a16_mm(x, weight, None, config) for x in (wide[:, :128], wide[:, :128].clone())
+            triton_linear.a16_mm(x, weight, None, SMALL, tma) for x in (wide[:, :128], wide[:, :128].clone())
         )
         assert torch.equal(apart, together)
 
@@ -193,10 +196,11 @@ def test_weight_only_product_of_rows_that_lie_apart():
 def test_linear_within_the_kits_bound(monkeypatch, build, format, case):
     """As the conformance kit asks it, for few rows and for more than are multiplied with 4-bit weights."""
     one_processor(monkeypatch, 2)
-    configs = {16: Config(16, 64, 128, warps=4, stages=2), 64: Config(32, 64, 128, warps=4, stages=2)}
-    monkeypatch.setitem(triton_linear.A16, "sm_90", configs)
+    launches = [replace(SMALL, rows=16), replace(SMALL, block_m=32, rows=64)]
     weight, bias = case.weights("bfloat16")
-    packed = build("sm_90")(weight.clone(), bias, format=format)
+    packed = build(replace(table("sm_90"), launches={**table("sm_90").launches, "a16_mm": launches}))(
+        weight.clone(), bias, format=format
+    )
     for rows in (1, 33, 77):
         cases.check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", format)
 
@@ -205,7 +209,7 @@ def test_linear_within_the_kits_bound(monkeypatch, build, format, case):
 def test_without_a_format_the_weight_is_kept(dtype):
     x, weight, bias = (normal(*shape, seed=14, dtype=dtype) for shape in ((3, 20), (7, 20), (7,)))
     for build in (linear.build_scaled_mm, linear.build_triton_a16):
-        assert torch.equal(build("sm_90")(weight, bias)(x), F.linear(x, weight, bias))
+        assert torch.equal(build(table("sm_90"))(weight, bias)(x), F.linear(x, weight, bias))
 
 
 def test_rows_of_the_backend():
@@ -230,7 +234,7 @@ def test_widths_that_no_kernel_takes():
         (linear.build_triton_a16, "mxfp4a16", (64, 192)),
     ):
         with pytest.raises(ValueError, match="multiples of"):
-            build("sm_90")(normal(*shape, seed=15), None, format=format)
+            build(table("sm_90"))(normal(*shape, seed=15), None, format=format)
 
 
 @pytest.mark.parametrize("rows", [1, 77, 130])
@@ -241,7 +245,7 @@ def test_block_scaled_operands_are_what_torch_asks_for(format, rows):
     weight, bias, x = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in shapes)
     packed = pack(x, FORMATS[format])
     operand = (packed.values, linear.swizzled(packed.scales.view(torch.uint8)), packed.tensor_scale)
-    y = linear.build_block_scaled_mm("sm_100")(weight, bias, format=format).multiply(*operand, torch.bfloat16)
+    y = linear.build_block_scaled_mm(table("sm_100"))(weight, bias, format=format).multiply(*operand, torch.bfloat16)
     assert y.shape == (rows, 96) and y.dtype == torch.bfloat16
 
 
