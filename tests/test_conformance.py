@@ -91,6 +91,12 @@ FAULTS = {
     "rotation_by_pairs": ("test_rope_rotates_halves[complex_rope-bfloat16]", "a quarter turn"),
     "first_table_for_all": ("test_norm_rope_parity[complex_rope-bfloat16-b2_two_tables-round_once]", "relative error"),
     "swapped_halves": ("test_silu_is_on_the_first_half[exp_gate-bfloat16]", "14.6"),
+    "timestep_everywhere": (
+        "test_patch_embed_parity[strided_convolution-bfloat16-even-first_clean]",
+        "relative error",
+    ),
+    "columns_before_rows": ("test_patch_embed_orders_features[strided_convolution-bfloat16]", "second token"),
+    "edge_repeated": ("test_patch_embed_parity[strided_convolution-bfloat16-odd-noisy]", "relative error"),
     "weight_after_silu": ("test_norm_silu_parity[fused_norm_silu-bfloat16-256]", "relative error"),
     "zeros_divided": ("test_norm_silu_parity[fused_norm_silu-bfloat16-256]", "relative error"),
     "a_tensor_of_its_own": ("test_norm_silu_writes_where_it_is_told[fused_norm_silu-bfloat16]", "is not out_MI"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import Cosmos3Error, InputError, RunError, Unavailable
 from .hooks import GROUP, hookimpl
-from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, Quantized, RmsNorm
+from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, PatchEmbed, Quantized, RmsNorm
 
 API = 1
 """Version of this contract. A backend states the one it was written for."""
@@ -129,6 +129,7 @@ __all__ = [
     "NormSilu",
     "Ops",
     "PackLinear",
+    "PatchEmbed",
     "Quantized",
     "RmsNorm",
     "RunError",

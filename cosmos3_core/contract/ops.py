@@ -113,6 +113,28 @@ class Gate(Protocol):
     def __call__(self, x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Quantized: ...
 
 
+class PatchEmbed(Protocol):
+    """A latent's patches as tokens: patches(latent) Wᵀ + b, plus the timestep's embedding on noisy frames, as y_MO in
+    the weight's dtype.
+
+    Tokens follow each other by frame, then row, then column; each is `patch` x `patch` positions, zeros where the
+    latent's height or width ends, and its I = patch² · C features run channel fastest, then column, then row. The
+    latent is of any float dtype and stride, and is rounded to the weight's. `noisy_T` (bool) says which frames are
+    noisy; None means all.
+    """
+
+    def __call__(
+        self,
+        latent_CThw: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor,
+        timestep_1O: Tensor,
+        *,
+        patch: int,
+        noisy_T: Tensor | None = None,
+    ) -> Tensor: ...
+
+
 class NormSilu(Protocol):
     """silu(sqrt(I) · z / max(‖z‖₂, 1e-12) · weight) with z = x + bias + residual, those that are given, over the rows
     of x_MI: what the VAE has between two convolutions, whose activations lie channels-last. In fp32, rounded once.
@@ -149,6 +171,7 @@ class Ops:
     rms_norm: RmsNorm
     norm_rope: NormRope
     gate: Gate
+    patch_embed: PatchEmbed
     norm_silu: NormSilu
     capture: Capture
     formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .config import TEMPORAL_COMPRESSION, TransformerConfig
@@ -58,19 +57,9 @@ class Item:
         grid = self.grid(config.latent_patch_size)
         return grid_positions(*grid, origin=origin, rate=rate, base_rate=base_rate, start=start)
 
-    def to_tokens(self, latent: Tensor, patch: int) -> Tensor:
-        """Latent to token rows [tokens, features]. Vision features run channel fastest, then column, then row."""
-        if self.modality == "action":
-            return latent
-        if self.modality == "sound":
-            return latent.T
-        _, h, w = self.grid(patch)
-        padded = F.pad(latent, (0, w * patch - self.shape[3], 0, h * patch - self.shape[2]))
-        split = padded.view(self.shape[0], self.frames, h, patch, w, patch)
-        return split.permute(1, 2, 4, 3, 5, 0).reshape(self.frames * h * w, -1)
-
     def from_tokens(self, tokens: Tensor, patch: int) -> Tensor:
-        """The inverse of `to_tokens`; padding is cut off."""
+        """Token rows [tokens, features] to a latent. Vision's features are ordered as `contract.PatchEmbed`'s; what
+        fills up a patch is cut off."""
         if self.modality == "action":
             return tokens
         if self.modality == "sound":
@@ -81,24 +70,25 @@ class Item:
 
 
 class Packing:
-    """Where each item's tokens lie in the packed sequence, which of them are noisy, and their positions."""
+    """Where each item's tokens lie in the packed sequence, which of them are noisy (`noisy`: their indices, and
+    `noisy_frames`: a mask of its frames; None where all are), and their positions."""
 
     def __init__(self, items: Sequence[Item], config: TransformerConfig, device: torch.device | str):
         self.items, self.config = tuple(items), config
         self.rows: list[slice] = []
         self.noisy: list[Tensor | None] = []
-        masks, start = [], 0
+        self.noisy_frames: list[Tensor | None] = []
+        start = 0
         for item in self.items:
             frames, h, w = item.grid(config.latent_patch_size)
             mask = torch.ones(frames, dtype=torch.bool)
             mask[list(item.clean)] = False
-            mask = mask.repeat_interleave(h * w)
-            self.rows.append(slice(start, start + len(mask)))
-            self.noisy.append(None if mask.all() else mask.nonzero().flatten().to(device))
-            masks.append(mask)
-            start += len(mask)
+            tokens = mask.repeat_interleave(h * w)
+            self.rows.append(slice(start, start + len(tokens)))
+            self.noisy.append(None if mask.all() else tokens.nonzero().flatten().to(device))
+            self.noisy_frames.append(None if mask.all() else mask.to(device))
+            start += len(tokens)
         self.length = start
-        self.noisy_mask = torch.cat(masks).unsqueeze(1).to(device)
 
     def positions(self, text_length: int) -> Tensor:
         """[3, length] fp32. All items start at the same moment, a fixed margin after the text."""

@@ -135,7 +135,8 @@ class GenerationTower:
         half = TIMESTEP_FEATURES // 2
         exponents = torch.arange(half, dtype=torch.float32) * (-math.log(TIMESTEP_MAX_PERIOD) / half)
         self.frequencies = (exponents.exp() * config.timestep_scale).unsqueeze(0).to(self.device)
-        self.project_in = {"vision": weights["vision_in"], "sound": weights.get("sound_in")}
+        self.vision_in = weights["vision_in.weight"], weights["vision_in.bias"]
+        self.sound_in = weights.get("sound_in")
         self.project_out = {"vision": weights["vision_out"], "sound": weights.get("sound_out")}
         self.embed = {"sound": weights.get("sound_embed"), "action": weights.get("action_embed")}
         if config.action_gen:
@@ -175,17 +176,18 @@ class GenerationTower:
         return [self._heads(packing, rows) for rows in y.view(count, packing.length, -1)]
 
     def _embed(self, packing: Packing, latents: Sequence[Tensor], timestep: float | Tensor) -> Tensor:
-        patch, rows = self.config.latent_patch_size, []
-        for item, latent in zip(packing.items, latents, strict=True):
-            tokens = item.to_tokens(latent.to(self.device, self.dtype), patch)
-            projected = self._projection(item, self.project_in, "action_in")(tokens)
-            embed = self.embed.get(item.modality)
-            rows.append(projected if embed is None else projected + embed)
-        x = rows[0] if len(rows) == 1 else torch.cat(rows)
-        return torch.addcmul(x, packing.noisy_mask.to(x.dtype), self.timestep_vector(timestep))
-
-    def _projection(self, item, table: dict[str, Any], action: str) -> Any:
-        return getattr(self, action)[item.domain] if item.modality == "action" else table[item.modality]
+        told, rows = self.timestep_vector(timestep), []
+        for item, noisy, latent in zip(packing.items, packing.noisy_frames, latents, strict=True):
+            x = latent.to(self.device)
+            if item.modality == "vision":
+                patch = self.config.latent_patch_size
+                rows.append(self.ops.patch_embed(x, *self.vision_in, told, patch=patch, noisy_T=noisy))
+                continue
+            x = x.to(self.dtype)
+            x = self.action_in[item.domain](x) if item.modality == "action" else self.sound_in(x.T)
+            x = x + self.embed[item.modality]
+            rows.append(x + told if noisy is None else torch.addcmul(x, noisy.unsqueeze(1).to(x.dtype), told))
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def timestep_vector(self, timestep: float | Tensor) -> Tensor:
         """[1, hidden] in the model dtype: one for all tokens of a step, computed in fp32 (spec 2.4)."""
@@ -197,7 +199,8 @@ class GenerationTower:
     def _heads(self, packing: Packing, y: Tensor) -> list[Tensor]:
         patch, out = self.config.latent_patch_size, []
         for item, rows, noisy in zip(packing.items, packing.rows, packing.noisy, strict=True):
-            project = self._projection(item, self.project_out, "action_out")
+            action = item.modality == "action"
+            project = self.action_out[item.domain] if action else self.project_out[item.modality]
             if noisy is None:
                 tokens = project(y[rows])
             else:

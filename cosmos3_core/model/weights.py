@@ -96,7 +96,8 @@ def generation_slots(config: TransformerConfig) -> list[Slot]:
     """The media tower with its input and output projections."""
     c, hidden = config, config.hidden_size
     slots = [
-        _linear("vision_in", "proj_in", hidden, c.patch_dim, bias=True),
+        Slot("vision_in.weight", (("proj_in.weight", (hidden, c.patch_dim)),), linear=False),
+        _vector("vision_in.bias", "proj_in.bias", hidden),
         _linear("vision_out", "proj_out", c.patch_dim, hidden, bias=True),
         _linear("time_1", "time_embedder.linear_1", hidden, 256, bias=True, fp32=True),
         _linear("time_2", "time_embedder.linear_2", hidden, hidden, bias=True, fp32=True),

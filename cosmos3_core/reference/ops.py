@@ -95,6 +95,28 @@ def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor:
     return F.silu(gate_MI, inplace=True).mul_(up_MI)
 
 
+def patch_embed(
+    latent_CThw: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor,
+    timestep_1O: Tensor,
+    *,
+    patch: int,
+    noisy_T: Tensor | None = None,
+) -> Tensor:
+    """See contract.ops.PatchEmbed."""
+    frames, height, width = latent_CThw.shape[1:]
+    padded = F.pad(latent_CThw.to(weight_OI.dtype), (0, -width % patch, 0, -height % patch))
+    split = padded.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    tokens_TNI = split.permute(1, 2, 4, 3, 5, 0).reshape(frames, -1, weight_OI.shape[1])
+    y_TNO = F.linear(tokens_TNI, weight_OI, bias_O)
+    if noisy_T is None:
+        y_TNO += timestep_1O
+    else:
+        y_TNO.addcmul_(noisy_T.to(y_TNO.dtype).view(-1, 1, 1), timestep_1O)
+    return y_TNO.flatten(0, 1)
+
+
 def norm_silu(
     x_MI: Tensor,
     weight_I: Tensor,

@@ -248,6 +248,17 @@ def rope_inputs(
     return [(q, weights[0]), (k, weights[1]), (k, None)], angles.cos().to(**cast), angles.sin().to(**cast)
 
 
+def patch_inputs(
+    dtype: str, device: str = "cpu", size: tuple[int, int] = (6, 10), clean: bool = True
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """(latent_CThw, weight_OI, bias_O, timestep_1O) and the options: three frames of 48 channels in fp32, which lie
+    side by side channel by channel, the first of them clean."""
+    latent = normal(3, 48, *size, seed=1).to(device).transpose(0, 1)
+    rest = (normal(256, 192, seed=2) / 192**0.5, normal(256, seed=3), normal(1, 256, seed=4))
+    noisy = torch.tensor([False, True, True], device=device) if clean else None
+    return (latent, *(t.to(device, getattr(torch, dtype)) for t in rest)), dict(patch=2, noisy_T=noisy)
+
+
 def silu_inputs(dtype: str, device: str = "cpu", width: int = 256) -> tuple[Tensor, Tensor]:
     """x_MI, weight_I: 77 rows as a convolution leaves them, from small to large, the third all zeros."""
     x = normal(77, width, seed=1) * sizes(-3, 2)
@@ -296,6 +307,9 @@ def job(kernel: Kernel, op: Any, device: str) -> list[Tensor]:
         return [part for result, z in results for part in (*_parts(result), z)]
     if kernel.op == "norm_rope":
         return list(op(*rope_inputs(dtype, device), eps=1e-6))
+    if kernel.op == "patch_embed":
+        inputs, options = patch_inputs(dtype, device)
+        return [op(*inputs, **options)]
     if kernel.op == "norm_silu":
         return [op(*silu_inputs(dtype, device))]
     if kernel.op == "capture":

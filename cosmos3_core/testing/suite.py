@@ -37,6 +37,7 @@ PROTOCOLS = {
     "rms_norm": contract.RmsNorm,
     "norm_rope": contract.NormRope,
     "gate": contract.Gate,
+    "patch_embed": contract.PatchEmbed,
     "norm_silu": contract.NormSilu,
     "capture": contract.Capture,
 }
@@ -399,6 +400,28 @@ def test_silu_is_on_the_first_half(kernel, dtype, op, device):
     x = torch.cat((torch.full((3, 64), 20.0), torch.ones(3, 64)), dim=1).to(device, getattr(torch, dtype))
     found = float(op(x, activation="silu").float().mean())
     assert abs(found - 20) < 0.1, f"gate 20 and up 1 give {found:.2f}"
+
+
+# Patches ---------------------------------------------------------------------------------------------------------
+
+
+@over("patch_embed")
+@pytest.mark.parametrize("clean", [False, True], ids=["noisy", "first_clean"])
+@pytest.mark.parametrize("size", [(6, 10), (5, 7)], ids=["even", "odd"])
+def test_patch_embed_parity(kernel, dtype, op, device, size, clean):
+    """Whole and broken patches, with the timestep on every frame or on all but the first."""
+    (here, asked), (inputs, options) = (cases.patch_inputs(dtype, place, size, clean) for place in (device, "cpu"))
+    exact, eager = (reference.patch_embed(*given, **options) for given in (wider(inputs, torch.float64), inputs))
+    check(op(*here, **asked), exact, eager, dtype)
+
+
+@over("patch_embed")
+def test_patch_embed_orders_features(kernel, dtype, op, device):
+    """The weight is the identity: out comes a patch, channel fastest, then column, then row."""
+    latent = torch.arange(3 * 4 * 6.0).view(3, 1, 4, 6).to(device)
+    weight, zeros = (t.to(device, getattr(torch, dtype)) for t in (torch.eye(12), torch.zeros(12)))
+    second = op(latent, weight, zeros, zeros.view(1, -1), patch=2)[1].tolist()
+    assert second == [2, 26, 50, 3, 27, 51, 8, 32, 56, 9, 33, 57], f"the second token's features are {second}"
 
 
 # Norm and activation ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from cosmos3_core.contract import (
     Device,
     Kernel,
     PackLinear,
+    PatchEmbed,
     Unavailable,
     hookimpl,
 )
@@ -145,6 +146,12 @@ def row_wise(op: str, notes: str, **fields: Any) -> Kernel:
         return getattr(fused, f"build_{op}")(_table(device))
 
     return Kernel(op=op, name="triton", build=build, arch=AMPERE_ON, needs=("triton",), notes=notes, **fields)
+
+
+def build_patch_embed(device: Device) -> PatchEmbed:
+    from . import patch_embed
+
+    return patch_embed.build_patch_embed(_table(device))
 
 
 def linear_row(name: str, formats: tuple[str, ...], notes: str, **fields: Any) -> Kernel:
@@ -316,6 +323,15 @@ ROWS = (
     row_wise("rms_norm", "residual, norm, 8-bit rows and both results in one pass", **EIGHT_BITS),
     row_wise("norm_rope", "all projections in one launch", refuse=refuse_norm_rope),
     row_wise("gate", "one pass, in place but for 8-bit rows", **EIGHT_BITS),
+    Kernel(
+        op="patch_embed",
+        name="triton",
+        build=build_patch_embed,
+        arch=AMPERE_ON,
+        dtypes=HALF,
+        needs=("triton",),
+        notes="patches are read where they lie, the timestep is added before the result is rounded",
+    ),
     row_wise("norm_silu", "one pass, several rows to a program"),
     linear_row(
         "cublas",

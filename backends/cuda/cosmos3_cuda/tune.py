@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cosmos3_core.contract import Quantized
 
-from . import fa3, fused, linear, triton_attention, triton_linear
+from . import fa3, fused, linear, patch_embed, triton_attention, triton_linear
 from .tables import Launch, Table, measured_here, table, triton_version, written
 
 LESS = 0.99
@@ -41,6 +41,8 @@ class Sizes:
     heads: int = 32
     kv_heads: int = 8
     head_dim: int = 128
+    latent: tuple[int, ...] = (48, 24, 30, 52)
+    patch: int = 2
     vae_rows: int = 480 * 832
     vae_width: int = 256
 
@@ -83,6 +85,12 @@ class Inputs:
             product = product.gated()
         return partial(product, triton_linear.quantize_rows(x, format) if format == "fp8" else x)
 
+    def patch_embed(self, table: Table, rows: int) -> Callable[[], Any]:
+        s = self.sizes
+        x, weight = self.matrices(1, s.hidden, s.latent[0] * s.patch**2)
+        latent, op = self.normal(*s.latent).float(), patch_embed.build_patch_embed(table)
+        return partial(op, latent, weight, weight[:, 0].contiguous(), weight[:, 1].contiguous(), patch=s.patch)
+
     def row_wise(self, kernel: str, table: Table, rows: int) -> Callable[[], Any]:
         s = self.sizes
         if kernel == "norm_rope":
@@ -115,7 +123,9 @@ class Inputs:
         }
         if kernel in products:
             return self.packed(*products[kernel], table, rows)
-        return self.add_segment(table, rows) if kernel == "add_segment" else self.row_wise(kernel, table, rows)
+        if kernel in ("add_segment", "patch_embed"):
+            return getattr(self, kernel)(table, rows)
+        return self.row_wise(kernel, table, rows)
 
 
 def neighbours(launch: Launch) -> Iterator[Launch]:

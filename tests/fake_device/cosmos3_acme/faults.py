@@ -256,6 +256,32 @@ def faulty_linear(kernel, faulty):
     return pack_linear
 
 
+def timestep_everywhere(kernel):
+    def patch_embed(latent_CThw, weight_OI, bias_O, timestep_1O, *, patch, noisy_T=None):
+        return kernel(latent_CThw, weight_OI, bias_O, timestep_1O, patch=patch)
+
+    return patch_embed
+
+
+def columns_before_rows(kernel):
+    def patch_embed(latent_CThw, weight_OI, bias_O, timestep_1O, *, patch, noisy_T=None):
+        weight = weight_OI.unflatten(1, (patch, patch, -1)).transpose(1, 2).flatten(1)
+        return kernel(latent_CThw, weight, bias_O, timestep_1O, patch=patch, noisy_T=noisy_T)
+
+    return patch_embed
+
+
+def edge_repeated(kernel):
+    """As a kernel does that clamps an index where it should mask a load."""
+
+    def patch_embed(latent_CThw, weight_OI, bias_O, timestep_1O, *, patch, noisy_T=None):
+        height, width = latent_CThw.shape[2:]
+        padded = torch.nn.functional.pad(latent_CThw, (0, -width % patch, 0, -height % patch), mode="replicate")
+        return kernel(padded, weight_OI, bias_O, timestep_1O, patch=patch, noisy_T=noisy_T)
+
+    return patch_embed
+
+
 def weight_after_silu(kernel):
     def norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):
         y = kernel(x_MI, torch.ones_like(weight_I), bias_I=bias_I, residual_MI=residual_MI) * weight_I
@@ -416,6 +442,9 @@ FAULTS = {
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
     "first_table_for_all": ("norm_rope", first_table_for_all),
     "swapped_halves": ("gate", swapped_halves),
+    "timestep_everywhere": ("patch_embed", timestep_everywhere),
+    "columns_before_rows": ("patch_embed", columns_before_rows),
+    "edge_repeated": ("patch_embed", edge_repeated),
     "weight_after_silu": ("norm_silu", weight_after_silu),
     "zeros_divided": ("norm_silu", zeros_divided),
     "a_tensor_of_its_own": ("norm_silu", a_tensor_of_its_own),

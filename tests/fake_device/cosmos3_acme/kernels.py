@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 
 from cosmos3_core.contract import Quantized
 
@@ -117,6 +118,17 @@ def exp_gate(x_MI, *, activation, format="none"):
         return rows_in(format, x_MI.clamp_min(0) ** 2)
     gate, up = x_MI.float().chunk(2, dim=-1)
     return rows_in(format, (gate / (1 + torch.exp(-gate)) * up).to(x_MI.dtype))
+
+
+def strided_convolution(latent_CThw, weight_OI, bias_O, timestep_1O, *, patch, noisy_T=None):
+    channels, frames, height, width = latent_CThw.shape
+    weight = weight_OI.view(-1, patch, patch, channels).permute(0, 3, 1, 2)
+    padded = F.pad(latent_CThw.transpose(0, 1).to(weight.dtype), (0, -width % patch, 0, -height % patch))
+    y_TNO = F.conv2d(padded, weight, bias_O, stride=patch).flatten(2).transpose(1, 2)
+    shift = timestep_1O.expand(frames, 1, -1)
+    if noisy_T is not None:
+        shift = torch.where(noisy_T.view(-1, 1, 1), shift, 0)
+    return (y_TNO + shift).flatten(0, 1)
 
 
 def fused_norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):

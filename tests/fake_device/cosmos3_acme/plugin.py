@@ -56,6 +56,7 @@ def cosmos3_backend() -> Backend:
             row("rms_norm", "fused_norm", formats=("none", "int8"), dtypes=dtypes),
             row("norm_rope", "complex_rope", dtypes=dtypes),
             row("gate", "exp_gate", formats=("none", "int8"), dtypes=dtypes),
+            row("patch_embed", "strided_convolution", dtypes=dtypes),
             row("norm_silu", "fused_norm_silu", dtypes=dtypes),
             row("capture", "replayed", dtypes=dtypes),
         ),

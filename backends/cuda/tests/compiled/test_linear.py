@@ -7,7 +7,7 @@ import re
 
 import pytest
 import triton.language as tl
-from cosmos3_cuda import plugin, triton_linear
+from cosmos3_cuda import patch_embed, plugin, triton_linear
 from cosmos3_cuda.tables import Launch, Table, table
 
 from cosmos3_core.contract import Ask, Device
@@ -106,6 +106,22 @@ def test_weight_only_product(compiled, arch, format):
         }
         found = compiled(triton_linear._a16_mm, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
         assert re.search(TENSOR_CORE[arch], found.ptx) and loads_ahead(of, found.ptx) and not found.spilled
+
+
+@pytest.mark.parametrize("clean", [False, True], ids=["noisy", "first_clean"])
+def test_patch_embed(compiled, arch, clean):
+    """At Nano's size: accesses of 16 bytes, but to the latent."""
+    run = table(arch).launch("patch_embed")
+    types = dict.fromkeys(("weight_ptr", "bias_ptr", "timestep_ptr", "y_ptr"), "*bf16:16")
+    types |= {"latent_ptr": "*fp32:16"} | ({"noisy_ptr": "*i1"} if clean else {})
+    sizes = ("tokens", "height", "width", "rows_of_patches", "columns_of_patches", "by_channel", "by_frame", "by_row")
+    constants = dict(OUT=4096, CHANNELS=48, PATCH=2, BLOCK_M=run.block_m, BLOCK_N=run.block_n, BLOCK_K=run.block_k)
+    constants |= {"by_column": 1} | ({} if clean else {"noisy_ptr": None})
+    options = dict(num_warps=run.warps, num_stages=run.stages)
+    found = compiled(patch_embed._patch_embed, arch, types | dict.fromkeys(sizes, "i32"), constants, **options)
+    assert re.search(TENSOR_CORE[arch], found.ptx) and not found.spilled
+    assert set(re.findall(r"\bst\.global\S*", found.ptx)) == {"st.global.v4.b32"}
+    assert "cp.async.cg.shared.global" in found.ptx  # of the weight
 
 
 def test_dequantize(compiled, arch):

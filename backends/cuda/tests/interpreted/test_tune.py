@@ -12,7 +12,18 @@ from cosmos3_cuda import tables, tune
 from cosmos3_cuda.tables import Launch, table
 from cosmos3_cuda.tune import Inputs, Sizes
 
-SMALL = Sizes(tokens=40, text=9, hidden=128, inner=256, heads=4, kv_heads=2, head_dim=64, vae_rows=30, vae_width=32)
+SMALL = Sizes(
+    tokens=40,
+    text=9,
+    hidden=128,
+    inner=256,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    latent=(8, 2, 6, 6),
+    vae_rows=30,
+    vae_width=32,
+)
 BASE = table("sm_90")
 
 
@@ -99,7 +110,8 @@ def test_neighbours_differ_in_one_number():
 def test_every_architecture_has_a_launch_of_what_is_never_left_out():
     for arch in ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_121"):
         found = table(arch)
-        needed = {"flash", "eight_bit", "scaled_mm", "rms_norm", "norm_rope", "gate", "gate_rows", "norm_silu"}
+        row_wise = {"rms_norm", "norm_rope", "gate", "gate_rows", "norm_silu"}
+        needed = {"flash", "eight_bit", "scaled_mm", "patch_embed"} | row_wise
         assert all(found.launch(kernel, 10**9) for kernel in needed)
         assert bool(found.measured) is (arch == "sm_90")
         assert tables.origin(arch) == ("NVIDIA H100 80GB HBM3, triton 3.6.0" if arch == "sm_90" else "not measured")
