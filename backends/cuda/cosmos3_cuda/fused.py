@@ -15,7 +15,7 @@ from torch import Tensor
 from cosmos3_core.contract import Gate, NormRope, NormSilu, Quantized, RmsNorm
 
 from .tables import Table
-from .triton_linear import eight_bits, empty_rows
+from .triton_linear import dense, eight_bits, empty_rows
 
 
 @triton.jit
@@ -195,12 +195,12 @@ def build_rms_norm(table: Table) -> RmsNorm:
         format: str = "none",
     ) -> tuple[Tensor | Quantized, Tensor]:
         rows, width = x_MI.shape
-        x_MI = _dense(x_MI)
+        x_MI = dense(x_MI)
         y = x_MI.new_empty(rows, width) if format == "none" else empty_rows(x_MI, width, format)
         if residual_MI is None:
             residual, z_MI, residual_stride = None, x_MI, 0
         else:
-            residual, z_MI = _dense(residual_MI), x_MI.new_empty(rows, width)
+            residual, z_MI = dense(residual_MI), x_MI.new_empty(rows, width)
             residual_stride = residual.stride(0)
         _rms_norm[(rows,)](
             x_MI,
@@ -264,7 +264,7 @@ def build_gate(table: Table) -> Gate:
     def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Quantized:
         silu = activation == "silu"
         rows, width = x_MI.shape[0], x_MI.shape[1] // (2 if silu else 1)
-        x_MI, block = _dense(x_MI), triton.next_power_of_2(width)
+        x_MI, block = dense(x_MI), triton.next_power_of_2(width)
         if format == "none":
             y, block, warps = x_MI[:, :width], min(plain.elements, block), plain.warps
         else:
@@ -301,9 +301,11 @@ def build_norm_silu(table: Table) -> NormSilu:
         rows, width = x_MI.shape
         y_MI = x_MI.new_empty(rows, width) if out_MI is None else out_MI
         if residual_MI is None:
-            x_MI = _dense(x_MI)
+            x_MI = dense(x_MI)
+        elif x_MI.stride(1) != 1:
+            raise ValueError(f"the sum takes x's place, whose rows have to be dense; its strides are {x_MI.stride()}")
         else:
-            residual_MI = _dense(residual_MI)
+            residual_MI = dense(residual_MI)
         block = triton.next_power_of_2(width)
         together = max(1, run.elements // block)
         _norm_silu[(triton.cdiv(rows, together),)](
@@ -330,11 +332,6 @@ def build_norm_silu(table: Table) -> NormSilu:
 def _parts(y: Tensor | Quantized) -> tuple[Tensor, Tensor | None]:
     """What a kernel writes: the values, and their scales if they have any."""
     return (y.values_MI, y.scale_M1) if isinstance(y, Quantized) else (y, None)
-
-
-def _dense(x_MI: Tensor) -> Tensor:
-    """x with the elements of a row side by side, copied only where they are not."""
-    return x_MI if x_MI.stride(1) == 1 else x_MI.contiguous()
 
 
 def _tokens(x_BSHD: Tensor) -> tuple[Tensor, int]:

@@ -11,8 +11,11 @@ from cosmos3_core.contract import PatchEmbed
 
 from .tables import Table
 
+SIZES = ["tokens", "height", "width", "rows_of_patches", "columns_of_patches", "by_channel", "by_frame", "by_row"]
+"""Arguments whose value the kernel is not compiled for: another size of video compiles nothing."""
 
-@triton.jit
+
+@triton.jit(do_not_specialize=SIZES)
 def _patch_embed(
     latent_ptr,
     weight_ptr,

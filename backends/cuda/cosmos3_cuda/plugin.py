@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from cosmos3_core.contract import (
@@ -13,14 +14,14 @@ from cosmos3_core.contract import (
     Device,
     Kernel,
     PackLinear,
-    PatchEmbed,
     Unavailable,
     hookimpl,
 )
 
 AMPERE_ON = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 ADA_ON = AMPERE_ON[3:]
-INT8_TENSOR_CORES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_120", "sm_121")
+WITHOUT_INT8 = ("sm_100", "sm_103", "sm_110")
+"""Their tensor cores multiply integers slowly, or only through the instructions of older ones."""
 HALF = ("bfloat16", "float16")
 FIRST_RIGHT_CUDNN = (9, 15, 1)
 """Older ones are wrong where a sequence length is no multiple of 128 (pytorch/pytorch#169849)."""
@@ -30,7 +31,7 @@ def probe() -> Device:
     """The first GPU that torch sees, and how many there are of its kind. Raises Unavailable."""
     import torch
 
-    from .tables import origin
+    from .tables import table
 
     if torch.version.cuda is None:
         raise Unavailable(
@@ -42,13 +43,17 @@ def probe() -> Device:
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     archs = [f"sm_{gpu.major}{gpu.minor}" for gpu in gpus]
     alike = [(arch, gpu.name) == (archs[0], gpus[0].name) for arch, gpu in zip(archs, gpus, strict=True)]
+    try:
+        launches = table(archs[0], gpus[0].name).origin
+    except ValueError as error:
+        raise Unavailable(f"{error}. Delete the file; python -m cosmos3_cuda.tune measures it anew") from None
     return Device(
         arch=archs[0],
         name=gpus[0].name,
         count=sum(alike),
         memory=gpus[0].total_memory,
         unified=bool(gpus[0].is_integrated),
-        versions=_versions() | {"kernel launches": origin(archs[0])},
+        versions=_versions() | {"kernel launches": launches},
     )
 
 
@@ -79,14 +84,14 @@ def _driver() -> str | None:
         return None
     query = [tool, "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
 def _table(device: Device) -> Any:
     """How kernels are launched on it."""
     from .tables import table
 
-    return table(device.arch)
+    return table(device.arch, device.name)
 
 
 def build_sdpa_cudnn(device: Device) -> Attention:
@@ -137,21 +142,13 @@ def build_triton_fp8(device: Device) -> Attention:
     return build_fp8(_table(device))
 
 
-def row_wise(op: str, notes: str, **fields: Any) -> Kernel:
-    """A row of `fused`, Triton's one-pass kernels."""
+def one_pass(op: str, notes: str, module: str = "fused", **fields: Any) -> Kernel:
+    """A row of `fused`, or of a module like it."""
 
     def build(device: Device) -> Any:
-        from . import fused
-
-        return getattr(fused, f"build_{op}")(_table(device))
+        return getattr(import_module(f".{module}", __package__), f"build_{op}")(_table(device))
 
     return Kernel(op=op, name="triton", build=build, arch=AMPERE_ON, needs=("triton",), notes=notes, **fields)
-
-
-def build_patch_embed(device: Device) -> PatchEmbed:
-    from . import patch_embed
-
-    return patch_embed.build_patch_embed(_table(device))
 
 
 def linear_row(name: str, formats: tuple[str, ...], notes: str, **fields: Any) -> Kernel:
@@ -301,7 +298,7 @@ ROWS = (
         op="attention",
         name="triton-int8",
         build=build_triton_int8,
-        arch=INT8_TENSOR_CORES,
+        arch=tuple(arch for arch in AMPERE_ON if arch not in WITHOUT_INT8),
         dtypes=HALF,
         formats=("int8",),
         needs=("triton",),
@@ -318,21 +315,19 @@ ROWS = (
         formats=("fp8",),
         needs=("triton",),
         refuse=refuse_triton_attention,
-        notes="as triton-int8, with values and weights in FP8: faster, and a relative error of 3.8e-2",
+        notes="as triton-int8, with values and weights in FP8, and keys too where integers are slow: faster, and a "
+        "relative error of 3.8e-2",
     ),
-    row_wise("rms_norm", "residual, norm, 8-bit rows and both results in one pass", **EIGHT_BITS),
-    row_wise("norm_rope", "all projections in one launch", refuse=refuse_norm_rope),
-    row_wise("gate", "one pass, in place but for 8-bit rows", **EIGHT_BITS),
-    Kernel(
-        op="patch_embed",
-        name="triton",
-        build=build_patch_embed,
-        arch=AMPERE_ON,
+    one_pass("rms_norm", "residual, norm, 8-bit rows and both results in one pass", **EIGHT_BITS),
+    one_pass("norm_rope", "all projections in one launch", refuse=refuse_norm_rope),
+    one_pass("gate", "one pass, in place but for 8-bit rows", **EIGHT_BITS),
+    one_pass(
+        "patch_embed",
+        "patches are read where they lie, the timestep is added before the result is rounded",
+        "patch_embed",
         dtypes=HALF,
-        needs=("triton",),
-        notes="patches are read where they lie, the timestep is added before the result is rounded",
     ),
-    row_wise("norm_silu", "one pass, several rows to a program"),
+    one_pass("norm_silu", "one pass, several rows to a program"),
     linear_row(
         "cublas",
         ("none",),

@@ -1,7 +1,7 @@
 """How the Triton kernels are launched: tables by architecture, which ship with this package.
 
 They are measured by `python -m cosmos3_cuda.tune`, and never while a model runs. What it measures on a user's machine
-is for that build of that machine alone, and goes before what ships: the file's name has the build's fingerprint in it.
+is for that GPU and that build alone, and goes before what ships: the file's name has the fingerprint of both in it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,25 @@ from typing import Any
 BEFORE_TMA = ("sm_80", "sm_86", "sm_87", "sm_89")
 """Without the tensor memory accelerator, which elsewhere loads and stores the tiles of a matrix."""
 SHIPPED = Path(__file__).parent / "launches"
+TILE = {"block_m", "block_n", "warps", "stages"}
+PRODUCT = TILE | {"block_k", "persistent"}
+KERNELS = {
+    "flash": TILE,
+    "eight_bit": TILE,
+    "add_segment": TILE,
+    "scaled_mm": PRODUCT | {"rows"},
+    "gated_mm_8bit": PRODUCT,
+    "gated_mm_16bit": PRODUCT,
+    "a16_mm": TILE | {"rows"},
+    "patch_embed": TILE | {"block_k"},
+    "rms_norm": {"warps"},
+    "norm_rope": {"warps"},
+    "gate": {"elements", "warps"},
+    "gate_rows": {"warps"},
+    "norm_silu": {"elements", "warps"},
+}
+"""What a launch of each says; of these, `OPTIONAL` may be left out. Those with `rows` may have several launches."""
+OPTIONAL = {"persistent", "rows"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +57,17 @@ class Launch:
     rows: float = math.inf
 
 
+Launches = Mapping[str, tuple[Launch, ...]]
+
+
 @dataclass(frozen=True)
 class Table:
-    """An architecture's launches, of each kernel for up to how many rows which, in rising order. `measured` says on
-    what and with what; nothing where nothing was."""
+    """An architecture's launches, of each kernel for up to how many rows which, in rising order. `origin` says in a
+    word, for `cosmos3 backends` and for records, where they come from."""
 
     arch: str
-    launches: Mapping[str, tuple[Launch, ...]]
-    measured: Mapping[str, str] = field(default_factory=dict)
+    launches: Launches
+    origin: str = "not measured"
 
     @property
     def tma(self) -> bool:
@@ -57,38 +79,56 @@ class Table:
 
 
 @functools.cache
-def table(arch: str) -> Table:
-    """What ships for the architecture, and before it what was measured here for this build. Raises ValueError for a
-    file that holds anything else."""
-    names = ["default", *(["before_sm_90"] if arch in BEFORE_TMA else []), arch]
-    found = Table(arch, {})
-    for path in [*(SHIPPED / f"{name}.toml" for name in names), measured_here(arch)]:
-        if path.exists():
-            found = read(path, found)
-    return found
+def table(arch: str, device: str | None = None) -> Table:
+    """What ships for the architecture and, before it, what was measured here on the device of that name. Raises
+    ValueError for a file that is none of ours."""
+    launches: dict[str, tuple[Launch, ...]] = {}
+    origin = Table.origin
+    for name in ["default", *(["before_sm_90"] if arch in BEFORE_TMA else []), arch]:
+        if (path := SHIPPED / f"{name}.toml").exists():
+            found, measured = read(path)
+            launches |= found
+            origin = measured or origin
+    if device is not None and (path := measured_here(arch, device)).exists():
+        found, _ = read(path)
+        launches |= found
+        origin += f"; {', '.join(sorted(found))}: here ({hashlib.sha256(path.read_bytes()).hexdigest()[:8]})"
+    return Table(arch, launches, origin)
 
 
-def read(path: Path, base: Table) -> Table:
-    """The table with what a file says instead. Raises ValueError for a key that is none."""
-    entries = tomllib.loads(path.read_text("utf-8"))
-    measured = entries.pop("measured", {})
+def read(path: Path) -> tuple[dict[str, tuple[Launch, ...]], str]:
+    """A file's launches, and on what and with what they were measured. Raises ValueError for anything else in it."""
     try:
-        launches = {kernel: tuple(Launch(**entry) for entry in listed) for kernel, listed in entries.items()}
-    except TypeError as error:
+        entries = tomllib.loads(path.read_text("utf-8"))
+        measured = entries.pop("measured", {})
+        found = {kernel: tuple(_launch(kernel, entry) for entry in listed) for kernel, listed in entries.items()}
+        for kernel, launches in found.items():
+            rows = [launch.rows for launch in launches]
+            if rows != sorted(set(rows)):
+                raise ValueError(f"{kernel} has two launches for {rows[0]:g} rows, or not in rising order")
+    except (ValueError, TypeError, AttributeError) as error:  # of TOML, or of another shape than a table's
         raise ValueError(f"{path}: {error}") from None
-    return Table(base.arch, {**base.launches, **launches}, measured)
+    return found, ", ".join([measured["device"], f"triton {measured['triton']}"]) if measured else ""
 
 
-def measured_here(arch: str) -> Path:
-    """Where `cosmos3_cuda.tune` keeps what it measured for this build."""
+def _launch(kernel: str, entry: Mapping[str, Any]) -> Launch:
+    if (known := KERNELS.get(kernel)) is None:
+        raise ValueError(f"there is no kernel {kernel}; there are {', '.join(KERNELS)}")
+    if wrong := (set(entry) - known) | (known - OPTIONAL - set(entry)):
+        raise ValueError(f"a launch of {kernel} says {', '.join(sorted(known))}; look at {', '.join(sorted(wrong))}")
+    return Launch(**entry)
+
+
+def measured_here(arch: str, device: str) -> Path:
+    """Where `cosmos3_cuda.tune` keeps what it measured on this device for this build."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "cosmos3" / "cuda" / f"{arch}-{build()[:16]}.toml"
+    return cache / "cosmos3" / "cuda" / f"{arch}-{fingerprint(device)[:16]}.toml"
 
 
 @functools.cache
-def build() -> str:
-    """The fingerprint of what makes the kernels: this package's sources and Triton."""
-    total = hashlib.sha256(f"triton {triton_version()}\n".encode())
+def fingerprint(device: str) -> str:
+    """Of the device and of what makes the kernels: this package's sources and Triton."""
+    total = hashlib.sha256(f"{device}, triton {triton_version()}\n".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
@@ -99,14 +139,6 @@ def triton_version() -> str:
         return version("triton")
     except PackageNotFoundError:
         return "none"
-
-
-def origin(arch: str) -> str:
-    """In a word, for `cosmos3 backends`, where the launches come from."""
-    measured = table(arch).measured
-    return (
-        ", ".join(f"{key} {value}" if key != "device" else value for key, value in measured.items()) or "not measured"
-    )
 
 
 def written(found: Mapping[str, list[dict[str, Any]]], measured: Mapping[str, str]) -> str:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,14 +30,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cosmos3_core.contract.attention import joined
 
+from .attention import Segments
+from .plugin import WITHOUT_INT8
 from .tables import Table
-
-Segments = Sequence[tuple[Tensor, Tensor]]
+from .triton_linear import ROUND
 
 LOG2_E = math.log2(math.e)
 LN_2 = tl.constexpr(math.log(2))
-ROUND = tl.constexpr(1.5 * 2**23)
-"""A small number plus this is a float whose last bits are that number, rounded to nearest even."""
 REACH = tl.constexpr(60.0)
 """A block whose largest weight is below 2**-60 of the largest so far is taken relative to that, and rounds to zero:
 the sums of the others, in units of such a block, would overflow."""
@@ -329,9 +327,6 @@ def _flash_8bit(
 
 # Launches ---------------------------------------------------------------------------------------------------------
 
-
-WITHOUT_INT8 = ("sm_100", "sm_103", "sm_110")
-"""Their tensor cores multiply integers slowly, or only through the instructions of older ones."""
 
 CHUNKS = 32
 """Parts of a segment whose ranges are found in parallel, in blocks of RANGES_BLOCK tokens."""

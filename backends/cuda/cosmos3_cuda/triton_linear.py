@@ -26,6 +26,8 @@ VALUES = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}
 INT8_MOST, E4M3_MOST = (tl.constexpr(ELEMENTS[element].most) for element in VALUES)
 BLOCK_VALUES = {"e4m3": torch.float8_e4m3fn, "e2m1": torch.uint8}
 DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+ROUND = tl.constexpr(1.5 * 2**23)
+"""A small number plus this is a float whose last bits are that number, rounded to nearest even."""
 DEQUANTIZED_ROWS = 32
 GROUP_M = 8
 """Rows of tiles that are done together, so that L2 keeps the part of the weight that they share."""
@@ -69,7 +71,7 @@ def eight_bits(x, dtype: tl.constexpr):
     largest = tl.maximum(tl.max(tl.abs(x), 0), 1e-30)  # a row of zeros needs a scale, too
     x = x * (MOST / largest)
     if dtype == tl.int8:
-        x = x + 12582912.0 - 12582912.0  # 1.5 * 2^23: the sum has no bits below 1 and is rounded to nearest even
+        x = x + ROUND - ROUND
     return x.to(dtype), largest / MOST
 
 
@@ -83,6 +85,11 @@ def _quantize_rows(x_ptr, values_ptr, scales_ptr, stride_x, K, BLOCK: tl.constex
     tl.store(scales_ptr + row, scale)
 
 
+def dense(x_MI: Tensor) -> Tensor:
+    """x with the elements of a row side by side, copied only where they are not."""
+    return x_MI if x_MI.stride(1) == 1 else x_MI.contiguous()
+
+
 def empty_rows(x: Tensor, width: int, format: str) -> Quantized:
     """As many rows as x has, of a width of their own, to be written in format "int8" or "fp8"."""
     values_MI = torch.empty(x.shape[0], width, dtype=VALUES[FORMATS[format].element], device=x.device)
@@ -94,7 +101,7 @@ def quantize_rows(x_MI: Tensor, format: str) -> Quantized:
 
     Rows may lie at any distance. Equal to `quant.numerics.pack`, but for values within fp32 rounding of a tie.
     """
-    rows, width = x_MI.shape
+    x_MI, (rows, width) = dense(x_MI), x_MI.shape
     y, block = empty_rows(x_MI, width, format), triton.next_power_of_2(width)
     _quantize_rows[(rows,)](
         x_MI,
@@ -117,7 +124,7 @@ def _e2m1(x):
     magnitude = tl.minimum(tl.abs(x), 6.0)
     steps = tl.where(magnitude < 2, magnitude * 2, tl.where(magnitude < 4, magnitude, magnitude * 0.5))
     below = tl.where(magnitude < 2, 0, tl.where(magnitude < 4, 2, 4))
-    code = (steps + 12582912.0 - 12582912.0).to(tl.int32) + below
+    code = (steps + ROUND - ROUND).to(tl.int32) + below
     return code | tl.where(x < 0, 8, 0)
 
 

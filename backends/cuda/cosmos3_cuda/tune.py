@@ -1,14 +1,15 @@
 """Measure the kernels' launches on this GPU: `python -m cosmos3_cuda.tune [KERNEL ...]`.
 
-Every kernel is timed at Cosmos3-Nano's sizes, as it is launched now and with one number of the launch changed at a
-time, from the fastest so far, until nothing is faster. What differs in its result, or does not fit into the GPU, is
-left out. The result is for this build alone (see `tables`) and taken from the next process on; --out writes it
-elsewhere, for a package to ship.
+Every kernel is timed at Cosmos3-Nano's sizes, as it is launched by what ships and with one number of the launch
+changed at a time, from the fastest so far, until nothing is faster. What differs in its result, or does not fit into
+the GPU, is left out. The result is for this GPU and this build alone (see `tables`) and taken from the next process on;
+--out writes it elsewhere, for a package to ship. Other kernels' launches in that file stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -19,10 +20,11 @@ import torch
 import triton
 from torch import Tensor
 
-from cosmos3_core.contract import Quantized
+from cosmos3_core.contract import Quantized, Unavailable
 
-from . import fa3, fused, linear, patch_embed, triton_attention, triton_linear
-from .tables import Launch, Table, measured_here, table, triton_version, written
+from . import fa3, fused, linear, patch_embed, triton_linear
+from .tables import KERNELS, OPTIONAL, Launch, Launches, Table, measured_here, read, table, triton_version, written
+from .triton_attention import WITHOUT_INT8, Flash, build_fp8, build_int8
 
 LESS = 0.99
 """Of the time so far: what is not at least this much faster is as fast."""
@@ -69,9 +71,8 @@ class Inputs:
         k8, lse = fa3.quantize(k, centre=True), torch.zeros(1, s.heads, s.tokens, device=self.device)
 
         def call() -> Tensor:
-            out = q_BSHD.clone()
-            fa3.add_segment(q8, (k8, v), out, lse.clone(), apart, table.launch("add_segment"))
-            return out
+            fa3.add_segment(q8, (k8, v), q_BSHD, lse, apart, table.launch("add_segment"))
+            return q_BSHD
 
         return call
 
@@ -83,7 +84,7 @@ class Inputs:
         product = build(table)(weight, None, format=format)
         if out == 2 * self.sizes.inner:
             product = product.gated()
-        return partial(product, triton_linear.quantize_rows(x, format) if format == "fp8" else x)
+        return partial(product, triton_linear.quantize_rows(x, format) if format in ("int8", "fp8") else x)
 
     def patch_embed(self, table: Table, rows: int) -> Callable[[], Any]:
         s = self.sizes
@@ -104,19 +105,19 @@ class Inputs:
         if kernel == "rms_norm":
             x, added, weight = (self.normal(*shape) for shape in [(s.tokens, s.hidden)] * 2 + [(s.hidden,)])
             return lambda: fused.build_rms_norm(table)(x, weight, eps=1e-6, residual_MI=added)
-        x, format = self.normal(s.tokens, 2 * s.inner), "fp8" if kernel == "gate_rows" else "none"
-        # In place without a format: a clone, whose time is the same for every launch.
-        return lambda: fused.build_gate(table)(x.clone(), activation="silu", format=format)
+        x, format = self.normal(s.tokens, 2 * s.inner), "int8" if kernel == "gate_rows" else "none"
+        return lambda: fused.build_gate(table)(x, activation="silu", format=format)
 
     def call(self, kernel: str, table: Table, rows: int) -> Callable[[], Any]:
-        """The kernel as `table` launches it, on so many rows where it is for a number of rows; always on the same."""
+        """The kernel as `table` launches it, on so many rows where it is for a number of rows. What the first call
+        starts from is always the same; a kernel that works in place goes on from there."""
         s = self.sizes
         self.stream.manual_seed(0)
         if kernel in ("flash", "eight_bit"):
-            op = triton_attention.Flash(table) if kernel == "flash" else triton_attention.build_int8(table)
-            return partial(op, *self.attention())
+            eight_bit = build_fp8 if table.arch in WITHOUT_INT8 else build_int8
+            return partial((Flash if kernel == "flash" else eight_bit)(table), *self.attention())
         products = {
-            "scaled_mm": (linear.build_triton_scaled_mm, "fp8", s.hidden),
+            "scaled_mm": (linear.build_triton_scaled_mm, "int8", s.hidden),  # on most, torch has a faster one for fp8
             "gated_mm_8bit": (linear.build_triton_scaled_mm, "fp8", 2 * s.inner),
             "gated_mm_16bit": (linear.build_cublas, "none", 2 * s.inner),
             "a16_mm": (linear.build_triton_a16, "w4a16", s.hidden),
@@ -128,15 +129,15 @@ class Inputs:
         return self.row_wise(kernel, table, rows)
 
 
-def neighbours(launch: Launch) -> Iterator[Launch]:
+def neighbours(kernel: str, launch: Launch) -> Iterator[Launch]:
     """The launch with one number halved or doubled, or a stage more or less, or its other order of tiles."""
-    for name in ("block_m", "block_n", "block_k", "elements", "warps"):
+    for name in sorted(KERNELS[kernel] - {"rows"}):
         number = getattr(launch, name)
-        yield from (replace(launch, **{name: other}) for other in (number // 2, number * 2) if number and other)
-    if launch.block_m:
-        yield from (replace(launch, stages=other) for other in (launch.stages - 1, launch.stages + 1) if other)
-    if launch.block_k:
-        yield replace(launch, persistent=not launch.persistent)
+        if name == "persistent":
+            others = [not number]
+        else:
+            others = [number - 1, number + 1] if name == "stages" else [number // 2, number * 2]
+        yield from (replace(launch, **{name: other}) for other in others if other or name == "persistent")
 
 
 def tune(
@@ -148,24 +149,23 @@ def tune(
     for begin in base.launches[kernel]:
         rows = min(begin.rows, inputs.sizes.tokens)
 
-        def measured(launch: Launch, rows: int = rows) -> tuple[float, Any]:
-            call = inputs.call(kernel, replace(base, launches={**base.launches, kernel: (launch,)}), rows)
-            return time(call), call()
+        def call(launch: Launch, rows: int = rows) -> Callable[[], Any]:
+            return inputs.call(kernel, replace(base, launches={**base.launches, kernel: (launch,)}), rows)
 
         best, tried = begin, {begin}
-        least, expected = measured(begin)
-        say(f"{kernel}, {rows:,} rows: {least:.3f} ms as it is, {spelt(begin)}")
-        while fresh := [launch for launch in neighbours(best) if launch not in tried]:
+        expected, least = call(begin)(), time(call(begin))
+        say(f"{kernel}, {rows:,} rows: {least:.3f} ms as it is, {spelt(kernel, begin)}")
+        while fresh := [launch for launch in neighbours(kernel, best) if launch not in tried]:
             tried.update(fresh)
             for launch in fresh:
                 try:
-                    took, result = measured(launch)
+                    same = equal(call(launch)(), expected)
+                    took = time(call(launch)) if same else None
                 except Exception as error:  # the compiler's many ways of saying that these are no sizes for it
-                    say(f"  {spelt(launch)}: {type(error).__name__}")
+                    say(f"  {spelt(kernel, launch)}: {type(error).__name__}")
                     continue
-                same = equal(result, expected)
-                say(f"  {spelt(launch)}: {took:.3f} ms{'' if same else ', and another result'}")
-                if same and took < LESS * least:
+                say(f"  {spelt(kernel, launch)}: {'another result' if took is None else f'{took:.3f} ms'}")
+                if took is not None and took < LESS * least:
                     best, least = launch, took
         found.append(best)
     return found
@@ -182,14 +182,11 @@ def equal(found: Any, expected: Any) -> bool:
     return bool((found.float() - expected.float()).norm() <= MOST_DIFFERENCE * expected.float().norm())
 
 
-def spelt(launch: Launch) -> dict[str, Any]:
-    """What of it is not a launch's default."""
+def spelt(kernel: str, launch: Launch) -> dict[str, Any]:
+    """As a table says it."""
     usual = {field.name: field.default for field in fields(Launch)}
-    return {name: value for name, value in asdict(launch).items() if value != usual[name]}
-
-
-def kernels_of(base: Table) -> list[str]:
-    return sorted(base.launches)
+    said = {name: value for name, value in asdict(launch).items() if name in KERNELS[kernel]}
+    return {name: value for name, value in said.items() if name not in OPTIONAL or value != usual[name]}
 
 
 def median_ms(call: Callable[[], Any]) -> float:
@@ -200,27 +197,36 @@ def main(arguments: Iterable[str] | None = None) -> None:
     from .plugin import probe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    device = probe()
-    base = table(device.arch)
-    parser.add_argument(
-        "kernel", nargs="*", metavar="KERNEL", help=f"of {', '.join(kernels_of(base))}; without any, all"
-    )
-    parser.add_argument("--out", type=Path, default=measured_here(device.arch))
+    parser.add_argument("kernel", nargs="*", metavar="KERNEL", help=f"of {', '.join(KERNELS)}; without any, all")
+    parser.add_argument("--out", type=Path, help="a file; without it, the one that is taken here")
     args = parser.parse_args(arguments)
-    if unknown := set(args.kernel) - set(kernels_of(base)):
-        parser.error(f"no kernel {', '.join(sorted(unknown))}; there are {', '.join(kernels_of(base))}")
+    try:
+        device = probe()
+    except Unavailable as reason:
+        parser.error(str(reason))
+    base, out = table(device.arch), args.out or measured_here(device.arch, device.name)
+    if unknown := set(args.kernel) - set(base.launches):
+        parser.error(f"{device.arch} has no kernel {', '.join(sorted(unknown))}; it has {', '.join(base.launches)}")
+    launches = read(out)[0] if out.exists() else {}
     inputs = Inputs(Sizes(), "cuda")
-    launches = {}
-    for kernel in args.kernel or kernels_of(base):
+    for kernel in args.kernel or base.launches:
         try:
             found = tune(kernel, base, inputs, median_ms, lambda line: print(line, flush=True))
         except Exception as error:
             print(f"{kernel} does not run here, and stays as it is: {error}", flush=True)
-        else:
-            launches[kernel] = [spelt(launch) for launch in found]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(written(launches, {"device": device.name, "triton": triton_version()}), "utf-8")
-    print(args.out)
+            continue
+        launches[kernel] = tuple(found)
+        save(launches, device.name, out)
+    print(out if launches else "nothing was measured")
+
+
+def save(launches: Launches, device: str, out: Path) -> None:
+    """After every kernel, so that an interrupted search keeps what it found."""
+    spelt_out = {kernel: [spelt(kernel, launch) for launch in found] for kernel, found in launches.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_suffix(".new")
+    unfinished.write_text(written(spelt_out, {"device": device, "triton": triton_version()}), "utf-8")
+    os.replace(unfinished, out)
 
 
 if __name__ == "__main__":

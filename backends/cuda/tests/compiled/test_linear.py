@@ -114,11 +114,12 @@ def test_patch_embed(compiled, arch, clean):
     run = table(arch).launch("patch_embed")
     types = dict.fromkeys(("weight_ptr", "bias_ptr", "timestep_ptr", "y_ptr"), "*bf16:16")
     types |= {"latent_ptr": "*fp32:16"} | ({"noisy_ptr": "*i1"} if clean else {})
-    sizes = ("tokens", "height", "width", "rows_of_patches", "columns_of_patches", "by_channel", "by_frame", "by_row")
     constants = dict(OUT=4096, CHANNELS=48, PATCH=2, BLOCK_M=run.block_m, BLOCK_N=run.block_n, BLOCK_K=run.block_k)
     constants |= {"by_column": 1} | ({} if clean else {"noisy_ptr": None})
     options = dict(num_warps=run.warps, num_stages=run.stages)
-    found = compiled(patch_embed._patch_embed, arch, types | dict.fromkeys(sizes, "i32"), constants, **options)
+    found = compiled(
+        patch_embed._patch_embed, arch, types | dict.fromkeys(patch_embed.SIZES, "i32"), constants, **options
+    )
     assert re.search(TENSOR_CORE[arch], found.ptx) and not found.spilled
     assert set(re.findall(r"\bst\.global\S*", found.ptx)) == {"st.global.v4.b32"}
     assert "cp.async.cg.shared.global" in found.ptx  # of the weight

@@ -146,13 +146,15 @@ def test_a_persistent_kernel_makes_every_tile(monkeypatch, processors):
 
 
 def test_int8_sums_are_exact():
-    """Beyond what fp32 could add up one by one: 2048 products of 127 by 127, and a one."""
-    a = torch.full((16, 2048), 127, dtype=torch.int8)
-    b = torch.full((16, 2048), 127, dtype=torch.int8)
-    b[0, 0] = 126
+    """Beyond what fp32 can hold on the way: 2048 products of 127 by 127, as many of 127 by -127, and a one more."""
+    a = torch.full((16, 4096), 127, dtype=torch.int8)
+    b = torch.full((16, 4096), 127, dtype=torch.int8)
+    b[:, 2048:] = -127
+    a[:, 0], b[:, 0] = 1, 1
+    a[:, -1], b[:, -1] = 0, 0
     ones = torch.ones(16, 1)
-    y = triton_linear.scaled_mm(a, b, ones / 2**14, ones, None, torch.float16, table("sm_120"))
-    assert torch.equal(y[:, 0].float(), torch.full((16,), (2048 * 127 * 127 - 127) / 2**14).half().float())
+    y = triton_linear.scaled_mm(a, b, ones, ones, None, torch.float16, table("sm_120"))
+    assert torch.equal(y, torch.ones(16, 16, dtype=torch.float16))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

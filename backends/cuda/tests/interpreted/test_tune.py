@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
 import torch
-from cosmos3_cuda import tables, tune
+from cosmos3_cuda import plugin, tables, tune
 from cosmos3_cuda.tables import Launch, table
 from cosmos3_cuda.tune import Inputs, Sizes
+
+from cosmos3_core.contract import Unavailable
 
 SMALL = Sizes(
     tokens=40,
@@ -36,17 +39,22 @@ def inputs(monkeypatch) -> Inputs:
 
 @pytest.mark.parametrize("kernel", BASE.launches)
 def test_every_kernel_of_a_table_is_called_as_it_says(kernel, inputs, monkeypatch):
-    """With one other launch, which counts as faster: its result is that of the launch before."""
-    other = replace(BASE.launches[kernel][0], warps=16)
-    monkeypatch.setattr(tune, "neighbours", lambda launch: iter([replace(launch, warps=16)]))
+    """With one other launch, which counts as faster; what is called takes its launch from the table it is given."""
+    taken: list[Launch] = []
+    lookup = tables.Table.launch
+
+    def launch(self, name: str, rows: int = 0) -> Launch | None:
+        found = lookup(self, name, rows)
+        if name == kernel:
+            taken.append(found)
+        return found
+
+    monkeypatch.setattr(tables.Table, "launch", launch)
+    monkeypatch.setattr(tune, "neighbours", lambda kernel, launch: iter([replace(launch, warps=16)]))
     times = iter([2.0, 1.0] * len(BASE.launches[kernel]))
-
-    def time(call) -> float:
-        call()
-        return next(times)
-
-    found = tune.tune(kernel, BASE, inputs, time, lambda line: None)
-    assert found == [replace(launch, warps=16) for launch in BASE.launches[kernel]] and found[0] == other
+    found = tune.tune(kernel, BASE, inputs, lambda call: (call(), next(times))[1], lambda line: None)
+    others = [replace(launch, warps=16) for launch in BASE.launches[kernel]]
+    assert found == others and set(taken) == {*BASE.launches[kernel], *others}
 
 
 @dataclass(frozen=True)
@@ -76,35 +84,91 @@ def test_the_fastest_that_computes_the_same_is_taken(inputs, monkeypatch):
     assert any("ValueError" in line for line in said) and any("another result" in line for line in said)
 
 
-def test_what_was_measured_here_goes_before_what_ships(tmp_path, monkeypatch):
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file = tables.measured_here("sm_90")
-    assert file.is_relative_to(tmp_path) and tables.build()[:16] in file.name
-    file.parent.mkdir(parents=True)
-    file.write_text(tables.written({"flash": [{"warps": 4, "block_m": 64, "rows": 9}]}, {"device": "Acme 9"}), "utf-8")
-    found = table.__wrapped__("sm_90")
-    assert found.launches == {**BASE.launches, "flash": (Launch(warps=4, block_m=64, rows=9),)}
-    assert found.measured == {"device": "Acme 9"} and found.launch("flash", 10) is None
+    yield tmp_path
+    tables.fingerprint.cache_clear()
+
+
+def test_what_was_measured_here_goes_before_what_ships(cache, monkeypatch):
+    """On this GPU with this build; its own digest tells it from what ships."""
+    file = tables.measured_here("sm_90", "Acme 9")
+    assert file.is_relative_to(cache) and tables.fingerprint("Acme 9")[:16] in file.name
+    tune.save({"flash": (Launch(warps=4, block_m=64, block_n=32, stages=2),)}, "Acme 9", file)
+    found = table.__wrapped__("sm_90", "Acme 9")
+    assert found.launches == {**BASE.launches, "flash": (Launch(warps=4, block_m=64, block_n=32, stages=2),)}
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    assert found.origin == f"NVIDIA H100 80GB HBM3, triton 3.6.0; flash: here ({digest})"
+    assert table.__wrapped__("sm_90") == table.__wrapped__("sm_90", "Acme 10") == BASE
     monkeypatch.setattr(tables, "triton_version", lambda: "another")
-    tables.build.cache_clear()
-    assert table.__wrapped__("sm_90") == BASE
-    tables.build.cache_clear()
+    tables.fingerprint.cache_clear()
+    assert table.__wrapped__("sm_90", "Acme 9") == BASE
 
 
-def test_a_wrong_file_is_named(tmp_path):
-    (tmp_path / "a.toml").write_text("[[flash]]\nwarps = 4\nblock = 3\n")
-    with pytest.raises(ValueError, match="a.toml: .*unexpected keyword argument 'block'"):
-        tables.read(tmp_path / "a.toml", BASE)
+WRONG = {
+    "[[flash]]\nblock_m = 64\nblock_n = 64\nwarps = 4\nstages = 3\nblock = 3": "look at block$",
+    "[[flash]]\nwarps = 4": "a launch of flash says block_m, block_n, stages, warps; look at block_m, block_n, stages$",
+    "[[flsh]]\nwarps = 4": "there is no kernel flsh",
+    "[[rms_norm]]\nwarps = 4\n[[rms_norm]]\nwarps = 8": "rms_norm has two launches",
+    "[[flash": "Expected",
+    "flash = 3": "not iterable",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_file_is_named(text, tmp_path):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)a\.toml: .*{WRONG[text]}"):
+        tables.read(tmp_path / "a.toml")
+
+
+class Gpu:
+    arch, name = "sm_90", "Acme 9"
+
+
+def test_what_was_measured_is_kept(cache, inputs, monkeypatch, capsys):
+    """After every kernel, beside what was measured before; what does not run here is left out."""
+
+    def measure(kernel, base, inputs, time, say):
+        if kernel == "flash":
+            raise RuntimeError("too small a GPU")
+        return [replace(launch, warps=16) for launch in base.launches[kernel]]
+
+    monkeypatch.setattr(plugin, "probe", Gpu)
+    monkeypatch.setattr(tune, "Inputs", lambda *_: inputs)
+    monkeypatch.setattr(tune, "tune", measure)
+    tune.main(["flash"])
+    assert "flash does not run here" in capsys.readouterr().out and not [*cache.rglob("*.toml")]
+    tune.main(["rms_norm"])
+    tune.main(["gate", "flash"])
+    found, measured = tables.read(tables.measured_here("sm_90", "Acme 9"))
+    assert found == {"rms_norm": (Launch(warps=16),), "gate": (replace(BASE.launch("gate"), warps=16),)}
+    assert measured == f"Acme 9, triton {tables.triton_version()}"
+
+
+def test_the_tuner_says_what_is_wrong(monkeypatch, capsys):
+    def none():
+        raise Unavailable("no GPU is visible")
+
+    for probe, asked, said in (
+        (none, [], "no GPU is visible"),
+        (Gpu, ["flsh"], "sm_90 has no kernel flsh; it has flash"),
+    ):
+        monkeypatch.setattr(plugin, "probe", probe)
+        with pytest.raises(SystemExit, match="2"):
+            tune.main(asked)
+        assert said in capsys.readouterr().err.replace("eight_bit, ", "")
 
 
 def test_neighbours_differ_in_one_number():
     begin = BASE.launch("scaled_mm", 9)
-    found = list(tune.neighbours(begin))
+    found = list(tune.neighbours("scaled_mm", begin))
     assert len(found) == len(set(found)) == 11 and begin not in found
     for launch in found:
         fields = vars(begin)
         assert sum(value != fields[name] for name, value in vars(launch).items()) == 1
-    assert {launch.warps for launch in tune.neighbours(Launch(warps=1))} == {2}
+    assert list(tune.neighbours("norm_rope", Launch(warps=1))) == [Launch(warps=2)]
 
 
 def test_every_architecture_has_a_launch_of_what_is_never_left_out():
@@ -113,5 +177,4 @@ def test_every_architecture_has_a_launch_of_what_is_never_left_out():
         row_wise = {"rms_norm", "norm_rope", "gate", "gate_rows", "norm_silu"}
         needed = {"flash", "eight_bit", "scaled_mm", "patch_embed"} | row_wise
         assert all(found.launch(kernel, 10**9) for kernel in needed)
-        assert bool(found.measured) is (arch == "sm_90")
-        assert tables.origin(arch) == ("NVIDIA H100 80GB HBM3, triton 3.6.0" if arch == "sm_90" else "not measured")
+        assert found.origin == ("NVIDIA H100 80GB HBM3, triton 3.6.0" if arch == "sm_90" else "not measured")
