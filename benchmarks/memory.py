@@ -98,7 +98,7 @@ def main() -> None:
     tower = weights.generation(ops, device, torch.bfloat16)
     results = {name: {"steps": steps(tower, texts, job, device, measure)} for name, job in jobs.items()}
     del tower
-    vae = weights.vae(ops, device, torch.bfloat16, encoder=False)
+    vae = weights.vae(ops, device, torch.bfloat16, "decoder")
     for name, job in jobs.items():
         results[name]["decode"] = decode(vae, model.config.latent_channel, job, measure)
     for name, estimate in estimates.items():

@@ -108,7 +108,7 @@ def main() -> None:
     plan, device = resolve(Want.of(describe("nano").config, "bfloat16"), backend, found), backend.torch_device
     config = published()
     weights = random_weights(config, device)
-    options = {"encoder": False, "source": "the VAE", "device": device, "dtype": torch.bfloat16}
+    options = {"source": "the VAE", "device": device, "dtype": torch.bfloat16, "halves": ("decoder",)}
     ours = VideoVAE.load(config, weights.items(), plan.build_ops(), **options)
     theirs, exact = (diffusers_vae(config, weights, dtype) for dtype in (torch.bfloat16, torch.float32))
     size = sum(t.nbytes for n, t in weights.items() if n.startswith(("decoder.", "post_quant_conv.")))

@@ -36,7 +36,7 @@ from cosmos3_core.engine.tensors import TensorFiles, save_tensors
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER, VAE = f"transformer/{WEIGHTS}", f"vae/{WEIGHTS}"
 PROGRESS = re.compile(
-    r"backend reference: CPU, .*|check weights|load \w+|read prompts|encode input|decode|step \d+ of \d+"
+    r"backend reference: CPU, .*|check weights|load [a-z ]+|read prompts|encode input|decode|step \d+ of \d+"
 )
 
 ANY = "--model tiny --size 64x64 --steps 2 "
@@ -820,8 +820,9 @@ def test_a_full_disk(user: User, command: str, name: str):
 
     before = user.holds()
     result = process(user, command + "--steps 1", preexec_fn=limit)
-    *progress, message = result.stderr.splitlines()
+    *progress, lost, message = result.stderr.splitlines()
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert lost.startswith(f"1 of 1 steps are lost: writing {user.out}/{name}.state.safetensors: the disk is full")
     assert message.startswith(f"error: writing {user.out}/{name}: the disk is full (needed more than ")
     assert message.endswith("Free space or choose another folder with -o")
     assert all(PROGRESS.fullmatch(line) for line in progress)

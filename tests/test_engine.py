@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import peer
@@ -18,6 +19,7 @@ from cosmos3_core.engine.model import Weights, open_model
 from cosmos3_core.engine.repository import TINY
 from cosmos3_core.engine.tensors import open_tensors, save_tensors
 from cosmos3_core.model import weights as layout
+from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.scenarios import request as requests
 
 
@@ -69,6 +71,32 @@ def test_two_generations_step_in_turn_without_touching_each_other():
         assert torch.equal(state.x, alone)
 
 
+def test_generations_in_turn_share_one_tower():
+    """Of an engine that drops components, too: the first to finish does not take it from the other."""
+    stages: list[str] = []
+    running = engine(on_stage=stages.append)
+    states = [running.start(request(seed=1, steps=1)), running.start(request(seed=2, guidance_interval=[0, 900]))]
+    for state in states:
+        running.step(state)
+    list(running.finish(states[0]))
+    alone = engine()
+    expected = finish(alone, alone.start(states[1].request))
+    assert torch.equal(finish(running, states[1]), expected)
+    assert stages.count("load generation") == 1
+
+
+@pytest.mark.parametrize("schedule", ["native", "distilled"])
+def test_the_noise_of_a_seed_given_as_noise_changes_nothing(schedule):
+    """Also where the sampler draws from the stream that the noise came from."""
+    model = open_model("tiny")
+    model = replace(model, scheduler=model.scheduler | {"stochastic_sampling": True}, distilled_sigmas=(1.0, 0.5))
+    running = Engine(model, peer.reference_plan(model.config, "bfloat16"), resident=True)
+    wanted = replace(request(steps=2), schedule=schedule)
+    noise = initial_noise(items_of(wanted, model), generator(wanted.seed))
+    drawn, given = running.start(wanted), running.start(wanted, running.read_inputs(wanted, noise))
+    assert torch.equal(finish(running, drawn), finish(running, given))
+
+
 def test_progress_is_between_steps_and_stages_are_named():
     stages = []
     running = engine(on_stage=stages.append)
@@ -78,7 +106,14 @@ def test_progress_is_between_steps_and_stages_are_named():
         seen.append(running.step(state).index)
     frames = torch.cat(list(running.finish(state)))
     assert seen == [0, 1, 2, 3, 4, 5] and frames.shape == (5, 64, 64, 3) and frames.dtype == torch.uint8
-    assert stages == ["check weights", "load understanding", "read prompts", "load generation", "load vae", "decode"]
+    assert stages == [
+        "check weights",
+        "load understanding",
+        "read prompts",
+        "load generation",
+        "load vae decoder",
+        "decode",
+    ]
 
 
 def test_prompts_are_read_once_and_guidance_follows_its_interval(monkeypatch):
@@ -119,11 +154,14 @@ def test_towers_leave_once_they_are_done():
     state = running.start(request())
     assert set(running._loaded) == {"weights", "generation"}
     finish(running, state)
-    list(running.finish(state))
+    frames = running.finish(state)
+    next(frames)
+    assert set(running._loaded) == {"weights", "vae decoder"}
+    frames.close()  # before its end, and with it the decoder
     assert set(running._loaded) == {"weights"}
     resident = engine(resident=True)
     list(resident.finish(resident.start(request(steps=1))))
-    assert set(resident._loaded) == {"weights", "understanding", "generation", "vae"}
+    assert set(resident._loaded) == {"weights", "understanding", "generation", "vae decoder"}
 
 
 @pytest.mark.parametrize("resident", [False, True], ids=["dropped", "resident"])
@@ -147,7 +185,7 @@ def test_idle_memory_is_given_back_between_parts(monkeypatch, resident):
         list(running.finish(state))
 
     run()
-    stays = {"weights", "understanding", "generation", "vae"} if resident else {"weights"}
+    stays = {"weights", "understanding", "generation", "vae decoder"} if resident else {"weights"}
     assert len(given) == 3 and given[-1] == stays
     idle = 1 << 20
     run()
@@ -155,7 +193,7 @@ def test_idle_memory_is_given_back_between_parts(monkeypatch, resident):
 
 
 def test_a_resident_engine_runs_text_then_picture_tasks(tmp_path):
-    """The VAE without an encoder, kept from the first run, is replaced when the second has a picture to encode."""
+    """The VAE's encoder joins the decoder, which stays from the first run, when the second has a picture to encode."""
     from PIL import Image
 
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "g.png")
@@ -164,7 +202,7 @@ def test_a_resident_engine_runs_text_then_picture_tasks(tmp_path):
     state = running.start(request(task="i2v", image=str(tmp_path / "g.png"), steps=1))
     finish(running, state)
     clean = state.latents()[0][:, 0]
-    assert torch.equal(clean, running._loaded["vae"].encode(running.read_inputs(state.request).pixels)[:, 0])
+    assert torch.equal(clean, running._loaded["vae encoder"].encode(running.read_inputs(state.request).pixels)[:, 0])
 
 
 def test_noise_of_another_shape_is_refused():

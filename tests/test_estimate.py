@@ -236,7 +236,7 @@ def vae_of(config: dict, device: str, dtype: str) -> vae_module.VideoVAE:
         for name, shape in vae_module.VideoVAE.names(config, "test").items():
             yield name, torch.empty(shape, device="meta") if device == "meta" else torch.randn(shape, generator=stream)
 
-    options = {"encoder": True, "source": "test", "device": device, "dtype": kind}
+    options = {"source": "test", "device": device, "dtype": kind}
     return vae_module.VideoVAE.load(config, tensors(), OPS, **options)
 
 

@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from threading import Event, Timer, current_thread
 
 import av
 import numpy as np
@@ -297,6 +300,31 @@ def test_transparent_parts_are_put_on_white(tmp_path):
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "palette.png", transparency=1)
     assert media.read_image(tmp_path / "palette.png").tolist() == [[[200, 0, 0], [255, 255, 255]]]
+
+
+def test_a_clip_that_is_given_up_is_closed_behind_its_encoder():
+    """In the encoder's thread, after the frame that it is at, and without those that wait."""
+    at_work, go_on, seen = Event(), Event(), []
+
+    class Output:
+        def close(self):
+            seen.append(("closed", current_thread().name))
+
+    def frame():
+        at_work.set()
+        go_on.wait(60)
+        seen.append(("encoded", current_thread().name))
+
+    def stop():
+        at_work.wait(60)
+        Timer(0.2, go_on.set).start()
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(1, "encoder") as encoder, pytest.raises(KeyboardInterrupt):
+        waiting = deque(encoder.submit(frame) for _ in range(3))
+        with media._closed_by(encoder, Output(), waiting):
+            stop()
+    assert seen == [("encoded", "encoder_0"), ("closed", "encoder_0")]
 
 
 def test_sixteen_bit_grey_keeps_its_shades(tmp_path):

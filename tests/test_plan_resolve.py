@@ -45,6 +45,17 @@ PASSED_OVER = {
 }
 
 
+def test_a_package_that_does_not_load_is_passed_over(tmp_path, monkeypatch):
+    """To look for a part of it imports it."""
+    (tmp_path / "broken_library").mkdir()
+    (tmp_path / "broken_library" / "__init__.py").write_text("raise ImportError('undefined symbol: acme')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = plan(row("first", needs=("broken_library.fast",)), row("second"))
+    (refused,) = made.to_json()["refused"]
+    assert chosen(made) == "second"
+    assert refused["reason"] == "needs the package broken_library.fast (ImportError: undefined symbol: acme)"
+
+
 @pytest.mark.parametrize("fields, reason", PASSED_OVER.values(), ids=PASSED_OVER)
 def test_auto_steps_down_and_says_why(fields, reason):
     made = plan(row("first", **fields), row("second"))

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 
 from cosmos3_core.engine import media
 from cosmos3_core.engine.tensors import TensorFiles
+from cosmos3_core.model.vae import VideoVAE
+from cosmos3_core.sampling.state import State
 
 SMALL = ["--model", "tiny", "--size", "112x80", "--steps", "3"]
 
@@ -161,7 +163,7 @@ def test_the_manifest_says_what_was_done(run):
     assert manifest["timesteps"] == [999, 952, 833]
     assert manifest["tokens"]["media"] == 2 * 3 * 4
     assert manifest["guardrail"] == {"requested": False, "effective": False}
-    for stage in ("load understanding", "read prompts", "load generation", "steps", "load vae", "decode"):
+    for stage in ("load understanding", "read prompts", "load generation", "steps", "load vae decoder", "decode"):
         assert manifest["seconds"][stage] > 0
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["peak_host_memory_bytes"] > 10**8
@@ -314,11 +316,68 @@ def test_a_stop_during_the_decode_keeps_all_steps(run, monkeypatch):
     assert len(decoded(Path("cup.mp4"))) == 9
 
 
-def test_resuming_refuses_options_of_a_new_run(run):
+@pytest.mark.parametrize(
+    "option",
+    ["prompt", "--steps 4", "--negative-prompt x", "--model tiny", "--set fps=3"]
+    + ["--backend reference", "--dtype float32", "--kernel gate=eager", "--format fp8"],
+)
+def test_resuming_refuses_what_the_stopped_run_has_settled(run, option):
     Path("s.safetensors").write_bytes(b"")
-    for option in (["a prompt"], ["--steps", "4"], ["--negative-prompt", "x"], ["--model", "tiny"], ["--set", "fps=3"]):
-        code, _, err = run("--resume", "s.safetensors", *option)
-        assert code == 2 and "with --resume" in err
+    code, _, err = run("--resume", "s.safetensors", *option.split())
+    assert code == 2 and "with --resume: the stopped run has settled its" in err
+
+
+STEPS = ["--model", "tiny", "--size", "192x128", "--frames", "5", "--steps", "3"]
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A device whose memory the decode does not fit into."""
+
+    def decode(self, latents, tile=None):
+        raise torch.OutOfMemoryError("Acme out of memory. Tried to allocate 20.00 GiB. Device 0 has 4 GiB. Try less.")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoVAE, "decode", decode)
+        yield patch
+
+
+def test_too_small_a_memory_costs_no_step(run, full):
+    """The steps go on in the same dtype, with the same assertions and files, and in tiles if need be."""
+    options = ["--dtype", "float32", "--require", "gate=eager", "--save-latents", "cup.st", "--manifest", "cup.json"]
+    code, _, err = run("a cup", *STEPS, "--seed", 2, "-o", "cup.mp4", *options)
+    assert code == 1 and err.splitlines()[-2].startswith("3 of 3 steps are kept; go on with: cosmos3 run --resume cup")
+    assert "Acme out of memory. Tried to allocate 20.00 GiB" in err and "--tile" in err and "Traceback" not in err
+    full.undo()
+    code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4", "--tile", 128)
+    assert code == 0, err
+    manifest = json.loads(Path("cup.json").read_text())
+    assert manifest["plan"]["dtypes"]["generation"] == "float32" and manifest["resumed_at_step"] == 3
+    assert manifest["request"]["tile"] == 128 and not Path("cup.mp4.state.safetensors").exists()
+    assert (
+        run("a cup", *STEPS, "--seed", 2, "-o", "whole.mp4", "--dtype", "float32", "--save-latents", "whole.st")[0] == 0
+    )
+    assert torch.equal(load_file("cup.st")["final.vision"], load_file("whole.st")["final.vision"])
+    assert "resumed_at_step" not in json.loads(Path("whole.mp4.json").read_text())
+
+
+def test_a_run_that_goes_on_uses_up_its_own_state(run, full):
+    for name in "ab":
+        assert run("a cup", *STEPS, "-o", f"{name}.mp4")[0] == 1
+    full.undo()
+    code, _, err = run("--resume", "a.mp4.state.safetensors", "-o", "b.mp4")
+    assert code == 0, err
+    assert Path("b.mp4.state.safetensors").exists() and not Path("a.mp4.state.safetensors").exists()
+
+
+def test_steps_that_cannot_be_kept_are_said_to_be_lost(run, full):
+    def write(state):
+        raise OSError("the disk is full")
+
+    full.setattr(State, "to_tensors", write)
+    code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
+    assert code == 1 and "3 of 3 steps are lost: the disk is full" in err and "out of memory" in err
 
 
 # --- the command itself ----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def weights(model) -> Weights:
 
 @pytest.fixture(scope="module")
 def vae(weights) -> VideoVAE:
-    return weights.vae(OPS, "cpu", torch.float32, encoder=True)
+    return weights.vae(OPS, "cpu", torch.float32, "encoder", "decoder")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def peer(model, weights) -> AutoencoderKLWan:
 
 def ours_of(peer: AutoencoderKLWan, dtype: torch.dtype = torch.float32) -> VideoVAE:
     tensors = peer.state_dict().items()
-    return VideoVAE.load(peer.config, tensors, OPS, encoder=True, source="a peer", device="cpu", dtype=dtype)
+    return VideoVAE.load(peer.config, tensors, OPS, source="a peer", device="cpu", dtype=dtype)
 
 
 @pytest.fixture(scope="module", params=["tiny", "wide"])
@@ -367,12 +367,16 @@ def test_without_the_encoder_its_half_is_neither_read_nor_there(weights, vae, mo
 
     monkeypatch.setattr(weights, "vae_files", SimpleNamespace(tensors=weights.vae_files.tensors, read=spy))
     with Alive() as alive:
-        half = weights.vae(OPS, "cpu", torch.float32, encoder=False)
+        half = weights.vae(OPS, "cpu", torch.float32, "decoder")
+    decoders, encoders = {*read}, ("encoder.", "quant_conv.")
+    other = weights.vae(OPS, "cpu", torch.float32, "encoder")
     with Alive() as both:
-        weights.vae(OPS, "cpu", torch.float32, encoder=True)
-    read = read[: len(read) // 2]
-    assert half.encoder is None and alive.peak < both.peak
-    assert read and not [name for name in read if name.startswith(("encoder.", "quant_conv."))]
+        weights.vae(OPS, "cpu", torch.float32, "encoder", "decoder")
+    assert alive.peak < both.peak and not hasattr(half, "encoder") and not hasattr(other, "decoder")
+    assert decoders and not [name for name in decoders if name.startswith(encoders)]
+    assert len(read) == 2 * len({*read}) and {*read} - decoders == {n for n in read if n.startswith(encoders)}
+    pixels = noise(3, 5, 32, 48).clamp(-1, 1)
+    assert torch.equal(other.encode(pixels), vae.encode(pixels))
     latents = noise(48, 3, 2, 3)
     assert torch.equal(decoded(half, latents), decoded(vae, latents))
 
@@ -380,9 +384,7 @@ def test_without_the_encoder_its_half_is_neither_read_nor_there(weights, vae, mo
 def test_a_loaded_vae_owns_its_memory(model, weights, vae):
     """The tensors it is handed are views of a file that is closed behind them."""
     tensors = {name: tensor.clone() for name, tensor in weights.vae_files.read(weights.vae_files.tensors)}
-    loaded = VideoVAE.load(
-        model.vae, tensors.items(), OPS, encoder=True, source="tiny/vae", device="cpu", dtype=torch.float32
-    )
+    loaded = VideoVAE.load(model.vae, tensors.items(), OPS, source="tiny/vae", device="cpu", dtype=torch.float32)
     for tensor in tensors.values():
         tensor.zero_()
     latents, clip = noise(48, 3, 2, 3), pixels(5)

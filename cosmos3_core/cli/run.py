@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contract import Cosmos3Error, InputError
+from ..contract import InputError, RunError
 from ..engine import manifest as manifests
 from ..engine import media
 from ..engine.model import Model, open_model
@@ -43,7 +43,14 @@ SHORTHANDS = (
     "tile",
 )
 """Request fields that have an option of their own."""
-NOT_WITH_RESUME = ("prompt", "model", "revision", "profile", "fields", "request", "latents", *SHORTHANDS)
+NOT_WITH_RESUME = ("prompt", "model", "revision", "profile", "fields", "request", "latents", *SHORTHANDS[:-1])
+"""What a stopped run has settled. It may be decoded in tiles all the same: its memory may be what stopped it."""
+SETTLED = ("backend", "dtype", "kernels", "formats")
+"""Options of the plan, which a stopped run has settled too."""
+NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
+"""Of options that are called otherwise here."""
+STAYING = ("required", "save_latents", "manifest")
+"""Options that a stopped run goes on with, where they are not given anew."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,24 @@ def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
     _check_given(options)
     saved = _read_saved(options) if options.resume else None
-    given = saved["given"] if saved else _given(options)
+    if saved:
+        options, given = replace(options, **saved["options"]), saved["given"]
+        if options.tile is not None:
+            given["tile"] = options.tile
+    else:
+        given = _given(options)
     profile = saved["profile"] if saved else options.profile or requests.PROFILES[0]
     model = open_model(*(saved["model"] if saved else (options.model or DEFAULT_MODEL, options.revision)))
     request, origin = requests.resolve(given, profile, model.facts, pick_seed=lambda: secrets.randbelow(2**31))
     paths = _paths(options, request)
     plan, why = _plan(options, model)
     request, origin = _tiled(request, origin, model, plan)
-    settled = manifests.resolved(model, plan, profile, request, origin, why or "it was named")
+    why_this = "the stopped run had it" if saved else why or "it was named"
+    settled = manifests.resolved(model, plan, profile, request, origin, why_this)
+    if saved:
+        settled["resumed_at_step"] = saved["numbers"]["index"]
+    staying = {name: getattr(options, name) for name in (*SETTLED, *STAYING)}
+    staying |= {"backend": plan.backend.name, "dtype": plan.dtype}
 
     from ..engine.engine import Engine
 
@@ -121,7 +138,10 @@ def execute(options: Options) -> None:
     if options.dry_run:
         print(json.dumps(settled | {"notes": inputs.notes}, indent=2))
         return
-    _generate(engine, request, inputs, paths, settled, saved)
+    _generate(engine, request, inputs, paths, settled, staying, saved)
+    if options.resume:
+        Path(options.resume).unlink(missing_ok=True)
+    print(paths.output)
 
 
 def _check_given(options: Options) -> None:
@@ -247,18 +267,21 @@ def _write_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
 
 
 def _read_saved(options: Options) -> dict[str, Any]:
-    """A stopped run: its request and where it was."""
-    for name in NOT_WITH_RESUME:
+    """A stopped run: its request, its options and where it was."""
+    for name in (*NOT_WITH_RESUME, *SETTLED):
         if getattr(options, name) not in (None, {}):
-            option = "--set" if name == "fields" else "a prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} with --resume", "the stopped run has settled its request", f"Drop {option}")
+            option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in SETTLED else "request"
+            raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
     tensors, metadata = _read_tensors(options.resume, f"--resume {options.resume}")
     try:
         saved = json.loads(metadata["cosmos3.state"])
-        return {key: saved[key] for key in ("given", "profile", "model", "numbers")} | {"tensors": tensors}
+        staying = {name: saved["options"][name] for name in SETTLED}
+        staying |= {name: getattr(options, name) or saved["options"][name] for name in STAYING}
+        kept = {key: saved[key] for key in ("given", "profile", "model", "numbers")}
     except (KeyError, TypeError, ValueError):
         found = "it is not a stopped run"
         raise InputError(f"--resume {options.resume}", found, "Give the file a stopped run named") from None
+    return kept | {"tensors": tensors, "options": staying}
 
 
 def _generate(
@@ -267,6 +290,7 @@ def _generate(
     inputs: Inputs,
     paths: Paths,
     settled: dict[str, Any],
+    staying: dict[str, Any],
     saved: dict[str, Any] | None,
 ) -> None:
     from .progress import Display
@@ -276,7 +300,7 @@ def _generate(
     display = Display(request.steps)
     engine.on_stage = display.stage
     engine.open_weights()  # before the display begins: a download has progress bars of its own
-    with display, _stop_signal() as check_stop:
+    with _memory_told(engine.plan), display, _stop_signal() as check_stop:
         state = engine.start(request, inputs)
         if saved:
             state.restore(saved["tensors"], saved["numbers"])
@@ -288,12 +312,21 @@ def _generate(
                 display.steps_done(state.index)
             frames = _frames(engine, state, check_stop)
             _write(paths, frames, state, describe=lambda: manifests.complete(settled, engine, inputs, state))
-        except (KeyboardInterrupt, InputError):
-            _keep(paths, settled, state)
+        except BaseException:
+            _keep(paths, settled, staying, state)
             raise
-    if saved:
-        paths.state.unlink(missing_ok=True)
-    print(paths.output)
+
+
+@contextmanager
+def _memory_told(plan: Plan) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        found = ". ".join(str(error).split(". ")[:2])
+        then = "cosmos3 plan says what fits; --tile 256 makes the decode smaller, also with --resume"
+        raise RunError(f"running on {plan.device.name}", found, then) from error
 
 
 @contextmanager
@@ -345,20 +378,24 @@ def _write(paths: Paths, frames: Iterator, state: State, describe: Callable[[], 
         _write_tensors(paths.latents, tensors, {manifests.KEY: json.dumps(manifest)})
 
 
-def _keep(paths: Paths, settled: dict[str, Any], state: State) -> None:
-    """Save what was computed, so that a stop or a full disk does not cost it."""
+def _keep(paths: Paths, settled: dict[str, Any], staying: dict[str, Any], state: State) -> None:
+    """Save what was computed, so that a stop, a full disk or too small a memory does not cost it."""
     if state.index == 0:
         return
-    tensors, numbers = state.to_tensors()
-    kept = {
-        "given": settled["request"],
-        "profile": settled["profile"]["name"],
-        "model": [settled["model"]["name"], settled["model"]["revision"]],
-        "numbers": numbers,
-    }
     try:
+        tensors, numbers = state.to_tensors()
+        if not tensors["x"].isfinite().all():
+            return  # there is nothing to go on with
+        kept = {
+            "given": settled["request"],
+            "profile": settled["profile"]["name"],
+            "model": [settled["model"]["name"], settled["model"]["revision"]],
+            "options": staying,
+            "numbers": numbers,
+        }
         _write_tensors(paths.state, tensors, {"cosmos3.state": json.dumps(kept)})
-    except Cosmos3Error:
-        return  # no room for it either; the reason itself is about to be reported
+    except Exception as error:  # a full disk, a device that no longer answers
+        print(f"{state.index} of {state.steps} steps are lost: {error}", file=sys.stderr)
+        return
     resume = f"cosmos3 run --resume {paths.state} -o {paths.output}"
     print(f"{state.index} of {state.steps} steps are kept; go on with: {resume}", file=sys.stderr)

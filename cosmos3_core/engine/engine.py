@@ -141,10 +141,8 @@ class Engine:
     def _generation(self):
         return self._component("generation", lambda w: w.generation(*self.towers))
 
-    def _vae(self, encoder: bool):
-        if encoder and "vae" in self._loaded and self._loaded["vae"].encoder is None:
-            del self._loaded["vae"]
-        return self._component("vae", lambda w: w.vae(self.ops, self.device, self.dtype, encoder=encoder))
+    def _vae(self, half: str):
+        return self._component(f"vae {half}", lambda w: w.vae(self.ops, self.device, self.dtype, half))
 
     def _done_with(self, name: str) -> None:
         """Drop a component, unless everything stays, and give back what the allocator holds and nothing uses: the next
@@ -212,7 +210,8 @@ class Engine:
         `read_inputs` returned, if the caller has it."""
         inputs = inputs or self.read_inputs(request)
         items, stream, solver = items_of(request, self.model), generator(request.seed), self._solver(request)
-        noise = inputs.noise or initial_noise(items, stream)
+        drawn = initial_noise(items, stream)  # whatever noise is taken: what a sampler draws comes after it
+        noise = inputs.noise or drawn
         texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
         clean = pinned = None
         if inputs.pixels is not None:
@@ -265,11 +264,11 @@ class Engine:
 
     def _encode(self, pixels: Tensor, item: Item) -> tuple[Tensor, Tensor]:
         """(flat values, flat mask) of the clean frames. Only the frames given are encoded: the VAE is causal."""
-        vae = self._vae(encoder=True)
+        vae = self._vae("encoder")
         with self._stage("encode input"):
             latents = vae.encode(pixels)
         del vae
-        self._done_with("vae")
+        self._done_with("vae encoder")
         clean = torch.zeros(item.shape, device=self.device)
         pinned = torch.zeros(item.shape, dtype=torch.bool, device=self.device)
         for frame in item.clean:
@@ -281,22 +280,19 @@ class Engine:
         """One solver step, in place."""
         request, timestep = state.request, state.solver.timesteps[state.index]
         use_guidance = guided(request.guidance, request.guidance_interval, timestep)
-        self._generation()  # loading it is no part of the step
+        if not state.passes:  # loading the tower is no part of the step; they hold it until `finish`
+            tower, every = self._generation(), [*state.cond, *state.guided]
+            state.passes.update({id(branches): pass_of(tower, branches) for branches in every})
         with self._timed("steps"):
             told = torch.full((1,), timestep, device=self.device)
-            passes = state.guided if use_guidance else state.cond
-            velocities = [velocity for branches in passes for velocity in self._pass(state, branches)(state.x, told)]
+            chosen = state.guided if use_guidance else state.cond
+            passes = [state.passes[id(branches)] for branches in chosen]
+            velocities = [velocity for run in passes for velocity in run(state.x, told)]
             velocity = combine(*velocities, request.guidance) if use_guidance else velocities[0]
             state.x = state.solver.step(velocity, state.x, state.index, state.stream)
             state.pin()
         state.index += 1
         return state
-
-    def _pass(self, state: State, branches: Branches) -> Callable[[Tensor, Tensor], list[Tensor]]:
-        """`pass_of` these branches, the same one at every step."""
-        if id(branches) not in state.passes:
-            state.passes[id(branches)] = pass_of(self._generation(), branches)
-        return state.passes[id(branches)]
 
     def finish(self, state: State) -> Iterator[Tensor]:
         """Decode: uint8 [F, H, W, 3] on the host, in groups as they are ready. Raises RunError for latents that are
@@ -312,14 +308,16 @@ class Engine:
             )
         state.passes.clear()
         self._done_with("generation")
-        vae = self._vae(encoder=False)
+        vae = self._vae("decoder")
         self.on_stage("decode")
         groups = vae.decode(vision, state.request.tile)
-        while True:
-            with self._timed("decode"):  # not the consumer's work between two groups
-                group = next(groups, None)
-            if group is None:
-                break
-            yield group
-        del vae, groups
-        self._done_with("vae")
+        try:
+            while True:
+                with self._timed("decode"):  # not the consumer's work between two groups
+                    group = next(groups, None)
+                if group is None:
+                    break
+                yield group
+        finally:  # also where the consumer wants no more
+            del vae, groups
+            self._done_with("vae decoder")

@@ -194,18 +194,17 @@ class Weights:
         loaded = load_slots(generation_slots(config), self._read, ops, device, dtype, format, kept)
         return GenerationTower(config, ops, loaded, kept)
 
-    def vae(self, ops: Ops, device: str, dtype: torch.dtype, *, encoder: bool) -> VideoVAE:
-        """Load the VAE's decoder, and its encoder if there is something to encode."""
-        from ..model.vae import VideoVAE
+    def vae(self, ops: Ops, device: str, dtype: torch.dtype, *halves: str) -> VideoVAE:
+        """Load these halves of the VAE, "encoder" and "decoder"."""
+        from ..model.vae import VideoVAE, prefixes
 
-        skipped = () if encoder else ("encoder.", "quant_conv.")
-        names = [name for name in self.vae_files.tensors if not name.startswith(skipped)]
+        names = [name for name in self.vae_files.tensors if name.startswith(prefixes(halves))]
         return VideoVAE.load(
             self.model.vae,
             self.vae_files.read(names),
             ops,
-            encoder=encoder,
             source=f"{self.model.name}/vae",
             device=device,
             dtype=dtype,
+            halves=halves,
         )

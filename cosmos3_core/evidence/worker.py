@@ -108,13 +108,15 @@ def _generate(engine: Engine, request: Request, inputs: Inputs, begin: float) ->
 def _probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
     """The two velocities and the short trajectory's final latents, flat fp32 on the host. All from one state before
     step 0, which stays as it is: to start another would load the text tower beside the media tower."""
-    from ..sampling.noise import generator
+    from ..sampling.noise import generator, initial_noise
     from ..sampling.solver import Solver
 
     request, model = start.request, engine.model
     steps = min(SHORT, request.steps)
     solver = Solver(request.schedule, steps, request.shift, model.scheduler, model.distilled_sigmas)
-    short = replace(start, solver=solver, stream=generator(request.seed))
+    stream = generator(request.seed)
+    initial_noise(start.items, stream)  # as the engine does: what a sampler draws comes after it
+    short = replace(start, solver=solver, stream=stream)
     while not short.done:
         engine.step(short)
     return {

@@ -44,5 +44,5 @@ def rotary_table(
     for axis in (1, 2):
         slots = slice(axis, 3 * sections[axis], 3)
         angles[:, slots] = positions[axis].unsqueeze(1) * inverse[slots]
-    angles = torch.cat((angles, angles), dim=1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = (torch.cat((half, half), dim=1) for half in (angles.cos().to(dtype), angles.sin().to(dtype)))
+    return cos, sin

@@ -7,7 +7,7 @@ decoding yields frames as they are ready, so that a clip never has to fit in mem
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,28 +25,42 @@ from .config import (
 )
 from .vae_blocks import Decoder, Encoder, Pointwise, Stream, Take
 
+HALVES = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}
+"""What the names of each one's tensors begin with."""
+
+
+def prefixes(halves: Collection[str]) -> tuple[str, ...]:
+    """What the names of these halves' tensors begin with."""
+    return tuple(prefix for half in halves for prefix in HALVES[half])
+
 
 class VideoVAE:
-    """`encode` and `decode` between pixels in [-1, 1] and normalised fp32 latents (z = (mode - mean) / std). `encoder`
-    is None where it was not loaded."""
+    """`encode` and `decode` between pixels in [-1, 1] and normalised fp32 latents (z = (mode - mean) / std), those of
+    the `halves` that are there: "encoder", "decoder"."""
 
     def __init__(
-        self, config: VaeConfig, take: Take, ops: Ops, device: torch.device | str, dtype: torch.dtype, *, encoder: bool
+        self,
+        config: VaeConfig,
+        take: Take,
+        ops: Ops,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        halves: Collection[str] = HALVES,
     ):
         c, self.device, self.dtype = config, device, dtype
-        self.encoder: Encoder | None = None
-        if encoder:
+        if "encoder" in halves:
             self.encoder = Encoder(take, ops, c.base_dim, VAE_PATCHED, 2 * c.z_dim, c.num_res_blocks)
             self.quant = Pointwise(take, "quant_conv", ops, 2 * c.z_dim, 2 * c.z_dim)
-        self.post_quant = Pointwise(take, "post_quant_conv", ops, c.z_dim, c.z_dim)
-        self.decoder = Decoder(take, ops, c.decoder_base_dim, c.z_dim, VAE_PATCHED, c.num_res_blocks)
+        if "decoder" in halves:
+            self.post_quant = Pointwise(take, "post_quant_conv", ops, c.z_dim, c.z_dim)
+            self.decoder = Decoder(take, ops, c.decoder_base_dim, c.z_dim, VAE_PATCHED, c.num_res_blocks)
         self.mean, self.std = (torch.tensor(values, device=self.device) for values in (c.latents_mean, c.latents_std))
 
     @classmethod
     def names(cls, config: dict[str, Any], source: str) -> dict[str, tuple[int, ...]]:
         """Every tensor of this VAE and its shape, from `vae/config.json` alone. Raises InputError."""
         listing = _Listing()
-        cls(VaeConfig.from_json(config, source), listing, listing, "meta", torch.float32, encoder=True)
+        cls(VaeConfig.from_json(config, source), listing, listing, "meta", torch.float32)
         return listing.shapes
 
     @classmethod
@@ -56,15 +70,15 @@ class VideoVAE:
         tensors: Iterable[tuple[str, Tensor]],
         ops: Ops,
         *,
-        encoder: bool,
         source: str,
         device: torch.device | str,
         dtype: torch.dtype,
+        halves: Collection[str] = HALVES,
     ) -> VideoVAE:
-        """Build from named tensors. Without `encoder` its half is never allocated (text-to-video needs none)."""
-        parsed, skipped = VaeConfig.from_json(config, source), () if encoder else ("encoder.", "quant_conv.")
-        held = {name: t.to(device, dtype, copy=True) for name, t in tensors if not name.startswith(skipped)}
-        return cls(parsed, lambda name, *_: held.pop(name), ops, device, dtype, encoder=encoder)
+        """Build from named tensors. A half that is not asked for is never allocated: text to video encodes nothing."""
+        parsed, wanted = VaeConfig.from_json(config, source), prefixes(halves)
+        held = {name: t.to(device, dtype, copy=True) for name, t in tensors if name.startswith(wanted)}
+        return cls(parsed, lambda name, *_: held.pop(name), ops, device, dtype, halves)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ class CausalConv:
         else:
             norm(x, padded[before:])
         if stream.first:
-            stream.keep(self, F.pad(padded, (0, 0, 0, 0, 0, 0, 1, 0)))
+            if not stream.one:
+                stream.keep(self, F.pad(padded, (0, 0, 0, 0, 0, 0, 1, 0)))
             return padded
         past = stream.past(self)
         padded[:2] = 0 if past is None else past

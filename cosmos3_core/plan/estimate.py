@@ -281,8 +281,7 @@ class _Tally:
         """Norm and SiLU into the convolution's padded input."""
         self.parameters += channels
         temporaries = NORM_COPIES * WIDTH["float32"] * channels * self.frames * self.area
-        kept = self.past(channels) if self.first else 0  # then made anew, also where nothing will read it
-        self.alive(*held, self.map(channels), self.padded(channels), max(temporaries, kept))
+        self.alive(*held, self.map(channels), self.padded(channels), temporaries)
 
     def resblock(self, inputs: int, outputs: int, residual: int = 0) -> None:
         """`residual`: bytes of what the block before left to this one to add."""
@@ -497,8 +496,8 @@ class Estimate:
             Stage("decode", parts["vae_decoder"], kv, 3 * latent + tables, decoding, VAE_OVERHEAD),
         ]
         if job.input_frames:
-            both = parts["vae_encoder"] + parts["vae_decoder"]
-            stages.insert(1, Stage("encode input", both, kv, 0, encode_bytes(self.vae, job, self.dtype), VAE_OVERHEAD))
+            encoding = encode_bytes(self.vae, job, self.dtype)
+            stages.insert(1, Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
         if self.placement == "resident":
             stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
         return tuple(stages)

@@ -287,7 +287,7 @@ def _reason_against(kernel: Kernel, ask: Ask) -> str | None:
         return f"takes {', '.join(kernel.dtypes)}, not {ask.dtype}"
     if ask.format not in kernel.formats:
         return f"takes formats {', '.join(kernel.formats)}, not {ask.format}"
-    missing = [name for name in kernel.needs if not _importable(name)]
+    missing = [problem for name in kernel.needs if (problem := _missing(name))]
     if missing:
         return f"needs the package {', '.join(missing)}"
     try:
@@ -296,8 +296,11 @@ def _reason_against(kernel: Kernel, ask: Ask) -> str | None:
         return f"its refuse() raised {reason_of(error)}"
 
 
-def _importable(name: str) -> bool:
+def _missing(name: str) -> str | None:
+    """The module's name if it cannot be had. To look for a part of a package imports the package, which may fail."""
     try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the package that should hold it
-        return False
+        return None if importlib.util.find_spec(name) else name
+    except ModuleNotFoundError:
+        return name
+    except Exception as error:
+        return f"{name} ({reason_of(error)})"

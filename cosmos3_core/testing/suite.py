@@ -755,7 +755,7 @@ def _frames(ops, device: str, dtype: str, tile: int | None) -> torch.Tensor:
         )
         for i, (name, shape) in enumerate(VideoVAE.names(VAE, "the kit's VAE").items())
     )
-    options = {"encoder": False, "source": "the kit's VAE", "device": device, "dtype": getattr(torch, dtype)}
+    options = {"source": "the kit's VAE", "device": device, "dtype": getattr(torch, dtype), "halves": ("decoder",)}
     vae = VideoVAE.load(VAE, tensors, ops, **options)
     return torch.cat([*vae.decode(normal(4, 3, 5, 6, seed=1), tile)]).float()
 
