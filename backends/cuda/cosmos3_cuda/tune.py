@@ -88,9 +88,9 @@ class Inputs:
 
     def patch_embed(self, table: Table, rows: int) -> Callable[[], Any]:
         s = self.sizes
-        x, weight = self.matrices(1, s.hidden, s.latent[0] * s.patch**2)
-        latent, op = self.normal(*s.latent).float(), patch_embed.build_patch_embed(table)
-        return partial(op, latent, weight, weight[:, 0].contiguous(), weight[:, 1].contiguous(), patch=s.patch)
+        latent, weight = self.normal(*s.latent).float(), self.normal(s.hidden, s.latent[0] * s.patch**2)
+        bias, timestep = self.normal(s.hidden), self.normal(1, s.hidden)
+        return partial(patch_embed.build_patch_embed(table), latent, weight, bias, timestep, patch=s.patch)
 
     def row_wise(self, kernel: str, table: Table, rows: int) -> Callable[[], Any]:
         s = self.sizes
@@ -202,12 +202,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         device = probe()
-    except Unavailable as reason:
+        out = args.out or measured_here(device.arch, device.name)
+        launches = read(out)[0] if out.exists() else {}
+    except (Unavailable, ValueError) as reason:
         parser.error(str(reason))
-    base, out = table(device.arch), args.out or measured_here(device.arch, device.name)
+    base = table(device.arch)
     if unknown := set(args.kernel) - set(base.launches):
         parser.error(f"{device.arch} has no kernel {', '.join(sorted(unknown))}; it has {', '.join(base.launches)}")
-    launches = read(out)[0] if out.exists() else {}
     inputs = Inputs(Sizes(), "cuda")
     for kernel in args.kernel or base.launches:
         try:

@@ -147,13 +147,15 @@ def test_what_was_measured_is_kept(cache, inputs, monkeypatch, capsys):
     assert measured == f"Acme 9, triton {tables.triton_version()}"
 
 
-def test_the_tuner_says_what_is_wrong(monkeypatch, capsys):
+def test_the_tuner_says_what_is_wrong(cache, monkeypatch, capsys):
     def none():
         raise Unavailable("no GPU is visible")
 
+    (cache / "a.toml").write_text("[[flsh]]")
     for probe, asked, said in (
         (none, [], "no GPU is visible"),
         (Gpu, ["flsh"], "sm_90 has no kernel flsh; it has flash"),
+        (Gpu, ["--out", str(cache / "a.toml")], "a.toml: there is no kernel flsh"),
     ):
         monkeypatch.setattr(plugin, "probe", probe)
         with pytest.raises(SystemExit, match="2"):
