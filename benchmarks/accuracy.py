@@ -157,7 +157,7 @@ def main() -> None:
             add(f"{format}, {keep} layers kept", plan, case.run(plan, config=Keeping.of(config, keep))[0])
         for name, part in PARTS.items():
             add(f"{format}, {name} only", plan, case.run(plan, part, Keeping.of(config, 0))[0])
-    report_all("accuracy", args, results, backend.torch_device)
+    report_all("accuracy", args, results, backend.torch_device, found)
 
 
 if __name__ == "__main__":

@@ -148,8 +148,7 @@ def main() -> None:
             "settings": {k: v for k, v in vars(args).items() if k != "out"},
             "results": results,
             "refused": refused,
-            "device_versions": dict(found.versions),
-            "environment": environment(backend.torch_device),
+            "environment": environment(backend.torch_device, found),
         },
         args.out,
     )

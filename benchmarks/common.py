@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from cosmos3_core.contract import Device
+
 
 def synchronize(device: str) -> None:
     if device != "cpu":
@@ -31,9 +33,7 @@ def seconds(function: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def alternate(
-    contestants: dict[str, Callable[[], Any]], device: str, repeats: int, warmups: int = 1
-) -> dict[str, dict]:
+def alternate(contestants: dict[str, Callable[[], Any]], device: str, repeats: int) -> dict[str, dict]:
     """Time all contestants in turn, round after round, so that a change in the machine's load meets all of them alike.
 
     The caller has warmed them up. Per contestant: the median and all rounds, in seconds.
@@ -45,14 +45,15 @@ def alternate(
     return {name: {"median_s": statistics.median(times), "rounds_s": times} for name, times in rounds.items()}
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(torch_device: str, found: Device) -> dict[str, Any]:
     """Device, versions, sources and command: what a reader needs to run the same again."""
-    name = _cpu_name() if device == "cpu" else torch.get_device_module(device).get_device_name()
+    name = _cpu_name() if torch_device == "cpu" else torch.get_device_module(torch_device).get_device_name()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
+    versions = {"python": platform.python_version(), "diffusers": version("diffusers"), "torch": version("torch")}
     return {
         "device": name,
-        "threads": torch.get_num_threads() if device == "cpu" else None,
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "diffusers")},
+        "threads": torch.get_num_threads() if torch_device == "cpu" else None,
+        "versions": versions | found.versions,
         "sources_sha256": _sources(),
         "command": " ".join(["python", "-m", spec.name if spec else "benchmarks", *_without_out(sys.argv[1:])]),
     }
@@ -65,9 +66,10 @@ def _without_out(arguments: list[str]) -> list[str]:
 
 
 def _sources() -> str:
-    """Of the Python files of core and benchmarks: a lent machine has the working tree and no history."""
+    """Of core, backends and benchmarks, launch tables included: a lent machine has the working tree and no history."""
     root = Path(__file__).parents[1]
-    files = sorted(file for folder in ("cosmos3_core", "benchmarks") for file in (root / folder).rglob("*.py"))
+    folders = ("cosmos3_core", *(f"backends/{path.name}" for path in root.glob("backends/*")), "benchmarks")
+    files = sorted(file for folder in folders for kind in ("py", "toml") for file in (root / folder).rglob(f"*.{kind}"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
@@ -90,8 +92,10 @@ def report(result: dict[str, Any], out: Path | None) -> None:
         out.write_text(text + "\n")
 
 
-def report_all(benchmark: str, args: argparse.Namespace, results: list[dict[str, Any]], device: str) -> None:
+def report_all(
+    benchmark: str, args: argparse.Namespace, results: list[dict[str, Any]], torch_device: str, found: Device
+) -> None:
     """`report` of several results under one command's settings."""
     settings = {key: value for key, value in vars(args).items() if key != "out"}
-    whole = {"benchmark": benchmark, "settings": settings, "results": results, "environment": environment(device)}
-    report(whole, args.out)
+    made_with = environment(torch_device, found)
+    report({"benchmark": benchmark, "settings": settings, "results": results, "environment": made_with}, args.out)

@@ -112,7 +112,7 @@ def main() -> None:
             results.append({"formats": plan.formats, "kernels": plan.to_json()["kernels"], "cold": cold, "run": timed})
             print(format or model.dtype, timed, flush=True)
             del engine
-    report_all("e2e", args, results, backend.torch_device)
+    report_all("e2e", args, results, backend.torch_device, device)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def main() -> None:
             "settings": {k: v for k, v in vars(args).items() if k != "out"},
             "results": results,
             "refused": refused,
-            "environment": environment(device),
+            "environment": environment(device, found),
         },
         args.out,
     )

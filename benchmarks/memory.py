@@ -113,7 +113,7 @@ def main() -> None:
             "settings": {k: v for k, v in vars(args).items() if k != "out"},
             "kernels": plan.to_json()["kernels"],
             "jobs": results,
-            "environment": environment(device),
+            "environment": environment(device, found),
         },
         args.out,
     )

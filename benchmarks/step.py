@@ -133,7 +133,7 @@ class Theirs:
 
     def __init__(self, args: argparse.Namespace, module, device: str):
         self.module, self.device, self.dtype = module, device, getattr(torch, args.dtype)
-        if device == "cuda":  # the faster of its choices on every size here
+        if device == "cuda":  # of what it finds without another package
             module.set_attention_backend("_native_cudnn")
 
     def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[dict]:
@@ -253,7 +253,7 @@ def main() -> None:
                 flush=True,
             )
         del ours
-    report_all("step", args, results, backend.torch_device)
+    report_all("step", args, results, backend.torch_device, device)
 
 
 if __name__ == "__main__":

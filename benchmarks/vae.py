@@ -137,7 +137,7 @@ def main() -> None:
             "seconds": timed,
             "speed_ratio": timed["diffusers"]["median_s"] / timed["cosmos3"]["median_s"],
             "peak_bytes": None if found.unified else {name: memory(decode, size) for name, decode in decodes.items()},
-            "environment": environment(device),
+            "environment": environment(device, found),
         },
         args.out,
     )

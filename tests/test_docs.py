@@ -69,7 +69,8 @@ def test_the_tables_of_the_benchmarks_are_the_results():
 @pytest.mark.parametrize("name", [name for name, result in RESULTS.items() if result["benchmark"] == "step"])
 def test_what_was_timed_gave_the_same(name):
     for one in RESULTS[name]["results"]:
-        assert one["formats"] or one["relative_error"] <= RESULTS[name]["settings"]["tolerance"]
+        # bf16 at Nano's depth is 3 to 4 % from fp32, and as far from itself.
+        assert one["formats"] or one["relative_error"] <= min(RESULTS[name]["settings"]["tolerance"], 0.05)
         if name in README:
             assert f"{one['speed_ratio']:.2f}x" in README
 

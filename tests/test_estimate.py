@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from alive import Alive
+from devices import backend
 
 from cosmos3_core import reference
 from cosmos3_core.contract import OPS as OP_NAMES
@@ -371,14 +372,35 @@ def test_time_follows_from_the_ceiling_and_is_unknown_without_one():
     ceiling = Ceiling(tflops={"bfloat16": 989.0}, bandwidth=3.35e12, source="data sheet")
     seconds = counted.seconds(ceiling)
     assert set(seconds) == {"read prompts", "steps", "decode", "step", "total"}
-    # Measured on one H100 with the eager kernels: 3.336 s for 4 steps (benchmarks/results).
-    assert 4 * seconds["step"] == pytest.approx(3.336, rel=0.15)
+    fast = replace(ceiling, reached={"bfloat16": 1.1 * estimate.COMPUTE_EFFICIENCY})
+    assert counted.seconds(fast)["step"] == pytest.approx(seconds["step"] / 1.1, rel=0.01)
+    assert counted.seconds(fast)["decode"] == seconds["decode"]
     assert seconds["total"] == pytest.approx(sum(seconds[part] for part in ("read prompts", "steps", "decode")))
     slow = replace(ceiling, bandwidth=1e9)
     assert counted.seconds(slow)["step"] > 10 * seconds["step"]
     assert counted.seconds(None) is None
     assert replace(counted, dtype="float32").seconds(ceiling) is None
     assert replace(counted, dtype="float16").seconds(ceiling) == seconds
+
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", ["e2e-nano-720p189-h100", "e2e-nano-720p189-fp8-h100"])
+def test_the_time_of_a_run_is_what_was_measured(name):
+    """With cuda's kernels on an H100."""
+    (measured,) = json.loads((RESULTS / f"{name}.json").read_text())["results"]
+    counted = replace(whole("nano", 1280, 720, 189, steps=35, guided_steps=35), formats=measured["formats"])
+    seconds = counted.seconds(backend("cuda").ceilings["H100 80GB HBM3"])
+    assert seconds["steps"] == pytest.approx(measured["run"]["stages"]["steps"], rel=0.05)
+
+
+def test_the_time_of_a_short_pass_is_about_what_was_measured():
+    passes = json.loads((RESULTS / "step-nano-video-h100.json").read_text())["results"]
+    for measured in (result for result in passes if result["work"] == "832x480x93"):
+        counted = replace(whole("nano", 832, 480, 93, guided_steps=0), formats=measured["formats"])
+        seconds = counted.seconds(backend("cuda").ceilings["H100 80GB HBM3"])
+        assert seconds["step"] == pytest.approx(measured["seconds"]["cosmos3"]["median_s"], rel=0.1)
 
 
 def test_formats_change_weights_and_rates():

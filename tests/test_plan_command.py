@@ -162,7 +162,7 @@ def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
     assert 200 < seconds["steps"] < 290 and 4 < seconds["decode"] < 6
     assert seconds["step"] == pytest.approx(seconds["steps"] / 35)
     _, out, err = plan("--model", "nano")
-    assert "s a step" in out and "55% of the peak rate" in out and "the data sheet" in out
+    assert "s a step" in out and "55% of the peak rate in bfloat16" in out and "the data sheet" in out
     assert "chosen because" in err
     assert told("--model", "nano", "--dtype", "float32")["seconds"] is None  # the sheet has no rate for it
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..contract import InputError
+from ..contract import Ceiling, InputError
 from ..engine.model import Model, describe
 from ..plan import Plan, Want, choose_backend, estimate, resolve
 from ..plan.estimate import GIB, Estimate, Job, ceiling_of
@@ -63,7 +63,7 @@ def execute(options: Options) -> None:
         device = replace(device, memory=int(options.memory * GIB))
     want = Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats)
     plan = resolve(want, backend, device)
-    estimated = Estimate(model.config, model.vae, job_of(request, origin), plan.dtype, plan.formats)
+    estimated = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype, plan.formats)
     told = _told(model, request, plan, estimated, _formats(want, plan), given=options.memory is not None)
     if options.as_json:
         print(json.dumps(told, indent=2))
@@ -85,7 +85,7 @@ def request_of(options: RequestOptions, facts: requests.ModelFacts) -> tuple[req
     return requests.resolve(given, options.profile or requests.PROFILES[0], facts, pick_seed=lambda: 0)
 
 
-def job_of(request: requests.Request, origin: dict[str, str]) -> Job:
+def job_of(request: requests.Request, origin: dict[str, str], model: Model) -> Job:
     """The numbers of a request, with a guess at how long its texts are."""
     stock = origin["negative_prompt"].startswith("checkpoint")
     return Job(
@@ -93,12 +93,22 @@ def job_of(request: requests.Request, origin: dict[str, str]) -> Job:
         height=request.height,
         frames=request.frames,
         steps=request.steps,
-        guided_steps=0 if request.guidance == 1 else request.steps,
+        guided_steps=_guided_steps(request, model),
         prompt_tokens=PROMPT_TOKENS,
         negative_tokens=estimate.STOCK_NEGATIVE_TOKENS if stock else SHORT_NEGATIVE_TOKENS,
         input_frames=request.conditioning_pixel_frames,
         tile=request.tile,
     )
+
+
+def _guided_steps(request: requests.Request, model: Model) -> int:
+    if request.guidance == 1 or request.guidance_interval is None:
+        return 0 if request.guidance == 1 else request.steps
+    from ..sampling.guidance import guided
+    from ..sampling.solver import Solver
+
+    solver = Solver(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
+    return sum(guided(request.guidance, request.guidance_interval, timestep) for timestep in solver.timesteps)
 
 
 def _formats(want: Want, plan: Plan) -> list[str]:
@@ -160,11 +170,11 @@ def _told(
             "run_bytes": sum(work.bytes for work in run),
         },
         "seconds": estimated.seconds(ceiling),
-        "assumed": _assumed(job, ceiling.source if ceiling else None),
+        "assumed": _assumed(job, ceiling, {work.rate for work in step}),
     }
 
 
-def _assumed(job: Job, source: str | None) -> list[str]:
+def _assumed(job: Job, ceiling: Ceiling | None, rates: set[str]) -> list[str]:
     """The estimate's assumptions, as sentences without a full stop."""
     texts = f"a prompt of {job.prompt_tokens} tokens"
     if job.guided_steps:
@@ -175,12 +185,16 @@ def _assumed(job: Job, source: str | None) -> list[str]:
         f"allocator, context and workspaces take {estimate.OVERHEAD:.0%}, {estimate.VAE_OVERHEAD:.0%} in the VAE, and "
         f"{estimate.OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions can take more)",
     ]
-    if source:
-        shares = f"{estimate.COMPUTE_EFFICIENCY:.0%} of the peak rate"
+    if ceiling:
+        shares = " and ".join(
+            f"{estimate.reached(ceiling, rate):.0%} of the peak rate in {rate}"
+            + (" (measured)" if rate in ceiling.reached else "")
+            for rate in sorted(rates)
+        )
         shares += (
             f", {estimate.CONVOLUTION_EFFICIENCY:.0%} in the VAE, {estimate.BANDWIDTH_EFFICIENCY:.0%} of bandwidth"
         )
-        sentences.append(f"{shares} (peaks: {source}); loading and downloading are not counted")
+        sentences.append(f"{shares} (peaks: {ceiling.source}); loading and downloading are not counted")
     return sentences
 
 

@@ -231,7 +231,7 @@ def _tiled(
     request: requests.Request, origin: dict[str, str], model: Model, plan: Plan
 ) -> tuple[requests.Request, dict[str, str]]:
     """The request with a tile where its frames cannot be decoded whole on this device."""
-    estimate, memory = Estimate(model.config, model.vae, job_of(request, origin), plan.dtype), plan.device.memory
+    estimate, memory = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype), plan.device.memory
     if request.tile is not None or (tile := fitting_tile(estimate, memory)) is None:
         return request, origin
     whole = estimate.stages[-1].peak / GIB

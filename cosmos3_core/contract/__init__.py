@@ -42,11 +42,13 @@ class Device:
 class Ceiling:
     """What an architecture can do at most, for estimates before a run: dense `tflops` (1e12 multiply-adds times two a
     second) by dtype or quantization format, memory `bandwidth` in bytes a second, and the `source` of both: a
-    measurement, or the vendor's data sheet."""
+    measurement, or the vendor's data sheet. `reached`: the share of a rate that whole forward passes had with this
+    backend's kernels, where that was measured."""
 
     tflops: Mapping[str, float]
     bandwidth: float
     source: str
+    reached: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 """The checkout, or the folder of the installed package."""
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever what is measured, or how, changes: records of another schema are stale."""
 CORE = "cosmos3_core"
-CORE_PARTS = ("contract", "engine", "model", "plan", "quant", "reference", "sampling", "scenarios")
-"""The packages of the core that a generation runs through."""
+CORE_PARTS = ("assets", "contract", "engine", "model", "plan", "quant", "reference", "sampling", "scenarios")
+"""The parts of the core that a generation runs through, the tiny model's files among them."""
+SOURCES = ("py", "toml", "json", "safetensors")
 LIBRARIES = ("torch", "diffusers")
+MEDIA = ("image", "video")
+"""Fields of a request that name a file."""
 REMAKE = "Measure it again: cosmos3 recipes validate"
 
 
@@ -83,6 +86,8 @@ def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
         return f"it was written by another version of the tool (schema {record['schema']}, now {SCHEMA})"
     if record["recipe_sha256"] != recipe.sha256:
         return "the recipe was changed after it was measured"
+    if bool(recipe.formats) != ("formats" in record["comparisons"]["error"]):
+        return "it does not say what eager torch loses in the recipe's formats"
     for name, measurement in record["measurements"].items():
         if digest(measurement["raw"]) != measurement["sha256"]:
             return f"the measurement {name!r} was changed by hand"
@@ -148,13 +153,29 @@ def code_digest(package: str, root: Path = ROOT) -> str | None:
     if source is None:
         return None
     parts = [source / part for part in CORE_PARTS] if package == CORE else [source]
-    files = {path for part in parts for suffix in ("py", "toml") for path in part.rglob(f"*.{suffix}")}
+    files = {path for part in parts for suffix in SOURCES for path in part.rglob(f"*.{suffix}")}
     files = files or {source}
     total = hashlib.sha256()
     for path in sorted(files):
         name = path.relative_to(source.parent).as_posix()
         total.update(f"{name} {digest_file(path)}\n".encode())
     return total.hexdigest()
+
+
+def changed_media(recipe: Recipe, record: dict[str, Any]) -> list[str]:
+    """Which of the recipe's input media are not what was measured, in words."""
+    given, said = recipe.given(), []
+    for key in MEDIA:
+        if (then := record["request"][key]) is not None:
+            path = Path(given[key])
+            if not path.exists() or media_digest(path) != then:
+                said.append(f"the {key} {path.name} changed" if path.exists() else f"the {key} {path.name} is gone")
+    return said
+
+
+def media_digest(path: Path) -> str:
+    """What a record holds in the place of a file."""
+    return f"sha256:{digest_file(path)}"
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

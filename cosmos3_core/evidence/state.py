@@ -43,14 +43,14 @@ def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path = rec
         return State("stale", error.found)
     then = record["fingerprint"]
     now = now or {"code": {package: records.code_digest(package, root) for package in then["code"]}}
-    if changed := records.differences(then, now):
-        return State("stale", f"measured on {record['date']}; since then {'; '.join(changed)}", record)
-    device = then["device"]
+    device, verdict = then["device"], record["verdict"]
     weights = " with random weights" if record["model"]["weights"] == "random" else ""
     why = f"measured on {record['date']} on {device['name']} ({device['arch']}){weights}"
-    verdict = record["verdict"]
-    said = verdict.get("note") or (None if verdict["passed"] else failures(verdict))
-    return State(record["state"], f"{why}; {said}" if said else why, record)
+    if said := verdict.get("note") or (None if verdict["passed"] else failures(verdict)):
+        why += f"; {said}"
+    if changed := records.differences(then, now) + records.changed_media(recipe, record):
+        return State("stale", f"{record['state']}, {why}; since then {'; '.join(changed)}", record)
+    return State(record["state"], why, record)
 
 
 def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from ..plan import Plan
 
+TINY = "tiny"
+"""The checkpoint inside this package: its weights are random."""
 SHARED = {"baseline": BASELINE, "restart": BASELINE, "exact": EXACT}
 """What recipes for one request have in common: measurements, each a process of its own, and what each runs."""
 
@@ -101,7 +103,8 @@ def _answer(
             if changed := records.differences(fingerprint, question.fingerprint()):
                 found = f"{'; '.join(changed)} while it was measured"
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
-            model = {"weights": "random" if random_weights else "checkpoint"}
+            drawn = random_weights or question.candidate.model.name == TINY
+            model = {"weights": "random" if drawn else "checkpoint"}
             found = {"noise_sha256": records.digest_file(noise), "fingerprint": fingerprint, "measurements": raw}
             record = _record(question, model, found | {"comparisons": compared})
             records.write(recipe, record)
@@ -183,5 +186,4 @@ def _same(baseline: Settled, candidate: Settled) -> bool:
 
 def _portable(request: dict[str, Any]) -> dict[str, Any]:
     """The request with the hash of its input media instead of their paths on this machine."""
-    media = {key: f"sha256:{records.digest_file(Path(request[key]))}" for key in ("image", "video") if request[key]}
-    return request | media
+    return request | {key: records.media_digest(Path(request[key])) for key in records.MEDIA if request[key]}

@@ -10,6 +10,9 @@ lie as far from each other as from the truth, on a device that repeats itself bi
 the same evaluation in float32, as in the conformance kit: the candidate may lose a multiple of what eager bf16 loses.
 Who names a quantization format has chosen what the format loses. So a recipe with formats may lose a multiple of what
 eager torch loses in these formats; what eager bf16 loses is told beside it.
+
+On random weights these three are taken without guidance. The two branches of such a model differ by chance, and
+guidance multiplies the difference, and with it every rounding, until nothing can be told from it.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ MULTIPLE = 2.0
 eager torch rounds once, and a fault of its own shows from 1.7 times what bf16 loses."""
 FLOOR = 5e-4
 """And this on top, as the kit's for bf16: eager is at times exact, and another order of summation is no fault."""
+MOST = 0.5
+"""And never more than this: zeros err by 1. Where eager torch itself loses a quarter, a kernel cannot be judged."""
 RULE = (
     f"in the first velocity, the middle step's and a short trajectory the relative L1 error against float32 is at most "
-    f"{MULTIPLE:g} times what eager bf16 loses on the device, plus {FLOOR:g}"
+    f"{MULTIPLE:g} times what eager bf16 loses on the device, plus {FLOOR:g}, and at most {MOST:g}"
 )
 FORMATS_RULE = RULE.replace("eager bf16 loses", "eager torch loses in the recipe's formats")
 ITSELF = "the candidate is the baseline (the same rows and dtype), so it is held against itself"
@@ -42,7 +47,7 @@ def judge(comparisons: dict[str, Any], same: bool) -> dict[str, Any]:
         check = {"quantity": quantity, "value": value, "eager": eager}
         if formats:
             check["formats"] = formats[quantity]
-        bound = MULTIPLE * check.get("formats", eager) + FLOOR
+        bound = min(MULTIPLE * check.get("formats", eager) + FLOOR, MOST)
         checks.append(check | {"bound": bound, "held": value <= bound})
     rule = FORMATS_RULE if formats else RULE
     verdict = {"passed": all(check["held"] for check in checks), "rule": rule, "checks": checks}

@@ -73,6 +73,8 @@ def measure(job: Job) -> None:
     if job.role == CANDIDATE:
         *_, raw["warm"] = _generate(engine, request, inputs, time.time())
     state = engine.start(request, inputs)
+    if job.random_weights:  # see `verdict`
+        state = replace(state, request=replace(request, guidance=1.0))
     for suffix in ("",) if job.middle else ("", ".again"):
         probed = _probe(engine, state, tensors["middle"])
         tensors |= {name + suffix: tensor for name, tensor in probed.items()}

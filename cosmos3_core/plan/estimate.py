@@ -55,8 +55,8 @@ workspaces, and a constant by the device's context and libraries. Measured on on
 allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Decoding 720p x 189 with the fused norm
 (benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of it, which are counted."""
 COMPUTE_EFFICIENCY = 0.55
-"""Share of the dense peak rate: 0.60 to 0.67 in the same measurement, and published runs of Cosmos3 reach 0.53 (Nano,
-B300) and 0.5 (Super, 8 x H200). Small pictures stay below it."""
+"""Share of the dense peak rate, where a `Ceiling` knows no better: published runs of Cosmos3 reach 0.53 (Nano, B300)
+and 0.5 (Super, 8 x H200)."""
 CONVOLUTION_EFFICIENCY = 0.6
 """The same of the VAE's convolutions: 0.70 to 0.71 of a GEMM's rate in decodes of 720p x 189 (5.2 s), 480p x 25 and
 256p x 93 on one H100 with the fused norm. A single picture reaches 0.5, the encoder a third."""
@@ -172,18 +172,24 @@ def layer_bytes(config: TransformerConfig, rows: int, context: int, size: int, b
 
 @dataclass(frozen=True)
 class Work:
-    """Arithmetic (multiply-add = 2) at a ceiling's `rate`, and bytes read or written once by kernels that fuse what is
-    elementwise."""
+    """Arithmetic (multiply-add = 2) at a ceiling's `rate`, of which it reaches the share `efficiency` (None: what the
+    ceiling says), and bytes read or written once by kernels that fuse what is elementwise."""
 
     flops: float
     bytes: float
     rate: str
-    efficiency: float = COMPUTE_EFFICIENCY
+    efficiency: float | None = None
 
     def seconds(self, ceiling: Ceiling) -> float:
         """At the stated shares of the ceiling. Raises KeyError for a rate that the ceiling does not list."""
-        compute = self.flops / (ceiling.tflops[self.rate] * 1e12 * self.efficiency)
+        share = self.efficiency or reached(ceiling, self.rate)
+        compute = self.flops / (ceiling.tflops[self.rate] * 1e12 * share)
         return max(compute, self.bytes / (ceiling.bandwidth * BANDWIDTH_EFFICIENCY))
+
+
+def reached(ceiling: Ceiling, rate: str) -> float:
+    """The share of the rate that forward passes reach."""
+    return ceiling.reached.get(rate, COMPUTE_EFFICIENCY)
 
 
 def forward_work(
@@ -606,10 +612,9 @@ def _tilings(job: Job) -> list[dict[str, Any]]:
 def _sizes(job: Job) -> list[dict[str, Any]]:
     """The tiers below the job's size, of the aspect ratio nearest to its."""
     sizes = [tier[_aspect(job)] for tier in TIERS.values()]
-    smaller = {size for size in sizes if size[0] * size[1] < job.width * job.height}
     # A tile no smaller than the picture is refused.
-    tiles = {size: job.tile if job.tile and job.tile < max(size) else None for size in smaller}
-    return [{"width": w, "height": h, "tile": tiles[w, h]} for w, h in sorted(smaller, reverse=True)]
+    smaller = {size for size in sizes if size[0] * size[1] < job.width * job.height and (job.tile or 0) < max(size)}
+    return [{"width": w, "height": h} for w, h in sorted(smaller, reverse=True)]
 
 
 def _aspect(job: Job) -> str:
@@ -635,7 +640,7 @@ def _options(values: Mapping[str, Any]) -> str:
         options.append(f"--size {values['width']}x{values['height']}")
     if "frames" in values:
         options.append(f"--frames {values['frames']}")
-    if values.get("tile"):
+    if "tile" in values:
         options.append(f"--tile {values['tile']}")
     return " ".join(options)
 
