@@ -171,6 +171,8 @@ REQUESTS = {
         "condition_frame_indexes = [0]",
         "Drop condition_frame_indexes",
     ),
+    "a field by two options": (CLIP + "--set steps=2 --steps 3", "--set steps=2", "to 3. Drop one of them"),
+    "size of 400 digits": (f"x --model tiny --set size=[{10**400},64]", "size 1000", "nearest is 4096x64"),
     "no prompt": (ANY, "a run without a prompt", 'Type cosmos3 run "what to show"'),
     "empty prompt": (f"'' {ANY}", "an empty prompt", "Describe the scene"),
     "blank prompt": (f"' \t\n ' {ANY}", "an empty prompt", "Describe the scene"),
@@ -214,6 +216,9 @@ USAGE = {
     "seed a fraction": (CLIP + "--seed 1.5", "'--seed': '1.5' is not a valid integer"),
     "guidance a word": (CLIP + "--guidance much", "'--guidance': 'much' is not a valid float"),
     "set without a value": (CLIP + "--set steps", "'steps' is not FIELD=VALUE"),
+    "a field twice": (CLIP + "--set fps=3 --set fps=4", "fps is given twice, as 3 and as 4"),
+    "a kernel twice": (CLIP + "--kernel gate=a --kernel gate=eager", "gate is given twice, as a and as eager"),
+    "a format twice": (CLIP + "--format fp8 --format int8", "pack_linear is given twice, as fp8 and as int8"),
     "kernel without a name": (CLIP + "--kernel attention", "'attention' is not OP=NAME"),
     "option without its value": (CLIP + "--steps", "'--steps' requires an argument"),
 }
@@ -591,9 +596,17 @@ DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
             ("rope_axes_dim", 8, "rope_axes_dim is 8, not three whole numbers"),
             ("rope_axes_dim", [8, 8, 8], "do not add up to head_dim / 2"),
             ("sound_dim", "x", "sound_dim is 'x', not a number"),
+            ("hidden_size", 64.0, "hidden_size is 64.0, not a positive whole number"),
+            ("rms_norm_eps", -1, "rms_norm_eps is -1, not a positive number"),
+            ("base_fps", 0, "base_fps is 0, not a positive number"),
             ("hidden_act", "gelu", "hidden_act is 'gelu', not 'silu' or 'relu2'"),
         )
     },
+    "rope_scaling a word": (
+        saying(CONFIG, rope_axes_dim=..., rope_scaling="x"),
+        f"loading {{model}}/{CONFIG}",
+        "rope_axes_dim is 'x', not three whole numbers",
+    ),
     "dtype unknown": (saying(CONFIG, dtype="int4"), "dtype 'int4'", "Dtypes are float32, bfloat16, float16"),
     "no scheduler": (removed(SCHEDULER), "--model {model}", f"it has no {SCHEDULER}"),
     "scheduler of another model": (
@@ -606,9 +619,24 @@ DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
         "--model {model}",
         "it has no distilled sigmas",
     ),
+    "distilled sigmas that rise": (
+        holding("modular_model_index.json", '{"is_distilled": true, "distilled_sigmas": [0.2, 0.9]}'),
+        "--model {model}",
+        "its distilled sigmas are [0.2, 0.9], and noise levels fall from at most 1",
+    ),
+    "a vae of another model": (
+        saying("vae/config.json", z_dim=16, latents_mean=[0.0] * 16, latents_std=[1.0] * 16),
+        "--model {model}",
+        "its VAE has 16 latent channels, and its transformer 48",
+    ),
     "no vae/config.json": (removed("vae/config.json"), "--model {model}", "it has no vae/config.json"),
     "no tokenizer": (removed(TOKENIZER), "--model {model}", f"it has no {TOKENIZER}"),
     "tokenizer no JSON": (holding(TOKENIZER, "{"), "loading {model}/text_tokenizer", FETCH.format("folder")),
+    "tokenizer with half a token": (
+        saying("text_tokenizer/tokenizer_config.json", pad_token={"foo": 1}),
+        "loading {model}/text_tokenizer",
+        "tokenizer_config.json cannot be understood (KeyError: 'content')",
+    ),
     "tokenizer without its end": (
         saying("text_tokenizer/tokenizer_config.json", eos_token="<end>"),
         "loading {model}/text_tokenizer",

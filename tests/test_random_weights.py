@@ -18,6 +18,9 @@ def test_values_do_not_depend_on_what_was_read_before():
     for name in reversed(whole):
         ((_, again),) = weights.transformer.read([name])
         assert torch.equal(again, whole[name]), name
+    norms = [tensor.float() for name, tensor in whole.items() if "norm" in name]
+    assert norms and all(abs(tensor.mean() - 1) < 0.1 for tensor in norms)
+    assert all(abs(tensor.float().mean()) < 0.1 for name, tensor in whole.items() if "norm" not in name)
     matrices = [tensor for tensor in whole.values() if tensor.ndim > 1]
     assert len({tensor.flatten()[0].item() for tensor in matrices}) > len(matrices) // 2  # not all the same draw
 

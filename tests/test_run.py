@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cosmos3_core.engine import media
+from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.tensors import TensorFiles
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
@@ -123,14 +125,28 @@ def test_the_prompt_and_the_seed_matter_and_the_same_request_repeats(run):
     assert not np.array_equal(cube, pixels("a blue ball", "--seed", 7))
 
 
-def test_a_manifest_repeats_its_run(run):
-    code, _, err = run("a red cube", *SMALL, "--frames", 5, "-o", "one.mp4", "--save-latents", "one.st")  # random seed
+@pytest.mark.parametrize("profile", ["reference", "diffusers"])
+def test_a_manifest_repeats_its_run(run, profile):
+    """Its model, profile and plan too, and a random seed."""
+    plan = ["--profile", profile, "--dtype", "float32", "--kernel", "gate=eager"]
+    code, _, err = run("a red cube", *SMALL, "--frames", 5, *plan, "-o", "one.mp4", "--save-latents", "one.st")
     assert code == 0, err
-    code, _, err = run("--model", "tiny", "--request", "one.mp4.json", "-o", "two.mp4", "--save-latents", "two.st")
+    code, _, err = run("--request", "one.mp4.json", "-o", "two.mp4", "--save-latents", "two.st")
     assert code == 0, err
     one, two = (json.loads(Path(f"{name}.mp4.json").read_text()) for name in ("one", "two"))
-    assert one["request"] == two["request"]
+    for key in ("request", "model", "profile"):
+        assert one[key] == two[key]
+    assert {**one["plan"], "backend_why": ""} == {**two["plan"], "backend_why": ""} and two["plan"]["named"] == ["gate"]
     assert torch.equal(load_file("one.st")["final.vision"], load_file("two.st")["final.vision"])
+    code, out, err = run("--request", "one.mp4.json", "-o", "x.mp4", "--dry-run", "--dtype", "bfloat16", "--steps", 2)
+    assert code == 0 and json.loads(out)["plan"]["dtype"] == "bfloat16" and json.loads(out)["request"]["steps"] == 2
+
+
+def test_a_task_that_was_not_given_is_not_said_to_be(run):
+    for typed, name, task, origin in (([], "x.PNG", "t2i", "the inputs"), (["--task", "t2v"], "x.mp4", "t2v", "user")):
+        code, out, err = run("a cup", *SMALL, *typed, "-o", name, "--dry-run")
+        assert code == 0, err
+        assert (json.loads(out)["request"]["task"], json.loads(out)["origin"]["task"]) == (task, origin)
 
 
 def test_prompts_from_a_file_and_from_standard_input(run, monkeypatch, tmp_path):
@@ -207,8 +223,12 @@ def test_latents_are_saved_and_injected(run):
     saved = load_file("l.safetensors")
     expected = torch.randn(48, 1, 5, 7, generator=torch.Generator().manual_seed(1))
     assert torch.equal(saved["noise.vision"], expected)
-    code, _, err = run("a cup", *SMALL, "-o", "y.png", "--seed", 99, "--latents", "l.safetensors")
+    code, _, err = run("a cup", *SMALL, "-o", "y.png", "--latents", "l.safetensors")
     assert code == 0, err
+    digest = hashlib.sha256(Path("l.safetensors").read_bytes()).hexdigest()
+    assert json.loads(Path("y.png.json").read_text())["latents"] == {"file": "l.safetensors", "sha256": digest}
+    code, _, err = run("a cup", *SMALL, "-o", "z.png", "--latents", "l.safetensors", "--seed", 99)
+    assert code == 2 and "--seed 99 with --latents: it would change nothing" in err
     assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(Image.open("y.png")))
 
 
@@ -270,8 +290,10 @@ def wait_for(condition, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path):
-    """Ctrl-C in a real process: exit code 130, one line that says how to go on, and then the same file as unstopped."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path, number):
+    """Ctrl-C, or a scheduler's request to end, in a real process: exit code 130, one line that says how to go on, and
+    then the same file as unstopped."""
     request = ["--model", "tiny", "--size", "320x192", "--frames", "5", "--steps", "60", "--seed", "4"]
     with open("log", "w") as log:
         process = subprocess.Popen(
@@ -281,7 +303,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path):
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
     wait_for(lambda: "step 6 of 60" in Path("log").read_text())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(60) == 130
     log = Path("log").read_text()
     assert "Traceback" not in log and "cosmos3 run --resume cup.mp4.state.safetensors -o cup.mp4" in log
@@ -360,6 +382,50 @@ def test_too_small_a_memory_costs_no_step(run, full):
     )
     assert torch.equal(load_file("cup.st")["final.vision"], load_file("whole.st")["final.vision"])
     assert "resumed_at_step" not in json.loads(Path("whole.mp4.json").read_text())
+
+
+def test_a_stop_before_the_first_step_loads_no_more(run, monkeypatch):
+    read = Engine._read_prompts
+
+    def stopped(self, prompts):
+        os.kill(os.getpid(), signal.SIGINT)
+        return read(self, prompts)
+
+    monkeypatch.setattr(Engine, "_read_prompts", stopped)
+    code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
+    assert code == 130 and "load generation" not in err and not list(Path().iterdir())
+
+
+def test_half_a_step_is_not_kept(run, monkeypatch):
+    pin, calls = State.pin, iter(range(9))
+
+    def interrupted(self):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        pin(self)
+
+    monkeypatch.setattr(State, "pin", interrupted)
+    code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
+    assert code == 130 and "1 of 3 steps are lost: keeping step 2: it was interrupted half way" in err
+    assert not list(Path().iterdir())
+
+
+def test_a_run_goes_on_with_its_own_picture(run, full, tmp_path, monkeypatch):
+    """From any folder, but not with another picture."""
+    photograph(64, 64).save("in.png")
+    assert run("a cup", *STEPS, "--image", "in.png", "-o", "cup.mp4")[0] == 1
+    full.undo()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume = ["--resume", "../cup.mp4.state.safetensors", "-o", "cup.mp4"]
+    photograph(64, 48).save("../in.png")
+    code, _, err = run(*resume)
+    assert code == 2 and "the picture or clip that it began with has changed since" in err
+    code, _, err = run(*resume, "--save-latents", "../cup.mp4.state.safetensors")
+    assert code == 2 and "another file of this run has that name" in err
+    photograph(64, 64).save("../in.png")
+    code, _, err = run(*resume)
+    assert code == 0, err
 
 
 def test_a_run_that_goes_on_uses_up_its_own_state(run, full):

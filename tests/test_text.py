@@ -259,6 +259,22 @@ def test_an_unusable_tokenizer_folder_says_what_is_wrong(tokenizer, config, temp
     assert raised.value.asked == "loading some/folder" and found in raised.value.found
 
 
+def test_what_a_tokenizer_was_trained_with_does_not_cut_or_fill_a_prompt():
+    cut = json.loads(TOKENIZER) | {
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 300},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "x",
+        },
+    }
+    plain, fitted = (ChatTokenizer(text, CONFIG, TEMPLATE, "folder") for text in (TOKENIZER, json.dumps(cut)))
+    assert fitted.encode("a red cup on a table", None) == plain.encode("a red cup on a table", None)
+
+
 def test_encoding_imports_neither_transformers_nor_torch():
     program = (
         "import sys\n"

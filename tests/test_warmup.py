@@ -9,6 +9,7 @@ from command import cosmos3
 
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.model import Weights
+from cosmos3_core.model.transformer import GenerationTower
 
 SMALL = ("--model", "tiny", "--backend", "reference", "--size", "64x64")
 
@@ -43,6 +44,34 @@ def test_it_takes_passes_of_the_request_s_shape_through_one_layer(capsys, monkey
     code, out, _ = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--frames", "9")
     assert code == 0 and "cold" in out and "decode" in out
     assert seen == [(1, 48 * 3 * 4 * 4, [512, 127])] * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "texts", "groups"),
+    [
+        (("--frames", "1"), {(512, 127)}, 1),
+        (("--frames", "81", "--size", "256x256", "--guidance", "1"), {(512,)}, 3),
+        # Its first steps are guided, and its last ones are not.
+        (("--frames", "1", "--set", "guidance_interval=[400,1000]"), {(512, 127), (512,)}, 1),
+    ],
+)
+def test_it_runs_every_kind_of_step_and_of_group(capsys, monkeypatch, options, texts, groups):
+    passes, decoded, forward, finish = [], [], GenerationTower.forward, Engine.finish
+
+    def watched(tower, branches, *arguments):
+        passes.append(tuple(text.length for text in branches.texts))
+        return forward(tower, branches, *arguments)
+
+    def counted(engine, state):
+        for group in finish(engine, state):
+            decoded.append(len(group))
+            yield group
+
+    monkeypatch.setattr(GenerationTower, "forward", watched)
+    monkeypatch.setattr(Engine, "finish", counted)
+    code, _, err = cosmos3(capsys, monkeypatch, "warmup", *SMALL, *options)
+    assert code == 0, err
+    assert {*passes} == texts and all(passes.count(kind) == 6 for kind in texts) and len(decoded) == 2 * groups
 
 
 def test_a_recipe_is_warmed_up_by_name(capsys, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -31,9 +32,18 @@ def _pairs(option: str):
         for value in values:
             if "=" not in value:
                 raise click.BadParameter(f"{value!r} is not {option}", context, parameter)
-        return dict(value.split("=", 1) for value in values)
+        return _once([value.split("=", 1) for value in values], context, parameter)
 
     return callback
+
+
+def _once(pairs: Sequence[Sequence[str]], context: click.Context, parameter: click.Parameter) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        if key in found:
+            raise click.BadParameter(f"{key} is given twice, as {found[key]} and as {value}", context, parameter)
+        found[key] = value
+    return found
 
 
 def _fields(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -50,7 +60,8 @@ def _fields(context: click.Context, parameter: click.Parameter, values: tuple[st
 
 def _formats(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """FORMAT alone is the weights'."""
-    return dict(value.split("=", 1) if "=" in value else ("pack_linear", value) for value in values)
+    pairs = [value.split("=", 1) if "=" in value else ("pack_linear", value) for value in values]
+    return _once(pairs, context, parameter)
 
 
 REQUEST_OPTIONS = (

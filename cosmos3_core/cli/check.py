@@ -39,5 +39,7 @@ def execute(
     arguments += ["-k", keyword] if keyword else []
     status = pytest.main(arguments)
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")
+        if keyword:
+            raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")
+        raise InputError(f"--module {module}", "it has no test", "Import the kit in it, see cosmos3_core.testing")
     sys.exit(int(status))

@@ -63,6 +63,7 @@ def execute(options: Options) -> None:
         device = replace(device, memory=int(options.memory * GIB))
     want = Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats)
     plan = resolve(want, backend, device)
+    request, origin = tiled(request, origin, model, plan)
     estimated = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype, plan.formats)
     told = _told(model, request, plan, estimated, _formats(want, plan), given=options.memory is not None)
     if options.as_json:
@@ -99,6 +100,19 @@ def job_of(request: requests.Request, origin: dict[str, str], model: Model) -> J
         input_frames=request.conditioning_pixel_frames,
         tile=request.tile,
     )
+
+
+def tiled(
+    request: requests.Request, origin: dict[str, str], model: Model, plan: Plan
+) -> tuple[requests.Request, dict[str, str]]:
+    """The request with a tile where its frames cannot be decoded whole on this device."""
+    estimated = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype)
+    memory = plan.device.memory
+    if request.tile is not None or (tile := estimate.fitting_tile(estimated, memory)) is None:
+        return request, origin
+    whole = estimated.stages[-1].peak / GIB
+    reason = f"plan: whole frames take {whole:.1f} GiB to decode, and the device has {memory / GIB:.1f}"
+    return replace(request, tile=tile), origin | {"tile": reason}
 
 
 def _guided_steps(request: requests.Request, model: Model) -> int:

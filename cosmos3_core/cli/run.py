@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,11 +20,12 @@ from ..engine import manifest as manifests
 from ..engine import media
 from ..engine.model import Model, open_model
 from ..plan import Plan, Want, choose_backend, resolve
-from ..plan.estimate import GIB, Estimate, fitting_tile
 from ..scenarios import request as requests
-from .plan import job_of
+from .plan import tiled
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..engine.engine import Engine, Inputs
     from ..sampling.state import State
 
@@ -89,6 +92,10 @@ class Options:
     disabled: tuple[str, ...]
 
 
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""From the keyboard, from whoever started the process (Slurm, Docker, systemd), and from a terminal that closes."""
+
+
 class Stopped(KeyboardInterrupt):
     """The user asked to stop; raised between two pieces of work, never inside one."""
 
@@ -115,13 +122,19 @@ def execute(options: Options) -> None:
         if options.tile is not None:
             given["tile"] = options.tile
     else:
-        given = _given(options)
+        fields, options = _request_file(options) if options.request else ({}, options)
+        given = _given(options, fields)
+    inferred = "task" not in given
+    if inferred:
+        given["task"] = requests.infer_task(given, Path(options.output).suffix if options.output else None)
     profile = saved["profile"] if saved else options.profile or requests.PROFILES[0]
     model = open_model(*(saved["model"] if saved else (options.model or DEFAULT_MODEL, options.revision)))
     request, origin = requests.resolve(given, profile, model.facts, pick_seed=lambda: secrets.randbelow(2**31))
+    if inferred:
+        origin["task"] = "the inputs"
     paths = _paths(options, request)
     plan, why = _plan(options, model)
-    request, origin = _tiled(request, origin, model, plan)
+    request, origin = tiled(request, origin, model, plan)
     why_this = "the stopped run had it" if saved else why or "it was named"
     settled = manifests.resolved(model, plan, profile, request, origin, why_this)
     if saved:
@@ -132,16 +145,21 @@ def execute(options: Options) -> None:
     from ..engine.engine import Engine
 
     engine = Engine(model, plan)
-    inputs = engine.read_inputs(request, _read_noise(options.latents, request, model) if options.latents else None)
+    noise = _read_noise(options, request, model, settled) if options.latents else None
+    inputs = engine.read_inputs(request, noise)
+    _check_pixels(inputs, options, saved)
     if why:
         print(why, file=sys.stderr)
     if options.dry_run:
         print(json.dumps(settled | {"notes": inputs.notes}, indent=2))
         return
     _generate(engine, request, inputs, paths, settled, staying, saved)
-    if options.resume:
-        Path(options.resume).unlink(missing_ok=True)
     print(paths.output)
+    if options.resume:
+        try:
+            Path(options.resume).unlink(missing_ok=True)
+        except OSError as error:
+            print(f"note: {options.resume} is used up and could not be deleted ({error.strerror})", file=sys.stderr)
 
 
 def _check_given(options: Options) -> None:
@@ -151,18 +169,16 @@ def _check_given(options: Options) -> None:
             raise InputError(f"--{name.replace('_', '-')} ''", "it is empty", "Give it a value or leave it out")
 
 
-def _given(options: Options) -> dict[str, Any]:
-    """The request fields the user set: the request file's, then --set's, then the options'."""
-    given: dict[str, Any] = {}
-    if options.request:
-        given |= _request_file(options.request)
-    given |= options.fields
-    given |= {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
+def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
+    """The request fields the user set: those of the request file, then --set's and the options'."""
+    typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
     if options.prompt is not None:
-        given["prompt"] = _prompt(options.prompt)
+        typed["prompt"] = _prompt(options.prompt)
+    if twice := sorted(options.fields.keys() & typed.keys()):
+        found = f"it is set by an option of its own too, to {typed[twice[0]]!r}"
+        raise InputError(f"--set {twice[0]}={options.fields[twice[0]]!r}", found, "Drop one of them")
+    given = given | options.fields | typed
     requests.check_keys(given)
-    if "task" not in given:
-        given["task"] = requests.infer_task(given, Path(options.output).suffix if options.output else None)
     return given
 
 
@@ -190,17 +206,31 @@ def _read_text(name: str, asked: str) -> str:
         raise InputError(asked, "it is not UTF-8 text", "Save it as UTF-8") from None
 
 
-def _request_file(name: str) -> dict[str, Any]:
-    asked = f"--request {name}"
+def _request_file(options: Options) -> tuple[dict[str, Any], Options]:
+    """The request fields of --request, and where that is a manifest, the options with which its run is repeated: those
+    that were typed, then the manifest's."""
+    asked = f"--request {options.request}"
     try:
-        value = json.loads(_read_text(name, asked))
+        value = json.loads(_read_text(options.request, asked))
     except (ValueError, RecursionError) as error:
         raise InputError(asked, f"it is not JSON ({error})", "Give a JSON object of request fields") from None
-    if isinstance(value, dict) and isinstance(value.get("request"), dict) and "cosmos3" in value:
-        value = value["request"]
     if not isinstance(value, dict):
         raise InputError(asked, "it is not a JSON object", 'Write it like {"prompt": "...", "steps": 20}')
-    return value
+    if not (isinstance(value.get("request"), dict) and "cosmos3" in value):
+        return value, options
+    try:
+        model, plan = value["model"], value["plan"]
+        then: dict[str, Any] = {"profile": value["profile"]["name"], "dtype": plan["dtype"], "formats": plan["formats"]}
+        if options.model is None:
+            then |= {"model": model["name"], "revision": model["revision"]}
+        if options.backend is None:
+            named = {op: plan["kernels"][op] for op in plan["named"]}
+            then |= {"backend": plan["backend"], "kernels": named}
+    except (KeyError, TypeError):
+        found = "it is a manifest without model, profile or plan"
+        raise InputError(asked, found, "Give a whole manifest, or a JSON object of request fields") from None
+    missing = {name: value for name, value in then.items() if getattr(options, name) in (None, {})}
+    return value["request"], replace(options, **missing)
 
 
 def _paths(options: Options, request: requests.Request) -> Paths:
@@ -209,7 +239,8 @@ def _paths(options: Options, request: requests.Request) -> Paths:
     media.check_output(output, video=request.is_video)
     manifest = Path(options.manifest or f"{output}.json")
     latents = Path(options.save_latents) if options.save_latents else None
-    taken = {os.path.realpath(name) for name in (request.image, request.video, options.latents) if name}
+    read = (request.image, request.video, options.latents, options.resume, options.request)
+    taken = {os.path.realpath(name) for name in read if name}
     for path in filter(None, (output, manifest, latents)):
         if (real := os.path.realpath(path)) in taken:
             raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
@@ -227,26 +258,30 @@ def _plan(options: Options, model: Model) -> tuple[Plan, str]:
     return plan, why
 
 
-def _tiled(
-    request: requests.Request, origin: dict[str, str], model: Model, plan: Plan
-) -> tuple[requests.Request, dict[str, str]]:
-    """The request with a tile where its frames cannot be decoded whole on this device."""
-    estimate, memory = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype), plan.device.memory
-    if request.tile is not None or (tile := fitting_tile(estimate, memory)) is None:
-        return request, origin
-    whole = estimate.stages[-1].peak / GIB
-    reason = f"plan: whole frames take {whole:.1f} GiB to decode, and the device has {memory / GIB:.1f}"
-    return replace(request, tile=tile), origin | {"tile": reason}
-
-
-def _read_noise(name: str, request: requests.Request, model: Model) -> list:
+def _read_noise(options: Options, request: requests.Request, model: Model, settled: dict[str, Any]) -> list:
     from ..engine.engine import items_of
 
+    name = options.latents
+    if options.seed is not None and request.schedule != "distilled":  # whose sampler draws at every step
+        found = "it would change nothing: the noise is in the file"
+        raise InputError(f"--seed {options.seed} with --latents", found, "Drop one")
     tensors, _ = _read_tensors(name, f"--latents {name}")
+    settled["latents"] = {"file": name, "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest()}
     wanted = [f"noise.{item.modality}" for item in items_of(request, model)]
     if missing := [key for key in wanted if key not in tensors]:
         raise InputError(f"--latents {name}", f"it has no tensor {missing[0]}", "Use a file that --save-latents wrote")
     return [tensors[key] for key in wanted]
+
+
+def _check_pixels(inputs: Inputs, options: Options, saved: dict[str, Any] | None) -> None:
+    """A stopped run goes on with the picture or clip that it began with, or not at all."""
+    if saved and saved["pixels"] != _digest(inputs.pixels):
+        found = "the picture or clip that it began with has changed since"
+        raise InputError(f"--resume {options.resume}", found, "Put the old file back, or start the run again")
+
+
+def _digest(pixels: Tensor | None) -> str | None:
+    return None if pixels is None else hashlib.sha256(pixels.contiguous().numpy()).hexdigest()
 
 
 def _read_tensors(name: str, asked: str) -> tuple[dict, dict[str, str]]:
@@ -277,7 +312,7 @@ def _read_saved(options: Options) -> dict[str, Any]:
         saved = json.loads(metadata["cosmos3.state"])
         staying = {name: saved["options"][name] for name in SETTLED}
         staying |= {name: getattr(options, name) or saved["options"][name] for name in STAYING}
-        kept = {key: saved[key] for key in ("given", "profile", "model", "numbers")}
+        kept = {key: saved[key] for key in ("given", "profile", "model", "numbers", "pixels")}
     except (KeyError, TypeError, ValueError):
         found = "it is not a stopped run"
         raise InputError(f"--resume {options.resume}", found, "Give the file a stopped run named") from None
@@ -301,6 +336,12 @@ def _generate(
     engine.on_stage = display.stage
     engine.open_weights()  # before the display begins: a download has progress bars of its own
     with _memory_told(engine.plan), display, _stop_signal() as check_stop:
+
+        def begin(stage: str) -> None:
+            check_stop()
+            display.stage(stage)
+
+        engine.on_stage = begin
         state = engine.start(request, inputs)
         if saved:
             state.restore(saved["tensors"], saved["numbers"])
@@ -313,7 +354,7 @@ def _generate(
             frames = _frames(engine, state, check_stop)
             _write(paths, frames, state, describe=lambda: manifests.complete(settled, engine, inputs, state))
         except BaseException:
-            _keep(paths, settled, staying, state)
+            _keep(paths, settled, staying, inputs, state)
             raise
 
 
@@ -331,7 +372,8 @@ def _memory_told(plan: Plan) -> Iterator[None]:
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], None]]:
-    """The first Ctrl-C lets the piece of work in hand end and then stops; the second stops at once."""
+    """The first Ctrl-C, or whatever else asks a process to end, lets the piece of work in hand end and then stops; the
+    second stops at once."""
     asked = False
 
     def on_signal(number: int, frame: Any) -> None:
@@ -339,17 +381,18 @@ def _stop_signal() -> Iterator[Callable[[], None]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("stopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+        print("stopping after what is under way (Ctrl-C again: at once)", file=sys.stderr)
 
     def check() -> None:
         if asked:
             raise Stopped
 
-    before = signal.signal(signal.SIGINT, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in STOPS}
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _frames(engine: Engine, state: State, check_stop: Callable[[], None]) -> Iterator:
@@ -378,7 +421,7 @@ def _write(paths: Paths, frames: Iterator, state: State, describe: Callable[[], 
         _write_tensors(paths.latents, tensors, {manifests.KEY: json.dumps(manifest)})
 
 
-def _keep(paths: Paths, settled: dict[str, Any], staying: dict[str, Any], state: State) -> None:
+def _keep(paths: Paths, settled: dict[str, Any], staying: dict[str, Any], inputs: Inputs, state: State) -> None:
     """Save what was computed, so that a stop, a full disk or too small a memory does not cost it."""
     if state.index == 0:
         return
@@ -386,8 +429,10 @@ def _keep(paths: Paths, settled: dict[str, Any], staying: dict[str, Any], state:
         tensors, numbers = state.to_tensors()
         if not tensors["x"].isfinite().all():
             return  # there is nothing to go on with
+        given = settled["request"]
         kept = {
-            "given": settled["request"],
+            "given": given | {key: os.path.abspath(given[key]) for key in ("image", "video") if given[key]},
+            "pixels": _digest(inputs.pixels),
             "profile": settled["profile"]["name"],
             "model": [settled["model"]["name"], settled["model"]["revision"]],
             "options": staying,
@@ -397,5 +442,5 @@ def _keep(paths: Paths, settled: dict[str, Any], staying: dict[str, Any], state:
     except Exception as error:  # a full disk, a device that no longer answers
         print(f"{state.index} of {state.steps} steps are lost: {error}", file=sys.stderr)
         return
-    resume = f"cosmos3 run --resume {paths.state} -o {paths.output}"
+    resume = shlex.join(["cosmos3", "run", "--resume", str(paths.state), "-o", str(paths.output)])
     print(f"{state.index} of {state.steps} steps are kept; go on with: {resume}", file=sys.stderr)

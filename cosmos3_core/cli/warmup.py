@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..engine.model import describe
 from ..model.config import KEPT_SHARE
 from ..plan import Want, choose_backend, resolve
-from .plan import PROMPT_TOKENS, RequestOptions, request_of
+from .plan import PROMPT_TOKENS, RequestOptions, request_of, tiled
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -28,11 +28,12 @@ GROUPS = 3
 def execute(options: RequestOptions, as_json: bool) -> None:
     """Run a request twice on random weights, in part of the layers, and print both runs' seconds. Raises InputError."""
     model = describe(options.model)
-    request, _ = request_of(options, model.facts)
+    request, origin = request_of(options, model.facts)
     backend, device, why = choose_backend(options.backend, options.disabled)
     plan = resolve(
         Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats), backend, device
     )
+    request, _ = tiled(request, origin, model, plan)
     if why:
         print(why, file=sys.stderr)
 
@@ -65,8 +66,14 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if request.guidance != 1 else []
     state = engine.start(request, Inputs(tokens, negative, pixels))
-    for _ in range(min(STEPS, state.steps)):
-        engine.step(state)
+    # Both kinds of step, whichever of them the guidance interval has first.
+    kinds = [replace(request, guidance_interval=None)]
+    kinds += [replace(request, guidance=1.0)] if request.guidance_interval else []
+    for kind in kinds:
+        state.request, state.index = kind, 0
+        for _ in range(min(STEPS, state.steps)):
+            engine.step(state)
+    state.request = request
     for _ in islice(engine.finish(state), GROUPS):
         pass
     spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in engine.seconds.items()}

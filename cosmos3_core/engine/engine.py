@@ -289,9 +289,11 @@ class Engine:
             passes = [state.passes[id(branches)] for branches in chosen]
             velocities = [velocity for run in passes for velocity in run(state.x, told)]
             velocity = combine(*velocities, request.guidance) if use_guidance else velocities[0]
+            state.torn = True
             state.x = state.solver.step(velocity, state.x, state.index, state.stream)
             state.pin()
-        state.index += 1
+            state.index += 1
+            state.torn = False
         return state
 
     def finish(self, state: State) -> Iterator[Tensor]:

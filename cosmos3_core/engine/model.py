@@ -85,7 +85,9 @@ def open_model(name: str, revision: str | None = None) -> Model:
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
     vae = _object(repo, "vae/config.json")
-    VaeConfig.from_json(vae, f"{name}/vae")
+    if (latents := VaeConfig.from_json(vae, f"{name}/vae").z_dim) != config.latent_channel:
+        found = f"its VAE has {latents} latent channels, and its transformer {config.latent_channel}"
+        raise InputError(f"--model {name}", found, "transformer and vae belong to different models; get both again")
     return Model(repo, config, scheduler, vae, dtype, sigmas, facts)
 
 
@@ -121,6 +123,9 @@ def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[floa
         sigmas = ()
     if not sigmas:
         raise _incomplete(repo.name, "distilled sigmas (in modular_model_index.json or scheduler_config.json)")
+    if list(sigmas) != sorted(set(sigmas), reverse=True) or sigmas[0] > 1:
+        found = f"its distilled sigmas are {list(sigmas)}, and noise levels fall from at most 1"
+        raise InputError(f"--model {repo.name}", found, "Get the file again from the model's repository")
     return sigmas
 
 

@@ -127,8 +127,11 @@ class _Folder(Repository):
         file = self.root / path
         if not file.is_file():
             return None
-        with file.open("rb") as stream:
-            is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+        try:
+            with file.open("rb") as stream:
+                is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
+        except OSError as error:
+            raise InputError(f"{self.name}/{path}", error.strerror or str(error), "Check who may read it") from None
         if is_pointer:
             found = "this is a git-LFS pointer, the data itself was not downloaded"
             raise InputError(f"{self.name}/{path}", found, f"Run `git lfs pull` in {self.root}")

@@ -120,7 +120,8 @@ class TransformerConfig:
                     "Check that --model names a Cosmos3 generator",
                 )
         values = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
-        sections = data.get("rope_axes_dim") or (data.get("rope_scaling") or {}).get("mrope_section")
+        scaling = data.get("rope_scaling")
+        sections = data.get("rope_axes_dim") or (scaling.get("mrope_section") if isinstance(scaling, dict) else scaling)
         if sections is not None:
             values["rope_axes_dim"] = tuple(sections) if isinstance(sections, list) else sections
         config = cls(**values)
@@ -134,8 +135,10 @@ class TransformerConfig:
             if kind in ("int", "float") and value is not None:
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     problems.append(f"{field.name} is {value!r}, not a number")
-                elif kind == "int" and (value % 1 or value <= 0):
+                elif kind == "int" and (not isinstance(value, int) or value <= 0):
                     problems.append(f"{field.name} is {value!r}, not a positive whole number")
+                elif not 0 < value < math.inf:
+                    problems.append(f"{field.name} is {value!r}, not a positive number")
         axes = self.rope_axes_dim
         if not (isinstance(axes, tuple) and len(axes) == 3 and all(type(size) is int for size in axes)):
             problems.append(f"rope_axes_dim is {axes!r}, not three whole numbers")

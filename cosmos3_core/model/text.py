@@ -33,8 +33,16 @@ class ChatTokenizer:
             self.tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # tokenizers raises plain Exception
             raise self._unusable(f"tokenizer.json cannot be read ({error})") from None
-        self.special = {key: _content(value) for key, value in config.items() if key.endswith("_token") and value}
-        self.template = self._compile(template or _default_template(config.get("chat_template")))
+        # What a file says of either was for whoever trained with it; transformers sets both anew at every call.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        try:
+            self.special = {key: _content(value) for key, value in config.items() if key.endswith("_token") and value}
+            named = _default_template(config.get("chat_template"))
+        except (KeyError, TypeError, AttributeError) as error:
+            found = f"tokenizer_config.json cannot be understood ({type(error).__name__}: {error})"
+            raise self._unusable(found) from None
+        self.template = self._compile(template or named)
         self.end_of_text = self._token_id(self.special.get("eos_token"), "eos_token")
         self.start_of_vision = self._token_id(START_OF_VISION, "start of vision")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..contract import InputError
+from ..contract import InputError, RunError
 from .solver import Solver
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class State:
     `guided` and `cond` are the branches for steps with and without guidance (each a list of what runs in one pass).
     `pinned` marks elements of clean frames and `clean` holds their values, both flat; None when nothing is conditioned.
     `noise` is the initial noise per item, on the host. `stream` is the request's random stream. `passes` are the
-    branches' forward passes as they are run, by the branches' identity: they hold the tower, until `finish`.
+    branches' forward passes as they are run, by the branches' identity: they hold the tower, until `finish`. `torn` is
+    true from the solver's move to the end of the step: what interrupts that leaves parts of two steps.
     """
 
     request: Request
@@ -45,6 +46,7 @@ class State:
     pinned: Tensor | None = None
     clean: Tensor | None = None
     index: int = 0
+    torn: bool = False
     passes: dict[int, Callable[[Tensor, Tensor], list[Tensor]]] = field(default_factory=dict)
 
     @property
@@ -66,7 +68,9 @@ class State:
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors on the host, numbers): with the request, enough to continue. Prompts and input media are
-        read again."""
+        read again. Raises RunError for a torn state."""
+        if self.torn:
+            raise RunError(f"keeping step {self.index + 1}", "it was interrupted half way", "Start the run again")
         history, numbers = self.solver.history()
         tensors = {"x": self.x, "stream": self.stream.get_state()} | {f"solver.{k}": v for k, v in history.items()}
         tensors |= {f"noise.{item.modality}": noise for item, noise in zip(self.items, self.noise, strict=True)}

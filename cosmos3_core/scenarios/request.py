@@ -123,7 +123,7 @@ def infer_task(given: dict[str, Any], output_suffix: str | None) -> str:
         return "v2v"
     if given.get("image") is not None:
         return "i2v"
-    return "t2i" if given.get("frames") == 1 or output_suffix == ".png" else "t2v"
+    return "t2i" if given.get("frames") == 1 or (output_suffix or "").lower() == ".png" else "t2v"
 
 
 def check_keys(given: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def parse_size(text: str, default_aspect: str) -> tuple[int, int]:
 
 def check_size(width: int, height: int, asked: str) -> tuple[int, int]:
     """The same size, or InputError that names the nearest valid one."""
-    nearest = [min(max(round(n / MULTIPLE) * MULTIPLE, SMALLEST), LARGEST) for n in (width, height)]
+    nearest = [min(max((n + MULTIPLE // 2) // MULTIPLE * MULTIPLE, SMALLEST), LARGEST) for n in (width, height)]
     if [width, height] != nearest:
         raise InputError(
             asked,
