@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from threading import Event, Timer, current_thread
+from threading import Event, Thread, current_thread
 
 import av
 import numpy as np
@@ -315,15 +316,17 @@ def test_a_clip_that_is_given_up_is_closed_behind_its_encoder():
         go_on.wait(60)
         seen.append(("encoded", current_thread().name))
 
-    def stop():
-        at_work.wait(60)
-        Timer(0.2, go_on.set).start()
-        raise KeyboardInterrupt
+    def let_go(last):
+        while not last.cancelled():
+            time.sleep(0.01)
+        go_on.set()
 
     with ThreadPoolExecutor(1, "encoder") as encoder, pytest.raises(KeyboardInterrupt):
         waiting = deque(encoder.submit(frame) for _ in range(3))
         with media._closed_by(encoder, Output(), waiting):
-            stop()
+            at_work.wait(60)
+            Thread(target=let_go, args=(waiting[-1],), daemon=True).start()
+            raise KeyboardInterrupt
     assert seen == [("encoded", "encoder_0"), ("closed", "encoder_0")]
 
 

@@ -322,7 +322,7 @@ def acme(monkeypatch, folder):
         device = replace(reference.probe(), name="Acme 9", versions={"driver": "1.0"})
         backend = Backend(name="acme", torch_device="cpu", collectives="gloo", probe=lambda: device, kernels=(row,))
         monkeypatch.setattr(settle, "backend_of", lambda _: (backend, device))
-        monkeypatch.setattr("cosmos3_core.evidence.validate.TINY", "another")  # else its weights were called random
+        monkeypatch.setattr("cosmos3_core.evidence.worker.TINY", "another")  # else its weights were called random
         changes = [('"CPU"', '"Acme 9"'), ('"reference"', '"acme"'), ('attention = "eager"', 'attention = "wobbly"')]
         name, format = "tiny-t2i-64x64-acme9x1", row.formats[0]
         if format != "none":

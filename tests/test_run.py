@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 
 import av
@@ -21,12 +23,14 @@ from inputs import clip, photograph
 from PIL import Image
 from safetensors.torch import load_file
 
+from cosmos3_core import reference
 from cosmos3_core.engine import media
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.tensors import TensorFiles
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
 
+runs = import_module("cosmos3_core.cli.run")  # the package has a command of that name
 SMALL = ["--model", "tiny", "--size", "112x80", "--steps", "3"]
 
 
@@ -349,7 +353,7 @@ def test_resuming_refuses_what_the_stopped_run_has_settled(run, option):
     assert code == 2 and "with --resume: the stopped run has settled its" in err
 
 
-STEPS = ["--model", "tiny", "--size", "192x128", "--frames", "5", "--steps", "3"]
+STEPS = ["--model", "tiny", "--size", "320x192", "--frames", "5", "--steps", "3"]
 
 
 @pytest.fixture
@@ -435,6 +439,68 @@ def test_a_run_that_goes_on_uses_up_its_own_state(run, full):
     code, _, err = run("--resume", "a.mp4.state.safetensors", "-o", "b.mp4")
     assert code == 0, err
     assert Path("b.mp4.state.safetensors").exists() and not Path("a.mp4.state.safetensors").exists()
+
+
+def test_a_run_that_was_told_to_survive_its_terminal_does():
+    """As under nohup: a signal that is ignored stays ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with runs._stop_signal() as check:
+            os.kill(os.getpid(), signal.SIGHUP)
+            check()
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(runs.Stopped):
+                check()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_does_not_break_the_step_in_hand(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with runs._stop_signal() as check:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(runs.Stopped):
+            check()
+
+
+def test_a_run_goes_on_with_its_own_kernels(run, full, monkeypatch):
+    """Chosen or named; a repeated run says what differs."""
+    assert run("a cup", *STEPS, "-o", "cup.mp4")[0] == 1
+    full.undo()
+    assert run("a cup", *STEPS, "--seed", 3, "-o", "one.mp4")[0] == 0
+    (gate,) = [row for row in reference.BACKEND.kernels if row.op == "gate"]
+    others = tuple(replace(row, name="fast") if row is gate else row for row in reference.BACKEND.kernels)
+    monkeypatch.setattr(reference, "BACKEND", replace(reference.BACKEND, kernels=others))
+    code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4")
+    assert code == 2 and "its gate ran on eager, and here it would be fast" in err
+    code, _, err = run("--request", "one.mp4.json", "-o", "two.mp4", "--dry-run")
+    assert code == 0 and "note: gate ran on eager in that run, and is fast here" in err
+
+
+def test_a_run_from_latents_is_repeated_from_them(run):
+    assert run("a cup", *SMALL, "-o", "x.png", "--seed", 1, "--save-latents", "l.st")[0] == 0
+    assert run("a cup", *SMALL, "-o", "y.png", "--latents", "l.st", "--save-latents", "y.st")[0] == 0
+    code, _, err = run("--request", "y.png.json", "-o", "z.png", "--save-latents", "z.st")
+    assert code == 0, err
+    assert torch.equal(load_file("y.st")["final.vision"], load_file("z.st")["final.vision"])
+    assert run("a cup", *SMALL, "-o", "x.png", "--seed", 2, "--save-latents", "l.st")[0] == 0
+    code, _, err = run("--request", "y.png.json", "-o", "z.png")
+    assert code == 2 and "l.st has changed since the run of that manifest" in err
+
+
+def test_a_manifest_and_typed_kernels_are_joined(run):
+    assert run("a cup", *SMALL, "-o", "x.png", "--kernel", "gate=eager")[0] == 0
+    code, out, err = run("--request", "x.png.json", "-o", "y.png", "--dry-run", "--kernel", "rms_norm=eager")
+    assert code == 0, err
+    plan = json.loads(out)["plan"]
+    assert plan["named"] == ["gate", "rms_norm"] and plan["backend_why"] == "the manifest has it"
 
 
 def test_steps_that_cannot_be_kept_are_said_to_be_lost(run, full):

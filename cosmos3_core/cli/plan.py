@@ -63,9 +63,10 @@ def execute(options: Options) -> None:
         device = replace(device, memory=int(options.memory * GIB))
     want = Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats)
     plan = resolve(want, backend, device)
+    asked = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype, plan.formats)
     request, origin = tiled(request, origin, model, plan)
-    estimated = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype, plan.formats)
-    told = _told(model, request, plan, estimated, _formats(want, plan), given=options.memory is not None)
+    estimated = replace(asked, job=replace(asked.job, tile=request.tile))
+    told = _told(model, request, plan, estimated, asked, _formats(want, plan), given=options.memory is not None)
     if options.as_json:
         print(json.dumps(told, indent=2))
     else:
@@ -116,13 +117,15 @@ def tiled(
 
 
 def _guided_steps(request: requests.Request, model: Model) -> int:
-    if request.guidance == 1 or request.guidance_interval is None:
-        return 0 if request.guidance == 1 else request.steps
+    if request.guidance == 1:
+        return 0
+    if request.guidance_interval is None:
+        return request.steps
+    from ..engine.engine import solver_of
     from ..sampling.guidance import guided
-    from ..sampling.solver import Solver
 
-    solver = Solver(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
-    return sum(guided(request.guidance, request.guidance_interval, timestep) for timestep in solver.timesteps)
+    timesteps = solver_of(request, model).timesteps
+    return sum(guided(request.guidance, request.guidance_interval, timestep) for timestep in timesteps)
 
 
 def _formats(want: Want, plan: Plan) -> list[str]:
@@ -142,12 +145,14 @@ def _told(
     request: requests.Request,
     plan: Plan,
     estimated: Estimate,
+    asked: Estimate,
     formats: list[str],
     *,
     given: bool,
 ) -> dict[str, Any]:
-    """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2); `formats` are those that the
-    weights could be in, `given` is True where the user set the device's memory."""
+    """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2); `asked` is without the tile that
+    was chosen here, `formats` are those that the weights could be in, `given` is True where the user set the device's
+    memory."""
     job, memory = estimated.job, plan.device.memory
     fits = estimated.peak <= memory
     step = estimated.step(job.guided_steps > 0)
@@ -175,7 +180,7 @@ def _told(
         },
         "nearest": [
             {"options": change.options, "peak": change.estimate.peak}
-            for change in ([] if fits else estimate.nearest(estimated, memory, formats))
+            for change in ([] if fits else estimate.nearest(asked, memory, formats))
         ],
         "work": {
             "step_flops": sum(work.flops for work in step),

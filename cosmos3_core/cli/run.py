@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,15 @@ from ..engine import media
 from ..engine.model import Model, open_model
 from ..plan import Plan, Want, choose_backend, resolve
 from ..scenarios import request as requests
+from .earlier import Earlier, check_given, keep, read_tensors, repeated, stopped, tell, to_keep, write_tensors
 from .plan import tiled
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..engine.engine import Engine, Inputs
     from ..sampling.state import State
 
+TILE = 256
+"""Pixels, to propose where memory does not suffice for the decode."""
 DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 MAX_TEXT_BYTES = 1 << 20
 SHORTHANDS = (
@@ -46,14 +47,6 @@ SHORTHANDS = (
     "tile",
 )
 """Request fields that have an option of their own."""
-NOT_WITH_RESUME = ("prompt", "model", "revision", "profile", "fields", "request", "latents", *SHORTHANDS[:-1])
-"""What a stopped run has settled. It may be decoded in tiles all the same: its memory may be what stopped it."""
-SETTLED = ("backend", "dtype", "kernels", "formats")
-"""Options of the plan, which a stopped run has settled too."""
-NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
-"""Of options that are called otherwise here."""
-STAYING = ("required", "save_latents", "manifest")
-"""Options that a stopped run goes on with, where they are not given anew."""
 
 
 @dataclass(frozen=True)
@@ -116,50 +109,54 @@ class Paths:
 def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
     _check_given(options)
-    saved = _read_saved(options) if options.resume else None
-    if saved:
-        options, given = replace(options, **saved["options"]), saved["given"]
-        if options.tile is not None:
-            given["tile"] = options.tile
-    else:
-        fields, options = _request_file(options) if options.request else ({}, options)
-        given = _given(options, fields)
-    inferred = "task" not in given
-    if inferred:
+    earlier = _earlier(options)
+    options, fields = (earlier.options, earlier.given) if earlier else (options, {})
+    given = _given(options, fields)
+    if inferred := "task" not in given:
         given["task"] = requests.infer_task(given, Path(options.output).suffix if options.output else None)
-    profile = saved["profile"] if saved else options.profile or requests.PROFILES[0]
-    model = open_model(*(saved["model"] if saved else (options.model or DEFAULT_MODEL, options.revision)))
+    profile = options.profile or requests.PROFILES[0]
+    model = open_model(options.model or DEFAULT_MODEL, options.revision)
     request, origin = requests.resolve(given, profile, model.facts, pick_seed=lambda: secrets.randbelow(2**31))
     if inferred:
         origin["task"] = "the inputs"
     paths = _paths(options, request)
     plan, why = _plan(options, model)
     request, origin = tiled(request, origin, model, plan)
-    why_this = "the stopped run had it" if saved else why or "it was named"
-    settled = manifests.resolved(model, plan, profile, request, origin, why_this)
-    if saved:
-        settled["resumed_at_step"] = saved["numbers"]["index"]
-    staying = {name: getattr(options, name) for name in (*SETTLED, *STAYING)}
-    staying |= {"backend": plan.backend.name, "dtype": plan.dtype}
+    named = earlier.why if earlier else ""
+    settled = manifests.resolved(model, plan, profile, request, origin, why or named or "it was named")
+    if earlier:
+        earlier.check_plan(plan)
+        settled |= {"latents": earlier.latents} if earlier.latents else {}
+        settled |= {"resumed_at_step": earlier.numbers["index"]} if earlier.numbers else {}
 
     from ..engine.engine import Engine
 
     engine = Engine(model, plan)
     noise = _read_noise(options, request, model, settled) if options.latents else None
     inputs = engine.read_inputs(request, noise)
-    _check_pixels(inputs, options, saved)
+    if earlier:
+        earlier.check_inputs(inputs)
     if why:
         print(why, file=sys.stderr)
     if options.dry_run:
         print(json.dumps(settled | {"notes": inputs.notes}, indent=2))
         return
-    _generate(engine, request, inputs, paths, settled, staying, saved)
+    _generate(engine, request, inputs, paths, settled, to_keep(options, settled, inputs), earlier)
     print(paths.output)
     if options.resume:
         try:
             Path(options.resume).unlink(missing_ok=True)
         except OSError as error:
-            print(f"note: {options.resume} is used up and could not be deleted ({error.strerror})", file=sys.stderr)
+            tell(f"note: {options.resume} is used up and could not be deleted ({error.strerror})")
+
+
+def _earlier(options: Options) -> Earlier | None:
+    if options.resume:
+        check_given(options)
+        return stopped(options, *read_tensors(options.resume, f"--resume {options.resume}"))
+    if options.request:
+        return repeated(options, _read_text(options.request, f"--request {options.request}"))
+    return None
 
 
 def _check_given(options: Options) -> None:
@@ -206,33 +203,6 @@ def _read_text(name: str, asked: str) -> str:
         raise InputError(asked, "it is not UTF-8 text", "Save it as UTF-8") from None
 
 
-def _request_file(options: Options) -> tuple[dict[str, Any], Options]:
-    """The request fields of --request, and where that is a manifest, the options with which its run is repeated: those
-    that were typed, then the manifest's."""
-    asked = f"--request {options.request}"
-    try:
-        value = json.loads(_read_text(options.request, asked))
-    except (ValueError, RecursionError) as error:
-        raise InputError(asked, f"it is not JSON ({error})", "Give a JSON object of request fields") from None
-    if not isinstance(value, dict):
-        raise InputError(asked, "it is not a JSON object", 'Write it like {"prompt": "...", "steps": 20}')
-    if not (isinstance(value.get("request"), dict) and "cosmos3" in value):
-        return value, options
-    try:
-        model, plan = value["model"], value["plan"]
-        then: dict[str, Any] = {"profile": value["profile"]["name"], "dtype": plan["dtype"], "formats": plan["formats"]}
-        if options.model is None:
-            then |= {"model": model["name"], "revision": model["revision"]}
-        if options.backend is None:
-            named = {op: plan["kernels"][op] for op in plan["named"]}
-            then |= {"backend": plan["backend"], "kernels": named}
-    except (KeyError, TypeError):
-        found = "it is a manifest without model, profile or plan"
-        raise InputError(asked, found, "Give a whole manifest, or a JSON object of request fields") from None
-    missing = {name: value for name, value in then.items() if getattr(options, name) in (None, {})}
-    return value["request"], replace(options, **missing)
-
-
 def _paths(options: Options, request: requests.Request) -> Paths:
     suffix = ".mp4" if request.is_video else ".png"
     output = Path(options.output or f"cosmos3-{request.seed}{suffix}")
@@ -261,62 +231,19 @@ def _plan(options: Options, model: Model) -> tuple[Plan, str]:
 def _read_noise(options: Options, request: requests.Request, model: Model, settled: dict[str, Any]) -> list:
     from ..engine.engine import items_of
 
-    name = options.latents
-    if options.seed is not None and request.schedule != "distilled":  # whose sampler draws at every step
-        found = "it would change nothing: the noise is in the file"
-        raise InputError(f"--seed {options.seed} with --latents", found, "Drop one")
-    tensors, _ = _read_tensors(name, f"--latents {name}")
+    name, then = options.latents, settled.get("latents")
+    if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
+        found = "it would change nothing: the noise is in the file"  # and only that sampler draws more of it
+        raise InputError(f"--seed {request.seed} with --latents", found, "Drop one")
+    tensors, _ = read_tensors(name, f"--latents {name}")
     settled["latents"] = {"file": name, "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest()}
+    if then and then["file"] == name and then != settled["latents"]:
+        found = f"{name} has changed since the run of that manifest"
+        raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
     wanted = [f"noise.{item.modality}" for item in items_of(request, model)]
     if missing := [key for key in wanted if key not in tensors]:
         raise InputError(f"--latents {name}", f"it has no tensor {missing[0]}", "Use a file that --save-latents wrote")
     return [tensors[key] for key in wanted]
-
-
-def _check_pixels(inputs: Inputs, options: Options, saved: dict[str, Any] | None) -> None:
-    """A stopped run goes on with the picture or clip that it began with, or not at all."""
-    if saved and saved["pixels"] != _digest(inputs.pixels):
-        found = "the picture or clip that it began with has changed since"
-        raise InputError(f"--resume {options.resume}", found, "Put the old file back, or start the run again")
-
-
-def _digest(pixels: Tensor | None) -> str | None:
-    return None if pixels is None else hashlib.sha256(pixels.contiguous().numpy()).hexdigest()
-
-
-def _read_tensors(name: str, asked: str) -> tuple[dict, dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(name, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(asked, f"it cannot be read ({error})", "Give a safetensors file that cosmos3 wrote") from None
-
-
-def _write_tensors(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    with media.atomic(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
-
-
-def _read_saved(options: Options) -> dict[str, Any]:
-    """A stopped run: its request, its options and where it was."""
-    for name in (*NOT_WITH_RESUME, *SETTLED):
-        if getattr(options, name) not in (None, {}):
-            option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in SETTLED else "request"
-            raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
-    tensors, metadata = _read_tensors(options.resume, f"--resume {options.resume}")
-    try:
-        saved = json.loads(metadata["cosmos3.state"])
-        staying = {name: saved["options"][name] for name in SETTLED}
-        staying |= {name: getattr(options, name) or saved["options"][name] for name in STAYING}
-        kept = {key: saved[key] for key in ("given", "profile", "model", "numbers", "pixels")}
-    except (KeyError, TypeError, ValueError):
-        found = "it is not a stopped run"
-        raise InputError(f"--resume {options.resume}", found, "Give the file a stopped run named") from None
-    return kept | {"tensors": tensors, "options": staying}
 
 
 def _generate(
@@ -325,8 +252,8 @@ def _generate(
     inputs: Inputs,
     paths: Paths,
     settled: dict[str, Any],
-    staying: dict[str, Any],
-    saved: dict[str, Any] | None,
+    kept: dict[str, Any],
+    earlier: Earlier | None,
 ) -> None:
     from .progress import Display
 
@@ -335,7 +262,7 @@ def _generate(
     display = Display(request.steps)
     engine.on_stage = display.stage
     engine.open_weights()  # before the display begins: a download has progress bars of its own
-    with _memory_told(engine.plan), display, _stop_signal() as check_stop:
+    with _memory_told(engine, request), display, _stop_signal() as check_stop:
 
         def begin(stage: str) -> None:
             check_stop()
@@ -343,8 +270,8 @@ def _generate(
 
         engine.on_stage = begin
         state = engine.start(request, inputs)
-        if saved:
-            state.restore(saved["tensors"], saved["numbers"])
+        if earlier and earlier.tensors is not None:
+            state.restore(earlier.tensors, earlier.numbers)
         try:
             display.steps_done(state.index)
             while not state.done:
@@ -354,20 +281,22 @@ def _generate(
             frames = _frames(engine, state, check_stop)
             _write(paths, frames, state, describe=lambda: manifests.complete(settled, engine, inputs, state))
         except BaseException:
-            _keep(paths, settled, staying, inputs, state)
+            keep(paths.state, paths.output, state, kept, earlier and earlier.options.resume)
             raise
 
 
 @contextmanager
-def _memory_told(plan: Plan) -> Iterator[None]:
+def _memory_told(engine: Engine, request: requests.Request) -> Iterator[None]:
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        found = ". ".join(str(error).split(". ")[:2])
-        then = "cosmos3 plan says what fits; --tile 256 makes the decode smaller, also with --resume"
-        raise RunError(f"running on {plan.device.name}", found, then) from error
+        found, then = ". ".join(str(error).split(". ")[:2]), "cosmos3 plan says what fits"
+        tile, larger_side = request.tile or math.inf, max(request.width, request.height)
+        if "load vae decoder" in engine.seconds and TILE < min(tile, larger_side):
+            then += f"; --tile {TILE} makes the decode smaller, also with --resume"
+        raise RunError(f"running on {engine.plan.device.name}", found, then) from error
 
 
 @contextmanager
@@ -381,13 +310,15 @@ def _stop_signal() -> Iterator[Callable[[], None]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("stopping after what is under way (Ctrl-C again: at once)", file=sys.stderr)
+        tell("stopping after what is under way (Ctrl-C again: at once)")
 
     def check() -> None:
         if asked:
             raise Stopped
 
-    before = {number: signal.signal(number, on_signal) for number in STOPS}
+    # What nohup and the like have it ignore stays ignored.
+    heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in heard}
     try:
         yield check
     finally:
@@ -418,29 +349,4 @@ def _write(paths: Paths, frames: Iterator, state: State, describe: Callable[[], 
         tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
         final = zip(state.items, state.latents(), strict=True)
         tensors |= {f"final.{item.modality}": latent.cpu().contiguous() for item, latent in final}
-        _write_tensors(paths.latents, tensors, {manifests.KEY: json.dumps(manifest)})
-
-
-def _keep(paths: Paths, settled: dict[str, Any], staying: dict[str, Any], inputs: Inputs, state: State) -> None:
-    """Save what was computed, so that a stop, a full disk or too small a memory does not cost it."""
-    if state.index == 0:
-        return
-    try:
-        tensors, numbers = state.to_tensors()
-        if not tensors["x"].isfinite().all():
-            return  # there is nothing to go on with
-        given = settled["request"]
-        kept = {
-            "given": given | {key: os.path.abspath(given[key]) for key in ("image", "video") if given[key]},
-            "pixels": _digest(inputs.pixels),
-            "profile": settled["profile"]["name"],
-            "model": [settled["model"]["name"], settled["model"]["revision"]],
-            "options": staying,
-            "numbers": numbers,
-        }
-        _write_tensors(paths.state, tensors, {"cosmos3.state": json.dumps(kept)})
-    except Exception as error:  # a full disk, a device that no longer answers
-        print(f"{state.index} of {state.steps} steps are lost: {error}", file=sys.stderr)
-        return
-    resume = shlex.join(["cosmos3", "run", "--resume", str(paths.state), "-o", str(paths.output)])
-    print(f"{state.index} of {state.steps} steps are kept; go on with: {resume}", file=sys.stderr)
+        write_tensors(paths.latents, tensors, {manifests.KEY: json.dumps(manifest)})

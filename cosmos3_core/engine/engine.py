@@ -61,6 +61,18 @@ def items_of(request: Request, model: Model) -> tuple[Item, ...]:
     return (Item("vision", shape, clean=request.clean_frames, fps=request.fps),)
 
 
+def solver_of(request: Request, model: Model) -> Solver:
+    """The request's schedule on this model. Raises InputError where its scheduler_config.json describes none."""
+    try:
+        return Solver(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
+    except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
+        raise InputError(
+            f"loading {model.name}/scheduler",
+            f"no schedule can be built from its scheduler_config.json ({error})",
+            "Get the scheduler folder again from the model's repository",
+        ) from None
+
+
 def one_pass(request: Request, model: Model) -> bool:
     """Whether both guidance branches run as one batch."""
     tokens = Packing(items_of(request, model), model.config, "meta").length
@@ -158,7 +170,7 @@ class Engine:
     def read_inputs(self, request: Request, noise: list[Tensor] | None = None) -> Inputs:
         """Tokenize the prompts, read the picture or clip, check the schedule and the `noise` that replaces the
         request's own (one tensor per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
-        self._solver(request)
+        solver_of(request, self.model)
         if noise is not None:
             noise = self._checked_noise(noise, items_of(request, self.model))
         kind = "video" if request.is_video else "image"
@@ -209,7 +221,7 @@ class Engine:
         """Read the prompts, encode the conditioning, draw the noise: the state before step 0. `inputs` is what
         `read_inputs` returned, if the caller has it."""
         inputs = inputs or self.read_inputs(request)
-        items, stream, solver = items_of(request, self.model), generator(request.seed), self._solver(request)
+        items, stream, solver = items_of(request, self.model), generator(request.seed), solver_of(request, self.model)
         drawn = initial_noise(items, stream)  # whatever noise is taken: what a sampler draws comes after it
         noise = inputs.noise or drawn
         texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
@@ -221,17 +233,6 @@ class Engine:
         state = State(request, items, x, solver, stream, noise, cond, with_guidance, pinned, clean)
         state.pin()
         return state
-
-    def _solver(self, request: Request) -> Solver:
-        model = self.model
-        try:
-            return Solver(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
-        except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
-            raise InputError(
-                f"loading {model.name}/scheduler",
-                f"no schedule can be built from its scheduler_config.json ({error})",
-                "Get the scheduler folder again from the model's repository",
-            ) from None
 
     @staticmethod
     def _checked_noise(noise: list[Tensor], items: tuple[Item, ...]) -> list[Tensor]:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from ..plan import Plan
 
-TINY = "tiny"
-"""The checkpoint inside this package: its weights are random."""
 SHARED = {"baseline": BASELINE, "restart": BASELINE, "exact": EXACT}
 """What recipes for one request have in common: measurements, each a process of its own, and what each runs."""
 
@@ -103,7 +101,7 @@ def _answer(
             if changed := records.differences(fingerprint, question.fingerprint()):
                 found = f"{'; '.join(changed)} while it was measured"
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
-            drawn = random_weights or question.candidate.model.name == TINY
+            drawn = worker.are_random(question.candidate.model, random_weights)
             model = {"weights": "random" if drawn else "checkpoint"}
             found = {"noise_sha256": records.digest_file(noise), "fingerprint": fingerprint, "measurements": raw}
             record = _record(question, model, found | {"comparisons": compared})

@@ -56,7 +56,8 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 (benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of it, which are counted."""
 COMPUTE_EFFICIENCY = 0.55
 """Share of the dense peak rate, where a `Ceiling` knows no better: published runs of Cosmos3 reach 0.53 (Nano, B300)
-and 0.5 (Super, 8 x H200)."""
+and 0.5 (Super, 8 x H200) of a data sheet's, eager torch on an H100 0.60 to 0.67 of a GEMM's
+(benchmarks/results/memory-nano-h100.json)."""
 CONVOLUTION_EFFICIENCY = 0.6
 """The same of the VAE's convolutions: 0.70 to 0.71 of a GEMM's rate in decodes of 720p x 189 (5.2 s), 480p x 25 and
 256p x 93 on one H100 with the fused norm. A single picture reaches 0.5, the encoder a third."""

@@ -70,7 +70,9 @@ class State:
         """(tensors on the host, numbers): with the request, enough to continue. Prompts and input media are
         read again. Raises RunError for a torn state."""
         if self.torn:
-            raise RunError(f"keeping step {self.index + 1}", "it was interrupted half way", "Start the run again")
+            raise RunError(
+                f"keeping step {self.index + 1}", "it was interrupted half way", "Keep a state between two steps"
+            )
         history, numbers = self.solver.history()
         tensors = {"x": self.x, "stream": self.stream.get_state()} | {f"solver.{k}": v for k, v in history.items()}
         tensors |= {f"noise.{item.modality}": noise for item, noise in zip(self.items, self.noise, strict=True)}

@@ -89,11 +89,18 @@ def table(arch: str, device: str | None = None) -> Table:
             found, measured = read(path)
             launches |= found
             origin = measured or origin
-    if device is not None and (path := measured_here(arch, device)).exists():
+    if device is not None and _is_file(path := measured_here(arch, device)):
         found, _ = read(path)
         launches |= found
         origin += f"; {', '.join(sorted(found))}: here ({hashlib.sha256(path.read_bytes()).hexdigest()[:8]})"
     return Table(arch, launches, origin)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # of another user, say
+        return False
 
 
 def read(path: Path) -> tuple[dict[str, tuple[Launch, ...]], str]:
@@ -106,9 +113,10 @@ def read(path: Path) -> tuple[dict[str, tuple[Launch, ...]], str]:
             rows = [launch.rows for launch in launches]
             if rows != sorted(set(rows)):
                 raise ValueError(f"{kernel} has two launches for {rows[0]:g} rows, or not in rising order")
-    except (ValueError, TypeError, AttributeError) as error:  # of TOML, or of another shape than a table's
+        origin = f"{measured['device']}, triton {measured['triton']}" if measured else ""
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # of TOML, or of another shape than a table's
         raise ValueError(f"{path}: {error}") from None
-    return found, ", ".join([measured["device"], f"triton {measured['triton']}"]) if measured else ""
+    return found, origin
 
 
 def _launch(kernel: str, entry: Mapping[str, Any]) -> Launch:
@@ -116,12 +124,15 @@ def _launch(kernel: str, entry: Mapping[str, Any]) -> Launch:
         raise ValueError(f"there is no kernel {kernel}; there are {', '.join(KERNELS)}")
     if wrong := (set(entry) - known) | (known - OPTIONAL - set(entry)):
         raise ValueError(f"a launch of {kernel} says {', '.join(sorted(known))}; look at {', '.join(sorted(wrong))}")
+    for key, value in entry.items():
+        if type(value) is not (bool if key == "persistent" else int) or value < (key != "persistent"):
+            raise ValueError(f"a launch of {kernel} has {key} = {value!r}")
     return Launch(**entry)
 
 
 def measured_here(arch: str, device: str) -> Path:
     """Where `cosmos3_cuda.tune` keeps what it measured on this device for this build."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return cache / "cosmos3" / "cuda" / f"{arch}-{fingerprint(device)[:16]}.toml"
 
 

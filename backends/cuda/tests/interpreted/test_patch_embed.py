@@ -8,7 +8,7 @@ from cosmos3_cuda.patch_embed import build_patch_embed
 from cosmos3_cuda.tables import table
 
 from cosmos3_core.reference import ops as reference
-from cosmos3_core.testing.cases import check, patch_inputs, wider
+from cosmos3_core.testing.cases import check, normal, patch_inputs, wider
 
 patch_embed = build_patch_embed(table("sm_90"))
 
@@ -24,9 +24,8 @@ def test_patch_embed(dtype, size, clean):
 
 def test_patches_of_another_size():
     """Three by three of five channels, and an output that fills no block: only what there is is read and written."""
-    latent, weight = torch.randn(5, 2, 7, 8), torch.randn(40, 45).bfloat16()
-    bias, told = torch.randn(40).bfloat16(), torch.randn(1, 40).bfloat16()
-    inputs = (latent, weight, bias, told)
+    shapes = ((40, 45), (40,), (1, 40))
+    inputs = (normal(5, 2, 7, 8, seed=1), *(normal(*shape, seed=2 + i).bfloat16() for i, shape in enumerate(shapes)))
     exact, eager = (reference.patch_embed(*given, patch=3) for given in (wider(inputs, torch.float64), inputs))
     assert exact.shape == (18, 40)
     check(patch_embed(*inputs, patch=3), exact, eager, "bfloat16")
