@@ -52,7 +52,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _print(manifest: dict[str, Any]) -> None:
     """One block a subject, in the order of a reader's questions. Keys that are not known here come last: nothing of a
-    manifest is left out."""
+    manifest is left out but what is empty."""
     console, rest = Console(highlight=False, markup=False), dict(manifest)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
