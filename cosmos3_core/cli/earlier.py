@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
-from ..engine import media
+from ..engine import media, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,14 +22,14 @@ if TYPE_CHECKING:
     from ..sampling.state import State
     from .run import Options
 
-REQUEST_OPTIONS = ("prompt", "model", "revision", "profile", "fields", "request", "latents", "task", "image", "video")
-REQUEST_OPTIONS += ("size", "frames", "fps", "steps", "guidance", "shift", "seed", "negative_prompt")
-"""What a stopped run has settled of its request. A tile is not among them: memory may be what stopped it."""
 PLAN_OPTIONS = ("backend", "dtype", "kernels", "formats")
-"""And of its plan."""
+"""What a stopped run has settled of its plan."""
 STAYING = ("required", "save_latents", "manifest")
 """Options that a stopped run goes on with, where they are not given anew."""
-NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format", "required": "--require"}
+FREE = ("output", "tile", "resume", "dry_run", "disabled", *STAYING)
+"""Options that may stand beside --resume; all others a stopped run has settled. A tile may, because memory may be what
+stopped it."""
+NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
 """Of options that are called otherwise here."""
 KEY = "cosmos3.state"
 
@@ -38,15 +37,15 @@ KEY = "cosmos3.state"
 @dataclass(frozen=True)
 class Earlier:
     """What a run before this one settles for it: `given` request fields, `options`, the `kernels` that it ran on by op,
-    the `latents` that it got, and `why` its backend is taken. A stopped one has `tensors` and `numbers`, its state, and
-    `pixels`, a digest of its picture or clip."""
+    the `latents` that it got, and `why` its backend is taken. A stopped one has `state` and `numbers`, and `pixels`, a
+    digest of its picture or clip."""
 
     given: dict[str, Any]
     options: Options
     kernels: dict[str, str]
     latents: dict[str, str] | None
     why: str
-    tensors: dict[str, Tensor] | None = None
+    state: dict[str, Tensor] | None = None
     numbers: dict[str, Any] | None = None
     pixels: str | None = None
 
@@ -56,20 +55,20 @@ class Earlier:
         for op, then in self.kernels.items():
             if here.get(op) == then:
                 continue
-            if self.tensors is not None:
+            if self.state is not None:
                 found = f"its {op} ran on {then}, and here it would be {here.get(op)}"
                 raise InputError(f"--resume {self.options.resume}", found, "Restore that, or start the run again")
             print(f"note: {op} ran on {then} in that run, and is {here.get(op)} here", file=sys.stderr)
 
     def check_inputs(self, inputs: Inputs) -> None:
         """A stopped run goes on with the picture or clip that it began with, or not at all."""
-        if self.tensors is not None and self.pixels != digest(inputs.pixels):
+        if self.state is not None and self.pixels != digest(inputs.pixels):
             found = "the picture or clip that it began with has changed since"
             raise InputError(f"--resume {self.options.resume}", found, "Put the old file back, or start the run again")
 
 
 def digest(pixels: Tensor | None) -> str | None:
-    return None if pixels is None else hashlib.sha256(pixels.contiguous().numpy()).hexdigest()
+    return None if pixels is None else tensors.digest(pixels.contiguous())
 
 
 def repeated(options: Options, text: str) -> Earlier:
@@ -106,8 +105,8 @@ def repeated(options: Options, text: str) -> Earlier:
     return Earlier(value["request"], replace(options, **merged), plan["kernels"], latents, why)
 
 
-def stopped(options: Options, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Earlier:
-    """The run that --resume names, from the file's tensors and metadata."""
+def stopped(options: Options, state: dict[str, Tensor], metadata: dict[str, str]) -> Earlier:
+    """The run that --resume names, from the file's tensors, its `state`, and metadata."""
     try:
         saved = json.loads(metadata[KEY])
         then = {name: saved["options"][name] for name in PLAN_OPTIONS}
@@ -115,16 +114,16 @@ def stopped(options: Options, tensors: dict[str, Tensor], metadata: dict[str, st
         then |= {"profile": saved["profile"], "model": saved["model"][0], "revision": saved["model"][1]}
         rest = {name: saved[name] for name in ("kernels", "latents", "numbers", "pixels")}
         why = "the stopped run had it"
-        return Earlier(saved["given"], replace(options, **then), why=why, tensors=tensors, **rest)
+        return Earlier(saved["given"], replace(options, **then), why=why, state=state, **rest)
     except (KeyError, TypeError, ValueError):
         found = "it is not a stopped run"
         raise InputError(f"--resume {options.resume}", found, "Give the file a stopped run named") from None
 
 
-def check_given(options: Options) -> None:
+def refuse_settled(options: Options) -> None:
     """InputError for an option that the stopped run has settled."""
-    for name in (*REQUEST_OPTIONS, *PLAN_OPTIONS):
-        if getattr(options, name) not in (None, {}):
+    for name, value in vars(options).items():
+        if name not in FREE and value not in (None, {}):
             option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
             raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
 
@@ -151,10 +150,10 @@ def keep(path: Path, output: Path, state: State, kept: dict[str, Any], before: s
     if state.index == 0:
         return
     try:
-        tensors, numbers = state.to_tensors()
-        if not tensors["x"].isfinite().all():
+        kept_state, numbers = state.to_tensors()
+        if not kept_state["x"].isfinite().all():
             return  # there is nothing to go on with
-        write_tensors(path, tensors, {KEY: json.dumps(kept | {"numbers": numbers})})
+        write_tensors(path, kept_state, {KEY: json.dumps(kept | {"numbers": numbers})})
     except Exception as error:  # a full disk, a device that no longer answers
         still = f"; {before} still holds those before it" if before else ""
         tell(f"{state.index} of {state.steps} steps are lost: {error}{still}")
@@ -179,8 +178,8 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
         raise InputError(asked, f"it cannot be read ({error})", "Give a safetensors file that cosmos3 wrote") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str]) -> None:
     from safetensors.torch import save
 
     with media.atomic(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save(named, metadata))

@@ -63,8 +63,8 @@ def execute(options: Options) -> None:
         device = replace(device, memory=int(options.memory * GIB))
     want = Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats)
     plan = resolve(want, backend, device)
-    asked = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype, plan.formats)
-    request, origin = tiled(request, origin, model, plan)
+    asked = estimate_of(request, origin, model, plan)
+    request, origin = tiled(request, origin, asked, plan)
     estimated = replace(asked, job=replace(asked.job, tile=request.tile))
     told = _told(model, request, plan, estimated, asked, _formats(want, plan), given=options.memory is not None)
     if options.as_json:
@@ -103,11 +103,14 @@ def job_of(request: requests.Request, origin: dict[str, str], model: Model) -> J
     )
 
 
+def estimate_of(request: requests.Request, origin: dict[str, str], model: Model, plan: Plan) -> Estimate:
+    return Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype, plan.formats)
+
+
 def tiled(
-    request: requests.Request, origin: dict[str, str], model: Model, plan: Plan
+    request: requests.Request, origin: dict[str, str], estimated: Estimate, plan: Plan
 ) -> tuple[requests.Request, dict[str, str]]:
-    """The request with a tile where its frames cannot be decoded whole on this device."""
-    estimated = Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype)
+    """The request with a tile where its frames, by the estimate of it, cannot be decoded whole on this device."""
     memory = plan.device.memory
     if request.tile is not None or (tile := estimate.fitting_tile(estimated, memory)) is None:
         return request, origin

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -21,8 +20,8 @@ from ..engine import media
 from ..engine.model import Model, open_model
 from ..plan import Plan, Want, choose_backend, resolve
 from ..scenarios import request as requests
-from .earlier import Earlier, check_given, keep, read_tensors, repeated, stopped, tell, to_keep, write_tensors
-from .plan import tiled
+from .earlier import Earlier, keep, read_tensors, refuse_settled, repeated, stopped, tell, to_keep, write_tensors
+from .plan import estimate_of, tiled
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine, Inputs
@@ -121,7 +120,7 @@ def execute(options: Options) -> None:
         origin["task"] = "the inputs"
     paths = _paths(options, request)
     plan, why = _plan(options, model)
-    request, origin = tiled(request, origin, model, plan)
+    request, origin = tiled(request, origin, estimate_of(request, origin, model, plan), plan)
     named = earlier.why if earlier else ""
     settled = manifests.resolved(model, plan, profile, request, origin, why or named or "it was named")
     if earlier:
@@ -152,7 +151,7 @@ def execute(options: Options) -> None:
 
 def _earlier(options: Options) -> Earlier | None:
     if options.resume:
-        check_given(options)
+        refuse_settled(options)
         return stopped(options, *read_tensors(options.resume, f"--resume {options.resume}"))
     if options.request:
         return repeated(options, _read_text(options.request, f"--request {options.request}"))
@@ -230,13 +229,14 @@ def _plan(options: Options, model: Model) -> tuple[Plan, str]:
 
 def _read_noise(options: Options, request: requests.Request, model: Model, settled: dict[str, Any]) -> list:
     from ..engine.engine import items_of
+    from ..evidence.record import digest_file
 
     name, then = options.latents, settled.get("latents")
     if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
         found = "it would change nothing: the noise is in the file"  # and only that sampler draws more of it
         raise InputError(f"--seed {request.seed} with --latents", found, "Drop one")
     tensors, _ = read_tensors(name, f"--latents {name}")
-    settled["latents"] = {"file": name, "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest()}
+    settled["latents"] = {"file": name, "sha256": digest_file(Path(name))}
     if then and then["file"] == name and then != settled["latents"]:
         found = f"{name} has changed since the run of that manifest"
         raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
@@ -270,8 +270,8 @@ def _generate(
 
         engine.on_stage = begin
         state = engine.start(request, inputs)
-        if earlier and earlier.tensors is not None:
-            state.restore(earlier.tensors, earlier.numbers)
+        if earlier and earlier.state is not None:
+            state.restore(earlier.state, earlier.numbers)
         try:
             display.steps_done(state.index)
             while not state.done:

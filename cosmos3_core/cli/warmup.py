@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..engine.model import describe
 from ..model.config import KEPT_SHARE
 from ..plan import Want, choose_backend, resolve
-from .plan import PROMPT_TOKENS, RequestOptions, request_of, tiled
+from .plan import PROMPT_TOKENS, RequestOptions, estimate_of, request_of, tiled
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -33,7 +33,7 @@ def execute(options: RequestOptions, as_json: bool) -> None:
     plan = resolve(
         Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats), backend, device
     )
-    request, _ = tiled(request, origin, model, plan)
+    request, _ = tiled(request, origin, estimate_of(request, origin, model, plan), plan)
     if why:
         print(why, file=sys.stderr)
 

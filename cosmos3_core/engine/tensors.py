@@ -173,8 +173,8 @@ def _read_header(repository: Repository, path: str, file: Path) -> dict[str, Ten
                 raise ValueError("its digests are those of other tensors")
             for name in names:
                 tensor = shard.get_tensor(name)  # a view of the mapped file: no weight is read
-                digest = None if digests is None else digests[name]
-                tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, tensor.nbytes, digest)
+                written = None if digests is None else digests[name]
+                tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, tensor.nbytes, written)
     except (SafetensorError, ValueError, TypeError) as error:
         raise _bad_file(repository, path, f"the file is cut short or damaged: {error}") from None
     return tensors
@@ -184,10 +184,10 @@ def _bad_file(repository: Repository, path: str, found: str) -> InputError:
     return InputError(f"{repository.name}/{path}", found, repository.repair(path))
 
 
-def _defect(tensor: torch.Tensor, digest: str | None) -> str | None:
+def _defect(tensor: torch.Tensor, written: str | None) -> str | None:
     import torch
 
-    if digest is not None and _digest(tensor) != digest:
+    if written is not None and digest(tensor) != written:
         return "is damaged: its bytes do not have the digest written beside them"
     if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel():
         # Both extremes are NaN if any element is. Unlike isfinite, this allocates nothing.
@@ -203,7 +203,7 @@ def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
 
     # Wide elements first, so that every tensor starts at a multiple of its element's size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    digests = {name: _digest(tensor) for name, tensor in ordered}
+    digests = {name: digest(tensor) for name, tensor in ordered}
     header: dict[str, object] = {"__metadata__": {"format": "pt", DIGESTS: json.dumps(digests)}}
     offset = 0
     for name, tensor in ordered:
@@ -220,7 +220,8 @@ def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
             stream.write(_bytes(tensor))
 
 
-def _digest(tensor: torch.Tensor) -> str:
+def digest(tensor: torch.Tensor) -> str:
+    """Tells a changed tensor on the host from what it was: 64 bits over its bytes."""
     return hashlib.blake2b(_bytes(tensor), digest_size=8).hexdigest()
 
 

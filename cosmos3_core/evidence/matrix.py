@@ -32,7 +32,8 @@ def render(root: Path) -> str:
         HEAD,
         "## Legend\n",
         _table(("Mark", "Meaning"), [(_mark(name), meaning) for name, meaning in LEGEND.items()]),
-        f"The bounds: {RULE}. Of a recipe with quantization formats: what eager torch loses in these, likewise.\n",
+        f"The bounds: {RULE}. Of a recipe with quantization formats: what eager torch loses in these, likewise. "
+        "On random weights these are taken without guidance.\n",
         "## Model, task and device\n",
         _grid(states),
         "## Recipes\n",

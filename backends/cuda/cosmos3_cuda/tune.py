@@ -64,7 +64,7 @@ class Inputs:
         kv = [[self.normal(1, length, s.kv_heads, s.head_dim) for _ in "kv"] for length in (text, media)]
         return q_BSHD, [tuple(pair) for pair in kv]
 
-    def add_segment(self, table: Table, rows: int) -> Callable[[], Any]:
+    def add_segment(self, table: Table) -> Callable[[], Any]:
         (q_BSHD, ((k, v), _)), s = self.attention(), self.sizes
         apart = self.normal(1, s.kv_heads, s.head_dim).float()
         q8 = fa3.quantize(q_BSHD, share=s.heads // s.kv_heads, against_BGD=apart)
@@ -86,13 +86,13 @@ class Inputs:
             product = product.gated()
         return partial(product, triton_linear.quantize_rows(x, format) if format in ("int8", "fp8") else x)
 
-    def patch_embed(self, table: Table, rows: int) -> Callable[[], Any]:
+    def patch_embed(self, table: Table) -> Callable[[], Any]:
         s = self.sizes
         latent, weight = self.normal(*s.latent).float(), self.normal(s.hidden, s.latent[0] * s.patch**2)
         bias, timestep = self.normal(s.hidden), self.normal(1, s.hidden)
         return partial(patch_embed.build_patch_embed(table), latent, weight, bias, timestep, patch=s.patch)
 
-    def row_wise(self, kernel: str, table: Table, rows: int) -> Callable[[], Any]:
+    def row_wise(self, kernel: str, table: Table) -> Callable[[], Any]:
         s = self.sizes
         if kernel == "norm_rope":
             (q, ((_, _), (k, _))), angles = self.attention(), self.normal(1, s.tokens, s.head_dim)
@@ -125,8 +125,8 @@ class Inputs:
         if kernel in products:
             return self.packed(*products[kernel], table, rows)
         if kernel in ("add_segment", "patch_embed"):
-            return getattr(self, kernel)(table, rows)
-        return self.row_wise(kernel, table, rows)
+            return getattr(self, kernel)(table)
+        return self.row_wise(kernel, table)
 
 
 def neighbours(kernel: str, launch: Launch) -> Iterator[Launch]:

@@ -106,6 +106,14 @@ def test_what_was_measured_here_goes_before_what_ships(cache, monkeypatch):
     assert table.__wrapped__("sm_90", "Acme 9") == BASE
 
 
+def test_a_home_of_another_user_has_no_table(cache, monkeypatch):
+    def denied(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(tables.Path, "is_file", denied)
+    assert table.__wrapped__("sm_90", "Acme 9") == BASE
+
+
 WRONG = {
     "[[flash]]\nblock_m = 64\nblock_n = 64\nwarps = 4\nstages = 3\nblock = 3": "look at block$",
     "[[flash]]\nwarps = 4": "a launch of flash says block_m, block_n, stages, warps; look at block_m, block_n, stages$",
