@@ -473,11 +473,25 @@ def test_the_probes_are_what_the_run_went_through(folder, schedule):
             assert torch.equal(found[name], expected), name
 
 
-def from_a_picture(folder: Path) -> recipe.Recipe:
+def from_a_picture(folder: Path, format: str | None = None) -> recipe.Recipe:
     photograph(80, 80).save(folder / "desk.png")
     changes = [('"t2i"', '"i2v"'), ("[device]", '[run.request]\nimage = "desk.png"\n[device]')]
     changes.append(("steps = 2", "steps = 2\nframes = 5"))
-    return recipe.load(rewrite(folder, *changes, name=NAME.replace("t2i", "i2v")))
+    name = NAME.replace("t2i", "i2v")
+    if format:
+        changes.append(("[device]", f'[run.formats]\npack_linear = "{format}"\n[device]'))
+        name = name.replace("-cpu", f"-{format}-cpu")
+    return recipe.load(rewrite(folder, *changes, name=name))
+
+
+def test_eager_torch_in_a_format_leaves_the_vae_as_it_is(folder):
+    """The picture's latents are those of the baseline, whose text has lost nothing."""
+    states = []
+    for measured, role in ((from_a_picture(folder), settle.BASELINE), (from_a_picture(folder, "int8"), settle.FORMATS)):
+        settled = settle.settle(measured, role)
+        states.append(Engine(settled.model, settled.plan).start(settled.request))
+    (plain, rounded_), texts = states, [state.cond[0].texts[0].segments[0][0] for state in states]
+    assert torch.equal(plain.clean, rounded_.clean) and plain.clean.any() and not torch.equal(*texts)
 
 
 def test_another_input_makes_a_record_stale(folder):
