@@ -38,9 +38,9 @@ def test_names():
 
 @EVERY
 def test_bytes_per_weight_is_what_packing_takes(name):
-    packed = pack(torch.randn(64, 512), FORMATS[name])
+    packed = pack(torch.randn(256, 512), FORMATS[name], weight=True)
     taken = sum(t.numel() * t.element_size() for t in (packed.values, packed.scales))
-    assert taken == bytes_per_weight(FORMATS[name], 512) * 64 * 512
+    assert taken == bytes_per_weight(FORMATS[name], 512) * 256 * 512
 
 
 @EVERY
@@ -92,10 +92,25 @@ def test_rows_are_quantized_apart(name):
 
 @EVERY
 def test_packing_some_rows_at_a_time_is_packing_them_all(name, monkeypatch):
-    x = torch.randn(7, 256, generator=torch.Generator().manual_seed(5))
-    whole = pack(x, FORMATS[name])
+    x, weight = (torch.randn(rows, 256, generator=torch.Generator().manual_seed(5)) for rows in (7, 384))
+    whole = pack(x, FORMATS[name]), pack(weight, FORMATS[name], weight=True)
     monkeypatch.setattr(numerics, "AT_ONCE", 600)
-    assert torch.equal(unpack(pack(x, FORMATS[name])), unpack(whole))
+    parts = pack(x, FORMATS[name]), pack(weight, FORMATS[name], weight=True)
+    assert all(torch.equal(unpack(some), unpack(all)) for some, all in zip(parts, whole, strict=True))
+
+
+def test_blocks_of_a_weight():
+    """Whatever is in the other blocks, and in whatever parts it is packed, a block's scale is its own: its largest
+    magnitude over e4m3's. Activations have one for each row."""
+    format, weight = FORMATS["fp8_block"], torch.randn(384, 256, generator=torch.Generator().manual_seed(4))
+    weight[128:256, 128:] *= 1e3
+    largest = weight.view(3, 128, 2, 128).abs().amax((1, 3))
+    packed = pack(weight, format, weight=True)
+    assert torch.equal(packed.scales, largest / 448) and packed.values.float().abs().amax() == 448
+    assert cases.Loss.of(unpack(packed), weight).row < 0.05
+    assert pack(weight, format).scales.shape == (384, 2)
+    with pytest.raises(ValueError, match="fp8_block shares a scale among 128 outputs, which do not divide 200"):
+        pack(weight[:200], format, weight=True)
 
 
 @pytest.mark.parametrize("name", [name for name, format in FORMATS.items() if format.group])
@@ -108,6 +123,7 @@ def test_a_width_that_is_no_multiple_of_the_group(name):
 @pytest.mark.parametrize(("name", "whole", "row"), [
     ("int8", 0.0125, 0.0155),
     ("fp8", 0.040, 0.048),
+    ("fp8_block", 0.040, 0.048),
     ("mxfp8", 0.045, 0.058),
     ("nvfp4", 0.140, 0.165),
     ("mxfp4", 0.170, 0.200),
@@ -122,7 +138,9 @@ def test_error_of_a_product(name, whole, row):
     weight, x = (torch.randn(shape, generator=stream) for shape in ((256, 2048), (128, 2048)))
     weight[3] *= 50
     format, norms = FORMATS[name], weight.double().norm(dim=1)
-    y = (fake_quant(x, format) if format.activations else x).double() @ fake_quant(weight, format).double().T
+    y = (fake_quant(x, format) if format.activations else x).double() @ fake_quant(
+        weight, format, weight=True
+    ).double().T
     loss = cases.Loss.of(y / norms, x.double() @ weight.double().T / norms)
     assert 0.8 * whole < loss.whole < whole and loss.row < row
     assert row < cases.FORMATS[name] <= 2 * whole

@@ -386,11 +386,11 @@ def test_a_recipe_with_a_format_is_held_to_what_the_format_loses(acme, strength,
 def test_eager_torch_in_a_format(format):
     """The linear is the format's reference product; attention loses something, and the text's own nothing."""
     (build,) = (row.build for row in rounded.KERNELS if row.op == "pack_linear" and format in row.formats)
-    x, weight, bias = (cases.normal(*shape, seed=seed) for seed, shape in enumerate([(5, 128), (9, 128), (9,)]))
+    x, weight, bias = (cases.normal(*shape, seed=seed) for seed, shape in enumerate([(5, 128), (256, 128), (256,)]))
     exact = cases.normal(5, 128, seed=0)
     rows = fake_quant(exact, FORMATS[format]) if FORMATS[format].activations else exact
     found = build(None)(weight, bias, format=format)(x)
-    torch.testing.assert_close(found, rows @ fake_quant(weight, FORMATS[format]).T + bias)
+    torch.testing.assert_close(found, rows @ fake_quant(weight, FORMATS[format], weight=True).T + bias)
     (attention,) = (row.build(None) for row in rounded.KERNELS if row.op == "attention" and format in row.formats)
     q, segments = cases.PLAIN.inputs("float32")  # heads of 128
     exact, _ = reference_ops.attention(q, segments)

@@ -51,6 +51,10 @@ class Linear(Protocol):
     One that may be able to apply an MLP's gate has a method `gated()`. Of a Linear that makes [gate | up], 2·I wide, it
     is called once, while loading, for the Linear to use instead. Where that one's attribute `gates` is true, its result
     is silu(gate)·up, I wide and rounded once; otherwise it is what it was.
+
+    One that can add to a residual has an attribute `adds` that is true, and is then also called with `residual_MO`,
+    contiguous and in x's dtype: it returns residual + x Wᵀ + b, and may do so in residual's memory, which nobody reads
+    again. What it is called with otherwise stays as it is.
     """
 
     def __call__(self, x_MI: Tensor | Quantized) -> Tensor: ...

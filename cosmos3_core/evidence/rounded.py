@@ -21,7 +21,8 @@ class RoundedLinear:
     """contract.ops.Linear in a format."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str):
-        self.weight_OI, self.bias_O, self.format = fake_quant(weight_OI, FORMATS[format]), bias_O, FORMATS[format]
+        self.weight_OI, self.format = fake_quant(weight_OI, FORMATS[format], weight=True), FORMATS[format]
+        self.bias_O = bias_O
 
     def __call__(self, x_MI: Tensor) -> Tensor:
         return F.linear(fake_quant(x_MI, self.format) if self.format.activations else x_MI, self.weight_OI, self.bias_O)

@@ -4,8 +4,8 @@ Understanding reads a prompt once, causally, and leaves keys and values per laye
 its layers attends, unmasked, to those and to its own. Understanding never sees the media or the timestep, so nothing of
 it is computed twice, and its weights can leave the device after `prefill`.
 
-Hidden states are rows [M, hidden] with M = branches x tokens. A residual is added by the norm that reads it next, so
-layers pass on the pair (x, delta): the stream is x + delta.
+Hidden states are rows [M, hidden] with M = branches x tokens. Layers pass on a pair (x, delta), the stream x + delta:
+where a linear cannot add its result to x, that is left to the norm which reads the stream next; else delta is None.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class DecoderLayer:
         return takes if takes in self.ops.formats.get(op, ()) else "none"
 
     def norm(
-        self, x: Tensor, weight: Tensor, delta: Tensor | None, format: str = "none"
+        self, x: Tensor, delta: Tensor | None, weight: Tensor, format: str = "none"
     ) -> tuple[Tensor | Quantized, Tensor]:
         c = self.config
         options = dict(eps=c.rms_norm_eps, residual_MI=delta, weight_fp32=c.weight_fp32_norm)
@@ -64,7 +64,7 @@ class DecoderLayer:
     def project(self, x: Tensor, delta: Tensor | None, branches: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(x + delta, q_BSHD, k_BSKD, v_BSKD), before the per-head norm."""
         c = self.config
-        h, x = self.norm(x, self.norm_in, delta, self.for_qkv)
+        h, x = self.norm(x, delta, self.norm_in, self.for_qkv)
         heads = self.qkv(h).view(branches, -1, c.num_attention_heads + 2 * c.num_key_value_heads, c.head_dim)
         return x, *heads.split([c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads], dim=2)
 
@@ -72,13 +72,19 @@ class DecoderLayer:
         c = self.config
         return self.ops.norm_rope(heads, *table, eps=c.rms_norm_eps, weight_fp32=c.weight_fp32_norm)
 
-    def finish(self, x: Tensor, attended_BSHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Output projection and MLP: (x, delta) for the next layer."""
-        h, x = self.norm(x, self.norm_post, self.out(attended_BSHD.reshape(x.shape[0], -1)), self.for_up)
+    def finish(self, x: Tensor, attended_BSHD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Output projection and MLP: (x, delta) for the next layer. x may be overwritten."""
+        # No name for the delta: it would live on through the MLP, whose tensors are the largest.
+        h, x = self.norm(*_add(x, self.out, attended_BSHD.reshape(x.shape[0], -1)), self.norm_post, self.for_up)
         h = self.up(h)
         if not self.up_gates:
             h = self.ops.gate(h, activation=self.config.hidden_act, format=self.for_down)
-        return x, self.down(h)
+        return _add(x, self.down, h)
+
+
+def _add(x: Tensor, linear: Linear, h: Tensor | Quantized) -> tuple[Tensor, Tensor | None]:
+    """(x, delta) of the stream x + linear(h)."""
+    return (linear(h, residual_MO=x), None) if getattr(linear, "adds", False) else (x, linear(h))
 
 
 class UnderstandingTower:
@@ -172,7 +178,7 @@ class GenerationTower:
                 for b, text in enumerate(branches.texts)
             ]
             x, delta = layer.finish(x, attended[0] if count == 1 else torch.cat(attended))
-        y, _ = self.layers[-1].norm(x, self.norm_final, delta)
+        y, _ = self.layers[-1].norm(x, delta, self.norm_final)
         return [self._heads(packing, rows) for rows in y.view(count, packing.length, -1)]
 
     def _embed(self, packing: Packing, latents: Sequence[Tensor], timestep: float | Tensor) -> Tensor:

@@ -32,8 +32,8 @@ GIB = 1 << 30
 NO_FORMATS: Mapping[str, str] = MappingProxyType({})
 STOCK_NEGATIVE_TOKENS = 3500
 """The negative prompt that the checkpoints bring: 14 850 characters of JSON."""
-RATES = {"float16": "bfloat16"}
-"""Dtypes that share another's rate; `Ceiling`s list one of the half types."""
+RATES = {"float16": "bfloat16", "fp8_block": "fp8"}
+"""Dtypes and formats that share another's rate, which is the one that `Ceiling`s list."""
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one element."""
 TILES = (1024, 768, 512, 384, 256, 192, 128)
@@ -141,9 +141,9 @@ def weight_bytes(dtype: str, format: str, inputs: int) -> float:
 
 
 def rate_of(dtype: str, format: str) -> str:
-    """What a `Ceiling` calls the rate of products: a format whose activations are quantized has its own, and the two
-    half types share one."""
-    return format if format != "none" and FORMATS[format].activations else RATES.get(dtype, dtype)
+    """What a `Ceiling` calls the rate of products: that of the format where activations are quantized."""
+    rate = format if format != "none" and FORMATS[format].activations else dtype
+    return RATES.get(rate, rate)
 
 
 def und_kv_bytes(config: TransformerConfig, tokens: int, dtype: str) -> int:

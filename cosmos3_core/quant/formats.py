@@ -32,14 +32,16 @@ SCALE_BITS = {"fp32": 32, "e8m0": 8, "e4m3": 8}
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """`group` elements along the input features share a scale; 0 means a whole row does: an output channel of a weight,
-    a token of the activations. `tensor_scale` is one more fp32 scale, of the whole tensor, that multiplies the others.
-    `activations` says that they are quantized too, the same way and while running; otherwise only the weight is.
+    a token of the activations. Of a weight so many consecutive `outputs` share it, too. `tensor_scale` is one more fp32
+    scale, of the whole tensor, that multiplies the others. `activations` says that they are quantized too, the same way
+    and while running; otherwise only the weight is.
     """
 
     name: str
     element: str
     scale: str
     group: int = 0
+    outputs: int = 1
     tensor_scale: bool = False
     activations: bool = True
 
@@ -54,6 +56,8 @@ FORMATS: dict[str, Format] = {
     for format in (
         Format(name="int8", element="int8", scale="fp32"),
         Format(name="fp8", element="e4m3", scale="fp32"),
+        # DeepSeek-V3's (arXiv 2412.19437, section 3.3.2): tiles of 1 x 128 and blocks of 128 x 128
+        Format(name="fp8_block", element="e4m3", scale="fp32", group=128, outputs=128),
         # OCP Microscaling Formats (MX) v1.0, section 5
         Format(name="mxfp8", element="e4m3", scale="e8m0", group=32),
         Format(name="mxfp4", element="e2m1", scale="e8m0", group=32),
@@ -69,4 +73,4 @@ FORMATS: dict[str, Format] = {
 
 def bytes_per_weight(format: Format, width: int) -> float:
     """What one weight of a matrix with `width` input features takes, with its share of the scales."""
-    return (format.bits + SCALE_BITS[format.scale] / (format.group or width)) / 8
+    return (format.bits + SCALE_BITS[format.scale] / (format.group or width) / format.outputs) / 8

@@ -25,7 +25,8 @@ class Packed:
 
     `values`: int8 or float8_e4m3fn [..., I]; 4-bit codes are uint8 [..., I/2], the even index in the low nibble. A code
     of e2m1 is sign, 2 bits exponent, 1 bit mantissa; of int4 the integer + 8.
-    `scales`: [..., I/group], or [..., 1] for a whole row. float32, float8_e4m3fn, or uint8: e8m0's exponent + 127.
+    `scales`: [..., I/group], or [..., 1] for a whole row; a weight's [O/outputs, I/group]. float32, float8_e4m3fn, or
+    uint8: e8m0's exponent + 127.
     `tensor_scale`: fp32 of no dimension, or None.
     """
 
@@ -35,24 +36,26 @@ class Packed:
     tensor_scale: Tensor | None = None
 
 
-def pack(x: Tensor, format: Format) -> Packed:
-    """Quantize a weight_OI, or activations x_MI. Raises ValueError where the last axis is no multiple of the group."""
-    width = x.shape[-1]
-    if width % (format.group or width):
-        raise ValueError(
-            f"{format.name} shares a scale among {format.group} input features, which do not divide {width}"
-        )
+def pack(x: Tensor, format: Format, *, weight: bool = False) -> Packed:
+    """Quantize activations x_MI, or a weight_OI. Raises ValueError where its sides are no multiples of what shares a
+    scale."""
+    width, outputs = x.shape[-1], format.outputs if weight else 1
+    for side, shared, what in ((width, format.group or width, "input features"), (len(x), outputs, "outputs")):
+        if side % shared:
+            raise ValueError(f"{format.name} shares a scale among {shared} {what}, which do not divide {side}")
     tensor_scale = _tensor_scale(x, format) if format.tensor_scale else None
-    parts = [_pack(rows, format, tensor_scale) for rows in x.split(max(1, AT_ONCE // x[0].numel()))]
+    at_once = max(1, AT_ONCE // (x[0].numel() * outputs)) * outputs
+    parts = [_pack(rows, format, tensor_scale, outputs) for rows in x.split(at_once)]
     values, scales = (torch.cat(part) for part in zip(*parts, strict=True))
     return Packed(format, values, scales, tensor_scale)
 
 
-def _pack(x: Tensor, format: Format, tensor_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Values and scales of some rows."""
+def _pack(x: Tensor, format: Format, tensor_scale: Tensor | None, outputs: int) -> tuple[Tensor, Tensor]:
+    """Values and scales of some rows, of which `outputs` consecutive ones share theirs."""
     blocks = x.float().unflatten(-1, (-1, format.group or x.shape[-1]))
-    scales = _scales(blocks, format, tensor_scale)
-    factors = _factors(scales, tensor_scale).unsqueeze(-1)
+    together = blocks if outputs == 1 else blocks.unflatten(0, (-1, outputs)).transpose(1, 2).flatten(2)
+    scales = _scales(together, format, tensor_scale)
+    factors = _factors(scales, tensor_scale).repeat_interleave(outputs, 0).unsqueeze(-1)
     # A factor of 0 belongs to a block of zeros, or of values too small for its scale.
     scaled = torch.where(factors == 0, 0.0, blocks / factors).flatten(-2)
     return _encode(scaled, format.element), scales
@@ -62,12 +65,13 @@ def unpack(packed: Packed) -> Tensor:
     """What the values and scales stand for, fp32 [..., I]."""
     values = _decode(packed.values, packed.format.element)
     factors = _factors(packed.scales, packed.tensor_scale)
+    factors = factors.repeat_interleave(len(values) // len(factors), 0)
     return (values.unflatten(-1, (factors.shape[-1], -1)) * factors.unsqueeze(-1)).flatten(-2)
 
 
-def fake_quant(x: Tensor, format: Format) -> Tensor:
+def fake_quant(x: Tensor, format: Format, *, weight: bool = False) -> Tensor:
     """`x`, in its own dtype, after a round trip through the format."""
-    return unpack(pack(x, format)).to(x.dtype)
+    return unpack(pack(x, format, weight=weight)).to(x.dtype)
 
 
 def _tensor_scale(x: Tensor, format: Format) -> Tensor:

@@ -29,6 +29,7 @@ FORMATS = {
     "none": 0.0,
     "int8": 0.025,
     "fp8": 0.06,
+    "fp8_block": 0.06,
     "mxfp8": 0.065,
     "nvfp4": 0.2,
     "mxfp4": 0.25,
@@ -38,7 +39,7 @@ FORMATS = {
 }
 """Relative error a quantization format may add to a product of normally distributed weights and activations: about
 1.5 times what `quant`'s own rounding of them costs."""
-ROW_FORMATS = tuple(name for name, format in quant.FORMATS.items() if format.bits == 8 and format.scale == "fp32")
+ROW_FORMATS = tuple(name for name, f in quant.FORMATS.items() if (f.bits, f.scale, f.group) == (8, "fp32", 0))
 """The formats of `contract.Quantized`."""
 WORST_ROW = 1.5
 """What a format may add to the worst of thousands of rows, as a multiple of what it may add to all of them."""

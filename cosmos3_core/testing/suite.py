@@ -285,6 +285,25 @@ def test_linear_applies_the_gate(kernel, dtype, format, op, device):
     check(gated(x), exact, eager, dtype, cases.FORMATS[format])
 
 
+@over("pack_linear")
+def test_linear_adds_to_a_residual(kernel, dtype, format, op, device):
+    """Where it can. The rows that it multiplies stay as they are."""
+    weight, bias = cases.BIASED.weights(dtype, device)
+    weight[3] /= 50  # or else nothing but that output would count
+    linear = op(weight.clone(), bias.clone(), format=format)
+    if not getattr(linear, "adds", False):
+        pytest.skip("it leaves the sum to the next norm")
+    for rows in cases.ROWS:
+        x, residual = cases.BIASED.input(rows, dtype, device), cases.SQUARE.input(rows + 1, dtype, device)[1:]
+        given = [t.cpu() for t in (weight, bias, x, residual)]
+        exact, eager = (
+            r + reference.pack_linear(w, b)(h)
+            for w, b, h, r in (wider(given, kind) for kind in (torch.float64, x.dtype))
+        )
+        check(linear(x, residual_MO=residual.clone()), exact, eager, dtype, cases.FORMATS[format])
+        assert torch.equal(x.cpu(), given[2]), "it has overwritten the rows that it multiplies"
+
+
 # Norms and rotation ----------------------------------------------------------------------------------------------
 
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])

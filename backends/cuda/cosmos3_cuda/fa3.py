@@ -8,7 +8,6 @@ nothing in common, and their values in 16 bits, since they are few and much depe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +30,8 @@ MOST = tl.constexpr(448.0)
 """The largest number of e4m3."""
 CHUNKS = 64
 """Parts of a sequence whose range is found in parallel."""
+JOINED = 64
+"""Keys that a program copies."""
 RUN = 4
 """Blocks that a program quantizes one after another, because it has to read the parts' ranges first."""
 
@@ -51,8 +52,8 @@ class FlashAttention3:
             return self._in_fp8(q_BSHD, segments, want_lse)
         if self.cudnn and q_BSHD.shape[1] < FA3_FROM and q_BSHD.shape[3] <= CUDNN_HEAD_DIM:
             return sdpa_cudnn(q_BSHD, segments, causal=causal, want_lse=want_lse)
-        if len(segments) > 1:  # a head's rows side by side: 0.3% of a pass less than token by token
-            segments = [tuple(_by_head(parts) for parts in zip(*segments, strict=True))]
+        if len(segments) > 1 and not causal:
+            segments = [join(segments)]
         k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
         # `return_attn_probs` is its name for returning the log-sum-exp.
         found = self.flash(q_BSHD, k_BTKD, v_BTKD, causal=causal, return_attn_probs=want_lse)
@@ -91,8 +92,34 @@ class FlashAttention3:
         return out_BSHD, lse_BHS
 
 
-def _by_head(parts_BTKD: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.transpose(1, 2) for part in parts_BTKD], dim=2).transpose(1, 2)
+@triton.jit(do_not_specialize=["length", "first", "total"])
+def _join(
+    k_ptr, v_ptr, k_strides, v_strides, k_out_ptr, v_out_ptr, length, first, total, D: tl.constexpr, N: tl.constexpr
+):
+    """N keys and values of one head of a segment, to where the head's are from key `first` on."""
+    block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token, channel = (block * N + tl.arange(0, N))[:, None], tl.arange(0, triton.next_power_of_2(D))[None, :]
+    inside = (token < length) & (channel < D)
+    k_ptr += batch.to(tl.int64) * k_strides[0] + token.to(tl.int64) * k_strides[1] + head * k_strides[2] + channel
+    v_ptr += batch.to(tl.int64) * v_strides[0] + token.to(tl.int64) * v_strides[1] + head * v_strides[2] + channel
+    at = ((batch * tl.num_programs(1) + head).to(tl.int64) * total + first + token) * D + channel
+    tl.store(k_out_ptr + at, tl.load(k_ptr, inside), inside)
+    tl.store(v_out_ptr + at, tl.load(v_ptr, inside), inside)
+
+
+def join(segments: Segments) -> tuple[Tensor, Tensor]:
+    """The segments as one k_BTKD and v_BTKD. In memory the tokens of a head follow each other, from which a pass of
+    FlashAttention-3 is 0.3% faster than from the heads of a token."""
+    (batch, _, heads, dim), lengths = segments[0][0].shape, [k.shape[1] for k, _ in segments]
+    k_BKTD, v_BKTD = (segments[0][0].new_empty(batch, heads, sum(lengths), dim) for _ in "kv")
+    first = 0
+    for (k, v), length in zip(segments, lengths, strict=True):
+        strides = k.stride()[:3], v.stride()[:3]
+        _join[triton.cdiv(length, JOINED), heads, batch](
+            k, v, *strides, k_BKTD, v_BKTD, length, first, sum(lengths), D=dim, N=JOINED, num_warps=4
+        )
+        first += length
+    return k_BKTD.transpose(1, 2), v_BKTD.transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,26 @@ from cosmos3_core.quant.numerics import pack
 
 from . import triton_linear
 from .tables import Table
-from .triton_linear import Paired, quantize_blocks, quantize_rows
+from .triton_linear import Paired, quantize_blocks, quantize_rows, quantize_tiles
 
 
 @dataclass(frozen=True)
 class Unscaled:
-    """No format: the weight as it is, by cuBLAS; with a gate by our own product."""
+    """No format: the weight as it is, by cuBLAS, which can add to a residual; with a gate by our own product."""
 
     weight_OI: Tensor
     bias_O: Tensor | None
     table: Table
     gates: bool = False
 
-    def __call__(self, x_MI: Tensor) -> Tensor:
+    @property
+    def adds(self) -> bool:
+        return not self.gates
+
+    def __call__(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
+        if residual_MO is not None:
+            y_MO = residual_MO.addmm_(x_MI, self.weight_OI.t())
+            return y_MO if self.bias_O is None else y_MO.add_(self.bias_O)
         if not self.gates:
             return F.linear(x_MI, self.weight_OI, self.bias_O)
         operands = (x_MI.contiguous(), self.weight_OI, None, None, self.bias_O)
@@ -50,19 +57,23 @@ class Unscaled:
 
 class RowScaled:
     """Formats "int8" and "fp8": 8 bits by 8 bits with a scale for each token and each output, by `product`. A tensor's
-    rows are quantized here, in a pass of their own."""
+    rows are quantized here, in a pass of their own. What is added to a residual is a product of our own."""
 
     def __init__(
         self, weight_OI: Tensor, bias_O: Tensor | None, format: str, table: Table, product: Callable[..., Tensor]
     ):
         _check_multiples_of_16(weight_OI)
-        packed = pack(weight_OI, FORMATS[format])
+        packed = pack(weight_OI, FORMATS[format], weight=True)
         self.values_OI, self.scale_O1, self.bias_O = packed.values, packed.scales, bias_O
         self.takes, self.table, self.product, self.gates = format, table, product, False
+        self.adds = table.launch(triton_linear.ADDING) is not None
 
-    def __call__(self, x_MI: Tensor | Quantized) -> Tensor:
+    def __call__(self, x_MI: Tensor | Quantized, residual_MO: Tensor | None = None) -> Tensor:
         x = x_MI if isinstance(x_MI, Quantized) else quantize_rows(x_MI, self.takes)
-        return self.product(x.values_MI, self.values_OI, x.scale_M1, self.scale_O1, self.bias_O, x.dtype, self.table)
+        operands = (x.values_MI, self.values_OI, x.scale_M1, self.scale_O1, self.bias_O, x.dtype, self.table)
+        if residual_MO is not None:
+            return triton_linear.scaled_mm(*operands, residual_MO=residual_MO)
+        return self.product(*operands)
 
     def gated(self) -> RowScaled:
         order = triton_linear.gated_order(self.values_OI, self.table)
@@ -73,7 +84,7 @@ class RowScaled:
         bias_O = None if self.bias_O is None else self.bias_O[order]
         gated = copy(self)
         gated.values_OI, gated.scale_O1, gated.bias_O = values_OI, self.scale_O1[order], bias_O
-        gated.product, gated.gates = partial(triton_linear.scaled_mm, gated=True), True
+        gated.product, gated.gates, gated.adds = partial(triton_linear.scaled_mm, gated=True), True, False
         return gated
 
 
@@ -99,7 +110,7 @@ class WeightOnly:
     which costs that much memory for the time of the call."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str, table: Table):
-        self.weight, self.bias_O, self.table = Paired.of(pack(weight_OI, FORMATS[format])), bias_O, table
+        self.weight, self.bias_O, self.table = Paired.of(pack(weight_OI, FORMATS[format], weight=True)), bias_O, table
 
     def __call__(self, x_MI: Tensor) -> Tensor:
         run = self.table.launch("a16_mm", x_MI.shape[0])
@@ -108,42 +119,71 @@ class WeightOnly:
         return triton_linear.a16_mm(x_MI, self.weight, self.bias_O, run, self.table.tma)
 
 
-class BlockScaled:
-    """Formats "mxfp8" and "nvfp4" on Blackwell's own block-scaled products, by torch's scaled_mm (cuBLASLt)."""
+@dataclass(frozen=True)
+class Scaling:
+    """What torch's scaled_mm calls a format: the elements, the blocks' scales, and which of the activations and of the
+    weight share one, each with the layout of the scales."""
 
-    DTYPES = {
-        "mxfp8": (torch.float8_e4m3fn, torch.float8_e8m0fnu),
-        "nvfp4": (torch.float4_e2m1fn_x2, torch.float8_e4m3fn),
+    element: torch.dtype
+    scale: torch.dtype
+    recipes: tuple[list[ScalingType], list[ScalingType]]
+    swizzles: list[SwizzleType]
+
+
+class BlockScaled:
+    """Formats "mxfp8" and "nvfp4" on Blackwell and "fp8_block" on Hopper, by torch's scaled_mm (cuBLASLt)."""
+
+    SCALINGS = {
+        "mxfp8": Scaling(
+            torch.float8_e4m3fn,
+            torch.float8_e8m0fnu,
+            ([ScalingType.BlockWise1x32],) * 2,
+            [SwizzleType.SWIZZLE_32_4_4],
+        ),
+        "nvfp4": Scaling(
+            torch.float4_e2m1fn_x2,
+            torch.float8_e4m3fn,
+            ([ScalingType.BlockWise1x16, ScalingType.TensorWise],) * 2,
+            [SwizzleType.SWIZZLE_32_4_4, SwizzleType.NO_SWIZZLE],
+        ),
+        "fp8_block": Scaling(
+            torch.float8_e4m3fn,
+            torch.float32,
+            ([ScalingType.BlockWise1x128], [ScalingType.BlockWise128x128]),
+            [SwizzleType.NO_SWIZZLE],
+        ),
     }
-    RECIPES = {"mxfp8": [ScalingType.BlockWise1x32], "nvfp4": [ScalingType.BlockWise1x16, ScalingType.TensorWise]}
-    SWIZZLES = {"mxfp8": [SwizzleType.SWIZZLE_32_4_4], "nvfp4": [SwizzleType.SWIZZLE_32_4_4, SwizzleType.NO_SWIZZLE]}
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str):
         _check_multiples_of_16(weight_OI)
-        self.format, self.bias_O = FORMATS[format], bias_O
-        packed = pack(weight_OI, self.format)
-        self.values_OI, self.scale = packed.values, swizzled(packed.scales.view(torch.uint8))
-        self.tensor_scale = packed.tensor_scale
+        self.format, self.scaling, self.bias_O = FORMATS[format], self.SCALINGS[format], bias_O
+        packed = pack(weight_OI, self.format, weight=True)
+        self.values_OI, self.tensor_scale = packed.values, packed.tensor_scale
+        if self.format.outputs == 1:
+            self.scale = swizzled(packed.scales.view(torch.uint8))
+        else:  # the runs of a column of blocks, each filled up to a multiple of 4
+            self.scale = F.pad(packed.scales, (0, -packed.scales.shape[1] % 4)).t()
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        return self.multiply(*quantize_blocks(x_MI, self.format), x_MI.dtype)
+        quantize = quantize_blocks if self.format.outputs == 1 else quantize_tiles
+        return self.multiply(*quantize(x_MI, self.format), x_MI.dtype)[: len(x_MI)]
 
     def multiply(self, values_MI: Tensor, scale: Tensor, tensor_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-        element, scale_dtype = self.DTYPES[self.format.name]
-        recipe, swizzle = self.RECIPES[self.format.name], self.SWIZZLES[self.format.name]
+        """Of activations as they are returned, quantized, by triton_linear."""
+        kind = self.scaling
         scales = [
-            [part for part in (block.view(scale_dtype), tensor) if part is not None]
+            [part for part in (block.view(kind.scale), tensor) if part is not None]
             for block, tensor in ((scale, tensor_scale), (self.scale, self.tensor_scale))
         ]
         y_MO = F.scaled_mm(
-            values_MI.view(element),
-            self.values_OI.view(element).t(),
+            values_MI.view(kind.element),
+            self.values_OI.view(kind.element).t(),
             scale_a=scales[0],
-            scale_recipe_a=recipe,
+            scale_recipe_a=kind.recipes[0],
             scale_b=scales[1],
-            scale_recipe_b=recipe,
-            swizzle_a=swizzle,
-            swizzle_b=swizzle,
+            scale_recipe_b=kind.recipes[1],
+            swizzle_a=kind.swizzles,
+            swizzle_b=kind.swizzles,
             output_dtype=dtype,
         )
         return y_MO if self.bias_O is None else y_MO.add_(self.bias_O)
@@ -168,7 +208,12 @@ def build_cublas(table: Table) -> PackLinear:
 
 
 def build_scaled_mm(table: Table) -> PackLinear:
-    return packer(RowScaled, table=table, product=torch_scaled_mm)
+    by_row, by_block = packer(RowScaled, table=table, product=torch_scaled_mm), packer(BlockScaled)
+
+    def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
+        return (by_block if format == "fp8_block" else by_row)(weight_OI, bias_O, format=format)
+
+    return pack_linear
 
 
 def build_triton_scaled_mm(table: Table) -> PackLinear:

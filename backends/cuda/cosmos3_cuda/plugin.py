@@ -162,6 +162,14 @@ def linear_row(name: str, formats: tuple[str, ...], notes: str, **fields: Any) -
     return Kernel(op="pack_linear", name=name, build=build, formats=formats, needs=("triton",), notes=notes, **fields)
 
 
+def refuse_blocks(ask: Ask) -> str | None:
+    if ask.format == "fp8_block" and ask.device.arch != "sm_90":
+        return (
+            f"torch multiplies blocks of 128 x 128 on sm_90 only, and this device is {ask.device.arch}; fp8 is served"
+        )
+    return None
+
+
 def refuse_fp8(ask: Ask) -> str | None:
     if ask.format == "fp8" and ask.device.arch in ("sm_80", "sm_86", "sm_87"):
         return f"{ask.device.arch} has no 8-bit floats; int8 is served"
@@ -331,15 +339,17 @@ ROWS = (
     linear_row(
         "cublas",
         ("none",),
-        "cuBLAS as eager torch has it; the MLP's first product and its gate in one, by our own",
+        "cuBLAS as eager torch has it, also onto a residual; the MLP's first product and its gate in one, by our own",
         arch=("sm_90",),
     ),
     linear_row(
         "scaled-mm",
-        ("fp8",),
-        "inside torch: cuBLASLt on Hopper, CUTLASS elsewhere; the product with the gate is our own on Hopper",
+        ("fp8", "fp8_block"),
+        "inside torch: cuBLASLt on Hopper, CUTLASS elsewhere; in fp8 on Hopper the products with the gate and onto a "
+        "residual are our own",
         arch=("sm_89", "sm_90", "sm_100", "sm_103"),
         dtypes=("bfloat16",),
+        refuse=refuse_blocks,
     ),
     linear_row(
         "triton-scaled-mm", ("int8", "fp8"), "scales in the epilogue", arch=AMPERE_ON, dtypes=HALF, refuse=refuse_fp8
@@ -378,6 +388,11 @@ CEILINGS = {
         source="bfloat16: a GEMM measured on one H100 80GB SXM with torch 2.11; the rest: NVIDIA's data sheet of it, "
         "without sparsity",
         reached={"bfloat16": 0.84, "fp8": 0.52},  # in whole runs of 720p x 189 frames
+    ),
+    "NVIDIA H200": Ceiling(
+        tflops={"bfloat16": 989, "fp8": 1979, "int8": 1979},
+        bandwidth=4.8e12,
+        source="NVIDIA's data sheet of the H200 SXM, without sparsity",
     ),
     "NVIDIA B200": Ceiling(
         tflops={"bfloat16": 2250, "fp8": 4500, "int8": 4500},

@@ -27,6 +27,7 @@ KERNELS = {
     "eight_bit": TILE,
     "add_segment": TILE,
     "scaled_mm": PRODUCT | {"rows"},
+    "adding_mm_8bit": PRODUCT,
     "gated_mm_8bit": PRODUCT,
     "gated_mm_16bit": PRODUCT,
     "a16_mm": TILE | {"rows"},

@@ -1,5 +1,5 @@
-"""Matrix products in Triton: rows to 8 bits, 8 bits by 8 bits, 4-bit weights by 16-bit inputs, and, in 8 or 16 bits,
-a product that applies the MLP's gate.
+"""Matrix products in Triton: rows to 8 bits, 8 bits by 8 bits, also onto a residual, 4-bit weights by 16-bit inputs,
+and, in 8 or 16 bits, a product that applies the MLP's gate.
 
 From sm_90 on the tensor memory accelerator loads the operands, which are then handed over as tensor descriptors; before
 that they are pointers. Only `_rows` and `_store` know which. What they read for a row beyond the last is not stored.
@@ -29,6 +29,8 @@ DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 ROUND = tl.constexpr(1.5 * 2**23)
 """A small number plus this is a float whose last bits are that number, rounded to nearest even."""
 DEQUANTIZED_ROWS = 32
+ADDING = "adding_mm_8bit"
+"""What tables call the product that is added to a residual. Where they have no launch of it there is none."""
 GROUP_M = 8
 """Rows of tiles that are done together, so that L2 keeps the part of the weight that they share."""
 CHUNK = tl.constexpr(128)
@@ -115,7 +117,45 @@ def quantize_rows(x_MI: Tensor, format: str) -> Quantized:
     return y
 
 
-# Blocks of rows, for Blackwell ------------------------------------------------------------------------------------
+# Blocks of rows ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["M", "written"])
+def _quantize_tiles(
+    x_ptr, values_ptr, scales_ptr, M, written, K, stride_x, ROWS: tl.constexpr, GROUP: tl.constexpr
+):  # fmt: skip
+    """ROWS runs of GROUP elements, each with its scale; zeros from row M to row `written`."""
+    row, block = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    at = row.to(tl.int64)[:, None] * stride_x + (block * GROUP + tl.arange(0, GROUP))[None, :]
+    x = tl.load(x_ptr + at, (row < M)[:, None], other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), 1), 1e-30) / E4M3_MOST  # a run of zeros needs a scale, too
+    values = (x / scale[:, None]).to(values_ptr.dtype.element_ty)
+    at = row.to(tl.int64)[:, None] * K + (block * GROUP + tl.arange(0, GROUP))[None, :]
+    tl.store(values_ptr + at, values, (row < written)[:, None])
+    tl.store(scales_ptr + block * written + row, scale, row < written)
+
+
+def quantize_tiles(x_MI: Tensor, format: Format) -> tuple[Tensor, Tensor, None]:
+    """(values, scales, None), the activations of format "fp8_block". Rows may lie at any distance; they are filled up
+    to a multiple of 16, and the scales of a column of tiles follow each other, as cuBLAS asks for. Equal to
+    `quant.numerics.pack`, but for values within fp32 rounding of a tie."""
+    x_MI, (rows, width) = dense(x_MI), x_MI.shape
+    written, blocks, together = triton.cdiv(rows, 16) * 16, width // format.group, 32
+    values_MI = torch.empty(written, width, dtype=BLOCK_VALUES[format.element], device=x_MI.device)
+    scales = torch.empty(blocks, written, dtype=torch.float32, device=x_MI.device)
+    _quantize_tiles[triton.cdiv(written, together), blocks](
+        x_MI,
+        values_MI,
+        scales,
+        rows,
+        written,
+        width,
+        x_MI.stride(0),
+        ROWS=together,
+        GROUP=format.group,
+        num_warps=4,
+    )
+    return values_MI, scales.t(), None
 
 
 @triton.jit
@@ -228,7 +268,9 @@ def _scaled_mm(
     ACCUMULATOR: tl.constexpr,
     DTYPE: tl.constexpr,
     GATED: tl.constexpr,
+    ADDS: tl.constexpr,
 ):
+    """ADDS: y holds a residual, which the product is added to."""
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):
         band = tile // (GROUP * tiles_n)
@@ -252,8 +294,13 @@ def _scaled_mm(
         if GATED:
             _store(y, m, n // 2, (left * tl.sigmoid(left) * right).to(DTYPE), M, N // 2, TMA)
         else:  # in two halves: the tile passes through shared memory, and little of that is left beside the operands
+            half = n + BLOCK_N // 2
+            if ADDS:
+                left += _rows(y, m, n, M, N, N, BLOCK_M, BLOCK_N // 2, TMA).to(tl.float32)
             _store(y, m, n, left.to(DTYPE), M, N, TMA)
-            _store(y, m, n + BLOCK_N // 2, right.to(DTYPE), M, N, TMA)
+            if ADDS:
+                right += _rows(y, m, half, M, N, N, BLOCK_M, BLOCK_N // 2, TMA).to(tl.float32)
+            _store(y, m, half, right.to(DTYPE), M, N, TMA)
 
 
 def scaled_mm(
@@ -264,14 +311,19 @@ def scaled_mm(
     bias_O: Tensor | None,
     dtype: torch.dtype,
     table: Table,
+    *,
     gated: bool = False,
+    residual_MO: Tensor | None = None,
 ) -> Tensor:
     """(a bᵀ) scale_a scale_bᵀ + bias as y_MO in `dtype`, of contiguous int8 or float8_e4m3fn, I a multiple of 16, O
     of 8. int8 is summed exactly; e4m3 as fast as the hardware can. `gated`: the outputs are in `gated_order`, and
-    silu(gate)·up is returned, O / 2 wide and rounded once; of 16-bit operands, too, without scales."""
+    silu(gate)·up is returned, O / 2 wide and rounded once; of 16-bit operands, too, without scales. With a residual
+    the sum is returned in its place, rounded once."""
     (M, K), N = a_MI.shape, b_OI.shape[0]
-    run = table.launch(gated_kernel(a_MI) if gated else "scaled_mm", M)
-    y_MO = torch.empty(M, N // 2 if gated else N, dtype=dtype, device=a_MI.device)
+    run = table.launch(gated_kernel(a_MI) if gated else "scaled_mm" if residual_MO is None else ADDING, M)
+    y_MO = (
+        torch.empty(M, N // 2 if gated else N, dtype=dtype, device=a_MI.device) if residual_MO is None else residual_MO
+    )
     operands = (
         (a_MI, [run.block_m, run.block_k]),
         (b_OI, [run.block_n, run.block_k]),
@@ -296,6 +348,7 @@ def scaled_mm(
         ACCUMULATOR=tl.int32 if a_MI.dtype == torch.int8 else tl.float32,
         DTYPE=DTYPES[dtype],
         GATED=gated,
+        ADDS=residual_MO is not None,
         num_warps=run.warps,
         num_stages=run.stages,
     )

@@ -86,6 +86,10 @@ class Inputs:
             product = product.gated()
         return partial(product, triton_linear.quantize_rows(x, format) if format in ("int8", "fp8") else x)
 
+    def adding_mm_8bit(self, table: Table) -> Callable[[], Any]:
+        product = self.packed(linear.build_scaled_mm, "fp8", self.sizes.hidden, table, self.sizes.tokens)
+        return partial(product, residual_MO=self.normal(self.sizes.tokens, self.sizes.hidden))
+
     def patch_embed(self, table: Table) -> Callable[[], Any]:
         s = self.sizes
         latent, weight = self.normal(*s.latent).float(), self.normal(s.hidden, s.latent[0] * s.patch**2)
@@ -124,7 +128,7 @@ class Inputs:
         }
         if kernel in products:
             return self.packed(*products[kernel], table, rows)
-        if kernel in ("add_segment", "patch_embed"):
+        if kernel in ("add_segment", "adding_mm_8bit", "patch_embed"):
             return getattr(self, kernel)(table)
         return self.row_wise(kernel, table)
 

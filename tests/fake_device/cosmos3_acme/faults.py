@@ -165,6 +165,16 @@ def up_gates(kernel):
     return faulty_linear(kernel, Faulty)
 
 
+def residual_taken_for_the_result(kernel):
+    """As if beta were 0."""
+
+    class Faulty(kernels.Transposed):
+        def __call__(self, x_MI, residual_MO=None):
+            return super().__call__(x_MI)
+
+    return faulty_linear(kernel, Faulty)
+
+
 def leaks(kernel):
     kept = []
 
@@ -439,6 +449,7 @@ FAULTS = {
     "truncated": ("gate", quantizing(truncated)),
     "scales_ignored": ("pack_linear", scales_ignored),
     "up_gates": ("pack_linear", up_gates),
+    "residual_taken_for_the_result": ("pack_linear", residual_taken_for_the_result),
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
     "first_table_for_all": ("norm_rope", first_table_for_all),
     "swapped_halves": ("gate", swapped_halves),

@@ -63,16 +63,19 @@ def rows_in(format, x_MI):
 
 
 class Transposed:
-    """The weight as [I, O]; `scale_O` where it is in 8 bits, multiplies rows in 8 bits and can apply the gate."""
+    """The weight as [I, O], added to a residual; `scale_O` where it is in 8 bits, multiplies rows in 8 bits and can
+    apply the gate."""
 
     def __init__(self, weight_IO, bias_O, scale_O=None, gates=False):
         self.weight_IO, self.bias_O, self.scale_O, self.gates = weight_IO, bias_O, scale_O, gates
-        self.takes = "none" if scale_O is None else "int8"
+        self.takes, self.adds = "none" if scale_O is None else "int8", not gates
 
     def gated(self):
         return type(self)(self.weight_IO, self.bias_O, self.scale_O, gates=self.scale_O is not None)
 
-    def __call__(self, x_MI):
+    def __call__(self, x_MI, residual_MO=None):
+        if residual_MO is not None:
+            return residual_MO.add_(self(x_MI))
         if self.scale_O is None:
             return x_MI @ self.weight_IO if self.bias_O is None else torch.addmm(self.bias_O, x_MI, self.weight_IO)
         x = x_MI if isinstance(x_MI, Quantized) else rows_in("int8", x_MI)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from cosmos3_cuda import fa3
 from cosmos3_cuda.tables import table
@@ -17,7 +19,16 @@ SCALED = PARTS | dict(out_ptr=FP8, scale_ptr=FP32, mean_ptr=FP32, length="i32")
 PRODUCTS = SCALED | dict(against_ptr=FP32, product_ptr=FP32)
 WITHOUT = dict(against_ptr=None, product_ptr=None)
 SIZES = dict(D=128, N=64, CHUNKS=fa3.CHUNKS, RUN=fa3.RUN)
+JOIN = dict.fromkeys(("k_ptr", "v_ptr", "k_out_ptr", "v_out_ptr"), BF16) | dict.fromkeys(
+    ("k_strides", "v_strides"), STRIDES
+)
 CASES = {
+    "join": (
+        fa3._join,
+        JOIN | dict.fromkeys(("length", "first", "total"), "i32"),
+        dict(D=128, N=fa3.JOINED),
+        dict(num_warps=4),
+    ),
     "add segment": (
         fa3._add_segment,
         dict(q_x=Q8, k_x=K8, v_x=V, out_x=OUT)
@@ -31,6 +42,11 @@ CASES = {
     "scaled, with products": (fa3._scaled, PRODUCTS, SIZES | dict(SHARE=4, CENTRE=False), dict(num_warps=4)),
     "scaled and centred": (fa3._scaled, SCALED, SIZES | WITHOUT | dict(SHARE=1, CENTRE=True), dict(num_warps=4)),
 }
+
+
+def test_joining_moves_16_bytes_at_a_time(compiled):
+    kernel, types, constants, launch = CASES["join"]
+    assert not re.search(r"\b(LDG|STG)\.E\.(?!128)", compiled(kernel, "sm_90", types, constants, **launch).sass)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -33,7 +33,7 @@ def loads_ahead(of: Table, ptx: str) -> bool:
     return ("cp.async.bulk.tensor" if of.tma else "cp.async.cg.shared.global") in ptx
 
 
-def product(compiled, of: Table, run: Launch, element: str, accumulator: tl.dtype, gated: bool):
+def product(compiled, of: Table, kernel: str, run: Launch, element: str, accumulator: tl.dtype):
     """The kernel as it is launched, with scales where the operands have 8 bits."""
     types = {
         "a": matrix(of, element, [run.block_m, run.block_k]),
@@ -55,7 +55,8 @@ def product(compiled, of: Table, run: Launch, element: str, accumulator: tl.dtyp
         "TMA": of.tma,
         "ACCUMULATOR": accumulator,
         "DTYPE": tl.bfloat16,
-        "GATED": gated,
+        "GATED": kernel.startswith("gated"),
+        "ADDS": kernel == triton_linear.ADDING,
     }
     options = {"num_warps": run.warps, "num_stages": run.stages}
     return compiled(triton_linear._scaled_mm, of.arch, types, constants, **options)
@@ -74,16 +75,16 @@ def test_scaled_product(compiled, arch, format):
     elif arch == "sm_100":  # its tensor memory takes no int8: Ampere's instruction
         core = TENSOR_CORE["sm_80"]
     of = table(arch)
-    for kernel in ("scaled_mm", "gated_mm_8bit"):
+    for kernel in ("scaled_mm", triton_linear.ADDING, "gated_mm_8bit"):
         for run in of.launches.get(kernel, ()):
-            found = product(compiled, of, run, element, accumulator, kernel != "scaled_mm")
+            found = product(compiled, of, kernel, run, element, accumulator)
             assert re.search(rf"{core}\S*{instruction}", found.ptx)
             assert loads_ahead(of, found.ptx) and not found.spilled
 
 
 def test_product_in_16_bits_that_applies_the_gate(compiled):
-    of = table("sm_90")
-    found = product(compiled, of, of.launch("gated_mm_16bit"), "bf16", tl.float32, gated=True)
+    of, kernel = table("sm_90"), "gated_mm_16bit"
+    found = product(compiled, of, kernel, of.launch(kernel), "bf16", tl.float32)
     assert re.search(TENSOR_CORE["sm_90"] + r"\S*bf16", found.ptx)
     assert loads_ahead(of, found.ptx) and not found.spilled
 
@@ -142,6 +143,13 @@ def test_quantized_rows(compiled, arch, format):
     types = {"x_ptr": "*bf16:16", "values_ptr": f"*{element}:16", "scales_ptr": "*fp32:16"}
     types |= {"stride_x": "i32:16", "K": "i32:16"}
     found = compiled(triton_linear._quantize_rows, arch, types, {"BLOCK": 32768}, num_warps=16)
+    assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
+
+
+def test_quantized_tiles(compiled):
+    types = {"x_ptr": "*bf16:16", "values_ptr": "*fp8e4nv:16", "scales_ptr": "*fp32:16", "M": "i32", "written": "i32"}
+    types |= {"K": "i32:16", "stride_x": "i32:16"}
+    found = compiled(triton_linear._quantize_tiles, "sm_90", types, {"ROWS": 32, "GROUP": 128}, num_warps=4)
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 

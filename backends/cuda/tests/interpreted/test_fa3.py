@@ -98,6 +98,15 @@ def test_the_queries_rounding_does_not_shift_weight_between_segments(calls):
     torch.testing.assert_close(lse, exact_lse.float(), atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("dim", [64, 96])
+def test_joined_segments(dim):
+    """Views of a projection, of any number and length, also of widths that are no power of two."""
+    kv = [cases.normal(2, length, 10, dim, seed=length).bfloat16() for length in (5, 1, 130)]
+    segments = [(x[:, :, 2:6], x[:, :, 6:]) for x in kv]
+    for joined, parts in zip(fa3.join(segments), zip(*segments, strict=True), strict=True):
+        assert torch.equal(joined, torch.cat(parts, dim=1)) and joined.transpose(1, 2).is_contiguous()
+
+
 def test_quantizing_keeps_channels_and_heads_apart():
     x = cases.normal(2, 77, 6, 64, seed=1)
     x[:, :, 3] *= 100

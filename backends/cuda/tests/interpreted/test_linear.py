@@ -20,6 +20,7 @@ from cosmos3_core.testing import cases
 EIGHT = ("int8", "fp8")
 A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
 BLOCK_SCALED = ("mxfp8", "nvfp4")
+BLOCK = FORMATS["fp8_block"]
 SMALL = Launch(block_m=16, block_n=64, warps=4, stages=2)
 BOTH = pytest.mark.parametrize("tma", [False, True], ids=["pointers", "tma"])
 
@@ -97,6 +98,33 @@ def test_scaled_product(format, rows, out, width, bias, tma):
 
 
 @BOTH
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("format", EIGHT)
+def test_product_onto_a_residual(format, bias, tma):
+    """In its place, and rounded once; where no table says how it is launched, the next norm adds it."""
+    small = Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2)
+    x, weight, bias_O = normal(77, 80, seed=3), normal(272, 80, seed=4), normal(272, seed=5) if bias else None
+    residual = normal(77, 272, seed=6)
+    a, b = (unpack(pack(t, FORMATS[format])).double() for t in (x, weight))
+    exact = residual.double() + a @ b.T + (0 if bias_O is None else bias_O.double())
+    for build, product in ((linear.build_triton_scaled_mm, format), (linear.build_scaled_mm, "fp8")):
+        packed = build(here("adding_mm_8bit", small, tma=tma))(weight, bias_O, format=product)
+        assert packed.adds and not build(here("scaled_mm", small, tma=tma))(weight, None, format=product).adds
+        if product == format:
+            y = packed(x, residual_MO=(sum_MO := residual.clone()))
+            assert y is sum_MO and relative(y, exact) < 2.5e-3
+
+
+def test_product_without_a_format_onto_a_residual():
+    x, weight, bias, residual = (normal(*shape, seed=i) for i, shape in enumerate(((7, 80), (48, 80), (48,), (7, 48))))
+    exact = residual.double() + x.double() @ weight.double().T
+    for bias_O, expected in ((None, exact), (bias, exact + bias.double())):
+        plain = linear.build_cublas(table("sm_90"))(weight, bias_O)
+        y = plain(x, residual_MO=(sum_MO := residual.clone()))
+        assert plain.adds and y is sum_MO and relative(y, expected) < 4e-3
+
+
+@BOTH
 @pytest.mark.parametrize("format", EIGHT)
 def test_product_that_applies_the_gate(format, tma):
     """silu(gate)·up of what the values stand for, in fp64, rounded once, for widths of one tile and of several."""
@@ -110,7 +138,7 @@ def test_product_that_applies_the_gate(format, tma):
         a, b = (unpack(pack(t, FORMATS[format])).double() for t in (x, weight))
         gate, up = (a @ b.T + bias.double()).chunk(2, dim=1)
         y = gated(x)
-        assert gated.gates and not plain.gates and y.shape == (77, out // 2)
+        assert gated.gates and not plain.gates and not gated.adds and y.shape == (77, out // 2)
         assert relative(y, gate * gate.sigmoid() * up) < 2e-3
 
 
@@ -123,7 +151,12 @@ def test_product_without_a_format_that_applies_the_gate(dtype, tma):
     plain = linear.build_cublas(table)(weight, bias)
     gated = plain.gated()
     gate, up = (x[:, :80].double() @ weight.double().T + bias.double()).chunk(2, dim=1)
-    assert gated.gates and not plain.gates and torch.equal(plain(x[:, :80]), F.linear(x[:, :80], weight, bias))
+    assert (
+        gated.gates
+        and not plain.gates
+        and not gated.adds
+        and torch.equal(plain(x[:, :80]), F.linear(x[:, :80], weight, bias))
+    )
     assert relative(gated(x[:, :80]), gate * gate.sigmoid() * up) < 2e-3
     wide = linear.build_cublas(table)(weight.float(), bias.float())
     assert wide.gated() is wide and wide(x[:, :80].float()).dtype == torch.float32
@@ -224,14 +257,14 @@ def test_rows_of_the_backend():
         reasons = {
             format: row.refuse(Ask(op=row.op, device=device, dtype="float16", format=format)) for format in row.formats
         }
-        assert [format for format, reason in reasons.items() if reason] == (
-            ["fp8"] if row.name == "triton-scaled-mm" else []
-        )
+        refused = {"triton-scaled-mm": ["fp8"], "scaled-mm": ["fp8_block"]}.get(row.name, [])
+        assert [format for format, reason in reasons.items() if reason] == refused
 
 
 def test_widths_that_no_kernel_takes():
     for build, format, shape in (
         (linear.build_scaled_mm, "fp8", (24, 64)),
+        (linear.build_scaled_mm, "fp8_block", (24, 128)),
         (linear.build_triton_scaled_mm, "int8", (64, 24)),
         (linear.build_triton_a16, "mxfp4a16", (64, 192)),
     ):
@@ -249,6 +282,31 @@ def test_block_scaled_operands_are_what_torch_asks_for(format, rows):
     operand = (packed.values, linear.swizzled(packed.scales.view(torch.uint8)), packed.tensor_scale)
     y = linear.build_block_scaled_mm(table("sm_100"))(weight, bias, format=format).multiply(*operand, torch.bfloat16)
     assert y.shape == (rows, 96) and y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("width", [128, 384, 512, 640])
+@pytest.mark.parametrize("rows", [1, 77, 130])
+def test_operands_in_blocks_are_what_torch_asks_for(rows, width):
+    """As above: the scales of a row's runs, and those of the weight's blocks in fours."""
+    weight, bias, x = (torch.ones(*shape, dtype=torch.bfloat16) for shape in ((256, width), (256,), (rows, width)))
+    packed = linear.build_scaled_mm(table("sm_90"))(weight.to("meta"), bias.to("meta"), format="fp8_block")
+    operand = (part.to("meta") for part in triton_linear.quantize_tiles(x, BLOCK)[:2])
+    y = packed.multiply(*operand, None, torch.bfloat16)
+    assert y.shape == (-(-rows // 16) * 16, 256) and y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [1, 77, 96])
+def test_quantized_tiles_are_the_reference_but_for_ties(rows):
+    x = normal(rows, 1024, seed=17)[:, :384]
+    x[0] *= 1e-3
+    x[-1, 128:256] = 0
+    x[-1, :3] *= 1e3
+    values, scales, _ = triton_linear.quantize_tiles(x, BLOCK)
+    packed = pack(x, BLOCK)
+    torch.testing.assert_close(scales[:rows], packed.scales, rtol=1e-6, atol=1e-30)
+    found, expected = unpack(Packed(BLOCK, values[:rows], scales[:rows])), unpack(packed)
+    assert float((found != expected).float().mean()) < 2e-3 and relative(found, expected) < 1e-2
+    assert len(values) % 16 == 0 and not values[rows:].float().any() and scales.isfinite().all()
 
 
 @pytest.mark.parametrize(("rows", "width"), [(3, 16 * 6), (77, 32 * 5), (130, 544)])
