@@ -14,6 +14,7 @@ MEASURES = {
     "step": "The forward passes",
     "vae": "The decode",
     "e2e": "Whole runs",
+    "attention": "Attention",
     "gemm": "One layer's products",
     "accuracy": "Accuracy",
 }
@@ -94,6 +95,21 @@ def of_e2e(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
         )
 
 
+def of_attention(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    text = result["settings"]["text"]
+    for queries, kernels in result["results"].items():
+        for name, one in kernels.items():
+            yield (
+                f"{int(queries):,} + {text}",
+                name,
+                f"{1e3 * one['seconds']:#.3g}",
+                f"{one['tflops']:.0f}",
+                f"{one['speed_ratio']:.2f}x",
+                f"{one['relative_error']:.1e}",
+                where(file, result),
+            )
+
+
 def of_gemm(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     layers: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
     for one in result["results"]:
@@ -139,6 +155,10 @@ TABLES = {
             "Device, raw",
         ),
         of_e2e,
+    ),
+    "attention": (
+        ("Media + text tokens", "Kernel", "ms", "TFLOP/s", "Ratio to torch's", "Error to fp32", "Device, raw"),
+        of_attention,
     ),
     "gemm": (("Rows", "Kernel", "Format", "ms a layer", "Ratio to bf16", "Largest error", "Device, raw"), of_gemm),
     "accuracy": (("Run", "Weights, work", "Velocity", "Latents", "Device, raw"), of_accuracy),

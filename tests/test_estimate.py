@@ -392,7 +392,7 @@ def test_the_time_of_a_run_is_what_was_measured(name):
     (measured,) = json.loads((RESULTS / f"{name}.json").read_text())["results"]
     counted = replace(whole("nano", 1280, 720, 189, steps=35, guided_steps=35), formats=measured["formats"])
     seconds = counted.seconds(backend("cuda").ceilings["H100 80GB HBM3"])
-    assert seconds["steps"] == pytest.approx(measured["run"]["stages"]["steps"], rel=0.05)
+    assert seconds["steps"] == pytest.approx(measured["run"]["stages"]["steps"], rel=0.08)
 
 
 def test_the_time_of_a_short_pass_is_about_what_was_measured():

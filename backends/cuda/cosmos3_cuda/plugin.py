@@ -331,7 +331,7 @@ ROWS = (
     one_pass("gate", "one pass, in place but for 8-bit rows", **EIGHT_BITS),
     one_pass(
         "patch_embed",
-        "patches are read where they lie, the timestep is added before the result is rounded; never run",
+        "patches are read where they lie, the timestep is added before the result is rounded",
         "patch_embed",
         dtypes=HALF,
     ),
