@@ -386,13 +386,14 @@ def test_time_follows_from_the_ceiling_and_is_unknown_without_one():
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", ["e2e-nano-720p189-h100", "e2e-nano-720p189-fp8-h100"])
-def test_the_time_of_a_run_is_what_was_measured(name):
-    """With cuda's kernels on an H100."""
+@pytest.mark.parametrize(("name", "off"), [("e2e-nano-720p189-h100", 0.08), ("e2e-nano-720p189-fp8-h100", 0.05)])
+def test_the_time_of_a_run_is_what_was_measured(name, off):
+    """With cuda's kernels on an H100. The share of its rate that bf16 is said to reach is that of slower code: it lies
+    in the sources that the records are of, and another one would void them."""
     (measured,) = json.loads((RESULTS / f"{name}.json").read_text())["results"]
     counted = replace(whole("nano", 1280, 720, 189, steps=35, guided_steps=35), formats=measured["formats"])
     seconds = counted.seconds(backend("cuda").ceilings["H100 80GB HBM3"])
-    assert seconds["steps"] == pytest.approx(measured["run"]["stages"]["steps"], rel=0.08)
+    assert seconds["steps"] == pytest.approx(measured["run"]["stages"]["steps"], rel=off)
 
 
 def test_the_time_of_a_short_pass_is_about_what_was_measured():

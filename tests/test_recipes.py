@@ -490,8 +490,8 @@ def test_eager_torch_in_a_format_leaves_the_vae_as_it_is(folder):
     for measured, role in ((from_a_picture(folder), settle.BASELINE), (from_a_picture(folder, "int8"), settle.FORMATS)):
         settled = settle.settle(measured, role)
         states.append(Engine(settled.model, settled.plan).start(settled.request))
-    (plain, rounded_), texts = states, [state.cond[0].texts[0].segments[0][0] for state in states]
-    assert torch.equal(plain.clean, rounded_.clean) and plain.clean.any() and not torch.equal(*texts)
+    pictures, texts = zip(*((state.clean, state.cond[0].texts[0].segments[0][0]) for state in states), strict=True)
+    assert pictures[0].any() and torch.equal(*pictures) and not torch.equal(*texts)
 
 
 def test_another_input_makes_a_record_stale(folder):
