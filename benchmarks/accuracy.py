@@ -3,9 +3,10 @@
     python -m benchmarks.accuracy --backend cuda --work 1024x1024x1 --format pack_linear=fp8 --format attention=fp8
 
 Random bf16 weights of a published model's size, evaluated in fp32 by eager torch for the truth, then as the backend's
-plan runs them: in bf16 and in every --format. --sweep also keeps more or fewer layers and quantizes one part at a time,
-which tells what is sensitive. --outliers makes 1 in 256 channels of every norm 16 times larger, as trained models have.
-Guidance is off: it multiplies any difference.
+plan runs them, in bf16 and in every --format, and as eager torch does, which tells what a format loses by itself.
+--sweep also keeps more or fewer layers and quantizes one part at a time, which tells what is sensitive. --outliers
+makes 1 in 256 channels of every norm 16 times larger, as trained models have. Guidance is off: it multiplies any
+difference.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from cosmos3_core import reference
 from cosmos3_core.engine.engine import pass_of
 from cosmos3_core.engine.model import describe
+from cosmos3_core.evidence import rounded
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
@@ -29,7 +31,7 @@ from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.solver import Solver
 
 from .common import report_all
-from .step import SCHEDULER, pairs, relative_error
+from .step import KERNEL, SCHEDULER, pairs, relative_error, wanted
 
 PARTS: dict[str, Callable[[str, str], bool]] = {
     "text tower": lambda tower, key: tower == "understanding",
@@ -61,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="nano", help="as for cosmos3 plan")
     parser.add_argument("--work", default="1024x1024x1", metavar="WIDTHxHEIGHTxFRAMES")
     parser.add_argument("--format", action="append", default=[], metavar="OP=FORMAT,...")
-    parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME")
+    parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME", help=KERNEL)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--text", type=int, default=512)
     parser.add_argument("--sweep", action="store_true")
@@ -135,10 +137,14 @@ def main() -> None:
     plans = {
         "float32": resolve(Want.of(config, "float32"), eager, found),
         "bfloat16 eager": resolve(Want.of(config, "bfloat16"), eager, found),
-        "bfloat16": resolve(Want.of(config, "bfloat16", pairs(",".join(args.kernel))), backend, found),
+        "bfloat16": resolve(wanted(args, config, "bfloat16"), backend, found),
     }
     for format in args.format:
-        plans[format] = resolve(Want.of(config, "bfloat16", {}, pairs(format)), backend, found)
+        plans[format] = resolve(wanted(args, config, "bfloat16", format), backend, found)
+        formats = pairs(format)
+        others = {row.op: row.name for row in reference.BACKEND.kernels if row.op not in formats}
+        rounds = dataclasses.replace(backend, kernels=rounded.KERNELS)
+        plans[f"{format} eager"] = resolve(Want.of(config, "bfloat16", others, formats), rounds, found)
     truth, exact = case.run(plans.pop("float32"), steps=args.steps)
     results = []
 

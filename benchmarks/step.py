@@ -58,6 +58,7 @@ MODELS = {
         action_dim=64,
     ),
 }
+KERNEL = "of an op that a --format names: for the runs in such a format"
 SCHEDULER = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
 
 
@@ -65,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["diffusers"], required=True)
     parser.add_argument("--backend", default="reference")
-    parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME")
+    parser.add_argument("--kernel", action="append", default=[], metavar="OP=NAME", help=KERNEL)
     parser.add_argument("--format", action="append", default=[], metavar="OP=FORMAT,...", help="each is timed as well")
     parser.add_argument("--model", choices=list(MODELS), default="width-1024")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -81,6 +82,13 @@ def arguments() -> argparse.Namespace:
 
 def pairs(text: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in text.split(",") if pair)
+
+
+def wanted(args: argparse.Namespace, config: TransformerConfig, dtype: str, format: str = "") -> Want:
+    """One run's want: `format` is "" or one of --format."""
+    formats, quantized = pairs(format), {op for one in args.format for op in pairs(one)}
+    kernels = {op: name for op, name in pairs(",".join(args.kernel)).items() if op in formats or op not in quantized}
+    return Want.of(config, dtype, kernels, formats)
 
 
 def peer_model(args: argparse.Namespace, device: str):
@@ -238,8 +246,7 @@ def main() -> None:
     config = TransformerConfig.from_json(dict(module.config), "the peer's config")
     theirs, results = Theirs(args, module, backend.torch_device), []
     for format in ["", *args.format]:
-        want = Want.of(config, args.dtype, pairs(",".join(args.kernel)), pairs(format))
-        ours = Ours(config, resolve(want, backend, device), module)
+        ours = Ours(config, resolve(wanted(args, config, args.dtype, format), backend, device), module)
         for name in args.work:
             work = Work(args, name, config, backend.torch_device)
             found = compare(args, work, ours, theirs)

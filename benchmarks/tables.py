@@ -17,6 +17,7 @@ MEASURES = {
     "attention": "Attention",
     "gemm": "One layer's products",
     "accuracy": "Accuracy",
+    "memory": "What cosmos3 plan says",
 }
 
 
@@ -138,6 +139,18 @@ def of_accuracy(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
         yield one["run"], weights, f"{errors['velocity']:.3f}", latents, where(file, result)
 
 
+def of_memory(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    for work, job in result["jobs"].items():
+        for name, part, time in (("a guided step", "steps", "step"), ("the decode", "decode", "decode")):
+            peak, reserved, allocated = (job[part][key] for key in ("estimated_peak", "reserved", "allocated"))
+            yield (
+                f"{result['settings']['model']} {work}, {name}",
+                f"{peak / 1e9:.1f} / {reserved / 1e9:.1f}, {allocated / 1e9:.1f}",
+                f"{job['estimated_seconds'][time]:.2f} / {job[part]['seconds']:.2f}",
+                where(file, result),
+            )
+
+
 TABLES = {
     "step": (
         ("Work", "Precision", "Attention, linear", "Ours / diffusers, ms", "Ratio", "Difference", "Device, raw"),
@@ -162,6 +175,10 @@ TABLES = {
     ),
     "gemm": (("Rows", "Kernel", "Format", "ms a layer", "Ratio to bf16", "Largest error", "Device, raw"), of_gemm),
     "accuracy": (("Run", "Weights, work", "Velocity", "Latents", "Device, raw"), of_accuracy),
+    "memory": (
+        ("Work", "GB: counted / reserved, allocated", "Seconds: counted / measured", "Device, raw"),
+        of_memory,
+    ),
 }
 
 
