@@ -19,15 +19,14 @@ from pathlib import Path
 
 import torch
 
-from cosmos3_core import reference
 from cosmos3_core.engine.engine import pass_of
 from cosmos3_core.engine.model import describe
-from cosmos3_core.evidence import rounded
+from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.model.weights import Slot, generation_slots, load_slots, understanding_slots
-from cosmos3_core.plan import Plan, Want, choose_backend, resolve
+from cosmos3_core.plan import Plan, choose_backend, resolve
 from cosmos3_core.sampling.solver import Solver
 
 from .common import report_all
@@ -133,19 +132,14 @@ def main() -> None:
     config = describe(args.model).config
     backend, found, _ = choose_backend(args.backend)
     case = Case(args, config, backend.torch_device)
-    eager = dataclasses.replace(reference.BACKEND, torch_device=backend.torch_device)
     plans = {
-        "float32": resolve(Want.of(config, "float32"), eager, found),
-        "bfloat16 eager": resolve(Want.of(config, "bfloat16"), eager, found),
+        "bfloat16 eager": eager_plan(config, "bfloat16", {}, backend, found),
         "bfloat16": resolve(wanted(args, config, "bfloat16"), backend, found),
     }
     for format in args.format:
         plans[format] = resolve(wanted(args, config, "bfloat16", format), backend, found)
-        formats = pairs(format)
-        others = {row.op: row.name for row in reference.BACKEND.kernels if row.op not in formats}
-        rounds = dataclasses.replace(backend, kernels=rounded.KERNELS)
-        plans[f"{format} eager"] = resolve(Want.of(config, "bfloat16", others, formats), rounds, found)
-    truth, exact = case.run(plans.pop("float32"), steps=args.steps)
+        plans[f"{format} eager"] = eager_plan(config, "bfloat16", pairs(format), backend, found)
+    truth, exact = case.run(eager_plan(config, "float32", {}, backend, found), steps=args.steps)
     results = []
 
     def add(name: str, plan: Plan, velocity: torch.Tensor, latents: torch.Tensor | None = None) -> None:

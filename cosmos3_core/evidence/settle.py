@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from ..scenarios import request as requests
 from .recipe import GIB, Recipe
 
 if TYPE_CHECKING:
+    from ..model.config import TransformerConfig
     from ..scenarios.request import Request
 
 BASELINE, EXACT, FORMATS, CANDIDATE = "baseline", "exact baseline", "baseline in the recipe's formats", "candidate"
@@ -50,20 +52,26 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
     model = (describe if random_weights else open_model)(recipe.run["model"])
     if role in EAGER:
         formats = recipe.formats if role == FORMATS else {}
-        if formats:
-            from . import rounded
-
-            backend = replace(backend, kernels=rounded.KERNELS)
-        eager = {row.op: row.name for row in reference.BACKEND.kernels if formats.get(row.op, "none") == "none"}
-        want = Want.of(model.config, EAGER[role], eager, formats)
+        plan = eager_plan(model.config, EAGER[role], formats, backend, device)
     else:
         want = Want.of(model.config, recipe.run.get("dtype", model.dtype), recipe.kernels, recipe.formats)
-    plan = resolve(want, backend, device)
-    if role == CANDIDATE:
+        plan = resolve(want, backend, device)
         _check_plan(recipe, plan)
     profile = recipe.run.get("profile", requests.PROFILES[0])
     request, _ = requests.resolve(recipe.given(), profile, model.facts, pick_seed=lambda: 0)
     return Settled(model, plan, request)
+
+
+def eager_plan(
+    config: TransformerConfig, dtype: str, formats: Mapping[str, str], backend: Backend, device: Device
+) -> Plan:
+    """Eager torch for every op on the backend's device, those with a format in that (`rounded`)."""
+    if formats:
+        from . import rounded
+
+        backend = replace(backend, kernels=rounded.KERNELS)
+    eager = {row.op: row.name for row in reference.BACKEND.kernels if formats.get(row.op, "none") == "none"}
+    return resolve(Want.of(config, dtype, eager, formats), backend, device)
 
 
 def _check_plan(recipe: Recipe, plan: Plan) -> None:
