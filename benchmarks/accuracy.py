@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
+from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.engine.engine import pass_of
-from cosmos3_core.engine.model import describe
 from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
@@ -107,17 +107,16 @@ class Case:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(velocity of the first step, latents after `steps`)."""
         config = config or self.config
-        ops, dtype = plan.build_ops(), getattr(torch, plan.dtype)
-        kept = plan.build_kept(ops)
+        target = plan.target()
 
         def load(slots: list[Slot], tower: str):
             read = Random(slots, self.device, self.args.outliers)
             slots = [dataclasses.replace(slot, quantized=slot.quantized and part(tower, slot.key)) for slot in slots]
-            format = plan.formats.get("pack_linear", "none")
-            return load_slots(slots, read, ops, self.device, dtype, format, kept)
+            return load_slots(slots, read, target)
 
-        text = UnderstandingTower(config, kept, load(understanding_slots(config), "understanding")).prefill(self.prompt)
-        tower = GenerationTower(config, ops, load(generation_slots(config), "generation"), kept)
+        understanding = UnderstandingTower(config, target.kept, load(understanding_slots(config), "understanding"))
+        text = understanding.prefill(self.prompt)
+        tower = GenerationTower(config, target.ops, load(generation_slots(config), "generation"), target.kept)
         run = pass_of(tower, tower.branches(self.packing, [text]))
         solver, x, first = Solver("native", steps, 3.0, SCHEDULER), self.noise, None
         for i, timestep in enumerate(solver.timesteps):

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cosmos3_core.engine import media
+from cosmos3_core.checkpoint.model import Model, describe
+from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.engine.engine import Engine, Inputs
-from cosmos3_core.engine.model import Model, describe
-from cosmos3_core.engine.random_weights import RandomWeights
+from cosmos3_core.files import media
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.scenarios import request as requests
 

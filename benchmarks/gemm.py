@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.contract import Backend, Device, InputError, Linear, Ops, PackLinear
-from cosmos3_core.engine.model import describe
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.testing import cases

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from cosmos3_core.engine.model import describe
-from cosmos3_core.engine.random_weights import RandomWeights
+from cosmos3_core.checkpoint.model import describe
+from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, TextContext
@@ -93,12 +93,12 @@ def main() -> None:
     sizes = {job: tuple(int(n) for n in job.split("x")) for job in args.job}
     jobs = {name: job_of(*size) for name, size in sizes.items()}
     estimates = {name: Estimate(model.config, model.vae, job, "bfloat16") for name, job in jobs.items()}
-    measure, ops, weights = Measured(device), plan.build_ops(), RandomWeights(model, device)
+    measure, weights = Measured(device), RandomWeights(model, device)
     texts = random_texts(model.config, device)
-    tower = weights.generation(ops, device, torch.bfloat16)
+    tower = weights.generation(plan.target())
     results = {name: {"steps": steps(tower, texts, job, device, measure)} for name, job in jobs.items()}
     del tower
-    vae = weights.vae(ops, device, torch.bfloat16, "decoder")
+    vae = weights.vae(plan.target(), "decoder")
     for name, job in jobs.items():
         results[name]["decode"] = decode(vae, model.config.latent_channel, job, measure)
     for name, estimate in estimates.items():

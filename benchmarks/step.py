@@ -113,18 +113,16 @@ class Ours:
 
     def __init__(self, config: TransformerConfig, plan: Plan, module):
         self.config, self.plan, self.device = config, plan, plan.backend.torch_device
-        ops, state, dtype = plan.build_ops(), module.state_dict(), getattr(torch, plan.dtype)
-        kept = plan.build_kept(ops)
+        state, target = module.state_dict(), plan.target()
 
         def read(names):
             return ((name, state[name]) for name in names)
 
         def load(slots):
-            format = plan.formats.get("pack_linear", "none")
-            return load_slots(slots(config), read, ops, self.device, dtype, format, kept)
+            return load_slots(slots(config), read, target)
 
-        self.understanding = UnderstandingTower(config, kept, load(understanding_slots))
-        self.generation = GenerationTower(config, ops, load(generation_slots), kept)
+        self.understanding = UnderstandingTower(config, target.kept, load(understanding_slots))
+        self.generation = GenerationTower(config, target.ops, load(generation_slots), target.kept)
 
     def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[Callable]:
         texts = [self.understanding.prefill(ids) for ids in prompts]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos3_core.engine.model import describe
+from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_SUPPORTED
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve

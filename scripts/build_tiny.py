@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer
 
-from cosmos3_core.engine.repository import TINY
-from cosmos3_core.engine.tensors import save_tensors
+from cosmos3_core.checkpoint.repository import TINY
+from cosmos3_core.checkpoint.tensors import save_tensors
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.weights import generation_slots, understanding_slots
 

@@ -9,11 +9,18 @@ from types import SimpleNamespace
 import torch
 
 from cosmos3_core import reference
+from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import Ops
-from cosmos3_core.engine.model import open_model
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
-from cosmos3_core.model.weights import canonical_name, check_names, generation_slots, load_slots, understanding_slots
+from cosmos3_core.model.weights import (
+    Target,
+    canonical_name,
+    check_names,
+    generation_slots,
+    load_slots,
+    understanding_slots,
+)
 from cosmos3_core.plan import Want, resolve
 
 TINY = dict(
@@ -65,7 +72,8 @@ def towers(module, ops: Ops | None = None, device: str = "cpu", dtype: torch.dty
     def read(names):
         return ((name, state[name]) for name in names)
 
-    loaded = [load_slots(slots(config), read, ops, device, dtype) for slots in (understanding_slots, generation_slots)]
+    target = Target.plain(ops, device, dtype)
+    loaded = [load_slots(slots(config), read, target) for slots in (understanding_slots, generation_slots)]
     return SimpleNamespace(
         config=config,
         understanding=UnderstandingTower(config, ops, loaded[0]),

@@ -27,11 +27,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cosmos3_core.checkpoint.repository import TINY
+from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
 from cosmos3_core.cli import main
-from cosmos3_core.engine import media
-from cosmos3_core.engine.manifest import peak_host_memory
-from cosmos3_core.engine.repository import TINY
-from cosmos3_core.engine.tensors import TensorFiles, save_tensors
+from cosmos3_core.files import media
+from cosmos3_core.runs.manifest import peak_host_memory
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER, VAE = f"transformer/{WEIGHTS}", f"vae/{WEIGHTS}"

@@ -13,11 +13,11 @@ import peer
 import pytest
 import torch
 
+from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.checkpoint.repository import TINY
+from cosmos3_core.checkpoint.tensors import open_tensors, save_tensors
 from cosmos3_core.contract import InputError
 from cosmos3_core.engine.engine import Engine, items_of
-from cosmos3_core.engine.model import Weights, open_model
-from cosmos3_core.engine.repository import TINY
-from cosmos3_core.engine.tensors import open_tensors, save_tensors
 from cosmos3_core.model import weights as layout
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.scenarios import request as requests
@@ -287,7 +287,7 @@ def test_native_names_load_to_the_same_result(tmp_path):
     ],
 )
 def test_wrong_tensors_are_named_before_any_is_read(tmp_path, monkeypatch, change, message):
-    from cosmos3_core.engine.tensors import TensorFiles
+    from cosmos3_core.checkpoint.tensors import TensorFiles
 
     folder = rewritten(tmp_path / "wrong", change)
     monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a weight was read"))
@@ -314,14 +314,14 @@ def test_weights_are_split_and_fused_where_they_belong():
 
 def test_the_timestep_mlp_stays_fp32():
     running = engine()
-    tower = Weights(running.model).generation(running.ops, "cpu", torch.bfloat16)
+    tower = Weights(running.model).generation(running.target)
     assert tower.time[0].weight_OI.dtype == torch.float32 and tower.layers[0].qkv.weight_OI.dtype == torch.bfloat16
 
 
 MEMORY_PROBE = """
 import sys, torch
 import peer
-from cosmos3_core.engine.model import Weights, open_model
+from cosmos3_core.checkpoint.model import Weights, open_model
 
 def high_water():
     for line in open("/proc/self/status"):
@@ -332,7 +332,7 @@ model = open_model(sys.argv[1])
 plan = peer.reference_plan(model.config)
 weights = Weights(model)
 before = high_water()
-tower = weights.generation(plan.build_ops(), "cpu", torch.bfloat16)
+tower = weights.generation(plan.target())
 kept = 0
 for layer in tower.layers:
     kept += sum(linear.weight_OI.nbytes for linear in (layer.qkv, layer.out, layer.up, layer.down))

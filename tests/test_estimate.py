@@ -16,10 +16,10 @@ from alive import Alive
 from devices import backend
 
 from cosmos3_core import reference
+from cosmos3_core.checkpoint.model import describe
+from cosmos3_core.checkpoint.repository import PUBLISHED, TINY
 from cosmos3_core.contract import OPS as OP_NAMES
 from cosmos3_core.contract import Ceiling, Ops
-from cosmos3_core.engine.model import describe
-from cosmos3_core.engine.repository import PUBLISHED, TINY
 from cosmos3_core.model import vae as vae_module
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
@@ -324,7 +324,7 @@ def test_without_the_eager_norms_copies_it_is_what_an_h100_allocated(monkeypatch
 GROWTH = """
 import sys
 from cosmos3_core import cli
-from cosmos3_core.engine.manifest import peak_host_memory
+from cosmos3_core.runs.manifest import peak_host_memory
 def run(size, name):
     options = "--model tiny --backend reference --steps 2 --frames 9".split()
     sys.argv = ["cosmos3", "run", "a cube", *options, "--size", size, "-o", name]

@@ -11,7 +11,7 @@ import devices
 import pytest
 from command import cosmos3
 
-from cosmos3_core.engine.model import describe
+from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.evidence import record
 from cosmos3_core.evidence.matrix import PAGE, TICK, in_tree_backends, render
 from cosmos3_core.evidence.recipe import Recipe, load_all

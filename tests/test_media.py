@@ -20,7 +20,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from cosmos3_core.contract.errors import InputError, RunError
-from cosmos3_core.engine import media
+from cosmos3_core.files import media
 
 LONG = json.dumps({"prompt": 'Ein "Kätzchen" läuft, 一只猫 \U0001f431\n' * 2500}, ensure_ascii=False)
 
@@ -479,7 +479,7 @@ def test_full_disk(tmp_path, limit, writer):
         from pathlib import Path
         import numpy as np
         from cosmos3_core.contract.errors import InputError
-        from cosmos3_core.engine import media
+        from cosmos3_core.files import media
 
         path, limit, writer = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         noise = np.random.default_rng(0).integers(0, 255, (40, 192, 192, 3), np.uint8)
@@ -572,5 +572,5 @@ def test_unwritable_folder():
 
 
 def test_importing_the_module_loads_no_codec():
-    script = "import sys, cosmos3_core.engine.media; print({'av', 'PIL', 'numpy'} & set(sys.modules))"
+    script = "import sys, cosmos3_core.files.media; print({'av', 'PIL', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"

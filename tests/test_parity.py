@@ -13,9 +13,9 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import (
     get_3d_mrope_ids_vae_tokens,
 )
 
+from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.checkpoint.tensors import save_tensors
 from cosmos3_core.engine.engine import Engine, Inputs, items_of
-from cosmos3_core.engine.model import Weights, open_model
-from cosmos3_core.engine.tensors import save_tensors
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import rotary_table, text_positions
@@ -291,7 +291,7 @@ def test_a_checkpoint_saved_by_diffusers_loads_here(repository):
     folder, pipeline = repository
     weights = Weights(open_model(str(folder)))
     plan = peer.reference_plan(weights.model.config)
-    tower = weights.generation(plan.build_ops(), "cpu", torch.float32)
+    tower = weights.generation(plan.target())
     assert torch.equal(tower.layers[1].down.weight_OI, pipeline.transformer.layers[1].mlp_moe_gen.down_proj.weight)
 
 

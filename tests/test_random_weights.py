@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from cosmos3_core.checkpoint.model import describe
+from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.contract import OPS, Ops
-from cosmos3_core.engine.model import describe
-from cosmos3_core.engine.random_weights import RandomWeights
-from cosmos3_core.model.weights import check_names
+from cosmos3_core.model.weights import Target, check_names
 from cosmos3_core.reference import ops as reference
 
 
@@ -29,7 +29,7 @@ def test_they_are_the_same_in_float32():
     """What bf16 loses can be measured: both dtypes compute with the same weights."""
     ops = Ops(**{op: getattr(reference, op) for op in OPS})
     half, full = (
-        RandomWeights(describe("tiny"), "cpu").generation(ops, "cpu", dtype)
+        RandomWeights(describe("tiny"), "cpu").generation(Target.plain(ops, "cpu", dtype))
         for dtype in (torch.bfloat16, torch.float32)
     )
     assert full.dtype == torch.float32

@@ -18,12 +18,12 @@ from command import cosmos3
 from inputs import photograph
 
 from cosmos3_core import reference
+from cosmos3_core.checkpoint.model import Weights
+from cosmos3_core.checkpoint.repository import TINY
+from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.cli.recipes import _verdict as told
 from cosmos3_core.contract import Backend, InputError, Kernel, RunError
 from cosmos3_core.engine.engine import Engine, items_of
-from cosmos3_core.engine.model import Weights
-from cosmos3_core.engine.repository import TINY
-from cosmos3_core.engine.tensors import TensorFiles
 from cosmos3_core.evidence import quality, recipe, record, rounded, settle, state, verdict, worker
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
@@ -414,7 +414,7 @@ def test_the_exact_baseline_takes_no_tf32(acme, monkeypatch, tf32):
     seen, probe = [], worker._probe
 
     def probing(engine, *arguments):
-        seen.append((engine.dtype, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        seen.append((engine.target.dtype, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
         return probe(engine, *arguments)
 
     monkeypatch.setattr(worker, "_probe", probing)

@@ -16,10 +16,10 @@ import pytest
 import torch
 from fake_hub import FakeHub
 
+from cosmos3_core.checkpoint import repository
+from cosmos3_core.checkpoint.repository import open_repository
+from cosmos3_core.checkpoint.tensors import save_tensors
 from cosmos3_core.contract.errors import InputError
-from cosmos3_core.engine import repository
-from cosmos3_core.engine.repository import open_repository
-from cosmos3_core.engine.tensors import save_tensors
 
 ROOT = Path(__file__).parents[1]
 NANO = "nvidia/Cosmos3-Nano"
@@ -28,8 +28,8 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize
 CHILD = """
 import json, sys
 from cosmos3_core.contract.errors import InputError
-from cosmos3_core.engine.repository import open_repository
-from cosmos3_core.engine.tensors import open_tensors
+from cosmos3_core.checkpoint.repository import open_repository
+from cosmos3_core.checkpoint.tensors import open_tensors
 try:
     repository = open_repository(*json.loads(sys.argv[1]))
     print(json.dumps(eval(sys.argv[2]), default=str))

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract.errors import InputError
-from cosmos3_core.engine.model import open_model
 from cosmos3_core.scenarios.request import (
     PROFILES,
     REQUEST_KEYS,

@@ -24,9 +24,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cosmos3_core import reference
-from cosmos3_core.engine import media
+from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.engine.tensors import TensorFiles
+from cosmos3_core.files import media
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
 
@@ -203,7 +203,7 @@ def test_only_what_the_task_needs_is_opened(run, tmp_path, monkeypatch):
     """Without a picture to encode, the VAE's encoder stays on disk; sound and vision encoder are never touched."""
     import shutil
 
-    from cosmos3_core.engine.repository import TINY
+    from cosmos3_core.checkpoint.repository import TINY
 
     shutil.copytree(TINY, "model")
     shutil.rmtree("model/sound_tokenizer")
@@ -250,7 +250,7 @@ def test_from_the_hub_only_what_the_task_needs_is_downloaded(tmp_path):
     """The whole command in a process of its own, against a hub on this machine; then again without any network."""
     from fake_hub import FakeHub
 
-    from cosmos3_core.engine.repository import TINY
+    from cosmos3_core.checkpoint.repository import TINY
 
     command = [sys.executable, "-m", "cosmos3_core.cli", "run", "a cup", "--model", "acme/Cosmos3-Small"]
     command += ["--revision", "stable", "--size", "64x64", "--steps", "1", "--seed", "1"]

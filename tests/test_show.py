@@ -12,9 +12,9 @@ from command import cosmos3
 from inputs import photograph
 
 from cosmos3_core.contract import Backend, Device
-from cosmos3_core.engine import manifest as manifests
-from cosmos3_core.engine import media
+from cosmos3_core.files import media
 from cosmos3_core.reference import BACKEND
+from cosmos3_core.runs import manifest as manifests
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file, save_file
 
+from cosmos3_core.checkpoint.repository import open_repository
+from cosmos3_core.checkpoint.tensors import TensorFiles, open_tensors, save_tensors
 from cosmos3_core.contract.errors import InputError
-from cosmos3_core.engine.repository import open_repository
-from cosmos3_core.engine.tensors import TensorFiles, open_tensors, save_tensors
 
 ROOT = Path(__file__).parents[1]
 SINGLE = "diffusion_pytorch_model.safetensors"
@@ -106,7 +106,7 @@ REPEAT = """
 import sys
 from pathlib import Path
 import torch
-from cosmos3_core.engine.tensors import save_tensors
+from cosmos3_core.checkpoint.tensors import save_tensors
 tensors = {name: torch.arange(4.0) for name in "dacb"} | {"wide": torch.arange(4), "half": torch.arange(4).half()}
 save_tensors(Path(sys.argv[1]), tensors, max_shard_bytes=40)
 """
@@ -308,8 +308,8 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from cosmos3_core.engine.repository import open_repository
-from cosmos3_core.engine.tensors import open_tensors
+from cosmos3_core.checkpoint.repository import open_repository
+from cosmos3_core.checkpoint.tensors import open_tensors
 
 def status(key):
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

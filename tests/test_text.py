@@ -278,7 +278,7 @@ def test_what_a_tokenizer_was_trained_with_does_not_cut_or_fill_a_prompt():
 def test_encoding_imports_neither_transformers_nor_torch():
     program = (
         "import sys\n"
-        "from cosmos3_core.engine.model import open_model\n"
+        "from cosmos3_core.checkpoint.model import open_model\n"
         "ids = open_model('tiny').tokenizer().encode('A cat.', 'Be kind.', 4096)\n"
         "print(ids[-1], [name for name in ('transformers', 'torch') if name in sys.modules])"
     )

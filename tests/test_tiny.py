@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from cosmos3_core.engine.model import Weights, open_model
-from cosmos3_core.engine.repository import TINY
+from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.checkpoint.repository import TINY
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "build_tiny.py"
 

@@ -14,15 +14,17 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import Cosmos3OmniPipeline
 from peer import relative_error
 from torch import Tensor
 
+from cosmos3_core.checkpoint.model import Model, Weights, open_model
 from cosmos3_core.contract import OPS as OP_NAMES
 from cosmos3_core.contract import InputError, Ops
-from cosmos3_core.engine.model import Model, Weights, open_model
 from cosmos3_core.model import vae as vae_module
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.model.vae_blocks import Upsample
+from cosmos3_core.model.weights import Target
 from cosmos3_core.reference import ops as eager
 
 OPS = Ops(**{name: getattr(eager, name) for name in OP_NAMES})
+TARGET = Target.plain(OPS, "cpu", torch.float32)
 # Two residual blocks a level as published, and widths of which none is a power of two.
 WIDE = dict(base_dim=12, decoder_base_dim=20, num_res_blocks=2)
 
@@ -39,7 +41,7 @@ def weights(model) -> Weights:
 
 @pytest.fixture(scope="module")
 def vae(weights) -> VideoVAE:
-    return weights.vae(OPS, "cpu", torch.float32, "encoder", "decoder")
+    return weights.vae(TARGET, "encoder", "decoder")
 
 
 @pytest.fixture(scope="module")
@@ -367,11 +369,11 @@ def test_without_the_encoder_its_half_is_neither_read_nor_there(weights, vae, mo
 
     monkeypatch.setattr(weights, "vae_files", SimpleNamespace(tensors=weights.vae_files.tensors, read=spy))
     with Alive() as alive:
-        half = weights.vae(OPS, "cpu", torch.float32, "decoder")
+        half = weights.vae(TARGET, "decoder")
     decoders, encoders = {*read}, ("encoder.", "quant_conv.")
-    other = weights.vae(OPS, "cpu", torch.float32, "encoder")
+    other = weights.vae(TARGET, "encoder")
     with Alive() as both:
-        weights.vae(OPS, "cpu", torch.float32, "encoder", "decoder")
+        weights.vae(TARGET, "encoder", "decoder")
     assert alive.peak < both.peak and not hasattr(half, "encoder") and not hasattr(other, "decoder")
     assert decoders and not [name for name in decoders if name.startswith(encoders)]
     assert len(read) == 2 * len({*read}) and {*read} - decoders == {n for n in read if n.startswith(encoders)}

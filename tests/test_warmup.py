@@ -7,8 +7,8 @@ import json
 import pytest
 from command import cosmos3
 
+from cosmos3_core.checkpoint.model import Weights
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.engine.model import Weights
 from cosmos3_core.model.transformer import GenerationTower
 
 SMALL = ("--model", "tiny", "--backend", "reference", "--size", "64x64")

@@ -10,9 +10,9 @@ import click
 def matrix(check: bool) -> None:
     """Write docs/SUPPORT.md: what runs where, by what evidence."""
     from ..contract import RunError
-    from ..engine import media
     from ..evidence.matrix import PAGE, render
     from ..evidence.record import ROOT
+    from ..files import media
 
     page, text = ROOT / PAGE, render(ROOT)
     if check:

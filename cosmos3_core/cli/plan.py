@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from ..checkpoint.model import Model, describe
 from ..contract import Ceiling, InputError
-from ..engine.model import Model, describe
 from ..plan import Plan, Want, choose_backend, estimate, resolve
 from ..plan.estimate import GIB, Estimate, Job, ceiling_of
 from ..plan.resolve import formats_of

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.model import Model, open_model
 from ..contract import InputError, RunError
-from ..engine import manifest as manifests
-from ..engine import media
-from ..engine.model import Model, open_model
+from ..files import media
 from ..plan import Plan, Want, choose_backend, resolve
+from ..runs import manifest as manifests
+from ..runs.saved import Earlier, keep, read_tensors, refuse_settled, repeated, stopped, tell, to_keep, write_tensors
 from ..scenarios import request as requests
-from .earlier import Earlier, keep, read_tensors, refuse_settled, repeated, stopped, tell, to_keep, write_tensors
 from .plan import estimate_of, tiled
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..contract import InputError
-from ..engine import media
-from ..engine.manifest import KEY
+from ..files import media
 from ..plan.estimate import GIB
+from ..runs.manifest import KEY
 
 LONGEST = 200
 """Characters of a value that are shown; --json has it whole."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ..engine.model import describe
+from ..checkpoint.model import describe
 from ..model.config import KEPT_SHARE
 from ..plan import Want, choose_backend, resolve
 from .plan import PROMPT_TOKENS, RequestOptions, estimate_of, request_of, tiled
@@ -37,8 +37,8 @@ def execute(options: RequestOptions, as_json: bool) -> None:
     if why:
         print(why, file=sys.stderr)
 
+    from ..checkpoint.random_weights import RandomWeights
     from ..engine.engine import Engine
-    from ..engine.random_weights import RandomWeights
 
     # A layer is compiled once, however many there are; with a format, one that is kept belongs to it.
     layers = KEPT_SHARE if plan.formats else 1

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.model import Model, Weights
 from ..contract import InputError, RunError
+from ..files import media
 from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..model.packing import Item, Packing
 from ..model.text import SYSTEM_PROMPTS
@@ -34,8 +36,6 @@ from ..sampling.state import State, views
 from ..scenarios.conditioning import fit
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
-from . import media
-from .model import Model, Weights
 
 IDLE_BYTES = 1 << 30
 """Less idle memory is not worth the time that it takes to get it again."""
@@ -111,14 +111,8 @@ class Engine:
         on_stage: Callable[[str], None] = lambda name: None,
     ):
         self.model, self.plan, self.resident, self.on_stage = model, plan, resident, on_stage
-        self.ops, self.device, self.dtype = plan.build_ops(), plan.backend.torch_device, getattr(torch, plan.dtype)
-        self.towers = (
-            self.ops,
-            self.device,
-            self.dtype,
-            plan.formats.get("pack_linear", "none"),
-            plan.build_kept(self.ops),
-        )
+        self.target = plan.target()
+        self.device = self.target.device
         self.tokenizer = model.tokenizer()
         self.seconds: dict[str, float] = {}
         self._loaded: dict[str, Any] = {"weights": weights} if weights else {}
@@ -151,10 +145,10 @@ class Engine:
         return self._loaded[name]
 
     def _generation(self):
-        return self._component("generation", lambda w: w.generation(*self.towers))
+        return self._component("generation", lambda w: w.generation(self.target))
 
     def _vae(self, half: str):
-        return self._component(f"vae {half}", lambda w: w.vae(self.ops, self.device, self.dtype, half))
+        return self._component(f"vae {half}", lambda w: w.vae(self.target, half))
 
     def _done_with(self, name: str) -> None:
         """Drop a component, unless everything stays, and give back what the allocator holds and nothing uses: the next
@@ -246,7 +240,7 @@ class Engine:
         return [tensor.float() for tensor in noise]
 
     def _read_prompts(self, prompts: list[list[int]]) -> list[TextContext]:
-        tower = self._component("understanding", lambda w: w.understanding(*self.towers))
+        tower = self._component("understanding", lambda w: w.understanding(self.target))
         with self._stage("read prompts"):
             texts = [tower.prefill(ids) for ids in prompts]
         del tower

@@ -25,7 +25,18 @@ ROOT = Path(__file__).parents[2]
 SCHEMA = 3
 """Raised whenever what is measured, or how, changes: records of another schema are stale."""
 CORE = "cosmos3_core"
-CORE_PARTS = ("assets", "contract", "engine", "model", "plan", "quant", "reference", "sampling", "scenarios")
+CORE_PARTS = (
+    "assets",
+    "checkpoint",
+    "contract",
+    "engine",
+    "model",
+    "plan",
+    "quant",
+    "reference",
+    "sampling",
+    "scenarios",
+)
 """The parts of the core that a generation runs through, the tiny model's files among them."""
 SOURCES = ("py", "toml", "json", "safetensors")
 LIBRARIES = ("torch", "diffusers")
@@ -103,7 +114,7 @@ def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
 
 def check_writable(recipe: Recipe) -> None:
     """InputError unless the record and the recipe can be written: a measurement takes too long to find out after it."""
-    from ..engine import media
+    from ..files import media
 
     media.check_writable(recipe.path)
     path = path_of(recipe)
@@ -113,7 +124,7 @@ def check_writable(recipe: Recipe) -> None:
 
 def write(recipe: Recipe, record: dict[str, Any]) -> None:
     """Write the sealed record, and its hash into the recipe's [validated]."""
-    from ..engine import media
+    from ..files import media
 
     path = path_of(recipe)
     path.parent.mkdir(exist_ok=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .. import reference
+from ..checkpoint.model import Model, describe, open_model
 from ..contract import Backend, Device, InputError, RunError
-from ..engine.model import Model, describe, open_model
 from ..plan import Plan, Want, choose_backend, resolve
 from ..scenarios import request as requests
 from .recipe import GIB, Recipe
@@ -87,7 +87,7 @@ def peaks(plan: Plan) -> dict[str, int]:
     allocated and what its allocator had reserved."""
     import torch
 
-    from ..engine.manifest import peak_host_memory
+    from ..runs.manifest import peak_host_memory
 
     found, accelerator = {"host_bytes": peak_host_memory()}, torch.accelerator
     if accelerator.is_available() and accelerator.current_accelerator().type == plan.backend.torch_device:

@@ -24,8 +24,8 @@ from .settle import BASELINE, CANDIDATE, EXACT, peaks, settle
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..checkpoint.model import Model
     from ..engine.engine import Engine, Inputs
-    from ..engine.model import Model
     from ..sampling.state import State
     from ..scenarios.request import Request
 
@@ -60,8 +60,8 @@ def measure(job: Job) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from ..checkpoint.random_weights import RandomWeights
     from ..engine.engine import Engine, items_of
-    from ..engine.random_weights import RandomWeights
 
     settled = settle(recipes.load(Path(job.recipe)), job.role, random_weights=job.random_weights)
     model, plan, request = settled.model, settled.plan, settled.request

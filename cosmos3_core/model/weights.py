@@ -200,17 +200,27 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
     return f"{len(names)} tensor{'s' * (len(names) > 1)} {label}: {', '.join(names[:most])}{more}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What weights become: on `device`, in `dtype`, packed by `ops`. `quantized` slots are packed in `format`, all
+    others by `kept`, the ops of what no format quantizes, which without a format are `ops`."""
+
+    ops: Ops
+    kept: Ops
+    device: torch.device | str
+    dtype: torch.dtype
+    format: str = "none"
+
+    @classmethod
+    def plain(cls, ops: Ops, device: torch.device | str, dtype: torch.dtype) -> Target:
+        """Without a quantization format."""
+        return cls(ops=ops, kept=ops, device=device, dtype=dtype)
+
+
 def load_slots(
-    slots: list[Slot],
-    read: Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]],
-    ops: Ops,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    format: str = "none",
-    kept: Ops | None = None,
+    slots: list[Slot], read: Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]], target: Target
 ) -> dict[str, Any]:
-    """Fill the slots: key to packed Linear or tensor. `quantized` slots are packed by `ops` in this `format`, others by
-    `kept`, which without a format are the same.
+    """Fill the slots: key to packed Linear or tensor.
 
     `read(names)` yields (canonical name, tensor) in any order, which for a sharded checkpoint is shard by shard. Each
     tensor is copied straight into its place in a destination of the final dtype on the final device, and a slot is
@@ -229,11 +239,12 @@ def load_slots(
     done: dict[str, Any] = {}
     for name, tensor in read(places):
         slot, role, row = places[name]
-        target = (slot.key, role)
-        if target not in buffers:
+        key = (slot.key, role)
+        if key not in buffers:
             shape = slot.shape if role == "weight" else slot.shape[:1]
-            buffers[target] = torch.empty(shape, dtype=torch.float32 if slot.fp32 else dtype, device=device)
-        buffers[target][row : row + tensor.shape[0]].copy_(tensor)
+            dtype = torch.float32 if slot.fp32 else target.dtype
+            buffers[key] = torch.empty(shape, dtype=dtype, device=target.device)
+        buffers[key][row : row + tensor.shape[0]].copy_(tensor)
         waiting[slot.key] -= 1
         if waiting[slot.key] == 0:
             weight, bias = buffers.pop((slot.key, "weight")), buffers.pop((slot.key, "bias"), None)
@@ -241,8 +252,8 @@ def load_slots(
                 done[slot.key] = weight
                 continue
             if slot.quantized:
-                linear = ops.pack_linear(weight, bias, format=format)
+                linear = target.ops.pack_linear(weight, bias, format=target.format)
             else:
-                linear = (kept or ops).pack_linear(weight, bias)
+                linear = target.kept.pack_linear(weight, bias)
             done[slot.key] = linear.gated() if slot.gated and hasattr(linear, "gated") else linear
     return done

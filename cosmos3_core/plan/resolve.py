@@ -6,11 +6,14 @@ import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import reference
 from ..contract import FORMATTED, OPS, Ask, Backend, Device, InputError, Kernel, Ops, RunError, Unavailable
 from .discovery import BUILT_IN, conflict, extras, installed, load, pip_install, probe, reason_of
+
+if TYPE_CHECKING:
+    from ..model.weights import Target
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -75,6 +78,21 @@ class Plan:
     def formats(self) -> dict[str, str]:
         """Quantization formats by op, where there is one."""
         return {choice.op: choice.format for choice in self.choices if choice.format != "none"}
+
+    def target(self) -> Target:
+        """What a model's weights become under this plan. Imports and builds the chosen kernels."""
+        import torch
+
+        from ..model.weights import Target
+
+        ops = self.build_ops()
+        return Target(
+            ops=ops,
+            kept=self.build_kept(ops),
+            device=self.backend.torch_device,
+            dtype=getattr(torch, self.dtype),
+            format=self.formats.get("pack_linear", "none"),
+        )
 
     def build_ops(self) -> Ops:
         """Import and build the chosen kernels. Raises RunError where a kernel that declared it can serve does not."""

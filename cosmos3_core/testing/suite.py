@@ -22,7 +22,7 @@ from ..model.config import VAE_SUPPORTED, TransformerConfig
 from ..model.packing import Item, Packing
 from ..model.transformer import GenerationTower, UnderstandingTower
 from ..model.vae import VideoVAE
-from ..model.weights import generation_slots, load_slots, understanding_slots
+from ..model.weights import Target, generation_slots, load_slots, understanding_slots
 from ..plan import Plan, Want, resolve
 from ..plan.resolve import formats_of
 from ..reference import ops as reference
@@ -677,10 +677,11 @@ def _velocities(
             noise = normal(*shape, seed=i)
             yield name, 1 + 0.2 * noise if "norm" in name else noise * (0.02 if len(shape) < 2 else shape[1] ** -0.5)
 
+    target = Target(ops=ops, kept=kept or ops, device=device, dtype=getattr(torch, dtype), format=format)
     weights = []
     for slots in (understanding_slots(config), generation_slots(config)):
         shapes = {name: shape for slot in slots for name, shape in slot.tensors().items()}
-        weights.append(load_slots(slots, read, ops, device, getattr(torch, dtype), format, kept))
+        weights.append(load_slots(slots, read, target))
     understanding = UnderstandingTower(config, kept or ops, weights[0])
     generation = GenerationTower(config, ops, weights[1], kept)
     texts = [understanding.prefill([token % 64 for token in range(3, 3 + 7 * length)]) for length in (11, 2)]

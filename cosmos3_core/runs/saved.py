@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import tensors
 from ..contract import InputError
-from ..engine import media, tensors
+from ..files import media
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..cli.run import Options
     from ..engine.engine import Inputs
     from ..plan import Plan
     from ..sampling.state import State
-    from .run import Options
 
 PLAN_OPTIONS = ("backend", "dtype", "kernels", "formats")
 """What a stopped run has settled of its plan."""

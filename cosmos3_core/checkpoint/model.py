@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contract import InputError, Ops
+from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..scenarios.request import NEGATIVE_PROMPT, ModelFacts
 from .repository import Repository, open_repository
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..model.text import ChatTokenizer
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
+    from ..model.weights import Target
     from .tensors import TensorInfo
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
@@ -176,30 +177,24 @@ class Weights:
         for raw, tensor in self.transformer.read(canonical):
             yield canonical[raw], tensor
 
-    def understanding(
-        self, ops: Ops, device: str, dtype: torch.dtype, format: str = "none", kept: Ops | None = None
-    ) -> UnderstandingTower:
-        """Load the text tower, its layers' weights in a quantization format. Its attention, causal and done once, is
-        `kept`'s."""
+    def understanding(self, target: Target) -> UnderstandingTower:
+        """Load the text tower. Its attention, causal and done once, is that of `target.kept`."""
         from ..model.transformer import UnderstandingTower
         from ..model.weights import load_slots, understanding_slots
 
         config = self.model.config
-        loaded = load_slots(understanding_slots(config), self._read, ops, device, dtype, format, kept)
-        return UnderstandingTower(config, kept or ops, loaded)
+        return UnderstandingTower(config, target.kept, load_slots(understanding_slots(config), self._read, target))
 
-    def generation(
-        self, ops: Ops, device: str, dtype: torch.dtype, format: str = "none", kept: Ops | None = None
-    ) -> GenerationTower:
-        """Load the media tower, in a quantization format what is not `kept`."""
+    def generation(self, target: Target) -> GenerationTower:
+        """Load the media tower."""
         from ..model.transformer import GenerationTower
         from ..model.weights import generation_slots, load_slots
 
         config = self.model.config
-        loaded = load_slots(generation_slots(config), self._read, ops, device, dtype, format, kept)
-        return GenerationTower(config, ops, loaded, kept)
+        loaded = load_slots(generation_slots(config), self._read, target)
+        return GenerationTower(config, target.ops, loaded, target.kept)
 
-    def vae(self, ops: Ops, device: str, dtype: torch.dtype, *halves: str) -> VideoVAE:
+    def vae(self, target: Target, *halves: str) -> VideoVAE:
         """Load these halves of the VAE, "encoder" and "decoder"."""
         from ..model.vae import VideoVAE, prefixes
 
@@ -207,9 +202,9 @@ class Weights:
         return VideoVAE.load(
             self.model.vae,
             self.vae_files.read(names),
-            ops,
+            target.ops,
             source=f"{self.model.name}/vae",
-            device=device,
-            dtype=dtype,
+            device=target.device,
+            dtype=target.dtype,
             halves=halves,
         )

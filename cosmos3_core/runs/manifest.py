@@ -11,10 +11,10 @@ from .. import __version__, reference
 from ..scenarios.request import profile_source
 
 if TYPE_CHECKING:
+    from ..checkpoint.model import Model
+    from ..engine.engine import Engine, Inputs
     from ..plan import Plan
     from ..sampling.state import State
-    from .engine import Engine, Inputs
-    from .model import Model
 
 KEY = "cosmos3"
 """The metadata key in an mp4 or PNG."""
@@ -25,7 +25,7 @@ def resolved(
     model: Model, plan: Plan, profile: str, request: Any, origin: dict[str, str], backend_why: str
 ) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `backend_why` says why this backend."""
-    from .engine import items_of, one_pass
+    from ..engine.engine import items_of, one_pass
 
     items, layers = items_of(request, model), plan.formats.get("pack_linear")
     towers = f"{plan.dtype}, layers in {layers}" if layers else plan.dtype
