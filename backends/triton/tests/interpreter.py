@@ -2,8 +2,8 @@
 arithmetic, and tells nothing of speed or races.
 
 Triton reads TRITON_INTERPRET while it is imported, so these tests have a process of their own, and this file sets it.
-The interpreter of triton 3.7.1 is wrong in three places, which `repair` puts right; `test_interpreter.py` says when a newer
-one no longer needs that. Arithmetic on bf16 itself stays wrong (it works on the bits): kernels compute in fp32.
+The interpreter of triton 3.7.1 is wrong in three places, which `repair` puts right; `test_interpreter.py` says when a
+newer one no longer needs that. Arithmetic on bf16 itself stays wrong (it works on the bits): kernels compute in fp32.
 """
 
 from __future__ import annotations
