@@ -51,7 +51,7 @@ def test_the_kernels_come_with_the_backend_that_builds_rows_of_them(installed, t
     assert run(installed / "python", "-c", script, cwd=tmp_path).strip() == __version__
 
 
-def test_the_backends_are_listed_with_the_reason_why_it_cannot_be_used(installed, tmp_path):
+def test_the_backends_are_listed_with_the_reasons_why_they_cannot_be_used(installed, tmp_path):
     listed = {
         backend["name"]: backend
         for backend in json.loads(run(installed / "cosmos3", "backends", "--json", cwd=tmp_path))
