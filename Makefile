@@ -14,8 +14,8 @@ demo: .venv/installed
 # Triton interprets kernels or compiles them, for the whole of a process.
 test: lint
 	$(BIN)/python -m pytest -q --durations=10 tests backends/cuda/tests/test_capture.py
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q backends/cuda/tests/interpreted
-	$(BIN)/python -m pytest -q backends/cuda/tests/compiled
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q backends/triton/tests/interpreted backends/cuda/tests/interpreted
+	$(BIN)/python -m pytest -q backends/triton/tests/compiled
 
 # What takes longer than it is worth on every change: installing from a checkout.
 test-slow: .venv/installed

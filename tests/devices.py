@@ -20,8 +20,9 @@ from cosmos3_core.contract import Backend, Device
 from cosmos3_core.plan import Plan, Want, resolve
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {folder.parent.name: folder.parent for folder in sorted((ROOT / "backends").glob("*/pyproject.toml"))}
-"""The folders of the in-tree backends by name. They are put on the path here and need not be installed."""
+PACKAGES = {path.parent.name: path.parent for path in sorted((ROOT / "backends").glob("*/pyproject.toml"))}
+"""The folders of the in-tree backends, and of the kernels that they share, by name. They are put on the path here and
+need not be installed."""
 sys.path += [str(folder) for folder in PACKAGES.values() if str(folder) not in sys.path]
 
 GOLDENS = ROOT / "tests" / "goldens"

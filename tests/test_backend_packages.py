@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from datetime import datetime
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -24,9 +25,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosmos3_core import __version__
 from cosmos3_core.contract import GROUP, OPS, Ask, Unavailable
+from cosmos3_core.evidence.record import fingerprint
 from cosmos3_core.reference import ops as reference
+from cosmos3_core.testing.subject import Subject
 
 BACKENDS = ("cuda", "npu", "rocm", "xpu")
+KERNELS = "triton"
+"""The folder of our kernels, which is no backend."""
 
 
 def row(name: str, kernel: str):
@@ -38,17 +43,49 @@ def row(name: str, kernel: str):
 # Packages
 
 
-def test_the_folders_are_the_four_backends():
-    assert tuple(sorted(PACKAGES)) == BACKENDS
+def test_the_folders_are_the_four_backends_and_their_kernels():
+    assert tuple(sorted(PACKAGES)) == tuple(sorted((*BACKENDS, KERNELS)))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_package_says_what_it_is_and_needs_only_this_cosmos3(name):
+    """And the kernels where it builds rows of them, which are of the same version. They are no backend."""
     pyproject = tomllib.loads((PACKAGES[name] / "pyproject.toml").read_text("utf-8"))
     project = pyproject["project"]
     assert (project["name"], project["version"]) == (f"cosmos3-{name}", __version__)
-    assert project["dependencies"] == [f"cosmos3=={__version__}"]
-    assert project["entry-points"] == {GROUP: {name: f"cosmos3_{name}.plugin"}}
+    needed = ["cosmos3", f"cosmos3-{KERNELS}"] if name != KERNELS and takes_kernels(name) else ["cosmos3"]
+    assert project["dependencies"] == [f"{package}=={__version__}" for package in needed]
+    entries = {} if name == KERNELS else {GROUP: {name: f"cosmos3_{name}.plugin"}}
+    assert project.get("entry-points", {}) == entries
+
+
+def takes_kernels(name: str) -> bool:
+    return any(kernel.build.__module__.startswith(f"cosmos3_{KERNELS}.") for kernel in backend(name).kernels)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_fingerprint_covers_the_kernels_that_a_backend_takes(name):
+    """Of a recipe's record, and of a record of the kit."""
+    device = next(found for of, found in DEVICES.values() if of == name)
+    code = fingerprint(backend(name), device)["code"]
+    packages = {f"cosmos3_{name}"} | ({f"cosmos3_{KERNELS}"} if takes_kernels(name) else set())
+    assert set(code) == {"cosmos3_core"} | packages and all(code.values())
+
+
+def test_the_kit_s_record_covers_the_kernels_that_a_backend_takes(monkeypatch):
+    before = subject("cuda").sources()
+    read = Path.read_bytes
+    changed = PACKAGES[KERNELS] / f"cosmos3_{KERNELS}" / "products.py"
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == changed))
+    assert takes_kernels("cuda") and subject("cuda").sources() != before
+    assert not takes_kernels("npu")
+
+
+def subject(name: str) -> Subject:
+    """The backend as the kit sees it, but for what only an installed one has."""
+    found = object.__new__(Subject)
+    found.module, found.backend = f"cosmos3_{name}.plugin", backend(name)
+    return found
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -197,7 +234,10 @@ def test_the_probed_devices_are_the_recorded_ones():
     assert {*TOLD, "cpu"} == set(DEVICES)
 
 
-@pytest.mark.parametrize(("first", "other"), [("h100", "rtx5090"), ("mi300x", "mi350x"), ("b580", "b60")])
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [("h100", "rtx5090"), ("mi300x", "mi350x"), ("b580", "b60"), ("ascend910b", "ascend950")],
+)
 def test_of_unlike_devices_the_first_kind_is_counted(first, other, monkeypatch):
     name, found = DEVICES[first]
     machine(monkeypatch, name, [told(first), told(other), told(first)], found.versions)
@@ -374,7 +414,7 @@ ROWS = [
     for kernel in backend(name).kernels
     if kernel.op == "attention" and "triton" not in kernel.needs
 ]
-"""Rows that call a library. Our own kernels run in Triton's interpreter: backends/cuda/tests."""
+"""Rows that call a library. Our own kernels run in Triton's interpreter: backends/triton/tests."""
 CASES = {
     "one segment": dict(queries=20, keys=[20], causal=False),
     "causal": dict(queries=20, keys=[20], causal=True),
@@ -502,15 +542,12 @@ def test_cuda_claims_no_more_than_is_on_record():
     """Only a record of the kit for these very sources, rows and tests lets the README say that it passes; of others, it
     says that they have changed. What no record knows is said never to have run."""
     from cosmos3_core.testing.record import _kit
-    from cosmos3_core.testing.subject import Subject
 
     file, rows = PACKAGES["cuda"] / "records" / "check-h100.json", backend("cuda").kernels
     readme = " ".join((PACKAGES["cuda"] / "README.md").read_text().split())
     record = json.loads(file.read_text())
     found = record["fingerprint"]
-    subject = object.__new__(Subject)
-    subject.module = "cosmos3_cuda.plugin"
-    current = found["backend"]["sources"] == subject.sources() and found["kit"] == _kit()
+    current = found["backend"]["sources"] == subject("cuda").sources() and found["kit"] == _kit()
     passed = {name for name, test in record["tests"].items() if test["outcome"] == "passed"}
     day = f"{datetime.fromisoformat(record['finished']):%-d %B %Y}"
     state = "passes" if current else f"passed on {day}, with code that has changed since,"

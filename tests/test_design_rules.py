@@ -1,6 +1,7 @@
 """The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, its packages import
 in one direction, the model runs on the ops it was given, nothing is unpickled, a function fits a screen. And over the
-source of the in-tree backends: each knows the contract and nothing else of ours, and its plugin loads nothing heavy.
+source of the in-tree backends: each knows the contract and our kernels and nothing else of ours, and its plugin loads
+nothing heavy. And over the source of our kernels: they name no device either.
 
 A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.
 """
@@ -40,6 +41,10 @@ OWNED_BY_OPS = {
 }
 # What a backend may know of cosmos3_core: what a vendor's package may.
 OPEN_TO_BACKENDS = {"contract", "quant", "testing"}
+LIBRARY = "cosmos3_triton"
+"""Our kernels: no backend, but a library that backends import."""
+LIGHT = ("cosmos3_core.contract", f"{LIBRARY}.rows", f"{LIBRARY}.tables")
+"""What a plugin may import at its top."""
 LONGEST_FUNCTION = 60
 
 
@@ -153,12 +158,29 @@ def backend_knows_the_contract_only(module: str, source: str) -> Iterator[str]:
         root = name.split(".")[0]
         if root == "cosmos3_core" and package_of(name) not in OPEN_TO_BACKENDS:
             yield f"line {line}: a backend may not import {name}"
-        elif root.startswith("cosmos3_") and root not in {own, "cosmos3_core"}:
+        elif root.startswith("cosmos3_") and root not in {own, "cosmos3_core", LIBRARY}:
             yield f"line {line}: a backend may not import the backend {name}"
 
 
+def kernels_know_no_device(module: str, source: str) -> Iterator[str]:
+    if module.split(".")[0] != LIBRARY:
+        return
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in DEVICE_ATTRIBUTES:
+            yield f"line {node.lineno}: attribute .{node.attr}"
+    for line, _, name in imported(module, tree):
+        root, inside = name.split(".")[0], package_of(name) in {"contract", "quant"}
+        ours = inside if root == "cosmos3_core" else root in {LIBRARY, "torch", "triton"} | sys.stdlib_module_names
+        if not ours or DEVICE_ATTRIBUTES & set(name.split(".")):
+            yield f"line {line}: our kernels may not import {name}"
+    for line, text in strings(tree):
+        if DEVICE_STRING.fullmatch(text):
+            yield f"line {line}: device name {text!r}"
+
+
 def plugin_loads_nothing_heavy(module: str, source: str) -> Iterator[str]:
-    if not module.endswith(".plugin"):
+    if not module.endswith(".plugin") and not module.startswith(LIGHT):
         return
     # What stands in a function is imported when it is called; what stands in an `if` or `try` is not put off by it.
     waiting: list[ast.AST] = [ast.parse(source)]
@@ -167,7 +189,7 @@ def plugin_loads_nothing_heavy(module: str, source: str) -> Iterator[str]:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for line, _, name in imported(module, ast.Module([node], [])):
                     root = name.split(".")[0]
-                    if not name.startswith("cosmos3_core.contract") and root not in sys.stdlib_module_names:
+                    if not name.startswith(LIGHT) and root not in sys.stdlib_module_names:
                         yield f"line {line}: a plugin may import {name} inside a function only"
             elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
                 waiting.append(node)
@@ -185,6 +207,7 @@ RULES: list[Rule] = [
 
 BACKEND_RULES: list[Rule] = [
     backend_knows_the_contract_only,
+    kernels_know_no_device,
     plugin_loads_nothing_heavy,
     unpickles_nothing,
     functions_fit_a_screen,
@@ -203,7 +226,7 @@ def sources() -> Iterator[tuple[str, Path]]:
 
 
 def backend_sources() -> Iterator[tuple[str, Path]]:
-    """Yields every module of the in-tree backends."""
+    """Yields every module of the in-tree backends, and of our kernels."""
     for folder in sorted((ROOT / "backends").glob("*/cosmos3_*")):
         yield from modules(folder)
 
@@ -222,9 +245,8 @@ def test_backends_keep_the_rule(rule: Rule):
 
 def test_the_rules_see_the_packages_they_are_about():
     assert set(IMPORTS) <= {package_of(module) for module, _ in sources()}
-    assert {f"cosmos3_{name}.plugin" for name in ("cuda", "npu", "rocm", "xpu")} <= {
-        name for name, _ in backend_sources()
-    }
+    plugins = {f"cosmos3_{name}.plugin" for name in ("cuda", "npu", "rocm", "xpu")}
+    assert plugins | {f"{LIBRARY}.rows", f"{LIBRARY}.tables"} <= {name for name, _ in backend_sources()}
 
 
 LONG_FUNCTION = "def f():\n" + "    pass\n" * LONGEST_FUNCTION
@@ -297,6 +319,40 @@ def test_a_rule_lets_pass(rule: Rule, module: str, source: str):
     assert not list(rule(f"cosmos3_core.{module}", source))
 
 
+BAD_KERNELS = [
+    "import torch\ntorch.cuda.synchronize()",
+    "from torch import xpu",
+    "import torch_npu",
+    "def f(x):\n    return x.is_cuda",
+    "x.to('cuda')",
+    "from cosmos3_cuda import plugin",
+    "import fa3_fwd_interface",
+    "from cosmos3_core.testing import cases",
+    "import cosmos3_core",
+]
+GOOD_KERNELS = [
+    "import math\nimport torch\nimport triton.language as tl\ntorch.accelerator\nx.device.index",
+    "from cosmos3_core.contract import Kernel\nfrom cosmos3_core.quant import FORMATS\nfrom . import tables",
+]
+
+
+@pytest.mark.parametrize("source", BAD_KERNELS)
+def test_the_rule_of_our_kernels_catches(source: str):
+    assert list(kernels_know_no_device(f"{LIBRARY}.attention", source))
+    assert not list(kernels_know_no_device("cosmos3_acme.attention", source))
+
+
+@pytest.mark.parametrize("source", GOOD_KERNELS)
+def test_the_rule_of_our_kernels_lets_pass(source: str):
+    assert not list(kernels_know_no_device(f"{LIBRARY}.attention", source))
+
+
+def test_what_a_plugin_may_import_at_its_top_loads_nothing_heavy_either():
+    assert list(plugin_loads_nothing_heavy(f"{LIBRARY}.rows", "from .attention import Flash"))
+    assert not list(plugin_loads_nothing_heavy(f"{LIBRARY}.rows", "import math\nfrom .tables import table"))
+    assert not list(plugin_loads_nothing_heavy(f"{LIBRARY}.attention", "import torch"))
+
+
 BAD_BACKEND: list[tuple[Rule, str, str]] = [
     (backend_knows_the_contract_only, "attention", "from cosmos3_core.reference import ops"),
     (backend_knows_the_contract_only, "attention", "from cosmos3_core import model"),
@@ -309,10 +365,13 @@ BAD_BACKEND: list[tuple[Rule, str, str]] = [
     (plugin_loads_nothing_heavy, "plugin", "class A:\n    import torch"),
     (plugin_loads_nothing_heavy, "plugin", "from . import attention"),
     (plugin_loads_nothing_heavy, "plugin", "from .attention import sdpa"),
+    (plugin_loads_nothing_heavy, "plugin", "from cosmos3_triton import attention"),
 ]
 GOOD_BACKEND: list[tuple[Rule, str, str]] = [
     (backend_knows_the_contract_only, "attention", "import torch\nfrom cosmos3_core.contract import Attention"),
     (backend_knows_the_contract_only, "plugin", "from . import attention\nfrom cosmos3_acme.linear import pack"),
+    (backend_knows_the_contract_only, "linear", "from cosmos3_triton.products import scaled_mm"),
+    (plugin_loads_nothing_heavy, "plugin", "from cosmos3_triton.rows import attention_rows"),
     (backend_knows_the_contract_only, "formats", "from cosmos3_core.quant import mx\nfrom cosmos3_core import testing"),
     (plugin_loads_nothing_heavy, "plugin", "import os\nfrom cosmos3_core.contract import Kernel\nos.sep"),
     (plugin_loads_nothing_heavy, "plugin", "def f():\n    import torch\n    from . import attention"),

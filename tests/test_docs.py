@@ -20,7 +20,7 @@ PAGES = [
         "docs",
         "benchmarks",
         "recipes",
-        *(f"backends/{name}" for name in ("cuda", "rocm", "npu", "xpu")),
+        *(f"backends/{name}" for name in ("cuda", "rocm", "npu", "xpu", "triton")),
     )
     for path in sorted((ROOT / folder).glob("*.md"))
 ]

@@ -24,6 +24,10 @@ from cosmos3_core import __version__
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = {"cuda", "npu", "rocm", "xpu"}
+KERNELS = "triton"
+"""The distribution of our kernels, which is no backend and no extra."""
+EXTRAS = {name: sorted((name, KERNELS)) if name != "npu" else [name] for name in BACKENDS}
+"""The folders that an extra installs. Hatchling sorts requirements."""
 HEAVY = {"torch", "diffusers", "transformers", "huggingface_hub", "av", "PIL", "numpy"}
 
 
@@ -45,11 +49,10 @@ def metadata(wheel: Path, package: str = "cosmos3") -> Message:
         return message_from_bytes(archive.read(f"{package}-{__version__}.dist-info/METADATA"))
 
 
-def requirement_of_extra(wheel: Path, extra: str) -> Requirement:
-    """The one requirement of the wheel that `extra` adds."""
+def requirements_of_extra(wheel: Path, extra: str) -> list[Requirement]:
+    """The requirements of the wheel that `extra` adds."""
     lines = [Requirement(line) for line in metadata(wheel).get_all("Requires-Dist")]
-    (found,) = [line for line in lines if line.marker and line.marker.evaluate({"extra": extra})]
-    return found
+    return [line for line in lines if line.marker and line.marker.evaluate({"extra": extra})]
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +74,16 @@ def release_wheel(checkout) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS))
-def test_an_extra_of_a_checkout_is_the_folder_of_the_backend(name, checkout, wheel):
-    found = requirement_of_extra(wheel, name)
-    assert (found.name, found.url) == (f"cosmos3-{name}", (checkout / "backends" / name).as_uri())
+def test_an_extra_of_a_checkout_is_the_folder_of_the_backend_and_that_of_its_kernels(name, checkout, wheel):
+    found = [(line.name, line.url) for line in requirements_of_extra(wheel, name)]
+    assert found == [(f"cosmos3-{part}", (checkout / "backends" / part).as_uri()) for part in EXTRAS[name]]
     assert " @ file:" in metadata(wheel).as_string()
 
 
 def assert_is_release(wheel: Path) -> None:
-    for name in BACKENDS:
-        found = requirement_of_extra(wheel, name)
-        assert (found.name, str(found.specifier)) == (f"cosmos3-{name}", f"=={__version__}")
+    for name, parts in EXTRAS.items():
+        found = [(line.name, str(line.specifier)) for line in requirements_of_extra(wheel, name)]
+        assert found == [(f"cosmos3-{part}", f"=={__version__}") for part in parts]
     assert " @ " not in "".join(metadata(wheel).get_all("Requires-Dist"))
 
 
@@ -101,17 +104,19 @@ def test_a_wheel_built_from_a_released_sdist_is_a_release(checkout, tmp_path):
     assert_is_release(build(tree, "wheel", release=False))
 
 
-@pytest.mark.parametrize("name", sorted(BACKENDS))
-def test_a_backend_builds_a_wheel_of_this_version(name, checkout):
+@pytest.mark.parametrize("name", sorted({*BACKENDS, KERNELS}))
+def test_a_package_builds_a_wheel_of_this_version(name, checkout):
     built = build(checkout / "backends" / name, "wheel", release=True)
     package = f"cosmos3_{name}"
     head = metadata(built, package)
     assert (head["Name"], head["Version"]) == (f"cosmos3-{name}", __version__)
-    assert head.get_all("Requires-Dist") == [f"cosmos3=={__version__}"]
+    needed = {"cosmos3", f"cosmos3-{KERNELS}"} if name == "cuda" else {"cosmos3"}
+    assert set(head.get_all("Requires-Dist")) == {f"{part}=={__version__}" for part in needed}
+    entries = f"{package}-{__version__}.dist-info/entry_points.txt"
     with ZipFile(built) as archive:
-        lines = archive.read(f"{package}-{__version__}.dist-info/entry_points.txt").decode().splitlines()
+        lines = archive.read(entries).decode().splitlines() if entries in archive.namelist() else []
         modules = {path for path in archive.namelist() if path.startswith(f"{package}/")}
-    assert lines == ["[cosmos3.backends]", f"{name} = {package}.plugin"]
+    assert lines == ([] if name == KERNELS else ["[cosmos3.backends]", f"{name} = {package}.plugin"])
     folder = ROOT / "backends" / name
     files = (path for path in folder.glob(f"{package}/**/*") if path.suffix in (".py", ".toml"))
     assert modules == {path.relative_to(folder).as_posix() for path in files}

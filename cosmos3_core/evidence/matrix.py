@@ -49,17 +49,17 @@ def render(root: Path) -> str:
 
 def in_tree_backends(root: Path) -> list[Backend]:
     """The backends of the checkout, installed or not. Raises InputError for one that does not load."""
-    found = []
-    for plugin in sorted(root.glob("backends/*/cosmos3_*/plugin.py")):
-        package = plugin.parent
-        sys.path.insert(0, str(package.parent))
-        try:
-            found.append(import_module(f"{package.name}.plugin").cosmos3_backend())
-        except Exception as error:  # whatever is wrong with a plugin, the page cannot be made
-            said = f"it does not load ({type(error).__name__}: {error})"
-            raise InputError(f"{plugin.relative_to(root)}", said, "Correct the plugin") from error
-        finally:
-            sys.path.remove(str(package.parent))
+    found, path = [], list(sys.path)
+    sys.path[:0] = [str(package.parent) for package in sorted(root.glob("backends/*/cosmos3_*"))]
+    try:
+        for plugin in sorted(root.glob("backends/*/cosmos3_*/plugin.py")):
+            try:
+                found.append(import_module(f"{plugin.parent.name}.plugin").cosmos3_backend())
+            except Exception as error:  # whatever is wrong with a plugin, the page cannot be made
+                said = f"it does not load ({type(error).__name__}: {error})"
+                raise InputError(f"{plugin.relative_to(root)}", said, "Correct the plugin") from error
+    finally:
+        sys.path[:] = path
     return found
 
 

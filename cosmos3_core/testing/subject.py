@@ -80,14 +80,16 @@ class Subject:
         return json.loads(effects) | {"prints": (said + done.stderr).strip()}
 
     def sources(self) -> str:
-        """SHA-256 over the files of the backend's package, names included."""
-        spec = importlib.util.find_spec(self.module.partition(".")[0])
-        roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
-        files = [(path.relative_to(root), path) for root in roots for path in root.rglob("*") if path.is_file()]
+        """SHA-256 over the files of the backend's package and of those that its rows come from, names included."""
+        modules = {self.module, *(kernel.build.__module__ for kernel in self.backend.kernels)}
         digest = hashlib.sha256()
-        for name, path in sorted(files) or [(Path(spec.origin).name, Path(spec.origin))]:
-            if "__pycache__" not in path.parts:
-                digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+        for package in sorted({module.partition(".")[0] for module in modules}):
+            spec = importlib.util.find_spec(package)
+            roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
+            files = [(path.relative_to(root), path) for root in roots for path in root.rglob("*") if path.is_file()]
+            for name, path in sorted(files) or [(Path(spec.origin).name, Path(spec.origin))]:
+                if "__pycache__" not in path.parts:
+                    digest.update(f"{package}/{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
         return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""`pip install ".[npu]"` of a checkout, as a user types it, in a virtual environment of its own.
+"""`pip install ".[cuda,npu]"` of a checkout, as a user types it, in a virtual environment of its own.
 
 Nothing is downloaded: the environment finds torch and the build tool in the packages of the Python that runs the tests,
 so what is tested is the checkout's own metadata, builds and entry points. A really empty environment costs the download
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from cosmos3_core import __version__
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +30,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The bin folder of an environment with `.[npu]` of a copy of this tree."""
+    """The bin folder of an environment with `.[cuda,npu]` of a copy of this tree."""
     folder = tmp_path_factory.mktemp("install")
     checkout, environment = folder / "a checkout", folder / "environment"
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", ".whl", ".*_cache", "__pycache__"))
@@ -37,19 +39,26 @@ def installed(tmp_path_factory) -> Path:
     (site,) = (environment / "lib").glob("python*/site-packages")
     (site / "host.pth").write_text(sysconfig.get_path("purelib") + "\n")
     offline = ("--no-index", "--no-build-isolation", "--disable-pip-version-check")
-    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", *offline, ".[npu]", cwd=checkout)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", *offline, ".[cuda,npu]", cwd=checkout)
     # A .pth that is named in another .pth is not read: the host's own editable cosmos3 is out of sight.
     where = run(python, "-c", "import cosmos3_core, cosmos3_npu; print(cosmos3_core.__file__)", cwd=folder)
     assert Path(where.strip()).is_relative_to(site)
     return environment / "bin"
 
 
-def test_the_backend_is_listed_with_the_reason_why_it_cannot_be_used(installed, tmp_path):
+def test_the_kernels_come_with_the_backend_that_builds_rows_of_them(installed, tmp_path):
+    script = "from importlib.metadata import version; import cosmos3_triton.rows; print(version('cosmos3-triton'))"
+    assert run(installed / "python", "-c", script, cwd=tmp_path).strip() == __version__
+
+
+def test_the_backends_are_listed_with_the_reasons_why_they_cannot_be_used(installed, tmp_path):
     listed = {
         backend["name"]: backend
         for backend in json.loads(run(installed / "cosmos3", "backends", "--json", cwd=tmp_path))
     }
-    assert set(listed) == {"reference", "npu"}
+    assert set(listed) == {"reference", "cuda", "npu"}
+    assert (listed["cuda"]["package"], listed["cuda"]["state"]) == ("cosmos3-cuda", "unavailable")
+    assert "built without CUDA" in listed["cuda"]["reason"]
     assert (listed["npu"]["package"], listed["npu"]["state"]) == ("cosmos3-npu", "unavailable")
     assert "torch_npu is not installed" in listed["npu"]["reason"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from cosmos3_triton.rows import HALF, attention_rows, linear_rows, row_wise_rows
+from cosmos3_triton.tables import table
 
 from cosmos3_core.contract import (
     Ask,
@@ -17,12 +17,13 @@ from cosmos3_core.contract import (
     Unavailable,
     hookimpl,
 )
+from cosmos3_core.contract.probing import alike, check_visible, versions
 
 AMPERE_ON = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 ADA_ON = AMPERE_ON[3:]
 WITHOUT_INT8 = ("sm_100", "sm_103", "sm_110")
 """Their tensor cores multiply integers slowly, or only through the instructions of older ones."""
-HALF = ("bfloat16", "float16")
+WITH_INT8 = tuple(arch for arch in AMPERE_ON if arch not in WITHOUT_INT8)
 FIRST_RIGHT_CUDNN = (9, 15, 1)
 """Older ones are wrong where a sequence length is no multiple of 128 (pytorch/pytorch#169849)."""
 
@@ -31,26 +32,22 @@ def probe() -> Device:
     """The first GPU that torch sees, and how many there are of its kind. Raises Unavailable."""
     import torch
 
-    from .tables import table
-
     if torch.version.cuda is None:
         raise Unavailable(
             f"torch {torch.__version__} was built without CUDA; "
             "install a CUDA build of torch, see pytorch.org/get-started"
         )
-    if not torch.cuda.is_available():
-        raise Unavailable("no GPU is visible to the NVIDIA driver; nvidia-smi says what the driver sees")
+    check_visible(torch.cuda.is_available(), "GPU", "NVIDIA", "nvidia-smi")
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    archs = [f"sm_{gpu.major}{gpu.minor}" for gpu in gpus]
-    alike = [(arch, gpu.name) == (archs[0], gpus[0].name) for arch, gpu in zip(archs, gpus, strict=True)]
+    arch = f"sm_{gpus[0].major}{gpus[0].minor}"
     try:
-        launches = table(archs[0], gpus[0].name).origin
+        launches = table(arch, gpus[0].name).origin
     except ValueError as error:
-        raise Unavailable(f"{error}. Delete the file; python -m cosmos3_cuda.tune measures it anew") from None
+        raise Unavailable(f"{error}. Delete the file; python -m cosmos3_triton.tune measures it anew") from None
     return Device(
-        arch=archs[0],
+        arch=arch,
         name=gpus[0].name,
-        count=sum(alike),
+        count=alike([(gpu.major, gpu.minor, gpu.name) for gpu in gpus]),
         memory=gpus[0].total_memory,
         unified=bool(gpus[0].is_integrated),
         versions=_versions() | {"kernel launches": launches},
@@ -58,21 +55,15 @@ def probe() -> Device:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
     import torch
 
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    found = {"torch": torch.__version__, "cuda": torch.version.cuda}
     if driver := _driver():
-        versions["driver"] = driver
+        found["driver"] = driver
     cudnn = torch.backends.cudnn.version()
     if cudnn is not None:
-        versions["cudnn"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
-    try:
-        versions["fa3-fwd"] = version("fa3-fwd")
-    except PackageNotFoundError:
-        pass
-    return versions
+        found["cudnn"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
+    return found | versions("fa3-fwd")
 
 
 def _driver() -> str | None:
@@ -85,13 +76,6 @@ def _driver() -> str | None:
     query = [tool, "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None if answer.returncode == 0 else None
-
-
-def _table(device: Device) -> Any:
-    """How kernels are launched on it."""
-    from .tables import table
-
-    return table(device.arch, device.name)
 
 
 def build_sdpa_cudnn(device: Device) -> Attention:
@@ -109,13 +93,13 @@ def build_sdpa_flash(device: Device) -> Attention:
 def build_fa3(device: Device) -> Attention:
     from .fa3 import FlashAttention3
 
-    return FlashAttention3(_table(device), cudnn=cudnn_fault(device) is None, fp8=False)
+    return FlashAttention3(table(device.arch, device.name), cudnn=cudnn_fault(device) is None, fp8=False)
 
 
 def build_fa3_fp8(device: Device) -> Attention:
     from .fa3 import FlashAttention3
 
-    return FlashAttention3(_table(device), cudnn=cudnn_fault(device) is None, fp8=True)
+    return FlashAttention3(table(device.arch, device.name), cudnn=cudnn_fault(device) is None, fp8=True)
 
 
 def build_fa4(device: Device) -> Attention:
@@ -124,42 +108,22 @@ def build_fa4(device: Device) -> Attention:
     return attention.build_fa4()
 
 
-def build_triton_attention(device: Device) -> Attention:
-    from .triton_attention import Flash
+def build_cublas(device: Device) -> PackLinear:
+    from cosmos3_triton.linears import build_unscaled
 
-    return Flash(_table(device))
-
-
-def build_triton_int8(device: Device) -> Attention:
-    from .triton_attention import build_int8
-
-    return build_int8(_table(device))
+    return build_unscaled(table(device.arch, device.name))
 
 
-def build_triton_fp8(device: Device) -> Attention:
-    from .triton_attention import build_fp8
+def build_scaled_mm(device: Device) -> PackLinear:
+    from . import linear
 
-    return build_fp8(_table(device))
-
-
-def one_pass(op: str, notes: str, module: str = "fused", **fields: Any) -> Kernel:
-    """A row of `fused`, or of a module like it."""
-
-    def build(device: Device) -> Any:
-        return getattr(import_module(f".{module}", __package__), f"build_{op}")(_table(device))
-
-    return Kernel(op=op, name="triton", build=build, arch=AMPERE_ON, needs=("triton",), notes=notes, **fields)
+    return linear.build_scaled_mm(table(device.arch, device.name))
 
 
-def linear_row(name: str, formats: tuple[str, ...], notes: str, **fields: Any) -> Kernel:
-    """A row of `linear`."""
+def build_block_scaled_mm(device: Device) -> PackLinear:
+    from . import linear
 
-    def build(device: Device) -> PackLinear:
-        from . import linear
-
-        return getattr(linear, f"build_{name.replace('-', '_')}")(_table(device))
-
-    return Kernel(op="pack_linear", name=name, build=build, formats=formats, needs=("triton",), notes=notes, **fields)
+    return linear.build_block_scaled_mm()
 
 
 def refuse_blocks(ask: Ask) -> str | None:
@@ -170,26 +134,10 @@ def refuse_blocks(ask: Ask) -> str | None:
     return None
 
 
-def refuse_fp8(ask: Ask) -> str | None:
-    if ask.format == "fp8" and ask.device.arch in ("sm_80", "sm_86", "sm_87"):
-        return f"{ask.device.arch} has no 8-bit floats; int8 is served"
-    return None
-
-
-EIGHT_BITS: dict[str, Any] = {"formats": ("none", "int8", "fp8"), "refuse": refuse_fp8}
-"""Of a row-wise op that can return its rows quantized."""
-
-
 def build_cuda_graph(device: Device) -> Capture:
     from .capture import build_capture
 
     return build_capture()
-
-
-def refuse_norm_rope(ask: Ask) -> str | None:
-    if ask.head_dim < 16 or ask.head_dim & (ask.head_dim - 1):
-        return f"takes head dims that are powers of two from 16 on, not {ask.head_dim}"
-    return None
 
 
 def refuse_fa3_fp8(ask: Ask) -> str | None:
@@ -207,12 +155,6 @@ def refuse_fa3(ask: Ask) -> str | None:
 def refuse_fa4(ask: Ask) -> str | None:
     if ask.head_dim > 128 or ask.head_dim % 8:
         return f"takes head dims up to 128 that are multiples of 8, not {ask.head_dim}"
-    return None
-
-
-def refuse_triton_attention(ask: Ask) -> str | None:
-    if ask.head_dim not in (64, 128):
-        return f"written for head dims 64 and 128, not {ask.head_dim}"
     return None
 
 
@@ -292,81 +234,39 @@ ROWS = (
         refuse=refuse_flash,
         notes="FlashAttention-2, inside torch",
     ),
+    *attention_rows(AMPERE_ON, int8=WITH_INT8, fp8=ADA_ON),
+    *row_wise_rows(AMPERE_ON, fp8=ADA_ON),
     Kernel(
-        op="attention",
-        name="triton",
-        build=build_triton_attention,
-        arch=AMPERE_ON,
-        dtypes=HALF,
-        needs=("triton",),
-        refuse=refuse_triton_attention,
-        notes="reads two segments where they lie; slower than cuDNN and FlashAttention-3 for video on an H100",
-    ),
-    Kernel(
-        op="attention",
-        name="triton-int8",
-        build=build_triton_int8,
-        arch=tuple(arch for arch in AMPERE_ON if arch not in WITHOUT_INT8),
-        dtypes=HALF,
-        formats=("int8",),
-        needs=("triton",),
-        refuse=refuse_triton_attention,
-        notes="the last segment (the media's) in int8, the others and causal calls in 16 bits; relative error 2.3e-2 "
-        "on normally distributed inputs",
-    ),
-    Kernel(
-        op="attention",
-        name="triton-fp8",
-        build=build_triton_fp8,
-        arch=ADA_ON,
-        dtypes=HALF,
-        formats=("fp8",),
-        needs=("triton",),
-        refuse=refuse_triton_attention,
-        notes="as triton-int8, with values and weights in FP8, and keys too where integers are slow: faster, and a "
-        "relative error of 3.8e-2",
-    ),
-    one_pass("rms_norm", "residual, norm, 8-bit rows and both results in one pass", **EIGHT_BITS),
-    one_pass("norm_rope", "all projections in one launch", refuse=refuse_norm_rope),
-    one_pass("gate", "one pass, in place but for 8-bit rows", **EIGHT_BITS),
-    one_pass(
-        "patch_embed",
-        "patches are read where they lie, the timestep is added before the result is rounded",
-        "patch_embed",
-        dtypes=HALF,
-    ),
-    one_pass("norm_silu", "one pass, several rows to a program"),
-    linear_row(
-        "cublas",
-        ("none",),
-        "cuBLAS as eager torch has it, also onto a residual; the MLP's first product and its gate in one, by our own",
+        op="pack_linear",
+        name="cublas",
+        build=build_cublas,
         arch=("sm_90",),
+        needs=("triton",),
+        notes="cuBLAS as eager torch has it, also onto a residual; the MLP's first product and its gate in one, by our "
+        "own",
     ),
-    linear_row(
-        "scaled-mm",
-        ("fp8", "fp8_block"),
-        "inside torch: cuBLASLt on Hopper, CUTLASS elsewhere; in fp8 on Hopper the products with the gate and onto a "
-        "residual are our own",
+    Kernel(
+        op="pack_linear",
+        name="scaled-mm",
+        build=build_scaled_mm,
         arch=("sm_89", "sm_90", "sm_100", "sm_103"),
         dtypes=("bfloat16",),
+        formats=("fp8", "fp8_block"),
+        needs=("triton",),
         refuse=refuse_blocks,
+        notes="inside torch: cuBLASLt on Hopper, CUTLASS elsewhere; in fp8 on Hopper the products with the gate and "
+        "onto a residual are our own",
     ),
-    linear_row(
-        "triton-scaled-mm", ("int8", "fp8"), "scales in the epilogue", arch=AMPERE_ON, dtypes=HALF, refuse=refuse_fp8
-    ),
-    linear_row(
-        "triton-a16",
-        ("w4a16", "nvfp4a16", "mxfp4a16"),
-        "few rows are multiplied with 4-bit weights as they are, many with a 16-bit copy",
-        arch=AMPERE_ON,
-        dtypes=HALF,
-    ),
-    linear_row(
-        "block-scaled-mm",
-        ("mxfp8", "nvfp4"),
-        "inside torch: Blackwell's own block-scaled products; never run",
+    *linear_rows(AMPERE_ON, fp8=ADA_ON),
+    Kernel(
+        op="pack_linear",
+        name="block-scaled-mm",
+        build=build_block_scaled_mm,
         arch=("sm_100", "sm_103", "sm_120", "sm_121"),
         dtypes=("bfloat16",),
+        formats=("mxfp8", "nvfp4"),
+        needs=("triton",),
+        notes="inside torch: Blackwell's own block-scaled products; never run",
     ),
     Kernel(
         op="capture",

@@ -1,8 +1,9 @@
-"""The package's own folder on the path: `make test` does not install it."""
+"""The packages' own folders on the path, which `make test` does not install, and that of the plugin `interpreter`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+BACKENDS = Path(__file__).parents[2]
+sys.path[:0] = [*map(str, sorted(BACKENDS.iterdir())), str(BACKENDS / "triton" / "tests")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cosmos3_core.contract import Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract.probing import alike, check_visible
 
 FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
 
@@ -18,7 +19,7 @@ def family(soc: str) -> str:
 
 
 def probe() -> Device:
-    """The NPUs that torch_npu sees: chips of one kind, as a host cannot mix them. Raises Unavailable."""
+    """The first NPU that torch_npu sees, and how many there are of its kind. Raises Unavailable."""
     from importlib.util import find_spec
 
     if find_spec("torch_npu") is None:
@@ -29,13 +30,12 @@ def probe() -> Device:
     except (ImportError, OSError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise Unavailable(f"torch_npu does not load ({said}); install CANN and source its set_env.sh") from error
-    if not torch.npu.is_available():
-        raise Unavailable("no NPU is visible to the Ascend driver; npu-smi info says what the driver sees")
-    soc = torch.npu.get_device_name(0)
+    check_visible(torch.npu.is_available(), "NPU", "Ascend", "npu-smi info")
+    socs = [torch.npu.get_device_name(index) for index in range(torch.npu.device_count())]
     return Device(
-        arch=family(soc),
-        name=soc,
-        count=torch.npu.device_count(),
+        arch=family(socs[0]),
+        name=socs[0],
+        count=alike(socs),
         memory=torch.npu.get_device_properties(0).total_memory,
         unified=False,
         versions={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract.probing import alike, check_visible, versions
 
 # As AOTriton's isArchExperimentallySupported has it: 0.11 in torch 2.11 and 2.12, 0.12 or newer since.
 AOTRITON = ("gfx90a", "gfx942", "gfx950", "gfx1201")
@@ -20,32 +21,17 @@ def probe() -> Device:
             f"torch {torch.__version__} was built without HIP; "
             "install a ROCm build of torch, see pytorch.org/get-started"
         )
-    if not torch.cuda.is_available():
-        raise Unavailable("no GPU is visible to the AMD driver; rocminfo says what the driver sees")
+    check_visible(torch.cuda.is_available(), "GPU", "AMD", "rocminfo")
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     archs = [gpu.gcnArchName.split(":")[0] for gpu in gpus]  # without the feature flags of "gfx942:sramecc+:xnack-"
-    alike = [(arch, gpu.name) == (archs[0], gpus[0].name) for arch, gpu in zip(archs, gpus, strict=True)]
     return Device(
         arch=archs[0],
         name=gpus[0].name,
-        count=sum(alike),
+        count=alike([(arch, gpu.name) for arch, gpu in zip(archs, gpus, strict=True)]),
         memory=gpus[0].total_memory,
         unified=bool(gpus[0].is_integrated),
-        versions=_versions(),
+        versions={"torch": torch.__version__, "hip": torch.version.hip} | versions("amd-aiter"),
     )
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    versions = {"torch": torch.__version__, "hip": torch.version.hip}
-    try:
-        versions["amd-aiter"] = version("amd-aiter")
-    except PackageNotFoundError:
-        pass
-    return versions
 
 
 def build_aiter_fa(device: Device) -> Attention:

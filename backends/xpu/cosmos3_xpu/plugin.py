@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract.probing import alike, check_visible
 
 # Intel's names for the GPUs of an IP version (major, minor).
 CHIPS = {
@@ -39,14 +40,13 @@ def probe() -> Device:
             f"torch {torch.__version__} was built without XPU; "
             "install an XPU build of torch, see pytorch.org/get-started"
         )
-    if not torch.xpu.is_available():
-        raise Unavailable("no GPU is visible to the Intel driver; sycl-ls says what the driver sees")
+    check_visible(torch.xpu.is_available(), "GPU", "Intel", "sycl-ls")
     gpus = [torch.xpu.get_device_properties(index) for index in range(torch.xpu.device_count())]
     first = gpus[0]
     return Device(
         arch=chip(first.architecture),
         name=first.name,
-        count=sum((gpu.architecture, gpu.name) == (first.architecture, first.name) for gpu in gpus),
+        count=alike([(gpu.architecture, gpu.name) for gpu in gpus]),
         memory=first.total_memory,
         unified=getattr(first, "is_integrated_gpu", chip(first.architecture).startswith(INTEGRATED)),
         versions={"driver": first.driver_version, "torch": torch.__version__, "oneapi": torch.version.xpu},

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cosmos3_core.contract import Gate, NormRope, NormSilu, Quantized, RmsNorm
 
+from .products import dense, eight_bits, empty_rows
 from .tables import Table
-from .triton_linear import dense, eight_bits, empty_rows
 
 
 @triton.jit

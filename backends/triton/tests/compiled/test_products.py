@@ -7,8 +7,9 @@ import re
 
 import pytest
 import triton.language as tl
-from cosmos3_cuda import patch_embed, plugin, triton_linear
-from cosmos3_cuda.tables import Launch, Table, table
+from cosmos3_cuda import plugin
+from cosmos3_triton import patch_embed, products
+from cosmos3_triton.tables import Launch, Table, table
 
 from cosmos3_core.contract import Ask, Device
 from cosmos3_core.quant import FORMATS
@@ -51,15 +52,15 @@ def product(compiled, of: Table, kernel: str, run: Launch, element: str, accumul
         "BLOCK_M": run.block_m,
         "BLOCK_N": run.block_n,
         "BLOCK_K": run.block_k,
-        "GROUP": triton_linear.GROUP_M,
+        "GROUP": products.GROUP_M,
         "TMA": of.tma,
         "ACCUMULATOR": accumulator,
         "DTYPE": tl.bfloat16,
         "GATED": kernel.startswith("gated"),
-        "ADDS": kernel == triton_linear.ADDING,
+        "ADDS": kernel == products.ADDING,
     }
     options = {"num_warps": run.warps, "num_stages": run.stages}
-    return compiled(triton_linear._scaled_mm, of.arch, types, constants, **options)
+    return compiled(products._scaled_mm, of.arch, types, constants, **options)
 
 
 @pytest.mark.parametrize("format", ELEMENTS)
@@ -75,7 +76,7 @@ def test_scaled_product(compiled, arch, format):
     elif arch == "sm_100":  # its tensor memory takes no int8: Ampere's instruction
         core = TENSOR_CORE["sm_80"]
     of = table(arch)
-    for kernel in ("scaled_mm", triton_linear.ADDING, "gated_mm_8bit"):
+    for kernel in ("scaled_mm", products.ADDING, "gated_mm_8bit"):
         for run in of.launches.get(kernel, ()):
             found = product(compiled, of, kernel, run, element, accumulator)
             assert re.search(rf"{core}\S*{instruction}", found.ptx)
@@ -105,7 +106,7 @@ def test_weight_only_product(compiled, arch, format):
             "BLOCK_N": run.block_n,
             "TMA": of.tma,
         }
-        found = compiled(triton_linear._a16_mm, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
+        found = compiled(products._a16_mm, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
         assert re.search(TENSOR_CORE[arch], found.ptx) and loads_ahead(of, found.ptx) and not found.spilled
 
 
@@ -129,8 +130,8 @@ def test_patch_embed(compiled, arch, clean):
 def test_dequantize(compiled, arch):
     """Of the format whose scales take most to decode."""
     types = weight_types("nvfp4a16") | {"w_ptr": "*bf16:16"}
-    constants = weight_constants("nvfp4a16") | {"ROWS": triton_linear.DEQUANTIZED_ROWS}
-    found = compiled(triton_linear._dequantize, arch, types, constants, num_warps=4)
+    constants = weight_constants("nvfp4a16") | {"ROWS": products.DEQUANTIZED_ROWS}
+    found = compiled(products._dequantize, arch, types, constants, num_warps=4)
     assert "st.global.v4.b32" in found.ptx and not found.spilled
 
 
@@ -142,14 +143,14 @@ def test_quantized_rows(compiled, arch, format):
     element = ELEMENTS[format][1]
     types = {"x_ptr": "*bf16:16", "values_ptr": f"*{element}:16", "scales_ptr": "*fp32:16"}
     types |= {"stride_x": "i32:16", "K": "i32:16"}
-    found = compiled(triton_linear._quantize_rows, arch, types, {"BLOCK": 32768}, num_warps=16)
+    found = compiled(products._quantize_rows, arch, types, {"BLOCK": 32768}, num_warps=16)
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
 def test_quantized_tiles(compiled):
     types = {"x_ptr": "*bf16:16", "values_ptr": "*fp8e4nv:16", "scales_ptr": "*fp32:16", "M": "i32", "written": "i32"}
     types |= {"K": "i32:16", "stride_x": "i32:16"}
-    found = compiled(triton_linear._quantize_tiles, "sm_90", types, {"ROWS": 32, "GROUP": 128}, num_warps=4)
+    found = compiled(products._quantize_tiles, "sm_90", types, {"ROWS": 32, "GROUP": 128}, num_warps=4)
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
@@ -163,7 +164,7 @@ def test_quantized_blocks(compiled, arch, format):
     if meaning.tensor_scale:
         types |= {"values_ptr": "*u8:16", "tensor_scale_ptr": "*fp32:16"}
         del constants["tensor_scale_ptr"]
-    found = compiled(triton_linear._quantize_blocks, arch, types, constants, num_warps=4)
+    found = compiled(products._quantize_blocks, arch, types, constants, num_warps=4)
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
@@ -176,4 +177,4 @@ def weight_types(format: str) -> dict[str, str]:
 
 def weight_constants(format: str) -> dict:
     absent = {} if FORMATS[format].tensor_scale else {"tensor_scale_ptr": None}
-    return absent | triton_linear._meaning(FORMATS[format])
+    return absent | products._meaning(FORMATS[format])

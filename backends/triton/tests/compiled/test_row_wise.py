@@ -6,33 +6,33 @@ import re
 
 import pytest
 import triton
-from cosmos3_cuda import fused
-from cosmos3_cuda.tables import table
+from cosmos3_triton import row_wise
+from cosmos3_triton.tables import table
 
 LAUNCHES = table("sm_90")
 PROJECTION = ("*bf16:16", "*bf16:16", "*bf16:16", "i32:16")
 CASES = {
     "rms_norm": (
-        fused._rms_norm,
+        row_wise._rms_norm,
         dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "z_ptr"), "*bf16:16")
         | dict(x_stride="i32:16", residual_stride="i32:16", eps="fp32"),
         dict(WIDTH=4096, BLOCK=4096, WEIGHT_FP32=False, scales_ptr=None),
         "rms_norm",
     ),
     "norm_rope": (
-        fused._norm_rope,
+        row_wise._norm_rope,
         dict(projections=(PROJECTION,), cos_ptr="*bf16:16", sin_ptr="*bf16:16", table_rows="i32", eps="fp32"),
         dict(HEADS=(32,), HALF=64, WEIGHT_FP32=False),
         "norm_rope",
     ),
     "gate": (
-        fused._gate,
+        row_wise._gate,
         dict(x_ptr="*bf16:16", y_ptr="*bf16:16", x_stride="i32:16", y_stride="i32:16"),
         dict(WIDTH=12288, BLOCK=LAUNCHES.launch("gate").elements, SILU=True, scales_ptr=None),
         "gate",
     ),
     "norm_silu": (
-        fused._norm_silu,
+        row_wise._norm_silu,
         dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "residual_ptr", "y_ptr"), "*bf16:16")
         | dict.fromkeys(("x_stride", "residual_stride", "y_stride"), "i32:16")
         | dict(rows="i32", scale="fp32"),

@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from cosmos3_cuda import plugin, tables, tune
-from cosmos3_cuda.tables import Launch, table
-from cosmos3_cuda.tune import Inputs, Sizes
+from cosmos3_triton import products, tables, tune
+from cosmos3_triton.rows import attention_rows
+from cosmos3_triton.tables import Launch, table
+from cosmos3_triton.tune import Inputs, Sizes
 
-from cosmos3_core.contract import Unavailable
+from cosmos3_core.contract import GROUP, Backend, Device, Unavailable
 
 SMALL = Sizes(
     tokens=40,
@@ -32,9 +34,8 @@ BASE = table("sm_90")
 
 @pytest.fixture
 def inputs(monkeypatch) -> Inputs:
-    found = type("Properties", (), {"multi_processor_count": 2})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    return Inputs(SMALL, "cpu")
+    monkeypatch.setattr(products, "processors", lambda device: 2)
+    return Inputs(SMALL, "cpu", int8=True)
 
 
 @pytest.mark.parametrize("kernel", BASE.launches)
@@ -135,11 +136,54 @@ def test_a_wrong_file_is_named(text, tmp_path):
         tables.read(tmp_path / "a.toml")
 
 
-class Gpu:
-    arch, name = "sm_90", "Acme 9"
+GPU = Device(arch="sm_90", name="Acme 9", count=1, memory=0, unified=True)
 
 
-def test_what_was_measured_is_kept(cache, inputs, monkeypatch, capsys):
+def none() -> Device:
+    raise Unavailable("no GPU is visible")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """installed(acme=probe) puts a backend with that probe in the place of those that are installed."""
+
+    def install(**probes: Callable[[], Device]) -> None:
+        backends = {
+            name: Backend(name=name, torch_device="cpu", collectives="gloo", probe=probe, kernels=())
+            for name, probe in probes.items()
+        }
+        plugins = {name: SimpleNamespace(cosmos3_backend=lambda name=name: backends[name]) for name in backends}
+        entries = [SimpleNamespace(name=name, load=lambda name=name: plugins[name]) for name in plugins]
+        monkeypatch.setattr(tune, "entry_points", lambda group: entries if group == GROUP else [])
+
+    return install
+
+
+def test_the_tuner_measures_the_device_of_the_one_backend_that_has_one(installed):
+    installed(acme=lambda: GPU, other=none)
+    assert [tune.found_here(name)[0].name for name in (None, "acme")] == ["acme", "acme"]
+    assert tune.found_here(None)[1] is GPU
+    installed(acme=lambda: GPU, other=lambda: GPU)
+    assert tune.found_here("other")[0].name == "other"
+    for name, said in ((None, "acme, other have a device here; --backend names one"), ("acmee", "no backend acmee")):
+        with pytest.raises(Unavailable, match=said):
+            tune.found_here(name)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+def test_attention_in_8_bits_is_measured_in_int8_where_the_backend_s_row_serves(arch, monkeypatch):
+    asked = []
+    rows = attention_rows(("sm_90", "sm_100"), int8=("sm_90",), fp8=("sm_90", "sm_100"))
+    backend = Backend(name="acme", torch_device="cpu", collectives="gloo", probe=none, kernels=rows)
+    monkeypatch.setattr(tune, "found_here", lambda name: (backend, replace(GPU, arch=arch)))
+    monkeypatch.setattr(tune, "Inputs", lambda *_, int8: asked.append(int8))
+    monkeypatch.setattr(tune, "tune", lambda *_: [])
+    monkeypatch.setattr(tune, "save", lambda *_: None)
+    tune.main(["eight_bit"])
+    assert asked == [arch == "sm_90"]
+
+
+def test_what_was_measured_is_kept(cache, inputs, installed, monkeypatch, capsys):
     """After every kernel, beside what was measured before; what does not run here is left out."""
 
     def measure(kernel, base, inputs, time, say):
@@ -147,8 +191,8 @@ def test_what_was_measured_is_kept(cache, inputs, monkeypatch, capsys):
             raise RuntimeError("too small a GPU")
         return [replace(launch, warps=16) for launch in base.launches[kernel]]
 
-    monkeypatch.setattr(plugin, "probe", Gpu)
-    monkeypatch.setattr(tune, "Inputs", lambda *_: inputs)
+    installed(acme=lambda: GPU)
+    monkeypatch.setattr(tune, "Inputs", lambda *_, **__: inputs)
     monkeypatch.setattr(tune, "tune", measure)
     tune.main(["flash"])
     assert "flash does not run here" in capsys.readouterr().out and not [*cache.rglob("*.toml")]
@@ -159,17 +203,14 @@ def test_what_was_measured_is_kept(cache, inputs, monkeypatch, capsys):
     assert measured == f"Acme 9, triton {tables.triton_version()}"
 
 
-def test_the_tuner_says_what_is_wrong(cache, monkeypatch, capsys):
-    def none():
-        raise Unavailable("no GPU is visible")
-
+def test_the_tuner_says_what_is_wrong(cache, installed, capsys):
     (cache / "a.toml").write_text("[[flsh]]")
     for probe, asked, said in (
-        (none, [], "no GPU is visible"),
-        (Gpu, ["flsh"], "sm_90 has no kernel flsh; it has flash"),
-        (Gpu, ["--out", str(cache / "a.toml")], "a.toml: there is no kernel flsh"),
+        (none, [], "acme: no GPU is visible"),
+        (lambda: GPU, ["flsh"], "sm_90 has no kernel flsh; it has flash"),
+        (lambda: GPU, ["--out", str(cache / "a.toml")], "a.toml: there is no kernel flsh"),
     ):
-        monkeypatch.setattr(plugin, "probe", probe)
+        installed(acme=probe)
         with pytest.raises(SystemExit, match="2"):
             tune.main(asked)
         assert said in capsys.readouterr().err

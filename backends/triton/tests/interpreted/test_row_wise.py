@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cosmos3_cuda import fused, plugin
-from cosmos3_cuda.tables import Launch, table
-from cosmos3_cuda.triton_linear import quantize_rows
+from cosmos3_triton import row_wise
+from cosmos3_triton.products import quantize_rows
+from cosmos3_triton.rows import row_wise_rows
+from cosmos3_triton.tables import Launch, table
 
 from cosmos3_core.contract import Ask, Device, Quantized
 from cosmos3_core.reference import ops as reference
@@ -20,7 +21,7 @@ NARROW = replace(table("sm_90"), launches={**table("sm_90").launches, "gate": (L
 DTYPES = ("bfloat16", "float16", "float32")
 ORDER = pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first", "round_once"])
 rms_norm, norm_rope, gate, norm_silu = (
-    getattr(fused, f"build_{op}")(table("sm_90")) for op in ("rms_norm", "norm_rope", "gate", "norm_silu")
+    getattr(row_wise, f"build_{op}")(table("sm_90")) for op in ("rms_norm", "norm_rope", "gate", "norm_silu")
 )
 
 
@@ -76,7 +77,7 @@ def test_rms_norm_quantizes_its_result(width, dtype, residual, weight_fp32, form
 @pytest.mark.parametrize("width", [512, 320])
 def test_gate_quantizes_its_result(width, dtype, activation, format):
     """Bit for bit as a pass of its own quantizes it, a row to a program, and not in place."""
-    gate, x = fused.build_gate(NARROW), (normal(7, width, seed=1) * ROWS.clamp_max(10)).to(getattr(torch, dtype))
+    gate, x = row_wise.build_gate(NARROW), (normal(7, width, seed=1) * ROWS.clamp_max(10)).to(getattr(torch, dtype))
     before = x.clone()
     found = gate(x, activation=activation, format=format)
     assert torch.equal(x, before)
@@ -85,7 +86,7 @@ def test_gate_quantizes_its_result(width, dtype, activation, format):
 
 @pytest.mark.parametrize("op", ["rms_norm", "gate"])
 def test_a_row_declares_8_bits_and_refuses_floats_where_there_are_none(op):
-    row = next(row for row in plugin.ROWS if row.op == op)
+    row = next(row for row in row_wise_rows(("sm_86", "sm_90"), fp8=("sm_90",)) if row.op == op)
     asks = {
         name: Ask(op=op, device=replace(DEVICE, arch="sm_86"), dtype="bfloat16", format=name) for name in row.formats
     }
@@ -149,7 +150,7 @@ def test_gate(width, dtype, activation):
     """In place, with several programs to a row."""
     x = norm_inputs(dtype)[0][:, :width].contiguous()
     exact, eager = reference.gate(x.double(), activation=activation), reference.gate(x.clone(), activation=activation)
-    found = fused.build_gate(NARROW)(x, activation=activation)
+    found = row_wise.build_gate(NARROW)(x, activation=activation)
     check(found, exact, eager, dtype)
     assert found.data_ptr() == x.data_ptr()
 

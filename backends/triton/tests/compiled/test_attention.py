@@ -8,12 +8,15 @@ import re
 
 import pytest
 import triton.language as tl
-from cosmos3_cuda import plugin, triton_attention
-from cosmos3_cuda.tables import BEFORE_TMA, table
-from cosmos3_cuda.triton_attention import build_fp8, build_int8
+from cosmos3_cuda import plugin
+from cosmos3_triton import attention
+from cosmos3_triton.attention import EightBit
+from cosmos3_triton.tables import BEFORE_TMA, table
+
+from cosmos3_core.contract import Device
 
 D = 128
-ROWS = {"triton-int8": build_int8, "triton-fp8": build_fp8}
+ROWS = ("triton-int8", "triton-fp8")
 NAMES = {tl.int8: "i8", tl.float8e4nv: "fp8e4nv"}
 POINTER = ("*bf16:16", "i32:16", "i32:16", "i32:16")
 MMA = r"mma\.sync\.aligned\.m16n8k\d+"
@@ -29,6 +32,14 @@ SASS |= {("sm_100", tl.float8e4nv): "UTCQMMA", ("sm_90", tl.bfloat16): "HGMMA", 
 SASS |= {(arch, tl.bfloat16): "HMMA" for arch in ("sm_80", "sm_89", "sm_120")}
 REDUCTIONS = 8
 """Two rows a thread, a largest and a sum of each over four threads."""
+
+
+def of_row(name: str, arch: str) -> EightBit:
+    """What cuda's row of that name is on the architecture; skips the test where there is none."""
+    row = next(row for row in plugin.ROWS if row.name == name)
+    if arch not in row.arch:
+        pytest.skip(f"{name} is not for {arch}")
+    return row.build(Device(arch=arch, name="a GPU", count=1, memory=2**34, unified=False))
 
 
 def rows(arch: str, block: int):
@@ -66,7 +77,7 @@ def test_flash(compiled, arch, causal):
     types |= dict.fromkeys(("queries", "length0", "length1", "groups"), "i32") | {"scale": "fp32"}
     constants = dict(M=run.block_m, N=run.block_n, D=D, CAUSAL=causal)
     constants["TMA"] = arch not in BEFORE_TMA
-    built = compiled(triton_attention._flash, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
+    built = compiled(attention._flash, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
     assert re.search(BF16[arch], built.ptx)
     assert loads_ahead(arch, built.ptx)
     loop = main_loop(built.sass, SASS[arch, tl.bfloat16])
@@ -75,19 +86,17 @@ def test_flash(compiled, arch, causal):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_eight_bit(compiled, arch, name):
-    if arch not in next(row for row in plugin.ROWS if row.name == name).arch:
-        pytest.skip(f"{name} is not for {arch}")
-    op = ROWS[name](table(arch))
-    run, keys, values, text = op.launch, op.keys.triton, op.values.triton, rows(arch, triton_attention.TEXT_BLOCK)
+    op = of_row(name, arch)
+    run, keys, values, text = op.launch, op.keys.triton, op.values.triton, rows(arch, attention.TEXT_BLOCK)
     types = {"q_x": rows(arch, run.block_m), "k_x": text, "v_x": text, "out_x": rows(arch, run.block_m)}
     types |= {"k8_x": matrix(arch, keys, (run.block_n, D)), "v8_x": matrix(arch, values, (D, run.block_n))}
     types |= {"channel_ptr": "*fp32:16", "rotation_ptr": "*bf16:16", "lse_ptr": "*fp32:16"}
     types |= dict.fromkeys(("queries", "length0", "length1", "groups"), "i32") | {"scale": "fp32"}
-    constants = dict(M=run.block_m, N0=triton_attention.TEXT_BLOCK, N1=run.block_n, D=D)
+    constants = dict(M=run.block_m, N0=attention.TEXT_BLOCK, N1=run.block_n, D=D)
     constants |= dict(K_TYPE=keys, K_MOST=op.keys.most, V_TYPE=values, V_TOP=math.log2(op.values.most))
     constants["TMA"] = arch not in BEFORE_TMA
     launch = dict(num_warps=run.warps, num_stages=run.stages)
-    built = compiled(triton_attention._flash_8bit, arch, types, constants, **launch)
+    built = compiled(attention._flash_8bit, arch, types, constants, **launch)
     assert loads_ahead(arch, built.ptx)
     loop = main_loop(built.sass, SASS[arch, keys])
     assert any(SASS[arch, values] in text for text in loop)
@@ -106,20 +115,18 @@ INPUTS = {"k_x": POINTER, "v_x": POINTER, "rotation_ptr": "*bf16:16", "ranges_pt
 
 
 def test_ranges(compiled, arch):
-    constants = dict(N=triton_attention.RANGES_BLOCK, D=D)
-    built = compiled(triton_attention._ranges, arch, INPUTS | {"chunk": "i32"}, constants, num_warps=8, num_stages=2)
+    constants = dict(N=attention.RANGES_BLOCK, D=D)
+    built = compiled(attention._ranges, arch, INPUTS | {"chunk": "i32"}, constants, num_warps=8, num_stages=2)
     check_traffic(built)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_quantize(compiled, arch, name):
-    if arch not in next(row for row in plugin.ROWS if row.name == name).arch:
-        pytest.skip(f"{name} is not for {arch}")
-    op = ROWS[name](table(arch))
+    op = of_row(name, arch)
     types = INPUTS | {"k8_ptr": f"*{NAMES[op.keys.triton]}:16", "v8_ptr": f"*{NAMES[op.values.triton]}:16"}
     types |= {"channel_ptr": "*fp32:16", "blocks": "i32"}
-    constants = dict(N=op.launch.block_n, D=D, CHUNKS=triton_attention.CHUNKS, RUN=triton_attention.RUN)
+    constants = dict(N=op.launch.block_n, D=D, CHUNKS=attention.CHUNKS, RUN=attention.RUN)
     constants |= dict(K_MOST=op.keys.most, V_MOST=op.values.most)
-    built = compiled(triton_attention._quantize, arch, types, constants, num_warps=8, num_stages=2)
+    built = compiled(attention._quantize, arch, types, constants, num_warps=8, num_stages=2)
     check_traffic(built)
     assert not built.spilled

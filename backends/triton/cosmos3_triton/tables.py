@@ -1,6 +1,6 @@
 """How the Triton kernels are launched: tables by architecture, which ship with this package.
 
-They are measured by `python -m cosmos3_cuda.tune`, and never while a model runs. What it measures on a user's machine
+They are measured by `python -m cosmos3_triton.tune`, and never while a model runs. What it measures on a user's machine
 is for that GPU and that build alone, and goes before what ships: the file's name has the fingerprint of both in it.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 BEFORE_TMA = ("sm_80", "sm_86", "sm_87", "sm_89")
-"""Without the tensor memory accelerator, which elsewhere loads and stores the tiles of a matrix."""
+"""NVIDIA's without the tensor memory accelerator, which on newer ones loads and stores the tiles of a matrix."""
 SHIPPED = Path(__file__).parent / "launches"
 TILE = {"block_m", "block_n", "warps", "stages"}
 PRODUCT = TILE | {"block_k", "persistent"}
@@ -72,7 +72,7 @@ class Table:
 
     @property
     def tma(self) -> bool:
-        return self.arch not in BEFORE_TMA
+        return self.arch.startswith("sm_") and self.arch not in BEFORE_TMA
 
     def launch(self, kernel: str, rows: int = 0) -> Launch | None:
         """For a call with so many rows; None where the kernel is not to be used for it."""
@@ -132,9 +132,9 @@ def _launch(kernel: str, entry: Mapping[str, Any]) -> Launch:
 
 
 def measured_here(arch: str, device: str) -> Path:
-    """Where `cosmos3_cuda.tune` keeps what it measured on this device for this build."""
+    """Where `cosmos3_triton.tune` keeps what it measured on this device for this build."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return cache / "cosmos3" / "cuda" / f"{arch}-{fingerprint(device)[:16]}.toml"
+    return cache / "cosmos3" / "triton" / f"{arch}-{fingerprint(device)[:16]}.toml"
 
 
 @functools.cache

@@ -1,16 +1,18 @@
 """Matrix products in Triton: rows to 8 bits, 8 bits by 8 bits, also onto a residual, 4-bit weights by 16-bit inputs,
 and, in 8 or 16 bits, a product that applies the MLP's gate.
 
-From sm_90 on the tensor memory accelerator loads the operands, which are then handed over as tensor descriptors; before
-that they are pointers. Only `_rows` and `_store` know which. What they read for a row beyond the last is not stored.
-Kernels are not specialized for the number of rows, M: another size of video compiles nothing.
+On NVIDIA's from sm_90 on the tensor memory accelerator loads the operands, which are then handed over as tensor
+descriptors; elsewhere they are pointers. Only `_rows` and `_store` know which. What they read for a row beyond the last
+is not stored. Kernels are not specialized for the number of rows, M: another size of video compiles nothing.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -215,7 +217,7 @@ def _quantize_blocks(
 
 
 def quantize_blocks(x_MI: Tensor, format: Format) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(values, scales as `linear.swizzled` lays them out, tensor scale or None), the activations of formats "mxfp8" and
+    """(values, scales as `swizzled` lays them out, tensor scale or None), the activations of formats "mxfp8" and
     "nvfp4". Rows may lie at any distance. Equal to `quant.numerics.pack`, but for ties."""
     rows, width = x_MI.shape
     column_tiles = triton.cdiv(width, 4 * format.group)
@@ -244,6 +246,15 @@ def quantize_blocks(x_MI: Tensor, format: Format) -> tuple[Tensor, Tensor, Tenso
         num_warps=4,
     )
     return values, scales, tensor_scale
+
+
+def swizzled(scales: Tensor) -> Tensor:
+    """Block scales [rows, blocks], bytes, in cuBLAS's "1D block scaling factors layout": tiles of 128 rows by 4 blocks,
+    row by row of tiles; in a tile, scale (r, b) lies at 16 (r % 32) + 4 (r // 32) + b. Filled up with zeros."""
+    rows, blocks = scales.shape
+    padded = F.pad(scales, (0, -blocks % 4, 0, -rows % 128))
+    tiles = padded.view(padded.shape[0] // 128, 4, 32, padded.shape[1] // 4, 4)
+    return tiles.permute(0, 3, 2, 1, 4).contiguous().flatten()
 
 
 # 8 bits by 8 bits -------------------------------------------------------------------------------------------------
@@ -331,7 +342,7 @@ def scaled_mm(
     )
     programs = triton.cdiv(M, run.block_m) * triton.cdiv(N, run.block_n)
     if run.persistent:
-        programs = min(programs, torch.cuda.get_device_properties(a_MI.device).multi_processor_count)
+        programs = min(programs, processors(a_MI.device.index))
     _scaled_mm[(programs,)](
         *(TensorDescriptor.from_tensor(*operand) if table.tma else operand[0] for operand in operands),
         scale_a_M1,
@@ -353,6 +364,12 @@ def scaled_mm(
         num_stages=run.stages,
     )
     return y_MO
+
+
+@functools.cache
+def processors(device: int) -> int:
+    """How many multiprocessors the device of that number has."""
+    return triton.runtime.driver.active.utils.get_device_properties(device)["multiprocessor_count"]
 
 
 def gated_kernel(values: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Measure the kernels' launches on this GPU: `python -m cosmos3_cuda.tune [KERNEL ...]`.
+"""Measure the kernels' launches on this GPU: `python -m cosmos3_triton.tune [KERNEL ...]`.
 
 Every kernel is timed at Cosmos3-Nano's sizes, as it is launched by what ships and with one number of the launch
 changed at a time, from the fastest so far, until nothing is faster. What differs in its result, or does not fit into
@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import torch
 import triton
 from torch import Tensor
 
-from cosmos3_core.contract import Quantized, Unavailable
+from cosmos3_core.contract import GROUP, Backend, Device, Quantized, Unavailable
 
-from . import fa3, fused, linear, patch_embed, triton_linear
+from . import linears, patch_embed, row_wise, segments
+from .attention import Flash, build_fp8, build_int8
+from .products import quantize_rows
 from .tables import KERNELS, OPTIONAL, Launch, Launches, Table, measured_here, read, table, triton_version, written
-from .triton_attention import WITHOUT_INT8, Flash, build_fp8, build_int8
 
 LESS = 0.99
 """Of the time so far: what is not at least this much faster is as fast."""
@@ -50,10 +52,11 @@ class Sizes:
 
 
 class Inputs:
-    """What the kernels are called with, normally distributed."""
+    """What the kernels are called with, normally distributed, on a `device` of torch's. `int8`: whether attention in 8
+    bits is all in int8, or in FP8."""
 
-    def __init__(self, sizes: Sizes, device: str):
-        self.sizes, self.device, self.stream = sizes, device, torch.Generator(device)
+    def __init__(self, sizes: Sizes, device: str, *, int8: bool):
+        self.sizes, self.device, self.int8, self.stream = sizes, device, int8, torch.Generator(device)
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device, generator=self.stream).bfloat16()
@@ -67,11 +70,11 @@ class Inputs:
     def add_segment(self, table: Table) -> Callable[[], Any]:
         (q_BSHD, ((k, v), _)), s = self.attention(), self.sizes
         apart = self.normal(1, s.kv_heads, s.head_dim).float()
-        q8 = fa3.quantize(q_BSHD, share=s.heads // s.kv_heads, against_BGD=apart)
-        k8, lse = fa3.quantize(k, centre=True), torch.zeros(1, s.heads, s.tokens, device=self.device)
+        q8 = segments.quantize(q_BSHD, share=s.heads // s.kv_heads, against_BGD=apart)
+        k8, lse = segments.quantize(k, centre=True), torch.zeros(1, s.heads, s.tokens, device=self.device)
 
         def call() -> Tensor:
-            fa3.add_segment(q8, (k8, v), q_BSHD, lse, apart, table.launch("add_segment"))
+            segments.add_segment(q8, (k8, v), q_BSHD, lse, apart, table.launch("add_segment"))
             return q_BSHD
 
         return call
@@ -84,10 +87,10 @@ class Inputs:
         product = build(table)(weight, None, format=format)
         if out == 2 * self.sizes.inner:
             product = product.gated()
-        return partial(product, triton_linear.quantize_rows(x, format) if format in ("int8", "fp8") else x)
+        return partial(product, quantize_rows(x, format) if format in ("int8", "fp8") else x)
 
     def adding_mm_8bit(self, table: Table) -> Callable[[], Any]:
-        product = self.packed(linear.build_scaled_mm, "fp8", self.sizes.hidden, table, self.sizes.tokens)
+        product = self.packed(linears.build_scaled_mm, "fp8", self.sizes.hidden, table, self.sizes.tokens)
         return partial(product, residual_MO=self.normal(self.sizes.tokens, self.sizes.hidden))
 
     def patch_embed(self, table: Table) -> Callable[[], Any]:
@@ -102,15 +105,15 @@ class Inputs:
             (q, ((_, _), (k, _))), angles = self.attention(), self.normal(1, s.tokens, s.head_dim)
             weight = self.normal(s.head_dim)
             heads = [(q, weight), (k, weight)]
-            return lambda: fused.build_norm_rope(table)(heads, angles, angles, eps=1e-6)
+            return lambda: row_wise.build_norm_rope(table)(heads, angles, angles, eps=1e-6)
         if kernel == "norm_silu":
             x, weight = self.normal(s.vae_rows, s.vae_width), self.normal(s.vae_width)
-            return lambda: fused.build_norm_silu(table)(x, weight)
+            return lambda: row_wise.build_norm_silu(table)(x, weight)
         if kernel == "rms_norm":
             x, added, weight = (self.normal(*shape) for shape in [(s.tokens, s.hidden)] * 2 + [(s.hidden,)])
-            return lambda: fused.build_rms_norm(table)(x, weight, eps=1e-6, residual_MI=added)
+            return lambda: row_wise.build_rms_norm(table)(x, weight, eps=1e-6, residual_MI=added)
         x, format = self.normal(s.tokens, 2 * s.inner), "int8" if kernel == "gate_rows" else "none"
-        return lambda: fused.build_gate(table)(x, activation="silu", format=format)
+        return lambda: row_wise.build_gate(table)(x, activation="silu", format=format)
 
     def call(self, kernel: str, table: Table, rows: int) -> Callable[[], Any]:
         """The kernel as `table` launches it, on so many rows where it is for a number of rows. What the first call
@@ -118,13 +121,13 @@ class Inputs:
         s = self.sizes
         self.stream.manual_seed(0)
         if kernel in ("flash", "eight_bit"):
-            eight_bit = build_fp8 if table.arch in WITHOUT_INT8 else build_int8
+            eight_bit = build_int8 if self.int8 else partial(build_fp8, int8=False)
             return partial((Flash if kernel == "flash" else eight_bit)(table), *self.attention())
         products = {
-            "scaled_mm": (linear.build_triton_scaled_mm, "int8", s.hidden),  # on most, torch has a faster one for fp8
-            "gated_mm_8bit": (linear.build_triton_scaled_mm, "fp8", 2 * s.inner),
-            "gated_mm_16bit": (linear.build_cublas, "none", 2 * s.inner),
-            "a16_mm": (linear.build_triton_a16, "w4a16", s.hidden),
+            "scaled_mm": (linears.build_scaled_mm, "int8", s.hidden),  # on most, torch has a faster one for fp8
+            "gated_mm_8bit": (linears.build_scaled_mm, "fp8", 2 * s.inner),
+            "gated_mm_16bit": (linears.build_unscaled, "none", 2 * s.inner),
+            "a16_mm": (linears.build_a16, "w4a16", s.hidden),
         }
         if kernel in products:
             return self.packed(*products[kernel], table, rows)
@@ -197,15 +200,32 @@ def median_ms(call: Callable[[], Any]) -> float:
     return triton.testing.do_bench(call, return_mode="median")
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    from .plugin import probe
+def found_here(name: str | None) -> tuple[Backend, Device]:
+    """The installed backend of that name and its device; without a name, of the one backend that has a device here.
+    Raises Unavailable."""
+    here, reasons = [], []
+    for entry in entry_points(group=GROUP):
+        if name in (None, entry.name):
+            backend = entry.load().cosmos3_backend()
+            try:
+                here.append((backend, backend.probe()))
+            except Unavailable as reason:
+                reasons.append(f"{entry.name}: {reason}")
+    if len(here) > 1:
+        raise Unavailable(f"{', '.join(backend.name for backend, _ in here)} have a device here; --backend names one")
+    if not here:
+        raise Unavailable("; ".join(reasons) or f"there is no backend {name or 'here'}; pip install it")
+    return here[0]
 
+
+def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kernel", nargs="*", metavar="KERNEL", help=f"of {', '.join(KERNELS)}; without any, all")
+    parser.add_argument("--backend", metavar="NAME", help="whose device; without it, the one that has a device here")
     parser.add_argument("--out", type=Path, help="a file; without it, the one that is taken here")
     args = parser.parse_args(arguments)
     try:
-        device = probe()
+        backend, device = found_here(args.backend)
         out = args.out or measured_here(device.arch, device.name)
         launches = read(out)[0] if out.exists() else {}
     except (Unavailable, ValueError) as reason:
@@ -213,7 +233,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     base = table(device.arch)
     if unknown := set(args.kernel) - set(base.launches):
         parser.error(f"{device.arch} has no kernel {', '.join(sorted(unknown))}; it has {', '.join(base.launches)}")
-    inputs = Inputs(Sizes(), "cuda")
+    int8 = any(row.op == "attention" and "int8" in row.formats and device.arch in row.arch for row in backend.kernels)
+    inputs = Inputs(Sizes(), backend.torch_device, int8=int8)
     for kernel in args.kernel or base.launches:
         try:
             found = tune(kernel, base, inputs, median_ms, lambda line: print(line, flush=True))

@@ -1,12 +1,12 @@
-"""FlashAttention-3's helpers at Cosmos3's head width: no spilled register."""
+"""Segments joined, quantized and added at Cosmos3's head width: no spilled register."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from cosmos3_cuda import fa3
-from cosmos3_cuda.tables import table
+from cosmos3_triton import segments
+from cosmos3_triton.tables import table
 
 ADD = table("sm_90").launch("add_segment")
 STRIDES = ("i32:16", "i32:16", "i32:16")
@@ -18,19 +18,19 @@ PARTS = dict(x_ptr=BF16, strides=STRIDES, most_ptr=FP32, sum_ptr=FP32)
 SCALED = PARTS | dict(out_ptr=FP8, scale_ptr=FP32, mean_ptr=FP32, length="i32")
 PRODUCTS = SCALED | dict(against_ptr=FP32, product_ptr=FP32)
 WITHOUT = dict(against_ptr=None, product_ptr=None)
-SIZES = dict(D=128, N=64, CHUNKS=fa3.CHUNKS, RUN=fa3.RUN)
+SIZES = dict(D=128, N=64, CHUNKS=segments.CHUNKS, RUN=segments.RUN)
 JOIN = dict.fromkeys(("k_ptr", "v_ptr", "k_out_ptr", "v_out_ptr"), BF16) | dict.fromkeys(
     ("k_strides", "v_strides"), STRIDES
 )
 CASES = {
     "join": (
-        fa3._join,
+        segments._join,
         JOIN | dict.fromkeys(("length", "first", "total"), "i32"),
-        dict(D=128, N=fa3.JOINED),
+        dict(D=128, N=segments.JOINED),
         dict(num_warps=4),
     ),
     "add segment": (
-        fa3._add_segment,
+        segments._add_segment,
         dict(q_x=Q8, k_x=K8, v_x=V, out_x=OUT)
         | dict.fromkeys(("lse_ptr", "apart_ptr", "q_scale_ptr", "k_scale_ptr", "mean_ptr"), FP32)
         | dict.fromkeys(("queries", "length", "groups"), "i32")
@@ -38,9 +38,9 @@ CASES = {
         dict(M=ADD.block_m, N=ADD.block_n, D=128),
         dict(num_warps=ADD.warps, num_stages=ADD.stages),
     ),
-    "reach": (fa3._reach, PARTS | dict(length="i32", chunk="i32"), dict(D=128, N=32), dict(num_warps=4)),
-    "scaled, with products": (fa3._scaled, PRODUCTS, SIZES | dict(SHARE=4, CENTRE=False), dict(num_warps=4)),
-    "scaled and centred": (fa3._scaled, SCALED, SIZES | WITHOUT | dict(SHARE=1, CENTRE=True), dict(num_warps=4)),
+    "reach": (segments._reach, PARTS | dict(length="i32", chunk="i32"), dict(D=128, N=32), dict(num_warps=4)),
+    "scaled, with products": (segments._scaled, PRODUCTS, SIZES | dict(SHARE=4, CENTRE=False), dict(num_warps=4)),
+    "scaled and centred": (segments._scaled, SCALED, SIZES | WITHOUT | dict(SHARE=1, CENTRE=True), dict(num_warps=4)),
 }
 
 

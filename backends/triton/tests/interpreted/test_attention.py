@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cosmos3_cuda.tables import table
-from cosmos3_cuda.triton_attention import Flash, build_fp8, build_int8, rotation
+from cosmos3_triton.attention import Flash, build_fp8, build_int8, rotation
+from cosmos3_triton.tables import table
 
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
@@ -16,7 +16,6 @@ CASES = [replace(case, heads=case.heads // 8, kv_heads=2, queries=min(case.queri
 CASES = [replace(case, lengths=(case.queries,) if case.causal else case.lengths) for case in CASES]
 BY_ID = {case.id.partition("-")[2]: case for case in reversed(CASES)}
 RAGGED = BY_ID["ragged"]
-ROWS = {"int8": build_int8, "fp8": build_fp8}
 
 
 def each(values):
@@ -53,9 +52,14 @@ def test_the_log_sum_exp_is_given_when_asked_for(op):
     assert torch.equal(plain, out) and lse is not None and none is None
 
 
-@pytest.mark.parametrize(("row", "arch"), [("int8", "sm_80"), ("fp8", "sm_90"), ("fp8", "sm_100")])
-def test_eight_bits_elsewhere(row, arch):
-    check(ROWS[row](table(arch)), RAGGED, "bfloat16", 4 * cases.FORMATS[row])
+def test_int8_through_pointers():
+    check(build_int8(table("sm_80")), RAGGED, "bfloat16", 4 * cases.FORMATS["int8"])
+
+
+@pytest.mark.parametrize(("arch", "int8"), [("sm_90", True), ("sm_100", False)])
+def test_fp8(arch, int8):
+    """With keys in int8, and in FP8."""
+    check(build_fp8(table(arch), int8=int8), RAGGED, "bfloat16", 4 * cases.FORMATS["fp8"])
 
 
 def skewed(kind: str):

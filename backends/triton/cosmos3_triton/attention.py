@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +31,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cosmos3_core.contract.attention import joined
 
-from .attention import Segments
-from .plugin import WITHOUT_INT8
+from .products import ROUND
 from .tables import Table
-from .triton_linear import ROUND
+
+Segments = Sequence[tuple[Tensor, Tensor]]
 
 LOG2_E = math.log2(math.e)
 LN_2 = tl.constexpr(math.log(2))
@@ -478,9 +479,10 @@ def build_int8(table: Table) -> EightBit:
     return EightBit(table, INT8, INT8)
 
 
-def build_fp8(table: Table) -> EightBit:
-    """Values and weights in FP8. Keys and queries in int8, which loses a third as much of them, where it is fast."""
-    return EightBit(table, E4M3 if table.arch in WITHOUT_INT8 else INT8, E4M3)
+def build_fp8(table: Table, *, int8: bool) -> EightBit:
+    """Values and weights in FP8. Keys and queries in int8, which loses a third as much of them, where `int8` says that
+    the device multiplies it fast."""
+    return EightBit(table, INT8 if int8 else E4M3, E4M3)
 
 
 def first_and_last(q_BSHD: Tensor, segments: Segments, causal: bool) -> Segments:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cosmos3_cuda.patch_embed import build_patch_embed
-from cosmos3_cuda.tables import table
+from cosmos3_triton.patch_embed import build_patch_embed
+from cosmos3_triton.tables import table
 
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing.cases import check, normal, patch_inputs, wider

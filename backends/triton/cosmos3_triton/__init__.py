@@ -1,0 +1,1 @@
+"""Our Triton kernels, for the backends that build their rows of them. `rows` is what a plugin imports."""

@@ -1,0 +1,151 @@
+"""Rows of our kernels, which a plugin puts among its own in the order in which they are preferred. Loads neither torch
+nor triton: a row's `build` does.
+
+What an architecture has is its backend's to know. So each function is told on which the rows serve (`arch`), and of
+these, which multiply integers of 8 bits fast (`int8`) and which have floats of 8 bits (`fp8`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from cosmos3_core.contract import Ask, Attention, Device, Kernel
+
+from .tables import table
+
+HALF = ("bfloat16", "float16")
+Refuse = Callable[[Ask], str | None]
+
+
+def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
+    """Attention in 16 bits, in int8, and in FP8, with keys in int8 where that is fast."""
+
+    def build_fp8(device: Device) -> Attention:
+        from . import attention
+
+        return attention.build_fp8(table(device.arch, device.name), int8=device.arch in int8)
+
+    common: dict[str, Any] = {"op": "attention", "dtypes": HALF, "needs": ("triton",), "refuse": refuse_head_dim}
+    return (
+        Kernel(
+            name="triton",
+            build=_build("attention", "Flash"),
+            arch=arch,
+            notes="reads two segments where they lie; slower than cuDNN and FlashAttention-3 for video on an H100",
+            **common,
+        ),
+        Kernel(
+            name="triton-int8",
+            build=_build("attention", "build_int8"),
+            arch=int8,
+            formats=("int8",),
+            notes="the last segment (the media's) in int8, the others and causal calls in 16 bits; relative error "
+            "2.3e-2 on normally distributed inputs",
+            **common,
+        ),
+        Kernel(
+            name="triton-fp8",
+            build=build_fp8,
+            arch=fp8,
+            formats=("fp8",),
+            notes="as triton-int8, with values and weights in FP8, and keys too where integers are slow: faster, and a "
+            "relative error of 3.8e-2",
+            **common,
+        ),
+    )
+
+
+def row_wise_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
+    """The ops that go over rows once: norms, rotation, gate, and the embedding of patches."""
+    common: dict[str, Any] = {"name": "triton", "arch": arch, "needs": ("triton",)}
+    eight_bits: dict[str, Any] = {"formats": ("none", "int8", "fp8"), "refuse": _refuse_fp8_without(fp8)}
+    return (
+        Kernel(
+            op="rms_norm",
+            build=_build("row_wise", "build_rms_norm"),
+            notes="residual, norm, 8-bit rows and both results in one pass",
+            **common,
+            **eight_bits,
+        ),
+        Kernel(
+            op="norm_rope",
+            build=_build("row_wise", "build_norm_rope"),
+            refuse=refuse_norm_rope,
+            notes="all projections in one launch",
+            **common,
+        ),
+        Kernel(
+            op="gate",
+            build=_build("row_wise", "build_gate"),
+            notes="one pass, in place but for 8-bit rows",
+            **common,
+            **eight_bits,
+        ),
+        Kernel(
+            op="patch_embed",
+            build=_build("patch_embed", "build_patch_embed"),
+            dtypes=HALF,
+            notes="patches are read where they lie, the timestep is added before the result is rounded",
+            **common,
+        ),
+        Kernel(
+            op="norm_silu",
+            build=_build("row_wise", "build_norm_silu"),
+            notes="one pass, several rows to a program",
+            **common,
+        ),
+    )
+
+
+def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
+    """Linears with weights and inputs in 8 bits, and with weights in 4."""
+    common: dict[str, Any] = {"op": "pack_linear", "arch": arch, "dtypes": HALF, "needs": ("triton",)}
+    return (
+        Kernel(
+            name="triton-scaled-mm",
+            build=_build("linears", "build_scaled_mm"),
+            formats=("int8", "fp8"),
+            refuse=_refuse_fp8_without(fp8),
+            notes="scales in the epilogue",
+            **common,
+        ),
+        Kernel(
+            name="triton-a16",
+            build=_build("linears", "build_a16"),
+            formats=("w4a16", "nvfp4a16", "mxfp4a16"),
+            notes="few rows are multiplied with 4-bit weights as they are, many with a 16-bit copy",
+            **common,
+        ),
+    )
+
+
+def refuse_head_dim(ask: Ask) -> str | None:
+    if ask.head_dim not in (64, 128):
+        return f"written for head dims 64 and 128, not {ask.head_dim}"
+    return None
+
+
+def refuse_norm_rope(ask: Ask) -> str | None:
+    if ask.head_dim < 16 or ask.head_dim & (ask.head_dim - 1):
+        return f"takes head dims that are powers of two from 16 on, not {ask.head_dim}"
+    return None
+
+
+def _refuse_fp8_without(fp8: tuple[str, ...]) -> Refuse:
+    def refuse(ask: Ask) -> str | None:
+        if ask.format == "fp8" and ask.device.arch not in fp8:
+            return f"{ask.device.arch} has no 8-bit floats; int8 is served"
+        return None
+
+    return refuse
+
+
+def _build(module: str, name: str) -> Callable[[Device], Any]:
+    """A row's `build`: what `name` in that module makes of the device's launches."""
+
+    def build(device: Device) -> Any:
+        return getattr(import_module(f".{module}", __package__), name)(table(device.arch, device.name))
+
+    return build

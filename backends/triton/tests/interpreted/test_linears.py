@@ -1,0 +1,287 @@
+"""The quantized linears, against the formats' reference numerics, on shapes that fill no tile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cosmos3_triton import linears, products
+from cosmos3_triton.products import Paired, quantize_rows
+from cosmos3_triton.tables import Launch, Table, table
+
+from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import Packed, pack, unpack
+from cosmos3_core.testing import cases
+
+EIGHT = ("int8", "fp8")
+A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
+BLOCK_SCALED = ("mxfp8", "nvfp4")
+BLOCK = FORMATS["fp8_block"]
+SMALL = Launch(block_m=16, block_n=64, warps=4, stages=2)
+BOTH = pytest.mark.parametrize("tma", [False, True], ids=["pointers", "tma"])
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return cases.normal(*shape, seed=seed).to(dtype)
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+def here(kernel: str, *launches: Launch, tma: bool = True) -> Table:
+    """A table of one kernel."""
+    return Table("sm_90" if tma else "sm_80", {kernel: launches})
+
+
+def one_processor(monkeypatch, processors: int) -> None:
+    """A persistent kernel asks the device how many programs run at once; this device has none to ask."""
+    monkeypatch.setattr(products, "processors", lambda device: processors)
+
+
+@pytest.mark.parametrize("width", [16, 128, 1200])
+@pytest.mark.parametrize("format", EIGHT)
+def test_quantized_rows_are_the_reference_but_for_ties(format, width):
+    x = normal(9, width, seed=1)
+    x[0] = 0
+    x[1] *= 1e4
+    x[2, 5] = 300
+    found, expected = quantize_rows(x, format), pack(x, FORMATS[format])
+    values, scales = found.values_MI, found.scale_M1
+    assert values.dtype == expected.values.dtype and scales.dtype == torch.float32 and scales.shape == (9, 1)
+    assert found.dtype == x.dtype
+    torch.testing.assert_close(scales[1:], expected.scales[1:], rtol=1e-6, atol=0)
+    assert not values[0].float().any() and scales[0].isfinite()
+    step = (values.float() - expected.values.float()).abs() / expected.values.float().abs().clamp_min(1)
+    assert float((step > 0).float().mean()) < 2e-3 and float(step.max()) <= (1 if format == "int8" else 1 / 8)
+
+
+def test_quantized_rows_may_lie_apart():
+    """What a gate leaves in place is the left half of each row."""
+    wide = normal(7, 96, seed=2)
+    for format in EIGHT:
+        apart, together = quantize_rows(wide[:, :48], format), quantize_rows(wide[:, :48].contiguous(), format)
+        assert torch.equal(apart.values_MI.float(), together.values_MI.float())
+        assert torch.equal(apart.scale_M1, together.scale_M1)
+
+
+def test_rows_that_are_quantized_already(monkeypatch):
+    """Their product is the one of the rows; a linear that takes tensors alone does not say that it takes others."""
+    one_processor(monkeypatch, 2)
+    x, weight, bias = (normal(*shape, seed=18) for shape in ((9, 64), (48, 64), (48,)))
+    x *= torch.logspace(-2, 2, 9).unsqueeze(1)
+    packed = linears.build_scaled_mm(table("sm_90"))(weight, bias, format="fp8")
+    assert packed.takes == "fp8" and torch.equal(packed(quantize_rows(x, "fp8")), packed(x))
+    for format in ("none", "w4a16"):
+        wide = normal(64, 128, seed=20)
+        assert not hasattr(linears.build_a16(table("sm_90"))(wide, None, format=format), "takes")
+
+
+@BOTH
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize(("rows", "out", "width"), [(1, 16, 16), (77, 272, 208), (130, 128, 128)])
+@pytest.mark.parametrize("format", EIGHT)
+def test_scaled_product(format, rows, out, width, bias, tma):
+    """Of what the values stand for, in fp64: int8's sum is exact, and so is e4m3's on this interpreter."""
+    table = here("scaled_mm", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
+    a, b = pack(normal(rows, width, seed=3), FORMATS[format]), pack(normal(out, width, seed=4), FORMATS[format])
+    bias_O = normal(out, seed=5) if bias else None
+    y = products.scaled_mm(a.values, b.values, a.scales, b.scales, bias_O, torch.bfloat16, table)
+    exact = unpack(a).double() @ unpack(b).double().T + (0 if bias_O is None else bias_O.double())
+    assert y.shape == exact.shape and relative(y, exact) < 3e-3
+
+
+@BOTH
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("format", EIGHT)
+def test_product_onto_a_residual(format, bias, tma):
+    """In its place, and rounded once; where no table says how it is launched, the next norm adds it."""
+    small = Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2)
+    x, weight, bias_O = normal(77, 80, seed=3), normal(272, 80, seed=4), normal(272, seed=5) if bias else None
+    residual = normal(77, 272, seed=6)
+    a, b = (unpack(pack(t, FORMATS[format])).double() for t in (x, weight))
+    exact = residual.double() + a @ b.T + (0 if bias_O is None else bias_O.double())
+    packed = linears.build_scaled_mm(here("adding_mm_8bit", small, tma=tma))(weight, bias_O, format=format)
+    without = linears.build_scaled_mm(here("scaled_mm", small, tma=tma))(weight, None, format=format)
+    assert packed.adds and not without.adds
+    y = packed(x, residual_MO=(sum_MO := residual.clone()))
+    assert y is sum_MO and relative(y, exact) < 2.5e-3
+
+
+def test_product_without_a_format_onto_a_residual():
+    x, weight, bias, residual = (normal(*shape, seed=i) for i, shape in enumerate(((7, 80), (48, 80), (48,), (7, 48))))
+    exact = residual.double() + x.double() @ weight.double().T
+    for bias_O, expected in ((None, exact), (bias, exact + bias.double())):
+        plain = linears.build_unscaled(table("sm_90"))(weight, bias_O)
+        y = plain(x, residual_MO=(sum_MO := residual.clone()))
+        assert plain.adds and y is sum_MO and relative(y, expected) < 4e-3
+
+
+@BOTH
+@pytest.mark.parametrize("format", EIGHT)
+def test_product_that_applies_the_gate(format, tma):
+    """silu(gate)·up of what the values stand for, in fp64, rounded once, for widths of one tile and of several."""
+    table = here("gated_mm_8bit", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
+    for out in (64, 192):
+        x, weight, bias = normal(77, 80, seed=3), normal(out, 80, seed=4), normal(out, seed=5)
+        plain = linears.build_scaled_mm(table)(weight, bias, format=format)
+        gated = plain.gated()
+        a, b = (unpack(pack(t, FORMATS[format])).double() for t in (x, weight))
+        gate, up = (a @ b.T + bias.double()).chunk(2, dim=1)
+        y = gated(x)
+        assert gated.gates and not plain.gates and not gated.adds and y.shape == (77, out // 2)
+        assert relative(y, gate * gate.sigmoid() * up) < 2e-3
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_product_without_a_format_that_applies_the_gate(dtype, tma):
+    """Of rows that lie apart, too; fp32 weights leave it to the op."""
+    table = here("gated_mm_16bit", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
+    x, weight, bias = (normal(*shape, seed=i).to(dtype) for i, shape in enumerate(((77, 160), (192, 80), (192,))))
+    plain = linears.build_unscaled(table)(weight, bias)
+    gated = plain.gated()
+    gate, up = (x[:, :80].double() @ weight.double().T + bias.double()).chunk(2, dim=1)
+    assert gated.gates and not plain.gates and plain.adds and not gated.adds
+    assert torch.equal(plain(x[:, :80]), F.linear(x[:, :80], weight, bias))
+    assert relative(gated(x[:, :80]), gate * gate.sigmoid() * up) < 2e-3
+    wide = linears.build_unscaled(table)(weight.float(), bias.float())
+    assert wide.gated() is wide and wide(x[:, :80].float()).dtype == torch.float32
+
+
+def test_gate_is_left_to_its_op_where_tiles_do_not_fit(monkeypatch):
+    one_processor(monkeypatch, 2)
+    for arch, out in (("sm_90", 384), ("sm_120", 512)):
+        plain = linears.build_scaled_mm(table(arch))(normal(out, 64, seed=3), None, format="fp8")
+        assert plain.gated() is plain and not plain.gates
+
+
+@pytest.mark.parametrize("processors", [1, 3, 1000])
+def test_a_persistent_kernel_makes_every_tile(monkeypatch, processors):
+    one_processor(monkeypatch, processors)
+    table = here("scaled_mm", Launch(block_m=16, block_n=32, block_k=32, warps=4, stages=2, persistent=True))
+    a, b = pack(normal(150, 64, seed=6), FORMATS["int8"]), pack(normal(96, 64, seed=7), FORMATS["int8"])
+    y = products.scaled_mm(a.values, b.values, a.scales, b.scales, None, torch.float16, table)
+    assert relative(y, unpack(a) @ unpack(b).T) < 1e-3
+
+
+def test_int8_sums_are_exact():
+    """Beyond what fp32 can hold on the way: 2048 products of 127 by 127, as many of 127 by -127, and a one more."""
+    a = torch.full((16, 4096), 127, dtype=torch.int8)
+    b = torch.full((16, 4096), 127, dtype=torch.int8)
+    b[:, 2048:] = -127
+    a[:, 0], b[:, 0] = 1, 1
+    a[:, -1], b[:, -1] = 0, 0
+    ones = torch.ones(16, 1)
+    y = products.scaled_mm(a, b, ones, ones, None, torch.float16, table("sm_120"))
+    assert torch.equal(y, torch.ones(16, 16, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format", A16)
+def test_dequantized_weight_is_the_reference(format, dtype):
+    weight = normal(50, 384, seed=8, dtype=torch.float32)
+    weight[3] *= 1e-3
+    weight[7, :128] = 0
+    packed = pack(weight, FORMATS[format])
+    found = products.dequantize(Paired.of(packed), dtype)
+    assert torch.equal(found, unpack(packed).to(dtype))
+
+
+@BOTH
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("rows", [1, 37])
+@pytest.mark.parametrize("format", A16)
+def test_weight_only_product(format, rows, bias, tma):
+    x, packed = normal(rows, 256, seed=9), pack(normal(80, 256, seed=10), FORMATS[format])
+    bias_O = normal(80, seed=11) if bias else None
+    y = products.a16_mm(x, Paired.of(packed), bias_O, SMALL, tma)
+    exact = x.double() @ unpack(packed).bfloat16().double().T + (0 if bias_O is None else bias_O.double())
+    assert relative(y, exact) < 3e-3
+
+
+def test_weight_only_product_of_rows_that_lie_apart():
+    wide, weight = normal(20, 256, seed=12), Paired.of(pack(normal(64, 128, seed=13), FORMATS["w4a16"]))
+    for tma in (False, True):
+        apart, together = (products.a16_mm(x, weight, None, SMALL, tma) for x in (wide[:, :128], wide[:, :128].clone()))
+        assert torch.equal(apart, together)
+
+
+@pytest.mark.parametrize("case", cases.LINEAR, ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    ("build", "format"),
+    [(linears.build_scaled_mm, "fp8"), (linears.build_scaled_mm, "int8")]
+    + [(linears.build_a16, format) for format in A16],
+)
+def test_linear_within_the_kits_bound(monkeypatch, build, format, case):
+    """As the conformance kit asks it, for few rows and for more than are multiplied with 4-bit weights."""
+    one_processor(monkeypatch, 2)
+    launches = [replace(SMALL, rows=16), replace(SMALL, block_m=32, rows=64)]
+    weight, bias = case.weights("bfloat16")
+    packed = build(replace(table("sm_90"), launches={**table("sm_90").launches, "a16_mm": launches}))(
+        weight.clone(), bias, format=format
+    )
+    for rows in (1, 33, 77):
+        cases.check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", format)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_without_a_format_the_weight_is_kept(dtype):
+    x, weight, bias = (normal(*shape, seed=14, dtype=dtype) for shape in ((3, 20), (7, 20), (7,)))
+    for build in (linears.build_scaled_mm, linears.build_a16):
+        assert torch.equal(build(table("sm_90"))(weight, bias)(x), F.linear(x, weight, bias))
+
+
+def test_widths_that_no_kernel_takes():
+    for build, format, shape in (
+        (linears.build_scaled_mm, "fp8", (24, 64)),
+        (linears.build_scaled_mm, "int8", (64, 24)),
+        (linears.build_a16, "mxfp4a16", (64, 192)),
+    ):
+        with pytest.raises(ValueError, match="multiples of"):
+            build(table("sm_90"))(normal(*shape, seed=15), None, format=format)
+
+
+@pytest.mark.parametrize("rows", [1, 77, 96])
+def test_quantized_tiles_are_the_reference_but_for_ties(rows):
+    x = normal(rows, 1024, seed=17)[:, :384]
+    x[0] *= 1e-3
+    x[-1, 128:256] = 0
+    x[-1, :3] *= 1e3
+    values, scales, _ = products.quantize_tiles(x, BLOCK)
+    packed = pack(x, BLOCK)
+    torch.testing.assert_close(scales[:rows], packed.scales, rtol=1e-6, atol=1e-30)
+    found, expected = unpack(Packed(BLOCK, values[:rows], scales[:rows])), unpack(packed)
+    assert float((found != expected).float().mean()) < 2e-3 and relative(found, expected) < 1e-2
+    assert len(values) % 16 == 0 and not values[rows:].float().any() and scales.isfinite().all()
+
+
+@pytest.mark.parametrize(("rows", "width"), [(3, 16 * 6), (77, 32 * 5), (130, 544)])
+@pytest.mark.parametrize("format", BLOCK_SCALED)
+def test_quantized_blocks_are_the_reference_but_for_ties(format, rows, width):
+    x = normal(rows, 2 * width, seed=17)[:, :width]
+    x[0] *= 1e-3
+    x[1] = 0
+    x[2, :40] *= 1e3
+    values, scales, tensor_scale = products.quantize_blocks(x, FORMATS[format])
+    packed = pack(x, FORMATS[format])
+    assert torch.equal(scales, products.swizzled(packed.scales.view(torch.uint8)))
+    assert (tensor_scale is None) if packed.tensor_scale is None else torch.equal(tensor_scale, packed.tensor_scale)
+    found, expected = unpack(Packed(packed.format, values, packed.scales, tensor_scale)), unpack(packed)
+    assert float((found != expected).float().mean()) < 2e-3
+    assert relative(found, expected) < 1e-2
+
+
+def test_swizzled_scales():
+    """cuBLAS's documentation, "1D block scaling factors layout": where the scale of (row, block) lies."""
+    scales = torch.randint(0, 256, (150, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(16))
+    found = products.swizzled(scales)
+    assert found.numel() == 256 * 8
+    for row in (0, 1, 31, 32, 127, 128, 149):
+        for block in range(6):
+            tile = (row // 128) * 2 + block // 4
+            offset = 512 * tile + 16 * (row % 32) + 4 * (row % 128 // 32) + block % 4
+            assert found[offset] == scales[row, block], (row, block)
+    assert int(found.long().sum()) == int(scales.long().sum())
