@@ -24,9 +24,10 @@ test-slow: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy --no-error-summary
 
 clean:
-	rm -rf .venv build dist demo .pytest_cache .ruff_cache
+	rm -rf .venv build dist demo .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Checked before .venv is made: pip's refusal would come after it and leave a .venv of the wrong Python behind.

@@ -47,6 +47,7 @@ class Item:
     def positions(self, config: TransformerConfig, origin: float) -> Tensor:
         """[3, tokens] fp32; spec 2.3's table."""
         base = config.base_fps
+        rate: float | None
         rate, base_rate, start = {
             "vision": (self.fps / TEMPORAL_COMPRESSION, base / TEMPORAL_COMPRESSION, 0),
             "sound": (config.sound_latent_fps, base, 0),
