@@ -1,4 +1,4 @@
-"""Pixels to latents and back: Wan2.2's causal VAE (spec section 5).
+"""Pixels to latents and back: Wan2.2's causal VAE (docs/model.md, section 5).
 
 Causal in time, which is used twice: a conditioning prefix is encoded alone, not as the start of a clip of padding, and
 decoding yields frames as they are ready, so that a clip never has to fit in memory as a whole.

@@ -1,4 +1,4 @@
-"""The blocks of Wan2.2's causal VAE (spec 5.2, 5.3), on the ops they are given.
+"""The blocks of Wan2.2's causal VAE (docs/model.md, sections 5.2 and 5.3), on the ops they are given.
 
 Feature maps are x_THWC, contiguous: one clip, channels last. Convolutions are fastest that way, and the norm over
 channels is a norm over rows. A causal convolution reads its frames behind the two before them, so its input is written
