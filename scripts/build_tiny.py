@@ -61,7 +61,8 @@ TRANSFORMER = {
     "video_temporal_causal": False,
     "vocab_size": 320,
 }
-# The real VAE's statistics (spec 5.1): they belong to the layout, and normalisation is tested with them.
+# The real VAE's statistics (docs/model.md, section 5.1): they belong to the layout, and normalisation is tested with
+# them.
 LATENTS_MEAN = """
 -.2289 -.0052 -.1323 -.2339 -.2799 .0174 .1838 .1557 -.1382 .0542 .2813 .0891 .1570 -.0098 .0375 -.1825
 -.2246 -.1207 -.0698 .5109 .2665 -.2108 -.2158 .2502 -.2055 -.0322 .1109 .1567 -.0729 .0899 -.2799 -.1230 -.0313 -.1649

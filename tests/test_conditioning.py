@@ -1,4 +1,5 @@
-"""Input pictures and clips on the canvas, as the engines of each profile put them there (spec 4.3)."""
+"""Input pictures and clips on the canvas, as the engines of each profile put them there (docs/model.md, section
+4.3)."""
 
 from __future__ import annotations
 

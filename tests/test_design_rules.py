@@ -1,7 +1,7 @@
-"""The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, its packages import
-in one direction, the model runs on the ops it was given, nothing is unpickled, a function fits a screen. And over the
-source of the in-tree backends: each knows the contract and our kernels and nothing else of ours, and its plugin loads
-nothing heavy. And over the source of our kernels: they name no device either.
+"""The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, the model runs on the
+ops it was given, nothing is unpickled, functions and files are short. And over the source of the in-tree backends and of
+our kernels: a plugin loads nothing heavy, and kernels name no device either. Who may import whom is
+tests/test_imports.py.
 
 A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.
 """
@@ -13,11 +13,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+from sources import ROOT, backend_sources, core_sources, imported
 
-ROOT = Path(__file__).parents[1]
 Rule = Callable[[str, str], Iterator[str]]
 
 DEVICES = ("cuda", "rocm", "hip", "npu", "xpu", "mps")
@@ -25,12 +24,6 @@ DEVICE_ATTRIBUTES = {*DEVICES, *(f"is_{device}" for device in DEVICES)}
 DEVICE_STRING = re.compile(rf"({'|'.join(DEVICES)})(:\d*)?", re.IGNORECASE)
 CPU_STRING = re.compile(r"cpu(:\d*)?", re.IGNORECASE)
 
-# Package: the packages of cosmos3_core it may import, and the libraries next to the standard one (None: any).
-IMPORTS: dict[str, tuple[set[str], set[str] | None]] = {
-    "contract": ({"contract"}, {"torch", "pluggy"}),
-    "reference": ({"contract", "reference"}, {"torch"}),
-    "model": ({"contract", "model"}, {"torch", "diffusers", "tokenizers", "jinja2", "safetensors", "numpy"}),
-}
 # What a backend may own, so what the model may only reach through its ops.
 OWNED_BY_OPS = {
     "torch.nn.Linear",
@@ -39,34 +32,24 @@ OWNED_BY_OPS = {
     "torch.nn.functional.rms_norm",
     "torch.nn.functional.scaled_dot_product_attention",
 }
-# What a backend may know of cosmos3_core: what a vendor's package may.
-OPEN_TO_BACKENDS = {"contract", "quant", "testing"}
 LIBRARY = "cosmos3_triton"
 """Our kernels: no backend, but a library that backends import."""
 LIGHT = ("cosmos3_core.contract", f"{LIBRARY}.rows", f"{LIBRARY}.tables")
 """What a plugin may import at its top."""
 LONGEST_FUNCTION = 60
+LONGEST_FILE = 450
+LONGEST_CONTRACT = 560
+# Files of the core that are longer still: why. Who shortens one deletes its entry.
+TOO_LONG_YET = {
+    "files.media": "the codecs get modules of their own",
+    "plan.estimate": "becomes plan/cost",
+    "testing.suite": "becomes a package with a module per kind of op",
+}
 
 
 def package_of(module: str) -> str:
     """`cosmos3_core.model.rope` -> `model`; the root itself -> ``."""
     return (module.split(".") + [""])[1]
-
-
-def imported(module: str, tree: ast.AST) -> Iterator[tuple[int, str, str]]:
-    """Yields (line, the name it is bound to, the full dotted name of what is imported), wherever the import stands."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.asname or alias.name.split(".")[0], alias.name
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                # `module` names a package by its __init__, so one level up from it is the package itself.
-                parents = module.split(".")[: -node.level]
-                base = ".".join([*parents, *([node.module] if node.module else [])])
-            for alias in node.names:
-                yield node.lineno, alias.asname or alias.name, f"{base}.{alias.name}"
 
 
 def used(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -113,19 +96,6 @@ def reads_no_environment(module: str, source: str) -> Iterator[str]:
             yield f"line {line}: {name}"
 
 
-def imports_in_one_direction(module: str, source: str) -> Iterator[str]:
-    ours, libraries = IMPORTS.get(package_of(module), (None, None))
-    for line, _, name in imported(module, ast.parse(source)):
-        root = name.split(".")[0]
-        if root == "cosmos3_core":
-            if ours is not None and package_of(name) not in ours:
-                yield f"line {line}: {package_of(module)} may not import {name}"
-        elif root.startswith("cosmos3_"):
-            yield f"line {line}: core may not import the backend {name}"
-        elif libraries is not None and root not in libraries | sys.stdlib_module_names:
-            yield f"line {line}: {package_of(module)} may not import {name}"
-
-
 def model_runs_on_its_ops(module: str, source: str) -> Iterator[str]:
     if package_of(module) != "model":
         return
@@ -150,16 +120,6 @@ def functions_fit_a_screen(module: str, source: str) -> Iterator[str]:
             length = node.end_lineno - node.lineno + 1
             if length > LONGEST_FUNCTION:
                 yield f"line {node.lineno}: {node.name} has {length} lines, {LONGEST_FUNCTION} fit a screen"
-
-
-def backend_knows_the_contract_only(module: str, source: str) -> Iterator[str]:
-    own = module.split(".")[0]
-    for line, _, name in imported(module, ast.parse(source)):
-        root = name.split(".")[0]
-        if root == "cosmos3_core" and package_of(name) not in OPEN_TO_BACKENDS:
-            yield f"line {line}: a backend may not import {name}"
-        elif root.startswith("cosmos3_") and root not in {own, "cosmos3_core", LIBRARY}:
-            yield f"line {line}: a backend may not import the backend {name}"
 
 
 def kernels_know_no_device(module: str, source: str) -> Iterator[str]:
@@ -198,7 +158,6 @@ def plugin_loads_nothing_heavy(module: str, source: str) -> Iterator[str]:
 RULES: list[Rule] = [
     names_no_device,
     reads_no_environment,
-    imports_in_one_direction,
     model_runs_on_its_ops,
     unpickles_nothing,
     functions_fit_a_screen,
@@ -206,7 +165,6 @@ RULES: list[Rule] = [
 
 
 BACKEND_RULES: list[Rule] = [
-    backend_knows_the_contract_only,
     kernels_know_no_device,
     plugin_loads_nothing_heavy,
     unpickles_nothing,
@@ -214,26 +172,11 @@ BACKEND_RULES: list[Rule] = [
 ]
 
 
-def modules(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yields every module of a package: its dotted name, with `__init__` spelt out, and its file."""
-    for path in sorted(folder.rglob("*.py")):
-        yield ".".join(path.relative_to(folder.parent).with_suffix("").parts), path
-
-
-def sources() -> Iterator[tuple[str, Path]]:
-    """Yields every module of cosmos3_core."""
-    yield from modules(ROOT / "cosmos3_core")
-
-
-def backend_sources() -> Iterator[tuple[str, Path]]:
-    """Yields every module of the in-tree backends, and of our kernels."""
-    for folder in sorted((ROOT / "backends").glob("*/cosmos3_*")):
-        yield from modules(folder)
-
-
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_core_keeps_the_rule(rule: Rule):
-    complaints = [f"{path}: {said}" for module, path in sources() for said in rule(module, path.read_text("utf-8"))]
+    complaints = [
+        f"{path}: {said}" for module, path in core_sources() for said in rule(module, path.read_text("utf-8"))
+    ]
     assert not complaints, "\n".join(complaints)
 
 
@@ -244,9 +187,15 @@ def test_backends_keep_the_rule(rule: Rule):
 
 
 def test_the_rules_see_the_packages_they_are_about():
-    assert set(IMPORTS) <= {package_of(module) for module, _ in sources()}
+    assert {"contract", "model", "reference"} <= {package_of(module) for module, _ in core_sources()}
     plugins = {f"cosmos3_{name}.plugin" for name in ("cuda", "npu", "rocm", "xpu")}
     assert plugins | {f"{LIBRARY}.rows", f"{LIBRARY}.tables"} <= {name for name, _ in backend_sources()}
+
+
+def test_files_of_the_core_are_short():
+    lengths = {module.partition(".")[2]: len(path.read_text("utf-8").splitlines()) for module, path in core_sources()}
+    assert {name for name, lines in lengths.items() if lines > LONGEST_FILE} == set(TOO_LONG_YET)
+    assert sum(lines for name, lines in lengths.items() if name.startswith("contract.")) <= LONGEST_CONTRACT
 
 
 LONG_FUNCTION = "def f():\n" + "    pass\n" * LONGEST_FUNCTION
@@ -270,17 +219,6 @@ BAD: list[tuple[Rule, str, str]] = [
     (reads_no_environment, "cli.__init__", "import os as o\no.getenv('A')"),
     (reads_no_environment, "cli.__init__", "import os.path\nos.environ['A']"),
     (reads_no_environment, "cli.__init__", "from os import environ"),
-    (imports_in_one_direction, "contract.ops", "from cosmos3_core import reference"),
-    (imports_in_one_direction, "contract.ops", "from cosmos3_core import __version__"),
-    (imports_in_one_direction, "contract.ops", "from ..model.config import Config"),
-    (imports_in_one_direction, "contract.__init__", "from ..model import config"),
-    (imports_in_one_direction, "contract.ops", "import numpy"),
-    (imports_in_one_direction, "model.vae", "def f():\n    import cosmos3_core.engine"),
-    (imports_in_one_direction, "model.text", "import transformers"),
-    (imports_in_one_direction, "reference.ops", "from cosmos3_core.model import rope"),
-    (imports_in_one_direction, "plan.resolve", "import cosmos3_npu"),
-    (imports_in_one_direction, "cli.__init__", "from cosmos3_rocm.plugin import rows"),
-    (imports_in_one_direction, "serve.app", "from cosmos3_acme import plugin"),
     (model_runs_on_its_ops, "model.block", "from torch.nn import functional as F\nF.linear(x, w)"),
     (model_runs_on_its_ops, "model.block", "import torch.nn.functional as F\nF.scaled_dot_product_attention(q, k, v)"),
     (model_runs_on_its_ops, "model.block", "import torch\ntorch.nn.functional.rms_norm(x, (8,))"),
@@ -298,10 +236,6 @@ BAD: list[tuple[Rule, str, str]] = [
 GOOD: list[tuple[Rule, str, str]] = [
     (names_no_device, "engine.load", '"""cuda"""\nimport torch\nx.to("cpu")\nx.device.type\nsay("no cuda here")'),
     (reads_no_environment, "cli.__init__", "import os\nos.path.join(environ, 'a')\nos.replace('a', 'b')"),
-    (imports_in_one_direction, "contract.__init__", "import enum\nfrom . import ops\nfrom .errors import RunError"),
-    (imports_in_one_direction, "model.vae", "import diffusers\nfrom ..contract import ops\nfrom . import rope"),
-    (imports_in_one_direction, "reference.ops", "import torch\nfrom cosmos3_core.contract.ops import Attention"),
-    (imports_in_one_direction, "plan.resolve", "import pluggy\nfrom cosmos3_core.reference import ops"),
     (model_runs_on_its_ops, "model.block", "from torch import nn\nnn.Module\nnn.Conv3d\nself.ops.linear(x)"),
     (model_runs_on_its_ops, "reference.ops", "import torch\ntorch.nn.functional.linear(x, w)\ntorch.device('cpu')"),
     (unpickles_nothing, "engine.load", "import json\njson.load(file)\nself.load()"),
@@ -354,11 +288,6 @@ def test_what_a_plugin_may_import_at_its_top_loads_nothing_heavy_either():
 
 
 BAD_BACKEND: list[tuple[Rule, str, str]] = [
-    (backend_knows_the_contract_only, "attention", "from cosmos3_core.reference import ops"),
-    (backend_knows_the_contract_only, "attention", "from cosmos3_core import model"),
-    (backend_knows_the_contract_only, "attention", "def f():\n    import cosmos3_core.plan.resolve"),
-    (backend_knows_the_contract_only, "attention", "import cosmos3_core"),
-    (backend_knows_the_contract_only, "attention", "from cosmos3_cuda.attention import joined"),
     (plugin_loads_nothing_heavy, "plugin", "import torch"),
     (plugin_loads_nothing_heavy, "plugin", "from torch.nn import functional"),
     (plugin_loads_nothing_heavy, "plugin", "try:\n    import torch_acme\nexcept ImportError:\n    pass"),
@@ -368,11 +297,7 @@ BAD_BACKEND: list[tuple[Rule, str, str]] = [
     (plugin_loads_nothing_heavy, "plugin", "from cosmos3_triton import attention"),
 ]
 GOOD_BACKEND: list[tuple[Rule, str, str]] = [
-    (backend_knows_the_contract_only, "attention", "import torch\nfrom cosmos3_core.contract import Attention"),
-    (backend_knows_the_contract_only, "plugin", "from . import attention\nfrom cosmos3_acme.linear import pack"),
-    (backend_knows_the_contract_only, "linear", "from cosmos3_triton.products import scaled_mm"),
     (plugin_loads_nothing_heavy, "plugin", "from cosmos3_triton.rows import attention_rows"),
-    (backend_knows_the_contract_only, "formats", "from cosmos3_core.quant import mx\nfrom cosmos3_core import testing"),
     (plugin_loads_nothing_heavy, "plugin", "import os\nfrom cosmos3_core.contract import Kernel\nos.sep"),
     (plugin_loads_nothing_heavy, "plugin", "def f():\n    import torch\n    from . import attention"),
     (plugin_loads_nothing_heavy, "attention", "import torch"),

@@ -1,17 +1,27 @@
-"""What README and docs say: the Python example runs, the commands parse, links point at files, tables are current."""
+"""What the pages say is so: Python blocks and commands run, links point at files, cited sections exist, tables are
+current.
+
+A block of commands or Python below `<!-- device -->`, `<!-- network -->` or `<!-- install -->` needs that, and is only
+parsed. MARKED lists those commands, so that none is left out by accident.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
-from pathlib import Path
+import subprocess
+import sys
+from dataclasses import dataclass
 
 import pytest
+from command import cosmos3
+from sources import ROOT
 
 from benchmarks import tables
+from cosmos3_core.cli import cli
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [
     str(path.relative_to(ROOT))
@@ -25,20 +35,116 @@ PAGES = [
     for path in sorted((ROOT / folder).glob("*.md"))
 ]
 
+# --- blocks and commands ---------------------------------------------------------------------------------------------
 
-def test_the_python_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    names: dict = {}
-    exec(example, names)
-    assert len(names["frames"]) == 9 and names["frames"][0].shape == (64, 64, 3)
+RUN = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"python", "sh", "toml", "text"}
+BLOCK = re.compile(r"(?:<!-- (\w+) -->\n\n)?^```(\w*)\n(.*?)^```$", re.M | re.S)
+CHECKED = ("cosmos3", "make", "python -m")
+"""How a command begins that is run, or parsed where it is marked; others (pip) are for the reader."""
+
+MARKED: dict[tuple[str, str], list[str]] = {
+    ("README.md", "install"): ["make demo"],
+    ("README.md", "network"): [
+        "cosmos3 run 'a robot arm pours coffee' -o coffee.mp4",
+        "cosmos3 run 'a red cube on a wooden table' -o cube.png",
+        "cosmos3 run 'the arm lifts the cup' --image desk.jpg -o lift.mp4",
+        "cosmos3 run 'the camera pans on' --video pan.mp4 -o on.mp4",
+        "cosmos3 run @caption.json --size 480p:16:9 --frames 93 --seed 7 -o x.mp4",
+        "cosmos3 run 'a cup' -o cup.mp4 --dry-run",
+        "cosmos3 run --request cup.mp4.json -o again.mp4",
+        "cosmos3 run 'a cup' --profile vllm-omni -o cup.png",
+        "cosmos3 run 'a cup' --format fp8 --format attention=fp8 -o cup.mp4",
+    ],
+    ("README.md", "device"): ["cosmos3 warmup --size 720p", "cosmos3 check --backend acme"],
+    ("CONTRIBUTING.md", "install"): [
+        "make install",
+        "make quick",
+        "make test",
+        "make test-slow",
+        "python -m pytest -q -x tests/test_run.py",
+    ],
+    ("docs/writing-a-backend.md", "device"): ["cosmos3 check --backend acme --record acme.json"],
+}
 
 
-@pytest.mark.parametrize("line", re.findall(r"^cosmos3 .*$", README, re.M))
-def test_commands_parse(line):
-    from cosmos3_core.cli import cli
+@dataclass(frozen=True)
+class Block:
+    page: str
+    marker: str | None
+    language: str
+    text: str
 
-    name, *arguments = shlex.split(line, comments=True)[1:]
-    cli.commands[name].make_context(name, arguments)  # raises on an unknown option or a value of the wrong type
+    @property
+    def commands(self) -> list[str]:
+        """The lines that begin like a command to check, less their comments."""
+        lines = self.text.replace("\\\n", " ").splitlines() if self.language == "sh" else []
+        return [shlex.join(shlex.split(line, comments=True)) for line in lines if line.startswith(CHECKED)]
+
+
+BLOCKS = [
+    Block(page, marker or None, language, text)
+    for page in RUN
+    for marker, language, text in BLOCK.findall((ROOT / page).read_text())
+]
+
+
+def test_every_block_says_its_language():
+    assert {block.language for block in BLOCKS} <= LANGUAGES
+    assert sum((ROOT / page).read_text().count("\n```") for page in RUN) == 2 * len(BLOCKS)
+
+
+def test_the_marked_commands_are_those_listed():
+    found: dict[tuple[str, str], list[str]] = {}
+    for block in BLOCKS:
+        if block.marker:
+            found.setdefault((block.page, block.marker), []).extend(block.commands)
+    assert found == MARKED
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.language == "python"}))
+def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "page"}
+    for block in BLOCKS:
+        if (block.page, block.language) == (page, "python"):
+            code = compile(block.text, page, "exec")
+            if block.marker is None:
+                exec(code, names)
+    if page == "README.md":
+        assert len(names["frames"]) == 9 and names["frames"][0].shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.commands and not block.marker}))
+def test_the_commands_of_a_page_run(page, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # as in a checkout
+    for block in BLOCKS:
+        for command in block.commands if block.page == page and block.marker is None else ():
+            program, *arguments = shlex.split(command)
+            if program == "cosmos3":
+                code, _, err = cosmos3(capsys, monkeypatch, *arguments)
+            else:
+                run = [sys.executable, *arguments] if program == "python" else [program, *arguments]
+                done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+                code, err = done.returncode, done.stderr
+            assert code == 0, f"{command}\n{err}"
+
+
+@pytest.mark.parametrize("command", [command for block in BLOCKS if block.marker for command in block.commands])
+def test_a_marked_command_parses(command):
+    program, *arguments = shlex.split(command)
+    if program == "cosmos3":
+        name, *arguments = arguments
+        cli.commands[name].make_context(name, arguments)  # raises on an unknown option or a value of the wrong type
+    elif program == "make":
+        make = ["make", "--dry-run", "--assume-old=.venv/installed", *arguments]
+        assert subprocess.run(make, cwd=ROOT, capture_output=True).returncode == 0
+    else:
+        assert importlib.util.find_spec(arguments[1])
+
+
+# --- links, paths and citations --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -46,6 +152,22 @@ def test_links_point_at_files(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+CITED = re.compile(r"docs/model\.md,\s+sections?\s+((?:\d+(?:\.\d+)?(?:,\s+|\s+and\s+|\s+to\s+)?)+)")
+UNRESOLVED = re.compile(r"\bspec (?:sections? )?\d", re.I)
+
+
+def test_the_sections_that_the_code_cites_exist():
+    headings = set(re.findall(r"^##+ (\d+(?:\.\d+)?)\.? ", (ROOT / "docs" / "model.md").read_text(), re.M))
+    folders = [ROOT / name for name in ("cosmos3_core", "backends", "scripts", "tests")]
+    cited = {}
+    for path in [path for folder in folders for path in folder.rglob("*.py")]:
+        text = re.sub(r"\n\s*#?\s*", " ", path.read_text("utf-8"))
+        assert not UNRESOLVED.search(text), f"{path} cites a specification that is not in the repository"
+        cited |= {number: path for found in CITED.findall(text) for number in re.findall(r"\d+(?:\.\d+)?", found)}
+    assert len(cited) > 10
+    assert not {number: path for number, path in cited.items() if number not in headings}
 
 
 def test_the_paths_that_the_architecture_names_exist():

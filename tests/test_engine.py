@@ -237,7 +237,7 @@ NATIVE = {
     "audio_proj_out": "llm2sound",
     "audio_modality_embed": "sound_modality_embed",
 }
-"""Spec 1.6, diffusers' fragments to native ones."""
+"""diffusers' fragments to native ones (docs/model.md, section 1.6)."""
 
 
 def native_name(name: str) -> str:

@@ -118,7 +118,8 @@ def test_a_package_builds_a_wheel_of_this_version(name, checkout):
         modules = {path for path in archive.namelist() if path.startswith(f"{package}/")}
     assert lines == ([] if name == KERNELS else ["[cosmos3.backends]", f"{name} = {package}.plugin"])
     folder = ROOT / "backends" / name
-    files = (path for path in folder.glob(f"{package}/**/*") if path.suffix in (".py", ".toml"))
+    files = (path for path in folder.glob(f"{package}/**/*") if path.suffix in (".py", ".toml", ".typed"))
+    assert f"{package}/py.typed" in modules
     assert modules == {path.relative_to(folder).as_posix() for path in files}
 
 
@@ -126,7 +127,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel)
     ours = {path.relative_to(checkout).as_posix() for path in (checkout / "cosmos3_core").rglob("*") if path.is_file()}
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.startswith(f"cosmos3-{__version__}.dist-info/")}
-    assert names == ours
+    assert names == ours and "cosmos3_core/py.typed" in names
 
 
 def test_the_wheel_holds_the_license_the_readme_and_the_version(wheel):

@@ -119,7 +119,7 @@ def test_two_branches_in_one_pass_are_each_their_own(pair):
 @pytest.mark.parametrize("fps", [5, 10, 12, 24, 30])
 @pytest.mark.parametrize("frames", [1, 2, 48])
 def test_positions_over_the_grid(fps, frames):
-    """Spec 11.2: exactly equal for prompts of 1 to 5000 tokens, as diffusers' and as an fp64 evaluation rounds."""
+    """Exactly equal for prompts of 1 to 5000 tokens, as diffusers' and as an fp64 evaluation rounds."""
     config = TransformerConfig()
     for length in range(1, 5001):
         origin = length + 15000

@@ -79,7 +79,7 @@ def test_every_row_resolves_to_a_whole_request(task, profile, variant):
 
 
 VIDEO = {"width": 1280, "height": 720, "steps": 35, "guidance_interval": None}
-# The cells of spec 4.12's table that name a profile and a variant.
+# The cells of the table in docs/model.md, section 4.12, that name a profile and a variant.
 TABLE: dict[tuple[str, str, str], dict[str, Any]] = {
     ("t2i", "reference", "base"): {"steps": 50, "guidance": 4.0, "guidance_interval": None, "shift": 3.0},
     ("t2i", "diffusers", "base"): {"width": 1280, "height": 720, "steps": 35, "guidance": 6.0, "schedule": "karras"},
@@ -103,7 +103,7 @@ TABLE: dict[tuple[str, str, str], dict[str, Any]] = {
     ("v2v", "diffusers", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "flow"},
     ("v2v", "vllm-omni", "base"): VIDEO | {"guidance": 6.0, "shift": 10.0, "system_prompt": True},
     ("v2v", "sglang", "base"): VIDEO | {"guidance": 4.0, "shift": 10.0},
-    # 1.4: the distilled image-to-video model is one of tier 480, the distilled text-to-image model of tier 768.
+    # Section 1.4: the distilled image-to-video model is one of tier 480, the distilled text-to-image model of tier 768.
     ("i2v", "reference", "distilled"): {"width": 832, "height": 480},
     ("t2i", "reference", "distilled"): {"width": 1024, "height": 1024},
 }
@@ -116,7 +116,7 @@ def test_defaults_are_those_of_the_specification(task, profile, variant):
     assert {key: getattr(request, key) for key in expected} == expected
 
 
-# Spec 4.2 and section 9: how each engine treats text and pictures.
+# The same table: how each engine treats text and pictures.
 TREATMENT = {
     "reference": ("same", True, True, True, "bilinear", "crop", 0),
     "diffusers": ("inverse", True, True, False, "bilinear", "stretch", 0),

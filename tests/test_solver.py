@@ -1,4 +1,5 @@
-"""Schedules, solvers, noise and guidance against the formulas of spec 4.4 to 4.7, written out again here in fp64."""
+"""Schedules, solvers, noise and guidance against the formulas of docs/model.md, sections 4.4 to 4.7, written out again
+here in fp64."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ def test_the_tail_of_native_shift_5_over_30_steps():
 
 
 def own_sigmas(schedule: str, n: int, shift: float) -> np.ndarray:
-    """Spec 4.5 in fp64, with the final zero."""
+    """In fp64, with the final zero (docs/model.md, section 4.5)."""
     if schedule == "karras":
         ramp = np.linspace(200.0 ** (1 / 7), 0.147 ** (1 / 7), n) ** 7
         sigmas = ramp / (ramp + 1)
@@ -133,7 +134,7 @@ def test_every_schedule_is_built():
 
 
 class OwnUniPC:
-    """Spec 4.6, order 2, bh2, x0 prediction, in fp64 and with an explicit linear solve."""
+    """Order 2, bh2, x0 prediction, in fp64 and with an explicit linear solve (docs/model.md, section 4.6)."""
 
     def __init__(self, sigmas: np.ndarray):
         self.sigma = sigmas
@@ -447,5 +448,5 @@ def test_guidance_combines_as_written():
 
 
 def test_the_image_interval_guides_41_of_50_steps():
-    """Spec 3.2: shift 3, 50 steps, [400, 1000]."""
+    """Shift 3, 50 steps, [400, 1000]."""
     assert sum(guided(7.0, (400.0, 1000.0), t) for t in solver("native", 50, 3.0).timesteps) == 41

@@ -1,4 +1,5 @@
-"""Prompts: the metadata they gain, the chat they become, and the token ids the model reads (spec 4.2)."""
+"""Prompts: the metadata they gain, the chat they become, and the token ids the model reads (docs/model.md, section
+4.2)."""
 
 from __future__ import annotations
 

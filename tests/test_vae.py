@@ -1,4 +1,5 @@
-"""Our VAE against diffusers' module and pipeline: the tiny VAE's weights, and random ones of another width (spec 5)."""
+"""Our VAE against diffusers' module and pipeline: the tiny VAE's weights, and random ones of another width
+(docs/model.md, section 5)."""
 
 from __future__ import annotations
 

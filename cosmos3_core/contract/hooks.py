@@ -31,3 +31,4 @@ _hookspec = pluggy.HookspecMarker("cosmos3")
 @_hookspec(firstresult=True)
 def cosmos3_backend() -> Backend:
     """The backend this package provides."""
+    raise NotImplementedError  # a specification: what is called is the package's

@@ -19,9 +19,9 @@ REQUIRED_VALUES: dict[str, Any] = {
 """Keys that select another model than the one written here when they differ. Absent means this value."""
 
 TEMPORAL_COMPRESSION = 4
-"""Pixel frames per latent frame after the first (spec 5.1)."""
+"""Pixel frames per latent frame after the first (docs/model.md, section 5.1)."""
 SPATIAL_COMPRESSION = 16
-"""Pixels per latent row and column (spec 5.1)."""
+"""Pixels per latent row and column (docs/model.md, section 5.1)."""
 ONE_PASS_TOKENS = 4096
 """Up to this many media tokens both guidance branches run as one batch: a small pass leaves a device idle, a large one
 only doubles the activations."""
@@ -38,7 +38,8 @@ TILE_OVERLAP = 0.25
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The keys of `transformer/config.json` that the mathematics needs; the defaults are Nano's (spec 1.3).
+    """The keys of `transformer/config.json` that the mathematics needs (docs/model.md, section 1.3); the defaults are
+    Nano's.
 
     Keys that are not fields are decoration and ignored, as the published files carry many.
     """
@@ -95,7 +96,8 @@ class TransformerConfig:
 
     @property
     def weight_fp32_norm(self) -> bool:
-        """Nemotron (Edge) multiplies the norm weight in fp32 and rounds once; Qwen rounds first (spec 2.5)."""
+        """Nemotron (Edge) multiplies the norm weight in fp32 and rounds once; Qwen rounds first (docs/model.md,
+        section 2.5)."""
         return self.hidden_act == "relu2"
 
     @property

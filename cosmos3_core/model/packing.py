@@ -23,8 +23,8 @@ class Item:
 
     `modality` is "vision" (latent [C, T, h, w]), "sound" ([C, T]) or "action" ([T, C]); `shape` the latent's shape;
     `clean` the indices of conditioned frames; `fps` the media's frames per second (unused for sound, whose rate is the
-    model's); `domain` the embodiment of an action; `start` the first action's offset in frames (spec 2.3: 1 when the
-    actions lie between the frames, 0 when there is one per frame).
+    model's); `domain` the embodiment of an action; `start` the first action's offset in frames: 1 when the actions lie
+    between the frames, 0 when there is one per frame (docs/model.md, section 2.3).
     """
 
     modality: str
@@ -45,8 +45,9 @@ class Item:
         return self.frames, 1, 1
 
     def positions(self, config: TransformerConfig, origin: float) -> Tensor:
-        """[3, tokens] fp32; spec 2.3's table."""
+        """[3, tokens] fp32; the table of docs/model.md, section 2.3."""
         base = config.base_fps
+        rate: float | None
         rate, base_rate, start = {
             "vision": (self.fps / TEMPORAL_COMPRESSION, base / TEMPORAL_COMPRESSION, 0),
             "sound": (config.sound_latent_fps, base, 0),

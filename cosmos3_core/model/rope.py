@@ -1,4 +1,4 @@
-"""Three-axis rotary positions (temporal, height, width) and their cos/sin tables; spec section 2.3.
+"""Three-axis rotary positions (temporal, height, width) and their cos/sin tables; docs/model.md, section 2.3.
 
 Everything is fp32 on the host: near m = 15000 fp32 positions are 1e-3 apart and bf16 ones 64, so a position that
 passed through bf16 would fold neighbouring frames onto each other.

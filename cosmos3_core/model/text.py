@@ -1,6 +1,7 @@
 """A prompt's way to token ids: the checkpoint's tokenizer and chat template, without importing transformers.
 
-Spec section 4.2. The template comes with the checkpoint, so it is untrusted code and runs in jinja2's sandbox.
+docs/model.md, section 4.2. The template comes with the checkpoint, so it is untrusted code and runs in jinja2's
+sandbox.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two towers, on the ops they are given; spec sections 2.2 to 2.7.
+"""The two towers, on the ops they are given; docs/model.md, sections 2.2 to 2.7.
 
 Understanding reads a prompt once, causally, and leaves keys and values per layer. Generation runs every step: each of
 its layers attends, unmasked, to those and to its own. Understanding never sees the media or the timestep, so nothing of
@@ -150,7 +150,8 @@ class GenerationTower:
             self.action_out = self._per_domain(weights, "out", config.hidden_size)
 
     def _per_domain(self, weights: dict[str, Any], way: str, width: int) -> list[Any]:
-        """One Linear per embodiment. A row of the checkpoint is that embodiment's matrix, input-major (spec 2.2)."""
+        """One Linear per embodiment. A row of the checkpoint is that embodiment's matrix, input-major
+        (docs/model.md, section 2.2)."""
         matrix, bias = weights[f"action_{way}.weight"], weights[f"action_{way}.bias"]
         return [self.kept.pack_linear(m.view(width, -1).T.contiguous(), b) for m, b in zip(matrix, bias, strict=True)]
 
@@ -196,7 +197,8 @@ class GenerationTower:
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def timestep_vector(self, timestep: float | Tensor) -> Tensor:
-        """[1, hidden] in the model dtype: one for all tokens of a step, computed in fp32 (spec 2.4)."""
+        """[1, hidden] in the model dtype: one for all tokens of a step, computed in fp32 (docs/model.md,
+        section 2.4)."""
         angles = self.frequencies * timestep
         features = torch.cat((angles.cos(), angles.sin()), dim=1)
         first, second = self.time

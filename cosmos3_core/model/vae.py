@@ -1,4 +1,4 @@
-"""Pixels to latents and back: Wan2.2's causal VAE (spec section 5).
+"""Pixels to latents and back: Wan2.2's causal VAE (docs/model.md, section 5).
 
 Causal in time, which is used twice: a conditioning prefix is encoded alone, not as the start of a clip of padding, and
 decoding yields frames as they are ready, so that a clip never has to fit in memory as a whole.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class VideoVAE:
     def names(cls, config: dict[str, Any], source: str) -> dict[str, tuple[int, ...]]:
         """Every tensor of this VAE and its shape, from `vae/config.json` alone. Raises InputError."""
         listing = _Listing()
-        cls(VaeConfig.from_json(config, source), listing, listing, "meta", torch.float32)
+        cls(VaeConfig.from_json(config, source), listing, cast(Ops, listing), "meta", torch.float32)
         return listing.shapes
 
     @classmethod
@@ -156,7 +156,7 @@ class VideoVAE:
 class _Listing:
     """Stands in for tensors and ops where only names and shapes are asked for."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:

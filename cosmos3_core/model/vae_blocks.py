@@ -1,4 +1,4 @@
-"""The blocks of Wan2.2's causal VAE (spec 5.2, 5.3), on the ops they are given.
+"""The blocks of Wan2.2's causal VAE (docs/model.md, sections 5.2 and 5.3), on the ops they are given.
 
 Feature maps are x_THWC, contiguous: one clip, channels last. Convolutions are fastest that way, and the norm over
 channels is a norm over rows. A causal convolution reads its frames behind the two before them, so its input is written
@@ -156,11 +156,14 @@ class ResBlock:
         self.shortcut = Pointwise(take, f"{name}.conv_shortcut", ops, inputs, outputs) if inputs != outputs else None
 
     def __call__(self, x: Sum, stream: Stream) -> Sum:
-        # Names are used again so that no map outlives its reader: these are the decode's largest tensors.
-        h = self.conv1.input(x, stream, self.norm1)
-        h = self.conv1(h)
-        h = self.conv2.input(h, stream, self.norm2)
-        h = self.conv2(h)
+        # No map outlives its reader: these are the decode's largest tensors.
+        padded = self.conv1.input(x, stream, self.norm1)
+        h = self.conv1(padded)
+        del padded
+        padded = self.conv2.input(h, stream, self.norm2)
+        del h
+        h = self.conv2(padded)
+        del padded
         h.residual_THWC = x.added() if self.shortcut is None else self.shortcut(x.added())
         return h
 
@@ -256,7 +259,9 @@ class Downsample:
         if stream.first:
             stream.keep(self, x)
             return x.add_(_averaged(shortcut_THWC, 2))
-        behind = torch.cat([stream.past(self), x])
+        past = stream.past(self)
+        assert past is not None, "the first frame was kept"
+        behind = torch.cat([past, x])
         stream.keep(self, x[-1:])
         x = conv3d(behind, *self.time, stride=(2, 1, 1), padding=(0, 0, 0))
         return x.add_(_averaged(shortcut_THWC, 2))
@@ -329,9 +334,10 @@ class Decoder:
             entry = x.added() if up else None
             for block in blocks:
                 x = block(x, stream)
-            if up:
+            if up and entry is not None:
                 x = Sum(up(x.added(), entry, stream))
-        x = self.conv_out.input(x, stream, self.norm_out)
-        x = self.conv_out(x)
+        padded = self.conv_out.input(x, stream, self.norm_out)
+        del x  # before the last convolution, like every map that has been read
+        x = self.conv_out(padded)
         stream.first = False
         return x.added()

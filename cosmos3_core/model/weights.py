@@ -1,7 +1,8 @@
 """Which checkpoint tensor goes where: names, shapes and how several tensors become one packed weight.
 
-Spec sections 1.5 and 1.6. A `Slot` is one destination. Projections that read the same input share one: q, k and v are
-one matrix, gate and up another. The trap of the naming: `to_*` is the text stream and `add_*` the media stream.
+docs/model.md, sections 1.5 and 1.6. A `Slot` is one destination. Projections that read the same input share one: q, k
+and v are one matrix, gate and up another. The trap of the naming: `to_*` is the text stream and `add_*` the media
+stream.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Slot:
     """One destination tensor: the checkpoint tensors `parts`, each (name, shape), stacked along dim 0 in order.
 
     `bias` names the bias that goes with it. `linear` slots are handed to `pack_linear`, others kept as tensors.
-    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; spec 2.8). `quantized` slots are packed in
-    the plan's quantization format: the decoder layers' projections but those of the first media layers. `gated` slots
-    hold [gate | up], and their Linear applies the gate if it can.
+    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; docs/model.md, section 2.8). `quantized`
+    slots are packed in the plan's quantization format: the decoder layers' projections but those of the first media
+    layers. `gated` slots hold [gate | up], and their Linear applies the gate if it can.
     """
 
     key: str
@@ -148,7 +149,8 @@ _NATIVE = [
 
 
 def canonical_name(name: str) -> str:
-    """A checkpoint tensor's name in diffusers' naming; the native export's names are translated (spec 1.6)."""
+    """A checkpoint tensor's name in diffusers' naming; the native export's names are translated
+    (docs/model.md, section 1.6)."""
     name = _PREFIX.sub("", name)
     for pattern, replacement in _NATIVE:
         name = re.sub(pattern, replacement, name)

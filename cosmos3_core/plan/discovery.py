@@ -10,13 +10,14 @@ import difflib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
 from .. import __version__, reference
 from ..contract import API, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable, hooks
 
+T = TypeVar("T")
 BUILT_IN = reference.BACKEND.name
 ALL = "all"
 """In a list of disabled backends: every one that a package provides."""
@@ -51,7 +52,8 @@ def installed(disabled: Collection[str] = ()) -> dict[str, Found]:
     claims: dict[str, dict[str, EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
         # By package name: what an interrupted pip leaves behind is the same package once more, and no rival.
-        claims.setdefault(entry.name, {}).setdefault(entry.dist.name or entry.value, entry)
+        package = entry.dist.name if entry.dist else None
+        claims.setdefault(entry.name, {}).setdefault(package or entry.value, entry)
     taken = tuple(sorted(claims.pop(BUILT_IN, {})))
     for name in disabled:
         if name not in claims and name != ALL:
@@ -62,7 +64,8 @@ def installed(disabled: Collection[str] = ()) -> dict[str, Found]:
         if name not in disabled and ALL not in disabled:
             package, *rivals = sorted(entries)
             entry = entries[package]
-            found[name] = Found(name, package, entry.dist.version or "?", entry.value, tuple(rivals))
+            version = entry.dist.version if entry.dist else None
+            found[name] = Found(name, package, version or "?", entry.value, tuple(rivals))
     return found
 
 
@@ -136,11 +139,12 @@ def _find(name: str, disabled: Collection[str]) -> Found:
     raise InputError(asked, "no installed package provides it", hint)
 
 
-def _guarded(who: Found | str, doing: str, call: Callable[[], Any], fix: str, *passing: type[Exception]) -> Any:
+def _guarded(who: Found | str, doing: str, call: Callable[[], T], fix: str, *passing: type[Exception]) -> T:
     """A call into a package: an exception of any kind is the package's fault, and is told as such."""
+    ours: tuple[type[BaseException], ...] = (KeyboardInterrupt, Rejected, *passing)
     try:
         return call()
-    except (KeyboardInterrupt, Rejected, *passing):
+    except ours:
         raise
     except BaseException as error:  # SystemExit too: a package does not end the command
         raise Rejected("broken", str(who), f"{doing} raised {reason_of(error)}", f"{fix}, or tell its author") from None
@@ -162,12 +166,10 @@ def _open(found: Found) -> Backend:
         raise _faulty(found, " ".join(str(error).split()), advice) from None
     if not manager.hook.cosmos3_backend.get_hookimpls():
         raise _faulty(found, f"{found.value} has no hook", advice)
-    backend = manager.hook.cosmos3_backend()
-    _check(found, backend)
-    return backend
+    return _checked(found, manager.hook.cosmos3_backend())
 
 
-def _check(found: Found, backend: Any) -> None:
+def _checked(found: Found, backend: Any) -> Backend:
     if not isinstance(backend, Backend):
         said = f"its cosmos3_backend() returned an object of type {type(backend).__name__}"
         raise _faulty(found, said, "return a contract.Backend")
@@ -186,6 +188,7 @@ def _check(found: Found, backend: Any) -> None:
             said = f"its row {row.op}={row.name} has the name of {taken}"
             raise _faulty(found, said, "give every row of an op a name of its own")
         seen[row.op, row.name] = "another row"
+    return backend
 
 
 def _complaint(row: Kernel) -> tuple[str, str] | None:

@@ -202,8 +202,8 @@ def forward_work(
     causal: bool = False,
     formats: Mapping[str, str] = NO_FORMATS,
 ) -> list[Work]:
-    """The parts of one pass of one branch through one tower; spec section 3.2. The matrices of the media tower's first
-    layers are kept in `dtype`, and so is the text's attention, which is the causal one."""
+    """The parts of one pass of one branch through one tower; docs/model.md, section 3.2. The matrices of the media
+    tower's first layers are kept in `dtype`, and so is the text's attention, which is the causal one."""
     c, keys = config, tokens / 2 if causal else tokens + context
     linear, attention = formats.get("pack_linear", "none"), "none" if causal else formats.get("attention", "none")
     kept = 0 if causal or linear == "none" else c.kept_layers

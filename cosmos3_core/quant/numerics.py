@@ -66,7 +66,8 @@ def unpack(packed: Packed) -> Tensor:
     values = _decode(packed.values, packed.format.element)
     factors = _factors(packed.scales, packed.tensor_scale)
     factors = factors.repeat_interleave(len(values) // len(factors), 0)
-    return (values.unflatten(-1, (factors.shape[-1], -1)) * factors.unsqueeze(-1)).flatten(-2)
+    blocks: Tensor = values.unflatten(-1, (factors.shape[-1], -1))
+    return (blocks * factors.unsqueeze(-1)).flatten(-2)
 
 
 def fake_quant(x: Tensor, format: Format, *, weight: bool = False) -> Tensor:
@@ -92,7 +93,9 @@ def _scales(blocks: Tensor, format: Format, tensor_scale: Tensor | None) -> Tens
         return _e8m0(largest, element.top)
     # A tensor, because some devices divide by a number by multiplying with its reciprocal, which rounds once more.
     scales = largest / torch.full_like(largest, element.most)
-    return _e4m3(scales / tensor_scale) if format.scale == "e4m3" else scales
+    if format.scale != "e4m3":
+        return scales
+    return _e4m3(scales if tensor_scale is None else scales / tensor_scale)
 
 
 def _e8m0(largest: Tensor, top: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance; spec section 4.7."""
+"""Classifier-free guidance; docs/model.md, section 4.7."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Noise schedules and the solvers that follow them: diffusers' UniPC and flow-match Euler behind one small class.
 
-Spec sections 4.5 and 4.6. The update is elementwise, so one solver steps all modalities as a single flat fp32 vector.
-UniPC's is also linear with coefficients that depend on the schedule alone: they are read off diffusers' scheduler once,
-and a step is then one small matrix product, which never makes the host wait for the device.
+docs/model.md, sections 4.5 and 4.6. The update is elementwise, so one solver steps all modalities as a single flat fp32
+vector. UniPC's is also linear with coefficients that depend on the schedule alone: they are read off diffusers'
+scheduler once, and a step is then one small matrix product, which never makes the host wait for the device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Input pictures and clips, fitted to the canvas; spec section 4.4."""
+"""Input pictures and clips, fitted to the canvas; docs/model.md, sections 4.3 and 4.4."""
 
 from __future__ import annotations
 

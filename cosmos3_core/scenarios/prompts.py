@@ -1,6 +1,6 @@
 """From what a user typed to the text the model reads: metadata sentences, or metadata keys in a JSON prompt.
 
-Spec section 4.2. Released models are trained on captions that state their duration and size.
+docs/model.md, section 4.2. Released models are trained on captions that state their duration and size.
 """
 
 from __future__ import annotations

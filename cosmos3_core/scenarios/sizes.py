@@ -1,4 +1,4 @@
-"""Picture sizes: WIDTHxHEIGHT, or a resolution tier with an aspect ratio; spec section 4.3."""
+"""Picture sizes: WIDTHxHEIGHT, or a resolution tier with an aspect ratio; docs/model.md, section 4.3."""
 
 from __future__ import annotations
 

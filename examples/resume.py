@@ -1,0 +1,47 @@
+"""Half a generation here, the other half in another process: a state is tensors and a few numbers.
+
+python examples/resume.py begin STATE.safetensors
+python examples/resume.py go-on STATE.safetensors OUTPUT.mp4
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from wish import CUP, settle
+
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.files import media
+
+
+def begin(saved: Path) -> None:
+    model, plan, request = settle(CUP)
+    engine = Engine(model, plan)
+    state = engine.start(request)
+    while state.index < state.steps // 2:
+        engine.step(state)
+    tensors, numbers = state.to_tensors()
+    save_file(tensors, saved, {"numbers": json.dumps(numbers)})
+    print(f"step {state.index} of {state.steps} is in {saved.name}")
+
+
+def go_on(saved: Path, output: Path) -> None:
+    model, plan, request = settle(CUP)
+    engine = Engine(model, plan)
+    state = engine.start(request)  # prompts are read again; what follows replaces the noise
+    with safe_open(saved, framework="pt") as file:
+        state.restore({name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["numbers"]))
+    while not state.done:
+        engine.step(state)
+        print(f"step {state.index} of {state.steps}")
+    frames = (frame.numpy() for group in engine.finish(state) for frame in group)
+    media.write_video(output, frames, request.fps, {"prompt": request.prompt})
+
+
+if __name__ == "__main__":
+    command, *paths = sys.argv[1:]
+    (begin if command == "begin" else go_on)(*map(Path, paths))
