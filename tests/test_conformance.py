@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from command import cosmos3
 from installed import install
 
+from cosmos3_core.contract import OPS
 from cosmos3_core.testing import suite
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +56,13 @@ def test_a_correct_device_passes_everything(acme, kit):
     assert fingerprint["device"]["versions"] == {"driver": "3.1"} and fingerprint["versions"]["torch"]
     assert [row["name"] for row in fingerprint["rows"]][:2] == ["online_softmax", "int8_kv"]
     assert record["selected"] is None and record["started"] <= record["finished"]
+
+
+def test_the_kit_has_a_case_for_every_op_and_hides_no_test():
+    """A test of the same name in two of its modules would hide one of them from whoever star-imports the kit."""
+    assert set(suite.CASES) == set(OPS)
+    modules = [import_module(f"{suite.__name__}.{found.name}") for found in pkgutil.iter_modules(suite.__path__)]
+    assert sorted(suite.TESTS) == sorted(name for module in modules for name in vars(module) if name[:5] == "test_")
 
 
 def test_the_reference_passes_its_own_kit(kit):

@@ -1,6 +1,6 @@
 """The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, the model runs on the
-ops it was given, nothing is unpickled, functions and files are short. And over the source of the in-tree backends and of
-our kernels: a plugin loads nothing heavy, and kernels name no device either. Who may import whom is
+ops it was given, nothing is unpickled, functions and files are short. And over the source of the in-tree backends and
+of our kernels: a plugin loads nothing heavy, and kernels name no device either. Who may import whom is
 tests/test_imports.py.
 
 A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.

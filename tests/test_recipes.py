@@ -33,6 +33,7 @@ from cosmos3_core.quant.numerics import fake_quant
 from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.testing import cases
+from cosmos3_core.testing.suite.attention import PLAIN
 
 GOOD = """
 title = "tiny"
@@ -392,7 +393,7 @@ def test_eager_torch_in_a_format(format):
     found = build(None)(weight, bias, format=format)(x)
     torch.testing.assert_close(found, rows @ fake_quant(weight, FORMATS[format], weight=True).T + bias)
     (attention,) = (row.build(None) for row in rounded.KERNELS if row.op == "attention" and format in row.formats)
-    q, segments = cases.PLAIN.inputs("float32")  # heads of 128
+    q, segments = PLAIN.inputs("float32")  # heads of 128
     exact, _ = reference_ops.attention(q, segments)
     assert 1e-3 < cases.Loss.of(attention(q, segments)[0], exact).whole < 0.3
     causal = q[:, :7], [(q[:, :7], q[:, :7])]

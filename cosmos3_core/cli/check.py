@@ -31,7 +31,7 @@ def execute(
     import pytest
 
     # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
-    suite = Path(importlib.util.find_spec("cosmos3_core.testing").origin).with_name("suite.py")
+    suite = Path(importlib.util.find_spec("cosmos3_core.testing.suite").origin)
     suite = Path(module).resolve() if module else suite
     alone = ["-c", os.devnull, "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
     arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "-q", "--tb=short", "--backend", backend]

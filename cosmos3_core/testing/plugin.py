@@ -7,15 +7,18 @@ with `-p cosmos3_core.testing.plugin`; a module's own BACKEND serves without it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ..contract import Cosmos3Error, Device, Kernel
 from .record import Record
 from .subject import Subject, row_id
+
+if TYPE_CHECKING:
+    from .cases import OpCase
 
 SUITE = "cosmos3_core.testing.suite"
 REASON = re.compile(r"(notimpl|notyet|never): \S.*\S, (https?://\S+)")
@@ -48,7 +51,7 @@ def _subject(config: pytest.Config, module: ModuleType) -> Subject:
 
 def _is_ours(item: Any) -> bool:
     """Whether a collected function is the kit's own; one that overrides it is not."""
-    return getattr(getattr(item, "function", None), "__module__", "") == SUITE
+    return getattr(getattr(item, "function", None), "__module__", "").startswith(f"{SUITE}.")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the cases, so that a test's id begins with its row
@@ -144,8 +147,14 @@ def op(request: pytest.FixtureRequest, subject: Subject, kernel: Kernel, device:
 
 
 @pytest.fixture
-def job(subject: Subject, kernel: Kernel, device: str) -> Callable[[Any], list[Any]]:
-    """job(op): one ordinary use of the built row, see `cases.job`."""
-    from . import cases
+def op_cases() -> Mapping[str, OpCase]:
+    """What the kit knows of each op."""
+    from . import suite
 
-    return lambda op: cases.job(subject.here(kernel), op, device)
+    return suite.CASES
+
+
+@pytest.fixture
+def job(subject: Subject, kernel: Kernel, device: str, op_cases: Mapping[str, OpCase]) -> Callable[[Any], list[Any]]:
+    """job(op): one ordinary use of the built row, see `OpCase.job`."""
+    return lambda op: op_cases[kernel.op].job(subject.here(kernel), op, device)

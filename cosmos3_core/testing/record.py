@@ -25,7 +25,7 @@ def _now() -> str:
 
 def _kit() -> str:
     """SHA-256 over the kit's own sources, and with them the tests and bounds that were applied."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

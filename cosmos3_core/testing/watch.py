@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from . import cases
+from .cases import bits
 from .subject import Subject, row_id
+from .suite import CASES
 
 
 def surroundings() -> dict[str, Any]:
@@ -47,14 +48,6 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
 
 
-def digest(tensors: list[torch.Tensor]) -> str:
-    """SHA-256 over the bytes of the tensors."""
-    joined = hashlib.sha256()
-    for tensor in tensors:
-        joined.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return joined.hexdigest()
-
-
 def watch(name: str) -> dict[str, Any]:
     """Probe, then build and use every row that can serve here, and say what each changed."""
     subject = Subject(name)
@@ -66,7 +59,7 @@ def watch(name: str) -> dict[str, Any]:
             continue
         before, row = surroundings(), {}
         try:
-            row["digest"] = digest(cases.job(subject.here(kernel), kernel.build(device), torch_device))
+            row["digest"] = bits(CASES[kernel.op].job(subject.here(kernel), kernel.build(device), torch_device))
         except Exception as error:  # a row that fails is reported for that row; the others are still watched
             row["error"] = f"{type(error).__name__}: {error}"
         seen["rows"][row_id(kernel)] = row | {"changed": difference(before, surroundings())}

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cosmos3_core.testing import suite
-from cosmos3_core.testing.cases import Step, job
+from cosmos3_core.testing.suite.capture import CAPTURE, Step
 
 
 class Graph(TorchDispatchMode):
@@ -84,7 +84,13 @@ def capture(monkeypatch):
 def test_the_kit(test, options, capture):
     (row,) = (row for row in ROWS if row.name == "cuda-graph")
     fixtures = dict(
-        kernel=row, dtype="bfloat16", op=capture, device="cpu", job=lambda op: job(row, op, "cpu"), **options
+        kernel=row,
+        dtype="bfloat16",
+        op=capture,
+        device="cpu",
+        op_cases=suite.CASES,
+        job=lambda op: CAPTURE.job(row, op, "cpu"),
+        **options,
     )
     test(**{name: fixtures[name] for name in inspect.signature(test).parameters})
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
+from cosmos3_core.testing.suite.attention import CALLS
 
 TABLE = table("sm_90")
 
@@ -46,7 +47,7 @@ def _plain(x: Tensor, scale_BK: Tensor | None, kv_heads: int) -> Tensor:
     return x.double() * scale_BK.repeat_interleave(x.shape[2] // kv_heads, 1)[:, None, :, None].double()
 
 
-CASES = [replace(case, heads=case.heads // 8, kv_heads=2, queries=min(case.queries, 70)) for case in cases.ATTENTION]
+CASES = [replace(case, heads=case.heads // 8, kv_heads=2, queries=min(case.queries, 70)) for case in CALLS]
 CASES = [replace(case, lengths=(case.queries,) if case.causal else case.lengths) for case in CASES if case.keys == 1]
 
 

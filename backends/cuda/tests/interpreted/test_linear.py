@@ -16,6 +16,7 @@ from cosmos3_core.contract import Ask, Device
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import pack
 from cosmos3_core.testing import cases
+from cosmos3_core.testing.suite.linear import WEIGHTS, check_linear
 
 BLOCK_SCALED = ("mxfp8", "nvfp4")
 TABLE = table("sm_90")
@@ -25,12 +26,12 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return cases.normal(*shape, seed=seed).bfloat16()
 
 
-@pytest.mark.parametrize("case", cases.LINEAR, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", WEIGHTS, ids=lambda case: case.id)
 def test_scaled_mm_within_the_kits_bound(case):
     weight, bias = case.weights("bfloat16")
     packed = linear.build_scaled_mm(TABLE)(weight.clone(), bias, format="fp8")
     for rows in (1, 33, 77):
-        cases.check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", "fp8")
+        check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", "fp8")
 
 
 def test_rows_that_are_quantized_already():

@@ -11,8 +11,9 @@ from cosmos3_triton.tables import table
 
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
+from cosmos3_core.testing.suite.attention import CALLS
 
-CASES = [replace(case, heads=case.heads // 8, kv_heads=2, queries=min(case.queries, 70)) for case in cases.ATTENTION]
+CASES = [replace(case, heads=case.heads // 8, kv_heads=2, queries=min(case.queries, 70)) for case in CALLS]
 CASES = [replace(case, lengths=(case.queries,) if case.causal else case.lengths) for case in CASES]
 BY_ID = {case.id.partition("-")[2]: case for case in reversed(CASES)}
 RAGGED = BY_ID["ragged"]

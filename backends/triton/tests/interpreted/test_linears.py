@@ -14,6 +14,7 @@ from cosmos3_triton.tables import Launch, Table, table
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import Packed, pack, unpack
 from cosmos3_core.testing import cases
+from cosmos3_core.testing.suite.linear import WEIGHTS, check_linear
 
 EIGHT = ("int8", "fp8")
 A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
@@ -209,7 +210,7 @@ def test_weight_only_product_of_rows_that_lie_apart():
         assert torch.equal(apart, together)
 
 
-@pytest.mark.parametrize("case", cases.LINEAR, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", WEIGHTS, ids=lambda case: case.id)
 @pytest.mark.parametrize(
     ("build", "format"),
     [(linears.build_scaled_mm, "fp8"), (linears.build_scaled_mm, "int8")]
@@ -224,7 +225,7 @@ def test_linear_within_the_kits_bound(monkeypatch, build, format, case):
         weight.clone(), bias, format=format
     )
     for rows in (1, 33, 77):
-        cases.check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", format)
+        check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", format)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -8,7 +8,8 @@ from cosmos3_triton.patch_embed import build_patch_embed
 from cosmos3_triton.tables import table
 
 from cosmos3_core.reference import ops as reference
-from cosmos3_core.testing.cases import check, normal, patch_inputs, wider
+from cosmos3_core.testing.cases import check, normal, wider
+from cosmos3_core.testing.suite.patches import patch_inputs
 
 patch_embed = build_patch_embed(table("sm_90"))
 

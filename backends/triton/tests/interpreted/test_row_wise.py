@@ -13,7 +13,8 @@ from cosmos3_triton.tables import Launch, table
 
 from cosmos3_core.contract import Ask, Device, Quantized
 from cosmos3_core.reference import ops as reference
-from cosmos3_core.testing.cases import check, norm_inputs, normal, rope_inputs, wider
+from cosmos3_core.testing.cases import check, norm_inputs, normal, wider
+from cosmos3_core.testing.suite.norms import rope_inputs
 
 DEVICE = Device(arch="sm_90", name="interpreted", count=1, memory=0, unified=True)
 NARROW = replace(table("sm_90"), launches={**table("sm_90").launches, "gate": (Launch(elements=128, warps=4),)})

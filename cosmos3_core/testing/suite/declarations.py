@@ -1,0 +1,84 @@
+"""What a backend says of itself: its rows, its probe, and what importing it does."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ...contract import OPS, Ask, Device, Unavailable
+from .. import cases
+from ..subject import row_id
+
+
+def test_rows_are_well_formed(subject, op_cases):
+    seen = set()
+    for row in subject.backend.kernels:
+        who = f"row {row_id(row)}"
+        assert row.op in OPS, f"{who}: there is no op {row.op!r}"
+        assert (row.op, row.name) not in seen, f"{who} is declared twice"
+        seen.add((row.op, row.name))
+        for key in ("arch", "dtypes", "formats", "needs"):
+            value = getattr(row, key)
+            assert isinstance(value, tuple) and all(isinstance(v, str) for v in value), f"{who}: {key} is {value!r}"
+        assert row.dtypes and row.arch and row.formats, f"{who}: arch, dtypes and formats name at least one each"
+        assert set(row.dtypes) <= set(cases.DTYPES), f"{who}: dtypes are among {cases.DTYPES}, not {row.dtypes}"
+        assert set(row.formats) <= set(cases.FORMATS), f"{who}: the kit has bounds for {[*cases.FORMATS]} only"
+        if op_cases[row.op].quantizes:
+            able = {"none", *cases.ROW_FORMATS}
+            assert "none" in row.formats and set(row.formats) <= able, f"{who}: formats are none and others of {able}"
+        assert callable(row.build) and callable(row.refuse), f"{who}: build and refuse are functions"
+        assert type(row.deterministic) is bool, f"{who}: deterministic is True or False"
+
+
+def test_probe_finds_a_device_or_says_why_not(subject):
+    try:
+        found = subject.backend.probe()
+    except Unavailable as reason:
+        assert len(str(reason).split()) > 2, f"Unavailable({str(reason)!r}) is no sentence a user can act on"
+        pytest.skip(str(reason))
+    except Exception as error:
+        pytest.fail(f"probe() raised {error!r}; all it may raise is Unavailable with one sentence", pytrace=False)
+    assert isinstance(found, Device), f"probe() returned {found!r}, not a Device"
+    assert found.arch and found.name, "the device has an arch and a name"
+    assert found.count >= 1 and found.memory > 0, f"{found.count} devices of {found.memory} bytes"
+    torch.empty(1, device=subject.backend.torch_device)
+
+
+def test_import_has_no_side_effects(subject):
+    effects = subject.import_effects
+    heavy = {"torch"} | {name for row in subject.backend.kernels for name in row.needs}
+    loaded = sorted(heavy & set(effects["modules"]))
+    assert not loaded, f"importing {subject.module} imports {', '.join(loaded)}; a row's build() is the place for that"
+    changed = [name for name in ("environment", "sys.path", "threads", "prints") if effects[name]]
+    assert not changed, f"importing {subject.module} changes {', '.join(changed)}: {effects['prints']}"
+
+
+ODD = dict(dtype="float8_e4m3fn", format="no such format", heads=7, kv_heads=5, head_dim=1)
+
+
+@pytest.mark.parametrize("odd", [None, "arch", *ODD])
+def test_refusals_give_reasons(subject, kernel, odd):
+    """An odd request is refused with a sentence or served; it never raises."""
+    device = Device(arch="x86_64", name="a device", count=1, memory=2**34, unified=False)
+    if isinstance(subject.device, Device):
+        device = subject.device
+    if odd == "arch":
+        device = replace(device, arch="an arch of next year", count=0, memory=0)
+    ask = Ask(op=kernel.op, device=device, dtype=kernel.dtypes[0], heads=32, kv_heads=8, head_dim=128)
+    ask = replace(ask, **({odd: ODD[odd]} if odd in ODD else {}))
+    reason = kernel.refuse(ask)
+    assert reason is None or (isinstance(reason, str) and len(reason.split()) > 1), (
+        f"refuse() answered {reason!r}: the plan prints it to the user as the reason"
+    )
+
+
+def test_signature_is_the_protocols(kernel, op, op_cases):
+    def shape(function):
+        parameters = inspect.signature(function).parameters.values()
+        return [(p.name, p.kind.description, p.default) for p in parameters if p.name != "self"]
+
+    expected, found = shape(op_cases[kernel.op].protocol.__call__), shape(op)
+    assert found == expected, f"the protocol has {expected}, this row {found}"

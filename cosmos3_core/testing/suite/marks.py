@@ -1,0 +1,20 @@
+"""How a test says which rows and which cases it is about."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def over(op: str):
+    """The test is about rows of this op."""
+
+    def mark(test):
+        test.op = op
+        return test
+
+    return mark
+
+
+def each(*values):
+    """Parametrise `case` over cases with an id."""
+    return pytest.mark.parametrize("case", values, ids=lambda case: case.id)

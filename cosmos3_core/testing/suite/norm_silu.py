@@ -1,0 +1,65 @@
+"""What the VAE has between two convolutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ... import contract
+from ...reference import ops as reference
+from .. import cases
+from ..cases import Loss, OpCase, check, normal
+from .marks import over
+
+
+def silu_inputs(dtype: str, device: str = "cpu", width: int = 256) -> tuple[Tensor, Tensor]:
+    """x_MI, weight_I: 77 rows as a convolution leaves them, from small to large, the third all zeros."""
+    x = normal(77, width, seed=1) * cases.sizes(-3, 2)
+    return tuple(t.to(device, getattr(torch, dtype)) for t in (x, 1 + 0.5 * normal(width, seed=2)))
+
+
+def _use(op: contract.NormSilu, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
+    return [op(*silu_inputs(dtype, device))]
+
+
+NORM_SILU = OpCase("norm_silu", contract.NormSilu, _use)
+
+
+@over("norm_silu")
+@pytest.mark.parametrize("width", [1024, 256, 96])
+def test_norm_silu_parity(kernel, dtype, op, device, width):
+    """Rows over five orders of magnitude, and one of zeros, which stays one."""
+    x, weight = silu_inputs(dtype, width=width)
+    found = op(x.to(device), weight.to(device))
+    check(found, reference.norm_silu(x.float(), weight.float()), reference.norm_silu(x, weight), dtype)
+    assert not found[2].any(), "a row of zeros does not give zeros"
+
+
+@over("norm_silu")
+@pytest.mark.parametrize("residual", [False, True], ids=["bias", "both"])
+def test_norm_silu_adds_first(kernel, dtype, op, device, residual):
+    """The bias and the residual are part of what is normed; with a residual the sum takes x's place."""
+    x, weight = silu_inputs(dtype)
+    bias, rest = (4 * normal(*shape, seed=3).to(x.dtype) for shape in ((256,), (77, 256)))
+    terms = {"bias_I": bias} | ({"residual_MI": rest} if residual else {})
+    total = x.float() + bias.float() + (rest.float() if residual else 0)
+    given = x.to(device)
+    found = op(given, weight.to(device), **{name: term.to(device) for name, term in terms.items()})
+    check(found, reference.norm_silu(total, weight.float()), reference.norm_silu(total.to(x.dtype), weight), dtype)
+    if residual:
+        assert Loss.of(given.cpu(), total).whole < 2 * Loss.of(total.to(x.dtype), total).whole + 1e-6, (
+            "x does not hold the sum"
+        )
+
+
+@over("norm_silu")
+def test_norm_silu_writes_where_it_is_told(kernel, dtype, op, device):
+    """Into rows of a larger tensor, and nothing around them."""
+    x, weight = silu_inputs(dtype, device)
+    padded = torch.full((90, 256), 7.0, device=device, dtype=x.dtype)
+    out = padded[5:82]
+    found = op(x, weight, out_MI=out)
+    assert found.data_ptr() == out.data_ptr() and found.shape == out.shape, "the result is not out_MI"
+    assert torch.equal(out, op(x, weight)), "out_MI does not hold what is returned without it"
+    assert bool((padded[:5] == 7).all() and (padded[82:] == 7).all()), "rows around out_MI are overwritten"

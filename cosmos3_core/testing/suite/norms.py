@@ -1,0 +1,129 @@
+"""The RMS norm of rows, and the norm of heads with their rotation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ... import contract
+from ...reference import ops as reference
+from .. import cases
+from ..cases import HEAD_DIM, OpCase, check, normal, wider
+from .marks import over
+
+
+def rope_inputs(
+    dtype: str, device: str = "cpu", *, tables: int = 2, batch: int = 2, scale: float = 1.0
+) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor, Tensor]:
+    """(heads, cos_BSD, sin_BSD): 32 query heads, 8 key heads, and the key heads again without a weight."""
+    cast, tokens = dict(device=device, dtype=getattr(torch, dtype)), 37
+    q, k, _ = (scale * normal(batch, tokens, 48, HEAD_DIM, seed=1)).to(**cast).split([32, 8, 8], dim=2)
+    weights = [(1 + 0.5 * normal(HEAD_DIM, seed=seed)).to(**cast) for seed in (2, 3)]
+    angles = 3 * normal(tables, tokens, HEAD_DIM // 2, seed=4)
+    angles = torch.cat((angles, angles), dim=-1)
+    return [(q, weights[0]), (k, weights[1]), (k, None)], angles.cos().to(**cast), angles.sin().to(**cast)
+
+
+def _use_rms_norm(op: contract.RmsNorm, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
+    x, residual, weight = cases.norm_inputs(dtype, device)
+    results = [op(x, weight, eps=1e-6, residual_MI=residual, format=name) for name in formats]
+    return [part for result, z in results for part in (*cases.parts(result), z)]
+
+
+def _use_norm_rope(op: contract.NormRope, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
+    return list(op(*rope_inputs(dtype, device), eps=1e-6))
+
+
+RMS_NORM = OpCase("rms_norm", contract.RmsNorm, _use_rms_norm, quantizes=True)
+NORM_ROPE = OpCase("norm_rope", contract.NormRope, _use_norm_rope)
+
+RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+ORDER = pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first", "round_once"])
+
+
+@over("rms_norm")
+@ORDER
+@RESIDUAL
+def test_rms_norm_parity(kernel, dtype, format, op, device, residual, weight_fp32):
+    """In each format in which the row can return its result; the second result is never quantized."""
+    x, added, weight = cases.norm_inputs(dtype, device)
+    options = dict(eps=1e-6, weight_fp32=weight_fp32)
+    found, z = op(x, weight, residual_MI=added if residual else None, format=format, **options)
+    x, added, weight = (t.cpu() for t in (x, added, weight))
+    sum_MI = x + added if residual else x
+    eager, _ = reference.rms_norm(sum_MI, weight, **options)
+    exact, _ = reference.rms_norm(sum_MI.float(), weight.float(), **options)
+    check(cases.dequantized(found), exact, cases.rounded(eager, format), dtype)
+    assert z.dtype == sum_MI.dtype and torch.equal(z.cpu(), sum_MI), "the second result is not x + residual"
+
+
+@over("rms_norm")
+def test_rms_norm_of_rows_of_every_size(kernel, dtype, format, op, device):
+    """An eps of 1 keeps small rows small, and zeros zeros. Quantized as the plain result would be, row by row."""
+    x, _, weight = cases.norm_inputs(dtype, scale=cases.sizes(-2, 2))
+    found, plain = (op(x.to(device), weight.to(device), eps=1.0, format=name)[0] for name in (format, "none"))
+    exact, eager = (reference.rms_norm(*given, eps=1.0)[0] for given in (wider((x, weight)), (x, weight)))
+    check(cases.dequantized(found), exact, cases.rounded(eager, format), dtype)
+    if format != "none":
+        cases.check_quantized(found, plain, format)
+
+
+@over("rms_norm")
+def test_rms_norm_eps(kernel, dtype, op, device):
+    """Inputs so small that eps is most of the mean square."""
+    x, _, weight = cases.norm_inputs(dtype, device, scale=1e-3)
+    for eps in (1e-6, 1e-5):
+        found, _ = op(x, weight, eps=eps)
+        eager, _ = reference.rms_norm(x.cpu(), weight.cpu(), eps=eps)
+        exact, _ = reference.rms_norm(x.cpu().float(), weight.cpu().float(), eps=eps)
+        check(found, exact, eager, dtype)
+
+
+def _share_unequal(found, expected) -> float:
+    return (found.cpu() != expected).double().mean().item()
+
+
+@over("rms_norm")
+@ORDER
+def test_rms_norm_rounds_in_the_order_asked(kernel, dtype, op, device, weight_fp32):
+    """Two orders of rounding differ in every fourth element or so; the same order in hardly any."""
+    if dtype == "float32":
+        pytest.skip("nothing is rounded in between")
+    x, _, weight = cases.norm_inputs(dtype, device)
+    found, _ = op(x, weight, eps=1e-6, weight_fp32=weight_fp32)
+    share = _share_unequal(found, reference.rms_norm(x.cpu(), weight.cpu(), eps=1e-6, weight_fp32=weight_fp32)[0])
+    assert share < 0.02, f"{share:.0%} of the elements differ from eager with weight_fp32={weight_fp32}"
+
+
+@over("norm_rope")
+@ORDER
+@pytest.mark.parametrize(("batch", "tables"), [(1, 1), (2, 1), (2, 2)], ids=["b1", "b2_one_table", "b2_two_tables"])
+def test_norm_rope_parity(kernel, dtype, op, device, batch, tables, weight_fp32):
+    """Query heads, key heads, and heads without a weight, in one call."""
+    options = dict(eps=1e-6, weight_fp32=weight_fp32)
+    found = op(*rope_inputs(dtype, device, tables=tables, batch=batch), **options)
+    inputs = rope_inputs(dtype, tables=tables, batch=batch)
+    assert len(found) == len(inputs[0]), f"{len(found)} results for {len(inputs[0])} projections"
+    exact, eager = reference.norm_rope(*wider(inputs), **options), reference.norm_rope(*inputs, **options)
+    for ours, truth, theirs in zip(found, exact, eager, strict=True):
+        check(ours, truth, theirs, dtype)
+
+
+@over("norm_rope")
+def test_norm_rope_eps(kernel, dtype, op, device):
+    found = op(*rope_inputs(dtype, device, scale=1e-3), eps=1e-5)
+    inputs = rope_inputs(dtype, scale=1e-3)
+    exact, eager = reference.norm_rope(*wider(inputs), eps=1e-5), reference.norm_rope(*inputs, eps=1e-5)
+    for ours, truth, theirs in zip(found, exact, eager, strict=True):
+        check(ours, truth, theirs, dtype)
+
+
+@over("norm_rope")
+def test_rope_rotates_halves(kernel, dtype, op, device):
+    """A quarter turn sends the first half to the second and minus the second to the first: halves, not pairs."""
+    cast = dict(device=device, dtype=getattr(torch, dtype))
+    x, quarter = torch.arange(128.0).view(1, 1, 1, 128).to(**cast), torch.ones(1, 1, 128, **cast)
+    (found,) = op([(x, None)], torch.zeros_like(quarter), quarter, eps=1e-6)
+    expected = [*range(-64, -128, -1), *range(64)]
+    assert found.flatten().tolist() == expected, f"a quarter turn of 0 to 127 is {found.flatten().tolist()}"

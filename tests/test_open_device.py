@@ -1,0 +1,71 @@
+"""A device registered with torch as PrivateUse1, of which torch.accelerator knows no more than the name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from installed import install
+from PIL import Image
+
+OPEN = Path(__file__).parent / "open_device"
+SILENT = """
+import pytest, torch
+from cosmos3_core.plan import discovery
+
+discovery.probe(discovery.load("open"))
+assert torch.accelerator.current_accelerator().type == "opendev"
+for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "empty_cache", "synchronize"):
+    with pytest.raises(RuntimeError):
+        getattr(torch.accelerator, name)()
+for call in (lambda: torch.empty(3, pin_memory=True), lambda: torch.Generator("opendev")):
+    with pytest.raises(NotImplementedError):
+        call()
+x = torch.arange(6.0, device="opendev").view(2, 3)
+assert x.device.type == "opendev" and (x @ x.T).cpu().tolist() == [[5, 14], [14, 50]]
+with pytest.raises(RuntimeError, match="one is on cpu"):
+    x + torch.ones(2, 3)
+"""
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Runs Python in a process of its own, where the device is installed. There it is registered for good."""
+    install(OPEN, tmp_path / "site")
+    path = os.pathsep.join(map(str, (tmp_path / "site", OPEN)))
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": path}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def cosmos3(process):
+    return lambda *arguments: process("-m", "cosmos3_core.cli", *arguments)
+
+
+def test_torch_answers_nothing_about_the_device(process):
+    done = process("-c", SILENT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_both_towers_run_on_it(cosmos3):
+    done = cosmos3("check", "--backend", "open", "-k", "transformer_step_parity")
+    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.xfail(reason="engine, VAE and manifest ask torch.accelerator about memory, which raises here")
+def test_an_image_is_the_reference_s_bit_for_bit(cosmos3, tmp_path):
+    for name in ("reference", "open"):
+        job = ("a cup", "--model", "tiny", "--size", "64x64", "--steps", 4, "--seed", 1, "-o", f"{name}.png")
+        done = cosmos3("run", *job, "--backend", name)
+        assert done.returncode == 0, done.stderr
+    reference, found = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("reference", "open"))
+    assert found.shape == (64, 64, 3) and found.std() > 1 and np.array_equal(found, reference)
