@@ -23,7 +23,8 @@ import torch.nn.functional as F
 
 from cosmos3_core.checkpoint.model import Model, describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
-from cosmos3_core.engine.engine import Engine, Inputs
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.files import media
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.scenarios import request as requests
