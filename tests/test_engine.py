@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import peer
@@ -20,7 +21,7 @@ from alive import Alive
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import open_tensors, save_tensors
-from cosmos3_core.contract import InputError
+from cosmos3_core.contract import InputError, Kernel
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.passes import items_of
 from cosmos3_core.model import weights as layout
@@ -30,9 +31,10 @@ from cosmos3_core.sampling.state import State
 from cosmos3_core.scenarios import request as requests
 
 
-def capture(function):
-    """As a device's recording does, it returns the same memory every time."""
+def capture(function, recorded: list):
+    """As a device's recording does, it returns the same memory every time. `recorded` gets what is captured."""
     results: list[torch.Tensor] = []
+    recorded.append(weakref.ref(function))
 
     def replay(*tensors):
         found = function(*tensors)
@@ -45,12 +47,13 @@ def capture(function):
     return replay
 
 
-def engine(model: Model | None = None, *, capturing: bool = False, **options) -> Engine:
-    """Of the tiny model in bf16 on eager torch."""
+def engine(model: Model | None = None, *, recorded: list | None = None, **options) -> Engine:
+    """Of the tiny model in bf16 on eager torch; with `recorded` its passes are captured."""
     model = model or open_model("tiny")
     plan = peer.reference_plan(model.config, "bfloat16")
-    if capturing:
-        rows = [replace(row, build=lambda _: capture) if row.op == "capture" else row for row in plan.backend.kernels]
+    if recorded is not None:
+        ours = Kernel(op="capture", name="same-memory", build=lambda _: partial(capture, recorded=recorded))
+        rows = [ours if row.op == "capture" else row for row in plan.backend.kernels]
         plan = resolve(Want.of(model.config, "bfloat16"), replace(plan.backend, kernels=tuple(rows)), plan.device)
     return Engine(model, plan, **options)
 
@@ -75,6 +78,10 @@ def parameters(tower: str) -> int:
     """How many values a tower's decoder layers have."""
     slots = getattr(layout, f"{tower}_slots")(open_model("tiny").config)
     return sum(math.prod(slot.shape) for slot in slots if slot.quantized)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 class Loaded:
@@ -155,7 +162,8 @@ def test_predicting_changes_nothing_and_advancing_is_the_rest_of_a_step(schedule
 
 def test_velocities_of_several_states_are_each_ones_own():
     """Whether they share a context or not, with guidance and without, also where a pass returns the same memory."""
-    running = engine(capturing=True)
+    recorded: list = []
+    running = engine(recorded=recorded)
     one, other = (running.prepare(request(size=size)) for size in ("64x64", "80x64"))
     requests_of = [(one, {}), (one, {"guidance": 1.0}), (one, {"guidance": 1.0, "seed": 5}), (other, {"guidance": 1.0})]
     states = [running.begin(context, replace(context.request, **given)) for context, given in requests_of]
@@ -163,6 +171,7 @@ def test_velocities_of_several_states_are_each_ones_own():
     alone = [running.predict([state])[0] for state in states]
     assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
     assert not any(torch.equal(together[i], together[j]) for i in range(3) for j in range(i))
+    assert len(recorded) == 4  # each context's passes with guidance and without, whichever states run them
 
 
 def test_generations_on_one_context_are_those_of_their_own_requests():
@@ -263,7 +272,8 @@ def test_prompts_are_read_while_another_generation_is_between_two_steps(loaded):
 
 def test_states_that_are_dropped_free_the_tower(loaded):
     """Between two steps, with passes that are captured, on one context that stays."""
-    running = engine(capturing=True)
+    recorded: list = []
+    running = engine(recorded=recorded)
     context = running.prepare(request())
     one, other = (running.begin(context, request(seed=seed)) for seed in (1, 2))
     running.step(one)
@@ -273,6 +283,21 @@ def test_states_that_are_dropped_free_the_tower(loaded):
     running.step(other)
     del other
     assert not loaded.alive and loaded.names.count("generation") == 1
+    assert len(recorded) == 2 and not any(function() for function in recorded)
+
+
+def test_a_step_that_fails_leaves_no_tower_behind(loaded, monkeypatch):
+    from cosmos3_core.model.transformer import GenerationTower
+
+    running = engine()
+    state = running.start(request())
+    before = running.step(state).x.clone()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(GenerationTower, "_heads", interrupt)
+        running.step(state)
+    assert state.index == 1 and not state.torn and torch.equal(state.x, before)
+    del state
+    assert not loaded.alive
 
 
 def test_components_leave_once_they_are_done(loaded):
