@@ -19,17 +19,18 @@ from pathlib import Path
 
 import torch
 
-from cosmos3_core.checkpoint.model import describe
-from cosmos3_core.engine.engine import pass_of
+from cosmos3_core.checkpoint.model import Model, describe
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.inputs import Inputs
+from cosmos3_core.engine.passes import items_of
 from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.config import TransformerConfig
-from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
-from cosmos3_core.model.weights import Slot, generation_slots, load_slots, understanding_slots
+from cosmos3_core.model.weights import Slot, Target, generation_slots, load_slots, understanding_slots
 from cosmos3_core.plan import Plan, choose_backend, resolve
-from cosmos3_core.sampling.solver import Solver
+from cosmos3_core.scenarios.request import Request
 
-from .common import report_all
+from .common import TransformerWeights, report_all, request_of
 from .step import KERNEL, SCHEDULER, pairs, relative_error, wanted
 
 PARTS: dict[str, Callable[[str, str], bool]] = {
@@ -74,30 +75,56 @@ def arguments() -> argparse.Namespace:
 class Random:
     """Weights by name, the same whenever they are read."""
 
-    def __init__(self, slots: list[Slot], device: str, outliers: bool):
-        self.shapes = {name: shape for slot in slots for name, shape in slot.tensors().items()}
+    def __init__(self, config: TransformerConfig, device: str, outliers: bool):
+        slots = understanding_slots(config) + generation_slots(config)
+        self.tensors = {name: shape for slot in slots for name, shape in slot.tensors().items()}
         self.device, self.outliers = device, outliers
 
-    def __call__(self, names):
+    def read(self, names):
         for name in names:
             stream, norm = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode())), "norm" in name
-            weight = torch.empty(self.shapes[name], device=self.device)
+            weight = torch.empty(self.tensors[name], device=self.device)
             weight.normal_(1.0 if norm else 0.0, 0.1 if norm else 0.02, generator=stream)
             if norm and self.outliers:
                 weight[torch.randperm(len(weight), generator=stream, device=self.device)[: len(weight) // 256]] *= 16
             yield name, weight.bfloat16()
 
 
-class Case:
-    def __init__(self, args: argparse.Namespace, config: TransformerConfig, device: str):
-        self.args, self.config, self.device = args, config, device
-        width, height, frames = map(int, args.work.split("x"))
-        shape = (config.latent_channel, (frames - 1) // 4 + 1, height // 16, width // 16)
-        self.packing, stream = Packing([Item("vision", shape)], config, device), torch.Generator().manual_seed(1)
-        self.noise = torch.randn(shape, generator=stream).flatten().to(device)
-        self.prompt = torch.randint(config.vocab_size, (args.text,), generator=stream).tolist()
+class Parts(TransformerWeights):
+    """Of these weights one `part` is quantized, by tower and key."""
 
-    @torch.inference_mode()
+    def __init__(self, model: Model, files: Random, part: Callable[[str, str], bool]):
+        super().__init__(model, files)
+        self.part = part
+
+    def understanding(self, target: Target) -> UnderstandingTower:
+        loaded = self._loaded(understanding_slots, "understanding", target)
+        return UnderstandingTower(self.model.config, target.kept, loaded)
+
+    def generation(self, target: Target) -> GenerationTower:
+        loaded = self._loaded(generation_slots, "generation", target)
+        return GenerationTower(self.model.config, target.ops, loaded, target.kept)
+
+    def _loaded(self, slots: Callable[[TransformerConfig], list[Slot]], tower: str, target: Target):
+        chosen = [
+            dataclasses.replace(slot, quantized=slot.quantized and self.part(tower, slot.key))
+            for slot in slots(self.model.config)
+        ]
+        return load_slots(chosen, self.transformer.read, target)
+
+
+class Case:
+    def __init__(self, args: argparse.Namespace, model: Model, device: str):
+        self.args, self.device = args, device
+        self.model = dataclasses.replace(model, scheduler=SCHEDULER)
+        stream, (item,) = torch.Generator().manual_seed(1), items_of(self.request(1), model)
+        self.noise = torch.randn(item.shape, generator=stream)
+        self.prompt = torch.randint(model.config.vocab_size, (args.text,), generator=stream).tolist()
+
+    def request(self, steps: int) -> Request:
+        given = {"steps": steps, "guidance": 1.0, "schedule": "native", "shift": 3.0}
+        return request_of(self.model, self.args.work, **given)
+
     def run(
         self,
         plan: Plan,
@@ -106,31 +133,23 @@ class Case:
         steps: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(velocity of the first step, latents after `steps`)."""
-        config = config or self.config
-        target = plan.target()
-
-        def load(slots: list[Slot], tower: str):
-            read = Random(slots, self.device, self.args.outliers)
-            slots = [dataclasses.replace(slot, quantized=slot.quantized and part(tower, slot.key)) for slot in slots]
-            return load_slots(slots, read, target)
-
-        understanding = UnderstandingTower(config, target.kept, load(understanding_slots(config), "understanding"))
-        text = understanding.prefill(self.prompt)
-        tower = GenerationTower(config, target.ops, load(generation_slots(config), "generation"), target.kept)
-        run = pass_of(tower, tower.branches(self.packing, [text]))
-        solver, x, first = Solver("native", steps, 3.0, SCHEDULER), self.noise, None
-        for i, timestep in enumerate(solver.timesteps):
-            (velocity,) = run(x, torch.full((1,), timestep, device=self.device))
-            first = velocity.clone() if i == 0 else first
-            x = solver.step(velocity, x, i, None)
-        return first, x
+        model = dataclasses.replace(self.model, config=config or self.model.config)
+        weights = Parts(model, Random(model.config, self.device, self.args.outliers), part)
+        engine = Engine(model, plan, weights=weights)
+        state = engine.start(self.request(steps), Inputs(self.prompt, [], None, [self.noise]))
+        (first,) = engine.predict([state])
+        engine.advance(state, first)
+        while not state.done:
+            engine.step(state)
+        return first, state.x
 
 
 def main() -> None:
     args = arguments()
-    config = describe(args.model).config
+    model = describe(args.model)
+    config = model.config
     backend, found, _ = choose_backend(args.backend)
-    case = Case(args, config, backend.torch_device)
+    case = Case(args, model, backend.torch_device)
     plans = {
         "bfloat16 eager": eager_plan(config, "bfloat16", {}, backend, found),
         "bfloat16": resolve(wanted(args, config, "bfloat16"), backend, found),

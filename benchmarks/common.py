@@ -16,7 +16,25 @@ from typing import Any
 
 import torch
 
+from cosmos3_core.checkpoint.model import Model, Weights
 from cosmos3_core.contract import Device
+from cosmos3_core.scenarios import request as requests
+
+
+def request_of(model: Model, work: str, **given: Any) -> requests.Request:
+    """A picture or a video of WIDTHxHEIGHTxFRAMES from text; what is not `given` is the first profile's."""
+    width, height, frames = work.split("x")
+    task = "t2i" if frames == "1" else "t2v"
+    given |= {"task": task, "prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames)}
+    return requests.resolve(given, requests.PROFILES[0], model.facts, pick_seed=lambda: 0)[0]
+
+
+class TransformerWeights(Weights):
+    """As `Weights`, of a transformer alone: `files` has its `tensors` by canonical name and can `read` them."""
+
+    def __init__(self, model: Model, files: Any):
+        self.model, self.transformer = model, files
+        self.raw_names = {name: name for name in files.tensors}
 
 
 def synchronize(device: str) -> None:

@@ -21,14 +21,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cosmos3_core.checkpoint.model import Model, describe
+from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
-from cosmos3_core.engine.engine import Engine, Inputs
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.files import media
 from cosmos3_core.plan import Want, choose_backend, resolve
-from cosmos3_core.scenarios import request as requests
+from cosmos3_core.scenarios.request import Request
 
-from .common import report_all
+from .common import report_all, request_of
 from .step import pairs
 
 
@@ -49,14 +50,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def request_of(args: argparse.Namespace, model: Model, steps: int) -> requests.Request:
-    width, height, frames = args.work.split("x")
-    task = "t2i" if frames == "1" else "t2v"
-    given = {"task": task, "prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames), "steps": steps}
-    return requests.resolve(given, requests.PROFILES[0], model.facts, pick_seed=lambda: 0)[0]
-
-
-def moving_picture(request: requests.Request) -> list[np.ndarray]:
+def moving_picture(request: Request) -> list[np.ndarray]:
     """Frames of uint8 [H, W, 3]: a window that moves over soft colours, with a little grain."""
     height, width, frames = request.height, request.width, request.frames
     stream = torch.Generator().manual_seed(0)
@@ -67,7 +61,7 @@ def moving_picture(request: requests.Request) -> list[np.ndarray]:
     return [picture.contiguous().numpy() for picture in pictures]
 
 
-def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> dict[str, Any]:
+def run(engine: Engine, request: Request, text: int, folder: Path) -> dict[str, Any]:
     """One run: seconds by stage and in all, peaks, and what was written."""
     pictures = iter(moving_picture(request))
     torch.accelerator.synchronize()
@@ -107,8 +101,8 @@ def main() -> None:
             want = Want.of(model.config, model.dtype, pairs(",".join(args.kernel)), pairs(format))
             plan = resolve(want, backend, device)
             engine = Engine(model, plan, resident=args.resident, weights=RandomWeights(model, backend.torch_device))
-            cold = run(engine, request_of(args, model, args.cold_steps), args.text, Path(folder))
-            timed = run(engine, request_of(args, model, args.steps), args.text, Path(folder))
+            cold = run(engine, request_of(model, args.work, steps=args.cold_steps), args.text, Path(folder))
+            timed = run(engine, request_of(model, args.work, steps=args.steps), args.text, Path(folder))
             results.append({"formats": plan.formats, "kernels": plan.to_json()["kernels"], "cold": cold, "run": timed})
             print(format or model.dtype, timed, flush=True)
             del engine

@@ -14,22 +14,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cosmos3_core.engine.engine import pass_of
-from cosmos3_core.model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, TransformerConfig
-from cosmos3_core.model.packing import Item, Packing
+from cosmos3_core.checkpoint.model import Model, open_model
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.inputs import Inputs
+from cosmos3_core.engine.passes import items_of, solver_of
+from cosmos3_core.model.config import CAPTURE_ROWS, TransformerConfig
+from cosmos3_core.model.packing import Packing
 from cosmos3_core.model.rope import text_positions
-from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
-from cosmos3_core.model.weights import generation_slots, load_slots, understanding_slots
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.guidance import combine
-from cosmos3_core.sampling.solver import Solver
+from cosmos3_core.sampling.state import Context
 
-from .common import alternate, report_all
+from .common import TransformerWeights, alternate, report_all, request_of
 
 HEADS = dict(action_gen=True, action_dim=64, sound_gen=True, sound_dim=64)
 MODELS = {
@@ -60,6 +62,8 @@ MODELS = {
 }
 KERNEL = "of an op that a --format names: for the runs in such a format"
 SCHEDULER = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
+FIRST_OF = 8
+"""Steps of the schedule whose first one is timed alone."""
 
 
 def arguments() -> argparse.Namespace:
@@ -108,42 +112,74 @@ def peer_model(args: argparse.Namespace, device: str):
     return module
 
 
+class Work:
+    """The inputs that both get: prompts, initial noise and a schedule."""
+
+    def __init__(self, args: argparse.Namespace, name: str, model: Model):
+        given = {"steps": args.steps or FIRST_OF, "guidance": args.guidance, "schedule": "native", "shift": 3.0}
+        self.request = replace(request_of(model, name, **given), guidance_interval=None)
+        self.whole, (item,) = bool(args.steps), items_of(self.request, model)
+        stream = torch.Generator().manual_seed(1)
+        self.noise = torch.randn(item.shape, generator=stream)
+        # Prompts of different lengths, as a prompt and a negative prompt are.
+        lengths = (args.text, args.text - 3) if args.guidance != 1 else (args.text,)
+        self.prompts = [torch.randint(0, model.config.vocab_size, (n,), generator=stream).tolist() for n in lengths]
+        self.packing = Packing([item], model.config, "meta")
+
+
+class Held:
+    """A module's tensors, as files that hold them."""
+
+    def __init__(self, module):
+        self.tensors = module.state_dict()
+
+    def read(self, names):
+        return ((name, self.tensors[name]) for name in names)
+
+
 class Ours:
-    """Our towers with the peer's weights, under a plan."""
+    """An engine with the peer's weights, under a plan."""
 
-    def __init__(self, config: TransformerConfig, plan: Plan, module):
-        self.config, self.plan, self.device = config, plan, plan.backend.torch_device
-        state, target = module.state_dict(), plan.target()
+    def __init__(self, model: Model, plan: Plan, module):
+        self.plan = plan
+        self.engine = Engine(model, plan, resident=True, weights=TransformerWeights(model, Held(module)))
 
-        def read(names):
-            return ((name, state[name]) for name in names)
+    def prepare(self, work: Work) -> Context:
+        negative = work.prompts[1] if len(work.prompts) > 1 else []
+        return self.engine.prepare(work.request, Inputs(work.prompts[0], negative, None, [work.noise]))
 
-        def load(slots):
-            return load_slots(slots(config), read, target)
+    def first_velocities(self, work: Work) -> torch.Tensor:
+        """Each branch's velocity at the first step: what equality is judged by. Guidance 1 is the prompt's alone, and
+        guidance 0 the negative prompt's."""
+        context, alone = self.prepare(work), (1.0, 0.0)[: len(work.prompts)]
+        states = [self.engine.begin(context, replace(work.request, guidance=one)) for one in alone]
+        return torch.stack(self.engine.predict(states))
 
-        self.understanding = UnderstandingTower(config, target.kept, load(understanding_slots))
-        self.generation = GenerationTower(config, target.ops, load(generation_slots), target.kept)
+    def timed(self, work: Work) -> Callable[[], torch.Tensor]:
+        """The first step's velocity, prompts read before; or the whole loop."""
+        if work.whole:
+            return lambda: self.run(work)
+        state = self.engine.begin(self.prepare(work), work.request)
+        return lambda: self.engine.predict([state])[0]
 
-    def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[Callable]:
-        texts = [self.understanding.prefill(ids) for ids in prompts]
-        together = [texts] if packing.length <= ONE_PASS_TOKENS else [[text] for text in texts]
-        return [pass_of(self.generation, self.generation.branches(packing, group)) for group in together]
-
-    def velocities(self, prepared: list[Callable], x: torch.Tensor, timestep: float) -> list[torch.Tensor]:
-        told = torch.full((1,), timestep, device=self.device)
-        return [velocity.view(x.shape) for run in prepared for velocity in run(x.flatten(), told)]
+    def run(self, work: Work) -> torch.Tensor:
+        """The latents after all steps."""
+        state = self.engine.begin(self.prepare(work), work.request)
+        while not state.done:
+            self.engine.step(state)
+        return state.x
 
 
 class Theirs:
     """diffusers' transformer, called as its pipeline calls it: one forward per prompt and step."""
 
-    def __init__(self, args: argparse.Namespace, module, device: str):
-        self.module, self.device, self.dtype = module, device, getattr(torch, args.dtype)
+    def __init__(self, args: argparse.Namespace, module, model: Model, device: str):
+        self.module, self.model, self.device, self.dtype = module, model, device, getattr(torch, args.dtype)
         if device == "cuda":  # of what it finds without another package
             module.set_attention_backend("_native_cudnn")
 
-    def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[dict]:
-        return [self._static(packing, ids) for ids in prompts]
+    def prepare(self, work: Work) -> list[dict]:
+        return [self._static(work.packing, ids) for ids in work.prompts]
 
     def _static(self, packing: Packing, ids: list[int]) -> dict:
         (item,), length, device = packing.items, len(ids), self.device
@@ -162,6 +198,7 @@ class Theirs:
         )
 
     def velocities(self, prepared: list[dict], x: torch.Tensor, timestep: float) -> list[torch.Tensor]:
+        """A velocity for each branch, of the shape of x."""
         rows = len(prepared[0]["vision_sequence_indexes"])
         varying = dict(
             vision_tokens=[x[None].to(self.dtype)],
@@ -169,49 +206,31 @@ class Theirs:
         )
         return [self.module(**static, **varying)[0][0][0].float() for static in prepared]
 
+    def first_velocities(self, work: Work) -> torch.Tensor:
+        """As ours."""
+        solver, x = solver_of(work.request, self.model), work.noise.to(self.device)
+        return torch.stack([v.flatten() for v in self.velocities(self.prepare(work), x, solver.timesteps[0])])
 
-class Work:
-    """The inputs that both get, and what is timed."""
+    def timed(self, work: Work) -> Callable[[], torch.Tensor]:
+        """As ours."""
+        if work.whole:
+            return lambda: self.run(work)
+        solver, prepared = solver_of(work.request, self.model), self.prepare(work)
+        x = work.noise.to(self.device)
+        return lambda: self.guided(self.velocities(prepared, x, solver.timesteps[0]), work)
 
-    def __init__(self, args: argparse.Namespace, name: str, config: TransformerConfig, device: str):
-        self.guidance, self.steps = args.guidance, args.steps
-        width, height, frames = map(int, name.split("x"))
-        shape = (config.latent_channel, (frames - 1) // 4 + 1, height // 16, width // 16)
-        self.packing = Packing([Item("vision", shape)], config, device)
-        stream = torch.Generator().manual_seed(1)
-        self.noise = torch.randn(shape, generator=stream).to(device)
-        # Prompts of different lengths, as a prompt and a negative prompt are.
-        lengths = (args.text, args.text - 3) if args.guidance != 1 else (args.text,)
-        self.prompts = [torch.randint(0, config.vocab_size, (n,), generator=stream).tolist() for n in lengths]
+    @staticmethod
+    def guided(velocities: list[torch.Tensor], work: Work) -> torch.Tensor:
+        return combine(*velocities, work.request.guidance) if len(velocities) > 1 else velocities[0]
 
-    def solver(self, steps: int) -> Solver:
-        return Solver("native", steps, 3.0, SCHEDULER)
-
-    @torch.inference_mode()
-    def prepare(self, side: Ours | Theirs) -> Callable[[], torch.Tensor]:
-        """What is timed: the velocities of the first step, prompts read before; or the whole loop."""
-        if self.steps:
-            return lambda: self.run(side)
-        prepared, timestep = side.prepare(self.packing, self.prompts), self.solver(8).timesteps[0]
-        return lambda: self.velocities(side, prepared, timestep)
-
-    @torch.inference_mode()
-    def velocities(self, side: Ours | Theirs, prepared: list, timestep: float) -> torch.Tensor:
-        return torch.stack(side.velocities(prepared, self.noise, timestep))
-
-    @torch.inference_mode()
-    def first_velocities(self, side: Ours | Theirs) -> torch.Tensor:
-        """Each branch's velocity at the first step: what equality is judged by."""
-        return self.velocities(side, side.prepare(self.packing, self.prompts), self.solver(8).timesteps[0])
-
-    @torch.inference_mode()
-    def run(self, side: Ours | Theirs) -> torch.Tensor:
-        """The latents after all steps."""
-        prepared, solver, x = side.prepare(self.packing, self.prompts), self.solver(self.steps), self.noise
+    def run(self, work: Work) -> torch.Tensor:
+        """As ours."""
+        prepared, solver = self.prepare(work), solver_of(work.request, self.model).to(self.device)
+        x = work.noise.flatten().to(self.device)
+        memory = solver.start(x)
         for i, timestep in enumerate(solver.timesteps):
-            velocities = side.velocities(prepared, x, timestep)
-            velocity = combine(*velocities, self.guidance) if len(velocities) > 1 else velocities[0]
-            x = solver.step(velocity.flatten(), x.flatten(), i, None).view(x.shape)
+            velocity = self.guided(self.velocities(prepared, x.view(work.noise.shape), timestep), work)
+            x, memory = solver.step(velocity.flatten(), x, i, memory, None)
         return x
 
 
@@ -219,19 +238,20 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+@torch.inference_mode()
 def compare(args: argparse.Namespace, work: Work, ours: Ours, theirs: Theirs) -> dict[str, Any]:
     """One work under one plan: the error first, then the times."""
-    error = relative_error(work.first_velocities(ours), work.first_velocities(theirs))
+    error = relative_error(ours.first_velocities(work), theirs.first_velocities(work))
     if not error <= args.tolerance and not ours.plan.formats:
         raise SystemExit(f"the velocities differ by {error:.2e}, more than {args.tolerance:g}; nothing was timed")
-    sides = {"cosmos3": work.prepare(ours), args.peer: work.prepare(theirs)}
+    sides = {"cosmos3": ours.timed(work), args.peer: theirs.timed(work)}
     for _ in range(3 if work.packing.length <= CAPTURE_ROWS else 1):  # load, compile and capture
         finals = [function() for function in sides.values()]
-    timed = alternate(sides, ours.device, args.repeats)
+    timed = alternate(sides, theirs.device, args.repeats)
     return {
         "tokens": {"media": work.packing.length, "text": [len(ids) for ids in work.prompts]},
         "relative_error": error,
-        **({"relative_error_after_all_steps": relative_error(*finals)} if work.steps else {}),
+        **({"relative_error_after_all_steps": relative_error(*finals)} if work.whole else {}),
         "seconds": timed,
         "speed_ratio": timed[args.peer]["median_s"] / timed["cosmos3"]["median_s"],
     }
@@ -242,11 +262,12 @@ def main() -> None:
     backend, device, _ = choose_backend(args.backend)
     module = peer_model(args, backend.torch_device)
     config = TransformerConfig.from_json(dict(module.config), "the peer's config")
-    theirs, results = Theirs(args, module, backend.torch_device), []
+    model = replace(open_model("tiny"), config=config, scheduler=SCHEDULER)
+    theirs, results = Theirs(args, module, model, backend.torch_device), []
     for format in ["", *args.format]:
-        ours = Ours(config, resolve(wanted(args, config, args.dtype, format), backend, device), module)
+        ours = Ours(model, resolve(wanted(args, config, args.dtype, format), backend, device), module)
         for name in args.work:
-            work = Work(args, name, config, backend.torch_device)
+            work = Work(args, name, model)
             found = compare(args, work, ours, theirs)
             results.append(
                 {"work": name, "formats": ours.plan.formats, "kernels": ours.plan.to_json()["kernels"], **found}

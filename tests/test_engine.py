@@ -1,31 +1,61 @@
-"""The stepper and the loader under the command line: states, residency, names, memory."""
+"""The engine and the loader under the command line: states, what is loaded when, names, memory."""
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import peer
 import pytest
 import torch
+from alive import Alive
 
-from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.checkpoint.model import Model, Weights, open_model
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import open_tensors, save_tensors
-from cosmos3_core.contract import InputError
-from cosmos3_core.engine.engine import Engine, items_of
+from cosmos3_core.contract import InputError, Kernel
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.passes import items_of
 from cosmos3_core.model import weights as layout
+from cosmos3_core.plan import Want, resolve
 from cosmos3_core.sampling.noise import generator, initial_noise
+from cosmos3_core.sampling.state import State
 from cosmos3_core.scenarios import request as requests
 
 
-def engine(resident: bool = False, **options) -> Engine:
-    model = open_model("tiny")
-    return Engine(model, peer.reference_plan(model.config, "bfloat16"), resident=resident, **options)
+def capture(function, recorded: list):
+    """As a device's recording does, it returns the same memory every time. `recorded` gets what is captured."""
+    results: list[torch.Tensor] = []
+    recorded.append(weakref.ref(function))
+
+    def replay(*tensors):
+        found = function(*tensors)
+        if not results:
+            results.extend(tensor.clone() for tensor in found)
+        for result, tensor in zip(results, found, strict=True):
+            result.copy_(tensor)
+        return list(results)
+
+    return replay
+
+
+def engine(model: Model | None = None, *, recorded: list | None = None, **options) -> Engine:
+    """Of the tiny model in bf16 on eager torch; with `recorded` its passes are captured."""
+    model = model or open_model("tiny")
+    plan = peer.reference_plan(model.config, "bfloat16")
+    if recorded is not None:
+        ours = Kernel(op="capture", name="same-memory", build=lambda _: partial(capture, recorded=recorded))
+        rows = [ours if row.op == "capture" else row for row in plan.backend.kernels]
+        plan = resolve(Want.of(model.config, "bfloat16"), replace(plan.backend, kernels=tuple(rows)), plan.device)
+    return Engine(model, plan, **options)
 
 
 def request(**given):
@@ -33,66 +63,304 @@ def request(**given):
     return requests.resolve(values, "reference", open_model("tiny").facts, int)[0]
 
 
-def finish(running: Engine, state) -> torch.Tensor:
+def finish_state(running: Engine, state: State) -> State:
     while not state.done:
         running.step(state)
-    return state.x
+    return state
 
 
-@pytest.mark.parametrize("schedule", ["native", "karras"])
+def finish(running: Engine, state: State) -> torch.Tensor:
+    """The latents after the last step."""
+    return finish_state(running, state).x
+
+
+def parameters(tower: str) -> int:
+    """How many values a tower's decoder layers have."""
+    slots = getattr(layout, f"{tower}_slots")(open_model("tiny").config)
+    return sum(math.prod(slot.shape) for slot in slots if slot.quantized)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+class Loaded:
+    """What `Weights` has loaded so far, by stage, without holding any of it."""
+
+    def __init__(self, monkeypatch):
+        self.seen = []
+        for name in ("understanding", "generation", "vae"):
+            monkeypatch.setattr(Weights, name, self._watched(getattr(Weights, name)))
+
+    def _watched(self, load):
+        def watched(weights, target, *halves):
+            component = load(weights, target, *halves)
+            self.seen.append((" ".join((load.__name__, *halves)), weakref.ref(component)))
+            return component
+
+        return watched
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.seen]
+
+    @property
+    def alive(self) -> list[str]:
+        return sorted(name for name, component in self.seen if component() is not None)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    gc.disable()  # what only a collection frees has leaked: on a device its memory lacks until then
+    yield Loaded(monkeypatch)
+    gc.enable()
+
+
+def distilled_model():
+    """As a distilled checkpoint describes itself: fixed noise levels, and a sampler that draws in every step."""
+    model = open_model("tiny")
+    return replace(model, scheduler=model.scheduler | {"stochastic_sampling": True}, distilled_sigmas=(1.0, 0.8, 0.5))
+
+
+@pytest.mark.parametrize("schedule", ["native", "karras", "distilled"])
 def test_a_state_saved_at_any_step_continues_bit_equal(schedule):
-    wanted = request(schedule=schedule)
-    running = engine(resident=True)
-    expected = finish(running, running.start(wanted))
-    for stop in range(6):
-        state = running.start(wanted)
+    wanted = replace(request(steps=3), schedule=schedule)
+    running = engine(distilled_model(), resident=True)
+    context = running.prepare(wanted)
+    expected = finish(running, running.begin(context, wanted))
+    for stop in range(4):
+        state = running.begin(context, wanted)
         for _ in range(stop):
             running.step(state)
         tensors, numbers = state.to_tensors()
         numbers = json.loads(json.dumps(numbers))  # as it is stored
-        del state
-        other = engine()
+        other = engine(distilled_model())
         resumed = other.start(wanted)
         resumed.restore({k: v.clone() for k, v in tensors.items()}, numbers)
         assert resumed.index == stop
         assert torch.equal(finish(other, resumed), expected)
 
 
-def test_two_generations_step_in_turn_without_touching_each_other():
-    running = engine(resident=True)
-    wanted = [request(seed=1), request(seed=2, steps=3, guidance=1.0)]
-    expected = [finish(running, running.start(r)) for r in wanted]
-    states = [running.start(r) for r in wanted]
+# --- one seam to step ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["native", "distilled"])
+def test_predicting_changes_nothing_and_advancing_is_the_rest_of_a_step(schedule):
+    running = engine(distilled_model(), resident=True)
+    context = running.prepare(request())
+    stepped, seam = (running.begin(context, replace(request(), schedule=schedule)) for _ in range(2))
+    while not stepped.done:
+        before, numbers = seam.to_tensors()
+        before = {name: tensor.clone() for name, tensor in before.items()}
+        first, again = (running.predict([seam])[0] for _ in range(2))
+        after, same = seam.to_tensors()
+        assert same == numbers and all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert first.dtype == torch.float32 and first.shape == seam.x.shape and torch.equal(first, again)
+        assert running.advance(seam, first) is seam
+        assert torch.equal(running.step(stepped).x, seam.x) and stepped.index == seam.index
+
+
+def test_velocities_of_several_states_are_each_ones_own():
+    """Whether they share a context or not, with guidance and without, also where a pass returns the same memory."""
+    recorded: list = []
+    running = engine(recorded=recorded)
+    one, other = (running.prepare(request(size=size)) for size in ("64x64", "80x64"))
+    requests_of = [(one, {}), (one, {"guidance": 1.0}), (one, {"guidance": 1.0, "seed": 5}), (other, {"guidance": 1.0})]
+    states = [running.begin(context, replace(context.request, **given)) for context, given in requests_of]
+    together = running.predict(states)
+    alone = [running.predict([state])[0] for state in states]
+    assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
+    assert not any(torch.equal(together[i], together[j]) for i in range(3) for j in range(i))
+    assert len(recorded) == 4  # each context's passes with guidance and without, whichever states run them
+
+
+def test_generations_on_one_context_are_those_of_their_own_requests():
+    """Other steps, guidance, schedule and seed, without reading the prompts again."""
+    stages: list[str] = []
+    running = engine(on_stage=stages.append)
+    context = running.prepare(request())
+    changes = [{}, {"steps": 2, "seed": 7}, {"guidance": 1.0}, {"guidance_interval": [0, 900]}, {"schedule": "karras"}]
+    for given in changes:
+        alone, wanted = engine(), request(**given)
+        expected = finish(alone, alone.start(wanted))
+        assert torch.equal(finish(running, running.begin(context, wanted)), expected), given
+    assert stages.count("read prompts") == 1
+
+
+@pytest.mark.parametrize(
+    ("prepared", "asked", "found"),
+    [
+        ({}, {"size": "80x64"}, "size differ"),
+        ({}, {"prompt": "a bowl", "frames": 9}, "prompt, frames differ"),
+        ({"guidance": 1.0}, {}, "no negative prompt was read"),
+    ],
+)
+def test_a_generation_that_does_not_fit_its_context_is_refused(prepared, asked, found):
+    running = engine()
+    context = running.prepare(request(**prepared))
+    with pytest.raises(InputError, match=found):
+        running.begin(context, request(**asked))
+
+
+# --- what is loaded when ---------------------------------------------------------------------------------------------
+
+
+def alternate(running: Engine, states: list) -> None:
     while not all(state.done for state in states):
         for state in states:
             if not state.done:
                 running.step(state)
-    for state, alone in zip(states, expected, strict=True):
-        assert torch.equal(state.x, alone)
 
 
-def test_generations_in_turn_share_one_tower():
-    """Of an engine that drops components, too: the first to finish does not take it from the other."""
-    stages: list[str] = []
-    running = engine(on_stage=stages.append)
+@pytest.mark.parametrize("schedule", ["native", "distilled"])
+def test_two_generations_in_turn_equal_each_alone_at_bounded_memory(loaded, schedule):
+    """Of different sizes and lengths. One tower serves both; beyond it, both need what each does."""
+    wanted = [replace(one, schedule=schedule) for one in (request(), request(size="128x96", frames=9, steps=3))]
+    alone, peaks = [], []
+    for one in wanted:
+        running = engine(distilled_model())
+        with Alive() as counted:
+            state = finish_state(running, running.start(one))
+        peaks.append(counted.peak)
+        alone.append((state.x, torch.cat(list(running.finish(state)))))
+    loaded.seen.clear()
+    running = engine(distilled_model())
+    with Alive() as counted:
+        states = [running.start(one) for one in wanted]
+        assert not loaded.alive
+        alternate(running, states)
+    assert loaded.alive == ["generation"] and loaded.names.count("generation") == 1
+    tower = 2 * parameters("generation")  # bytes in bf16
+    assert tower < counted.peak <= sum(peaks) - tower
+    for state, (x, frames) in zip(states, alone, strict=True):
+        assert torch.equal(state.x, x)
+        assert torch.equal(torch.cat(list(running.finish(state))), frames)
+    assert loaded.names.count("generation") == 1 and not loaded.alive
+
+
+def test_a_generation_finishes_while_another_one_goes_on(loaded):
+    """The first to finish does not take the tower from the other."""
+    running = engine()
     states = [running.start(request(seed=1, steps=1)), running.start(request(seed=2, guidance_interval=[0, 900]))]
     for state in states:
         running.step(state)
-    list(running.finish(states[0]))
+    frames = running.finish(states[0])
+    next(frames)
+    assert loaded.alive == ["generation", "vae decoder"]
+    running.step(states[1])
+    list(frames)
+    assert loaded.alive == ["generation"]
     alone = engine()
     expected = finish(alone, alone.start(states[1].request))
     assert torch.equal(finish(running, states[1]), expected)
-    assert stages.count("load generation") == 1
+    list(running.finish(states[1]))
+    assert loaded.names.count("generation") == 2 and not loaded.alive  # one of them is that of `alone`
+
+
+def test_prompts_are_read_while_another_generation_is_between_two_steps(loaded):
+    running, alone = engine(), engine()
+    expected = [finish(alone, alone.start(request(seed=seed, prompt=f"cup {seed}"))) for seed in (1, 2)]
+    loaded.seen.clear()
+    first = running.start(request(seed=1, prompt="cup 1"))
+    running.step(first)
+    second = running.start(request(seed=2, prompt="cup 2"))
+    assert loaded.alive == ["generation"]
+    alternate(running, [first, second])
+    assert loaded.names == ["understanding", "generation", "understanding"]
+    assert all(torch.equal(state.x, x) for state, x in zip((first, second), expected, strict=True))
+
+
+def test_states_that_are_dropped_free_the_tower(loaded):
+    """Between two steps, with passes that are captured, on one context that stays."""
+    recorded: list = []
+    running = engine(recorded=recorded)
+    context = running.prepare(request())
+    one, other = (running.begin(context, request(seed=seed)) for seed in (1, 2))
+    running.step(one)
+    running.predict([other])
+    del one
+    assert loaded.alive == ["generation"]
+    running.step(other)
+    del other
+    assert not loaded.alive and loaded.names.count("generation") == 1
+    assert len(recorded) == 2 and not any(function() for function in recorded)
+
+
+def test_a_step_that_fails_leaves_no_tower_behind(loaded, monkeypatch):
+    from cosmos3_core.model.transformer import GenerationTower
+
+    running = engine()
+    state = running.start(request())
+    before = running.step(state).x.clone()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(GenerationTower, "_heads", interrupt)
+        running.step(state)
+    assert state.index == 1 and not state.torn and torch.equal(state.x, before)
+    del state
+    assert not loaded.alive
+
+
+def test_components_leave_once_they_are_done(loaded):
+    running = engine()
+    state = running.start(request())
+    assert loaded.names == ["understanding"] and not loaded.alive
+    finish(running, state)
+    assert loaded.alive == ["generation"]
+    frames = running.finish(state)
+    next(frames)
+    assert loaded.alive == ["vae decoder"]
+    frames.close()  # before its end, and with it the decoder
+    assert not loaded.alive
+
+
+def test_the_components_of_a_resident_engine_stay(loaded, tmp_path):
+    """The VAE's encoder joins the decoder, which stays from the first run, when the second has a picture to encode."""
+    from PIL import Image
+
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "g.png")
+    running = engine(resident=True)
+    list(running.finish(finish_state(running, running.start(request(steps=1)))))
+    assert loaded.alive == ["generation", "understanding", "vae decoder"]
+    wanted = request(task="i2v", image=str(tmp_path / "g.png"), steps=1)
+    state = finish_state(running, running.start(wanted))
+    assert loaded.alive == ["generation", "understanding", "vae decoder", "vae encoder"] == sorted(loaded.names)
+    encoder = Weights(running.model).vae(running.target, "encoder")
+    assert torch.equal(state.latents()[0][:, 0], encoder.encode(running.read_inputs(wanted).pixels)[:, 0])
+    del running, state
+    assert loaded.alive == ["vae encoder"]  # this test's own
+
+
+@pytest.mark.parametrize("resident", [False, True], ids=["dropped", "resident"])
+def test_idle_memory_is_given_back_between_parts(monkeypatch, loaded, resident):
+    """After the prompts, the steps and the decode, if there is much; the components that stay are not idle."""
+    given, idle = [], 3 << 30
+    fakes = {
+        "is_available": lambda: True,
+        "current_accelerator": lambda: SimpleNamespace(type="cpu"),
+        "memory_reserved": lambda: idle + (1 << 30),
+        "memory_allocated": lambda: 1 << 30,
+        "empty_cache": lambda: given.append(loaded.alive),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.accelerator, name, fake)
+    running = engine(resident=resident)
+    list(running.finish(finish_state(running, running.start(request(steps=1)))))
+    parts = ["understanding", "generation", "vae decoder"]
+    assert given == [sorted(parts[:done]) if resident else [] for done in (1, 2, 3)]
+    idle = 1 << 20
+    list(running.finish(finish_state(running, running.start(request(steps=1)))))
+    assert len(given) == 3
+
+
+# --- stages, guidance, noise -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ["native", "distilled"])
 def test_the_noise_of_a_seed_given_as_noise_changes_nothing(schedule):
     """Also where the sampler draws from the stream that the noise came from."""
-    model = open_model("tiny")
-    model = replace(model, scheduler=model.scheduler | {"stochastic_sampling": True}, distilled_sigmas=(1.0, 0.5))
-    running = Engine(model, peer.reference_plan(model.config, "bfloat16"), resident=True)
+    running = engine(distilled_model(), resident=True)
     wanted = replace(request(steps=2), schedule=schedule)
-    noise = initial_noise(items_of(wanted, model), generator(wanted.seed))
+    noise = initial_noise(items_of(wanted, running.model), generator(wanted.seed))
     drawn, given = running.start(wanted), running.start(wanted, running.read_inputs(wanted, noise))
     assert torch.equal(finish(running, drawn), finish(running, given))
 
@@ -139,7 +407,7 @@ def test_prompts_are_read_once_and_guidance_follows_its_interval(monkeypatch):
 
 
 def test_guidance_in_two_passes_equals_one_pass(monkeypatch):
-    from cosmos3_core.engine import engine as module
+    from cosmos3_core.engine import passes as module
 
     one = engine()
     together = finish(one, one.start(request()))
@@ -147,62 +415,6 @@ def test_guidance_in_two_passes_equals_one_pass(monkeypatch):
     two = engine()
     apart = finish(two, two.start(request()))
     assert peer.relative_error(together, apart) < 0.05  # bf16 at this size; exact in fp32 (test_parity)
-
-
-def test_towers_leave_once_they_are_done():
-    running = engine()
-    state = running.start(request())
-    assert set(running._loaded) == {"weights", "generation"}
-    finish(running, state)
-    frames = running.finish(state)
-    next(frames)
-    assert set(running._loaded) == {"weights", "vae decoder"}
-    frames.close()  # before its end, and with it the decoder
-    assert set(running._loaded) == {"weights"}
-    resident = engine(resident=True)
-    list(resident.finish(resident.start(request(steps=1))))
-    assert set(resident._loaded) == {"weights", "understanding", "generation", "vae decoder"}
-
-
-@pytest.mark.parametrize("resident", [False, True], ids=["dropped", "resident"])
-def test_idle_memory_is_given_back_between_parts(monkeypatch, resident):
-    """After the prompts, the steps and the decode, if there is much; the components that stay are not idle."""
-    given, idle = [], 3 << 30
-    fakes = {
-        "is_available": lambda: True,
-        "current_accelerator": lambda: SimpleNamespace(type="cpu"),
-        "memory_reserved": lambda: idle + (1 << 30),
-        "memory_allocated": lambda: 1 << 30,
-        "empty_cache": lambda: given.append(set(running._loaded)),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.accelerator, name, fake)
-    running = engine(resident=resident)
-
-    def run():
-        state = running.start(request(steps=1))
-        finish(running, state)
-        list(running.finish(state))
-
-    run()
-    stays = {"weights", "understanding", "generation", "vae decoder"} if resident else {"weights"}
-    assert len(given) == 3 and given[-1] == stays
-    idle = 1 << 20
-    run()
-    assert len(given) == 3
-
-
-def test_a_resident_engine_runs_text_then_picture_tasks(tmp_path):
-    """The VAE's encoder joins the decoder, which stays from the first run, when the second has a picture to encode."""
-    from PIL import Image
-
-    Image.linear_gradient("L").convert("RGB").save(tmp_path / "g.png")
-    running = engine(resident=True)
-    list(running.finish(running.start(request(steps=1))))
-    state = running.start(request(task="i2v", image=str(tmp_path / "g.png"), steps=1))
-    finish(running, state)
-    clean = state.latents()[0][:, 0]
-    assert torch.equal(clean, running._loaded["vae encoder"].encode(running.read_inputs(state.request).pixels)[:, 0])
 
 
 def test_noise_of_another_shape_is_refused():

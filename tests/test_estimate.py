@@ -192,7 +192,7 @@ def test_every_published_repository_is_in_the_table(repository):
     asked = {"task": "t2i", "prompt": "(any)"}
     request, _ = requests.resolve(asked, requests.PROFILES[0], described.facts, pick_seed=lambda: 0)
     schedule = request.schedule, request.steps, request.shift, described.scheduler, described.distilled_sigmas
-    assert len(Solver(*schedule).timesteps) == request.steps
+    assert len(Solver.of(*schedule).timesteps) == request.steps
 
 
 def tower(kind: type, slots, config: TransformerConfig, dtype: torch.dtype):

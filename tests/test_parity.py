@@ -15,7 +15,9 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import (
 
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.tensors import save_tensors
-from cosmos3_core.engine.engine import Engine, Inputs, items_of
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.inputs import Inputs
+from cosmos3_core.engine.passes import items_of
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import rotary_table, text_positions

@@ -23,7 +23,8 @@ from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.cli.recipes import _verdict as told
 from cosmos3_core.contract import Backend, InputError, Kernel, RunError
-from cosmos3_core.engine.engine import Engine, items_of
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.passes import items_of
 from cosmos3_core.evidence import quality, recipe, record, rounded, settle, state, verdict, worker
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
@@ -412,13 +413,13 @@ def tf32():
 
 
 def test_the_exact_baseline_takes_no_tf32(acme, monkeypatch, tf32):
-    seen, probe = [], worker._probe
+    seen, probe = [], worker.probe
 
     def probing(engine, *arguments):
         seen.append((engine.target.dtype, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
         return probe(engine, *arguments)
 
-    monkeypatch.setattr(worker, "_probe", probing)
+    monkeypatch.setattr(worker, "probe", probing)
     list(validate([acme(kernel(0.001))], launch=worker.measure))
     # The candidate's process is another one, and here it is not.
     assert seen[:4] == 3 * [(torch.bfloat16, "high", True)] + [(torch.float32, "highest", False)] and len(seen) == 5
@@ -457,19 +458,13 @@ def test_the_probes_are_what_the_run_went_through(folder, schedule):
     engine, request = Engine(model, settled.plan), replace(settled.request, schedule=schedule)
     inputs = engine.read_inputs(request, initial_noise(items_of(request, model), generator(0)))
     state, velocities, latents = engine.start(request, inputs), [], []
-    step = state.solver.step
-
-    def recorded(velocity, x, *arguments):
-        velocities.append(velocity)
-        latents.append(x)
-        return step(velocity, x, *arguments)
-
-    state.solver.step = recorded
     while not state.done:
-        engine.step(state)
+        latents.append(state.x)
+        velocities += engine.predict([state])
+        engine.advance(state, velocities[-1])
     start = engine.start(request, inputs)
     for _ in range(2):
-        found = worker._probe(engine, start, latents[1])
+        found = worker.probe(engine, start, latents[1])
         for name, expected in zip(verdict.QUANTITIES, [*velocities, state.x], strict=True):
             assert torch.equal(found[name], expected), name
 
@@ -487,11 +482,11 @@ def from_a_picture(folder: Path, format: str | None = None) -> recipe.Recipe:
 
 def test_eager_torch_in_a_format_leaves_the_vae_as_it_is(folder):
     """The picture's latents are those of the baseline, whose text has lost nothing."""
-    states = []
+    contexts = []
     for measured, role in ((from_a_picture(folder), settle.BASELINE), (from_a_picture(folder, "int8"), settle.FORMATS)):
         settled = settle.settle(measured, role)
-        states.append(Engine(settled.model, settled.plan).start(settled.request))
-    pictures, texts = zip(*((state.clean, state.cond[0].texts[0].segments[0][0]) for state in states), strict=True)
+        contexts.append(Engine(settled.model, settled.plan).prepare(settled.request))
+    pictures, texts = zip(*((one.clean, one.texts[0].segments[0][0]) for one in contexts), strict=True)
     assert pictures[0].any() and torch.equal(*pictures) and not torch.equal(*texts)
 
 

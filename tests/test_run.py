@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.tensors import TensorFiles
-from cosmos3_core.engine.engine import Engine
 from cosmos3_core.files import media
+from cosmos3_core.model.transformer import UnderstandingTower
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
 
@@ -389,13 +389,13 @@ def test_too_small_a_memory_costs_no_step(run, full):
 
 
 def test_a_stop_before_the_first_step_loads_no_more(run, monkeypatch):
-    read = Engine._read_prompts
+    prefill = UnderstandingTower.prefill
 
-    def stopped(self, prompts):
+    def stopped(self, ids):
         os.kill(os.getpid(), signal.SIGINT)
-        return read(self, prompts)
+        return prefill(self, ids)
 
-    monkeypatch.setattr(Engine, "_read_prompts", stopped)
+    monkeypatch.setattr(UnderstandingTower, "prefill", stopped)
     code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
     assert code == 130 and "load generation" not in err and not list(Path().iterdir())
 

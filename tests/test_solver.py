@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos3_core.model.packing import Item
+from cosmos3_core.checkpoint.model import open_model
+from cosmos3_core.contract import InputError
+from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.sampling.guidance import combine, guided
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.sampling.solver import Solver
-from cosmos3_core.sampling.state import State
+from cosmos3_core.sampling.state import Context, State
 from cosmos3_core.scenarios.request import SCHEDULES
 
 PUBLISHED = {
@@ -49,8 +51,8 @@ DISTILLED = {
 
 def solver(schedule: str, steps: int, shift: float = 10.0) -> Solver:
     if schedule == "distilled":
-        return Solver(schedule, steps, shift, DISTILLED, DISTILLED_SIGMAS)
-    return Solver(schedule, steps, shift, PUBLISHED)
+        return Solver.of(schedule, steps, shift, DISTILLED, DISTILLED_SIGMAS)
+    return Solver.of(schedule, steps, shift, PUBLISHED)
 
 
 # Schedules -------------------------------------------------------------------------------------------------------
@@ -72,11 +74,11 @@ GOLDEN = {
 def test_timesteps_are_the_golden_ones(schedule, steps, shift):
     golden = [int(t) for t in GOLDEN[schedule, steps, shift].split()]
     assert len(golden) == steps
-    assert solver(schedule, steps, shift).timesteps == golden
+    assert solver(schedule, steps, shift).timesteps == tuple(golden)
 
 
 def test_the_tail_of_native_shift_5_over_30_steps():
-    assert solver("native", 30, 5.0).timesteps[-4:] == [434, 356, 262, 146]
+    assert solver("native", 30, 5.0).timesteps[-4:] == (434, 356, 262, 146)
 
 
 def own_sigmas(schedule: str, n: int, shift: float) -> np.ndarray:
@@ -103,7 +105,7 @@ def test_sigmas_follow_the_formula(schedule, steps, shift):
 @pytest.mark.parametrize("schedule", ["native", "flow", "karras"])
 def test_the_model_is_told_whole_timesteps_truncated(schedule):
     found = solver(schedule, 23, 4.0)
-    assert found.timesteps == [int(1000 * sigma) for sigma in found.sigmas[:-1]]
+    assert found.timesteps == tuple(int(1000 * sigma) for sigma in found.sigmas[:-1])
     assert all(type(t) is int for t in found.timesteps)
 
 
@@ -195,9 +197,10 @@ def velocity_at(x, sigma: float):
 
 def ours(found: Solver, x: Tensor, stream: torch.Generator | None = None) -> list[Tensor]:
     """x before every step, and the result."""
-    path, stream = [x], stream or generator(0)
+    path, stream, memory = [x], stream or generator(0), found.start(x)
     for i, sigma in enumerate(found.sigmas[:-1]):
-        path.append(found.step(velocity_at(path[-1], sigma), path[-1], i, stream))
+        x, memory = found.step(velocity_at(x, sigma), x, i, memory, stream)
+        path.append(x)
     return path
 
 
@@ -245,17 +248,21 @@ def test_a_path_to_one_constant_picture_arrives_at_it():
     """If every prediction is the same x0, v = (x - x0) / sigma, nothing is left to correct."""
     found, target = solver("native", 12), torch.linspace(-2, 2, 64)
     x = (1 - found.sigmas[0]) * target + found.sigmas[0] * START
+    memory = found.start(x)
     for i, sigma in enumerate(found.sigmas[:-1]):
-        x = found.step((x - target) / sigma, x, i, generator(0))
+        x, memory = found.step((x - target) / sigma, x, i, memory, generator(0))
         along = (1 - found.sigmas[i + 1]) * target + found.sigmas[i + 1] * START
         torch.testing.assert_close(x, along, rtol=0, atol=2e-6)
 
 
 def test_a_solver_keeps_shape_and_type_and_leaves_its_input_alone():
     found, x = solver("native", 3), START.clone()
-    out = found.step(velocity_at(x, 1.0), x, 0, generator(0))
-    assert out.shape == (64,) and out.dtype == torch.float32
-    assert torch.equal(x, START)
+    velocity, memory = velocity_at(x, 1.0), found.start(x)
+    given = {name: tensor.clone() for name, tensor in memory.items()}
+    out, after = found.step(velocity, x, 0, memory, generator(0))
+    assert out.shape == (64,) and out.dtype == torch.float32 and after.keys() == memory.keys()
+    assert torch.equal(x, START) and torch.equal(velocity, velocity_at(START, 1.0))
+    assert all(torch.equal(memory[name], tensor) for name, tensor in given.items())
 
 
 # The stochastic sampler ------------------------------------------------------------------------------------------
@@ -274,6 +281,21 @@ def test_distilled_steps_follow_the_formula_on_the_requests_own_stream():
     assert torch.equal(stream.get_state(), own.get_state())
 
 
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_distilled_steps_are_those_of_diffusers(stochastic):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    config = DISTILLED | {"stochastic_sampling": stochastic}
+    theirs = FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=stochastic)
+    theirs.set_timesteps(sigmas=list(DISTILLED_SIGMAS))
+    path = ours(Solver.of("distilled", 4, 10.0, config, DISTILLED_SIGMAS), START, generator(11))
+    stream, x = generator(11), START
+    for i, timestep in enumerate(theirs.timesteps):
+        velocity = velocity_at(x, float(theirs.sigmas[i]))
+        (x,) = theirs.step(velocity, timestep, x, return_dict=False, generator=stream)
+        assert torch.equal(path[i + 1], x), f"after step {i}"
+
+
 def test_distilled_steps_depend_on_the_stream_and_unipc_does_not():
     for schedule, same in (("distilled", False), ("native", True)):
         first, second = (ours(solver(schedule, 4), START, generator(seed))[-1] for seed in (1, 2))
@@ -290,88 +312,131 @@ def test_unipc_draws_nothing():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("stop", [0, 1, 2, 3, 5])
-def test_a_restored_solver_goes_on_bit_for_bit(schedule, stop):
-    steps = 4 if schedule == "distilled" else 6
-    stop = min(stop, steps - 1)
-    whole = ours(solver(schedule, steps), START)
-
-    first, x, stream = solver(schedule, steps), START, generator(0)
-    for i in range(stop):
-        x = first.step(velocity_at(x, first.sigmas[i]), x, i, stream)
-    tensors, numbers = first.history()
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    numbers = json.loads(json.dumps(numbers))
-
-    second, later = solver(schedule, steps), generator(99)
-    later.set_state(stream.get_state())
-    second.restore(tensors, numbers)
-    for i in range(stop, steps):
-        x = second.step(velocity_at(x, second.sigmas[i]), x, i, later)
-        assert torch.equal(x, whole[i + 1]), f"after step {i}"
+def test_one_solver_serves_several_runs_in_turn(schedule):
+    """It remembers nothing: each run's memory is its own, whichever step the other is at."""
+    steps, starts = 4, (START, START.flip(0))
+    found = solver(schedule, steps)
+    alone = [ours(solver(schedule, steps), x, generator(seed)) for seed, x in enumerate(starts)]
+    runs = [[x, found.start(x), generator(seed), 0] for seed, x in enumerate(starts)]
+    for turn in (0, 0, 1, 0, 1, 1, 0, 1):
+        x, memory, stream, i = runs[turn]
+        x, memory = found.step(velocity_at(x, found.sigmas[i]), x, i, memory, stream)
+        assert torch.equal(x, alone[turn][i + 1]), f"run {turn} after step {i}"
+        runs[turn] = [x, memory, stream, i + 1]
 
 
-def test_history_is_what_makes_the_difference():
-    """A second-order step without its history takes another path, so the test above cannot pass by accident."""
-    whole, second, x = ours(solver("native", 6), START), solver("native", 6), START
-    first = solver("native", 6)
-    for i in range(3):
-        x = first.step(velocity_at(x, first.sigmas[i]), x, i, generator(0))
-    second.restore({}, {"_step_index": 3})
-    x = second.step(velocity_at(x, second.sigmas[3]), x, 3, generator(0))
-    assert not torch.allclose(x, whole[4], rtol=0, atol=1e-5)
+def test_memory_is_what_makes_the_difference():
+    """A second-order step without its memory takes another path, so the test above cannot pass by accident."""
+    found = solver("native", 6)
+    x = ours(found, START)[3]
+    after, _ = found.step(velocity_at(x, found.sigmas[3]), x, 3, found.start(x), generator(0))
+    assert not torch.allclose(after, ours(found, START)[4], rtol=0, atol=1e-5)
 
 
 ITEMS = (Item("vision", (4, 3, 2, 2), clean=(0,)), Item("sound", (2, 8)))
 
 
-def state(schedule: str = "native", seed: int = 1) -> State:
-    stream = generator(seed)
+def state(schedule: str = "native", seed: int = 1, **context) -> State:
+    stream, found = generator(seed), solver(schedule, 4)
     noise = initial_noise(ITEMS, stream)
     x = torch.cat([tensor.flatten() for tensor in noise])
-    return State(None, ITEMS, x, solver(schedule, 4), stream, noise, cond=[], guided=[])
+    context = Context(None, Packing(ITEMS, open_model("tiny").config, "cpu"), (), **context)
+    return State(None, context, x, found, found.start(x), stream, noise)
 
 
-@pytest.mark.parametrize("schedule", ["native", "distilled"])
-def test_a_saved_state_goes_on_bit_for_bit(schedule):
-    def run(run_of: State, until: int) -> None:
-        while run_of.index < until:
-            velocity = velocity_at(run_of.x, run_of.solver.sigmas[run_of.index])
-            run_of.x = run_of.solver.step(velocity, run_of.x, run_of.index, run_of.stream)
-            run_of.index += 1
+def run(state: State, until: int) -> None:
+    while state.index < until:
+        velocity = velocity_at(state.x, state.solver.sigmas[state.index])
+        state.x, state.memory = state.solver.step(velocity, state.x, state.index, state.memory, state.stream)
+        state.index += 1
 
-    straight, stopped = state(schedule), state(schedule)
-    run(straight, 4)
-    run(stopped, 2)
-    tensors, numbers = stopped.to_tensors()
+
+def saved(state: State) -> tuple[dict[str, Tensor], dict]:
+    """What it is saved as, as it is read again."""
+    tensors, numbers = state.to_tensors()
     assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors.values())
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    return {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(numbers))
 
-    resumed = state(schedule, seed=2)
-    resumed.restore(tensors, json.loads(json.dumps(numbers)))
-    assert resumed.index == 2 and not resumed.done
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 4])
+def test_a_saved_state_goes_on_bit_for_bit(schedule, stop):
+    straight, stopped, resumed = state(schedule), state(schedule), state(schedule, seed=2)
+    run(straight, 4)
+    run(stopped, stop)
+    resumed.restore(*saved(stopped))
+    assert resumed.index == stop and resumed.done is (stop == 4)
     assert all(torch.equal(a, b) for a, b in zip(resumed.noise, stopped.noise, strict=True))
     run(resumed, 4)
     assert resumed.done and torch.equal(resumed.x, straight.x)
     assert torch.equal(resumed.stream.get_state(), straight.stream.get_state())
 
 
-def test_a_state_shows_its_latents_and_pins_its_clean_frames():
-    run = state()
-    vision, sound = run.latents()
-    assert vision.shape == (4, 3, 2, 2) and sound.shape == (2, 8)
-    assert torch.equal(vision, run.noise[0]) and torch.equal(sound, run.noise[1])
-    run.pin()
-    assert torch.equal(run.latents()[0], run.noise[0]), "nothing is pinned in a run without conditioning"
+@pytest.mark.parametrize(
+    ("schedule", "numbers"), [("native", {"solver": {}}), ("distilled", {"solver": {"step_index": 2}})]
+)
+def test_a_state_that_0_1_0_saved_is_read(schedule, numbers):
+    """It had the solver's own numbers beside the step's, and the same tensors."""
+    straight, stopped, resumed = state(schedule), state(schedule), state(schedule, seed=2)
+    run(straight, 4)
+    run(stopped, 2)
+    tensors, _ = saved(stopped)
+    assert tensors.keys() - {"x", "stream", "noise.vision", "noise.sound"} == (
+        {"solver.memory"} if schedule == "native" else set()
+    )
+    resumed.restore(tensors, {"index": 2, **numbers})
+    run(resumed, 4)
+    assert torch.equal(resumed.x, straight.x)
 
-    pinned = torch.zeros(4, 3, 2, 2, dtype=torch.bool)
-    pinned[:, 0] = True
-    run.pinned = torch.cat((pinned.flatten(), torch.zeros(16, dtype=torch.bool)))
-    run.clean = torch.full_like(run.x, 7.0)
-    run.pin()
-    vision, sound = run.latents()
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x": torch.zeros(3)},
+        {"x": torch.zeros(64, dtype=torch.float64)},
+        {"solver.memory": torch.zeros(2, 64)},
+        {"solver.memory": None},
+        {"noise.sound": None},
+        {"stream": torch.zeros(7, dtype=torch.uint8)},
+        {"stream": torch.full_like(generator(0).get_state(), 255)},
+        {"strange": torch.zeros(1)},
+        {"index": 5},
+        {"index": -1},
+        {"index": 1.0},
+        {"index": None},
+    ],
+)
+def test_a_saved_state_that_does_not_fit_is_refused_whole(change):
+    stopped, own = state(), state(seed=2)
+    run(stopped, 2)
+    before = saved(own)
+    tensors, numbers = saved(stopped)
+    for name, value in change.items():
+        target = numbers if name == "index" else tensors
+        target.pop(name, None)
+        target |= {} if value is None else {name: value}
+    with pytest.raises(InputError, match="do not fit the saved request"):
+        own.restore(tensors, numbers)
+    after = saved(own)
+    assert after[1] == before[1] and all(torch.equal(after[0][name], tensor) for name, tensor in before[0].items())
+
+
+def test_a_state_shows_its_latents_and_pins_its_clean_frames():
+    free = state()
+    vision, sound = free.latents()
+    assert vision.shape == (4, 3, 2, 2) and sound.shape == (2, 8)
+    assert torch.equal(vision, free.noise[0]) and torch.equal(sound, free.noise[1])
+    free.pin()
+    assert torch.equal(free.latents()[0], free.noise[0]), "nothing is pinned in a run without conditioning"
+
+    mask = torch.zeros(4, 3, 2, 2, dtype=torch.bool)
+    mask[:, 0] = True
+    pinned = torch.cat((mask.flatten(), torch.zeros(16, dtype=torch.bool)))
+    held = state(pinned=pinned, clean=torch.full((64,), 7.0))
+    held.pin()
+    vision, sound = held.latents()
     assert (vision[:, 0] == 7).all()
-    assert torch.equal(vision[:, 1:], run.noise[0][:, 1:]) and torch.equal(sound, run.noise[1])
+    assert torch.equal(vision[:, 1:], held.noise[0][:, 1:]) and torch.equal(sound, held.noise[1])
 
 
 # Noise -----------------------------------------------------------------------------------------------------------

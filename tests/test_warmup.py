@@ -32,15 +32,13 @@ def test_it_tells_cold_from_warm_by_stage(capsys, monkeypatch, options, stages):
 
 
 def test_it_takes_passes_of_the_request_s_shape_through_one_layer(capsys, monkeypatch):
-    seen, step = [], Engine.step
+    seen, forward = [], GenerationTower.forward
 
-    def watched(engine, state):
-        seen.append(
-            (len(engine._loaded["generation"].layers), state.x.numel(), [b.length for b in state.guided[0].texts])
-        )
-        return step(engine, state)
+    def watched(tower, branches, latents, timestep):
+        seen.append((len(tower.layers), latents[0].numel(), [text.length for text in branches.texts]))
+        return forward(tower, branches, latents, timestep)
 
-    monkeypatch.setattr(Engine, "step", watched)
+    monkeypatch.setattr(GenerationTower, "forward", watched)
     code, out, _ = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--frames", "9")
     assert code == 0 and "cold" in out and "decode" in out
     assert seen == [(1, 48 * 3 * 4 * 4, [512, 127])] * 6

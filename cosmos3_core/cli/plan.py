@@ -124,7 +124,7 @@ def _guided_steps(request: requests.Request, model: Model) -> int:
         return 0
     if request.guidance_interval is None:
         return request.steps
-    from ..engine.engine import solver_of
+    from ..engine.passes import solver_of
     from ..sampling.guidance import guided
 
     timesteps = solver_of(request, model).timesteps

@@ -24,7 +24,8 @@ from ..scenarios import request as requests
 from .plan import estimate_of, tiled
 
 if TYPE_CHECKING:
-    from ..engine.engine import Engine, Inputs
+    from ..engine.engine import Engine
+    from ..engine.inputs import Inputs
     from ..sampling.state import State
 
 TILE = 256
@@ -228,7 +229,7 @@ def _plan(options: Options, model: Model) -> tuple[Plan, str]:
 
 
 def _read_noise(options: Options, request: requests.Request, model: Model, settled: dict[str, Any]) -> list:
-    from ..engine.engine import items_of
+    from ..engine.passes import items_of
     from ..evidence.record import digest_file
 
     name, then = options.latents, settled.get("latents")

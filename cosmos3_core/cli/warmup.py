@@ -58,22 +58,22 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     """Seconds by stage of the prompts, a few steps and the first groups of frames."""
     import torch
 
-    from ..engine.engine import Inputs
+    from ..engine.inputs import Inputs
 
     before, pixels = dict(engine.seconds), None
     if request.conditioning_pixel_frames:
         pixels = torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width)
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if request.guidance != 1 else []
-    state = engine.start(request, Inputs(tokens, negative, pixels))
+    context = engine.prepare(request, Inputs(tokens, negative, pixels))
     # Both kinds of step, whichever of them the guidance interval has first.
     kinds = [replace(request, guidance_interval=None)]
     kinds += [replace(request, guidance=1.0)] if request.guidance_interval else []
-    for kind in kinds:
-        state.request, state.index = kind, 0
+    states = [engine.begin(context, kind) for kind in kinds]
+    for state in states:
         for _ in range(min(STEPS, state.steps)):
             engine.step(state)
-    state.request = request
+    states.clear()  # what was captured goes with the last state that holds it
     for _ in islice(engine.finish(state), GROUPS):
         pass
     spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in engine.seconds.items()}

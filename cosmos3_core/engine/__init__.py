@@ -1,1 +1,1 @@
-"""Running it: checkpoints, the engine, media files and the manifest."""
+"""The engine: inputs, passes, the pool of components, decoders, and the steps between them."""

@@ -1,4 +1,4 @@
-"""The run: read the inputs, read the prompts, take steps, hand out frames.
+"""The run: read the prompts and inputs, predict and advance, hand out frames.
 
     engine = Engine(open_model("tiny"), plan)
     state = engine.start(request)
@@ -6,96 +6,41 @@
         engine.step(state)
     for frames in engine.finish(state): ...
 
-Between two calls a caller may stop, save, resume, look at the latents, or take a step of another generation.
+`start` is `prepare`, what prompts and inputs come to, and `begin`, a generation on it. `step` is `predict`, the
+velocities of any states, and `advance`, the solver's move of one. Between two calls a caller may stop, save, resume,
+look at the latents, or take a step of another generation.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.model import Model, Weights
 from ..contract import InputError, RunError
-from ..files import media
-from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..model.packing import Item, Packing
-from ..model.text import SYSTEM_PROMPTS
-from ..model.transformer import Branches, GenerationTower, TextContext
+from ..model.transformer import TextContext
 from ..plan import Plan
-from ..sampling.guidance import combine, guided
 from ..sampling.noise import generator, initial_noise
-from ..sampling.solver import Solver
-from ..sampling.state import State, views
-from ..scenarios.conditioning import fit
-from ..scenarios.prompts import negative_text, positive_text
+from ..sampling.state import Context, State
 from ..scenarios.request import Request
+from .decoders import DECODERS
+from .inputs import Inputs, read_inputs
+from .passes import Passes, items_of, one_pass, solver_of
+from .pool import Pool
+from .stages import Stages
 
-IDLE_BYTES = 1 << 30
-"""Less idle memory is not worth the time that it takes to get it again."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a request brings: its prompts as token ids, its picture or clip as fp32 [3, F, H, W] in [-1, 1] or None, the
-    initial noise per item (fp32, or None: drawn from the seed), and `notes`, sentences a user should read."""
-
-    prompt: list[int]
-    negative: list[int]
-    pixels: Tensor | None
-    noise: list[Tensor] | None = None
-    notes: tuple[str, ...] = ()
-
-
-def items_of(request: Request, model: Model) -> tuple[Item, ...]:
-    """The latents that a request asks for."""
-    frames = (request.frames - 1) // TEMPORAL_COMPRESSION + 1
-    height, width = request.height // SPATIAL_COMPRESSION, request.width // SPATIAL_COMPRESSION
-    shape = (model.config.latent_channel, frames, height, width)
-    return (Item("vision", shape, clean=request.clean_frames, fps=request.fps),)
-
-
-def solver_of(request: Request, model: Model) -> Solver:
-    """The request's schedule on this model. Raises InputError where its scheduler_config.json describes none."""
-    try:
-        return Solver(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
-    except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
-        raise InputError(
-            f"loading {model.name}/scheduler",
-            f"no schedule can be built from its scheduler_config.json ({error})",
-            "Get the scheduler folder again from the model's repository",
-        ) from None
-
-
-def one_pass(request: Request, model: Model) -> bool:
-    """Whether both guidance branches run as one batch."""
-    tokens = Packing(items_of(request, model), model.config, "meta").length
-    return tokens <= ONE_PASS_TOKENS
-
-
-def pass_of(tower: GenerationTower, branches: Branches) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    """The forward pass of these branches, captured if it is small: (flat fp32 latents, timestep as fp32 [1]), both on
-    the device, to a flat fp32 velocity for each branch."""
-    items = branches.packing.items
-
-    def run(x: Tensor, timestep: Tensor) -> list[Tensor]:
-        predicted = tower.forward(branches, views(x, items), timestep)
-        return [torch.cat([velocity.flatten() for velocity in per_item]).float() for per_item in predicted]
-
-    rows = len(branches.texts) * branches.packing.length
-    return tower.ops.capture(run) if rows <= CAPTURE_ROWS else run
+PER_GENERATION = ("steps", "guidance", "guidance_interval", "schedule", "shift", "seed", "tile")
+"""The request's fields that leave a context as it is."""
 
 
 class Engine:
     """Runs requests on one model under one plan.
 
-    With `resident` every component stays loaded for the next request; without it each is dropped once its part is done
+    With `resident` every component stays loaded for the next request; without it each is dropped once nobody needs it
     (the text tower after the prompts, the media tower before the decode), so that no two are in memory together.
     `weights` are the model's own, opened when needed, unless they are handed over. `seconds` collects how long each
     stage took, summed over the engine's life; `on_stage` is told a stage's name as it begins.
@@ -110,160 +55,86 @@ class Engine:
         weights: Weights | None = None,
         on_stage: Callable[[str], None] = lambda name: None,
     ):
-        self.model, self.plan, self.resident, self.on_stage = model, plan, resident, on_stage
+        self.model, self.plan = model, plan
         self.target = plan.target()
         self.device = self.target.device
         self.tokenizer = model.tokenizer()
-        self.seconds: dict[str, float] = {}
-        self._loaded: dict[str, Any] = {"weights": weights} if weights else {}
+        self._stages = Stages(on_stage)
+        self._pool = Pool(model, self.target, self._stages, resident, weights)
+        self._passes: WeakValueDictionary[Context, Passes] = WeakValueDictionary()
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+    @property
+    def seconds(self) -> dict[str, float]:
+        return self._stages.seconds
 
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        self.on_stage(name)
-        with self._timed(name):
-            yield
+    @property
+    def on_stage(self) -> Callable[[str], None]:
+        return self._stages.tell
+
+    @on_stage.setter
+    def on_stage(self, tell: Callable[[str], None]) -> None:
+        self._stages.tell = tell
 
     def open_weights(self) -> Weights:
         """Download the weight files if need be and check their headers; nothing is loaded. Components call this
         themselves; a caller does so to have the download behind it."""
-        if "weights" not in self._loaded:
-            with self._stage("check weights"):
-                self._loaded["weights"] = Weights(self.model)
-        return self._loaded["weights"]
+        return self._pool.open_weights()
 
-    def _component(self, name: str, load: Callable[[Weights], Any]) -> Any:
-        weights = self.open_weights()
-        if name not in self._loaded:
-            with self._stage(f"load {name}"):
-                self._loaded[name] = load(weights)
-        return self._loaded[name]
-
-    def _generation(self):
-        return self._component("generation", lambda w: w.generation(self.target))
-
-    def _vae(self, half: str):
-        return self._component(f"vae {half}", lambda w: w.vae(self.target, half))
-
-    def _done_with(self, name: str) -> None:
-        """Drop a component, unless everything stays, and give back what the allocator holds and nothing uses: the next
-        part wants blocks of other sizes."""
-        if not self.resident:
-            self._loaded.pop(name, None)
-        here = torch.accelerator
-        if not here.is_available() or here.current_accelerator().type != self.device:
-            return
-        if here.memory_reserved() - here.memory_allocated() > IDLE_BYTES:
-            here.empty_cache()
-
-    def read_inputs(self, request: Request, noise: list[Tensor] | None = None) -> Inputs:
+    def read_inputs(self, request: Request, noise: Sequence[Tensor] | None = None) -> Inputs:
         """Tokenize the prompts, read the picture or clip, check the schedule and the `noise` that replaces the
         request's own (one tensor per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
-        solver_of(request, self.model)
-        if noise is not None:
-            noise = self._checked_noise(noise, items_of(request, self.model))
-        kind = "video" if request.is_video else "image"
-        system, notes = SYSTEM_PROMPTS[kind] if request.system_prompt else None, []
-        texts = {"prompt": positive_text(request)}
-        if request.guidance != 1.0:
-            texts["negative prompt"] = negative_text(request)
-        ids = {name: self.tokenizer.encode(text, system) for name, text in texts.items()}
-        for name, whole in ids.items() if request.max_text_tokens else ():
-            ids[name] = self.tokenizer.encode(texts[name], system, request.max_text_tokens)
-            if len(ids[name]) < len(whole):
-                notes.append(f"the {name} was cut from {len(whole) - 2} to {request.max_text_tokens} tokens")
-        prompt, negative = ids["prompt"], ids.get("negative prompt", [])
-        longest, vocabulary = max(prompt + negative), self.model.config.vocab_size
-        if longest >= vocabulary:
-            raise InputError(
-                f"--model {self.model.name}",
-                f"its tokenizer makes token {longest} and its vocabulary ends at {vocabulary - 1}",
-                "text_tokenizer and transformer belong to different models; get both from one repository",
-            )
-        return Inputs(prompt, negative, self._read_pixels(request), noise, tuple(notes))
+        return read_inputs(request, self.model, self.tokenizer, noise)
 
-    def _read_pixels(self, request: Request) -> Tensor | None:
-        count = request.conditioning_pixel_frames
-        if request.task == "i2v":
-            frames = media.read_image(Path(request.image))[None]
-        elif request.task == "v2v":
-            frames, _ = media.read_video(Path(request.video), count, request.condition_video_keep)
-            if len(frames) < count:
-                raise InputError(
-                    f"--video {request.video}",
-                    f"it has {len(frames)} frames, and condition_frame_indexes {list(request.condition_frame_indexes)} "
-                    f"cover {count}",
-                    f"Use a longer clip, or condition_frame_indexes up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
-                )
-        else:
-            return None
-        return fit(
-            torch.from_numpy(frames),
-            request.width,
-            request.height,
-            image_filter=request.image_filter,
-            stretch=request.task == "v2v" and request.video_fit == "stretch",
-        )
+    def start(self, request: Request, inputs: Inputs | None = None) -> State:
+        """The state before step 0. `inputs` is what `read_inputs` returned, if the caller has it."""
+        return self.begin(self.prepare(request, inputs), request)
 
     @torch.inference_mode()
-    def start(self, request: Request, inputs: Inputs | None = None) -> State:
-        """Read the prompts, encode the conditioning, draw the noise: the state before step 0. `inputs` is what
-        `read_inputs` returned, if the caller has it."""
-        inputs = inputs or self.read_inputs(request)
-        items, stream, solver = items_of(request, self.model), generator(request.seed), solver_of(request, self.model)
-        drawn = initial_noise(items, stream)  # whatever noise is taken: what a sampler draws comes after it
-        noise = inputs.noise or drawn
+    def prepare(self, request: Request, inputs: Inputs | None = None) -> Context:
+        """Read the prompts and encode the conditioning."""
+        inputs, items = inputs or self.read_inputs(request), items_of(request, self.model)
         texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
         clean = pinned = None
         if inputs.pixels is not None:
             clean, pinned = self._encode(inputs.pixels, items[0])
-        cond, with_guidance = self._branches(request, texts, items)
+        packing = Packing(items, self.model.config, self.device)
+        return Context(request, packing, texts, pinned, clean, inputs.noise)
+
+    @torch.inference_mode()
+    def begin(self, context: Context, request: Request) -> State:
+        """A generation on a context, whose own noise is drawn unless the context brings some. `request` may differ from
+        the one that was prepared in PER_GENERATION. Raises InputError for any other difference, and for guidance where
+        no negative prompt was read."""
+        now, then = request.to_json(), context.request.to_json()
+        if other := [name for name in now if name not in PER_GENERATION and now[name] != then[name]]:
+            found = f"its {', '.join(other)} differ from those of the request that was prepared"
+            raise InputError("beginning a generation", found, "Prepare this request")
+        if request.guidance != 1.0 and len(context.texts) == 1:
+            found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
+            raise InputError("beginning a generation", found, "Prepare this request")
+        solver, stream = solver_of(request, self.model).to(self.device), generator(request.seed)
+        drawn = initial_noise(context.items, stream)  # whatever noise is taken: what a sampler draws comes after it
+        noise = context.noise or drawn
         x = torch.cat([n.flatten() for n in noise]).to(self.device)
-        state = State(request, items, x, solver, stream, noise, cond, with_guidance, pinned, clean)
+        state = State(request, context, x, solver, solver.start(x), stream, noise)
         state.pin()
         return state
 
-    @staticmethod
-    def _checked_noise(noise: list[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
-        for tensor, item in zip(noise, items, strict=True):
-            if tuple(tensor.shape) != item.shape or not torch.isfinite(tensor).all():
-                raise InputError(
-                    f"initial {item.modality} noise of shape {list(tensor.shape)}",
-                    f"this request needs finite values of shape {list(item.shape)}",
-                    "Save it from a request of the same size and length",
-                )
-        return [tensor.float() for tensor in noise]
-
-    def _read_prompts(self, prompts: list[list[int]]) -> list[TextContext]:
-        tower = self._component("understanding", lambda w: w.understanding(self.target))
-        with self._stage("read prompts"):
-            texts = [tower.prefill(ids) for ids in prompts]
+    def _read_prompts(self, prompts: list[list[int]]) -> tuple[TextContext, ...]:
+        tower = self._pool.lease("understanding")
+        with self._stages.stage("read prompts"):
+            texts = tuple(tower.prefill(ids) for ids in prompts)
         del tower
-        self._done_with("understanding")
+        self._pool.give_back()
         return texts
-
-    def _branches(self, request: Request, texts: list[TextContext], items: tuple[Item, ...]):
-        """(branches for unguided steps, branches for guided steps): each a list of passes."""
-        tower, packing = self._generation(), Packing(items, self.model.config, self.device)
-        cond = [tower.branches(packing, texts[:1])]
-        if len(texts) == 1:
-            return cond, cond
-        if one_pass(request, self.model):
-            return cond, [tower.branches(packing, texts)]
-        return cond, cond + [tower.branches(packing, texts[1:])]
 
     def _encode(self, pixels: Tensor, item: Item) -> tuple[Tensor, Tensor]:
         """(flat values, flat mask) of the clean frames. Only the frames given are encoded: the VAE is causal."""
-        vae = self._vae("encoder")
-        with self._stage("encode input"):
+        vae = self._pool.lease("vae encoder")
+        with self._stages.stage("encode input"):
             latents = vae.encode(pixels)
         del vae
-        self._done_with("vae encoder")
+        self._pool.give_back()
         clean = torch.zeros(item.shape, device=self.device)
         pinned = torch.zeros(item.shape, dtype=torch.bool, device=self.device)
         for frame in item.clean:
@@ -271,50 +142,67 @@ class Engine:
         return clean.flatten(), pinned.flatten()
 
     @torch.inference_mode()
-    def step(self, state: State) -> State:
-        """One solver step, in place."""
-        request, timestep = state.request, state.solver.timesteps[state.index]
-        use_guidance = guided(request.guidance, request.guidance_interval, timestep)
-        if not state.passes:  # loading the tower is no part of the step; they hold it until `finish`
-            tower, every = self._generation(), [*state.cond, *state.guided]
-            state.passes.update({id(branches): pass_of(tower, branches) for branches in every})
-        with self._timed("steps"):
-            told = torch.full((1,), timestep, device=self.device)
-            chosen = state.guided if use_guidance else state.cond
-            passes = [state.passes[id(branches)] for branches in chosen]
-            velocities = [velocity for run in passes for velocity in run(state.x, told)]
-            velocity = combine(*velocities, request.guidance) if use_guidance else velocities[0]
+    def predict(self, states: Sequence[State]) -> list[Tensor]:
+        """The velocity of each state's next step, guidance included: flat, fp32, on the device. Nothing that a state is
+        saved with changes. The first prediction loads the media tower, which the states hold until `finish`."""
+        velocities = []
+        for state in states:
+            passes = self._passes_of(state)  # loading the tower is no part of the step
+            with self._stages.timed("steps"):
+                velocities.append(passes.velocity(state))
+        return velocities
+
+    def _passes_of(self, state: State) -> Passes:
+        """The state's passes, which it shares with the others on its context."""
+        context = state.context
+        if state.passes is None:
+            state.passes = self._passes.get(context)
+        if state.passes is None:
+            together = one_pass(context.request, self.model)
+            state.passes = Passes(self._pool.lease("generation"), context, together)
+            self._passes[context] = state.passes
+        return state.passes
+
+    @torch.inference_mode()
+    def advance(self, state: State, velocity: Tensor) -> State:
+        """The solver's move along a velocity, in place."""
+        with self._stages.timed("steps"):
             state.torn = True
-            state.x = state.solver.step(velocity, state.x, state.index, state.stream)
+            state.x, state.memory = state.solver.step(velocity, state.x, state.index, state.memory, state.stream)
             state.pin()
             state.index += 1
             state.torn = False
         return state
 
+    def step(self, state: State) -> State:
+        """One solver step, in place."""
+        return self.advance(state, self.predict([state])[0])
+
     def finish(self, state: State) -> Iterator[Tensor]:
         """Decode: uint8 [F, H, W, 3] on the host, in groups as they are ready. Raises RunError for latents that are
         not finite, which would decode to a black or grey picture."""
-        vision = state.latents()[0]
-        with self._timed("steps"):  # the first look at a value: the device may still be at work on the last steps
-            finite = bool(torch.isfinite(vision).all())
+        with self._stages.timed("steps"):  # the first look at a value: the device may still be at work on the last ones
+            finite = bool(torch.isfinite(state.x).all())
         if not finite:
             raise RunError(
                 f"decoding after {state.index} steps",
                 "the latents hold NaN or infinity, so a kernel or a weight is wrong",
                 "Run again with --backend reference to tell which",
             )
-        state.passes.clear()
-        self._done_with("generation")
-        vae = self._vae("decoder")
+        state.passes = None
+        self._pool.give_back()
+        latents = {item.modality: latent for item, latent in zip(state.items, state.latents(), strict=True)}
+        decoder = DECODERS["vision"]
+        component = self._pool.lease(decoder.component)
         self.on_stage("decode")
-        groups = vae.decode(vision, state.request.tile)
+        groups = decoder.groups(component, latents["vision"], state.request)
         try:
             while True:
-                with self._timed("decode"):  # not the consumer's work between two groups
+                with self._stages.timed("decode"):  # not the consumer's work between two groups
                     group = next(groups, None)
                 if group is None:
                     break
                 yield group
         finally:  # also where the consumer wants no more
-            del vae, groups
-            self._done_with("vae decoder")
+            del component, groups
+            self._pool.give_back()

@@ -166,7 +166,7 @@ def _write_noise(folder: Path, settled: Settled) -> Path:
     """The initial noise of the request, drawn once and read by every measurement."""
     from safetensors.torch import save_file
 
-    from ..engine.engine import items_of
+    from ..engine.passes import items_of
     from ..sampling.noise import generator, initial_noise
 
     items, path = items_of(settled.request, settled.model), folder / "noise.safetensors"

@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..checkpoint.model import Model
-    from ..engine.engine import Engine, Inputs
+    from ..engine.engine import Engine
+    from ..engine.inputs import Inputs
     from ..sampling.state import State
     from ..scenarios.request import Request
 
@@ -61,7 +61,8 @@ def measure(job: Job) -> None:
     from safetensors.torch import save_file
 
     from ..checkpoint.random_weights import RandomWeights
-    from ..engine.engine import Engine, items_of
+    from ..engine.engine import Engine
+    from ..engine.passes import items_of
 
     settled = settle(recipes.load(Path(job.recipe)), job.role, random_weights=job.random_weights)
     model, plan, request = settled.model, settled.plan, settled.request
@@ -80,11 +81,12 @@ def measure(job: Job) -> None:
         raw["memory"] = peaks(plan)
     if job.role == CANDIDATE:
         *_, raw["warm"] = _generate(engine, request, inputs, time.time())
-    state = engine.start(request, inputs)
+    context = engine.prepare(request, inputs)
     if are_random(model, job.random_weights):  # see `verdict`
-        state = replace(state, request=replace(request, guidance=1.0))
+        request = replace(request, guidance=1.0)
+    start = engine.begin(context, request)
     for suffix in ("",) if job.middle else ("", ".again"):
-        probed = _probe(engine, state, tensors["middle"])
+        probed = probe(engine, start, tensors["middle"])
         tensors |= {name + suffix: tensor for name, tensor in probed.items()}
     raw["sha256"] = {name: _digest(tensor) for name, tensor in tensors.items()}
     out = Path(job.out)
@@ -115,38 +117,22 @@ def _generate(engine: Engine, request: Request, inputs: Inputs, begin: float) ->
     return frames, middle, {"seconds": round(time.time() - begin, 4), "stages": stages}
 
 
-def _probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
-    """The two velocities and the short trajectory's final latents, flat fp32 on the host. All from one state before
-    step 0, which stays as it is: to start another would load the text tower beside the media tower."""
-    from ..sampling.noise import generator, initial_noise
-    from ..sampling.solver import Solver
-
-    request, model = start.request, engine.model
-    steps = min(SHORT, request.steps)
-    solver = Solver(request.schedule, steps, request.shift, model.scheduler, model.distilled_sigmas)
-    stream = generator(request.seed)
-    initial_noise(start.items, stream)  # as the engine does: what a sampler draws comes after it
-    short = replace(start, solver=solver, stream=stream)
+def probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
+    """The two velocities and the short trajectory's final latents, flat fp32 on the host. All on the context of one
+    state before step 0, which stays as it is and holds the media tower from one probe to the next."""
+    request = start.request
+    short = engine.begin(start.context, replace(request, steps=min(SHORT, request.steps)))
     while not short.done:
         engine.step(short)
+    (first,) = engine.predict([start])
+    halfway = engine.begin(start.context, request)
+    halfway.x, halfway.index = middle.to(engine.device), start.steps // 2
+    (second,) = engine.predict([halfway])
     return {
-        "velocity_first": _velocity(engine, start, start.x, 0),
-        "velocity_middle": _velocity(engine, start, middle, start.steps // 2),
+        "velocity_first": first.cpu(),
+        "velocity_middle": second.cpu(),
         "short_trajectory": short.x.cpu(),
     }
-
-
-def _velocity(engine: Engine, state: State, x: Tensor, index: int) -> Tensor:
-    """The velocity that the solver is handed at step `index` from latents x."""
-    kept = []
-
-    def keep(velocity: Tensor, x: Tensor, *_: Any) -> Tensor:
-        kept.append(velocity)
-        return x
-
-    solver = SimpleNamespace(timesteps=state.solver.timesteps, step=keep)
-    engine.step(replace(state, x=x.to(state.x.device), index=index, solver=solver))
-    return kept[0].cpu()
 
 
 def _digest(tensor: Tensor) -> str:

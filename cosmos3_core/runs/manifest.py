@@ -12,7 +12,8 @@ from ..scenarios.request import profile_source
 
 if TYPE_CHECKING:
     from ..checkpoint.model import Model
-    from ..engine.engine import Engine, Inputs
+    from ..engine.engine import Engine
+    from ..engine.inputs import Inputs
     from ..plan import Plan
     from ..sampling.state import State
 
@@ -25,7 +26,7 @@ def resolved(
     model: Model, plan: Plan, profile: str, request: Any, origin: dict[str, str], backend_why: str
 ) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `backend_why` says why this backend."""
-    from ..engine.engine import items_of, one_pass
+    from ..engine.passes import items_of, one_pass
 
     items, layers = items_of(request, model), plan.formats.get("pack_linear")
     towers = f"{plan.dtype}, layers in {layers}" if layers else plan.dtype
@@ -68,7 +69,7 @@ def complete(settled: dict[str, Any], engine: Engine, inputs: Inputs, state: Sta
         "tokens": {
             "prompt": len(inputs.prompt),
             "negative": len(inputs.negative),
-            "media": state.cond[0].packing.length,
+            "media": state.context.packing.length,
         },
         "notes": list(inputs.notes),
         "timesteps": state.solver.timesteps,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..cli.run import Options
-    from ..engine.engine import Inputs
+    from ..engine.inputs import Inputs
     from ..plan import Plan
     from ..sampling.state import State
 

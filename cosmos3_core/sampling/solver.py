@@ -1,4 +1,4 @@
-"""Noise schedules and the solvers that follow them: diffusers' UniPC and flow-match Euler behind one small class.
+"""Noise schedules and the solvers that follow them: UniPC and flow-match Euler as diffusers builds them.
 
 docs/model.md, sections 4.5 and 4.6. The update is elementwise, so one solver steps all modalities as a single flat fp32
 vector. UniPC's is also linear with coefficients that depend on the schedule alone: they are read off diffusers'
@@ -7,72 +7,92 @@ scheduler once, and a step is then one small matrix product, which never makes t
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+MEMORY = "solver.memory"
+"""The name of what UniPC remembers, fp32 [R - 1, N]: the last sample and the model outputs, oldest first."""
 
+
+@dataclass(frozen=True)
 class Solver:
-    """Follows one schedule from noise to data. `timesteps` are what the model is told, `sigmas` the noise levels.
+    """One schedule from noise to data. It remembers nothing: what a step needs of the steps before, it is handed.
 
-    Schedules: "native", 0.999 to 0, shifted (NVIDIA's framework); "flow", 1 to 0.001, shifted; "karras", the published
-    scheduler_config as it stands, which has no shift; "distilled", the fixed sigmas of a distilled checkpoint.
+    `timesteps` are what the model is told, `sigmas` the noise levels, one more. `update` is UniPC's steps as matrices
+    [steps, R, R + 1], None for flow-match Euler, which draws new noise in every step if it is `stochastic`.
     """
 
-    def __init__(
-        self, schedule: str, steps: int, shift: float, config: dict[str, Any], sigmas: tuple[float, ...] | None = None
-    ):
-        """`config` is `scheduler/scheduler_config.json`; `sigmas` the fixed ones of a distilled checkpoint. A config
-        that describes no such schedule raises whatever diffusers raises."""
-        import numpy as np
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    update: Tensor | None
+    stochastic: bool
 
+    @classmethod
+    def of(
+        cls, schedule: str, steps: int, shift: float, config: dict[str, Any], sigmas: tuple[float, ...] | None = None
+    ) -> Solver:
+        """Schedules: "native", 0.999 to 0, shifted (NVIDIA's framework); "flow", 1 to 0.001, shifted; "karras", the
+        published scheduler_config as it stands, which has no shift; "distilled", the fixed sigmas of a distilled
+        checkpoint. `config` is `scheduler/scheduler_config.json`; `sigmas` the fixed ones. A config that describes no
+        such schedule raises whatever diffusers raises."""
         # Distilled configs repeat the fixed sigmas under fixed_step_*, which diffusers would warn about.
         config = {key: value for key, value in config.items() if not key.startswith(("_", "fixed_step_"))}
         if schedule == "distilled":
             from diffusers import FlowMatchEulerDiscreteScheduler
 
-            self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-            self.scheduler.set_timesteps(sigmas=list(sigmas or ()))
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+            scheduler.set_timesteps(sigmas=list(sigmas or ()))
+            update, stochastic = None, scheduler.config.stochastic_sampling
         else:
-            from diffusers import UniPCMultistepScheduler
+            scheduler = _unipc(schedule, steps, shift, config)
+            update, stochastic = _update(scheduler), False
+        return cls(tuple(scheduler.timesteps.tolist()), tuple(scheduler.sigmas.tolist()), update, stochastic)
 
-            karras = {} if schedule == "karras" else {"use_karras_sigmas": False, "flow_shift": shift}
-            self.scheduler = UniPCMultistepScheduler.from_config({**config, **karras})
-            if (kind := self.scheduler.config.prediction_type) != "flow_prediction":
-                raise ValueError(f"its prediction_type is {kind}, and Cosmos3 predicts flow_prediction")
-            base = np.linspace(0.999, 0.0, steps + 1)[:-1] if schedule == "native" else None
-            self.scheduler.set_timesteps(steps, sigmas=base)
-        # Without this the first step is looked up by its timestep, which is off by one where two timesteps coincide.
-        self.scheduler.set_begin_index(0)
-        self.timesteps: list[float] = self.scheduler.timesteps.tolist()
-        self.sigmas: list[float] = self.scheduler.sigmas.tolist()
-        self.update = None if schedule == "distilled" else _update(self.scheduler)
-        self.memory: Tensor | None = None
+    def to(self, device: torch.device | str) -> Solver:
+        """The same solver, for latents on this device."""
+        return self if self.update is None else replace(self, update=self.update.to(device))
 
-    def step(self, velocity: Tensor, x: Tensor, index: int, stream: torch.Generator) -> Tensor:
-        """x at sigmas[index] to x at sigmas[index + 1]; flat fp32 vectors. `stream` feeds the stochastic sampler."""
+    def start(self, x: Tensor) -> dict[str, Tensor]:
+        """What the first step is handed as `memory`, for latents like x."""
+        return {} if self.update is None else {MEMORY: x.new_zeros(self.update.shape[1] - 1, len(x))}
+
+    def step(
+        self, velocity: Tensor, x: Tensor, index: int, memory: dict[str, Tensor], stream: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """x at sigmas[index] to x at sigmas[index + 1], and what the next step is handed as `memory`. x and velocity
+        are flat fp32 vectors and stay as they are. `stream` feeds the stochastic sampler."""
         if self.update is None:
-            timestep = self.scheduler.timesteps[index]
-            return self.scheduler.step(velocity, timestep, x, return_dict=False, generator=stream)[0]
-        if self.memory is None:
-            self.memory = x.new_zeros(self.update.shape[1] - 1, len(x))
-        self.update = self.update.to(x.device)
-        known = torch.cat((x[None], self.memory, velocity[None]))
-        x, self.memory = (self.update[index] @ known).split([1, len(self.memory)])
-        return x[0]
+            return self._euler(velocity, x, index, stream), memory
+        known = torch.cat((x[None], memory[MEMORY], velocity[None]))
+        x, remembered = (self.update[index] @ known).split([1, len(memory[MEMORY])])
+        return x[0], {MEMORY: remembered}
 
-    def history(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """What the solver remembers between steps, as (tensors, numbers); `restore` takes it back."""
-        if self.update is None:
-            return {}, {"step_index": self.scheduler.step_index}
-        return ({} if self.memory is None else {"memory": self.memory}), {}
+    def _euler(self, velocity: Tensor, x: Tensor, index: int, stream: torch.Generator) -> Tensor:
+        # In fp32 on the host, as diffusers has them: 1 - sigma of a Python float would be another number.
+        now, after = torch.tensor(self.sigmas[index : index + 2], dtype=torch.float32)
+        if not self.stochastic:
+            return x + (after - now) * velocity
+        noise = torch.randn(x.shape, generator=stream, dtype=x.dtype).to(x.device)
+        return (1 - after) * (x - now * velocity) + after * noise
 
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
-        """Continue from another solver's `history` on the same schedule."""
-        self.memory = tensors.get("memory")
-        if self.update is None:
-            self.scheduler.set_begin_index(numbers["step_index"])
+
+def _unipc(schedule: str, steps: int, shift: float, config: dict[str, Any]) -> Any:
+    """diffusers' UniPC scheduler before its first step."""
+    import numpy as np
+    from diffusers import UniPCMultistepScheduler
+
+    karras = {} if schedule == "karras" else {"use_karras_sigmas": False, "flow_shift": shift}
+    scheduler = UniPCMultistepScheduler.from_config({**config, **karras})
+    if (kind := scheduler.config.prediction_type) != "flow_prediction":
+        raise ValueError(f"its prediction_type is {kind}, and Cosmos3 predicts flow_prediction")
+    base = np.linspace(0.999, 0.0, steps + 1)[:-1] if schedule == "native" else None
+    scheduler.set_timesteps(steps, sigmas=base)
+    # Without this the first step is looked up by its timestep, which is off by one where two timesteps coincide.
+    scheduler.set_begin_index(0)
+    return scheduler
 
 
 def _update(scheduler: Any) -> Tensor:

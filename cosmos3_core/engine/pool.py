@@ -1,0 +1,66 @@
+"""The components that are loaded, each of them once, and only as long as somebody uses it.
+
+Whoever works with a component holds it in a variable. Python counts those references, so the pool keeps weak ones: a
+component that nobody holds any more is gone, whether its holder finished, failed or was dropped half way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from ..checkpoint.model import Model, Weights
+from ..model.weights import Target
+from .stages import Stages
+
+IDLE_BYTES = 1 << 30
+"""Less idle memory is not worth the time that it takes to get it again."""
+
+LOAD: dict[str, Callable[[Weights, Target], Any]] = {
+    "understanding": lambda weights, target: weights.understanding(target),
+    "generation": lambda weights, target: weights.generation(target),
+    "vae encoder": lambda weights, target: weights.vae(target, "encoder"),
+    "vae decoder": lambda weights, target: weights.vae(target, "decoder"),
+}
+"""The components by name: how each is loaded."""
+
+
+class Pool:
+    """Lends a model's components, loaded to `target`. With `resident` what is loaded once stays."""
+
+    def __init__(self, model: Model, target: Target, stages: Stages, resident: bool, weights: Weights | None):
+        self.model, self.target, self.stages, self.resident = model, target, stages, resident
+        self._weights = weights
+        self._loaded: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._staying: list[Any] = []
+
+    def open_weights(self) -> Weights:
+        """Download the weight files if need be and check their headers; nothing is loaded."""
+        if self._weights is None:
+            with self.stages.stage("check weights"):
+                self._weights = Weights(self.model)
+        return self._weights
+
+    def lease(self, name: str) -> Any:
+        """The component of this name, loaded unless somebody holds it already. It stays until the last holder drops
+        it."""
+        component, weights = self._loaded.get(name), self.open_weights()
+        if component is None:
+            with self.stages.stage(f"load {name}"):
+                component = LOAD[name](weights, self.target)
+            self._loaded[name] = component
+            if self.resident:
+                self._staying.append(component)
+        return component
+
+    def give_back(self) -> None:
+        """Return what the allocator holds and nothing uses, if it is much: the next part wants blocks of other
+        sizes. To be called once a part is done and what it held is dropped."""
+        here = torch.accelerator
+        if not here.is_available() or here.current_accelerator().type != self.target.device:
+            return
+        if here.memory_reserved() - here.memory_allocated() > IDLE_BYTES:
+            here.empty_cache()
