@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from cosmos3_core.checkpoint.model import Model, describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.engine.engine import Engine, Inputs
-from cosmos3_core.files import media
+from cosmos3_core.files.images import write_image
+from cosmos3_core.files.video import write_video
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.scenarios import request as requests
 
@@ -80,9 +81,9 @@ def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> d
         engine.step(state)
     frames = (next(pictures) for group in engine.finish(state) for _ in group)
     if request.is_video:
-        written = vars(media.write_video(folder / "out.mp4", frames, request.fps, {}))
+        written = vars(write_video(folder / "out.mp4", frames, request.fps, {}))
     else:
-        media.write_image(folder / "out.png", next(frames), {})
+        write_image(folder / "out.png", next(frames), {})
         written = {"frames": 1}
     total = time.perf_counter() - begin
     stages = {name: seconds - before.get(name, 0.0) for name, seconds in engine.seconds.items()}

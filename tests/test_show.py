@@ -12,7 +12,9 @@ from command import cosmos3
 from inputs import photograph
 
 from cosmos3_core.contract import Backend, Device
-from cosmos3_core.files import media
+from cosmos3_core.files.images import write_image
+from cosmos3_core.files.outputs import read_metadata
+from cosmos3_core.files.video import write_video
 from cosmos3_core.reference import BACKEND
 from cosmos3_core.runs import manifest as manifests
 
@@ -70,7 +72,7 @@ def test_it_reads_as_text(show, name):
 @pytest.mark.parametrize("name", ["clip.mp4", "cube.png"])
 def test_json_is_what_the_file_carries(show, name):
     code, out, _ = show(name, "--json")
-    assert code == 0 and json.loads(out) == json.loads(media.read_metadata(Path(name))["cosmos3"])
+    assert code == 0 and json.loads(out) == json.loads(read_metadata(Path(name))["cosmos3"])
 
 
 def test_a_refused_kernel_and_what_is_unknown_are_shown(show, tmp_path):
@@ -109,8 +111,8 @@ def without(outputs):
     """Files that are not outputs of this program."""
     photograph(64, 64).save(outputs / "photo.png")
     frames = [np.asarray(photograph(64, 64))] * 3
-    media.write_video(outputs / "plain.mp4", frames, 24, {"comment": "none of ours"})
-    media.write_image(outputs / "odd.png", frames[0], {"cosmos3": "[1]"})
+    write_video(outputs / "plain.mp4", frames, 24, {"comment": "none of ours"})
+    write_image(outputs / "odd.png", frames[0], {"cosmos3": "[1]"})
     for name, text in {"broken.json": "{", "list.json": "[]", "recipe.json": '{"request": {}}'}.items():
         (outputs / name).write_text(text)
     (outputs / "bytes.json").write_bytes(b"\xff\xfe")
@@ -154,7 +156,7 @@ def test_the_manifest_has_what_the_design_asks_for(outputs):
     stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
     assert manifest["seconds"]["total"] >= sum(stages.values()) - 0.01
     assert manifest["peak_device_memory_bytes"] is None  # the host is the device
-    inside = json.loads(media.read_metadata(outputs / "clip.mp4")["cosmos3"])
+    inside = json.loads(read_metadata(outputs / "clip.mp4")["cosmos3"])
     assert "total" not in inside["seconds"]  # written before the decode has ended
     assert inside["started"] == manifest["started"]
 

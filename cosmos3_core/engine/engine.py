@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..checkpoint.model import Model, Weights
 from ..contract import InputError, RunError
-from ..files import media
+from ..files.images import read_image
+from ..files.video import read_video
 from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..model.packing import Item, Packing
 from ..model.text import SYSTEM_PROMPTS
@@ -190,9 +191,9 @@ class Engine:
     def _read_pixels(self, request: Request) -> Tensor | None:
         count = request.conditioning_pixel_frames
         if request.task == "i2v":
-            frames = media.read_image(Path(request.image))[None]
+            frames = read_image(Path(request.image))[None]
         elif request.task == "v2v":
-            frames, _ = media.read_video(Path(request.video), count, request.condition_video_keep)
+            frames, _ = read_video(Path(request.video), count, request.condition_video_keep)
             if len(frames) < count:
                 raise InputError(
                     f"--video {request.video}",

@@ -114,21 +114,21 @@ def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
 
 def check_writable(recipe: Recipe) -> None:
     """InputError unless the record and the recipe can be written: a measurement takes too long to find out after it."""
-    from ..files import media
+    from ..files.atomic import check_writable
 
-    media.check_writable(recipe.path)
+    check_writable(recipe.path)
     path = path_of(recipe)
     path.parent.mkdir(exist_ok=True)
-    media.check_writable(path)
+    check_writable(path)
 
 
 def write(recipe: Recipe, record: dict[str, Any]) -> None:
     """Write the sealed record, and its hash into the recipe's [validated]."""
-    from ..files import media
+    from ..files.atomic import atomic
 
     path = path_of(recipe)
     path.parent.mkdir(exist_ok=True)
-    with media.atomic(path) as temporary:
+    with atomic(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     table = {
         "state": record["state"],
@@ -138,7 +138,7 @@ def write(recipe: Recipe, record: dict[str, Any]) -> None:
     }
     text = re.sub(r"\n*^\[validated\]$.*?(?=^\[|\Z)", "\n", recipe.path.read_text("utf-8"), flags=re.M | re.S)
     lines = [f'{key} = "{value}"' for key, value in table.items()]
-    with media.atomic(recipe.path) as temporary:
+    with atomic(recipe.path) as temporary:
         temporary.write_text("\n".join([text.rstrip(), "", "[validated]", *lines, ""]), "utf-8")
 
 

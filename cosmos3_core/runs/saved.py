@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import tensors
 from ..contract import InputError
-from ..files import media
+from ..files.atomic import atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,5 +182,5 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
 def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str]) -> None:
     from safetensors.torch import save
 
-    with media.atomic(path) as temporary:
+    with atomic(path) as temporary:
         temporary.write_bytes(save(named, metadata))
