@@ -27,6 +27,7 @@ from cosmos3_core.engine.engine import Engine, Inputs
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import write_video
 from cosmos3_core.plan import Want, choose_backend, resolve
+from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios import request as requests
 
 from .common import report_all
@@ -92,8 +93,7 @@ def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> d
         "seconds": total - loading,
         "loading": loading,
         "stages": {name: round(seconds, 4) for name, seconds in stages.items()},
-        "allocated": torch.accelerator.max_memory_allocated(),
-        "reserved": torch.accelerator.max_memory_reserved(),
+        **(peak_device_memory(engine.plan.backend.torch_device) or {}),
         "written": written,
     }
 

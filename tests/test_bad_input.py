@@ -32,7 +32,7 @@ from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
 from cosmos3_core.cli import main
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import read_video, write_video
-from cosmos3_core.runs.manifest import peak_host_memory
+from cosmos3_core.runs.memory import peak_host_memory
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER, VAE = f"transformer/{WEIGHTS}", f"vae/{WEIGHTS}"

@@ -11,12 +11,10 @@ import pytest
 from command import cosmos3
 from inputs import photograph
 
-from cosmos3_core.contract import Backend, Device
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.outputs import read_metadata
 from cosmos3_core.files.video import write_video
-from cosmos3_core.reference import BACKEND
-from cosmos3_core.runs import manifest as manifests
+from cosmos3_core.runs.memory import peak_device_memory
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +162,8 @@ def test_the_manifest_has_what_the_design_asks_for(outputs):
 def test_an_accelerators_peak_is_torchs_and_what_it_does_not_count_is_none(monkeypatch):
     import torch
 
-    device = Device(arch="x1", name="One", count=1, memory=1, unified=False)
-    values = {"collectives": "gloo", "probe": lambda: device, "kernels": BACKEND.kernels}
-    plan = type("Plan", (), {"backend": Backend(name="one", torch_device="one", **values)})
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 5)
-    monkeypatch.setattr(torch.accelerator, "max_memory_reserved", lambda: 0)
-    assert manifests.peak_device_memory(plan) == {"allocated": 5, "reserved": None}
+    accelerator = {"is_available": True, "current_accelerator": torch.device("meta"), "max_memory_allocated": 5}
+    for name, value in (accelerator | {"max_memory_reserved": 0}).items():
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    assert peak_device_memory("meta") == {"allocated": 5, "reserved": None}
+    assert peak_device_memory("cpu") is None

@@ -10,8 +10,8 @@ import click
 def matrix(check: bool) -> None:
     """Write docs/SUPPORT.md: what runs where, by what evidence."""
     from ..contract import RunError
+    from ..evidence.fingerprint import ROOT
     from ..evidence.matrix import PAGE, render
-    from ..evidence.record import ROOT
     from ..files.atomic import atomic
 
     page, text = ROOT / PAGE, render(ROOT)

@@ -232,14 +232,14 @@ def _plan(options: Options, model: Model) -> tuple[Plan, str]:
 
 def _read_noise(options: Options, request: requests.Request, model: Model, settled: dict[str, Any]) -> list:
     from ..engine.engine import items_of
-    from ..evidence.record import digest_file
+    from ..files.digests import sha256_file
 
     name, then = options.latents, settled.get("latents")
     if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
         found = "it would change nothing: the noise is in the file"  # and only that sampler draws more of it
         raise InputError(f"--seed {request.seed} with --latents", found, "Drop one")
     tensors, _ = read_tensors(name, f"--latents {name}")
-    settled["latents"] = {"file": name, "sha256": digest_file(Path(name))}
+    settled["latents"] = {"file": name, "sha256": sha256_file(Path(name))}
     if then and then["file"] == name and then != settled["latents"]:
         found = f"{name} has changed since the run of that manifest"
         raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")

@@ -8,7 +8,6 @@ run` does, so that the peak is that of a user's run; the stages' seconds tell lo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -18,8 +17,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error
+from ..runs.memory import peak_memory
 from . import recipe as recipes
-from .settle import BASELINE, CANDIDATE, EXACT, peaks, settle
+from .settle import BASELINE, CANDIDATE, EXACT, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,7 @@ def measure(job: Job) -> None:
     from safetensors.torch import save_file
 
     from ..checkpoint.random_weights import RandomWeights
+    from ..checkpoint.tensors import tensor_digest
     from ..engine.engine import Engine, items_of
 
     settled = settle(recipes.load(Path(job.recipe)), job.role, random_weights=job.random_weights)
@@ -77,7 +78,7 @@ def measure(job: Job) -> None:
     if job.role in (BASELINE, CANDIDATE):
         tensors["frames"], middle, raw["cold"] = _generate(engine, request, inputs, job.launched)
         tensors.setdefault("middle", middle)
-        raw["memory"] = peaks(plan)
+        raw["memory"] = peak_memory(plan.backend.torch_device)
     if job.role == CANDIDATE:
         *_, raw["warm"] = _generate(engine, request, inputs, time.time())
     state = engine.start(request, inputs)
@@ -86,7 +87,7 @@ def measure(job: Job) -> None:
     for suffix in ("",) if job.middle else ("", ".again"):
         probed = _probe(engine, state, tensors["middle"])
         tensors |= {name + suffix: tensor for name, tensor in probed.items()}
-    raw["sha256"] = {name: _digest(tensor) for name, tensor in tensors.items()}
+    raw["tensors"] = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     out = Path(job.out)
     save_file(tensors, out / "tensors.safetensors")
     (out / "raw.json").write_text(json.dumps(raw, allow_nan=False))
@@ -147,12 +148,6 @@ def _velocity(engine: Engine, state: State, x: Tensor, index: int) -> Tensor:
     solver = SimpleNamespace(timesteps=state.solver.timesteps, step=keep)
     engine.step(replace(state, x=x.to(state.x.device), index=index, solver=solver))
     return kept[0].cpu()
-
-
-def _digest(tensor: Tensor) -> str:
-    import torch
-
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def launch(job: Job) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import Device, Kernel, Unavailable
+from ..files.digests import sha256_files, sha256_json
 from ..plan import Want, discovery
 from ..plan.resolve import why_not
 
@@ -83,12 +83,11 @@ class Subject:
         """SHA-256 over the files of the backend's package, names included."""
         spec = importlib.util.find_spec(self.module.partition(".")[0])
         roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
-        files = [(path.relative_to(root), path) for root in roots for path in root.rglob("*") if path.is_file()]
-        digest = hashlib.sha256()
-        for name, path in sorted(files) or [(Path(spec.origin).name, Path(spec.origin))]:
-            if "__pycache__" not in path.parts:
-                digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-        return digest.hexdigest()
+        if not roots:
+            return sha256_json(sha256_files([Path(spec.origin)], Path(spec.origin).parent))
+        files = {root: [path for path in root.rglob("*") if path.is_file()] for root in roots}
+        ours = {root: [path for path in found if "__pycache__" not in path.parts] for root, found in files.items()}
+        return sha256_json([sha256_files(found, root) for root, found in ours.items()])
 
 
 def row_id(kernel: Kernel) -> str:

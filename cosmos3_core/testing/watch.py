@@ -7,7 +7,6 @@ prints {"probe": [what changed], "rows": {"op-name": {"changed": [...], "digest"
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.tensors import tensor_digest
 from . import cases
 from .subject import Subject, row_id
 
@@ -32,7 +32,7 @@ def surroundings() -> dict[str, Any]:
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
         "torch.get_num_threads()": torch.get_num_threads(),
         "torch.get_num_interop_threads()": torch.get_num_interop_threads(),
-        "torch.get_rng_state()": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
+        "torch.get_rng_state()": tensor_digest(torch.get_rng_state()),
         "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
         "random.getstate()": hash(random.getstate()),
@@ -47,14 +47,6 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
 
 
-def digest(tensors: list[torch.Tensor]) -> str:
-    """SHA-256 over the bytes of the tensors."""
-    joined = hashlib.sha256()
-    for tensor in tensors:
-        joined.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return joined.hexdigest()
-
-
 def watch(name: str) -> dict[str, Any]:
     """Probe, then build and use every row that can serve here, and say what each changed."""
     subject = Subject(name)
@@ -66,7 +58,7 @@ def watch(name: str) -> dict[str, Any]:
             continue
         before, row = surroundings(), {}
         try:
-            row["digest"] = digest(cases.job(subject.here(kernel), kernel.build(device), torch_device))
+            row["digest"] = tensor_digest(*cases.job(subject.here(kernel), kernel.build(device), torch_device))
         except Exception as error:  # a row that fails is reported for that row; the others are still watched
             row["error"] = f"{type(error).__name__}: {error}"
         seen["rows"][row_id(kernel)] = row | {"changed": difference(before, surroundings())}
