@@ -68,7 +68,7 @@ def files_now(then: Mapping[str, Any], model: str, root: Path) -> dict[str, str]
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two fingerprints differ in, in words; a part that is unknown now is not counted."""
     if "files" not in then:
-        return ["records came to name the files that compute, and this one does not"]
+        return ["records name the files they were measured with, and this one does not"]
     said, old, new = [], then["files"], now["files"]
     if changed := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
