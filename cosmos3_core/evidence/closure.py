@@ -108,7 +108,7 @@ class Closure:
         if module in self._modules or (file := self.sources.file(module)) is None:
             return
         text, waiting = file.read_text("utf-8"), [name]
-        lines, definitions = text.splitlines(), _definitions(_parsed(text))
+        lines, definitions = text.split("\n"), _definitions(_parsed(text))
         while waiting:
             place = f"{self._label(file, module)}:{(name := waiting.pop())}"
             if place in self._definitions or name not in definitions:
