@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import statistics
@@ -18,6 +17,7 @@ import torch
 
 from cosmos3_core.checkpoint.model import Model, Weights
 from cosmos3_core.contract import Device
+from cosmos3_core.files.digests import sha256_files, sha256_json
 from cosmos3_core.scenarios import request as requests
 
 
@@ -87,11 +87,8 @@ def _sources() -> str:
     """Of core, backends and benchmarks, launch tables included: a lent machine has the working tree and no history."""
     root = Path(__file__).parents[1]
     folders = ("cosmos3_core", *(f"backends/{path.name}" for path in root.glob("backends/*")), "benchmarks")
-    files = sorted(file for folder in folders for kind in ("py", "toml") for file in (root / folder).rglob(f"*.{kind}"))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    files = {file for folder in folders for kind in ("py", "toml") for file in (root / folder).rglob(f"*.{kind}")}
+    return sha256_json(sha256_files(files, root))
 
 
 def _cpu_name() -> str:

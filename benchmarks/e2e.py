@@ -25,8 +25,10 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
-from cosmos3_core.files import media
+from cosmos3_core.files.images import write_image
+from cosmos3_core.files.video import write_video
 from cosmos3_core.plan import Want, choose_backend, resolve
+from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios.request import Request
 
 from .common import report_all, request_of
@@ -74,9 +76,9 @@ def run(engine: Engine, request: Request, text: int, folder: Path) -> dict[str, 
         engine.step(state)
     frames = (next(pictures) for group in engine.finish(state) for _ in group)
     if request.is_video:
-        written = vars(media.write_video(folder / "out.mp4", frames, request.fps, {}))
+        written = vars(write_video(folder / "out.mp4", frames, request.fps, {}))
     else:
-        media.write_image(folder / "out.png", next(frames), {})
+        write_image(folder / "out.png", next(frames), {})
         written = {"frames": 1}
     total = time.perf_counter() - begin
     stages = {name: seconds - before.get(name, 0.0) for name, seconds in engine.seconds.items()}
@@ -85,8 +87,7 @@ def run(engine: Engine, request: Request, text: int, folder: Path) -> dict[str, 
         "seconds": total - loading,
         "loading": loading,
         "stages": {name: round(seconds, 4) for name, seconds in stages.items()},
-        "allocated": torch.accelerator.max_memory_allocated(),
-        "reserved": torch.accelerator.max_memory_reserved(),
+        **(peak_device_memory(engine.plan.backend.torch_device) or {}),
         "written": written,
     }
 

@@ -23,6 +23,7 @@ from cosmos3_core.model.transformer import GenerationTower, TextContext
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.plan.estimate import Estimate, Job, ceiling_of
+from cosmos3_core.runs.memory import peak_device_memory
 
 from .common import environment, report, seconds
 
@@ -50,11 +51,7 @@ class Measured:
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats()
         took = seconds(function, self.device)
-        return {
-            "allocated": torch.accelerator.max_memory_allocated(),
-            "reserved": torch.accelerator.max_memory_reserved(),
-            "seconds": took,
-        }
+        return (peak_device_memory(self.device) or {}) | {"seconds": took}
 
 
 def job_of(width: int, height: int, frames: int) -> Job:

@@ -22,6 +22,7 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_SUPPORTED
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
+from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios.sizes import parse_size
 
 from .common import alternate, environment, report
@@ -85,14 +86,14 @@ def errors(exact, theirs, ours: VideoVAE, latents: Tensor) -> dict[str, float]:
     return {name: float((values - truth).norm() / truth.norm()) for name, values in found.items()}
 
 
-def memory(decode: Callable[[], Any], weights: int) -> dict[str, int]:
+def memory(decode: Callable[[], Any], weights: int, device: str) -> dict[str, int]:
     """Peak bytes of a decode and its own weights, as if the other contestant's were not there."""
     torch.accelerator.empty_cache()
     torch.accelerator.reset_peak_memory_stats()
-    before = torch.accelerator.memory_allocated(), torch.accelerator.memory_reserved()
+    before = {"allocated": torch.accelerator.memory_allocated(), "reserved": torch.accelerator.memory_reserved()}
     decode()
-    peak = torch.accelerator.max_memory_allocated(), torch.accelerator.max_memory_reserved()
-    return {name: peak[i] - before[i] + weights for i, name in enumerate(("allocated", "reserved"))}
+    peak = peak_device_memory(device)
+    return {name: peak[name] - bytes_before + weights for name, bytes_before in before.items()}
 
 
 def contestants(ours: VideoVAE, theirs, latents: Tensor) -> dict[str, Callable[[], Any]]:
@@ -136,7 +137,9 @@ def main() -> None:
             "relative_error_to_fp32": error,
             "seconds": timed,
             "speed_ratio": timed["diffusers"]["median_s"] / timed["cosmos3"]["median_s"],
-            "peak_bytes": None if found.unified else {name: memory(decode, size) for name, decode in decodes.items()},
+            "peak_bytes": None
+            if found.unified
+            else {name: memory(decode, size, device) for name, decode in decodes.items()},
             "environment": environment(device, found),
         },
         args.out,

@@ -30,8 +30,9 @@ from safetensors.torch import load_file, save_file
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
 from cosmos3_core.cli import main
-from cosmos3_core.files import media
-from cosmos3_core.runs.manifest import peak_host_memory
+from cosmos3_core.files.images import write_image
+from cosmos3_core.files.video import read_video, write_video
+from cosmos3_core.runs.memory import peak_host_memory
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER, VAE = f"transformer/{WEIGHTS}", f"vae/{WEIGHTS}"
@@ -242,9 +243,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files to stumble over, and a good picture and clip."""
     folder = tmp_path_factory.mktemp("files")
     noise = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), np.uint8)
-    media.write_image(folder / "good.png", noise[0], {})
-    media.write_video(folder / "good.mp4", noise, 24, {})
-    media.write_video(folder / "short.mp4", noise[:3], 24, {})
+    write_image(folder / "good.png", noise[0], {})
+    write_video(folder / "good.mp4", noise, 24, {})
+    write_video(folder / "short.mp4", noise[:3], 24, {})
     for name in ("cut.png", "cut.mp4"):
         whole = (folder / name.replace("cut", "good")).read_bytes()
         (folder / name).write_bytes(whole[: len(whole) // 2 if name == "cut.png" else 400])
@@ -819,7 +820,7 @@ def test_a_damaged_decoder_does_not_cost_the_steps(user: User):
     code, stdout, lines = user.run(f"--resume {state} -o {{out}}/clip.mp4")
     assert (code, stdout.strip()) == (0, f"{user.out}/clip.mp4"), lines
     assert user.holds().keys() == before.keys()
-    clip, _ = media.read_video(user.out / "clip.mp4", 9, "first")
+    clip, _ = read_video(user.out / "clip.mp4", 9, "first")
     assert clip.shape == (5, 64, 64, 3)
     # What shows that the other tests would have seen a weight being read.
     # With no step left, nothing needs the media tower.

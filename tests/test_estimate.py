@@ -324,7 +324,7 @@ def test_without_the_eager_norms_copies_it_is_what_an_h100_allocated(monkeypatch
 GROWTH = """
 import sys
 from cosmos3_core import cli
-from cosmos3_core.runs.manifest import peak_host_memory
+from cosmos3_core.runs.memory import peak_host_memory
 def run(size, name):
     options = "--model tiny --backend reference --steps 2 --frames 9".split()
     sys.argv = ["cosmos3", "run", "a cube", *options, "--size", size, "-o", name]

@@ -11,8 +11,10 @@ import devices
 import pytest
 from command import cosmos3
 
+from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import describe
-from cosmos3_core.evidence import record
+from cosmos3_core.contract import Device
+from cosmos3_core.evidence import fingerprint, record
 from cosmos3_core.evidence.matrix import PAGE, TICK, in_tree_backends, render
 from cosmos3_core.evidence.recipe import Recipe, load_all
 from cosmos3_core.plan import Want, resolve
@@ -20,11 +22,12 @@ from cosmos3_core.scenarios import request as requests
 
 ROOT = Path(__file__).parents[1]
 RECIPES = load_all(ROOT / "recipes")
+NAMED = ("name", "arch")
 TICKED = re.compile(rf"\| {TICK}|\[{TICK}")
 
 
 @pytest.fixture
-def copy(tmp_path) -> Path:
+def copy(tmp_path, monkeypatch) -> Path:
     """A checkout of its own: the sources, recipes and records of this one, and one recipe with a record that holds."""
     shutil.copytree(ROOT / "cosmos3_core", tmp_path / "cosmos3_core", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "recipes").mkdir()
@@ -34,8 +37,10 @@ def copy(tmp_path) -> Path:
     shutil.copy(measured.path, tmp_path / "recipes")
     # As if it had been measured with the code of today, on weights that are not random: sealed anew.
     raw = {name: entry["raw"] for name, entry in found["measurements"].items()}
-    code = {"cosmos3_core": record.code_digest("cosmos3_core", tmp_path)}
-    found["fingerprint"]["code"], found["model"]["weights"], found["state"] = code, "checkpoint", "validated"
+    monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
+    device = Device(memory=1, count=1, unified=True, **{key: found["fingerprint"]["device"][key] for key in NAMED})
+    found["fingerprint"] = fingerprint.fingerprint(reference.BACKEND, device, reference.BACKEND.kernels, "tiny")
+    found["model"]["weights"], found["state"] = "checkpoint", "validated"
     fresh = {key: value for key, value in found.items() if key != "sha256"} | {"measurements": raw}
     (copied,) = load_all(tmp_path / "recipes")
     record.write(copied, record.seal(fresh))
@@ -56,7 +61,6 @@ def test_its_links_point_at_files():
 
 
 def test_check_says_whether_it_is_and_writing_makes_it_so(capsys, monkeypatch, copy):
-    monkeypatch.setattr(record, "ROOT", copy)
     for _ in range(2):
         code, out, err = cosmos3(capsys, monkeypatch, "matrix", "--check")
         assert code == 1 and "docs/SUPPORT.md: it is out of date. Type cosmos3 matrix" in err
@@ -74,7 +78,7 @@ def test_a_record_that_holds_makes_a_tick(copy):
 
 
 def changed_code(root: Path) -> None:
-    with (root / "cosmos3_core" / "sampling" / "noise.py").open("a") as file:
+    with (root / "cosmos3_core" / "sampling" / "guidance.py").open("a") as file:
         file.write("# another\n")
 
 
@@ -100,9 +104,11 @@ def test_no_tick_without_a_record_that_holds(copy, change):
     assert ticks(copy) == 0 and "stale" in render(copy)
 
 
-def test_code_that_no_generation_runs_through_changes_nothing(copy):
-    with (copy / "cosmos3_core" / "cli" / "progress.py").open("a") as file:
-        file.write("# another\n")
+def test_a_message_changes_nothing(copy):
+    file = copy / "cosmos3_core" / "checkpoint" / "repository.py"
+    text = file.read_text()
+    assert "Install cosmos3 again" in text
+    file.write_text(text.replace("Install cosmos3 again", "Install it again"))
     assert ticks(copy) == 2
 
 

@@ -20,7 +20,11 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from cosmos3_core.contract.errors import InputError, RunError
-from cosmos3_core.files import media
+from cosmos3_core.files import video
+from cosmos3_core.files.atomic import atomic
+from cosmos3_core.files.images import read_image, write_image
+from cosmos3_core.files.outputs import check_output, read_metadata
+from cosmos3_core.files.video import WrittenVideo, read_video, write_video
 
 LONG = json.dumps({"prompt": 'Ein "Kätzchen" läuft, 一只猫 \U0001f431\n' * 2500}, ensure_ascii=False)
 
@@ -60,17 +64,17 @@ def names(folder: Path) -> list[str]:
 
 def test_clip_comes_back_as_it_was_written(tmp_path):
     clip = photo_clip(12)
-    written = media.write_video(tmp_path / "out.mp4", iter(clip), 24, {})
-    back, fps = media.read_video(tmp_path / "out.mp4", 100, "first")
+    written = write_video(tmp_path / "out.mp4", iter(clip), 24, {})
+    back, fps = read_video(tmp_path / "out.mp4", 100, "first")
     assert back.dtype == np.uint8 and back.shape == clip.shape and fps == 24
     assert min(psnr(a, b) for a, b in zip(clip, back, strict=True)) > 37  # 36.5 with FFmpeg's default chroma
     size = (tmp_path / "out.mp4").stat().st_size
-    assert written == media.WrittenVideo(12, 160, 96, 24.0, "h264", "High", "yuv420p", size)
+    assert written == WrittenVideo(12, 160, 96, 24.0, "h264", "High", "yuv420p", size)
     assert names(tmp_path) == ["out.mp4"]
 
 
 def test_clip_is_tagged_and_laid_out_for_players(tmp_path):
-    media.write_video(tmp_path / "out.mp4", photo_clip(3), 24, {})
+    write_video(tmp_path / "out.mp4", photo_clip(3), 24, {})
     with av.open(str(tmp_path / "out.mp4")) as container:
         codec = container.streams.video[0].codec_context
         assert (codec.name, codec.profile, codec.pix_fmt) == ("h264", "High", "yuv420p")
@@ -85,14 +89,14 @@ def test_stored_samples_are_bt709_limited_range(tmp_path, colour):
     # A corner that is not of that colour, or the clip is refused as flat.
     frame = np.full((64, 64, 3), colour, np.uint8)
     frame[-8:, -8:] = 0
-    media.write_video(tmp_path / "out.mp4", [frame], 24, {})
+    write_video(tmp_path / "out.mp4", [frame], 24, {})
     with av.open(str(tmp_path / "out.mp4")) as container:
         planes = [np.frombuffer(plane, np.uint8)[0] for plane in next(container.decode(video=0)).planes]
     r, g, b = (c / 255 for c in colour)
     luma = 0.2126 * r + 0.7152 * g + 0.0722 * b
     expected = [16 + 219 * luma, 128 + 224 * (b - luma) / 1.8556, 128 + 224 * (r - luma) / 1.5748]
     np.testing.assert_allclose(planes, expected, atol=2)
-    back, _ = media.read_video(tmp_path / "out.mp4", 1, "first")
+    back, _ = read_video(tmp_path / "out.mp4", 1, "first")
     np.testing.assert_allclose(back[0, 4, 4].astype(int), colour, atol=5)
 
 
@@ -102,29 +106,29 @@ def test_stored_samples_are_bt709_limited_range(tmp_path, colour):
 )
 @pytest.mark.parametrize("frames", [1, 5])
 def test_frame_rate_is_exact(tmp_path, fps, exact, frames):
-    written = media.write_video(tmp_path / "out.mp4", photo_clip(frames, 32, 32), fps, {})
+    written = write_video(tmp_path / "out.mp4", photo_clip(frames, 32, 32), fps, {})
     assert written.fps == float(Fraction(exact))
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(exact)
         assert [frame.time for frame in container.decode(video=0)] == pytest.approx(
             [float(t / Fraction(exact)) for t in range(frames)]
         )
-    assert media.read_video(tmp_path / "out.mp4", 1, "first")[1] == float(Fraction(exact))
+    assert read_video(tmp_path / "out.mp4", 1, "first")[1] == float(Fraction(exact))
 
 
 def test_frames_may_be_any_view(tmp_path):
     clip = photo_clip(3)
     channels_first = np.ascontiguousarray(clip.transpose(3, 0, 1, 2))
-    media.write_video(tmp_path / "out.mp4", (channels_first[:, t].transpose(1, 2, 0) for t in range(3)), 24, {})
-    assert psnr(media.read_video(tmp_path / "out.mp4", 3, "first")[0], clip) > 35
-    media.write_image(tmp_path / "out.png", clip[0, ::-1, ::2], {})
-    np.testing.assert_array_equal(media.read_image(tmp_path / "out.png"), clip[0, ::-1, ::2])
+    write_video(tmp_path / "out.mp4", (channels_first[:, t].transpose(1, 2, 0) for t in range(3)), 24, {})
+    assert psnr(read_video(tmp_path / "out.mp4", 3, "first")[0], clip) > 35
+    write_image(tmp_path / "out.png", clip[0, ::-1, ::2], {})
+    np.testing.assert_array_equal(read_image(tmp_path / "out.png"), clip[0, ::-1, ::2])
 
 
 def test_noise_is_written_too(tmp_path):
     """An untrained or badly steered model still made a clip; the check is for broken files, not for taste."""
     noise = np.random.default_rng(0).integers(0, 2, (3, 16, 16, 3), np.uint8) * np.uint8(255)
-    assert media.write_video(tmp_path / "out.mp4", noise, 24, {}).frames == 3
+    assert write_video(tmp_path / "out.mp4", noise, 24, {}).frames == 3
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.png"])
@@ -132,10 +136,10 @@ def test_metadata_survive(tmp_path, name):
     metadata = {"cosmos3": LONG, "comment": "made by a test", "empty_json": "{}"}
     assert len(LONG.encode()) > 100_000
     if name == "out.mp4":
-        media.write_video(tmp_path / name, photo_clip(2), 24, metadata)
+        write_video(tmp_path / name, photo_clip(2), 24, metadata)
     else:
-        media.write_image(tmp_path / name, photo_clip(1)[0], metadata)
-    assert media.read_metadata(tmp_path / name) == metadata
+        write_image(tmp_path / name, photo_clip(1)[0], metadata)
+    assert read_metadata(tmp_path / name) == metadata
 
 
 def test_metadata_of_a_file_from_elsewhere(tmp_path):
@@ -145,14 +149,14 @@ def test_metadata_of_a_file_from_elsewhere(tmp_path):
         stream.height, stream.width, stream.pix_fmt = 96, 160, "yuv420p"
         container.mux(stream.encode(av.VideoFrame.from_ndarray(photo_clip(1)[0], format="rgb24")))
         container.mux(stream.encode())
-    assert media.read_metadata(tmp_path / "in.mp4")["title"] == "K\ufffdtzchen"
-    assert len(media.read_video(tmp_path / "in.mp4", 1, "first")[0]) == 1
+    assert read_metadata(tmp_path / "in.mp4")["title"] == "K\ufffdtzchen"
+    assert len(read_video(tmp_path / "in.mp4", 1, "first")[0]) == 1
 
 
 def test_picture_comes_back_exactly(tmp_path):
     frame = photo_clip(1)[0]
-    media.write_image(tmp_path / "out.png", frame, {})
-    np.testing.assert_array_equal(media.read_image(tmp_path / "out.png"), frame)
+    write_image(tmp_path / "out.png", frame, {})
+    np.testing.assert_array_equal(read_image(tmp_path / "out.png"), frame)
     assert names(tmp_path) == ["out.png"]
 
 
@@ -161,8 +165,8 @@ def test_picture_comes_back_exactly(tmp_path):
     [("first", 4, [0, 1, 2, 3]), ("last", 4, [8, 9, 10, 11]), ("first", 99, [*range(12)]), ("last", 99, [*range(12)])],
 )
 def test_either_end_of_a_clip(tmp_path, keep, count, expected):
-    media.write_video(tmp_path / "in.mp4", numbered_clip(12), 10, {})
-    clip, fps = media.read_video(tmp_path / "in.mp4", count, keep)
+    write_video(tmp_path / "in.mp4", numbered_clip(12), 10, {})
+    clip, fps = read_video(tmp_path / "in.mp4", count, keep)
     assert numbers(clip) == expected and fps == 10
 
 
@@ -173,7 +177,7 @@ def test_rate_of_a_format_that_stores_no_average(tmp_path):
         for frame in numbered_clip(3):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    clip, fps = media.read_video(tmp_path / "in.ivf", 9, "first")
+    clip, fps = read_video(tmp_path / "in.ivf", 9, "first")
     assert numbers(clip) == [0, 1, 2] and fps == 12
 
 
@@ -187,15 +191,15 @@ def test_clip_filmed_sideways_is_turned_upright(tmp_path):
             stored = np.ascontiguousarray(np.rot90(frame, -1))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
         container.mux(stream.encode())
-    clip, _ = media.read_video(tmp_path / "in.mp4", 3, "first")
+    clip, _ = read_video(tmp_path / "in.mp4", 3, "first")
     assert clip.shape == upright.shape and psnr(clip, upright) > 30
 
 
 def test_clip_cut_off_gives_the_frames_there_are(tmp_path):
-    media.write_video(tmp_path / "in.mp4", photo_clip(24), 24, {})
+    write_video(tmp_path / "in.mp4", photo_clip(24), 24, {})
     data = (tmp_path / "in.mp4").read_bytes()
     (tmp_path / "in.mp4").write_bytes(data[: data.index(b"mdat") + len(data) // 2])
-    clip, _ = media.read_video(tmp_path / "in.mp4", 24, "first")
+    clip, _ = read_video(tmp_path / "in.mp4", 24, "first")
     assert 0 < len(clip) < 24
 
 
@@ -212,9 +216,9 @@ def test_damage_in_the_middle_does_not_hide_the_end(tmp_path):
     data = bytearray(path.read_bytes())
     data[damaged[0] : sum(damaged)] = b"\xff" * damaged[1]
     path.write_bytes(data)
-    clip, _ = media.read_video(path, 3, "last")
+    clip, _ = read_video(path, 3, "last")
     assert numbers(clip) == [9, 10, 11]
-    assert 5 not in numbers(media.read_video(path, 12, "first")[0])
+    assert 5 not in numbers(read_video(path, 12, "first")[0])
 
 
 def audio_file(path: Path, cover: bool) -> None:
@@ -247,7 +251,7 @@ def broken_clip(folder: Path, kind: str) -> Path:
         path = folder / "in.mp3"
         audio_file(path, cover=True)
     elif kind in ("no frame", "no index"):
-        media.write_video(path, photo_clip(3), 24, {})
+        write_video(path, photo_clip(3), 24, {})
         data = path.read_bytes()
         path.write_bytes(data[: data.index(b"mdat") + 4 if kind == "no frame" else data.index(b"moov") + 100])
     return path
@@ -260,14 +264,14 @@ def broken_clip(folder: Path, kind: str) -> Path:
 def test_unusable_clip_is_named(tmp_path, kind, keep):
     path = broken_clip(tmp_path, kind)
     with pytest.raises(InputError) as caught:
-        media.read_video(path, 4, keep)
+        read_video(path, 4, keep)
     assert str(path) in caught.value.asked
     if "audio" in kind:
         assert "no video" in caught.value.found
 
 
 def test_playlist_cannot_reach_other_files(tmp_path):
-    media.write_video(tmp_path / "secret.mp4", photo_clip(3), 24, {})
+    write_video(tmp_path / "secret.mp4", photo_clip(3), 24, {})
     with av.open(str(tmp_path / "secret.mp4")) as source, av.open(str(tmp_path / "secret.ts"), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
@@ -278,7 +282,7 @@ def test_playlist_cannot_reach_other_files(tmp_path):
     for name in ("in.m3u8", "in.mp4"):
         (tmp_path / name).write_text(playlist)
         with pytest.raises(InputError):
-            media.read_video(tmp_path / name, 1, "first")
+            read_video(tmp_path / name, 1, "first")
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -286,7 +290,7 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # show it turned 90 degrees clockwise
     Image.fromarray(np.ascontiguousarray(np.rot90(frame))).save(tmp_path / "in.png", exif=exif)
-    np.testing.assert_array_equal(media.read_image(tmp_path / "in.png"), frame)
+    np.testing.assert_array_equal(read_image(tmp_path / "in.png"), frame)
 
 
 def test_transparent_parts_are_put_on_white(tmp_path):
@@ -295,12 +299,12 @@ def test_transparent_parts_are_put_on_white(tmp_path):
     rgba[0, 1] = (200, 0, 0, 0)
     rgba[1, 0] = (0, 0, 0, 128)
     Image.fromarray(rgba).save(tmp_path / "in.png")
-    assert media.read_image(tmp_path / "in.png").tolist() == [[[200, 0, 0], [255] * 3], [[127] * 3, [255] * 3]]
+    assert read_image(tmp_path / "in.png").tolist() == [[[200, 0, 0], [255] * 3], [[127] * 3, [255] * 3]]
     palette = Image.new("P", (2, 1))
     palette.putpalette([200, 0, 0, 0, 200, 0])
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "palette.png", transparency=1)
-    assert media.read_image(tmp_path / "palette.png").tolist() == [[[200, 0, 0], [255, 255, 255]]]
+    assert read_image(tmp_path / "palette.png").tolist() == [[[200, 0, 0], [255, 255, 255]]]
 
 
 def test_a_clip_that_is_given_up_is_closed_behind_its_encoder():
@@ -323,7 +327,7 @@ def test_a_clip_that_is_given_up_is_closed_behind_its_encoder():
 
     with ThreadPoolExecutor(1, "encoder") as encoder, pytest.raises(KeyboardInterrupt):
         waiting = deque(encoder.submit(frame) for _ in range(3))
-        with media._closed_by(encoder, Output(), waiting):
+        with video.closed_by(encoder, Output(), waiting):
             at_work.wait(60)
             Thread(target=let_go, args=(waiting[-1],), daemon=True).start()
             raise KeyboardInterrupt
@@ -332,7 +336,7 @@ def test_a_clip_that_is_given_up_is_closed_behind_its_encoder():
 
 def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
     Image.fromarray(np.array([[0, 0x4000, 0x8000, 0xFFFF]], np.uint16)).save(tmp_path / "depth.png")
-    assert media.read_image(tmp_path / "depth.png")[0, :, 0].tolist() == [0, 64, 128, 255]
+    assert read_image(tmp_path / "depth.png")[0, :, 0].tolist() == [0, 64, 128, 255]
 
 
 def broken_image(folder: Path, kind: str) -> Path:
@@ -356,7 +360,7 @@ def broken_image(folder: Path, kind: str) -> Path:
 def test_unusable_picture_is_named(tmp_path, kind):
     path = broken_image(tmp_path, kind)
     with pytest.raises(InputError) as caught:
-        media.read_image(path)
+        read_image(path)
     assert str(path) in caught.value.asked
 
 
@@ -373,7 +377,7 @@ def test_metadata_of_an_unusable_file(tmp_path, name):
         info.add_text("key", "v" * 2_000_000, zip=True)
         Image.fromarray(photo_clip(1)[0]).save(path, pnginfo=info)
     with pytest.raises(InputError, match=name):
-        media.read_metadata(path)
+        read_metadata(path)
 
 
 @pytest.mark.parametrize("level", [0, 127])
@@ -383,9 +387,9 @@ def test_flat_output_is_refused(tmp_path, level):
     flat = np.full((5, 32, 32, 3), level, np.uint8)
     flat[:, 3, 3] += 1  # rounding
     with pytest.raises(RunError, match="one flat colour"):
-        media.write_video(tmp_path / "out.mp4", flat, 24, {})
+        write_video(tmp_path / "out.mp4", flat, 24, {})
     with pytest.raises(RunError, match="one flat colour"):
-        media.write_image(tmp_path / "out.png", flat[0], {})
+        write_image(tmp_path / "out.png", flat[0], {})
     assert names(tmp_path) == ["out.mp4", "out.png"]
     assert (tmp_path / "out.mp4").read_text() == (tmp_path / "out.png").read_text() == "older"
 
@@ -394,7 +398,7 @@ def test_flat_output_is_refused(tmp_path, level):
 def test_fade_is_not_flat(tmp_path, black):
     clip = photo_clip(6)
     clip[black] = 0
-    assert media.write_video(tmp_path / "out.mp4", clip, 24, {}).frames == 6
+    assert write_video(tmp_path / "out.mp4", clip, 24, {}).frames == 6
 
 
 @pytest.mark.parametrize("error", [ValueError("decoder failed"), KeyboardInterrupt()])
@@ -407,7 +411,7 @@ def test_failure_midway_leaves_the_old_file_alone(tmp_path, error, after):
         raise error
 
     with pytest.raises(type(error)) as caught:
-        media.write_video(tmp_path / "out.mp4", frames(), 24, {})
+        write_video(tmp_path / "out.mp4", frames(), 24, {})
     assert caught.value is error
     assert names(tmp_path) == ["out.mp4"] and (tmp_path / "out.mp4").read_text() == "older"
 
@@ -419,7 +423,7 @@ def test_failure_midway_leaves_the_old_file_alone(tmp_path, error, after):
 )
 def test_frames_that_cannot_be_a_clip(tmp_path, frames):
     with pytest.raises(ValueError, match="frame"):
-        media.write_video(tmp_path / "out.mp4", frames, 24, {})
+        write_video(tmp_path / "out.mp4", frames, 24, {})
     assert names(tmp_path) == []
 
 
@@ -430,28 +434,28 @@ def damage(path: Path, how: str) -> None:
     elif how == "unreadable":
         path.write_bytes(bytes(len(data)))
     elif how == "other clip":
-        media.write_video(path, photo_clip(12)[:, ::-1], 24, {"a": "b"})
+        write_video(path, photo_clip(12)[:, ::-1], 24, {"a": "b"})
     elif how == "other rate":
-        media.write_video(path, photo_clip(12), 25, {"a": "b"})
+        write_video(path, photo_clip(12), 25, {"a": "b"})
     elif how == "other metadata":
-        media.write_video(path, photo_clip(12), 24, {"a": "c"})
+        write_video(path, photo_clip(12), 24, {"a": "c"})
 
 
 @pytest.mark.parametrize("how", ["truncated", "unreadable", "other clip", "other rate", "other metadata"])
 def test_file_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch, how):
     """The bytes go bad between the encoder and the check, as on a failing disk."""
-    encode = media._encode
+    encode = video.encode
 
     def encode_and_damage(temp, *args):
         result = encode(temp, *args)
-        monkeypatch.setattr(media, "_encode", encode)
+        monkeypatch.setattr(video, "encode", encode)
         damage(temp, how)
         return result
 
-    monkeypatch.setattr(media, "_encode", encode_and_damage)
+    monkeypatch.setattr(video, "encode", encode_and_damage)
     (tmp_path / "out.mp4").write_text("older")
     with pytest.raises(RunError, match="does not read back"):
-        media.write_video(tmp_path / "out.mp4", photo_clip(12), 24, {"a": "b"})
+        write_video(tmp_path / "out.mp4", photo_clip(12), 24, {"a": "b"})
     assert names(tmp_path) == ["out.mp4"] and (tmp_path / "out.mp4").read_text() == "older"
 
 
@@ -465,7 +469,7 @@ def test_picture_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch, how)
 
     monkeypatch.setattr(Image.Image, "save", save_and_damage)
     with pytest.raises(RunError, match="does not read back"):
-        media.write_image(tmp_path / "out.png", photo_clip(1)[0], {})
+        write_image(tmp_path / "out.png", photo_clip(1)[0], {})
     assert names(tmp_path) == []
 
 
@@ -479,7 +483,9 @@ def test_full_disk(tmp_path, limit, writer):
         from pathlib import Path
         import numpy as np
         from cosmos3_core.contract.errors import InputError
-        from cosmos3_core.files import media
+        from cosmos3_core.files.atomic import atomic
+        from cosmos3_core.files.images import write_image
+        from cosmos3_core.files.video import write_video
 
         path, limit, writer = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         noise = np.random.default_rng(0).integers(0, 255, (40, 192, 192, 3), np.uint8)
@@ -487,11 +493,11 @@ def test_full_disk(tmp_path, limit, writer):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:
             if writer == "video":
-                media.write_video(path, noise, 24, {"a": "b"})
+                write_video(path, noise, 24, {"a": "b"})
             elif writer == "image":
-                media.write_image(path, noise.reshape(1280, 1152, 3), {"a": "b"})
+                write_image(path, noise.reshape(1280, 1152, 3), {"a": "b"})
             else:
-                with media.atomic(path) as temp:
+                with atomic(path) as temp:
                     temp.write_bytes(noise.tobytes())
         except InputError as error:
             print(error)
@@ -508,34 +514,34 @@ def test_full_disk(tmp_path, limit, writer):
 def test_atomic_replaces_in_one_step(tmp_path):
     path = tmp_path / "out.json"
     path.write_text("older")
-    with media.atomic(path) as temp:
+    with atomic(path) as temp:
         assert temp.parent == tmp_path and temp.suffix == ".json" and temp.name.startswith(".")
         temp.write_text("newer")
         assert path.read_text() == "older"
     assert path.read_text() == "newer" and names(tmp_path) == ["out.json"]
-    with pytest.raises(KeyError), media.atomic(path) as temp:
+    with pytest.raises(KeyError), atomic(path) as temp:
         temp.write_text("half")
         raise KeyError
     assert path.read_text() == "newer" and names(tmp_path) == ["out.json"]
 
 
 def test_good_outputs_pass_the_check_and_nothing_is_left(tmp_path, monkeypatch):
-    media.check_output(tmp_path / "out.mp4", video=True)
-    media.check_output(tmp_path / "out.PNG", video=False)
-    media.check_output(tmp_path / ("x" * 251 + ".mp4"), video=True)
+    check_output(tmp_path / "out.mp4", clip=True)
+    check_output(tmp_path / "out.PNG", clip=False)
+    check_output(tmp_path / ("x" * 251 + ".mp4"), clip=True)
     assert names(tmp_path) == []
     (tmp_path / "old.mp4").write_text("older")
-    media.check_output(tmp_path / "old.mp4", video=True)
+    check_output(tmp_path / "old.mp4", clip=True)
     assert names(tmp_path) == ["old.mp4"]
     monkeypatch.chdir(tmp_path)
-    media.check_output(Path("out.mp4"), video=True)
+    check_output(Path("out.mp4"), clip=True)
     Path("take:1").mkdir()
-    media.write_video(Path("take:1/out.MP4"), photo_clip(2), 24, {})
+    write_video(Path("take:1/out.MP4"), photo_clip(2), 24, {})
     assert names(tmp_path / "take:1") == ["out.MP4"]
 
 
 @pytest.mark.parametrize(
-    "name, video, found",
+    "name, clip, found",
     [
         ("out.png", True, "makes a clip, which is written as .mp4"),
         ("out.mp4", False, "makes a picture, which is written as .png"),
@@ -548,13 +554,13 @@ def test_good_outputs_pass_the_check_and_nothing_is_left(tmp_path, monkeypatch):
         ("x" * 252 + ".mp4", True, "name cannot be used"),
     ],
 )
-def test_bad_output_is_found_before_the_run(tmp_path, name, video, found):
+def test_bad_output_is_found_before_the_run(tmp_path, name, clip, found):
     (tmp_path / "folder.mp4").mkdir()
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "file").touch()
     before = names(tmp_path)
     with pytest.raises(InputError) as caught:
-        media.check_output(tmp_path / name, video)
+        check_output(tmp_path / name, clip)
     assert found in caught.value.found and str(tmp_path / name) in caught.value.asked and "-o" in caught.value.next_step
     assert names(tmp_path) == before
 
@@ -563,14 +569,14 @@ def test_bad_output_is_found_before_the_run(tmp_path, name, video, found):
 def test_unwritable_folder():
     path = Path("/proc/self/fdinfo/out.mp4")
     for attempt in (
-        lambda: media.check_output(path, video=True),
-        lambda: media.write_video(path, photo_clip(2), 24, {}),
-        lambda: media.write_image(path.with_suffix(".png"), photo_clip(1)[0], {}),
+        lambda: check_output(path, clip=True),
+        lambda: write_video(path, photo_clip(2), 24, {}),
+        lambda: write_image(path.with_suffix(".png"), photo_clip(1)[0], {}),
     ):
         with pytest.raises(InputError, match="folder"):
             attempt()
 
 
-def test_importing_the_module_loads_no_codec():
-    script = "import sys, cosmos3_core.files.media; print({'av', 'PIL', 'numpy'} & set(sys.modules))"
+def test_importing_what_writes_files_loads_no_codec():
+    script = "import sys, cosmos3_core.files.outputs; print({'av', 'PIL', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"

@@ -19,19 +19,19 @@ from inputs import photograph
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import Weights
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.cli.recipes import _verdict as told
 from cosmos3_core.contract import Backend, InputError, Kernel, RunError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.passes import items_of
-from cosmos3_core.evidence import quality, recipe, record, rounded, settle, state, verdict, worker
+from cosmos3_core.evidence import fingerprint, quality, recipe, record, rounded, settle, state, verdict, worker
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
 from cosmos3_core.plan.estimate import STOCK_NEGATIVE_TOKENS
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import fake_quant
 from cosmos3_core.reference import ops as reference_ops
+from cosmos3_core.runs.memory import peak_memory
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.testing import cases
 from cosmos3_core.testing.suite.attention import PLAIN
@@ -223,7 +223,7 @@ def test_validation_as_a_user_runs_it(folder, recipes):
     cold, warm = (found["measurements"]["candidate"]["raw"][key] for key in ("cold", "warm"))
     assert cold["seconds"] > sum(cold["stages"].values()) > 0 and warm["stages"]["steps"] > 0
     assert "warm" not in found["measurements"]["restart"]["raw"]
-    assert set(found["measurements"]["exact"]["raw"]) == {"plan", "sha256"}  # probed, and no more
+    assert set(found["measurements"]["exact"]["raw"]) == {"plan", "tensors"}  # probed, and no more
     # Those of the checkpoint inside the package are.
     assert found["model"] == {"name": "tiny", "revision": None, "weights": "random"}
 
@@ -372,7 +372,7 @@ def test_a_recipe_with_a_format_is_held_to_what_the_format_loses(acme, strength,
     error, plan = found["comparisons"]["error"], found["measurements"]["formats"]["raw"]["plan"]
     assert plan["kernels"] == dict.fromkeys(plan["kernels"], "eager") | {"attention": "rounded-nvfp4"}
     assert plan["formats"] == {"attention": "nvfp4"} and plan["dtype"] == "bfloat16"
-    assert set(found["measurements"]["formats"]["raw"]) == {"plan", "sha256"}  # probed, and no more
+    assert set(found["measurements"]["formats"]["raw"]) == {"plan", "tensors"}  # probed, and no more
     for check in found["verdict"]["checks"]:
         loses = error["formats"][check["quantity"]]
         assert loses > 3 * error["baseline"][check["quantity"]] and check["formats"] == loses
@@ -502,11 +502,6 @@ def test_another_input_makes_a_record_stale(folder):
     (folder / "desk.png").unlink()
     assert state.state_of(measured).why.endswith("since then the image desk.png is gone")
     photograph(80, 80).save(folder / "desk.png")
-    # The weights inside the package count as its code does.
-    shutil.copytree(TINY, folder / "cosmos3_core" / "assets" / "tiny")
-    before = record.code_digest("cosmos3_core", folder)
-    next((folder / "cosmos3_core").rglob("*.safetensors")).write_bytes(b"other weights")
-    assert record.code_digest("cosmos3_core", folder) != before
 
 
 def test_one_tower_is_in_memory_at_a_time(folder, monkeypatch):
@@ -545,22 +540,20 @@ def test_a_failed_verdict_cannot_be_turned_by_computing_the_hashes_anew(acme):
     assert resealed().name == "runs"
 
 
-def test_a_change_of_code_versions_or_device_makes_a_record_stale(acme, monkeypatch):
+def test_a_change_of_code_versions_or_device_makes_a_record_stale(acme):
     measured = acme(kernel(0.001))
     list(validate([measured], launch=worker.measure))
     measured = recipe.load(measured.path)
     now = state.fingerprint_here(measured)
     assert state.state_of(measured, now).name == "validated"
     for change, said in [
-        ({"code": now["code"] | {"cosmos3_core": "0"}}, "the code of cosmos3_core changed"),
-        ({"rows": "0"}, "the backend declares other rows"),
+        ({"files": now["files"] | {"cosmos3_core/a.py": "0"}}, "the code changed: cosmos3_core/a.py"),
+        ({"rows": "0"}, "the backend declares its rows otherwise"),
         ({"versions": now["versions"] | {"driver": "1.1"}}, "driver was 1.0 and is 1.1"),
         ({"device": now["device"] | {"name": "Acme 10"}}, "name was Acme 9 and is Acme 10"),
     ]:
         found = state.state_of(measured, now | change)
         assert found.name == "stale" and found.why.endswith(said)
-    monkeypatch.setattr(record, "code_digest", lambda package, root: "0")
-    assert state.state_of(measured).name == "stale"  # also where the device is not
 
 
 def test_a_missed_expectation_leaves_no_record(acme):
@@ -571,12 +564,17 @@ def test_a_missed_expectation_leaves_no_record(acme):
     assert not record.path_of(measured).exists()
 
 
-def test_code_that_changes_under_a_measurement_leaves_no_record(acme, monkeypatch):
-    measured = acme(kernel(0.001))
-    digests = iter("0123456789")
-    monkeypatch.setattr(record, "code_digest", lambda package, root: next(digests))
-    with pytest.raises(RunError, match="the code of cosmos3_core changed.* while it was measured"):
-        list(validate([measured], launch=worker.measure))
+def test_code_that_changes_under_a_measurement_leaves_no_record(acme, monkeypatch, tmp_path):
+    measured, noise = acme(kernel(0.001)), tmp_path / "cosmos3_core" / "sampling" / "noise.py"
+    shutil.copytree(Path(reference.__file__).parents[1], tmp_path / "cosmos3_core")
+    monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
+
+    def launch(job):
+        worker.measure(job)
+        noise.write_text("# another\n" + noise.read_text())
+
+    with pytest.raises(RunError, match="the code changed: cosmos3_core/sampling/noise.py while it was measured"):
+        list(validate([measured], launch=launch))
     assert not record.path_of(measured).exists()
 
 
@@ -595,12 +593,11 @@ def test_a_folder_that_cannot_be_written_to_is_found_out_before_measuring(acme):
 
 def test_the_devices_peak_is_what_its_allocator_reserved(acme, monkeypatch):
     measured = acme(kernel(0.001))
-    plan = settle.settle(measured).plan
-    assert set(settle.peaks(plan)) == {"host_bytes"}
+    assert set(peak_memory("cpu")) == {"host_bytes"}
     stand_in = {"is_available": True, "current_accelerator": torch.device("cpu"), "max_memory_allocated": 3 << 30}
     for name, value in (stand_in | {"max_memory_reserved": 5 << 30}).items():
         monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
-    memory = settle.peaks(plan)
+    memory = peak_memory("cpu")
     assert (memory["allocated_bytes"], memory["reserved_bytes"]) == (3 << 30, 5 << 30)
     measured.tables["expect"]["peak_device_gib"] = 4
     with pytest.raises(RunError, match="peak_device_gib is 5, and at most 4 was expected"):

@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.tensors import TensorFiles
-from cosmos3_core.files import media
+from cosmos3_core.files import video
+from cosmos3_core.files.outputs import read_metadata
 from cosmos3_core.model.transformer import UnderstandingTower
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
@@ -59,7 +60,7 @@ def test_text_to_image(run, tmp_path):
     assert pixels.shape == (80, 112, 3) and pixels.std() > 1
     manifest = json.loads(Path("cube.png.json").read_text())
     assert manifest["request"]["task"] == "t2i" and manifest["request"]["frames"] == 1
-    inside = json.loads(media.read_metadata(Path("cube.png"))["cosmos3"])
+    inside = json.loads(read_metadata(Path("cube.png"))["cosmos3"])
     assert inside["request"] == manifest["request"] and inside["plan"] == manifest["plan"]
 
 
@@ -325,18 +326,18 @@ def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path, number):
 def test_a_stop_during_the_decode_keeps_all_steps(run, monkeypatch):
     """The steps are what cost time; a stop while frames are written must not lose them."""
     stop_at = iter(range(100))
-    frames = media._check
+    check = video.check_frame
 
     def interrupt(frame):
         if next(stop_at) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        frames(frame)
+        check(frame)
 
-    monkeypatch.setattr(media, "_check", interrupt)
+    monkeypatch.setattr(video, "check_frame", interrupt)
     code, _, err = run("a cup", *SMALL, "--frames", 9, "--seed", 2, "-o", "cup.mp4")
     assert code == 130 and "3 of 3 steps are kept" in err
     assert not Path("cup.mp4").exists()
-    monkeypatch.setattr(media, "_check", frames)
+    monkeypatch.setattr(video, "check_frame", check)
     code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4")
     assert code == 0, err
     assert len(decoded(Path("cup.mp4"))) == 9

@@ -11,10 +11,10 @@ import pytest
 from command import cosmos3
 from inputs import photograph
 
-from cosmos3_core.contract import Backend, Device
-from cosmos3_core.files import media
-from cosmos3_core.reference import BACKEND
-from cosmos3_core.runs import manifest as manifests
+from cosmos3_core.files.images import write_image
+from cosmos3_core.files.outputs import read_metadata
+from cosmos3_core.files.video import write_video
+from cosmos3_core.runs.memory import peak_device_memory
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_it_reads_as_text(show, name):
 @pytest.mark.parametrize("name", ["clip.mp4", "cube.png"])
 def test_json_is_what_the_file_carries(show, name):
     code, out, _ = show(name, "--json")
-    assert code == 0 and json.loads(out) == json.loads(media.read_metadata(Path(name))["cosmos3"])
+    assert code == 0 and json.loads(out) == json.loads(read_metadata(Path(name))["cosmos3"])
 
 
 def test_a_refused_kernel_and_what_is_unknown_are_shown(show, tmp_path):
@@ -109,8 +109,8 @@ def without(outputs):
     """Files that are not outputs of this program."""
     photograph(64, 64).save(outputs / "photo.png")
     frames = [np.asarray(photograph(64, 64))] * 3
-    media.write_video(outputs / "plain.mp4", frames, 24, {"comment": "none of ours"})
-    media.write_image(outputs / "odd.png", frames[0], {"cosmos3": "[1]"})
+    write_video(outputs / "plain.mp4", frames, 24, {"comment": "none of ours"})
+    write_image(outputs / "odd.png", frames[0], {"cosmos3": "[1]"})
     for name, text in {"broken.json": "{", "list.json": "[]", "recipe.json": '{"request": {}}'}.items():
         (outputs / name).write_text(text)
     (outputs / "bytes.json").write_bytes(b"\xff\xfe")
@@ -154,7 +154,7 @@ def test_the_manifest_has_what_the_design_asks_for(outputs):
     stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
     assert manifest["seconds"]["total"] >= sum(stages.values()) - 0.01
     assert manifest["peak_device_memory_bytes"] is None  # the host is the device
-    inside = json.loads(media.read_metadata(outputs / "clip.mp4")["cosmos3"])
+    inside = json.loads(read_metadata(outputs / "clip.mp4")["cosmos3"])
     assert "total" not in inside["seconds"]  # written before the decode has ended
     assert inside["started"] == manifest["started"]
 
@@ -162,10 +162,8 @@ def test_the_manifest_has_what_the_design_asks_for(outputs):
 def test_an_accelerators_peak_is_torchs_and_what_it_does_not_count_is_none(monkeypatch):
     import torch
 
-    device = Device(arch="x1", name="One", count=1, memory=1, unified=False)
-    values = {"collectives": "gloo", "probe": lambda: device, "kernels": BACKEND.kernels}
-    plan = type("Plan", (), {"backend": Backend(name="one", torch_device="one", **values)})
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 5)
-    monkeypatch.setattr(torch.accelerator, "max_memory_reserved", lambda: 0)
-    assert manifests.peak_device_memory(plan) == {"allocated": 5, "reserved": None}
+    accelerator = {"is_available": True, "current_accelerator": torch.device("meta"), "max_memory_allocated": 5}
+    for name, value in (accelerator | {"max_memory_reserved": 0}).items():
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    assert peak_device_memory("meta") == {"allocated": 5, "reserved": None}
+    assert peak_device_memory("cpu") is None

@@ -187,7 +187,7 @@ def _bad_file(repository: Repository, path: str, found: str) -> InputError:
 def _defect(tensor: torch.Tensor, written: str | None) -> str | None:
     import torch
 
-    if written is not None and digest(tensor) != written:
+    if written is not None and tensor_digest(tensor) != written:
         return "is damaged: its bytes do not have the digest written beside them"
     if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel():
         # Both extremes are NaN if any element is. Unlike isfinite, this allocates nothing.
@@ -203,7 +203,7 @@ def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
 
     # Wide elements first, so that every tensor starts at a multiple of its element's size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    digests = {name: digest(tensor) for name, tensor in ordered}
+    digests = {name: tensor_digest(tensor) for name, tensor in ordered}
     header: dict[str, object] = {"__metadata__": {"format": "pt", DIGESTS: json.dumps(digests)}}
     offset = 0
     for name, tensor in ordered:
@@ -220,9 +220,12 @@ def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
             stream.write(_bytes(tensor))
 
 
-def digest(tensor: torch.Tensor) -> str:
-    """Tells a changed tensor on the host from what it was: 64 bits over its bytes."""
-    return hashlib.blake2b(_bytes(tensor), digest_size=8).hexdigest()
+def tensor_digest(*tensors: torch.Tensor) -> str:
+    """Tells changed tensors from what they were: 64 bits, BLAKE2b over the bytes of all in their order, in hex."""
+    total = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        total.update(_bytes(tensor.detach().cpu()))
+    return total.hexdigest()
 
 
 def _bytes(tensor: torch.Tensor) -> numpy.ndarray:

@@ -10,15 +10,15 @@ import click
 def matrix(check: bool) -> None:
     """Write docs/SUPPORT.md: what runs where, by what evidence."""
     from ..contract import RunError
+    from ..evidence.fingerprint import ROOT
     from ..evidence.matrix import PAGE, render
-    from ..evidence.record import ROOT
-    from ..files import media
+    from ..files.atomic import atomic
 
     page, text = ROOT / PAGE, render(ROOT)
     if check:
         if not page.is_file() or page.read_text("utf-8") != text:
             raise RunError(str(PAGE), "it is out of date", "Type cosmos3 matrix")
         return
-    with media.atomic(page) as temporary:
+    with atomic(page) as temporary:
         temporary.write_text(text, "utf-8")
     click.echo(PAGE)

@@ -77,7 +77,8 @@ def show(name: str) -> None:
 @click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: NAME.mp4 or NAME.png]")
 def run(name: str, output: str | None) -> None:
     """Run a recipe as `cosmos3 run` does; its plan is asserted before, its expectations after."""
-    from ..evidence.settle import check_expect, peaks, settle
+    from ..evidence.settle import check_expect, settle
+    from ..runs.memory import peak_memory
 
     recipe = _find(name)
     plan = settle(recipe).plan
@@ -85,7 +86,7 @@ def run(name: str, output: str | None) -> None:
     _invoke("run", arguments)
     manifest = json.loads(Path(f"{arguments[-1]}.json").read_text("utf-8"))
     stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
-    check_expect(recipe, sum(stages.values()), peaks(plan))
+    check_expect(recipe, sum(stages.values()), peak_memory(plan.backend.torch_device))
 
 
 @recipes.command()

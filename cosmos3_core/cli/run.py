@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.model import Model, open_model
 from ..contract import InputError, RunError
-from ..files import media
+from ..files.atomic import atomic, check_writable
+from ..files.images import write_image
+from ..files.outputs import check_output
+from ..files.video import write_video
 from ..plan import Plan, Want, choose_backend, resolve
 from ..runs import manifest as manifests
 from ..runs.saved import Earlier, keep, read_tensors, refuse_settled, repeated, stopped, tell, to_keep, write_tensors
@@ -206,7 +209,7 @@ def _read_text(name: str, asked: str) -> str:
 def _paths(options: Options, request: requests.Request) -> Paths:
     suffix = ".mp4" if request.is_video else ".png"
     output = Path(options.output or f"cosmos3-{request.seed}{suffix}")
-    media.check_output(output, video=request.is_video)
+    check_output(output, clip=request.is_video)
     manifest = Path(options.manifest or f"{output}.json")
     latents = Path(options.save_latents) if options.save_latents else None
     read = (request.image, request.video, options.latents, options.resume, options.request)
@@ -215,7 +218,7 @@ def _paths(options: Options, request: requests.Request) -> Paths:
         if (real := os.path.realpath(path)) in taken:
             raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
         taken.add(real)
-        media.check_writable(path)
+        check_writable(path)
     return Paths(output, manifest, latents)
 
 
@@ -230,14 +233,14 @@ def _plan(options: Options, model: Model) -> tuple[Plan, str]:
 
 def _read_noise(options: Options, request: requests.Request, model: Model, settled: dict[str, Any]) -> list:
     from ..engine.passes import items_of
-    from ..evidence.record import digest_file
+    from ..files.digests import sha256_file
 
     name, then = options.latents, settled.get("latents")
     if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
         found = "it would change nothing: the noise is in the file"  # and only that sampler draws more of it
         raise InputError(f"--seed {request.seed} with --latents", found, "Drop one")
     tensors, _ = read_tensors(name, f"--latents {name}")
-    settled["latents"] = {"file": name, "sha256": digest_file(Path(name))}
+    settled["latents"] = {"file": name, "sha256": sha256_file(Path(name))}
     if then and then["file"] == name and then != settled["latents"]:
         found = f"{name} has changed since the run of that manifest"
         raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
@@ -338,13 +341,13 @@ def _write(paths: Paths, frames: Iterator, state: State, describe: Callable[[], 
     """The file, the manifest in it and beside it (which also knows the decode), and the latents if asked for."""
     request, embedded = state.request, {manifests.KEY: json.dumps(describe())}
     if request.is_video:
-        written = vars(media.write_video(paths.output, frames, request.fps, embedded))
+        written = vars(write_video(paths.output, frames, request.fps, embedded))
     else:
         (frame,) = frames
-        media.write_image(paths.output, frame, embedded)
+        write_image(paths.output, frame, embedded)
         written = {"frames": 1, "width": request.width, "height": request.height}
     manifest = describe() | {"output": {"file": paths.output.name} | written}
-    with media.atomic(paths.manifest) as temporary:
+    with atomic(paths.manifest) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n")
     if paths.latents:
         tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..contract import InputError
-from ..files import media
+from ..files.outputs import read_metadata
 from ..plan.estimate import GIB
 from ..runs.manifest import KEY
 
@@ -39,7 +39,7 @@ def _read(path: Path) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             found = f"it cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})"
             raise InputError(asked, found, then) from None
-    elif (text := media.read_metadata(path).get(KEY)) is None:
+    elif (text := read_metadata(path).get(KEY)) is None:
         raise InputError(asked, "it carries no cosmos3 manifest", then)
     try:
         manifest = json.loads(text)

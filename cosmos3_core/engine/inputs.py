@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
-from ..files import media
+from ..files.images import read_image
+from ..files.video import read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import SYSTEM_PROMPTS, ChatTokenizer
@@ -83,9 +84,9 @@ def _read_prompts(
 def _read_pixels(request: Request) -> Tensor | None:
     count = request.conditioning_pixel_frames
     if request.task == "i2v":
-        frames = media.read_image(Path(request.image))[None]
+        frames = read_image(Path(request.image))[None]
     elif request.task == "v2v":
-        frames, _ = media.read_video(Path(request.video), count, request.condition_video_keep)
+        frames, _ = read_video(Path(request.video), count, request.condition_video_keep)
         if len(frames) < count:
             raise InputError(
                 f"--video {request.video}",

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import FORMATTED, OPS, Device, InputError
+from ..files.digests import sha256_json
 from ..scenarios.request import PROFILES, TASKS, check_keys
-from .record import digest
 
 GIB = 1 << 30
 FOLDER = Path("recipes")
@@ -195,7 +195,7 @@ def load(path: Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path}", f"it is not TOML ({error})", "Correct it, or copy another recipe") from None
     _check_table(path.name, "", tables)
-    recipe = Recipe(path, tables, digest({key: table for key, table in tables.items() if key != "validated"}))
+    recipe = Recipe(path, tables, sha256_json({key: table for key, table in tables.items() if key != "validated"}))
     _check_values(recipe)
     return recipe
 

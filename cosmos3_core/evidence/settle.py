@@ -82,20 +82,6 @@ def _check_plan(recipe: Recipe, plan: Plan) -> None:
         raise InputError(asked, error.found, "Correct [plan], or name the kernel in [run.kernels]") from None
 
 
-def peaks(plan: Plan) -> dict[str, int]:
-    """Peak memory of this process so far, in bytes: the host's resident size, and on an accelerator what torch had
-    allocated and what its allocator had reserved."""
-    import torch
-
-    from ..runs.manifest import peak_host_memory
-
-    found, accelerator = {"host_bytes": peak_host_memory()}, torch.accelerator
-    if accelerator.is_available() and accelerator.current_accelerator().type == plan.backend.torch_device:
-        found["allocated_bytes"] = accelerator.max_memory_allocated()
-        found["reserved_bytes"] = accelerator.max_memory_reserved()
-    return found
-
-
 def check_expect(recipe: Recipe, seconds: float, memory: dict[str, int]) -> None:
     """RunError unless the run kept within [expect]. `seconds` is the sum of the run's stages, loading included and the
     start of the process not; the device's peak is what the allocator reserved."""

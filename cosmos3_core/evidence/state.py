@@ -8,6 +8,7 @@ from typing import Any
 
 from ..contract import Cosmos3Error
 from . import record as records
+from .fingerprint import ROOT, differences, files_now, fingerprint, named
 from .recipe import Recipe
 from .verdict import failures
 
@@ -32,9 +33,10 @@ class State:
     record: dict[str, Any] | None = None
 
 
-def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path = records.ROOT) -> State:
+def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path | None = None) -> State:
     """The recipe's state. `now` is the fingerprint of this machine if the recipe's device is here; without it the
-    record is held against the sources under `root` only, so that the answer is the same on every machine."""
+    record is held against the sources under `root` (None: this checkout) only, so that the answer is the same on every
+    machine."""
     if recipe.validated is None and not records.path_of(recipe).exists():
         return State(recipe.known["state"], recipe.known["reason"])
     try:
@@ -42,24 +44,27 @@ def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path = rec
     except Cosmos3Error as error:
         return State("stale", error.found)
     then = record["fingerprint"]
-    now = now or {"code": {package: records.code_digest(package, root) for package in then["code"]}}
+    now = now or {"files": files_now(then, record["model"]["name"], root or ROOT) if "files" in then else {}}
     device, verdict = then["device"], record["verdict"]
     weights = " with random weights" if record["model"]["weights"] == "random" else ""
     why = f"measured on {record['date']} on {device['name']} ({device['arch']}){weights}"
     if said := verdict.get("note") or (None if verdict["passed"] else failures(verdict)):
         why += f"; {said}"
-    if changed := records.differences(then, now) + records.changed_media(recipe, record):
+    if changed := differences(then, now) + records.changed_media(recipe, record):
         return State("stale", f"{record['state']}, {why}; since then {'; '.join(changed)}", record)
     return State(record["state"], why, record)
 
 
 def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:
-    """This machine's fingerprint, None unless the recipe's backend and device are here."""
+    """This machine's fingerprint for the kernels of the recipe's record, None unless backend and device are here."""
     from .settle import backend_of
 
     try:
+        record = records.load(recipe)
         backend, device = backend_of(recipe)
         recipe.check_device(device)
     except Cosmos3Error:
         return None
-    return records.fingerprint(backend, device)
+    if "files" not in record["fingerprint"]:
+        return None
+    return fingerprint(backend, device, named(backend, record["fingerprint"]["kernels"]), record["model"]["name"])

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import RunError
+from ..files.digests import sha256_file
 from . import record as records
 from . import verdict as verdicts
 from . import worker
+from .fingerprint import chosen, differences, fingerprint
 from .recipe import Recipe
 from .settle import BASELINE, CANDIDATE, EXACT, FORMATS, Settled, check_expect, settle
 
@@ -42,7 +44,8 @@ class Question:
         return json.dumps([self.candidate.model.name, request, plan], sort_keys=True)
 
     def fingerprint(self) -> dict[str, Any]:
-        return records.fingerprint(self.candidate.plan.backend, self.candidate.plan.device)
+        plan = self.candidate.plan
+        return fingerprint(plan.backend, plan.device, chosen(plan), self.candidate.model.name)
 
 
 def validate(
@@ -63,7 +66,7 @@ def validate(
     for recipe in recipes:
         settled = (settle(recipe, role, random_weights=random_weights) for role in (BASELINE, CANDIDATE))
         question = Question(recipe, *settled)
-        records.check_writable(recipe)
+        records.check_both_writable(recipe)
         groups.setdefault(question.common(), []).append(question)
     for questions in groups.values():
         yield from _answer(questions, random_weights, launch, say)
@@ -77,7 +80,7 @@ def _answer(
 ) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     with tempfile.TemporaryDirectory(prefix="cosmos3-") as name:
         folder, first = Path(name), questions[0]
-        noise, fingerprint = _write_noise(folder, first.candidate), first.fingerprint()
+        noise, before = _write_noise(folder, first.candidate), [question.fingerprint() for question in questions]
 
         def measure(recipe: Recipe, job: str, role: str) -> dict[str, Any]:
             say(f"measuring {recipe.name}: {job}")
@@ -89,7 +92,7 @@ def _answer(
             return json.loads((out / "raw.json").read_text())
 
         shared = {job: measure(first.recipe, job, role) for job, role in SHARED.items()}
-        for question in questions:
+        for question, then in zip(questions, before, strict=True):
             recipe = question.recipe
             raw = shared | {"candidate": measure(recipe, "candidate", CANDIDATE)}
             if recipe.formats:
@@ -98,12 +101,12 @@ def _answer(
             check_expect(recipe, sum(cold["stages"].values()), memory)
             say(f"comparing {recipe.name}")
             compared = compare(folder, bool(recipe.formats))
-            if changed := records.differences(fingerprint, question.fingerprint()):
+            if changed := differences(then, question.fingerprint()):
                 found = f"{'; '.join(changed)} while it was measured"
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
             drawn = worker.are_random(question.candidate.model, random_weights)
             model = {"weights": "random" if drawn else "checkpoint"}
-            found = {"noise_sha256": records.digest_file(noise), "fingerprint": fingerprint, "measurements": raw}
+            found = {"noise_sha256": sha256_file(noise), "fingerprint": then, "measurements": raw}
             record = _record(question, model, found | {"comparisons": compared})
             records.write(recipe, record)
             yield recipe, record

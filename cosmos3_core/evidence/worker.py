@@ -8,7 +8,6 @@ run` does, so that the peak is that of a user's run; the stages' seconds tell lo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error
+from ..runs.memory import peak_memory
 from . import recipe as recipes
-from .settle import BASELINE, CANDIDATE, EXACT, peaks, settle
+from .settle import BASELINE, CANDIDATE, EXACT, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,7 @@ def measure(job: Job) -> None:
     from safetensors.torch import save_file
 
     from ..checkpoint.random_weights import RandomWeights
+    from ..checkpoint.tensors import tensor_digest
     from ..engine.engine import Engine
     from ..engine.passes import items_of
 
@@ -78,7 +79,7 @@ def measure(job: Job) -> None:
     if job.role in (BASELINE, CANDIDATE):
         tensors["frames"], middle, raw["cold"] = _generate(engine, request, inputs, job.launched)
         tensors.setdefault("middle", middle)
-        raw["memory"] = peaks(plan)
+        raw["memory"] = peak_memory(plan.backend.torch_device)
     if job.role == CANDIDATE:
         *_, raw["warm"] = _generate(engine, request, inputs, time.time())
     context = engine.prepare(request, inputs)
@@ -88,7 +89,7 @@ def measure(job: Job) -> None:
     for suffix in ("",) if job.middle else ("", ".again"):
         probed = probe(engine, start, tensors["middle"])
         tensors |= {name + suffix: tensor for name, tensor in probed.items()}
-    raw["sha256"] = {name: _digest(tensor) for name, tensor in tensors.items()}
+    raw["tensors"] = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     out = Path(job.out)
     save_file(tensors, out / "tensors.safetensors")
     (out / "raw.json").write_text(json.dumps(raw, allow_nan=False))
@@ -133,12 +134,6 @@ def probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
         "velocity_middle": second.cpu(),
         "short_trajectory": short.x.cpu(),
     }
-
-
-def _digest(tensor: Tensor) -> str:
-    import torch
-
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def launch(job: Job) -> None:

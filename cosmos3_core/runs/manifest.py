@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, reference
+from .. import __version__
 from ..scenarios.request import profile_source
+from .memory import peak_device_memory, peak_host_memory
 
 if TYPE_CHECKING:
     from ..checkpoint.model import Model
@@ -75,33 +76,6 @@ def complete(settled: dict[str, Any], engine: Engine, inputs: Inputs, state: Sta
         "timesteps": state.solver.timesteps,
         "seconds": seconds,
         "peak_host_memory_bytes": peak_host_memory(),
-        "peak_device_memory_bytes": peak_device_memory(engine.plan),
+        "peak_device_memory_bytes": peak_device_memory(engine.plan.backend.torch_device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
-
-
-def peak_host_memory() -> int:
-    """The process's largest resident size so far, in bytes."""
-    import resource
-    import sys
-    from pathlib import Path
-
-    status = Path("/proc/self/status")
-    # Linux counts in getrusage what the parent had at the fork, too.
-    for line in status.read_text().splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    # macOS counts in bytes, others in KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def peak_device_memory(plan: Plan) -> dict[str, int | None] | None:
-    """Bytes that tensors took at most in this process (`allocated`) and that torch held for them (`reserved`), each
-    None where torch does not count it. None where the device's memory is the host's."""
-    import torch
-
-    if plan.backend.torch_device == reference.BACKEND.torch_device or not torch.accelerator.is_available():
-        return None
-    found = {"allocated": torch.accelerator.max_memory_allocated(), "reserved": torch.accelerator.max_memory_reserved()}
-    return {name: count or None for name, count in found.items()}

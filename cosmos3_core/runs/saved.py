@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import tensors
+from ..checkpoint.tensors import tensor_digest
 from ..contract import InputError
-from ..files import media
+from ..files.atomic import atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,13 +63,13 @@ class Earlier:
 
     def check_inputs(self, inputs: Inputs) -> None:
         """A stopped run goes on with the picture or clip that it began with, or not at all."""
-        if self.state is not None and self.pixels != digest(inputs.pixels):
+        if self.state is not None and self.pixels != _pixels_of(inputs):
             found = "the picture or clip that it began with has changed since"
             raise InputError(f"--resume {self.options.resume}", found, "Put the old file back, or start the run again")
 
 
-def digest(pixels: Tensor | None) -> str | None:
-    return None if pixels is None else tensors.digest(pixels.contiguous())
+def _pixels_of(inputs: Inputs) -> str | None:
+    return None if inputs.pixels is None else tensor_digest(inputs.pixels)
 
 
 def repeated(options: Options, text: str) -> Earlier:
@@ -141,7 +141,7 @@ def to_keep(options: Options, settled: dict[str, Any], inputs: Inputs) -> dict[s
         "options": staying | {"backend": plan["backend"], "dtype": plan["dtype"]},
         "kernels": plan["kernels"],
         "latents": settled.get("latents"),
-        "pixels": digest(inputs.pixels),
+        "pixels": _pixels_of(inputs),
     }
 
 
@@ -182,5 +182,5 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
 def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str]) -> None:
     from safetensors.torch import save
 
-    with media.atomic(path) as temporary:
+    with atomic(path) as temporary:
         temporary.write_bytes(save(named, metadata))

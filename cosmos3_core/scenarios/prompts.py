@@ -6,10 +6,12 @@ docs/model.md, section 4.2. Released models are trained on captions that state t
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .request import Request
 from .sizes import TIERS
+
+if TYPE_CHECKING:
+    from .request import Request
 
 
 def positive_text(request: Request) -> str:

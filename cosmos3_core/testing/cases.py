@@ -6,7 +6,6 @@ views of one projection. The truth is the reference evaluated in fp64 (norms: fp
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,14 +147,6 @@ def parts(found: Tensor | Quantized) -> list[Tensor]:
 
 def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def bits(tensors: Sequence[Tensor]) -> str:
-    """SHA-256 over the bytes of the tensors: equal in two processes where they hold the same bits."""
-    joined = hashlib.sha256()
-    for tensor in tensors:
-        joined.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return joined.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import pytest
 
 from .. import __version__
 from ..contract import API, Device
+from ..evidence.fingerprint import row_facts, versions_of
+from ..files.digests import sha256_files, sha256_json
 from .subject import Subject
 
 LIBRARIES = ("torch", "pytest")
@@ -25,14 +25,13 @@ def _now() -> str:
 
 def _kit() -> str:
     """SHA-256 over the kit's own sources, and with them the tests and bounds that were applied."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    here = Path(__file__).parent
+    return sha256_json(sha256_files(here.rglob("*.py"), here))
 
 
 def fingerprint(subject: Subject) -> dict[str, Any]:
     """What the outcomes hold for: another value of any of these, and they say nothing."""
     backend, found, device = subject.backend, subject.found, subject.device
-    fields = ("op", "name", "arch", "dtypes", "formats", "needs", "deterministic", "notes")
     return {
         "cosmos3": __version__,
         "contract": API,
@@ -45,10 +44,10 @@ def fingerprint(subject: Subject) -> dict[str, Any]:
             "torch_device": backend.torch_device,
             "sources": subject.sources(),
         },
-        "rows": [{name: getattr(row, name) for name in fields} for row in backend.kernels],
+        "rows": [row_facts(row) | {"notes": row.notes} for row in backend.kernels],
         "device": vars(device) | {"versions": dict(device.versions)} if isinstance(device, Device) else None,
         "unavailable": device if isinstance(device, str) else None,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "versions": {"python": platform.python_version()} | versions_of(LIBRARIES),
         "platform": platform.platform(),
     }
 

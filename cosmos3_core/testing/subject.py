@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import Device, Kernel, Unavailable
+from ..files.digests import sha256_files, sha256_json
 from ..plan import Want, discovery
 from ..plan.resolve import why_not
 
@@ -82,15 +82,14 @@ class Subject:
     def sources(self) -> str:
         """SHA-256 over the files of the backend's package and of those that its rows come from, names included."""
         modules = {self.module, *(kernel.build.__module__ for kernel in self.backend.kernels)}
-        digest = hashlib.sha256()
+        found: dict[str, Any] = {}
         for package in sorted({module.partition(".")[0] for module in modules}):
             spec = importlib.util.find_spec(package)
             roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
-            files = [(path.relative_to(root), path) for root in roots for path in root.rglob("*") if path.is_file()]
-            for name, path in sorted(files) or [(Path(spec.origin).name, Path(spec.origin))]:
-                if "__pycache__" not in path.parts:
-                    digest.update(f"{package}/{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-        return digest.hexdigest()
+            files = [path for root in roots for path in root.rglob("*") if path.is_file()] or [Path(spec.origin)]
+            ours = [path for path in files if "__pycache__" not in path.parts]
+            found[package] = sha256_files(ours, roots[0] if roots else Path(spec.origin).parent)
+        return sha256_json(found)
 
 
 def row_id(kernel: Kernel) -> str:

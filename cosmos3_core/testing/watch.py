@@ -7,7 +7,6 @@ prints {"probe": [what changed], "rows": {"op-name": {"changed": [...], "digest"
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .cases import bits
+from ..checkpoint.tensors import tensor_digest
 from .subject import Subject, row_id
 from .suite import CASES
 
@@ -33,7 +32,7 @@ def surroundings() -> dict[str, Any]:
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
         "torch.get_num_threads()": torch.get_num_threads(),
         "torch.get_num_interop_threads()": torch.get_num_interop_threads(),
-        "torch.get_rng_state()": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
+        "torch.get_rng_state()": tensor_digest(torch.get_rng_state()),
         "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
         "random.getstate()": hash(random.getstate()),
@@ -59,7 +58,8 @@ def watch(name: str) -> dict[str, Any]:
             continue
         before, row = surroundings(), {}
         try:
-            row["digest"] = bits(CASES[kernel.op].job(subject.here(kernel), kernel.build(device), torch_device))
+            ops = CASES[kernel.op].job(subject.here(kernel), kernel.build(device), torch_device)
+            row["digest"] = tensor_digest(*ops)
         except Exception as error:  # a row that fails is reported for that row; the others are still watched
             row["error"] = f"{type(error).__name__}: {error}"
         seen["rows"][row_id(kernel)] = row | {"changed": difference(before, surroundings())}

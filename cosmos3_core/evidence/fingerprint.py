@@ -1,0 +1,163 @@
+"""What a measurement depends on besides the recipe: the code that computes, the chosen rows, versions, the device."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..contract import Backend, Device, Kernel
+from ..files.digests import sha256_json
+from ..plan import Plan
+from ..plan.resolve import rows
+from .closure import CORE, Closure, Sources
+
+ROOT = Path(__file__).parents[2]
+"""The checkout, or the folder of the installed package."""
+ROOTS = ("model", "quant", "reference", "sampling", "plan.execution", "scenarios.conditioning", "scenarios.prompts")
+"""The parts of the core that compute; what they import counts as well."""
+OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contract.errors")
+"""Parts that compute nothing, whoever imports them."""
+DEFAULTS = "scenarios/defaults.toml"
+TINY, TINY_FOLDER = "tiny", "assets/tiny"
+"""The model inside the package, and its files."""
+LIBRARIES = ("torch", "diffusers")
+IMPORTERS = {"import_module", "__import__"}
+NAMED = 5
+"""Files that a sentence names at most."""
+
+
+def fingerprint(backend: Backend, device: Device, kernels: Sequence[Kernel], model: str) -> dict[str, Any]:
+    """Of a run of `model` on these rows. The record keeps it; `differences` compares two."""
+    sources, ordered = Sources(ROOT), sorted(kernels, key=lambda kernel: (kernel.op, kernel.name))
+    builds = sorted({place for kernel in ordered for place in places_of(kernel.build, sources)})
+    needs = sorted({name.partition(".")[0] for kernel in ordered for name in kernel.needs})
+    return {
+        "kernels": [[kernel.op, kernel.name] for kernel in ordered],
+        "rows": sha256_json([row_facts(kernel) for kernel in ordered]),
+        "builds": builds,
+        "files": _files(builds, model, sources),
+        "versions": versions_of((*LIBRARIES, *needs)) | dict(device.versions),
+        "device": {"backend": backend.name, "name": device.name, "arch": device.arch},
+    }
+
+
+def chosen(plan: Plan) -> list[Kernel]:
+    """The rows that a plan runs, each once."""
+    return list({(c.op, c.kernel.name): c.kernel for c in (*plan.choices, *plan.kept)}.values())
+
+
+def named(backend: Backend, kernels: Iterable[Sequence[str]]) -> list[Kernel]:
+    """The backend's rows of today for a fingerprint's `kernels`."""
+    return [row for op, name in kernels for row in rows(backend, op) if row.name == name]
+
+
+def files_now(then: Mapping[str, Any], model: str, root: Path) -> dict[str, str]:
+    """The digests of the files that a fingerprint's kernels compute with today, from the sources alone. Of a package
+    that is not here nothing is known, so its files count as they were."""
+    sources = Sources(root)
+    gone = {name: old for name, old in then["files"].items() if sources.folder(re.split("[/.]", name)[0]) is None}
+    return _files(then["builds"], model, sources) | gone
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two fingerprints differ in, in words; a part that is unknown now is not counted."""
+    if "files" not in then:
+        return ["records name the files they were measured with, and this one does not"]
+    said, old, new = [], then["files"], now["files"]
+    if changed := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
+        more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        said.append(f"the code changed: {', '.join(changed[:NAMED])}{more}")
+    if now.get("rows", then["rows"]) != then["rows"]:
+        said.append("the backend declares its rows otherwise")
+    for table in ("versions", "device"):
+        new = now.get(table, then[table])
+        for name in sorted(then[table].keys() | new.keys()):
+            old_value, new_value = then[table].get(name), new.get(name)
+            if old_value != new_value:
+                said.append(f"{name} was {old_value} and is {new_value}")
+    return said
+
+
+def row_facts(kernel: Kernel) -> dict[str, Any]:
+    """What a row declares of itself, as JSON."""
+    plain = ("op", "name", "arch", "dtypes", "formats", "needs", "deterministic")
+    return {key: list(value) if isinstance(value := getattr(kernel, key), tuple) else value for key in plain}
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed versions, None of what is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def places_of(build: Callable[[Device], Any], sources: Sources) -> set[str]:
+    """Where the code of a row's build function stands, as "module:definition"; and the "module" for each that a
+    factory told it to import by name. Where that cannot be known, the whole package."""
+    places, package = set(), ""
+    for part in _parts(build):
+        if inspect.isroutine(part) or inspect.isclass(part):
+            module = part.__module__ or ""
+            package = package or module.partition(".")[0]
+            if module.partition(".")[0] == package or module.startswith("cosmos3_"):
+                places.add(f"{module}:{part.__qualname__.partition('.')[0]}")
+        elif sources.file(named := f"{sources.package_of(module)}.{part}"):
+            places.add(named)
+    imports = {name for part in _parts(build) for name in getattr(getattr(part, "__code__", None), "co_names", ())}
+    if imports & IMPORTERS and not any(":" not in place for place in places):
+        places.add(package)
+    return places
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The functions and classes that a callable is made of, each before the strings that are bound to it."""
+    waiting, seen = [value], set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, functools.partial):
+            waiting += [*part.args, *part.keywords.values(), part.func]
+        elif inspect.ismethod(part):
+            waiting += [part.__self__, part.__func__]
+        elif inspect.isfunction(part := inspect.unwrap(part) if callable(part) else part):
+            yield part
+            for cell in part.__closure__ or ():
+                with suppress(ValueError):  # a cell that is not filled yet
+                    waiting.append(cell.cell_contents)
+        elif inspect.isclass(part) or inspect.isroutine(part):
+            yield part
+        elif callable(part):
+            waiting += [*getattr(part, "__dict__", {}).values(), type(part)]
+
+
+def _files(builds: Iterable[str], model: str, sources: Sources) -> dict[str, str]:
+    roots = [module for name in ROOTS for module in sources.modules(f"{CORE}.{name}")]
+    definitions = [place.split(":") for place in builds if ":" in place]
+    found = Closure(sources, [f"{CORE}.{name}" for name in OUTSIDE], [module for module, _ in definitions])
+    for module in roots:
+        found.add_module(module)
+    for place in builds:
+        for module in sources.modules(place) if ":" not in place else ():
+            found.add_module(module)
+    for module, name in definitions:
+        found.add_definition(module, name)
+    core = sources.folder(CORE) / CORE
+    data = [core / DEFAULTS, *((core / TINY_FOLDER).rglob("*") if model == TINY else ())]
+    for file in data:
+        if file.is_file():
+            found.add_file(file, CORE)
+    return dict(sorted(found.digests.items()))

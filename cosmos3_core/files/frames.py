@@ -1,0 +1,47 @@
+"""What a frame is, a uint8 RGB array [H, W, 3], and what its writers have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..contract import RunError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FLAT_RANGE = 2
+"""Levels of 255 between the darkest and the brightest pixel, up to which a frame counts as one flat colour."""
+
+
+def check_frame(frame: np.ndarray) -> None:
+    """Raises ValueError for an array that is no frame."""
+    import numpy as np
+
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"a frame is uint8 [H, W, 3], not {frame.dtype} {list(frame.shape)}")
+
+
+def is_flat(frame: np.ndarray) -> bool:
+    """Whether the frame shows one colour, but for rounding."""
+    from PIL import Image
+
+    return all(high - low <= FLAT_RANGE for low, high in Image.fromarray(frame).getextrema())
+
+
+def flat_error(path: Path) -> RunError:
+    """The error of an output that shows nothing."""
+    return RunError(
+        f"writing {path}",
+        "every frame is one flat colour, which a working model does not produce; nothing was written",
+        "Check the weights (they may be damaged or belong to another model) and try another --seed",
+    )
+
+
+def read_back_error(path: Path, found: str) -> RunError:
+    """The error of an output that was written and is not whole."""
+    return RunError(
+        f"writing {path}",
+        f"the finished file does not read back as what was written ({found}), so it was deleted",
+        "Check the disk; if it is sound, reinstall the encoder: pip install --force-reinstall av pillow",
+    )

@@ -1,0 +1,56 @@
+"""A run's output by its name, whichever kind it is.
+
+A run costs minutes, so an output is checked twice. Before it, `check_output` finds the reasons a file could not be
+written. After it, the writers in `images` and `video` read their own file back and only then give it its final name: a
+file that carries the name asked for is whole, plays, and shows what the model made.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from ..contract import InputError
+from . import images, video
+from .atomic import check_writable
+
+
+def check_output(path: Path, clip: bool) -> None:
+    """Raises InputError if a clip (`clip`) or a picture cannot be written to `path`: wrong suffix, a folder or device
+    in its place, a missing or unwritable folder, or no H.264 encoder. Costs nothing next to loading weights."""
+    asked = f"writing {path}"
+    kind, suffix = ("clip", video.VIDEO_SUFFIX) if clip else ("picture", images.IMAGE_SUFFIX)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG
+    except OSError as error:
+        found = f"the name cannot be used ({error.strerror})"
+        raise InputError(asked, found, "Choose another name with -o") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(asked, "it is a folder", f"Pass a file name, such as -o {path / 'out'}{suffix}")
+    if path.suffix.lower() != suffix:
+        found = f"this run makes a {kind}, which is written as {suffix}"
+        raise InputError(asked, found, f"Pass -o {path.with_suffix(suffix)}")
+    if not stat.S_ISREG(mode):
+        raise InputError(asked, "it exists and is not an ordinary file", "Choose another name with -o")
+    check_writable(path)
+    if clip:
+        import av
+
+        try:
+            av.codec.Codec("libx264", "w")
+        except av.codec.codec.UnknownCodecError:
+            raise InputError(
+                asked,
+                "the installed PyAV has no H.264 encoder (libx264)",
+                "Install the wheel that has one: pip install --force-reinstall --only-binary av av",
+            ) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts stored in a .png or another media file, such as those given to `write_image` or `write_video`.
+
+    Raises InputError if the file cannot be read as what its suffix says.
+    """
+    return (images if path.suffix.lower() == images.IMAGE_SUFFIX else video).read_metadata(path)
