@@ -6,7 +6,6 @@ Nothing here looks inside a weight file and nothing is ever unpickled. `HF_HOME`
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
+from ..contract.errors import nearest
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 PUBLISHED = (
@@ -233,8 +233,8 @@ def _is_hub_id(model: str) -> bool:
 
 
 def _did_you_mean(model: str) -> str:
-    names = {name.lower(): name for name in PUBLISHED} | {name.split("/")[1].lower(): name for name in PUBLISHED}
-    close = [names[match] for match in difflib.get_close_matches(model.lower(), names, n=1, cutoff=0.5)]
-    if close and close[0] != model:
-        return f"Did you mean {close[0]}?"
+    names = {name.removeprefix(part): name for part in ("", "nvidia/", "nvidia/Cosmos3-") for name in PUBLISHED}
+    close = nearest(model, names)
+    if close and names[close] != model:
+        return f"Did you mean {names[close]}?"
     return f"Pass tiny, a folder, or one of {', '.join(PUBLISHED)}"

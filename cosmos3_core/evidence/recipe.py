@@ -17,7 +17,6 @@ The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats b
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import FORMATTED, OPS, Device, InputError
+from ..contract.errors import did_you_mean
 from ..scenarios.request import PROFILES, TASKS, check_keys
 from .record import digest
 
@@ -214,7 +214,7 @@ def find(name: str, folder: Path = FOLDER) -> Recipe:
     path = folder / f"{name}.toml"
     if not path.is_file():
         names = [path.stem for path in sorted(folder.glob("*.toml"))]
-        hint = _hint(name, names, "See cosmos3 recipes list")
+        hint = did_you_mean(name, names, "See cosmos3 recipes list")
         raise InputError(f"recipe {name!r}", f"there is none of that name in {folder}", hint)
     return load(path)
 
@@ -234,7 +234,7 @@ def _check_table(file: str, name: str, table: Mapping[str, Any]) -> None:
     keys, asked = TABLES[name], f"{file}: [{name}]" if name else file
     for key, value in table.items():
         if key not in keys:
-            hint = _hint(key, list(keys), f"Keys are {', '.join(keys)}")
+            hint = did_you_mean(key, list(keys), f"Keys are {', '.join(keys)}")
             raise InputError(f"{asked} {key!r}", "there is no such key", hint)
         if not isinstance(value, keys[key]) or isinstance(value, bool):
             kinds = {str: "text", int: "a whole number", dict: "a table", NUMBER: "a number"}
@@ -254,7 +254,7 @@ def _check_values(recipe: Recipe) -> None:
         choices.append(("run", "profile", run["profile"], PROFILES))
     for table, key, value, allowed in choices:
         if value not in allowed:
-            hint = _hint(value, list(allowed), f"Choices are {', '.join(allowed)}")
+            hint = did_you_mean(value, list(allowed), f"Choices are {', '.join(allowed)}")
             raise InputError(f"{file}: [{table}] {key} = {value!r}", "there is no such choice", hint)
     if twice := [key for key in REQUEST_KEYS if key in extra]:
         raise InputError(f"{file}: [run.request] {twice[0]}", f"{twice[0]} belongs into [run]", "Move it there")
@@ -270,8 +270,3 @@ def _check_values(recipe: Recipe) -> None:
             raise InputError(f"{file}: {key} = {value}", "it is not above zero", f"Correct {key}")
     if file != file_name(recipe):
         raise InputError(f"recipe {file}", "its name is not what it holds", f"Name it {file_name(recipe)}")
-
-
-def _hint(word: str, known: list[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f"Did you mean {close[0]}?" if close else otherwise
