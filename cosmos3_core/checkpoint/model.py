@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
-from ..scenarios.request import NEGATIVE_PROMPT, ModelFacts
+from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
 from .repository import Repository, open_repository
 
 if TYPE_CHECKING:

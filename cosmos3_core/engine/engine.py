@@ -24,7 +24,7 @@ from torch import Tensor
 from ..checkpoint.model import Model, Weights
 from ..contract import InputError, RunError
 from ..files import media
-from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, TEMPORAL_COMPRESSION
 from ..model.packing import Item, Packing
 from ..model.text import SYSTEM_PROMPTS
 from ..model.transformer import Branches, GenerationTower, TextContext
@@ -34,6 +34,7 @@ from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import Solver
 from ..sampling.state import State, views
 from ..scenarios.conditioning import fit
+from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
 
@@ -53,14 +54,6 @@ class Inputs:
     notes: tuple[str, ...] = ()
 
 
-def items_of(request: Request, model: Model) -> tuple[Item, ...]:
-    """The latents that a request asks for."""
-    frames = (request.frames - 1) // TEMPORAL_COMPRESSION + 1
-    height, width = request.height // SPATIAL_COMPRESSION, request.width // SPATIAL_COMPRESSION
-    shape = (model.config.latent_channel, frames, height, width)
-    return (Item("vision", shape, clean=request.clean_frames, fps=request.fps),)
-
-
 def solver_of(request: Request, model: Model) -> Solver:
     """The request's schedule on this model. Raises InputError where its scheduler_config.json describes none."""
     try:
@@ -75,7 +68,7 @@ def solver_of(request: Request, model: Model) -> Solver:
 
 def one_pass(request: Request, model: Model) -> bool:
     """Whether both guidance branches run as one batch."""
-    tokens = Packing(items_of(request, model), model.config, "meta").length
+    tokens = Packing(items_of(request, model.config), model.config, "meta").length
     return tokens <= ONE_PASS_TOKENS
 
 
@@ -166,7 +159,7 @@ class Engine:
         request's own (one tensor per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
         solver_of(request, self.model)
         if noise is not None:
-            noise = self._checked_noise(noise, items_of(request, self.model))
+            noise = self._checked_noise(noise, items_of(request, self.model.config))
         kind = "video" if request.is_video else "image"
         system, notes = SYSTEM_PROMPTS[kind] if request.system_prompt else None, []
         texts = {"prompt": positive_text(request)}
@@ -181,7 +174,7 @@ class Engine:
         longest, vocabulary = max(prompt + negative), self.model.config.vocab_size
         if longest >= vocabulary:
             raise InputError(
-                f"--model {self.model.name}",
+                f"`model` {self.model.name}",
                 f"its tokenizer makes token {longest} and its vocabulary ends at {vocabulary - 1}",
                 "text_tokenizer and transformer belong to different models; get both from one repository",
             )
@@ -189,13 +182,13 @@ class Engine:
 
     def _read_pixels(self, request: Request) -> Tensor | None:
         count = request.conditioning_pixel_frames
-        if request.task == "i2v":
+        if request.image is not None:
             frames = media.read_image(Path(request.image))[None]
-        elif request.task == "v2v":
+        elif request.video is not None:
             frames, _ = media.read_video(Path(request.video), count, request.condition_video_keep)
             if len(frames) < count:
                 raise InputError(
-                    f"--video {request.video}",
+                    f"`video` {request.video}",
                     f"it has {len(frames)} frames, and condition_frame_indexes {list(request.condition_frame_indexes)} "
                     f"cover {count}",
                     f"Use a longer clip, or condition_frame_indexes up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
@@ -207,7 +200,7 @@ class Engine:
             request.width,
             request.height,
             image_filter=request.image_filter,
-            stretch=request.task == "v2v" and request.video_fit == "stretch",
+            stretch=request.video is not None and request.video_fit == "stretch",
         )
 
     @torch.inference_mode()
@@ -215,7 +208,8 @@ class Engine:
         """Read the prompts, encode the conditioning, draw the noise: the state before step 0. `inputs` is what
         `read_inputs` returned, if the caller has it."""
         inputs = inputs or self.read_inputs(request)
-        items, stream, solver = items_of(request, self.model), generator(request.seed), solver_of(request, self.model)
+        items = items_of(request, self.model.config)
+        stream, solver = generator(request.seed), solver_of(request, self.model)
         drawn = initial_noise(items, stream)  # whatever noise is taken: what a sampler draws comes after it
         noise = inputs.noise or drawn
         texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
@@ -301,7 +295,7 @@ class Engine:
             raise RunError(
                 f"decoding after {state.index} steps",
                 "the latents hold NaN or infinity, so a kernel or a weight is wrong",
-                "Run again with --backend reference to tell which",
+                "Run again with `backend` reference to tell which",
             )
         state.passes.clear()
         self._done_with("generation")

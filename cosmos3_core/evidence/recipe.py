@@ -27,7 +27,9 @@ from typing import Any
 
 from ..contract import FORMATTED, OPS, Device, InputError
 from ..contract.errors import did_you_mean
-from ..scenarios.request import PROFILES, TASKS, check_keys
+from ..scenarios.families import TASKS
+from ..scenarios.fields import FIELDS
+from ..scenarios.request import PROFILES, check_keys
 from .record import digest
 
 GIB = 1 << 30
@@ -52,12 +54,7 @@ TABLES: dict[str, dict[str, Any]] = {
     },
     "run": {
         "model": str,
-        "task": str,
-        "prompt": str,
-        "size": str,
-        "frames": int,
-        "steps": int,
-        "seed": int,
+        **{field.name: field.kind.type for field in FIELDS.values() if field.headline},
         "profile": str,
         "backend": str,
         "dtype": str,
@@ -80,8 +77,6 @@ REQUIRED = {
     "known": ("state", "reason"),
     "validated": ("state", "record", "sha256", "date"),
 }
-REQUEST_KEYS = ("task", "prompt", "size", "frames", "steps", "seed")
-"""Request fields that stand in [run] itself."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ class Recipe:
     def given(self) -> dict[str, Any]:
         """The request fields that the recipe sets. Paths of input media are taken from the recipe's folder."""
         given: dict[str, Any] = {"prompt": STOCK_PROMPT, "seed": STOCK_SEED}
-        given |= {key: self.run[key] for key in REQUEST_KEYS if key in self.run} | self.run.get("request", {})
+        given |= {key: self.run[key] for key in FIELDS if key in self.run} | self.run.get("request", {})
         media = {key: str(self.path.parent / given[key]) for key in ("image", "video") if given.get(key)}
         return given | media
 
@@ -151,8 +146,7 @@ class Recipe:
 
     def command_line(self, output: str | None) -> list[str]:
         """The arguments of the `cosmos3 run` that this recipe stands for."""
-        suffix = ".png" if self.run["task"] == "t2i" else ".mp4"
-        return [*self.arguments(), "--output", output or f"{self.name}{suffix}"]
+        return [*self.arguments(), "--output", output or f"{self.name}{TASKS[self.run['task']].suffix}"]
 
     def check_device(self, found: Device) -> None:
         """InputError unless `found` is the device that the recipe is for."""
@@ -256,7 +250,7 @@ def _check_values(recipe: Recipe) -> None:
         if value not in allowed:
             hint = did_you_mean(value, list(allowed), f"Choices are {', '.join(allowed)}")
             raise InputError(f"{file}: [{table}] {key} = {value!r}", "there is no such choice", hint)
-    if twice := [key for key in REQUEST_KEYS if key in extra]:
+    if twice := [key for key, field in FIELDS.items() if field.headline and key in extra]:
         raise InputError(f"{file}: [run.request] {twice[0]}", f"{twice[0]} belongs into [run]", "Move it there")
     try:
         check_keys(extra)
