@@ -120,7 +120,7 @@ def pip_install(extra: str) -> str:
 
 
 def _find(name: str, disabled: Collection[str]) -> Found:
-    here, asked = installed(disabled), f"--backend {name}"
+    here, asked = installed(disabled), f"`backend` {name}"
     if name in here:
         return here[name]
     if name in installed():
