@@ -1,6 +1,7 @@
 """The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, its packages import
-in one direction, the model runs on the ops it was given, nothing is unpickled, a function fits a screen. And over the
-source of the in-tree backends: each knows the contract and nothing else of ours, and its plugin loads nothing heavy.
+in one direction, the model runs on the ops it was given, messages name no option, nothing is unpickled, a function fits
+a screen. And over the source of the in-tree backends: each knows the contract and nothing else of ours, and its plugin
+loads nothing heavy.
 
 A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.
 """
@@ -40,6 +41,9 @@ OWNED_BY_OPS = {
 }
 # What a backend may know of cosmos3_core: what a vendor's package may.
 OPEN_TO_BACKENDS = {"contract", "quant", "testing"}
+# What says in its messages what a caller can set, and does not know who the caller is.
+FREE_OF_OPTIONS = {"model", "scenarios", "sampling", "engine"}
+OPTION = re.compile(r"(?<!\S)--[a-z]")
 LONGEST_FUNCTION = 60
 
 
@@ -133,6 +137,14 @@ def model_runs_on_its_ops(module: str, source: str) -> Iterator[str]:
             yield f"line {line}: device name {text!r}"
 
 
+def names_no_option(module: str, source: str) -> Iterator[str]:
+    if package_of(module) not in FREE_OF_OPTIONS:
+        return
+    for line, text in strings(ast.parse(source)):
+        if OPTION.search(text):
+            yield f"line {line}: {text!r} names an option; a message names the field, in backquotes"
+
+
 def unpickles_nothing(module: str, source: str) -> Iterator[str]:
     for line, name in used(module, ast.parse(source)):
         if name.split(".")[0] == "pickle" or name == "torch.load":
@@ -178,6 +190,7 @@ RULES: list[Rule] = [
     reads_no_environment,
     imports_in_one_direction,
     model_runs_on_its_ops,
+    names_no_option,
     unpickles_nothing,
     functions_fit_a_screen,
 ]
@@ -266,6 +279,8 @@ BAD: list[tuple[Rule, str, str]] = [
     (model_runs_on_its_ops, "model.block", "from torch import nn\nnn.RMSNorm(8)"),
     (model_runs_on_its_ops, "model.block", "from torch.nn import Linear"),
     (model_runs_on_its_ops, "model.block", "x.to('cpu')"),
+    (names_no_option, "scenarios.request", "raise InputError(f'--image {name}')"),
+    (names_no_option, "engine.inputs", "raise InputError('a', 'b', 'Drop --seed')"),
     (unpickles_nothing, "engine.load", "import pickle"),
     (unpickles_nothing, "engine.load", "from pickle import loads"),
     (unpickles_nothing, "engine.load", "import torch\ntorch.load('a.pt', weights_only=True)"),
@@ -282,6 +297,8 @@ GOOD: list[tuple[Rule, str, str]] = [
     (imports_in_one_direction, "plan.resolve", "import pluggy\nfrom cosmos3_core.reference import ops"),
     (model_runs_on_its_ops, "model.block", "from torch import nn\nnn.Module\nnn.Conv3d\nself.ops.linear(x)"),
     (model_runs_on_its_ops, "reference.ops", "import torch\ntorch.nn.functional.linear(x, w)\ntorch.device('cpu')"),
+    (names_no_option, "engine.inputs", "raise InputError(f'`image` {name}', 'a -- b', '---')"),
+    (names_no_option, "cli.run", "raise InputError('--image')"),
     (unpickles_nothing, "engine.load", "import json\njson.load(file)\nself.load()"),
     (functions_fit_a_screen, "engine.load", LONG_FUNCTION.replace("    pass\n", "", 1)),
 ]

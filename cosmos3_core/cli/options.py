@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..scenarios.fields import FIELDS, Field
+from ..scenarios.fields import FIELDS, THE_INPUTS, Field
 from ..scenarios.request import PROFILES
 
 Decorator = Callable[[Callable], Callable]
@@ -62,7 +62,8 @@ def flag(name: str) -> str:
 
 
 def _option(field: Field) -> Decorator:
-    return click.option(flag(field.name), type=field.kind.type, help=field.help)
+    default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
+    return click.option(flag(field.name), type=field.kind.type, help=f"{field.help}{default}")
 
 
 _ANY_FIELD = (

@@ -115,7 +115,7 @@ _ROWS = (
     Field(
         name="task",
         kind=kinds.TASK,
-        help=f"{', '.join(list(TASKS)[:-1])} or {list(TASKS)[-1]}  [default: from the inputs]",
+        help=f"{', '.join(list(TASKS)[:-1])} or {list(TASKS)[-1]}.",
         default=THE_INPUTS,
         option=True,
         costs=True,

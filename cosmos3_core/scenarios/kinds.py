@@ -9,7 +9,7 @@ from typing import Any
 from ..contract import InputError
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from .families import TASKS
-from .sizes import FORMS, LARGEST, SMALLEST, TIERS, check_size, parse_size
+from .sizes import FORMS, LARGEST, SMALLEST, check_size, parse_size
 from .task import Task
 
 MAX_PROMPT_CHARS = 100_000
@@ -179,9 +179,7 @@ PROMPT = Kind("text", TEXT.words, TEXT_SCHEMA | {"minLength": 1}, str, _prompt)
 PATH = Kind("path", "the path of a file", {"type": ["string", "null"]}, str, _path)
 SIZE = Kind(
     "size",
-    f"width and height in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST} pixels, such as 1280x720, or "
-    f"a tier ({', '.join(f'{tier}p' for tier in TIERS)}), alone or with an aspect ratio "
-    f"({', '.join(next(iter(TIERS.values())))}), such as 720p:16:9",
+    f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9",
     {"anyOf": [{"type": "string", "description": FORMS}, _pair(SIDE_SCHEMA)]},
     str,
     _size,

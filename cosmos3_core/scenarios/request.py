@@ -93,7 +93,10 @@ def profile_source(profile: str) -> str:
 
 def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any], dict[str, str]]:
     """What the fields of a task are where they are not given, by a profile for a model, and where each value comes
-    from. A field without a default (a prompt) is absent; the seed is "random" where the profile leaves it to chance."""
+    from. A field without a default (a prompt) is absent; the seed is "random" where the profile leaves it to chance.
+    Raises InputError for an unknown profile."""
+    if profile not in PROFILES:
+        raise InputError(f"profile {profile!r}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
     row = _tables()["profile"][profile] | _tables()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in ("edge", "distilled")}
     special, _ = variants.get(model.variant, {}), row.pop("source")
@@ -136,8 +139,6 @@ def resolve(
     to chance. Raises InputError.
     """
     check_keys(given)
-    if profile not in PROFILES:
-        raise InputError(f"profile {profile!r}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
     default = TASKS[DEFAULT_TASK]
     task = TASKS[FIELDS["task"].check(given.get("task", default.name), default)]
     values, origin = defaults(task.name, profile, model)
