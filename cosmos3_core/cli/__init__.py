@@ -1,5 +1,4 @@
-"""The `cosmos3` command. Only click and the rows of a request are imported until a command runs: `--help` has to answer
-at once."""
+"""The `cosmos3` command. Only click is imported until a command runs: `--help` has to answer at once."""
 
 from __future__ import annotations
 
@@ -24,12 +23,12 @@ def cli(context: click.Context, disable_backends: str) -> None:
     context.obj = tuple(filter(None, (name.strip() for name in disable_backends.split(","))))
 
 
-@cli.command(context_settings=shared.CONTEXT)
+@cli.command(cls=shared.WithFields, context_settings=shared.CONTEXT)
 @click.argument("prompt", required=False)
 @click.option("--model", help='Hub id, folder, or "tiny".  [default: nvidia/Cosmos3-Nano]')
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]")
-@shared.with_options(shared.REQUEST)
+@shared.SET
 @click.option("--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat.")
 @shared.with_options(shared.PLAN)
 @click.option(
@@ -71,11 +70,11 @@ def backends(disabled: tuple[str, ...], as_json: bool) -> None:
     show(disabled, as_json)
 
 
-@cli.command(context_settings=shared.CONTEXT)
+@cli.command(cls=shared.WithFields, costs=True, context_settings=shared.CONTEXT)
 @click.option(
     "--model", default="nvidia/Cosmos3-Nano", show_default=True, help='nano, super, edge, a hub id, a folder or "tiny".'
 )
-@shared.with_options(shared.COSTS)
+@shared.SET
 @shared.with_options(shared.PLAN)
 @click.option("--memory", type=float, metavar="GIB", help="Judge by this much device memory instead of what is here.")
 @shared.JSON
@@ -93,9 +92,9 @@ def plan(disabled: tuple[str, ...], **options) -> None:
     execute(Options(disabled=disabled, **options))
 
 
-@cli.command(context_settings=shared.CONTEXT)
+@cli.command(cls=shared.WithFields, costs=True, context_settings=shared.CONTEXT)
 @click.option("--model", default="nvidia/Cosmos3-Nano", show_default=True, help='Hub id, folder, or "tiny".')
-@shared.with_options(shared.COSTS)
+@shared.SET
 @shared.with_options(shared.PLAN)
 @shared.JSON
 @click.pass_obj

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import click
-
-from ..scenarios.fields import FIELDS, THE_INPUTS, Field
-from ..scenarios.request import PROFILES
 
 Decorator = Callable[[Callable], Callable]
 CONTEXT = {"max_content_width": 110}
@@ -61,19 +59,36 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _option(field: Field) -> Decorator:
-    default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
-    return click.option(flag(field.name), type=field.kind.type, help=f"{field.help}{default}")
+class WithFields(click.Command):
+    """A command that takes the fields of a request: by --set, which it declares with `SET`, and by the options of single
+    fields, which are put before it. These are made when the command is parsed or explained, as the group's --help has to
+    answer at once. With `costs` they are only those that decide what a run costs."""
+
+    def __init__(self, *arguments: Any, costs: bool = False, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self.costs = costs
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        params = super().get_params(context)
+        at = [parameter.name for parameter in params].index("fields")
+        return [*params[:at], *_of_fields(self.costs), *params[at:]]
 
 
-_ANY_FIELD = (
-    click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=_fields, help="Any request field."),
-    click.option("--profile", help=f"Whose defaults: {', '.join(PROFILES)}.  [default: {PROFILES[0]}]"),
-)
-REQUEST = (*(_option(field) for field in FIELDS.values() if field.option), *_ANY_FIELD)
-"""A request's fields, for a command that makes one."""
-COSTS = (*(_option(field) for field in FIELDS.values() if field.option and field.costs), *_ANY_FIELD)
-"""Those that decide what it costs, for a command that plans one."""
+@cache
+def _of_fields(costs: bool) -> tuple[click.Option, ...]:
+    from ..scenarios.fields import FIELDS, THE_INPUTS
+    from ..scenarios.request import PROFILES
+
+    options = []
+    for name, field in FIELDS.items():
+        if field.option and (field.costs or not costs):
+            default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
+            options.append(click.Option([flag(name)], type=field.kind.type, help=f"{field.help}{default}"))
+    whose = f"Whose defaults: {', '.join(PROFILES)}.  [default: {PROFILES[0]}]"
+    return (*options, click.Option(["--profile"], help=whose))
+
+
+SET = click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=_fields, help="Any request field.")
 PLAN = (
     click.option("--backend", help="Device package to run on."),
     click.option(
@@ -106,7 +121,10 @@ def with_options(options: Iterable[Decorator]) -> Decorator:
 
 def in_flags(message: str, commands: Iterable[click.Command]) -> str:
     """A message of the core with the options of these commands in the place of fields: `image` becomes --image."""
+    from ..scenarios.fields import FIELDS
+
     known = {name for command in commands for parameter in command.params for name in parameter.opts}
+    known |= {flag(name) for name, field in FIELDS.items() if field.option}
 
     def option(match: re.Match[str]) -> str:
         return flag(match[1]) if flag(match[1]) in known else match[0]
