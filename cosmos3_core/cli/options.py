@@ -60,9 +60,9 @@ def flag(name: str) -> str:
 
 
 class WithFields(click.Command):
-    """A command that takes the fields of a request: by --set, which it declares with `SET`, and by the options of single
-    fields, which are put before it. These are made when the command is parsed or explained, as the group's --help has to
-    answer at once. With `costs` they are only those that decide what a run costs."""
+    """A command that takes the fields of a request: by --set, which it declares with `SET`, and by options of single
+    fields, which are put before it. These are made when the command is parsed or explained, as the group's --help has
+    to answer at once. With `costs` they are only those that decide what a run costs."""
 
     def __init__(self, *arguments: Any, costs: bool = False, **keywords: Any):
         super().__init__(*arguments, **keywords)
