@@ -38,9 +38,11 @@ def number(low: float, high: float) -> Kind:
     """A number between two bounds, both included."""
     schema = {"type": "number", "minimum": low, "maximum": high}
     words = f"a number from {low} to {high}"
-    return Kind(
-        "number", words, schema, float, lambda name, value, task: float(_bounded(name, value, low, high, words))
-    )
+
+    def read(name: str, value: Any, task: Task) -> float:
+        return float(_bounded(name, value, low, high, words))
+
+    return Kind("number", words, schema, float, read)
 
 
 def whole(low: int, high: int) -> Kind:
