@@ -117,7 +117,7 @@ class Case:
     def __init__(self, args: argparse.Namespace, model: Model, device: str):
         self.args, self.device = args, device
         self.model = dataclasses.replace(model, scheduler=SCHEDULER)
-        stream, (item,) = torch.Generator().manual_seed(1), items_of(self.request(1), model)
+        stream, (item,) = torch.Generator().manual_seed(1), items_of(self.request(1), model.config)
         self.noise = torch.randn(item.shape, generator=stream)
         self.prompt = torch.randint(model.config.vocab_size, (args.text,), generator=stream).tolist()
 

@@ -118,7 +118,7 @@ class Work:
     def __init__(self, args: argparse.Namespace, name: str, model: Model):
         given = {"steps": args.steps or FIRST_OF, "guidance": args.guidance, "schedule": "native", "shift": 3.0}
         self.request = replace(request_of(model, name, **given), guidance_interval=None)
-        self.whole, (item,) = bool(args.steps), items_of(self.request, model)
+        self.whole, (item,) = bool(args.steps), items_of(self.request, model.config)
         stream = torch.Generator().manual_seed(1)
         self.noise = torch.randn(item.shape, generator=stream)
         # Prompts of different lengths, as a prompt and a negative prompt are.

@@ -1,7 +1,7 @@
 """The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, the model runs on the
-ops it was given, nothing is unpickled, functions and files are short. And over the source of the in-tree backends and
-of our kernels: a plugin loads nothing heavy, and kernels name no device either. Who may import whom is
-tests/test_imports.py.
+ops it was given, messages name no option, nothing is unpickled, functions and files are short. And over the source of
+the in-tree backends and of our kernels: a plugin loads nothing heavy, and kernels name no device either. Who may import
+whom is tests/test_imports.py.
 
 A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.
 """
@@ -36,6 +36,9 @@ LIBRARY = "cosmos3_triton"
 """Our kernels: no backend, but a library that backends import."""
 LIGHT = ("cosmos3_core.contract", f"{LIBRARY}.rows", f"{LIBRARY}.tables")
 """What a plugin may import at its top."""
+# What says in its messages what a caller can set, and does not know who the caller is.
+FREE_OF_OPTIONS = {"model", "scenarios", "sampling", "engine"}
+OPTION = re.compile(r"(?<!\S)--[a-z]")
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 450
 LONGEST_CONTRACT = 560
@@ -108,6 +111,14 @@ def model_runs_on_its_ops(module: str, source: str) -> Iterator[str]:
             yield f"line {line}: device name {text!r}"
 
 
+def names_no_option(module: str, source: str) -> Iterator[str]:
+    if package_of(module) not in FREE_OF_OPTIONS:
+        return
+    for line, text in strings(ast.parse(source)):
+        if OPTION.search(text):
+            yield f"line {line}: {text!r} names an option; a message names the field, in backquotes"
+
+
 def unpickles_nothing(module: str, source: str) -> Iterator[str]:
     for line, name in used(module, ast.parse(source)):
         if name.split(".")[0] == "pickle" or name == "torch.load":
@@ -159,6 +170,7 @@ RULES: list[Rule] = [
     names_no_device,
     reads_no_environment,
     model_runs_on_its_ops,
+    names_no_option,
     unpickles_nothing,
     functions_fit_a_screen,
 ]
@@ -226,6 +238,8 @@ BAD: list[tuple[Rule, str, str]] = [
     (model_runs_on_its_ops, "model.block", "from torch import nn\nnn.RMSNorm(8)"),
     (model_runs_on_its_ops, "model.block", "from torch.nn import Linear"),
     (model_runs_on_its_ops, "model.block", "x.to('cpu')"),
+    (names_no_option, "scenarios.request", "raise InputError(f'--image {name}')"),
+    (names_no_option, "engine.inputs", "raise InputError('a', 'b', 'Drop --seed')"),
     (unpickles_nothing, "engine.load", "import pickle"),
     (unpickles_nothing, "engine.load", "from pickle import loads"),
     (unpickles_nothing, "engine.load", "import torch\ntorch.load('a.pt', weights_only=True)"),
@@ -238,6 +252,8 @@ GOOD: list[tuple[Rule, str, str]] = [
     (reads_no_environment, "cli.__init__", "import os\nos.path.join(environ, 'a')\nos.replace('a', 'b')"),
     (model_runs_on_its_ops, "model.block", "from torch import nn\nnn.Module\nnn.Conv3d\nself.ops.linear(x)"),
     (model_runs_on_its_ops, "reference.ops", "import torch\ntorch.nn.functional.linear(x, w)\ntorch.device('cpu')"),
+    (names_no_option, "engine.inputs", "raise InputError(f'`image` {name}', 'a -- b', '---')"),
+    (names_no_option, "cli.run", "raise InputError('--image')"),
     (unpickles_nothing, "engine.load", "import json\njson.load(file)\nself.load()"),
     (functions_fit_a_screen, "engine.load", LONG_FUNCTION.replace("    pass\n", "", 1)),
 ]

@@ -257,14 +257,14 @@ def test_several_accelerators_are_an_error_that_lists_them(site):
     package(site, "acme")
     package(site, "bolt")
     message = refused(choose_backend)
-    assert "acme (Acme X1) and bolt (Bolt X1)" in message and message.endswith("--backend acme or --backend bolt")
+    assert "acme (Acme X1) and bolt (Bolt X1)" in message and message.endswith("`backend` acme or `backend` bolt")
 
 
 def test_a_named_backend_that_is_unavailable_is_an_error_with_its_sentence(site):
     package(site, "acme", unavailable("acme"))
     package(site, "bolt")
     message = refused(choose_backend, "acme")
-    assert message == "--backend acme: its driver is not loaded. Or choose another --backend"
+    assert message == "`backend` acme: its driver is not loaded. Or choose another `backend`"
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_an_accelerator_whose_package_is_missing_is_an_error_with_the_pip_line(s
     message = refused(choose_backend)
     assert "torch sees an accelerator of type bolt" in message
     assert 'pip install "cosmos3[acme]" or pip install "cosmos3[bolt]"' in message
-    assert message.endswith("or --backend reference for the CPU")
+    assert message.endswith("or `backend` reference for the CPU")
     assert choose_backend("reference")[0] is reference.BACKEND
     assert choose_backend(None, ["all"])[0] is reference.BACKEND
 
@@ -320,7 +320,7 @@ def test_an_accelerator_whose_package_does_not_work_is_an_error_with_its_reason(
     package(seen_by_torch, "bolt", unavailable("bolt"))
     message = refused(choose_backend)
     assert "no installed backend can use it; bolt: its driver is not loaded" in message
-    assert 'Type pip install "cosmos3[acme]", or --backend reference' in message
+    assert 'Type pip install "cosmos3[acme]", or `backend` reference' in message
 
 
 def test_an_accelerator_that_nobody_has_a_package_for_is_no_error(seen_by_torch, monkeypatch):

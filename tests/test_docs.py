@@ -176,6 +176,12 @@ def test_the_paths_that_the_architecture_names_exist():
         assert (ROOT / "cosmos3_core" / path).exists() or (ROOT / path).exists(), path
 
 
+def test_the_pages_made_of_rows_are_current():
+    check = [sys.executable, ROOT / "scripts" / "pages.py", "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), f"type python scripts/pages.py {done.stderr}"
+
+
 RESULTS = {path.name: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
 
 

@@ -23,12 +23,12 @@ from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import open_tensors, save_tensors
 from cosmos3_core.contract import InputError, Kernel
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.engine.passes import items_of
 from cosmos3_core.model import weights as layout
 from cosmos3_core.plan import Want, resolve
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.sampling.state import State
 from cosmos3_core.scenarios import request as requests
+from cosmos3_core.scenarios.items import items_of
 
 
 def capture(function, recorded: list):
@@ -360,7 +360,7 @@ def test_the_noise_of_a_seed_given_as_noise_changes_nothing(schedule):
     """Also where the sampler draws from the stream that the noise came from."""
     running = engine(distilled_model(), resident=True)
     wanted = replace(request(steps=2), schedule=schedule)
-    noise = initial_noise(items_of(wanted, running.model), generator(wanted.seed))
+    noise = initial_noise(items_of(wanted, running.model.config), generator(wanted.seed))
     drawn, given = running.start(wanted), running.start(wanted, running.read_inputs(wanted, noise))
     assert torch.equal(finish(running, drawn), finish(running, given))
 
@@ -595,5 +595,5 @@ def test_loading_peaks_at_what_is_kept_plus_one_shard(tmp_path):
 
 
 def test_items_of_a_request_have_the_models_channels():
-    (item,) = items_of(request(size="112x80", frames=9), open_model("tiny"))
+    (item,) = items_of(request(size="112x80", frames=9), open_model("tiny").config)
     assert item.shape == (48, 3, 5, 7)

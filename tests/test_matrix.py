@@ -19,6 +19,7 @@ from cosmos3_core.evidence.matrix import PAGE, TICK, in_tree_backends, render
 from cosmos3_core.evidence.recipe import Recipe, load_all
 from cosmos3_core.plan import Want, resolve
 from cosmos3_core.scenarios import request as requests
+from cosmos3_core.scenarios.facts import ModelFacts
 
 ROOT = Path(__file__).parents[1]
 RECIPES = load_all(ROOT / "recipes")
@@ -131,7 +132,7 @@ def test_every_row_of_the_device_table_has_a_recipe(model):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_a_shipped_recipe_is_a_valid_request_and_says_who_measured(recipe: Recipe):
-    facts = requests.ModelFacts(recipe.run["model"], "base", system_prompt=True, negative_prompt="{}")
+    facts = ModelFacts(recipe.run["model"], "base", system_prompt=True, negative_prompt="{}")
     requests.resolve(recipe.given(), recipe.run.get("profile", "reference"), facts, pick_seed=lambda: 0)
     assert recipe.run["dtype"] == "bfloat16"
     assert "steps" in recipe.run  # a time without its steps says nothing

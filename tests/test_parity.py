@@ -17,11 +17,11 @@ from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.tensors import save_tensors
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
-from cosmos3_core.engine.passes import items_of
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import rotary_table, text_positions
 from cosmos3_core.scenarios import request as requests
+from cosmos3_core.scenarios.items import items_of
 
 TOKENS = [7, 300, 2, 2, 91, 15, 263, 44, 101, 9, 5]
 
@@ -316,4 +316,4 @@ def test_items_follow_the_request():
     request, _ = requests.resolve(
         {"task": "i2v", "image": "x.png", "prompt": "x", "frames": 13, "size": "112x80"}, "reference", model.facts, int
     )
-    assert items_of(request, model) == (Item("vision", (48, 4, 5, 7), clean=(0,), fps=24.0),)
+    assert items_of(request, model.config) == (Item("vision", (48, 4, 5, 7), clean=(0,), fps=24.0),)

@@ -65,7 +65,7 @@ def test_auto_steps_down_and_says_why(fields, reason):
     assert made.to_json()["refused"] == passed_over
     with pytest.raises(InputError) as caught:
         plan(row("first", **fields), row("second"), kernels={"attention": "first"})
-    assert str(caught.value).startswith("--kernel attention=first: ") and reason in str(caught.value)
+    assert str(caught.value).startswith("`kernel` attention=first: ") and reason in str(caught.value)
 
 
 def test_the_first_row_that_serves_is_taken_and_a_named_one_before_it():
@@ -97,10 +97,10 @@ def test_building_a_kernel_that_fails_names_it():
         raise ImportError("libacme.so: no such file")
 
     made = plan(Kernel(op="gate", name="fast", build=build))
-    with pytest.raises(RunError, match="gate=fast of backend acme: ImportError: libacme.so.*--kernel gate=eager"):
+    with pytest.raises(RunError, match="gate=fast of backend acme: ImportError: libacme.so.*`kernel` gate=eager"):
         made.build_ops()
     made = plan(Kernel(op="attention", name="fast", build=build, formats=("fp8",)), formats={"attention": "fp8"})
-    with pytest.raises(RunError, match="attention=fast of backend acme: .*Leave --format attention=fp8 out"):
+    with pytest.raises(RunError, match="attention=fast of backend acme: .*Leave `format` attention=fp8 out"):
         made.build_ops()
 
 
@@ -116,9 +116,9 @@ REQUIRED = {
     "not preferred": (
         "second",
         {},
-        "the plan has first; it serves and is preferred. Type --kernel attention=second to use the other",
+        "the plan has first; it serves and is preferred. Type `kernel` attention=second to use the other",
     ),
-    "not named": ("first", {"attention": "second"}, "the plan has second; it was named. Type --kernel attention=first"),
+    "not named": ("first", {"attention": "second"}, "the plan has second; it was named. Type `kernel` attention=first"),
     "missing": ("third", {}, "the plan has first; acme has no such kernel. It has old, first, second, eager"),
 }
 
@@ -128,7 +128,7 @@ def test_a_required_kernel_that_was_not_resolved(name, named, said):
     made = plan(row("old", arch=("x1",)), row("first"), row("second"), kernels=named)
     with pytest.raises(InputError) as caught:
         made.require({"attention": name})
-    assert str(caught.value).startswith(f"--require attention={name}: {said}")
+    assert str(caught.value).startswith(f"`require` attention={name}: {said}")
 
 
 def test_require_on_the_command_line(capsys, monkeypatch):
@@ -160,11 +160,11 @@ def test_ops_say_in_which_formats_their_rows_come():
 
 def test_a_format_that_cannot_be_met():
     rows = row("plain"), row("eight", formats=("fp8",), arch=("x1",))
-    with pytest.raises(InputError, match="--format attention=fp8: eight: written for x1, and this device is x2"):
+    with pytest.raises(InputError, match="`format` attention=fp8: eight: written for x1, and this device is x2"):
         plan(*rows, formats={"attention": "fp8"})
-    with pytest.raises(InputError, match="--format attention=int3: no attention kernel of acme .* It has fp8"):
+    with pytest.raises(InputError, match="`format` attention=int3: no attention kernel of acme .* It has fp8"):
         plan(*rows, formats={"attention": "int3"})
-    with pytest.raises(InputError, match="--format gate=fp8: gate is not quantized. .* attention, pack_linear"):
+    with pytest.raises(InputError, match="`format` gate=fp8: gate is not quantized. .* attention, pack_linear"):
         plan(*rows, formats={"gate": "fp8"})
-    with pytest.raises(InputError, match="--kernel attention=plain: plain: takes formats none, not fp8"):
+    with pytest.raises(InputError, match="`kernel` attention=plain: plain: takes formats none, not fp8"):
         plan(*rows, formats={"attention": "fp8"}, kernels={"attention": "plain"})

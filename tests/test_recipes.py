@@ -23,7 +23,6 @@ from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.cli.recipes import _verdict as told
 from cosmos3_core.contract import Backend, InputError, Kernel, RunError
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.engine.passes import items_of
 from cosmos3_core.evidence import fingerprint, quality, recipe, record, rounded, settle, state, verdict, worker
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
@@ -33,6 +32,7 @@ from cosmos3_core.quant.numerics import fake_quant
 from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.runs.memory import peak_memory
 from cosmos3_core.sampling.noise import generator, initial_noise
+from cosmos3_core.scenarios.items import items_of
 from cosmos3_core.testing import cases
 from cosmos3_core.testing.suite.attention import PLAIN
 
@@ -456,7 +456,7 @@ def test_the_probes_are_what_the_run_went_through(folder, schedule):
     scheduler = settled.model.scheduler | {"stochastic_sampling": True}
     model = replace(settled.model, scheduler=scheduler, distilled_sigmas=(1.0, 0.5))
     engine, request = Engine(model, settled.plan), replace(settled.request, schedule=schedule)
-    inputs = engine.read_inputs(request, initial_noise(items_of(request, model), generator(0)))
+    inputs = engine.read_inputs(request, initial_noise(items_of(request, model.config), generator(0)))
     state, velocities, latents = engine.start(request, inputs), [], []
     while not state.done:
         latents.append(state.x)

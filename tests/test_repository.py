@@ -198,7 +198,7 @@ def test_a_bad_file_of_a_repository_says_how_to_get_a_good_one(hub, user, checkp
     commit = hub.push(NANO, checkpoint)
     asked, _, next_step = user.opens(NANO, then="repository.fetch(['transformer/config.json', 'vae/a.safetensors'])")
     assert asked == f"{NANO}/vae/a.safetensors"
-    assert next_step == f"Choose another --revision: {commit} does not have it"
+    assert next_step == f"Choose another `revision`: {commit} does not have it"
 
     (checkpoint / "transformer" / "config.json").write_text("{")
     commit = hub.push(NANO, checkpoint)
@@ -220,7 +220,7 @@ def test_offline_and_not_cached(hub, user, checkpoint):
     commit = hub.push(NANO, checkpoint)
     for model in ([NANO], [NANO, commit]):
         asked, found, next_step = user.opens(*model, offline=True)
-        assert asked == " --revision ".join([f"--model {NANO}", *model[1:]])
+        assert asked == " `revision` ".join([f"`model` {NANO}", *model[1:]])
         assert "not everything it needs is in the local cache" in found
         assert "without HF_HUB_OFFLINE" in next_step
     assert hub.requests == []
@@ -232,7 +232,7 @@ def test_no_network(hub, user, checkpoint, tmp_path):
     stranded = User("http://127.0.0.1:9", tmp_path / "home")  # the discard port: nothing listens
     assert stranded.opens(NANO) == commit
     asked, found, next_step = stranded.opens("nvidia/Cosmos3-Super")
-    assert asked == "--model nvidia/Cosmos3-Super"
+    assert asked == "`model` nvidia/Cosmos3-Super"
     assert "http://127.0.0.1:9 cannot be reached" in found and "refused" in found
     assert next_step.startswith("Check the network")
 
@@ -243,7 +243,7 @@ def test_a_cache_without_the_list_of_files_is_not_guessed_from(hub, user, checkp
     for listing in (tmp_path / "home").rglob("trees/*.json"):  # older versions of huggingface_hub wrote none
         listing.unlink()
     asked, _, next_step = user.opens(NANO, offline=True)
-    assert asked == f"--model {NANO}"
+    assert asked == f"`model` {NANO}"
     assert "pass the folder that holds the files" in next_step
 
 
@@ -257,7 +257,7 @@ def test_a_cache_without_the_list_of_files_is_not_guessed_from(hub, user, checkp
 )
 def test_an_unknown_repository(user, asked, meant):
     said, found, next_step = user.opens(asked)
-    assert said == f"--model {asked}"
+    assert said == f"`model` {asked}"
     assert "no such model" in found and "no folder here" in found
     assert meant in next_step and "hf auth login" in next_step
 
@@ -266,7 +266,7 @@ def test_an_unknown_revision(hub, user, checkpoint):
     hub.push(NANO, checkpoint)
     for revision in ("fp9", "0" * 40):
         asked, found, next_step = user.opens(NANO, revision)
-        assert asked == f"--model {NANO} --revision {revision}"
+        assert asked == f"`model` {NANO} `revision` {revision}"
         assert "no such branch, tag or commit" in found
         assert f"{hub.url}/{NANO}/tree/main" in next_step
 
@@ -276,7 +276,7 @@ def test_a_gated_repository(hub, user, checkpoint, status):
     hub.push(NANO, checkpoint)
     hub.gated[NANO] = status
     asked, found, next_step = user.opens(NANO)
-    assert asked == f"--model {NANO}" and "gated" in found
+    assert asked == f"`model` {NANO}" and "gated" in found
     assert f"{hub.url}/{NANO}" in next_step and "hf auth login" in next_step
 
 
@@ -284,7 +284,7 @@ def test_a_hub_that_is_down(hub, user, checkpoint):
     commit = hub.push(NANO, checkpoint)
     hub.down = 503
     asked, found, next_step = user.opens(NANO)
-    assert asked == f"--model {NANO}" and "answered 503" in found and "later" in next_step
+    assert asked == f"`model` {NANO}" and "answered 503" in found and "later" in next_step
     hub.down = None
     user.opens(NANO)
     hub.down = 503
@@ -324,7 +324,7 @@ def test_the_tiny_checkpoint_is_part_of_the_package(checkpoint, monkeypatch):
 
 def test_only_a_hub_repository_has_revisions(checkpoint):
     for model in ("tiny", str(checkpoint)):
-        with pytest.raises(InputError, match="--revision fp8: .* only a hub repository has revisions"):
+        with pytest.raises(InputError, match="`revision` fp8: .* only a hub repository has revisions"):
             open_repository(model, "fp8")
 
 
@@ -335,7 +335,7 @@ def test_neither_a_folder_nor_a_hub_id(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as raised:
         open_repository(model)
-    assert raised.value.asked == f"--model {model}"
+    assert raised.value.asked == f"`model` {model}"
     assert "no such folder" in raised.value.found and "org/name" in raised.value.found
     assert "tiny, a folder, or one of nvidia/Cosmos3-Nano" in raised.value.next_step
 

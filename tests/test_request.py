@@ -16,16 +16,10 @@ import pytest
 
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract.errors import InputError
-from cosmos3_core.scenarios.request import (
-    PROFILES,
-    REQUEST_KEYS,
-    TASKS,
-    ModelFacts,
-    Request,
-    infer_task,
-    profile_source,
-    resolve,
-)
+from cosmos3_core.scenarios.facts import ModelFacts
+from cosmos3_core.scenarios.families import TASKS
+from cosmos3_core.scenarios.fields import FIELDS
+from cosmos3_core.scenarios.request import PROFILES, Request, infer_task, profile_source, resolve
 from cosmos3_core.scenarios.sizes import TIERS, check_size, parse_size
 
 TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
@@ -65,7 +59,7 @@ def refused(*args: Any, **given: Any) -> InputError:
 def test_every_row_resolves_to_a_whole_request(task, profile, variant):
     request, origin = ask(task, profile, variant)
     assert all(hasattr(request, field.name) for field in fields(Request))
-    assert set(origin) == set(REQUEST_KEYS)
+    assert set(origin) == set(FIELDS)
     assert request.task == task and request.prompt == "A cat."
     assert (request.frames == 1) == (task == "t2i") and request.frames % 4 == 1
     assert request.width % 16 == request.height % 16 == 0
@@ -173,13 +167,13 @@ def test_an_empty_stock_negative_prompt_is_no_failure():
 
 def test_every_value_says_where_it_came_from():
     _, origin = ask("v2v", steps=9, size="320x192", condition_frame_indexes=[0], guidance=6.0)
-    assert set(origin) == set(REQUEST_KEYS)
+    assert set(origin) == set(FIELDS)
     users = {"task", "prompt", "video", "steps", "size", "condition_frame_indexes"}
     assert {key for key, source in origin.items() if source == "user"} == users
     assert origin["system_prompt"] == "checkpoint (model_index.json)"
     assert origin["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert origin["seed"] == "random"
-    rest = set(REQUEST_KEYS) - users - {"system_prompt", "negative_prompt", "seed"}
+    rest = set(FIELDS) - users - {"system_prompt", "negative_prompt", "seed"}
     assert {origin.pop(key) for key in ("image", "tile")} == {"not given"}
     rest -= {"image", "tile"}
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"
@@ -199,7 +193,7 @@ def test_a_choice_of_the_users_overrides_each_source():
 def replay(request: Request, profile: str, variant: str) -> Request:
     """The request from its own JSON, where chance would choose another seed."""
     given = json.loads(json.dumps(request.to_json()))
-    assert set(given) == set(REQUEST_KEYS)
+    assert set(given) == set(FIELDS)
     return resolve(given, profile, facts(variant), pick_seed=lambda: 8)[0]
 
 
@@ -262,7 +256,7 @@ def test_random_requests_given_back_are_the_same():
         except InputError:
             continue
         accepted += 1
-        assert set(origin) == set(REQUEST_KEYS)
+        assert set(origin) == set(FIELDS)
         assert replay(request, profile, variant) == request
     assert accepted > 300
 
@@ -279,11 +273,11 @@ def test_an_unknown_key_suggests_the_nearest(key, hint):
 
 
 def test_an_unknown_key_like_no_other_lists_all():
-    assert all(key in refused("t2v", qqqq=1).next_step for key in REQUEST_KEYS)
+    assert all(key in refused("t2v", qqqq=1).next_step for key in FIELDS)
 
 
 def test_width_and_height_are_said_as_size():
-    assert {"width", "height"}.isdisjoint(REQUEST_KEYS) and "size" in REQUEST_KEYS
+    assert {"width", "height"}.isdisjoint(FIELDS) and "size" in FIELDS
     refused("t2v", width=64)
 
 
@@ -324,7 +318,7 @@ def test_no_junk_makes_a_traceback():
     junk: list[Any] = [None, True, False, 0, 1, -1, 5, 1.5, math.inf, math.nan, 10**400, "", "x", "5", "\0", "\ud800"]
     junk += [[], [[]], [0], [1, 2], [0, [1]], ["a", "b"], [math.nan, 1], {}, {"a": 1}, "9" * 5000 + "x64", "\u0663x16"]
     for task, profile, variant in ROWS:
-        for key, value in itertools.product(REQUEST_KEYS, junk):
+        for key, value in itertools.product(FIELDS, junk):
             try:
                 ask(task, profile, variant, **{key: value})
             except InputError as error:
@@ -480,10 +474,10 @@ def test_the_same_options_are_taken_where_they_do_something(task, profile, given
 
 
 def test_inputs_belong_to_their_task():
-    assert "--image" in refused("i2v", image=None).next_step
-    assert "--video" in refused("v2v", video=None).next_step
-    assert "--task i2v" in refused("t2v", image="a.png").next_step
-    assert "--task v2v" in refused("i2v", video="a.mp4").next_step
+    assert "`image`" in refused("i2v", image=None).next_step
+    assert "`video`" in refused("v2v", video=None).next_step
+    assert "`task` i2v" in refused("t2v", image="a.png").next_step
+    assert "`task` v2v" in refused("i2v", video="a.mp4").next_step
     assert "one frame" in refused("t2i", frames=5).found
     assert "one frame" in refused("t2v", frames=1).found
 

@@ -18,7 +18,7 @@ from cosmos3_core.sampling.guidance import combine, guided
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.sampling.state import Context, State
-from cosmos3_core.scenarios.request import SCHEDULES
+from cosmos3_core.scenarios.fields import SCHEDULES
 
 PUBLISHED = {
     "_class_name": "UniPCMultistepScheduler",

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.model.text import SYSTEM_PROMPTS, ChatTokenizer
+from cosmos3_core.scenarios.facts import ModelFacts
 from cosmos3_core.scenarios.prompts import negative_text, positive_text
-from cosmos3_core.scenarios.request import ModelFacts, Request, resolve
+from cosmos3_core.scenarios.request import Request, resolve
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "cosmos3_core/assets/tiny/text_tokenizer"

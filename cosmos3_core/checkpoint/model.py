@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
-from ..scenarios.request import NEGATIVE_PROMPT, ModelFacts
+from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
 from .repository import Repository, open_repository
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
     index = _object(repo, "model_index.json")
     if index.get("_class_name") not in PIPELINES:
         raise InputError(
-            f"--model {name}",
+            f"`model` {name}",
             f"model_index.json describes a {index.get('_class_name')!r}",
             f"Cosmos3 checkpoints say {PIPELINES[0]}",
         )
@@ -88,7 +88,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
     vae = _object(repo, "vae/config.json")
     if (latents := VaeConfig.from_json(vae, f"{name}/vae").z_dim) != config.latent_channel:
         found = f"its VAE has {latents} latent channels, and its transformer {config.latent_channel}"
-        raise InputError(f"--model {name}", found, "transformer and vae belong to different models; get both again")
+        raise InputError(f"`model` {name}", found, "transformer and vae belong to different models; get both again")
     return Model(repo, config, scheduler, vae, dtype, sigmas, facts)
 
 
@@ -126,7 +126,7 @@ def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[floa
         raise _incomplete(repo.name, "distilled sigmas (in modular_model_index.json or scheduler_config.json)")
     if list(sigmas) != sorted(set(sigmas), reverse=True) or sigmas[0] > 1:
         found = f"its distilled sigmas are {list(sigmas)}, and noise levels fall from at most 1"
-        raise InputError(f"--model {repo.name}", found, "Get the file again from the model's repository")
+        raise InputError(f"`model` {repo.name}", found, "Get the file again from the model's repository")
     return sigmas
 
 
@@ -139,9 +139,9 @@ def _object(repo: Repository, path: str) -> dict[str, Any]:
 
 def _incomplete(name: str, path: str) -> InputError:
     return InputError(
-        f"--model {name}",
+        f"`model` {name}",
         f"it has no {path}",
-        "Point --model at a folder in the layout of nvidia/Cosmos3-Nano, with model_index.json at its top",
+        "Point `model` at a folder in the layout of nvidia/Cosmos3-Nano, with model_index.json at its top",
     )
 
 

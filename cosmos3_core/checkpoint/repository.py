@@ -6,7 +6,6 @@ Nothing here looks inside a weight file and nothing is ever unpickled. `HF_HOME`
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
+from ..contract.errors import nearest
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 PUBLISHED = (
@@ -38,7 +38,7 @@ def open_repository(model: str, revision: str | None = None) -> Repository:
     before a hub id of the same name. No weight is downloaded. Raises InputError if there is no such checkpoint, if it
     cannot be had (gated, offline and not cached), or if `revision` is given for anything but a hub id.
     """
-    asked = f"--model {model}"
+    asked = f"`model` {model}"
     folder = TINY if model == "tiny" else Path(model)
     try:
         is_folder, exists = folder.is_dir(), folder.exists()
@@ -47,7 +47,7 @@ def open_repository(model: str, revision: str | None = None) -> Repository:
     if model == "tiny" or (model and is_folder):
         if revision is not None:
             found = f"{model} is a folder on this machine, and only a hub repository has revisions"
-            raise InputError(f"--revision {revision}", found, "Leave --revision out, or name a hub id as --model")
+            raise InputError(f"`revision` {revision}", found, "Leave `revision` out, or name a hub id as `model`")
         if not is_folder:
             raise InputError(asked, f"this installation of cosmos3 lacks {folder}", "Install cosmos3 again")
         return _Folder(model, None, folder)
@@ -161,7 +161,7 @@ class _Hub(Repository):
 
     def repair(self, path: str) -> str:
         if path not in self.files:
-            return f"Choose another --revision: {self.revision} does not have it"
+            return f"Choose another `revision`: {self.revision} does not have it"
         return f"Run `hf download {self.name} {path} --revision {self.revision} --force-download`"
 
 
@@ -184,7 +184,7 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
     """Say what huggingface_hub's errors mean to someone who asked for the repository `name`."""
     from huggingface_hub import constants, errors
 
-    asked = f"--model {name}" if revision is None else f"--model {name} --revision {revision}"
+    asked = f"`model` {name}" if revision is None else f"`model` {name} `revision` {revision}"
     page = f"{constants.ENDPOINT}/{name}"
     try:
         yield
@@ -199,7 +199,7 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         raise InputError(asked, found, f"Choose one of those at {page}/tree/main") from None
     except errors.CachedRepoTreeNotFoundError:
         found = "the local cache holds this model without its list of files, and the hub cannot be reached"
-        raise InputError(asked, found, "Go online once, or pass the folder that holds the files as --model") from None
+        raise InputError(asked, found, "Go online once, or pass the folder that holds the files as `model`") from None
     # HTTPError is the base of the HTTP library's errors, whichever library this huggingface_hub is built on.
     except (errors.HTTPError, errors.RevisionResolutionError, OSError) as error:
         causes = [error]
@@ -210,7 +210,7 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
             next_step = "Run `hf auth whoami` to see which account asks, or try again later"
         elif any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
             found = "not everything it needs is in the local cache, and HF_HUB_OFFLINE forbids a download"
-            next_step = "Run once without HF_HUB_OFFLINE, or pass the folder that holds the files as --model"
+            next_step = "Run once without HF_HUB_OFFLINE, or pass the folder that holds the files as `model`"
         elif isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):
             found = f"the download failed: {error}"
             next_step = f"Check the free space in {constants.HF_HUB_CACHE} and run this again; finished files are kept"
@@ -233,8 +233,8 @@ def _is_hub_id(model: str) -> bool:
 
 
 def _did_you_mean(model: str) -> str:
-    names = {name.lower(): name for name in PUBLISHED} | {name.split("/")[1].lower(): name for name in PUBLISHED}
-    close = [names[match] for match in difflib.get_close_matches(model.lower(), names, n=1, cutoff=0.5)]
-    if close and close[0] != model:
-        return f"Did you mean {close[0]}?"
+    names = {name.removeprefix(part): name for part in ("", "nvidia/", "nvidia/Cosmos3-") for name in PUBLISHED}
+    close = nearest(model, names)
+    if close and names[close] != model:
+        return f"Did you mean {names[close]}?"
     return f"Pass tiny, a folder, or one of {', '.join(PUBLISHED)}"

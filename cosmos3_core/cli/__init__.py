@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 import click
 
 from .. import __version__
+from . import options as shared
 from .matrix import matrix
 from .recipes import recipes
 
@@ -25,103 +23,20 @@ def cli(context: click.Context, disable_backends: str) -> None:
     context.obj = tuple(filter(None, (name.strip() for name in disable_backends.split(","))))
 
 
-def _pairs(option: str):
-    """Parse repeated KEY=VALUE into a dict."""
-
-    def callback(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-        for value in values:
-            if "=" not in value:
-                raise click.BadParameter(f"{value!r} is not {option}", context, parameter)
-        return _once([value.split("=", 1) for value in values], context, parameter)
-
-    return callback
-
-
-def _once(pairs: Sequence[Sequence[str]], context: click.Context, parameter: click.Parameter) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in pairs:
-        if key in found:
-            raise click.BadParameter(f"{key} is given twice, as {found[key]} and as {value}", context, parameter)
-        found[key] = value
-    return found
-
-
-def _fields(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """--set FIELD=VALUE: the value as JSON where it parses as JSON, the text itself elsewhere."""
-
-    def value(text: str) -> Any:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-
-    return {key: value(text) for key, text in _pairs("FIELD=VALUE")(context, parameter, values).items()}
-
-
-def _formats(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """FORMAT alone is the weights'."""
-    pairs = [value.split("=", 1) if "=" in value else ("pack_linear", value) for value in values]
-    return _once(pairs, context, parameter)
-
-
-REQUEST_OPTIONS = (
-    click.option("--task", help="t2i, t2v, i2v or v2v  [default: from the inputs]"),
-    click.option("--size", help="1280x720, or a tier such as 720p or 720p:16:9."),
-    click.option("--frames", type=int, help="1, 5, 9, 13 ... pixel frames."),
-    click.option("--steps", type=int, help="Denoising steps."),
-    click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is none."),
-    click.option("--tile", type=int, help="Decode in tiles of this many pixels, to save memory."),
-    click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=_fields, help="Any request field."),
-    click.option("--profile", help="Whose defaults: reference, diffusers, vllm-omni, sglang.  [default: reference]"),
-)
-"""What decides a request's cost, for every command that runs or plans one."""
-PLAN_OPTIONS = (
-    click.option("--backend", help="Device package to run on."),
-    click.option(
-        "--kernel", "kernels", multiple=True, metavar="OP=NAME", callback=_pairs("OP=NAME"), help="Insist on a kernel."
-    ),
-    click.option(
-        "--format",
-        "formats",
-        multiple=True,
-        metavar="[OP=]FORMAT",
-        callback=_formats,
-        help="Quantize: fp8 the layers' weights and what they multiply, attention=fp8 the attention.",
-    ),
-    click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]"),
-)
-"""What decides a plan, for every command that makes one."""
-
-
-def _with(options):
-    def decorate(command):
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-@cli.command(context_settings={"max_content_width": 110})
+@cli.command(cls=shared.WithFields, context_settings=shared.CONTEXT)
 @click.argument("prompt", required=False)
 @click.option("--model", help='Hub id, folder, or "tiny".  [default: nvidia/Cosmos3-Nano]')
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]")
-@_with(REQUEST_OPTIONS)
-@click.option("--image", help="Start a video from this picture.")
-@click.option("--video", help="Continue this clip.")
-@click.option("--fps", type=float, help="Frames per second.")
-@click.option("--shift", type=float, help="Shift of the noise schedule.")
-@click.option("--seed", type=int, help="Seed of the noise.")
-@click.option("--negative-prompt", help="What to keep away from.")
+@shared.SET
 @click.option("--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat.")
-@_with(PLAN_OPTIONS)
+@shared.with_options(shared.PLAN)
 @click.option(
     "--require",
     "required",
     multiple=True,
     metavar="OP=NAME",
-    callback=_pairs("OP=NAME"),
+    callback=shared.pairs("OP=NAME"),
     help="Stop unless the plan has this kernel.",
 )
 @click.option("--latents", type=click.Path(), help="Start from this saved noise.")
@@ -146,7 +61,7 @@ def run(disabled: tuple[str, ...], **options) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@shared.JSON
 @click.pass_obj
 def backends(disabled: tuple[str, ...], as_json: bool) -> None:
     """List the installed backends: what each found here, and its kernels."""
@@ -155,14 +70,14 @@ def backends(disabled: tuple[str, ...], as_json: bool) -> None:
     show(disabled, as_json)
 
 
-@cli.command(context_settings={"max_content_width": 110})
+@cli.command(cls=shared.WithFields, costs=True, context_settings=shared.CONTEXT)
 @click.option(
     "--model", default="nvidia/Cosmos3-Nano", show_default=True, help='nano, super, edge, a hub id, a folder or "tiny".'
 )
-@_with(REQUEST_OPTIONS)
-@_with(PLAN_OPTIONS)
+@shared.SET
+@shared.with_options(shared.PLAN)
 @click.option("--memory", type=float, metavar="GIB", help="Judge by this much device memory instead of what is here.")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@shared.JSON
 @click.pass_obj
 def plan(disabled: tuple[str, ...], **options) -> None:
     """Say whether a run fits, on which kernels, and how long it will take, before anything is downloaded.
@@ -177,11 +92,11 @@ def plan(disabled: tuple[str, ...], **options) -> None:
     execute(Options(disabled=disabled, **options))
 
 
-@cli.command(context_settings={"max_content_width": 110})
+@cli.command(cls=shared.WithFields, costs=True, context_settings=shared.CONTEXT)
 @click.option("--model", default="nvidia/Cosmos3-Nano", show_default=True, help='Hub id, folder, or "tiny".')
-@_with(REQUEST_OPTIONS)
-@_with(PLAN_OPTIONS)
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@shared.SET
+@shared.with_options(shared.PLAN)
+@shared.JSON
 @click.pass_obj
 def warmup(disabled: tuple[str, ...], as_json: bool, **options) -> None:
     """Compile and cache the kernels of a run, so that the first one does not wait for them.
@@ -189,7 +104,7 @@ def warmup(disabled: tuple[str, ...], as_json: bool, **options) -> None:
     Runs on random weights, a few layers deep: nothing but configs is downloaded. Prints the seconds of each part of a
     run when everything was cold, and again now that it is warm.
 
-    
+    \b
     cosmos3 warmup --size 720p --frames 189 --format fp8
     """
     from .plan import RequestOptions
@@ -206,6 +121,23 @@ def show(file: str, as_json: bool) -> None:
     from .show import execute
 
     execute(file, as_json)
+
+
+@cli.command(context_settings=shared.CONTEXT)
+@click.option("--model", default="nvidia/Cosmos3-Nano", show_default=True, help='Hub id, folder, or "tiny".')
+@click.option("--profile", default="reference", show_default=True, help="Whose defaults to list.")
+@shared.JSON
+def capabilities(model: str, profile: str, as_json: bool) -> None:
+    """List what can be asked of a model: tasks, the fields of a request, their values and defaults, sizes and formats.
+
+    Nothing of a published model is downloaded.
+
+    \b
+    cosmos3 capabilities --model nvidia/Cosmos3-Edge
+    """
+    from .capabilities import execute
+
+    execute(model, profile, as_json)
 
 
 @cli.command()
@@ -237,7 +169,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except Cosmos3Error as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {shared.in_flags(str(error), cli.commands.values())}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)

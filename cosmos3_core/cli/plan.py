@@ -17,6 +17,7 @@ from ..plan import Plan, Want, choose_backend, estimate, resolve
 from ..plan.estimate import GIB, Estimate, Job, ceiling_of
 from ..plan.resolve import formats_of
 from ..scenarios import request as requests
+from ..scenarios.facts import ModelFacts
 
 PROMPT_TOKENS = 512
 """A caption of a few sentences with its templates; an upsampled JSON caption has 500 to 2000."""
@@ -74,7 +75,7 @@ def execute(options: Options) -> None:
     sys.exit(0 if told["fits"] else 1)
 
 
-def request_of(options: RequestOptions, facts: requests.ModelFacts) -> tuple[requests.Request, dict[str, str]]:
+def request_of(options: RequestOptions, facts: ModelFacts) -> tuple[requests.Request, dict[str, str]]:
     """The request, with something in the place of what does not change its cost, and where each value is from."""
     names = ("task", "size", "frames", "steps", "guidance", "tile")
     given = dict(options.fields)

@@ -101,10 +101,8 @@ def warmup(name: str) -> None:
 
 
 def _invoke(command: str, arguments: list[str]) -> None:
-    from . import cli
-
     parent = click.get_current_context().find_root()
-    with cli.commands[command].make_context(command, list(arguments), parent=parent) as context:
+    with parent.command.commands[command].make_context(command, list(arguments), parent=parent) as context:
         context.command.invoke(context)
 
 

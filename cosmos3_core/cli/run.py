@@ -24,6 +24,7 @@ from ..plan import Plan, Want, choose_backend, resolve
 from ..runs import manifest as manifests
 from ..runs.saved import Earlier, keep, read_tensors, refuse_settled, repeated, stopped, tell, to_keep, write_tensors
 from ..scenarios import request as requests
+from ..scenarios.fields import FIELDS
 from .plan import estimate_of, tiled
 
 if TYPE_CHECKING:
@@ -35,20 +36,7 @@ TILE = 256
 """Pixels, to propose where memory does not suffice for the decode."""
 DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 MAX_TEXT_BYTES = 1 << 20
-SHORTHANDS = (
-    "task",
-    "image",
-    "video",
-    "size",
-    "frames",
-    "fps",
-    "steps",
-    "guidance",
-    "shift",
-    "seed",
-    "negative_prompt",
-    "tile",
-)
+SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
 
 
@@ -232,8 +220,8 @@ def _plan(options: Options, model: Model) -> tuple[Plan, str]:
 
 
 def _read_noise(options: Options, request: requests.Request, model: Model, settled: dict[str, Any]) -> list:
-    from ..engine.passes import items_of
     from ..files.digests import sha256_file
+    from ..scenarios.items import items_of
 
     name, then = options.latents, settled.get("latents")
     if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
@@ -244,7 +232,7 @@ def _read_noise(options: Options, request: requests.Request, model: Model, settl
     if then and then["file"] == name and then != settled["latents"]:
         found = f"{name} has changed since the run of that manifest"
         raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
-    wanted = [f"noise.{item.modality}" for item in items_of(request, model)]
+    wanted = [f"noise.{item.modality}" for item in items_of(request, model.config)]
     if missing := [key for key in wanted if key not in tensors]:
         raise InputError(f"--latents {name}", f"it has no tensor {missing[0]}", "Use a file that --save-latents wrote")
     return [tensors[key] for key in wanted]

@@ -26,10 +26,11 @@ from ..model.transformer import TextContext
 from ..plan import Plan
 from ..sampling.noise import generator, initial_noise
 from ..sampling.state import Context, State
+from ..scenarios.items import items_of
 from ..scenarios.request import Request
 from .decoders import DECODERS
 from .inputs import Inputs, read_inputs
-from .passes import Passes, items_of, one_pass, solver_of
+from .passes import Passes, one_pass, solver_of
 from .pool import Pool
 from .stages import Stages
 
@@ -92,7 +93,7 @@ class Engine:
     @torch.inference_mode()
     def prepare(self, request: Request, inputs: Inputs | None = None) -> Context:
         """Read the prompts and encode the conditioning."""
-        inputs, items = inputs or self.read_inputs(request), items_of(request, self.model)
+        inputs, items = inputs or self.read_inputs(request), items_of(request, self.model.config)
         texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
         clean = pinned = None
         if inputs.pixels is not None:
@@ -187,7 +188,7 @@ class Engine:
             raise RunError(
                 f"decoding after {state.index} steps",
                 "the latents hold NaN or infinity, so a kernel or a weight is wrong",
-                "Run again with --backend reference to tell which",
+                "Run again with `backend` reference to tell which",
             )
         state.passes = None
         self._pool.give_back()

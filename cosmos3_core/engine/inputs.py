@@ -17,9 +17,10 @@ from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import SYSTEM_PROMPTS, ChatTokenizer
 from ..scenarios.conditioning import fit
+from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
-from .passes import items_of, solver_of
+from .passes import solver_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_inputs(
     """Tokenize the prompts, read the picture or clip, check the schedule and the `noise` that replaces the request's
     own (one tensor per item of `items_of`). Raises InputError for what is unusable."""
     solver_of(request, model)
-    checked = None if noise is None else _checked_noise(noise, items_of(request, model))
+    checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
     return Inputs(prompt, negative, _read_pixels(request), checked, notes)
 
@@ -74,7 +75,7 @@ def _read_prompts(
     longest, vocabulary = max(prompt + negative), model.config.vocab_size
     if longest >= vocabulary:
         raise InputError(
-            f"--model {model.name}",
+            f"`model` {model.name}",
             f"its tokenizer makes token {longest} and its vocabulary ends at {vocabulary - 1}",
             "text_tokenizer and transformer belong to different models; get both from one repository",
         )
@@ -83,13 +84,13 @@ def _read_prompts(
 
 def _read_pixels(request: Request) -> Tensor | None:
     count = request.conditioning_pixel_frames
-    if request.task == "i2v":
+    if request.image is not None:
         frames = read_image(Path(request.image))[None]
-    elif request.task == "v2v":
+    elif request.video is not None:
         frames, _ = read_video(Path(request.video), count, request.condition_video_keep)
         if len(frames) < count:
             raise InputError(
-                f"--video {request.video}",
+                f"`video` {request.video}",
                 f"it has {len(frames)} frames, and condition_frame_indexes {list(request.condition_frame_indexes)} "
                 f"cover {count}",
                 f"Use a longer clip, or condition_frame_indexes up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
@@ -101,5 +102,5 @@ def _read_pixels(request: Request) -> Tensor | None:
         request.width,
         request.height,
         image_filter=request.image_filter,
-        stretch=request.task == "v2v" and request.video_fit == "stretch",
+        stretch=request.video is not None and request.video_fit == "stretch",
     )

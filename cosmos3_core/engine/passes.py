@@ -9,25 +9,18 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
-from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-from ..model.packing import Item, Packing
+from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS
+from ..model.packing import Packing
 from ..model.transformer import Branches, GenerationTower
 from ..sampling.guidance import combine, guided
 from ..sampling.solver import Solver
 from ..sampling.state import Context, State, views
+from ..scenarios.items import items_of
 from ..scenarios.request import Request
 
 Pass = Callable[[Tensor, Tensor], list[Tensor]]
 """(flat fp32 latents, timestep as fp32 [1]), both on the device, to a flat fp32 velocity for each branch. What it
 returns may be overwritten by its next call."""
-
-
-def items_of(request: Request, model: Model) -> tuple[Item, ...]:
-    """The latents that a request asks for."""
-    frames = (request.frames - 1) // TEMPORAL_COMPRESSION + 1
-    height, width = request.height // SPATIAL_COMPRESSION, request.width // SPATIAL_COMPRESSION
-    shape = (model.config.latent_channel, frames, height, width)
-    return (Item("vision", shape, clean=request.clean_frames, fps=request.fps),)
 
 
 def solver_of(request: Request, model: Model) -> Solver:
@@ -44,7 +37,7 @@ def solver_of(request: Request, model: Model) -> Solver:
 
 def one_pass(request: Request, model: Model) -> bool:
     """Whether both guidance branches run as one batch."""
-    return Packing(items_of(request, model), model.config, "meta").length <= ONE_PASS_TOKENS
+    return Packing(items_of(request, model.config), model.config, "meta").length <= ONE_PASS_TOKENS
 
 
 def pass_of(tower: GenerationTower, branches: Branches) -> Pass:

@@ -17,7 +17,6 @@ The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats b
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
@@ -27,8 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import FORMATTED, OPS, Device, InputError
+from ..contract.errors import did_you_mean
 from ..files.digests import sha256_json
-from ..scenarios.request import PROFILES, TASKS, check_keys
+from ..scenarios.families import TASKS
+from ..scenarios.fields import FIELDS
+from ..scenarios.request import PROFILES, check_keys
 
 GIB = 1 << 30
 FOLDER = Path("recipes")
@@ -52,12 +54,7 @@ TABLES: dict[str, dict[str, Any]] = {
     },
     "run": {
         "model": str,
-        "task": str,
-        "prompt": str,
-        "size": str,
-        "frames": int,
-        "steps": int,
-        "seed": int,
+        **{field.name: field.kind.type for field in FIELDS.values() if field.headline},
         "profile": str,
         "backend": str,
         "dtype": str,
@@ -80,8 +77,6 @@ REQUIRED = {
     "known": ("state", "reason"),
     "validated": ("state", "record", "sha256", "date"),
 }
-REQUEST_KEYS = ("task", "prompt", "size", "frames", "steps", "seed")
-"""Request fields that stand in [run] itself."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ class Recipe:
     def given(self) -> dict[str, Any]:
         """The request fields that the recipe sets. Paths of input media are taken from the recipe's folder."""
         given: dict[str, Any] = {"prompt": STOCK_PROMPT, "seed": STOCK_SEED}
-        given |= {key: self.run[key] for key in REQUEST_KEYS if key in self.run} | self.run.get("request", {})
+        given |= {key: self.run[key] for key in FIELDS if key in self.run} | self.run.get("request", {})
         media = {key: str(self.path.parent / given[key]) for key in ("image", "video") if given.get(key)}
         return given | media
 
@@ -151,8 +146,7 @@ class Recipe:
 
     def command_line(self, output: str | None) -> list[str]:
         """The arguments of the `cosmos3 run` that this recipe stands for."""
-        suffix = ".png" if self.run["task"] == "t2i" else ".mp4"
-        return [*self.arguments(), "--output", output or f"{self.name}{suffix}"]
+        return [*self.arguments(), "--output", output or f"{self.name}{TASKS[self.run['task']].suffix}"]
 
     def check_device(self, found: Device) -> None:
         """InputError unless `found` is the device that the recipe is for."""
@@ -214,7 +208,7 @@ def find(name: str, folder: Path = FOLDER) -> Recipe:
     path = folder / f"{name}.toml"
     if not path.is_file():
         names = [path.stem for path in sorted(folder.glob("*.toml"))]
-        hint = _hint(name, names, "See cosmos3 recipes list")
+        hint = did_you_mean(name, names, "See cosmos3 recipes list")
         raise InputError(f"recipe {name!r}", f"there is none of that name in {folder}", hint)
     return load(path)
 
@@ -234,7 +228,7 @@ def _check_table(file: str, name: str, table: Mapping[str, Any]) -> None:
     keys, asked = TABLES[name], f"{file}: [{name}]" if name else file
     for key, value in table.items():
         if key not in keys:
-            hint = _hint(key, list(keys), f"Keys are {', '.join(keys)}")
+            hint = did_you_mean(key, list(keys), f"Keys are {', '.join(keys)}")
             raise InputError(f"{asked} {key!r}", "there is no such key", hint)
         if not isinstance(value, keys[key]) or isinstance(value, bool):
             kinds = {str: "text", int: "a whole number", dict: "a table", NUMBER: "a number"}
@@ -254,9 +248,9 @@ def _check_values(recipe: Recipe) -> None:
         choices.append(("run", "profile", run["profile"], PROFILES))
     for table, key, value, allowed in choices:
         if value not in allowed:
-            hint = _hint(value, list(allowed), f"Choices are {', '.join(allowed)}")
+            hint = did_you_mean(value, list(allowed), f"Choices are {', '.join(allowed)}")
             raise InputError(f"{file}: [{table}] {key} = {value!r}", "there is no such choice", hint)
-    if twice := [key for key in REQUEST_KEYS if key in extra]:
+    if twice := [key for key, field in FIELDS.items() if field.headline and key in extra]:
         raise InputError(f"{file}: [run.request] {twice[0]}", f"{twice[0]} belongs into [run]", "Move it there")
     try:
         check_keys(extra)
@@ -270,8 +264,3 @@ def _check_values(recipe: Recipe) -> None:
             raise InputError(f"{file}: {key} = {value}", "it is not above zero", f"Correct {key}")
     if file != file_name(recipe):
         raise InputError(f"recipe {file}", "its name is not what it holds", f"Name it {file_name(recipe)}")
-
-
-def _hint(word: str, known: list[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f"Did you mean {close[0]}?" if close else otherwise

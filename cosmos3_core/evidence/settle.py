@@ -78,7 +78,7 @@ def _check_plan(recipe: Recipe, plan: Plan) -> None:
     try:
         plan.require(recipe.plan)
     except InputError as error:
-        asked = f"recipe {recipe.name}: [plan] {error.asked.removeprefix('--require ')}"
+        asked = f"recipe {recipe.name}: [plan] {error.asked.removeprefix('`require` ')}"
         raise InputError(asked, error.found, "Correct [plan], or name the kernel in [run.kernels]") from None
 
 

@@ -169,10 +169,10 @@ def _write_noise(folder: Path, settled: Settled) -> Path:
     """The initial noise of the request, drawn once and read by every measurement."""
     from safetensors.torch import save_file
 
-    from ..engine.passes import items_of
     from ..sampling.noise import generator, initial_noise
+    from ..scenarios.items import items_of
 
-    items, path = items_of(settled.request, settled.model), folder / "noise.safetensors"
+    items, path = items_of(settled.request, settled.model.config), folder / "noise.safetensors"
     noise = initial_noise(items, generator(settled.request.seed))
     save_file({item.modality: tensor for item, tensor in zip(items, noise, strict=True)}, path)
     return path

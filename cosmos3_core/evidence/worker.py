@@ -63,7 +63,7 @@ def measure(job: Job) -> None:
     from ..checkpoint.random_weights import RandomWeights
     from ..checkpoint.tensors import tensor_digest
     from ..engine.engine import Engine
-    from ..engine.passes import items_of
+    from ..scenarios.items import items_of
 
     settled = settle(recipes.load(Path(job.recipe)), job.role, random_weights=job.random_weights)
     model, plan, request = settled.model, settled.plan, settled.request
@@ -72,7 +72,7 @@ def measure(job: Job) -> None:
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
     engine = Engine(model, plan, weights=weights)
-    noise = [_read(job.noise, item.modality) for item in items_of(request, model)]
+    noise = [_read(job.noise, item.modality) for item in items_of(request, model.config)]
     inputs = engine.read_inputs(request, noise)
     raw: dict[str, Any] = {"plan": plan.to_json()}
     tensors = {"middle": _read(job.middle, "middle")} if job.middle else {}

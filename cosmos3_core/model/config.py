@@ -119,7 +119,7 @@ class TransformerConfig:
                 raise InputError(
                     f"loading {source}",
                     f"{key} is {data[key]!r}, and only {value!r} is Cosmos3's generator",
-                    "Check that --model names a Cosmos3 generator",
+                    "Check that `model` names a Cosmos3 generator",
                 )
         values = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
         scaling = data.get("rope_scaling")

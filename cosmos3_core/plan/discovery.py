@@ -6,7 +6,6 @@ and whatever is wrong with it becomes one message with the package's name in it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, metadata
@@ -16,6 +15,7 @@ import pluggy
 
 from .. import __version__, reference
 from ..contract import API, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable, hooks
+from ..contract.errors import did_you_mean, nearest
 
 T = TypeVar("T")
 BUILT_IN = reference.BACKEND.name
@@ -57,7 +57,7 @@ def installed(disabled: Collection[str] = ()) -> dict[str, Found]:
     taken = tuple(sorted(claims.pop(BUILT_IN, {})))
     for name in disabled:
         if name not in claims and name != ALL:
-            hint = _did_you_mean(name, [*claims, ALL]) or f"It takes {', '.join([*sorted(claims), ALL])}"
+            hint = did_you_mean(name, [*claims, ALL], f"It takes {', '.join([*sorted(claims), ALL])}")
             raise InputError(f"COSMOS3_DISABLE_BACKENDS={name}", "no installed package provides it", hint)
     found = {BUILT_IN: Found(BUILT_IN, "cosmos3", __version__, reference.__name__, taken)}
     for name, entries in sorted(claims.items()):
@@ -122,20 +122,15 @@ def pip_install(extra: str) -> str:
     return f'pip install "cosmos3[{extra}]"'
 
 
-def _did_you_mean(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"Did you mean {close[0]}?" if close else ""
-
-
 def _find(name: str, disabled: Collection[str]) -> Found:
-    here, asked = installed(disabled), f"--backend {name}"
+    here, asked = installed(disabled), f"`backend` {name}"
     if name in here:
         return here[name]
     if name in installed():
         raise InputError(asked, "COSMOS3_DISABLE_BACKENDS disables it", "Take it off that list")
     if name in extras():
         raise InputError(asked, "its package is not installed", f"Type {pip_install(name)}")
-    hint = _did_you_mean(name, {*here, *extras()}) or f"Backends here: {', '.join(here)}"
+    hint = did_you_mean(name, {*here, *extras()}, f"Backends here: {', '.join(here)}")
     raise InputError(asked, "no installed package provides it", hint)
 
 
@@ -194,8 +189,8 @@ def _checked(found: Found, backend: Any) -> Backend:
 def _complaint(row: Kernel) -> tuple[str, str] | None:
     """(what is wrong with a row, what to do about it)."""
     if row.op not in OPS:
-        close = difflib.get_close_matches(row.op, OPS, 1)
-        return f"its row {row.name} is for the op {row.op!r}, which does not exist", f"use {' or '.join(close or OPS)}"
+        advice = f"use {nearest(row.op, OPS) or ' or '.join(OPS)}"
+        return f"its row {row.name} is for the op {row.op!r}, which does not exist", advice
     for key in ("arch", "dtypes", "formats", "needs"):
         if isinstance(getattr(row, key), str):
             said = f"{key} of its row {row.op}={row.name} is the text {getattr(row, key)!r}"

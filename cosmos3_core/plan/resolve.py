@@ -64,7 +64,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will use. Made by `resolve`, printed by `--dry-run`, recorded in the manifest."""
+    """What a run will use. Made by `resolve`, printed by --dry-run, recorded in the manifest."""
 
     backend: Backend
     device: Device
@@ -108,9 +108,9 @@ class Plan:
             return choice.kernel.build(self.device)
         except Exception as error:
             asked = f"building {choice.op}={choice.kernel.name} of backend {self.backend.name}"
-            then = f"--kernel {choice.op}=eager does without it"
+            then = f"`kernel` {choice.op}=eager does without it"
             if choice.format != "none":
-                then = f"Leave --format {choice.op}={choice.format} out to do without it"
+                then = f"Leave `format` {choice.op}={choice.format} out to do without it"
             raise RunError(asked, reason_of(error), then) from error
 
     def require(self, kernels: Mapping[str, str]) -> None:
@@ -122,14 +122,14 @@ class Plan:
             choice, known = chosen[op], [row.name for row in rows(self.backend, op)]
             if choice.kernel.name == name:
                 continue
-            asked, found = f"--require {op}={name}", f"the plan has {choice.kernel.name}"
+            asked, found = f"`require` {op}={name}", f"the plan has {choice.kernel.name}"
             if name not in known:
                 why, then = f"{self.backend.name} has no such kernel", f"It has {', '.join(known)}"
             elif (op, name) in refused:
-                why, then = f"{name}: {refused[op, name]}", "Change what it objects to, or drop --require"
+                why, then = f"{name}: {refused[op, name]}", "Change what it objects to, or drop `require`"
             else:
                 why = "it was named" if choice.named else "it serves and is preferred"
-                then = f"Type --kernel {op}={name} to use the other"
+                then = f"Type `kernel` {op}={name} to use the other"
             raise InputError(asked, f"{found}; {why}", then)
 
     def to_json(self) -> dict:
@@ -157,12 +157,12 @@ def choose_backend(name: str | None = None, disabled: Collection[str] = ()) -> t
         try:
             return backend, probe(backend), ""
         except Unavailable as error:
-            raise InputError(f"--backend {name}", sentence(error), "Or choose another --backend") from None
+            raise InputError(f"`backend` {name}", sentence(error), "Or choose another `backend`") from None
     available, reasons, lines = _survey(disabled)
     if len(available) > 1:
         found = " and ".join(f"{backend.name} ({device.name})" for backend, device in available)
-        then = " or ".join(f"--backend {backend.name}" for backend, _ in available)
-        raise InputError("no --backend", f"there is more than one accelerator here: {found}", f"Type {then}")
+        then = " or ".join(f"`backend` {backend.name}" for backend, _ in available)
+        raise InputError("no `backend`", f"there is more than one accelerator here: {found}", f"Type {then}")
     if available:
         ((backend, device),) = available
         why = "it is the only accelerator here"
@@ -209,7 +209,7 @@ def _check_nothing_missed(reasons: dict[str, str], mendable: bool) -> None:
     because = "".join(f"; {name}: {reason}" for name, reason in reasons.items())
     then = f"Type {' or '.join(missing)}, or " if missing else "Type "
     found = f"torch sees an accelerator of type {visible}, and no installed backend can use it{because}"
-    raise InputError("no --backend", found, f"{then}--backend {BUILT_IN} for the CPU")
+    raise InputError("no `backend`", found, f"{then}`backend` {BUILT_IN} for the CPU")
 
 
 def _visible_accelerator() -> str | None:
@@ -267,12 +267,12 @@ def formats_of(backend: Backend, op: str) -> list[str]:
 
 def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
     for op, name in formats.items():
-        asked = f"--format {op}={name}"
+        asked = f"`format` {op}={name}"
         if op not in FORMATTED:
             raise InputError(asked, f"{op} is not quantized", f"Ops with a format are {', '.join(FORMATTED)}")
         known = formats_of(backend, op)
         if name != "none" and name not in known:
-            then = f"It has {', '.join(known)}" if known else "Leave --format out, or choose another --backend"
+            then = f"It has {', '.join(known)}" if known else "Leave `format` out, or choose another `backend`"
             raise InputError(asked, f"no {op} kernel of {backend.name} has that format", then)
 
 
@@ -282,7 +282,7 @@ def _choose(ask: Ask, backend: Backend, named: str | None, refusals: list[Refusa
         known = [kernel.name for kernel in candidates]
         candidates = [kernel for kernel in candidates if kernel.name == named]
         if not candidates:
-            raise InputError(f"--kernel {ask.op}={named}", "no such kernel", f"{backend.name} has {', '.join(known)}")
+            raise InputError(f"`kernel` {ask.op}={named}", "no such kernel", f"{backend.name} has {', '.join(known)}")
     else:  # a row for another format only is no refusal worth telling
         candidates = [kernel for kernel in candidates if ask.format in kernel.formats]
     refused = []
@@ -293,7 +293,7 @@ def _choose(ask: Ask, backend: Backend, named: str | None, refusals: list[Refusa
             return Choice(ask.op, kernel, named is not None, ask.format)
         refused.append(Refusal(ask.op, kernel.name, reason))
     reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in refused)
-    asked = f"--kernel {ask.op}={named}" if named else f"--format {ask.op}={ask.format}"
+    asked = f"`kernel` {ask.op}={named}" if named else f"`format` {ask.op}={ask.format}"
     raise InputError(asked, reasons, "Choose another kernel, format, dtype or backend")
 
 

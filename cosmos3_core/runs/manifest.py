@@ -27,9 +27,10 @@ def resolved(
     model: Model, plan: Plan, profile: str, request: Any, origin: dict[str, str], backend_why: str
 ) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `backend_why` says why this backend."""
-    from ..engine.passes import items_of, one_pass
+    from ..engine.passes import one_pass
+    from ..scenarios.items import items_of
 
-    items, layers = items_of(request, model), plan.formats.get("pack_linear")
+    items, layers = items_of(request, model.config), plan.formats.get("pack_linear")
     towers = f"{plan.dtype}, layers in {layers}" if layers else plan.dtype
     return {
         "cosmos3": __version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ..contract import InputError
+from ..model.config import SPATIAL_COMPRESSION
 
 TIERS: dict[str, dict[str, tuple[int, int]]] = {
     "256": {"1:1": (256, 256), "4:3": (320, 256), "3:4": (256, 320), "16:9": (320, 192), "9:16": (192, 320)},
@@ -15,7 +16,6 @@ TIERS: dict[str, dict[str, tuple[int, int]]] = {
 }
 """Width and height of each tier. A tier is a name: "256" at 16:9 is 320x192, not 256 pixels of anything."""
 
-MULTIPLE = 16
 SMALLEST, LARGEST = 32, 4096
 FORMS = "Type WIDTHxHEIGHT such as 1280x720, or TIER:ASPECT such as 720p:16:9"
 
@@ -37,11 +37,12 @@ def parse_size(text: str, default_aspect: str) -> tuple[int, int]:
 
 def check_size(width: int, height: int, asked: str) -> tuple[int, int]:
     """The same size, or InputError that names the nearest valid one."""
-    nearest = [min(max((n + MULTIPLE // 2) // MULTIPLE * MULTIPLE, SMALLEST), LARGEST) for n in (width, height)]
+    step = SPATIAL_COMPRESSION
+    nearest = [min(max((n + step // 2) // step * step, SMALLEST), LARGEST) for n in (width, height)]
     if [width, height] != nearest:
         raise InputError(
             asked,
-            f"width and height must be multiples of {MULTIPLE} from {SMALLEST} to {LARGEST}",
+            f"width and height must be multiples of {step} from {SMALLEST} to {LARGEST}",
             f"The nearest is {nearest[0]}x{nearest[1]}",
         )
     return width, height

@@ -1,0 +1,67 @@
+"""What can be asked of a model, as data: its tasks, the fields of a request with values and defaults, and sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .facts import ModelFacts
+from .families import TASKS
+from .fields import FIELDS, REQUIRED, Field
+from .kinds import LONGEST
+from .request import PROFILES, defaults, profile_source
+from .sizes import LARGEST, SMALLEST, TIERS
+from .task import Task
+
+Row = tuple[dict[str, Any], dict[str, str]]
+
+
+def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
+    """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
+    unknown profile."""
+    tasks = [task for task in TASKS.values() if task.distilled or model.variant != "distilled"]
+    rows = {task.name: defaults(task.name, profile, model) for task in tasks}
+    return {
+        "model": {"name": model.name, "variant": model.variant},
+        "profile": {"name": profile, "source": profile_source(profile)},
+        "profiles": list(PROFILES),
+        "tasks": {task.name: _task(task) for task in tasks},
+        "fields": {name: _field(field, model, rows) for name, field in FIELDS.items()},
+        "sizes": {
+            "smallest": SMALLEST,
+            "largest": LARGEST,
+            "step": SPATIAL_COMPRESSION,
+            "tiers": {tier: {aspect: f"{w}x{h}" for aspect, (w, h) in row.items()} for tier, row in TIERS.items()},
+        },
+        "frames": {"first": 1, "step": TEMPORAL_COMPRESSION, "most": LONGEST},
+    }
+
+
+def _task(task: Task) -> dict[str, Any]:
+    return {
+        "title": task.title,
+        "input": task.input,
+        "single_frame": task.single,
+        "output": task.suffix,
+        "latents": list(task.latents),
+    }
+
+
+def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, Any]:
+    tasks = [name for name in field.tasks if name in rows]
+    return {
+        "help": field.help,
+        "kind": field.kind.name,
+        "words": field.kind.words,
+        "schema": dict(field.kind.schema),
+        "required": field.default == REQUIRED,
+        "fixed": field.distilled and model.variant == "distilled",
+        "tasks": tasks,
+        "defaults": {name: _default(field, *rows[name]) for name in tasks if field.name in rows[name][0]},
+    }
+
+
+def _default(field: Field, values: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
+    """A field's default and its source. A checkpoint's text is named and not repeated."""
+    value, source = values[field.name], origin[field.name]
+    return {"value": None if isinstance(value, str) and source.startswith("checkpoint") else value, "source": source}

@@ -1,0 +1,20 @@
+"""What a request has to know of a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NEGATIVE_PROMPT = "assets/negative_prompt.json"
+"""Where a checkpoint keeps the negative prompt that its authors use for video."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
+    number that a distilled model was made for."""
+
+    name: str
+    variant: str
+    system_prompt: bool
+    negative_prompt: str | None
+    steps: int | None = None

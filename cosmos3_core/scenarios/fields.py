@@ -1,0 +1,267 @@
+"""Every field of a request as a row: what value it takes, who takes it, where its default comes from, and its help.
+
+The checks, the rule that nothing may be set without effect, did-you-mean, the command line's options, `cosmos3
+capabilities` and docs/fields.md are loops over `FIELDS`. The values of the defaults are in defaults.toml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import kinds
+from .facts import NEGATIVE_PROMPT, ModelFacts
+from .families import TASKS
+from .kinds import Kind
+from .task import Task
+
+SCHEDULES = ("native", "flow", "karras", "distilled")
+PROFILE = "profile"
+"""A field's default stands in defaults.toml, by task, profile and model variant."""
+NOT_GIVEN = "not given"
+"""A field's default is none."""
+THE_INPUTS = "the inputs"
+"""A field's default follows from the other fields."""
+REQUIRED = "required"
+
+
+def _taken(task: Task) -> str | None:
+    return None
+
+
+def _at_work(values: Mapping[str, Any], task: Task) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One field of a request.
+
+    `default` says where a value comes from that was not given: `PROFILE`, `NOT_GIVEN`, `THE_INPUTS` or `REQUIRED`. In a
+    profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
+    `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
+    beside the other values of a request; None where it does something. `option` says that the command line has an
+    option for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in
+    [run] itself, and `distilled` that a distilled model has settled it.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: str = PROFILE
+    checkpoint: Callable[[ModelFacts], tuple[Any, str]] | None = None
+    refusal: Callable[[Task], str | None] = _taken
+    idle: Callable[[Mapping[str, Any], Task], str | None] = _at_work
+    option: bool = False
+    costs: bool = False
+    headline: bool = False
+    distilled: bool = False
+
+    def check(self, value: Any, task: Task) -> Any:
+        """The value as a `Request` holds it. Raises InputError."""
+        return self.kind.read(self.name, value, task)
+
+    def useless(self, values: Mapping[str, Any], task: Task) -> str | None:
+        """Why the field would change nothing in a request of these checked values; None if it does something."""
+        return self.refusal(task) or self.idle(values, task)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that take it."""
+        return tuple(name for name, task in TASKS.items() if self.refusal(task) is None)
+
+
+def _stock_negative(model: ModelFacts) -> tuple[str, str]:
+    found = "checkpoint" if model.negative_prompt is not None else "empty, as the checkpoint has no file"
+    return model.negative_prompt or "", f"{found} ({NEGATIVE_PROMPT})"
+
+
+def _input(name: str) -> Callable[[Task], str | None]:
+    return lambda task: None if task.input == name else f"{task.title} takes no {name}"
+
+
+def _any_input(task: Task) -> str | None:
+    return None if task.input else f"{task.title} has no input picture"
+
+
+def _clip(task: Task) -> str | None:
+    return None if task.source == "clip" else f"{task.title} has no input clip"
+
+
+def _lasting(task: Task) -> str | None:
+    return f"{task.result} has no duration" if task.single else None
+
+
+def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
+    return "guidance 1 uses no negative branch" if values["guidance"] == 1.0 else None
+
+
+def _no_template(values: Mapping[str, Any], task: Task) -> str | None:
+    on = values["resolution_template"] or (values["duration_template"] and not task.single)
+    return _unguided(values, task) or (None if on else "no template is on")
+
+
+def _unshifted(values: Mapping[str, Any], task: Task) -> str | None:
+    return "the karras schedule has no shift" if values["schedule"] == "karras" else None
+
+
+def _one_tile(values: Mapping[str, Any], task: Task) -> str | None:
+    whole = values["tile"] is not None and values["tile"] >= max(values["size"])
+    return "the picture is no larger than one tile" if whole else None
+
+
+_ROWS = (
+    Field(
+        name="task",
+        kind=kinds.TASK,
+        help=f"{', '.join(list(TASKS)[:-1])} or {list(TASKS)[-1]}.",
+        default=THE_INPUTS,
+        option=True,
+        costs=True,
+        headline=True,
+    ),
+    Field(name="prompt", kind=kinds.PROMPT, help="What to show.", default=REQUIRED, headline=True),
+    Field(
+        name="image",
+        kind=kinds.PATH,
+        help="Start a video from this picture.",
+        default=NOT_GIVEN,
+        refusal=_input("image"),
+        option=True,
+    ),
+    Field(
+        name="video",
+        kind=kinds.PATH,
+        help="Continue this clip.",
+        default=NOT_GIVEN,
+        refusal=_input("video"),
+        option=True,
+    ),
+    Field(
+        name="size",
+        kind=kinds.SIZE,
+        help="1280x720, or a tier such as 720p or 720p:16:9.",
+        option=True,
+        costs=True,
+        headline=True,
+    ),
+    Field(
+        name="frames",
+        kind=kinds.FRAMES,
+        help="1, 5, 9, 13 ... pixel frames.",
+        option=True,
+        costs=True,
+        headline=True,
+    ),
+    Field(name="fps", kind=kinds.number(1, 240), help="Frames per second.", refusal=_lasting, option=True),
+    Field(
+        name="steps",
+        kind=kinds.whole(1, 1000),
+        help="Denoising steps.",
+        checkpoint=lambda model: (model.steps, "checkpoint (its distilled sigmas)"),
+        option=True,
+        costs=True,
+        headline=True,
+        distilled=True,
+    ),
+    Field(
+        name="guidance",
+        kind=kinds.number(0, 20),
+        help="Classifier-free guidance scale; 1 is none.",
+        option=True,
+        costs=True,
+        distilled=True,
+    ),
+    Field(
+        name="guidance_interval",
+        kind=kinds.INTERVAL,
+        help="Timesteps between which guidance is used.",
+        idle=_unguided,
+        distilled=True,
+    ),
+    Field(name="schedule", kind=kinds.choice(*SCHEDULES), help="Noise schedule and its solver.", distilled=True),
+    Field(
+        name="shift",
+        kind=kinds.number(0.01, 100),
+        help="Shift of the noise schedule.",
+        idle=_unshifted,
+        option=True,
+        distilled=True,
+    ),
+    Field(
+        name="seed",
+        kind=kinds.whole(0, 2**63 - 1),
+        help="Seed of the noise.",
+        option=True,
+        headline=True,
+    ),
+    Field(
+        name="negative_prompt",
+        kind=kinds.TEXT,
+        help="What to keep away from.",
+        checkpoint=_stock_negative,
+        idle=_unguided,
+        option=True,
+        distilled=True,
+    ),
+    Field(
+        name="tile",
+        kind=kinds.TILE,
+        help="Decode in tiles of this many pixels, to save memory.",
+        default=NOT_GIVEN,
+        idle=_one_tile,
+        option=True,
+        costs=True,
+    ),
+    Field(
+        name="condition_frame_indexes",
+        kind=kinds.INDICES,
+        help="Latent frames that are taken from the clip.",
+        refusal=_clip,
+    ),
+    Field(
+        name="condition_video_keep",
+        kind=kinds.choice("first", "last"),
+        help="Which end of the clip they are taken from.",
+        refusal=_clip,
+    ),
+    Field(
+        name="system_prompt",
+        kind=kinds.SWITCH,
+        help="Put the system prompt of the media before each text.",
+        checkpoint=lambda model: (model.system_prompt, "checkpoint (model_index.json)"),
+    ),
+    Field(
+        name="duration_template",
+        kind=kinds.SWITCH,
+        help="Add a sentence on duration and frame rate to a plain prompt.",
+        refusal=_lasting,
+    ),
+    Field(name="resolution_template", kind=kinds.SWITCH, help="Add a sentence on the size to a plain prompt."),
+    Field(name="json_metadata", kind=kinds.SWITCH, help="Add duration and size to a JSON prompt, as keys."),
+    Field(
+        name="negative_metadata",
+        kind=kinds.choice("none", "same", "inverse"),
+        help="Which of these sentences the negative prompt gets.",
+        idle=_no_template,
+    ),
+    Field(
+        name="image_filter",
+        kind=kinds.choice("bilinear", "lanczos"),
+        help="Filter that scales the input to the size.",
+        refusal=_any_input,
+    ),
+    Field(
+        name="video_fit",
+        kind=kinds.choice("crop", "stretch"),
+        help="How a clip of another shape is made to fit.",
+        refusal=_clip,
+    ),
+    Field(
+        name="max_text_tokens",
+        kind=kinds.whole(0, 100_000),
+        help="Tokens at which a text is cut; 0 is never.",
+    ),
+)
+FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}

@@ -1,0 +1,23 @@
+"""From a request to the latents that it asks the model for. Imports torch, as the tables of this package do not."""
+
+from __future__ import annotations
+
+from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
+from ..model.packing import Item
+from .families import TASKS
+from .request import Request
+
+
+def items_of(request: Request, config: TransformerConfig) -> tuple[Item, ...]:
+    """The request's items on a model of this config, in the order of its task's `latents`."""
+    return tuple(_MAKERS[modality](request, config) for modality in TASKS[request.task].latents)
+
+
+def _vision(request: Request, config: TransformerConfig) -> Item:
+    frames = (request.frames - 1) // TEMPORAL_COMPRESSION + 1
+    height, width = request.height // SPATIAL_COMPRESSION, request.width // SPATIAL_COMPRESSION
+    shape = (config.latent_channel, frames, height, width)
+    return Item("vision", shape, clean=request.clean_frames, fps=request.fps)
+
+
+_MAKERS = {"vision": _vision}

@@ -1,0 +1,217 @@
+"""Kinds of value that a request's field can have: how one is checked, what it is in words, and its JSON schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..contract import InputError
+from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .families import TASKS
+from .sizes import FORMS, LARGEST, SMALLEST, check_size, parse_size
+from .task import Task
+
+MAX_PROMPT_CHARS = 100_000
+LONGEST = 4001
+"""Frames of the longest video."""
+TILE_STEP = 64
+"""Pixels by which a tile grows."""
+
+Read = Callable[[str, Any, Task], Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of value. `schema` is its JSON schema, `words` what it is in words, `type` what one is on a command line
+    or in a recipe. `read` takes a field's name, a value and the request's task; it returns the value as a `Request`
+    holds it, or raises InputError."""
+
+    name: str
+    words: str
+    schema: Mapping[str, Any]
+    type: type
+    read: Read
+
+
+def number(low: float, high: float) -> Kind:
+    """A number between two bounds, both included."""
+    schema = {"type": "number", "minimum": low, "maximum": high}
+    words = f"a number from {low} to {high}"
+
+    def read(name: str, value: Any, task: Task) -> float:
+        return float(_bounded(name, value, low, high, words))
+
+    return Kind("number", words, schema, float, read)
+
+
+def whole(low: int, high: int) -> Kind:
+    """A whole number between two bounds, both included; 3.0 is one."""
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    words = f"a whole number from {low} to {high}"
+
+    def read(name: str, value: Any, task: Task) -> int:
+        _bounded(name, value, low, high, words)
+        if value != int(value):
+            raise _out_of_range(name, value, words)
+        return int(value)
+
+    return Kind("whole number", words, schema, int, read)
+
+
+def _bounded(name: str, value: Any, low: float, high: float, words: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise _out_of_range(name, value, words)
+    return value
+
+
+def _out_of_range(name: str, value: Any, words: str) -> InputError:
+    return InputError(f"{name} = {value!r}", "it is out of range", f"{name} is {words}")
+
+
+def choice(*names: str) -> Kind:
+    """One of a few names."""
+
+    def read(name: str, value: Any, task: Task) -> str:
+        if value not in names:
+            raise InputError(f"{name} = {value!r}", "there is no such choice", f"{name} is one of {', '.join(names)}")
+        return value
+
+    return Kind("choice", ", ".join(names[:-1]) + f" or {names[-1]}", {"enum": list(names)}, str, read)
+
+
+def _switch(name: str, value: Any, task: Task) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} = {value!r}", "it is a switch", f"{name} is true or false")
+    return value
+
+
+def _text(name: str, value: Any, task: Task) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name} = {value!r}", "it is not text", f"Give {name} as a string")
+    if len(value) > MAX_PROMPT_CHARS:
+        raise InputError(
+            f"a {name} of {len(value):,} characters", "that is no prompt", f"Keep it under {MAX_PROMPT_CHARS:,}"
+        )
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise InputError(f"{name} with a NUL or a broken character", "that is no text", "Give plain UTF-8 text")
+    return value
+
+
+def _prompt(name: str, value: Any, task: Task) -> str:
+    if not _text(name, value, task).strip():
+        raise InputError(f"an empty {name}", "there is nothing to generate", "Describe the scene in a sentence or two")
+    return value
+
+
+def _path(name: str, value: Any, task: Task) -> str | None:
+    if value is not None and (not isinstance(value, str) or "\0" in value):
+        raise InputError(f"{name} = {value!r}", "it is not a path", f"Give {name} as the path of a file")
+    return value
+
+
+def _task(name: str, value: Any, task: Task) -> str:
+    if value not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
+        raise InputError(f"task {value!r}", "there is no such task", f"Tasks are {', '.join(TASKS)}")
+    return value
+
+
+def _size(name: str, value: Any, task: Task) -> tuple[int, int]:
+    if isinstance(value, str):
+        return parse_size(value, task.aspect)
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value):
+        return check_size(*value, asked=f"size {value[0]}x{value[1]}")
+    raise InputError(f"size {value!r}", "it is no size", "Type it as WIDTHxHEIGHT")
+
+
+def _frames(name: str, value: Any, task: Task) -> int:
+    frames = whole(1, LONGEST).read(name, value, task)
+    if (frames - 1) % TEMPORAL_COMPRESSION:
+        below = (frames - 1) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1
+        raise InputError(
+            f"{frames} frames",
+            f"frames come as {TEMPORAL_COMPRESSION}k+1: one, then groups of {TEMPORAL_COMPRESSION}",
+            f"The nearest are {below} and {below + TEMPORAL_COMPRESSION}",
+        )
+    return frames
+
+
+TIMESTEP = number(0, 1000)
+
+
+def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
+    if value is None or value == [] or value == ():
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise InputError(
+            f"{name} = {value!r}", "it is no interval", "Give two timesteps from 0 to 1000, such as [400, 1000]"
+        )
+    low, high = (TIMESTEP.read(name, end, task) for end in value)
+    if low > high:
+        raise InputError(
+            f"{name} {low:g} to {high:g}", "it ends before it begins", f"Did you mean [{high:g}, {low:g}]?"
+        )
+    return low, high
+
+
+def _indices(name: str, value: Any, task: Task) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
+        raise InputError(f"{name} = {value!r}", "latent frames are numbered 0, 1, 2 ...", "Give a list such as [0, 1]")
+    return tuple(sorted(set(value)))
+
+
+def _tile(name: str, value: Any, task: Task) -> int | None:
+    if value is not None and (type(value) is not int or value < TILE_STEP or value % TILE_STEP):
+        found = f"tiles are multiples of {TILE_STEP} pixels"
+        raise InputError(f"{name} = {value!r}", found, f"Try {4 * TILE_STEP}, or leave it out")
+    return value
+
+
+def _pair(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": 2, "maxItems": 2}
+
+
+TEXT_SCHEMA = {"type": "string", "maxLength": MAX_PROMPT_CHARS}
+SIDE_SCHEMA = {"type": "integer", "minimum": SMALLEST, "maximum": LARGEST, "multipleOf": SPATIAL_COMPRESSION}
+
+TASK = Kind("choice", ", ".join(TASKS), {"enum": list(TASKS)}, str, _task)
+SWITCH = Kind("switch", "true or false", {"type": "boolean"}, bool, _switch)
+TEXT = Kind("text", f"text of up to {MAX_PROMPT_CHARS:,} characters", TEXT_SCHEMA, str, _text)
+PROMPT = Kind("text", TEXT.words, TEXT_SCHEMA | {"minLength": 1}, str, _prompt)
+PATH = Kind("path", "the path of a file", {"type": ["string", "null"]}, str, _path)
+SIZE = Kind(
+    "size",
+    f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9",
+    {"anyOf": [{"type": "string", "description": FORMS}, _pair(SIDE_SCHEMA)]},
+    str,
+    _size,
+)
+FRAMES = Kind(
+    "frames",
+    f"one, or {TEMPORAL_COMPRESSION}k+1 up to {LONGEST}: 5, 9, 13 ...",
+    # JSON schema has no word for a number that is one more than a multiple.
+    {"type": "integer", "minimum": 1, "maximum": LONGEST, "description": f"{TEMPORAL_COMPRESSION}k+1"},
+    int,
+    _frames,
+)
+INTERVAL = Kind(
+    "interval",
+    "two timesteps from 0 to 1000, such as [400, 1000], or [] for all of them",
+    {"anyOf": [_pair(TIMESTEP.schema), {"type": "array", "maxItems": 0}, {"type": "null"}]},
+    str,
+    _interval,
+)
+INDICES = Kind(
+    "indices",
+    "latent frames, counted from 0, such as [0, 1]",
+    {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+    str,
+    _indices,
+)
+TILE = Kind(
+    "tile",
+    f"a multiple of {TILE_STEP} pixels, or none",
+    {"type": ["integer", "null"], "minimum": TILE_STEP, "multipleOf": TILE_STEP},
+    int,
+    _tile,
+)

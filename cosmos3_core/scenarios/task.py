@@ -1,0 +1,38 @@
+"""What a task is: the row that a scenario family writes for each thing a model can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .request import Request
+
+
+def _none(request: Request) -> tuple[int, ...]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing to ask for.
+
+    `title` is its name in words, and `result` what comes out, "an image" or "a video". `suffix` is that of its output
+    file, and `aspect` its aspect ratio where only a tier is given. `single` says that it has one frame. `input` is the
+    field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip". `latents`
+    names the modalities of the items that it asks the model for. `distilled` says that there are distilled models of
+    it. `clean` returns the latent frames that are taken from the input instead of noise, ascending.
+    """
+
+    name: str
+    title: str
+    result: str
+    suffix: str
+    aspect: str
+    single: bool
+    latents: tuple[str, ...]
+    input: str | None = None
+    source: str | None = None
+    distilled: bool = False
+    clean: Callable[[Request], tuple[int, ...]] = _none

@@ -1,0 +1,37 @@
+"""Videos: several frames, from text, from a picture that they begin with, or from a clip that they go on from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .task import Task
+
+T2V = Task(
+    name="t2v",
+    title="text to video",
+    result="a video",
+    suffix=".mp4",
+    aspect="16:9",
+    single=False,
+    latents=("vision",),
+)
+TASKS = (
+    T2V,
+    replace(
+        T2V,
+        name="i2v",
+        title="image to video",
+        input="image",
+        source="picture",
+        distilled=True,
+        clean=lambda request: (0,),
+    ),
+    replace(
+        T2V,
+        name="v2v",
+        title="video to video",
+        input="video",
+        source="clip",
+        clean=lambda request: request.condition_frame_indexes,
+    ),
+)

@@ -1,0 +1,125 @@
+"""Write docs/fields.md and docs/commands.md from the rows of a request's fields and from the commands themselves.
+
+python scripts/pages.py          # or with --check: write nothing, name the pages that are out of date, exit code 1
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cosmos3_core.cli import cli
+from cosmos3_core.cli.capabilities import capabilities_of, takers
+from cosmos3_core.cli.options import flag
+from cosmos3_core.scenarios.fields import FIELDS
+
+DOCS = Path(__file__).parents[1] / "docs"
+WIDTH = 100
+"""Columns of a command's help: whose terminal this runs in does not matter."""
+MODEL, PROFILE = "nvidia/Cosmos3-Nano", "reference"
+OTHER_MODELS = {
+    "Cosmos3-Edge": "nvidia/Cosmos3-Edge",
+    "a distilled model of 4 steps": "nvidia/Cosmos3-Super-Text2Image-4Step",
+}
+MADE = "Made by `python scripts/pages.py`; do not edit."
+
+
+def fields() -> str:
+    """docs/fields.md: every field, then its defaults by task, and where other profiles and models differ."""
+    told = capabilities_of(MODEL, PROFILE)
+    parts = [
+        "# The fields of a request",
+        f"{MADE} The rows stand in [fields.py](../cosmos3_core/scenarios/fields.py), the defaults in "
+        "[defaults.toml](../cosmos3_core/scenarios/defaults.toml).",
+        "`--set FIELD=VALUE` and a request file set any of them; some have an option of their own. A field that would "
+        "change nothing in a request is refused.",
+        _table(("field", "option", "value", "for", "what it is"), _rows(told)),
+        f"## Defaults of profile {PROFILE}",
+        f"{_source(told)} For Nano and Super; `cosmos3 capabilities --model MODEL` prints those of any model.",
+        _defaults(told),
+    ]
+    for title, model in OTHER_MODELS.items():
+        parts += [f"## Where {title} differs", _defaults(capabilities_of(model, PROFILE), told)]
+    for profile in told["profiles"][1:]:
+        other = capabilities_of(MODEL, profile)
+        parts += [f"## Where profile {profile} differs", _source(other), _defaults(other, told)]
+    return "\n\n".join(parts) + "\n"
+
+
+def commands() -> str:
+    """docs/commands.md: what every command says of itself by --help."""
+    parts = ["# Commands", MADE]
+    for name, command, context in _commands("cosmos3", cli, None):
+        parts += [f"## {name}", f"```text\n{command.get_help(context).rstrip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _commands(
+    name: str, command: click.Command, parent: click.Context | None
+) -> Iterator[tuple[str, click.Command, click.Context]]:
+    last = name.split()[-1]
+    context = click.Context(command, parent, last, terminal_width=WIDTH, **command.context_settings)
+    yield name, command, context
+    if isinstance(command, click.Group):
+        for inner in command.list_commands(context):
+            yield from _commands(f"{name} {inner}", command.commands[inner], context)
+
+
+def _rows(told: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (f"`{name}`", f"`{flag(name)}`" if FIELDS[name].option else "", row["words"], takers(row, told), row["help"])
+        for name, row in told["fields"].items()
+    ]
+
+
+def _source(told: dict[str, Any]) -> str:
+    return f"Read in {told['profile']['source']}."
+
+
+def _defaults(told: dict[str, Any], beside: dict[str, Any] | None = None) -> str:
+    """A table of defaults, a column for each task; `beside` other ones, only of the fields that differ."""
+    tasks, rows = tuple(told["tasks"]), []
+    for name, field in told["fields"].items():
+        cells = _cells(field)
+        if cells and (beside is None or any(_cells(beside["fields"][name])[task] != cells[task] for task in cells)):
+            rows.append((f"`{name}`", *(cells.get(task, "") for task in tasks)))
+    return _table(("field", *tasks), rows)
+
+
+def _cells(field: dict[str, Any]) -> dict[str, str]:
+    """A field's default by task, or where it comes from if that says more."""
+    cells = {}
+    for task, default in field["defaults"].items():
+        value, source = default["value"], default["source"]
+        cells[task] = source if value is None or source.startswith("checkpoint") else f"`{json.dumps(value)}`"
+    return cells
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+PAGES = {"fields.md": fields, "commands.md": commands}
+
+
+@click.command()
+@click.option("--check", is_flag=True)
+def main(check: bool) -> None:
+    """Write every page, or name those that are out of date."""
+    texts = {DOCS / name: page() for name, page in PAGES.items()}
+    stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
+    for path in stale:
+        if not check:
+            path.write_text(texts[path], "utf-8")
+        click.echo(path.name)
+    sys.exit(bool(check and stale))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""`cosmos3 capabilities` as a user and a program meet it, and the rows of fields that it is made of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from command import cosmos3
+
+from cosmos3_core.checkpoint.model import describe
+from cosmos3_core.contract import InputError
+from cosmos3_core.scenarios.capabilities import capabilities
+from cosmos3_core.scenarios.families import TASKS
+from cosmos3_core.scenarios.fields import FIELDS
+from cosmos3_core.scenarios.request import PROFILES, Request, resolve
+
+DISTILLED = "nvidia/Cosmos3-Super-Image2Video-4Step"
+
+
+@pytest.fixture
+def told(capsys, monkeypatch):
+    def call(*arguments: str) -> dict[str, Any]:
+        code, out, err = cosmos3(capsys, monkeypatch, "capabilities", "--json", *arguments)
+        assert code == 0, err
+        return json.loads(out)
+
+    return call
+
+
+def test_it_lists_every_task_field_size_and_format(told):
+    found = told("--model", "tiny")
+    assert found["model"] == {"name": "tiny", "variant": "base"} and found["profiles"] == list(PROFILES)
+    assert set(found["tasks"]) == set(TASKS) and set(found["fields"]) == set(FIELDS)
+    assert found["tasks"]["v2v"]["input"] == "video" and found["tasks"]["t2i"]["single_frame"] is True
+    assert found["sizes"]["tiers"]["720"]["16:9"] == "1280x720" and found["frames"]["step"] == 4
+    assert found["dtypes"]["checkpoint"] == "bfloat16" and "fp8" in found["formats"]["names"]
+    assert found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v"] and found["fields"]["prompt"]["required"] is True
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", "nvidia/Cosmos3-Edge", DISTILLED])
+def test_a_default_is_what_a_run_fills_in(model, profile):
+    facts = describe(model).facts
+    found = capabilities(facts, profile)
+    for task in found["tasks"]:
+        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)
+        filled = json.loads(json.dumps(request.to_json()))
+        for name in found["fields"].keys() - given.keys():
+            default = found["fields"][name]["defaults"].get(task, {"value": None, "source": "no task of its own"})
+            if default["value"] == "random":
+                assert (name, filled[name]) == ("seed", 7)
+            elif default["value"] is not None:
+                assert (default["value"] or None, default["source"]) == (filled[name] or None, origin[name])
+
+
+def test_a_distilled_model_has_two_tasks_and_fixed_fields(told):
+    found = told("--model", DISTILLED)
+    assert set(found["tasks"]) == {"t2i", "i2v"} and not found["fields"]["video"]["tasks"]
+    fixed = {name for name, field in found["fields"].items() if field["fixed"]}
+    assert fixed == {"steps", "guidance", "guidance_interval", "schedule", "shift", "negative_prompt"}
+    assert found["fields"]["steps"]["defaults"]["t2i"] == {"value": 4, "source": "checkpoint (its distilled sigmas)"}
+
+
+def test_a_stand_in_for_the_checkpoints_text_is_not_shown(told):
+    stock = told("--model", "nvidia/Cosmos3-Nano")["fields"]["negative_prompt"]["defaults"]["t2v"]
+    assert stock == {"value": None, "source": "checkpoint (assets/negative_prompt.json)"}
+
+
+def test_it_can_be_read(capsys, monkeypatch):
+    code, out, err = cosmos3(capsys, monkeypatch, "capabilities", "--model", DISTILLED, "--profile", "sglang")
+    assert code == 0, err
+    for line in (
+        f"{DISTILLED} (distilled), defaults of profile sglang: sglang 0.5.23, multimodal_gen",
+        "  i2v  image to video from --image, into .mp4",
+        "  frames (--frames): 1, 5, 9, 13 ... pixel frames.",
+        "      one, or 4k+1 up to 4001: 5, 9, 13 ...; every task",
+        "      default i2v: 81",
+        "      a whole number from 1 to 1000; fixed by distillation",
+        "  720p  1:1 960x960, 4:3 1104x832, 3:4 832x1104, 16:9 1280x720, 9:16 720x1280",
+    ):
+        assert line in out.splitlines()
+    assert "video_fit" not in out, "no task of this model has a clip"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--profile", "comfyui"], "Profiles are reference"), (["--model", "nanno"], "error: --model nanno: ")],
+)
+def test_what_does_not_exist_is_refused(capsys, monkeypatch, arguments, said):
+    code, out, err = cosmos3(capsys, monkeypatch, "capabilities", *arguments)
+    assert (code, out) == (2, "") and said in err
+
+
+def test_asking_imports_no_torch():
+    program = (
+        "import sys; from cosmos3_core import cli; sys.argv = ['cosmos3', 'capabilities']; cli.main();"
+        "sys.exit(bool({'torch', 'numpy', 'diffusers'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_list_of_commands_waits_for_no_row():
+    program = (
+        "import sys; from cosmos3_core import cli; sys.argv = ['cosmos3', '--help']; cli.main();"
+        "print({name.split('.')[1] for name in sys.modules if name.startswith('cosmos3_core.')} - {'cli', 'contract'})"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "set()", result.stdout
+
+
+# Rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_field_of_a_request_is_a_row():
+    assert {field.name for field in fields(Request)} - {"width", "height"} | {"size"} == set(FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_check_keeps_what_the_schema_says(name):
+    """At its bounds and at each of its choices a value is taken, and beyond them refused."""
+    field, task = FIELDS[name], TASKS["v2v"]
+    schema = field.kind.schema
+    good = [schema[bound] for bound in ("minimum", "maximum") if bound in schema] + schema.get("enum", [])
+    bad = [schema["minimum"] - 1] if "minimum" in schema else []
+    bad += [schema["maximum"] * 2 + 1] if "maximum" in schema else []
+    bad += ["no such choice"] if "enum" in schema else []
+    bad += ["x" * (schema["maxLength"] + 1)] if "maxLength" in schema else []
+    for value in good:
+        assert field.check(value, task) == value
+    for value in [*bad, {}]:
+        with pytest.raises(InputError, match=name):
+            field.check(value, task)
+
+
+def test_what_a_row_says_of_tasks_is_what_a_request_takes():
+    facts = describe("tiny").facts
+    other = {"fps": 12, "video_fit": "stretch", "image_filter": "lanczos", "duration_template": False}
+    for name, value in (other | {"condition_video_keep": "last", "condition_frame_indexes": [0]}).items():
+        for task in TASKS.values():
+            given = {"task": task.name, "prompt": "a cup", name: value} | ({task.input: "a"} if task.input else {})
+            if task.name in FIELDS[name].tasks:
+                assert resolve(given, "reference", facts, pick_seed=lambda: 0)[1][name] == "user"
+            else:
+                with pytest.raises(InputError, match="would change nothing"):
+                    resolve(given, "reference", facts, pick_seed=lambda: 0)
