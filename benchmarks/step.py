@@ -23,8 +23,7 @@ from cosmos3_core.engine.engine import pass_of
 from cosmos3_core.model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import text_positions
-from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
-from cosmos3_core.model.weights import generation_slots, load_slots, understanding_slots
+from cosmos3_core.model.weights import load_generation, load_understanding
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.guidance import combine
 from cosmos3_core.sampling.solver import Solver
@@ -118,11 +117,8 @@ class Ours:
         def read(names):
             return ((name, state[name]) for name in names)
 
-        def load(slots):
-            return load_slots(slots(config), read, target)
-
-        self.understanding = UnderstandingTower(config, target.kept, load(understanding_slots))
-        self.generation = GenerationTower(config, target.ops, load(generation_slots), target.kept)
+        self.understanding = load_understanding(config, read, target)
+        self.generation = load_generation(config, read, target)
 
     def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[Callable]:
         texts = [self.understanding.prefill(ids) for ids in prompts]

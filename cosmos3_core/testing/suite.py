@@ -25,6 +25,7 @@ from ..model.vae import VideoVAE
 from ..model.weights import Target, generation_slots, load_slots, understanding_slots
 from ..plan import Plan, Want, resolve
 from ..plan.resolve import formats_of
+from ..reference import build_ops
 from ..reference import ops as reference
 from . import cases
 from .cases import Loss, check, normal, same_bits, wider
@@ -691,7 +692,7 @@ def _velocities(
     return torch.cat([velocity.flatten() for items in found for velocity in items])
 
 
-EAGER = contract.Ops(**{op: getattr(reference, op) for op in OPS})
+EAGER = build_ops()
 
 
 @cache
