@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cosmos3_core.contract import Backend, Device
 from cosmos3_core.plan import Want, choose_backend
-from cosmos3_core.plan.resolve import rows, why_not
+from cosmos3_core.plan.choice import rows
+from cosmos3_core.plan.resolve import why_not
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
 

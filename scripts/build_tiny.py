@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import save_tensors
 from cosmos3_core.model.config import TransformerConfig
-from cosmos3_core.model.weights import generation_slots, understanding_slots
+from cosmos3_core.model.weights import shapes
 
 SEED = 20261123
 
@@ -182,10 +182,8 @@ def write_json(path: Path, value: dict) -> None:
 def transformer(stream: torch.Generator) -> dict[str, torch.Tensor]:
     """All 43 tensors of the transformer, the language head among them, as the hub's files hold them."""
     config = TransformerConfig.from_json(TRANSFORMER, "the tiny transformer")
-    shapes = {"lm_head.weight": (config.vocab_size, config.hidden_size), "norm.weight": (config.hidden_size,)}
-    for slot in understanding_slots(config) + generation_slots(config):
-        shapes |= slot.tensors()
-    tensors = {name: draw(name, shape, stream) for name, shape in sorted(shapes.items())}
+    unused = {"lm_head.weight": (config.vocab_size, config.hidden_size), "norm.weight": (config.hidden_size,)}
+    tensors = {name: draw(name, shape, stream) for name, shape in sorted((unused | shapes(config)).items())}
     return {name: t if name.startswith("time_embedder") else t.bfloat16() for name, t in tensors.items()}
 
 

@@ -12,15 +12,7 @@ from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import Ops
 from cosmos3_core.model.config import TransformerConfig
-from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
-from cosmos3_core.model.weights import (
-    Target,
-    canonical_name,
-    check_names,
-    generation_slots,
-    load_slots,
-    understanding_slots,
-)
+from cosmos3_core.model.weights import Target, canonical_name, check_names, load_generation, load_understanding
 from cosmos3_core.plan import Want, resolve
 
 TINY = dict(
@@ -73,11 +65,10 @@ def towers(module, ops: Ops | None = None, device: str = "cpu", dtype: torch.dty
         return ((name, state[name]) for name in names)
 
     target = Target.plain(ops, device, dtype)
-    loaded = [load_slots(slots(config), read, target) for slots in (understanding_slots, generation_slots)]
     return SimpleNamespace(
         config=config,
-        understanding=UnderstandingTower(config, ops, loaded[0]),
-        generation=GenerationTower(config, ops, loaded[1]),
+        understanding=load_understanding(config, read, target),
+        generation=load_generation(config, read, target),
     )
 
 

@@ -520,14 +520,17 @@ def test_weights_are_split_and_fused_where_they_belong():
     attention = module.layers[0].self_attn
     und = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
     gen = torch.cat([attention.add_q_proj.weight, attention.add_k_proj.weight, attention.add_v_proj.weight])
-    assert torch.equal(ours.understanding.layers[0].qkv.weight_OI, und)
-    assert torch.equal(ours.generation.layers[0].qkv.weight_OI, gen)
+    assert torch.equal(ours.understanding.layers[0].tensors()["project.qkv.weight"], und)
+    assert torch.equal(ours.generation.layers[0].tensors()["project.qkv.weight"], gen)
 
 
 def test_the_timestep_mlp_stays_fp32():
     running = engine()
     tower = Weights(running.model).generation(running.target)
-    assert tower.time[0].weight_OI.dtype == torch.float32 and tower.layers[0].qkv.weight_OI.dtype == torch.bfloat16
+    assert (
+        tower.time[0].weight_OI.dtype == torch.float32
+        and tower.layers[0].tensors()["project.qkv.weight"].dtype == torch.bfloat16
+    )
 
 
 MEMORY_PROBE = """
@@ -547,7 +550,7 @@ before = high_water()
 tower = weights.generation(plan.target())
 kept = 0
 for layer in tower.layers:
-    kept += sum(linear.weight_OI.nbytes for linear in (layer.qkv, layer.out, layer.up, layer.down))
+    kept += sum(tensor.nbytes for tensor in layer.tensors().values())
 print(high_water() - before, kept)
 """
 
@@ -571,10 +574,7 @@ def test_loading_peaks_at_what_is_kept_plus_one_shard(tmp_path):
         file.unlink()
     from cosmos3_core.model.config import TransformerConfig
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    parsed = TransformerConfig.from_json(written, "test")
-    for slot in layout.understanding_slots(parsed) + layout.generation_slots(parsed):
-        shapes |= slot.tensors()
+    shapes = layout.shapes(TransformerConfig.from_json(written, "test"))
     shard = 100_000_000
     tensors = {name: torch.full(shape, 0.01) for name, shape in shapes.items()}
     save_tensors(tmp_path / "big/transformer", tensors, max_shard_bytes=shard)

@@ -294,7 +294,9 @@ def test_a_checkpoint_saved_by_diffusers_loads_here(repository):
     weights = Weights(open_model(str(folder)))
     plan = peer.reference_plan(weights.model.config)
     tower = weights.generation(plan.target())
-    assert torch.equal(tower.layers[1].down.weight_OI, pipeline.transformer.layers[1].mlp_moe_gen.down_proj.weight)
+    assert torch.equal(
+        tower.layers[1].tensors()["finish.down.weight"], pipeline.transformer.layers[1].mlp_moe_gen.down_proj.weight
+    )
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 100_000])

@@ -16,15 +16,14 @@ from peer import relative_error
 from torch import Tensor
 
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
-from cosmos3_core.contract import OPS as OP_NAMES
-from cosmos3_core.contract import InputError, Ops
+from cosmos3_core.contract import InputError
 from cosmos3_core.model import vae as vae_module
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.model.vae_blocks import Upsample
 from cosmos3_core.model.weights import Target
-from cosmos3_core.reference import ops as eager
+from cosmos3_core.reference import build_ops
 
-OPS = Ops(**{name: getattr(eager, name) for name in OP_NAMES})
+OPS = build_ops()
 TARGET = Target.plain(OPS, "cpu", torch.float32)
 # Two residual blocks a level as published, and widths of which none is a power of two.
 WIDE = dict(base_dim=12, decoder_base_dim=20, num_res_blocks=2)

@@ -178,21 +178,16 @@ class Weights:
             yield canonical[raw], tensor
 
     def understanding(self, target: Target) -> UnderstandingTower:
-        """Load the text tower. Its attention, causal and done once, is that of `target.kept`."""
-        from ..model.transformer import UnderstandingTower
-        from ..model.weights import load_slots, understanding_slots
+        """Load the text tower."""
+        from ..model.weights import load_understanding
 
-        config = self.model.config
-        return UnderstandingTower(config, target.kept, load_slots(understanding_slots(config), self._read, target))
+        return load_understanding(self.model.config, self._read, target)
 
     def generation(self, target: Target) -> GenerationTower:
         """Load the media tower."""
-        from ..model.transformer import GenerationTower
-        from ..model.weights import generation_slots, load_slots
+        from ..model.weights import load_generation
 
-        config = self.model.config
-        loaded = load_slots(generation_slots(config), self._read, target)
-        return GenerationTower(config, target.ops, loaded, target.kept)
+        return load_generation(self.model.config, self._read, target)
 
     def vae(self, target: Target, *halves: str) -> VideoVAE:
         """Load these halves of the VAE, "encoder" and "decoder"."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.vae import VideoVAE
-from ..model.weights import generation_slots, understanding_slots
+from ..model.weights import shapes
 from .model import Model, Weights
 
 DEVIATION = 0.02
@@ -23,10 +23,9 @@ class RandomWeights(Weights):
 
     def __init__(self, model: Model, device: str):
         self.model = model
-        slots = understanding_slots(model.config) + generation_slots(model.config)
-        shapes = {name: shape for slot in slots for name, shape in slot.tensors().items()}
-        self.transformer = _RandomTensors(shapes, device)
-        self.raw_names = {name: name for name in shapes}
+        tensors = shapes(model.config)
+        self.transformer = _RandomTensors(tensors, device)
+        self.raw_names = {name: name for name in tensors}
         self.vae_files = _RandomTensors(VideoVAE.names(model.vae, f"{model.name}/vae"), device)
 
 

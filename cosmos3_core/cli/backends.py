@@ -8,8 +8,10 @@ from typing import Any
 
 from ..contract import OPS, Unavailable
 from ..plan import Want, resolve
+from ..plan.choice import rows
 from ..plan.discovery import BUILT_IN, Found, Rejected, conflict, installed, load, probe
-from ..plan.resolve import rows, sentence, why_not
+from ..plan.resolve import why_not
+from ..plan.survey import sentence
 
 WANT = Want("bfloat16", heads=32, kv_heads=8, head_dim=128)
 """What the kernels are chosen for here: Cosmos3-Nano's attention."""

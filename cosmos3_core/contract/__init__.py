@@ -11,18 +11,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+# isort: off
 from .errors import Cosmos3Error, InputError, RunError, Unavailable
 from .hooks import GROUP, hookimpl
-from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, PatchEmbed, Quantized, RmsNorm
+from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, PatchEmbed, RmsNorm, Segment
+from .ops import Finish, FinishWeights, Layer, PackFinish, PackProject, Project, Projected, ProjectWeights
+from .ops import Quantized, Residual
+from .system import Bytes, Comm, Memory, Pending
+# isort: on
 
-API = 1
-"""Version of this contract. A backend states the one it was written for."""
+API = 2
+"""Version of this contract. A backend states the one it was written for; one that states none was written for 1."""
 
-OPS: tuple[str, ...] = tuple(field.name for field in fields(Ops) if field.name != "formats")
+OPS: tuple[str, ...] = tuple(field.name for field in fields(Ops) if field.name != "prepare")
 """The op names a `Kernel.op` may have."""
 
 FORMATTED = ("attention", "pack_linear")
-"""The ops a run can be asked to do in a quantization format; the others are always asked for with "none"."""
+"""The ops a run can be asked to do in a quantization format."""
+
+COMPOSITES = ("project", "finish")
+"""The ops made of others. Their products are in the format of `pack_linear`; other ops are asked for with "none"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +60,26 @@ class Ceiling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """From where on something pays on an architecture.
+
+    one_pass_tokens  up to so many media tokens both guidance branches run as one batch: a small pass leaves a device
+                     idle, a large one only doubles the activations
+    capture_rows     up to so many rows (branches x media tokens) a pass is captured: kernels on more take longer than
+                     their launch, and a capture's own pool would hold their activations a second time
+    chunk_area       latent positions, of one frame or of several, that the VAE decodes at a time: fewer leave a device
+                     idle, more only take memory
+    """
+
+    one_pass_tokens: int = 4096
+    capture_rows: int = 8192
+    chunk_area: int = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What the plan needs of an op. `format` is a quantization format's name. Keyword-only: a field added
-    later does not break a row written today."""
+    """What the plan needs of an op. `format` is a quantization format's name; `hidden` and `inner` are the widths of
+    the residual stream and of the MLP. Keyword-only: a field added later does not break a row written today."""
 
     op: str
     device: Device
@@ -63,10 +88,22 @@ class Ask:
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
+    hidden: int = 0
+    inner: int = 0
+    activation: str = "silu"
 
 
 def never(ask: Ask) -> None:
     """The `refuse` of a row that serves every request its other fields allow."""
+
+
+@dataclass(frozen=True)
+class Delegate:
+    """Another attention row, `to`, which is better for calls with fewer queries than `below`. The host makes those
+    calls there, where that row serves, and the plan says so."""
+
+    to: str
+    below: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +111,11 @@ class Kernel:
     """One implementation of one op.
 
     `build(device)` returns the op's callable (see `ops`) and is where vendor libraries are imported. `arch` holds
-    architecture names, or "*". `formats` are those in which the op can be asked for; of rms_norm and gate, beside
-    "none", those in which it can return its rows. `needs` are importable package names. `refuse(ask)` returns the
-    reason why this row cannot serve, or None. `deterministic` means bit-equal on repetition, in one process and in
-    another.
+    architecture names, or "*". `formats` are those in which the op can be asked for. `needs` are importable package
+    names. `refuse(ask)` returns the reason why this row cannot serve, or None. `deterministic` means bit-equal on
+    repetition, in one process and in another. `fresh`: no call writes to what an earlier one returned. `prepares`: see
+    `Segment`. `fuses` are the ops that a composite does itself, instead of the rows chosen for them: where a user has
+    named one of these rows, the composite is not taken.
     """
 
     op: str
@@ -89,6 +127,10 @@ class Kernel:
     needs: tuple[str, ...] = ()
     refuse: Callable[[Ask], str | None] = never
     deterministic: bool = True
+    fresh: bool = True
+    prepares: bool = False
+    fuses: tuple[str, ...] = ()
+    delegates: tuple[Delegate, ...] = ()
     notes: str = ""
 
 
@@ -98,8 +140,8 @@ class Backend:
 
     `probe()` returns a `Device` or raises `Unavailable` with one sentence; it is the only place that touches a driver.
     Rows are in order of preference: "auto" takes the first that does not refuse, and where all refuse, or there is
-    none, eager torch. `ceilings` is keyed by how `Device.name` ends ("RTX 5090", which its laptop
-    namesake does not), or by `Device.arch`.
+    none, eager torch. `ceilings` is keyed by how `Device.name` ends ("RTX 5090", which its laptop namesake does not),
+    or by `Device.arch`; `tuning` by `Device.arch`.
     """
 
     name: str
@@ -108,33 +150,5 @@ class Backend:
     probe: Callable[[], Device]
     kernels: tuple[Kernel, ...]
     ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
-    api: int = API
-
-
-__all__ = [
-    "API",
-    "FORMATTED",
-    "GROUP",
-    "OPS",
-    "Ask",
-    "Attention",
-    "Backend",
-    "Capture",
-    "Ceiling",
-    "Cosmos3Error",
-    "Device",
-    "Gate",
-    "InputError",
-    "Kernel",
-    "Linear",
-    "NormRope",
-    "NormSilu",
-    "Ops",
-    "PackLinear",
-    "PatchEmbed",
-    "Quantized",
-    "RmsNorm",
-    "RunError",
-    "Unavailable",
-    "hookimpl",
-]
+    tuning: Mapping[str, Tuning] = field(default_factory=dict)
+    api: int = 1

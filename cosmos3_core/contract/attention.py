@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +12,9 @@ LSE_QUERY_CHUNK = 1024
 """Queries per block of the explicit log-sum-exp, so that its score matrix stays small next to the inputs."""
 
 
-def joined(q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], causal: bool) -> tuple[Tensor, Tensor]:
+def joined(q_BSHD: Tensor, segments: Sequence[Iterable[Tensor]], causal: bool) -> tuple[Tensor, Tensor]:
     """The segments as one k_BTKD and v_BTKD. Raises ValueError for `causal` with T != S."""
-    k_BTKD, v_BTKD = (
-        segments[0] if len(segments) == 1 else (torch.cat(parts, dim=1) for parts in zip(*segments, strict=True))
-    )
+    k_BTKD, v_BTKD = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in zip(*segments, strict=True))
     if causal and k_BTKD.shape[1] != q_BSHD.shape[1]:
         raise ValueError(f"causal attention needs as many keys as queries, got {k_BTKD.shape[1]} and {q_BSHD.shape[1]}")
     return k_BTKD, v_BTKD

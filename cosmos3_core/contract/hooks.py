@@ -1,17 +1,6 @@
-"""How a device package is found: one entry point, one hook.
-
-    # pyproject.toml of the package
-    [project.entry-points."cosmos3.backends"]
-    acme = "cosmos3_acme.plugin"
-
-    # cosmos3_acme/plugin.py
-    from cosmos3_core.contract import Backend, hookimpl
-
-    @hookimpl
-    def cosmos3_backend() -> Backend: ...
-
-The entry point's name is the backend's name. Only the named package is imported, and its plugin module imports neither
-torch nor kernel libraries at the top level.
+"""How a device package is found: an entry point "cosmos3.backends" with the backend's name, and in the module that it
+names one function, `@hookimpl def cosmos3_backend() -> Backend`. Only the named package is imported, and its plugin
+module imports neither torch nor kernel libraries at the top level. docs/writing-a-backend.md shows a whole one.
 """
 
 from __future__ import annotations

@@ -4,60 +4,71 @@ Shape letters, used in names and docstrings everywhere:
     B batch (guidance branches)   S query tokens   T key tokens   H query heads   K key/value heads   D head dim
     M rows (B times S)            I input features   O output features
 All arguments after the tensors are keyword-only, so a later contract can add one with a default.
+
+Rules for every op, each with a test in the kit:
+    strides    q, k, v and what is normed may be views of a wider projection; the last axis is always dense
+    inputs     stay as they are, except where a protocol says that they may be overwritten
+    results    are fresh: no later call writes to them, unless the row says `fresh=False`
+    segments   come in the order of their keys, the text's before the media's; one may have a single token, and none has
+               none where there is only one
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .system import Comm, Memory
 
-@dataclass(frozen=True)
-class Quantized:
-    """Rows in an 8-bit format of `cosmos3_core.quant`: x_MI = values_MI · scale_M1. `values_MI` is int8 or
-    float8_e4m3fn and contiguous, `scale_M1` is fp32; `dtype` is what x had, and what a product of it will have."""
+    Head = tuple[Tensor, Tensor | None]
 
-    values_MI: Tensor
-    scale_M1: Tensor
-    dtype: torch.dtype
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One producer's keys and values: the text's, or the media's. Unpacks to (k_BTKD, v_BTKD).
+
+    A `static` one stays the same for the whole run. A row that declares `prepares` has a method
+    `prepare(k_BTKD, v_BTKD)`; its result, made once, comes with the static segment as `prepared`.
+    """
+
+    k_BTKD: Tensor
+    v_BTKD: Tensor
+    static: bool = False
+    prepared: Any = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.k_BTKD, self.v_BTKD))
 
 
 class Attention(Protocol):
     """softmax(q kᵀ / sqrt(D)) v over the keys of all segments, as if they were concatenated along T.
 
-    `segments` is a sequence of (k_BTKD, v_BTKD). A segment is one producer's keys: the text's, which stay the same for
-    the whole run, and the media's, which change every step. They are handed over apart so that a kernel need not copy
-    them together and may scale each on its own. Query head j reads key/value head `j * K // H`.
-    `causal` needs one segment with T == S. Returns out_BSHD in q's dtype, and with `want_lse` the natural log-sum-exp
-    of the scaled scores as fp32 lse_BHS (else None), which is what merging partial results needs.
+    The text's keys and the media's are handed over apart so that a kernel need not copy them together and may scale
+    each on its own. Query head j reads key/value head `j * K // H`. `causal` needs one segment with T == S. Returns
+    out_BSHD in q's dtype, and with `want_lse` the natural log-sum-exp of the scaled scores as fp32 lse_BHS (else None),
+    which is what merging partial results needs.
     """
 
     def __call__(
-        self, q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], *, causal: bool = False, want_lse: bool = False
+        self, q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
 class Linear(Protocol):
     """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight.
 
-    One that multiplies rows in a format says so by an attribute `takes`, the format's name: it is then handed either a
-    tensor, which it quantizes itself, or `Quantized` rows in that format. Without the attribute it gets tensors only.
-
-    One that may be able to apply an MLP's gate has a method `gated()`. Of a Linear that makes [gate | up], 2·I wide, it
-    is called once, while loading, for the Linear to use instead. Where that one's attribute `gates` is true, its result
-    is silu(gate)·up, I wide and rounded once; otherwise it is what it was.
-
-    One that can add to a residual has an attribute `adds` that is true, and is then also called with `residual_MO`,
-    contiguous and in x's dtype: it returns residual + x Wᵀ + b, and may do so in residual's memory, which nobody reads
-    again. What it is called with otherwise stays as it is.
+    `tensors()` names everything that it holds on the device: the very objects that a call reads. Whoever moves a weight
+    puts other storage behind them (`tensor.data = ...`); nothing is packed anew. None: it cannot be moved.
     """
 
-    def __call__(self, x_MI: Tensor | Quantized) -> Tensor: ...
+    def __call__(self, x_MI: Tensor) -> Tensor: ...
+
+    def tensors(self) -> dict[str, Tensor] | None: ...
 
 
 class PackLinear(Protocol):
@@ -72,11 +83,7 @@ class RmsNorm(Protocol):
     """With z = x + residual (or x): returns (z · rsqrt(mean(z²) + eps) · weight, z), both x_MI's shape and dtype.
 
     Mean and rsqrt in fp32. `weight_fp32` False rounds the normalised value to the dtype before the weight multiplies
-    it (Qwen); True multiplies in fp32 and rounds once (Nemotron).
-
-    With a `format`, which only a row that declares it is asked for, the first result is `Quantized` in that format:
-    just what rounding it to the dtype and then quantizing its rows gives, so that it does not matter who quantizes.
-    z stays a tensor.
+    it (Qwen); True multiplies in fp32 and rounds once (Nemotron). Without a residual z may be x itself.
     """
 
     def __call__(
@@ -87,34 +94,27 @@ class RmsNorm(Protocol):
         eps: float,
         residual_MI: Tensor | None = None,
         weight_fp32: bool = False,
-        format: str = "none",
-    ) -> tuple[Tensor | Quantized, Tensor]: ...
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class NormRope(Protocol):
     """Per-head RMS norm (skipped where the weight is None), then rotary embedding, for several projections at once.
 
-    `heads` is a sequence of (x_BSHD, weight_D or None); H may differ between them. cos_BSD and sin_BSD are in x's dtype
+    `heads` are (x_BSHD, weight_D or None); H may differ between them. cos_BSD and sin_BSD are in x's dtype
     and may have B = 1. Rotation is by halves: x·cos + [-x₂, x₁]·sin. Returns one tensor of x_BSHD's shape for each.
     """
 
     def __call__(
-        self,
-        heads: Sequence[tuple[Tensor, Tensor | None]],
-        cos_BSD: Tensor,
-        sin_BSD: Tensor,
-        *,
-        eps: float,
-        weight_fp32: bool = False,
+        self, heads: Sequence[Head], cos_BSD: Tensor, sin_BSD: Tensor, *, eps: float, weight_fp32: bool = False
     ) -> list[Tensor]: ...
 
 
 class Gate(Protocol):
     """The MLP's activation. "silu": x is [gate | up] along the last axis (2·I wide) and silu(gate)·up is returned, I
     wide. "relu2": relu(x)², the same width. x is the largest tensor of a layer and not read again: the op may overwrite
-    it, and the result may be a part of it. `format`: as RmsNorm's."""
+    it, and the result may be a part of it."""
 
-    def __call__(self, x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Quantized: ...
+    def __call__(self, x_MI: Tensor, *, activation: str) -> Tensor: ...
 
 
 class PatchEmbed(Protocol):
@@ -159,16 +159,105 @@ class NormSilu(Protocol):
 class Capture(Protocol):
     """Make a callable that does what `function` does with less host time per call: record what it launches and replay
     it. `function` takes device tensors and returns a list of them; it launches the same work whatever they hold, never
-    waits for the device, and is called with the same shapes every time. What the callable returns may be overwritten
-    by its next call. The first call may run `function` as it is, to load and compile what it needs."""
+    waits for the device, and is called with the same shapes every time. The first call may run `function` as it is, to
+    load and compile what it needs."""
 
     def __call__(self, function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]: ...
 
 
+# Composites: the two halves of a decoder layer around attention ------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The numbers of a decoder layer, as much of it as lies on this device. `eps` and `weight_fp32` as RmsNorm's,
+    `activation` as Gate's."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    weight_fp32: bool
+    activation: str
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectWeights:
+    """Of the half before attention. `qkv_OI` is [q | k | v], (H + 2K)·D high. A norm of heads that is None is left out;
+    `norm_k_for_gen_D` is that of the text's keys as the media tower reads them."""
+
+    norm_I: Tensor
+    qkv_OI: Tensor
+    norm_q_D: Tensor | None = None
+    norm_k_D: Tensor | None = None
+    norm_k_for_gen_D: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FinishWeights:
+    """Of the half after attention. `up_OI` is [gate | up] where the activation is "silu"."""
+
+    out_OI: Tensor
+    norm_I: Tensor
+    up_OI: Tensor
+    down_OI: Tensor
+
+
+@dataclass
+class Residual:
+    """The residual stream: x_MI + delta_MI, where that is still to be added (else None). Composites put the next one in
+    the place of the last, which is then free: whoever calls them holds no rows of its own."""
+
+    x_MI: Tensor
+    delta_MI: Tensor | None = None
+
+
+class Projected(NamedTuple):
+    """q, k and v, normed by heads and rotated. v may be a view of the whole projection. k_for_gen is None unless there
+    is a norm for it."""
+
+    q_BSHD: Tensor
+    k_BSKD: Tensor
+    v_BSKD: Tensor
+    k_for_gen_BSKD: Tensor | None
+
+
+class Project(Protocol):
+    """The half of a decoder layer before attention: norm of the residual stream, q/k/v product, per-head norms,
+    rotation. Leaves x + delta in the stream. cos and sin have a table for every branch. `tensors()` as Linear's, norms
+    included."""
+
+    def __call__(self, residual: Residual, cos_BSD: Tensor, sin_BSD: Tensor) -> Projected: ...
+
+    def tensors(self) -> dict[str, Tensor] | None: ...
+
+
+class Finish(Protocol):
+    """The half after attention: output product, residual, norm, up, activation, down, residual. Both sums go to the
+    stream, the last perhaps as its delta. x may be overwritten."""
+
+    def __call__(self, residual: Residual, attended_BSHD: Tensor) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor] | None: ...
+
+
+class PackProject(Protocol):
+    """Make a layer's `Project`, while loading, with products in `format`. It owns what it packs; `ops` are the plan's
+    choices, for what it does not do itself."""
+
+    def __call__(self, weights: ProjectWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Project: ...
+
+
+class PackFinish(Protocol):
+    """As `PackProject`, of the other half."""
+
+    def __call__(self, weights: FinishWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Finish: ...
+
+
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of each op, chosen by the plan and handed to the model when it is built. `formats` says, by
-    op, in which formats rms_norm and gate can return their rows."""
+    """One implementation of each op, chosen by the plan and handed to the model when it is built. `prepare` is the
+    attention's, where its row has one."""
 
     attention: Attention
     pack_linear: PackLinear
@@ -177,5 +266,18 @@ class Ops:
     gate: Gate
     patch_embed: PatchEmbed
     norm_silu: NormSilu
+    project: PackProject
+    finish: PackFinish
     capture: Capture
-    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    memory: Memory
+    comm: Comm
+    prepare: Callable[[Tensor, Tensor], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Contract 1's rows in 8 bits, which its norms and gates could return. Its plugins import it; nothing else does."""
+
+    values_MI: Tensor
+    scale_M1: Tensor
+    dtype: torch.dtype

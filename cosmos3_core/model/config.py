@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..contract import InputError
+from ..contract import InputError, Layer
 
 REQUIRED_VALUES: dict[str, Any] = {
     "attention_bias": False,
@@ -88,6 +88,13 @@ class TransformerConfig:
     @property
     def kv_width(self) -> int:
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def layer(self) -> Layer:
+        """A decoder layer's numbers, for the composites."""
+        heads = {"heads": self.num_attention_heads, "kv_heads": self.num_key_value_heads, "head_dim": self.head_dim}
+        norm = {"eps": self.rms_norm_eps, "weight_fp32": self.weight_fp32_norm}
+        return Layer(**heads, **norm, activation=self.hidden_act)
 
     @property
     def gated(self) -> bool:

@@ -4,22 +4,22 @@ Understanding reads a prompt once, causally, and leaves keys and values per laye
 its layers attends, unmasked, to those and to its own. Understanding never sees the media or the timestep, so nothing of
 it is computed twice, and its weights can leave the device after `prefill`.
 
-Hidden states are rows [M, hidden] with M = branches x tokens. Layers pass on a pair (x, delta), the stream x + delta:
-where a linear cannot add its result to x, that is left to the norm which reads the stream next; else delta is None.
+Hidden states are rows [M, hidden] with M = branches x tokens. A layer is two composites around attention. The towers
+ask a `LayerSource` for layer i, when they need it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import Linear, Ops, Quantized
+from ..contract import Finish, Linear, Ops, Project, Residual, Segment
 from .config import TransformerConfig
 from .packing import Packing
 from .rope import rotary_table, text_positions
@@ -29,95 +29,74 @@ TIMESTEP_MAX_PERIOD = 10_000.0
 
 
 @dataclass(frozen=True)
-class TextContext:
-    """What a prompt leaves behind: per layer (k_1TKD, v_1TKD), keys normed and rotated, and the token count."""
+class DecoderLayer:
+    """One layer of either tower: the half before attention and the half after it."""
 
-    segments: tuple[tuple[Tensor, Tensor], ...]
+    project: Project
+    finish: Finish
+
+    def tensors(self) -> dict[str, Tensor] | None:
+        """All that the layer holds on its device, by name, as contract.Linear has it; None if it cannot be moved."""
+        halves = {"project": self.project.tensors(), "finish": self.finish.tensors()}
+        if None in halves.values():
+            return None
+        return {f"{half}.{name}": tensor for half, held in halves.items() for name, tensor in (held or {}).items()}
+
+
+class LayerSource(Protocol):
+    """Where a tower's layers come from. Whether one lies on the device, in host memory, in a file or on other ranks is
+    the source's matter; a list of them is one. Layers are asked for in rising order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> DecoderLayer: ...
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What a prompt leaves behind: each layer's keys, normed and rotated, and values, and the token count."""
+
+    segments: tuple[Segment, ...]
     length: int
 
 
-class DecoderLayer:
-    """The parts of a layer that both towers share."""
-
-    def __init__(self, config: TransformerConfig, ops: Ops, weights: dict[str, Any], index: int):
-        self.config, self.ops = config, ops
-        get = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{index}.")}
-        self.qkv, self.out, self.up, self.down = get["qkv"], get["out"], get["up"], get["down"]
-        self.norm_in, self.norm_post = get["norm_in"], get["norm_post"]
-        self.norm_q, self.norm_k = get.get("norm_q"), get.get("norm_k")
-        self.norm_k_for_gen = get.get("norm_k_for_gen")
-        self.for_qkv, self.for_up = self._format("rms_norm", self.qkv), self._format("rms_norm", self.up)
-        self.for_down, self.up_gates = self._format("gate", self.down), getattr(self.up, "gates", False)
-
-    def _format(self, op: str, linear: Linear) -> str:
-        """What `op` is asked for, so that `linear` gets rows which are quantized already, if both can."""
-        takes = getattr(linear, "takes", "none")
-        return takes if takes in self.ops.formats.get(op, ()) else "none"
-
-    def norm(
-        self, x: Tensor, delta: Tensor | None, weight: Tensor, format: str = "none"
-    ) -> tuple[Tensor | Quantized, Tensor]:
-        c = self.config
-        options = dict(eps=c.rms_norm_eps, residual_MI=delta, weight_fp32=c.weight_fp32_norm)
-        return self.ops.rms_norm(x, weight, format=format, **options)
-
-    def project(self, x: Tensor, delta: Tensor | None, branches: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x + delta, q_BSHD, k_BSKD, v_BSKD), before the per-head norm."""
-        c = self.config
-        h, x = self.norm(x, delta, self.norm_in, self.for_qkv)
-        heads = self.qkv(h).view(branches, -1, c.num_attention_heads + 2 * c.num_key_value_heads, c.head_dim)
-        return x, *heads.split([c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads], dim=2)
-
-    def rotate(self, heads: list[tuple[Tensor, Tensor | None]], table: tuple[Tensor, Tensor]) -> list[Tensor]:
-        c = self.config
-        return self.ops.norm_rope(heads, *table, eps=c.rms_norm_eps, weight_fp32=c.weight_fp32_norm)
-
-    def finish(self, x: Tensor, attended_BSHD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Output projection and MLP: (x, delta) for the next layer. x may be overwritten."""
-        # No name for the delta: it would live on through the MLP, whose tensors are the largest.
-        h, x = self.norm(*_add(x, self.out, attended_BSHD.reshape(x.shape[0], -1)), self.norm_post, self.for_up)
-        h = self.up(h)
-        if not self.up_gates:
-            h = self.ops.gate(h, activation=self.config.hidden_act, format=self.for_down)
-        return _add(x, self.down, h)
-
-
-def _add(x: Tensor, linear: Linear, h: Tensor | Quantized) -> tuple[Tensor, Tensor | None]:
-    """(x, delta) of the stream x + linear(h)."""
-    return (linear(h, residual_MO=x), None) if getattr(linear, "adds", False) else (x, linear(h))
-
-
 class UnderstandingTower:
-    """The text tower. Built from `weights.understanding_slots`."""
+    """The text tower; its attention is causal. `weights` are those of `weights.understanding_slots`."""
 
-    def __init__(self, config: TransformerConfig, ops: Ops, weights: dict[str, Any]):
-        self.config, self.ops, self.embed = config, ops, weights["embed"]
-        self.layers = [DecoderLayer(config, ops, weights, i) for i in range(config.num_hidden_layers)]
+    def __init__(self, config: TransformerConfig, ops: Ops, weights: Mapping[str, Tensor], layers: LayerSource):
+        self.config, self.ops, self.token_embedding, self.layers = config, ops, weights["embed"], layers
 
     def prefill(self, token_ids: Sequence[int]) -> TextContext:
         """Read a prompt (template, end-of-turn and start-of-vision tokens included) once."""
-        c, device, dtype = self.config, self.embed.device, self.embed.dtype
-        table = _table(text_positions(len(token_ids)), c, device, dtype)
-        x, delta = self.embed[torch.tensor(token_ids, device=device)], None
-        segments: list[tuple[Tensor, Tensor]] = []
-        for layer in self.layers:
-            x, q, k, v = layer.project(x, delta, 1)
-            heads = [(q, layer.norm_q), (k, layer.norm_k)]
-            if c.und_norm_for_gen:
-                heads.append((k, layer.norm_k_for_gen))
-            q, k, *k_for_gen = layer.rotate(heads, table)
-            # v is a view of the whole projection; a copy lets the rest of that go.
-            segments.append((k_for_gen[0] if k_for_gen else k, v.clone()))
-            if layer is self.layers[-1]:
-                break  # nothing reads the text's hidden states after its last keys and values
-            attended, _ = self.ops.attention(q, [(k, v)], causal=True)
-            x, delta = layer.finish(x, attended)
+        segments: list[Segment] = []
+        self.blocks(self.embed(token_ids), 0, len(self.layers), segments)
         return TextContext(tuple(segments), len(token_ids))
+
+    def embed(self, token_ids: Sequence[int]) -> Residual:
+        """The prompt's tokens as rows."""
+        return Residual(self.token_embedding[torch.tensor(token_ids, device=self.token_embedding.device)])
+
+    def blocks(self, residual: Residual, first: int, last: int, segments: list[Segment]) -> None:
+        """Layers `first` to `last` - 1; their keys and values are added to `segments`. Of the last layer of all nothing
+        but those is computed, since nobody reads the text's hidden states after it."""
+        x = residual.x_MI
+        cos, sin = _table(text_positions(len(x)), self.config, x.device, x.dtype)
+        del x
+        for i in range(first, last):
+            layer = self.layers[i]
+            q, k, v, k_for_gen = layer.project(residual, cos, sin)
+            # v is a view of the whole projection; a copy lets the rest of that go.
+            segments.append(Segment(k if k_for_gen is None else k_for_gen, v.clone(), static=True))
+            if i < len(self.layers) - 1:
+                attended, _ = self.ops.attention(q, [Segment(k, v)], causal=True)
+                del q, k, v, k_for_gen  # the MLP needs their room
+                layer.finish(residual, attended)
 
 
 @dataclass(frozen=True)
 class Branches:
-    """What stays the same over all steps of a run: the packing, the prompts and the rotary tables cos, sin [B, S, D].
+    """What stays the same over all steps of a run: the packing, the prompts, their segments as the attention has
+    prepared them, per branch and layer, and the rotary tables cos, sin [B, S, D].
 
     Branches run through the model as one batch; each attends to its own prompt. Positions depend on the prompt's
     length, so branches have different tables.
@@ -125,17 +104,24 @@ class Branches:
 
     packing: Packing
     texts: tuple[TextContext, ...]
-    table: tuple[Tensor, Tensor]
+    segments: tuple[tuple[Segment, ...], ...]
+    cos: Tensor
+    sin: Tensor
 
 
 class GenerationTower:
-    """The media tower with its input and output projections. Built from `weights.generation_slots`. The action
-    projections are on `kept`, as the linears of the first layers are that came with the weights: `ops` unless something
-    is quantized."""
+    """The media tower with its input and output projections. `weights` are those of `weights.generation_slots`. The
+    action projections are packed by `kept`, as what no format quantizes is."""
 
-    def __init__(self, config: TransformerConfig, ops: Ops, weights: dict[str, Any], kept: Ops | None = None):
-        self.config, self.ops, self.kept = config, ops, kept or ops
-        self.layers = [DecoderLayer(config, ops, weights, i) for i in range(config.num_hidden_layers)]
+    def __init__(
+        self,
+        config: TransformerConfig,
+        ops: Ops,
+        kept: Ops,
+        weights: Mapping[str, Any],
+        layers: LayerSource,
+    ):
+        self.config, self.ops, self.kept, self.layers = config, ops, kept, layers
         self.norm_final, self.time = weights["norm_final"], (weights["time_1"], weights["time_2"])
         self.device, self.dtype = self.norm_final.device, self.norm_final.dtype
         half = TIMESTEP_FEATURES // 2
@@ -144,12 +130,12 @@ class GenerationTower:
         self.vision_in = weights["vision_in.weight"], weights["vision_in.bias"]
         self.sound_in = weights.get("sound_in")
         self.project_out = {"vision": weights["vision_out"], "sound": weights.get("sound_out")}
-        self.embed = {"sound": weights.get("sound_embed"), "action": weights.get("action_embed")}
+        self.modality_embed = {"sound": weights.get("sound_embed"), "action": weights.get("action_embed")}
         if config.action_gen:
             self.action_in = self._per_domain(weights, "in", config.action_dim)
             self.action_out = self._per_domain(weights, "out", config.hidden_size)
 
-    def _per_domain(self, weights: dict[str, Any], way: str, width: int) -> list[Any]:
+    def _per_domain(self, weights: Mapping[str, Tensor], way: str, width: int) -> list[Linear]:
         """One Linear per embodiment. A row of the checkpoint is that embodiment's matrix, input-major
         (docs/model.md, section 2.2)."""
         matrix, bias = weights[f"action_{way}.weight"], weights[f"action_{way}.bias"]
@@ -157,10 +143,15 @@ class GenerationTower:
 
     def branches(self, packing: Packing, texts: Sequence[TextContext]) -> Branches:
         """Everything step-invariant for these items under these prompts."""
-        c = self.config
-        tables = [_table(packing.positions(text.length), c, self.device, self.dtype) for text in texts]
+        tables = [_table(packing.positions(text.length), self.config, self.device, self.dtype) for text in texts]
         cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        return Branches(packing, tuple(texts), (cos, sin))
+        segments = tuple(tuple(map(self._prepared, text.segments)) for text in texts)
+        return Branches(packing, tuple(texts), segments, cos, sin)
+
+    def _prepared(self, segment: Segment) -> Segment:
+        if self.ops.prepare is None:
+            return segment
+        return Segment(*segment, static=True, prepared=self.ops.prepare(*segment))
 
     def forward(self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor) -> list[list[Tensor]]:
         """Velocities, in the model dtype, per branch and item, each of its latent's shape and zero on clean frames.
@@ -169,32 +160,46 @@ class GenerationTower:
         or fp32 [1] on the device, with which nothing here depends on a value on the host. The velocity is rectified
         flow's noise - x0.
         """
-        packing, count = branches.packing, len(branches.texts)
-        x, delta = self._embed(packing, latents, timestep).repeat(count, 1), None
-        for i, layer in enumerate(self.layers):
-            x, q, k, v = layer.project(x, delta, count)
-            q, k = layer.rotate([(q, layer.norm_q), (k, layer.norm_k)], branches.table)
-            attended = [
-                layer.ops.attention(q[b : b + 1], [text.segments[i], (k[b : b + 1], v[b : b + 1])])[0]
-                for b, text in enumerate(branches.texts)
-            ]
-            x, delta = layer.finish(x, attended[0] if count == 1 else torch.cat(attended))
-        y, _ = self.layers[-1].norm(x, delta, self.norm_final)
-        return [self._heads(packing, rows) for rows in y.view(count, packing.length, -1)]
+        residual = self.embed(branches, latents, timestep)
+        self.blocks(residual, branches, 0, len(self.layers))
+        return self.heads(residual, branches)
 
-    def _embed(self, packing: Packing, latents: Sequence[Tensor], timestep: float | Tensor) -> Tensor:
-        told, rows = self.timestep_vector(timestep), []
+    def embed(self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor) -> Residual:
+        """The latents as rows, the same for every branch."""
+        packing, time, rows = branches.packing, self.timestep_vector(timestep), []
         for item, noisy, latent in zip(packing.items, packing.noisy_frames, latents, strict=True):
             x = latent.to(self.device)
             if item.modality == "vision":
                 patch = self.config.latent_patch_size
-                rows.append(self.ops.patch_embed(x, *self.vision_in, told, patch=patch, noisy_T=noisy))
+                rows.append(self.ops.patch_embed(x, *self.vision_in, time, patch=patch, noisy_T=noisy))
                 continue
             x = x.to(self.dtype)
             x = self.action_in[item.domain](x) if item.modality == "action" else self.sound_in(x.T)
-            x = x + self.embed[item.modality]
-            rows.append(x + told if noisy is None else torch.addcmul(x, noisy.unsqueeze(1).to(x.dtype), told))
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+            x = x + self.modality_embed[item.modality]
+            rows.append(x + time if noisy is None else torch.addcmul(x, noisy.unsqueeze(1).to(x.dtype), time))
+        return Residual((rows[0] if len(rows) == 1 else torch.cat(rows)).repeat(len(branches.texts), 1))
+
+    def blocks(self, residual: Residual, branches: Branches, first: int, last: int) -> None:
+        """Layers `first` to `last` - 1."""
+        for i in range(first, last):
+            layer = self.layers[i]
+            layer.finish(residual, self._attended(layer, i, residual, branches))
+
+    def _attended(self, layer: DecoderLayer, i: int, residual: Residual, branches: Branches) -> Tensor:
+        """What layer i's attention gives, out_BSHD. With the call q, k and v end: the MLP needs their room."""
+        q, k, v, _ = layer.project(residual, branches.cos, branches.sin)
+        out = [
+            self.ops.attention(q[b : b + 1], [text[i], Segment(k[b : b + 1], v[b : b + 1])])[0]
+            for b, text in enumerate(branches.segments)
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def heads(self, residual: Residual, branches: Branches) -> list[list[Tensor]]:
+        """Rows to velocities, per branch and item."""
+        c, packing = self.config, branches.packing
+        options = {"eps": c.rms_norm_eps, "weight_fp32": c.weight_fp32_norm}
+        y, _ = self.ops.rms_norm(residual.x_MI, self.norm_final, residual_MI=residual.delta_MI, **options)
+        return [self._heads(packing, rows) for rows in y.view(len(branches.texts), packing.length, -1)]
 
     def timestep_vector(self, timestep: float | Tensor) -> Tensor:
         """[1, hidden] in the model dtype: one for all tokens of a step, computed in fp32 (docs/model.md,

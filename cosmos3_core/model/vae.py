@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..contract import Ops
+from ..contract import Memory, Ops
 from .config import (
     CHUNK_AREA,
     SPATIAL_COMPRESSION,
@@ -47,7 +47,7 @@ class VideoVAE:
         dtype: torch.dtype,
         halves: Collection[str] = HALVES,
     ):
-        c, self.device, self.dtype = config, device, dtype
+        c, self.device, self.dtype, self.memory = config, device, dtype, ops.memory
         if "encoder" in halves:
             self.encoder = Encoder(take, ops, c.base_dim, VAE_PATCHED, 2 * c.z_dim, c.num_res_blocks)
             self.quant = Pointwise(take, "quant_conv", ops, 2 * c.z_dim, 2 * c.z_dim)
@@ -134,14 +134,14 @@ class VideoVAE:
                     if left:
                         _blend(beside[n], y, 2)
                     if top != tops[-1]:
-                        above[left, n] = _HostCopy(y[:, -edge:])
+                        above[left, n] = _HostCopy(self.memory, y[:, -edge:])
                     if left != lefts[-1]:
-                        beside[n] = _HostCopy(y[:, :, -edge:])
+                        beside[n] = _HostCopy(self.memory, y[:, :, -edge:])
                     if not (top or left):
                         groups.append([])
                     if not left:
                         groups[n].append([])
-                    groups[n][-1].append(_HostCopy(_to_bytes(y[:, :kept, :kept])))
+                    groups[n][-1].append(_HostCopy(self.memory, _to_bytes(y[:, :kept, :kept])))
                     if top == tops[-1] and left == lefts[-1]:
                         group, groups[n] = groups[n], []
                         yield group
@@ -155,6 +155,8 @@ class VideoVAE:
 
 class _Listing:
     """Stands in for tensors and ops where only names and shapes are asked for."""
+
+    memory: Any = None
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -170,17 +172,9 @@ class _HostCopy:
     """A copy of a tensor on the host, perhaps still under way; `wait` returns it whole. What the device does next may
     read `host` at once: its queue keeps order."""
 
-    def __init__(self, x: Tensor):
-        self.host = torch.empty(x.shape, dtype=x.dtype, pin_memory=not x.is_cpu)
-        self.host.copy_(x, non_blocking=not x.is_cpu)
-        self._event = None if x.is_cpu else torch.Event(x.device, blocking=True)
-        if self._event:
-            self._event.record()
-
-    def wait(self) -> Tensor:
-        if self._event:
-            self._event.synchronize()
-        return self.host
+    def __init__(self, memory: Memory, x: Tensor):
+        self.host = memory.pinned(x.shape, x.dtype, x.device)
+        self.wait = memory.copy(self.host, x).wait
 
 
 def _joined(rows: list[list[_HostCopy]]) -> Tensor:

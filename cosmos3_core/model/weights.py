@@ -1,4 +1,4 @@
-"""Which checkpoint tensor goes where: names, shapes and how several tensors become one packed weight.
+"""Which checkpoint tensor goes where: names, shapes, and how several tensors become one packed weight and a layer.
 
 docs/model.md, sections 1.5 and 1.6. A `Slot` is one destination. Projections that read the same input share one: q, k
 and v are one matrix, gate and up another. The trap of the naming: `to_*` is the text stream and `add_*` the media
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..contract import InputError, Ops
+from ..contract import FinishWeights, InputError, Ops, ProjectWeights
 from .config import TransformerConfig
+from .transformer import DecoderLayer, GenerationTower, UnderstandingTower
+
+Read = Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,14 @@ class Slot:
     """One destination tensor: the checkpoint tensors `parts`, each (name, shape), stacked along dim 0 in order.
 
     `bias` names the bias that goes with it. `linear` slots are handed to `pack_linear`, others kept as tensors.
-    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; docs/model.md, section 2.8). `quantized`
-    slots are packed in the plan's quantization format: the decoder layers' projections but those of the first media
-    layers. `gated` slots hold [gate | up], and their Linear applies the gate if it can.
+    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; docs/model.md, section 2.8).
     """
 
     key: str
     parts: tuple[tuple[str, tuple[int, ...]], ...]
     bias: str | None = None
-    linear: bool = True
+    linear: bool = False
     fp32: bool = False
-    quantized: bool = False
-    gated: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,20 +46,21 @@ class Slot:
 
 
 def _vector(key: str, name: str, size: int) -> Slot:
-    return Slot(key, ((name, (size,)),), linear=False)
+    return Slot(key, ((name, (size,)),))
 
 
 def _linear(key: str, name: str, out: int, width: int, *, bias: bool = False, fp32: bool = False) -> Slot:
-    return Slot(key, ((f"{name}.weight", (out, width)),), bias=f"{name}.bias" if bias else None, fp32=fp32)
+    weight = ((f"{name}.weight", (out, width)),)
+    return Slot(key, weight, bias=f"{name}.bias" if bias else None, linear=True, fp32=fp32)
 
 
-def _projection(key: str, width: int, *parts: tuple[str, int]) -> Slot:
+def _matrix(key: str, width: int, *parts: tuple[str, int]) -> Slot:
     """A decoder layer's matrix without bias: (name, rows) of its parts."""
     return Slot(key, tuple((f"{name}.weight", (rows, width)) for name, rows in parts))
 
 
-def _layer_slots(config: TransformerConfig, i: int, media: bool) -> list[Slot]:
-    """One decoder layer of one tower."""
+def layer_slots(config: TransformerConfig, i: int, *, media: bool) -> list[Slot]:
+    """Decoder layer i of one tower, all of it as tensors: `load_layer` packs them."""
     c, prefix = config, f"layers.{i}"
     attn, suffix = f"{prefix}.self_attn", "_moe_gen" if media else ""
     q, k, v, out = (
@@ -69,35 +69,31 @@ def _layer_slots(config: TransformerConfig, i: int, media: bool) -> list[Slot]:
     widths = ((q, c.query_width), (k, c.kv_width), (v, c.kv_width))
     mlp, up = f"{prefix}.mlp{suffix}", ("gate_proj", "up_proj") if c.gated else ("up_proj",)
     slots = [
-        _vector(f"{i}.norm_in", f"{prefix}.input_layernorm{suffix}.weight", c.hidden_size),
-        _vector(f"{i}.norm_post", f"{prefix}.post_attention_layernorm{suffix}.weight", c.hidden_size),
-        _projection(f"{i}.qkv", c.hidden_size, *((f"{attn}.{name}", width) for name, width in widths)),
-        _projection(f"{i}.out", c.query_width, (f"{attn}.{out}", c.hidden_size)),
-        replace(
-            _projection(f"{i}.up", c.hidden_size, *((f"{mlp}.{name}", c.intermediate_size) for name in up)),
-            gated=c.gated,
-        ),
-        _projection(f"{i}.down", c.intermediate_size, (f"{mlp}.down_proj", c.hidden_size)),
+        _vector("norm_in", f"{prefix}.input_layernorm{suffix}.weight", c.hidden_size),
+        _vector("norm_post", f"{prefix}.post_attention_layernorm{suffix}.weight", c.hidden_size),
+        _matrix("qkv", c.hidden_size, *((f"{attn}.{name}", width) for name, width in widths)),
+        _matrix("out", c.query_width, (f"{attn}.{out}", c.hidden_size)),
+        _matrix("up", c.hidden_size, *((f"{mlp}.{name}", c.intermediate_size) for name in up)),
+        _matrix("down", c.intermediate_size, (f"{mlp}.down_proj", c.hidden_size)),
     ]
     if media or c.qk_norm_for_text:
         added = "added_" if media else ""
-        slots += [_vector(f"{i}.norm_{x}", f"{attn}.norm_{added}{x}.weight", c.head_dim) for x in "qk"]
+        slots += [_vector(f"norm_{x}", f"{attn}.norm_{added}{x}.weight", c.head_dim) for x in "qk"]
     if not media and c.und_norm_for_gen:
-        slots.append(_vector(f"{i}.norm_k_for_gen", f"{attn}.k_norm_und_for_gen.weight", c.head_dim))
-    return slots if media and i < c.kept_layers else [replace(slot, quantized=slot.linear) for slot in slots]
+        slots.append(_vector("norm_k_for_gen", f"{attn}.k_norm_und_for_gen.weight", c.head_dim))
+    return slots
 
 
 def understanding_slots(config: TransformerConfig) -> list[Slot]:
-    """The text tower. Its final norm and the language head take no part in making media."""
-    embed = Slot("embed", (("embed_tokens.weight", (config.vocab_size, config.hidden_size)),), linear=False)
-    return [embed] + [s for i in range(config.num_hidden_layers) for s in _layer_slots(config, i, media=False)]
+    """The text tower's but its layers'. Its final norm and the language head take no part in making media."""
+    return [Slot("embed", (("embed_tokens.weight", (config.vocab_size, config.hidden_size)),))]
 
 
 def generation_slots(config: TransformerConfig) -> list[Slot]:
-    """The media tower with its input and output projections."""
+    """The media tower's but its layers': input and output projections, timestep, final norm."""
     c, hidden = config, config.hidden_size
     slots = [
-        Slot("vision_in.weight", (("proj_in.weight", (hidden, c.patch_dim)),), linear=False),
+        Slot("vision_in.weight", (("proj_in.weight", (hidden, c.patch_dim)),)),
         _vector("vision_in.bias", "proj_in.bias", hidden),
         _linear("vision_out", "proj_out", c.patch_dim, hidden, bias=True),
         _linear("time_1", "time_embedder.linear_1", hidden, 256, bias=True, fp32=True),
@@ -115,11 +111,19 @@ def generation_slots(config: TransformerConfig) -> list[Slot]:
             name, domains = f"action_proj_{way}", c.num_embodiment_domains
             weight, bias = (domains, hidden * c.action_dim), (domains, width)
             slots += [
-                Slot(f"action_{way}.weight", ((f"{name}.fc.weight", weight),), linear=False),
-                Slot(f"action_{way}.bias", ((f"{name}.bias.weight", bias),), linear=False),
+                Slot(f"action_{way}.weight", ((f"{name}.fc.weight", weight),)),
+                Slot(f"action_{way}.bias", ((f"{name}.bias.weight", bias),)),
             ]
         slots.append(_vector("action_embed", "action_modality_embed", hidden))
-    return slots + [s for i in range(c.num_hidden_layers) for s in _layer_slots(c, i, media=True)]
+    return slots
+
+
+def shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Every checkpoint tensor that making media takes, by its canonical name, and its shape."""
+    slots = understanding_slots(config) + generation_slots(config)
+    for i in range(config.num_hidden_layers):
+        slots += layer_slots(config, i, media=False) + layer_slots(config, i, media=True)
+    return {name: shape for slot in slots for name, shape in slot.tensors().items()}
 
 
 DECORATION = re.compile(r"lm_head\.weight|norm\.weight|rotary_emb\.inv_freq|(model\.)?visual\..*|action_pos_embed\..*")
@@ -159,9 +163,7 @@ def canonical_name(name: str) -> str:
 
 def check_names(config: TransformerConfig, found: dict[str, tuple[tuple[int, ...], torch.dtype]], source: str) -> None:
     """`check_tensors` of a transformer's tensors, by their canonical names, against what its config says."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for slot in understanding_slots(config) + generation_slots(config):
-        expected |= slot.tensors()
+    expected = shapes(config)
     check_tensors(
         expected, {n: info for n, info in found.items() if n in expected or not DECORATION.fullmatch(n)}, source
     )
@@ -204,8 +206,8 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What weights become: on `device`, in `dtype`, packed by `ops`. `quantized` slots are packed in `format`, all
-    others by `kept`, the ops of what no format quantizes, which without a format are `ops`."""
+    """What weights become: on `device` and in `dtype`. The decoder layers' are packed by `ops` in `format`, all others,
+    and the first of the media tower's layers, by `kept`, which without a format is `ops`."""
 
     ops: Ops
     kept: Ops
@@ -219,9 +221,7 @@ class Target:
         return cls(ops=ops, kept=ops, device=device, dtype=dtype)
 
 
-def load_slots(
-    slots: list[Slot], read: Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]], target: Target
-) -> dict[str, Any]:
+def load_slots(slots: list[Slot], read: Read, target: Target) -> dict[str, Any]:
     """Fill the slots: key to packed Linear or tensor.
 
     `read(names)` yields (canonical name, tensor) in any order, which for a sharded checkpoint is shard by shard. Each
@@ -250,12 +250,28 @@ def load_slots(
         waiting[slot.key] -= 1
         if waiting[slot.key] == 0:
             weight, bias = buffers.pop((slot.key, "weight")), buffers.pop((slot.key, "bias"), None)
-            if not slot.linear:
-                done[slot.key] = weight
-                continue
-            if slot.quantized:
-                linear = target.ops.pack_linear(weight, bias, format=target.format)
-            else:
-                linear = target.kept.pack_linear(weight, bias)
-            done[slot.key] = linear.gated() if slot.gated and hasattr(linear, "gated") else linear
+            done[slot.key] = target.kept.pack_linear(weight, bias) if slot.linear else weight
     return done
+
+
+def load_layer(config: TransformerConfig, i: int, read: Read, target: Target, *, media: bool) -> DecoderLayer:
+    """Decoder layer i of one tower, read and packed. Of the media tower the first layers are not quantized."""
+    kept = media and i < config.kept_layers
+    ops, format = (target.kept, "none") if kept else (target.ops, target.format)
+    w, layer = load_slots(layer_slots(config, i, media=media), read, target), config.layer
+    before = ProjectWeights(w["norm_in"], w.pop("qkv"), w.get("norm_q"), w.get("norm_k"), w.get("norm_k_for_gen"))
+    after = FinishWeights(w.pop("out"), w["norm_post"], w.pop("up"), w.pop("down"))
+    return DecoderLayer(ops.project(before, layer, ops, format=format), ops.finish(after, layer, ops, format=format))
+
+
+def load_understanding(config: TransformerConfig, read: Read, target: Target) -> UnderstandingTower:
+    """The text tower. Its attention, causal and done once, is that of `target.kept`."""
+    layers = [load_layer(config, i, read, target, media=False) for i in range(config.num_hidden_layers)]
+    return UnderstandingTower(config, target.kept, load_slots(understanding_slots(config), read, target), layers)
+
+
+def load_generation(config: TransformerConfig, read: Read, target: Target) -> GenerationTower:
+    """The media tower."""
+    layers = [load_layer(config, i, read, target, media=True) for i in range(config.num_hidden_layers)]
+    weights = load_slots(generation_slots(config), read, target)
+    return GenerationTower(config, target.ops, target.kept, weights, layers)

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import pluggy
 
 from .. import __version__, reference
-from ..contract import API, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable, hooks
+from ..contract import API, COMPOSITES, FORMATTED, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable, hooks
 from ..contract.errors import did_you_mean, nearest
+from . import contract1
 
 T = TypeVar("T")
 BUILT_IN = reference.BACKEND.name
@@ -122,6 +123,12 @@ def pip_install(extra: str) -> str:
     return f'pip install "cosmos3[{extra}]"'
 
 
+def check_op(op: str) -> None:
+    """InputError for an op that does not exist."""
+    if op not in OPS:
+        raise InputError(f"a kernel for {op!r}", "there is no such op", f"Ops are {', '.join(OPS)}")
+
+
 def _find(name: str, disabled: Collection[str]) -> Found:
     here, asked = installed(disabled), f"`backend` {name}"
     if name in here:
@@ -172,27 +179,48 @@ def _checked(found: Found, backend: Any) -> Backend:
         said = f"it is written for contract {backend.api}, and this cosmos3 takes {API - 1} and {API}"
         older = found.package if backend.api < API else "cosmos3"
         raise Rejected("incompatible", str(found), said, f"Type pip install --upgrade {older}")
+    if backend.api < API:
+        backend = contract1.adapted(backend)
+    _check_rows(found, backend)
+    return backend
+
+
+def _check_rows(found: Found, backend: Backend) -> None:
     if backend.name != found.name:
         said = f"its Backend is named {backend.name!r}"
         raise _faulty(found, said, "give the Backend and its entry point one name")
     seen = {(row.op, row.name): "eager torch, which every backend has" for row in reference.BACKEND.kernels}
     for row in backend.kernels:
-        if complaint := _complaint(row):
+        if complaint := _complaint(row, backend):
             raise _faulty(found, *complaint)
         if taken := seen.get((row.op, row.name)):
             said = f"its row {row.op}={row.name} has the name of {taken}"
             raise _faulty(found, said, "give every row of an op a name of its own")
         seen[row.op, row.name] = "another row"
-    return backend
 
 
-def _complaint(row: Kernel) -> tuple[str, str] | None:
-    """(what is wrong with a row, what to do about it)."""
+def _complaint(row: Kernel, backend: Backend) -> tuple[str, str] | None:
+    """(what is wrong with a row of the backend, what to do about it)."""
     if row.op not in OPS:
         advice = f"use {nearest(row.op, OPS) or ' or '.join(OPS)}"
         return f"its row {row.name} is for the op {row.op!r}, which does not exist", advice
-    for key in ("arch", "dtypes", "formats", "needs"):
+    who, apart = f"its row {row.op}={row.name}", [op for op in OPS if op not in COMPOSITES]
+    for key in ("arch", "dtypes", "formats", "needs", "fuses"):
         if isinstance(getattr(row, key), str):
             said = f"{key} of its row {row.op}={row.name} is the text {getattr(row, key)!r}"
             return said, f"write a tuple: ({getattr(row, key)!r},)"
+    if row.formats != ("none",) and row.op not in (*FORMATTED, *COMPOSITES):
+        return f"{who} declares formats", f"leave them to {', '.join((*FORMATTED, *COMPOSITES))}"
+    if row.fuses and row.op not in COMPOSITES:
+        return f"{who} fuses {', '.join(row.fuses)}", f"leave that to {' and '.join(COMPOSITES)}"
+    if unknown := [op for op in row.fuses if op not in apart]:
+        return f"{who} fuses {unknown[0]!r}, which is no op of its own", f"use {', '.join(apart)}"
+    if (row.prepares or row.delegates) and row.op != "attention":
+        return f"{who} prepares segments or delegates calls", "leave that to attention"
+    others = {other.name: other for other in backend.kernels if other.op == row.op and other is not row}
+    for delegate in row.delegates:
+        other = others.get(delegate.to)
+        if other is None or other.delegates or other.prepares:
+            said = f"{who} delegates to {delegate.to!r}, which is no other row of {row.op} that serves by itself"
+            return said, "name one that neither delegates nor prepares"
     return None

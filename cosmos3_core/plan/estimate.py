@@ -154,21 +154,21 @@ def und_kv_bytes(config: TransformerConfig, tokens: int, dtype: str) -> int:
 def layer_bytes(config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1) -> int:
     """Peak of one decoder layer's tensors: `rows` = branches x tokens, each branch attending to `context` + its own.
 
-    The residual pair and q, k, v live through the layer, since v is a view of the fused projection; on top of them come
-    attention (keys and values concatenated and repeated for every query head), the fp32 norms, or the MLP.
+    Beside the residual stream lie, before the output product, the fused projection (v is a view of it), what is
+    rotated, and attention (keys and values concatenated and repeated for every query head); after it what was attended,
+    and the fp32 norm or the MLP.
     """
     c = config
-    residual = 2 * rows * c.hidden_size * size
+    residual = rows * c.hidden_size * size
     heads = rows * (2 * c.query_width + 3 * c.kv_width) * size
     keys = rows // branches + context
     attended = rows * c.query_width * size
     attention = 2 * keys * (c.kv_width + c.query_width) * size + attended
-    attended *= 1 if branches == 1 else 2
     norm = attended + rows * c.hidden_size * ((2 + c.weight_fp32_norm) * size + 2 * 4)
     up = (2 if c.gated else 1) * c.intermediate_size
-    mlp = attended + rows * (2 * c.hidden_size + up) * size
+    mlp = attended + rows * (c.hidden_size + up) * size
     rotate = rows * c.query_width * 2 * 4
-    return residual + heads + max(attention, norm, mlp, rotate)
+    return residual + max(heads + attention, heads + rotate, norm, mlp)
 
 
 @dataclass(frozen=True)

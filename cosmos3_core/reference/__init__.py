@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..contract import OPS, Backend, Device, Kernel
+from typing import Any
+
+from ..contract import API, COMPOSITES, OPS, Backend, Comm, Device, Kernel, Memory, Ops
 
 
 def probe() -> Device:
@@ -14,8 +16,8 @@ def probe() -> Device:
     return Device(arch=platform.machine(), name="CPU", count=1, memory=memory, unified=True)
 
 
-def _row(op: str) -> Kernel:
-    def build(device: Device):
+def _eager(op: str) -> Kernel:
+    def build(device: Device) -> Any:
         from . import ops
 
         return getattr(ops, op)
@@ -23,10 +25,45 @@ def _row(op: str) -> Kernel:
     return Kernel(op=op, name="eager", build=build, notes="torch operations; correct on every device, fast on none")
 
 
+def _composed(op: str) -> Kernel:
+    def build(device: Device) -> Any:
+        from . import layers
+
+        return getattr(layers, op)
+
+    return Kernel(op=op, name="composed", build=build, formats=("*",), notes="of the rows chosen for the ops in it")
+
+
+def _memory(device: Device) -> Memory:
+    from .memory import TorchMemory
+
+    return TorchMemory()
+
+
+def _comm(device: Device) -> Comm:
+    from .comm import TorchComm
+
+    return TorchComm()
+
+
+SYSTEM = (
+    Kernel(op="memory", name="torch", build=_memory, notes="torch's device-neutral interface to allocator and copies"),
+    Kernel(op="comm", name="torch", build=_comm, notes="torch.distributed, on the backend's collectives"),
+)
+EAGER = tuple(op for op in OPS if op not in (*COMPOSITES, "memory", "comm"))
+
+
+def build_ops() -> Ops:
+    """Every op of the reference, built: what the other rows are judged against."""
+    device = probe()
+    return Ops(**{row.op: row.build(device) for row in BACKEND.kernels})
+
+
 BACKEND = Backend(
     name="reference",
     torch_device="cpu",
     collectives="gloo",
     probe=probe,
-    kernels=tuple(_row(op) for op in OPS),
+    kernels=(*map(_eager, EAGER), *map(_composed, COMPOSITES), *SYSTEM),
+    api=API,
 )

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..contract import Segment
 from ..contract.attention import joined, log_sum_exp
 
 
 def attention(
-    q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], *, causal: bool = False, want_lse: bool = False
+    q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """See contract.ops.Attention. Segments are concatenated: plain, and right on every device."""
     k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
@@ -34,17 +35,15 @@ class PackedLinear:
     def __call__(self, x_MI: Tensor) -> Tensor:
         return F.linear(x_MI, self.weight_OI, self.bias_O)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight_OI} | ({} if self.bias_O is None else {"bias": self.bias_O})
+
 
 def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> PackedLinear:
     """See contract.ops.PackLinear."""
-    _check_format(format)
-    return PackedLinear(weight_OI, bias_O)
-
-
-def _check_format(format: str) -> None:
-    """Nobody who reads the rows asks these for a format, since they declare none."""
-    if format != "none":
+    if format != "none":  # nobody who reads the rows asks for one, since this one declares none
         raise ValueError(f"the reference ops have no quantization format {format!r}")
+    return PackedLinear(weight_OI, bias_O)
 
 
 def _normalise(x: Tensor, weight: Tensor, eps: float, weight_fp32: bool) -> Tensor:
@@ -60,10 +59,8 @@ def rms_norm(
     eps: float,
     residual_MI: Tensor | None = None,
     weight_fp32: bool = False,
-    format: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """See contract.ops.RmsNorm."""
-    _check_format(format)
     z_MI = x_MI if residual_MI is None else x_MI + residual_MI
     return _normalise(z_MI, weight_I, eps, weight_fp32), z_MI
 
@@ -86,9 +83,8 @@ def norm_rope(
     return out
 
 
-def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor:
+def gate(x_MI: Tensor, *, activation: str) -> Tensor:
     """See contract.ops.Gate."""
-    _check_format(format)
     if activation == "relu2":
         return x_MI.relu_().square_()
     gate_MI, up_MI = x_MI.chunk(2, dim=-1)

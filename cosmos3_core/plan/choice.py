@@ -1,0 +1,226 @@
+"""A plan as a value: what is wanted of a device, the row that serves each op, and the ops that these rows come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .. import reference
+from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Ops, RunError, Segment
+from .discovery import check_op, reason_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model.config import TransformerConfig
+    from ..model.weights import Target
+
+USED_IN: dict[str, tuple[str, ...]] = {
+    "gate": ("finish",),
+    "norm_rope": ("project",),
+    "pack_linear": ("project", "finish"),
+}
+"""Composites outside of which nothing asks for an op; for pack_linear this holds in a quantization format. Where all of
+them do it themselves, the row that was chosen for it never runs."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """What the user and the model ask of a device. `kernels` names rows by op; other ops are "auto". `formats` names
+    quantization formats by op, of those in `contract.FORMATTED`. Other fields are as those of `contract.Ask`."""
+
+    dtype: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int = 0
+    inner: int = 0
+    activation: str = "silu"
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        config: TransformerConfig,
+        dtype: str,
+        kernels: Mapping[str, str] | None = None,
+        formats: Mapping[str, str] | None = None,
+    ) -> Want:
+        """What running a transformer of this config takes."""
+        heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
+        widths = {"head_dim": config.head_dim, "hidden": config.hidden_size, "inner": config.intermediate_size}
+        named = {"kernels": kernels or {}, "formats": formats or {}}
+        return cls(dtype, **heads, **widths, activation=config.hidden_act, **named)
+
+    def format(self, op: str) -> str:
+        """The quantization format that an op is asked for in; a composite's is that of the products in it."""
+        return self.formats.get("pack_linear" if op in COMPOSITES else op, "none")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A row that was passed over, and why."""
+
+    op: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The row that serves an op, in a quantization format or "none". `below` are the rows that serve calls with fewer
+    queries than so many in its place, the smallest number first."""
+
+    op: str
+    kernel: Kernel
+    named: bool
+    format: str = "none"
+    below: tuple[tuple[int, Kernel], ...] = ()
+
+    def serving(self, queries: int | None) -> Kernel:
+        """The row that serves a call with so many queries."""
+        return next((row for below, row in self.below if queries is not None and queries < below), self.kernel)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will use. Made by `resolve`, printed by --dry-run, recorded in the manifest."""
+
+    backend: Backend
+    device: Device
+    dtype: str
+    choices: tuple[Choice, ...]
+    refusals: tuple[Refusal, ...]
+    kept: tuple[Choice, ...] = ()
+    """For each op in a format, the row that serves the parts of the model which are never quantized."""
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """Quantization formats by op, where there is one; composites left out."""
+        return {c.op: c.format for c in self.choices if c.format != "none" and c.op not in COMPOSITES}
+
+    @property
+    def fused(self) -> dict[str, str]:
+        """The ops that no row of their own runs for, each with the composites that do it, as "finish=NAME"."""
+        found = {}
+        for op, composites in USED_IN.items():
+            inside = [c for c in (*self.choices, *self.kept) if c.op in composites]
+            if op == "pack_linear":
+                inside = [c for c in inside if c.format != "none"]
+            if inside and all(op in choice.kernel.fuses for choice in inside):
+                found[op] = ", ".join(dict.fromkeys(f"{choice.op}={choice.kernel.name}" for choice in inside))
+        return found
+
+    def target(self) -> Target:
+        """What a model's weights become under this plan. Imports and builds the chosen kernels."""
+        import torch
+
+        from ..model.weights import Target
+
+        ops = self.build_ops()
+        return Target(
+            ops=ops,
+            kept=self.build_kept(ops),
+            device=self.backend.torch_device,
+            dtype=getattr(torch, self.dtype),
+            format=self.formats.get("pack_linear", "none"),
+        )
+
+    def build_ops(self) -> Ops:
+        """Import and build the chosen kernels. Raises RunError where a kernel that declared it can serve does not."""
+        return Ops(**self._built(self.choices))
+
+    def build_kept(self, ops: Ops) -> Ops:
+        """The built `ops` as the parts of the model that are never quantized have them."""
+        return replace(ops, **self._built(self.kept))
+
+    def _built(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        built = {choice.op: self._build(choice) for choice in choices}
+        if attention := next((choice for choice in choices if choice.op == "attention"), None):
+            built["prepare"] = built["attention"].prepare if attention.kernel.prepares else None
+        return built
+
+    def _build(self, choice: Choice) -> Any:
+        try:
+            main = choice.kernel.build(self.device)
+            below = [(count, row.build(self.device)) for count, row in choice.below]
+        except Exception as error:
+            asked = f"building {choice.op}={choice.kernel.name} of backend {self.backend.name}"
+            plain = next(row.name for row in reference.BACKEND.kernels if row.op == choice.op)
+            then = f"`kernel` {choice.op}={plain} does without it"
+            if choice.format != "none":
+                then = f"Leave `format` {choice.op}={choice.format} out to do without it"
+            raise RunError(asked, reason_of(error), then) from error
+        return ByQueries(main, below) if below else main
+
+    def require(self, kernels: Mapping[str, str], queries: int | None = None) -> None:
+        """Raises InputError unless each op named here is served by the row named here, attention for so many queries
+        (None: for any number of them)."""
+        fused, chosen = self.fused, {choice.op: choice for choice in self.choices}
+        refused = {(refusal.op, refusal.name): refusal.reason for refusal in self.refusals}
+        for op, name in kernels.items():
+            check_op(op)
+            choice, known = chosen[op], [row.name for row in rows(self.backend, op)]
+            serving, asked = choice.serving(queries), f"`require` {op}={name}"
+            if op in fused:
+                found = f"no row of {op} runs: it is done inside {fused[op]}"
+                raise InputError(asked, found, f"Type `kernel` {op}={name} to have it apart")
+            if queries is None and choice.below and choice.kernel.name == name:
+                small = ", ".join(f"below {count:,} queries {row.name}" for count, row in choice.below)
+                raise InputError(
+                    asked, f"the plan has {small}", "Name the request, so that it is known which of them runs"
+                )
+            if serving.name == name:
+                continue
+            found = f"the plan has {serving.name}"
+            if serving is not choice.kernel:
+                why = f"it is faster than {choice.kernel.name} for {queries:,} queries"
+                then = "Drop `require`, or ask for a larger picture"
+            elif name not in known:
+                why, then = f"{self.backend.name} has no such kernel", f"It has {', '.join(known)}"
+            elif (op, name) in refused:
+                why, then = f"{name}: {refused[op, name]}", "Change what it objects to, or drop `require`"
+            else:
+                why = "it was named" if choice.named else "it serves and is preferred"
+                then = f"Type `kernel` {op}={name} to use the other"
+            raise InputError(asked, f"{found}; {why}", then)
+
+    def to_json(self) -> dict[str, Any]:
+        fused = self.fused
+        return {
+            "backend": self.backend.name,
+            "device": vars(self.device) | {"versions": dict(self.device.versions)},
+            "dtype": self.dtype,
+            "kernels": {choice.op: choice.kernel.name for choice in self.choices if choice.op not in fused},
+            "fused": fused,
+            "below": {c.op: {row.name: count for count, row in c.below} for c in self.choices if c.below},
+            "formats": self.formats,
+            "kept": {choice.op: choice.kernel.name for choice in self.kept},
+            "named": sorted(choice.op for choice in self.choices if choice.named),
+            "refused": [vars(refusal) for refusal in self.refusals],
+        }
+
+
+class ByQueries:
+    """contract.Attention by several rows: the one for the number of queries, or else `main`."""
+
+    def __init__(self, main: Attention, below: Sequence[tuple[int, Attention]]):
+        self.main, self.below = main, below
+
+    def __call__(
+        self, q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        serving = next((row for count, row in self.below if q_BSHD.shape[1] < count), self.main)
+        return serving(q_BSHD, segments, causal=causal, want_lse=want_lse)
+
+    @property
+    def prepare(self) -> Callable[[Tensor, Tensor], Any]:
+        return self.main.prepare  # type: ignore[attr-defined, no-any-return]  # asked for where the row declares it
+
+
+def rows(backend: Backend, op: str) -> list[Kernel]:
+    """The rows that may serve an op, in order of preference: the backend's own, then eager torch."""
+    own = [kernel for kernel in backend.kernels if kernel.op == op]
+    return own + [kernel for kernel in reference.BACKEND.kernels if kernel.op == op and kernel not in own]
