@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from alive import Alive
+from cosmos3_core.plan.estimate import GIB, Estimate, Job
 from devices import backend
 
 from cosmos3_core import reference
@@ -26,7 +27,6 @@ from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.model.weights import generation_slots, understanding_slots
 from cosmos3_core.plan import estimate
-from cosmos3_core.plan.estimate import GIB, Estimate, Job
 from cosmos3_core.reference import ops as eager
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.scenarios import request as requests

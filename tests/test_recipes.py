@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command import cosmos3
+from cosmos3_core.plan.estimate import STOCK_NEGATIVE_TOKENS
 from inputs import photograph
 
 from cosmos3_core import reference
@@ -27,7 +28,6 @@ from cosmos3_core.engine.engine import Engine, items_of
 from cosmos3_core.evidence import quality, recipe, record, rounded, settle, state, verdict, worker
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
-from cosmos3_core.plan.estimate import STOCK_NEGATIVE_TOKENS
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import fake_quant
 from cosmos3_core.reference import ops as reference_ops

@@ -11,7 +11,6 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 
 import av
@@ -25,12 +24,12 @@ from safetensors.torch import load_file
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.tensors import TensorFiles
+from cosmos3_core.cli import stopping
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.files import media
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
 
-runs = import_module("cosmos3_core.cli.run")  # the package has a command of that name
 SMALL = ["--model", "tiny", "--size", "112x80", "--steps", "3"]
 
 
@@ -445,11 +444,11 @@ def test_a_run_that_was_told_to_survive_its_terminal_does():
     """As under nohup: a signal that is ignored stays ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with runs._stop_signal() as check:
+        with stopping.stop_signal() as check:
             os.kill(os.getpid(), signal.SIGHUP)
             check()
             os.kill(os.getpid(), signal.SIGTERM)
-            with pytest.raises(runs.Stopped):
+            with pytest.raises(stopping.Interrupted):
                 check()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -464,9 +463,9 @@ def test_a_closed_terminal_does_not_break_the_step_in_hand(monkeypatch):
         flush = write
 
     monkeypatch.setattr(sys, "stderr", Closed())
-    with runs._stop_signal() as check:
+    with stopping.stop_signal() as check:
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(runs.Stopped):
+        with pytest.raises(stopping.Interrupted):
             check()
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from command import cosmos3
+from cosmos3_core.plan.estimate import GIB, Estimate, Job, fitting_tile
 
 from cosmos3_core.checkpoint.model import open_model
-from cosmos3_core.plan.estimate import GIB, Estimate, Job, fitting_tile
 
 MODEL = open_model("tiny")
 CLIP = Estimate(

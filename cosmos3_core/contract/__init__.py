@@ -99,7 +99,7 @@ class Backend:
     `probe()` returns a `Device` or raises `Unavailable` with one sentence; it is the only place that touches a driver.
     Rows are in order of preference: "auto" takes the first that does not refuse, and where all refuse, or there is
     none, eager torch. `ceilings` is keyed by how `Device.name` ends ("RTX 5090", which its laptop
-    namesake does not), or by `Device.arch`.
+    namesake does not), or by `Device.arch`; `tuning` by `Device.arch`.
     """
 
     name: str
@@ -108,7 +108,27 @@ class Backend:
     probe: Callable[[], Device]
     kernels: tuple[Kernel, ...]
     ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
+    tuning: Mapping[str, Tuning] = field(default_factory=dict)
     api: int = API
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """From which size on a run is done another way. The defaults are those of an H100; a backend says what is better
+    on an architecture. Results differ by rounding at most.
+
+    `one_pass_tokens`: up to this many media tokens both guidance branches run as one batch. A small pass leaves a
+    device idle, a large one only doubles the activations.
+    `capture_rows`: passes of up to this many rows (branches x media tokens) are captured. Kernels on more rows take
+    longer than their launch, so that there is nothing to gain, and a capture's own pool would hold their activations a
+    second time.
+    `chunk_area`: latent positions, of one frame or of several, that the VAE decodes at a time. Fewer leave a device
+    idle, more only take memory.
+    """
+
+    one_pass_tokens: int = 4096
+    capture_rows: int = 8192
+    chunk_area: int = 2048
 
 
 __all__ = [
@@ -135,6 +155,7 @@ __all__ = [
     "Quantized",
     "RmsNorm",
     "RunError",
+    "Tuning",
     "Unavailable",
     "hookimpl",
 ]

@@ -24,14 +24,15 @@ from torch import Tensor
 from ..checkpoint.model import Model, Weights
 from ..contract import InputError, RunError
 from ..files import media
-from ..model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ..model.config import TEMPORAL_COMPRESSION, latent_size
 from ..model.packing import Item, Packing
 from ..model.text import SYSTEM_PROMPTS
 from ..model.transformer import Branches, GenerationTower, TextContext
 from ..plan import Plan
+from ..plan.execution import NEGATIVE, PROMPT, RESIDENT, SEQUENTIAL, Execution, execution_of
 from ..sampling.guidance import combine, guided
 from ..sampling.noise import generator, initial_noise
-from ..sampling.solver import Solver
+from ..sampling.solver import solver_of
 from ..sampling.state import State, views
 from ..scenarios.conditioning import fit
 from ..scenarios.prompts import negative_text, positive_text
@@ -55,41 +56,20 @@ class Inputs:
 
 def items_of(request: Request, model: Model) -> tuple[Item, ...]:
     """The latents that a request asks for."""
-    frames = (request.frames - 1) // TEMPORAL_COMPRESSION + 1
-    height, width = request.height // SPATIAL_COMPRESSION, request.width // SPATIAL_COMPRESSION
-    shape = (model.config.latent_channel, frames, height, width)
+    shape = (model.config.latent_channel, *latent_size(request.width, request.height, request.frames))
     return (Item("vision", shape, clean=request.clean_frames, fps=request.fps),)
 
 
-def solver_of(request: Request, model: Model) -> Solver:
-    """The request's schedule on this model. Raises InputError where its scheduler_config.json describes none."""
-    try:
-        return Solver(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
-    except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
-        raise InputError(
-            f"loading {model.name}/scheduler",
-            f"no schedule can be built from its scheduler_config.json ({error})",
-            "Get the scheduler folder again from the model's repository",
-        ) from None
-
-
-def one_pass(request: Request, model: Model) -> bool:
-    """Whether both guidance branches run as one batch."""
-    tokens = Packing(items_of(request, model), model.config, "meta").length
-    return tokens <= ONE_PASS_TOKENS
-
-
-def pass_of(tower: GenerationTower, branches: Branches) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    """The forward pass of these branches, captured if it is small: (flat fp32 latents, timestep as fp32 [1]), both on
-    the device, to a flat fp32 velocity for each branch."""
+def pass_of(tower: GenerationTower, branches: Branches, captured: bool) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    """The forward pass of these branches, captured or not: (flat fp32 latents, timestep as fp32 [1]), both on the
+    device, to a flat fp32 velocity for each branch."""
     items = branches.packing.items
 
     def run(x: Tensor, timestep: Tensor) -> list[Tensor]:
         predicted = tower.forward(branches, views(x, items), timestep)
         return [torch.cat([velocity.flatten() for velocity in per_item]).float() for per_item in predicted]
 
-    rows = len(branches.texts) * branches.packing.length
-    return tower.ops.capture(run) if rows <= CAPTURE_ROWS else run
+    return tower.ops.capture(run) if captured else run
 
 
 class Engine:
@@ -161,23 +141,25 @@ class Engine:
         if here.memory_reserved() - here.memory_allocated() > IDLE_BYTES:
             here.empty_cache()
 
+    def execution(self, request: Request) -> Execution:
+        """How this request runs here."""
+        return execution_of(self.model.config, request, self.plan, RESIDENT if self.resident else SEQUENTIAL)
+
     def read_inputs(self, request: Request, noise: list[Tensor] | None = None) -> Inputs:
-        """Tokenize the prompts, read the picture or clip, check the schedule and the `noise` that replaces the
-        request's own (one tensor per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
-        solver_of(request, self.model)
+        """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor
+        per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
         if noise is not None:
             noise = self._checked_noise(noise, items_of(request, self.model))
         kind = "video" if request.is_video else "image"
         system, notes = SYSTEM_PROMPTS[kind] if request.system_prompt else None, []
-        texts = {"prompt": positive_text(request)}
-        if request.guidance != 1.0:
-            texts["negative prompt"] = negative_text(request)
+        written = {PROMPT: positive_text, NEGATIVE: negative_text}
+        texts = {branch: written[branch](request) for branch in self.execution(request).branches}
         ids = {name: self.tokenizer.encode(text, system) for name, text in texts.items()}
         for name, whole in ids.items() if request.max_text_tokens else ():
             ids[name] = self.tokenizer.encode(texts[name], system, request.max_text_tokens)
             if len(ids[name]) < len(whole):
                 notes.append(f"the {name} was cut from {len(whole) - 2} to {request.max_text_tokens} tokens")
-        prompt, negative = ids["prompt"], ids.get("negative prompt", [])
+        prompt, negative = ids[PROMPT], ids.get(NEGATIVE, [])
         longest, vocabulary = max(prompt + negative), self.model.config.vocab_size
         if longest >= vocabulary:
             raise InputError(
@@ -218,13 +200,14 @@ class Engine:
         items, stream, solver = items_of(request, self.model), generator(request.seed), solver_of(request, self.model)
         drawn = initial_noise(items, stream)  # whatever noise is taken: what a sampler draws comes after it
         noise = inputs.noise or drawn
-        texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
+        execution, ids = self.execution(request), {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
+        texts = self._read_prompts([ids[branch] for branch in execution.branches])
         clean = pinned = None
         if inputs.pixels is not None:
             clean, pinned = self._encode(inputs.pixels, items[0])
-        cond, with_guidance = self._branches(request, texts, items)
+        cond, with_guidance = self._branches(execution, texts, items)
         x = torch.cat([n.flatten() for n in noise]).to(self.device)
-        state = State(request, items, x, solver, stream, noise, cond, with_guidance, pinned, clean)
+        state = State(request, items, x, solver, stream, noise, cond, with_guidance, execution, pinned, clean)
         state.pin()
         return state
 
@@ -247,15 +230,12 @@ class Engine:
         self._done_with("understanding")
         return texts
 
-    def _branches(self, request: Request, texts: list[TextContext], items: tuple[Item, ...]):
+    def _branches(self, execution: Execution, texts: list[TextContext], items: tuple[Item, ...]):
         """(branches for unguided steps, branches for guided steps): each a list of passes."""
         tower, packing = self._generation(), Packing(items, self.model.config, self.device)
-        cond = [tower.branches(packing, texts[:1])]
-        if len(texts) == 1:
-            return cond, cond
-        if one_pass(request, self.model):
-            return cond, [tower.branches(packing, texts)]
-        return cond, cond + [tower.branches(packing, texts[1:])]
+        read = dict(zip(execution.branches, texts, strict=True))
+        made = {one: tower.branches(packing, [read[branch] for branch in one.branches]) for one in execution.passes}
+        return [made[one] for one in execution.unguided], [made[one] for one in execution.guided]
 
     def _encode(self, pixels: Tensor, item: Item) -> tuple[Tensor, Tensor]:
         """(flat values, flat mask) of the clean frames. Only the frames given are encoded: the VAE is causal."""
@@ -276,8 +256,9 @@ class Engine:
         request, timestep = state.request, state.solver.timesteps[state.index]
         use_guidance = guided(request.guidance, request.guidance_interval, timestep)
         if not state.passes:  # loading the tower is no part of the step; they hold it until `finish`
-            tower, every = self._generation(), [*state.cond, *state.guided]
-            state.passes.update({id(branches): pass_of(tower, branches) for branches in every})
+            tower, how = self._generation(), state.execution
+            every = zip((*state.cond, *state.guided), (*how.unguided, *how.guided), strict=True)
+            state.passes.update({id(branches): pass_of(tower, branches, one.captured) for branches, one in every})
         with self._timed("steps"):
             told = torch.full((1,), timestep, device=self.device)
             chosen = state.guided if use_guidance else state.cond
@@ -307,7 +288,7 @@ class Engine:
         self._done_with("generation")
         vae = self._vae("decoder")
         self.on_stage("decode")
-        groups = vae.decode(vision, state.request.tile)
+        groups = vae.decode(vision, state.execution.tiling)
         try:
             while True:
                 with self._timed("decode"):  # not the consumer's work between two groups

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import FORMATTED, OPS, Device, InputError
+from ..plan.cost.units import GIB
 from ..scenarios.request import PROFILES, TASKS, check_keys
 from .record import digest
 
-GIB = 1 << 30
 FOLDER = Path("recipes")
 STOCK_PROMPT = "a robot arm pours coffee into a cup"
 STOCK_SEED = 0

@@ -7,10 +7,16 @@ and a step is then one small matrix product, which never makes the host wait for
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ..contract import InputError
+
+if TYPE_CHECKING:
+    from ..checkpoint.model import Model
+    from ..scenarios.request import Request
 
 
 class Solver:
@@ -73,6 +79,18 @@ class Solver:
         self.memory = tensors.get("memory")
         if self.update is None:
             self.scheduler.set_begin_index(numbers["step_index"])
+
+
+def solver_of(request: Request, model: Model) -> Solver:
+    """The request's schedule on this model. Raises InputError where its scheduler_config.json describes none."""
+    try:
+        return Solver(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
+    except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
+        raise InputError(
+            f"loading {model.name}/scheduler",
+            f"no schedule can be built from its scheduler_config.json ({error})",
+            "Get the scheduler folder again from the model's repository",
+        ) from None
 
 
 def _update(scheduler: Any) -> Tensor:

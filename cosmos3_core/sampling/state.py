@@ -15,6 +15,7 @@ from .solver import Solver
 if TYPE_CHECKING:
     from ..model.packing import Item
     from ..model.transformer import Branches
+    from ..plan.execution import Execution
     from ..scenarios.request import Request
 
 
@@ -28,7 +29,8 @@ def views(flat: Tensor, items: Sequence[Item]) -> list[Tensor]:
 class State:
     """`x` is all items' latents as one flat fp32 vector on the device; `index` the next step.
 
-    `guided` and `cond` are the branches for steps with and without guidance (each a list of what runs in one pass).
+    `guided` and `cond` are the branches for steps with and without guidance (each a list of what runs in one pass), as
+    `execution` has them.
     `pinned` marks elements of clean frames and `clean` holds their values, both flat; None when nothing is conditioned.
     `noise` is the initial noise per item, on the host. `stream` is the request's random stream. `passes` are the
     branches' forward passes as they are run, by the branches' identity: they hold the tower, until `finish`. `torn` is
@@ -43,6 +45,7 @@ class State:
     noise: list[Tensor]
     cond: list[Branches]
     guided: list[Branches]
+    execution: Execution
     pinned: Tensor | None = None
     clean: Tensor | None = None
     index: int = 0
