@@ -155,8 +155,8 @@ def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
     device = Device(arch="x1", name="Fast One", count=1, memory=80 * 2**30, unified=False)
     values = {"torch_device": "cpu", "collectives": "gloo", "kernels": BACKEND.kernels, "ceilings": {"x1": ceiling}}
     backend = Backend(name="fast", probe=lambda: device, **values)
-    command = importlib.import_module("cosmos3_core.cli.plan")  # the package has a command of that name
-    monkeypatch.setattr(command, "choose_backend", lambda name, disabled: (backend, device, "chosen because"))
+    settling = importlib.import_module("cosmos3_core.settle.settle")  # the package has a function of that name
+    monkeypatch.setattr(settling, "choose_backend", lambda name, disabled: (backend, device, "chosen because"))
     seconds = told("--model", "nano")["seconds"]
     # About 130 PFLOP at 55 % of the peak, and the decode's 3 at 60 %.
     assert 200 < seconds["steps"] < 290 and 4 < seconds["decode"] < 6

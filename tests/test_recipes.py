@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from command import cosmos3
-from cosmos3_core.plan.estimate import STOCK_NEGATIVE_TOKENS
 from inputs import photograph
 
 from cosmos3_core import reference
@@ -32,6 +31,7 @@ from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import fake_quant
 from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.sampling.noise import generator, initial_noise
+from cosmos3_core.settle.settle import STOCK_NEGATIVE_TOKENS
 from cosmos3_core.testing import cases
 
 GOOD = """

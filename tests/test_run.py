@@ -359,7 +359,7 @@ STEPS = ["--model", "tiny", "--size", "320x192", "--frames", "5", "--steps", "3"
 def full(monkeypatch):
     """A device whose memory the decode does not fit into."""
 
-    def decode(self, latents, tile=None):
+    def decode(self, latents, tiling):
         raise torch.OutOfMemoryError("Acme out of memory. Tried to allocate 20.00 GiB. Device 0 has 4 GiB. Try less.")
         yield
 

@@ -328,7 +328,7 @@ def state(schedule: str = "native", seed: int = 1) -> State:
     stream = generator(seed)
     noise = initial_noise(ITEMS, stream)
     x = torch.cat([tensor.flatten() for tensor in noise])
-    return State(None, ITEMS, x, solver(schedule, 4), stream, noise, cond=[], guided=[])
+    return State(None, ITEMS, x, solver(schedule, 4), stream, noise, cond=[], guided=[], execution=None)
 
 
 @pytest.mark.parametrize("schedule", ["native", "distilled"])

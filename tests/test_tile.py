@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 from command import cosmos3
-from cosmos3_core.plan.estimate import GIB, Estimate, Job, fitting_tile
 
 from cosmos3_core.checkpoint.model import open_model
+from cosmos3_core.plan.cost.fit import Estimate, Job, fitting_tile
+from cosmos3_core.plan.cost.units import GIB
 
 MODEL = open_model("tiny")
 CLIP = Estimate(
     MODEL.config,
     MODEL.vae,
-    Job(width=256, height=192, frames=5, steps=1, guided_steps=0, prompt_tokens=512, negative_tokens=0),
+    Job(width=256, height=192, frames=5, steps=1, guidance=1, guided_steps=0, prompt_tokens=512, negative_tokens=0),
     "bfloat16",
 )
 
@@ -28,7 +29,7 @@ OPTIONS = (
 
 def needed(tile: int | None) -> int:
     """Bytes that the decode takes."""
-    return replace(CLIP, job=replace(CLIP.job, tile=tile)).stages[-1].peak
+    return replace(CLIP, job=replace(CLIP.job, tile=tile)).stage("decode").peak
 
 
 @pytest.fixture
