@@ -22,11 +22,12 @@ import torch
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.engine.engine import pass_of
 from cosmos3_core.evidence.settle import eager_plan
-from cosmos3_core.model.config import TransformerConfig
+from cosmos3_core.model.config import TransformerConfig, latent_size
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.model.weights import Slot, generation_slots, load_slots, understanding_slots
 from cosmos3_core.plan import Plan, choose_backend, resolve
+from cosmos3_core.plan.execution import execution_of
 from cosmos3_core.sampling.solver import Solver
 
 from .common import report_all
@@ -89,10 +90,14 @@ class Random:
 
 
 class Case:
+    """What every run gets. The numbers are those of a request, as `execution_of` takes them."""
+
+    guidance, tile = 1.0, None
+
     def __init__(self, args: argparse.Namespace, config: TransformerConfig, device: str):
         self.args, self.config, self.device = args, config, device
-        width, height, frames = map(int, args.work.split("x"))
-        shape = (config.latent_channel, (frames - 1) // 4 + 1, height // 16, width // 16)
+        self.width, self.height, self.frames = map(int, args.work.split("x"))
+        shape = (config.latent_channel, *latent_size(self.width, self.height, self.frames))
         self.packing, stream = Packing([Item("vision", shape)], config, device), torch.Generator().manual_seed(1)
         self.noise = torch.randn(shape, generator=stream).flatten().to(device)
         self.prompt = torch.randint(config.vocab_size, (args.text,), generator=stream).tolist()
@@ -117,7 +122,8 @@ class Case:
         understanding = UnderstandingTower(config, target.kept, load(understanding_slots(config), "understanding"))
         text = understanding.prefill(self.prompt)
         tower = GenerationTower(config, target.ops, load(generation_slots(config), "generation"), target.kept)
-        run = pass_of(tower, tower.branches(self.packing, [text]))
+        (only,) = execution_of(config, self, plan).unguided
+        run = pass_of(tower, tower.branches(self.packing, [text]), only.captured)
         solver, x, first = Solver("native", steps, 3.0, SCHEDULER), self.noise, None
         for i, timestep in enumerate(solver.timesteps):
             (velocity,) = run(x, torch.full((1,), timestep, device=self.device))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cosmos3_core.checkpoint.model import Model, describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.engine.engine import Engine, Inputs
 from cosmos3_core.files import media
-from cosmos3_core.plan import Want, choose_backend, resolve
-from cosmos3_core.scenarios import request as requests
+from cosmos3_core.scenarios.request import Request
+from cosmos3_core.settle import Settled, Wish, settle
 
 from .common import report_all
 from .step import pairs
@@ -49,14 +49,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def request_of(args: argparse.Namespace, model: Model, steps: int) -> requests.Request:
+def settled_of(args: argparse.Namespace, format: str) -> Settled:
     width, height, frames = args.work.split("x")
-    task = "t2i" if frames == "1" else "t2v"
-    given = {"task": task, "prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames), "steps": steps}
-    return requests.resolve(given, requests.PROFILES[0], model.facts, pick_seed=lambda: 0)[0]
+    given = {"prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames), "steps": args.steps}
+    wish = {"kernels": pairs(",".join(args.kernel)), "formats": pairs(format)}
+    return settle(Wish(model=args.model, described=True, given=given, backend=args.backend, **wish))
 
 
-def moving_picture(request: requests.Request) -> list[np.ndarray]:
+def moving_picture(request: Request) -> list[np.ndarray]:
     """Frames of uint8 [H, W, 3]: a window that moves over soft colours, with a little grain."""
     height, width, frames = request.height, request.width, request.frames
     stream = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def moving_picture(request: requests.Request) -> list[np.ndarray]:
     return [picture.contiguous().numpy() for picture in pictures]
 
 
-def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> dict[str, Any]:
+def run(engine: Engine, request: Request, text: int, folder: Path) -> dict[str, Any]:
     """One run: seconds by stage and in all, peaks, and what was written."""
     pictures = iter(moving_picture(request))
     torch.accelerator.synchronize()
@@ -99,20 +99,19 @@ def run(engine: Engine, request: requests.Request, text: int, folder: Path) -> d
 
 def main() -> None:
     args = arguments()
-    model = describe(args.model)
-    backend, device, _ = choose_backend(args.backend)
     results = []
     with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
         for format in args.format or [""]:
-            want = Want.of(model.config, model.dtype, pairs(",".join(args.kernel)), pairs(format))
-            plan = resolve(want, backend, device)
-            engine = Engine(model, plan, resident=args.resident, weights=RandomWeights(model, backend.torch_device))
-            cold = run(engine, request_of(args, model, args.cold_steps), args.text, Path(folder))
-            timed = run(engine, request_of(args, model, args.steps), args.text, Path(folder))
+            settled = settled_of(args, format)
+            model, request, plan = settled.model, settled.request, settled.plan
+            weights = RandomWeights(model, plan.backend.torch_device)
+            engine = Engine(model, plan, resident=args.resident, weights=weights)
+            cold = run(engine, replace(request, steps=args.cold_steps), args.text, Path(folder))
+            timed = run(engine, request, args.text, Path(folder))
             results.append({"formats": plan.formats, "kernels": plan.to_json()["kernels"], "cold": cold, "run": timed})
-            print(format or model.dtype, timed, flush=True)
+            print(format or plan.dtype, timed, flush=True)
             del engine
-    report_all("e2e", args, results, backend.torch_device, device)
+    report_all("e2e", args, results, plan.backend.torch_device, plan.device)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from cosmos3_core.engine.engine import pass_of
-from cosmos3_core.model.config import CAPTURE_ROWS, ONE_PASS_TOKENS, TransformerConfig
+from cosmos3_core.model.config import TransformerConfig, latent_size
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import text_positions
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.model.weights import generation_slots, load_slots, understanding_slots
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
+from cosmos3_core.plan.execution import Execution, execution_of
 from cosmos3_core.sampling.guidance import combine
 from cosmos3_core.sampling.solver import Solver
 
@@ -124,10 +125,18 @@ class Ours:
         self.understanding = UnderstandingTower(config, target.kept, load(understanding_slots))
         self.generation = GenerationTower(config, target.ops, load(generation_slots), target.kept)
 
-    def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[Callable]:
-        texts = [self.understanding.prefill(ids) for ids in prompts]
-        together = [texts] if packing.length <= ONE_PASS_TOKENS else [[text] for text in texts]
-        return [pass_of(self.generation, self.generation.branches(packing, group)) for group in together]
+    def execution(self, work: Work) -> Execution:
+        """How the engine would run it."""
+        return execution_of(self.config, work, self.plan)
+
+    def prepare(self, work: Work) -> list[Callable]:
+        execution, tower = self.execution(work), self.generation
+        texts = (self.understanding.prefill(ids) for ids in work.prompts)
+        read = dict(zip(execution.branches, texts, strict=True))
+        return [
+            pass_of(tower, tower.branches(work.packing, [read[branch] for branch in one.branches]), one.captured)
+            for one in execution.guided
+        ]
 
     def velocities(self, prepared: list[Callable], x: torch.Tensor, timestep: float) -> list[torch.Tensor]:
         told = torch.full((1,), timestep, device=self.device)
@@ -142,8 +151,8 @@ class Theirs:
         if device == "cuda":  # of what it finds without another package
             module.set_attention_backend("_native_cudnn")
 
-    def prepare(self, packing: Packing, prompts: list[list[int]]) -> list[dict]:
-        return [self._static(packing, ids) for ids in prompts]
+    def prepare(self, work: Work) -> list[dict]:
+        return [self._static(work.packing, ids) for ids in work.prompts]
 
     def _static(self, packing: Packing, ids: list[int]) -> dict:
         (item,), length, device = packing.items, len(ids), self.device
@@ -171,12 +180,14 @@ class Theirs:
 
 
 class Work:
-    """The inputs that both get, and what is timed."""
+    """The inputs that both get, and what is timed. The numbers are those of a request, as `execution_of` takes them."""
+
+    tile = None
 
     def __init__(self, args: argparse.Namespace, name: str, config: TransformerConfig, device: str):
         self.guidance, self.steps = args.guidance, args.steps
-        width, height, frames = map(int, name.split("x"))
-        shape = (config.latent_channel, (frames - 1) // 4 + 1, height // 16, width // 16)
+        self.width, self.height, self.frames = map(int, name.split("x"))
+        shape = (config.latent_channel, *latent_size(self.width, self.height, self.frames))
         self.packing = Packing([Item("vision", shape)], config, device)
         stream = torch.Generator().manual_seed(1)
         self.noise = torch.randn(shape, generator=stream).to(device)
@@ -192,7 +203,7 @@ class Work:
         """What is timed: the velocities of the first step, prompts read before; or the whole loop."""
         if self.steps:
             return lambda: self.run(side)
-        prepared, timestep = side.prepare(self.packing, self.prompts), self.solver(8).timesteps[0]
+        prepared, timestep = side.prepare(self), self.solver(8).timesteps[0]
         return lambda: self.velocities(side, prepared, timestep)
 
     @torch.inference_mode()
@@ -202,12 +213,12 @@ class Work:
     @torch.inference_mode()
     def first_velocities(self, side: Ours | Theirs) -> torch.Tensor:
         """Each branch's velocity at the first step: what equality is judged by."""
-        return self.velocities(side, side.prepare(self.packing, self.prompts), self.solver(8).timesteps[0])
+        return self.velocities(side, side.prepare(self), self.solver(8).timesteps[0])
 
     @torch.inference_mode()
     def run(self, side: Ours | Theirs) -> torch.Tensor:
         """The latents after all steps."""
-        prepared, solver, x = side.prepare(self.packing, self.prompts), self.solver(self.steps), self.noise
+        prepared, solver, x = side.prepare(self), self.solver(self.steps), self.noise
         for i, timestep in enumerate(solver.timesteps):
             velocities = side.velocities(prepared, x, timestep)
             velocity = combine(*velocities, self.guidance) if len(velocities) > 1 else velocities[0]
@@ -225,7 +236,8 @@ def compare(args: argparse.Namespace, work: Work, ours: Ours, theirs: Theirs) ->
     if not error <= args.tolerance and not ours.plan.formats:
         raise SystemExit(f"the velocities differ by {error:.2e}, more than {args.tolerance:g}; nothing was timed")
     sides = {"cosmos3": work.prepare(ours), args.peer: work.prepare(theirs)}
-    for _ in range(3 if work.packing.length <= CAPTURE_ROWS else 1):  # load, compile and capture
+    captures = any(one.captured for one in ours.execution(work).guided)
+    for _ in range(3 if captures else 1):  # load, compile and capture
         finals = [function() for function in sides.values()]
     timed = alternate(sides, ours.device, args.repeats)
     return {
