@@ -111,10 +111,8 @@ def main() -> None:
     config = published()
     weights = random_weights(config, device)
     options = {"source": "the VAE", "device": device, "dtype": torch.bfloat16, "halves": ("decoder",)}
-    vae, area = (
-        VideoVAE.load(config, weights.items(), plan.build_ops(), **options),
-        tuning_of(backend, found).chunk_area,
-    )
+    vae = VideoVAE.load(config, weights.items(), plan.build_ops(), **options)
+    area = tuning_of(backend, found).chunk_area
     theirs, exact = (diffusers_vae(config, weights, dtype) for dtype in (torch.bfloat16, torch.float32))
     size = sum(t.nbytes for n, t in weights.items() if n.startswith(("decoder.", "post_quant_conv.")))
     del weights
