@@ -26,7 +26,7 @@ from cosmos3_core.model.rope import text_positions
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.model.weights import generation_slots, load_slots, understanding_slots
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
-from cosmos3_core.plan.execution import Execution, execution_of
+from cosmos3_core.plan.execution import Execution, branches_of, execution_of
 from cosmos3_core.sampling.guidance import combine
 from cosmos3_core.sampling.solver import Solver
 
@@ -192,7 +192,7 @@ class Work:
         stream = torch.Generator().manual_seed(1)
         self.noise = torch.randn(shape, generator=stream).to(device)
         # Prompts of different lengths, as a prompt and a negative prompt are.
-        lengths = (args.text, args.text - 3) if args.guidance != 1 else (args.text,)
+        lengths = (args.text, args.text - 3)[: len(branches_of(args.guidance))]
         self.prompts = [torch.randint(0, config.vocab_size, (n,), generator=stream).tolist() for n in lengths]
 
     def solver(self, steps: int) -> Solver:

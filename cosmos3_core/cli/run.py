@@ -110,13 +110,16 @@ class Paths:
 @dataclass(frozen=True)
 class Run:
     """All that a run reads and writes beside its request: `resolved` is the first half of its manifest, `kept` what
-    another run needs to go on with it, `stopped` the run that it goes on with itself."""
+    another run needs to go on with it, `stopped` the run that it goes on with itself, out of the file `resumed`;
+    `anyway` that it runs though it does not seem to fit."""
 
     paths: Paths
     inputs: Inputs
     resolved: dict[str, Any]
     kept: Earlier
     stopped: Stopped | None
+    resumed: str | None
+    anyway: bool
 
 
 def execute(options: Options) -> None:
@@ -151,7 +154,8 @@ def execute(options: Options) -> None:
             tell(f"note: the run itself would be refused: {refusal}")
         return
     kept = Earlier.of(settled, inputs, latents, save_latents=options.save_latents, manifest=options.manifest)
-    _generate(engine, settled.request, Run(paths, inputs, resolved, kept, stopped), options.resume)
+    run = Run(paths, inputs, resolved, kept, stopped, options.resume, anyway=refusal is not None)
+    _generate(engine, settled.request, run)
     print(paths.output)
     if options.resume:
         try:
@@ -323,8 +327,7 @@ def _read_noise(options: Options, settled: Settled, earlier: Earlier) -> tuple[l
     return [tensors[key] for key in wanted], source
 
 
-def _generate(engine: Engine, request: requests.Request, run: Run, resumed: str | None) -> None:
-    """`resumed` is the file that this run goes on from."""
+def _generate(engine: Engine, request: requests.Request, run: Run) -> None:
     from .progress import Display
 
     for note in run.inputs.notes:
@@ -351,11 +354,11 @@ def _generate(engine: Engine, request: requests.Request, run: Run, resumed: str 
             frames = _frames(engine, state, check_stop)
             _write(run.paths, frames, state, lambda: manifests.complete(run.resolved, engine, run.inputs, state))
         except BaseException:
-            _keep(run, state, resumed)
+            _keep(run, state)
             raise
 
 
-def _keep(run: Run, state: State, resumed: str | None) -> None:
+def _keep(run: Run, state: State) -> None:
     """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
     path, output = run.paths.state, run.paths.output
     if state.index == 0:
@@ -364,11 +367,11 @@ def _keep(run: Run, state: State, resumed: str | None) -> None:
         if not saved.save(path, state, run.kept):
             return
     except Exception as error:  # a full disk, a device that no longer answers
-        still = f"; {resumed} still holds those before it" if resumed else ""
+        still = f"; {run.resumed} still holds those before it" if run.resumed else ""
         tell(f"{state.index} of {state.steps} steps are lost: {error}{still}")
         return
-    resume = shlex.join(["cosmos3", "run", "--resume", str(path), "-o", str(output)])
-    tell(f"{state.index} of {state.steps} steps are kept; go on with: {resume}")
+    resume = ["cosmos3", "run", "--resume", str(path), "-o", str(output), *(["--anyway"] if run.anyway else [])]
+    tell(f"{state.index} of {state.steps} steps are kept; go on with: {shlex.join(resume)}")
 
 
 @contextmanager
