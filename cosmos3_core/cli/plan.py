@@ -86,7 +86,7 @@ def wish_of(options: RequestOptions, memory: int | None = None) -> Wish:
     )
 
 
-def typed(values: Mapping[str, Any]) -> str:
+def options_of(values: Mapping[str, Any]) -> str:
     """The options for the values of a `Change`."""
     options = []
     if "format" in values:
@@ -123,7 +123,9 @@ def _told(settled: Settled) -> dict[str, Any]:
             "weights": estimated.weights,
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
-        "nearest": [{"options": typed(change.values), "peak": change.estimate.peak} for change in settled.nearest()],
+        "nearest": [
+            {"options": options_of(change.values), "peak": change.estimate.peak} for change in settled.nearest()
+        ],
         "work": {
             "step_flops": sum(work.flops for work in step),
             "step_bytes": sum(work.bytes for work in step),

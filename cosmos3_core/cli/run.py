@@ -21,7 +21,7 @@ from ..runs import saved
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..settle import Settled, Wish, settle
-from .plan import gib, typed
+from .plan import gib, options_of
 from .stopping import stop_signal, tell
 
 if TYPE_CHECKING:
@@ -125,8 +125,9 @@ class Run:
 def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
     _check_given(options)
-    stopped, earlier, named = _earlier(options)
-    given = _given(options, earlier.given)
+    stopped = _stopped(options)
+    earlier = stopped.earlier if stopped else _repeated(options)
+    given, named = _given(options, earlier.given), _why_named(options, earlier)
     options = _joined(options, earlier, stopped is not None)
     settled = settle(_wish(options, given))
     paths = _paths(options, settled.request)
@@ -164,21 +165,31 @@ def execute(options: Options) -> None:
             tell(f"note: {options.resume} is used up and could not be deleted ({error.strerror})")
 
 
-def _earlier(options: Options) -> tuple[Stopped | None, Earlier, str]:
-    """(the run to go on with, what it or the one to repeat has settled, why its backend is taken)."""
-    if options.resume:
-        _refuse_settled(options)
-        stopped = saved.read_stopped(options.resume, f"--resume {options.resume}")
-        return stopped, stopped.earlier, "the stopped run had it"
-    earlier, named = Earlier(given={}), "it was named"
-    if options.request:
-        asked = f"--request {options.request}"
-        earlier = saved.read_request(_read_text(options.request, asked), asked)
-        if earlier.profile and options.profile:
-            found = "the manifest has every value already, so there is nothing left for a profile's defaults"
-            raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
-        named = "the manifest has it" if earlier.backend and options.backend is None else named
-    return None, earlier, named
+def _stopped(options: Options) -> Stopped | None:
+    """The run to go on with."""
+    if not options.resume:
+        return None
+    _refuse_settled(options)
+    return saved.read_stopped(options.resume, f"--resume {options.resume}")
+
+
+def _repeated(options: Options) -> Earlier:
+    """What the run to repeat has settled: nothing, where there is none."""
+    if not options.request:
+        return Earlier(given={})
+    asked = f"--request {options.request}"
+    earlier = saved.read_request(_read_text(options.request, asked), asked)
+    if earlier.profile and options.profile:
+        found = "the manifest has every value already, so there is nothing left for a profile's defaults"
+        raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
+    return earlier
+
+
+def _why_named(options: Options, earlier: Earlier) -> str:
+    """Why a backend is taken that is not chosen here."""
+    if options.backend or not earlier.backend:
+        return "it was named"
+    return "the stopped run had it" if options.resume else "the manifest has it"
 
 
 def _refuse_settled(options: Options) -> None:
@@ -244,7 +255,7 @@ def _refusal(options: Options, settled: Settled) -> InputError | None:
     changes = [change for change in settled.nearest() if not options.resume or change.values.keys() == {"tile"}]
     then = "Use a smaller model or a larger device (see cosmos3 plan)"
     if changes:
-        then = f"Add {typed(changes[0].values)}, which fits (cosmos3 plan lists other ways)"
+        then = f"Add {options_of(changes[0].values)}, which fits (cosmos3 plan lists other ways)"
     return InputError(f"{settled.model.name}: {asked}", found, f"{then}, or --anyway to try it as it is")
 
 

@@ -137,6 +137,7 @@ class Estimate:
 
     @property
     def peak(self) -> int:
+        """Bytes of the stage that takes most."""
         return max(stage.peak for stage in self.stages)
 
     def step(self, guided: bool) -> list[Work]:

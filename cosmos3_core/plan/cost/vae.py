@@ -19,8 +19,8 @@ from .units import WIDTH, Work, rate_of
 NORM_COPIES = 1
 """fp32 tensors of its input's size that the eager `norm_silu` holds."""
 CONVOLUTION_EFFICIENCY = 0.6
-"""The same of the VAE's convolutions: 0.70 to 0.71 of a GEMM's rate in decodes of 720p x 189 (5.2 s), 480p x 25 and
-256p x 93 on one H100 with the fused norm. A single picture reaches 0.5, the encoder a third."""
+"""Share of the dense peak rate that convolutions reach: 0.70 to 0.71 of a GEMM's in decodes of 720p x 189 (5.2 s),
+480p x 25 and 256p x 93 on one H100 with the fused norm. A single picture reaches 0.5, the encoder a third."""
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Tally:
         return self.map(channels) + (0 if self.first else self.past(channels))
 
     def past(self, channels: int) -> int:
+        """Bytes of the two frames before a map."""
         return 2 * channels * self.area * self.size
 
     def alive(self, *tensors: int) -> None:
@@ -91,6 +92,7 @@ class Tally:
             self.conv(inputs, outputs, 1)
 
     def level(self, inputs: int, outputs: int, depth: int, *, keeps_entry: bool) -> None:
+        """So many residual blocks, the first of which changes the width; the entry is added at the end if kept."""
         self.entry = 0  # the first block's input is the entry
         self.resblock(inputs, outputs)
         self.entry = self.map(inputs) if keeps_entry else 0
@@ -100,6 +102,7 @@ class Tally:
             residual = self.map(outputs)
 
     def middle(self, channels: int) -> None:
+        """A block, attention within each frame, a block."""
         self.entry = 0
         self.resblock(channels, channels)
         self.parameters += channels
