@@ -24,7 +24,7 @@ from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.plan.cost.fit import Estimate, Job
 from cosmos3_core.plan.cost.units import ceiling_of
-from cosmos3_core.plan.execution import Execution, tuning_of
+from cosmos3_core.plan.execution import Execution
 from cosmos3_core.runs.memory import peak_device_memory
 
 from .common import environment, report, seconds
@@ -94,14 +94,13 @@ def main() -> None:
     plan, device = resolve(Want.of(model.config, "bfloat16"), backend, found), backend.torch_device
     sizes = {job: tuple(int(n) for n in job.split("x")) for job in args.job}
     jobs = {name: job_of(*size) for name, size in sizes.items()}
-    tuning = tuning_of(backend, found)
-    estimates = {n: Estimate(model.config, model.vae, job, "bfloat16", tuning=tuning) for n, job in jobs.items()}
+    estimates = {n: Estimate(model.config, model.vae, job, "bfloat16", tuning=plan.tuning) for n, job in jobs.items()}
     measure, weights = Measured(device), RandomWeights(model, device)
     texts = random_texts(model.config, device)
-    tower = weights.generation(plan.target())
+    tower = weights.generation(plan.target(model.config))
     results = {n: {"steps": steps(tower, texts, e.execution, device, measure)} for n, e in estimates.items()}
     del tower
-    vae = weights.vae(plan.target(), "decoder")
+    vae = weights.vae(plan.target(model.config), "decoder")
     for name, estimate in estimates.items():
         results[name]["decode"] = decode(vae, model.config.latent_channel, estimate.execution, measure)
     for name, estimate in estimates.items():

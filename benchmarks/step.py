@@ -30,6 +30,7 @@ from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.guidance import combine
 from cosmos3_core.sampling.solver import solver_of
 from cosmos3_core.sampling.state import Context
+from cosmos3_core.scenarios.branches import branches_of
 from cosmos3_core.scenarios.items import items_of
 
 from .common import TransformerWeights, alternate, report_all, request_of
@@ -123,7 +124,7 @@ class Work:
         stream = torch.Generator().manual_seed(1)
         self.noise = torch.randn(item.shape, generator=stream)
         # Prompts of different lengths, as a prompt and a negative prompt are.
-        lengths = (args.text, args.text - 3) if args.guidance != 1 else (args.text,)
+        lengths = (args.text, args.text - 3)[: len(branches_of(args.guidance))]
         self.prompts = [torch.randint(0, model.config.vocab_size, (n,), generator=stream).tolist() for n in lengths]
         self.packing = Packing([item], model.config, "meta")
 

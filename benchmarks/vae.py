@@ -22,7 +22,7 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_SUPPORTED, latent_size
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
-from cosmos3_core.plan.execution import tiling_of, tuning_of
+from cosmos3_core.plan.execution import tiling_of
 from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios.sizes import parse_size
 
@@ -113,7 +113,6 @@ def main() -> None:
     weights = random_weights(config, device)
     options = {"source": "the VAE", "device": device, "dtype": torch.bfloat16, "halves": ("decoder",)}
     vae = VideoVAE.load(config, weights.items(), plan.build_ops(), **options)
-    area = tuning_of(backend, found).chunk_area
     theirs, exact = (diffusers_vae(config, weights, dtype) for dtype in (torch.bfloat16, torch.float32))
     size = sum(t.nbytes for n, t in weights.items() if n.startswith(("decoder.", "post_quant_conv.")))
     del weights
@@ -124,7 +123,7 @@ def main() -> None:
 
     def ours(latents: Tensor) -> Iterator[Tensor]:
         _, _, height, width = latents.shape
-        return vae.decode(latents, tiling_of(height, width, None, area))
+        return vae.decode(latents, tiling_of(height, width, None, plan.tuning.chunk_area))
 
     stream = torch.Generator(device).manual_seed(1)
     width, height = parse_size(args.size, "16:9")

@@ -76,8 +76,9 @@ def finish(running: Engine, state: State) -> torch.Tensor:
 
 def parameters(tower: str) -> int:
     """How many values a tower's decoder layers have."""
-    slots = getattr(layout, f"{tower}_slots")(open_model("tiny").config)
-    return sum(math.prod(slot.shape) for slot in slots if slot.quantized)
+    config = open_model("tiny").config
+    slots = [layout.layer_slots(config, i, media=tower == "generation") for i in range(config.num_hidden_layers)]
+    return sum(math.prod(slot.shape) for layer in slots for slot in layer if len(slot.shape) == 2)
 
 
 def interrupt(*_):
@@ -547,7 +548,7 @@ model = open_model(sys.argv[1])
 plan = peer.reference_plan(model.config)
 weights = Weights(model)
 before = high_water()
-tower = weights.generation(plan.target())
+tower = weights.generation(plan.target(model.config))
 kept = 0
 for layer in tower.layers:
     kept += sum(tensor.nbytes for tensor in layer.tensors().values())

@@ -8,10 +8,11 @@ import pytest
 from counted import config_of, whole
 
 from cosmos3_core import reference
-from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import Tuning
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.plan.execution import Execution, tiling_of, tuning_of
+from cosmos3_core.model.transformer import GenerationTower
+from cosmos3_core.plan import Want, resolve
+from cosmos3_core.plan.execution import Execution, tiling_of
 from cosmos3_core.settle import Wish, settle
 
 NANO = config_of("nano")
@@ -63,8 +64,9 @@ def test_thresholds_are_the_backends(off):
 def test_a_backend_tunes_by_architecture():
     device = reference.BACKEND.probe()
     tuned = replace(reference.BACKEND, tuning={device.arch: Tuning(one_pass_tokens=7)})
-    assert tuning_of(tuned, device).one_pass_tokens == 7
-    assert tuning_of(tuned, replace(device, arch="another")) == tuning_of(reference.BACKEND, device) == Tuning()
+    another = replace(device, arch="another")
+    want, places = Want.of(NANO, "bfloat16"), [(tuned, device), (tuned, another), (reference.BACKEND, device)]
+    assert [resolve(want, *place).tuning.one_pass_tokens for place in places] == [7, 4096, 4096]
 
 
 def test_layers_are_kept_where_a_format_quantizes_the_others():
@@ -104,11 +106,20 @@ def test_the_estimate_follows_the_backends_tuning():
     assert larger.stage("decode").activations > job.stage("decode").activations
 
 
-def test_an_engine_reads_what_is_decided():
-    """Passes of a real state are those of its execution."""
-    model = open_model("tiny")
+def test_an_engine_reads_what_is_decided(monkeypatch):
+    """The passes of a step are those of its execution."""
+    forward, ran = GenerationTower.forward, []
+
+    def spy(self, branches, latents, timestep):
+        ran.append(len(branches.texts))
+        return forward(self, branches, latents, timestep)
+
+    monkeypatch.setattr(GenerationTower, "forward", spy)
     given = {"prompt": "a cup", "frames": 1, "size": "64x64", "steps": 1, "seed": 1}
     settled = settle(Wish(model="tiny", backend="reference", given=given))
-    state = Engine(model, settled.plan).start(settled.request)
-    assert state.execution == settled.execution
-    assert [len(branches.texts) for branches in state.guided] == [len(one.branches) for one in state.execution.guided]
+    for tokens, passes in ((4096, [2]), (1, [1, 1])):
+        tuned = replace(settled.plan.backend, tuning={settled.plan.device.arch: Tuning(one_pass_tokens=tokens)})
+        engine = Engine(settled.model, replace(settled.plan, backend=tuned))
+        engine.step(engine.start(settled.request))
+        assert ran == passes == [len(one.branches) for one in engine.execution(settled.request).guided]
+        ran.clear()

@@ -30,7 +30,7 @@ def test_every_published_repository_is_in_the_table(repository):
     asked = {"task": "t2i", "prompt": "(any)"}
     request, _ = requests.resolve(asked, requests.PROFILES[0], described.facts, pick_seed=lambda: 0)
     schedule = request.schedule, request.steps, request.shift, described.scheduler, described.distilled_sigmas
-    assert len(Solver(*schedule).timesteps) == request.steps
+    assert len(Solver.of(*schedule).timesteps) == request.steps
 
 
 def test_a_ceiling_is_the_devices_own_before_its_architectures():

@@ -22,14 +22,11 @@ TEMPORAL_COMPRESSION = 4
 """Pixel frames per latent frame after the first (docs/model.md, section 5.1)."""
 SPATIAL_COMPRESSION = 16
 """Pixels per latent row and column (docs/model.md, section 5.1)."""
-KEPT_SHARE = 18
-"""The linears of one in so many of the media tower's layers, the first ones, are never quantized: most of the error
-comes from those, and next to none from attention (benchmarks/results/accuracy-nano-outliers-h100.json). Each takes
-0.6% of a pass on an H100. Of Nano's the first two halve the error, and the next two take off a quarter of the rest."""
 
 
 def latent_size(width: int, height: int, frames: int) -> tuple[int, int, int]:
-    """Frames, height and width of the latents of a picture or clip, whose size is in pixels (spec 5.1)."""
+    """Frames, height and width of the latents of a picture or clip, whose size is in pixels (docs/model.md, section
+    5.1)."""
     return (frames - 1) // TEMPORAL_COMPRESSION + 1, height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
 
 
@@ -108,11 +105,6 @@ class TransformerConfig:
     def patch_dim(self) -> int:
         """Width of one vision token: a patch of latent pixels, all channels."""
         return self.latent_channel * self.latent_patch_size**2
-
-    @property
-    def kept_layers(self) -> int:
-        """How many of the media tower's first layers no format quantizes."""
-        return self.num_hidden_layers // KEPT_SHARE
 
     @property
     def query_width(self) -> int:

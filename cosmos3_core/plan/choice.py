@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import reference
-from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Ops, RunError, Segment
+from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Ops, RunError, Segment, Tuning
 from .discovery import check_op, reason_of
+from .execution import SEQUENTIAL, Execution, Numbers, kept_layers_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,8 +114,22 @@ class Plan:
                 found[op] = ", ".join(dict.fromkeys(f"{choice.op}={choice.kernel.name}" for choice in inside))
         return found
 
-    def target(self) -> Target:
-        """What a model's weights become under this plan. Imports and builds the chosen kernels."""
+    @property
+    def format(self) -> str:
+        """Of the layers' weights."""
+        return self.formats.get("pack_linear", "none")
+
+    @property
+    def tuning(self) -> Tuning:
+        """The backend's for the device's architecture, or the defaults."""
+        return self.backend.tuning.get(self.device.arch, Tuning())
+
+    def execution(self, config: TransformerConfig, request: Numbers, placement: str = SEQUENTIAL) -> Execution:
+        """How this request runs on a model of this config."""
+        return Execution.of(config, request, self.tuning, format=self.format, placement=placement)
+
+    def target(self, config: TransformerConfig) -> Target:
+        """What the weights of a model of this config become. Imports and builds the chosen kernels."""
         import torch
 
         from ..model.weights import Target
@@ -125,7 +140,8 @@ class Plan:
             kept=self.build_kept(ops),
             device=self.backend.torch_device,
             dtype=getattr(torch, self.dtype),
-            format=self.formats.get("pack_linear", "none"),
+            format=self.format,
+            kept_layers=kept_layers_of(config, self.format),
         )
 
     def build_ops(self) -> Ops:

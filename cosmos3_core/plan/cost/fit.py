@@ -9,8 +9,9 @@ from typing import Any
 
 from ...contract import Ceiling, Tuning
 from ...model.config import TEMPORAL_COMPRESSION, TransformerConfig
+from ...scenarios.branches import branches_of
 from ...scenarios.sizes import LARGEST, TIERS
-from ..execution import RESIDENT, SEQUENTIAL, Execution, branches_of
+from ..execution import RESIDENT, SEQUENTIAL, Execution
 from . import transformer, vae
 from .units import GIB, WIDTH, Work, weight_bytes
 
