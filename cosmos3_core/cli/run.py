@@ -226,7 +226,8 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
 
 def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None:
     """Another kernel would end in another picture: a run that goes on refuses that, a repeated one says so."""
-    here = settled.plan.to_json(settled.execution.tokens)["kernels"]
+    plan = settled.plan.to_json(settled.execution.tokens)
+    here = plan["kernels"] | {op: f"done inside {composites}" for op, composites in plan["fused"].items()}
     for op, then in earlier.ran_on.items():
         if here.get(op) == then:
             continue

@@ -149,7 +149,7 @@ def compare(folder: Path, formats: bool) -> dict[str, Any]:
         found = {q: quality.relative_l1(read(name, q + suffix), read(truth, q)) for q in verdicts.QUANTITIES}
         for quantity, value in found.items():
             if not math.isfinite(value):
-                then = "Run again with --backend reference to tell which kernel it is"
+                then = "Run again with `backend` reference to tell which kernel it is"
                 raise RunError(f"comparing the {quantity}", "the results hold NaN or infinity", then)
         return found
 

@@ -50,10 +50,17 @@ class Want:
         formats: Mapping[str, str] | None = None,
     ) -> Want:
         """What running a transformer of this config takes."""
-        heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
-        widths = {"head_dim": config.head_dim, "hidden": config.hidden_size, "inner": config.intermediate_size}
-        named = {"kernels": kernels or {}, "formats": formats or {}}
-        return cls(dtype, **heads, **widths, activation=config.hidden_act, **named)
+        return cls(
+            dtype=dtype,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            activation=config.hidden_act,
+            kernels=kernels or {},
+            formats=formats or {},
+        )
 
     def format(self, op: str) -> str:
         """The quantization format that an op is asked for in; a composite's is that of the products in it."""
