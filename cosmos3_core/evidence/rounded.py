@@ -41,13 +41,16 @@ def _build_linear(device: Device) -> PackLinear:
 
 
 def _attention(format: str) -> Kernel:
+    def rounded(x: Tensor) -> Tensor:
+        return fake_quant(x, FORMATS[format])
+
     def build(device: Device) -> Attention:
         def attention(
             q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
         ) -> tuple[Tensor, Tensor | None]:
             if not causal:
-                q_BSHD = fake_quant(q_BSHD, FORMATS[format])
-                segments = [Segment(*(fake_quant(x, FORMATS[format]) for x in segment)) for segment in segments]
+                q_BSHD = rounded(q_BSHD)
+                segments = [Segment(rounded(k_BTKD), rounded(v_BTKD)) for k_BTKD, v_BTKD in segments]
             return ops.attention(q_BSHD, segments, causal=causal, want_lse=want_lse)
 
         return attention
