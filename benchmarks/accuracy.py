@@ -20,14 +20,23 @@ from pathlib import Path
 import torch
 
 from cosmos3_core.checkpoint.model import Model, describe
+from cosmos3_core.contract import Linear
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
-from cosmos3_core.engine.passes import items_of
 from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.config import TransformerConfig
-from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
-from cosmos3_core.model.weights import Slot, Target, generation_slots, load_slots, understanding_slots
+from cosmos3_core.model.transformer import DecoderLayer, GenerationTower, UnderstandingTower
+from cosmos3_core.model.weights import (
+    Target,
+    generation_slots,
+    load_layer,
+    load_slots,
+    shapes,
+    understanding_slots,
+)
 from cosmos3_core.plan import Plan, choose_backend, resolve
+from cosmos3_core.reference import layers
+from cosmos3_core.scenarios.items import items_of
 from cosmos3_core.scenarios.request import Request
 
 from .common import TransformerWeights, report_all, request_of
@@ -40,7 +49,9 @@ PARTS: dict[str, Callable[[str, str], bool]] = {
     "media first 4 layers": lambda tower, key: tower == "generation" and int(key.partition(".")[0]) < 4,
     "media last 4 layers": lambda tower, key: tower == "generation" and int(key.partition(".")[0]) >= 32,
 }  # fmt: skip
-"""What of the quantized slots a sweep quantizes alone, by tower and key."""
+"""What of the layers' matrices a sweep quantizes alone, by tower and key."""
+MATRICES = ("qkv", "out", "up", "down")
+"""In the order in which a layer packs them."""
 KEPT = (0, 1, 4, 8)
 """How many of the media tower's first layers a sweep keeps."""
 
@@ -76,9 +87,7 @@ class Random:
     """Weights by name, the same whenever they are read."""
 
     def __init__(self, config: TransformerConfig, device: str, outliers: bool):
-        slots = understanding_slots(config) + generation_slots(config)
-        self.tensors = {name: shape for slot in slots for name, shape in slot.tensors().items()}
-        self.device, self.outliers = device, outliers
+        self.tensors, self.device, self.outliers = shapes(config), device, outliers
 
     def read(self, names):
         for name in names:
@@ -91,26 +100,39 @@ class Random:
 
 
 class Parts(TransformerWeights):
-    """Of these weights one `part` is quantized, by tower and key."""
+    """Of these weights one `part` is quantized, by tower and key: the layer's number and the matrix."""
 
     def __init__(self, model: Model, files: Random, part: Callable[[str, str], bool]):
         super().__init__(model, files)
         self.part = part
 
     def understanding(self, target: Target) -> UnderstandingTower:
-        loaded = self._loaded(understanding_slots, "understanding", target)
-        return UnderstandingTower(self.model.config, target.kept, loaded)
+        weights = load_slots(understanding_slots(self.model.config), self.transformer.read, target)
+        return UnderstandingTower(self.model.config, target.kept, weights, self._layers("understanding", target))
 
     def generation(self, target: Target) -> GenerationTower:
-        loaded = self._loaded(generation_slots, "generation", target)
-        return GenerationTower(self.model.config, target.ops, loaded, target.kept)
+        weights = load_slots(generation_slots(self.model.config), self.transformer.read, target)
+        layers = self._layers("generation", target)
+        return GenerationTower(self.model.config, target.ops, target.kept, weights, layers)
 
-    def _loaded(self, slots: Callable[[TransformerConfig], list[Slot]], tower: str, target: Target):
-        chosen = [
-            dataclasses.replace(slot, quantized=slot.quantized and self.part(tower, slot.key))
-            for slot in slots(self.model.config)
+    def _layers(self, tower: str, target: Target) -> list[DecoderLayer]:
+        media = tower == "generation"
+        return [
+            load_layer(self.model.config, i, self.transformer.read, self._only(tower, i, target), media=media)
+            for i in range(self.model.config.num_hidden_layers)
         ]
-        return load_slots(chosen, self.transformer.read, target)
+
+    def _only(self, tower: str, i: int, target: Target) -> Target:
+        """A layer of primitives, whose matrices are packed one after another."""
+        names = iter(MATRICES)
+
+        def pack_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, *, format: str = "none") -> Linear:
+            if self.part(tower, f"{i}.{next(names)}"):
+                return target.ops.pack_linear(weight_OI, bias_O, format=format)
+            return target.kept.pack_linear(weight_OI, bias_O)
+
+        composed = {"project": layers.project, "finish": layers.finish}
+        return dataclasses.replace(target, ops=dataclasses.replace(target.ops, pack_linear=pack_linear, **composed))
 
 
 class Case:
@@ -128,13 +150,14 @@ class Case:
     def run(
         self,
         plan: Plan,
-        part: Callable[[str, str], bool] = lambda *_: True,
+        part: Callable[[str, str], bool] | None = None,
         config: TransformerConfig | None = None,
         steps: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(velocity of the first step, latents after `steps`)."""
         model = dataclasses.replace(self.model, config=config or self.model.config)
-        weights = Parts(model, Random(model.config, self.device, self.args.outliers), part)
+        files = Random(model.config, self.device, self.args.outliers)
+        weights = TransformerWeights(model, files) if part is None else Parts(model, files, part)
         engine = Engine(model, plan, weights=weights)
         state = engine.start(self.request(steps), Inputs(self.prompt, [], None, [self.noise]))
         (first,) = engine.predict([state])

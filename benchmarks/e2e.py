@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import write_video
-from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios.request import Request
+from cosmos3_core.settle import Settled, Wish, settle
 
-from .common import report_all, request_of
+from .common import report_all
 from .step import pairs
 
 
@@ -50,6 +50,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resident", action="store_true")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
+
+
+def settled_of(args: argparse.Namespace, format: str) -> Settled:
+    width, height, frames = args.work.split("x")
+    given = {"prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames), "steps": args.steps}
+    wish = {"kernels": pairs(",".join(args.kernel)), "formats": pairs(format)}
+    return settle(Wish(model=args.model, described=True, given=given, backend=args.backend, **wish))
 
 
 def moving_picture(request: Request) -> list[np.ndarray]:
@@ -94,20 +101,26 @@ def run(engine: Engine, request: Request, text: int, folder: Path) -> dict[str, 
 
 def main() -> None:
     args = arguments()
-    model = describe(args.model)
-    backend, device, _ = choose_backend(args.backend)
     results = []
     with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
         for format in args.format or [""]:
-            want = Want.of(model.config, model.dtype, pairs(",".join(args.kernel)), pairs(format))
-            plan = resolve(want, backend, device)
-            engine = Engine(model, plan, resident=args.resident, weights=RandomWeights(model, backend.torch_device))
-            cold = run(engine, request_of(model, args.work, steps=args.cold_steps), args.text, Path(folder))
-            timed = run(engine, request_of(model, args.work, steps=args.steps), args.text, Path(folder))
-            results.append({"formats": plan.formats, "kernels": plan.to_json()["kernels"], "cold": cold, "run": timed})
-            print(format or model.dtype, timed, flush=True)
+            settled = settled_of(args, format)
+            model, request, plan = settled.model, settled.request, settled.plan
+            weights = RandomWeights(model, plan.backend.torch_device)
+            engine = Engine(model, plan, resident=args.resident, weights=weights)
+            cold = run(engine, replace(request, steps=args.cold_steps), args.text, Path(folder))
+            timed = run(engine, request, args.text, Path(folder))
+            results.append(
+                {
+                    "formats": plan.formats,
+                    "kernels": plan.to_json(settled.execution.tokens)["kernels"],
+                    "cold": cold,
+                    "run": timed,
+                }
+            )
+            print(format or plan.dtype, timed, flush=True)
             del engine
-    report_all("e2e", args, results, backend.torch_device, device)
+    report_all("e2e", args, results, plan.backend.torch_device, plan.device)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, TextContext
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
-from cosmos3_core.plan.estimate import Estimate, Job, ceiling_of
+from cosmos3_core.plan.cost.fit import Estimate, Job
+from cosmos3_core.plan.cost.units import ceiling_of
+from cosmos3_core.plan.execution import Execution, tuning_of
 from cosmos3_core.runs.memory import peak_device_memory
 
 from .common import environment, report, seconds
@@ -56,7 +58,7 @@ class Measured:
 
 def job_of(width: int, height: int, frames: int) -> Job:
     prompt, negative = TEXT
-    numbers = {"width": width, "height": height, "frames": frames, "steps": 35, "guided_steps": 35}
+    numbers = {"width": width, "height": height, "frames": frames, "steps": 35, "guidance": 6.0, "guided_steps": 35}
     return Job(**numbers, prompt_tokens=prompt, negative_tokens=negative)
 
 
@@ -69,17 +71,20 @@ def random_texts(c: TransformerConfig, device: str) -> list[TextContext]:
 
 
 @torch.inference_mode()
-def steps(tower: GenerationTower, texts: list[TextContext], job: Job, device: str, measure: Measured) -> dict[str, Any]:
-    """One guided step: both branches, as the engine runs them for this many tokens."""
-    item = Item("vision", (tower.config.latent_channel, *job.latent))
+def steps(
+    tower: GenerationTower, texts: list[TextContext], execution: Execution, device: str, measure: Measured
+) -> dict[str, Any]:
+    """One guided step: both branches, in as many passes as the engine takes."""
+    item = Item("vision", (tower.config.latent_channel, *execution.latent))
     packing, latent = Packing([item], tower.config, device), torch.randn(item.shape, device=device)
-    passes = [tower.branches(packing, [text]) for text in texts]
+    read = dict(zip(execution.branches, texts, strict=True))
+    passes = [tower.branches(packing, [read[branch] for branch in one.branches]) for one in execution.guided]
     return measure(lambda: [tower.forward(branches, [latent], 500.0) for branches in passes])
 
 
-def decode(vae: VideoVAE, channels: int, job: Job, measure: Measured) -> dict[str, Any]:
-    latents = torch.randn(channels, *job.latent, device=vae.device)
-    return measure(lambda: [None for _ in vae.decode(latents)])
+def decode(vae: VideoVAE, channels: int, execution: Execution, measure: Measured) -> dict[str, Any]:
+    latents = torch.randn(channels, *execution.latent, device=vae.device)
+    return measure(lambda: [None for _ in vae.decode(latents, execution.tiling)])
 
 
 def main() -> None:
@@ -89,15 +94,16 @@ def main() -> None:
     plan, device = resolve(Want.of(model.config, "bfloat16"), backend, found), backend.torch_device
     sizes = {job: tuple(int(n) for n in job.split("x")) for job in args.job}
     jobs = {name: job_of(*size) for name, size in sizes.items()}
-    estimates = {name: Estimate(model.config, model.vae, job, "bfloat16") for name, job in jobs.items()}
+    tuning = tuning_of(backend, found)
+    estimates = {n: Estimate(model.config, model.vae, job, "bfloat16", tuning=tuning) for n, job in jobs.items()}
     measure, weights = Measured(device), RandomWeights(model, device)
     texts = random_texts(model.config, device)
     tower = weights.generation(plan.target())
-    results = {name: {"steps": steps(tower, texts, job, device, measure)} for name, job in jobs.items()}
+    results = {n: {"steps": steps(tower, texts, e.execution, device, measure)} for n, e in estimates.items()}
     del tower
     vae = weights.vae(plan.target(), "decoder")
-    for name, job in jobs.items():
-        results[name]["decode"] = decode(vae, model.config.latent_channel, job, measure)
+    for name, estimate in estimates.items():
+        results[name]["decode"] = decode(vae, model.config.latent_channel, estimate.execution, measure)
     for name, estimate in estimates.items():
         for stage in estimate.stages:
             if stage.name in results[name]:

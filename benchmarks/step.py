@@ -23,13 +23,14 @@ import torch
 from cosmos3_core.checkpoint.model import Model, open_model
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
-from cosmos3_core.engine.passes import items_of, solver_of
-from cosmos3_core.model.config import CAPTURE_ROWS, TransformerConfig
+from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Packing
 from cosmos3_core.model.rope import text_positions
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.guidance import combine
+from cosmos3_core.sampling.solver import solver_of
 from cosmos3_core.sampling.state import Context
+from cosmos3_core.scenarios.items import items_of
 
 from .common import TransformerWeights, alternate, report_all, request_of
 
@@ -245,7 +246,8 @@ def compare(args: argparse.Namespace, work: Work, ours: Ours, theirs: Theirs) ->
     if not error <= args.tolerance and not ours.plan.formats:
         raise SystemExit(f"the velocities differ by {error:.2e}, more than {args.tolerance:g}; nothing was timed")
     sides = {"cosmos3": ours.timed(work), args.peer: theirs.timed(work)}
-    for _ in range(3 if work.packing.length <= CAPTURE_ROWS else 1):  # load, compile and capture
+    captured = any(one.captured for one in ours.engine.execution(work.request).passes)
+    for _ in range(3 if captured else 1):  # load, compile and capture
         finals = [function() for function in sides.values()]
     timed = alternate(sides, theirs.device, args.repeats)
     return {
@@ -270,7 +272,12 @@ def main() -> None:
             work = Work(args, name, model)
             found = compare(args, work, ours, theirs)
             results.append(
-                {"work": name, "formats": ours.plan.formats, "kernels": ours.plan.to_json()["kernels"], **found}
+                {
+                    "work": name,
+                    "formats": ours.plan.formats,
+                    "kernels": ours.plan.to_json(work.packing.length)["kernels"],
+                    **found,
+                }
             )
             print(
                 name,

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cosmos3_core.plan.cost.units import GIB
+
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "README.md"
 BEGIN, END = "<!-- results: python -m benchmarks.tables -->", "<!-- end of results -->"
@@ -91,7 +93,7 @@ def of_e2e(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
             "all in memory" if settings["resident"] else "one after another",
             f"{run['seconds']:.1f}",
             " + ".join(f"{seconds:.1f}" for seconds in (*before, run["seconds"] - sum(before))),
-            f"{run['allocated'] / 2**30:.1f}, {run['reserved'] / 2**30:.1f}",
+            f"{run['allocated'] / GIB:.1f}, {run['reserved'] / GIB:.1f}",
             where(file, result),
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from cosmos3_core.checkpoint.model import describe
-from cosmos3_core.model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_SUPPORTED
+from cosmos3_core.model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_SUPPORTED, latent_size
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
+from cosmos3_core.plan.execution import tiling_of, tuning_of
 from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios.sizes import parse_size
 
 from .common import alternate, environment, report
 
+Decode = Callable[[Tensor], Iterator[Tensor]]
 COMPARED = 320, 192, 9
 """Width, height and frames of what is compared before anything is timed."""
 
@@ -76,11 +78,11 @@ def as_bytes(sample: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def errors(exact, theirs, ours: VideoVAE, latents: Tensor) -> dict[str, float]:
+def errors(exact, theirs, ours: Decode, latents: Tensor) -> dict[str, float]:
     """Relative errors of both bf16 decodes against diffusers in fp32."""
     truth = as_bytes(exact.decode(latents[None].float()).sample)
     found = {
-        "cosmos3": torch.cat(list(ours.decode(latents))).to(truth),
+        "cosmos3": torch.cat(list(ours(latents))).to(truth),
         "diffusers": as_bytes(theirs.decode(latents[None]).sample),
     }
     return {name: float((values - truth).norm() / truth.norm()) for name, values in found.items()}
@@ -96,9 +98,9 @@ def memory(decode: Callable[[], Any], weights: int, device: str) -> dict[str, in
     return {name: peak[name] - bytes_before + weights for name, bytes_before in before.items()}
 
 
-def contestants(ours: VideoVAE, theirs, latents: Tensor) -> dict[str, Callable[[], Any]]:
+def contestants(ours: Decode, theirs, latents: Tensor) -> dict[str, Callable[[], Any]]:
     return {
-        "cosmos3": lambda: [None for _ in ours.decode(latents)],
+        "cosmos3": lambda: [None for _ in ours(latents)],
         "diffusers": torch.inference_mode()(lambda: theirs.decode(latents[None]).sample),
     }
 
@@ -110,14 +112,19 @@ def main() -> None:
     config = published()
     weights = random_weights(config, device)
     options = {"source": "the VAE", "device": device, "dtype": torch.bfloat16, "halves": ("decoder",)}
-    ours = VideoVAE.load(config, weights.items(), plan.build_ops(), **options)
+    vae = VideoVAE.load(config, weights.items(), plan.build_ops(), **options)
+    area = tuning_of(backend, found).chunk_area
     theirs, exact = (diffusers_vae(config, weights, dtype) for dtype in (torch.bfloat16, torch.float32))
     size = sum(t.nbytes for n, t in weights.items() if n.startswith(("decoder.", "post_quant_conv.")))
     del weights
 
     def latents(width: int, height: int, frames: int) -> Tensor:
-        shape = (frames - 1) // TEMPORAL_COMPRESSION + 1, height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+        shape = latent_size(width, height, frames)
         return torch.randn(config["z_dim"], *shape, device=device, generator=stream).bfloat16()
+
+    def ours(latents: Tensor) -> Iterator[Tensor]:
+        _, _, height, width = latents.shape
+        return vae.decode(latents, tiling_of(height, width, None, area))
 
     stream = torch.Generator(device).manual_seed(1)
     width, height = parse_size(args.size, "16:9")

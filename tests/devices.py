@@ -18,6 +18,7 @@ from unittest.mock import patch
 from cosmos3_core import reference
 from cosmos3_core.contract import Backend, Device
 from cosmos3_core.plan import Plan, Want, resolve
+from cosmos3_core.plan.cost.units import GIB
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {path.parent.name: path.parent for path in sorted((ROOT / "backends").glob("*/pyproject.toml"))}
@@ -26,7 +27,6 @@ need not be installed."""
 sys.path += [str(folder) for folder in PACKAGES.values() if str(folder) not in sys.path]
 
 GOLDENS = ROOT / "tests" / "goldens"
-GIB = 2**30
 CUDA = {"driver": "580.159.04", "torch": "2.11.0+cu130", "cuda": "13.0", "cudnn": "9.19.0"}
 MEASURED = {"kernel launches": "NVIDIA H100 80GB HBM3, triton 3.6.0"}
 DEFAULTS = {"kernel launches": "not measured"}

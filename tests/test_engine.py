@@ -21,7 +21,7 @@ from alive import Alive
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import open_tensors, save_tensors
-from cosmos3_core.contract import InputError, Kernel
+from cosmos3_core.contract import InputError, Kernel, Tuning
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.model import weights as layout
 from cosmos3_core.plan import Want, resolve
@@ -406,13 +406,13 @@ def test_prompts_are_read_once_and_guidance_follows_its_interval(monkeypatch):
     assert len(reads) == 1  # no negative prompt is read when nothing uses it
 
 
-def test_guidance_in_two_passes_equals_one_pass(monkeypatch):
-    from cosmos3_core.engine import passes as module
-
-    one = engine()
+def test_guidance_in_two_passes_equals_one_pass():
+    one, two = engine(), engine()
     together = finish(one, one.start(request()))
-    monkeypatch.setattr(module, "ONE_PASS_TOKENS", 1)
-    two = engine()
+    # What a backend says of its device decides.
+    backend = replace(two.plan.backend, tuning={two.plan.device.arch: Tuning(one_pass_tokens=1)})
+    two.plan = replace(two.plan, backend=backend)
+    assert (one.execution(request()).guidance, two.execution(request()).guidance) == ("one pass", "two passes")
     apart = finish(two, two.start(request()))
     assert peer.relative_error(together, apart) < 0.05  # bf16 at this size; exact in fp32 (test_parity)
 

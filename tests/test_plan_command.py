@@ -11,6 +11,7 @@ import pytest
 from command import cosmos3
 
 from cosmos3_core.contract import Backend, Ceiling, Device
+from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.reference import BACKEND
 
 
@@ -60,7 +61,7 @@ def test_what_does_not_fit_comes_with_changes_that_do(plan, told):
     offered = told("--model", "nano", "--memory", 20)["nearest"]
     assert offered
     for change in offered:
-        assert change["peak"] <= 20 * 2**30
+        assert change["peak"] <= 20 * GIB
         assert told("--model", "nano", "--memory", 20, *change["options"].split())["memory"]["peak"] == change["peak"]
     _, out, _ = plan("--model", "nano", "--memory", 20)
     assert f"instead    {offered[0]['options']} fits" in out
@@ -123,7 +124,7 @@ def test_the_json_keeps_its_keys(told):
     assert set(found["memory"]) == {"device", "given", "peak", "weights", "stages"}
     parts = found["memory"]["weights"]
     assert found["memory"]["stages"][0]["weights"] == parts["understanding"] + parts["embedding"]
-    assert found["memory"]["device"] == 20 * 2**30 and found["memory"]["given"] is True
+    assert found["memory"]["device"] == 20 * GIB and found["memory"]["given"] is True
     for stage in found["memory"]["stages"]:
         assert set(stage) == {"name", "weights", "text_kv", "latents", "activations", "overhead", "peak"}
         assert stage["peak"] > stage["weights"] + stage["text_kv"] + stage["latents"] + stage["activations"]
@@ -152,11 +153,11 @@ def test_the_text_names_what_was_chosen_and_assumed(plan):
 
 def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
     ceiling = Ceiling(tflops={"bfloat16": 989.0}, bandwidth=3.35e12, source="the data sheet")
-    device = Device(arch="x1", name="Fast One", count=1, memory=80 * 2**30, unified=False)
+    device = Device(arch="x1", name="Fast One", count=1, memory=80 * GIB, unified=False)
     values = {"torch_device": "cpu", "collectives": "gloo", "kernels": BACKEND.kernels, "ceilings": {"x1": ceiling}}
     backend = Backend(name="fast", probe=lambda: device, **values)
-    command = importlib.import_module("cosmos3_core.cli.plan")  # the package has a command of that name
-    monkeypatch.setattr(command, "choose_backend", lambda name, disabled: (backend, device, "chosen because"))
+    settling = importlib.import_module("cosmos3_core.settle.settle")  # the package has a function of that name
+    monkeypatch.setattr(settling, "choose_backend", lambda name, disabled: (backend, device, "chosen because"))
     seconds = told("--model", "nano")["seconds"]
     # About 130 PFLOP at 55 % of the peak, and the decode's 3 at 60 %.
     assert 200 < seconds["steps"] < 290 and 4 < seconds["decode"] < 6

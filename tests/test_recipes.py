@@ -26,13 +26,13 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence import fingerprint, quality, recipe, record, rounded, settle, state, verdict, worker
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
-from cosmos3_core.plan.estimate import STOCK_NEGATIVE_TOKENS
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import fake_quant
 from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.runs.memory import peak_memory
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.scenarios.items import items_of
+from cosmos3_core.settle.settle import STOCK_NEGATIVE_TOKENS
 from cosmos3_core.testing import cases
 from cosmos3_core.testing.suite.attention import PLAIN
 

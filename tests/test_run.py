@@ -11,7 +11,6 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 
 import av
@@ -25,13 +24,13 @@ from safetensors.torch import load_file
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.tensors import TensorFiles
+from cosmos3_core.cli import stopping
 from cosmos3_core.files import video
 from cosmos3_core.files.outputs import read_metadata
 from cosmos3_core.model.transformer import UnderstandingTower
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
 
-runs = import_module("cosmos3_core.cli.run")  # the package has a command of that name
 SMALL = ["--model", "tiny", "--size", "112x80", "--steps", "3"]
 
 
@@ -361,7 +360,7 @@ STEPS = ["--model", "tiny", "--size", "320x192", "--frames", "5", "--steps", "3"
 def full(monkeypatch):
     """A device whose memory the decode does not fit into."""
 
-    def decode(self, latents, tile=None):
+    def decode(self, latents, tiling):
         raise torch.OutOfMemoryError("Acme out of memory. Tried to allocate 20.00 GiB. Device 0 has 4 GiB. Try less.")
         yield
 
@@ -446,11 +445,11 @@ def test_a_run_that_was_told_to_survive_its_terminal_does():
     """As under nohup: a signal that is ignored stays ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with runs._stop_signal() as check:
+        with stopping.stop_signal() as check:
             os.kill(os.getpid(), signal.SIGHUP)
             check()
             os.kill(os.getpid(), signal.SIGTERM)
-            with pytest.raises(runs.Stopped):
+            with pytest.raises(stopping.Interrupted):
                 check()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -465,9 +464,9 @@ def test_a_closed_terminal_does_not_break_the_step_in_hand(monkeypatch):
         flush = write
 
     monkeypatch.setattr(sys, "stderr", Closed())
-    with runs._stop_signal() as check:
+    with stopping.stop_signal() as check:
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(runs.Stopped):
+        with pytest.raises(stopping.Interrupted):
             check()
 
 

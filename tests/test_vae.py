@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -16,11 +17,12 @@ from peer import relative_error
 from torch import Tensor
 
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
-from cosmos3_core.contract import InputError
+from cosmos3_core.contract import InputError, Tuning
 from cosmos3_core.model import vae as vae_module
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.model.vae_blocks import Upsample
 from cosmos3_core.model.weights import Target
+from cosmos3_core.plan.execution import tiling_of
 from cosmos3_core.reference import build_ops
 
 OPS = build_ops()
@@ -94,11 +96,19 @@ def peer_decode(peer: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return peer.decode(raw_latents(peer, latents)).sample
 
 
-def decoded(vae: VideoVAE, latents: Tensor, tile: int | None = None) -> Tensor:
-    return torch.cat(list(vae.decode(latents, tile)))
+def groups_of(
+    vae: VideoVAE, latents: Tensor, tile: int | None = None, area: int = Tuning().chunk_area
+) -> Iterator[Tensor]:
+    """The decode in tiles of so many pixels, so many latent positions at a time."""
+    _, _, height, width = latents.shape
+    return vae.decode(latents, tiling_of(height, width, tile, area))
 
 
-def values_of(vae: VideoVAE, latents: Tensor, monkeypatch) -> Tensor:
+def decoded(vae: VideoVAE, latents: Tensor, **how) -> Tensor:
+    return torch.cat(list(groups_of(vae, latents, **how)))
+
+
+def values_of(vae: VideoVAE, latents: Tensor, monkeypatch, **how) -> Tensor:
     """The decode before it becomes bytes, as diffusers lays it out: [1, 3, F, H, W]."""
 
     def pixels_of(y_THWC: Tensor) -> Tensor:
@@ -107,7 +117,7 @@ def values_of(vae: VideoVAE, latents: Tensor, monkeypatch) -> Tensor:
 
     with monkeypatch.context() as patch:
         patch.setattr(vae_module, "_to_bytes", pixels_of)
-        return decoded(vae, latents).permute(3, 0, 1, 2)[None]
+        return decoded(vae, latents, **how).permute(3, 0, 1, 2)[None]
 
 
 def assert_bytes_of(found: Tensor, sample: Tensor) -> None:
@@ -147,18 +157,16 @@ def test_decode_is_diffusers_decode(pair, monkeypatch, shape):
 def test_the_size_of_a_chunk_changes_nothing(pair, monkeypatch, size):
     ours, _ = pair
     latents = noise(48, 6, 2, 3)
-    monkeypatch.setattr(vae_module, "CHUNK_AREA", 4 * 6)
-    expected = values_of(ours, latents, monkeypatch)
-    monkeypatch.setattr(vae_module, "CHUNK_AREA", size * 6)
-    groups = [len(group) for group in ours.decode(latents)]
+    expected = values_of(ours, latents, monkeypatch, area=4 * 6)
+    groups = [len(group) for group in groups_of(ours, latents, area=size * 6)]
     assert groups == {1: [1, 4, 4, 4, 4, 4], 2: [1, 8, 8, 4], 3: [1, 12, 8], 8: [1, 20]}[size]
     # The host's convolutions choose their order of summation by size: what they round is all that may differ.
-    torch.testing.assert_close(values_of(ours, latents, monkeypatch), expected, rtol=0, atol=5e-6)
+    found = values_of(ours, latents, monkeypatch, area=size * 6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
 
 
-def test_large_pictures_come_one_latent_frame_at_a_time(vae, monkeypatch):
-    monkeypatch.setattr(vae_module, "CHUNK_AREA", 6)
-    groups = list(vae.decode(noise(48, 4, 3, 4)))
+def test_large_pictures_come_one_latent_frame_at_a_time(vae):
+    groups = list(groups_of(vae, noise(48, 4, 3, 4), area=6))
     assert [tuple(group.shape) for group in groups] == [(n, 48, 64, 3) for n in (1, 4, 4, 4)]
     assert all(group.dtype == torch.uint8 and group.is_contiguous() for group in groups)
     assert len({group.float().mean().item() for group in groups}) == 4, "every group shows something else"
@@ -167,9 +175,8 @@ def test_large_pictures_come_one_latent_frame_at_a_time(vae, monkeypatch):
 def test_a_group_is_handed_out_before_the_next_is_decoded(vae, monkeypatch):
     """On the host: a device is one group ahead."""
     calls, real = [], vae.decoder
-    monkeypatch.setattr(vae_module, "CHUNK_AREA", 4)
     monkeypatch.setattr(vae, "decoder", lambda *inputs: (calls.append(1), real(*inputs))[1])
-    groups = vae.decode(noise(48, 3, 2, 2))
+    groups = groups_of(vae, noise(48, 3, 2, 2), area=4)
     seen = []
     for _ in range(3):
         next(groups)
@@ -178,10 +185,9 @@ def test_a_group_is_handed_out_before_the_next_is_decoded(vae, monkeypatch):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
-def test_the_decode_of_a_prefix_is_the_prefix_of_the_decode(vae, monkeypatch, frames):
-    monkeypatch.setattr(vae_module, "CHUNK_AREA", 12)
+def test_the_decode_of_a_prefix_is_the_prefix_of_the_decode(vae, frames):
     latents = noise(48, 4, 3, 4)
-    whole, prefix = decoded(vae, latents), decoded(vae, latents[:, :frames])
+    whole, prefix = (decoded(vae, latents[:, :count], area=12) for count in (4, frames))
     assert len(prefix) == 4 * (frames - 1) + 1
     assert torch.equal(prefix, whole[: len(prefix)])
 
@@ -189,8 +195,8 @@ def test_the_decode_of_a_prefix_is_the_prefix_of_the_decode(vae, monkeypatch, fr
 def test_a_decode_left_half_way_leaves_nothing_behind(vae):
     latents, other = noise(48, 3, 2, 2), noise(48, 3, 2, 2, seed=1)
     expected = decoded(vae, latents)
-    next(vae.decode(other))
-    half, whole = vae.decode(other), vae.decode(latents)
+    next(groups_of(vae, other))
+    half, whole = groups_of(vae, other), groups_of(vae, latents)
     next(half)
     found = [next(whole)]
     next(half)
@@ -226,15 +232,14 @@ def test_upsampling_in_phases_is_upsampling():
 
 
 @pytest.mark.parametrize("tile", [None, 64])
-def test_memory_does_not_grow_with_the_clip(vae, monkeypatch, tile):
+def test_memory_does_not_grow_with_the_clip(vae, tile):
     """But for the latents, and where there are tiles their frames, which wait on the host."""
-    monkeypatch.setattr(vae_module, "CHUNK_AREA", 1)
 
     def peak(frames: int) -> float:
         latents = noise(48, frames, 5, 6)
         waiting = (4 * frames - 3) * 3 * 80 * 96 * 4 if tile else 0
         with torch.inference_mode(), Alive() as alive:
-            for group in vae.decode(latents, tile):
+            for group in groups_of(vae, latents, tile, area=1):
                 del group
         return alive.peak - 4 * latents.nbytes - waiting
 
@@ -309,7 +314,7 @@ def decoder_inputs(vae: VideoVAE, latents: Tensor, tile: int | None) -> tuple[Te
 
     watched = copy.copy(vae)
     watched.decoder = spy
-    return decoded(watched, latents, tile), seen
+    return decoded(watched, latents, tile=tile), seen
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -333,7 +338,7 @@ def test_a_tiled_picture_is_close_to_the_whole_one_and_closer_in_larger_tiles(va
     def distance(a: Tensor, b: Tensor) -> float:
         return (a.float() - b.float()).abs().mean().item()
 
-    small, large, all_of_it = (distance(whole, decoded(vae, latents, tile)) for tile in (64, 128, 192))
+    small, large, all_of_it = (distance(whole, decoded(vae, latents, tile=tile)) for tile in (64, 128, 192))
     unlike = distance(whole, other)
     assert 0.7 * unlike > small > 0.35 * unlike > large > all_of_it == 0.0
 
@@ -341,18 +346,17 @@ def test_a_tiled_picture_is_close_to_the_whole_one_and_closer_in_larger_tiles(va
 @pytest.mark.parametrize(
     ("shape", "tile"), [((2, 7, 6), 64), ((1, 10, 4), 64), ((4, 4, 5), 64), ((1, 13, 9), 128)], ids=str
 )
-def test_tiles_are_those_of_diffusers(pair, monkeypatch, shape, tile):
+def test_tiles_are_those_of_diffusers(pair, shape, tile):
     """Also where the last tile is smaller than what tiles share: of 13 latent rows, tiles have 8, 7 and 1."""
     ours, theirs = pair
-    monkeypatch.setattr(vae_module, "CHUNK_AREA", 2 * 16)  # two frames of a whole tile of 64 at a time
     latents, tiling = noise(48, *shape), copy.deepcopy(theirs)
     tiling.enable_tiling(tile, tile, tile * 3 // 4, tile * 3 // 4)
-    assert_bytes_of(decoded(ours, latents, tile), peer_decode(tiling, latents))
+    found = decoded(ours, latents, tile=tile, area=2 * 16)  # two frames of a whole tile of 64 at a time
+    assert_bytes_of(found, peer_decode(tiling, latents))
 
 
-def test_tiles_come_in_the_groups_of_the_whole(vae, monkeypatch):
-    monkeypatch.setattr(vae_module, "CHUNK_AREA", 1)
-    assert [len(group) for group in vae.decode(noise(48, 4, 5, 6), 64)] == [1, 4, 4, 4]
+def test_tiles_come_in_the_groups_of_the_whole(vae):
+    assert [len(group) for group in groups_of(vae, noise(48, 4, 5, 6), 64, area=1)] == [1, 4, 4, 4]
 
 
 # Loading ---------------------------------------------------------------------------------------------------------

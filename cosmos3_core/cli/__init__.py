@@ -44,6 +44,7 @@ def cli(context: click.Context, disable_backends: str) -> None:
 @click.option("--resume", type=click.Path(), help="Go on with a run that was stopped.")
 @click.option("--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]")
 @click.option("--dry-run", is_flag=True, help="Print the resolved request and plan, and stop.")
+@click.option("--anyway", is_flag=True, help="Run even what does not fit by the estimate of cosmos3 plan.")
 @click.pass_obj
 def run(disabled: tuple[str, ...], **options) -> None:
     """Generate a picture or a video.

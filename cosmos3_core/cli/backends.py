@@ -9,6 +9,7 @@ from typing import Any
 from ..contract import OPS, Unavailable
 from ..plan import Want, resolve
 from ..plan.choice import rows
+from ..plan.cost.units import GIB
 from ..plan.discovery import BUILT_IN, Found, Rejected, conflict, installed, load, probe
 from ..plan.resolve import why_not
 from ..plan.survey import sentence
@@ -80,6 +81,6 @@ def _block(told: dict[str, Any]) -> str:
 
 
 def _device(device: dict[str, Any]) -> str:
-    memory = f"{device['memory'] / 2**30:.1f} GiB" + (" shared with the host" if device["unified"] else "")
+    memory = f"{device['memory'] / GIB:.1f} GiB" + (" shared with the host" if device["unified"] else "")
     versions = [f"{name} {version}" for name, version in device["versions"].items()]
     return ", ".join([f"{device['count']}x {device['name']} ({device['arch']})", memory, *versions])

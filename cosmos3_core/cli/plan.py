@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..checkpoint.model import Model, describe
 from ..contract import Ceiling, InputError
-from ..plan import Plan, Want, choose_backend, estimate, resolve
-from ..plan.estimate import GIB, Estimate, Job, ceiling_of
-from ..plan.resolve import formats_of
+from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD, Estimate
+from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, reached
+from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..scenarios import request as requests
-from ..scenarios.facts import ModelFacts
-
-PROMPT_TOKENS = 512
-"""A caption of a few sentences with its templates; an upsampled JSON caption has 500 to 2000."""
-SHORT_NEGATIVE_TOKENS = 128
-"""An empty negative prompt with its templates."""
+from ..settle import Settled, Wish, settle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,108 +52,54 @@ def execute(options: Options) -> None:
     """Print the plan and the estimate; exit code 1 where it does not fit. Raises InputError."""
     if options.memory is not None and not 0 < options.memory < 1 << 20:
         raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
-    model = describe(options.model)
-    request, origin = request_of(options, model.facts)
-    backend, device, why = choose_backend(options.backend, options.disabled)
-    if options.memory is not None:
-        device = replace(device, memory=int(options.memory * GIB))
-    want = Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats)
-    plan = resolve(want, backend, device)
-    asked = estimate_of(request, origin, model, plan)
-    request, origin = tiled(request, origin, asked, plan)
-    estimated = replace(asked, job=replace(asked.job, tile=request.tile))
-    told = _told(model, request, plan, estimated, asked, _formats(want, plan), given=options.memory is not None)
+    memory = None if options.memory is None else int(options.memory * GIB)
+    settled = settle(wish_of(options, memory))
+    told = _told(settled)
     if options.as_json:
         print(json.dumps(told, indent=2))
     else:
-        _print(told, why)
+        _print(told, settled.why)
     sys.exit(0 if told["fits"] else 1)
 
 
-def request_of(options: RequestOptions, facts: ModelFacts) -> tuple[requests.Request, dict[str, str]]:
-    """The request, with something in the place of what does not change its cost, and where each value is from."""
+def wish_of(options: RequestOptions, memory: int | None = None) -> Wish:
+    """What the options ask for, with something in the place of what does not change a request's cost; on a device of so
+    many bytes (None: on what is here)."""
     names = ("task", "size", "frames", "steps", "guidance", "tile")
     given = dict(options.fields)
     given |= {key: value for key in names if (value := getattr(options, key)) is not None}
     requests.check_keys(given)
     given.setdefault("task", requests.infer_task(given, None))
-    given |= {"prompt": "(any)"} | {
-        key: "(any)" for key, task in (("image", "i2v"), ("video", "v2v")) if given["task"] == task
-    }
-    return requests.resolve(given, options.profile or requests.PROFILES[0], facts, pick_seed=lambda: 0)
-
-
-def job_of(request: requests.Request, origin: dict[str, str], model: Model) -> Job:
-    """The numbers of a request, with a guess at how long its texts are."""
-    stock = origin["negative_prompt"].startswith("checkpoint")
-    return Job(
-        width=request.width,
-        height=request.height,
-        frames=request.frames,
-        steps=request.steps,
-        guided_steps=_guided_steps(request, model),
-        prompt_tokens=PROMPT_TOKENS,
-        negative_tokens=estimate.STOCK_NEGATIVE_TOKENS if stock else SHORT_NEGATIVE_TOKENS,
-        input_frames=request.conditioning_pixel_frames,
-        tile=request.tile,
+    given["prompt"] = "(any)"
+    given |= {key: "(any)" for key, task in (("image", "i2v"), ("video", "v2v")) if given["task"] == task}
+    return Wish(
+        model=options.model,
+        described=True,
+        given=given,
+        profile=options.profile or requests.PROFILES[0],
+        backend=options.backend,
+        disabled=options.disabled,
+        dtype=options.dtype,
+        kernels=options.kernels,
+        formats=options.formats,
+        memory=memory,
     )
 
 
-def estimate_of(request: requests.Request, origin: dict[str, str], model: Model, plan: Plan) -> Estimate:
-    return Estimate(model.config, model.vae, job_of(request, origin, model), plan.dtype, plan.formats)
+def options_of(values: Mapping[str, Any]) -> str:
+    """The options for the values of a `Change`."""
+    options = []
+    if "format" in values:
+        options.append(f"--format {values['format']}")
+    if "width" in values:
+        options.append(f"--size {values['width']}x{values['height']}")
+    return " ".join(options + [f"--{name} {values[name]}" for name in ("frames", "tile") if name in values])
 
 
-def tiled(
-    request: requests.Request, origin: dict[str, str], estimated: Estimate, plan: Plan
-) -> tuple[requests.Request, dict[str, str]]:
-    """The request with a tile where its frames, by the estimate of it, cannot be decoded whole on this device."""
-    memory = plan.device.memory
-    if request.tile is not None or (tile := estimate.fitting_tile(estimated, memory)) is None:
-        return request, origin
-    whole = estimated.stages[-1].peak / GIB
-    reason = f"plan: whole frames take {whole:.1f} GiB to decode, and the device has {memory / GIB:.1f}"
-    return replace(request, tile=tile), origin | {"tile": reason}
-
-
-def _guided_steps(request: requests.Request, model: Model) -> int:
-    if request.guidance == 1:
-        return 0
-    if request.guidance_interval is None:
-        return request.steps
-    from ..engine.passes import solver_of
-    from ..sampling.guidance import guided
-
-    timesteps = solver_of(request, model).timesteps
-    return sum(guided(request.guidance, request.guidance_interval, timestep) for timestep in timesteps)
-
-
-def _formats(want: Want, plan: Plan) -> list[str]:
-    """The quantization formats of the weights that this device can run."""
-    found = []
-    for name in formats_of(plan.backend, "pack_linear"):
-        try:
-            resolve(replace(want, formats={**want.formats, "pack_linear": name}), plan.backend, plan.device)
-        except InputError:
-            continue
-        found.append(name)
-    return found
-
-
-def _told(
-    model: Model,
-    request: requests.Request,
-    plan: Plan,
-    estimated: Estimate,
-    asked: Estimate,
-    formats: list[str],
-    *,
-    given: bool,
-) -> dict[str, Any]:
-    """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2); `asked` is without the tile that
-    was chosen here, `formats` are those that the weights could be in, `given` is True where the user set the device's
-    memory."""
-    job, memory = estimated.job, plan.device.memory
-    fits = estimated.peak <= memory
+def _told(settled: Settled) -> dict[str, Any]:
+    """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2)."""
+    model, plan, estimated = settled.model, settled.plan, settled.estimate
+    job, execution, memory = estimated.job, estimated.execution, plan.device.memory
     step = estimated.step(job.guided_steps > 0)
     run = [work for stage in estimated.parts.values() for work in stage]
     ceiling = ceiling_of(plan.backend, plan.device)
@@ -166,25 +107,24 @@ def _told(
     return {
         "cosmos3": __version__,
         "model": {"name": model.facts.name, "variant": model.facts.variant},
-        "request": {key: value for key, value in request.to_json().items() if key in keys},
-        "plan": plan.to_json(),
-        "placement": estimated.placement,
+        "request": {key: value for key, value in settled.request.to_json().items() if key in keys},
+        "plan": plan.to_json(settled.execution.tokens),
+        "placement": execution.placement,
         "tokens": {
             "prompt": job.prompt_tokens,
             "negative": sum(job.texts[1:]),
-            "media": job.tokens(model.config.latent_patch_size),
+            "media": execution.tokens,
         },
-        "fits": fits,
+        "fits": settled.fits,
         "memory": {
             "device": memory,
-            "given": given,
+            "given": settled.wish.memory is not None,
             "peak": estimated.peak,
-            "weights": estimate.weights(model.config, model.vae, plan.dtype, plan.formats.get("pack_linear", "none")),
+            "weights": estimated.weights,
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
         "nearest": [
-            {"options": change.options, "peak": change.estimate.peak}
-            for change in ([] if fits else estimate.nearest(asked, memory, formats))
+            {"options": options_of(change.values), "peak": change.estimate.peak} for change in settled.nearest()
         ],
         "work": {
             "step_flops": sum(work.flops for work in step),
@@ -193,30 +133,27 @@ def _told(
             "run_bytes": sum(work.bytes for work in run),
         },
         "seconds": estimated.seconds(ceiling),
-        "assumed": _assumed(job, ceiling, {work.rate for work in step}),
+        "assumed": _assumed(estimated, ceiling, {work.rate for work in step}),
     }
 
 
-def _assumed(job: Job, ceiling: Ceiling | None, rates: set[str]) -> list[str]:
+def _assumed(estimated: Estimate, ceiling: Ceiling | None, rates: set[str]) -> list[str]:
     """The estimate's assumptions, as sentences without a full stop."""
-    texts = f"a prompt of {job.prompt_tokens} tokens"
-    if job.guided_steps:
-        texts += f" and a negative one of {job.negative_tokens}"
+    prompt, *negative = estimated.job.texts
+    texts = f"a prompt of {prompt} tokens" + "".join(f" and a negative one of {count}" for count in negative)
     sentences = [
         texts,
         "activations as eager torch allocates them; kernels that fuse need less",
-        f"allocator, context and workspaces take {estimate.OVERHEAD:.0%}, {estimate.VAE_OVERHEAD:.0%} in the VAE, and "
-        f"{estimate.OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions can take more)",
+        f"allocator, context and workspaces take {OVERHEAD:.0%}, {VAE_OVERHEAD:.0%} in the VAE, and "
+        f"{OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions can take more)",
     ]
     if ceiling:
         shares = " and ".join(
-            f"{estimate.reached(ceiling, rate):.0%} of the peak rate in {rate}"
+            f"{reached(ceiling, rate):.0%} of the peak rate in {rate}"
             + (" (measured)" if rate in ceiling.reached else "")
             for rate in sorted(rates)
         )
-        shares += (
-            f", {estimate.CONVOLUTION_EFFICIENCY:.0%} in the VAE, {estimate.BANDWIDTH_EFFICIENCY:.0%} of bandwidth"
-        )
+        shares += f", {CONVOLUTION_EFFICIENCY:.0%} in the VAE, {BANDWIDTH_EFFICIENCY:.0%} of bandwidth"
         sentences.append(f"{shares} (peaks: {ceiling.source}); loading and downloading are not counted")
     return sentences
 
@@ -231,7 +168,7 @@ def _print(told: dict[str, Any], why: str) -> None:
         "model": f"{told['model']['name']} in {_precision(plan)}",
         "request": f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps, "
         f"guidance {request['guidance']:g}; {told['tokens']['media']:,} media tokens",
-        "device": f"{plan['backend']}: {device['name']} ({device['arch']}), {_gib(memory['device'])}{shared}",
+        "device": f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}",
         "kernels": ", ".join(f"{op} {name}" for op, name in plan["kernels"].items()),
     }
     for refusal in plan["refused"]:
@@ -245,7 +182,7 @@ def _print(told: dict[str, Any], why: str) -> None:
     console.print()
     console.print(_table(told))
     console.print()
-    parts = (f"{name.replace('_', ' ')} {_gib(count)}" for name, count in memory["weights"].items() if count)
+    parts = (f"{name.replace('_', ' ')} {gib(count)}" for name, count in memory["weights"].items() if count)
     console.print(f"{'weights':<10} {', '.join(parts)}")
     for name, text in _verdict(told):
         console.print(f"{name:<10} {text}")
@@ -284,11 +221,11 @@ def _verdict(told: dict[str, Any]) -> list[tuple[str, str]]:
         time = f"about {seconds['step']:.3g} s a step, {seconds['total']:.3g} s in all"
     lines = [("work", flops), ("time", time)]
     if told["fits"]:
-        return [*lines, ("fits", f"yes: {_gib(memory['peak'])} at most")]
+        return [*lines, ("fits", f"yes: {gib(memory['peak'])} at most")]
     worst = max(memory["stages"], key=lambda stage: stage["peak"])
-    lines.append(("fits", f"no: {worst['name']} takes {_gib(worst['peak'])}, and there are {_gib(memory['device'])}"))
+    lines.append(("fits", f"no: {worst['name']} takes {gib(worst['peak'])}, and there are {gib(memory['device'])}"))
     for change in told["nearest"]:
-        lines.append(("instead", f"{change['options']} fits ({_gib(change['peak'])})"))
+        lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])})"))
     if not told["nearest"]:
         lines.append(("instead", "no smaller request of this model fits: choose a smaller model or a larger device"))
     return lines
@@ -299,5 +236,6 @@ def _flop(count: float) -> str:
     return f"{count / scale:.3g} {prefix}FLOP"
 
 
-def _gib(count: int) -> str:
+def gib(count: int) -> str:
+    """A number of bytes for people."""
     return f"{count / GIB:.1f} GiB"

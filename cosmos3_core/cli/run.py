@@ -6,28 +6,31 @@ import json
 import math
 import os
 import secrets
-import signal
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.model import Model, open_model
 from ..contract import InputError, RunError
 from ..files.atomic import atomic, check_writable
 from ..files.images import write_image
 from ..files.outputs import check_output
 from ..files.video import write_video
-from ..plan import Plan, Want, choose_backend, resolve
 from ..runs import manifest as manifests
-from ..runs.saved import Earlier, keep, read_tensors, refuse_settled, repeated, stopped, tell, to_keep, write_tensors
+from ..runs import saved
+from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.fields import FIELDS
-from .plan import estimate_of, tiled
+from ..settle import Settled, Wish, settle
+from .plan import gib, options_of
+from .stopping import stop_signal, tell
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..engine.engine import Engine
     from ..engine.inputs import Inputs
     from ..sampling.state import State
@@ -38,6 +41,11 @@ DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 MAX_TEXT_BYTES = 1 << 20
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
+FREE = ("output", "tile", "resume", "dry_run", "anyway", "disabled", *STAYING)
+"""Options that may stand beside --resume; all others a stopped run has settled. A tile may, because memory may be what
+stopped it."""
+NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
+"""Of options that are called otherwise here."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +81,8 @@ class Options:
     resume: str | None
     manifest: str | None
     dry_run: bool
+    anyway: bool
     disabled: tuple[str, ...]
-
-
-STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""From the keyboard, from whoever started the process (Slurm, Docker, systemd), and from a terminal that closes."""
-
-
-class Stopped(KeyboardInterrupt):
-    """The user asked to stop; raised between two pieces of work, never inside one."""
 
 
 @dataclass(frozen=True)
@@ -94,45 +95,60 @@ class Paths:
 
     @property
     def state(self) -> Path:
+        """Where a stopped run is kept."""
         return self.output.with_name(f"{self.output.name}.state.safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run reads and writes beside its request: `resolved` is the first half of its manifest, `kept` what
+    another run needs to go on with it, `stopped` the run that it goes on with itself, out of the file `resumed`;
+    `anyway` that it runs though it does not seem to fit."""
+
+    paths: Paths
+    inputs: Inputs
+    resolved: dict[str, Any]
+    kept: Earlier
+    stopped: Stopped | None
+    resumed: str | None
+    anyway: bool
 
 
 def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
     _check_given(options)
-    earlier = _earlier(options)
-    options, fields = (earlier.options, earlier.given) if earlier else (options, {})
-    given = _given(options, fields)
-    if inferred := "task" not in given:
-        given["task"] = requests.infer_task(given, Path(options.output).suffix if options.output else None)
-    profile = options.profile or requests.PROFILES[0]
-    model = open_model(options.model or DEFAULT_MODEL, options.revision)
-    request, origin = requests.resolve(given, profile, model.facts, pick_seed=lambda: secrets.randbelow(2**31))
-    if inferred:
-        origin["task"] = "the inputs"
-    paths = _paths(options, request)
-    plan, why = _plan(options, model)
-    request, origin = tiled(request, origin, estimate_of(request, origin, model, plan), plan)
-    named = earlier.why if earlier else ""
-    settled = manifests.resolved(model, plan, profile, request, origin, why or named or "it was named")
-    if earlier:
-        earlier.check_plan(plan)
-        settled |= {"latents": earlier.latents} if earlier.latents else {}
-        settled |= {"resumed_at_step": earlier.numbers["index"]} if earlier.numbers else {}
+    stopped = _stopped(options)
+    earlier = stopped.earlier if stopped else _repeated(options)
+    given, named = _given(options, earlier.given), _why_named(options, earlier)
+    options = _joined(options, earlier, stopped is not None)
+    settled = settle(_wish(options, given))
+    paths = _paths(options, settled.request)
+    _check_kernels(options, earlier, settled)
+    refusal = _refusal(options, settled)
+    if refusal and not (options.dry_run or options.anyway):
+        raise refusal
 
     from ..engine.engine import Engine
 
-    engine = Engine(model, plan)
-    noise = _read_noise(options, request, model, settled) if options.latents else None
-    inputs = engine.read_inputs(request, noise)
-    if earlier:
-        earlier.check_inputs(inputs)
-    if why:
-        print(why, file=sys.stderr)
+    engine = Engine(settled.model, settled.plan)
+    noise, latents = _read_noise(options, settled, earlier) if options.latents else (None, earlier.latents)
+    inputs = engine.read_inputs(settled.request, noise)
+    if stopped and earlier.pixels != saved.digest(inputs.pixels):
+        found = "the picture or clip that it began with has changed since"
+        raise InputError(f"--resume {options.resume}", found, "Put the old file back, or start the run again")
+    resolved = manifests.resolved(settled, named)
+    resolved |= {"latents": asdict(latents)} if latents else {}
+    resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
+    if settled.why:
+        print(settled.why, file=sys.stderr)
     if options.dry_run:
-        print(json.dumps(settled | {"notes": inputs.notes}, indent=2))
+        print(json.dumps(resolved | {"notes": inputs.notes}, indent=2))
+        if refusal:
+            tell(f"note: the run itself would be refused: {refusal}")
         return
-    _generate(engine, request, inputs, paths, settled, to_keep(options, settled, inputs), earlier)
+    kept = Earlier.of(settled, inputs, latents, save_latents=options.save_latents, manifest=options.manifest)
+    run = Run(paths, inputs, resolved, kept, stopped, options.resume, anyway=refusal is not None)
+    _generate(engine, settled.request, run)
     print(paths.output)
     if options.resume:
         try:
@@ -141,13 +157,98 @@ def execute(options: Options) -> None:
             tell(f"note: {options.resume} is used up and could not be deleted ({error.strerror})")
 
 
-def _earlier(options: Options) -> Earlier | None:
-    if options.resume:
-        refuse_settled(options)
-        return stopped(options, *read_tensors(options.resume, f"--resume {options.resume}"))
-    if options.request:
-        return repeated(options, _read_text(options.request, f"--request {options.request}"))
-    return None
+def _stopped(options: Options) -> Stopped | None:
+    """The run to go on with."""
+    if not options.resume:
+        return None
+    _refuse_settled(options)
+    return saved.read_stopped(options.resume, f"--resume {options.resume}")
+
+
+def _repeated(options: Options) -> Earlier:
+    """What the run to repeat has settled: nothing, where there is none."""
+    if not options.request:
+        return Earlier(given={})
+    asked = f"--request {options.request}"
+    earlier = saved.read_request(_read_text(options.request, asked), asked)
+    if earlier.profile and options.profile:
+        found = "the manifest has every value already, so there is nothing left for a profile's defaults"
+        raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
+    return earlier
+
+
+def _why_named(options: Options, earlier: Earlier) -> str:
+    """Why a backend is taken that is not chosen here."""
+    if options.backend or not earlier.backend:
+        return "it was named"
+    return "the stopped run had it" if options.resume else "the manifest has it"
+
+
+def _refuse_settled(options: Options) -> None:
+    """InputError for an option that the stopped run has settled."""
+    for name, value in vars(options).items():
+        if name not in FREE and value not in (None, {}):
+            option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
+            raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
+
+
+def _joined(options: Options, earlier: Earlier, goes_on: bool) -> Options:
+    """The options with what an earlier run settled in the place of those that were not typed. A run that goes on has
+    its noise in its state."""
+    names = ("profile", "dtype", *STAYING)
+    values = {name: getattr(options, name) or getattr(earlier, name) for name in names}
+    values["formats"] = {**earlier.formats, **options.formats}
+    if options.backend is None:  # another backend has other kernels
+        values |= {"backend": earlier.backend, "kernels": {**earlier.kernels, **options.kernels}}
+    if options.model is None:
+        values |= {"model": earlier.model, "revision": options.revision or earlier.revision}
+    if options.latents is None and earlier.latents and not goes_on:
+        values["latents"] = earlier.latents.file
+    return replace(options, **values)
+
+
+def _wish(options: Options, given: dict[str, Any]) -> Wish:
+    return Wish(
+        model=options.model or DEFAULT_MODEL,
+        revision=options.revision,
+        given=given,
+        suffix=Path(options.output).suffix if options.output else None,
+        profile=options.profile or requests.PROFILES[0],
+        pick_seed=lambda: secrets.randbelow(2**31),
+        backend=options.backend,
+        disabled=options.disabled,
+        dtype=options.dtype,
+        kernels=options.kernels,
+        formats=options.formats,
+        required=options.required,
+    )
+
+
+def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None:
+    """Another kernel would end in another picture: a run that goes on refuses that, a repeated one says so."""
+    here = settled.plan.to_json(settled.execution.tokens)["kernels"]
+    for op, then in earlier.ran_on.items():
+        if here.get(op) == then:
+            continue
+        if options.resume:
+            found = f"its {op} ran on {then}, and here it would be {here.get(op)}"
+            raise InputError(f"--resume {options.resume}", found, "Restore that, or start the run again")
+        print(f"note: {op} ran on {then} in that run, and is {here.get(op)} here", file=sys.stderr)
+
+
+def _refusal(options: Options, settled: Settled) -> InputError | None:
+    """Of a run that does not fit in the device's memory, with the nearest one that does."""
+    if settled.fits:
+        return None
+    request, device, worst = settled.request, settled.plan.device, settled.worst
+    asked = f"{request.task} {request.width}x{request.height}, {request.frames} frames, on {device.name}"
+    found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and there are {gib(device.memory)}"
+    # A stopped run has settled all but the tile.
+    changes = [change for change in settled.nearest() if not options.resume or change.values.keys() == {"tile"}]
+    then = "Use a smaller model or a larger device (see cosmos3 plan)"
+    if changes:
+        then = f"Add {options_of(changes[0].values)}, which fits (cosmos3 plan lists other ways)"
+    return InputError(f"{settled.model.name}: {asked}", found, f"{then}, or --anyway to try it as it is")
 
 
 def _check_given(options: Options) -> None:
@@ -210,60 +311,43 @@ def _paths(options: Options, request: requests.Request) -> Paths:
     return Paths(output, manifest, latents)
 
 
-def _plan(options: Options, model: Model) -> tuple[Plan, str]:
-    """The plan, and what to tell the user of the backend's choice."""
-    want = Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats)
-    backend, device, why = choose_backend(options.backend, options.disabled)
-    plan = resolve(want, backend, device)
-    plan.require(options.required)
-    return plan, why
-
-
-def _read_noise(options: Options, request: requests.Request, model: Model, settled: dict[str, Any]) -> list:
+def _read_noise(options: Options, settled: Settled, earlier: Earlier) -> tuple[list[Tensor], Source]:
     from ..files.digests import sha256_file
     from ..scenarios.items import items_of
 
-    name, then = options.latents, settled.get("latents")
+    name, request, then = options.latents, settled.request, earlier.latents
     if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
         found = "it would change nothing: the noise is in the file"  # and only that sampler draws more of it
         raise InputError(f"--seed {request.seed} with --latents", found, "Drop one")
-    tensors, _ = read_tensors(name, f"--latents {name}")
-    settled["latents"] = {"file": name, "sha256": sha256_file(Path(name))}
-    if then and then["file"] == name and then != settled["latents"]:
+    tensors, _ = saved.read_tensors(name, f"--latents {name}")
+    source = Source(name, sha256_file(Path(name)))
+    if then and then.file == name and then != source:
         found = f"{name} has changed since the run of that manifest"
         raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
-    wanted = [f"noise.{item.modality}" for item in items_of(request, model.config)]
+    wanted = [f"noise.{item.modality}" for item in items_of(request, settled.model.config)]
     if missing := [key for key in wanted if key not in tensors]:
         raise InputError(f"--latents {name}", f"it has no tensor {missing[0]}", "Use a file that --save-latents wrote")
-    return [tensors[key] for key in wanted]
+    return [tensors[key] for key in wanted], source
 
 
-def _generate(
-    engine: Engine,
-    request: requests.Request,
-    inputs: Inputs,
-    paths: Paths,
-    settled: dict[str, Any],
-    kept: dict[str, Any],
-    earlier: Earlier | None,
-) -> None:
+def _generate(engine: Engine, request: requests.Request, run: Run) -> None:
     from .progress import Display
 
-    for note in inputs.notes:
+    for note in run.inputs.notes:
         print(f"note: {note}", file=sys.stderr)
     display = Display(request.steps)
     engine.on_stage = display.stage
     engine.open_weights()  # before the display begins: a download has progress bars of its own
-    with _memory_told(engine, request), display, _stop_signal() as check_stop:
+    with _memory_told(engine, request), display, stop_signal() as check_stop:
 
         def begin(stage: str) -> None:
             check_stop()
             display.stage(stage)
 
         engine.on_stage = begin
-        state = engine.start(request, inputs)
-        if earlier and earlier.state is not None:
-            state.restore(earlier.state, earlier.numbers)
+        state = engine.start(request, run.inputs)
+        if run.stopped:
+            state.restore(run.stopped.tensors, run.stopped.numbers)
         try:
             display.steps_done(state.index)
             while not state.done:
@@ -271,10 +355,26 @@ def _generate(
                 engine.step(state)
                 display.steps_done(state.index)
             frames = _frames(engine, state, check_stop)
-            _write(paths, frames, state, describe=lambda: manifests.complete(settled, engine, inputs, state))
+            _write(run.paths, frames, state, lambda: manifests.complete(run.resolved, engine, run.inputs, state))
         except BaseException:
-            keep(paths.state, paths.output, state, kept, earlier and earlier.options.resume)
+            _keep(run, state)
             raise
+
+
+def _keep(run: Run, state: State) -> None:
+    """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
+    path, output = run.paths.state, run.paths.output
+    if state.index == 0:
+        return
+    try:
+        if not saved.save(path, state, run.kept):
+            return
+    except Exception as error:  # a full disk, a device that no longer answers
+        still = f"; {run.resumed} still holds those before it" if run.resumed else ""
+        tell(f"{state.index} of {state.steps} steps are lost: {error}{still}")
+        return
+    resume = ["cosmos3", "run", "--resume", str(path), "-o", str(output), *(["--anyway"] if run.anyway else [])]
+    tell(f"{state.index} of {state.steps} steps are kept; go on with: {shlex.join(resume)}")
 
 
 @contextmanager
@@ -289,33 +389,6 @@ def _memory_told(engine: Engine, request: requests.Request) -> Iterator[None]:
         if "load vae decoder" in engine.seconds and TILE < min(tile, larger_side):
             then += f"; --tile {TILE} makes the decode smaller, also with --resume"
         raise RunError(f"running on {engine.plan.device.name}", found, then) from error
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], None]]:
-    """The first Ctrl-C, or whatever else asks a process to end, lets the piece of work in hand end and then stops; the
-    second stops at once."""
-    asked = False
-
-    def on_signal(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        tell("stopping after what is under way (Ctrl-C again: at once)")
-
-    def check() -> None:
-        if asked:
-            raise Stopped
-
-    # What nohup and the like have it ignore stays ignored.
-    heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, on_signal) for number in heard}
-    try:
-        yield check
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _frames(engine: Engine, state: State, check_stop: Callable[[], None]) -> Iterator:
@@ -341,4 +414,4 @@ def _write(paths: Paths, frames: Iterator, state: State, describe: Callable[[], 
         tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
         final = zip(state.items, state.latents(), strict=True)
         tensors |= {f"final.{item.modality}": latent.cpu().contiguous() for item, latent in final}
-        write_tensors(paths.latents, tensors, {manifests.KEY: json.dumps(manifest)})
+        saved.write_tensors(paths.latents, tensors, {manifests.KEY: json.dumps(manifest)})

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..contract import InputError
 from ..files.outputs import read_metadata
-from ..plan.estimate import GIB
+from ..plan.cost.units import GIB
 from ..runs.manifest import KEY
 
 LONGEST = 200

@@ -8,10 +8,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ..checkpoint.model import describe
 from ..model.config import KEPT_SHARE
-from ..plan import Want, choose_backend, resolve
-from .plan import PROMPT_TOKENS, RequestOptions, estimate_of, request_of, tiled
+from ..settle import settle
+from ..settle.settle import PROMPT_TOKENS
+from .plan import RequestOptions, wish_of
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -27,13 +27,8 @@ GROUPS = 3
 
 def execute(options: RequestOptions, as_json: bool) -> None:
     """Run a request twice on random weights, in part of the layers, and print both runs' seconds. Raises InputError."""
-    model = describe(options.model)
-    request, origin = request_of(options, model.facts)
-    backend, device, why = choose_backend(options.backend, options.disabled)
-    plan = resolve(
-        Want.of(model.config, options.dtype or model.dtype, options.kernels, options.formats), backend, device
-    )
-    request, _ = tiled(request, origin, estimate_of(request, origin, model, plan), plan)
+    settled = settle(wish_of(options))
+    plan, why = settled.plan, settled.why
     if why:
         print(why, file=sys.stderr)
 
@@ -41,13 +36,13 @@ def execute(options: RequestOptions, as_json: bool) -> None:
     from ..engine.engine import Engine
 
     # A layer is compiled once, however many there are; with a format, one that is kept belongs to it.
-    layers = KEPT_SHARE if plan.formats else 1
-    model = replace(model, config=replace(model.config, num_hidden_layers=layers))
-    engine = Engine(model, plan, resident=True, weights=RandomWeights(model, backend.torch_device))
-    cold, warm = _run(engine, request), _run(engine, request)
+    layers = KEPT_SHARE if settled.execution.kept_layers else 1
+    model = replace(settled.model, config=replace(settled.model.config, num_hidden_layers=layers))
+    engine = Engine(model, plan, resident=True, weights=RandomWeights(model, plan.backend.torch_device))
+    cold, warm = _run(engine, settled.request), _run(engine, settled.request)
     told = {stage: {"cold": round(cold[stage], 3), "warm": round(warm.get(stage, 0.0), 3)} for stage in cold}
     if as_json:
-        print(json.dumps({"plan": plan.to_json(), "seconds": told}, indent=2))
+        print(json.dumps({"plan": plan.to_json(settled.execution.tokens), "seconds": told}, indent=2))
         return
     print(f"{'seconds':<20}{'cold':>8}{'warm':>8}")
     for stage, seconds in told.items():

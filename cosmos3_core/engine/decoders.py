@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..scenarios.request import Request
+from ..plan.execution import Execution
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """`component` is the pool's name of what decodes. `groups` takes it, an item's latent and the request, and yields
-    the media on the host, piece by piece in the order of time."""
+    """`component` is the pool's name of what decodes. `groups` takes it, an item's latent and how the request runs, and
+    yields the media on the host, piece by piece in the order of time."""
 
     component: str
-    groups: Callable[[Any, Tensor, Request], Iterator[Tensor]]
+    groups: Callable[[Any, Tensor, Execution], Iterator[Tensor]]
 
 
-DECODERS = {"vision": Decoder("vae decoder", lambda vae, latent, request: vae.decode(latent, request.tile))}
+DECODERS = {"vision": Decoder("vae decoder", lambda vae, latent, execution: vae.decode(latent, execution.tiling))}
 """Vision: uint8 [F, H, W, 3]."""

@@ -24,13 +24,15 @@ from ..contract import InputError, RunError
 from ..model.packing import Item, Packing
 from ..model.transformer import TextContext
 from ..plan import Plan
+from ..plan.execution import NEGATIVE, PROMPT, RESIDENT, SEQUENTIAL, Execution, branches_of, execution_of
 from ..sampling.noise import generator, initial_noise
+from ..sampling.solver import solver_of
 from ..sampling.state import Context, State
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
 from .decoders import DECODERS
 from .inputs import Inputs, read_inputs
-from .passes import Passes, one_pass, solver_of
+from .passes import Passes
 from .pool import Pool
 from .stages import Stages
 
@@ -81,9 +83,13 @@ class Engine:
         themselves; a caller does so to have the download behind it."""
         return self._pool.open_weights()
 
+    def execution(self, request: Request) -> Execution:
+        """How this request runs here."""
+        return execution_of(self.model.config, request, self.plan, RESIDENT if self.resident else SEQUENTIAL)
+
     def read_inputs(self, request: Request, noise: Sequence[Tensor] | None = None) -> Inputs:
-        """Tokenize the prompts, read the picture or clip, check the schedule and the `noise` that replaces the
-        request's own (one tensor per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
+        """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor
+        per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
         return read_inputs(request, self.model, self.tokenizer, noise)
 
     def start(self, request: Request, inputs: Inputs | None = None) -> State:
@@ -94,7 +100,8 @@ class Engine:
     def prepare(self, request: Request, inputs: Inputs | None = None) -> Context:
         """Read the prompts and encode the conditioning."""
         inputs, items = inputs or self.read_inputs(request), items_of(request, self.model.config)
-        texts = self._read_prompts([ids for ids in (inputs.prompt, inputs.negative) if ids])
+        ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
+        texts = self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
         clean = pinned = None
         if inputs.pixels is not None:
             clean, pinned = self._encode(inputs.pixels, items[0])
@@ -110,7 +117,7 @@ class Engine:
         if other := [name for name in now if name not in PER_GENERATION and now[name] != then[name]]:
             found = f"its {', '.join(other)} differ from those of the request that was prepared"
             raise InputError("beginning a generation", found, "Prepare this request")
-        if request.guidance != 1.0 and len(context.texts) == 1:
+        if len(branches_of(request.guidance)) > len(context.texts):
             found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
             raise InputError("beginning a generation", found, "Prepare this request")
         solver, stream = solver_of(request, self.model).to(self.device), generator(request.seed)
@@ -159,8 +166,8 @@ class Engine:
         if state.passes is None:
             state.passes = self._passes.get(context)
         if state.passes is None:
-            together = one_pass(context.request, self.model)
-            state.passes = Passes(self._pool.lease("generation"), context, together)
+            execution = self.execution(context.request)
+            state.passes = Passes(self._pool.lease("generation"), context, execution)
             self._passes[context] = state.passes
         return state.passes
 
@@ -196,7 +203,7 @@ class Engine:
         decoder = DECODERS["vision"]
         component = self._pool.lease(decoder.component)
         self.on_stage("decode")
-        groups = decoder.groups(component, latents["vision"], state.request)
+        groups = decoder.groups(component, latents["vision"], self.execution(state.request))
         try:
             while True:
                 with self._stages.timed("decode"):  # not the consumer's work between two groups

@@ -16,11 +16,11 @@ from ..files.video import read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import SYSTEM_PROMPTS, ChatTokenizer
+from ..plan.execution import NEGATIVE, PROMPT, branches_of
 from ..scenarios.conditioning import fit
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
-from .passes import solver_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Inputs:
 def read_inputs(
     request: Request, model: Model, tokenizer: ChatTokenizer, noise: Sequence[Tensor] | None = None
 ) -> Inputs:
-    """Tokenize the prompts, read the picture or clip, check the schedule and the `noise` that replaces the request's
-    own (one tensor per item of `items_of`). Raises InputError for what is unusable."""
-    solver_of(request, model)
+    """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor per
+    item of `items_of`). Raises InputError for what is unusable."""
     checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
     return Inputs(prompt, negative, _read_pixels(request), checked, notes)
@@ -63,15 +62,14 @@ def _read_prompts(
     """Token ids of the prompt and the negative prompt (none without guidance), and notes."""
     kind = "video" if request.is_video else "image"
     system, notes = SYSTEM_PROMPTS[kind] if request.system_prompt else None, []
-    texts = {"prompt": positive_text(request)}
-    if request.guidance != 1.0:
-        texts["negative prompt"] = negative_text(request)
+    written = {PROMPT: positive_text, NEGATIVE: negative_text}
+    texts = {branch: written[branch](request) for branch in branches_of(request.guidance)}
     ids = {name: tokenizer.encode(text, system) for name, text in texts.items()}
     for name, whole in ids.items() if request.max_text_tokens else ():
         ids[name] = tokenizer.encode(texts[name], system, request.max_text_tokens)
         if len(ids[name]) < len(whole):
             notes.append(f"the {name} was cut from {len(whole) - 2} to {request.max_text_tokens} tokens")
-    prompt, negative = ids["prompt"], ids.get("negative prompt", [])
+    prompt, negative = ids[PROMPT], ids.get(NEGATIVE, [])
     longest, vocabulary = max(prompt + negative), model.config.vocab_size
     if longest >= vocabulary:
         raise InputError(

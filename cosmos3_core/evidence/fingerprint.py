@@ -14,7 +14,7 @@ from typing import Any
 from ..contract import Backend, Device, Kernel
 from ..files.digests import sha256_json
 from ..plan import Plan
-from ..plan.resolve import rows
+from ..plan.choice import rows
 from .closure import CORE, Closure, Sources
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from typing import Any
 
 from .. import reference
 from ..contract import Backend, InputError
-from .recipe import GIB, Recipe, load_all
+from ..plan.cost.units import GIB
+from .recipe import Recipe, load_all
 from .state import LEGEND, State, state_of
 from .verdict import RULE
 

@@ -28,11 +28,11 @@ from typing import Any
 from ..contract import FORMATTED, OPS, Device, InputError
 from ..contract.errors import did_you_mean
 from ..files.digests import sha256_json
+from ..plan.cost.units import GIB
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from ..scenarios.request import PROFILES, check_keys
 
-GIB = 1 << 30
 FOLDER = Path("recipes")
 STOCK_PROMPT = "a robot arm pours coffee into a cup"
 STOCK_SEED = 0

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .. import reference
-from ..checkpoint.model import Model, describe, open_model
 from ..contract import Backend, Device, InputError, RunError
 from ..plan import Plan, Want, choose_backend, resolve
-from ..scenarios import request as requests
-from .recipe import GIB, Recipe
+from ..plan.cost.units import GIB
+from ..scenarios.request import PROFILES
+from ..settle import Settled, Wish
+from ..settle import settle as settle_wish
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from ..model.config import TransformerConfig
-    from ..scenarios.request import Request
 
 BASELINE, EXACT, FORMATS, CANDIDATE = "baseline", "exact baseline", "baseline in the recipe's formats", "candidate"
 EAGER = {BASELINE: "bfloat16", EXACT: "float32", FORMATS: "bfloat16"}
 """The roles with eager torch for every op, and the dtype of each."""
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What a recipe comes to on this machine."""
-
-    model: Model
-    plan: Plan
-    request: Request
 
 
 def backend_of(recipe: Recipe) -> tuple[Backend, Device]:
@@ -49,29 +41,40 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
     if recipe.device["count"] > 1:
         found = "a run uses one device: there is no parallel execution yet"
         raise InputError(f"recipe {recipe.name}", found, "Use a recipe for one device")
-    model = (describe if random_weights else open_model)(recipe.run["model"])
+    wish = Wish(
+        model=recipe.run["model"],
+        described=random_weights,
+        given=recipe.given(),
+        profile=recipe.run.get("profile", PROFILES[0]),
+        dtype=recipe.run.get("dtype"),
+        kernels=recipe.kernels,
+        formats=recipe.formats,
+    )
     if role in EAGER:
         formats = recipe.formats if role == FORMATS else {}
-        plan = eager_plan(model.config, EAGER[role], formats, backend, device)
-    else:
-        want = Want.of(model.config, recipe.run.get("dtype", model.dtype), recipe.kernels, recipe.formats)
-        plan = resolve(want, backend, device)
-        _check_plan(recipe, plan)
-    profile = recipe.run.get("profile", requests.PROFILES[0])
-    request, _ = requests.resolve(recipe.given(), profile, model.facts, pick_seed=lambda: 0)
-    return Settled(model, plan, request)
+        backend, kernels = _eager(backend, formats)
+        wish = replace(wish, dtype=EAGER[role], kernels=kernels, formats=formats)
+    settled = settle_wish(wish, on=(backend, device))
+    if role == CANDIDATE:
+        _check_plan(recipe, settled.plan)
+    return settled
 
 
 def eager_plan(
     config: TransformerConfig, dtype: str, formats: Mapping[str, str], backend: Backend, device: Device
 ) -> Plan:
     """Eager torch for every op on the backend's device, those with a format in that (`rounded`)."""
+    backend, kernels = _eager(backend, formats)
+    return resolve(Want.of(config, dtype, kernels, formats), backend, device)
+
+
+def _eager(backend: Backend, formats: Mapping[str, str]) -> tuple[Backend, dict[str, str]]:
+    """The backend with the rows of `rounded` if there are formats, and the kernels to name by op."""
     if formats:
         from . import rounded
 
         backend = replace(backend, kernels=rounded.KERNELS)
-    eager = {row.op: row.name for row in reference.BACKEND.kernels if formats.get(row.op, "none") == "none"}
-    return resolve(Want.of(config, dtype, eager, formats), backend, device)
+    return backend, {row.op: row.name for row in reference.BACKEND.kernels if formats.get(row.op, "none") == "none"}
 
 
 def _check_plan(recipe: Recipe, plan: Plan) -> None:

@@ -74,7 +74,7 @@ def measure(job: Job) -> None:
     engine = Engine(model, plan, weights=weights)
     noise = [_read(job.noise, item.modality) for item in items_of(request, model.config)]
     inputs = engine.read_inputs(request, noise)
-    raw: dict[str, Any] = {"plan": plan.to_json()}
+    raw: dict[str, Any] = {"plan": plan.to_json(settled.execution.tokens)}
     tensors = {"middle": _read(job.middle, "middle")} if job.middle else {}
     if job.role in (BASELINE, CANDIDATE):
         tensors["frames"], middle, raw["cold"] = _generate(engine, request, inputs, job.launched)

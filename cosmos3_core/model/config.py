@@ -22,18 +22,52 @@ TEMPORAL_COMPRESSION = 4
 """Pixel frames per latent frame after the first (docs/model.md, section 5.1)."""
 SPATIAL_COMPRESSION = 16
 """Pixels per latent row and column (docs/model.md, section 5.1)."""
-ONE_PASS_TOKENS = 4096
-"""Up to this many media tokens both guidance branches run as one batch: a small pass leaves a device idle, a large one
-only doubles the activations."""
-CAPTURE_ROWS = 8192
-"""Passes of up to this many rows (branches x media tokens) are captured. Kernels on more rows take longer than their
-launch, so that there is nothing to gain, and a capture's own pool would hold their activations a second time."""
 KEPT_SHARE = 18
 """The linears of one in so many of the media tower's layers, the first ones, are never quantized: most of the error
 comes from those, and next to none from attention (benchmarks/results/accuracy-nano-outliers-h100.json). Each takes
 0.6% of a pass on an H100. Of Nano's the first two halve the error, and the next two take off a quarter of the rest."""
-TILE_OVERLAP = 0.25
-"""Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
+
+
+def latent_size(width: int, height: int, frames: int) -> tuple[int, int, int]:
+    """Frames, height and width of the latents of a picture or clip, whose size is in pixels (spec 5.1)."""
+    return (frames - 1) // TEMPORAL_COMPRESSION + 1, height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a decode goes through a picture of `height` x `width` latents: in squares of `size`, which begin `step` apart
+    and overlap by the rest, `chunk` latent frames at a time after the first."""
+
+    height: int
+    width: int
+    size: int
+    step: int
+    chunk: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether there is one tile."""
+        return self.size >= max(self.height, self.width)
+
+    @property
+    def tops(self) -> range:
+        """Where the rows of tiles begin."""
+        return range(0, self.height, self.step)
+
+    @property
+    def lefts(self) -> range:
+        """Where the columns of tiles begin."""
+        return range(0, self.width, self.step)
+
+    @property
+    def heights(self) -> tuple[int, ...]:
+        """Of the rows of tiles, the largest first."""
+        return tuple(min(self.size, self.height - top) for top in self.tops)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the columns of tiles, the largest first."""
+        return tuple(min(self.size, self.width - left) for left in self.lefts)
 
 
 @dataclass(frozen=True)
@@ -174,9 +208,6 @@ VAE_DOWN_IN_TIME = (False, True, True)
 VAE_PATCH = 2
 """Pixel rows and columns that one position of the outermost map holds, as channels."""
 VAE_PATCHED = 3 * VAE_PATCH**2
-CHUNK_AREA = 2048
-"""Latent positions, of one frame or of several, that are decoded at a time: fewer leave a device idle, more only take
-memory."""
 VAE_SUPPORTED: dict[str, Any] = {
     "dim_mult": list(VAE_WIDTHS),
     "attn_scales": [],

@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from ..contract import Memory, Ops
-from .config import (
-    CHUNK_AREA,
-    SPATIAL_COMPRESSION,
-    TEMPORAL_COMPRESSION,
-    TILE_OVERLAP,
-    VAE_PATCH,
-    VAE_PATCHED,
-    VaeConfig,
-)
+from .config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_PATCH, VAE_PATCHED, Tiling, VaeConfig
 from .vae_blocks import Decoder, Encoder, Pointwise, Stream, Take
 
 HALVES = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}
@@ -90,45 +82,41 @@ class VideoVAE:
         return ((mode - self.mean) / self.std).permute(3, 0, 1, 2).contiguous()
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, tile: int | None = None) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, tiling: Tiling) -> Iterator[Tensor]:
         """Latents [C, T, h, w] to pixels, yielded in time order as uint8 [frames, H, W, 3] on the host.
 
         The first latent frame gives one pixel frame, every other one four; small pictures come several latent frames
-        at a time. A device works on the next group while the caller has this one. `tile` (pixels, a multiple of 64)
-        decodes the picture in overlapping squares of that size, whose memory is bounded by the tile; results then
-        differ slightly, since the attention sees a tile at a time.
+        at a time. A device works on the next group while the caller has this one. Where `tiling`, that of latents of
+        this size, has several tiles, memory is bounded by the tile; results then differ slightly, since the attention
+        sees a tile at a time.
         """
         z = latents.permute(1, 2, 3, 0).to(self.device, torch.float32) * self.std + self.mean
         z = self.post_quant(z.to(self.dtype))
         queued: deque[list[list[_HostCopy]]] = deque()
-        for group in self._groups(z, tile):
+        for group in self._groups(z, tiling):
             queued.append(group)
             if len(queued) > (not z.is_cpu):
                 yield _joined(queued.popleft())
         yield from map(_joined, queued)
 
-    def _groups(self, z_THWC: Tensor, tile: int | None) -> Iterator[list[list[_HostCopy]]]:
+    def _groups(self, z_THWC: Tensor, tiling: Tiling) -> Iterator[list[list[_HostCopy]]]:
         """The picture's tiles, row by row, for one group of frames after another.
 
         A tile goes through all frames before the next one starts, and waits on the host. Streaming all tiles side by
         side would keep every tile's cached frames on the device: together more than the whole picture's, which are
         half of what a decode without tiles takes.
         """
-        _, height, width, _ = z_THWC.shape
-        size = tile // SPATIAL_COMPRESSION if tile else max(height, width)
-        step = int(size * (1 - TILE_OVERLAP)) if max(height, width) > size else size
-        at_a_time = max(1, CHUNK_AREA // (min(size, height) * min(size, width)))
+        size, step, tops, lefts = tiling.size, tiling.step, tiling.tops, tiling.lefts
         # One latent position is this many of the decoder's output.
         scale = SPATIAL_COMPRESSION // VAE_PATCH
         edge, kept = (size - step) * scale, step * scale
-        tops, lefts = range(0, height, step), range(0, width, step)
         groups: list[list[list[_HostCopy]]] = []
         above: dict[tuple[int, int], _HostCopy] = {}
         beside: dict[int, _HostCopy] = {}
         for top in tops:
             for left in lefts:
                 z_tile = z_THWC[:, top : top + size, left : left + size]
-                for n, y in enumerate(self._decoded(z_tile, at_a_time)):
+                for n, y in enumerate(self._decoded(z_tile, tiling.chunk)):
                     if top:
                         _blend(above[left, n], y, 1)
                     if left:
@@ -146,11 +134,11 @@ class VideoVAE:
                         group, groups[n] = groups[n], []
                         yield group
 
-    def _decoded(self, z_THWC: Tensor, at_a_time: int) -> Iterator[Tensor]:
+    def _decoded(self, z_THWC: Tensor, chunk: int) -> Iterator[Tensor]:
         """Patched pixels [T', 8 h, 8 w, 12] of the first latent frame, then of so many at a time."""
         stream = Stream(one=len(z_THWC) == 1)
-        for chunk in _chunks(z_THWC, at_a_time):
-            yield self.decoder(chunk.contiguous(), stream)
+        for frames in _chunks(z_THWC, chunk):
+            yield self.decoder(frames.contiguous(), stream)
 
 
 class _Listing:

@@ -187,13 +187,14 @@ class Plan:
                 then = f"Type `kernel` {op}={name} to use the other"
             raise InputError(asked, f"{found}; {why}", then)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, queries: int | None = None) -> dict[str, Any]:
+        """For people and manifests. `kernels` are the rows that run, attention's for so many media tokens."""
         fused = self.fused
         return {
             "backend": self.backend.name,
             "device": vars(self.device) | {"versions": dict(self.device.versions)},
             "dtype": self.dtype,
-            "kernels": {choice.op: choice.kernel.name for choice in self.choices if choice.op not in fused},
+            "kernels": {c.op: c.serving(queries).name for c in self.choices if c.op not in fused},
             "fused": fused,
             "below": {c.op: {row.name: count for count, row in c.below} for c in self.choices if c.below},
             "formats": self.formats,

@@ -12,25 +12,21 @@ from ..scenarios.request import profile_source
 from .memory import peak_device_memory, peak_host_memory
 
 if TYPE_CHECKING:
-    from ..checkpoint.model import Model
     from ..engine.engine import Engine
     from ..engine.inputs import Inputs
-    from ..plan import Plan
     from ..sampling.state import State
+    from ..settle import Settled
 
 KEY = "cosmos3"
 """The metadata key in an mp4 or PNG."""
 LIBRARIES = ("torch", "diffusers", "tokenizers", "safetensors", "av")
 
 
-def resolved(
-    model: Model, plan: Plan, profile: str, request: Any, origin: dict[str, str], backend_why: str
-) -> dict[str, Any]:
-    """What is settled before a weight is read; also what `--dry-run` prints. `backend_why` says why this backend."""
-    from ..engine.passes import one_pass
-    from ..scenarios.items import items_of
-
-    items, layers = items_of(request, model.config), plan.formats.get("pack_linear")
+def resolved(settled: Settled, named: str) -> dict[str, Any]:
+    """What is settled before a weight is read; also what `--dry-run` prints. `named` says why this backend, where it
+    was not chosen here."""
+    model, request, plan, execution = settled.model, settled.request, settled.plan, settled.execution
+    layers, profile = plan.formats.get("pack_linear"), settled.wish.profile
     towers = f"{plan.dtype}, layers in {layers}" if layers else plan.dtype
     return {
         "cosmos3": __version__,
@@ -42,12 +38,12 @@ def resolved(
         },
         "profile": {"name": profile, "source": profile_source(profile)},
         "request": request.to_json(),
-        "origin": origin,
-        "plan": plan.to_json()
+        "origin": settled.origin,
+        "plan": plan.to_json(settled.execution.tokens)
         | {
-            "backend_why": backend_why,
-            "latents": {item.modality: list(item.shape) for item in items},
-            "guidance": "none" if request.guidance == 1 else "one pass" if one_pass(request, model) else "two passes",
+            "backend_why": settled.why or named,
+            "latents": {"vision": [model.config.latent_channel, *execution.latent]},
+            "guidance": execution.guidance,
             "solver_dtype": "float32",
             "dtypes": {
                 "understanding": towers,
@@ -61,13 +57,13 @@ def resolved(
     }
 
 
-def complete(settled: dict[str, Any], engine: Engine, inputs: Inputs, state: State) -> dict[str, Any]:
-    """`settled` with what the run found: token counts, timesteps, seconds per stage and once the decode is done in
+def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: State) -> dict[str, Any]:
+    """`resolved` with what the run found: token counts, timesteps, seconds per stage and once the decode is done in
     total, peak memory, versions."""
     seconds = {stage: round(seconds, 4) for stage, seconds in engine.seconds.items()}
     if "decode" in seconds:
-        seconds["total"] = round((datetime.now(UTC) - datetime.fromisoformat(settled["started"])).total_seconds(), 4)
-    return settled | {
+        seconds["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
+    return resolved | {
         "tokens": {
             "prompt": len(inputs.prompt),
             "negative": len(inputs.negative),

@@ -1,13 +1,14 @@
-"""Runs that came before this one: a stopped one, which goes on, and one whose manifest is repeated."""
+"""Runs that came before this one: a stopped one, which goes on, and one whose manifest is repeated.
+
+Their files are read like a stranger's: what does not have today's keys and types is refused in one line.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,64 +19,137 @@ from ..files.atomic import atomic
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..cli.run import Options
-    from ..engine.inputs import Inputs
-    from ..plan import Plan
+    from ..engine.engine import Inputs
     from ..sampling.state import State
+    from ..settle import Settled
 
+KEY = "cosmos3.state"
 PLAN_OPTIONS = ("backend", "dtype", "kernels", "formats")
 """What a stopped run has settled of its plan."""
 STAYING = ("required", "save_latents", "manifest")
 """Options that a stopped run goes on with, where they are not given anew."""
-FREE = ("output", "tile", "resume", "dry_run", "disabled", *STAYING)
-"""Options that may stand beside --resume; all others a stopped run has settled. A tile may, because memory may be what
-stopped it."""
-NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
-"""Of options that are called otherwise here."""
-KEY = "cosmos3.state"
 
 
 @dataclass(frozen=True)
+class Source:
+    """A file of initial latents and the SHA-256 that it had."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """What a run before this one settles for it: `given` request fields, `options`, the `kernels` that it ran on by op,
-    the `latents` that it got, and `why` its backend is taken. A stopped one has `state` and `numbers`, and `pixels`, a
-    digest of its picture or clip."""
+    """What a run before this one settles for it: `given` request fields, and where it was a whole run its model, the
+    profile, its plan (`kernels` and `formats` that were named), the kernels that it ran on by op (`ran_on`), the
+    `latents` that it began with, and of a stopped one the options of `STAYING` and `pixels`, a digest of its picture or
+    clip."""
 
     given: dict[str, Any]
-    options: Options
-    kernels: dict[str, str]
-    latents: dict[str, str] | None
-    why: str
-    state: dict[str, Tensor] | None = None
-    numbers: dict[str, Any] | None = None
+    model: str | None = None
+    revision: str | None = None
+    profile: str | None = None
+    backend: str | None = None
+    dtype: str | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
+    ran_on: Mapping[str, str] = field(default_factory=dict)
+    latents: Source | None = None
+    required: Mapping[str, str] = field(default_factory=dict)
+    save_latents: str | None = None
+    manifest: str | None = None
     pixels: str | None = None
 
-    def check_plan(self, plan: Plan) -> None:
-        """Another kernel would end in another picture: a stopped run refuses that, a repeated one says so."""
-        here = plan.to_json()["kernels"]
-        for op, then in self.kernels.items():
-            if here.get(op) == then:
-                continue
-            if self.state is not None:
-                found = f"its {op} ran on {then}, and here it would be {here.get(op)}"
-                raise InputError(f"--resume {self.options.resume}", found, "Restore that, or start the run again")
-            print(f"note: {op} ran on {then} in that run, and is {here.get(op)} here", file=sys.stderr)
+    @classmethod
+    def of(
+        cls,
+        settled: Settled,
+        inputs: Inputs,
+        latents: Source | None,
+        *,
+        save_latents: str | None,
+        manifest: str | None,
+    ) -> Earlier:
+        """This run, for one that goes on with it. Paths become whole ones: that may be in another folder."""
+        given, plan, wish = settled.request.to_json(), settled.plan, settled.wish
+        return cls(
+            given=given | {key: _whole(given[key]) for key in ("image", "video")},
+            model=settled.model.name,
+            revision=settled.model.repository.revision,
+            profile=wish.profile,
+            backend=plan.backend.name,
+            dtype=plan.dtype,
+            kernels=dict(wish.kernels),
+            formats=dict(wish.formats),
+            ran_on=plan.to_json(settled.execution.tokens)["kernels"],
+            latents=latents,
+            required=dict(wish.required),
+            save_latents=_whole(save_latents),
+            manifest=_whole(manifest),
+            pixels=digest(inputs.pixels),
+        )
 
-    def check_inputs(self, inputs: Inputs) -> None:
-        """A stopped run goes on with the picture or clip that it began with, or not at all."""
-        if self.state is not None and self.pixels != _pixels_of(inputs):
-            found = "the picture or clip that it began with has changed since"
-            raise InputError(f"--resume {self.options.resume}", found, "Put the old file back, or start the run again")
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "given": self.given,
+            "profile": self.profile,
+            "model": [self.model, self.revision],
+            "options": {name: getattr(self, name) for name in PLAN_OPTIONS + STAYING},
+            "kernels": self.ran_on,
+            "latents": self.latents and asdict(self.latents),
+            "pixels": self.pixels,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Earlier:
+        """What `to_json` made, here or in version 0.1.0. Raises KeyError, TypeError or ValueError for anything else."""
+        options, (model, revision) = value["options"], value["model"]
+        return cls(
+            given=_object(value["given"]),
+            model=_text(model),
+            revision=_text(revision, or_none=True),
+            profile=_text(value["profile"]),
+            backend=_text(options["backend"]),
+            dtype=_text(options["dtype"]),
+            kernels=_texts(options["kernels"]),
+            formats=_texts(options["formats"]),
+            ran_on=_texts(value["kernels"]),
+            latents=_source(value["latents"]),
+            required=_texts(options["required"]),
+            save_latents=_text(options["save_latents"], or_none=True),
+            manifest=_text(options["manifest"], or_none=True),
+            pixels=_text(value["pixels"], or_none=True),
+        )
+
+    @classmethod
+    def from_manifest(cls, value: Any) -> Earlier:
+        """A run whose manifest this is. Raises KeyError, TypeError or ValueError for anything else."""
+        model, plan, kernels = value["model"], value["plan"], _texts(value["plan"]["kernels"])
+        return cls(
+            given=_object(value["request"]),
+            model=_text(model["name"]),
+            revision=_text(model["revision"], or_none=True),
+            profile=_text(value["profile"]["name"]),
+            backend=_text(plan["backend"]),
+            dtype=_text(plan["dtype"]),
+            kernels={op: kernels[op] for op in plan["named"]},
+            formats=_texts(plan["formats"]),
+            ran_on=kernels,
+            latents=_source(value.get("latents")),
+        )
 
 
-def _pixels_of(inputs: Inputs) -> str | None:
-    return None if inputs.pixels is None else tensor_digest(inputs.pixels)
+@dataclass(frozen=True)
+class Stopped:
+    """A run that was stopped between two steps: what it had settled, and its state as `State.to_tensors` has it."""
+
+    earlier: Earlier
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
 
 
-def repeated(options: Options, text: str) -> Earlier:
-    """`text`, the contents of --request: a JSON object of request fields, or a manifest. Options that were typed go
-    before a manifest's."""
-    asked = f"--request {options.request}"
+def read_request(text: str, asked: str) -> Earlier:
+    """A JSON object of request fields, or a manifest. `asked` names the file in messages."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -83,93 +157,41 @@ def repeated(options: Options, text: str) -> Earlier:
     if not isinstance(value, dict):
         raise InputError(asked, "it is not a JSON object", 'Write it like {"prompt": "...", "steps": 20}')
     if not (isinstance(value.get("request"), dict) and "cosmos3" in value):
-        return Earlier(value, options, {}, None, "")
-    if options.profile is not None:
-        found = "the manifest has every value already, so there is nothing left for a profile's defaults"
-        raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
+        return Earlier(given=value)
     try:
-        model, plan, latents = value["model"], value["plan"], value.get("latents")
-        then = {"profile": value["profile"]["name"], "dtype": plan["dtype"]}
-        if options.model is None:
-            then |= {"model": model["name"]} | ({"revision": model["revision"]} if model["revision"] else {})
-        named = {op: plan["kernels"][op] for op in plan["named"]} if options.backend is None else {}
-        then |= {"backend": plan["backend"]} if options.backend is None else {}
-        then |= {"latents": latents["file"]} if latents else {}
-        if not all(isinstance(text, str) for table in (then, named, plan["formats"]) for text in table.values()):
-            raise TypeError
-    except (KeyError, TypeError, AttributeError):
+        return Earlier.from_manifest(value)
+    except (KeyError, TypeError, ValueError):
         found = "its model, profile or plan is missing or damaged"
         raise InputError(asked, found, "Give a whole manifest, or a JSON object of request fields") from None
-    merged = {name: value for name, value in then.items() if getattr(options, name) is None}
-    merged |= {"kernels": named | options.kernels, "formats": plan["formats"] | options.formats}
-    why = "the manifest has it" if options.backend is None else ""
-    return Earlier(value["request"], replace(options, **merged), plan["kernels"], latents, why)
 
 
-def stopped(options: Options, state: dict[str, Tensor], metadata: dict[str, str]) -> Earlier:
-    """The run that --resume names, from the file's tensors, its `state`, and metadata."""
+def read_stopped(name: str, asked: str) -> Stopped:
+    """The run in the file that `save` wrote. `asked` names it in messages."""
+    state, metadata = read_tensors(name, asked)
     try:
         saved = json.loads(metadata[KEY])
-        then = {name: saved["options"][name] for name in PLAN_OPTIONS}
-        then |= {name: getattr(options, name) or saved["options"][name] for name in STAYING}
-        then |= {"profile": saved["profile"], "model": saved["model"][0], "revision": saved["model"][1]}
-        rest = {name: saved[name] for name in ("kernels", "latents", "numbers", "pixels")}
-        why = "the stopped run had it"
-        return Earlier(saved["given"], replace(options, **then), why=why, state=state, **rest)
-    except (KeyError, TypeError, ValueError):
+        return Stopped(Earlier.from_json(saved), state, _numbers(saved["numbers"]))
+    except (KeyError, TypeError, ValueError, RecursionError):
         found = "it is not a stopped run"
-        raise InputError(f"--resume {options.resume}", found, "Give the file a stopped run named") from None
+        raise InputError(asked, found, "Give the file a stopped run named") from None
 
 
-def refuse_settled(options: Options) -> None:
-    """InputError for an option that the stopped run has settled."""
-    for name, value in vars(options).items():
-        if name not in FREE and value not in (None, {}):
-            option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
-            raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
+def save(path: Path, state: State, run: Earlier) -> bool:
+    """Write what was computed; False where there is nothing to go on with."""
+    kept, numbers = state.to_tensors()
+    if not kept["x"].isfinite().all():
+        return False
+    write_tensors(path, kept, {KEY: json.dumps(run.to_json() | {"numbers": numbers})})
+    return True
 
 
-def to_keep(options: Options, settled: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """What `stopped` needs besides the state. Paths are whole: it may go on in another folder."""
-    given, plan = settled["request"], settled["plan"]
-    staying = {name: getattr(options, name) for name in (*PLAN_OPTIONS, *STAYING)}
-    staying |= {name: os.path.abspath(staying[name]) for name in ("save_latents", "manifest") if staying[name]}
-    return {
-        "given": given | {key: os.path.abspath(given[key]) for key in ("image", "video") if given[key]},
-        "profile": settled["profile"]["name"],
-        "model": [settled["model"]["name"], settled["model"]["revision"]],
-        "options": staying | {"backend": plan["backend"], "dtype": plan["dtype"]},
-        "kernels": plan["kernels"],
-        "latents": settled.get("latents"),
-        "pixels": _pixels_of(inputs),
-    }
-
-
-def keep(path: Path, output: Path, state: State, kept: dict[str, Any], before: str | None) -> None:
-    """Save what was computed, so that a stop, a full disk or too small a memory does not cost it. `before` is the file
-    that this run went on from."""
-    if state.index == 0:
-        return
-    try:
-        kept_state, numbers = state.to_tensors()
-        if not kept_state["x"].isfinite().all():
-            return  # there is nothing to go on with
-        write_tensors(path, kept_state, {KEY: json.dumps(kept | {"numbers": numbers})})
-    except Exception as error:  # a full disk, a device that no longer answers
-        still = f"; {before} still holds those before it" if before else ""
-        tell(f"{state.index} of {state.steps} steps are lost: {error}{still}")
-        return
-    resume = shlex.join(["cosmos3", "run", "--resume", str(path), "-o", str(output)])
-    tell(f"{state.index} of {state.steps} steps are kept; go on with: {resume}")
-
-
-def tell(line: str) -> None:
-    """A line on stderr, which may be a terminal that was closed."""
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+def digest(pixels: Tensor | None) -> str | None:
+    """Of a picture or clip, if there is one."""
+    return None if pixels is None else tensor_digest(pixels)
 
 
 def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file. `asked` names it in messages."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -180,7 +202,39 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save
+    """A safetensors file that is there as a whole or not at all."""
+    from safetensors.torch import save as to_bytes
 
     with atomic(path) as temporary:
-        temporary.write_bytes(save(named, metadata))
+        temporary.write_bytes(to_bytes(named, metadata))
+
+
+def _whole(path: str | None) -> str | None:
+    return os.path.abspath(path) if path else None
+
+
+def _text(value: Any, or_none: bool = False) -> Any:
+    if not (isinstance(value, str) or (or_none and value is None)):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not an object")
+    return value
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {key: _text(text) for key, text in _object(value).items()}
+
+
+def _source(value: Any) -> Source | None:
+    return None if value is None else Source(_text(value["file"]), _text(value["sha256"]))
+
+
+def _numbers(value: Any) -> dict[str, Any]:
+    if type(value["index"]) is not int or value["index"] < 0:
+        raise ValueError(f"{value['index']!r} is no step")
+    _object(value["solver"])
+    return value

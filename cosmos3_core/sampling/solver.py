@@ -8,10 +8,16 @@ scheduler once, and a step is then one small matrix product, which never makes t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ..contract import InputError
+
+if TYPE_CHECKING:
+    from ..checkpoint.model import Model
+    from ..scenarios.request import Request
 
 MEMORY = "solver.memory"
 """The name of what UniPC remembers, fp32 [R - 1, N]: the last sample and the model outputs, oldest first."""
@@ -93,6 +99,18 @@ def _unipc(schedule: str, steps: int, shift: float, config: dict[str, Any]) -> A
     # Without this the first step is looked up by its timestep, which is off by one where two timesteps coincide.
     scheduler.set_begin_index(0)
     return scheduler
+
+
+def solver_of(request: Request, model: Model) -> Solver:
+    """The request's schedule on this model. Raises InputError where its scheduler_config.json describes none."""
+    try:
+        return Solver.of(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
+    except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
+        raise InputError(
+            f"loading {model.name}/scheduler",
+            f"no schedule can be built from its scheduler_config.json ({error})",
+            "Get the scheduler folder again from the model's repository",
+        ) from None
 
 
 def _update(scheduler: Any) -> Tensor:

@@ -1,0 +1,265 @@
+"""The run: what each stage holds and how long it takes, whether that fits, and the nearest request that does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from ...contract import Ceiling, Tuning
+from ...model.config import TEMPORAL_COMPRESSION, TransformerConfig
+from ...scenarios.sizes import LARGEST, TIERS
+from ..execution import RESIDENT, SEQUENTIAL, Execution, branches_of
+from . import transformer, vae
+from .units import GIB, WIDTH, Work, weight_bytes
+
+TILES = (1024, 768, 512, 384, 256, 192, 128)
+"""Tiles to propose, in pixels, largest first: seams are fewer and less is computed twice."""
+SHORTEST = 25
+"""Fewest frames to propose: about a second of video."""
+FP32_COPIES = 16
+"""fp32 tensors of the latents' size that live during a step: x and three that the solver remembers, a velocity per
+branch and their combination, the five that the solver multiplies and the four that come out."""
+OVERHEAD = 0.08
+VAE_OVERHEAD = 0.15
+OVERHEAD_BYTES = GIB
+"""What is taken beyond the tensors: a share by the allocator's blocks and the VAE's convolutions, which ask for
+workspaces, and a constant by the device's context and libraries. Measured on one H100 at Nano's size: 3 to 9 % between
+allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Decoding 720p x 189 with the fused norm
+(benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of it, which are counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
+    frames are encoded first; `tile` is the decode's, in pixels (None: whole)."""
+
+    width: int
+    height: int
+    frames: int
+    steps: int
+    guidance: float
+    guided_steps: int
+    prompt_tokens: int
+    negative_tokens: int
+    input_frames: int = 0
+    tile: int | None = None
+
+    @property
+    def texts(self) -> tuple[int, ...]:
+        """Token counts of the prompts that are read."""
+        return (self.prompt_tokens, self.negative_tokens)[: len(branches_of(self.guidance))]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the device holds at the worst moment of one part of a run, in bytes."""
+
+    name: str
+    weights: int
+    text_kv: int
+    latents: int
+    activations: int
+    overhead: float = OVERHEAD
+
+    @property
+    def peak(self) -> int:
+        """All of it, with what the allocator holds on top."""
+        return self._with_overhead(self.weights + self.text_kv + self.latents + self.activations)
+
+    @property
+    def least(self) -> int:
+        """What it takes whatever the size of the request."""
+        return self._with_overhead(self.weights)
+
+    def _with_overhead(self, tensors: int) -> int:
+        return int(tensors * (1 + self.overhead)) + OVERHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
+    and `tuning`."""
+
+    config: TransformerConfig
+    vae: Mapping[str, Any]
+    job: Job
+    dtype: str
+    formats: Mapping[str, str] = field(default_factory=dict)
+    placement: str = SEQUENTIAL
+    tuning: Tuning = field(default_factory=Tuning)
+
+    @cached_property
+    def execution(self) -> Execution:
+        """How the job runs."""
+        return Execution.of(self.config, self.job, self.tuning, format=self.format, placement=self.placement)
+
+    @property
+    def format(self) -> str:
+        """Of the layers' weights."""
+        return self.formats.get("pack_linear", "none")
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Bytes of each component that a run may load."""
+        towers = transformer.weights(self.config, self.dtype, self.format, self.execution.kept_layers)
+        return towers | vae.weights(self.vae, self.dtype)
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """In the order in which they run, named as the progress display names them."""
+        c, job, run, size = self.config, self.job, self.execution, WIDTH[self.dtype]
+        parts, longest = self.weights, max(job.texts)
+        kv = transformer.und_kv_bytes(c, sum(job.texts), self.dtype)
+        frames, height, width = run.latent
+        latent = 4 * c.latent_channel * frames * height * width
+        # cos and sin for each branch of each kind of pass.
+        tables = 2 * c.head_dim * run.tokens * size * sum(len(one.branches) for one in run.passes)
+        text_tower = parts["understanding"] + parts["embedding"]
+        media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
+        reading = transformer.layer_bytes(c, longest, 0, size)
+        step = transformer.layer_bytes(c, run.widest * run.tokens, longest, size, run.widest)
+        decoding = vae.decode_bytes(self.vae, run.tiling, frames, self.dtype)
+        stages = [Stage("read prompts", text_tower, kv, 0, reading)]
+        if job.input_frames:
+            encoding = vae.encode_bytes(self.vae, (height, width), job.input_frames, self.dtype)
+            stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
+        stages.append(Stage("steps", media_tower, kv, FP32_COPIES * latent + tables, step))
+        stages.append(Stage("decode", parts["vae_decoder"], kv, 3 * latent + tables, decoding, VAE_OVERHEAD))
+        if self.placement == RESIDENT:
+            stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
+        return tuple(stages)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name. Raises KeyError."""
+        return {stage.name: stage for stage in self.stages}[name]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the stage that takes most."""
+        return max(stage.peak for stage in self.stages)
+
+    def step(self, guided: bool) -> list[Work]:
+        """One solver step."""
+        texts = self.job.texts if guided else self.job.texts[:1]
+        return [work for text in texts for work in self._forward(self.execution.tokens, text)]
+
+    def _forward(self, tokens: int, context: int) -> list[Work]:
+        kept = self.execution.kept_layers
+        return transformer.forward_work(
+            self.config, tokens, context, self.dtype, formats=self.formats, kept_layers=kept
+        )
+
+    def _prefill(self, tokens: int) -> list[Work]:
+        return transformer.forward_work(self.config, tokens, 0, self.dtype, causal=True, formats=self.formats)
+
+    @property
+    def parts(self) -> dict[str, list[Work]]:
+        """The run's work by stage."""
+        job, guided, (frames, *area) = self.job, self.job.guided_steps, self.execution.latent
+        parts = {
+            "read prompts": [work for tokens in job.texts for work in self._prefill(tokens)],
+            "steps": guided * self.step(True) + (job.steps - guided) * self.step(False),
+            "decode": [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
+        }
+        if job.input_frames:
+            parts["encode input"] = [vae.encode_work(self.vae, tuple(area), job.input_frames, self.dtype)]
+        return parts
+
+    def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:
+        """By stage, with "step" (the slowest kind of step) and "total"; loading is not in it. None where the device's
+        ceiling is not known for the dtype or a format."""
+        rates = {work.rate for stage in self.parts.values() for work in stage}
+        if ceiling is None or not rates <= set(ceiling.tflops):
+            return None
+        stages = {name: sum(w.seconds(ceiling) for w in work) for name, work in self.parts.items()}
+        step = sum(w.seconds(ceiling) for w in self.step(self.job.guided_steps > 0))
+        return stages | {"step": step, "total": sum(stages.values())}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A smaller request that fits: the `values` that differ, of "format" (of the weights), "width", "height", "frames"
+    and "tile", and its estimate."""
+
+    values: Mapping[str, Any]
+    estimate: Estimate
+
+
+def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> list[Change]:
+    """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the widest of the
+    weights' `formats`, the next smaller size, the longest clip; each after the first with a tile if it takes one, and
+    the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does."""
+    job, widest_first = estimate.job, _widest_first(estimate, formats)
+    tiled = _fitting(estimate, {}, memory, _tilings(job))
+    quantized = (_fitting(changed, {}, memory, _tilings(job)) for changed in widest_first)
+    found = [tiled, next(filter(None, quantized), None)]
+    bases = [base for base in (estimate, *widest_first[-1:]) if max(stage.least for stage in base.stages) <= memory]
+    for kind in (_sizes(job), _lengths(job)) if bases else ():
+        tilings = [] if tiled else _tilings(job)
+        fitting = (_fitting(bases[0], values, memory, tilings) for values in kind)
+        found.append(next(filter(None, fitting), None))
+    return [change for change in found if change]
+
+
+def fitting_tile(estimate: Estimate, memory: int) -> int | None:
+    """The largest tile with which the decode fits in `memory` bytes; None where whole frames do, or no tile does."""
+    for tile in (None, *(tiling["tile"] for tiling in _tilings(estimate.job))):
+        tiled = replace(estimate, job=replace(estimate.job, tile=tile))
+        if tiled.stage("decode").peak <= memory:
+            return tile
+    return None
+
+
+def _widest_first(estimate: Estimate, formats: Sequence[str]) -> list[Estimate]:
+    """The job in each of these formats of the weights that is narrower than the one it has."""
+
+    def width(format: str) -> float:
+        return weight_bytes(estimate.dtype, format, estimate.config.hidden_size)
+
+    now = width(estimate.format)
+    narrower = sorted((name for name in formats if width(name) < now), key=width, reverse=True)
+    return [replace(estimate, formats={**estimate.formats, "pack_linear": name}) for name in narrower]
+
+
+def _fitting(estimate: Estimate, values: dict[str, Any], memory: int, tilings: list[dict[str, Any]]) -> Change | None:
+    """The job with these values, with the first of the tilings that it needs, or None."""
+    changed = replace(estimate, job=replace(estimate.job, **values))
+    if any(stage.peak > memory for stage in changed.stages if stage.name != "decode"):
+        return None
+    larger_side = max(changed.job.width, changed.job.height)
+    for tile in ({}, *(tile for tile in tilings if tile["tile"] < larger_side)):
+        tiled = replace(changed, job=replace(changed.job, **tile))
+        if tiled.peak <= memory:
+            format = {} if changed.format == "none" else {"format": changed.format}
+            return Change(format | values | tile, tiled)
+    return None
+
+
+def _tilings(job: Job) -> list[dict[str, Any]]:
+    smaller_than = min(job.tile or LARGEST, max(job.width, job.height))
+    return [{"tile": tile} for tile in TILES if tile < smaller_than]
+
+
+def _sizes(job: Job) -> list[dict[str, Any]]:
+    """The tiers below the job's size, of the aspect ratio nearest to its."""
+    sizes = [tier[_aspect(job)] for tier in TIERS.values()]
+    # A tile no smaller than the picture is refused.
+    smaller = {size for size in sizes if size[0] * size[1] < job.width * job.height and (job.tile or 0) < max(size)}
+    return [{"width": w, "height": h} for w, h in sorted(smaller, reverse=True)]
+
+
+def _aspect(job: Job) -> str:
+    def distance(aspect: str) -> float:
+        across, down = map(int, aspect.split(":"))
+        return abs(across / down - job.width / job.height)
+
+    return min(TIERS["256"], key=distance)
+
+
+def _lengths(job: Job) -> list[dict[str, Any]]:
+    shortest = max(SHORTEST, job.input_frames + TEMPORAL_COMPRESSION)
+    return [
+        {"frames": frames} for frames in range(job.frames - TEMPORAL_COMPRESSION, shortest - 1, -TEMPORAL_COMPRESSION)
+    ]

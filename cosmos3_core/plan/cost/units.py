@@ -1,0 +1,59 @@
+"""Bytes of a value, rates of a device, and work that becomes seconds at such a rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...contract import Backend, Ceiling, Device
+from ...quant import FORMATS, bytes_per_weight
+
+GIB = 1 << 30
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one element."""
+RATES = {"float16": "bfloat16", "fp8_block": "fp8"}
+"""Dtypes and formats that share another's rate, which is the one that `Ceiling`s list."""
+COMPUTE_EFFICIENCY = 0.55
+"""Share of the dense peak rate, where a `Ceiling` knows no better: published runs of Cosmos3 reach 0.53 (Nano, B300)
+and 0.5 (Super, 8 x H200) of a data sheet's, eager torch on an H100 0.60 to 0.67 of a GEMM's
+(benchmarks/results/memory-nano-h100.json)."""
+BANDWIDTH_EFFICIENCY = 0.7
+
+
+def weight_bytes(dtype: str, format: str, inputs: int) -> float:
+    """Bytes of one weight of a matrix with so many inputs."""
+    return WIDTH[dtype] if format == "none" else bytes_per_weight(FORMATS[format], inputs)
+
+
+def rate_of(dtype: str, format: str) -> str:
+    """What a `Ceiling` calls the rate of products: that of the format where activations are quantized."""
+    rate = format if format != "none" and FORMATS[format].activations else dtype
+    return RATES.get(rate, rate)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Arithmetic (multiply-add = 2) at a ceiling's `rate`, of which it reaches the share `efficiency` (None: what the
+    ceiling says), and bytes read or written once by kernels that fuse what is elementwise."""
+
+    flops: float
+    bytes: float
+    rate: str
+    efficiency: float | None = None
+
+    def seconds(self, ceiling: Ceiling) -> float:
+        """At the stated shares of the ceiling. Raises KeyError for a rate that the ceiling does not list."""
+        share = self.efficiency or reached(ceiling, self.rate)
+        compute = self.flops / (ceiling.tflops[self.rate] * 1e12 * share)
+        return max(compute, self.bytes / (ceiling.bandwidth * BANDWIDTH_EFFICIENCY))
+
+
+def reached(ceiling: Ceiling, rate: str) -> float:
+    """The share of the rate that forward passes reach."""
+    return ceiling.reached.get(rate, COMPUTE_EFFICIENCY)
+
+
+def ceiling_of(backend: Backend, device: Device) -> Ceiling | None:
+    """What this device can do at most: the entry whose key ends its name, else the one for its architecture.
+    None where nothing is known; a relative's numbers would be a guess."""
+    by_name = (ceiling for key, ceiling in backend.ceilings.items() if device.name.endswith(key))
+    return next(by_name, backend.ceilings.get(device.arch))

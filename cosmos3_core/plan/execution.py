@@ -1,0 +1,137 @@
+"""How a request runs on a model: which passes a step has, what is captured, how the decode goes through the picture.
+
+Counted from numbers alone, once, and read by the engine, by the estimate and by the manifest. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ..contract import Backend, Device, Tuning
+from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, latent_size
+
+if TYPE_CHECKING:
+    from .choice import Plan
+
+TILE_OVERLAP = 0.25
+"""Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
+PROMPT, NEGATIVE = "prompt", "negative prompt"
+"""The guidance branches, by the text that each attends to."""
+SEQUENTIAL, RESIDENT = "sequential", "resident"
+"""Placements: text tower, media tower and VAE follow each other on the device, or all components stay."""
+
+
+class Numbers(Protocol):
+    """What of a request decides how it runs, sizes in pixels; `guidance` 1 is none, `tile` None the whole picture."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def guidance(self) -> float: ...
+
+    @property
+    def tile(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward of the media tower: the branches that run in it as one batch, their media tokens in all (`rows`), and
+    whether it is captured and replayed."""
+
+    branches: tuple[str, ...]
+    rows: int
+    captured: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Decided before a weight is read. `branches` are the texts that are read; `unguided` and `guided` the passes of a
+    step without and with guidance; `latent` the latents' frames, height and width; `tokens` the media tokens of a
+    branch; `kept_layers` how many of the media tower's first layers no format quantizes, 0 where there is no format."""
+
+    branches: tuple[str, ...]
+    latent: tuple[int, int, int]
+    tokens: int
+    unguided: tuple[Pass, ...]
+    guided: tuple[Pass, ...]
+    tiling: Tiling
+    kept_layers: int
+    placement: str
+
+    @classmethod
+    def of(
+        cls,
+        config: TransformerConfig,
+        numbers: Numbers,
+        tuning: Tuning,
+        *,
+        format: str = "none",
+        placement: str = SEQUENTIAL,
+    ) -> Execution:
+        """`format` is that of the layers' weights."""
+        frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
+        patch, branches = config.latent_patch_size, branches_of(numbers.guidance)
+        tokens = frames * -(-height // patch) * -(-width // patch)  # an odd row or column is padded to a whole patch
+
+        def one(*texts: str) -> Pass:
+            rows = len(texts) * tokens
+            return Pass(texts, rows, rows <= tuning.capture_rows)
+
+        return cls(
+            branches=branches,
+            latent=latent,
+            tokens=tokens,
+            unguided=(one(PROMPT),),
+            guided=(one(*branches),) if tokens <= tuning.one_pass_tokens else tuple(map(one, branches)),
+            tiling=tiling_of(height, width, numbers.tile, tuning.chunk_area),
+            kept_layers=0 if format == "none" else config.kept_layers,
+            placement=placement,
+        )
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Every kind of pass once."""
+        return tuple(dict.fromkeys(self.unguided + self.guided))
+
+    @property
+    def widest(self) -> int:
+        """Branches in the pass that has most of them."""
+        return max(len(one.branches) for one in self.passes)
+
+    @property
+    def guidance(self) -> str:
+        """In words, for people."""
+        if NEGATIVE not in self.branches:
+            return "none"
+        return "one pass" if len(self.guided) == 1 else "two passes"
+
+
+def branches_of(guidance: float) -> tuple[str, ...]:
+    """The guidance branches of a step. At guidance 1 the negative one would be multiplied by 0."""
+    return (PROMPT,) if guidance == 1 else (PROMPT, NEGATIVE)
+
+
+def tiling_of(height: int, width: int, tile: int | None, chunk_area: int) -> Tiling:
+    """How latents of this height and width are decoded, in tiles of so many pixels (None: whole)."""
+    size = tile // SPATIAL_COMPRESSION if tile else max(height, width)
+    step = int(size * (1 - TILE_OVERLAP)) if max(height, width) > size else size
+    return Tiling(height, width, size, step, max(1, chunk_area // (min(size, height) * min(size, width))))
+
+
+def tuning_of(backend: Backend, device: Device) -> Tuning:
+    """The backend's for the device's architecture, or the defaults."""
+    return backend.tuning.get(device.arch, Tuning())
+
+
+def execution_of(config: TransformerConfig, request: Numbers, plan: Plan, placement: str = SEQUENTIAL) -> Execution:
+    """How this request runs on a model of this config under this plan."""
+    format = plan.formats.get("pack_linear", "none")
+    return Execution.of(config, request, tuning_of(plan.backend, plan.device), format=format, placement=placement)

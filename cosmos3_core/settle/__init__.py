@@ -1,0 +1,11 @@
+"""From a wish to everything that is decided before a weight is read, once, for every client.
+
+settled = settle(Wish(model="tiny", given={"prompt": "a cup", "frames": 9}))
+engine = Engine(settled.model, settled.plan)
+state = engine.start(settled.request)
+"""
+
+from .settle import Settled, settle
+from .wish import Wish
+
+__all__ = ["Settled", "Wish", "settle"]

@@ -1,0 +1,137 @@
+"""The one place where a model, a request and a plan come together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..checkpoint.model import Model, describe, open_model
+from ..contract import Backend, Device, InputError
+from ..plan import Plan, Want, choose_backend, resolve
+from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
+from ..plan.cost.units import GIB
+from ..plan.execution import NEGATIVE, Execution, branches_of, tuning_of
+from ..plan.resolve import formats_of
+from ..scenarios import request as requests
+from .wish import Wish
+
+PROMPT_TOKENS = 512
+"""A caption of a few sentences with its templates; an upsampled JSON caption has 500 to 2000."""
+SHORT_NEGATIVE_TOKENS = 128
+"""An empty negative prompt with its templates."""
+STOCK_NEGATIVE_TOKENS = 3500
+"""The negative prompt that the checkpoints bring: 14 850 characters of JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What a `wish` comes to on this machine. `origin` says of each request field where its value is from; `why` is
+    what to tell the user of the backend's choice ("" where it was named). `asked` is the estimate of the request as it
+    was asked for, `estimate` that of the request as it is, which may have a tile that was chosen here."""
+
+    wish: Wish
+    model: Model
+    request: requests.Request
+    origin: dict[str, str]
+    plan: Plan
+    asked: Estimate
+    estimate: Estimate
+    why: str
+
+    @property
+    def execution(self) -> Execution:
+        """How the request runs: passes, captures, tiles."""
+        return self.estimate.execution
+
+    @property
+    def worst(self) -> Stage:
+        """The stage that takes most of the device's memory."""
+        return max(self.estimate.stages, key=lambda stage: stage.peak)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage fits in the device's memory, by the estimate."""
+        return self.worst.peak <= self.plan.device.memory
+
+    def nearest(self) -> list[Change]:
+        """The changes that would make it fit, the least harmful first; none where it does."""
+        return [] if self.fits else nearest(self.asked, self.plan.device.memory, self._formats())
+
+    def _formats(self) -> list[str]:
+        """The quantization formats of the weights that this device can run."""
+        wish, plan, found = self.wish, self.plan, []
+        for name in formats_of(plan.backend, "pack_linear"):
+            formats = {**wish.formats, "pack_linear": name}
+            try:
+                resolve(Want.of(self.model.config, plan.dtype, wish.kernels, formats), plan.backend, plan.device)
+            except InputError:
+                continue
+            found.append(name)
+        return found
+
+
+def settle(wish: Wish, on: tuple[Backend, Device] | None = None) -> Settled:
+    """Decide everything; `on` is the backend and its device if the caller has chosen them. Reads JSON files, and no
+    weight. Raises InputError for what cannot be met."""
+    model = describe(wish.model) if wish.described else open_model(wish.model, wish.revision)
+    request, origin = _request(wish, model)
+    backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
+    if wish.memory is not None:
+        device = replace(device, memory=wish.memory)
+    plan = resolve(Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats), backend, device)
+    job = _job(request, origin, model, _guided_steps(request, model, wish.described))
+    asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, tuning=tuning_of(backend, device))
+    plan.require(wish.required, asked.execution.tokens)
+    if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
+        whole = asked.stage("decode").peak / GIB
+        reason = f"plan: whole frames take {whole:.1f} GiB to decode, and the device has {device.memory / GIB:.1f}"
+        request, origin = replace(request, tile=tile), origin | {"tile": reason}
+    return Settled(
+        wish=wish,
+        model=model,
+        request=request,
+        origin=origin,
+        plan=plan,
+        asked=asked,
+        estimate=replace(asked, job=replace(job, tile=request.tile)),
+        why=why,
+    )
+
+
+def _request(wish: Wish, model: Model) -> tuple[requests.Request, dict[str, str]]:
+    given = dict(wish.given)
+    requests.check_keys(given)
+    inferred = {} if "task" in given else {"task": "the inputs"}
+    if inferred:
+        given["task"] = requests.infer_task(given, wish.suffix)
+    request, origin = requests.resolve(given, wish.profile, model.facts, wish.pick_seed)
+    return request, origin | inferred
+
+
+def _guided_steps(request: requests.Request, model: Model, described: bool) -> int:
+    """How many steps run with guidance. InputError where the model's scheduler_config.json describes no schedule; a
+    model of the table has none of its own."""
+    if described and request.guidance_interval is None:
+        return request.steps if NEGATIVE in branches_of(request.guidance) else 0
+    # Torch and diffusers take seconds to import, which a plan mostly does without.
+    from ..sampling.guidance import guided
+    from ..sampling.solver import solver_of
+
+    timesteps = solver_of(request, model).timesteps
+    return sum(guided(request.guidance, request.guidance_interval, timestep) for timestep in timesteps)
+
+
+def _job(request: requests.Request, origin: dict[str, str], model: Model, guided_steps: int) -> Job:
+    """The numbers of a request, with a guess at how long its texts are."""
+    stock = origin["negative_prompt"].startswith("checkpoint")
+    return Job(
+        width=request.width,
+        height=request.height,
+        frames=request.frames,
+        steps=request.steps,
+        guidance=request.guidance,
+        guided_steps=guided_steps,
+        prompt_tokens=PROMPT_TOKENS,
+        negative_tokens=STOCK_NEGATIVE_TOKENS if stock else SHORT_NEGATIVE_TOKENS,
+        input_frames=request.conditioning_pixel_frames,
+        tile=request.tile,
+    )

@@ -1,0 +1,114 @@
+"""How a request runs: branches, passes, captures, tiles, and what a backend may say of its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from counted import config_of, whole
+
+from cosmos3_core import reference
+from cosmos3_core.checkpoint.model import open_model
+from cosmos3_core.contract import Tuning
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.plan.execution import Execution, tiling_of, tuning_of
+from cosmos3_core.settle import Wish, settle
+
+NANO = config_of("nano")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    width: int = 1024
+    height: int = 1024
+    frames: int = 1
+    guidance: float = 4.0
+    tile: int | None = None
+
+
+def of(tuning: Tuning | None = None, format: str = "none", **numbers) -> Execution:
+    return Execution.of(NANO, Numbers(**numbers), tuning or Tuning(), format=format)
+
+
+def test_guidance_1_has_one_branch_and_every_other_two():
+    assert of(guidance=1.0).branches == ("prompt",) and of(guidance=1.0).guidance == "none"
+    for guidance in (0.0, 0.5, 6.0):
+        assert of(guidance=guidance).branches == ("prompt", "negative prompt")
+    alone = of(guidance=1.0)
+    assert alone.guided == alone.unguided == alone.passes
+
+
+def test_a_small_picture_runs_both_branches_in_one_captured_pass():
+    small = of()
+    assert small.tokens == 1024 and small.guidance == "one pass" and small.widest == 2
+    assert [(one.rows, one.captured) for one in small.passes] == [(1024, True), (2048, True)]
+
+
+def test_a_large_one_takes_two_passes_and_shares_the_first_with_unguided_steps():
+    large = of(width=1280, height=720, frames=189)
+    assert large.tokens == 44_160 and large.guidance == "two passes" and large.widest == 1
+    assert large.guided[:1] == large.unguided and len(large.passes) == 2
+    assert not any(one.captured for one in large.passes)
+
+
+@pytest.mark.parametrize("off", [-1, 0])
+def test_thresholds_are_the_backends(off):
+    """At the threshold a pass still counts as small."""
+    one_pass, capture = of(Tuning(one_pass_tokens=1024 + off)), of(Tuning(capture_rows=2048 + off))
+    assert one_pass.guidance == ("one pass" if off == 0 else "two passes")
+    assert capture.guided[0].captured == (off == 0) and capture.unguided[0].captured
+    assert of(Tuning(chunk_area=3 * 64 * 64 + off)).tiling.chunk == 3 + off
+
+
+def test_a_backend_tunes_by_architecture():
+    device = reference.BACKEND.probe()
+    tuned = replace(reference.BACKEND, tuning={device.arch: Tuning(one_pass_tokens=7)})
+    assert tuning_of(tuned, device).one_pass_tokens == 7
+    assert tuning_of(tuned, replace(device, arch="another")) == tuning_of(reference.BACKEND, device) == Tuning()
+
+
+def test_layers_are_kept_where_a_format_quantizes_the_others():
+    assert of().kept_layers == 0 and of(format="fp8").kept_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("tile", "heights", "widths", "chunk"),
+    [
+        (None, (45,), (80,), 1),
+        (256, (16, 16, 16, 9), (16, 16, 16, 16, 16, 16, 8), 8),
+        (1280, (45,), (80,), 1),
+    ],
+)
+def test_tiles_cover_the_picture_and_overlap_by_a_quarter(tile, heights, widths, chunk):
+    tiling = tiling_of(45, 80, tile, Tuning().chunk_area)
+    assert (tiling.heights, tiling.widths, tiling.chunk) == (heights, widths, chunk)
+    assert tiling.whole == (tile != 256)
+    assert tiling.step == (12 if tile == 256 else tiling.size)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"guidance": 1}, {"guidance_interval": [400, 1000]}, {"frames": 9, "size": "256x192", "tile": 128}]
+)
+def test_engine_estimate_and_manifest_read_the_same(given):
+    settled = settle(Wish(model="tiny", backend="reference", given={"prompt": "a cup", "frames": 1, **given}))
+    assert Engine(settled.model, settled.plan).execution(settled.request) == settled.execution
+    resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
+    assert resident == replace(settled.execution, placement="resident")
+
+
+def test_the_estimate_follows_the_backends_tuning():
+    """One pass holds both branches' activations; a larger chunk more frames of the decode."""
+    job = whole("nano", 320, 192, 93)
+    apart, larger = (replace(job, tuning=tuning) for tuning in (Tuning(one_pass_tokens=1), Tuning(chunk_area=1 << 14)))
+    assert apart.stage("steps").activations < job.stage("steps").activations
+    assert larger.stage("decode").activations > job.stage("decode").activations
+
+
+def test_an_engine_reads_what_is_decided():
+    """Passes of a real state are those of its execution."""
+    model = open_model("tiny")
+    given = {"prompt": "a cup", "frames": 1, "size": "64x64", "steps": 1, "seed": 1}
+    settled = settle(Wish(model="tiny", backend="reference", given=given))
+    state = Engine(model, settled.plan).start(settled.request)
+    assert state.execution == settled.execution
+    assert [len(branches.texts) for branches in state.guided] == [len(one.branches) for one in state.execution.guided]

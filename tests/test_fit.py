@@ -1,0 +1,202 @@
+"""Does a run fit, how long does it take, and what would fit: stages, seconds, changes, and real runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from counted import TINY_CONFIG, TINY_VAE, VAE, config_of, job, whole
+from devices import backend
+
+from cosmos3_core import reference
+from cosmos3_core.checkpoint.model import describe
+from cosmos3_core.checkpoint.repository import PUBLISHED
+from cosmos3_core.contract import Ceiling
+from cosmos3_core.plan.cost.fit import Estimate, nearest
+from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
+from cosmos3_core.sampling.solver import Solver
+from cosmos3_core.scenarios import request as requests
+
+
+@pytest.mark.parametrize("repository", PUBLISHED)
+def test_every_published_repository_is_in_the_table(repository):
+    described = describe(repository)
+    assert described.facts.name == repository and described.config.num_hidden_layers in (36, 64, 28)
+    assert (described.facts.variant == "distilled") == repository.endswith("4Step")
+    asked = {"task": "t2i", "prompt": "(any)"}
+    request, _ = requests.resolve(asked, requests.PROFILES[0], described.facts, pick_seed=lambda: 0)
+    schedule = request.schedule, request.steps, request.shift, described.scheduler, described.distilled_sigmas
+    assert len(Solver(*schedule).timesteps) == request.steps
+
+
+def test_a_ceiling_is_the_devices_own_before_its_architectures():
+    one, other = (Ceiling(tflops={"bfloat16": n}, bandwidth=1e12, source="test") for n in (1.0, 2.0))
+    backend = replace(reference.BACKEND, ceilings={"X90": one, "x1": other})
+    device = reference.BACKEND.probe()
+    assert ceiling_of(backend, replace(device, name="ACME X90", arch="x1")) is one
+    assert ceiling_of(backend, replace(device, name="ACME X90 Laptop GPU", arch="x2")) is None
+    assert ceiling_of(backend, replace(device, name="ACME X60", arch="x1")) is other
+    assert ceiling_of(backend, replace(device, name="ACME X60", arch="x2")) is None
+
+
+def test_a_guidance_interval_saves_its_steps():
+    full, part = (whole("nano", 1024, 1024, 1, 50, guided_steps=guided) for guided in (50, 41))
+    flops = [sum(work.flops for work in counted.parts["steps"]) for counted in (full, part)]
+    assert flops[1] / flops[0] == pytest.approx(91 / 100)
+
+
+GROWTH = """
+import sys
+from cosmos3_core import cli
+from cosmos3_core.runs.manifest import peak_host_memory
+def run(size, name):
+    options = "--model tiny --backend reference --steps 2 --frames 9".split()
+    sys.argv = ["cosmos3", "run", "a cube", *options, "--size", size, "-o", name]
+    cli.main()
+    return peak_host_memory()
+small = run("64x64", "small.mp4")
+print(run("512x512", "large.mp4") - small)
+"""
+
+
+def test_a_real_run_grows_by_what_is_estimated(tmp_path):
+    """Within a factor of 3: the workspaces of the host's convolutions and the video encoder are no tensors."""
+    done = subprocess.run([sys.executable, "-c", GROWTH], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    counted = Estimate(TINY_CONFIG, TINY_VAE, job(512, 512, 9, 2), "bfloat16")
+    tensors = max(stage.weights + stage.latents + stage.activations for stage in counted.stages)
+    assert tensors / 1.5 < int(done.stdout.split()[-1]) < 3 * tensors
+
+
+def test_stages_follow_each_other_or_stay():
+    asked = job(1280, 720, 189, input_frames=1)
+    counted = Estimate(config_of("nano"), VAE, asked, "bfloat16")
+    stages = {stage.name: stage for stage in counted.stages}
+    assert list(stages) == ["read prompts", "encode input", "steps", "decode"]
+    parts = counted.weights
+    assert stages["read prompts"].weights == parts["understanding"] + parts["embedding"]
+    assert round(stages["steps"].weights / 1e9, 1) == 14.0  # spec 3.3: resident minimum while denoising
+    assert stages["steps"].text_kv == 2 * 512 * 147_456
+    resident = replace(counted, placement="resident").stages
+    assert {stage.weights for stage in resident} == {sum(parts.values())}
+
+
+def test_guidance_costs_a_second_prompt_and_in_small_pictures_a_wider_pass():
+    one, two = (whole("nano", 1024, 1024, 1, guided_steps=guided).stage("steps") for guided in (0, 35))
+    assert two.text_kv == 2 * one.text_kv and two.activations > 1.8 * one.activations
+    one, two = (whole("nano", 1280, 720, 189, guided_steps=guided).stage("steps") for guided in (0, 35))
+    assert two.activations == one.activations
+
+
+def test_time_follows_from_the_ceiling_and_is_unknown_without_one():
+    counted = whole("nano", 832, 480, 93)
+    ceiling = Ceiling(tflops={"bfloat16": 989.0}, bandwidth=3.35e12, source="data sheet")
+    seconds = counted.seconds(ceiling)
+    assert set(seconds) == {"read prompts", "steps", "decode", "step", "total"}
+    fast = replace(ceiling, reached={"bfloat16": 1.1 * COMPUTE_EFFICIENCY})
+    assert counted.seconds(fast)["step"] == pytest.approx(seconds["step"] / 1.1, rel=0.01)
+    assert counted.seconds(fast)["decode"] == seconds["decode"]
+    assert seconds["total"] == pytest.approx(sum(seconds[part] for part in ("read prompts", "steps", "decode")))
+    slow = replace(ceiling, bandwidth=1e9)
+    assert counted.seconds(slow)["step"] > 10 * seconds["step"]
+    assert counted.seconds(None) is None
+    assert replace(counted, dtype="float32").seconds(ceiling) is None
+    assert replace(counted, dtype="float16").seconds(ceiling) == seconds
+
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize(("name", "off"), [("e2e-nano-720p189-h100", 0.08), ("e2e-nano-720p189-fp8-h100", 0.05)])
+def test_the_time_of_a_run_is_what_was_measured(name, off):
+    """With cuda's kernels on an H100. The share of its rate that bf16 is said to reach is that of slower code: it lies
+    in the sources that the records are of, and another one would void them."""
+    (measured,) = json.loads((RESULTS / f"{name}.json").read_text())["results"]
+    counted = replace(whole("nano", 1280, 720, 189, steps=35, guided_steps=35), formats=measured["formats"])
+    seconds = counted.seconds(backend("cuda").ceilings["H100 80GB HBM3"])
+    assert seconds["steps"] == pytest.approx(measured["run"]["stages"]["steps"], rel=off)
+
+
+def test_the_time_of_a_short_pass_is_about_what_was_measured():
+    passes = json.loads((RESULTS / "step-nano-video-h100.json").read_text())["results"]
+    for measured in (result for result in passes if result["work"] == "832x480x93"):
+        counted = replace(whole("nano", 832, 480, 93, guided_steps=0), formats=measured["formats"])
+        seconds = counted.seconds(backend("cuda").ceilings["H100 80GB HBM3"])
+        assert seconds["step"] == pytest.approx(measured["seconds"]["cosmos3"]["median_s"], rel=0.1)
+
+
+def test_formats_change_weights_and_rates():
+    counted = whole("nano", 832, 480, 93)
+    fp8 = replace(counted, formats={"pack_linear": "fp8"})
+    both = replace(counted, formats={"pack_linear": "fp8", "attention": "fp8"})
+    wide, narrow = counted.weights, fp8.weights
+    # 2 of 36 media layers are kept, and no text layer.
+    assert narrow["generation"] / wide["generation"] == pytest.approx((2 + 34 / 2) / 36, abs=0.001)
+    assert narrow["understanding"] / wide["understanding"] == pytest.approx(1 / 2, abs=0.001)
+    assert {name for name in wide if narrow[name] != wide[name]} == {"understanding", "generation"}
+    assert fp8.stage("steps").weights < 0.6 * counted.stage("steps").weights
+    known = Ceiling(tflops={"bfloat16": 800.0, "fp8": 1600.0}, bandwidth=3e12, source="test")
+    steps = [count.seconds(known)["step"] for count in (counted, fp8, both)]
+    assert steps[0] > 1.2 * steps[1] and steps[1] > 1.1 * steps[2]
+    assert both.seconds(replace(known, tflops={"bfloat16": 800.0})) is None
+    weight_only = replace(counted, formats={"pack_linear": "w4a16"})
+    assert weight_only.stage("steps").weights < 0.4 * counted.stage("steps").weights
+    assert weight_only.seconds(known)["step"] == counted.seconds(known)["step"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "wanted"),
+    [
+        ("nano", 20, {("width", "height"), ("frames",)}),  # the steps are the peak, and no tile helps there
+        ("edge", 10, {("tile",), ("width", "height")}),  # the decode is, and it holds one frame whatever the length
+    ],
+)
+def test_the_nearest_changes_fit_and_are_nearest(name, gib, wanted):
+    counted = whole(name, 1280, 720, 189)
+    assert counted.peak > gib * GIB
+    changes = nearest(counted, gib * GIB)
+    assert {tuple(change.values) for change in changes} == wanted
+    for change in changes:
+        assert change.estimate.peak <= gib * GIB
+        if "frames" in change.values:
+            longer = replace(counted.job, frames=change.values["frames"] + 4)
+            assert replace(counted, job=longer).peak > gib * GIB
+
+
+def test_a_change_comes_with_a_tile_where_it_needs_one():
+    counted = whole("edge", 1280, 720, 189)
+    changes = [change.values for gib in range(5, 15) for change in nearest(counted, gib * GIB)]
+    assert any({"frames", "tile"} <= values.keys() for values in changes), changes
+
+
+def test_where_the_weights_alone_are_too_much_nothing_is_proposed():
+    assert nearest(whole("super", 1280, 720, 189), 24 * GIB) == []
+
+
+def test_a_proposal_is_a_request_that_runs():
+    """A tile smaller than the picture, a length of 4k+1, a size that exists."""
+    for gib in range(5, 15):
+        for change in nearest(whole("edge", 1280, 720, 189, tile=768), gib * GIB):
+            proposed = change.estimate.job
+            assert proposed.tile is None or proposed.tile < max(proposed.width, proposed.height)
+            assert proposed.frames % 4 == 1 and proposed.width % 16 == proposed.height % 16 == 0
+
+
+def test_counting_needs_no_torch():
+    code = "import sys; import cosmos3_core.plan.cost.fit; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_estimate_covers_what_was_measured_on_an_h100():
+    """Nano's step and decode with random weights: neither less memory than the allocator reserved nor less time, and no
+    more than a quarter more."""
+    for name, measured in json.loads((RESULTS / "memory-nano-h100.json").read_text())["jobs"].items():
+        counted = whole("nano", *map(int, name.split("x")), negative_tokens=3500)
+        seconds = counted.seconds(backend("cuda").ceilings["H100 80GB HBM3"])
+        for part, time in (("steps", "step"), ("decode", "decode")):
+            assert 1 <= counted.stage(part).peak / measured[part]["reserved"] < 5 / 4
+            assert 1 <= seconds[time] / measured[part]["seconds"] < 5 / 4

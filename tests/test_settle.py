@@ -1,0 +1,98 @@
+"""From a wish to model, request and plan: one way for every client."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import cosmos3_core
+from cosmos3_core import reference
+from cosmos3_core.checkpoint import model as models
+from cosmos3_core.checkpoint.repository import TINY
+from cosmos3_core.contract import InputError
+from cosmos3_core.plan.cost.units import GIB
+from cosmos3_core.settle import Settled, Wish, settle
+
+SOURCES = Path(cosmos3_core.__file__).parent
+
+
+def settled(given: dict | None = None, **wish) -> Settled:
+    common = {"model": "tiny", "backend": "reference", "given": {"prompt": "a cup"} | (given or {})}
+    return settle(Wish(**common | wish))
+
+
+def test_what_is_left_open_is_filled_in():
+    found = settled()
+    assert (found.request.task, found.request.frames, found.request.seed) == ("t2v", 189, 0)
+    assert found.plan.backend is reference.BACKEND and found.why == "" and found.plan.dtype == found.model.dtype
+    assert found.origin["task"] == "the inputs" and found.origin["prompt"] == "user"
+
+
+@pytest.mark.parametrize(
+    ("given", "suffix", "task"),
+    [({}, ".PNG", "t2i"), ({}, ".mp4", "t2v"), ({"frames": 1}, None, "t2i"), ({"image": "x.png"}, None, "i2v")],
+)
+def test_the_task_follows_from_the_inputs(given, suffix, task):
+    found = settled(given, suffix=suffix)
+    assert found.request.task == task and found.origin["task"] == "the inputs"
+    assert settled(given | {"task": task}).origin["task"] != "the inputs"
+
+
+def test_a_seed_is_picked_where_it_is_left_to_chance():
+    assert settled(pick_seed=lambda: 5).request.seed == 5
+    assert settled({"seed": 7}, pick_seed=lambda: 5).request.seed == 7
+
+
+def test_a_described_model_downloads_nothing(monkeypatch):
+    opened = models.open_model
+    monkeypatch.setattr(models, "open_model", lambda name, *rest: opened(name, *rest) if name == "tiny" else 1 / 0)
+    found = settled(model="nano", described=True, memory=20 * GIB)
+    assert found.model.name == "nano" and found.plan.device.memory == 20 * GIB
+
+
+def test_it_says_what_fits_and_what_would():
+    small, large = (settled({"size": "720p"}, model="nano", described=True, memory=n * GIB) for n in (18, 40))
+    assert large.fits and large.nearest() == [] and large.worst.peak <= 40 * GIB
+    assert not small.fits and small.worst.name == "steps"
+    for change in small.nearest():
+        assert change.estimate.peak <= 18 * GIB
+        given = {key: value for key, value in change.values.items() if key in ("frames", "tile")}
+        if "width" in change.values:
+            given["size"] = f"{change.values['width']}x{change.values['height']}"
+        assert settled({"size": "720p"} | given, model="nano", described=True, memory=18 * GIB).fits
+
+
+def test_the_steps_with_guidance_are_counted_on_the_schedule():
+    def guided_steps(**given):
+        return settled({"frames": 1, "steps": 50, "shift": 3.0} | given).estimate.job.guided_steps
+
+    assert guided_steps(guidance=1) == 0 and guided_steps() == 50
+    assert guided_steps(guidance_interval=[400, 1000]) == 41
+
+
+def test_a_scheduler_that_describes_no_schedule_is_refused_here(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
+    with pytest.raises(InputError) as raised:
+        settled(model=str(folder))
+    assert "no schedule can be built" in raised.value.found
+
+
+def test_required_kernels_are_asserted():
+    settled(required={"gate": "eager"})
+    with pytest.raises(InputError, match="--require gate=fast"):
+        settled(required={"gate": "fast"})
+
+
+def test_nobody_else_puts_model_request_and_plan_together():
+    """A backend is chosen and a request resolved here; a recipe asks for its device before its model is opened."""
+    callers = {"choose_backend": {"settle/settle.py", "evidence/settle.py"}, "requests.resolve": {"settle/settle.py"}}
+    for function, allowed in callers.items():
+        calls = re.compile(rf"(?<!def )\b{re.escape(function)}\(")
+        found = {str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.py") if calls.search(path.read_text())}
+        assert found == allowed
