@@ -100,9 +100,7 @@ def peer(segments: Segments) -> Attend:
 def errors(contest: dict[str, tuple[Attend, float]], q: Tensor, segments: Segments, dtype: str) -> dict[str, float]:
     """Relative errors on the sample. Ends the run at one that is out of bound."""
     sample = torch.linspace(0, q.shape[1] - 1, min(SAMPLE, q.shape[1]), device=q.device).long()
-    exact = reference.attention(q[:, sample].float(), [Segment(*cases.wider([*segment])) for segment in segments])[
-        0
-    ].cpu()
+    exact = reference.attention(q[:, sample].float(), cases.wider(segments))[0].cpu()
     eager, found = reference.attention(q[:, sample], segments)[0].cpu(), {}
     for name, (attend, allowed) in contest.items():
         out = attend(q, segments)[0][:, sample].cpu()

@@ -67,11 +67,8 @@ def random_texts(c: TransformerConfig, device: str) -> list[TextContext]:
     texts = []
     for length in TEXT:
         kv = [torch.randn(1, length, c.num_key_value_heads, c.head_dim, device=device).bfloat16() for _ in range(2)]
-        texts.append(
-            TextContext(
-                tuple(Segment(kv[0].clone(), kv[1].clone(), static=True) for _ in range(c.num_hidden_layers)), length
-            )
-        )
+        layers = (Segment(*(t.clone() for t in kv), static=True) for _ in range(c.num_hidden_layers))
+        texts.append(TextContext(tuple(layers), length))
     return texts
 
 

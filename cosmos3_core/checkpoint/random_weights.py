@@ -1,5 +1,5 @@
-"""A model's shapes with random values, made on the device where it can draw them: what warm-ups, benchmarks and validations without the
-checkpoint run on."""
+"""A model's shapes with random values, made on the device where it can draw them: what warm-ups, benchmarks and
+validations without the checkpoint run on."""
 
 from __future__ import annotations
 
