@@ -10,42 +10,60 @@ from __future__ import annotations
 import math
 
 import torch
-from cosmos3_triton.segments import add_segment, join, quantize
+from cosmos3_triton.segments import Eight, add_segment, join, quantize
 from cosmos3_triton.tables import Table
 from torch import Tensor
 
 from cosmos3_core.contract.attention import joined
 
-from .attention import Segments, sdpa_cudnn
-
-FA3_FROM = 2048
-"""Queries from which on FlashAttention-3 is faster than cuDNN on an H100. It takes the host 0.25 ms to call and cuDNN
-0.1 ms; in a CUDA graph the two are equally fast at 1,024 queries."""
-CUDNN_HEAD_DIM = 128
+from .attention import Segments
 
 
 class FlashAttention3:
-    """contract.ops.Attention. With `cudnn`, short calls go to cuDNN; with `fp8`, the last segment of a call that is
-    not causal is in FP8."""
+    """contract.ops.Attention in 16 bits."""
 
-    def __init__(self, table: Table, *, cudnn: bool, fp8: bool):
+    def __init__(self) -> None:
         from fa3_fwd_interface import flash_attn_func
 
-        self.flash, self.cudnn, self.fp8, self.launch = flash_attn_func, cudnn, fp8, table.launch("add_segment")
+        self.flash = flash_attn_func
 
     def __call__(
         self, q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        if self.fp8 and not causal:
-            return self._in_fp8(q_BSHD, segments, want_lse)
-        if self.cudnn and q_BSHD.shape[1] < FA3_FROM and q_BSHD.shape[3] <= CUDNN_HEAD_DIM:
-            return sdpa_cudnn(q_BSHD, segments, causal=causal, want_lse=want_lse)
         if len(segments) > 1 and not causal:
             segments = [join(segments)]
         k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
         # `return_attn_probs` is its name for returning the log-sum-exp.
         found = self.flash(q_BSHD, k_BTKD, v_BTKD, causal=causal, return_attn_probs=want_lse)
         return found if want_lse else (found, None)
+
+
+class FlashAttention3InFP8(FlashAttention3):
+    """With the last segment of a call in FP8. Causal calls are the text's own, and in 16 bits."""
+
+    def __init__(self, table: Table):
+        super().__init__()
+        self.launch = table.launch("add_segment")
+
+    def prepare(self, k_BTKD: Tensor, v_BTKD: Tensor) -> Eight:
+        """The text's keys in e4m3, once for all steps."""
+        return quantize(k_BTKD, centre=True)
+
+    def __call__(
+        self, q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        if causal:
+            return super().__call__(q_BSHD, segments, causal=True, want_lse=want_lse)
+        return self._in_fp8(q_BSHD, segments, want_lse)
+
+    def _others(self, q_BSHD: Tensor, segments: Segments) -> tuple[Eight, Tensor] | None:
+        """Keys in e4m3 and values of all segments but the last; None where there is one."""
+        if len(segments) == 2 and segments[0].prepared is not None:
+            return segments[0].prepared, segments[0].v_BTKD
+        if len(segments) == 1:
+            return None
+        k_BTKD, v_BTKD = joined(q_BSHD, segments[:-1], causal=False)
+        return quantize(k_BTKD, centre=True), v_BTKD
 
     def _in_fp8(self, q_BSHD: Tensor, segments: Segments, want_lse: bool) -> tuple[Tensor, Tensor | None]:
         """Taking one vector from every key moves all scores of a query alike, by its product with the query. Taken
@@ -54,11 +72,8 @@ class FlashAttention3:
         the result, and rounding errors of the rest average out."""
         k_BTKD, v_BTKD = segments[-1]
         k8, v8 = quantize(k_BTKD, centre=True), quantize(v_BTKD, centre=True)
-        apart_BKD, others = k8.mean_BHD, None
-        if len(segments) > 1:
-            other_k, other_v = joined(q_BSHD, segments[:-1], causal=False)
-            others = quantize(other_k, centre=True), other_v
-            apart_BKD = apart_BKD - others[0].mean_BHD
+        others = self._others(q_BSHD, segments)
+        apart_BKD = k8.mean_BHD if others is None else k8.mean_BHD - others[0].mean_BHD
         q8 = quantize(q_BSHD, share=q_BSHD.shape[2] // k_BTKD.shape[2], against_BGD=apart_BKD)
         # Tiles of all queries of a key head, not of one query head: 1% less here, and 5% more in 16 bits.
         out_BSHD, lse_BHS = self.flash(

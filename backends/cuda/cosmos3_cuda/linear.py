@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from cosmos3_triton.linears import RowScaled, check_multiples_of_16, packer
+from cosmos3_triton.linears import RowScaled, check_multiples_of_16, named, packer
 from cosmos3_triton.products import quantize_blocks, quantize_tiles, swizzled
 from cosmos3_triton.tables import Table
 from torch import Tensor
@@ -101,6 +101,10 @@ class BlockScaled:
             output_dtype=dtype,
         )
         return y_MO if self.bias_O is None else y_MO.add_(self.bias_O)
+
+    def tensors(self) -> dict[str, Tensor]:
+        held = {"values": self.values_OI, "scale": self.scale}
+        return held | named(tensor_scale=self.tensor_scale, bias=self.bias_O)
 
 
 def build_scaled_mm(table: Table) -> PackLinear:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from cosmos3_triton.rows import HALF, attention_rows, linear_rows, row_wise_rows
+from typing import Any
+
+from cosmos3_triton.rows import (
+    FINISH,
+    HALF,
+    IN_FINISH,
+    IN_PROJECT,
+    PROJECT,
+    attention_rows,
+    layer_rows,
+    linear_rows,
+    refuse_8_bits,
+    row_wise_rows,
+    uneven,
+)
 from cosmos3_triton.tables import table
 
 from cosmos3_core.contract import (
@@ -11,9 +25,12 @@ from cosmos3_core.contract import (
     Backend,
     Capture,
     Ceiling,
+    Delegate,
     Device,
     Kernel,
+    PackFinish,
     PackLinear,
+    PackProject,
     Unavailable,
     hookimpl,
 )
@@ -24,6 +41,9 @@ ADA_ON = AMPERE_ON[3:]
 WITHOUT_INT8 = ("sm_100", "sm_103", "sm_110")
 """Their tensor cores multiply integers slowly, or only through the instructions of older ones."""
 WITH_INT8 = tuple(arch for arch in AMPERE_ON if arch not in WITHOUT_INT8)
+FA3_FROM = 2048
+"""Queries from which on FlashAttention-3 is faster than cuDNN on an H100. It takes the host 0.25 ms to call and cuDNN
+0.1 ms; in a CUDA graph the two are equally fast at 1,024 queries."""
 FIRST_RIGHT_CUDNN = (9, 15, 1)
 """Older ones are wrong where a sequence length is no multiple of 128 (pytorch/pytorch#169849)."""
 
@@ -93,13 +113,13 @@ def build_sdpa_flash(device: Device) -> Attention:
 def build_fa3(device: Device) -> Attention:
     from .fa3 import FlashAttention3
 
-    return FlashAttention3(table(device.arch, device.name), cudnn=cudnn_fault(device) is None, fp8=False)
+    return FlashAttention3()
 
 
 def build_fa3_fp8(device: Device) -> Attention:
-    from .fa3 import FlashAttention3
+    from .fa3 import FlashAttention3InFP8
 
-    return FlashAttention3(table(device.arch, device.name), cudnn=cudnn_fault(device) is None, fp8=True)
+    return FlashAttention3InFP8(table(device.arch, device.name))
 
 
 def build_fa4(device: Device) -> Attention:
@@ -108,16 +128,32 @@ def build_fa4(device: Device) -> Attention:
     return attention.build_fa4()
 
 
-def build_cublas(device: Device) -> PackLinear:
-    from cosmos3_triton.linears import build_unscaled
-
-    return build_unscaled(table(device.arch, device.name))
-
-
 def build_scaled_mm(device: Device) -> PackLinear:
     from . import linear
 
     return linear.build_scaled_mm(table(device.arch, device.name))
+
+
+def build_cublas_finish(device: Device) -> PackFinish:
+    from cosmos3_triton import layers
+
+    return layers.build_finish(table(device.arch, device.name))
+
+
+def build_scaled_mm_project(device: Device) -> PackProject:
+    from cosmos3_triton import layers
+
+    from .linear import torch_scaled_mm
+
+    return layers.build_project(table(device.arch, device.name), torch_scaled_mm)
+
+
+def build_scaled_mm_finish(device: Device) -> PackFinish:
+    from cosmos3_triton import layers
+
+    from .linear import torch_scaled_mm
+
+    return layers.build_finish(table(device.arch, device.name), torch_scaled_mm)
 
 
 def build_block_scaled_mm(device: Device) -> PackLinear:
@@ -126,12 +162,18 @@ def build_block_scaled_mm(device: Device) -> PackLinear:
     return linear.build_block_scaled_mm()
 
 
-def refuse_blocks(ask: Ask) -> str | None:
-    if ask.format == "fp8_block" and ask.device.arch != "sm_90":
+def refuse_scaled_mm(ask: Ask) -> str | None:
+    if ask.format != "fp8_block":
+        return uneven(ask, 16)
+    if ask.device.arch != "sm_90":
         return (
             f"torch multiplies blocks of 128 x 128 on sm_90 only, and this device is {ask.device.arch}; fp8 is served"
         )
-    return None
+    return uneven(ask, 128)
+
+
+def refuse_block_scaled_mm(ask: Ask) -> str | None:
+    return uneven(ask, 32)
 
 
 def build_cuda_graph(device: Device) -> Capture:
@@ -184,6 +226,15 @@ def refuse_flash(ask: Ask) -> str | None:
     return None
 
 
+SCALED_MM: dict[str, Any] = {
+    "arch": ("sm_89", "sm_90", "sm_100", "sm_103"),
+    "dtypes": ("bfloat16",),
+    "formats": ("fp8",),
+    "needs": ("triton",),
+    "refuse": refuse_8_bits(ADA_ON),
+}
+"""Halves of a layer with torch's products."""
+
 ROWS = (
     Kernel(
         op="attention",
@@ -193,7 +244,8 @@ ROWS = (
         dtypes=("bfloat16",),
         needs=("fa3_fwd_interface", "triton"),
         refuse=refuse_fa3,
-        notes="FlashAttention-3 (package fa3-fwd), faster than cuDNN for video; below 2,048 queries it calls cuDNN",
+        delegates=(Delegate(to="sdpa-cudnn", below=FA3_FROM),),
+        notes="FlashAttention-3 (package fa3-fwd), faster than cuDNN for video",
     ),
     Kernel(
         op="attention",
@@ -204,6 +256,7 @@ ROWS = (
         formats=("fp8",),
         needs=("fa3_fwd_interface", "triton"),
         refuse=refuse_fa3_fp8,
+        prepares=True,
         notes="FP8, except the text's values and causal calls; a kernel of ours adds the text's segment to the media's",
     ),
     Kernel(
@@ -235,16 +288,7 @@ ROWS = (
         notes="FlashAttention-2, inside torch",
     ),
     *attention_rows(AMPERE_ON, int8=WITH_INT8, fp8=ADA_ON),
-    *row_wise_rows(AMPERE_ON, fp8=ADA_ON),
-    Kernel(
-        op="pack_linear",
-        name="cublas",
-        build=build_cublas,
-        arch=("sm_90",),
-        needs=("triton",),
-        notes="cuBLAS as eager torch has it, also onto a residual; the MLP's first product and its gate in one, by our "
-        "own",
-    ),
+    *row_wise_rows(AMPERE_ON),
     Kernel(
         op="pack_linear",
         name="scaled-mm",
@@ -253,9 +297,8 @@ ROWS = (
         dtypes=("bfloat16",),
         formats=("fp8", "fp8_block"),
         needs=("triton",),
-        refuse=refuse_blocks,
-        notes="inside torch: cuBLASLt on Hopper, CUTLASS elsewhere; in fp8 on Hopper the products with the gate and "
-        "onto a residual are our own",
+        refuse=refuse_scaled_mm,
+        notes="inside torch: cuBLASLt on Hopper, CUTLASS elsewhere",
     ),
     *linear_rows(AMPERE_ON, fp8=ADA_ON),
     Kernel(
@@ -266,12 +309,41 @@ ROWS = (
         dtypes=("bfloat16",),
         formats=("mxfp8", "nvfp4"),
         needs=("triton",),
+        refuse=refuse_block_scaled_mm,
         notes="inside torch: Blackwell's own block-scaled products; never run",
     ),
+    Kernel(
+        op="project",
+        name="scaled-mm",
+        build=build_scaled_mm_project,
+        fuses=IN_PROJECT,
+        notes=f"{PROJECT}; the product is torch's",
+        **SCALED_MM,
+    ),
+    Kernel(
+        op="finish",
+        name="cublas",
+        build=build_cublas_finish,
+        arch=("sm_90",),
+        dtypes=HALF,
+        needs=("triton",),
+        fuses=("pack_linear", "gate"),
+        notes="cuBLAS adds to the residual stream; the MLP's first product and its gate in one, by our own",
+    ),
+    Kernel(
+        op="finish",
+        name="scaled-mm",
+        build=build_scaled_mm_finish,
+        fuses=IN_FINISH,
+        notes=f"{FINISH}; these are our own, other products torch's",
+        **SCALED_MM,
+    ),
+    *layer_rows(AMPERE_ON, fp8=ADA_ON),
     Kernel(
         op="capture",
         name="cuda-graph",
         build=build_cuda_graph,
+        fresh=False,
         notes="a CUDA graph with memory of its own: the second call is recorded, later ones are replayed",
     ),
 )
@@ -315,4 +387,6 @@ CEILINGS = {
 
 @hookimpl
 def cosmos3_backend() -> Backend:
-    return Backend(name="cuda", torch_device="cuda", collectives="nccl", probe=probe, kernels=ROWS, ceilings=CEILINGS)
+    return Backend(
+        name="cuda", torch_device="cuda", collectives="nccl", probe=probe, kernels=ROWS, ceilings=CEILINGS, api=2
+    )

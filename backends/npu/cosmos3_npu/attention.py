@@ -5,6 +5,7 @@ Both take fewer key heads than query heads as they come.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,14 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosmos3_core.contract import Segment
 from cosmos3_core.contract.attention import joined
 
-Segments = Sequence[tuple[Tensor, Tensor]]
+Segments = Sequence[Segment]
 
 CAUSAL = 2
 """The operator's `sparse_mode` for a causal mask that starts at the top left."""
 MASK_SIZE = 2048
 """Edge of the triangle that the operator tiles into a causal mask of any size."""
+
+
+@functools.cache
+def causal_mask(device: torch.device) -> Tensor:
+    """The triangle [MASK_SIZE, MASK_SIZE], True where it masks out: one for all layers."""
+    return torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.bool, device=device).triu(1)
 
 
 def sdpa(
@@ -41,9 +49,7 @@ def fusion(
     k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
     options = {}
     if causal:
-        # True is masked out.
-        mask = torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.bool, device=q_BSHD.device).triu(1)
-        options = {"atten_mask": mask, "sparse_mode": CAUSAL}
+        options = {"atten_mask": causal_mask(q_BSHD.device), "sparse_mode": CAUSAL}
     out_BSHD, peak, total, *_ = torch_npu.npu_fusion_attention(
         q_BSHD, k_BTKD, v_BTKD, q_BSHD.shape[2], "BSND", scale=1 / math.sqrt(q_BSHD.shape[3]), **options
     )

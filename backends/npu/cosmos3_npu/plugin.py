@@ -87,4 +87,4 @@ ROWS = (
 
 @hookimpl
 def cosmos3_backend() -> Backend:
-    return Backend(name="npu", torch_device="npu", collectives="hccl", probe=probe, kernels=ROWS)
+    return Backend(name="npu", torch_device="npu", collectives="hccl", probe=probe, kernels=ROWS, api=2)

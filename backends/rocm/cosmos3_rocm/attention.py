@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cosmos3_core.contract import Attention
+from cosmos3_core.contract import Attention, Segment
 from cosmos3_core.contract.attention import joined
 
-Segments = Sequence[tuple[Tensor, Tensor]]
+Segments = Sequence[Segment]
 
 
 def sdpa_flash(

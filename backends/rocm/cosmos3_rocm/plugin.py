@@ -122,4 +122,6 @@ CEILINGS = {
 
 @hookimpl
 def cosmos3_backend() -> Backend:
-    return Backend(name="rocm", torch_device="cuda", collectives="nccl", probe=probe, kernels=ROWS, ceilings=CEILINGS)
+    return Backend(
+        name="rocm", torch_device="cuda", collectives="nccl", probe=probe, kernels=ROWS, ceilings=CEILINGS, api=2
+    )

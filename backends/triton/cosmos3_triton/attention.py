@@ -29,12 +29,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from cosmos3_core.contract import Segment
 from cosmos3_core.contract.attention import joined
 
 from .products import ROUND
 from .tables import Table
 
-Segments = Sequence[tuple[Tensor, Tensor]]
+Segments = Sequence[Segment]
 
 LOG2_E = math.log2(math.e)
 LN_2 = tl.constexpr(math.log(2))
@@ -485,7 +486,9 @@ def build_fp8(table: Table, *, int8: bool) -> EightBit:
     return EightBit(table, INT8 if int8 else E4M3, E4M3)
 
 
-def first_and_last(q_BSHD: Tensor, segments: Segments, causal: bool) -> Segments:
+def first_and_last(
+    q_BSHD: Tensor, segments: Segments, causal: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """All segments but the last joined, and the last; twice the same where there is one. ValueError as `joined`."""
     last = joined(q_BSHD, segments[-1:], causal and len(segments) == 1)
     return (joined(q_BSHD, segments[:-1], causal) if len(segments) > 1 else last), last

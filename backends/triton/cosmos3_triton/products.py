@@ -18,7 +18,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from cosmos3_core.contract import Quantized
 from cosmos3_core.quant import ELEMENTS, FORMATS, Format
 from cosmos3_core.quant.numerics import Packed
 
@@ -94,13 +93,23 @@ def dense(x_MI: Tensor) -> Tensor:
     return x_MI if x_MI.stride(1) == 1 else x_MI.contiguous()
 
 
-def empty_rows(x: Tensor, width: int, format: str) -> Quantized:
+@dataclass(frozen=True)
+class Rows:
+    """Rows in int8 or e4m3: x_MI = values_MI · scale_M1, with fp32 scales. `dtype` is what x had, and what a product of
+    it will have."""
+
+    values_MI: Tensor
+    scale_M1: Tensor
+    dtype: torch.dtype
+
+
+def empty_rows(x: Tensor, width: int, format: str) -> Rows:
     """As many rows as x has, of a width of their own, to be written in format "int8" or "fp8"."""
     values_MI = torch.empty(x.shape[0], width, dtype=VALUES[FORMATS[format].element], device=x.device)
-    return Quantized(values_MI, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
+    return Rows(values_MI, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
 
 
-def quantize_rows(x_MI: Tensor, format: str) -> Quantized:
+def quantize_rows(x_MI: Tensor, format: str) -> Rows:
     """The activations of formats "int8" and "fp8": one read, one write.
 
     Rows may lie at any distance. Equal to `quant.numerics.pack`, but for values within fp32 rounding of a tie.

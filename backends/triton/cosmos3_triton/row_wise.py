@@ -6,15 +6,16 @@ can, and computes in fp32. Row numbers are 64 bits wide, because a video's activ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cosmos3_core.contract import Gate, NormRope, NormSilu, Quantized, RmsNorm
+from cosmos3_core.contract import Gate, NormRope, NormSilu, RmsNorm
 
-from .products import dense, eight_bits, empty_rows
+from .products import Rows, dense, eight_bits, empty_rows
 from .tables import Table
 
 
@@ -182,7 +183,20 @@ def _norm_silu(
 
 
 def build_rms_norm(table: Table) -> RmsNorm:
-    """The sum, its norm, and where they are asked for its rows in 8 bits: in one pass."""
+    """The sum and its norm in one pass."""
+    rows = norm_rows(table)
+
+    def rms_norm(
+        x_MI: Tensor, weight_I: Tensor, *, eps: float, residual_MI: Tensor | None = None, weight_fp32: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        return rows(x_MI, weight_I, eps=eps, residual_MI=residual_MI, weight_fp32=weight_fp32)
+
+    return rms_norm
+
+
+def norm_rows(table: Table) -> Callable[..., tuple[Any, Tensor]]:
+    """As contract.RmsNorm; with a `format` the first result is `Rows` in it: just what rounding it to the dtype and then
+    quantizing its rows gives."""
     warps = table.launch("rms_norm").warps
 
     def rms_norm(
@@ -193,7 +207,7 @@ def build_rms_norm(table: Table) -> RmsNorm:
         residual_MI: Tensor | None = None,
         weight_fp32: bool = False,
         format: str = "none",
-    ) -> tuple[Tensor | Quantized, Tensor]:
+    ) -> tuple[Tensor | Rows, Tensor]:
         rows, width = x_MI.shape
         x_MI = dense(x_MI)
         y = x_MI.new_empty(rows, width) if format == "none" else empty_rows(x_MI, width, format)
@@ -256,12 +270,22 @@ def build_norm_rope(table: Table) -> NormRope:
 
 
 def build_gate(table: Table) -> Gate:
-    """In place, unless it quantizes: the result is the first half of x, or all of it. Writing it elsewhere is 1%
-    faster, and takes half the memory of the largest tensor again. To quantize it a program has a whole row, for its
-    largest element."""
+    """One pass, in place."""
+    rows = gate_rows(table)
+
+    def gate(x_MI: Tensor, *, activation: str) -> Tensor:
+        return rows(x_MI, activation=activation)
+
+    return gate
+
+
+def gate_rows(table: Table) -> Callable[..., Any]:
+    """As contract.Gate; with a `format` the result is `Rows` in it. In place, unless it quantizes: the result is the
+    first half of x, or all of it. Writing it elsewhere is 1% faster, and takes half the memory of the largest tensor
+    again. To quantize it a program has a whole row, for its largest element."""
     plain, whole = table.launch("gate"), table.launch("gate_rows")
 
-    def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Quantized:
+    def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Rows:
         silu = activation == "silu"
         rows, width = x_MI.shape[0], x_MI.shape[1] // (2 if silu else 1)
         x_MI, block = dense(x_MI), triton.next_power_of_2(width)
@@ -329,9 +353,9 @@ def build_norm_silu(table: Table) -> NormSilu:
     return norm_silu
 
 
-def _parts(y: Tensor | Quantized) -> tuple[Tensor, Tensor | None]:
+def _parts(y: Tensor | Rows) -> tuple[Tensor, Tensor | None]:
     """What a kernel writes: the values, and their scales if they have any."""
-    return (y.values_MI, y.scale_M1) if isinstance(y, Quantized) else (y, None)
+    return (y.values_MI, y.scale_M1) if isinstance(y, Rows) else (y, None)
 
 
 def _tokens(x_BSHD: Tensor) -> tuple[Tensor, int]:

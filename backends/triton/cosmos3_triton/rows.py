@@ -57,17 +57,15 @@ def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[s
     )
 
 
-def row_wise_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
+def row_wise_rows(arch: tuple[str, ...]) -> tuple[Kernel, ...]:
     """The ops that go over rows once: norms, rotation, gate, and the embedding of patches."""
     common: dict[str, Any] = {"name": "triton", "arch": arch, "needs": ("triton",)}
-    eight_bits: dict[str, Any] = {"formats": ("none", "int8", "fp8"), "refuse": _refuse_fp8_without(fp8)}
     return (
         Kernel(
             op="rms_norm",
             build=_build("row_wise", "build_rms_norm"),
-            notes="residual, norm, 8-bit rows and both results in one pass",
+            notes="residual, norm and both results in one pass",
             **common,
-            **eight_bits,
         ),
         Kernel(
             op="norm_rope",
@@ -79,9 +77,8 @@ def row_wise_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kerne
         Kernel(
             op="gate",
             build=_build("row_wise", "build_gate"),
-            notes="one pass, in place but for 8-bit rows",
+            notes="one pass, in place",
             **common,
-            **eight_bits,
         ),
         Kernel(
             op="patch_embed",
@@ -107,7 +104,7 @@ def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel,
             name="triton-scaled-mm",
             build=_build("linears", "build_scaled_mm"),
             formats=("int8", "fp8"),
-            refuse=_refuse_fp8_without(fp8),
+            refuse=refuse_8_bits(fp8),
             notes="scales in the epilogue",
             **common,
         ),
@@ -115,10 +112,55 @@ def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel,
             name="triton-a16",
             build=_build("linears", "build_a16"),
             formats=("w4a16", "nvfp4a16", "mxfp4a16"),
+            refuse=refuse_4_bits,
             notes="few rows are multiplied with 4-bit weights as they are, many with a 16-bit copy",
             **common,
         ),
     )
+
+
+def layer_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
+    """The two halves of a decoder layer in 8 bits, with our own products."""
+    common: dict[str, Any] = {
+        "name": "triton-scaled-mm",
+        "formats": ("int8", "fp8"),
+        "arch": arch,
+        "dtypes": HALF,
+        "needs": ("triton",),
+        "refuse": refuse_8_bits(fp8),
+    }
+    return (
+        Kernel(op="project", build=_build("layers", "build_project"), notes=PROJECT, fuses=IN_PROJECT, **common),
+        Kernel(op="finish", build=_build("layers", "build_finish"), notes=FINISH, fuses=IN_FINISH, **common),
+    )
+
+
+IN_PROJECT, IN_FINISH = ("rms_norm", "pack_linear"), ("rms_norm", "pack_linear", "gate")
+"""What the halves do themselves in 8 bits."""
+PROJECT = "the norm's rows come in 8 bits"
+FINISH = (
+    "rows between the ops are in 8 bits; where the architecture has the kernels, the MLP's first product applies the "
+    "gate, and products add to the residual stream"
+)
+
+
+def refuse_8_bits(fp8: tuple[str, ...]) -> Refuse:
+    """Why a layer's products cannot be in 8 bits; `fp8` are the architectures with floats of 8 bits."""
+
+    def refuse(ask: Ask) -> str | None:
+        if ask.format == "fp8" and ask.device.arch not in fp8:
+            return f"{ask.device.arch} has no 8-bit floats; int8 is served"
+        return uneven(ask, 16)
+
+    return refuse
+
+
+def uneven(ask: Ask, multiple: int) -> str | None:
+    """Why the matrices of this model's layers cannot be packed, where their sides have to be multiples of a number."""
+    sides = {"hidden": ask.hidden, "inner": ask.inner, "query": ask.heads * ask.head_dim}
+    if found := [f"{name} width is {side}" for name, side in sides.items() if side % multiple]:
+        return f"packs features in multiples of {multiple} in {ask.format}, and this model's {found[0]}"
+    return None
 
 
 def refuse_head_dim(ask: Ask) -> str | None:
@@ -133,13 +175,8 @@ def refuse_norm_rope(ask: Ask) -> str | None:
     return None
 
 
-def _refuse_fp8_without(fp8: tuple[str, ...]) -> Refuse:
-    def refuse(ask: Ask) -> str | None:
-        if ask.format == "fp8" and ask.device.arch not in fp8:
-            return f"{ask.device.arch} has no 8-bit floats; int8 is served"
-        return None
-
-    return refuse
+def refuse_4_bits(ask: Ask) -> str | None:
+    return uneven(ask, 128)
 
 
 def _build(module: str, name: str) -> Callable[[Device], Any]:

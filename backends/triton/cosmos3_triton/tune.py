@@ -21,11 +21,11 @@ import torch
 import triton
 from torch import Tensor
 
-from cosmos3_core.contract import GROUP, Backend, Device, Quantized, Unavailable
+from cosmos3_core.contract import GROUP, Backend, Device, Residual, Segment, Unavailable
 
-from . import linears, patch_embed, row_wise, segments
+from . import layers, linears, patch_embed, row_wise, segments
 from .attention import Flash, build_fp8, build_int8
-from .products import quantize_rows
+from .products import Rows, quantize_rows, scaled_mm
 from .tables import KERNELS, OPTIONAL, Launch, Launches, Table, measured_here, read, table, triton_version, written
 
 LESS = 0.99
@@ -61,11 +61,11 @@ class Inputs:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device, generator=self.stream).bfloat16()
 
-    def attention(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def attention(self) -> tuple[Tensor, list[Segment]]:
         s = self.sizes
         q_BSHD, (text, media) = self.normal(1, s.tokens, s.heads, s.head_dim), (s.text, s.tokens)
         kv = [[self.normal(1, length, s.kv_heads, s.head_dim) for _ in "kv"] for length in (text, media)]
-        return q_BSHD, [tuple(pair) for pair in kv]
+        return q_BSHD, [Segment(*pair) for pair in kv]
 
     def add_segment(self, table: Table) -> Callable[[], Any]:
         (q_BSHD, ((k, v), _)), s = self.attention(), self.sizes
@@ -82,16 +82,28 @@ class Inputs:
     def matrices(self, rows: int, out: int, width: int) -> tuple[Tensor, Tensor]:
         return self.normal(rows, width), self.normal(out, width) / width**0.5
 
-    def packed(self, build: Callable, format: str, out: int, table: Table, rows: int) -> Callable[[], Any]:
+    def product(self, format: str, out: int, table: Table, rows: int) -> Callable[[], Any]:
+        """Of a layer's matrix, which applies the gate where it makes [gate | up], with rows in its format."""
         x, weight = self.matrices(rows, out, self.sizes.hidden)
-        product = build(table)(weight, None, format=format)
+        matrix = layers.packed(weight, format, table, scaled_mm)
         if out == 2 * self.sizes.inner:
-            product = product.gated()
-        return partial(product, quantize_rows(x, format) if format in ("int8", "fp8") else x)
+            matrix = layers.with_gate(matrix, "silu", table)
+        return partial(matrix, x if format == "none" else quantize_rows(x, format))
+
+    def a16_mm(self, table: Table, rows: int) -> Callable[[], Any]:
+        x, weight = self.matrices(rows, self.sizes.hidden, self.sizes.hidden)
+        return partial(linears.build_a16(table)(weight, None, format="w4a16"), x)
 
     def adding_mm_8bit(self, table: Table) -> Callable[[], Any]:
-        product = self.packed(linears.build_scaled_mm, "fp8", self.sizes.hidden, table, self.sizes.tokens)
-        return partial(product, residual_MO=self.normal(self.sizes.tokens, self.sizes.hidden))
+        x, weight = self.matrices(self.sizes.tokens, self.sizes.hidden, self.sizes.hidden)
+        matrix = layers.Eight(weight, "fp8", table, scaled_mm)
+        residual, rows = Residual(self.normal(self.sizes.tokens, self.sizes.hidden)), quantize_rows(x, "fp8")
+
+        def call() -> Tensor:
+            matrix.add(residual, rows)
+            return residual.x_MI
+
+        return call
 
     def patch_embed(self, table: Table) -> Callable[[], Any]:
         s = self.sizes
@@ -111,9 +123,9 @@ class Inputs:
             return lambda: row_wise.build_norm_silu(table)(x, weight)
         if kernel == "rms_norm":
             x, added, weight = (self.normal(*shape) for shape in [(s.tokens, s.hidden)] * 2 + [(s.hidden,)])
-            return lambda: row_wise.build_rms_norm(table)(x, weight, eps=1e-6, residual_MI=added)
+            return lambda: row_wise.norm_rows(table)(x, weight, eps=1e-6, residual_MI=added)
         x, format = self.normal(s.tokens, 2 * s.inner), "int8" if kernel == "gate_rows" else "none"
-        return lambda: row_wise.build_gate(table)(x, activation="silu", format=format)
+        return lambda: row_wise.gate_rows(table)(x, activation="silu", format=format)
 
     def call(self, kernel: str, table: Table, rows: int) -> Callable[[], Any]:
         """The kernel as `table` launches it, on so many rows where it is for a number of rows. What the first call
@@ -124,13 +136,14 @@ class Inputs:
             eight_bit = build_int8 if self.int8 else partial(build_fp8, int8=False)
             return partial((Flash if kernel == "flash" else eight_bit)(table), *self.attention())
         products = {
-            "scaled_mm": (linears.build_scaled_mm, "int8", s.hidden),  # on most, torch has a faster one for fp8
-            "gated_mm_8bit": (linears.build_scaled_mm, "fp8", 2 * s.inner),
-            "gated_mm_16bit": (linears.build_unscaled, "none", 2 * s.inner),
-            "a16_mm": (linears.build_a16, "w4a16", s.hidden),
+            "scaled_mm": ("int8", s.hidden),  # on most, torch has a faster one for fp8
+            "gated_mm_8bit": ("fp8", 2 * s.inner),
+            "gated_mm_16bit": ("none", 2 * s.inner),
         }
         if kernel in products:
-            return self.packed(*products[kernel], table, rows)
+            return self.product(*products[kernel], table, rows)
+        if kernel == "a16_mm":
+            return self.a16_mm(table, rows)
         if kernel in ("add_segment", "adding_mm_8bit", "patch_embed"):
             return getattr(self, kernel)(table)
         return self.row_wise(kernel, table)
@@ -182,7 +195,7 @@ def equal(found: Any, expected: Any) -> bool:
     """Whether two results are the same but for rounding."""
     if isinstance(expected, (tuple, list)):
         return all(equal(*pair) for pair in zip(found, expected, strict=True))
-    if isinstance(expected, Quantized):
+    if isinstance(expected, Rows):
         found, expected = found.values_MI, expected.values_MI
     if expected is None:
         return found is None

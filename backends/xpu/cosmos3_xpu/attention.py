@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosmos3_core.contract import Segment
 from cosmos3_core.contract.attention import joined, log_sum_exp
 
 
 def sdpa(
-    q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], *, causal: bool = False, want_lse: bool = False
+    q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """See contract.ops.Attention. The fused kernel takes fewer key heads than query heads as they come;
     oneDNN computes a log-sum-exp for a backward pass only, so that one is made explicitly."""

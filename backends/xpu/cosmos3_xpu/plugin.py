@@ -89,4 +89,6 @@ CEILINGS = {
 
 @hookimpl
 def cosmos3_backend() -> Backend:
-    return Backend(name="xpu", torch_device="xpu", collectives="xccl", probe=probe, kernels=ROWS, ceilings=CEILINGS)
+    return Backend(
+        name="xpu", torch_device="xpu", collectives="xccl", probe=probe, kernels=ROWS, ceilings=CEILINGS, api=2
+    )

@@ -1,0 +1,192 @@
+"""The two halves of a decoder layer, fused over ops: norm and gate hand rows in 8 bits to the product behind them, the
+MLP's first product applies its gate, and a product adds its result to the residual stream.
+
+In 16 bits the products are torch's, but for the one with the gate. Which of these an architecture has is in its table:
+where there is no launch of a product that gates or adds, the gate is a kernel of its own, and the next norm adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosmos3_core.contract import (
+    Finish,
+    FinishWeights,
+    Layer,
+    Ops,
+    PackFinish,
+    PackProject,
+    Project,
+    Projected,
+    ProjectWeights,
+    Residual,
+)
+
+from .linears import RowScaled
+from .products import ADDING, Rows, gated_order, scaled_mm
+from .row_wise import gate_rows, norm_rows
+from .tables import Table
+
+Product = Callable[..., Tensor]
+"""As products.scaled_mm."""
+
+
+class Sixteen:
+    """A weight in format "none", by torch. `takes` is the format of the rows that a matrix multiplies. `add` adds a
+    product to the stream's x, in place, or returns it for whoever reads the stream next."""
+
+    takes = "none"
+
+    def __init__(self, weight_OI: Tensor):
+        self.weight_OI = weight_OI
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return F.linear(x_MI, self.weight_OI)
+
+    def add(self, residual: Residual, x_MI: Tensor) -> None:
+        residual.x_MI.addmm_(x_MI, self.weight_OI.t())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight_OI}
+
+
+class Eight:
+    """Formats "int8" and "fp8", by `product`; what is added to the stream is a product of our own."""
+
+    def __init__(self, weight_OI: Tensor, format: str, table: Table, product: Product):
+        self.linear, self.takes, self.table = RowScaled(weight_OI, None, format, table, product), format, table
+        self.adds = table.launch(ADDING) is not None
+
+    def __call__(self, x_MI: Tensor | Rows) -> Tensor:
+        return self.linear.multiply(self.linear.rows(x_MI))
+
+    def add(self, residual: Residual, x_MI: Tensor | Rows) -> Tensor | None:
+        rows = self.linear.rows(x_MI)
+        if not self.adds:
+            return self.linear.multiply(rows)
+        operands = (rows.values_MI, self.linear.values_OI, rows.scale_M1, self.linear.scale_O1, None, rows.dtype)
+        scaled_mm(*operands, self.table, residual_MO=residual.x_MI)
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.linear.tensors()
+
+
+class Gated:
+    """The weight of [gate | up], whose product with tensors or rows is silu(gate)·up, I wide and rounded once. Its rows
+    lie in an order of their own."""
+
+    def __init__(self, matrix: Sixteen | Eight, order: Tensor, table: Table):
+        self.matrix, self.takes, self.table = matrix, matrix.takes, table
+        if isinstance(matrix, Sixteen):
+            matrix.weight_OI = matrix.weight_OI[order]
+        else:  # bytes, because torch cannot gather 8-bit floats
+            values_OI = matrix.linear.values_OI
+            matrix.linear.values_OI = values_OI.view(torch.uint8)[order].view(values_OI.dtype)
+            matrix.linear.scale_O1 = matrix.linear.scale_O1[order]
+
+    def __call__(self, x_MI: Tensor | Rows) -> Tensor:
+        if isinstance(self.matrix, Sixteen):
+            operands: tuple[Any, ...] = (x_MI.contiguous(), self.matrix.weight_OI, None, None, None, x_MI.dtype)
+        else:
+            linear, rows = self.matrix.linear, self.matrix.linear.rows(x_MI)
+            operands = (rows.values_MI, linear.values_OI, rows.scale_M1, linear.scale_O1, None, rows.dtype)
+        return scaled_mm(*operands, self.table, gated=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.matrix.tensors()
+
+
+def packed(weight_OI: Tensor, format: str, table: Table, product: Product) -> Sixteen | Eight:
+    return Sixteen(weight_OI) if format == "none" else Eight(weight_OI, format, table, product)
+
+
+def with_gate(matrix: Sixteen | Eight, activation: str, table: Table) -> Sixteen | Eight | Gated:
+    """The matrix of [gate | up] so that it applies the gate, where a kernel does that for it."""
+    values = matrix.weight_OI if isinstance(matrix, Sixteen) else matrix.linear.values_OI
+    order = gated_order(values, table) if activation == "silu" else None
+    return matrix if order is None else Gated(matrix, order, table)
+
+
+class FusedProject:
+    """contract.Project in 8 bits: the norm's rows come quantized. Rotation is the plan's."""
+
+    def __init__(self, weights: ProjectWeights, layer: Layer, ops: Ops, qkv: Eight, table: Table):
+        self.layer, self.ops, self.qkv, self.norm = layer, ops, qkv, norm_rows(table)
+        self.norm_I, self.norm_q_D, self.norm_k_D = weights.norm_I, weights.norm_q_D, weights.norm_k_D
+        self.norm_k_for_gen_D = weights.norm_k_for_gen_D
+
+    def __call__(self, residual: Residual, cos_BSD: Tensor, sin_BSD: Tensor) -> Projected:
+        c, stream = self.layer, residual
+        options: dict[str, Any] = {"eps": c.eps, "weight_fp32": c.weight_fp32}
+        h, stream.x_MI = self.norm(
+            stream.x_MI, self.norm_I, residual_MI=stream.delta_MI, format=self.qkv.takes, **options
+        )
+        stream.delta_MI = None
+        heads = self.qkv(h).view(len(cos_BSD), -1, c.heads + 2 * c.kv_heads, c.head_dim)
+        del h
+        q, k, v = heads.split([c.heads, c.kv_heads, c.kv_heads], dim=2)
+        normed: list[tuple[Tensor, Tensor | None]] = [(q, self.norm_q_D), (k, self.norm_k_D)]
+        if self.norm_k_for_gen_D is not None:
+            normed.append((k, self.norm_k_for_gen_D))
+        q, k, *k_for_gen = self.ops.norm_rope(normed, cos_BSD, sin_BSD, **options)
+        return Projected(q, k, v, k_for_gen[0] if k_for_gen else None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        norms = {"norm": self.norm_I, "norm_q": self.norm_q_D, "norm_k": self.norm_k_D}
+        norms["norm_k_for_gen"] = self.norm_k_for_gen_D
+        return _named({"qkv": self.qkv}) | {name: norm for name, norm in norms.items() if norm is not None}
+
+
+class FusedFinish:
+    """contract.Finish. In 16 bits the norm is the plan's."""
+
+    def __init__(self, weights: FinishWeights, layer: Layer, ops: Ops, format: str, table: Table, product: Product):
+        pack = partial(packed, format=format, table=table, product=product)
+        self.layer, self.norm_I, self.gate = layer, weights.norm_I, gate_rows(table)
+        self.out, self.down = pack(weights.out_OI), pack(weights.down_OI)
+        self.up = with_gate(pack(weights.up_OI), layer.activation, table)
+        self.norm = ops.rms_norm if format == "none" else partial(norm_rows(table), format=format)
+
+    def __call__(self, residual: Residual, attended_BSHD: Tensor) -> None:
+        c, stream = self.layer, residual
+        stream.delta_MI = self.out.add(stream, attended_BSHD.reshape(len(stream.x_MI), -1))
+        h, stream.x_MI = self.norm(
+            stream.x_MI, self.norm_I, eps=c.eps, residual_MI=stream.delta_MI, weight_fp32=c.weight_fp32
+        )
+        stream.delta_MI = None
+        h = self.up(h)
+        if not isinstance(self.up, Gated):
+            h = self.gate(h, activation=c.activation, format=self.down.takes)
+        stream.delta_MI = self.down.add(stream, h)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return _named({"out": self.out, "up": self.up, "down": self.down}) | {"norm": self.norm_I}
+
+
+def _named(matrices: dict[str, Any]) -> dict[str, Tensor]:
+    return {f"{name}.{part}": held for name, matrix in matrices.items() for part, held in matrix.tensors().items()}
+
+
+def build_project(table: Table, product: Product = scaled_mm) -> PackProject:
+    """Formats "int8" and "fp8"."""
+
+    def project(weights: ProjectWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Project:
+        return FusedProject(weights, layer, ops, Eight(weights.qkv_OI, format, table, product), table)
+
+    return project
+
+
+def build_finish(table: Table, product: Product = scaled_mm) -> PackFinish:
+    """Formats "none", "int8" and "fp8"."""
+
+    def finish(weights: FinishWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Finish:
+        return FusedFinish(weights, layer, ops, format, table, product)
+
+    return finish
