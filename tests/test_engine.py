@@ -11,7 +11,6 @@ import sys
 import weakref
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import peer
 import pytest
@@ -21,7 +20,7 @@ from alive import Alive
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import open_tensors, save_tensors
-from cosmos3_core.contract import InputError, Kernel, Tuning
+from cosmos3_core.contract import Bytes, InputError, Kernel, Tuning
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.model import weights as layout
 from cosmos3_core.plan import Want, resolve
@@ -76,9 +75,9 @@ def finish(running: Engine, state: State) -> torch.Tensor:
 
 def parameters(tower: str) -> int:
     """How many values a tower's decoder layers have."""
-    config = open_model("tiny").config
-    slots = [layout.layer_slots(config, i, media=tower == "generation") for i in range(config.num_hidden_layers)]
-    return sum(math.prod(slot.shape) for layer in slots for slot in layer if len(slot.shape) == 2)
+    config, media = open_model("tiny").config, tower == "generation"
+    slots = [layout.layer_slots(config, i, media=media) for i in range(config.num_hidden_layers)]
+    return sum(math.prod(slot.shape) for layer in slots for slot in layer)
 
 
 def interrupt(*_):
@@ -335,16 +334,10 @@ def test_the_components_of_a_resident_engine_stay(loaded, tmp_path):
 def test_idle_memory_is_given_back_between_parts(monkeypatch, loaded, resident):
     """After the prompts, the steps and the decode, if there is much; the components that stay are not idle."""
     given, idle = [], 3 << 30
-    fakes = {
-        "is_available": lambda: True,
-        "current_accelerator": lambda: SimpleNamespace(type="cpu"),
-        "memory_reserved": lambda: idle + (1 << 30),
-        "memory_allocated": lambda: 1 << 30,
-        "empty_cache": lambda: given.append(loaded.alive),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.accelerator, name, fake)
     running = engine(resident=resident)
+    memory = running.target.ops.memory
+    monkeypatch.setattr(memory, "used", lambda device: Bytes(1 << 30, (1 << 30) + idle))
+    monkeypatch.setattr(memory, "empty", lambda device: given.append(loaded.alive))
     list(running.finish(finish_state(running, running.start(request(steps=1)))))
     parts = ["understanding", "generation", "vae decoder"]
     assert given == [sorted(parts[:done]) if resident else [] for done in (1, 2, 3)]

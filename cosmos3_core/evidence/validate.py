@@ -106,8 +106,8 @@ def _answer(
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
             drawn = worker.are_random(question.candidate.model, random_weights)
             model = {"weights": "random" if drawn else "checkpoint"}
-            found = {"noise_sha256": sha256_file(noise), "fingerprint": then, "measurements": raw}
-            record = _record(question, model, found | {"comparisons": compared})
+            told = {"noise_sha256": sha256_file(noise), "fingerprint": then, "measurements": raw}
+            record = _record(question, model, told | {"comparisons": compared})
             records.write(recipe, record)
             yield recipe, record
 

@@ -95,10 +95,10 @@ class TransformerConfig:
     timestep_scale: float = 0.001
     unified_3d_mrope_temporal_modality_margin: int = 15000
     sound_gen: bool = False
-    sound_dim: int | None = None
+    sound_dim: int = 0
     sound_latent_fps: float = 25.0
     action_gen: bool = False
-    action_dim: int | None = None
+    action_dim: int = 0
     num_embodiment_domains: int = 32
 
     @property
@@ -118,9 +118,14 @@ class TransformerConfig:
     @property
     def layer(self) -> Layer:
         """A decoder layer's numbers, for the composites."""
-        heads = {"heads": self.num_attention_heads, "kv_heads": self.num_key_value_heads, "head_dim": self.head_dim}
-        norm = {"eps": self.rms_norm_eps, "weight_fp32": self.weight_fp32_norm}
-        return Layer(**heads, **norm, activation=self.hidden_act)
+        return Layer(
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            eps=self.rms_norm_eps,
+            weight_fp32=self.weight_fp32_norm,
+            activation=self.hidden_act,
+        )
 
     @property
     def gated(self) -> bool:
@@ -166,11 +171,11 @@ class TransformerConfig:
     def _check(self, source: str) -> None:
         problems = []
         for field in fields(self):
-            value, kind = getattr(self, field.name), field.type.removesuffix(" | None")
-            if kind in ("int", "float") and value is not None:
+            value, kind = getattr(self, field.name), field.type
+            if kind in ("int", "float"):
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     problems.append(f"{field.name} is {value!r}, not a number")
-                elif kind == "int" and (not isinstance(value, int) or value <= 0):
+                elif kind == "int" and (not isinstance(value, int) or value < min(field.default, 1)):
                     problems.append(f"{field.name} is {value!r}, not a positive whole number")
                 elif not 0 < value < math.inf:
                     problems.append(f"{field.name} is {value!r}, not a positive number")
@@ -267,4 +272,4 @@ class VaeConfig:
                 raise ValueError(f"{key} is not {data['z_dim']} numbers")
         if min(stats["latents_std"]) <= 0:
             raise ValueError("latents_std is not positive")
-        return cls(**widths, **stats)
+        return cls(**widths, latents_mean=stats["latents_mean"], latents_std=stats["latents_std"])

@@ -29,10 +29,10 @@ def weights(config: TransformerConfig, dtype: str, format: str = "none", kept_la
     text_norms = norms + 2 * c.head_dim * c.qk_norm_for_text + c.head_dim * c.und_norm_for_gen
     media = kept_layers * kept + (c.num_hidden_layers - kept_layers) * quantized
     heads = 2 * hidden * c.patch_dim + hidden + c.patch_dim + hidden
-    if c.sound_dim and c.sound_gen:
+    if c.sound_gen:
         heads += 2 * hidden * c.sound_dim + 2 * hidden + c.sound_dim
     action = 0
-    if c.action_dim and c.action_gen:
+    if c.action_gen:
         action = c.num_embodiment_domains * (2 * hidden * c.action_dim + hidden + c.action_dim) + hidden
     return {
         "understanding": c.num_hidden_layers * (quantized + size * text_norms),
