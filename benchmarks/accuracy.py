@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,10 +44,15 @@ from .common import TransformerWeights, report_all, request_of
 from .step import KERNEL, SCHEDULER, pairs, relative_error, wanted
 
 Part = Callable[[str, str], bool]
+
+
+def _ends(kind: str, tower: str, key: str) -> bool:
+    return tower == "generation" and key.endswith(kind)
+
+
 PARTS: dict[str, Part] = {
     "text tower": lambda tower, key: tower == "understanding",
-    **{f"media {kind}": lambda tower, key, kind=kind: tower == "generation" and key.endswith(kind)
-       for kind in (".qkv", ".out", ".up", ".down")},
+    **{f"media {kind}": partial(_ends, kind) for kind in (".qkv", ".out", ".up", ".down")},
     "media first 4 layers": lambda tower, key: tower == "generation" and int(key.partition(".")[0]) < 4,
     "media last 4 layers": lambda tower, key: tower == "generation" and int(key.partition(".")[0]) >= 32,
 }  # fmt: skip
@@ -131,8 +137,8 @@ class Parts(TransformerWeights):
                 return target.ops.pack_linear(weight_OI, bias_O, format=format)
             return target.kept.pack_linear(weight_OI, bias_O)
 
-        composed = {"project": layers.project, "finish": layers.finish}
-        return dataclasses.replace(whole, ops=dataclasses.replace(target.ops, pack_linear=pack_linear, **composed))
+        composed = dataclasses.replace(target.ops, project=layers.project, finish=layers.finish)
+        return dataclasses.replace(whole, ops=dataclasses.replace(composed, pack_linear=pack_linear))
 
 
 class Case:
@@ -151,12 +157,13 @@ class Case:
         self, plan: Plan, *, part: Part | None = None, keep: int | None = None, steps: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(velocity of the first step, latents after `steps`)."""
-        files, weights = Random(self.model.config, self.device, self.args.outliers), None
+        files = Random(self.model.config, self.device, self.args.outliers)
+        weights = TransformerWeights(self.model, files)
         if part is not None:
             weights = Parts(self.model, files, part)
         elif keep is not None:
             weights = Keeping(self.model, files, keep)
-        engine = Engine(self.model, plan, weights=weights or TransformerWeights(self.model, files))
+        engine = Engine(self.model, plan, weights=weights)
         state = engine.start(self.request(steps), Inputs(self.prompt, [], None, [self.noise]))
         (first,) = engine.predict([state])
         engine.advance(state, first)

@@ -59,15 +59,23 @@ class Measured:
 
 def job_of(width: int, height: int, frames: int) -> Job:
     prompt, negative = TEXT
-    numbers = {"width": width, "height": height, "frames": frames, "steps": 35, "guidance": 6.0, "guided_steps": 35}
-    return Job(**numbers, prompt_tokens=prompt, negative_tokens=negative)
+    return Job(
+        width=width,
+        height=height,
+        frames=frames,
+        steps=35,
+        guidance=6.0,
+        guided_steps=35,
+        prompt_tokens=prompt,
+        negative_tokens=negative,
+    )
 
 
 def random_texts(c: TransformerConfig, device: str) -> list[TextContext]:
     texts = []
     for length in TEXT:
-        kv = [torch.randn(1, length, c.num_key_value_heads, c.head_dim, device=device).bfloat16() for _ in range(2)]
-        layers = (Segment(*(t.clone() for t in kv), static=True) for _ in range(c.num_hidden_layers))
+        k, v = (torch.randn(1, length, c.num_key_value_heads, c.head_dim, device=device).bfloat16() for _ in range(2))
+        layers = (Segment(k.clone(), v.clone(), static=True) for _ in range(c.num_hidden_layers))
         texts.append(TextContext(tuple(layers), length))
     return texts
 
@@ -101,6 +109,7 @@ def main() -> None:
     measure = Measured(target.ops.memory, device)
     texts = random_texts(model.config, device)
     tower = weights.generation(target)
+    results: dict[str, dict[str, Any]]
     results = {n: {"steps": steps(tower, texts, e.execution, device, measure)} for n, e in estimates.items()}
     del tower
     vae = weights.vae(target, "decoder")

@@ -96,8 +96,8 @@ def peaks(decode: Callable[[], Any], weights: int, memory: Memory, torch_device:
     memory.peak(device, reset=True)
     before = memory.used(device)._asdict()
     decode()
-    peak = peak_device_memory(memory, device)
-    return {name: peak[name] - bytes_before + weights for name, bytes_before in before.items()}
+    peak = peak_device_memory(memory, device) or {}
+    return {name: (peak[name] or 0) - (before[name] or 0) + weights for name in before}
 
 
 def contestants(ours: Decode, theirs, latents: Tensor) -> dict[str, Callable[[], Any]]:
@@ -113,8 +113,10 @@ def main() -> None:
     plan, device = resolve(Want.of(describe("nano").config, "bfloat16"), backend, found), backend.torch_device
     config, ops = published(), plan.build_ops()
     weights = random_weights(config, device)
-    options = {"source": "the VAE", "device": device, "dtype": torch.bfloat16, "halves": ("decoder",)}
-    vae = VideoVAE.load(config, weights.items(), ops, **options)
+    halves = ("decoder",)
+    vae = VideoVAE.load(
+        config, weights.items(), ops, source="the VAE", device=device, dtype=torch.bfloat16, halves=halves
+    )
     theirs, exact = (diffusers_vae(config, weights, dtype) for dtype in (torch.bfloat16, torch.float32))
     size = sum(t.nbytes for n, t in weights.items() if n.startswith(("decoder.", "post_quant_conv.")))
     del weights

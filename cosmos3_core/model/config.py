@@ -171,11 +171,11 @@ class TransformerConfig:
     def _check(self, source: str) -> None:
         problems = []
         for field in fields(self):
-            value, kind = getattr(self, field.name), field.type
+            value, kind, default = getattr(self, field.name), field.type, getattr(type(self), field.name)
             if kind in ("int", "float"):
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     problems.append(f"{field.name} is {value!r}, not a number")
-                elif kind == "int" and (not isinstance(value, int) or value < min(field.default, 1)):
+                elif kind == "int" and (not isinstance(value, int) or value < min(default, 1)):
                     problems.append(f"{field.name} is {value!r}, not a positive whole number")
                 elif not 0 < value < math.inf:
                     problems.append(f"{field.name} is {value!r}, not a positive number")
