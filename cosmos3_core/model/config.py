@@ -177,7 +177,7 @@ class TransformerConfig:
                     problems.append(f"{field.name} is {value!r}, not a number")
                 elif kind == "int" and (not isinstance(value, int) or value < min(default, 1)):
                     problems.append(f"{field.name} is {value!r}, not a positive whole number")
-                elif not 0 < value < math.inf:
+                elif kind == "float" and not 0 < value < math.inf:
                     problems.append(f"{field.name} is {value!r}, not a positive number")
         axes = self.rope_axes_dim
         if not (isinstance(axes, tuple) and len(axes) == 3 and all(type(size) is int for size in axes)):
