@@ -58,7 +58,7 @@ class Engine:
         weights: Weights | None = None,
         on_stage: Callable[[str], None] = lambda name: None,
     ):
-        self.model, self.plan = model, plan
+        self.model, self.plan, self.resident = model, plan, resident
         self.target = plan.target()
         self.device = self.target.device
         self.tokenizer = model.tokenizer()
