@@ -79,7 +79,7 @@ def test_stages_follow_each_other_or_stay():
     assert list(stages) == ["read prompts", "encode input", "steps", "decode"]
     parts = counted.weights
     assert stages["read prompts"].weights == parts["understanding"] + parts["embedding"]
-    assert round(stages["steps"].weights / 1e9, 1) == 14.0  # spec 3.3: resident minimum while denoising
+    assert round(stages["steps"].weights / 1e9, 1) == 14.0  # docs/model.md, section 3.3
     assert stages["steps"].text_kv == 2 * 512 * 147_456
     resident = replace(counted, placement="resident").stages
     assert {stage.weights for stage in resident} == {sum(parts.values())}
