@@ -6,21 +6,16 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
-import re
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from command import cosmos3
-from installed import install
 
 from cosmos3_core.contract import OPS
 from cosmos3_core.testing import suite
 
 ROOT = Path(__file__).parents[1]
-GUIDE = ROOT / "docs" / "writing-a-backend.md"
 
 
 @pytest.fixture
@@ -298,25 +293,3 @@ def test_check_without_pytest_names_the_extra(acme, capsys, monkeypatch):
     )
     code, _, err = cosmos3(capsys, monkeypatch, "check", "--backend", "acme")
     assert code == 2 and 'pip install "cosmos3[test]"' in err
-
-
-# The guide -------------------------------------------------------------------------------------------------------
-
-
-def test_the_guides_backend_passes_the_kit(tmp_path):
-    """Copied from the page into files, installed, checked with the command the page names, in a process of its own."""
-    page = GUIDE.read_text()
-    blocks = re.findall(r"^`([\w./]+)`[^\n]*:.*?\n\n```(?:toml|python)\n(.*?)```", page, re.S | re.M)
-    assert [name for name, _ in blocks] == ["pyproject.toml", "cosmos3_acme/plugin.py", "cosmos3_acme/attention.py"]
-    lines = [line for _, code in blocks for line in code.splitlines() if line.strip()]
-    assert len(lines) <= 60, f"{len(lines)} lines of code"
-    for name, code in blocks:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(code)
-    install(tmp_path, tmp_path / "site")
-    command = [sys.executable, "-m", "cosmos3_core.cli", "check", "--backend", "acme", "--record", "acme.json"]
-    path = os.pathsep.join(map(str, (tmp_path / "site", tmp_path, ROOT)))
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((tmp_path / "acme.json").read_text())
-    assert record["exit_status"] == 0 and "test_attention_parity[by_segment-bfloat16-gqa64_8-ragged]" in record["tests"]

@@ -25,8 +25,8 @@ SPATIAL_COMPRESSION = 16
 
 
 def latent_size(width: int, height: int, frames: int) -> tuple[int, int, int]:
-    """Frames, height and width of the latents of a picture or clip, whose size is in pixels (docs/model.md, section
-    5.1)."""
+    """Frames, height and width of the latents of a picture or clip, whose size is in pixels
+    (docs/model.md, section 5.1)."""
     return (frames - 1) // TEMPORAL_COMPRESSION + 1, height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
 
 

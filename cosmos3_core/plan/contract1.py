@@ -8,6 +8,7 @@ they cannot be moved.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,25 +21,31 @@ if TYPE_CHECKING:
 
 def adapted(backend: Backend) -> Backend:
     """The backend with rows that do what contract 2 asks of them; its `api` goes on saying what it was written for."""
-    rows = tuple(replace(row, **ADAPTERS[row.op](row)) if row.op in ADAPTERS else row for row in backend.kernels)
-    return replace(backend, kernels=rows)
+    return replace(backend, kernels=tuple(map(_row, backend.kernels)))
 
 
-def _attention(row: Kernel) -> dict[str, Any]:
-    def build(device: Device) -> Attention:
-        op = row.build(device)
+def _row(row: Kernel) -> Kernel:
+    changed = dict(DECLARED.get(row.op, {}))
+    if adapt := ADAPTERS.get(row.op):
+        changed["build"] = _building(row.build, adapt)
+    return replace(row, **changed)
 
-        def attention(
-            q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
-        ) -> tuple[Tensor, Tensor | None]:
-            found: tuple[Tensor, Tensor | None] = op(
-                q_BSHD, [tuple(segment) for segment in segments], causal=causal, want_lse=want_lse
-            )
-            return found
 
-        return attention
+def _building(build: Callable[[Device], Any], adapt: Callable[[Any], Any]) -> Callable[[Device], Any]:
+    @functools.wraps(build)  # whoever asks where a row's code stands is shown the package's
+    def build_adapted(device: Device) -> Any:
+        return adapt(build(device))
 
-    return {"build": build}
+    return build_adapted
+
+
+def _attention(op: Callable[..., tuple[Tensor, Tensor | None]]) -> Attention:
+    def attention(
+        q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        return op(q_BSHD, [tuple(segment) for segment in segments], causal=causal, want_lse=want_lse)
+
+    return attention
 
 
 class _Linear:
@@ -54,60 +61,45 @@ class _Linear:
         return None
 
 
-def _pack_linear(row: Kernel) -> dict[str, Any]:
-    def build(device: Device) -> PackLinear:
-        op = row.build(device)
+def _pack_linear(op: Callable[..., Callable[[Tensor], Tensor]]) -> PackLinear:
+    def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
+        return _Linear(op(weight_OI, bias_O, format=format))
 
-        def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
-            return _Linear(op(weight_OI, bias_O, format=format))
-
-        return pack_linear
-
-    return {"build": build}
+    return pack_linear
 
 
-def _rms_norm(row: Kernel) -> dict[str, Any]:
-    def build(device: Device) -> RmsNorm:
-        op = row.build(device)
+def _rms_norm(op: Callable[..., tuple[Tensor, Tensor]]) -> RmsNorm:
+    def rms_norm(
+        x_MI: Tensor,
+        weight_I: Tensor,
+        *,
+        eps: float,
+        residual_MI: Tensor | None = None,
+        weight_fp32: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        return op(x_MI, weight_I, eps=eps, residual_MI=residual_MI, weight_fp32=weight_fp32)
 
-        def rms_norm(
-            x_MI: Tensor,
-            weight_I: Tensor,
-            *,
-            eps: float,
-            residual_MI: Tensor | None = None,
-            weight_fp32: bool = False,
-        ) -> tuple[Tensor, Tensor]:
-            found: tuple[Tensor, Tensor] = op(x_MI, weight_I, eps=eps, residual_MI=residual_MI, weight_fp32=weight_fp32)
-            return found
-
-        return rms_norm
-
-    return {"build": build, "formats": ("none",)}
+    return rms_norm
 
 
-def _gate(row: Kernel) -> dict[str, Any]:
-    def build(device: Device) -> Gate:
-        op = row.build(device)
+def _gate(op: Callable[..., Tensor]) -> Gate:
+    def gate(x_MI: Tensor, *, activation: str) -> Tensor:
+        return op(x_MI, activation=activation)
 
-        def gate(x_MI: Tensor, *, activation: str) -> Tensor:
-            found: Tensor = op(x_MI, activation=activation)
-            return found
-
-        return gate
-
-    return {"build": build, "formats": ("none",)}
+    return gate
 
 
-def _capture(row: Kernel) -> dict[str, Any]:
-    return {"fresh": False}  # contract 1 allowed every one to overwrite its results
-
-
-ADAPTERS: dict[str, Callable[[Kernel], dict[str, Any]]] = {
+ADAPTERS: dict[str, Callable[[Any], Any]] = {
     "attention": _attention,
     "pack_linear": _pack_linear,
     "rms_norm": _rms_norm,
     "gate": _gate,
-    "capture": _capture,
 }
-"""By op, what is another in a row under contract 2."""
+"""What makes an op of contract 2 of one of contract 1; other ops are the same in both."""
+
+DECLARED: dict[str, dict[str, Any]] = {
+    "rms_norm": {"formats": ("none",)},
+    "gate": {"formats": ("none",)},
+    "capture": {"fresh": False},  # contract 1 allowed every one to overwrite its results
+}
+"""By op, what a row declares under contract 2 instead."""

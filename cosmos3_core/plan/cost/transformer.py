@@ -79,7 +79,7 @@ def forward_work(
     formats: Mapping[str, str] = NO_FORMATS,
     kept_layers: int = 0,
 ) -> list[Work]:
-    """The parts of one pass of one branch through one tower; docs/model.md, section 3.2. The matrices of the first
+    """The parts of one pass of one branch through one tower (docs/model.md, section 3.2). The matrices of the first
     `kept_layers` are kept in `dtype`, and so is the text's attention, which is the causal one."""
     c, keys = config, tokens / 2 if causal else tokens + context
     linear, attention = formats.get("pack_linear", "none"), "none" if causal else formats.get("attention", "none")

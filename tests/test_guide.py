@@ -1,0 +1,84 @@
+"""The packages of docs/writing-a-backend.md, copied from the page into files and installed: they run, and the command
+that the page names passes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from installed import install
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "docs" / "writing-a-backend.md"
+FILES = ["pyproject.toml", "cosmos3_acme/plugin.py", "cosmos3_acme/attention.py", "cosmos3_acme/finish.py"]
+BLOCKS = re.findall(r"^`([\w./]+)`[^\n]*:.*?\n\n```(?:toml|python)\n(.*?)```", GUIDE.read_text(), re.S | re.M)
+ROWS = "    rows = (ATTENTION,)\n"
+ONLY_FINISH = "    from .finish import FINISH\n\n    rows = (FINISH,)\n"
+
+
+@pytest.fixture
+def cosmos3(tmp_path):
+    """`cosmos3 ARGUMENTS` in a process where the page's package is installed, with these rows."""
+
+    def run(*arguments, rows: str = ROWS) -> subprocess.CompletedProcess:
+        if not (tmp_path / "site").exists():
+            for name, code in BLOCKS:
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).write_text(code.replace(ROWS, rows))
+            install(tmp_path, tmp_path / "site")
+        path = os.pathsep.join(map(str, (tmp_path / "site", tmp_path, ROOT)))
+        command = [sys.executable, "-m", "cosmos3_core.cli", *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": path}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_the_page_is_short():
+    assert [name for name, _ in BLOCKS] == FILES and sum(ROWS in code for _, code in BLOCKS) == 1
+    lines = [line for _, code in BLOCKS[:3] for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 60, f"{len(lines)} lines of code"
+
+
+@pytest.mark.parametrize(
+    ("rows", "test"),
+    [(ROWS, "test_attention_parity[by_segment-bfloat16-gqa64_8-ragged]"), (ONLY_FINISH, "test_finish_parity")],
+    ids=["attention", "finish"],
+)
+def test_its_package_passes_the_kit(cosmos3, tmp_path, rows, test):
+    done = cosmos3("check", "--backend", "acme", "--record", "acme.json", rows=rows)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "acme.json").read_text())
+    assert record["exit_status"] == 0
+    assert any(name.startswith(test) and outcome["outcome"] == "passed" for name, outcome in record["tests"].items())
+
+
+JOB = ("a cup", "--model", "tiny", "--size", "64x64", "--steps", 4, "--seed", 1)
+
+
+def test_a_backend_may_bring_one_composite_and_nothing_else(cosmos3, tmp_path):
+    for name in ("reference", "acme"):
+        done = cosmos3("run", *JOB, "--backend", name, "-o", f"{name}.png", rows=ONLY_FINISH)
+        assert done.returncode == 0, done.stderr
+    found, expected = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("acme", "reference"))
+    plan = json.loads((tmp_path / "acme.png.json").read_text())["plan"]
+    assert plan["kernels"]["finish"] == "whole" and plan["kernels"]["attention"] == "eager"
+    assert plan["fused"] == {"gate": "finish=whole"} and "gate" not in plan["kernels"]
+    assert np.abs(found - expected).mean() < 1, "in 16 bits another order of roundings moves less than a level of 256"
+
+
+def test_what_a_composite_does_itself_cannot_be_required_apart(cosmos3):
+    dry = ("run", *JOB, "--backend", "acme", "--dry-run", "--require", "gate=eager")
+    done = cosmos3(*dry, rows=ONLY_FINISH)
+    assert done.returncode == 2 and "no row of gate runs: it is done inside finish=whole" in done.stderr
+    done = cosmos3(*dry, "--kernel", "gate=eager")
+    assert done.returncode == 0, done.stderr
+    refused = {(one["op"], one["name"]): one["reason"] for one in json.loads(done.stdout)["plan"]["refused"]}
+    assert refused["finish", "whole"] == "does gate itself, and gate=eager was named"
