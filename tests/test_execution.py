@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
+import torch
 from counted import config_of, whole
 
 from cosmos3_core import reference
+from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.contract import Tuning
 from cosmos3_core.engine.engine import Engine
+from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan import Want, resolve
 from cosmos3_core.plan.execution import Execution, tiling_of
+from cosmos3_core.runs import manifest as manifests
 from cosmos3_core.settle import Wish, settle
 
 NANO = config_of("nano")
@@ -73,6 +77,24 @@ def test_layers_are_kept_where_a_format_quantizes_the_others():
     assert of().kept_layers == 0 and of(format="fp8").kept_layers == 2
 
 
+@pytest.mark.parametrize(("formats", "kept"), [({}, 0), ({"attention": "fp8"}, 0), ({"pack_linear": "fp8"}, 2)])
+def test_weights_and_passes_keep_the_same_layers(formats, kept):
+    plan = eager_plan(NANO, "bfloat16", formats, reference.BACKEND, reference.BACKEND.probe())
+    assert plan.target(NANO).kept_layers == plan.execution(NANO, Numbers()).kept_layers == kept
+
+
+def test_the_layers_that_are_kept_are_loaded_as_they_are():
+    model = open_model("tiny")
+    device, weights = reference.BACKEND.probe(), Weights(model)
+    plain, int8 = (
+        eager_plan(model.config, "bfloat16", formats, reference.BACKEND, device).target(model.config)
+        for formats in ({}, {"pack_linear": "int8"})
+    )
+    exact, kept = (weights.generation(target).layers for target in (plain, replace(int8, kept_layers=1)))
+    same = [torch.equal(*(layers[i].tensors()["finish.down.weight"] for layers in (exact, kept))) for i in range(2)]
+    assert same == [True, False]
+
+
 @pytest.mark.parametrize(
     ("tile", "heights", "widths", "chunk"),
     [
@@ -94,6 +116,7 @@ def test_tiles_cover_the_picture_and_overlap_by_a_quarter(tile, heights, widths,
 def test_engine_estimate_and_manifest_read_the_same(given):
     settled = settle(Wish(model="tiny", backend="reference", given={"prompt": "a cup", "frames": 1, **given}))
     assert Engine(settled.model, settled.plan).execution(settled.request) == settled.execution
+    assert manifests.resolved(settled, "it was named")["plan"]["execution"] == asdict(settled.execution)
     resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
     assert resident == replace(settled.execution, placement="resident")
 
