@@ -27,8 +27,8 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `named` says why this backend, where it
     was not chosen here."""
     model, request, plan, execution = settled.model, settled.request, settled.plan, settled.execution
-    layers, profile = plan.formats.get("pack_linear"), settled.wish.profile
-    towers = f"{plan.dtype}, layers in {layers}" if layers else plan.dtype
+    profile = settled.wish.profile
+    towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
     return {
         "cosmos3": __version__,
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -19,7 +19,7 @@ from ..files.atomic import atomic
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engine.engine import Inputs
+    from ..engine.inputs import Inputs
     from ..sampling.state import State
     from ..settle import Settled
 
