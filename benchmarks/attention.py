@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cosmos3_core.contract import Backend, Device
-from cosmos3_core.plan import Want, choose_backend
+from cosmos3_core.contract import Backend, Device, Segment
+from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.plan.choice import rows
 from cosmos3_core.plan.resolve import why_not
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
 
-from .common import alternate, environment, report
+from .common import alternate, environment, report, waiting
 
 HEAD_DIM = 128
 SAMPLE = 64
@@ -42,7 +42,7 @@ LONG, CALLS = 4 * 9360**2 * 32 * HEAD_DIM, 64
 """Floating-point operations of work that is timed alone. Shorter work is repeated until it is as much, or so often, so
 that reading the clock does not count."""
 
-Segments = list[tuple[Tensor, Tensor]]
+Segments = list[Segment]
 Attend = Callable[[Tensor, Segments], tuple[Tensor, Any]]
 
 
@@ -68,7 +68,10 @@ def inputs(args: argparse.Namespace, queries: int, device: str) -> tuple[Tensor,
         torch.randn(1, tokens, sum(heads), HEAD_DIM, generator=stream, **cast).split(heads, dim=2)
         for tokens in (args.text, queries)
     )
-    return media[0].clone(), [(text[1].clone(), text[2].clone()), (media[1].clone(), media[2])]
+    return media[0].clone(), [
+        Segment(text[1].clone(), text[2].clone(), static=True),
+        Segment(media[1].clone(), media[2]),
+    ]
 
 
 def contestants(backend: Backend, device: Device, want: Want) -> tuple[dict[str, tuple[Attend, float]], dict[str, str]]:
@@ -109,7 +112,13 @@ def errors(contest: dict[str, tuple[Attend, float]], q: Tensor, segments: Segmen
     return found
 
 
-def compare(args: argparse.Namespace, queries: int, device: str, serving: dict[str, tuple[Attend, float]]) -> dict:
+def compare(
+    args: argparse.Namespace,
+    queries: int,
+    device: str,
+    serving: dict[str, tuple[Attend, float]],
+    wait: Callable[[], None],
+) -> dict:
     """Error, seconds, TFLOP/s and ratio to the peer, by contestant."""
     q, segments = inputs(args, queries, device)
     contest = {**serving, "torch-sdpa": (peer(segments), 0.0)}
@@ -121,7 +130,7 @@ def compare(args: argparse.Namespace, queries: int, device: str, serving: dict[s
         for _ in range(calls):
             attend(q, segments)
 
-    timed = alternate({name: partial(often, attend) for name, (attend, _) in contest.items()}, device, args.repeats)
+    timed = alternate({name: partial(often, attend) for name, (attend, _) in contest.items()}, wait, args.repeats)
     median = {name: times["median_s"] / calls for name, times in timed.items()}
     return {
         name: {
@@ -142,7 +151,8 @@ def main() -> None:
     backend, found, _ = choose_backend(args.backend)
     want = Want(args.dtype, args.heads, args.kv_heads, HEAD_DIM)
     serving, refused = contestants(backend, found, want)
-    results = {queries: compare(args, queries, backend.torch_device, serving) for queries in args.queries}
+    wait = waiting(resolve(want, backend, found).build_ops().memory, backend.torch_device)
+    results = {queries: compare(args, queries, backend.torch_device, serving, wait) for queries in args.queries}
     report(
         {
             "benchmark": "attention",

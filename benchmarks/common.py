@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from cosmos3_core.checkpoint.model import Model, Weights
-from cosmos3_core.contract import Device
+from cosmos3_core.contract import Device, Memory
 from cosmos3_core.files.digests import sha256_files, sha256_json
 from cosmos3_core.scenarios import request as requests
 
@@ -37,29 +38,29 @@ class TransformerWeights(Weights):
         self.raw_names = {name: name for name in files.tensors}
 
 
-def synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
+def waiting(memory: Memory, device: torch.device | str) -> Callable[[], None]:
+    """What waits until the device has done everything it was given."""
+    return partial(memory.synchronize, torch.device(device))
 
 
-def seconds(function: Callable[[], Any], device: str) -> float:
-    """Wall time of one call, the device idle before and after."""
-    synchronize(device)
+def seconds(function: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """Wall time of one call, the device idle before and after: `wait` sees to that."""
+    wait()
     begin = time.perf_counter()
     function()
-    synchronize(device)
+    wait()
     return time.perf_counter() - begin
 
 
-def alternate(contestants: dict[str, Callable[[], Any]], device: str, repeats: int) -> dict[str, dict]:
+def alternate(contestants: dict[str, Callable[[], Any]], wait: Callable[[], None], repeats: int) -> dict[str, dict]:
     """Time all contestants in turn, round after round, so that a change in the machine's load meets all of them alike.
 
-    The caller has warmed them up. Per contestant: the median and all rounds, in seconds.
+    The caller has warmed them up; `wait` as of `seconds`. Per contestant: the median and all rounds, in seconds.
     """
     rounds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, function in contestants.items():
-            rounds[name].append(seconds(function, device))
+            rounds[name].append(seconds(function, wait))
     return {name: {"median_s": statistics.median(times), "rounds_s": times} for name, times in rounds.items()}
 
 

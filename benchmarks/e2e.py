@@ -73,9 +73,10 @@ def moving_picture(request: Request) -> list[np.ndarray]:
 def run(engine: Engine, request: Request, text: int, folder: Path) -> dict[str, Any]:
     """One run: seconds by stage and in all, peaks, and what was written."""
     pictures = iter(moving_picture(request))
-    torch.accelerator.synchronize()
-    torch.accelerator.empty_cache()
-    torch.accelerator.reset_peak_memory_stats()
+    memory, device = engine.target.ops.memory, torch.device(engine.device)
+    memory.synchronize(device)
+    memory.empty(device)
+    memory.peak(device, reset=True)
     before, begin = dict(engine.seconds), time.perf_counter()
     tokens = torch.randint(engine.model.config.vocab_size, (2, text), generator=torch.Generator().manual_seed(0))
     state = engine.start(request, Inputs(tokens[0].tolist(), tokens[1, 3:].tolist(), None))
@@ -94,7 +95,7 @@ def run(engine: Engine, request: Request, text: int, folder: Path) -> dict[str, 
         "seconds": total - loading,
         "loading": loading,
         "stages": {name: round(seconds, 4) for name, seconds in stages.items()},
-        **(peak_device_memory(engine.plan.backend.torch_device) or {}),
+        **(peak_device_memory(memory, device) or {}),
         "written": written,
     }
 

@@ -27,7 +27,7 @@ from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.testing import cases
 
-from .common import alternate, environment, report, seconds
+from .common import alternate, environment, report, seconds, waiting
 
 CACHED = 200_000_000
 """Weights that many elements in all follow one another, so that even in 4 bits none stays in a cache."""
@@ -85,8 +85,7 @@ def linears(serving: Packers, out: int, width: int, device: str) -> Iterator[tup
 
 def with_gate(linear: Linear, ops: Ops) -> Linear:
     """The linear and the gate after it."""
-    gated = linear.gated() if hasattr(linear, "gated") else linear
-    return gated if getattr(gated, "gates", False) else lambda x: ops.gate(linear(x), activation="silu")
+    return lambda x: ops.gate(linear(x), activation="silu")
 
 
 def error_of(linear: Linear, x: Tensor, weight: Tensor, format: str, gated: bool) -> float:
@@ -102,7 +101,9 @@ def error_of(linear: Linear, x: Tensor, weight: Tensor, format: str, gated: bool
     return error
 
 
-def replayed(capture: Callable, products: list[Linear], x: Tensor, device: str) -> tuple[Callable[[], None], int]:
+def replayed(
+    capture: Callable, products: list[Linear], x: Tensor, wait: Callable[[], None]
+) -> tuple[Callable[[], None], int]:
     """What calls the products one after another, and how often: as often as makes a round long enough to time."""
 
     def each(_: Tensor) -> list[Tensor]:
@@ -112,7 +113,7 @@ def replayed(capture: Callable, products: list[Linear], x: Tensor, device: str) 
 
     replay, small = capture(each), x[:1, :1]  # a replay copies its arguments, and x stays as it is
     replay(small), replay(small)
-    times = math.ceil(ROUND_SECONDS / seconds(lambda: replay(small), device))
+    times = math.ceil(ROUND_SECONDS / seconds(lambda: replay(small), wait))
 
     def all_of_them() -> None:
         for _ in range(times):
@@ -131,6 +132,7 @@ def measure(
     device: str,
 ) -> Iterator[dict[str, Any]]:
     (out, width), gated = shape, name == "up" and config.gated
+    wait = waiting(ops.memory, device)
 
     def finished(linear: Linear) -> Linear:
         return with_gate(linear, ops) if gated else linear
@@ -148,8 +150,8 @@ def measure(
         weight, first = packed[0]
         errors = {key: error_of(linear, x, weight, key[1], gated) for key, linear in first.items()}
         products = {key: [forms[key] for _, forms in packed] for key in first}
-        rounds = {key: replayed(ops.capture, some, x, device) for key, some in products.items()}
-        times = alternate({key: function for key, (function, _) in rounds.items()}, device, args.repeats)
+        rounds = {key: replayed(ops.capture, some, x, wait) for key, some in products.items()}
+        times = alternate({key: function for key, (function, _) in rounds.items()}, wait, args.repeats)
         medians = {key: times[key]["median_s"] / count for key, (_, count) in rounds.items()}
         for key, median in medians.items():
             yield {

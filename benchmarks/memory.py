@@ -17,6 +17,7 @@ import torch
 
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
+from cosmos3_core.contract import Memory, Segment
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, TextContext
@@ -27,7 +28,7 @@ from cosmos3_core.plan.cost.units import ceiling_of
 from cosmos3_core.plan.execution import Execution, tuning_of
 from cosmos3_core.runs.memory import peak_device_memory
 
-from .common import environment, report, seconds
+from .common import environment, report, seconds, waiting
 
 TEXT = (512, 3500)
 """Tokens of the prompt and of the negative one, as `cosmos3 plan` assumes them."""
@@ -45,15 +46,15 @@ def arguments() -> argparse.Namespace:
 class Measured:
     """Peak allocated and reserved bytes and the seconds of a call, after one call to warm up."""
 
-    def __init__(self, device: str):
-        self.device = device
+    def __init__(self, memory: Memory, device: str):
+        self.memory, self.device = memory, torch.device(device)
 
     def __call__(self, function) -> dict[str, Any]:
         function()
-        torch.accelerator.empty_cache()
-        torch.accelerator.reset_peak_memory_stats()
-        took = seconds(function, self.device)
-        return (peak_device_memory(self.device) or {}) | {"seconds": took}
+        self.memory.empty(self.device)
+        self.memory.peak(self.device, reset=True)
+        took = seconds(function, waiting(self.memory, self.device))
+        return (peak_device_memory(self.memory, self.device) or {}) | {"seconds": took}
 
 
 def job_of(width: int, height: int, frames: int) -> Job:
@@ -66,7 +67,8 @@ def random_texts(c: TransformerConfig, device: str) -> list[TextContext]:
     texts = []
     for length in TEXT:
         kv = [torch.randn(1, length, c.num_key_value_heads, c.head_dim, device=device).bfloat16() for _ in range(2)]
-        texts.append(TextContext(tuple((kv[0].clone(), kv[1].clone()) for _ in range(c.num_hidden_layers)), length))
+        layers = (Segment(*(t.clone() for t in kv), static=True) for _ in range(c.num_hidden_layers))
+        texts.append(TextContext(tuple(layers), length))
     return texts
 
 
@@ -96,12 +98,13 @@ def main() -> None:
     jobs = {name: job_of(*size) for name, size in sizes.items()}
     tuning = tuning_of(backend, found)
     estimates = {n: Estimate(model.config, model.vae, job, "bfloat16", tuning=tuning) for n, job in jobs.items()}
-    measure, weights = Measured(device), RandomWeights(model, device)
+    target, weights = plan.target(), RandomWeights(model, device)
+    measure = Measured(target.ops.memory, device)
     texts = random_texts(model.config, device)
-    tower = weights.generation(plan.target())
+    tower = weights.generation(target)
     results = {n: {"steps": steps(tower, texts, e.execution, device, measure)} for n, e in estimates.items()}
     del tower
-    vae = weights.vae(plan.target(), "decoder")
+    vae = weights.vae(target, "decoder")
     for name, estimate in estimates.items():
         results[name]["decode"] = decode(vae, model.config.latent_channel, estimate.execution, measure)
     for name, estimate in estimates.items():

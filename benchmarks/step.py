@@ -32,7 +32,7 @@ from cosmos3_core.sampling.solver import solver_of
 from cosmos3_core.sampling.state import Context
 from cosmos3_core.scenarios.items import items_of
 
-from .common import TransformerWeights, alternate, report_all, request_of
+from .common import TransformerWeights, alternate, report_all, request_of, waiting
 
 HEADS = dict(action_gen=True, action_dim=64, sound_gen=True, sound_dim=64)
 MODELS = {
@@ -249,7 +249,7 @@ def compare(args: argparse.Namespace, work: Work, ours: Ours, theirs: Theirs) ->
     captured = any(one.captured for one in ours.engine.execution(work.request).passes)
     for _ in range(3 if captured else 1):  # load, compile and capture
         finals = [function() for function in sides.values()]
-    timed = alternate(sides, theirs.device, args.repeats)
+    timed = alternate(sides, waiting(ours.engine.target.ops.memory, theirs.device), args.repeats)
     return {
         "tokens": {"media": work.packing.length, "text": [len(ids) for ids in work.prompts]},
         "relative_error": error,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cosmos3_core.checkpoint.model import describe
+from cosmos3_core.contract import Memory
 from cosmos3_core.model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_SUPPORTED, latent_size
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
@@ -26,7 +27,7 @@ from cosmos3_core.plan.execution import tiling_of, tuning_of
 from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios.sizes import parse_size
 
-from .common import alternate, environment, report
+from .common import alternate, environment, report, waiting
 
 Decode = Callable[[Tensor], Iterator[Tensor]]
 COMPARED = 320, 192, 9
@@ -88,13 +89,14 @@ def errors(exact, theirs, ours: Decode, latents: Tensor) -> dict[str, float]:
     return {name: float((values - truth).norm() / truth.norm()) for name, values in found.items()}
 
 
-def memory(decode: Callable[[], Any], weights: int, device: str) -> dict[str, int]:
+def peaks(decode: Callable[[], Any], weights: int, memory: Memory, torch_device: str) -> dict[str, int]:
     """Peak bytes of a decode and its own weights, as if the other contestant's were not there."""
-    torch.accelerator.empty_cache()
-    torch.accelerator.reset_peak_memory_stats()
-    before = {"allocated": torch.accelerator.memory_allocated(), "reserved": torch.accelerator.memory_reserved()}
+    device = torch.device(torch_device)
+    memory.empty(device)
+    memory.peak(device, reset=True)
+    before = memory.used(device)._asdict()
     decode()
-    peak = peak_device_memory(device)
+    peak = peak_device_memory(memory, device)
     return {name: peak[name] - bytes_before + weights for name, bytes_before in before.items()}
 
 
@@ -109,10 +111,10 @@ def main() -> None:
     args = arguments()
     backend, found, _ = choose_backend(args.backend)
     plan, device = resolve(Want.of(describe("nano").config, "bfloat16"), backend, found), backend.torch_device
-    config = published()
+    config, ops = published(), plan.build_ops()
     weights = random_weights(config, device)
     options = {"source": "the VAE", "device": device, "dtype": torch.bfloat16, "halves": ("decoder",)}
-    vae = VideoVAE.load(config, weights.items(), plan.build_ops(), **options)
+    vae = VideoVAE.load(config, weights.items(), ops, **options)
     area = tuning_of(backend, found).chunk_area
     theirs, exact = (diffusers_vae(config, weights, dtype) for dtype in (torch.bfloat16, torch.float32))
     size = sum(t.nbytes for n, t in weights.items() if n.startswith(("decoder.", "post_quant_conv.")))
@@ -135,7 +137,7 @@ def main() -> None:
     decodes = contestants(ours, theirs, latents(width, height, args.frames))
     for decode in decodes.values():
         decode()
-    timed = alternate(decodes, device, args.repeats)
+    timed = alternate(decodes, waiting(ops.memory, device), args.repeats)
     report(
         {
             "benchmark": "vae",
@@ -146,7 +148,7 @@ def main() -> None:
             "speed_ratio": timed["diffusers"]["median_s"] / timed["cosmos3"]["median_s"],
             "peak_bytes": None
             if found.unified
-            else {name: memory(decode, size, device) for name, decode in decodes.items()},
+            else {name: peaks(decode, size, ops.memory, device) for name, decode in decodes.items()},
             "environment": environment(device, found),
         },
         args.out,

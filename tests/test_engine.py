@@ -11,7 +11,6 @@ import sys
 import weakref
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import peer
 import pytest
@@ -21,10 +20,11 @@ from alive import Alive
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import open_tensors, save_tensors
-from cosmos3_core.contract import InputError, Kernel, Tuning
+from cosmos3_core.contract import Bytes, InputError, Kernel, Tuning
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.model import weights as layout
 from cosmos3_core.plan import Want, resolve
+from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.sampling.state import State
 from cosmos3_core.scenarios import request as requests
@@ -47,13 +47,17 @@ def capture(function, recorded: list):
     return replay
 
 
-def engine(model: Model | None = None, *, recorded: list | None = None, **options) -> Engine:
-    """Of the tiny model in bf16 on eager torch; with `recorded` its passes are captured."""
+def engine(
+    model: Model | None = None, *, recorded: list | None = None, ours: Kernel | None = None, **options
+) -> Engine:
+    """Of the tiny model in bf16 on eager torch, but for the op of a row of `ours`; with `recorded` its passes are
+    captured."""
     model = model or open_model("tiny")
     plan = peer.reference_plan(model.config, "bfloat16")
     if recorded is not None:
         ours = Kernel(op="capture", name="same-memory", build=lambda _: partial(capture, recorded=recorded))
-        rows = [ours if row.op == "capture" else row for row in plan.backend.kernels]
+    if ours is not None:
+        rows = [ours if row.op == ours.op else row for row in plan.backend.kernels]
         plan = resolve(Want.of(model.config, "bfloat16"), replace(plan.backend, kernels=tuple(rows)), plan.device)
     return Engine(model, plan, **options)
 
@@ -76,8 +80,9 @@ def finish(running: Engine, state: State) -> torch.Tensor:
 
 def parameters(tower: str) -> int:
     """How many values a tower's decoder layers have."""
-    slots = getattr(layout, f"{tower}_slots")(open_model("tiny").config)
-    return sum(math.prod(slot.shape) for slot in slots if slot.quantized)
+    config, media = open_model("tiny").config, tower == "generation"
+    slots = [layout.layer_slots(config, i, media=media) for i in range(config.num_hidden_layers)]
+    return sum(math.prod(slot.shape) for layer in slots for slot in layer)
 
 
 def interrupt(*_):
@@ -334,22 +339,41 @@ def test_the_components_of_a_resident_engine_stay(loaded, tmp_path):
 def test_idle_memory_is_given_back_between_parts(monkeypatch, loaded, resident):
     """After the prompts, the steps and the decode, if there is much; the components that stay are not idle."""
     given, idle = [], 3 << 30
-    fakes = {
-        "is_available": lambda: True,
-        "current_accelerator": lambda: SimpleNamespace(type="cpu"),
-        "memory_reserved": lambda: idle + (1 << 30),
-        "memory_allocated": lambda: 1 << 30,
-        "empty_cache": lambda: given.append(loaded.alive),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.accelerator, name, fake)
     running = engine(resident=resident)
+    memory = running.target.ops.memory
+    monkeypatch.setattr(memory, "used", lambda device: Bytes(1 << 30, (1 << 30) + idle))
+    monkeypatch.setattr(memory, "empty", lambda device: given.append(loaded.alive))
     list(running.finish(finish_state(running, running.start(request(steps=1)))))
     parts = ["understanding", "generation", "vae decoder"]
     assert given == [sorted(parts[:done]) if resident else [] for done in (1, 2, 3)]
     idle = 1 << 20
     list(running.finish(finish_state(running, running.start(request(steps=1)))))
     assert len(given) == 3
+
+
+def test_the_texts_keys_are_prepared_once_and_come_first():
+    """By a row that prepares segments: each of them once for a run, those of the text and of nothing else."""
+    prepared, seen = [], []
+
+    def prepare(k_BTKD, v_BTKD):
+        prepared.append((k_BTKD, v_BTKD))
+        return prepared[-1]
+
+    def attention(q_BSHD, segments, **options):
+        seen.append(tuple(segments))
+        return reference_ops.attention(q_BSHD, segments, **options)
+
+    attention.prepare = prepare
+    ours = Kernel(op="attention", name="preparing", build=lambda device: attention, prepares=True)
+    running = engine(ours=ours)
+    finish(running, running.start(request(steps=3, guidance=1.0)))
+    steps = [segments for segments in seen if len(segments) == 2]
+    layers = running.model.config.num_hidden_layers
+    assert len(steps) == 3 * layers and len(prepared) == layers
+    for text, media in steps:
+        assert text.static and text.prepared is not None and not media.static and media.prepared is None
+        assert text.k_BTKD is text.prepared[0] and text.v_BTKD is text.prepared[1]
+    assert all(not one.static and one.prepared is None for segments in seen if len(segments) == 1 for one in segments)
 
 
 # --- stages, guidance, noise -----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from cosmos3_core.evidence.validate import validate
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import fake_quant
 from cosmos3_core.reference import ops as reference_ops
-from cosmos3_core.runs.memory import peak_memory
+from cosmos3_core.runs.memory import counted
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.scenarios.items import items_of
 from cosmos3_core.settle.settle import STOCK_NEGATIVE_TOKENS
@@ -591,13 +591,10 @@ def test_a_folder_that_cannot_be_written_to_is_found_out_before_measuring(acme):
         list(validate([measured], launch=lambda job: pytest.fail("measured")))
 
 
-def test_the_devices_peak_is_what_its_allocator_reserved(acme, monkeypatch):
+def test_the_devices_peak_is_what_its_allocator_reserved(acme):
     measured = acme(kernel(0.001))
-    assert set(peak_memory("cpu")) == {"host_bytes"}
-    stand_in = {"is_available": True, "current_accelerator": torch.device("cpu"), "max_memory_allocated": 3 << 30}
-    for name, value in (stand_in | {"max_memory_reserved": 5 << 30}).items():
-        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
-    memory = peak_memory("cpu")
+    assert counted(1 << 30, None) == counted(1 << 30, {"allocated": None, "reserved": None}) == {"host_bytes": 1 << 30}
+    memory = counted(1 << 30, {"allocated": 3 << 30, "reserved": 5 << 30})
     assert (memory["allocated_bytes"], memory["reserved_bytes"]) == (3 << 30, 5 << 30)
     measured.tables["expect"]["peak_device_gib"] = 4
     with pytest.raises(RunError, match="peak_device_gib is 5, and at most 4 was expected"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from command import cosmos3
 from inputs import photograph
 
+from cosmos3_core.contract import Bytes
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.outputs import read_metadata
 from cosmos3_core.files.video import write_video
@@ -159,11 +161,8 @@ def test_the_manifest_has_what_the_design_asks_for(outputs):
     assert inside["started"] == manifest["started"]
 
 
-def test_an_accelerators_peak_is_torchs_and_what_it_does_not_count_is_none(monkeypatch):
-    import torch
-
-    accelerator = {"is_available": True, "current_accelerator": torch.device("meta"), "max_memory_allocated": 5}
-    for name, value in (accelerator | {"max_memory_reserved": 0}).items():
-        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
-    assert peak_device_memory("meta") == {"allocated": 5, "reserved": None}
-    assert peak_device_memory("cpu") is None
+def test_a_devices_peak_is_its_memorys_and_none_where_it_is_not_counted():
+    peaks = {"acme": Bytes(5, None), "cpu": Bytes(None, None)}
+    memory = SimpleNamespace(peak=lambda device: peaks["cpu" if device.type == "cpu" else "acme"])
+    assert peak_device_memory(memory, "meta") == {"allocated": 5, "reserved": None}
+    assert peak_device_memory(memory, "cpu") is None

@@ -1,5 +1,5 @@
-"""A model's shapes with random values, made on the device: what warm-ups, benchmarks and validations without the
-checkpoint run on."""
+"""A model's shapes with random values, made on the device where it can draw them: what warm-ups, benchmarks and
+validations without the checkpoint run on."""
 
 from __future__ import annotations
 
@@ -31,10 +31,19 @@ class RandomWeights(Weights):
 
 class _RandomTensors:
     def __init__(self, tensors: dict[str, tuple[int, ...]], device: str):
-        self.tensors, self.device, self.stream = tensors, device, torch.Generator(device)
+        self.tensors, self.device, self.stream = tensors, device, _stream(device)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         for name in names:
             self.stream.manual_seed(zlib.crc32(name.encode()))
-            values = torch.empty(self.tensors[name], device=self.device, dtype=torch.bfloat16)
-            yield name, values.normal_(1.0 if "norm" in name else 0.0, DEVIATION, generator=self.stream)
+            values = torch.empty(self.tensors[name], device=self.stream.device, dtype=torch.bfloat16)
+            values.normal_(1.0 if "norm" in name else 0.0, DEVIATION, generator=self.stream)
+            yield name, values.to(self.device)
+
+
+def _stream(device: str) -> torch.Generator:
+    """Of random numbers on the device, or on the host for a device that has none."""
+    try:
+        return torch.Generator(device)
+    except (NotImplementedError, RuntimeError):
+        return torch.Generator()

@@ -78,15 +78,16 @@ def show(name: str) -> None:
 def run(name: str, output: str | None) -> None:
     """Run a recipe as `cosmos3 run` does; its plan is asserted before, its expectations after."""
     from ..evidence.settle import check_expect, settle
-    from ..runs.memory import peak_memory
+    from ..runs.memory import counted
 
     recipe = _find(name)
-    plan = settle(recipe).plan
+    settle(recipe)
     arguments = recipe.command_line(output)
     _invoke("run", arguments)
     manifest = json.loads(Path(f"{arguments[-1]}.json").read_text("utf-8"))
     stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
-    check_expect(recipe, sum(stages.values()), peak_memory(plan.backend.torch_device))
+    memory = counted(manifest["peak_host_memory_bytes"], manifest["peak_device_memory_bytes"])
+    check_expect(recipe, sum(stages.values()), memory)
 
 
 @recipes.command()

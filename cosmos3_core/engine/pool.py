@@ -59,8 +59,7 @@ class Pool:
     def give_back(self) -> None:
         """Return what the allocator holds and nothing uses, if it is much: the next part wants blocks of other
         sizes. To be called once a part is done and what it held is dropped."""
-        here = torch.accelerator
-        if not here.is_available() or here.current_accelerator().type != self.target.device:
-            return
-        if here.memory_reserved() - here.memory_allocated() > IDLE_BYTES:
-            here.empty_cache()
+        memory, device = self.target.ops.memory, torch.device(self.target.device)
+        allocated, reserved = memory.used(device)
+        if allocated is not None and reserved is not None and reserved - allocated > IDLE_BYTES:
+            memory.empty(device)

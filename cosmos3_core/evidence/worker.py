@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error
-from ..runs.memory import peak_memory
+from ..runs.memory import counted, peak_device_memory, peak_host_memory
 from . import recipe as recipes
 from .settle import BASELINE, CANDIDATE, EXACT, settle
 
@@ -79,7 +79,7 @@ def measure(job: Job) -> None:
     if job.role in (BASELINE, CANDIDATE):
         tensors["frames"], middle, raw["cold"] = _generate(engine, request, inputs, job.launched)
         tensors.setdefault("middle", middle)
-        raw["memory"] = peak_memory(plan.backend.torch_device)
+        raw["memory"] = counted(peak_host_memory(), peak_device_memory(engine.target.ops.memory, engine.device))
     if job.role == CANDIDATE:
         *_, raw["warm"] = _generate(engine, request, inputs, time.time())
     context = engine.prepare(request, inputs)

@@ -73,6 +73,6 @@ def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: St
         "timesteps": state.solver.timesteps,
         "seconds": seconds,
         "peak_host_memory_bytes": peak_host_memory(),
-        "peak_device_memory_bytes": peak_device_memory(engine.plan.backend.torch_device),
+        "peak_device_memory_bytes": peak_device_memory(engine.target.ops.memory, engine.device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }

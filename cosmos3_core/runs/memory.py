@@ -5,6 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..contract import Memory
 
 STATUS = Path("/proc/self/status")
 
@@ -20,19 +26,15 @@ def peak_host_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def peak_device_memory(torch_device: str) -> dict[str, int | None] | None:
-    """Bytes that tensors took at most in this process (`allocated`) and that torch held for them (`reserved`), each
-    None where torch does not count it. None where `torch_device` is no accelerator: its memory is the host's."""
+def peak_device_memory(memory: Memory, device: torch.device | str) -> dict[str, int | None] | None:
+    """Bytes that tensors took at most in this process (`allocated`) and that the allocator held for them (`reserved`),
+    each None where it is not counted. None where neither is: the host's memory, which is no device's."""
     import torch
 
-    accelerator = torch.accelerator
-    if not accelerator.is_available() or accelerator.current_accelerator().type != torch_device:
-        return None
-    found = {"allocated": accelerator.max_memory_allocated(), "reserved": accelerator.max_memory_reserved()}
-    return {name: count or None for name, count in found.items()}
+    found = memory.peak(torch.device(device))._asdict()
+    return None if set(found.values()) == {None} else found
 
 
-def peak_memory(torch_device: str) -> dict[str, int]:
-    """What is counted of both, in bytes: `host_bytes`, and on an accelerator `allocated_bytes` and `reserved_bytes`."""
-    device = peak_device_memory(torch_device) or {}
-    return {"host_bytes": peak_host_memory()} | {f"{name}_bytes": count for name, count in device.items() if count}
+def counted(host: int, device: dict[str, int | None] | None) -> dict[str, int]:
+    """What is counted of both peaks, in bytes: `host_bytes`, `allocated_bytes` and `reserved_bytes`."""
+    return {"host_bytes": host} | {f"{name}_bytes": count for name, count in (device or {}).items() if count}

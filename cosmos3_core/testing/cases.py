@@ -7,17 +7,17 @@ views of one projection. The truth is the reference evaluated in fp64 (norms: fp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import quant
-from ..contract import Kernel, Quantized
-from ..quant.numerics import fake_quant, pack
+from ..contract import Kernel, Ops
 
-HEAD_DIM = 128
+HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+HIDDEN, INNER = 512, 768
+"""Widths of the residual stream and of the MLP: many times smaller than a model's."""
 MULTIPLE = 2.0
 """A kernel may lose this many times what eager torch loses in the same dtype on the same inputs."""
 FLOOR = {"float32": 2e-6, "bfloat16": 5e-4, "float16": 6e-5}
@@ -38,8 +38,6 @@ FORMATS = {
 }
 """Relative error a quantization format may add to a product of normally distributed weights and activations: about
 1.5 times what `quant`'s own rounding of them costs."""
-ROW_FORMATS = tuple(name for name, f in quant.FORMATS.items() if (f.bits, f.scale, f.group) == (8, "fp32", 0))
-"""The formats of `contract.Quantized`."""
 WORST_ROW = 1.5
 """What a format may add to the worst of thousands of rows, as a multiple of what it may add to all of them."""
 LSE_ABSOLUTE = 1e-3
@@ -86,40 +84,6 @@ def allowance(kernel: Kernel) -> float:
     return 0.0 if "none" in kernel.formats else 4 * max(FORMATS[name] for name in kernel.formats)
 
 
-def quantized(x_MI: Tensor, format: str) -> Quantized:
-    """The rows in one of ROW_FORMATS, by the format's reference numerics."""
-    packed = pack(x_MI, quant.FORMATS[format])
-    return Quantized(packed.values, packed.scales, x_MI.dtype)
-
-
-def dequantized(found: Tensor | Quantized) -> Tensor:
-    """What a result of a norm or a gate stands for, in its dtype."""
-    if isinstance(found, Tensor):
-        return found
-    return (found.values_MI.float() * found.scale_M1).to(found.dtype)
-
-
-def rounded(x_MI: Tensor, format: str) -> Tensor:
-    """What quantizing leaves of x."""
-    return x_MI if format == "none" else fake_quant(x_MI, quant.FORMATS[format])
-
-
-def check_quantized(found: Quantized, plain: Tensor, format: str) -> None:
-    """Fail unless `found` is what quantizing `plain` gives, up to the rounding of ties, of which 16 bits have many."""
-    values, scale, plain, expected = found.values_MI, found.scale_M1.cpu(), plain.cpu(), quantized(plain.cpu(), format)
-    assert found.dtype == plain.dtype, f"rows of {plain.dtype} are called {found.dtype}"
-    assert values.is_contiguous() and values.shape == plain.shape, f"values are {[*values.shape]}, {values.stride()}"
-    assert values.dtype == expected.values_MI.dtype, f"values are {values.dtype}, not {expected.values_MI.dtype}"
-    assert scale.shape == expected.scale_M1.shape and scale.dtype == torch.float32, f"{scale.dtype} {[*scale.shape]}"
-    # A hundredth: the largest element of a row may be rounded to its dtype the other way.
-    wrong = ((scale - expected.scale_M1).abs() > 0.01 * expected.scale_M1) & (expected.scale_M1 > 0)
-    assert not wrong.any(), f"{int(wrong.sum())} of {len(scale)} rows have another scale than their largest element's"
-    # The values alone, so that every row counts alike, however large it is.
-    nearest, exact = expected.values_MI.float(), plain.float() / expected.scale_M1.clamp_min(1e-30)
-    moved, lost = Loss.of(values.float(), nearest).whole, Loss.of(nearest, exact).whole
-    assert moved <= lost / 4, f"values are {moved:.1e} from the rounded ones, and rounding costs {lost:.1e}"
-
-
 def sizes(least: float, most: float) -> Tensor:
     """Factors [77, 1] for rows from small to large, by powers of ten, the third all zeros."""
     factors = torch.logspace(least, most, 77).unsqueeze(1)
@@ -133,16 +97,27 @@ def norm_inputs(dtype: str, device: str = "cpu", scale: float | Tensor = 1.0) ->
     return tuple(t.to(device, getattr(torch, dtype)) for t in (x, residual, weight))
 
 
-def wider(value: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """Tensors, and lists and tuples of them, in another dtype."""
+def moved(value: Any, **place: Any) -> Any:
+    """Tensors, and lists, tuples and dataclasses of them, in another dtype or on another device."""
     if isinstance(value, Tensor):
-        return value.to(dtype)
-    return type(value)(wider(part, dtype) for part in value) if isinstance(value, list | tuple) else value
+        return value.to(**place)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: moved(getattr(value, field.name), **place) for field in fields(value)})
+    return type(value)(moved(part, **place) for part in value) if isinstance(value, list | tuple) else value
 
 
-def parts(found: Tensor | Quantized) -> list[Tensor]:
-    """The tensors of a result of a norm or a gate."""
-    return [found] if isinstance(found, Tensor) else [found.values_MI.float(), found.scale_M1]
+def wider(value: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """`moved` to another dtype."""
+    return moved(value, dtype=dtype)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in lists, tuples and dataclasses."""
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in fields(value)]
+    return [t for part in value for t in tensors_in(part)] if isinstance(value, list | tuple) else []
 
 
 def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
@@ -150,22 +125,53 @@ def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 
 @dataclass(frozen=True)
+class Here:
+    """Where a row is used: the `dtype`, torch's name of the `device`, the `formats` that the row serves in, and the ops
+    of a plan for one of them and an activation: `ops(format, activation)`."""
+
+    dtype: str
+    device: str
+    formats: tuple[str, ...]
+    ops: Callable[[str, str], Ops]
+
+    @property
+    def cast(self) -> dict[str, Any]:
+        """Keyword arguments that put a tensor here."""
+        return {"device": self.device, "dtype": getattr(torch, self.dtype)}
+
+
+class Made(NamedTuple):
+    """What a row has made of weights, `thing`, and a call of it on ordinary inputs: every output."""
+
+    thing: Any
+    call: Callable[[], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpCase:
     """An op, as the tests see it that are about rows of any op."""
 
     op: str
     protocol: type
-    """Of `contract`: what a row's callable looks like."""
-    use: Callable[[Any, tuple[str, ...], str, str], list[Tensor]]
-    """`use(op, formats, dtype, device)`: one ordinary use of a built row in each of the formats, every output of it."""
-    makes: bool = False
-    """The op returns a callable. What that is called with is the input that has to stay as it is."""
-    overwrites: bool = False
-    """The protocol lets a row overwrite its inputs."""
-    quantizes: bool = False
-    """Rows may declare formats of ROW_FORMATS beside "none", in which they return `Quantized`."""
+    """Of `contract`: what a row builds."""
+    use: Callable[[Any, Here], list[Tensor]] | None = None
+    """`use(op, here)`: one ordinary use of a built row in each of the formats, every output of it. None where one
+    process cannot use it, or where the op makes something."""
+    make: Callable[[Any, Here, str], Made] | None = None
+    """`make(op, here, format)`, where it makes something. What that is called with is the input that has to stay as it
+    is."""
+    makes: type | None = None
+    """Of `contract`: what something made of weights looks like."""
+    overwrites: tuple[int, ...] = ()
+    """Arguments that the protocol lets a row overwrite, by position: of what is made, where it makes something."""
 
-    def job(self, kernel: Kernel, op: Any, device: str) -> list[Tensor]:
+    def job(self, op: Any, here: Here) -> list[Tensor]:
         """An ordinary use of this row: what is repeated, timed in memory and compared bit for bit."""
-        dtype = "bfloat16" if "bfloat16" in kernel.dtypes else kernel.dtypes[0]
-        return self.use(op, kernel.formats, dtype, device)
+        return self.calls(op, here)()
+
+    def calls(self, op: Any, here: Here) -> Callable[[], list[Tensor]]:
+        """The same, for as often as it is called; what the op makes is made once."""
+        if self.make is None:
+            return lambda: self.use(op, here)
+        made = [self.make(op, here, format) for format in here.formats]
+        return lambda: [tensor for one in made for tensor in one.call()]

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ..contract import Cosmos3Error, Device, Kernel
+from ..plan.choice import rows
 from .record import Record
-from .subject import Subject, row_id
+from .subject import Subject, live_bytes, row_id
 
 if TYPE_CHECKING:
-    from .cases import OpCase
+    import torch
+
+    from .cases import Here, Made, OpCase
 
 SUITE = "cosmos3_core.testing.suite"
 REASON = re.compile(r"(notimpl|notyet|never): \S.*\S, (https?://\S+)")
 NO_ROW = "the backend has no row for this op, so eager torch serves it"
+SYSTEM = ("memory", "comm")
 RECORD = pytest.StashKey[Record]()
 
 
@@ -59,19 +63,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Rows are parameters: `kernel` is a row of the op a test is about, `dtype` and `format` are what it declares."""
     if not _is_ours(metafunc) or "kernel" not in metafunc.fixturenames:
         return
-    op = getattr(metafunc.function, "op", None)
-    rows = [row for row in _subject(metafunc.config, metafunc.module).backend.kernels if op in (None, row.op)]
+    ops, subject = getattr(metafunc.function, "ops", ()), _subject(metafunc.config, metafunc.module)
     names = [name for name in ("kernel", "dtype", "format") if name in metafunc.fixturenames]
     values = []
-    for row in rows:
+    for row in _rows(subject, ops):
+        formats = subject.formats(row)
         for dtype in row.dtypes if "dtype" in names else (None,):
-            for format in row.formats if "format" in names else (None,):
-                shown = [row.name if op else row_id(row), dtype, format if row.formats != ("none",) else None]
+            for format in formats if "format" in names else (None,):
+                shown = [_shown(row, ops), dtype, format if formats != ("none",) else None]
                 given = [{"kernel": row, "dtype": dtype, "format": format}[name] for name in names]
                 values.append(pytest.param(*given, id="-".join(filter(None, shown))))
     if not values:
         values = [pytest.param(*[None] * len(names), id="no_row", marks=pytest.mark.skip(reason=NO_ROW))]
     metafunc.parametrize(names, values)
+
+
+def _rows(subject: Subject, ops: tuple[str, ...]) -> list[Kernel]:
+    """The backend's rows, of these ops where some are named. What a run asks of a device besides arithmetic is judged
+    where the backend leaves it to torch, too: only on the device it shows whether torch can answer."""
+    own = [row for row in subject.backend.kernels if not ops or row.op in ops]
+    return own or [row for op in set(ops) & set(SYSTEM) for row in rows(subject.backend, op)]
+
+
+def _shown(row: Kernel, ops: tuple[str, ...]) -> str:
+    """How a test's id calls its row."""
+    return row.name if len(ops) == 1 else row_id(row)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and --deselect take anything away
@@ -116,7 +132,7 @@ def _names(item: Any) -> set[str]:
     kernel = callspec.params.get("kernel") if callspec else None
     if kernel is None:
         return {item.name}
-    row = kernel.name if hasattr(item.function, "op") else row_id(kernel)
+    row = _shown(kernel, getattr(item.function, "ops", ()))
     return {item.name, f"{item.originalname}[{row}]"}
 
 
@@ -135,12 +151,21 @@ def device(subject: Subject) -> str:
 
 
 @pytest.fixture
+def place(device: str) -> torch.device:
+    """The device, as `contract.Memory` is asked about it."""
+    import torch
+
+    return torch.device(device)
+
+
+@pytest.fixture
 def op(request: pytest.FixtureRequest, subject: Subject, kernel: Kernel, device: str) -> Any:
     """The row, built. Skips, with the row's reason, where it cannot serve on this device."""
     import torch
 
     asked = request.node.callspec.params
-    if reason := subject.why_not(kernel, asked.get("dtype") or kernel.dtypes[0], asked.get("format")):
+    activation = getattr(asked.get("case"), "activation", "silu")
+    if reason := subject.why_not(kernel, asked.get("dtype") or kernel.dtypes[0], asked.get("format"), activation):
         pytest.skip(reason)
     with torch.inference_mode():
         yield kernel.build(subject.device)
@@ -155,6 +180,29 @@ def op_cases() -> Mapping[str, OpCase]:
 
 
 @pytest.fixture
-def job(subject: Subject, kernel: Kernel, device: str, op_cases: Mapping[str, OpCase]) -> Callable[[Any], list[Any]]:
-    """job(op): one ordinary use of the built row, see `OpCase.job`."""
-    return lambda op: op_cases[kernel.op].job(subject.here(kernel), op, device)
+def here(request: pytest.FixtureRequest, subject: Subject, kernel: Kernel, device: str) -> Here:
+    """Where the row is used: in the test's dtype, if it has one."""
+    return subject.here(kernel, request.node.callspec.params.get("dtype"))
+
+
+@pytest.fixture
+def job(kernel: Kernel, here: Here, op_cases: Mapping[str, OpCase]) -> Callable[[Any], list[Any]]:
+    """job(op): one ordinary use of the built row, see `OpCase.job`. Skips where one process cannot use it."""
+    case = op_cases[kernel.op]
+    if case.use is None and case.make is None:
+        pytest.skip("it takes more than one process; its own tests use it")
+    return lambda op: case.job(op, here)
+
+
+@pytest.fixture
+def made(kernel: Kernel, format: str, op: Any, op_cases: Mapping[str, OpCase], here: Here) -> Made:
+    """What the row makes of ordinary weights in this format."""
+    make = op_cases[kernel.op].make
+    assert make is not None
+    return make(op, here, format)
+
+
+@pytest.fixture
+def alive(subject: Subject, device: str) -> Callable[[], int]:
+    """alive(): bytes of tensors on the device."""
+    return lambda: live_bytes(subject.memory, device)

@@ -6,15 +6,25 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
+import time
+from collections import defaultdict
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ..contract import Device, Kernel, Unavailable
+from ..contract import COMPOSITES, Device, Kernel, Memory, Ops, Unavailable
 from ..files.digests import sha256_files, sha256_json
-from ..plan import Want, discovery
-from ..plan.resolve import why_not
+from ..plan import Want, discovery, resolve
+from ..plan.choice import rows
+from ..plan.resolve import formats_of, why_not
+from .cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here
+
+MEETING_SECONDS = 180
+"""How long two processes may take to load the backend and try its collectives."""
+TOLD = " was "
+"""Between the name of what a process has tried and how it went."""
 
 
 class Subject:
@@ -26,6 +36,8 @@ class Subject:
         self.found = discovery.installed()[name]
         self.module = self.found.value.partition(":")[0]
         self._reasons: dict[tuple[str, ...], str | None] = {}
+        self._peers: dict[str, list[dict[str, str]] | str] = {}
+        self._ops: dict[tuple[Any, ...], Ops] = {}
 
     @cached_property
     def device(self) -> Device | str:
@@ -35,22 +47,48 @@ class Subject:
         except (Unavailable, discovery.Rejected) as reason:
             return str(reason)
 
-    def why_not(self, kernel: Kernel, dtype: str, format: str | None = None) -> str | None:
+    def formats(self, kernel: Kernel) -> tuple[str, ...]:
+        """Those that a row declares. "*" is a composite's that leaves the products to the rows of pack_linear."""
+        if "*" not in kernel.formats:
+            return kernel.formats
+        return "none", *formats_of(self.backend, "pack_linear")
+
+    def why_not(self, kernel: Kernel, dtype: str, format: str | None = None, activation: str = "silu") -> str | None:
         """Why this row cannot serve Cosmos3 on this device, or None; in its first format where none is given. The plan
         is asked: it alone selects."""
         if isinstance(self.device, str):
             return self.device
-        format = format or kernel.formats[0]
-        key = (kernel.op, kernel.name, dtype, format)
+        format = format or self.formats(kernel)[0]
+        key = (kernel.op, kernel.name, dtype, format, activation)
         if key not in self._reasons:
-            want = Want(dtype, heads=32, kv_heads=8, head_dim=128, formats={kernel.op: format})
+            want = _want(dtype, "pack_linear" if kernel.op in COMPOSITES else kernel.op, format, activation)
             self._reasons[key] = why_not(kernel, want, self.device)
         return self._reasons[key]
 
-    def here(self, kernel: Kernel) -> Kernel:
-        """The row with those of its formats that it serves on this device."""
-        served = [name for name in kernel.formats if self.why_not(kernel, kernel.dtypes[0], name) is None]
-        return replace(kernel, formats=tuple(served))
+    def ops(self, dtype: str, format: str = "none", activation: str = "silu") -> Ops:
+        """The ops of the plan for layers whose products are in a format. Raises InputError where there is none."""
+        key = dtype, format, activation
+        if key not in self._ops:
+            want = _want(dtype, "pack_linear", format, activation)
+            self._ops[key] = resolve(want, self.backend, self.device).build_ops()
+        return self._ops[key]
+
+    def ops_with(self, kernel: Kernel, dtype: str) -> Ops:
+        """The ops of the plan where this row is named, in the first of its formats."""
+        want = replace(_want(dtype, kernel.op, kernel.formats[0], "silu"), kernels={kernel.op: kernel.name})
+        return resolve(want, self.backend, self.device).build_ops()
+
+    def here(self, kernel: Kernel, dtype: str | None = None) -> Here:
+        """This device, and those of the row's formats that it serves here; in bfloat16 where the row takes it."""
+        dtype = dtype or ("bfloat16" if "bfloat16" in kernel.dtypes else kernel.dtypes[0])
+        served = [name for name in self.formats(kernel) if self.why_not(kernel, dtype, name) is None]
+        return Here(dtype, self.backend.torch_device, tuple(served), partial(self.ops, dtype))
+
+    @cached_property
+    def memory(self) -> Memory:
+        """The plan's way to the device's memory."""
+        row = next(row for row in rows(self.backend, "memory") if self.why_not(row, row.dtypes[0]) is None)
+        return row.build(self.device)
 
     @cached_property
     def watched(self) -> dict[str, Any]:
@@ -60,6 +98,36 @@ class Subject:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")
         return json.loads(done.stdout.splitlines()[-1])
+
+    def peers(self, kernel: Kernel) -> list[dict[str, str]] | str:
+        """What `peers` found in each of two processes, or why there cannot be two. What a process did not get to has
+        what it said last."""
+        count = self.device.count if isinstance(self.device, Device) else 0
+        if self.backend.torch_device != "cpu" and count < 2:
+            return f"two processes need two devices, and here is {count}"
+        if kernel.name not in self._peers:
+            with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
+                self._peers[kernel.name] = self._meet(kernel, str(Path(folder) / "store"))
+        return self._peers[kernel.name]
+
+    def _meet(self, kernel: Kernel, store: str) -> list[dict[str, str]]:
+        command = [sys.executable, "-m", "cosmos3_core.testing.peers", self.name, kernel.name, store]
+        processes = [
+            subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank in range(2)
+        ]
+        found, until = [], time.monotonic() + MEETING_SECONDS
+        for process in processes:
+            try:
+                out, said = process.communicate(timeout=max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, said = process.communicate()
+                said += f"\nit was not done after {MEETING_SECONDS} seconds"
+            told = dict(line.split(TOLD, 1) for line in out.splitlines() if TOLD in line)
+            last = (said.strip().splitlines() or [""])[-1]
+            found.append(defaultdict(lambda last=last: f"the process ended before it: {last}", told))
+        return found
 
     @cached_property
     def import_effects(self) -> dict[str, Any]:
@@ -96,16 +164,16 @@ def row_id(kernel: Kernel) -> str:
     return f"{kernel.op}-{kernel.name}"
 
 
-def live_bytes(device_type: str) -> int:
-    """Bytes of tensors alive: on an accelerator as its allocator counts, on the host summed over Python's objects."""
+def live_bytes(memory: Memory, torch_device: str) -> int:
+    """Bytes of tensors alive: as the device's memory counts, or where it does not, summed over Python's objects."""
     import gc
 
     import torch
 
     gc.collect()
-    if device_type != "cpu":
-        torch.accelerator.synchronize()
-        return torch.accelerator.memory_allocated()
+    counted = memory.used(torch.device(torch_device)).allocated
+    if counted is not None:
+        return counted
     storages = {}
     for thing in gc.get_objects():
         # type(), because isinstance() asks an object for its __class__, and lazy modules answer by importing.
@@ -113,3 +181,8 @@ def live_bytes(device_type: str) -> int:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def _want(dtype: str, op: str, format: str, activation: str) -> Want:
+    widths = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "hidden": HIDDEN, "inner": INNER}
+    return Want(dtype, **widths, activation=activation, formats={op: format})

@@ -50,7 +50,7 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def watch(name: str) -> dict[str, Any]:
     """Probe, then build and use every row that can serve here, and say what each changed."""
     subject = Subject(name)
-    before, torch_device = surroundings(), subject.backend.torch_device
+    before = surroundings()
     device = subject.device
     seen: dict[str, Any] = {"probe": difference(before, surroundings()), "rows": {}}
     for kernel in subject.backend.kernels:
@@ -58,8 +58,9 @@ def watch(name: str) -> dict[str, Any]:
             continue
         before, row = surroundings(), {}
         try:
-            ops = CASES[kernel.op].job(subject.here(kernel), kernel.build(device), torch_device)
-            row["digest"] = tensor_digest(*ops)
+            case, op = CASES[kernel.op], kernel.build(device)
+            if case.use or case.make:  # others take more than one process
+                row["digest"] = tensor_digest(*case.job(op, subject.here(kernel)))
         except Exception as error:  # a row that fails is reported for that row; the others are still watched
             row["error"] = f"{type(error).__name__}: {error}"
         seen["rows"][row_id(kernel)] = row | {"changed": difference(before, surroundings())}

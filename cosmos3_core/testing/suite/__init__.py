@@ -16,9 +16,13 @@ from .attention import *
 from .linear import *
 from .norms import *
 from .gate import *
+from .composites import *
+from .weights import *
 from .patches import *
 from .norm_silu import *
 from .capture import *
+from .memory import *
+from .comm import *
 from .behaviour import *
 from .whole import *
 

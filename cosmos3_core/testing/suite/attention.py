@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ... import contract
+from ...contract import Segment
 from ...reference import ops as reference
 from .. import cases
-from ..cases import HEAD_DIM, OpCase, check, normal
+from ..cases import HEAD_DIM, Here, Loss, OpCase, check, moved, normal, wider
 from .marks import each, over
 
 
@@ -31,7 +32,7 @@ class Call:
     values: tuple[float, ...] = ()
     keys: float = 1.0
 
-    def inputs(self, dtype: str, device: str = "cpu") -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def inputs(self, dtype: str, device: str = "cpu") -> tuple[Tensor, list[Segment]]:
         """(q_BSHD, segments), not contiguous."""
         q = normal(self.batch, self.queries, self.heads, HEAD_DIM, seed=1)
         segments = []
@@ -44,19 +45,19 @@ class Call:
             if self.values:
                 kv[:, :, : self.kv_heads] += 1 - 2 * (i % 2)
                 kv[:, :, self.kv_heads :] *= self.values[i]
-            segments.append(kv.to(device, getattr(torch, dtype)).split(self.kv_heads, dim=2))
+            segments.append(Segment(*kv.to(device, getattr(torch, dtype)).split(self.kv_heads, dim=2)))
         if self.values:
             q[:, 0::2] += 1
             q[:, 1::2] -= 1
         padded = torch.cat((q, q[:, :, :1]), dim=2).to(device, getattr(torch, dtype))
-        return padded[:, :, : self.heads], [(k, v) for k, v in segments]
+        return padded[:, :, : self.heads], segments
 
     @lru_cache  # noqa: B019 (cases are module constants; every row is compared with the same truth)
     def expected(self, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
         """(exact out in fp64, exact lse_BHS, eager out in the dtype)."""
         q, segments = self.inputs(dtype)
-        exact = [(k.double(), v.double()) for k, v in segments]
-        out, lse = reference.attention(q.double(), exact, causal=self.causal, want_lse=True)
+        exact = wider((q, segments), torch.float64)
+        out, lse = reference.attention(*exact, causal=self.causal, want_lse=True)
         return out, lse, reference.attention(q, segments, causal=self.causal)[0]
 
 
@@ -72,14 +73,15 @@ CALLS = (
     Call("gqa64_8-causal", heads=64, queries=130, lengths=(130,), causal=True),
 )
 PLAIN, CAUSAL = CALLS[4], CALLS[7]
+ONE_TOKEN = ((1, (1,)), (130, (1,)), (33, (1, 65)), (1, (65, 1)), (1, (1, 1)))
+"""Numbers of queries, and of keys in each segment."""
 
 
-def _use(op: contract.Attention, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
-    q, segments = PLAIN.inputs(dtype, device)
-    return list(op(q, segments, want_lse=True))
+def _use(op: contract.Attention, here: Here) -> list[Tensor]:
+    return list(op(*PLAIN.inputs(here.dtype, here.device), want_lse=True))
 
 
-ATTENTION = OpCase("attention", contract.Attention, _use)
+ATTENTION = OpCase(op="attention", protocol=contract.Attention, use=_use)
 
 
 @over("attention")
@@ -113,10 +115,10 @@ def test_causal_attention_sees_no_later_key(kernel, dtype, op, device):
     """Other later keys and values leave every earlier output as it was, bit for bit. (Where keys are quantized, later
     ones may share a scale with earlier ones, so there within the format's bound; their negatives keep the scale.)"""
     q, [(k, v)] = CAUSAL.inputs(dtype, device)
-    out, _ = op(q, [(k, v)], causal=True)
+    out, _ = op(q, [Segment(k, v)], causal=True)
     for position in (1, 40, 76):
         later_k, later_v = (torch.cat((t[:, :position], -t[:, position:]), dim=1) for t in (k, v))
-        changed, _ = op(q, [(later_k, later_v)], causal=True)
+        changed, _ = op(q, [Segment(later_k, later_v)], causal=True)
         before, after = (t[:, :position] for t in (out, changed))
         if allowed := cases.allowance(kernel):
             check(after, before.cpu(), before.cpu(), dtype, allowed)
@@ -127,10 +129,10 @@ def test_causal_attention_sees_no_later_key(kernel, dtype, op, device):
 @over("attention")
 def test_causal_attention_sees_its_own_key(kernel, dtype, op, device):
     q, [(k, v)] = CAUSAL.inputs(dtype, device)
-    out, _ = op(q, [(k, v)], causal=True)
+    out, _ = op(q, [Segment(k, v)], causal=True)
     last = v.clone()
     last[:, -1] += 50
-    changed, _ = op(q, [(k, last)], causal=True)
+    changed, _ = op(q, [Segment(k, last)], causal=True)
     moved = (changed - out).abs().amax(dim=-1)[:, -1]
     assert bool((moved > 0).any()), "another value at the last position does not change the last output"
 
@@ -141,7 +143,7 @@ def test_attention_reads_the_key_head_of_its_group(kernel, dtype, op, device):
     for heads in (32, 64):
         q, cast = normal(1, 3, heads, 128, seed=1), dict(device=device, dtype=getattr(torch, dtype))
         v = torch.arange(8.0).view(1, 1, 8, 1).expand(1, 16, 8, 128).contiguous().to(**cast)
-        out, _ = op(q.to(**cast), [(torch.zeros_like(v), v)])
+        out, _ = op(q.to(**cast), [Segment(torch.zeros_like(v), v)])
         read = out[0, 0, :, 0].float().round().int().tolist()
         assert read == [head * 8 // heads for head in range(heads)], f"{heads} query heads read key heads {read}"
 
@@ -152,7 +154,71 @@ def test_attention_reads_every_segment(kernel, dtype, op, device):
     cast = dict(device=device, dtype=getattr(torch, dtype))
     q = torch.ones(1, 4, 32, 128, **cast)
     for strong in range(3):
-        segments = [[torch.zeros(1, n, 8, 128, **cast), torch.zeros(1, n, 8, 128, **cast)] for n in (5, 1, 17)]
-        segments[strong][0][:, -1], segments[strong][1][:, -1] = 4.0, 1.0
-        out, _ = op(q, [tuple(segment) for segment in segments])
+        segments = [Segment(*(torch.zeros(1, n, 8, 128, **cast) for _ in "kv")) for n in (5, 1, 17)]
+        segments[strong].k_BTKD[:, -1], segments[strong].v_BTKD[:, -1] = 4.0, 1.0
+        out, _ = op(q, segments)
         assert float((out.float() - 1).abs().max()) < 0.1, f"a strong key in segment {strong} of 3 is not seen"
+
+
+@over("attention")
+@each(*(Call("-".join(map(str, lengths)), queries=queries, lengths=lengths) for queries, lengths in ONE_TOKEN))
+def test_attention_of_segments_of_one_token(kernel, dtype, op, device, case):
+    """Alone, before the media's and after the text's."""
+    exact, _, eager = case.expected(dtype)
+    out, _ = op(*case.inputs(dtype, device))
+    check(out, exact, eager, dtype, cases.allowance(kernel))
+
+
+@over("attention")
+@each(*(case for case in CALLS if not case.causal and case.keys == 1))
+def test_attention_with_a_static_segment(kernel, dtype, op, device, case):
+    """The text's segment, prepared where the row prepares, gives what it gives as any other."""
+    q, (text, *rest) = case.inputs(dtype, device)
+    prepared = op.prepare(*text) if kernel.prepares else None
+    exact, _, eager = case.expected(dtype)
+    for _ in range(2):
+        out, _ = op(q, [Segment(*text, static=True, prepared=prepared), *rest])
+        check(out, exact, eager, dtype, cases.allowance(kernel))
+
+
+@over("attention")
+def test_attention_prepares_each_segment_by_itself(kernel, dtype, op, device):
+    """What is prepared follows from its keys and values alone, which stay as they are."""
+    if not kernel.prepares:
+        pytest.skip("the row prepares nothing")
+    q, segments = PLAIN.inputs(dtype, device)
+    texts = [Segment(*(sign * t for t in segments[0])) for sign in (1, -2)]
+    before = [t.clone() for text in texts for t in text]
+    prepared = [op.prepare(*text) for text in texts]
+    assert cases.same_bits([t for text in texts for t in text], before), "prepare has changed its inputs"
+    for text, made in zip(texts, prepared, strict=True):
+        out, _ = op(q, [Segment(*text, static=True, prepared=made), segments[1]])
+        plain = wider((q, [text, segments[1]]), torch.float64), (q, [text, segments[1]])
+        exact, eager = (reference.attention(*moved(given, device="cpu"))[0] for given in plain)
+        check(out, exact, eager, dtype, cases.allowance(kernel))
+
+
+@over("attention")
+def test_attention_prepares_for_no_one_else(kernel, dtype, op, device):
+    """A row that prepares nothing does not look at what another one has prepared, which hands it smaller calls."""
+    if kernel.prepares:
+        pytest.skip("the row prepares segments itself")
+    q, (text, *rest) = PLAIN.inputs(dtype, device)
+    plain, _ = op(q, [text, *rest])
+    given, _ = op(q, [Segment(*text, static=True, prepared=(-text.k_BTKD, -text.v_BTKD)), *rest])
+    assert Loss.of(given, plain.cpu()).whole < 0.02, "it reads what was prepared for another row"
+
+
+@over("attention")
+def test_attention_hands_over_smaller_calls(subject, kernel, dtype, op, device):
+    """On both sides of every number of queries below which another row serves."""
+    if not kernel.delegates:
+        pytest.skip("the row serves every call itself")
+    served = subject.ops_with(kernel, dtype)
+    for queries in sorted({n for one in kernel.delegates for n in (one.below - 1, one.below)}):
+        case = Call("handed_over", queries=queries, lengths=(7, 65))
+        q, (text, media) = case.inputs(dtype, device)
+        prepared = served.prepare(*text) if served.prepare else None
+        exact, _, eager = case.expected(dtype)
+        out, _ = served.attention(q, [Segment(*text, static=True, prepared=prepared), media])
+        check(out, exact, eager, dtype, cases.allowance(kernel))

@@ -6,39 +6,59 @@ import pytest
 import torch
 
 from ...checkpoint.tensors import tensor_digest
-from ..cases import same_bits
-from ..subject import live_bytes, row_id
+from ..cases import same_bits, tensors_in
+from ..subject import row_id
+
+POISON = 77
+"""What no op gives everywhere."""
 
 
 def test_inputs_are_left_alone(kernel, op, op_cases, job):
-    """Of an op whose protocol does not let it overwrite them."""
-    if op_cases[kernel.op].overwrites:
+    """But those that the protocol lets a row overwrite."""
+    case = op_cases[kernel.op]
+    if case.overwrites == (0,) and case.make is None:
         pytest.skip("its protocol allows it")
+    if not callable(op):
+        pytest.skip("its own tests look at what its methods are given")
     kept = []
 
+    def keep(arguments):
+        given = [argument for i, argument in enumerate(arguments) if i not in case.overwrites]
+        kept.extend((tensor, tensor.clone()) for tensor in tensors_in(given))
+
     def spy(*arguments, **options):
-        tensors = _tensors([arguments, *options.values()])
-        kept.extend((tensor, tensor.clone()) for tensor in tensors)
-        found = op(*arguments, **options)
-        return spy_made(found) if op_cases[kernel.op].makes else found
+        if case.make is None:
+            keep([*arguments, *options.values()])
+            return op(*arguments, **options)
+        # The weights are the packed form's from now on: only what is given to that has to stay.
+        return spy_made(op(*arguments, **options))
 
     def spy_made(made):
         def call(*arguments):
-            kept.extend((tensor, tensor.clone()) for tensor in arguments)
+            keep(arguments)
             return made(*arguments)
 
-        # The weight is the packed form's from now on: only what is multiplied by it has to stay.
-        kept.clear()
         return call
 
     job(spy)
     assert kept and all(torch.equal(now, before) for now, before in kept), "an input was overwritten"
 
 
-def _tensors(value) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [t for part in value for t in _tensors(part)] if isinstance(value, list | tuple) else []
+def test_results_are_fresh(kernel, op, op_cases, job, here):
+    """No later call writes to what an earlier one returned, nor is it read again."""
+    if not kernel.fresh:
+        pytest.skip("the row declares fresh=False")
+    call = op_cases[kernel.op].calls(op, here)
+    first = call()
+    expected = [result.clone() for result in first]
+    for result in first:
+        result.fill_(POISON)
+    again = call()
+    for _ in range(3):
+        call()
+    assert all(bool((result == POISON).all()) for result in first), "a later call has written to an earlier result"
+    if kernel.deterministic:
+        assert same_bits(again, expected), "a call reads what the caller did to an earlier result"
 
 
 def test_building_twice_is_harmless(subject, kernel, op, job):
@@ -60,21 +80,21 @@ def test_deterministic_rows_are_in_one_process(kernel, op, job, record_property)
 
 
 def test_deterministic_rows_are_across_processes(subject, kernel, op, job, record_property):
-    there = subject.watched["rows"][row_id(kernel)]
+    first, there = job(op), subject.watched["rows"][row_id(kernel)]
     assert "digest" in there, f"in a fresh process it raised {there.get('error')}"
-    same = there["digest"] == tensor_digest(*job(op))
+    same = there["digest"] == tensor_digest(*first)
     record_property("bit_equal", same)
     assert same or not kernel.deterministic, "declared deterministic, and another process gives other bits"
 
 
-def test_memory_is_returned_after_a_job(kernel, op, job, device):
+def test_memory_is_returned_after_a_job(kernel, op, job, alive):
     """Tables and workspaces of a first job may stay; what comes with every further job may not."""
     for _ in range(2):
         job(op)
-    before = live_bytes(device)
+    before = alive()
     for _ in range(3):
         job(op)
-    kept = live_bytes(device) - before
+    kept = alive() - before
     assert kept <= 0, f"3 jobs left {kept} bytes of tensors behind"
 
 

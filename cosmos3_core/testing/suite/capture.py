@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import contract
-from ..cases import Loss, OpCase, normal
-from ..subject import live_bytes
+from ..cases import Here, Loss, Made, OpCase, normal
 from .marks import over
 
 
@@ -33,13 +32,13 @@ class Step:
         return [normal(33, 64, seed=seed + i).to(self.weight) for i in (100, 200)]
 
 
-def _use(op: contract.Capture, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
-    step = Step.of(dtype, device)
+def _make(op: contract.Capture, here: Here, format: str) -> Made:
+    step = Step.of(here.dtype, here.device)
     captured = op(step)
-    return [t.clone() for seed in range(4) for t in captured(*step.input(seed))]
+    return Made(captured, lambda: [t.clone() for seed in range(4) for t in captured(*step.input(seed))])
 
 
-CAPTURE = OpCase("capture", contract.Capture, _use, makes=True)
+CAPTURE = OpCase(op="capture", protocol=contract.Capture, make=_make)
 
 
 def _same(found, expected) -> bool:
@@ -76,6 +75,18 @@ def test_captures_are_apart(kernel, dtype, op, device):
 
 
 @over("capture")
+def test_capture_results_are_fresh(kernel, dtype, op, device):
+    """Each call's, unless the row says that the next call overwrites them."""
+    if not kernel.fresh:
+        pytest.skip("the row declares fresh=False")
+    step = Step.of(dtype, device)
+    captured = op(step)
+    found = [(seed, captured(*step.input(seed))) for seed in range(4)]
+    for seed, results in found:
+        assert _same(results, step(*step.input(seed))), "a later call has written to an earlier result"
+
+
+@over("capture")
 @pytest.mark.parametrize("run", [1, 2])
 def test_capture_raises_what_its_function_raises(kernel, dtype, op, device, run):
     """Whenever it runs the function, for the first time or to record it; what is captured after that works."""
@@ -102,7 +113,7 @@ def test_capture_raises_what_its_function_raises(kernel, dtype, op, device, run)
 
 
 @over("capture")
-def test_capture_gives_its_memory_back(kernel, dtype, op, device):
+def test_capture_gives_its_memory_back(kernel, dtype, op, device, alive):
     """All of it, with the callable: whoever captures anew for every request must not run out."""
 
     step = Step.of(dtype, device)
@@ -113,8 +124,8 @@ def test_capture_gives_its_memory_back(kernel, dtype, op, device):
             captured(*step.input(seed))
 
     use(3)
-    before = live_bytes(device)
+    before = alive()
     for calls in (1, 2, 4):
         use(calls)
-        kept = live_bytes(device) - before
+        kept = alive() - before
         assert kept <= 0, f"{kept} bytes outlive a callable that was called {calls} times"

@@ -11,6 +11,7 @@ import torch
 from ...contract import OPS, Ask, Device, Unavailable
 from .. import cases
 from ..subject import row_id
+from .composites import INSIDE
 
 
 def test_rows_are_well_formed(subject, op_cases):
@@ -20,17 +21,21 @@ def test_rows_are_well_formed(subject, op_cases):
         assert row.op in OPS, f"{who}: there is no op {row.op!r}"
         assert (row.op, row.name) not in seen, f"{who} is declared twice"
         seen.add((row.op, row.name))
-        for key in ("arch", "dtypes", "formats", "needs"):
+        for key in ("arch", "dtypes", "formats", "needs", "fuses"):
             value = getattr(row, key)
             assert isinstance(value, tuple) and all(isinstance(v, str) for v in value), f"{who}: {key} is {value!r}"
         assert row.dtypes and row.arch and row.formats, f"{who}: arch, dtypes and formats name at least one each"
         assert set(row.dtypes) <= set(cases.DTYPES), f"{who}: dtypes are among {cases.DTYPES}, not {row.dtypes}"
-        assert set(row.formats) <= set(cases.FORMATS), f"{who}: the kit has bounds for {[*cases.FORMATS]} only"
-        if op_cases[row.op].quantizes:
-            able = {"none", *cases.ROW_FORMATS}
-            assert "none" in row.formats and set(row.formats) <= able, f"{who}: formats are none and others of {able}"
+        formats = set(subject.formats(row))
+        assert formats <= set(cases.FORMATS), f"{who}: the kit has bounds for {[*cases.FORMATS]} only"
+        inside = INSIDE.get(row.op, ())
+        assert set(row.fuses) <= set(inside), f"{who}: it can fuse {inside}, not {row.fuses}"
         assert callable(row.build) and callable(row.refuse), f"{who}: build and refuse are functions"
-        assert type(row.deterministic) is bool, f"{who}: deterministic is True or False"
+        for key in ("deterministic", "fresh", "prepares"):
+            assert type(getattr(row, key)) is bool, f"{who}: {key} is True or False"
+        for delegate in row.delegates:
+            calls = f"calls with fewer than {delegate.below!r} queries"
+            assert type(delegate.below) is int and delegate.below > 1, f"{who}: there are no {calls}"
 
 
 def test_probe_finds_a_device_or_says_why_not(subject):
@@ -56,7 +61,8 @@ def test_import_has_no_side_effects(subject):
     assert not changed, f"importing {subject.module} changes {', '.join(changed)}: {effects['prints']}"
 
 
-ODD = dict(dtype="float8_e4m3fn", format="no such format", heads=7, kv_heads=5, head_dim=1)
+ODD = dict(dtype="float8_e4m3fn", format="no such format", heads=7, kv_heads=5, head_dim=1, hidden=3, inner=5)
+ODD |= dict(activation="an activation of next year")
 
 
 @pytest.mark.parametrize("odd", [None, "arch", *ODD])
@@ -67,7 +73,9 @@ def test_refusals_give_reasons(subject, kernel, odd):
         device = subject.device
     if odd == "arch":
         device = replace(device, arch="an arch of next year", count=0, memory=0)
-    ask = Ask(op=kernel.op, device=device, dtype=kernel.dtypes[0], heads=32, kv_heads=8, head_dim=128)
+    widths = {"heads": cases.HEADS, "kv_heads": cases.KV_HEADS, "head_dim": cases.HEAD_DIM}
+    widths |= {"hidden": cases.HIDDEN, "inner": cases.INNER}
+    ask = Ask(op=kernel.op, device=device, dtype=kernel.dtypes[0], **widths)
     ask = replace(ask, **({odd: ODD[odd]} if odd in ODD else {}))
     reason = kernel.refuse(ask)
     assert reason is None or (isinstance(reason, str) and len(reason.split()) > 1), (
@@ -75,10 +83,29 @@ def test_refusals_give_reasons(subject, kernel, odd):
     )
 
 
-def test_signature_is_the_protocols(kernel, op, op_cases):
-    def shape(function):
-        parameters = inspect.signature(function).parameters.values()
-        return [(p.name, p.kind.description, p.default) for p in parameters if p.name != "self"]
+def _parameters(function) -> list[tuple]:
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind.description, p.default) for p in found if p.name != "self"]
 
-    expected, found = shape(op_cases[kernel.op].protocol.__call__), shape(op)
-    assert found == expected, f"the protocol has {expected}, this row {found}"
+
+def _check_methods(found, protocol: type) -> None:
+    """Fail unless an object has every public method of a protocol, with its parameters."""
+    methods = {name: method for name, method in vars(protocol).items() if inspect.isfunction(method)}
+    for name, method in methods.items():
+        if name.startswith("_") and name != "__call__":
+            continue
+        expected = _parameters(method)
+        assert callable(getattr(found, name, None)), f"{protocol.__name__}.{name} is missing"
+        given = _parameters(found if name == "__call__" else getattr(found, name))
+        assert given == expected, f"{protocol.__name__}.{name} has {expected}, this row's has {given}"
+
+
+def test_signature_is_the_protocols(kernel, op, op_cases, here):
+    """Of every public method of what a row builds, and of what that makes."""
+    case = op_cases[kernel.op]
+    _check_methods(op, case.protocol)
+    if case.makes is not None:
+        _check_methods(case.make(op, here, here.formats[0]).thing, case.makes)
+    if kernel.prepares:
+        given = [name for name, *_ in _parameters(op.prepare)]
+        assert given == ["k_BTKD", "v_BTKD"], f"prepare takes k_BTKD and v_BTKD, this row's takes {given}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,31 +9,26 @@ from torch import Tensor
 from ... import contract
 from ...reference import ops as reference
 from .. import cases
-from ..cases import OpCase, check
+from ..cases import Here, OpCase, check
 from .marks import over
 
 
-def _use(op: contract.Gate, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
-    x, _, _ = cases.norm_inputs(dtype, device)
-    asked = product(("silu", "relu2"), formats)
-    results = [op(x.clone(), activation=name, format=format) for name, format in asked]
-    return [part for result in results for part in cases.parts(result)]
+def _use(op: contract.Gate, here: Here) -> list[Tensor]:
+    x, _, _ = cases.norm_inputs(here.dtype, here.device)
+    return [op(x.clone(), activation=name) for name in ("silu", "relu2")]
 
 
-GATE = OpCase("gate", contract.Gate, _use, overwrites=True, quantizes=True)
+GATE = OpCase(op="gate", protocol=contract.Gate, use=_use, overwrites=(0,))
 
 
 @over("gate")
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
-def test_gate_parity(kernel, dtype, format, op, device, activation):
-    """For rows of every size, in each format in which the row can return them: as the plain result would be, row by
-    row."""
+def test_gate_parity(kernel, dtype, op, device, activation):
+    """For rows of every size."""
     x, _, _ = cases.norm_inputs(dtype, scale=cases.sizes(-1, 1))
-    found, plain = (op(x.to(device, copy=True), activation=activation, format=name) for name in (format, "none"))
+    found = op(x.to(device, copy=True), activation=activation)
     exact, eager = (reference.gate(given, activation=activation) for given in (x.double(), x.clone()))
-    check(cases.dequantized(found), exact, cases.rounded(eager, format), dtype)
-    if format != "none":
-        cases.check_quantized(found, plain, format)
+    check(found, exact, eager, dtype)
 
 
 @over("gate")

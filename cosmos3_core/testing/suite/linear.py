@@ -1,4 +1,4 @@
-"""Packed weights, and what a linear may do beside the product."""
+"""Packed weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import Tensor
 
 from ... import contract
 from ...reference import ops as reference
 from .. import cases
-from ..cases import OpCase, check, normal, wider
+from ..cases import Here, Made, OpCase, check, normal
 from .marks import each, over
 
 
@@ -49,12 +48,12 @@ SQUARE, BIASED = WEIGHTS[2], WEIGHTS[3]
 ROWS = (1, 77, 130)
 
 
-def _use(op: contract.PackLinear, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
-    weight, bias = BIASED.weights(dtype, device)
-    return [op(weight.clone(), bias, format=name)(BIASED.input(77, dtype, device)) for name in formats]
+def _make(op: contract.PackLinear, here: Here, format: str) -> Made:
+    linear = op(*BIASED.weights(here.dtype, here.device), format=format)
+    return Made(linear, lambda: [linear(BIASED.input(77, here.dtype, here.device))])
 
 
-PACK_LINEAR = OpCase("pack_linear", contract.PackLinear, _use, makes=True)
+PACK_LINEAR = OpCase(op="pack_linear", protocol=contract.PackLinear, makes=contract.Linear, make=_make)
 
 
 def check_linear(
@@ -109,52 +108,3 @@ def test_linear_packing_is_not_stale(kernel, dtype, format, op, device):
         gc.collect()
     for seed, linear in linears.items():
         check_linear(linear, x, *BIASED.weights(dtype, device, seed=10 * seed), dtype, format)
-
-
-@over("pack_linear")
-def test_linear_multiplies_quantized_rows(kernel, dtype, format, op, device):
-    """Rows of every size that something else has quantized, to what it gives for the rows themselves."""
-    weight, bias = BIASED.weights(dtype, device)
-    linear = op(weight.clone(), bias.clone(), format=format)
-    takes = getattr(linear, "takes", "none")
-    if takes == "none":
-        pytest.skip("it takes tensors only")
-    assert takes in cases.ROW_FORMATS, f"it takes {takes}, and rows come in {cases.ROW_FORMATS}"
-    x = (cases.sizes(-2, 2) * BIASED.input(77, "float32")).to(device, bias.dtype)
-    plain = linear(x).cpu()
-    check(linear(cases.quantized(x, takes)), plain, plain, dtype, cases.FORMATS[takes])  # which ties may cost
-
-
-@over("pack_linear")
-def test_linear_applies_the_gate(kernel, dtype, format, op, device):
-    """Of [gate | up], where it can."""
-    weight, bias = BIASED.weights(dtype, device)
-    weight[3] /= 50  # or else nothing but that output would count
-    x, linear = BIASED.input(77, dtype, device), op(weight.clone(), bias.clone(), format=format)
-    gated = linear.gated() if hasattr(linear, "gated") else linear
-    if not getattr(gated, "gates", False):
-        pytest.skip("it leaves the gate to the op of that name")
-    exact, eager = (
-        reference.gate(reference.pack_linear(w, b)(rows), activation="silu")
-        for w, b, rows in (wider([t.cpu() for t in (weight, bias, x)], kind) for kind in (torch.float64, x.dtype))
-    )
-    check(gated(x), exact, eager, dtype, cases.FORMATS[format])
-
-
-@over("pack_linear")
-def test_linear_adds_to_a_residual(kernel, dtype, format, op, device):
-    """Where it can. The rows that it multiplies stay as they are."""
-    weight, bias = BIASED.weights(dtype, device)
-    weight[3] /= 50  # or else nothing but that output would count
-    linear = op(weight.clone(), bias.clone(), format=format)
-    if not getattr(linear, "adds", False):
-        pytest.skip("it leaves the sum to the next norm")
-    for rows in ROWS:
-        x, residual = BIASED.input(rows, dtype, device), SQUARE.input(rows + 1, dtype, device)[1:]
-        given = [t.cpu() for t in (weight, bias, x, residual)]
-        exact, eager = (
-            r + reference.pack_linear(w, b)(h)
-            for w, b, h, r in (wider(given, kind) for kind in (torch.float64, x.dtype))
-        )
-        check(linear(x, residual_MO=residual.clone()), exact, eager, dtype, cases.FORMATS[format])
-        assert torch.equal(x.cpu(), given[2]), "it has overwritten the rows that it multiplies"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 
-def over(op: str):
-    """The test is about rows of this op."""
+def over(*ops: str):
+    """The test is about rows of this op, or of these."""
 
     def mark(test):
-        test.op = op
+        test.ops = ops
         return test
 
     return mark

@@ -9,7 +9,7 @@ from torch import Tensor
 from ... import contract
 from ...reference import ops as reference
 from .. import cases
-from ..cases import Loss, OpCase, check, normal
+from ..cases import Here, Loss, OpCase, check, normal
 from .marks import over
 
 
@@ -19,11 +19,11 @@ def silu_inputs(dtype: str, device: str = "cpu", width: int = 256) -> tuple[Tens
     return tuple(t.to(device, getattr(torch, dtype)) for t in (x, 1 + 0.5 * normal(width, seed=2)))
 
 
-def _use(op: contract.NormSilu, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
-    return [op(*silu_inputs(dtype, device))]
+def _use(op: contract.NormSilu, here: Here) -> list[Tensor]:
+    return [op(*silu_inputs(here.dtype, here.device))]
 
 
-NORM_SILU = OpCase("norm_silu", contract.NormSilu, _use)
+NORM_SILU = OpCase(op="norm_silu", protocol=contract.NormSilu, use=_use)
 
 
 @over("norm_silu")

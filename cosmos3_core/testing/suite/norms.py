@@ -9,7 +9,7 @@ from torch import Tensor
 from ... import contract
 from ...reference import ops as reference
 from .. import cases
-from ..cases import HEAD_DIM, OpCase, check, normal, wider
+from ..cases import HEAD_DIM, Here, OpCase, check, normal, wider
 from .marks import over
 
 
@@ -25,18 +25,17 @@ def rope_inputs(
     return [(q, weights[0]), (k, weights[1]), (k, None)], angles.cos().to(**cast), angles.sin().to(**cast)
 
 
-def _use_rms_norm(op: contract.RmsNorm, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
-    x, residual, weight = cases.norm_inputs(dtype, device)
-    results = [op(x, weight, eps=1e-6, residual_MI=residual, format=name) for name in formats]
-    return [part for result, z in results for part in (*cases.parts(result), z)]
+def _use_rms_norm(op: contract.RmsNorm, here: Here) -> list[Tensor]:
+    x, residual, weight = cases.norm_inputs(here.dtype, here.device)
+    return list(op(x, weight, eps=1e-6, residual_MI=residual))
 
 
-def _use_norm_rope(op: contract.NormRope, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
-    return list(op(*rope_inputs(dtype, device), eps=1e-6))
+def _use_norm_rope(op: contract.NormRope, here: Here) -> list[Tensor]:
+    return list(op(*rope_inputs(here.dtype, here.device), eps=1e-6))
 
 
-RMS_NORM = OpCase("rms_norm", contract.RmsNorm, _use_rms_norm, quantizes=True)
-NORM_ROPE = OpCase("norm_rope", contract.NormRope, _use_norm_rope)
+RMS_NORM = OpCase(op="rms_norm", protocol=contract.RmsNorm, use=_use_rms_norm)
+NORM_ROPE = OpCase(op="norm_rope", protocol=contract.NormRope, use=_use_norm_rope)
 
 RESIDUAL = pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 ORDER = pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first", "round_once"])
@@ -45,28 +44,40 @@ ORDER = pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first"
 @over("rms_norm")
 @ORDER
 @RESIDUAL
-def test_rms_norm_parity(kernel, dtype, format, op, device, residual, weight_fp32):
-    """In each format in which the row can return its result; the second result is never quantized."""
+def test_rms_norm_parity(kernel, dtype, op, device, residual, weight_fp32):
     x, added, weight = cases.norm_inputs(dtype, device)
     options = dict(eps=1e-6, weight_fp32=weight_fp32)
-    found, z = op(x, weight, residual_MI=added if residual else None, format=format, **options)
+    found, z = op(x, weight, residual_MI=added if residual else None, **options)
     x, added, weight = (t.cpu() for t in (x, added, weight))
     sum_MI = x + added if residual else x
     eager, _ = reference.rms_norm(sum_MI, weight, **options)
     exact, _ = reference.rms_norm(sum_MI.float(), weight.float(), **options)
-    check(cases.dequantized(found), exact, cases.rounded(eager, format), dtype)
+    check(found, exact, eager, dtype)
     assert z.dtype == sum_MI.dtype and torch.equal(z.cpu(), sum_MI), "the second result is not x + residual"
 
 
 @over("rms_norm")
-def test_rms_norm_of_rows_of_every_size(kernel, dtype, format, op, device):
-    """An eps of 1 keeps small rows small, and zeros zeros. Quantized as the plain result would be, row by row."""
+def test_rms_norm_of_views(kernel, dtype, op, device):
+    """Rows that lie within wider ones."""
+    x, added, weight = cases.norm_inputs(dtype)
+    wide = torch.cat((x, added), dim=1).to(device)
+    (found, z), (expected, summed) = (
+        op(*rows, eps=1e-6, residual_MI=rest)
+        for rows, rest in (
+            ((wide[:, :512], weight.to(device)), wide[:, 512:]),
+            ((x.to(device), weight.to(device)), added.to(device)),
+        )
+    )
+    assert cases.same_bits((found, z), (expected, summed)), "a view gives another result than a copy of it"
+
+
+@over("rms_norm")
+def test_rms_norm_of_rows_of_every_size(kernel, dtype, op, device):
+    """An eps of 1 keeps small rows small, and zeros zeros."""
     x, _, weight = cases.norm_inputs(dtype, scale=cases.sizes(-2, 2))
-    found, plain = (op(x.to(device), weight.to(device), eps=1.0, format=name)[0] for name in (format, "none"))
+    found, _ = op(x.to(device), weight.to(device), eps=1.0)
     exact, eager = (reference.rms_norm(*given, eps=1.0)[0] for given in (wider((x, weight)), (x, weight)))
-    check(cases.dequantized(found), exact, cases.rounded(eager, format), dtype)
-    if format != "none":
-        cases.check_quantized(found, plain, format)
+    check(found, exact, eager, dtype)
 
 
 @over("rms_norm")

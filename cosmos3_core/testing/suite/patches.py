@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import contract
 from ...reference import ops as reference
-from ..cases import OpCase, check, normal, wider
+from ..cases import Here, OpCase, check, normal, wider
 from .marks import over
 
 
@@ -25,12 +25,12 @@ def patch_inputs(
     return (latent, *(t.to(device, getattr(torch, dtype)) for t in rest)), dict(patch=2, noisy_T=noisy)
 
 
-def _use(op: contract.PatchEmbed, formats: tuple[str, ...], dtype: str, device: str) -> list[Tensor]:
-    inputs, options = patch_inputs(dtype, device)
+def _use(op: contract.PatchEmbed, here: Here) -> list[Tensor]:
+    inputs, options = patch_inputs(here.dtype, here.device)
     return [op(*inputs, **options)]
 
 
-PATCH_EMBED = OpCase("patch_embed", contract.PatchEmbed, _use)
+PATCH_EMBED = OpCase(op="patch_embed", protocol=contract.PatchEmbed, use=_use)
 
 
 @over("patch_embed")

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from ... import contract
-from ...contract import FORMATTED, InputError
+from ...contract import FORMATTED, InputError, Tuning
 from ...model.config import VAE_SUPPORTED, TransformerConfig
 from ...model.packing import Item, Packing
 from ...model.vae import VideoVAE
 from ...model.weights import Target, load_generation, load_understanding, shapes
 from ...plan import Plan, Want, resolve
+from ...plan.execution import tiling_of
 from ...plan.resolve import formats_of
 from ...reference import build_ops
 from .. import cases
@@ -132,7 +133,7 @@ def _frames(ops, device: str, dtype: str, tile: int | None) -> torch.Tensor:
     )
     options = {"source": "the kit's VAE", "device": device, "dtype": getattr(torch, dtype), "halves": ("decoder",)}
     vae = VideoVAE.load(VAE, tensors, ops, **options)
-    return torch.cat([*vae.decode(normal(4, 3, 5, 6, seed=1), tile)]).float()
+    return torch.cat([*vae.decode(normal(4, 3, 5, 6, seed=1), tiling_of(5, 6, tile, Tuning().chunk_area))]).float()
 
 
 @pytest.mark.parametrize("tile", [None, 64], ids=["whole", "tiles"])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import torch
 
-from cosmos3_core.contract import Quantized
+from cosmos3_core.contract import Bytes
 
 from . import kernels
 
@@ -19,13 +18,13 @@ def plant(fault, op, kernel):
 
 
 def attending(change):
-    """A fault inside the 16-bit attention; the 8-bit row stays as it is."""
+    """A fault inside the 16-bit attention; the other rows stay as they are."""
 
     def faulty(kernel):
         def attention(q_BSHD, segments, *, causal=False, want_lse=False):
             return change(q_BSHD, segments, causal, want_lse)
 
-        return kernel if kernel is kernels.int8_kv else attention
+        return attention if kernel is kernels.online_softmax else kernel
 
     return faulty
 
@@ -65,11 +64,12 @@ def shuffled(seed):
 def one_scale(kernel):
     """One 8-bit scale for all segments together."""
 
-    def attention(q_BSHD, segments, *, causal=False, want_lse=False):
-        joined = tuple(kernels._int8(torch.cat(parts, dim=1), (1, 3)) for parts in zip(*segments, strict=True))
-        return kernels.attend(q_BSHD, [joined], causal, want_lse)
+    class Faulty(kernels.Int8KeysAndValues):
+        def __call__(self, q_BSHD, segments, *, causal=False, want_lse=False):
+            joined = self.prepare(*(torch.cat(parts, dim=1) for parts in zip(*segments, strict=True)))
+            return kernels.attend(q_BSHD, [joined], causal, want_lse)
 
-    return attention if kernel is kernels.int8_kv else kernel
+    return Faulty() if kernel is kernels.int8_kv else kernel
 
 
 def square_not_transposed(kernel):
@@ -109,9 +109,8 @@ def one_scale_for_the_matrix(kernel):
 
 def norm(change):
     def faulty(kernel):
-        def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False, format="none"):
-            rows, z_MI = change(kernel, x_MI, weight_I, eps, residual_MI, weight_fp32)
-            return kernels.rows_in(format, rows), z_MI
+        def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False):
+            return change(kernel, x_MI, weight_I, eps, residual_MI, weight_fp32)
 
         return rms_norm
 
@@ -144,42 +143,18 @@ def first_table_for_all(kernel):
 
 
 def swapped_halves(kernel):
-    def gate(x_MI, *, activation, format="none"):
+    def gate(x_MI, *, activation):
         swapped = x_MI.roll(x_MI.shape[-1] // 2, -1) if activation == "silu" else x_MI
-        return kernel(swapped, activation=activation, format=format)
+        return kernel(swapped, activation=activation)
 
     return gate
-
-
-def up_gates(kernel):
-    """The other half of what comes out goes through the activation."""
-
-    class Faulty(kernels.Transposed):
-        def gated(self):
-            gated = super().gated()
-            gated.weight_IO, gated.scale_O, gated.bias_O = (
-                t.roll(t.shape[-1] // 2, -1) for t in (gated.weight_IO, gated.scale_O, gated.bias_O)
-            )
-            return gated
-
-    return faulty_linear(kernel, Faulty)
-
-
-def residual_taken_for_the_result(kernel):
-    """As if beta were 0."""
-
-    class Faulty(kernels.Transposed):
-        def __call__(self, x_MI, residual_MO=None):
-            return super().__call__(x_MI)
-
-    return faulty_linear(kernel, Faulty)
 
 
 def leaks(kernel):
     kept = []
 
-    def gate(x_MI, *, activation, format="none"):
-        kept.append(kernel(x_MI, activation=activation, format=format))
+    def gate(x_MI, *, activation):
+        kept.append(kernel(x_MI, activation=activation))
         return kept[-1]
 
     return gate
@@ -189,81 +164,182 @@ def second_build_breaks_the_first(kernel):
     plant.builds = getattr(plant, "builds", 0) + 1
     mine = plant.builds
 
-    def gate(x_MI, *, activation, format="none"):
-        return kernel(x_MI if mine == plant.builds else x_MI * 1.5, activation=activation, format=format)
+    def gate(x_MI, *, activation):
+        return kernel(x_MI if mine == plant.builds else x_MI * 1.5, activation=activation)
 
     return gate
 
 
 def another_signature(kernel):
-    return lambda x_MI, activation="silu", format="none": kernel(x_MI, activation=activation, format=format)
+    return lambda x_MI, activation="silu": kernel(x_MI, activation=activation)
 
 
-def sum_quantized_too(kernel):
-    def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False, format="none"):
-        options = dict(eps=eps, residual_MI=residual_MI, weight_fp32=weight_fp32, format=format)
-        rows, z_MI = kernel(x_MI, weight_I, **options)
-        z = kernels.rows_in(format, z_MI)
-        return rows, z_MI if format == "none" else (z.values_MI * z.scale_M1).to(z.dtype)
+def preparing(change):
+    """A fault in what the 8-bit attention prepares; `change` gets the right `prepare`."""
+
+    class Faulty(kernels.Int8KeysAndValues):
+        def prepare(self, k_BTKD, v_BTKD):
+            return change(super().prepare, k_BTKD, v_BTKD)
+
+    return lambda kernel: Faulty() if kernel is kernels.int8_kv else kernel
+
+
+def in_place(prepare, k_BTKD, v_BTKD):
+    return [t.copy_(made) for t, made in zip((k_BTKD, v_BTKD), prepare(k_BTKD, v_BTKD), strict=True)]
+
+
+def by_shape(prepare, k_BTKD, v_BTKD, made={}):  # noqa: B006 (the fault)
+    return made.setdefault(k_BTKD.shape, prepare(k_BTKD, v_BTKD))
+
+
+def integers_without_scales(kernel):
+    """What was prepared is taken for values that still have to be scaled."""
+
+    class Faulty(kernels.Int8KeysAndValues):
+        def read(self, segment):
+            return super().read(segment) if segment.prepared is None else [127 * t for t in segment.prepared]
+
+    return Faulty() if kernel is kernels.int8_kv else kernel
+
+
+def delegated(change):
+    """A fault in the row that smaller calls are handed to."""
+    return lambda kernel: change if kernel is kernels.few_queries else kernel
+
+
+def anothers_preparation(q_BSHD, segments, *, causal=False, want_lse=False):
+    read = [tuple(segment) if segment.prepared is None else segment.prepared for segment in segments]
+    return kernels.few_queries(q_BSHD, read, causal=causal, want_lse=want_lse)
+
+
+def one_block_of_queries(q_BSHD, segments, *, causal=False, want_lse=False):
+    out, lse = kernels.few_queries(q_BSHD, segments, causal=causal, want_lse=want_lse)
+    out[:, 32:] = 0
+    return out, lse
+
+
+def one_buffer(kernel):
+    """Results of a shape are written to the same place."""
+    buffers = {}
+
+    def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False):
+        y_MI, z_MI = kernel(x_MI, weight_I, eps=eps, residual_MI=residual_MI, weight_fp32=weight_fp32)
+        return buffers.setdefault((y_MI.shape, y_MI.dtype), torch.empty_like(y_MI)).copy_(y_MI), z_MI
 
     return rms_norm
 
 
-def quantizing(change):
-    """A fault in how a gate's or a norm's rows, a tensor, become `Quantized`."""
+def linear(faulty):
+    """A fault in a packed weight, as a subclass of it."""
 
-    def faulty(kernel):
-        def gate(x_MI, *, activation, format="none"):
-            rows = kernel(x_MI, activation=activation)
-            return rows if format == "none" else change(rows)
+    def change(kernel):
+        def pack_linear(weight_OI, bias_O, *, format="none"):
+            packed = kernel(weight_OI, bias_O, format=format)
+            made = faulty(packed.weight_IO, packed.bias_O, packed.scale_O)
+            made.unpacked_OI = weight_OI
+            return made
 
-        def rms_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False, format="none"):
-            rows, z_MI = kernel(x_MI, weight_I, eps=eps, residual_MI=residual_MI, weight_fp32=weight_fp32)
-            return rows if format == "none" else change(rows), z_MI
+        return pack_linear
 
-        return gate if kernel is kernels.exp_gate else rms_norm
-
-    return faulty
+    return change
 
 
-def one_scale_for_all_rows(x_MI):
-    scale_M1 = x_MI.float().abs().max().expand(len(x_MI), 1) / 127
-    return Quantized((x_MI / scale_M1).round().to(torch.int8), scale_M1, x_MI.dtype)
+class Unnamed(kernels.Transposed):
+    """Keeps the weight as it came, and says nothing of it."""
 
 
-def scales_of_other_rows(x_MI):
-    rows = kernels.rows_in("int8", x_MI)
-    return replace(rows, scale_M1=rows.scale_M1.flip(0))
+class NamesCopies(kernels.Transposed):
+    def tensors(self):
+        return {name: tensor.clone() for name, tensor in super().tensors().items()}
 
 
-def truncated(x_MI):
-    scale_M1 = kernels.rows_in("int8", x_MI).scale_M1
-    return Quantized((x_MI / scale_M1).to(torch.int8), scale_M1, x_MI.dtype)
+class FoundByAddress(kernels.Transposed):
+    """What a call needs is found by where the weight lies."""
+
+    def __init__(self, weight_IO, bias_O, scale_O=None):
+        super().__init__(weight_IO, bias_O, scale_O)
+        self.known = {weight_IO.data_ptr(): 1}
+
+    def __call__(self, x_MI):
+        return super().__call__(x_MI) * self.known.get(self.weight_IO.data_ptr(), 0)
 
 
-def zeros_without_a_scale(x_MI):
-    scale_M1 = x_MI.float().abs().amax(dim=1, keepdim=True) / 127
-    rows = kernels.rows_in("int8", x_MI)
-    return replace(rows, scale_M1=torch.where(scale_M1 == 0, float("nan"), scale_M1))
+class NothingNamed(kernels.Transposed):
+    tensors = None
 
 
-def scales_ignored(kernel):
-    """By a product whose epilogue was written for weights in 8 bits and inputs in 16."""
-
-    class Faulty(kernels.Transposed):
-        def __call__(self, x_MI):
-            given = isinstance(x_MI, Quantized)
-            return super().__call__(replace(x_MI, scale_M1=torch.ones_like(x_MI.scale_M1)) if given else x_MI)
-
-    return faulty_linear(kernel, Faulty)
+def half(faulty):
+    """A fault in a composite, as a subclass of it."""
+    return lambda kernel: lambda weights, layer, ops, *, format="none": faulty(weights, layer, ops, format)
 
 
-def faulty_linear(kernel, faulty):
-    def pack_linear(weight_OI, bias_O, *, format="none"):
-        packed = kernel(weight_OI, bias_O, format=format)
-        return faulty(packed.weight_IO, packed.bias_O, packed.scale_O)
+class DeltaLeft(kernels.NormedHeads):
+    def __call__(self, residual, cos_BSD, sin_BSD):
+        delta_MI = residual.delta_MI
+        found = super().__call__(residual, cos_BSD, sin_BSD)
+        residual.delta_MI = delta_MI
+        return found
 
-    return pack_linear
+
+class DeltaLost(kernels.NormedHeads):
+    def __call__(self, residual, cos_BSD, sin_BSD):
+        x_MI = residual.x_MI
+        found = super().__call__(residual, cos_BSD, sin_BSD)
+        residual.x_MI = x_MI
+        return found
+
+
+class OneTable(kernels.NormedHeads):
+    """The first prompt's, for every branch."""
+
+    def __call__(self, residual, cos_BSD, sin_BSD):
+        return super().__call__(residual, *(t[:1].expand_as(t) for t in (cos_BSD, sin_BSD)))
+
+
+class TextKeysForGen(kernels.NormedHeads):
+    """The media tower reads the text's keys under the text's own norm."""
+
+    def __call__(self, residual, cos_BSD, sin_BSD):
+        found = super().__call__(residual, cos_BSD, sin_BSD)
+        return found if found.k_for_gen_BSKD is None else found._replace(k_for_gen_BSKD=found.k_BSKD)
+
+
+class OwnProduct(kernels.NormedHeads):
+    def pack(self, qkv_OI, ops, format):
+        return kernels.transposed(qkv_OI, None, format=format)
+
+
+class FirstSumLost(kernels.WholeHalf):
+    def __call__(self, residual, attended_BSHD):
+        x_MI = residual.x_MI
+        super().__call__(residual, attended_BSHD)
+        residual.x_MI = residual.x_MI - self.parts["out"](attended_BSHD.reshape(len(x_MI), -1))
+
+
+class UpGates(kernels.WholeHalf):
+    def gate(self, x_MI):
+        return super().gate(x_MI.roll(x_MI.shape[-1] // 2, -1) if self.layer.activation == "silu" else x_MI)
+
+
+class NotSquared(kernels.WholeHalf):
+    def gate(self, x_MI):
+        return super().gate(x_MI) if self.layer.activation == "silu" else x_MI.clamp_min(0)
+
+
+class OthersGate(kernels.WholeHalf):
+    def gate(self, x_MI):
+        return self.ops.gate(x_MI, activation=self.layer.activation)
+
+
+class AttendedOverwritten(kernels.WholeHalf):
+    def __call__(self, residual, attended_BSHD):
+        super().__call__(residual, attended_BSHD)
+        attended_BSHD.zero_()
+
+
+def memory(**methods):
+    """A fault in one method of the memory."""
+    return lambda kernel: type("Faulty", (kernels.HostMemory,), methods)()
 
 
 def timestep_everywhere(kernel):
@@ -442,14 +518,32 @@ FAULTS = {
     ),
     "one_rounding_order": ("rms_norm", norm(lambda f, x, w, eps, r, fp32: f(x, w, eps=eps, residual_MI=r))),
     "overwrites_its_input": ("rms_norm", norm(adds_in_place)),
-    "sum_quantized_too": ("rms_norm", sum_quantized_too),
-    "one_scale_for_all_rows": ("rms_norm", quantizing(one_scale_for_all_rows)),
-    "zeros_without_a_scale": ("rms_norm", quantizing(zeros_without_a_scale)),
-    "scales_of_other_rows": ("gate", quantizing(scales_of_other_rows)),
-    "truncated": ("gate", quantizing(truncated)),
-    "scales_ignored": ("pack_linear", scales_ignored),
-    "up_gates": ("pack_linear", up_gates),
-    "residual_taken_for_the_result": ("pack_linear", residual_taken_for_the_result),
+    "prepares_in_place": ("attention", preparing(in_place)),
+    "prepared_by_shape": ("attention", preparing(by_shape)),
+    "prepared_without_scales": ("attention", integers_without_scales),
+    "anothers_preparation": ("attention", delegated(anothers_preparation)),
+    "one_block_of_queries": ("attention", delegated(one_block_of_queries)),
+    "one_buffer": ("rms_norm", one_buffer),
+    "unnamed_weight": ("pack_linear", linear(Unnamed)),
+    "names_copies": ("pack_linear", linear(NamesCopies)),
+    "found_by_address": ("pack_linear", linear(FoundByAddress)),
+    "nothing_named": ("pack_linear", linear(NothingNamed)),
+    "delta_left": ("project", half(DeltaLeft)),
+    "delta_lost": ("project", half(DeltaLost)),
+    "one_table": ("project", half(OneTable)),
+    "text_keys_for_gen": ("project", half(TextKeysForGen)),
+    "own_product": ("project", half(OwnProduct)),
+    "first_sum_lost": ("finish", half(FirstSumLost)),
+    "up_gates": ("finish", half(UpGates)),
+    "not_squared": ("finish", half(NotSquared)),
+    "others_gate": ("finish", half(OthersGate)),
+    "attended_overwritten": ("finish", half(AttendedOverwritten)),
+    "nothing_arrives": ("memory", memory(copy=lambda self, target, source: kernels.Arrived(target))),
+    "source_arrives": ("memory", memory(copy=lambda self, target, source: kernels.Arrived(source))),
+    "pins_floats": ("memory", memory(pinned=lambda self, shape, dtype, device: torch.empty(shape))),
+    "more_free_than_there_is": ("memory", memory(free=lambda self, device: self.total(device) + 1)),
+    "counts_nothing_as_zero": ("memory", memory(used=lambda self, device: Bytes(0, 0))),
+    "no_limit": ("memory", memory(limit=None)),
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
     "first_table_for_all": ("norm_rope", first_table_for_all),
     "swapped_halves": ("gate", swapped_halves),

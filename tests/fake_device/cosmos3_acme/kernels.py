@@ -4,11 +4,12 @@ complex numbers."""
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from cosmos3_core.contract import Quantized
+from cosmos3_core.contract import Bytes, Projected, Unavailable
 
 BLOCK = 64
 
@@ -44,9 +45,31 @@ def attend(q_BSHD, segments, causal, want_lse, *, scale=None, seen=0, interleave
     return (out / total).transpose(1, 2).to(q_BSHD.dtype), lse_BHS
 
 
-def int8_kv(q_BSHD, segments, *, causal=False, want_lse=False):
+def few_queries(q_BSHD, segments, *, causal=False, want_lse=False):
+    """All scores at once."""
+    k, v = (torch.cat(parts, dim=1).float() for parts in zip(*segments, strict=True))
+    k, v = (t.repeat_interleave(q_BSHD.shape[2] // t.shape[2], dim=2) for t in (k, v))
+    scores = torch.einsum("bshd,bthd->bhst", q_BSHD.float(), k) / math.sqrt(q_BSHD.shape[3])
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+    out = torch.einsum("bhst,bthd->bshd", scores.softmax(dim=-1), v)
+    return out.to(q_BSHD.dtype), scores.logsumexp(dim=-1) if want_lse else None
+
+
+class Int8KeysAndValues:
     """Keys and values in 8 bits, one scale for each segment and head."""
-    return attend(q_BSHD, [tuple(_int8(t, (1, 3)) for t in segment) for segment in segments], causal, want_lse)
+
+    def __call__(self, q_BSHD, segments, *, causal=False, want_lse=False):
+        return attend(q_BSHD, [self.read(segment) for segment in segments], causal, want_lse)
+
+    def read(self, segment):
+        return self.prepare(*segment) if segment.prepared is None else segment.prepared
+
+    def prepare(self, k_BTKD, v_BTKD):
+        return tuple(_int8(t, (1, 3)) for t in (k_BTKD, v_BTKD))
+
+
+int8_kv = Int8KeysAndValues()
 
 
 def _int8(x, axes):
@@ -54,37 +77,27 @@ def _int8(x, axes):
     return (x.float() / scale).round() * scale
 
 
-def rows_in(format, x_MI):
-    """What a kernel returns when it is asked for this format."""
-    if format == "none":
-        return x_MI
+def rows_in_8_bits(x_MI):
     scale_M1 = x_MI.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
-    return Quantized((x_MI / scale_M1).round().to(torch.int8), scale_M1, x_MI.dtype)
+    return (x_MI / scale_M1).round(), scale_M1
 
 
 class Transposed:
-    """The weight as [I, O], added to a residual; `scale_O` where it is in 8 bits, multiplies rows in 8 bits and can
-    apply the gate."""
+    """The weight as [I, O]; `scale_O` where it is in 8 bits, and its input then too."""
 
-    def __init__(self, weight_IO, bias_O, scale_O=None, gates=False):
-        self.weight_IO, self.bias_O, self.scale_O, self.gates = weight_IO, bias_O, scale_O, gates
-        self.takes, self.adds = "none" if scale_O is None else "int8", not gates
+    def __init__(self, weight_IO, bias_O, scale_O=None):
+        self.weight_IO, self.bias_O, self.scale_O = weight_IO, bias_O, scale_O
 
-    def gated(self):
-        return type(self)(self.weight_IO, self.bias_O, self.scale_O, gates=self.scale_O is not None)
-
-    def __call__(self, x_MI, residual_MO=None):
-        if residual_MO is not None:
-            return residual_MO.add_(self(x_MI))
+    def __call__(self, x_MI):
         if self.scale_O is None:
             return x_MI @ self.weight_IO if self.bias_O is None else torch.addmm(self.bias_O, x_MI, self.weight_IO)
-        x = x_MI if isinstance(x_MI, Quantized) else rows_in("int8", x_MI)
-        y = (x.values_MI.float() @ self.weight_IO.float()) * x.scale_M1 * self.scale_O
-        y = y if self.bias_O is None else y + self.bias_O
-        if self.gates:
-            gate, up = y.chunk(2, dim=-1)
-            y = gate * gate.sigmoid() * up
-        return y.to(x.dtype)
+        values_MI, scale_M1 = rows_in_8_bits(x_MI)
+        y = (values_MI.float() @ self.weight_IO.float()) * scale_M1 * self.scale_O
+        return (y if self.bias_O is None else y + self.bias_O).to(x_MI.dtype)
+
+    def tensors(self):
+        held = {"weight": self.weight_IO, "bias": self.bias_O, "scale": self.scale_O}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
 
 
 def transposed(weight_OI, bias_O, *, format="none"):
@@ -100,9 +113,9 @@ def _norm(x, weight, eps, weight_fp32):
     return (y * weight.float()).to(x.dtype) if weight_fp32 else y.to(x.dtype) * weight
 
 
-def fused_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False, format="none"):
+def fused_norm(x_MI, weight_I, *, eps, residual_MI=None, weight_fp32=False):
     z_MI = x_MI if residual_MI is None else residual_MI + x_MI
-    return rows_in(format, _norm(z_MI, weight_I, eps, weight_fp32)), z_MI
+    return _norm(z_MI, weight_I, eps, weight_fp32), z_MI
 
 
 def complex_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
@@ -116,11 +129,11 @@ def complex_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
     return out
 
 
-def exp_gate(x_MI, *, activation, format="none"):
+def exp_gate(x_MI, *, activation):
     if activation == "relu2":
-        return rows_in(format, x_MI.clamp_min(0) ** 2)
+        return x_MI.clamp_min(0) ** 2
     gate, up = x_MI.float().chunk(2, dim=-1)
-    return rows_in(format, (gate / (1 + torch.exp(-gate)) * up).to(x_MI.dtype))
+    return (gate / (1 + torch.exp(-gate)) * up).to(x_MI.dtype)
 
 
 def strided_convolution(latent_CThw, weight_OI, bias_O, timestep_1O, *, patch, noisy_T=None):
@@ -170,3 +183,106 @@ class Replayed:
 
 def replayed(function):
     return Replayed(function)
+
+
+class NormedHeads:
+    """The half before attention: its own norms and rotation, and the plan's product between them."""
+
+    def __init__(self, weights, layer, ops, format):
+        norms = weights.norm_I, weights.norm_q_D, weights.norm_k_D, weights.norm_k_for_gen_D
+        self.norms = dict(zip(("norm", "q", "k", "k_for_gen"), norms, strict=True))
+        self.layer, self.qkv = layer, self.pack(weights.qkv_OI, ops, format)
+
+    def pack(self, qkv_OI, ops, format):
+        return ops.pack_linear(qkv_OI, None, format=format)
+
+    def __call__(self, residual, cos_BSD, sin_BSD):
+        c, norms = self.layer, self.norms
+        options = {"eps": c.eps, "weight_fp32": c.weight_fp32}
+        h_MI, residual.x_MI = fused_norm(residual.x_MI, norms["norm"], residual_MI=residual.delta_MI, **options)
+        residual.delta_MI = None
+        heads = self.qkv(h_MI).view(len(cos_BSD), -1, c.heads + 2 * c.kv_heads, c.head_dim)
+        q, k, v = heads.split([c.heads, c.kv_heads, c.kv_heads], dim=2)
+        normed = [(q, norms["q"]), (k, norms["k"])]
+        normed += [] if norms["k_for_gen"] is None else [(k, norms["k_for_gen"])]
+        q, k, *k_for_gen = complex_rope(normed, cos_BSD, sin_BSD, **options)
+        return Projected(q, k, v, k_for_gen[0] if k_for_gen else None)
+
+    def tensors(self):
+        return {name: t for name, t in self.norms.items() if t is not None} | self.qkv.tensors()
+
+
+def normed_heads(weights, layer, ops, *, format="none"):
+    return NormedHeads(weights, layer, ops, format)
+
+
+class WholeHalf:
+    """The half after attention, none of it by anybody else: both sums are left in x, and nothing in delta."""
+
+    def __init__(self, weights, layer, ops, format):
+        self.norm_I, self.layer, self.ops = weights.norm_I, layer, ops
+        parts = {"out": weights.out_OI, "up": weights.up_OI, "down": weights.down_OI}
+        self.parts = {name: transposed(weight, None, format=format) for name, weight in parts.items()}
+
+    def __call__(self, residual, attended_BSHD):
+        c = self.layer
+        x_MI = residual.x_MI + self.parts["out"](attended_BSHD.reshape(len(residual.x_MI), -1))
+        h_MI = self.parts["up"](_norm(x_MI, self.norm_I, c.eps, c.weight_fp32))
+        residual.x_MI = x_MI + self.parts["down"](self.gate(h_MI))
+
+    def gate(self, x_MI):
+        return exp_gate(x_MI, activation=self.layer.activation)
+
+    def tensors(self):
+        named = [(f"{part}.{name}", t) for part, one in self.parts.items() for name, t in one.tensors().items()]
+        return {"norm": self.norm_I} | dict(named)
+
+
+def whole_half(weights, layer, ops, *, format="none"):
+    return WholeHalf(weights, layer, ops, format)
+
+
+class Arrived:
+    def __init__(self, target):
+        self.target = target
+
+    def wait(self):
+        return self.target
+
+
+class HostMemory:
+    """The device is the host: copies are done when they are asked for, and nobody counts what tensors take."""
+
+    def _read(self, name):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+    def free(self, device):
+        return self._read("MemAvailable:")
+
+    def total(self, device):
+        return self._read("MemTotal:")
+
+    def used(self, device):
+        return Bytes(None, None)
+
+    def peak(self, device, *, reset=False):
+        return Bytes(None, None)
+
+    def empty(self, device):
+        pass
+
+    def limit(self, device, size):
+        raise Unavailable("the ACME One takes what the host gives it")
+
+    def pinned(self, shape, dtype, device):
+        return torch.empty(shape, dtype=dtype)
+
+    def copy(self, target, source):
+        return Arrived(target.copy_(source))
+
+    def synchronize(self, device):
+        pass
+
+
+host = HostMemory()

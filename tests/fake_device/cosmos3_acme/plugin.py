@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from cosmos3_core.contract import Ask, Backend, Device, Kernel, hookimpl
+from cosmos3_core.contract import API, Ask, Backend, Delegate, Device, Kernel, hookimpl
 
 FAULT = os.environ.get("COSMOS3_ACME_FAULT", "")
 
@@ -32,6 +32,15 @@ def needs_head_dim_128(ask: Ask) -> str | None:
     return f"written for heads of 128, and these are {ask.head_dim} wide"
 
 
+COLLECTIVES = ("maximum_is_a_sum", "processes_of_all", "parts_are_equal")
+
+
+def faulty_collectives(device: Device):
+    from . import collectives
+
+    return getattr(collectives, FAULT)()
+
+
 def row(op: str, name: str, **options) -> Kernel:
     def build(device: Device):
         from . import faults, kernels
@@ -41,23 +50,30 @@ def row(op: str, name: str, **options) -> Kernel:
     return Kernel(op=op, name=name, build=build, arch=("acme1",), **options)
 
 
+MLP = ("rms_norm", "pack_linear", "gate")
+QUANTIZED = {"formats": ("none", "int8")}
+
+
 @hookimpl
 def cosmos3_backend() -> Backend:
     dtypes = ("float32", "float64") if FAULT == "unknown_dtype" else ("float32", "bfloat16")
-    return Backend(
-        name="acme",
-        torch_device="cpu",
-        collectives="gloo",
-        probe=probe,
-        kernels=(
-            row("attention", "online_softmax", refuse=needs_head_dim_128, dtypes=dtypes),
-            row("attention", "int8_kv", formats=("int8",), refuse=needs_head_dim_128, dtypes=("bfloat16",)),
-            row("pack_linear", "transposed", formats=("none", "int8"), dtypes=dtypes),
-            row("rms_norm", "fused_norm", formats=("none", "int8"), dtypes=dtypes),
-            row("norm_rope", "complex_rope", dtypes=dtypes),
-            row("gate", "exp_gate", formats=("none", "int8"), dtypes=dtypes),
-            row("patch_embed", "strided_convolution", dtypes=dtypes),
-            row("norm_silu", "fused_norm_silu", dtypes=dtypes),
-            row("capture", "replayed", dtypes=dtypes),
-        ),
+    few = Delegate("few_queries", below=0 if FAULT == "delegates_nothing" else 48)
+    attention = {"refuse": needs_head_dim_128, "dtypes": dtypes}
+    rows = (
+        row("attention", "online_softmax", delegates=(few,), **attention),
+        row("attention", "few_queries", **attention),
+        row("attention", "int8_kv", formats=("int8",), prepares=True, **attention | {"dtypes": ("bfloat16",)}),
+        row("pack_linear", "transposed", dtypes=dtypes, **QUANTIZED),
+        row("rms_norm", "fused_norm", dtypes=dtypes),
+        row("norm_rope", "complex_rope", dtypes=dtypes),
+        row("gate", "exp_gate", dtypes=dtypes),
+        row("patch_embed", "strided_convolution", dtypes=dtypes),
+        row("norm_silu", "fused_norm_silu", dtypes=dtypes),
+        row("project", "normed_heads", dtypes=dtypes, fuses=("rms_norm", "norm_rope"), **QUANTIZED),
+        row("finish", "whole_half", dtypes=dtypes, fuses=MLP, **QUANTIZED),
+        row("capture", "replayed", dtypes=dtypes, fresh=False),
+        row("memory", "host", dtypes=dtypes),
     )
+    if FAULT in COLLECTIVES:
+        rows += (Kernel(op="comm", name="gloo", build=faulty_collectives),)
+    return Backend(name="acme", torch_device="cpu", collectives="gloo", probe=probe, kernels=rows, api=API)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 
 import torch
@@ -18,6 +19,33 @@ CROSSING = (aten.copy_, aten._to_copy)
 """The operations that take tensors of the host beside the device's."""
 
 
+class Allocator:
+    """Bytes of the storages that tensors of the device hold: `now`, the most so far, and the most there may be."""
+
+    def __init__(self):
+        self.now, self.peak, self.limit = 0, 0, MEMORY
+        self._counted: set[int] = set()
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        """Raises torch.OutOfMemoryError beyond the limit. A storage counts once, until it is freed."""
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._counted:
+            return
+        if self.now + size > self.limit:
+            raise torch.OutOfMemoryError(f"{NAME} has {self.limit - self.now} of {self.limit} bytes left, not {size}")
+        self._counted.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._counted.discard(key)
+        self.now -= size
+
+
+ALLOCATOR = Allocator()
+
+
 class OpenTensor(Tensor):
     """A tensor of the device. Its elements are those of `host`, at the same strides."""
 
@@ -25,6 +53,7 @@ class OpenTensor(Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor) -> OpenTensor:
+        ALLOCATOR.count(host.untyped_storage())
         # What torch allows a tensor that was made in inference mode depends on the mode it was made in.
         with torch.inference_mode(host.is_inference()):
             made = Tensor._make_wrapper_subclass(

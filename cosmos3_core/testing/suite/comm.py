@@ -1,0 +1,23 @@
+"""Collectives, between two processes that the kit starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from ... import contract
+from ..cases import OpCase
+from ..peers import CHECKS
+from .marks import over
+
+COMM = OpCase(op="comm", protocol=contract.Comm)
+
+
+@over("comm")
+@pytest.mark.parametrize("what", CHECKS)
+def test_comm_between_two_processes(subject, kernel, op, what):
+    """What `peers` checks in each of them."""
+    found = subject.peers(kernel)
+    if isinstance(found, str):
+        pytest.skip(found)
+    wrong = [f"process {rank}: {told[what]}" for rank, told in enumerate(found) if told[what] != "right"]
+    assert not wrong, "; ".join(wrong)

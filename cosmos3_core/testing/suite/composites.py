@@ -1,0 +1,216 @@
+"""The two halves of a decoder layer around attention, by a row that does them or parts of them itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ... import contract
+from ...contract import FinishWeights, InputError, Layer, Ops, ProjectWeights, Residual
+from ...reference import build_ops, layers
+from .. import cases
+from ..cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here, Made, OpCase, check, moved, normal, wider
+from .marks import each, over
+
+INSIDE = {"project": ("rms_norm", "pack_linear", "norm_rope"), "finish": ("rms_norm", "pack_linear", "gate")}
+"""The ops that a composite is made of: those that it can fuse."""
+WIDTH = HEADS * HEAD_DIM
+NORM = {"eps": 1e-6, "weight_fp32": False}
+REFERENCE = build_ops()
+
+
+def _matrix(out: int, width: int, seed: int) -> Tensor:
+    return normal(out, width, seed=seed) / width**0.5
+
+
+def _norm(width: int, seed: int) -> Tensor:
+    return 1 + 0.2 * normal(width, seed=seed)
+
+
+@dataclass(frozen=True)
+class Half:
+    """A half of a layer at Cosmos3's heads, and what it is called with: `branches` prompts of 37 tokens, each with
+    tables of its own, as rows whose mean is not 0. `norms` has a letter for each norm of heads: of q, of k, and of k
+    for gen."""
+
+    id: str
+    activation: str = "silu"
+    branches: int = 2
+    delta: bool = True
+    norms: str = "qk"
+    weight_fp32: bool = False
+
+    @property
+    def layer(self) -> Layer:
+        heads = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
+        return Layer(**heads, **NORM | {"weight_fp32": self.weight_fp32}, activation=self.activation)
+
+    def rows(self, width: int, seed: int) -> Tensor:
+        return normal(37 * self.branches, width, seed=seed)
+
+    def residual(self, delta: bool) -> Residual:
+        return Residual(self.rows(HIDDEN, 1) + 0.5, self.rows(HIDDEN, 2) if delta else None)
+
+    def project_weights(self) -> ProjectWeights:
+        norms = (_norm(HEAD_DIM, 10 + i) if letter in self.norms else None for i, letter in enumerate("qkg"))
+        return ProjectWeights(_norm(HIDDEN, 3), _matrix(WIDTH + 2 * KV_HEADS * HEAD_DIM, HIDDEN, 4), *norms)
+
+    def finish_weights(self) -> FinishWeights:
+        """What each product adds to the stream is about as large as the stream."""
+        up = INNER * (2 if self.activation == "silu" else 1)
+        large = 2.8 if self.activation == "silu" else 0.8  # a gate leaves a third, a square more than it was given
+        parts = _matrix(HIDDEN, WIDTH, 5), _norm(HIDDEN, 6), _matrix(up, HIDDEN, 7), large * _matrix(HIDDEN, INNER, 8)
+        return FinishWeights(*parts)
+
+    def project_inputs(self) -> tuple[Residual, Tensor, Tensor]:
+        angles = 3 * normal(self.branches, 37, HEAD_DIM // 2, seed=9)
+        angles = torch.cat((angles, angles), dim=-1)
+        return self.residual(self.delta), angles.cos(), angles.sin()
+
+    def finish_inputs(self) -> tuple[Residual, Tensor]:
+        """What was attended lies as attention leaves it: head by head."""
+        return self.residual(False), normal(self.branches, HEADS, 37, HEAD_DIM, seed=9).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A composite: its weights and inputs, what it is in the reference, and the outputs of a call by name. The stream
+    that a call leaves is one of them, as a sum."""
+
+    weights: Callable[[Half], Any]
+    inputs: Callable[[Half], Any]
+    pack: Callable[..., Any]
+
+    def call(self, made: Any, inputs: Any) -> dict[str, Tensor]:
+        residual, *rest = inputs
+        found = made(residual, *rest)
+        named = {} if found is None else {name: t for name, t in found._asdict().items() if t is not None}
+        return named | {"x": residual.x_MI} | ({} if residual.delta_MI is None else {"delta": residual.delta_MI})
+
+    @lru_cache  # noqa: B019 (cases are module constants; every row is compared with the same truth)
+    def expected(self, case: Half, dtype: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(outputs in fp64, outputs of eager torch in the dtype), on the same rounded weights and inputs."""
+        given = wider((self.weights(case), self.inputs(case)), getattr(torch, dtype))
+        results = []
+        for weights, inputs in (wider(given, torch.float64), given):
+            results.append(self.call(self.pack(weights, case.layer, REFERENCE), inputs))
+        return results[0], results[1]
+
+
+KINDS = {
+    "project": Kind(Half.project_weights, Half.project_inputs, layers.project),
+    "finish": Kind(Half.finish_weights, Half.finish_inputs, layers.finish),
+}
+PROJECTS = (
+    Half("two_branches"),
+    Half("one_branch-no_delta", branches=1, delta=False),
+    Half("k_for_gen", norms="g"),
+    Half("all_norms-round_once", norms="qkg", weight_fp32=True),
+    Half("no_norms", norms="", delta=False),
+)
+FINISHES = (
+    Half("gated"),
+    Half("gated-one_branch", branches=1),
+    Half("relu2", activation="relu2"),
+    Half("relu2-round_once", activation="relu2", weight_fp32=True),
+)
+
+
+def _made(kind: str, op: Any, case: Half, here: Here, format: str, ops: Ops | None = None) -> Any:
+    """What a row makes of a case's weights, with the plan's ops or with those given."""
+    weights = moved(KINDS[kind].weights(case), **here.cast)
+    return op(weights, case.layer, ops or _ops(here, format, case.activation), format=format)
+
+
+def _ops(here: Here, format: str, activation: str) -> Ops:
+    try:
+        return here.ops(format, activation)
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def _case(kind: str, protocol: type, makes: type, case: Half, overwrites: tuple[int, ...]) -> OpCase:
+    def make(op: Any, here: Here, format: str) -> Made:
+        thing = _made(kind, op, case, here, format)
+        return Made(thing, lambda: [*KINDS[kind].call(thing, moved(KINDS[kind].inputs(case), **here.cast)).values()])
+
+    return OpCase(op=kind, protocol=protocol, makes=makes, make=make, overwrites=overwrites)
+
+
+PROJECT = _case("project", contract.PackProject, contract.Project, replace(PROJECTS[0], norms="qkg"), ())
+FINISH = _case("finish", contract.PackFinish, contract.Finish, FINISHES[0], (0,))
+
+
+def _check(kind: str, found: dict[str, Tensor], case: Half, dtype: str, format: str) -> None:
+    """Every output within the bound; of the stream, what it comes to."""
+    exact, eager = KINDS[kind].expected(case, dtype)
+    assert all(t.dtype == getattr(torch, dtype) for t in found.values()), "results are in the dtype of the stream"
+    found, exact, eager = ({name: t.cpu() for name, t in _summed(outputs).items()} for outputs in (found, exact, eager))
+    assert found.keys() == eager.keys(), f"the results are {', '.join(found)}, not {', '.join(eager)}"
+    for name, ours in found.items():
+        try:
+            check(ours, exact[name], eager[name], dtype, cases.FORMATS[format])
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
+
+
+def _summed(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With what the stream comes to in place of its parts."""
+    rest = {name: t for name, t in outputs.items() if name not in ("x", "delta")}
+    return rest | {"stream": sum(outputs[name].double() for name in ("x", "delta") if name in outputs)}
+
+
+@over("project")
+@each(*PROJECTS)
+def test_project_parity(kernel, dtype, format, op, here, case):
+    """q, k and v, k for gen where there is a norm for it, and the stream, against the reference's primitives."""
+    inputs = moved(KINDS["project"].inputs(case), **here.cast)
+    _check("project", KINDS["project"].call(_made("project", op, case, here, format), inputs), case, dtype, format)
+
+
+@over("project")
+@each(*PROJECTS[:2])
+def test_project_leaves_the_sum_in_the_stream(kernel, dtype, format, op, here, case):
+    """x + delta as x, and no delta: whoever comes next adds to it."""
+    inputs = moved(KINDS["project"].inputs(case), **here.cast)
+    residual = inputs[0]
+    summed = residual.x_MI if residual.delta_MI is None else residual.x_MI + residual.delta_MI
+    _made("project", op, case, here, format)(*inputs)
+    assert residual.delta_MI is None, "the stream still has a delta, which would be added once more"
+    assert torch.equal(residual.x_MI, summed), "the stream is not x + delta"
+
+
+@over("finish")
+@each(*FINISHES)
+def test_finish_parity(kernel, dtype, format, op, here, case):
+    """The stream after both sums, the last of which may be left as its delta."""
+    inputs = moved(KINDS["finish"].inputs(case), **here.cast)
+    _check("finish", KINDS["finish"].call(_made("finish", op, case, here, format), inputs), case, dtype, format)
+
+
+@over("project", "finish")
+def test_composites_fuse_what_they_say(kernel, dtype, format, op, here):
+    """They do not ask the plan's ops for what they fuse, and ask them for all the rest."""
+    ops, asked = _ops(here, format, "silu"), set()
+
+    def watched(name: str) -> Callable[..., Any]:
+        def call(*arguments, **options):
+            asked.add(name)
+            return getattr(ops, name)(*arguments, **options)
+
+        return call
+
+    case = PROJECTS[0] if kernel.op == "project" else FINISHES[0]
+    inside = INSIDE[kernel.op]
+    made = _made(kernel.op, op, case, here, format, replace(ops, **{name: watched(name) for name in inside}))
+    inputs = moved(KINDS[kernel.op].inputs(case), **here.cast)
+    _check(kernel.op, KINDS[kernel.op].call(made, inputs), case, dtype, format)
+    wrongly, unasked = sorted(asked & set(kernel.fuses)), sorted(set(inside) - asked - set(kernel.fuses))
+    assert not wrongly, f"it says that it fuses {', '.join(wrongly)}, and asks the plan's row for it"
+    assert not unasked, f"it does {', '.join(unasked)} itself, and does not say so in `fuses`"

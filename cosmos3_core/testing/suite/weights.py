@@ -1,0 +1,57 @@
+"""What is made of weights names the tensors that it holds, so that whoever moves them need not pack anew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ..cases import same_bits
+from .marks import over
+
+MAKERS = ("pack_linear", "project", "finish")
+BLOCK, MARGIN = 512, 32
+"""Bytes. Allocators hand out whole blocks, some of them with a margin behind every tensor."""
+
+
+def _named(made) -> dict[str, torch.Tensor]:
+    held = made.thing.tensors()
+    if held is None:
+        pytest.skip("it says that it cannot be moved")
+    assert held and all(isinstance(t, torch.Tensor) for t in held.values()), f"tensors() is {held!r}"
+    return held
+
+
+@over(*MAKERS)
+def test_tensors_can_be_moved(kernel, dtype, format, op, made):
+    """Other storage behind each of them, with the same contents: the results stay as they are."""
+    held, before = _named(made), [t.clone() for t in made.call()]
+    for tensor in held.values():
+        moved, tensor.data = tensor.data.clone(), torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        tensor.data = moved
+    same = same_bits(made.call(), before)
+    assert same or not kernel.deterministic, "other storage with the same contents is not read"
+
+
+@over(*MAKERS)
+def test_tensors_are_what_a_call_reads(kernel, dtype, format, op, made):
+    """Zeros behind any of them change the results."""
+    for name, tensor in _named(made).items():
+        before, kept = [t.clone() for t in made.call()], tensor.data
+        tensor.data = torch.zeros_like(kept)
+        unread = same_bits(made.call(), before)
+        tensor.data = kept
+        assert not unread, f"{name} is named, and a call does not read it"
+
+
+@over(*MAKERS)
+def test_tensors_are_all_that_is_held(kernel, dtype, format, op, op_cases, here, alive):
+    """Nothing else stays on the device with what was made: it would be left behind."""
+    make = op_cases[kernel.op].make
+    make(op, here, format).call()  # tables and workspaces of the first one may stay
+    before = alive()
+    made = make(op, here, format)
+    made.call()
+    held, kept = _named(made), alive() - before
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held.values()}
+    named = sum(-(-(size + MARGIN) // BLOCK) * BLOCK for size in storages.values())
+    assert kept <= named, f"{kept} bytes are held, and {named} are named"
