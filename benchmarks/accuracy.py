@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,10 +43,16 @@ from cosmos3_core.scenarios.request import Request
 from .common import TransformerWeights, report_all, request_of
 from .step import KERNEL, SCHEDULER, pairs, relative_error, wanted
 
-PARTS: dict[str, Callable[[str, str], bool]] = {
+Part = Callable[[str, str], bool]
+
+
+def _ends(kind: str, tower: str, key: str) -> bool:
+    return tower == "generation" and key.endswith(kind)
+
+
+PARTS: dict[str, Part] = {
     "text tower": lambda tower, key: tower == "understanding",
-    **{f"media {kind}": lambda tower, key, kind=kind: tower == "generation" and key.endswith(kind)
-       for kind in (".qkv", ".out", ".up", ".down")},
+    **{f"media {kind}": partial(_ends, kind) for kind in (".qkv", ".out", ".up", ".down")},
     "media first 4 layers": lambda tower, key: tower == "generation" and int(key.partition(".")[0]) < 4,
     "media last 4 layers": lambda tower, key: tower == "generation" and int(key.partition(".")[0]) >= 32,
 }  # fmt: skip
@@ -54,18 +61,6 @@ MATRICES = ("qkv", "out", "up", "down")
 """In the order in which a layer packs them."""
 KEPT = (0, 1, 4, 8)
 """How many of the media tower's first layers a sweep keeps."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Keeping(TransformerConfig):
-    """A config that keeps another number of the media tower's first layers."""
-
-    keep: int = 0
-    kept_layers = property(lambda self: self.keep)
-
-    @classmethod
-    def of(cls, config: TransformerConfig, keep: int) -> Keeping:
-        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, keep=keep)
 
 
 def arguments() -> argparse.Namespace:
@@ -99,10 +94,21 @@ class Random:
             yield name, weight.bfloat16()
 
 
+class Keeping(TransformerWeights):
+    """These weights, with another number of the media tower's first layers kept."""
+
+    def __init__(self, model: Model, files: Random, keep: int):
+        super().__init__(model, files)
+        self.keep = keep
+
+    def generation(self, target: Target) -> GenerationTower:
+        return super().generation(dataclasses.replace(target, kept_layers=self.keep))
+
+
 class Parts(TransformerWeights):
     """Of these weights one `part` is quantized, by tower and key: the layer's number and the matrix."""
 
-    def __init__(self, model: Model, files: Random, part: Callable[[str, str], bool]):
+    def __init__(self, model: Model, files: Random, part: Part):
         super().__init__(model, files)
         self.part = part
 
@@ -124,15 +130,15 @@ class Parts(TransformerWeights):
 
     def _only(self, tower: str, i: int, target: Target) -> Target:
         """A layer of primitives, whose matrices are packed one after another."""
-        names = iter(MATRICES)
+        names, whole = iter(MATRICES), dataclasses.replace(target, kept_layers=0)
 
         def pack_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, *, format: str = "none") -> Linear:
             if self.part(tower, f"{i}.{next(names)}"):
                 return target.ops.pack_linear(weight_OI, bias_O, format=format)
             return target.kept.pack_linear(weight_OI, bias_O)
 
-        composed = {"project": layers.project, "finish": layers.finish}
-        return dataclasses.replace(target, ops=dataclasses.replace(target.ops, pack_linear=pack_linear, **composed))
+        composed = dataclasses.replace(target.ops, project=layers.project, finish=layers.finish)
+        return dataclasses.replace(whole, ops=dataclasses.replace(composed, pack_linear=pack_linear))
 
 
 class Case:
@@ -148,17 +154,16 @@ class Case:
         return request_of(self.model, self.args.work, **given)
 
     def run(
-        self,
-        plan: Plan,
-        part: Callable[[str, str], bool] | None = None,
-        config: TransformerConfig | None = None,
-        steps: int = 1,
+        self, plan: Plan, *, part: Part | None = None, keep: int | None = None, steps: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(velocity of the first step, latents after `steps`)."""
-        model = dataclasses.replace(self.model, config=config or self.model.config)
-        files = Random(model.config, self.device, self.args.outliers)
-        weights = TransformerWeights(model, files) if part is None else Parts(model, files, part)
-        engine = Engine(model, plan, weights=weights)
+        files = Random(self.model.config, self.device, self.args.outliers)
+        weights = TransformerWeights(self.model, files)
+        if part is not None:
+            weights = Parts(self.model, files, part)
+        elif keep is not None:
+            weights = Keeping(self.model, files, keep)
+        engine = Engine(self.model, plan, weights=weights)
         state = engine.start(self.request(steps), Inputs(self.prompt, [], None, [self.noise]))
         (first,) = engine.predict([state])
         engine.advance(state, first)
@@ -195,9 +200,9 @@ def main() -> None:
         if "pack_linear" not in (plan := plans[format]).formats:
             continue  # attention is quantized in all layers
         for keep in KEPT:
-            add(f"{format}, {keep} layers kept", plan, case.run(plan, config=Keeping.of(config, keep))[0])
+            add(f"{format}, {keep} layers kept", plan, case.run(plan, keep=keep)[0])
         for name, part in PARTS.items():
-            add(f"{format}, {name} only", plan, case.run(plan, part, Keeping.of(config, 0))[0])
+            add(f"{format}, {name} only", plan, case.run(plan, part=part)[0])
     report_all("accuracy", args, results, backend.torch_device, found)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +20,8 @@ from cosmos3_core.checkpoint.model import Model, Weights
 from cosmos3_core.contract import Device, Memory
 from cosmos3_core.files.digests import sha256_files, sha256_json
 from cosmos3_core.scenarios import request as requests
+
+Name = TypeVar("Name")
 
 
 def request_of(model: Model, work: str, **given: Any) -> requests.Request:
@@ -52,12 +54,14 @@ def seconds(function: Callable[[], Any], wait: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def alternate(contestants: dict[str, Callable[[], Any]], wait: Callable[[], None], repeats: int) -> dict[str, dict]:
+def alternate(
+    contestants: dict[Name, Callable[[], Any]], wait: Callable[[], None], repeats: int
+) -> dict[Name, dict[str, Any]]:
     """Time all contestants in turn, round after round, so that a change in the machine's load meets all of them alike.
 
     The caller has warmed them up; `wait` as of `seconds`. Per contestant: the median and all rounds, in seconds.
     """
-    rounds: dict[str, list[float]] = {name: [] for name in contestants}
+    rounds: dict[Name, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, function in contestants.items():
             rounds[name].append(seconds(function, wait))
@@ -72,7 +76,7 @@ def environment(torch_device: str, found: Device) -> dict[str, Any]:
     return {
         "device": name,
         "threads": torch.get_num_threads() if torch_device == "cpu" else None,
-        "versions": versions | found.versions,
+        "versions": versions | dict(found.versions),
         "sources_sha256": _sources(),
         "command": " ".join(["python", "-m", spec.name if spec else "benchmarks", *_without_out(sys.argv[1:])]),
     }

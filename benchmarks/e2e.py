@@ -55,8 +55,9 @@ def arguments() -> argparse.Namespace:
 def settled_of(args: argparse.Namespace, format: str) -> Settled:
     width, height, frames = args.work.split("x")
     given = {"prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames), "steps": args.steps}
-    wish = {"kernels": pairs(",".join(args.kernel)), "formats": pairs(format)}
-    return settle(Wish(model=args.model, described=True, given=given, backend=args.backend, **wish))
+    kernels, formats = pairs(",".join(args.kernel)), pairs(format)
+    place = {"model": args.model, "described": True, "backend": args.backend}
+    return settle(Wish(**place, given=given, kernels=kernels, formats=formats))
 
 
 def moving_picture(request: Request) -> list[np.ndarray]:

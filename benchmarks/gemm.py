@@ -38,6 +38,7 @@ PEER = ("torch bf16", "none")
 Key = tuple[str, str]
 """A row's name and a format."""
 Packers = dict[Key, PackLinear]
+Product = Callable[[Tensor], Tensor]
 
 
 def arguments() -> argparse.Namespace:
@@ -83,12 +84,12 @@ def linears(serving: Packers, out: int, width: int, device: str) -> Iterator[tup
         yield weight, {key: pack(weight, None, format=key[1]) for key, pack in serving.items()}
 
 
-def with_gate(linear: Linear, ops: Ops) -> Linear:
+def with_gate(linear: Product, ops: Ops) -> Product:
     """The linear and the gate after it."""
     return lambda x: ops.gate(linear(x), activation="silu")
 
 
-def error_of(linear: Linear, x: Tensor, weight: Tensor, format: str, gated: bool) -> float:
+def error_of(linear: Product, x: Tensor, weight: Tensor, format: str, gated: bool) -> float:
     """Relative, of the first rows of the whole product. Fails beyond the kit's bound."""
     exact = F.linear(x[:CHECKED_ROWS].float(), weight.float())
     if gated:
@@ -102,7 +103,7 @@ def error_of(linear: Linear, x: Tensor, weight: Tensor, format: str, gated: bool
 
 
 def replayed(
-    capture: Callable, products: list[Linear], x: Tensor, wait: Callable[[], None]
+    capture: Callable, products: list[Product], x: Tensor, wait: Callable[[], None]
 ) -> tuple[Callable[[], None], int]:
     """What calls the products one after another, and how often: as often as makes a round long enough to time."""
 
@@ -134,7 +135,7 @@ def measure(
     (out, width), gated = shape, name == "up" and config.gated
     wait = waiting(ops.memory, device)
 
-    def finished(linear: Linear) -> Linear:
+    def finished(linear: Product) -> Product:
         return with_gate(linear, ops) if gated else linear
 
     packed = [
@@ -174,7 +175,8 @@ def main() -> None:
     config = describe(args.model).config
     backend, found, _ = choose_backend(args.backend)
     serving, refused = rows_of(config, backend, found)
-    ops, device, results = resolve(Want.of(config, "bfloat16"), backend, found).build_ops(), backend.torch_device, []
+    ops, device = resolve(Want.of(config, "bfloat16"), backend, found).build_ops(), backend.torch_device
+    results: list[dict[str, Any]] = []
     for name, shape in projections(config).items():
         results += measure(name, shape, config, serving, ops, args, device)
     report(

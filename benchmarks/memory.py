@@ -25,7 +25,7 @@ from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
 from cosmos3_core.plan.cost.fit import Estimate, Job
 from cosmos3_core.plan.cost.units import ceiling_of
-from cosmos3_core.plan.execution import Execution, tuning_of
+from cosmos3_core.plan.execution import Execution
 from cosmos3_core.runs.memory import peak_device_memory
 
 from .common import environment, report, seconds, waiting
@@ -59,15 +59,23 @@ class Measured:
 
 def job_of(width: int, height: int, frames: int) -> Job:
     prompt, negative = TEXT
-    numbers = {"width": width, "height": height, "frames": frames, "steps": 35, "guidance": 6.0, "guided_steps": 35}
-    return Job(**numbers, prompt_tokens=prompt, negative_tokens=negative)
+    return Job(
+        width=width,
+        height=height,
+        frames=frames,
+        steps=35,
+        guidance=6.0,
+        guided_steps=35,
+        prompt_tokens=prompt,
+        negative_tokens=negative,
+    )
 
 
 def random_texts(c: TransformerConfig, device: str) -> list[TextContext]:
     texts = []
     for length in TEXT:
-        kv = [torch.randn(1, length, c.num_key_value_heads, c.head_dim, device=device).bfloat16() for _ in range(2)]
-        layers = (Segment(*(t.clone() for t in kv), static=True) for _ in range(c.num_hidden_layers))
+        k, v = (torch.randn(1, length, c.num_key_value_heads, c.head_dim, device=device).bfloat16() for _ in range(2))
+        layers = (Segment(k.clone(), v.clone(), static=True) for _ in range(c.num_hidden_layers))
         texts.append(TextContext(tuple(layers), length))
     return texts
 
@@ -96,12 +104,12 @@ def main() -> None:
     plan, device = resolve(Want.of(model.config, "bfloat16"), backend, found), backend.torch_device
     sizes = {job: tuple(int(n) for n in job.split("x")) for job in args.job}
     jobs = {name: job_of(*size) for name, size in sizes.items()}
-    tuning = tuning_of(backend, found)
-    estimates = {n: Estimate(model.config, model.vae, job, "bfloat16", tuning=tuning) for n, job in jobs.items()}
-    target, weights = plan.target(), RandomWeights(model, device)
+    estimates = {n: Estimate(model.config, model.vae, job, "bfloat16", tuning=plan.tuning) for n, job in jobs.items()}
+    target, weights = plan.target(model.config), RandomWeights(model, device)
     measure = Measured(target.ops.memory, device)
     texts = random_texts(model.config, device)
     tower = weights.generation(target)
+    results: dict[str, dict[str, Any]]
     results = {n: {"steps": steps(tower, texts, e.execution, device, measure)} for n, e in estimates.items()}
     del tower
     vae = weights.vae(target, "decoder")

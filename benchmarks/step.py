@@ -28,14 +28,16 @@ from cosmos3_core.model.packing import Packing
 from cosmos3_core.model.rope import text_positions
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
 from cosmos3_core.sampling.guidance import combine
+from cosmos3_core.sampling.noise import generator
 from cosmos3_core.sampling.solver import solver_of
 from cosmos3_core.sampling.state import Context
+from cosmos3_core.scenarios.branches import branches_of
 from cosmos3_core.scenarios.items import items_of
 
 from .common import TransformerWeights, alternate, report_all, request_of, waiting
 
-HEADS = dict(action_gen=True, action_dim=64, sound_gen=True, sound_dim=64)
-MODELS = {
+HEADS: dict[str, Any] = dict(action_gen=True, action_dim=64, sound_gen=True, sound_dim=64)
+MODELS: dict[str, dict[str, Any]] = {
     "width-1024": dict(
         hidden_size=1024,
         num_hidden_layers=4,
@@ -123,7 +125,7 @@ class Work:
         stream = torch.Generator().manual_seed(1)
         self.noise = torch.randn(item.shape, generator=stream)
         # Prompts of different lengths, as a prompt and a negative prompt are.
-        lengths = (args.text, args.text - 3) if args.guidance != 1 else (args.text,)
+        lengths = (args.text, args.text - 3)[: len(branches_of(args.guidance))]
         self.prompts = [torch.randint(0, model.config.vocab_size, (n,), generator=stream).tolist() for n in lengths]
         self.packing = Packing([item], model.config, "meta")
 
@@ -222,7 +224,10 @@ class Theirs:
 
     @staticmethod
     def guided(velocities: list[torch.Tensor], work: Work) -> torch.Tensor:
-        return combine(*velocities, work.request.guidance) if len(velocities) > 1 else velocities[0]
+        if len(velocities) == 1:
+            return velocities[0]
+        prompt, negative = velocities
+        return combine(prompt, negative, work.request.guidance)
 
     def run(self, work: Work) -> torch.Tensor:
         """As ours."""
@@ -231,7 +236,7 @@ class Theirs:
         memory = solver.start(x)
         for i, timestep in enumerate(solver.timesteps):
             velocity = self.guided(self.velocities(prepared, x.view(work.noise.shape), timestep), work)
-            x, memory = solver.step(velocity.flatten(), x, i, memory, None)
+            x, memory = solver.step(velocity.flatten(), x, i, memory, generator(work.request.seed))
         return x
 
 

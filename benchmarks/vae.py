@@ -23,7 +23,7 @@ from cosmos3_core.contract import Memory
 from cosmos3_core.model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_SUPPORTED, latent_size
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
-from cosmos3_core.plan.execution import tiling_of, tuning_of
+from cosmos3_core.plan.execution import tiling_of
 from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios.sizes import parse_size
 
@@ -96,8 +96,8 @@ def peaks(decode: Callable[[], Any], weights: int, memory: Memory, torch_device:
     memory.peak(device, reset=True)
     before = memory.used(device)._asdict()
     decode()
-    peak = peak_device_memory(memory, device)
-    return {name: peak[name] - bytes_before + weights for name, bytes_before in before.items()}
+    peak = peak_device_memory(memory, device) or {}
+    return {name: (peak[name] or 0) - (before[name] or 0) + weights for name in before}
 
 
 def contestants(ours: Decode, theirs, latents: Tensor) -> dict[str, Callable[[], Any]]:
@@ -113,9 +113,10 @@ def main() -> None:
     plan, device = resolve(Want.of(describe("nano").config, "bfloat16"), backend, found), backend.torch_device
     config, ops = published(), plan.build_ops()
     weights = random_weights(config, device)
-    options = {"source": "the VAE", "device": device, "dtype": torch.bfloat16, "halves": ("decoder",)}
-    vae = VideoVAE.load(config, weights.items(), ops, **options)
-    area = tuning_of(backend, found).chunk_area
+    halves = ("decoder",)
+    vae = VideoVAE.load(
+        config, weights.items(), ops, source="the VAE", device=device, dtype=torch.bfloat16, halves=halves
+    )
     theirs, exact = (diffusers_vae(config, weights, dtype) for dtype in (torch.bfloat16, torch.float32))
     size = sum(t.nbytes for n, t in weights.items() if n.startswith(("decoder.", "post_quant_conv.")))
     del weights
@@ -126,7 +127,7 @@ def main() -> None:
 
     def ours(latents: Tensor) -> Iterator[Tensor]:
         _, _, height, width = latents.shape
-        return vae.decode(latents, tiling_of(height, width, None, area))
+        return vae.decode(latents, tiling_of(height, width, None, plan.tuning.chunk_area))
 
     stream = torch.Generator(device).manual_seed(1)
     width, height = parse_size(args.size, "16:9")

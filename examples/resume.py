@@ -1,4 +1,4 @@
-"""Half a generation here, the other half in another process: a state is tensors and a few numbers.
+"""Half a generation here, the other half in another process: a state is tensors and a number.
 
 python examples/resume.py begin STATE.safetensors
 python examples/resume.py go-on STATE.safetensors OUTPUT.mp4
@@ -12,16 +12,18 @@ from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from wish import CUP, settle
 
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.files import media
+from cosmos3_core.files.video import write_video
+from cosmos3_core.settle import Wish, settle
+
+CUP = {"task": "t2v", "prompt": "a cup", "size": "64x64", "frames": 9, "steps": 4, "seed": 7}
+SETTLED = settle(Wish(model="tiny", backend="reference", given=CUP))
 
 
 def begin(saved: Path) -> None:
-    model, plan, request = settle(CUP)
-    engine = Engine(model, plan)
-    state = engine.start(request)
+    engine = Engine(SETTLED.model, SETTLED.plan)
+    state = engine.start(SETTLED.request)
     while state.index < state.steps // 2:
         engine.step(state)
     tensors, numbers = state.to_tensors()
@@ -30,16 +32,15 @@ def begin(saved: Path) -> None:
 
 
 def go_on(saved: Path, output: Path) -> None:
-    model, plan, request = settle(CUP)
-    engine = Engine(model, plan)
-    state = engine.start(request)  # prompts are read again; what follows replaces the noise
+    engine = Engine(SETTLED.model, SETTLED.plan)
+    state = engine.start(SETTLED.request)  # prompts are read again; what follows replaces the noise
     with safe_open(saved, framework="pt") as file:
         state.restore({name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["numbers"]))
     while not state.done:
         engine.step(state)
         print(f"step {state.index} of {state.steps}")
     frames = (frame.numpy() for group in engine.finish(state) for frame in group)
-    media.write_video(output, frames, request.fps, {"prompt": request.prompt})
+    write_video(output, frames, SETTLED.request.fps, {"prompt": SETTLED.request.prompt})
 
 
 if __name__ == "__main__":

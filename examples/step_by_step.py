@@ -8,21 +8,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from wish import CUP, settle
-
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.files import media
+from cosmos3_core.files.images import write_image
+from cosmos3_core.settle import Wish, settle
+
+CUP = {"task": "t2i", "prompt": "a cup", "size": "64x64", "steps": 4, "seed": 7}
 
 
 def main(output: Path) -> None:
-    model, plan, request = settle(CUP | {"task": "t2i", "frames": 1})
-    engine = Engine(model, plan)
-    state = engine.start(request)
+    settled = settle(Wish(model="tiny", backend="reference", given=CUP))
+    engine = Engine(settled.model, settled.plan)
+    state = engine.start(settled.request)
     while not state.done:
-        engine.step(state)
+        (velocity,) = engine.predict([state])
+        engine.advance(state, velocity)  # engine.step(state) does both
         print(f"step {state.index} of {state.steps}: the latents' spread is {state.x.std():.3f}")
     (frames,) = engine.finish(state)  # uint8 [1, H, W, 3]
-    media.write_image(output, frames[0].numpy(), {"prompt": request.prompt})
+    write_image(output, frames[0].numpy(), {"prompt": settled.request.prompt})
 
 
 if __name__ == "__main__":

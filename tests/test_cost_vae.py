@@ -10,7 +10,7 @@ import torch
 from alive import Alive
 from counted import OPS, TINY_VAE, VAE
 
-from cosmos3_core.contract import Tuning
+from cosmos3_core.contract import Memory, Tuning
 from cosmos3_core.model import vae as vae_module
 from cosmos3_core.model.config import Tiling, latent_size
 from cosmos3_core.plan.cost import vae as cost
@@ -86,7 +86,7 @@ def counting() -> Alive:
 class NoCopy:
     """`_HostCopy` of what has no memory: it lies where it lay, with the storage of its own that a copy has."""
 
-    def __init__(self, x: torch.Tensor):
+    def __init__(self, memory: Memory, x: torch.Tensor):
         self.host = x.clone()
 
     def wait(self) -> torch.Tensor:

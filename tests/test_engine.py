@@ -571,7 +571,7 @@ model = open_model(sys.argv[1])
 plan = peer.reference_plan(model.config)
 weights = Weights(model)
 before = high_water()
-tower = weights.generation(plan.target())
+tower = weights.generation(plan.target(model.config))
 kept = 0
 for layer in tower.layers:
     kept += sum(tensor.nbytes for tensor in layer.tensors().values())

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
+import torch
 from counted import config_of, whole
 
 from cosmos3_core import reference
-from cosmos3_core.checkpoint.model import open_model
+from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.contract import Tuning
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.plan.execution import Execution, tiling_of, tuning_of
+from cosmos3_core.evidence.settle import eager_plan
+from cosmos3_core.model.transformer import GenerationTower
+from cosmos3_core.plan import Want, resolve
+from cosmos3_core.plan.execution import Execution, tiling_of
+from cosmos3_core.runs import manifest as manifests
 from cosmos3_core.settle import Wish, settle
 
 NANO = config_of("nano")
@@ -63,12 +68,31 @@ def test_thresholds_are_the_backends(off):
 def test_a_backend_tunes_by_architecture():
     device = reference.BACKEND.probe()
     tuned = replace(reference.BACKEND, tuning={device.arch: Tuning(one_pass_tokens=7)})
-    assert tuning_of(tuned, device).one_pass_tokens == 7
-    assert tuning_of(tuned, replace(device, arch="another")) == tuning_of(reference.BACKEND, device) == Tuning()
+    another = replace(device, arch="another")
+    want, places = Want.of(NANO, "bfloat16"), [(tuned, device), (tuned, another), (reference.BACKEND, device)]
+    assert [resolve(want, *place).tuning.one_pass_tokens for place in places] == [7, 4096, 4096]
 
 
 def test_layers_are_kept_where_a_format_quantizes_the_others():
     assert of().kept_layers == 0 and of(format="fp8").kept_layers == 2
+
+
+@pytest.mark.parametrize(("formats", "kept"), [({}, 0), ({"attention": "fp8"}, 0), ({"pack_linear": "fp8"}, 2)])
+def test_weights_and_passes_keep_the_same_layers(formats, kept):
+    plan = eager_plan(NANO, "bfloat16", formats, reference.BACKEND, reference.BACKEND.probe())
+    assert plan.target(NANO).kept_layers == plan.execution(NANO, Numbers()).kept_layers == kept
+
+
+def test_the_layers_that_are_kept_are_loaded_as_they_are():
+    model = open_model("tiny")
+    device, weights = reference.BACKEND.probe(), Weights(model)
+    plain, int8 = (
+        eager_plan(model.config, "bfloat16", formats, reference.BACKEND, device).target(model.config)
+        for formats in ({}, {"pack_linear": "int8"})
+    )
+    exact, kept = (weights.generation(target).layers for target in (plain, replace(int8, kept_layers=1)))
+    same = [torch.equal(*(layers[i].tensors()["finish.down.weight"] for layers in (exact, kept))) for i in range(2)]
+    assert same == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +116,7 @@ def test_tiles_cover_the_picture_and_overlap_by_a_quarter(tile, heights, widths,
 def test_engine_estimate_and_manifest_read_the_same(given):
     settled = settle(Wish(model="tiny", backend="reference", given={"prompt": "a cup", "frames": 1, **given}))
     assert Engine(settled.model, settled.plan).execution(settled.request) == settled.execution
+    assert manifests.resolved(settled, "it was named")["plan"]["execution"] == asdict(settled.execution)
     resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
     assert resident == replace(settled.execution, placement="resident")
 
@@ -104,11 +129,20 @@ def test_the_estimate_follows_the_backends_tuning():
     assert larger.stage("decode").activations > job.stage("decode").activations
 
 
-def test_an_engine_reads_what_is_decided():
-    """Passes of a real state are those of its execution."""
-    model = open_model("tiny")
+def test_an_engine_reads_what_is_decided(monkeypatch):
+    """The passes of a step are those of its execution."""
+    forward, ran = GenerationTower.forward, []
+
+    def spy(self, branches, latents, timestep):
+        ran.append(len(branches.texts))
+        return forward(self, branches, latents, timestep)
+
+    monkeypatch.setattr(GenerationTower, "forward", spy)
     given = {"prompt": "a cup", "frames": 1, "size": "64x64", "steps": 1, "seed": 1}
     settled = settle(Wish(model="tiny", backend="reference", given=given))
-    state = Engine(model, settled.plan).start(settled.request)
-    assert state.execution == settled.execution
-    assert [len(branches.texts) for branches in state.guided] == [len(one.branches) for one in state.execution.guided]
+    for tokens, passes in ((4096, [2]), (1, [1, 1])):
+        tuned = replace(settled.plan.backend, tuning={settled.plan.device.arch: Tuning(one_pass_tokens=tokens)})
+        engine = Engine(settled.model, replace(settled.plan, backend=tuned))
+        engine.step(engine.start(settled.request))
+        assert ran == passes == [len(one.branches) for one in engine.execution(settled.request).guided]
+        ran.clear()

@@ -30,7 +30,7 @@ def test_every_published_repository_is_in_the_table(repository):
     asked = {"task": "t2i", "prompt": "(any)"}
     request, _ = requests.resolve(asked, requests.PROFILES[0], described.facts, pick_seed=lambda: 0)
     schedule = request.schedule, request.steps, request.shift, described.scheduler, described.distilled_sigmas
-    assert len(Solver(*schedule).timesteps) == request.steps
+    assert len(Solver.of(*schedule).timesteps) == request.steps
 
 
 def test_a_ceiling_is_the_devices_own_before_its_architectures():
@@ -151,7 +151,7 @@ def test_formats_change_weights_and_rates():
 @pytest.mark.parametrize(
     ("name", "gib", "wanted"),
     [
-        ("nano", 20, {("width", "height"), ("frames",)}),  # the steps are the peak, and no tile helps there
+        ("nano", 18, {("width", "height"), ("frames",)}),  # the steps are the peak, and no tile helps there
         ("edge", 10, {("tile",), ("width", "height")}),  # the decode is, and it holds one frame whatever the length
     ],
 )

@@ -1,7 +1,6 @@
 """Who may import whom: one table for every package of ours, and no circles between modules.
 
-An import counts wherever it stands: in a function, and under TYPE_CHECKING too. `NOT_YET` and `CIRCLES_YET` list what
-breaks the rules today, exactly: who mends one deletes its entry.
+An import counts wherever it stands: in a function, and under TYPE_CHECKING too.
 """
 
 from __future__ import annotations
@@ -61,19 +60,6 @@ TABLE: dict[str, May] = {
     "cosmos3_npu": May(VENDOR),
 }
 ROOMS = list(TABLE)[: list(TABLE).index("cosmos3") + 1]
-
-# (module, what it imports): why it still does.
-NOT_YET: dict[tuple[str, str], str] = {
-    ("cosmos3_core.runs.saved", "cosmos3_core.cli.run"): "what a wish becomes moves into settle",
-}
-# Modules that import each other: why they still do.
-CIRCLES_YET: dict[frozenset[str], str] = {
-    frozenset({"cosmos3_core.cli", "cosmos3_core.cli.recipes"}): "shared options move into cli/options",
-    frozenset({"cosmos3_core.cli.run", "cosmos3_core.runs.saved"}): "what a wish becomes moves into settle",
-    frozenset({"cosmos3_core.contract", "cosmos3_core.contract.hooks"}): "Backend moves out of the package's __init__",
-    frozenset({"cosmos3_core.evidence.recipe", "cosmos3_core.evidence.record"}): "the fingerprint gets a module",
-    frozenset({"cosmos3_cuda.fa3", "cosmos3_cuda.plugin", "cosmos3_cuda.triton_attention"}): "becomes cosmos3_triton",
-}
 
 
 def package_of(module: str) -> str:
@@ -151,25 +137,17 @@ def test_rooms_import_higher_rooms_only():
 
 
 def test_packages_import_what_the_table_allows():
-    found = {
-        (module.removesuffix(".__init__"), name): f"{path}:{line}: {package_of(module)} may not import {name}"
+    found = [
+        f"{path}:{line}: {package_of(module)} may not import {name}"
         for module, path in sources().items()
         for line, name in forbidden(module, path.read_text("utf-8"))
-    }
-    new = {place: said for place, said in found.items() if not any(_within(place, known) for known in NOT_YET)}
-    assert not new, "\n".join(new.values())
-    mended = [known for known in NOT_YET if not any(_within(place, known) for place in found)]
-    assert not mended, f"delete these from NOT_YET: {mended}"
-
-
-def _within(place: tuple[str, str], known: tuple[str, str]) -> bool:
-    return place[0] == known[0] and f"{place[1]}.".startswith(f"{known[1]}.")
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_no_modules_import_each_other():
     found = circles(graph({module: path.read_text("utf-8") for module, path in sources().items()}))
-    assert not found - set(CIRCLES_YET), "modules that import each other"
-    assert not set(CIRCLES_YET) - found, "delete these from CIRCLES_YET"
+    assert not found, f"modules that import each other: {[sorted(circle) for circle in found]}"
 
 
 BAD = [

@@ -21,6 +21,7 @@ from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import rotary_table, text_positions
 from cosmos3_core.scenarios import request as requests
+from cosmos3_core.scenarios.branches import NEGATIVE, branches_of
 from cosmos3_core.scenarios.items import items_of
 
 TOKENS = [7, 300, 2, 2, 91, 15, 263, 44, 101, 9, 5]
@@ -237,8 +238,8 @@ def engine_prompts(engine, request):
     from cosmos3_core.scenarios.prompts import negative_text, positive_text
 
     system = SYSTEM_PROMPTS["video" if request.is_video else "image"] if request.system_prompt else None
-    prompt = engine.tokenizer.encode(positive_text(request), system)
-    return prompt, ([] if request.guidance == 1 else engine.tokenizer.encode(negative_text(request), system))
+    texts = (positive_text(request), negative_text(request) if NEGATIVE in branches_of(request.guidance) else None)
+    return tuple([] if text is None else engine.tokenizer.encode(text, system) for text in texts)
 
 
 def engine_pixels(request, pixels):
@@ -293,7 +294,7 @@ def test_a_checkpoint_saved_by_diffusers_loads_here(repository):
     folder, pipeline = repository
     weights = Weights(open_model(str(folder)))
     plan = peer.reference_plan(weights.model.config)
-    tower = weights.generation(plan.target())
+    tower = weights.generation(plan.target(weights.model.config))
     assert torch.equal(
         tower.layers[1].tensors()["finish.down.weight"], pipeline.transformer.layers[1].mlp_moe_gen.down_proj.weight
     )

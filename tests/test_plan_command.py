@@ -58,12 +58,12 @@ def test_the_exit_code_says_whether_it_fits(plan, arguments, fits):
 
 
 def test_what_does_not_fit_comes_with_changes_that_do(plan, told):
-    offered = told("--model", "nano", "--memory", 20)["nearest"]
+    offered = told("--model", "nano", "--memory", 18)["nearest"]
     assert offered
     for change in offered:
-        assert change["peak"] <= 20 * GIB
-        assert told("--model", "nano", "--memory", 20, *change["options"].split())["memory"]["peak"] == change["peak"]
-    _, out, _ = plan("--model", "nano", "--memory", 20)
+        assert change["peak"] <= 18 * GIB
+        assert told("--model", "nano", "--memory", 18, *change["options"].split())["memory"]["peak"] == change["peak"]
+    _, out, _ = plan("--model", "nano", "--memory", 18)
     assert f"instead    {offered[0]['options']} fits" in out
 
 
@@ -116,7 +116,7 @@ def test_a_published_name_and_its_short_form_are_one(told):
 
 
 def test_the_json_keeps_its_keys(told):
-    found = told("--model", "nano", "--memory", 20)
+    found = told("--model", "nano", "--memory", 18)
     assert set(found) == {
         *("cosmos3", "model", "request", "plan", "placement", "tokens"),
         *("fits", "memory", "nearest", "work", "seconds", "assumed"),
@@ -124,7 +124,7 @@ def test_the_json_keeps_its_keys(told):
     assert set(found["memory"]) == {"device", "given", "peak", "weights", "stages"}
     parts = found["memory"]["weights"]
     assert found["memory"]["stages"][0]["weights"] == parts["understanding"] + parts["embedding"]
-    assert found["memory"]["device"] == 20 * GIB and found["memory"]["given"] is True
+    assert found["memory"]["device"] == 18 * GIB and found["memory"]["given"] is True
     for stage in found["memory"]["stages"]:
         assert set(stage) == {"name", "weights", "text_kv", "latents", "activations", "overhead", "peak"}
         assert stage["peak"] > stage["weights"] + stage["text_kv"] + stage["latents"] + stage["activations"]
@@ -194,7 +194,7 @@ def test_bad_input_is_one_message_and_exit_code_2(plan, arguments, said):
 ASKING = """
 import sys
 from cosmos3_core import cli
-sys.argv = "cosmos3 plan --backend reference --model nano --memory 20".split()
+sys.argv = "cosmos3 plan --backend reference --model nano --memory 18".split()
 try:
     cli.main()
 except SystemExit as stop:

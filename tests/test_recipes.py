@@ -21,7 +21,7 @@ from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import Weights
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.cli.recipes import _verdict as told
-from cosmos3_core.contract import Backend, InputError, Kernel, RunError
+from cosmos3_core.contract import Backend, InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence import fingerprint, quality, recipe, record, rounded, settle, state, verdict, worker
 from cosmos3_core.evidence.matrix import TICK, _measured, render
@@ -370,7 +370,8 @@ def test_a_recipe_with_a_format_is_held_to_what_the_format_loses(acme, strength,
     ((measured, found),) = validate([acme(kernel(strength, "nvfp4"))], launch=worker.measure)
     assert found["state"] == expected == state.state_of(recipe.load(measured.path)).name
     error, plan = found["comparisons"]["error"], found["measurements"]["formats"]["raw"]["plan"]
-    assert plan["kernels"] == dict.fromkeys(plan["kernels"], "eager") | {"attention": "rounded-nvfp4"}
+    exact = found["measurements"]["exact"]["raw"]["plan"]["kernels"]
+    assert plan["kernels"] == exact | {"attention": "rounded-nvfp4"} and exact["attention"] == "eager"
     assert plan["formats"] == {"attention": "nvfp4"} and plan["dtype"] == "bfloat16"
     assert set(found["measurements"]["formats"]["raw"]) == {"plan", "tensors"}  # probed, and no more
     for check in found["verdict"]["checks"]:
@@ -397,7 +398,7 @@ def test_eager_torch_in_a_format(format):
     q, segments = PLAIN.inputs("float32")  # heads of 128
     exact, _ = reference_ops.attention(q, segments)
     assert 1e-3 < cases.Loss.of(attention(q, segments)[0], exact).whole < 0.3
-    causal = q[:, :7], [(q[:, :7], q[:, :7])]
+    causal = q[:, :7], [Segment(q[:, :7], q[:, :7])]
     assert torch.equal(attention(*causal, causal=True)[0], reference_ops.attention(*causal, causal=True)[0])
 
 
@@ -486,7 +487,7 @@ def test_eager_torch_in_a_format_leaves_the_vae_as_it_is(folder):
     for measured, role in ((from_a_picture(folder), settle.BASELINE), (from_a_picture(folder, "int8"), settle.FORMATS)):
         settled = settle.settle(measured, role)
         contexts.append(Engine(settled.model, settled.plan).prepare(settled.request))
-    pictures, texts = zip(*((one.clean, one.texts[0].segments[0][0]) for one in contexts), strict=True)
+    pictures, texts = zip(*((one.clean, one.texts[0].segments[0].k_BTKD) for one in contexts), strict=True)
     assert pictures[0].any() and torch.equal(*pictures) and not torch.equal(*texts)
 
 

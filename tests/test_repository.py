@@ -96,8 +96,8 @@ READ_ALL = """[
     repository.read_json("transformer/config.json"),
     repository.read_text("transformer/notes.txt"),
     repository.read_json("modular_model_index.json"),
-    repository.list("transformer"),
-    repository.list("sound_tokenizer"),
+    repository.names("transformer"),
+    repository.names("sound_tokenizer"),
 ]"""
 
 
@@ -210,7 +210,7 @@ def test_a_bad_file_of_a_repository_says_how_to_get_a_good_one(hub, user, checkp
 def test_offline_a_file_that_was_never_downloaded_does_not_seem_absent(hub, user, checkpoint):
     hub.push(NANO, checkpoint)
     user.opens(NANO)
-    assert user.opens(NANO, then="repository.list('transformer')", offline=True) == ["config.json", "notes.txt"]
+    assert user.opens(NANO, then="repository.names('transformer')", offline=True) == ["config.json", "notes.txt"]
     assert user.opens(NANO, then="repository.read_json('modular_model_index.json')", offline=True) is None
     asked, found, next_step = user.opens(NANO, then="repository.read_json('transformer/config.json')", offline=True)
     assert NANO in asked and "HF_HUB_OFFLINE" in found and "without HF_HUB_OFFLINE" in next_step
@@ -301,8 +301,8 @@ def test_a_folder(checkpoint):
     assert opened.read_text("transformer/notes.txt") == "déjà vu"
     assert opened.read_json("modular_model_index.json") is None
     assert opened.path("vae/config.json") is None
-    assert opened.list("transformer") == ["config.json", "notes.txt"]
-    assert opened.list("vae") is None
+    assert opened.names("transformer") == ["config.json", "notes.txt"]
+    assert opened.names("vae") is None
     assert opened.fetch(["model_index.json"]) == [checkpoint / "model_index.json"]
 
 

@@ -178,6 +178,10 @@ def test_the_manifest_says_what_was_done(run):
     assert manifest["model"] == {"name": "tiny", "revision": None, "variant": "base"}
     assert manifest["plan"]["backend"] == "reference" and manifest["plan"]["kernels"]["attention"] == "eager"
     assert manifest["plan"]["latents"] == {"vision": [48, 2, 5, 7]}
+    execution = manifest["plan"]["execution"]
+    assert execution["unguided"] == [{"branches": ["prompt"], "rows": 24, "captured": True}]
+    assert execution["guided"] == [{"branches": ["prompt", "negative prompt"], "rows": 48, "captured": True}]
+    assert execution["tiling"] == {"height": 5, "width": 7, "size": 7, "step": 7, "chunk": 58}
     assert manifest["origin"]["seed"] == "user" and manifest["origin"]["guidance"] == "profile reference"
     assert manifest["origin"]["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert manifest["timesteps"] == [999, 952, 833]
@@ -195,6 +199,8 @@ def test_a_dry_run_prints_the_request_and_reads_no_weight(run, monkeypatch):
     assert code == 0, err
     printed = json.loads(out)
     assert printed["request"]["size"] == "720x1280" and printed["request"]["frames"] == 189
+    passes = [(one["branches"], one["captured"]) for one in printed["plan"]["execution"]["guided"]]
+    assert passes == [(["prompt"], False), (["negative prompt"], False)]
     assert printed["plan"]["guidance"] == "two passes" and printed["plan"]["refused"] == []
     assert list(Path().iterdir()) == []
 

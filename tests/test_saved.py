@@ -83,7 +83,6 @@ DAMAGED = {
     "latents without a digest": lambda value: value.update(latents={"file": "x"}),
     "a step that is text": lambda value: value["numbers"].update(index="2"),
     "a step before the first": lambda value: value["numbers"].update(index=-1),
-    "a solver that is a list": lambda value: value["numbers"].update(solver=[]),
 }
 
 

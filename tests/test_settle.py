@@ -85,7 +85,7 @@ def test_a_scheduler_that_describes_no_schedule_is_refused_here(tmp_path):
 
 def test_required_kernels_are_asserted():
     settled(required={"gate": "eager"})
-    with pytest.raises(InputError, match="--require gate=fast"):
+    with pytest.raises(InputError, match="`require` gate=fast"):
         settled(required={"gate": "fast"})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
@@ -101,7 +101,8 @@ def describe(name: str) -> Model:
     if row is None or Path(name).is_dir():
         return open_model(name)
     tiny, config = open_model("tiny"), TransformerConfig.from_json(row["transformer"], name)
-    steps, negative = row.get("steps"), tiny.facts.negative_prompt * LONG_NEGATIVE
+    steps: int | None = row.get("steps")
+    negative = (tiny.facts.negative_prompt or "") * LONG_NEGATIVE
     return replace(
         tiny,
         config=config,
@@ -149,8 +150,20 @@ def _kind(info: TensorInfo) -> tuple[tuple[int, ...], torch.dtype]:
     return info.shape, info.dtype
 
 
+class Tensors(Protocol):
+    """Tensors by name, read when they are asked for: files, or what stands in for them."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
 class Weights:
     """The tensor files that a run needs, found and checked; `understanding`, `generation` and `vae` then read them."""
+
+    transformer: Tensors
+    vae_files: Tensors
 
     def __init__(self, model: Model):
         from ..model.vae import VideoVAE
@@ -166,8 +179,8 @@ class Weights:
                 found = f"{raw} and {self.raw_names[name]} are two names of one tensor"
                 raise InputError(f"loading {model.name}/transformer", found, "Keep one of them")
             self.raw_names[name] = raw
-        found = {name: _kind(self.transformer.tensors[raw]) for name, raw in self.raw_names.items()}
-        check_names(model.config, found, f"{model.name}/transformer")
+        kinds = {name: _kind(self.transformer.tensors[raw]) for name, raw in self.raw_names.items()}
+        check_names(model.config, kinds, f"{model.name}/transformer")
         self.vae_files = open_tensors(model.repository, "vae")
         expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
         check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)

@@ -6,7 +6,6 @@ Nothing here looks inside a weight file and nothing is ever unpickled. `HF_HOME`
 
 from __future__ import annotations
 
-import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ class Repository(ABC):
     revision: str | None
 
     @abstractmethod
-    def list(self, folder: str) -> list[str] | None:
+    def names(self, folder: str) -> list[str] | None:
         """The names of the files directly in `folder`, sorted; None if the checkpoint has no such folder."""
 
     @abstractmethod
@@ -119,7 +118,7 @@ class _Folder(Repository):
     revision: None
     root: Path
 
-    def list(self, folder: str) -> list[str] | None:
+    def names(self, folder: str) -> list[str] | None:
         files = self.root / folder
         return sorted(file.name for file in files.iterdir() if file.is_file()) if files.is_dir() else None
 
@@ -147,7 +146,7 @@ class _Hub(Repository):
     revision: str
     files: frozenset[str] = field(repr=False)
 
-    def list(self, folder: str) -> list[str] | None:
+    def names(self, folder: str) -> list[str] | None:
         inside = [file.removeprefix(f"{folder}/") for file in self.files if file.startswith(f"{folder}/")]
         return sorted(file for file in inside if "/" not in file) if inside else None
 
@@ -169,12 +168,15 @@ def _open_hub(name: str, revision: str | None) -> Repository:
     from huggingface_hub import get_cached_repo_tree, resolve_revision, snapshot_download
     from huggingface_hub.utils import tqdm
 
+    class Silent(tqdm):
+        def __init__(self, *arguments: Any, **options: Any):
+            super().__init__(*arguments, **options | {"disable": True})
+
     with _hub_errors(name, revision):
         commit = resolve_revision(name, revision=revision).resolved
         # Leaves the commit's complete file list in the cache. So "the checkpoint has no such file" and "the file is
         # not in the cache" stay two different answers offline, where an optional file must not seem to be absent.
-        silent = functools.partial(tqdm, disable=True)
-        snapshot_download(name, revision=commit, allow_patterns="model_index.json", tqdm_class=silent)
+        snapshot_download(name, revision=commit, allow_patterns="model_index.json", tqdm_class=Silent)
         files = frozenset(file.path for file in get_cached_repo_tree(name, revision=commit))
     return _Hub(name, commit, files)
 
@@ -202,7 +204,7 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         raise InputError(asked, found, "Go online once, or pass the folder that holds the files as `model`") from None
     # HTTPError is the base of the HTTP library's errors, whichever library this huggingface_hub is built on.
     except (errors.HTTPError, errors.RevisionResolutionError, OSError) as error:
-        causes = [error]
+        causes: list[BaseException] = [error]
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)
         if answer := next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None):

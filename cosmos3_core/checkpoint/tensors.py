@@ -126,12 +126,12 @@ def save_tensors(
 def _find_shards(repository: Repository, folder: str, stem: str) -> dict[str, set[str] | None]:
     """File name -> the tensors that the index says it holds; None for a file without an index. All are present."""
     where = f"{repository.name}/{folder}"
-    present = repository.list(folder)
+    present = repository.names(folder)
     if present is None:
         raise InputError(where, "the checkpoint has no such folder", "Use a checkpoint in the diffusers layout")
     for candidate in (stem, "model"):
         if f"{candidate}.safetensors.index.json" in present:
-            return _read_index(repository, folder, f"{candidate}.safetensors.index.json", present)
+            return {**_read_index(repository, folder, f"{candidate}.safetensors.index.json", present)}
         if f"{candidate}.safetensors" in present:
             return {f"{candidate}.safetensors": None}
     pickled = [file for file in present if file.endswith(PICKLED)]
@@ -143,12 +143,12 @@ def _find_shards(repository: Repository, folder: str, stem: str) -> dict[str, se
     raise InputError(where, found, repository.repair(f"{folder}/{stem}.safetensors"))
 
 
-def _read_index(repository: Repository, folder: str, index: str, present: list[str]) -> dict[str, set[str] | None]:
+def _read_index(repository: Repository, folder: str, index: str, present: list[str]) -> dict[str, set[str]]:
     path = f"{folder}/{index}"
     weight_map = (repository.read_json(path) or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad_file(repository, path, 'it has no "weight_map"')
-    shards: dict[str, set[str] | None] = {}
+    shards: dict[str, set[str]] = {}
     for name, shard in sorted(weight_map.items(), key=lambda item: str(item[1])):
         # Anything but a plain name could reach outside the checkpoint.
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
@@ -217,14 +217,14 @@ def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
     with file.open("wb") as stream:
         stream.write(len(head).to_bytes(8, "little") + head)
         for _, tensor in ordered:
-            stream.write(_bytes(tensor))
+            stream.write(_bytes(tensor).data)
 
 
 def tensor_digest(*tensors: torch.Tensor) -> str:
     """Tells changed tensors from what they were: 64 bits, BLAKE2b over the bytes of all in their order, in hex."""
     total = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
-        total.update(_bytes(tensor.detach().cpu()))
+        total.update(_bytes(tensor.detach().cpu()).data)
     return total.hexdigest()
 
 

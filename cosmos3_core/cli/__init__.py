@@ -166,7 +166,7 @@ def main() -> None:
         cli(standalone_mode=False)
     except click.ClickException as error:
         if "unexpected extra argument" in error.message:
-            error.message += ". Put the prompt in quotes"
+            error = click.UsageError(f"{error.message}. Put the prompt in quotes", getattr(error, "ctx", None))
         error.show()
         sys.exit(error.exit_code)
     except Cosmos3Error as error:

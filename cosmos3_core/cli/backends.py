@@ -39,8 +39,8 @@ def _describe(found: Found, enabled: bool) -> dict[str, Any]:
     except Rejected as error:
         return told | {"state": error.state, "reason": str(error)}
     told |= {"state": "available"}
-    if found.name == BUILT_IN and (error := conflict(found)):
-        told["reason"] = str(error)
+    if found.name == BUILT_IN and (double := conflict(found)):
+        told["reason"] = str(double)
     chosen, refused = {}, {}
     try:
         device = probe(backend)

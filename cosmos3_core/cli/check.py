@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from .. import testing
 from ..contract import InputError, Unavailable
 from ..plan import discovery
 
@@ -31,8 +32,7 @@ def execute(
     import pytest
 
     # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
-    suite = Path(importlib.util.find_spec("cosmos3_core.testing.suite").origin)
-    suite = Path(module).resolve() if module else suite
+    suite = Path(module).resolve() if module else Path(testing.__file__).parent / "suite" / "__init__.py"
     alone = ["-c", os.devnull, "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
     arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "-q", "--tb=short", "--backend", backend]
     arguments += ["--record", record] if record else []

@@ -11,9 +11,9 @@ class Display:
 
     def __init__(self, steps: int):
         self.steps, self.console = steps, Console(stderr=True)
-        columns = TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        counts, times = (BarColumn(), MofNCompleteColumn()), (TimeElapsedColumn(), TimeRemainingColumn())
+        columns = TextColumn("{task.description:<20}"), *counts, *times
         self.plain = not self.console.is_terminal
-        columns += (TimeRemainingColumn(),)
         self.progress = Progress(*columns, console=self.console, transient=True, disable=self.plain)
         self.task = self.progress.add_task("starting", total=steps)
 

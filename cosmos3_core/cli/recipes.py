@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -38,6 +38,27 @@ def _state(recipe: Recipe) -> State:
     return state_of(recipe, fingerprint_here(recipe) if recipe.validated else None)
 
 
+def _arguments(recipe: Recipe) -> list[str]:
+    """The options of the `cosmos3 run` that a recipe stands for, without the output."""
+    arguments = ["--model", recipe.run["model"], "--backend", recipe.run["backend"]]
+    for key in ("profile", "dtype"):
+        arguments += [f"--{key}", recipe.run[key]] if key in recipe.run else []
+    for op, kernel in recipe.kernels.items():
+        arguments += ["--kernel", f"{op}={kernel}"]
+    for op, name in recipe.formats.items():
+        arguments += ["--format", f"{op}={name}"]
+    for key, value in recipe.given().items():
+        arguments += ["--set", f"{key}={json.dumps(value)}"]
+    return arguments
+
+
+def _command_line(recipe: Recipe, output: str | None = None) -> list[str]:
+    """The arguments of the `cosmos3 run` that a recipe stands for."""
+    from ..scenarios.families import TASKS
+
+    return [*_arguments(recipe), "--output", output or f"{recipe.name}{TASKS[recipe.run['task']].suffix}"]
+
+
 @recipes.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def list_(as_json: bool) -> None:
@@ -64,7 +85,7 @@ def show(name: str) -> None:
     recipe = _find(name)
     state = _state(recipe)
     click.echo(f"{recipe.name}: {recipe.tables['title']}\n{state.name}: {state.why}\n")
-    click.echo(f"cosmos3 run {shlex.join(recipe.command_line(None))}\n")
+    click.echo(f"cosmos3 run {shlex.join(_command_line(recipe))}\n")
     for table in ("device", "plan", "expect", "known"):
         for key, value in recipe.tables.get(table, {}).items():
             click.echo(f"{table}.{key}: {value}")
@@ -82,7 +103,7 @@ def run(name: str, output: str | None) -> None:
 
     recipe = _find(name)
     settle(recipe)
-    arguments = recipe.command_line(output)
+    arguments = _command_line(recipe, output)
     _invoke("run", arguments)
     manifest = json.loads(Path(f"{arguments[-1]}.json").read_text("utf-8"))
     stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
@@ -98,12 +119,13 @@ def warmup(name: str) -> None:
 
     recipe = _find(name)
     settle(recipe, random_weights=True)
-    _invoke("warmup", recipe.arguments())
+    _invoke("warmup", _arguments(recipe))
 
 
-def _invoke(command: str, arguments: list[str]) -> None:
+def _invoke(name: str, arguments: list[str]) -> None:
     parent = click.get_current_context().find_root()
-    with parent.command.commands[command].make_context(command, list(arguments), parent=parent) as context:
+    commands = cast(click.Group, parent.command).commands
+    with commands[name].make_context(name, list(arguments), parent=parent) as context:
         context.command.invoke(context)
 
 

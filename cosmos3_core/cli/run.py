@@ -131,7 +131,9 @@ def execute(options: Options) -> None:
     from ..engine.engine import Engine
 
     engine = Engine(settled.model, settled.plan)
-    noise, latents = _read_noise(options, settled, earlier) if options.latents else (None, earlier.latents)
+    noise, latents = None, earlier.latents
+    if options.latents:
+        noise, latents = _read_noise(options.latents, options, settled, earlier)
     inputs = engine.read_inputs(settled.request, noise)
     if stopped and earlier.pixels != saved.digest(inputs.pixels):
         found = "the picture or clip that it began with has changed since"
@@ -226,7 +228,8 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
 
 def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None:
     """Another kernel would end in another picture: a run that goes on refuses that, a repeated one says so."""
-    here = settled.plan.to_json(settled.execution.tokens)["kernels"]
+    plan = settled.plan.to_json(settled.execution.tokens)
+    here = plan["kernels"] | {op: f"done inside {composites}" for op, composites in plan["fused"].items()}
     for op, then in earlier.ran_on.items():
         if here.get(op) == then:
             continue
@@ -311,11 +314,11 @@ def _paths(options: Options, request: requests.Request) -> Paths:
     return Paths(output, manifest, latents)
 
 
-def _read_noise(options: Options, settled: Settled, earlier: Earlier) -> tuple[list[Tensor], Source]:
+def _read_noise(name: str, options: Options, settled: Settled, earlier: Earlier) -> tuple[list[Tensor], Source]:
     from ..files.digests import sha256_file
     from ..scenarios.items import items_of
 
-    name, request, then = options.latents, settled.request, earlier.latents
+    request, then = settled.request, earlier.latents
     if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
         found = "it would change nothing: the noise is in the file"  # and only that sampler draws more of it
         raise InputError(f"--seed {request.seed} with --latents", found, "Drop one")

@@ -33,6 +33,7 @@ def execute(file: str, as_json: bool) -> None:
 def _read(path: Path) -> dict[str, Any]:
     asked = f"cosmos3 show {path}"
     then = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
+    text: str | None
     if path.suffix.lower() == ".json":
         try:
             text = path.read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ..model.config import KEPT_SHARE
+from ..plan.execution import KEPT_SHARE
+from ..scenarios.branches import NEGATIVE, branches_of
 from ..settle import settle
 from ..settle.settle import PROMPT_TOKENS
 from .plan import RequestOptions, wish_of
@@ -59,7 +60,7 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     if request.conditioning_pixel_frames:
         pixels = torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width)
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
-    negative = tokens[:NEGATIVE_TOKENS] if request.guidance != 1 else []
+    negative = tokens[:NEGATIVE_TOKENS] if NEGATIVE in branches_of(request.guidance) else []
     context = engine.prepare(request, Inputs(tokens, negative, pixels))
     # Both kinds of step, whichever of them the guidance interval has first.
     kinds = [replace(request, guidance_interval=None)]

@@ -3,6 +3,10 @@
 A backend is data: a name, the torch device type its tensors live on, a probe, and rows of kernels. A kernel row says
 which op it implements and where it can serve; the plan, the messages and the documentation are loops over the rows.
 Nothing here imports torch or the rest of the core.
+
+A device package is found by an entry point "cosmos3.backends" with the backend's name, and in the module that it names
+by one function, `@hookimpl def cosmos3_backend() -> Backend`. Only the named package is imported, and its plugin module
+imports neither torch nor kernel libraries at the top level. docs/writing-a-backend.md shows a whole one.
 """
 
 from __future__ import annotations
@@ -11,14 +15,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import pluggy
+
 # isort: off
 from .errors import Cosmos3Error, InputError, RunError, Unavailable
-from .hooks import GROUP, hookimpl
 from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, PatchEmbed, RmsNorm, Segment
 from .ops import Finish, FinishWeights, Layer, PackFinish, PackProject, Project, Projected, ProjectWeights
 from .ops import Quantized, Residual
 from .system import Bytes, Comm, Memory, Pending
 # isort: on
+
+# fmt: off
+__all__ = [
+    "API", "COMPOSITES", "FORMATTED", "GROUP", "OPS",
+    "Ask", "Backend", "Ceiling", "Delegate", "Device", "Kernel", "Tuning", "never", "cosmos3_backend", "hookimpl",
+    "Cosmos3Error", "InputError", "RunError", "Unavailable",
+    "Attention", "Capture", "Gate", "Linear", "NormRope", "NormSilu", "Ops", "PackLinear", "PatchEmbed", "RmsNorm",
+    "Segment", "Finish", "FinishWeights", "Layer", "PackFinish", "PackProject", "Project", "Projected",
+    "ProjectWeights", "Quantized", "Residual", "Bytes", "Comm", "Memory", "Pending",
+]
+# fmt: on
 
 API = 2
 """Version of this contract. A backend states the one it was written for; one that states none was written for 1."""
@@ -152,3 +168,14 @@ class Backend:
     ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
     tuning: Mapping[str, Tuning] = field(default_factory=dict)
     api: int = 1
+
+
+GROUP = "cosmos3.backends"
+"""The group of the entry points."""
+hookimpl = pluggy.HookimplMarker("cosmos3")
+
+
+@pluggy.HookspecMarker("cosmos3")(firstresult=True)
+def cosmos3_backend() -> Backend:
+    """The backend this package provides."""
+    raise NotImplementedError  # a specification: what is called is the package's

@@ -24,10 +24,11 @@ from ..contract import InputError, RunError
 from ..model.packing import Item, Packing
 from ..model.transformer import TextContext
 from ..plan import Plan
-from ..plan.execution import NEGATIVE, PROMPT, RESIDENT, SEQUENTIAL, Execution, branches_of, execution_of
+from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
 from ..sampling.state import Context, State
+from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
 from .decoders import DECODERS
@@ -59,7 +60,7 @@ class Engine:
         on_stage: Callable[[str], None] = lambda name: None,
     ):
         self.model, self.plan, self.resident = model, plan, resident
-        self.target = plan.target()
+        self.target = plan.target(model.config)
         self.device = self.target.device
         self.tokenizer = model.tokenizer()
         self._stages = Stages(on_stage)
@@ -85,7 +86,7 @@ class Engine:
 
     def execution(self, request: Request) -> Execution:
         """How this request runs here."""
-        return execution_of(self.model.config, request, self.plan, RESIDENT if self.resident else SEQUENTIAL)
+        return self.plan.execution(self.model.config, request, RESIDENT if self.resident else SEQUENTIAL)
 
     def read_inputs(self, request: Request, noise: Sequence[Tensor] | None = None) -> Inputs:
         """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor

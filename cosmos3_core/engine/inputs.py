@@ -16,7 +16,7 @@ from ..files.video import read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import SYSTEM_PROMPTS, ChatTokenizer
-from ..plan.execution import NEGATIVE, PROMPT, branches_of
+from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.conditioning import fit
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text

@@ -47,4 +47,5 @@ class Passes:
         if not guided(request.guidance, request.guidance_interval, timestep):
             (run,) = self.unguided
             return run(state.x, told)[0].clone()
-        return combine(*(velocity for run in self.guided for velocity in run(state.x, told)), request.guidance)
+        prompt, negative = (velocity for run in self.guided for velocity in run(state.x, told))
+        return combine(prompt, negative, request.guidance)

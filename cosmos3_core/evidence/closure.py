@@ -101,7 +101,7 @@ class Closure:
             return
         self._modules.add(module)
         self.add_file(file, module)
-        self._follow(_references(file.read_text("utf-8"), self.sources.package_of(module)), module)
+        self._follow(_references(file.read_text("utf-8"), self.sources.package_of(module)), module, file)
 
     def add_definition(self, module: str, name: str) -> None:
         """A module's definition of that name, those that it refers to, and what they import."""
@@ -117,14 +117,14 @@ class Closure:
             statements = definitions[name]
             if code := [node for node in statements if not isinstance(node, ast.Import | ast.ImportFrom)]:
                 self.digests[place] = sha256_json([lines[_first_line(node) - 1 : node.end_lineno] for node in code])
-            self._follow(References.of(statements, self.sources.package_of(module)), module)
+            self._follow(References.of(statements, self.sources.package_of(module)), module, file)
             waiting += {node.id for tree in statements for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
     def add_file(self, file: Path, module: str) -> None:
         """A file of the package that the module belongs to."""
         self.digests[self._label(file, module)] = sha256_file(file)
 
-    def _follow(self, references: References, module: str) -> None:
+    def _follow(self, references: References, module: str, source: Path) -> None:
         for found in references.imports:
             if not self._is_ours(found.module):
                 continue
@@ -135,8 +135,7 @@ class Closure:
                 self.add_definition(found.module, found.name)
             else:
                 self.add_module(found.module)
-        folder = self.sources.file(module).parent
-        for file in {file for text in references.texts for file in _data(folder / text)}:
+        for file in {file for text in references.texts for file in _data(source.parent / text)}:
             self.add_file(file, module)
 
     def _is_ours(self, module: str) -> bool:
@@ -147,7 +146,9 @@ class Closure:
         return module == CORE or any(module == name or module.startswith(f"{name}.") for name in self.outside)
 
     def _label(self, file: Path, module: str) -> str:
-        return file.relative_to(self.sources.folder(module.partition(".")[0])).as_posix()
+        folder = self.sources.folder(module.partition(".")[0])
+        assert folder is not None, f"{file} is of a package that is nowhere to be found"
+        return file.relative_to(folder).as_posix()
 
 
 def _installed(package: str) -> Path | None:
@@ -179,7 +180,7 @@ def _imports(trees: Iterable[ast.AST], package: str) -> Iterator[Import]:
             above = package.split(".")[: 1 - node.level or None] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             yield from (Import(alias.asname or alias.name, base, alias.name) for alias in node.names)
-        elif _for_type_checkers(node):
+        elif isinstance(node, ast.If) and _for_type_checkers(node):
             waiting += node.orelse
         else:
             waiting += ast.iter_child_nodes(node)

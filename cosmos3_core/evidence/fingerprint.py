@@ -92,7 +92,7 @@ def row_facts(kernel: Kernel) -> dict[str, Any]:
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
     """The installed versions, None of what is not installed."""
-    found = {}
+    found: dict[str, str | None] = {}
     for package in packages:
         try:
             found[package] = version(package)
@@ -155,7 +155,7 @@ def _files(builds: Iterable[str], model: str, sources: Sources) -> dict[str, str
             found.add_module(module)
     for module, name in definitions:
         found.add_definition(module, name)
-    core = sources.folder(CORE) / CORE
+    core = ROOT / CORE
     data = [core / DEFAULTS, *((core / TINY_FOLDER).rglob("*") if model == TINY else ())]
     for file in data:
         if file.is_file():

@@ -110,6 +110,7 @@ MEASURED = (
 
 def _measured(recipe: Recipe, state: State) -> tuple[str, ...]:
     record = state.record
+    assert record, "what was measured has a record"
     raw, output = record["measurements"]["candidate"]["raw"], record["comparisons"]["output"]
     memory = [raw["memory"].get(key) for key in ("allocated_bytes", "reserved_bytes", "host_bytes")]
     return (

@@ -17,7 +17,6 @@ The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats b
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -131,23 +130,6 @@ class Recipe:
         media = {key: str(self.path.parent / given[key]) for key in ("image", "video") if given.get(key)}
         return given | media
 
-    def arguments(self) -> list[str]:
-        """The options of the `cosmos3 run` that this recipe stands for, without the output."""
-        arguments = ["--model", self.run["model"], "--backend", self.run["backend"]]
-        for key in ("profile", "dtype"):
-            arguments += [f"--{key}", self.run[key]] if key in self.run else []
-        for op, kernel in self.kernels.items():
-            arguments += ["--kernel", f"{op}={kernel}"]
-        for op, name in self.formats.items():
-            arguments += ["--format", f"{op}={name}"]
-        for key, value in self.given().items():
-            arguments += ["--set", f"{key}={json.dumps(value)}"]
-        return arguments
-
-    def command_line(self, output: str | None) -> list[str]:
-        """The arguments of the `cosmos3 run` that this recipe stands for."""
-        return [*self.arguments(), "--output", output or f"{self.name}{TASKS[self.run['task']].suffix}"]
-
     def check_device(self, found: Device) -> None:
         """InputError unless `found` is the device that the recipe is for."""
         wanted, memory = self.device, found.memory / GIB
@@ -197,7 +179,7 @@ def load(path: Path) -> Recipe:
 def load_all(folder: Path = FOLDER) -> list[Recipe]:
     """Every recipe of a folder, by name. Raises InputError if there is no such folder."""
     if not folder.is_dir():
-        raise InputError(f"recipes in {folder}", "there is no such folder", "Run in a checkout, or pass --folder DIR")
+        raise InputError(f"recipes in {folder}", "there is no such folder", "Run in a checkout, or name their `folder`")
     return [load(path) for path in sorted(folder.glob("*.toml"))]
 
 

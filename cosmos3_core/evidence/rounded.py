@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import Attention, Device, Kernel, Linear, PackLinear
+from ..contract import Attention, Device, Kernel, Linear, PackLinear, Segment
 from ..quant import FORMATS
 from ..quant.numerics import fake_quant
 from ..reference import ops
@@ -27,6 +27,9 @@ class RoundedLinear:
     def __call__(self, x_MI: Tensor) -> Tensor:
         return F.linear(fake_quant(x_MI, self.format) if self.format.activations else x_MI, self.weight_OI, self.bias_O)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight_OI} | ({} if self.bias_O is None else {"bias": self.bias_O})
+
 
 def _build_linear(device: Device) -> PackLinear:
     def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
@@ -38,13 +41,16 @@ def _build_linear(device: Device) -> PackLinear:
 
 
 def _attention(format: str) -> Kernel:
+    def rounded(x: Tensor) -> Tensor:
+        return fake_quant(x, FORMATS[format])
+
     def build(device: Device) -> Attention:
         def attention(
-            q_BSHD: Tensor, segments: Sequence[tuple[Tensor, Tensor]], *, causal: bool = False, want_lse: bool = False
+            q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
         ) -> tuple[Tensor, Tensor | None]:
             if not causal:
-                q_BSHD = fake_quant(q_BSHD, FORMATS[format])
-                segments = [tuple(fake_quant(x, FORMATS[format]) for x in segment) for segment in segments]
+                q_BSHD = rounded(q_BSHD)
+                segments = [Segment(rounded(k_BTKD), rounded(v_BTKD)) for k_BTKD, v_BTKD in segments]
             return ops.attention(q_BSHD, segments, causal=causal, want_lse=want_lse)
 
         return attention

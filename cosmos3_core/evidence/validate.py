@@ -106,8 +106,8 @@ def _answer(
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
             drawn = worker.are_random(question.candidate.model, random_weights)
             model = {"weights": "random" if drawn else "checkpoint"}
-            found = {"noise_sha256": sha256_file(noise), "fingerprint": then, "measurements": raw}
-            record = _record(question, model, found | {"comparisons": compared})
+            told = {"noise_sha256": sha256_file(noise), "fingerprint": then, "measurements": raw}
+            record = _record(question, model, told | {"comparisons": compared})
             records.write(recipe, record)
             yield recipe, record
 
@@ -149,7 +149,7 @@ def compare(folder: Path, formats: bool) -> dict[str, Any]:
         found = {q: quality.relative_l1(read(name, q + suffix), read(truth, q)) for q in verdicts.QUANTITIES}
         for quantity, value in found.items():
             if not math.isfinite(value):
-                then = "Run again with --backend reference to tell which kernel it is"
+                then = "Run again with `backend` reference to tell which kernel it is"
                 raise RunError(f"comparing the {quantity}", "the results hold NaN or infinity", then)
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..contract import RunError
 
@@ -26,7 +26,8 @@ def is_flat(frame: np.ndarray) -> bool:
     """Whether the frame shows one colour, but for rounding."""
     from PIL import Image
 
-    return all(high - low <= FLAT_RANGE for low, high in Image.fromarray(frame).getextrema())
+    channels = cast(tuple[tuple[float, float], ...], Image.fromarray(frame).getextrema())
+    return all(high - low <= FLAT_RANGE for low, high in channels)
 
 
 def flat_error(path: Path) -> RunError:
@@ -34,7 +35,7 @@ def flat_error(path: Path) -> RunError:
     return RunError(
         f"writing {path}",
         "every frame is one flat colour, which a working model does not produce; nothing was written",
-        "Check the weights (they may be damaged or belong to another model) and try another --seed",
+        "Check the weights (they may be damaged or belong to another model) and try another `seed`",
     )
 
 

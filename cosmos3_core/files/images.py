@@ -73,11 +73,12 @@ def write_image(path: Path, frame: np.ndarray, metadata: dict[str, str]) -> None
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts stored in a PNG file. Raises InputError if it cannot be read as one."""
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            return {key: str(value) for key, value in image.text.items()}
+            texts = image.text if isinstance(image, PngImagePlugin.PngImageFile) else {}
+            return {key: str(value) for key, value in texts.items()}
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not a whole PNG file"
         raise InputError(f"reading {path}", reason, "Pass a picture this program wrote") from error

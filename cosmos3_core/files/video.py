@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..contract import InputError, RunError
 from .atomic import DISK_FULL, atomic
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 VIDEO_SUFFIX = ".mp4"
+CODEC, PROFILE, PIXELS = "h264", "High", "yuv420p"
 MUXER_KEYS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 CELL_TOLERANCE = 6
 """Mean difference of two frames' `_cells`, in levels of 255. Measured between a frame and itself from the file: 0.1 for
@@ -45,8 +46,8 @@ class WrittenVideo:
     bytes: int
 
 
-def read_video(path: Path, count: int, keep: Literal["first", "last"]) -> tuple[np.ndarray, float]:
-    """Up to `count` frames from the start or the end of a clip, as uint8 [F, H, W, 3] turned upright, and the clip's
+def read_video(path: Path, count: int, keep: str) -> tuple[np.ndarray, float]:
+    """Up to `count` frames, the "first" or the "last" of a clip, as uint8 [F, H, W, 3] turned upright, and the clip's
     frames per second. F < `count` if the clip is shorter. Holds `count` frames in memory, however long the clip.
 
     Pixels are taken as square. A clip that is cut off or damaged gives the frames that decode.
@@ -69,8 +70,9 @@ def read_video(path: Path, count: int, keep: Literal["first", "last"]) -> tuple[
             raise InputError(f"reading {path}", found, "Pass a whole clip, such as an .mp4 file")
         # A stream may change its size on the way; all frames of the result have the first one's.
         size = {"width": frames[0].width, "height": frames[0].height}
-        fps = float(stream.average_rate or stream.guessed_rate)
-        return np.stack([_upright(frame, **size) for frame in frames]), fps
+        if not (rate := stream.average_rate or stream.guessed_rate):
+            raise InputError(f"reading {path}", "it has no frame rate", "Pass a clip, such as an .mp4 file")
+        return np.stack([_upright(frame, **size) for frame in frames]), float(rate)
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, metadata: dict[str, str]) -> WrittenVideo:
@@ -119,7 +121,7 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         # cannot make this process read other files or fetch addresses.
         with (
             path.open("rb") as file,
-            av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace") as container,
+            av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace") as container,
         ):
             yield container
     except (OSError, av.error.FFmpegError) as error:
@@ -177,7 +179,8 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
     import numpy as np
     from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
-    sent, reformatter, waiting = Sent(rate), VideoReformatter(), deque()
+    sent, reformatter = Sent(rate), VideoReformatter()
+    waiting: deque[Future[None]] = deque()
     # use_metadata_tags stores any key; without it MP4 has a fixed list of them.
     options = {"movflags": "faststart+use_metadata_tags"}
     # Absolute, because FFmpeg takes a relative name with a colon in it for an address.
@@ -187,8 +190,8 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
         output.metadata.update(metadata)
         stream = output.add_stream("libx264", rate=rate, options={"crf": "16"})
         codec = stream.codec_context
-        codec.profile = "High"
-        codec.pix_fmt = "yuv420p"
+        codec.profile = PROFILE
+        codec.pix_fmt = PIXELS
         codec.colorspace = Colorspace.ITU709
         codec.color_primaries = ColorPrimaries.BT709
         codec.color_trc = ColorTrc.BT709
@@ -208,7 +211,7 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
             shared = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame), format="rgb24")
             picture = reformatter.reformat(
                 shared,
-                format="yuv420p",
+                format=PIXELS,
                 dst_colorspace=Colorspace.ITU709,
                 src_color_range=ColorRange.JPEG,
                 dst_color_range=ColorRange.MPEG,
@@ -251,7 +254,7 @@ def _cells(picture: av.VideoFrame) -> np.ndarray:
 
 def _verified(path: Path, temp: Path, sent: Sent, metadata: dict[str, str]) -> WrittenVideo:
     """Decodes the finished file and compares it with what the encoder was given. Raises RunError if they differ."""
-    expected = (sent.width, sent.height, sent.rate, "h264", "High", "yuv420p")
+    expected = (sent.width, sent.height, sent.rate, CODEC, PROFILE, PIXELS)
     try:
         with _opened(temp) as container:
             stream = container.streams.video[0]
@@ -270,5 +273,4 @@ def _verified(path: Path, temp: Path, sent: Sent, metadata: dict[str, str]) -> W
             raise read_back_error(path, "its metadata differ")
     except InputError as error:
         raise read_back_error(path, error.found) from error
-    width, height, rate, *names = found
-    return WrittenVideo(count, width, height, float(rate), *names, temp.stat().st_size)
+    return WrittenVideo(count, sent.width, sent.height, float(sent.rate), CODEC, PROFILE, PIXELS, temp.stat().st_size)

@@ -22,10 +22,6 @@ TEMPORAL_COMPRESSION = 4
 """Pixel frames per latent frame after the first (docs/model.md, section 5.1)."""
 SPATIAL_COMPRESSION = 16
 """Pixels per latent row and column (docs/model.md, section 5.1)."""
-KEPT_SHARE = 18
-"""The linears of one in so many of the media tower's layers, the first ones, are never quantized: most of the error
-comes from those, and next to none from attention (benchmarks/results/accuracy-nano-outliers-h100.json). Each takes
-0.6% of a pass on an H100. Of Nano's the first two halve the error, and the next two take off a quarter of the rest."""
 
 
 def latent_size(width: int, height: int, frames: int) -> tuple[int, int, int]:
@@ -99,21 +95,16 @@ class TransformerConfig:
     timestep_scale: float = 0.001
     unified_3d_mrope_temporal_modality_margin: int = 15000
     sound_gen: bool = False
-    sound_dim: int | None = None
+    sound_dim: int = 0
     sound_latent_fps: float = 25.0
     action_gen: bool = False
-    action_dim: int | None = None
+    action_dim: int = 0
     num_embodiment_domains: int = 32
 
     @property
     def patch_dim(self) -> int:
         """Width of one vision token: a patch of latent pixels, all channels."""
         return self.latent_channel * self.latent_patch_size**2
-
-    @property
-    def kept_layers(self) -> int:
-        """How many of the media tower's first layers no format quantizes."""
-        return self.num_hidden_layers // KEPT_SHARE
 
     @property
     def query_width(self) -> int:
@@ -127,9 +118,14 @@ class TransformerConfig:
     @property
     def layer(self) -> Layer:
         """A decoder layer's numbers, for the composites."""
-        heads = {"heads": self.num_attention_heads, "kv_heads": self.num_key_value_heads, "head_dim": self.head_dim}
-        norm = {"eps": self.rms_norm_eps, "weight_fp32": self.weight_fp32_norm}
-        return Layer(**heads, **norm, activation=self.hidden_act)
+        return Layer(
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            eps=self.rms_norm_eps,
+            weight_fp32=self.weight_fp32_norm,
+            activation=self.hidden_act,
+        )
 
     @property
     def gated(self) -> bool:
@@ -175,13 +171,13 @@ class TransformerConfig:
     def _check(self, source: str) -> None:
         problems = []
         for field in fields(self):
-            value, kind = getattr(self, field.name), field.type.removesuffix(" | None")
-            if kind in ("int", "float") and value is not None:
+            value, kind, default = getattr(self, field.name), field.type, getattr(type(self), field.name)
+            if kind in ("int", "float"):
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     problems.append(f"{field.name} is {value!r}, not a number")
-                elif kind == "int" and (not isinstance(value, int) or value <= 0):
+                elif kind == "int" and (not isinstance(value, int) or value < min(default, 1)):
                     problems.append(f"{field.name} is {value!r}, not a positive whole number")
-                elif not 0 < value < math.inf:
+                elif kind == "float" and not 0 < value < math.inf:
                     problems.append(f"{field.name} is {value!r}, not a positive number")
         axes = self.rope_axes_dim
         if not (isinstance(axes, tuple) and len(axes) == 3 and all(type(size) is int for size in axes)):
@@ -276,4 +272,4 @@ class VaeConfig:
                 raise ValueError(f"{key} is not {data['z_dim']} numbers")
         if min(stats["latents_std"]) <= 0:
             raise ValueError("latents_std is not positive")
-        return cls(**widths, **stats)
+        return cls(**widths, latents_mean=stats["latents_mean"], latents_std=stats["latents_std"])

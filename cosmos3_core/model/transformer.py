@@ -128,9 +128,13 @@ class GenerationTower:
         exponents = torch.arange(half, dtype=torch.float32) * (-math.log(TIMESTEP_MAX_PERIOD) / half)
         self.frequencies = (exponents.exp() * config.timestep_scale).unsqueeze(0).to(self.device)
         self.vision_in = weights["vision_in.weight"], weights["vision_in.bias"]
-        self.sound_in = weights.get("sound_in")
+        # None of what a model has not; its items never ask for that.
+        self.sound_in: Any = weights.get("sound_in")
         self.project_out = {"vision": weights["vision_out"], "sound": weights.get("sound_out")}
-        self.modality_embed = {"sound": weights.get("sound_embed"), "action": weights.get("action_embed")}
+        self.modality_embed: dict[str, Any] = {
+            "sound": weights.get("sound_embed"),
+            "action": weights.get("action_embed"),
+        }
         if config.action_gen:
             self.action_in = self._per_domain(weights, "in", config.action_dim)
             self.action_out = self._per_domain(weights, "out", config.hidden_size)
@@ -151,7 +155,8 @@ class GenerationTower:
     def _prepared(self, segment: Segment) -> Segment:
         if self.ops.prepare is None:
             return segment
-        return Segment(*segment, static=True, prepared=self.ops.prepare(*segment))
+        k_BTKD, v_BTKD = segment
+        return Segment(k_BTKD, v_BTKD, static=True, prepared=self.ops.prepare(k_BTKD, v_BTKD))
 
     def forward(self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor) -> list[list[Tensor]]:
         """Velocities, in the model dtype, per branch and item, each of its latent's shape and zero on clean frames.
@@ -197,8 +202,13 @@ class GenerationTower:
     def heads(self, residual: Residual, branches: Branches) -> list[list[Tensor]]:
         """Rows to velocities, per branch and item."""
         c, packing = self.config, branches.packing
-        options = {"eps": c.rms_norm_eps, "weight_fp32": c.weight_fp32_norm}
-        y, _ = self.ops.rms_norm(residual.x_MI, self.norm_final, residual_MI=residual.delta_MI, **options)
+        y, _ = self.ops.rms_norm(
+            residual.x_MI,
+            self.norm_final,
+            eps=c.rms_norm_eps,
+            residual_MI=residual.delta_MI,
+            weight_fp32=c.weight_fp32_norm,
+        )
         return [self._heads(packing, rows) for rows in y.view(len(branches.texts), packing.length, -1)]
 
     def timestep_vector(self, timestep: float | Tensor) -> Tensor:

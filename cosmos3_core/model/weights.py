@@ -207,13 +207,14 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What weights become: on `device` and in `dtype`. The decoder layers' are packed by `ops` in `format`, all others,
-    and the first of the media tower's layers, by `kept`, which without a format is `ops`."""
+    and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`."""
 
     ops: Ops
     kept: Ops
     device: torch.device | str
     dtype: torch.dtype
     format: str = "none"
+    kept_layers: int = 0
 
     @classmethod
     def plain(cls, ops: Ops, device: torch.device | str, dtype: torch.dtype) -> Target:
@@ -255,8 +256,8 @@ def load_slots(slots: list[Slot], read: Read, target: Target) -> dict[str, Any]:
 
 
 def load_layer(config: TransformerConfig, i: int, read: Read, target: Target, *, media: bool) -> DecoderLayer:
-    """Decoder layer i of one tower, read and packed. Of the media tower the first layers are not quantized."""
-    kept = media and i < config.kept_layers
+    """Decoder layer i of one tower, read and packed."""
+    kept = media and i < target.kept_layers
     ops, format = (target.kept, "none") if kept else (target.ops, target.format)
     w, layer = load_slots(layer_slots(config, i, media=media), read, target), config.layer
     before = ProjectWeights(w["norm_in"], w.pop("qkv"), w.get("norm_q"), w.get("norm_k"), w.get("norm_k_for_gen"))

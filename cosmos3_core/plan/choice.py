@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import reference
-from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Ops, RunError, Segment
+from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Ops, RunError, Segment, Tuning
 from .discovery import check_op, reason_of
+from .execution import SEQUENTIAL, Execution, Numbers, kept_layers_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,10 +50,17 @@ class Want:
         formats: Mapping[str, str] | None = None,
     ) -> Want:
         """What running a transformer of this config takes."""
-        heads = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
-        widths = {"head_dim": config.head_dim, "hidden": config.hidden_size, "inner": config.intermediate_size}
-        named = {"kernels": kernels or {}, "formats": formats or {}}
-        return cls(dtype, **heads, **widths, activation=config.hidden_act, **named)
+        return cls(
+            dtype=dtype,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            activation=config.hidden_act,
+            kernels=kernels or {},
+            formats=formats or {},
+        )
 
     def format(self, op: str) -> str:
         """The quantization format that an op is asked for in; a composite's is that of the products in it."""
@@ -113,8 +121,22 @@ class Plan:
                 found[op] = ", ".join(dict.fromkeys(f"{choice.op}={choice.kernel.name}" for choice in inside))
         return found
 
-    def target(self) -> Target:
-        """What a model's weights become under this plan. Imports and builds the chosen kernels."""
+    @property
+    def format(self) -> str:
+        """Of the layers' weights."""
+        return self.formats.get("pack_linear", "none")
+
+    @property
+    def tuning(self) -> Tuning:
+        """The backend's for the device's architecture, or the defaults."""
+        return self.backend.tuning.get(self.device.arch, Tuning())
+
+    def execution(self, config: TransformerConfig, request: Numbers, placement: str = SEQUENTIAL) -> Execution:
+        """How this request runs on a model of this config."""
+        return Execution.of(config, request, self.tuning, format=self.format, placement=placement)
+
+    def target(self, config: TransformerConfig) -> Target:
+        """What the weights of a model of this config become. Imports and builds the chosen kernels."""
         import torch
 
         from ..model.weights import Target
@@ -125,7 +147,8 @@ class Plan:
             kept=self.build_kept(ops),
             device=self.backend.torch_device,
             dtype=getattr(torch, self.dtype),
-            format=self.formats.get("pack_linear", "none"),
+            format=self.format,
+            kept_layers=kept_layers_of(config, self.format),
         )
 
     def build_ops(self) -> Ops:

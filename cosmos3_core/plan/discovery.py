@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, metadata
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pluggy
 
-from .. import __version__, reference
-from ..contract import API, COMPOSITES, FORMATTED, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable, hooks
+from .. import __version__, contract, reference
+from ..contract import API, COMPOSITES, FORMATTED, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable
 from ..contract.errors import did_you_mean, nearest
 from . import contract1
 
@@ -159,7 +159,7 @@ def _faulty(who: Found | str, found: str, advice: str) -> Rejected:
 def _open(found: Found) -> Backend:
     plugin = EntryPoint(found.name, found.value, GROUP).load()
     manager = pluggy.PluginManager("cosmos3")  # of its own: no other plugin can answer for this one
-    manager.add_hookspecs(hooks)
+    manager.add_hookspecs(contract)
     advice = "define `@hookimpl def cosmos3_backend() -> Backend` and put @hookimpl on nothing else"
     try:
         manager.register(plugin, found.name)
@@ -171,7 +171,7 @@ def _open(found: Found) -> Backend:
     return _checked(found, manager.hook.cosmos3_backend())
 
 
-def _checked(found: Found, backend: Any) -> Backend:
+def _checked(found: Found, backend: object) -> Backend:
     if not isinstance(backend, Backend):
         said = f"its cosmos3_backend() returned an object of type {type(backend).__name__}"
         raise _faulty(found, said, "return a contract.Backend")

@@ -6,18 +6,18 @@ Counted from numbers alone, once, and read by the engine, by the estimate and by
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from ..contract import Backend, Device, Tuning
+from ..contract import Tuning
 from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, latent_size
-
-if TYPE_CHECKING:
-    from .choice import Plan
+from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 
 TILE_OVERLAP = 0.25
 """Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
-PROMPT, NEGATIVE = "prompt", "negative prompt"
-"""The guidance branches, by the text that each attends to."""
+KEPT_SHARE = 18
+"""The linears of one in so many of the media tower's layers, the first ones, are never quantized: most of the error
+comes from those, and next to none from attention (benchmarks/results/accuracy-nano-outliers-h100.json). Each takes
+0.6% of a pass on an H100. Of Nano's the first two halve the error, and the next two take off a quarter of the rest."""
 SEQUENTIAL, RESIDENT = "sequential", "resident"
 """Placements: text tower, media tower and VAE follow each other on the device, or all components stay."""
 
@@ -92,7 +92,7 @@ class Execution:
             unguided=(one(PROMPT),),
             guided=(one(*branches),) if tokens <= tuning.one_pass_tokens else tuple(map(one, branches)),
             tiling=tiling_of(height, width, numbers.tile, tuning.chunk_area),
-            kept_layers=0 if format == "none" else config.kept_layers,
+            kept_layers=kept_layers_of(config, format),
             placement=placement,
         )
 
@@ -114,9 +114,9 @@ class Execution:
         return "one pass" if len(self.guided) == 1 else "two passes"
 
 
-def branches_of(guidance: float) -> tuple[str, ...]:
-    """The guidance branches of a step. At guidance 1 the negative one would be multiplied by 0."""
-    return (PROMPT,) if guidance == 1 else (PROMPT, NEGATIVE)
+def kept_layers_of(config: TransformerConfig, format: str) -> int:
+    """How many of the media tower's first layers stay as they are where the others' weights are in this format."""
+    return 0 if format == "none" else config.num_hidden_layers // KEPT_SHARE
 
 
 def tiling_of(height: int, width: int, tile: int | None, chunk_area: int) -> Tiling:
@@ -124,14 +124,3 @@ def tiling_of(height: int, width: int, tile: int | None, chunk_area: int) -> Til
     size = tile // SPATIAL_COMPRESSION if tile else max(height, width)
     step = int(size * (1 - TILE_OVERLAP)) if max(height, width) > size else size
     return Tiling(height, width, size, step, max(1, chunk_area // (min(size, height) * min(size, width))))
-
-
-def tuning_of(backend: Backend, device: Device) -> Tuning:
-    """The backend's for the device's architecture, or the defaults."""
-    return backend.tuning.get(device.arch, Tuning())
-
-
-def execution_of(config: TransformerConfig, request: Numbers, plan: Plan, placement: str = SEQUENTIAL) -> Execution:
-    """How this request runs on a model of this config under this plan."""
-    format = plan.formats.get("pack_linear", "none")
-    return Execution.of(config, request, tuning_of(plan.backend, plan.device), format=format, placement=placement)

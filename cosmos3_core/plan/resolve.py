@@ -44,9 +44,18 @@ def formats_of(backend: Backend, op: str) -> list[str]:
 
 
 def _ask(op: str, want: Want, device: Device, format: str) -> Ask:
-    heads = {"heads": want.heads, "kv_heads": want.kv_heads, "head_dim": want.head_dim}
-    widths = {"hidden": want.hidden, "inner": want.inner, "activation": want.activation}
-    return Ask(op=op, device=device, dtype=want.dtype, format=format, **heads, **widths)
+    return Ask(
+        op=op,
+        device=device,
+        dtype=want.dtype,
+        format=format,
+        heads=want.heads,
+        kv_heads=want.kv_heads,
+        head_dim=want.head_dim,
+        hidden=want.hidden,
+        inner=want.inner,
+        activation=want.activation,
+    )
 
 
 def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
@@ -69,7 +78,7 @@ def _choose(op: str, want: Want, backend: Backend, device: Device, refusals: lis
             raise InputError(f"`kernel` {op}={named}", "no such kernel", f"{backend.name} has {', '.join(known)}")
     else:  # a row for another format only is no refusal worth telling
         candidates = [kernel for kernel in candidates if _has_format(kernel, ask.format)]
-    refused = []
+    refused: list[Refusal] = []
     for kernel in candidates:
         reason = _reason_against(kernel, ask, want.kernels)
         if reason is None:

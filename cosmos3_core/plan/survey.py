@@ -83,4 +83,5 @@ def _visible_accelerator() -> str | None:
         return None  # a build for no accelerator, and nothing that adds one: spares the seconds of importing torch
     import torch
 
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found.type if found else None

@@ -60,9 +60,10 @@ class TorchMemory:
 
     def limit(self, device: torch.device, size: int) -> None:
         module = None if _is_host(device) else torch.get_device_module(device)
-        if not hasattr(module, "set_per_process_memory_fraction"):
+        limit = getattr(module, "set_per_process_memory_fraction", None)
+        if limit is None:
             raise Unavailable(f"torch cannot limit the memory of a device of type {torch.device(device).type}")
-        module.set_per_process_memory_fraction(min(1.0, size / self.total(device)), device)
+        limit(min(1.0, size / self.total(device)), device)
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=not _is_host(device))

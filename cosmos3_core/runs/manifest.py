@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
             "backend_why": settled.why or named,
             "latents": {"vision": [model.config.latent_channel, *execution.latent]},
             "guidance": execution.guidance,
+            "execution": asdict(execution),
             "solver_dtype": "float32",
             "dtypes": {
                 "understanding": towers,

@@ -236,5 +236,4 @@ def _source(value: Any) -> Source | None:
 def _numbers(value: Any) -> dict[str, Any]:
     if type(value["index"]) is not int or value["index"] < 0:
         raise ValueError(f"{value['index']!r} is no step")
-    _object(value["solver"])
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..plan.execution import NEGATIVE, branches_of
+from ..scenarios.branches import NEGATIVE, branches_of
 
 
 def guided(guidance: float, interval: tuple[float, float] | None, timestep: float) -> bool:

@@ -85,8 +85,9 @@ class State:
 
     def pin(self) -> None:
         """Put the conditioned frames back. UniPC keeps them to rounding; a stochastic sampler does not."""
-        if self.context.pinned is not None:
-            self.x = torch.where(self.context.pinned, self.context.clean, self.x)
+        pinned, clean = self.context.pinned, self.context.clean
+        if pinned is not None and clean is not None:
+            self.x = torch.where(pinned, clean, self.x)
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that is saved, where it is."""

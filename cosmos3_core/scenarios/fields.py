@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import kinds
+from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import TASKS
 from .kinds import Kind
@@ -94,7 +95,7 @@ def _lasting(task: Task) -> str | None:
 
 
 def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
-    return "guidance 1 uses no negative branch" if values["guidance"] == 1.0 else None
+    return None if NEGATIVE in branches_of(values["guidance"]) else "guidance 1 uses no negative branch"
 
 
 def _no_template(values: Mapping[str, Any], task: Task) -> str | None:

@@ -120,7 +120,8 @@ def _size(name: str, value: Any, task: Task) -> tuple[int, int]:
     if isinstance(value, str):
         return parse_size(value, task.aspect)
     if isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value):
-        return check_size(*value, asked=f"size {value[0]}x{value[1]}")
+        width, height = value
+        return check_size(width, height, f"size {width}x{height}")
     raise InputError(f"size {value!r}", "it is no size", "Type it as WIDTHxHEIGHT")
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .request import Request
+from typing import Protocol
 
 
-def _none(request: Request) -> tuple[int, ...]:
+class Conditions(Protocol):
+    """What of a request a task's clean frames follow from."""
+
+    @property
+    def condition_frame_indexes(self) -> tuple[int, ...]: ...
+
+
+def _none(request: Conditions) -> tuple[int, ...]:
     return ()
 
 
@@ -35,4 +39,4 @@ class Task:
     input: str | None = None
     source: str | None = None
     distilled: bool = False
-    clean: Callable[[Request], tuple[int, ...]] = _none
+    clean: Callable[[Conditions], tuple[int, ...]] = _none

@@ -9,9 +9,10 @@ from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
 from ..plan.cost.units import GIB
-from ..plan.execution import NEGATIVE, Execution, branches_of, tuning_of
+from ..plan.execution import Execution
 from ..plan.resolve import formats_of
 from ..scenarios import request as requests
+from ..scenarios.branches import NEGATIVE, branches_of
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -79,7 +80,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None) -> Settled:
         device = replace(device, memory=wish.memory)
     plan = resolve(Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats), backend, device)
     job = _job(request, origin, model, _guided_steps(request, model, wish.described))
-    asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, tuning=tuning_of(backend, device))
+    asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, tuning=plan.tuning)
     plan.require(wish.required, asked.execution.tokens)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
         whole = asked.stage("decode").peak / GIB

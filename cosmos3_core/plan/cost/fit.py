@@ -9,8 +9,9 @@ from typing import Any
 
 from ...contract import Ceiling, Tuning
 from ...model.config import TEMPORAL_COMPRESSION, TransformerConfig
+from ...scenarios.branches import branches_of
 from ...scenarios.sizes import LARGEST, TIERS
-from ..execution import RESIDENT, SEQUENTIAL, Execution, branches_of
+from ..execution import RESIDENT, SEQUENTIAL, Execution
 from . import transformer, vae
 from .units import GIB, WIDTH, Work, weight_bytes
 
@@ -157,14 +158,14 @@ class Estimate:
     @property
     def parts(self) -> dict[str, list[Work]]:
         """The run's work by stage."""
-        job, guided, (frames, *area) = self.job, self.job.guided_steps, self.execution.latent
+        job, guided, (frames, height, width) = self.job, self.job.guided_steps, self.execution.latent
         parts = {
             "read prompts": [work for tokens in job.texts for work in self._prefill(tokens)],
             "steps": guided * self.step(True) + (job.steps - guided) * self.step(False),
             "decode": [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
         }
         if job.input_frames:
-            parts["encode input"] = [vae.encode_work(self.vae, tuple(area), job.input_frames, self.dtype)]
+            parts["encode input"] = [vae.encode_work(self.vae, (height, width), job.input_frames, self.dtype)]
         return parts
 
     def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:
@@ -205,7 +206,7 @@ def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> lis
 
 def fitting_tile(estimate: Estimate, memory: int) -> int | None:
     """The largest tile with which the decode fits in `memory` bytes; None where whole frames do, or no tile does."""
-    for tile in (None, *(tiling["tile"] for tiling in _tilings(estimate.job))):
+    for tile in (None, *_tiles(estimate.job)):
         tiled = replace(estimate, job=replace(estimate.job, tile=tile))
         if tiled.stage("decode").peak <= memory:
             return tile
@@ -237,9 +238,13 @@ def _fitting(estimate: Estimate, values: dict[str, Any], memory: int, tilings: l
     return None
 
 
-def _tilings(job: Job) -> list[dict[str, Any]]:
+def _tiles(job: Job) -> list[int]:
     smaller_than = min(job.tile or LARGEST, max(job.width, job.height))
-    return [{"tile": tile} for tile in TILES if tile < smaller_than]
+    return [tile for tile in TILES if tile < smaller_than]
+
+
+def _tilings(job: Job) -> list[dict[str, Any]]:
+    return [{"tile": tile} for tile in _tiles(job)]
 
 
 def _sizes(job: Job) -> list[dict[str, Any]]:

@@ -185,7 +185,8 @@ def decode_bytes(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: 
     size, area = WIDTH[dtype], tiling.heights[0] * tiling.widths[0]
     at_a_time = max(1, min(tiling.chunk, frames - 1))
     peak = decoder(config, at_a_time, area, size, first=frames == 1).peak
-    peak += config["z_dim"] * frames * tiling.height * tiling.width * size
+    latents: int = config["z_dim"] * frames * tiling.height * tiling.width * size
+    peak += latents
     if tiling.whole:
         return peak
     pixels = SPATIAL_COMPRESSION**2
