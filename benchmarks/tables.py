@@ -15,6 +15,7 @@ BEGIN, END = "<!-- results: python -m benchmarks.tables -->", "<!-- end of resul
 MEASURES = {
     "step": "The forward passes",
     "vae": "The decode",
+    "versions": "Beside the version before",
     "e2e": "Whole runs",
     "attention": "Attention",
     "gemm": "One layer's products",
@@ -48,11 +49,9 @@ def where(file: str, result: dict[str, Any]) -> str:
     return f"[{environment['device']}{threads}](results/{file})"
 
 
-def seconds(times: dict[str, dict[str, Any]], peer: str, shared: bool) -> str:
+def seconds(times: dict[str, dict[str, Any]], sides: Sequence[str], shared: bool) -> str:
     """Absolute times mean nothing on a CPU that others use too."""
-    return (
-        "(shared CPU)" if shared else " / ".join(f"{1e3 * times[side]['median_s']:.1f}" for side in ("cosmos3", peer))
-    )
+    return "(shared CPU)" if shared else " / ".join(f"{1e3 * times[side]['median_s']:.1f}" for side in sides)
 
 
 def of_step(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
@@ -65,7 +64,7 @@ def of_step(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
             f"{settings['model']} {one['work']}, {what}, {guided}",
             precision(one, settings["dtype"]),
             kernels,
-            seconds(one["seconds"], settings["peer"], shared),
+            seconds(one["seconds"], ("cosmos3", settings["peer"]), shared),
             f"{one['speed_ratio']:.2f}x",
             f"{one['relative_error']:.1e}",
             where(file, result),
@@ -80,6 +79,22 @@ def of_vae(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     ratio = f"{result['speed_ratio']:.2f}x"
     work = f"{settings['size']}, {settings['frames']} frames"
     yield work, " / ".join(times), ratio, " / ".join(peaks), " / ".join(errors), where(file, result)
+
+
+def of_versions(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    settings, shared = result["settings"], result["environment"]["threads"] is not None
+    for one in result["results"]:
+        errors = [one[key] for key in one if key.startswith("relative_error")]
+        yield (
+            f"{settings['model']} {one['work']}"
+            if "work" in one
+            else f"decode of {settings['size']}x{settings['frames']}",
+            precision(one, settings["dtype"]) if "formats" in one else "bfloat16",
+            seconds(one["seconds"], ("new", "old"), shared),
+            f"{one['ratio']:.3f}",
+            "yes" if all(error["old"] == error["new"] for error in errors) else "no",
+            where(file, result),
+        )
 
 
 def of_e2e(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
@@ -159,6 +174,7 @@ TABLES = {
         of_step,
     ),
     "vae": (("Work", "Ours / diffusers, s", "Ratio", "Allocated, GB", "Error to fp32", "Device, raw"), of_vae),
+    "versions": (("Work", "Precision", "New / old, ms", "Ratio", "Equal bits", "Device, raw"), of_versions),
     "e2e": (
         (
             "Work",

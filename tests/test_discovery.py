@@ -15,11 +15,11 @@ import torch  # before any fake package is installed: torch loads what is in the
 from command import cosmos3
 
 from cosmos3_core import reference
-from cosmos3_core.contract import API, OPS, InputError
+from cosmos3_core.contract import API, InputError
 from cosmos3_core.plan import choose_backend, discovery
 from cosmos3_core.plan.discovery import Rejected, installed, load
 
-IMPORTS = "from cosmos3_core.contract import Backend, Device, Kernel, Unavailable, hookimpl\n"
+IMPORTS = "from cosmos3_core.contract import Backend, Delegate, Device, Kernel, Unavailable, hookimpl\n"
 DEVICE = "Device(arch='x1', name='{} X1', count=2, memory=80 << 30, unified=False, versions=dict(driver='1.2'))"
 
 
@@ -133,6 +133,14 @@ def test_reference_cannot_be_taken(site, capsys, monkeypatch):
 
 
 ROW = "Kernel(op={!r}, name={!r}, build=lambda device: None{})"
+
+
+def rows_of(op: str, fields: str, second: tuple[str, str] | None = None) -> str:
+    """The source of rows: f, and g where there is a second one, each with these fields."""
+    rows = [ROW.format(op, "f", fields), *([ROW.format(second[0], "g", second[1])] if second else [])]
+    return f"({', '.join(rows)},)"
+
+
 FAULTS = {
     "misspelt hook": (plugin("acme").replace("def cosmos3_backend", "def cosmos3_backnd"), "cosmos3_backnd"),
     "hook with an argument": (plugin("acme").replace("cosmos3_backend()", "cosmos3_backend(device)"), "device"),
@@ -155,6 +163,61 @@ FAULTS = {
     "text for a tuple": (
         plugin("acme", kernels=f"({ROW.format('gate', 'fast', ', dtypes=' + repr('bfloat16'))},)"),
         "dtypes of its row gate=fast is the text 'bfloat16'. Its author should write a tuple: ('bfloat16',)",
+    ),
+    "text for fuses": (
+        plugin("acme", kernels=rows_of("finish", ", fuses='gate'")),
+        "fuses of its row finish=f is the text",
+    ),
+    "formats of a norm": (
+        plugin("acme", kernels=rows_of("rms_norm", ", formats=('none', 'int8')")),
+        "its row rms_norm=f declares formats. Its author should leave them to attention, pack_linear, project, finish",
+    ),
+    "a gate that fuses": (
+        plugin("acme", kernels=rows_of("gate", ", fuses=('pack_linear',)")),
+        "its row gate=f fuses pack_linear. Its author should leave that to project and finish",
+    ),
+    "a composite in a composite": (
+        plugin("acme", kernels=rows_of("finish", ", fuses=('project',)")),
+        "its row finish=f fuses 'project', which is no op of its own",
+    ),
+    "an unknown op fused": (
+        plugin("acme", kernels=rows_of("finish", ", fuses=('gates',)")),
+        "fuses 'gates', which is no",
+    ),
+    "a linear that prepares": (
+        plugin("acme", kernels=rows_of("pack_linear", ", prepares=True")),
+        "its row pack_linear=f prepares segments or delegates calls. Its author should leave that to attention",
+    ),
+    "a linear that delegates": (
+        plugin("acme", kernels=rows_of("pack_linear", ", delegates=(Delegate('g', 9),)")),
+        "its row pack_linear=f prepares segments or delegates calls",
+    ),
+    "a delegate that is not": (
+        plugin("acme", kernels=rows_of("attention", ", delegates=(Delegate('g', 9),)")),
+        "its row attention=f delegates to 'g', which is no other row of attention that serves by itself",
+    ),
+    "a row that delegates to itself": (
+        plugin("acme", kernels=rows_of("attention", ", delegates=(Delegate('f', 9),)")),
+        "its row attention=f delegates to 'f', which is no other row",
+    ),
+    "a delegate of another op": (
+        plugin("acme", kernels=rows_of("attention", ", delegates=(Delegate('g', 9),)", ("gate", ""))),
+        "its row attention=f delegates to 'g', which is no other row",
+    ),
+    "a delegate that prepares": (
+        plugin(
+            "acme", kernels=rows_of("attention", ", delegates=(Delegate('g', 9),)", ("attention", ", prepares=True"))
+        ),
+        "Its author should name one that neither delegates nor prepares",
+    ),
+    "a delegate that delegates": (
+        plugin(
+            "acme",
+            kernels=rows_of(
+                "attention", ", delegates=(Delegate('g', 9),)", ("attention", ", delegates=(Delegate('f', 9),)")
+            ),
+        ),
+        "Its author should name one that neither delegates nor prepares",
     ),
     "no rows at all": (plugin("acme", kernels="None"), "TypeError"),
     "a contract that is no number": (plugin("acme", api="'one'"), "TypeError"),
@@ -358,7 +421,10 @@ def test_backends_shows_every_state(site, capsys, monkeypatch):
     assert (device["name"], device["arch"], device["count"], device["memory"]) == ("Acme X1", "x1", 2, 80 << 30)
     chosen = {row["op"]: row["name"] for row in told["acme"]["kernels"] if row["chosen"]}
     assert chosen == {row.op: row.name for row in reference.BACKEND.kernels} | {"attention": "fast"}
+<<<<<<< HEAD
     assert set(chosen) == set(OPS)
+=======
+>>>>>>> kit2
     assert told["bolt"]["reason"] == "its driver is not loaded"
     assert told["bolt"]["kernels"] and not any(row["chosen"] for row in told["bolt"]["kernels"])
     assert "OSError: no libcore.so" in told["core"]["reason"]

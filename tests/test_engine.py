@@ -24,6 +24,7 @@ from cosmos3_core.contract import Bytes, InputError, Kernel, Tuning
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.model import weights as layout
 from cosmos3_core.plan import Want, resolve
+from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.sampling.state import State
 from cosmos3_core.scenarios import request as requests
@@ -46,13 +47,17 @@ def capture(function, recorded: list):
     return replay
 
 
-def engine(model: Model | None = None, *, recorded: list | None = None, **options) -> Engine:
-    """Of the tiny model in bf16 on eager torch; with `recorded` its passes are captured."""
+def engine(
+    model: Model | None = None, *, recorded: list | None = None, ours: Kernel | None = None, **options
+) -> Engine:
+    """Of the tiny model in bf16 on eager torch, but for the op of a row of `ours`; with `recorded` its passes are
+    captured."""
     model = model or open_model("tiny")
     plan = peer.reference_plan(model.config, "bfloat16")
     if recorded is not None:
         ours = Kernel(op="capture", name="same-memory", build=lambda _: partial(capture, recorded=recorded))
-        rows = [ours if row.op == "capture" else row for row in plan.backend.kernels]
+    if ours is not None:
+        rows = [ours if row.op == ours.op else row for row in plan.backend.kernels]
         plan = resolve(Want.of(model.config, "bfloat16"), replace(plan.backend, kernels=tuple(rows)), plan.device)
     return Engine(model, plan, **options)
 
@@ -344,6 +349,31 @@ def test_idle_memory_is_given_back_between_parts(monkeypatch, loaded, resident):
     idle = 1 << 20
     list(running.finish(finish_state(running, running.start(request(steps=1)))))
     assert len(given) == 3
+
+
+def test_the_texts_keys_are_prepared_once_and_come_first():
+    """By a row that prepares segments: each of them once for a run, those of the text and of nothing else."""
+    prepared, seen = [], []
+
+    def prepare(k_BTKD, v_BTKD):
+        prepared.append((k_BTKD, v_BTKD))
+        return prepared[-1]
+
+    def attention(q_BSHD, segments, **options):
+        seen.append(tuple(segments))
+        return reference_ops.attention(q_BSHD, segments, **options)
+
+    attention.prepare = prepare
+    ours = Kernel(op="attention", name="preparing", build=lambda device: attention, prepares=True)
+    running = engine(ours=ours)
+    finish(running, running.start(request(steps=3, guidance=1.0)))
+    steps = [segments for segments in seen if len(segments) == 2]
+    layers = running.model.config.num_hidden_layers
+    assert len(steps) == 3 * layers and len(prepared) == layers
+    for text, media in steps:
+        assert text.static and text.prepared is not None and not media.static and media.prepared is None
+        assert text.k_BTKD is text.prepared[0] and text.v_BTKD is text.prepared[1]
+    assert all(not one.static and one.prepared is None for segments in seen if len(segments) == 1 for one in segments)
 
 
 # --- stages, guidance, noise -----------------------------------------------------------------------------------------

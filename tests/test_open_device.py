@@ -62,6 +62,18 @@ def test_both_towers_run_on_it(cosmos3):
     assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout + done.stderr
 
 
+def test_its_own_memory_is_judged_and_asked(cosmos3):
+    done = cosmos3("check", "--backend", "open", "-k", "test_memory and counted or test_memory_is_returned")
+    assert done.returncode == 0 and "failed" not in done.stdout, done.stdout + done.stderr
+    assert "no test" not in done.stdout
+
+
+def test_random_weights_are_drawn_on_the_host_for_it(cosmos3):
+    """It has no generator of its own."""
+    done = cosmos3("warmup", "--backend", "open", "--model", "tiny", "--size", "64x64", "--frames", 1)
+    assert done.returncode == 0 and "steps" in done.stdout, done.stderr
+
+
 def test_an_image_is_the_reference_s_bit_for_bit(cosmos3, tmp_path):
     for name in ("reference", "open"):
         job = ("a cup", "--model", "tiny", "--size", "64x64", "--steps", 4, "--seed", 1, "-o", f"{name}.png")

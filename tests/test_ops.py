@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos3_core.contract import OPS, Device
-from cosmos3_core.reference import BACKEND, ops
+from cosmos3_core.contract import COMPOSITES, OPS, Device, FinishWeights, Layer, ProjectWeights, Residual
+from cosmos3_core.reference import BACKEND, build_ops, layers, ops
+from cosmos3_core.reference.comm import TorchComm
+from cosmos3_core.reference.memory import TorchMemory
 
 B, S, D = 2, 7, 16
 HEADS = [(4, 4), (4, 1), (32, 8), (64, 8)]
@@ -149,20 +151,6 @@ def share_unequal(a: Tensor, b: Tensor) -> float:
     return (a != b).double().mean().item()
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda x: ops.rms_norm(x, x[0], eps=1e-6, format="int8"),
-        lambda x: ops.gate(x, activation="silu", format="int8"),
-        lambda x: ops.pack_linear(x, None, format="int8"),
-    ],
-    ids=["rms_norm", "gate", "pack_linear"],
-)
-def test_a_format_is_refused_rather_than_ignored(call):
-    with pytest.raises(ValueError, match="no quantization format 'int8'"):
-        call(torch.ones(4, 8))
-
-
 @pytest.mark.parametrize("weight_fp32", [False, True])
 def test_both_rounding_orders_of_the_norm_in_bf16(weight_fp32):
     x, weight = normal(300, 64).bfloat16(), (1 + normal(64)).bfloat16()
@@ -283,8 +271,8 @@ def test_linear_keeps_the_type_and_any_leading_axes():
     assert linear(normal(5, 4).bfloat16()).dtype == torch.bfloat16
 
 
-def test_linear_has_no_quantization_format():
-    with pytest.raises(ValueError, match="fp8"):
+def test_linear_refuses_a_quantization_format_rather_than_ignore_it():
+    with pytest.raises(ValueError, match="no quantization format 'fp8'"):
         ops.pack_linear(normal(6, 4), None, format="fp8")
 
 
@@ -356,6 +344,53 @@ def test_nothing_is_captured():
 
 
 def test_the_backend_offers_each_op_once():
+    """Primitives are functions of this module, composites are made of them, and the system's are torch's."""
     device = Device(arch="any", name="any", count=1, memory=0, unified=True)
-    assert {kernel.op: kernel.build(device) for kernel in BACKEND.kernels} == {op: getattr(ops, op) for op in OPS}
-    assert len(BACKEND.kernels) == len(OPS)
+    built = {kernel.op: kernel.build(device) for kernel in BACKEND.kernels}
+    assert set(built) == set(OPS) and len(BACKEND.kernels) == len(OPS)
+    assert (type(built.pop("memory")), type(built.pop("comm"))) == (TorchMemory, TorchComm)
+    for op, found in built.items():
+        assert found is getattr(layers if op in COMPOSITES else ops, op)
+
+
+# Composites ---------------------------------------------------------------------------------------------------------
+
+
+def own_finish(x: Tensor, attended: Tensor, weights: FinishWeights) -> Tensor:
+    """The stream after the half, in fp64, formula by formula."""
+    x, rows = x.double(), attended.double().flatten(0, 1).flatten(1)
+    x = x + rows @ weights.out_OI.double().T
+    gate, up = (normalised(x, 1e-6) * weights.norm_I.double() @ weights.up_OI.double().T).chunk(2, dim=1)
+    return x + (gate / (1 + (-gate).exp()) * up) @ weights.down_OI.double().T
+
+
+def own_project(x: Tensor, weights: ProjectWeights, cos: Tensor, sin: Tensor) -> list[Tensor]:
+    """q, k and v of 4 and 2 heads, and k for gen."""
+    heads = (normalised(x, 1e-6) * weights.norm_I.double() @ weights.qkv_OI.double().T).view(B, S, 8, D)
+    q, k, v = heads.split([4, 2, 2], dim=2)
+    norms = ((q, weights.norm_q_D), (k, weights.norm_k_D), (k, weights.norm_k_for_gen_D))
+    q, k, k_for_gen = (own_rotation(normalised(y, 1e-6) * weight.double(), cos, sin) for y, weight in norms)
+    return [q, k, v, k_for_gen]
+
+
+LAYER = Layer(heads=4, kv_heads=2, head_dim=D, eps=1e-6, weight_fp32=False, activation="silu")
+
+
+def test_the_first_half_of_a_layer():
+    x, delta = normal(B * S, 24, seed=1), normal(B * S, 24, seed=2)
+    weights = ProjectWeights(1 + normal(24), normal(8 * D, 24, seed=3), *(1 + normal(D, seed=i) for i in (4, 5, 6)))
+    residual, (cos, sin) = Residual(x, delta), tables(B)
+    found = layers.project(weights, LAYER, build_ops())(residual, cos, sin)
+    assert torch.equal(residual.x_MI, x + delta) and residual.delta_MI is None
+    for ours, expected in zip(found, own_project(x + delta, weights, cos, sin), strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_second_half_of_a_layer():
+    x, attended = normal(B * S, 24, seed=1), normal(B, S, 4, D, seed=2)
+    shapes = (24, 4 * D), (24,), (2 * 40, 24), (24, 40)
+    weights = FinishWeights(*(normal(*shape, seed=i) / shape[-1] ** 0.5 for i, shape in enumerate(shapes)))
+    residual = Residual(x.clone())
+    assert layers.finish(weights, LAYER, build_ops())(residual, attended) is None
+    found = residual.x_MI.double() + residual.delta_MI.double()
+    torch.testing.assert_close(found, own_finish(x, attended, weights), rtol=1e-5, atol=1e-5)

@@ -6,9 +6,11 @@ import json
 from types import MappingProxyType
 
 import pytest
+import torch
 from command import cosmos3
 
-from cosmos3_core.contract import OPS, Backend, Device, InputError, Kernel, RunError
+from cosmos3_core import reference
+from cosmos3_core.contract import Backend, Delegate, Device, InputError, Kernel, RunError, Segment
 from cosmos3_core.plan import Want, resolve
 
 DEVICE = Device(arch="x2", name="Acme X2", count=1, memory=1, unified=False, versions=MappingProxyType({"driver": "1"}))
@@ -77,7 +79,7 @@ def test_the_first_row_that_serves_is_taken_and_a_named_one_before_it():
 
 def test_eager_torch_is_the_last_row_of_every_op():
     made = plan(row("first", arch=("x1",)))
-    assert made.to_json()["kernels"] == dict.fromkeys(OPS, "eager")
+    assert made.to_json()["kernels"] == {row.op: row.name for row in reference.BACKEND.kernels}
     assert chosen(plan(row("first"), kernels={"attention": "eager"})) == "eager"
 
 
@@ -151,13 +153,6 @@ def test_a_format_is_met_by_a_row_that_declares_it_and_by_no_other():
     assert chosen(plan(*rows)) == "plain" and plan(*rows).formats == {}
 
 
-def test_ops_say_in_which_formats_their_rows_come():
-    able = row("fused", op="rms_norm", formats=("none", "int8"))
-    ops = plan(able, row("eight", formats=("fp8",)), formats={"attention": "fp8"}).build_ops()
-    assert ops.rms_norm == "fused" and ops.formats["rms_norm"] == ("none", "int8") and ops.formats["gate"] == ("none",)
-    assert "attention" not in ops.formats, "its format is the plan's choice, and another one's for the text"
-
-
 def test_a_format_that_cannot_be_met():
     rows = row("plain"), row("eight", formats=("fp8",), arch=("x1",))
     with pytest.raises(InputError, match="`format` attention=fp8: eight: written for x1, and this device is x2"):
@@ -168,3 +163,116 @@ def test_a_format_that_cannot_be_met():
         plan(*rows, formats={"gate": "fp8"})
     with pytest.raises(InputError, match="`kernel` attention=plain: plain: takes formats none, not fp8"):
         plan(*rows, formats={"attention": "fp8"}, kernels={"attention": "plain"})
+
+
+# --- rows that hand over, and rows that do several ops ---------------------------------------------------------------
+
+
+def delegating(*kernels: Kernel, **want):
+    """First is the row for large calls; smaller ones go to second, and the smallest to third."""
+    delegates = (Delegate("second", below=64), Delegate("third", below=8))
+    return plan(row("first", delegates=delegates), *kernels, **want)
+
+
+SECOND, THIRD = row("second"), row("third")
+
+
+def test_a_plan_says_who_serves_how_many_queries():
+    made = delegating(SECOND, THIRD)
+    (choice,) = (choice for choice in made.choices if choice.op == "attention")
+    served = {queries: choice.serving(queries).name for queries in (1, 7, 8, 63, 64, 10**6)}
+    assert served == {1: "third", 7: "third", 8: "second", 63: "second", 64: "first", 10**6: "first"}
+    assert choice.serving(None).name == "first"
+    assert made.to_json()["below"] == {"attention": {"third": 8, "second": 64}}
+    assert [made.to_json(queries)["kernels"]["attention"] for queries in (None, 64, 63)] == ["first", "first", "second"]
+
+
+def test_calls_are_handed_to_rows_that_serve_here():
+    (choice, *_) = delegating(row("second", arch=("x1",)), THIRD).choices
+    assert [(count, kernel.name) for count, kernel in choice.below] == [(8, "third")]
+    (choice, *_) = delegating(row("second", dtypes=("float32",)), row("third", refuse=lambda ask: "no")).choices
+    assert choice.below == () and choice.serving(1).name == "first"
+
+
+def test_calls_go_to_the_row_for_their_number_of_queries():
+    calls = []
+
+    def built(name: str) -> Kernel:
+        def attention(q_BSHD, segments, *, causal=False, want_lse=False):
+            calls.append((name, q_BSHD.shape[1], causal, want_lse))
+            return q_BSHD, None
+
+        attention.prepare = lambda k_BTKD, v_BTKD: f"prepared by {name}"
+        return attention
+
+    def building(name: str, **fields) -> Kernel:
+        return Kernel(op="attention", name=name, build=lambda device: built(name), **fields)
+
+    ops = plan(
+        building("first", prepares=True, delegates=(Delegate("second", 64), Delegate("third", 8))),
+        building("second"),
+        building("third"),
+    ).build_ops()
+    for queries in (64, 63, 7):
+        q = torch.zeros(1, queries, 1, 1)
+        ops.attention(q, [Segment(q, q)], causal=True, want_lse=True)
+    assert calls == [("first", 64, True, True), ("second", 63, True, True), ("third", 7, True, True)]
+    assert ops.prepare(None, None) == "prepared by first"
+    assert plan(building("first")).build_ops().prepare is None, "the row does not declare that it prepares"
+
+
+def test_require_is_about_the_row_that_runs():
+    made = delegating(SECOND, THIRD)
+    for name, queries in (("first", 64), ("second", 63), ("third", 7)):
+        made.require({"attention": name}, queries)
+    with pytest.raises(InputError, match="the plan has second; it is faster than first for 63 queries. .* larger pict"):
+        made.require({"attention": "first"}, 63)
+    with pytest.raises(InputError, match="the plan has below 8 queries third, below 64 queries second. Name the req"):
+        made.require({"attention": "first"})
+    with pytest.raises(InputError, match="the plan has first; it serves and is preferred"):
+        made.require({"attention": "second"}, 64)
+
+
+HALF = row("half", op="finish", fuses=("gate", "rms_norm"))
+
+
+def test_what_a_composite_fuses_has_no_row_in_the_plan():
+    made = plan(HALF, row("fast", op="gate"))
+    told = made.to_json()
+    assert told["fused"] == {"gate": "finish=half"} and "gate" not in told["kernels"]
+    assert told["kernels"]["rms_norm"] == "eager", "the model's last norm is in no composite"
+    with pytest.raises(
+        InputError, match="`require` gate=fast: no row of gate runs: it is done inside finish=half. Type `k"
+    ):
+        made.require({"gate": "fast"})
+    made.require({"finish": "half"})
+
+
+def test_a_named_row_is_not_fused_away():
+    made = plan(HALF, row("fast", op="gate"), kernels={"gate": "fast"})
+    assert made.to_json()["kernels"] | {"gate": "fast", "finish": "composed"} == made.to_json()["kernels"]
+    (refused,) = made.to_json()["refused"]
+    assert refused == {"op": "finish", "name": "half", "reason": "does gate itself, and gate=fast was named"}
+    with pytest.raises(InputError, match="`kernel` finish=half: half: does gate itself, and gate=fast was named"):
+        plan(HALF, row("fast", op="gate"), kernels={"gate": "fast", "finish": "half"})
+
+
+def test_a_composite_is_asked_for_in_the_format_of_its_products():
+    eight = row("eight", op="pack_linear", formats=("fp8",))
+    both = row("both", op="finish", formats=("none", "fp8"), fuses=("gate",))
+    made = plan(eight, both, HALF, formats={"pack_linear": "fp8"})
+    chosen = {choice.op: (choice.kernel.name, choice.format) for choice in made.choices}
+    assert (chosen["finish"], chosen["project"], chosen["gate"]) == (
+        ("both", "fp8"),
+        ("composed", "fp8"),
+        ("eager", "none"),
+    )
+    assert made.formats == {"pack_linear": "fp8"}
+    assert {choice.op: choice.kernel.name for choice in made.kept} == {
+        "pack_linear": "eager",
+        "project": "composed",
+        "finish": "both",
+    }
+    assert {c.op: c.kernel.name for c in plan(eight, HALF, formats={"pack_linear": "fp8"}).choices}[
+        "finish"
+    ] == "composed"

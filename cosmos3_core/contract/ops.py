@@ -5,12 +5,13 @@ Shape letters, used in names and docstrings everywhere:
     M rows (B times S)            I input features   O output features
 All arguments after the tensors are keyword-only, so a later contract can add one with a default.
 
-Rules for every op, each with a test in the kit:
+Rules for every op, and the kit's tests of them:
     strides    q, k, v and what is normed may be views of a wider projection; the last axis is always dense
-    inputs     stay as they are, except where a protocol says that they may be overwritten
-    results    are fresh: no later call writes to them, unless the row says `fresh=False`
+               (test_attention_parity, test_norm_rope_parity, test_rms_norm_of_views)
+    inputs     stay as they are, except where a protocol says that they may be overwritten (test_inputs_are_left_alone)
+    results    are fresh: no later call writes to them, unless the row says `fresh=False` (test_results_are_fresh)
     segments   come in the order of their keys, the text's before the media's; one may have a single token, and none has
-               none where there is only one
+               none where there is only one (test_attention_of_segments_of_one_token)
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Run in two processes of its own by the kit: whether a backend's collectives move what they should.
 
-    python -m cosmos3_core.testing.peers NAME ROW RANK STORE
+    python -m cosmos3_core.testing.peers NAME ROW STORE RANK
 
-prints, as JSON, for each of CHECKS "right" or what went wrong. The processes meet over the file STORE.
+prints a line for each of CHECKS, when it has been tried: that it was right, or what went wrong. The processes meet over
+the file STORE.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..contract import Comm, Device
 from ..plan.choice import rows
-from .subject import Subject
+from .subject import TOLD, Subject
 
 PEERS = 2
 SECONDS = 60
@@ -158,7 +158,7 @@ CHECKS: dict[str, Callable[[Peer], None]] = {
 }
 
 
-def meet(name: str, row: str, rank: int, file: str) -> dict[str, str]:
+def meet(name: str, row: str, file: str, rank: int) -> None:
     """Take part in all checks as process `rank`."""
     subject = Subject(name)
     backend, found = subject.backend, subject.device
@@ -172,17 +172,17 @@ def meet(name: str, row: str, rank: int, file: str) -> dict[str, str]:
     dist.init_process_group(
         backend.collectives, store=store, rank=rank, world_size=PEERS, timeout=timedelta(seconds=SECONDS), **given
     )
-    peer, told = Peer(kernel.build(found), rank, device, store), {}
+    peer = Peer(kernel.build(found), rank, device, store)
     for what, check in CHECKS.items():
         try:
             check(peer)
-            told[what] = "right"
+            told = "right"
         except Exception as error:  # the other checks go on, where the other process does
-            told[what] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"{what}{TOLD}{told}", flush=True)
     dist.destroy_process_group()
-    return told
 
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        print("\n" + json.dumps(meet(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])))
+        meet(*sys.argv[1:4], int(sys.argv[4]))

@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from collections import defaultdict
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +23,8 @@ from .cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here
 
 MEETING_SECONDS = 180
 """How long two processes may take to load the backend and try its collectives."""
+TOLD = " was "
+"""Between the name of what a process has tried and how it went."""
 
 
 class Subject:
@@ -96,33 +100,34 @@ class Subject:
         return json.loads(done.stdout.splitlines()[-1])
 
     def peers(self, kernel: Kernel) -> list[dict[str, str]] | str:
-        """What `peers` found in each of two processes, or why there cannot be two."""
+        """What `peers` found in each of two processes, or why there cannot be two. What a process did not get to has
+        what it said last."""
+        count = self.device.count if isinstance(self.device, Device) else 0
+        if self.backend.torch_device != "cpu" and count < 2:
+            return f"two processes need two devices, and here is {count}"
         if kernel.name not in self._peers:
-            self._peers[kernel.name] = self._meet(kernel)
+            with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
+                self._peers[kernel.name] = self._meet(kernel, str(Path(folder) / "store"))
         return self._peers[kernel.name]
 
-    def _meet(self, kernel: Kernel) -> list[dict[str, str]] | str:
-        import torch
-
-        count = self.device.count if isinstance(self.device, Device) else 0
-        if torch.device(self.backend.torch_device).type != "cpu" and count < 2:
-            return f"two processes need two devices, and here is {count}"
-        with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
-            store = str(Path(folder) / "store")
-            command = [sys.executable, "-m", "cosmos3_core.testing.peers", self.name, kernel.name]
-            output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            processes = [subprocess.Popen([*command, str(rank), store], **output) for rank in range(2)]
+    def _meet(self, kernel: Kernel, store: str) -> list[dict[str, str]]:
+        command = [sys.executable, "-m", "cosmos3_core.testing.peers", self.name, kernel.name, store]
+        processes = [
+            subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank in range(2)
+        ]
+        found, until = [], time.monotonic() + MEETING_SECONDS
+        for process in processes:
             try:
-                told = [process.communicate(timeout=MEETING_SECONDS) for process in processes]
-            except subprocess.TimeoutExpired as error:
-                raise RuntimeError(f"two processes were not done after {MEETING_SECONDS} seconds") from error
-            finally:
-                for process in processes:
-                    process.kill()
-        for process, (_, said) in zip(processes, told, strict=True):
-            if process.returncode:
-                raise RuntimeError(f"{' '.join(command[1:])} failed:\n{said}")
-        return [json.loads(out.splitlines()[-1]) for out, _ in told]
+                out, said = process.communicate(timeout=max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, said = process.communicate()
+                said += f"\nit was not done after {MEETING_SECONDS} seconds"
+            told = dict(line.split(TOLD, 1) for line in out.splitlines() if TOLD in line)
+            last = (said.strip().splitlines() or [""])[-1]
+            found.append(defaultdict(lambda last=last: f"the process ended before it: {last}", told))
+        return found
 
     @cached_property
     def import_effects(self) -> dict[str, Any]:

@@ -14,7 +14,10 @@ from cosmos3_cuda.plugin import ROWS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cosmos3_core.reference import build_ops
 from cosmos3_core.testing import suite
+from cosmos3_core.testing.cases import Here
+from cosmos3_core.testing.subject import live_bytes
 from cosmos3_core.testing.suite.capture import CAPTURE, Step
 
 
@@ -83,13 +86,15 @@ def capture(monkeypatch):
 )
 def test_the_kit(test, options, capture):
     (row,) = (row for row in ROWS if row.name == "cuda-graph")
+    here = Here("bfloat16", "cpu", ("none",), lambda format, activation: build_ops())
     fixtures = dict(
         kernel=row,
         dtype="bfloat16",
         op=capture,
         device="cpu",
         op_cases=suite.CASES,
-        job=lambda op: CAPTURE.job(row, op, "cpu"),
+        job=lambda op: CAPTURE.job(op, here),
+        alive=lambda: live_bytes(build_ops().memory, "cpu"),
         **options,
     )
     test(**{name: fixtures[name] for name in inspect.signature(test).parameters})

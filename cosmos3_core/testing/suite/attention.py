@@ -73,6 +73,8 @@ CALLS = (
     Call("gqa64_8-causal", heads=64, queries=130, lengths=(130,), causal=True),
 )
 PLAIN, CAUSAL = CALLS[4], CALLS[7]
+ONE_TOKEN = ((1, (1,)), (130, (1,)), (33, (1, 65)), (1, (65, 1)), (1, (1, 1)))
+"""Numbers of queries, and of keys in each segment."""
 
 
 def _use(op: contract.Attention, here: Here) -> list[Tensor]:
@@ -156,6 +158,15 @@ def test_attention_reads_every_segment(kernel, dtype, op, device):
         segments[strong].k_BTKD[:, -1], segments[strong].v_BTKD[:, -1] = 4.0, 1.0
         out, _ = op(q, segments)
         assert float((out.float() - 1).abs().max()) < 0.1, f"a strong key in segment {strong} of 3 is not seen"
+
+
+@over("attention")
+@each(*(Call("-".join(map(str, lengths)), queries=queries, lengths=lengths) for queries, lengths in ONE_TOKEN))
+def test_attention_of_segments_of_one_token(kernel, dtype, op, device, case):
+    """Alone, before the media's and after the text's."""
+    exact, _, eager = case.expected(dtype)
+    out, _ = op(*case.inputs(dtype, device))
+    check(out, exact, eager, dtype, cases.allowance(kernel))
 
 
 @over("attention")

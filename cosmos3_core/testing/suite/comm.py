@@ -19,5 +19,5 @@ def test_comm_between_two_processes(subject, kernel, op, what):
     found = subject.peers(kernel)
     if isinstance(found, str):
         pytest.skip(found)
-    wrong = [f"process {rank}: {told[what]}" for rank, told in enumerate(found) if told.get(what) != "right"]
+    wrong = [f"process {rank}: {told[what]}" for rank, told in enumerate(found) if told[what] != "right"]
     assert not wrong, "; ".join(wrong)

@@ -57,6 +57,21 @@ def test_rms_norm_parity(kernel, dtype, op, device, residual, weight_fp32):
 
 
 @over("rms_norm")
+def test_rms_norm_of_views(kernel, dtype, op, device):
+    """Rows that lie within wider ones."""
+    x, added, weight = cases.norm_inputs(dtype)
+    wide = torch.cat((x, added), dim=1).to(device)
+    (found, z), (expected, summed) = (
+        op(*rows, eps=1e-6, residual_MI=rest)
+        for rows, rest in (
+            ((wide[:, :512], weight.to(device)), wide[:, 512:]),
+            ((x.to(device), weight.to(device)), added.to(device)),
+        )
+    )
+    assert cases.same_bits((found, z), (expected, summed)), "a view gives another result than a copy of it"
+
+
+@over("rms_norm")
 def test_rms_norm_of_rows_of_every_size(kernel, dtype, op, device):
     """An eps of 1 keeps small rows small, and zeros zeros."""
     x, _, weight = cases.norm_inputs(dtype, scale=cases.sizes(-2, 2))
