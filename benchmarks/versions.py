@@ -54,7 +54,7 @@ def compared(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[str, 
         side: [t for one in found for t in one["seconds"]["cosmos3"]["rounds_s"]] for side, found in sides.items()
     }
     times = {side: {"median_s": statistics.median(all_s), "rounds_s": all_s} for side, all_s in rounds.items()}
-    shared = {key: new[0][key] for key in ("work", "formats", "tokens") if key in new[0]}
+    shared: dict[str, Any] = {key: new[0][key] for key in ("work", "formats", "tokens") if key in new[0]}
     errors = [key for key in new[0] if key.startswith("relative_error")]
     return {
         **shared,
