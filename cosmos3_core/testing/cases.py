@@ -94,7 +94,8 @@ def sizes(least: float, most: float) -> Tensor:
 def norm_inputs(dtype: str, device: str = "cpu", scale: float | Tensor = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """x_MI, residual_MI, weight_I: 77 rows of 512."""
     x, residual, weight = scale * normal(77, 512, seed=1), scale * normal(77, 512, seed=2), 1 + normal(512, seed=3)
-    return tuple(t.to(device, getattr(torch, dtype)) for t in (x, residual, weight))
+    x, residual, weight = (t.to(device, getattr(torch, dtype)) for t in (x, residual, weight))
+    return x, residual, weight
 
 
 def moved(value: Any, **place: Any) -> Any:
@@ -172,6 +173,8 @@ class OpCase:
     def calls(self, op: Any, here: Here) -> Callable[[], list[Tensor]]:
         """The same, for as often as it is called; what the op makes is made once."""
         if self.make is None:
-            return lambda: self.use(op, here)
+            use = self.use
+            assert use is not None, f"{self.op} has no ordinary use"
+            return lambda: use(op, here)
         made = [self.make(op, here, format) for format in here.formats]
         return lambda: [tensor for one in made for tensor in one.call()]

@@ -92,7 +92,8 @@ def reduce_scatter(peer: Peer) -> None:
         x = torch.stack([peer.mine(dtype) + 4 * part for part in range(PEERS)])
         kept = x.clone()
         found = peer.comm.reduce_scatter(x).wait()
-        expect(found, sum(peer.of(rank, dtype) + 4 * peer.rank for rank in range(PEERS)), "reduce_scatter")
+        parts = torch.stack([peer.of(rank, dtype) + 4 * peer.rank for rank in range(PEERS)])
+        expect(found, parts.sum(0, dtype=parts.dtype), "reduce_scatter")
         expect(x, kept, "what was summed")
 
 
@@ -168,9 +169,13 @@ def meet(name: str, row: str, file: str, rank: int) -> None:
     several = found.count >= PEERS
     device = torch.device(backend.torch_device, rank) if several else torch.device(backend.torch_device)
     store = dist.FileStore(file, PEERS)
-    given = {"device_id": device} if several else {}
     dist.init_process_group(
-        backend.collectives, store=store, rank=rank, world_size=PEERS, timeout=timedelta(seconds=SECONDS), **given
+        backend.collectives,
+        store=store,
+        rank=rank,
+        world_size=PEERS,
+        timeout=timedelta(seconds=SECONDS),
+        device_id=device if several else None,
     )
     peer = Peer(kernel.build(found), rank, device, store)
     for what, check in CHECKS.items():
@@ -185,4 +190,5 @@ def meet(name: str, row: str, file: str, rank: int) -> None:
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        meet(*sys.argv[1:4], int(sys.argv[4]))
+        name, row, file, rank = sys.argv[1:]
+        meet(name, row, file, int(rank))

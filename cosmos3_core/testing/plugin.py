@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -94,7 +94,7 @@ def _shown(row: Kernel, ops: tuple[str, ...]) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     problems = []
     whole = not any("::" in argument for argument in config.args)
-    for module in dict.fromkeys(item.module for item in items if _is_ours(item)):
+    for module in dict.fromkeys(cast(Any, item).module for item in items if _is_ours(item)):
         mine = [item for item in items if getattr(item, "module", None) is module and _is_ours(item)]
         problems += [f"{module.__name__}: {problem}" for problem in _judge(module, mine, whole)]
     if problems:
@@ -168,7 +168,7 @@ def op(request: pytest.FixtureRequest, subject: Subject, kernel: Kernel, device:
     if reason := subject.why_not(kernel, asked.get("dtype") or kernel.dtypes[0], asked.get("format"), activation):
         pytest.skip(reason)
     with torch.inference_mode():
-        yield kernel.build(subject.device)
+        yield kernel.build(subject.present)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -81,7 +81,8 @@ class Record:
             crash = getattr(report.longrepr, "reprcrash", None)
             entry |= {"outcome": "failed", "reason": crash.message if crash else str(report.longrepr)}
         elif report.skipped:
-            entry |= {"outcome": "skipped", "reason": report.longrepr[2].removeprefix("Skipped: ")}
+            _, _, reason = cast(tuple[str, int, str], report.longrepr)
+            entry |= {"outcome": "skipped", "reason": reason.removeprefix("Skipped: ")}
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if not (self.file and self.subjects):

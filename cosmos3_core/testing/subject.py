@@ -39,6 +39,12 @@ class Subject:
         self._peers: dict[str, list[dict[str, str]] | str] = {}
         self._ops: dict[tuple[Any, ...], Ops] = {}
 
+    @property
+    def present(self) -> Device:
+        """The device, for those who have seen that there is one."""
+        assert isinstance(self.device, Device), self.device
+        return self.device
+
     @cached_property
     def device(self) -> Device | str:
         """What the probe found, or why there is none."""
@@ -70,13 +76,13 @@ class Subject:
         key = dtype, format, activation
         if key not in self._ops:
             want = _want(dtype, "pack_linear", format, activation)
-            self._ops[key] = resolve(want, self.backend, self.device).build_ops()
+            self._ops[key] = resolve(want, self.backend, self.present).build_ops()
         return self._ops[key]
 
     def ops_with(self, kernel: Kernel, dtype: str) -> Ops:
         """The ops of the plan where this row is named, in the first of its formats."""
         want = replace(_want(dtype, kernel.op, kernel.formats[0], "silu"), kernels={kernel.op: kernel.name})
-        return resolve(want, self.backend, self.device).build_ops()
+        return resolve(want, self.backend, self.present).build_ops()
 
     def here(self, kernel: Kernel, dtype: str | None = None) -> Here:
         """This device, and those of the row's formats that it serves here; in bfloat16 where the row takes it."""
@@ -88,7 +94,7 @@ class Subject:
     def memory(self) -> Memory:
         """The plan's way to the device's memory."""
         row = next(row for row in rows(self.backend, "memory") if self.why_not(row, row.dtypes[0]) is None)
-        return row.build(self.device)
+        return row.build(self.present)
 
     @cached_property
     def watched(self) -> dict[str, Any]:
@@ -116,7 +122,8 @@ class Subject:
             subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for rank in range(2)
         ]
-        found, until = [], time.monotonic() + MEETING_SECONDS
+        found: list[dict[str, str]] = []
+        until = time.monotonic() + MEETING_SECONDS
         for process in processes:
             try:
                 out, said = process.communicate(timeout=max(0.1, until - time.monotonic()))
@@ -126,7 +133,7 @@ class Subject:
                 said += f"\nit was not done after {MEETING_SECONDS} seconds"
             told = dict(line.split(TOLD, 1) for line in out.splitlines() if TOLD in line)
             last = (said.strip().splitlines() or [""])[-1]
-            found.append(defaultdict(lambda last=last: f"the process ended before it: {last}", told))
+            found.append(defaultdict(partial(str, f"the process ended before it: {last}"), told))
         return found
 
     @cached_property
@@ -153,10 +160,12 @@ class Subject:
         found: dict[str, Any] = {}
         for package in sorted({module.partition(".")[0] for module in modules}):
             spec = importlib.util.find_spec(package)
+            assert spec is not None, f"{package}, which a row comes from, is gone"
             roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
-            files = [path for root in roots for path in root.rglob("*") if path.is_file()] or [Path(spec.origin)]
+            files = [path for root in roots for path in root.rglob("*") if path.is_file()]
+            files = files or [Path(str(spec.origin))]  # a single module
             ours = [path for path in files if "__pycache__" not in path.parts]
-            found[package] = sha256_files(ours, roots[0] if roots else Path(spec.origin).parent)
+            found[package] = sha256_files(ours, roots[0] if roots else files[0].parent)
         return sha256_json(found)
 
 
@@ -184,5 +193,13 @@ def live_bytes(memory: Memory, torch_device: str) -> int:
 
 
 def _want(dtype: str, op: str, format: str, activation: str) -> Want:
-    widths = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "hidden": HIDDEN, "inner": INNER}
-    return Want(dtype, **widths, activation=activation, formats={op: format})
+    return Want(
+        dtype=dtype,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        hidden=HIDDEN,
+        inner=INNER,
+        activation=activation,
+        formats={op: format},
+    )

@@ -51,7 +51,7 @@ def watch(name: str) -> dict[str, Any]:
     """Probe, then build and use every row that can serve here, and say what each changed."""
     subject = Subject(name)
     before = surroundings()
-    device = subject.device
+    device = subject.present
     seen: dict[str, Any] = {"probe": difference(before, surroundings()), "rows": {}}
     for kernel in subject.backend.kernels:
         if subject.why_not(kernel, kernel.dtypes[0]) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pytest
@@ -45,7 +45,8 @@ class Call:
             if self.values:
                 kv[:, :, : self.kv_heads] += 1 - 2 * (i % 2)
                 kv[:, :, self.kv_heads :] *= self.values[i]
-            segments.append(Segment(*kv.to(device, getattr(torch, dtype)).split(self.kv_heads, dim=2)))
+            k, v = kv.to(device, getattr(torch, dtype)).split(self.kv_heads, dim=2)
+            segments.append(Segment(k, v))
         if self.values:
             q[:, 0::2] += 1
             q[:, 1::2] -= 1
@@ -58,6 +59,7 @@ class Call:
         q, segments = self.inputs(dtype)
         exact = wider((q, segments), torch.float64)
         out, lse = reference.attention(*exact, causal=self.causal, want_lse=True)
+        assert lse is not None
         return out, lse, reference.attention(q, segments, causal=self.causal)[0]
 
 
@@ -78,7 +80,9 @@ ONE_TOKEN = ((1, (1,)), (130, (1,)), (33, (1, 65)), (1, (65, 1)), (1, (1, 1)))
 
 
 def _use(op: contract.Attention, here: Here) -> list[Tensor]:
-    return list(op(*PLAIN.inputs(here.dtype, here.device), want_lse=True))
+    out, lse = op(*PLAIN.inputs(here.dtype, here.device), want_lse=True)
+    assert lse is not None, "there is no log-sum-exp, which was asked for"
+    return [out, lse]
 
 
 ATTENTION = OpCase(op="attention", protocol=contract.Attention, use=_use)
@@ -154,7 +158,7 @@ def test_attention_reads_every_segment(kernel, dtype, op, device):
     cast = dict(device=device, dtype=getattr(torch, dtype))
     q = torch.ones(1, 4, 32, 128, **cast)
     for strong in range(3):
-        segments = [Segment(*(torch.zeros(1, n, 8, 128, **cast) for _ in "kv")) for n in (5, 1, 17)]
+        segments = [Segment(torch.zeros(1, n, 8, 128, **cast), torch.zeros(1, n, 8, 128, **cast)) for n in (5, 1, 17)]
         segments[strong].k_BTKD[:, -1], segments[strong].v_BTKD[:, -1] = 4.0, 1.0
         out, _ = op(q, segments)
         assert float((out.float() - 1).abs().max()) < 0.1, f"a strong key in segment {strong} of 3 is not seen"
@@ -177,7 +181,7 @@ def test_attention_with_a_static_segment(kernel, dtype, op, device, case):
     prepared = op.prepare(*text) if kernel.prepares else None
     exact, _, eager = case.expected(dtype)
     for _ in range(2):
-        out, _ = op(q, [Segment(*text, static=True, prepared=prepared), *rest])
+        out, _ = op(q, [replace(text, static=True, prepared=prepared), *rest])
         check(out, exact, eager, dtype, cases.allowance(kernel))
 
 
@@ -187,12 +191,12 @@ def test_attention_prepares_each_segment_by_itself(kernel, dtype, op, device):
     if not kernel.prepares:
         pytest.skip("the row prepares nothing")
     q, segments = PLAIN.inputs(dtype, device)
-    texts = [Segment(*(sign * t for t in segments[0])) for sign in (1, -2)]
+    texts = [Segment(sign * segments[0].k_BTKD, sign * segments[0].v_BTKD) for sign in (1, -2)]
     before = [t.clone() for text in texts for t in text]
     prepared = [op.prepare(*text) for text in texts]
     assert cases.same_bits([t for text in texts for t in text], before), "prepare has changed its inputs"
     for text, made in zip(texts, prepared, strict=True):
-        out, _ = op(q, [Segment(*text, static=True, prepared=made), segments[1]])
+        out, _ = op(q, [replace(text, static=True, prepared=made), segments[1]])
         plain = wider((q, [text, segments[1]]), torch.float64), (q, [text, segments[1]])
         exact, eager = (reference.attention(*moved(given, device="cpu"))[0] for given in plain)
         check(out, exact, eager, dtype, cases.allowance(kernel))
@@ -205,7 +209,7 @@ def test_attention_prepares_for_no_one_else(kernel, dtype, op, device):
         pytest.skip("the row prepares segments itself")
     q, (text, *rest) = PLAIN.inputs(dtype, device)
     plain, _ = op(q, [text, *rest])
-    given, _ = op(q, [Segment(*text, static=True, prepared=(-text.k_BTKD, -text.v_BTKD)), *rest])
+    given, _ = op(q, [replace(text, static=True, prepared=(-text.k_BTKD, -text.v_BTKD)), *rest])
     assert Loss.of(given, plain.cpu()).whole < 0.02, "it reads what was prepared for another row"
 
 
@@ -220,5 +224,5 @@ def test_attention_hands_over_smaller_calls(subject, kernel, dtype, op, device):
         q, (text, media) = case.inputs(dtype, device)
         prepared = served.prepare(*text) if served.prepare else None
         exact, _, eager = case.expected(dtype)
-        out, _ = served.attention(q, [Segment(*text, static=True, prepared=prepared), media])
+        out, _ = served.attention(q, [replace(text, static=True, prepared=prepared), media])
         check(out, exact, eager, dtype, cases.allowance(kernel))

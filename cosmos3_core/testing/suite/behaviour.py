@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from ...checkpoint.tensors import tensor_digest
 from ..cases import same_bits, tensors_in
@@ -20,7 +21,7 @@ def test_inputs_are_left_alone(kernel, op, op_cases, job):
         pytest.skip("its protocol allows it")
     if not callable(op):
         pytest.skip("its own tests look at what its methods are given")
-    kept = []
+    kept: list[tuple[Tensor, Tensor]] = []
 
     def keep(arguments):
         given = [argument for i, argument in enumerate(arguments) if i not in case.overwrites]

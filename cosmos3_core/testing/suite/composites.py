@@ -21,7 +21,7 @@ from .marks import each, over
 INSIDE = {"project": ("rms_norm", "pack_linear", "norm_rope"), "finish": ("rms_norm", "pack_linear", "gate")}
 """The ops that a composite is made of: those that it can fuse."""
 WIDTH = HEADS * HEAD_DIM
-NORM = {"eps": 1e-6, "weight_fp32": False}
+EPS = 1e-6
 REFERENCE = build_ops()
 
 
@@ -48,8 +48,14 @@ class Half:
 
     @property
     def layer(self) -> Layer:
-        heads = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
-        return Layer(**heads, **NORM | {"weight_fp32": self.weight_fp32}, activation=self.activation)
+        return Layer(
+            heads=HEADS,
+            kv_heads=KV_HEADS,
+            head_dim=HEAD_DIM,
+            eps=EPS,
+            weight_fp32=self.weight_fp32,
+            activation=self.activation,
+        )
 
     def rows(self, width: int, seed: int) -> Tensor:
         return normal(37 * self.branches, width, seed=seed)
@@ -163,7 +169,8 @@ def _check(kind: str, found: dict[str, Tensor], case: Half, dtype: str, format: 
 def _summed(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """With what the stream comes to in place of its parts."""
     rest = {name: t for name, t in outputs.items() if name not in ("x", "delta")}
-    return rest | {"stream": sum(outputs[name].double() for name in ("x", "delta") if name in outputs)}
+    stream = outputs["x"].double()
+    return rest | {"stream": stream + outputs["delta"].double() if "delta" in outputs else stream}
 
 
 @over("project")
@@ -208,7 +215,8 @@ def test_composites_fuse_what_they_say(kernel, dtype, format, op, here):
 
     case = PROJECTS[0] if kernel.op == "project" else FINISHES[0]
     inside = INSIDE[kernel.op]
-    made = _made(kernel.op, op, case, here, format, replace(ops, **{name: watched(name) for name in inside}))
+    spied: dict[str, Any] = {name: watched(name) for name in inside}
+    made = _made(kernel.op, op, case, here, format, replace(ops, **spied))
     inputs = moved(KINDS[kernel.op].inputs(case), **here.cast)
     _check(kernel.op, KINDS[kernel.op].call(made, inputs), case, dtype, format)
     wrongly, unasked = sorted(asked & set(kernel.fuses)), sorted(set(inside) - asked - set(kernel.fuses))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,9 @@ def test_import_has_no_side_effects(subject):
     assert not changed, f"importing {subject.module} changes {', '.join(changed)}: {effects['prints']}"
 
 
-ODD = dict(dtype="float8_e4m3fn", format="no such format", heads=7, kv_heads=5, head_dim=1, hidden=3, inner=5)
+ODD: dict[str, Any] = dict(
+    dtype="float8_e4m3fn", format="no such format", heads=7, kv_heads=5, head_dim=1, hidden=3, inner=5
+)
 ODD |= dict(activation="an activation of next year")
 
 
@@ -73,10 +76,9 @@ def test_refusals_give_reasons(subject, kernel, odd):
         device = subject.device
     if odd == "arch":
         device = replace(device, arch="an arch of next year", count=0, memory=0)
-    widths = {"heads": cases.HEADS, "kv_heads": cases.KV_HEADS, "head_dim": cases.HEAD_DIM}
-    widths |= {"hidden": cases.HIDDEN, "inner": cases.INNER}
-    ask = Ask(op=kernel.op, device=device, dtype=kernel.dtypes[0], **widths)
-    ask = replace(ask, **({odd: ODD[odd]} if odd in ODD else {}))
+    widths: dict[str, Any] = {"heads": cases.HEADS, "kv_heads": cases.KV_HEADS, "head_dim": cases.HEAD_DIM}
+    widths |= {"hidden": cases.HIDDEN, "inner": cases.INNER, "dtype": kernel.dtypes[0]}
+    ask = Ask(op=kernel.op, device=device, **widths | ({odd: ODD[odd]} if odd in ODD else {}))
     reason = kernel.refuse(ask)
     assert reason is None or (isinstance(reason, str) and len(reason.split()) > 1), (
         f"refuse() answered {reason!r}: the plan prints it to the user as the reason"

@@ -61,7 +61,7 @@ def check_linear(
 ) -> None:
     """Fail unless linear(x) is x Wᵀ + b within the bound. Every output counts alike, however large its weights are."""
     found = linear(x)
-    x, weight, bias = (None if t is None else t.cpu() for t in (x, weight, bias))
+    x, weight, bias = x.cpu(), weight.cpu(), None if bias is None else bias.cpu()
     eager = reference.pack_linear(weight, bias)(x)
     assert found.dtype == eager.dtype, f"the dtype is {found.dtype}, not {eager.dtype}"
     exact = reference.pack_linear(weight.double(), None if bias is None else bias.double())(x.double())
@@ -90,6 +90,7 @@ def test_linear_weight_is_not_transposed(kernel, dtype, format, op, device):
 @over("pack_linear")
 def test_linear_adds_its_bias(kernel, dtype, format, op, device):
     weight, bias = BIASED.weights(dtype, device)
+    assert bias is not None
     y = op(weight.clone(), bias.clone(), format=format)(torch.zeros(3, 256, device=device, dtype=bias.dtype))
     torch.testing.assert_close(y, bias.expand(3, -1), msg=lambda text: f"a row of zeros gives the bias: {text}")
 

@@ -16,7 +16,8 @@ from .marks import over
 def silu_inputs(dtype: str, device: str = "cpu", width: int = 256) -> tuple[Tensor, Tensor]:
     """x_MI, weight_I: 77 rows as a convolution leaves them, from small to large, the third all zeros."""
     x = normal(77, width, seed=1) * cases.sizes(-3, 2)
-    return tuple(t.to(device, getattr(torch, dtype)) for t in (x, 1 + 0.5 * normal(width, seed=2)))
+    x, weight = (t.to(device, getattr(torch, dtype)) for t in (x, 1 + 0.5 * normal(width, seed=2)))
+    return x, weight
 
 
 def _use(op: contract.NormSilu, here: Here) -> list[Tensor]:
