@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 """The checkout, or the folder of the installed package."""
 ROOTS = ("model", "quant", "reference", "sampling", "plan.execution", "scenarios.conditioning", "scenarios.prompts")
 """The parts of the core that compute; what they import counts as well."""
-OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contract.errors")
+OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contract.errors", "spelling")
 """Parts that compute nothing, whoever imports them."""
 DEFAULTS = "scenarios/defaults.toml"
 TINY, TINY_FOLDER = "tiny", "assets/tiny"
