@@ -70,6 +70,7 @@ class Eight:
         rows = self.linear.rows(x_MI)
         if not self.adds:
             return self.linear.multiply(rows)
+        residual.x_MI = residual.x_MI.contiguous()
         operands = (rows.values_MI, self.linear.values_OI, rows.scale_M1, self.linear.scale_O1, None, rows.dtype)
         scaled_mm(*operands, self.table, residual_MO=residual.x_MI)
         return None

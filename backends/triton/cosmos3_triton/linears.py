@@ -73,7 +73,8 @@ class WeightOnly:
         return a16_mm(x_MI, self.weight, self.bias_O, run, self.table.tma)
 
     def tensors(self) -> dict[str, Tensor]:
-        return named(codes=self.weight.codes, scales=self.weight.scales, bias=self.bias_O)
+        weight = self.weight
+        return named(codes=weight.codes, scales=weight.scales, tensor_scale=weight.tensor_scale, bias=self.bias_O)
 
 
 def named(**tensors: Tensor | None) -> dict[str, Tensor]:

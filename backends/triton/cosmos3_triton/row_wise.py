@@ -195,8 +195,8 @@ def build_rms_norm(table: Table) -> RmsNorm:
 
 
 def norm_rows(table: Table) -> Callable[..., tuple[Any, Tensor]]:
-    """As contract.RmsNorm; with a `format` the first result is `Rows` in it: just what rounding it to the dtype and then
-    quantizing its rows gives."""
+    """As contract.RmsNorm; with a `format` the first result is `Rows` in it: just what rounding it to the dtype and
+    then quantizing its rows gives."""
     warps = table.launch("rms_norm").warps
 
     def rms_norm(
