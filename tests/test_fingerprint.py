@@ -80,10 +80,11 @@ def from_module(device, name):
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
-    """A checkout with the core's sources, cuda's, and a backend's in-tree package cosmos3_plain."""
+    """A checkout with the core's sources, cuda's with our kernels, and a backend's in-tree package cosmos3_plain."""
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "cosmos3_core", tmp_path / "cosmos3_core", ignore=ignore)
-    shutil.copytree(ROOT / "backends" / "cuda", tmp_path / "backends" / "cuda", ignore=ignore)
+    for name in ("cuda", "triton"):
+        shutil.copytree(ROOT / "backends" / name, tmp_path / "backends" / name, ignore=ignore)
     for name, text in PACKAGE.items():
         file = tmp_path / "backends" / "plain" / "cosmos3_plain" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -224,8 +225,10 @@ def test_a_record_of_whole_packages_is_stale():
     assert differences(then, {}) == ["records name the files they were measured with, and this one does not"]
 
 
-@pytest.mark.parametrize("name, used", [("fa3", True), ("sdpa-cudnn", False), ("triton", False)])
-def test_the_real_fa3_counts_where_the_plan_runs_it(root, name, used):
+@pytest.mark.parametrize(
+    "name, used, other", [("fa3", True, "cuda"), ("sdpa-cudnn", False, "cuda"), ("triton", False, "triton")]
+)
+def test_the_real_fa3_counts_where_the_plan_runs_it(root, name, used, other):
     kernels = [row for row in backend("cuda").kernels if row.op == "attention" and row.name == name]
     assert bool(changed(root, measured(kernels), "cosmos3_cuda/fa3.py")) is used
-    assert changed(root, measured(kernels), "cosmos3_cuda/attention.py")
+    assert changed(root, measured(kernels), f"cosmos3_{other}/attention.py")
