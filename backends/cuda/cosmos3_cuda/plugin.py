@@ -77,7 +77,7 @@ def probe() -> Device:
 def _versions() -> dict[str, str]:
     import torch
 
-    found = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    found = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
     if driver := _driver():
         found["driver"] = driver
     cudnn = torch.backends.cudnn.version()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cosmos3_core.contract import Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
@@ -30,13 +32,14 @@ def probe() -> Device:
     except (ImportError, OSError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise Unavailable(f"torch_npu does not load ({said}); install CANN and source its set_env.sh") from error
-    check_visible(torch.npu.is_available(), "NPU", "Ascend", "npu-smi info")
-    socs = [torch.npu.get_device_name(index) for index in range(torch.npu.device_count())]
+    npu: Any = torch.npu  # type: ignore[attr-defined]  # torch_npu puts it there
+    check_visible(npu.is_available(), "NPU", "Ascend", "npu-smi info")
+    socs = [npu.get_device_name(index) for index in range(npu.device_count())]
     return Device(
         arch=family(socs[0]),
         name=socs[0],
         count=alike(socs),
-        memory=torch.npu.get_device_properties(0).total_memory,
+        memory=npu.get_device_properties(0).total_memory,
         unified=False,
         versions={
             "driver": torch_npu.npu.utils.get_cann_version("DRIVER"),
