@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from cosmos3_core import reference
+from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.contract import Backend, Device
 from cosmos3_core.plan import Plan, Want, resolve
 from cosmos3_core.plan.cost.units import GIB
@@ -64,14 +65,14 @@ def backend(name: str) -> Backend:
 def plan_of(device: str) -> Plan:
     """The plan on a machine of that device with torch, what its build for that device brings, and no other kernel
     library, whatever is installed here."""
-    nano = Want("bfloat16", heads=32, kv_heads=8, head_dim=128)
+    want = Want.of(describe("nano").config, "bfloat16")
     name, found = DEVICES[device]
     brought = ("triton",) if name == "cuda" else ()
     with (
         patch("importlib.util.find_spec", lambda package: package if package in brought else None),
         patch.dict(os.environ, clear=True),
     ):
-        return resolve(nano, backend(name), found)
+        return resolve(want, backend(name), found)
 
 
 def golden(device: str) -> Path:

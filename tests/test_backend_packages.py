@@ -13,9 +13,10 @@ import math
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,8 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosmos3_core import __version__
-from cosmos3_core.contract import GROUP, OPS, Ask, Unavailable
-from cosmos3_core.evidence.record import fingerprint
+from cosmos3_core.checkpoint.model import describe
+from cosmos3_core.contract import GROUP, OPS, Ask, InputError, Segment, Unavailable
+from cosmos3_core.evidence.fingerprint import chosen, fingerprint
+from cosmos3_core.files import digests
+from cosmos3_core.plan import Want, resolve
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing.subject import Subject
 
@@ -67,16 +71,16 @@ def takes_kernels(name: str) -> bool:
 def test_a_fingerprint_covers_the_kernels_that_a_backend_takes(name):
     """Of a recipe's record, and of a record of the kit."""
     device = next(found for of, found in DEVICES.values() if of == name)
-    code = fingerprint(backend(name), device)["code"]
+    files = fingerprint(backend(name), device, backend(name).kernels, "nano")["files"]
     packages = {f"cosmos3_{name}"} | ({f"cosmos3_{KERNELS}"} if takes_kernels(name) else set())
-    assert set(code) == {"cosmos3_core"} | packages and all(code.values())
+    assert {file.partition("/")[0] for file in files} == {"cosmos3_core"} | packages and all(files.values())
 
 
 def test_the_kit_s_record_covers_the_kernels_that_a_backend_takes(monkeypatch):
     before = subject("cuda").sources()
-    read = Path.read_bytes
+    digest = digests.sha256_file
     changed = PACKAGES[KERNELS] / f"cosmos3_{KERNELS}" / "products.py"
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == changed))
+    monkeypatch.setattr(digests, "sha256_file", lambda path: digest(path) + "#" * (path == changed))
     assert takes_kernels("cuda") and subject("cuda").sources() != before
     assert not takes_kernels("npu")
 
@@ -264,6 +268,91 @@ def test_the_plan_is_the_golden_one(device):
     assert text_of(plan_of(device)) == golden(device).read_text("utf-8"), "see tests/devices.py"
 
 
+@pytest.fixture
+def hopper(monkeypatch):
+    """hopper(fp8=["pack_linear"], gate="eager") -> the plan for Nano on an H100 with every kernel library."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: package)
+
+    def plan(fp8=(), **kernels):
+        name, device = DEVICES["h100"]
+        want = Want.of(describe("nano").config, "bfloat16", kernels, dict.fromkeys(fp8, "fp8"))
+        return resolve(want, backend(name), device)
+
+    return plan
+
+
+def chosen_for(plan, op: str):
+    (choice,) = (choice for choice in plan.choices if choice.op == op)
+    return choice
+
+
+@pytest.mark.parametrize(("queries", "serving"), [(1024, "sdpa-cudnn"), (2047, "sdpa-cudnn"), (2048, "fa3")])
+def test_short_calls_of_flash_attention_3_are_cudnn_s(hopper, queries, serving):
+    """In the plan, where everybody sees it, and in a record's fingerprint; in FP8 those of the text tower alone."""
+    plan = hopper()
+    assert chosen_for(plan, "attention").serving(queries).name == serving
+    assert plan.to_json(queries)["kernels"]["attention"] == serving
+    assert {("attention", "fa3"), ("attention", "sdpa-cudnn")} <= {(row.op, row.name) for row in chosen(plan)}
+    assert "gate" not in {row.op for row in chosen(plan)}, "it is done inside finish=cublas"
+    in_fp8 = hopper(fp8=["attention"])
+    assert chosen_for(in_fp8, "attention").serving(queries).name == "fa3-fp8"
+    assert [choice.serving(queries).name for choice in in_fp8.kept if choice.op == "attention"] == [serving]
+
+
+def test_an_older_cudnn_gets_no_calls(hopper, monkeypatch):
+    device = DEVICES["h100"][1]
+    monkeypatch.setitem(DEVICES, "h100", ("cuda", replace(device, versions={"cudnn": "9.10.2"})))
+    assert chosen_for(hopper(), "attention").below == ()
+
+
+@pytest.mark.parametrize(
+    ("fp8", "named", "project", "finish", "fused"),
+    [
+        ([], {}, "composed", "cublas", {"gate": "finish=cublas"}),
+        ([], {"gate": "triton"}, "composed", "composed", {}),
+        ([], {"pack_linear": "eager"}, "composed", "composed", {}),
+        (["pack_linear"], {"pack_linear": "scaled-mm"}, "composed", "composed", {}),
+        (["pack_linear"], {"rms_norm": "eager"}, "composed", "composed", {}),
+        (["pack_linear"], {"finish": "triton-scaled-mm"}, "scaled-mm", "triton-scaled-mm", None),
+    ],
+)
+def test_the_halves_of_a_layer_on_hopper(hopper, fp8, named, project, finish, fused):
+    """A composite does no op whose row the user has named."""
+    plan = hopper(fp8, **named)
+    assert [chosen_for(plan, op).kernel.name for op in ("project", "finish")] == [project, finish]
+    assert fused is None or {op: by for op, by in plan.fused.items() if op != "pack_linear"} == fused
+
+
+def test_in_fp8_no_linear_of_its_own_runs_in_a_layer_on_hopper(hopper):
+    """The first layers, which are never quantized, are finished in 16 bits."""
+    plan = hopper(["pack_linear"])
+    assert plan.fused == {
+        "gate": "finish=scaled-mm, finish=cublas",
+        "pack_linear": "project=scaled-mm, finish=scaled-mm",
+    }
+    assert {choice.op: choice.kernel.name for choice in plan.kept if choice.op != "attention"} == {
+        "pack_linear": "eager",
+        "project": "composed",
+        "finish": "cublas",
+    }
+
+
+@pytest.mark.parametrize(
+    ("format", "widths", "said"),
+    [
+        ("fp8", {"hidden": 4104}, "multiples of 16 in fp8, and this model's hidden width is 4104"),
+        ("fp8_block", {"hidden": 4160}, "multiples of 128 in fp8_block, and this model's hidden width is 4160"),
+        ("fp8_block", {"kv_heads": 1, "head_dim": 96}, "query, key and value width is 3264"),
+        ("w4a16", {"inner": 12352}, "multiples of 128 in w4a16, and this model's inner width is 12352"),
+    ],
+)
+def test_widths_that_cannot_be_packed_are_refused_before_loading(format, widths, said):
+    name, device = DEVICES["h100"]
+    want = replace(Want.of(describe("nano").config, "bfloat16", formats={"pack_linear": format}), **widths)
+    with patch("importlib.util.find_spec", lambda package: package), pytest.raises(InputError, match=said):
+        resolve(want, backend(name), device)
+
+
 def ask(on: str, **changed) -> Ask:
     """What the plan asks for Nano's attention on a device, but for what is changed."""
     nano = dict(op="attention", device=DEVICES[on][1], dtype="bfloat16", heads=32, kv_heads=8, head_dim=128)
@@ -436,7 +525,7 @@ def inputs(queries: int, keys: list[int], dtype=torch.float32, heads: int = 32, 
         (torch.randn(2, length, kv_heads, 128) * 3**i, torch.randn(2, length, kv_heads, 128) * 2**i)
         for i, length in enumerate(keys)
     ]
-    return q, [(k.to(dtype), v.to(dtype)) for k, v in pairs]
+    return q, [Segment(k.to(dtype), v.to(dtype)) for k, v in pairs]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -464,7 +553,7 @@ def test_attention_keeps_the_dtype_and_wants_as_many_keys_as_queries_when_causal
         out, lse = attention(q, segments, causal=True, want_lse=True)
         assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
         with pytest.raises(ValueError, match="as many keys as queries, got 5 and 6"):
-            attention(q, [(k[:, :5], v[:, :5]) for k, v in segments], causal=True)
+            attention(q, [Segment(k[:, :5], v[:, :5]) for k, v in segments], causal=True)
 
 
 @pytest.mark.parametrize(("name", "kernel"), ROWS)
@@ -496,19 +585,19 @@ def test_torch_s_own_shape_rules_for_the_device_take_the_call(name, kernel):
     attention = row(name, kernel).build(DEVICES["h100"][1])
     with FakeTensorMode():
         q = torch.empty(2, 20, 32, 128, dtype=torch.bfloat16, device="cuda")
-        segments = [(torch.empty(2, length, 8, 128, dtype=torch.bfloat16, device="cuda"),) * 2 for length in (7, 20)]
+        kv = [torch.empty(2, length, 8, 128, dtype=torch.bfloat16, device="cuda") for length in (7, 20)]
+        segments = [Segment(x, x) for x in kv]
         out, lse = attention(q, segments, want_lse=True)
     assert (out.shape, out.dtype) == (q.shape, torch.bfloat16)
     assert (lse.shape, lse.dtype) == ((2, 32, 20), torch.float32)
 
 
 @pytest.mark.parametrize(("name", "kernel"), [("cuda", "fa3"), ("rocm", "aiter-fa")])
-def test_a_vendor_s_kernel_is_called_without_a_transpose(name, kernel, rehearsal, monkeypatch):
+def test_a_vendor_s_kernel_is_called_without_a_transpose(name, kernel, rehearsal):
     q, segments = inputs(6, [6])
-    monkeypatch.setattr("cosmos3_cuda.fa3.FA3_FROM", 1)  # below that it calls cuDNN
     row(name, kernel).build(DEVICES["h100"][1])(q, segments, causal=True)
     (call,) = rehearsal.calls
-    assert call["q"] is q and call["k"] is segments[0][0] and call["causal"] is True
+    assert call["q"] is q and call["k"] is segments[0].k_BTKD and call["causal"] is True
     assert call["window_size"] == (-1, -1) and call["softmax_scale"] is None
 
 
@@ -526,6 +615,15 @@ def test_the_npu_s_operator_gets_query_heads_a_scale_and_true_for_masked_out(reh
     assert mask[0, 1] and not mask[0, 0] and not mask[1, 0]
 
 
+def test_the_npu_s_mask_is_made_once(rehearsal):
+    """For all layers and calls on a device, of whatever length."""
+    fusion = row("npu", "fusion").build(DEVICES["ascend910b"][1])
+    for length in (6, 9):
+        fusion(*inputs(length, [length]), causal=True)
+    first, second = rehearsal.calls
+    assert first["atten_mask"] is second["atten_mask"]
+
+
 def test_the_npu_s_sdpa_calls_the_vendor_s_operator_for_the_lse_only(rehearsal):
     q, segments = inputs(6, [6])
     sdpa = row("npu", "sdpa").build(DEVICES["ascend910b"][1])
@@ -540,7 +638,8 @@ PARITY = {"pack_linear": "test_linear_parity", "capture": "test_capture_follows_
 
 def test_cuda_claims_no_more_than_is_on_record():
     """Only a record of the kit for these very sources, rows and tests lets the README say that it passes; of others, it
-    says that they have changed. What no record knows is said never to have run."""
+    says that they have changed. What no record knows is said never to have run, or, of ops that the kit had no test
+    for, to be newer."""
     from cosmos3_core.testing.record import _kit
 
     file, rows = PACKAGES["cuda"] / "records" / "check-h100.json", backend("cuda").kernels
@@ -553,8 +652,12 @@ def test_cuda_claims_no_more_than_is_on_record():
     state = "passes" if current else f"passed on {day}, with code that has changed since,"
     assert f"State: the conformance kit {state} on one H100 80GB with torch 2.11: {len(passed)} passed" in readme
     assert "H100" in found["device"]["name"] and record["exit_status"] == 0 and not record["selected"]
-    for row in rows:
-        test = PARITY.get(row.op, f"test_{row.op}_parity")
+    tests = {row.op: PARITY.get(row.op, f"test_{row.op}_parity") for row in rows}
+    newer = [op for op, test in tests.items() if not any(name.startswith(f"{test}[") for name in passed)]
+    assert "newer than that record" not in readme or newer
+    assert all(f"Rows of {' and '.join(newer)} are newer than that record" in readme for _ in newer)
+    for row in (row for row in rows if row.op not in newer):
+        test = tests[row.op]
         ran = any(name.startswith(tuple(f"{test}[{row.name}-{dtype}" for dtype in row.dtypes)) for name in passed)
         assert ran != ("never run" in row.notes), f"{row.op} {row.name}: {'' if ran else 'not '}on record"
     assert not [name for name, test in record["tests"].items() if test["outcome"] not in ("passed", "skipped")]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
-from ..contract.errors import nearest
+from ..spelling import nearest
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 PUBLISHED = (

@@ -2,7 +2,6 @@
 
 A backend is data: a name, the torch device type its tensors live on, a probe, and rows of kernels. A kernel row says
 which op it implements and where it can serve; the plan, the messages and the documentation are loops over the rows.
-Nothing here imports torch or the rest of the core.
 
 A device package is found by an entry point "cosmos3.backends" with the backend's name, and in the module that it names
 by one function, `@hookimpl def cosmos3_backend() -> Backend`. Only the named package is imported, and its plugin module
@@ -21,23 +20,11 @@ import pluggy
 from .errors import Cosmos3Error, InputError, RunError, Unavailable
 from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, PatchEmbed, RmsNorm, Segment
 from .ops import Finish, FinishWeights, Layer, PackFinish, PackProject, Project, Projected, ProjectWeights
-from .ops import Quantized, Residual
-from .system import Bytes, Comm, Memory, Pending
+from .ops import Bytes, Comm, Memory, Pending, Quantized, Residual
 # isort: on
 
-# fmt: off
-__all__ = [
-    "API", "COMPOSITES", "FORMATTED", "GROUP", "OPS",
-    "Ask", "Backend", "Ceiling", "Delegate", "Device", "Kernel", "Tuning", "never", "cosmos3_backend", "hookimpl",
-    "Cosmos3Error", "InputError", "RunError", "Unavailable",
-    "Attention", "Capture", "Gate", "Linear", "NormRope", "NormSilu", "Ops", "PackLinear", "PatchEmbed", "RmsNorm",
-    "Segment", "Finish", "FinishWeights", "Layer", "PackFinish", "PackProject", "Project", "Projected",
-    "ProjectWeights", "Quantized", "Residual", "Bytes", "Comm", "Memory", "Pending",
-]
-# fmt: on
-
 API = 2
-"""Version of this contract. A backend states the one it was written for; one that states none was written for 1."""
+"""Version of this contract. A backend that states none was written for 1."""
 
 OPS: tuple[str, ...] = tuple(field.name for field in fields(Ops) if field.name != "prepare")
 """The op names a `Kernel.op` may have."""
@@ -51,8 +38,8 @@ COMPOSITES = ("project", "finish")
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What `probe()` found. `memory` is one device's total in bytes; `unified` is True where host and device share it.
-    `versions` names driver and libraries."""
+    """What `probe()` found. `memory` is one device's, in bytes; `unified` where the host shares it. `versions` names
+    driver and libraries."""
 
     arch: str
     name: str
@@ -64,10 +51,9 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Ceiling:
-    """What an architecture can do at most, for estimates before a run: dense `tflops` (1e12 multiply-adds times two a
-    second) by dtype or quantization format, memory `bandwidth` in bytes a second, and the `source` of both: a
-    measurement, or the vendor's data sheet. `reached`: the share of a rate that whole forward passes had with this
-    backend's kernels, where that was measured."""
+    """What an architecture can do at most: dense `tflops` (two for a multiply-add) by dtype or quantization format,
+    memory `bandwidth` in bytes a second, and the `source` of both. `reached`: the measured share of a rate that whole
+    forward passes had with this backend's kernels."""
 
     tflops: Mapping[str, float]
     bandwidth: float
@@ -77,15 +63,9 @@ class Ceiling:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """From where on something pays on an architecture.
-
-    one_pass_tokens  up to so many media tokens both guidance branches run as one batch: a small pass leaves a device
-                     idle, a large one only doubles the activations
-    capture_rows     up to so many rows (branches x media tokens) a pass is captured: kernels on more take longer than
-                     their launch, and a capture's own pool would hold their activations a second time
-    chunk_area       latent positions, of one frame or of several, that the VAE decodes at a time: fewer leave a device
-                     idle, more only take memory
-    """
+    """From where on something pays on an architecture. Both guidance branches run as one batch up to `one_pass_tokens`
+    media tokens: more fill a device alone. A pass is captured up to `capture_rows` rows: kernels on more outlast their
+    launch. The VAE decodes `chunk_area` latent positions at a time: more only take memory."""
 
     one_pass_tokens: int = 4096
     capture_rows: int = 8192
@@ -95,7 +75,7 @@ class Tuning:
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """What the plan needs of an op. `format` is a quantization format's name; `hidden` and `inner` are the widths of
-    the residual stream and of the MLP. Keyword-only: a field added later does not break a row written today."""
+    the residual stream and of the MLP."""
 
     op: str
     device: Device
@@ -109,14 +89,9 @@ class Ask:
     activation: str = "silu"
 
 
-def never(ask: Ask) -> None:
-    """The `refuse` of a row that serves every request its other fields allow."""
-
-
 @dataclass(frozen=True)
 class Delegate:
-    """Another attention row, `to`, which is better for calls with fewer queries than `below`. The host makes those
-    calls there, where that row serves, and the plan says so."""
+    """Another attention row, `to`: the host makes calls with fewer queries than `below` there, where it serves."""
 
     to: str
     below: int
@@ -131,8 +106,7 @@ class Kernel:
     names. `refuse(ask)` returns the reason why this row cannot serve, or None. `deterministic` means bit-equal on
     repetition, in one process and in another. `fresh`: no call writes to what an earlier one returned. `prepares`: see
     `Segment`. `fuses` are the ops that a composite does itself, instead of the rows chosen for them: where a user has
-    named one of these rows, the composite is not taken.
-    """
+    named one of these rows, the composite is not taken."""
 
     op: str
     name: str
@@ -141,7 +115,7 @@ class Kernel:
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     formats: tuple[str, ...] = ("none",)
     needs: tuple[str, ...] = ()
-    refuse: Callable[[Ask], str | None] = never
+    refuse: Callable[[Ask], str | None] = lambda ask: None
     deterministic: bool = True
     fresh: bool = True
     prepares: bool = False
@@ -154,11 +128,9 @@ class Kernel:
 class Backend:
     """A device, as data. `torch_device` is torch's device type; `collectives` the torch.distributed backend name.
 
-    `probe()` returns a `Device` or raises `Unavailable` with one sentence; it is the only place that touches a driver.
-    Rows are in order of preference: "auto" takes the first that does not refuse, and where all refuse, or there is
-    none, eager torch. `ceilings` is keyed by how `Device.name` ends ("RTX 5090", which its laptop namesake does not),
-    or by `Device.arch`; `tuning` by `Device.arch`.
-    """
+    `probe()` returns a `Device` or raises `Unavailable`; it is the only place that touches a driver. Rows are in order
+    of preference: "auto" takes the first that does not refuse, else eager torch. `ceilings` is keyed by how
+    `Device.name` ends ("RTX 5090", which its laptop namesake does not), or by its arch, as `tuning` is."""
 
     name: str
     torch_device: str
@@ -171,7 +143,6 @@ class Backend:
 
 
 GROUP = "cosmos3.backends"
-"""The group of the entry points."""
 hookimpl = pluggy.HookimplMarker("cosmos3")
 
 

@@ -1,16 +1,7 @@
-"""The two ways a run can fail, and the shape of their messages.
-
-Every message has three parts, because a user at a prompt has three questions: what did I ask for, what did the
-program find, and what do I type next?
-
-A message names what the caller can set by its field, in backquotes: `image`, `kernel`. The command line writes its own
-option there instead.
-"""
+"""The ways a run can fail. A message answers a user's three questions: what did I ask for, what was found, what do I
+type next? It names what a caller can set by its field, `image`; the command line writes its option there."""
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Iterable
 
 
 class Cosmos3Error(Exception):
@@ -36,16 +27,3 @@ class RunError(Cosmos3Error):
 
 class Unavailable(Exception):
     """Raised by a backend's `probe()`: one sentence that says why the device cannot be used and what to install."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like `word`, upper and lower case being the same; None where none is like it."""
-    names = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), names, 1)
-    return names[close[0]] if close else None
-
-
-def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """The next step after a misspelt word: the nearest known one, or what to do `otherwise`."""
-    close = nearest(word, known)
-    return f"Did you mean {close}?" if close else otherwise

@@ -1,17 +1,15 @@
 """The tensor operations a device may own, as protocols. The transformer is written on these and on nothing else.
 
-Shape letters, used in names and docstrings everywhere:
-    B batch (guidance branches)   S query tokens   T key tokens   H query heads   K key/value heads   D head dim
-    M rows (B times S)            I input features   O output features
-All arguments after the tensors are keyword-only, so a later contract can add one with a default.
+Shape letters:   B batch (guidance branches)   S query tokens   T key tokens   H query heads   K key/value heads
+                 D head dim   M rows (B times S)   I input features   O output features
 
 Rules for every op, and the kit's tests of them:
     strides    q, k, v and what is normed may be views of a wider projection; the last axis is always dense
                (test_attention_parity, test_norm_rope_parity, test_rms_norm_of_views)
     inputs     stay as they are, except where a protocol says that they may be overwritten (test_inputs_are_left_alone)
     results    are fresh: no later call writes to them, unless the row says `fresh=False` (test_results_are_fresh)
-    segments   come in the order of their keys, the text's before the media's; one may have a single token, and none has
-               none where there is only one (test_attention_of_segments_of_one_token)
+    segments   come in the order of their keys, the text's before the media's; one may have a single token
+               (test_attention_of_segments_of_one_token)
 """
 
 from __future__ import annotations
@@ -23,19 +21,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
-    from .system import Comm, Memory
-
-    Head = tuple[Tensor, Tensor | None]
+    Maybe = Tensor | None
+    Head = tuple[Tensor, Maybe]
+    Group = ProcessGroup | None
+    Parts = Sequence[int] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One producer's keys and values: the text's, or the media's. Unpacks to (k_BTKD, v_BTKD).
-
-    A `static` one stays the same for the whole run. A row that declares `prepares` has a method
-    `prepare(k_BTKD, v_BTKD)`; its result, made once, comes with the static segment as `prepared`.
-    """
+    """One producer's keys and values: the text's, or the media's. Unpacks to (k_BTKD, v_BTKD). A `static` one is the
+    same for the whole run: a row that declares `prepares` has a method `prepare(k_BTKD, v_BTKD)`, whose result, made
+    once, comes with it as `prepared`."""
 
     k_BTKD: Tensor
     v_BTKD: Tensor
@@ -47,12 +45,11 @@ class Segment:
 
 
 class Attention(Protocol):
-    """softmax(q kᵀ / sqrt(D)) v over the keys of all segments, as if they were concatenated along T.
+    """softmax(q kᵀ / sqrt(D)) v over the keys of all segments, as if they were concatenated along T. A kernel need not
+    copy them together, and may scale each on its own.
 
-    The text's keys and the media's are handed over apart so that a kernel need not copy them together and may scale
-    each on its own. Query head j reads key/value head `j * K // H`. `causal` needs one segment with T == S. Returns
-    out_BSHD in q's dtype, and with `want_lse` the natural log-sum-exp of the scaled scores as fp32 lse_BHS (else None),
-    which is what merging partial results needs.
+    Query head j reads key/value head `j * K // H`. `causal` needs one segment with T == S. Returns out_BSHD in q's
+    dtype, and with `want_lse` the natural log-sum-exp of the scaled scores as fp32 lse_BHS (else None).
     """
 
     def __call__(
@@ -61,11 +58,9 @@ class Attention(Protocol):
 
 
 class Linear(Protocol):
-    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight.
-
-    `tensors()` names everything that it holds on the device: the very objects that a call reads. Whoever moves a weight
-    puts other storage behind them (`tensor.data = ...`); nothing is packed anew. None: it cannot be moved.
-    """
+    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight. `tensors()` names all that it holds on the device, the
+    very objects that a call reads: whoever moves a weight puts other storage behind them (`tensor.data = ...`). None:
+    it cannot be moved."""
 
     def __call__(self, x_MI: Tensor) -> Tensor: ...
 
@@ -88,22 +83,14 @@ class RmsNorm(Protocol):
     """
 
     def __call__(
-        self,
-        x_MI: Tensor,
-        weight_I: Tensor,
-        *,
-        eps: float,
-        residual_MI: Tensor | None = None,
-        weight_fp32: bool = False,
+        self, x_MI: Tensor, weight_I: Tensor, *, eps: float, residual_MI: Maybe = None, weight_fp32: bool = False
     ) -> tuple[Tensor, Tensor]: ...
 
 
 class NormRope(Protocol):
-    """Per-head RMS norm (skipped where the weight is None), then rotary embedding, for several projections at once.
-
-    `heads` are (x_BSHD, weight_D or None); H may differ between them. cos_BSD and sin_BSD are in x's dtype
-    and may have B = 1. Rotation is by halves: x·cos + [-x₂, x₁]·sin. Returns one tensor of x_BSHD's shape for each.
-    """
+    """Per-head RMS norm (skipped where the weight is None), then rotary embedding, for several projections at once:
+    `heads` are (x_BSHD, weight_D or None); H may differ. cos_BSD and sin_BSD are in x's dtype and may have B = 1.
+    Rotation is by halves: x·cos + [-x₂, x₁]·sin. Returns one tensor of x_BSHD's shape for each."""
 
     def __call__(
         self, heads: Sequence[Head], cos_BSD: Tensor, sin_BSD: Tensor, *, eps: float, weight_fp32: bool = False
@@ -112,21 +99,17 @@ class NormRope(Protocol):
 
 class Gate(Protocol):
     """The MLP's activation. "silu": x is [gate | up] along the last axis (2·I wide) and silu(gate)·up is returned, I
-    wide. "relu2": relu(x)², the same width. x is the largest tensor of a layer and not read again: the op may overwrite
-    it, and the result may be a part of it."""
+    wide. "relu2": relu(x)². x, a layer's largest tensor, may be overwritten, and the result may be a part of it."""
 
     def __call__(self, x_MI: Tensor, *, activation: str) -> Tensor: ...
 
 
 class PatchEmbed(Protocol):
     """A latent's patches as tokens: patches(latent) Wᵀ + b, plus the timestep's embedding on noisy frames, as y_MO in
-    the weight's dtype.
-
-    Tokens follow each other by frame, then row, then column; each is `patch` x `patch` positions, zeros where the
-    latent's height or width ends, and its I = patch² · C features run channel fastest, then column, then row. The
-    latent is of any float dtype and stride, and is rounded to the weight's. `noisy_T` (bool) says which frames are
-    noisy; None means all.
-    """
+    the weight's dtype. Tokens follow each other by frame, then row, then column; each is `patch` x `patch` positions,
+    zeros where the latent's height or width ends, and its I = patch² · C features run channel fastest, then column,
+    then row. The latent is of any float dtype and stride, and is rounded to the weight's. `noisy_T` (bool) says which
+    frames are noisy; None means all."""
 
     def __call__(
         self,
@@ -136,42 +119,31 @@ class PatchEmbed(Protocol):
         timestep_1O: Tensor,
         *,
         patch: int,
-        noisy_T: Tensor | None = None,
+        noisy_T: Maybe = None,
     ) -> Tensor: ...
 
 
 class NormSilu(Protocol):
     """silu(sqrt(I) · z / max(‖z‖₂, 1e-12) · weight) with z = x + bias + residual, those that are given, over the rows
-    of x_MI: what the VAE has between two convolutions, whose activations lie channels-last. In fp32, rounded once.
-    Written to `out_MI` where it is given (x's shape and dtype, rows contiguous): the next convolution's padded input,
-    which then needs no copy. With a residual z is needed later: it takes x's place."""
+    of x_MI: what the VAE has between convolutions. In fp32, rounded once. Written to `out_MI` where it is given (x's
+    shape and dtype, rows contiguous), the next one's padded input. With a residual z takes x's place."""
 
     def __call__(
-        self,
-        x_MI: Tensor,
-        weight_I: Tensor,
-        *,
-        bias_I: Tensor | None = None,
-        residual_MI: Tensor | None = None,
-        out_MI: Tensor | None = None,
+        self, x_MI: Tensor, weight_I: Tensor, *, bias_I: Maybe = None, residual_MI: Maybe = None, out_MI: Maybe = None
     ) -> Tensor: ...
 
 
 class Capture(Protocol):
-    """Make a callable that does what `function` does with less host time per call: record what it launches and replay
-    it. `function` takes device tensors and returns a list of them; it launches the same work whatever they hold, never
-    waits for the device, and is called with the same shapes every time. The first call may run `function` as it is, to
-    load and compile what it needs."""
+    """Record what `function` launches, and replay it with less host time. It takes device tensors and returns a list of
+    them; it launches the same work whatever they hold, never waits for the device, and is called with the same shapes
+    every time. The first call may run it as it is, to load and compile what it needs."""
 
     def __call__(self, function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]: ...
 
 
-# Composites: the two halves of a decoder layer around attention ------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The numbers of a decoder layer, as much of it as lies on this device. `eps` and `weight_fp32` as RmsNorm's,
+    """A decoder layer's numbers, as much of it as lies on this device; `eps` and `weight_fp32` as RmsNorm's,
     `activation` as Gate's."""
 
     heads: int
@@ -206,16 +178,15 @@ class FinishWeights:
 
 @dataclass
 class Residual:
-    """The residual stream: x_MI + delta_MI, where that is still to be added (else None). Composites put the next one in
-    the place of the last, which is then free: whoever calls them holds no rows of its own."""
+    """The residual stream: x_MI + delta_MI, where that is still to be added (else None). A composite replaces what it
+    finds, which is then free: its caller holds no rows."""
 
     x_MI: Tensor
     delta_MI: Tensor | None = None
 
 
 class Projected(NamedTuple):
-    """q, k and v, normed by heads and rotated. v may be a view of the whole projection. k_for_gen is None unless there
-    is a norm for it."""
+    """q, k and v, normed by heads and rotated. v may be a view. k_for_gen is None unless there is a norm for it."""
 
     q_BSHD: Tensor
     k_BSKD: Tensor
@@ -243,8 +214,7 @@ class Finish(Protocol):
 
 
 class PackProject(Protocol):
-    """Make a layer's `Project`, while loading, with products in `format`. It owns what it packs; `ops` are the plan's
-    choices, for what it does not do itself."""
+    """Make a layer's `Project`, while loading, with products in `format`; `ops` are for what it does not do itself."""
 
     def __call__(self, weights: ProjectWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Project: ...
 
@@ -253,6 +223,65 @@ class PackFinish(Protocol):
     """As `PackProject`, of the other half."""
 
     def __call__(self, weights: FinishWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Finish: ...
+
+
+class Bytes(NamedTuple):
+    """What tensors take and what the allocator holds for them; None where it is not counted."""
+
+    allocated: int | None
+    reserved: int | None
+
+
+class Pending(Protocol):
+    """Work under way. `wait()` returns the result: a copy's once the host may read it, a collective's once the device's
+    later work may."""
+
+    def wait(self) -> Tensor: ...
+
+
+class Memory(Protocol):
+    """Device memory, in bytes, and the way between it and the host; one object serves several devices.
+
+    free, total  what allocations can still get, and what there is, or what `limit` left of it
+    used, peak   by this process: now, when all work is done; at most, since it started or since the last `reset`
+    empty        give back what the allocator holds and no tensor uses
+    limit        let allocations fail that would take more than `size` in all; Unavailable where there is no such limit
+    pinned       an empty tensor on the host that the device copies to and from without a detour
+    copy         start to copy, after the device's work so far; `wait()` returns the target
+    """
+
+    def free(self, device: torch.device) -> int: ...
+    def total(self, device: torch.device) -> int: ...
+    def used(self, device: torch.device) -> Bytes: ...
+    def peak(self, device: torch.device, *, reset: bool = False) -> Bytes: ...
+    def empty(self, device: torch.device) -> None: ...
+    def limit(self, device: torch.device, size: int) -> None: ...
+    def pinned(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor: ...
+    def copy(self, target: Tensor, source: Tensor) -> Pending: ...
+    def synchronize(self, device: torch.device) -> None: ...
+
+
+class Comm(Protocol):
+    """Collectives over a group of P processes (None: all of them), which all make the same calls in the same order.
+    Tensors are contiguous and of any dtype; floats of 8 bits travel as bytes. Every call starts the work; `wait()`
+    returns the result, fresh unless it is said to be x.
+
+    all_to_all      the p-th part of x's rows (its first axis) goes to process p, and the parts that are received follow
+                    each other; parts are equal, or of `sent` and `received` rows
+    all_gather      [P, *x.shape]: everyone's x, all of one shape
+    reduce_scatter  x is [P, ...]; process p gets the sum of everyone's x[p]
+    all_reduce      x becomes the "sum" or the "max" over all processes
+    broadcast       x becomes what the group's process `source` has
+    exchange        x goes to the group's process `target` while one of its shape comes from `source`: a step of a ring
+    """
+
+    def all_to_all(self, x: Tensor, group: Group = None, *, sent: Parts = None, received: Parts = None) -> Pending: ...
+    def all_gather(self, x: Tensor, group: Group = None) -> Pending: ...
+    def reduce_scatter(self, x: Tensor, group: Group = None) -> Pending: ...
+    def all_reduce(self, x: Tensor, group: Group = None, *, op: str = "sum") -> Pending: ...
+    def broadcast(self, x: Tensor, source: int, group: Group = None) -> Pending: ...
+    def exchange(self, x: Tensor, target: int, source: int, group: Group = None) -> Pending: ...
+    def barrier(self, group: Group = None) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the probes of several backends have in common. A probe imports torch itself, so nothing here does."""
+"""What the probes of several backends have in common."""
 
 from __future__ import annotations
 

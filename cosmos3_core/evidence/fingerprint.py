@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 """The checkout, or the folder of the installed package."""
 ROOTS = ("model", "quant", "reference", "sampling", "plan.execution", "scenarios.conditioning", "scenarios.prompts")
 """The parts of the core that compute; what they import counts as well."""
-OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contract.errors")
+OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contract.errors", "spelling")
 """Parts that compute nothing, whoever imports them."""
 DEFAULTS = "scenarios/defaults.toml"
 TINY, TINY_FOLDER = "tiny", "assets/tiny"
@@ -48,8 +48,10 @@ def fingerprint(backend: Backend, device: Device, kernels: Sequence[Kernel], mod
 
 
 def chosen(plan: Plan) -> list[Kernel]:
-    """The rows that a plan runs, each once."""
-    return list({(c.op, c.kernel.name): c.kernel for c in (*plan.choices, *plan.kept)}.values())
+    """The rows that a plan runs, each once: those for short calls too, and none for what is done inside another."""
+    running = [choice for choice in plan.choices if choice.op not in plan.fused] + list(plan.kept)
+    found = [kernel for c in running for kernel in (c.kernel, *(row for _, row in c.below))]
+    return list({(kernel.op, kernel.name): kernel for kernel in found}.values())
 
 
 def named(backend: Backend, kernels: Iterable[Sequence[str]]) -> list[Kernel]:

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import FORMATTED, OPS, Device, InputError
-from ..contract.errors import did_you_mean
 from ..files.digests import sha256_json
 from ..plan.cost.units import GIB
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from ..scenarios.request import PROFILES, check_keys
+from ..spelling import did_you_mean
 
 FOLDER = Path("recipes")
 STOCK_PROMPT = "a robot arm pours coffee into a cup"

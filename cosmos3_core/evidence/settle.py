@@ -56,7 +56,7 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
         wish = replace(wish, dtype=EAGER[role], kernels=kernels, formats=formats)
     settled = settle_wish(wish, on=(backend, device))
     if role == CANDIDATE:
-        _check_plan(recipe, settled.plan)
+        _check_plan(recipe, settled)
     return settled
 
 
@@ -77,9 +77,9 @@ def _eager(backend: Backend, formats: Mapping[str, str]) -> tuple[Backend, dict[
     return backend, {row.op: row.name for row in reference.BACKEND.kernels if formats.get(row.op, "none") == "none"}
 
 
-def _check_plan(recipe: Recipe, plan: Plan) -> None:
+def _check_plan(recipe: Recipe, settled: Settled) -> None:
     try:
-        plan.require(recipe.plan)
+        settled.plan.require(recipe.plan, settled.execution.tokens)
     except InputError as error:
         asked = f"recipe {recipe.name}: [plan] {error.asked.removeprefix('`require` ')}"
         raise InputError(asked, error.found, "Correct [plan], or name the kernel in [run.kernels]") from None

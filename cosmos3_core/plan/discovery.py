@@ -15,7 +15,7 @@ import pluggy
 
 from .. import __version__, contract, reference
 from ..contract import API, COMPOSITES, FORMATTED, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable
-from ..contract.errors import did_you_mean, nearest
+from ..spelling import did_you_mean, nearest
 from . import contract1
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
-from ..contract.errors import did_you_mean
 from ..model.config import TEMPORAL_COMPRESSION
+from ..spelling import did_you_mean
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .fields import FIELDS, NOT_GIVEN, PROFILE

@@ -27,7 +27,7 @@ class Recording:
         if not self.warm:
             return self._run(tensors)
         if self.graph is None:
-            self._record(tensors)
+            self.graph = self._record(tensors)
         else:
             self._take(tensors)
         self.graph.replay()
@@ -44,7 +44,7 @@ class Recording:
         self.warm = True
         return results
 
-    def _record(self, tensors: tuple[Tensor, ...]) -> None:
+    def _record(self, tensors: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
         inputs = [tensor.clone() for tensor in tensors]
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
@@ -58,7 +58,8 @@ class Recording:
                     graph.capture_end()
                 raise
             graph.capture_end()
-        self.inputs, self.results, self.graph = inputs, results, graph
+        self.inputs, self.results = inputs, results
+        return graph
 
     def _take(self, tensors: tuple[Tensor, ...]) -> None:
         for tensor, buffer in zip(tensors, self.inputs, strict=True):

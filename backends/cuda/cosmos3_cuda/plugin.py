@@ -77,7 +77,7 @@ def probe() -> Device:
 def _versions() -> dict[str, str]:
     import torch
 
-    found = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    found = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
     if driver := _driver():
         found["driver"] = driver
     cudnn = torch.backends.cudnn.version()
@@ -164,16 +164,16 @@ def build_block_scaled_mm(device: Device) -> PackLinear:
 
 def refuse_scaled_mm(ask: Ask) -> str | None:
     if ask.format != "fp8_block":
-        return uneven(ask, 16)
+        return uneven(ask, 16, 16)
     if ask.device.arch != "sm_90":
         return (
             f"torch multiplies blocks of 128 x 128 on sm_90 only, and this device is {ask.device.arch}; fp8 is served"
         )
-    return uneven(ask, 128)
+    return uneven(ask, 128, 128)
 
 
 def refuse_block_scaled_mm(ask: Ask) -> str | None:
-    return uneven(ask, 32)
+    return uneven(ask, 32, 16)
 
 
 def build_cuda_graph(device: Device) -> Capture:

@@ -35,6 +35,8 @@ from .tables import Table
 
 Product = Callable[..., Tensor]
 """As products.scaled_mm."""
+Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, torch.dtype]
+"""The first arguments of one."""
 
 
 class Sixteen:
@@ -61,7 +63,7 @@ class Eight:
 
     def __init__(self, weight_OI: Tensor, format: str, table: Table, product: Product):
         self.linear, self.takes, self.table = RowScaled(weight_OI, None, format, table, product), format, table
-        self.adds = table.launch(ADDING) is not None
+        self.adds = table.find(ADDING) is not None
 
     def __call__(self, x_MI: Tensor | Rows) -> Tensor:
         return self.linear.multiply(self.linear.rows(x_MI))
@@ -70,6 +72,7 @@ class Eight:
         rows = self.linear.rows(x_MI)
         if not self.adds:
             return self.linear.multiply(rows)
+        residual.x_MI = residual.x_MI.contiguous()
         operands = (rows.values_MI, self.linear.values_OI, rows.scale_M1, self.linear.scale_O1, None, rows.dtype)
         scaled_mm(*operands, self.table, residual_MO=residual.x_MI)
         return None
@@ -92,11 +95,12 @@ class Gated:
             matrix.linear.scale_O1 = matrix.linear.scale_O1[order]
 
     def __call__(self, x_MI: Tensor | Rows) -> Tensor:
-        if isinstance(self.matrix, Sixteen):
-            operands: tuple[Any, ...] = (x_MI.contiguous(), self.matrix.weight_OI, None, None, None, x_MI.dtype)
-        else:
+        if isinstance(self.matrix, Eight):
             linear, rows = self.matrix.linear, self.matrix.linear.rows(x_MI)
-            operands = (rows.values_MI, linear.values_OI, rows.scale_M1, linear.scale_O1, None, rows.dtype)
+            operands: Operands = (rows.values_MI, linear.values_OI, rows.scale_M1, linear.scale_O1, None, rows.dtype)
+        else:
+            assert isinstance(x_MI, Tensor)
+            operands = x_MI.contiguous(), self.matrix.weight_OI, None, None, None, x_MI.dtype
         return scaled_mm(*operands, self.table, gated=True)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -67,13 +67,14 @@ class WeightOnly:
         self.weight, self.bias_O, self.table = Paired.of(pack(weight_OI, FORMATS[format], weight=True)), bias_O, table
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        run = self.table.launch("a16_mm", x_MI.shape[0])
+        run = self.table.find("a16_mm", x_MI.shape[0])
         if run is None:
             return F.linear(x_MI, dequantize(self.weight, x_MI.dtype), self.bias_O)
         return a16_mm(x_MI, self.weight, self.bias_O, run, self.table.tma)
 
     def tensors(self) -> dict[str, Tensor]:
-        return named(codes=self.weight.codes, scales=self.weight.scales, bias=self.bias_O)
+        weight = self.weight
+        return named(codes=weight.codes, scales=weight.scales, tensor_scale=weight.tensor_scale, bias=self.bias_O)
 
 
 def named(**tensors: Tensor | None) -> dict[str, Tensor]:

@@ -389,7 +389,7 @@ def gated_kernel(values: Tensor) -> str:
 def gated_order(weight_OI: Tensor, table: Table) -> Tensor | None:
     """Which of the outputs [gate | up] of a packed weight comes where, so that every tile has a run of gates and the
     ups that belong to them; None where the kernel cannot or need not apply the gate."""
-    outputs, run = weight_OI.shape[0], table.launch(gated_kernel(weight_OI))
+    outputs, run = weight_OI.shape[0], table.find(gated_kernel(weight_OI))
     if run is None or outputs % run.block_n:
         return None
     return torch.arange(outputs, device=weight_OI.device).view(2, -1, run.block_n // 2).transpose(0, 1).flatten()

@@ -195,8 +195,8 @@ def build_rms_norm(table: Table) -> RmsNorm:
 
 
 def norm_rows(table: Table) -> Callable[..., tuple[Any, Tensor]]:
-    """As contract.RmsNorm; with a `format` the first result is `Rows` in it: just what rounding it to the dtype and then
-    quantizing its rows gives."""
+    """As contract.RmsNorm; with a `format` the first result is `Rows` in it: just what rounding it to the dtype and
+    then quantizing its rows gives."""
     warps = table.launch("rms_norm").warps
 
     def rms_norm(
@@ -289,6 +289,7 @@ def gate_rows(table: Table) -> Callable[..., Any]:
         silu = activation == "silu"
         rows, width = x_MI.shape[0], x_MI.shape[1] // (2 if silu else 1)
         x_MI, block = dense(x_MI), triton.next_power_of_2(width)
+        y: Tensor | Rows
         if format == "none":
             y, block, warps = x_MI[:, :width], min(plain.elements, block), plain.warps
         else:

@@ -150,16 +150,20 @@ def refuse_8_bits(fp8: tuple[str, ...]) -> Refuse:
     def refuse(ask: Ask) -> str | None:
         if ask.format == "fp8" and ask.device.arch not in fp8:
             return f"{ask.device.arch} has no 8-bit floats; int8 is served"
-        return uneven(ask, 16)
+        return uneven(ask, 16, 16)
 
     return refuse
 
 
-def uneven(ask: Ask, multiple: int) -> str | None:
-    """Why the matrices of this model's layers cannot be packed, where their sides have to be multiples of a number."""
-    sides = {"hidden": ask.hidden, "inner": ask.inner, "query": ask.heads * ask.head_dim}
-    if found := [f"{name} width is {side}" for name, side in sides.items() if side % multiple]:
-        return f"packs features in multiples of {multiple} in {ask.format}, and this model's {found[0]}"
+def uneven(ask: Ask, inputs: int, outputs: int = 1) -> str | None:
+    """Why the matrices of this model's layers cannot be packed, where their inputs have to be multiples of one number
+    and their outputs of another, which divides it."""
+    query, both = ask.heads * ask.head_dim, 2 * ask.kv_heads * ask.head_dim
+    widths = (("hidden", ask.hidden), ("inner", ask.inner), ("query", query))
+    sides = [(*width, inputs) for width in widths] + [("query, key and value", query + both, outputs)]
+    for name, side, multiple in sides:
+        if side % multiple:
+            return f"packs features in multiples of {multiple} in {ask.format}, and this model's {name} width is {side}"
     return None
 
 

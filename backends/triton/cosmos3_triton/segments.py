@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -192,7 +193,7 @@ def quantize(x_BTHD: Tensor, *, share: int = 1, centre: bool = False, against_BG
     The scale only has to keep all numbers in range: within it, how finely e4m3 resolves does not depend on it.
     """
     batch, length, heads, dim = x_BTHD.shape
-    fp32 = {"dtype": torch.float32, "device": x_BTHD.device}
+    fp32: dict[str, Any] = {"dtype": torch.float32, "device": x_BTHD.device}
     most_BHC, sum_BHCD = torch.empty(batch, heads, CHUNKS, **fp32), torch.empty(batch, heads, CHUNKS, dim, **fp32)
     eight = Eight(
         torch.empty_like(x_BTHD, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format),

@@ -74,9 +74,15 @@ class Table:
     def tma(self) -> bool:
         return self.arch.startswith("sm_") and self.arch not in BEFORE_TMA
 
-    def launch(self, kernel: str, rows: int = 0) -> Launch | None:
+    def find(self, kernel: str, rows: int = 0) -> Launch | None:
         """For a call with so many rows; None where the kernel is not to be used for it."""
         return next((launch for launch in self.launches.get(kernel, ()) if rows <= launch.rows), None)
+
+    def launch(self, kernel: str, rows: int = 0) -> Launch:
+        """As `find`, of a kernel that is to be used. KeyError for another."""
+        if (found := self.find(kernel, rows)) is None:
+            raise KeyError(f"{self.arch} has no launch of {kernel} for {rows} rows")
+        return found
 
 
 @functools.cache

@@ -64,8 +64,8 @@ class Inputs:
     def attention(self) -> tuple[Tensor, list[Segment]]:
         s = self.sizes
         q_BSHD, (text, media) = self.normal(1, s.tokens, s.heads, s.head_dim), (s.text, s.tokens)
-        kv = [[self.normal(1, length, s.kv_heads, s.head_dim) for _ in "kv"] for length in (text, media)]
-        return q_BSHD, [Segment(*pair) for pair in kv]
+        sizes = [(1, length, s.kv_heads, s.head_dim) for length in (text, media)]
+        return q_BSHD, [Segment(self.normal(*size), self.normal(*size)) for size in sizes]
 
     def add_segment(self, table: Table) -> Callable[[], Any]:
         (q_BSHD, ((k, v), _)), s = self.attention(), self.sizes
@@ -85,9 +85,10 @@ class Inputs:
     def product(self, format: str, out: int, table: Table, rows: int) -> Callable[[], Any]:
         """Of a layer's matrix, which applies the gate where it makes [gate | up], with rows in its format."""
         x, weight = self.matrices(rows, out, self.sizes.hidden)
-        matrix = layers.packed(weight, format, table, scaled_mm)
+        plain = layers.packed(weight, format, table, scaled_mm)
+        matrix: Callable[..., Tensor] = plain
         if out == 2 * self.sizes.inner:
-            matrix = layers.with_gate(matrix, "silu", table)
+            matrix = layers.with_gate(plain, "silu", table)
         return partial(matrix, x if format == "none" else quantize_rows(x, format))
 
     def a16_mm(self, table: Table, rows: int) -> Callable[[], Any]:
@@ -167,7 +168,7 @@ def tune(
     raises where it does not run here at all. `time` gives milliseconds."""
     found = []
     for begin in base.launches[kernel]:
-        rows = min(begin.rows, inputs.sizes.tokens)
+        rows = int(min(begin.rows, inputs.sizes.tokens))
 
         def call(launch: Launch, rows: int = rows) -> Callable[[], Any]:
             return inputs.call(kernel, replace(base, launches={**base.launches, kernel: (launch,)}), rows)

@@ -12,6 +12,7 @@ from cosmos3_cuda import fa3
 from cosmos3_triton.tables import table
 from torch import Tensor
 
+from cosmos3_core.contract import Segment
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
 from cosmos3_core.testing.suite.attention import CALLS
@@ -29,7 +30,7 @@ def calls(monkeypatch) -> list[torch.dtype]:
     ):  # fmt: skip
         seen.append(k.dtype)
         q, k, v = (_plain(x, scale, k.shape[2]) for x, scale in ((q, q_descale), (k, k_descale), (v, v_descale)))
-        out, lse = reference.attention(q, [(k, v)], causal=causal, want_lse=True)
+        out, lse = reference.attention(q, [Segment(k, v)], causal=causal, want_lse=True)
         out = out.bfloat16().contiguous()
         return (out, lse.float().contiguous()) if return_attn_probs else out
 
@@ -47,6 +48,11 @@ def _plain(x: Tensor, scale_BK: Tensor | None, kv_heads: int) -> Tensor:
     return x.double() * scale_BK.repeat_interleave(x.shape[2] // kv_heads, 1)[:, None, :, None].double()
 
 
+def inputs(case) -> tuple[Tensor, list[Segment]]:
+    q, segments = case.inputs("bfloat16")
+    return q, [Segment(k, v) for k, v in segments]
+
+
 CASES = [replace(case, heads=case.heads // 8, kv_heads=2, queries=min(case.queries, 70)) for case in CALLS]
 CASES = [replace(case, lengths=(case.queries,) if case.causal else case.lengths) for case in CASES if case.keys == 1]
 
@@ -54,21 +60,35 @@ CASES = [replace(case, lengths=(case.queries,) if case.causal else case.lengths)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 @pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
 def test_it_is_the_reference_s(calls, case, fp8):
-    q, segments = case.inputs("bfloat16")
-    out, lse = fa3.FlashAttention3(TABLE, cudnn=False, fp8=fp8)(q, segments, causal=case.causal, want_lse=True)
+    q, segments = inputs(case)
+    attention = fa3.FlashAttention3InFP8(TABLE) if fp8 else fa3.FlashAttention3()
+    out, lse = attention(q, segments, causal=case.causal, want_lse=True)
     exact, exact_lse, eager = case.expected("bfloat16")
     cases.check(out, exact, eager, "bfloat16", 0.24 if fp8 else 0.0)
     torch.testing.assert_close(lse, exact_lse.float(), atol=0.2 if fp8 else 2e-3, rtol=0)
     assert calls == [torch.float8_e4m3fn if fp8 and not case.causal else torch.bfloat16]
-    assert fa3.FlashAttention3(TABLE, cudnn=False, fp8=fp8)(q, segments, causal=case.causal)[1] is None
+    assert attention(q, segments, causal=case.causal)[1] is None
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.lengths) == 2], ids=lambda case: case.id)
+def test_a_text_that_was_prepared_gives_the_same_bits(calls, case):
+    """Its keys are in e4m3 then, once for all calls, and not read again."""
+    attention = fa3.FlashAttention3InFP8(TABLE)
+    q, (text, media) = inputs(case)
+    expected = attention(q, [text, media], want_lse=True)
+    prepared = attention.prepare(*text)
+    text = Segment(torch.full_like(text.k_BTKD, torch.nan), text.v_BTKD, static=True, prepared=prepared)
+    for _ in range(2):
+        found = attention(q, [text, media], want_lse=True)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_an_offset_of_all_keys_costs_nothing(calls):
     """As trained models have it: the same large vector in every key. Scores do not see it; FP8 would."""
-    q, segments = CASES[0].inputs("bfloat16")
-    shifted = [((k.float() + 30).bfloat16(), v) for k, v in segments]
+    q, segments = inputs(CASES[0])
+    shifted = [Segment((k.float() + 30).bfloat16(), v) for k, v in segments]
     exact, _ = reference.attention(q.double(), [(k.double(), v.double()) for k, v in shifted])
-    out, _ = fa3.FlashAttention3(TABLE, cudnn=False, fp8=True)(q, shifted)
+    out, _ = fa3.FlashAttention3InFP8(TABLE)(q, shifted)
     assert cases.Loss.of(out, exact).whole < 0.08
 
 
@@ -79,21 +99,21 @@ def test_spread_attention_is_the_mean_value_first(calls):
     v = cases.normal(1, 900, 2, 64, seed=3) + 0.3
     q, k, v = (x.bfloat16() for x in (q, k, v))
     exact, _ = reference.attention(q.double(), [(k.double(), v.double())])
-    for segments in ([(k, v)], [(k[:, :20], v[:, :20]), (k[:, 20:], v[:, 20:])]):
-        out, _ = fa3.FlashAttention3(TABLE, cudnn=False, fp8=True)(q, segments)
+    for segments in ([Segment(k, v)], [Segment(k[:, :20], v[:, :20]), Segment(k[:, 20:], v[:, 20:])]):
+        out, _ = fa3.FlashAttention3InFP8(TABLE)(q, segments)
         assert cases.Loss.of(out, exact).whole < 0.01
 
 
 def test_the_queries_rounding_does_not_shift_weight_between_segments(calls):
     """Keys of the text all have a vector in common that the media's do not have, with which a query's product is small
     but consists of large parts."""
-    q, segments = next(case for case in CASES if len(case.lengths) == 2).inputs("bfloat16")
-    (text_k, text_v), media = ((x.clone() for x in segment) for segment in segments)
+    q, ((text_k, text_v), media) = inputs(next(case for case in CASES if len(case.lengths) == 2))
+    q, text_k = q.clone(), text_k.clone()
     q[..., 5], q[..., 6] = 1.0625, 0.75
     text_k[..., 5] += 240
     text_k[..., 6] -= 340
-    segments = [(text_k, text_v), tuple(media)]
+    segments = [Segment(text_k, text_v), media]
     exact, exact_lse = reference.attention(q.double(), [(k.double(), v.double()) for k, v in segments], want_lse=True)
-    out, lse = fa3.FlashAttention3(TABLE, cudnn=False, fp8=True)(q, segments, want_lse=True)
+    out, lse = fa3.FlashAttention3InFP8(TABLE)(q, segments, want_lse=True)
     assert cases.Loss.of(out, exact).whole < 0.08
     torch.testing.assert_close(lse, exact_lse.float(), atol=0.1, rtol=0)

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cosmos3_cuda import linear, plugin
-from cosmos3_triton import linears
-from cosmos3_triton.products import quantize_rows, quantize_tiles, swizzled
+from cosmos3_triton import layers
+from cosmos3_triton.products import quantize_rows, quantize_tiles, scaled_mm, swizzled
 from cosmos3_triton.tables import Launch, Table, table
 
-from cosmos3_core.contract import Ask, Device
+from cosmos3_core.contract import Ask, Device, Residual
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import pack
 from cosmos3_core.testing import cases
@@ -34,25 +34,39 @@ def test_scaled_mm_within_the_kits_bound(case):
         check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", "fp8")
 
 
-def test_rows_that_are_quantized_already():
-    """Their product is the one of the rows."""
-    x, weight, bias = (normal(*shape, seed=18) for shape in ((9, 64), (48, 64), (48,)))
-    x *= torch.logspace(-2, 2, 9).unsqueeze(1)
-    packed = linear.build_scaled_mm(TABLE)(weight, bias, format="fp8")
-    assert packed.takes == "fp8" and torch.equal(packed(quantize_rows(x, "fp8")), packed(x))
-
-
-def test_the_products_with_a_gate_and_onto_a_residual_are_our_own():
+def test_a_layer_s_products_with_a_gate_and_onto_a_residual_are_our_own():
+    """The others are torch's, of rows that come quantized, too."""
     small = Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2)
     of = Table("sm_90", {"adding_mm_8bit": (small,), "gated_mm_8bit": (small,)})
     x, weight, residual = (normal(*shape, seed=seed) for seed, shape in enumerate(((9, 64), (128, 64), (9, 128))))
-    theirs, ours = (
-        build(of)(weight, None, format="fp8") for build in (linear.build_scaled_mm, linears.build_scaled_mm)
-    )
-    assert theirs.adds and theirs.gated().gates
-    assert torch.equal(*(packed(x, residual_MO=residual.clone()) for packed in (theirs, ours)))
-    assert torch.equal(*(packed.gated()(x) for packed in (theirs, ours)))
-    assert not linear.build_scaled_mm(Table("sm_90", {}))(weight, None, format="fp8").adds
+    theirs, ours = (layers.Eight(weight, "fp8", of, product) for product in (linear.torch_scaled_mm, scaled_mm))
+    sums = [Residual(residual.clone()) for _ in range(2)]
+    for matrix, stream in zip((theirs, ours), sums, strict=True):
+        assert matrix.add(stream, x) is None
+    assert torch.equal(*(found.x_MI for found in sums))
+    assert torch.equal(*(layers.with_gate(matrix, "silu", of)(x) for matrix in (theirs, ours)))
+    plain = layers.Eight(weight, "fp8", Table("sm_90", {}), linear.torch_scaled_mm)
+    packed = linear.build_scaled_mm(TABLE)(weight, None, format="fp8")
+    for rows in (x, quantize_rows(x, "fp8")):
+        assert torch.equal(plain.add(Residual(residual), rows), packed(x))
+
+
+@pytest.mark.parametrize(
+    ("format", "build"),
+    [
+        ("none", linear.build_scaled_mm(TABLE)),
+        ("fp8", linear.build_scaled_mm(TABLE)),
+        ("fp8_block", linear.build_scaled_mm(TABLE)),
+        ("mxfp8", linear.build_block_scaled_mm()),
+        ("nvfp4", linear.build_block_scaled_mm()),
+    ],
+)
+def test_tensors_are_all_that_a_linear_holds(format, build):
+    """And the very ones: whoever moves a weight puts other storage behind them."""
+    packed = build(normal(128, 256, seed=1), normal(128, seed=2), format=format)
+    held = [value for value in vars(packed).values() if isinstance(value, torch.Tensor)]
+    named = packed.tensors()
+    assert "bias" in named and {id(tensor) for tensor in named.values()} == {id(tensor) for tensor in held}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -64,7 +78,7 @@ def test_without_a_format_the_weight_is_kept(dtype):
 def test_rows_of_the_backend():
     """Each builds, for formats that there are; what a row refuses it refuses with a reason."""
     rows = [row for row in plugin.ROWS if row.op == "pack_linear"]
-    assert {format for row in rows for format in row.formats} == {"none", *FORMATS} - {"mxfp4"}
+    assert {format for row in rows for format in row.formats} == {*FORMATS} - {"mxfp4"}
     device = Device(arch="sm_80", name="a GPU", count=1, memory=2**34, unified=False)
     for row in rows:
         assert set(inspect.signature(row.build(device)).parameters) == {"weight_OI", "bias_O", "format"}

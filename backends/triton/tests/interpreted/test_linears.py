@@ -20,6 +20,7 @@ EIGHT = ("int8", "fp8")
 A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
 BLOCK_SCALED = ("mxfp8", "nvfp4")
 BLOCK = FORMATS["fp8_block"]
+TILES = Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2)
 SMALL = Launch(block_m=16, block_n=64, warps=4, stages=2)
 BOTH = pytest.mark.parametrize("tma", [False, True], ids=["pointers", "tma"])
 
@@ -68,25 +69,13 @@ def test_quantized_rows_may_lie_apart():
         assert torch.equal(apart.scale_M1, together.scale_M1)
 
 
-def test_rows_that_are_quantized_already(monkeypatch):
-    """Their product is the one of the rows; a linear that takes tensors alone does not say that it takes others."""
-    one_processor(monkeypatch, 2)
-    x, weight, bias = (normal(*shape, seed=18) for shape in ((9, 64), (48, 64), (48,)))
-    x *= torch.logspace(-2, 2, 9).unsqueeze(1)
-    packed = linears.build_scaled_mm(table("sm_90"))(weight, bias, format="fp8")
-    assert packed.takes == "fp8" and torch.equal(packed(quantize_rows(x, "fp8")), packed(x))
-    for format in ("none", "w4a16"):
-        wide = normal(64, 128, seed=20)
-        assert not hasattr(linears.build_a16(table("sm_90"))(wide, None, format=format), "takes")
-
-
 @BOTH
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize(("rows", "out", "width"), [(1, 16, 16), (77, 272, 208), (130, 128, 128)])
 @pytest.mark.parametrize("format", EIGHT)
 def test_scaled_product(format, rows, out, width, bias, tma):
     """Of what the values stand for, in fp64: int8's sum is exact, and so is e4m3's on this interpreter."""
-    table = here("scaled_mm", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
+    table = here("scaled_mm", TILES, tma=tma)
     a, b = pack(normal(rows, width, seed=3), FORMATS[format]), pack(normal(out, width, seed=4), FORMATS[format])
     bias_O = normal(out, seed=5) if bias else None
     y = products.scaled_mm(a.values, b.values, a.scales, b.scales, bias_O, torch.bfloat16, table)
@@ -98,65 +87,44 @@ def test_scaled_product(format, rows, out, width, bias, tma):
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("format", EIGHT)
 def test_product_onto_a_residual(format, bias, tma):
-    """In its place, and rounded once; where no table says how it is launched, the next norm adds it."""
-    small = Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2)
-    x, weight, bias_O = normal(77, 80, seed=3), normal(272, 80, seed=4), normal(272, seed=5) if bias else None
-    residual = normal(77, 272, seed=6)
-    a, b = (unpack(pack(t, FORMATS[format])).double() for t in (x, weight))
-    exact = residual.double() + a @ b.T + (0 if bias_O is None else bias_O.double())
-    packed = linears.build_scaled_mm(here("adding_mm_8bit", small, tma=tma))(weight, bias_O, format=format)
-    without = linears.build_scaled_mm(here("scaled_mm", small, tma=tma))(weight, None, format=format)
-    assert packed.adds and not without.adds
-    y = packed(x, residual_MO=(sum_MO := residual.clone()))
-    assert y is sum_MO and relative(y, exact) < 2.5e-3
-
-
-def test_product_without_a_format_onto_a_residual():
-    x, weight, bias, residual = (normal(*shape, seed=i) for i, shape in enumerate(((7, 80), (48, 80), (48,), (7, 48))))
-    exact = residual.double() + x.double() @ weight.double().T
-    for bias_O, expected in ((None, exact), (bias, exact + bias.double())):
-        plain = linears.build_unscaled(table("sm_90"))(weight, bias_O)
-        y = plain(x, residual_MO=(sum_MO := residual.clone()))
-        assert plain.adds and y is sum_MO and relative(y, expected) < 4e-3
+    """In its place, and rounded once."""
+    table = here(products.ADDING, TILES, tma=tma)
+    a, b = pack(normal(77, 80, seed=3), FORMATS[format]), pack(normal(272, 80, seed=4), FORMATS[format], weight=True)
+    bias_O, residual = normal(272, seed=5) if bias else None, normal(77, 272, seed=6)
+    exact = residual.double() + unpack(a).double() @ unpack(b).double().T + (bias_O.double() if bias else 0)
+    operands = (a.values, b.values, a.scales, b.scales, bias_O, torch.bfloat16, table)
+    y = products.scaled_mm(*operands, residual_MO=residual)
+    assert y is residual and relative(y, exact) < 2.5e-3
 
 
 @BOTH
 @pytest.mark.parametrize("format", EIGHT)
 def test_product_that_applies_the_gate(format, tma):
     """silu(gate)·up of what the values stand for, in fp64, rounded once, for widths of one tile and of several."""
-    table = here("gated_mm_8bit", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
+    table = here("gated_mm_8bit", TILES, tma=tma)
     for out in (64, 192):
-        x, weight, bias = normal(77, 80, seed=3), normal(out, 80, seed=4), normal(out, seed=5)
-        plain = linears.build_scaled_mm(table)(weight, bias, format=format)
-        gated = plain.gated()
-        a, b = (unpack(pack(t, FORMATS[format])).double() for t in (x, weight))
-        gate, up = (a @ b.T + bias.double()).chunk(2, dim=1)
-        y = gated(x)
-        assert gated.gates and not plain.gates and not gated.adds and y.shape == (77, out // 2)
-        assert relative(y, gate * gate.sigmoid() * up) < 2e-3
+        a, b = (pack(normal(*shape, seed=3), FORMATS[format]) for shape in ((77, 80), (out, 80)))
+        bias, order = normal(out, seed=5), products.gated_order(b.values, table)
+        gate, up = (unpack(a).double() @ unpack(b).double().T + bias.double()).chunk(2, dim=1)
+        weight = b.values.view(torch.uint8)[order].view(b.values.dtype), a.scales, b.scales[order], bias[order]
+        y = products.scaled_mm(a.values, *weight, torch.bfloat16, table, gated=True)
+        assert y.shape == (77, out // 2) and relative(y, gate * gate.sigmoid() * up) < 2e-3
 
 
-@BOTH
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_product_without_a_format_that_applies_the_gate(dtype, tma):
-    """Of rows that lie apart, too; fp32 weights leave it to the op."""
-    table = here("gated_mm_16bit", Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2), tma=tma)
-    x, weight, bias = (normal(*shape, seed=i).to(dtype) for i, shape in enumerate(((77, 160), (192, 80), (192,))))
-    plain = linears.build_unscaled(table)(weight, bias)
-    gated = plain.gated()
-    gate, up = (x[:, :80].double() @ weight.double().T + bias.double()).chunk(2, dim=1)
-    assert gated.gates and not plain.gates and plain.adds and not gated.adds
-    assert torch.equal(plain(x[:, :80]), F.linear(x[:, :80], weight, bias))
-    assert relative(gated(x[:, :80]), gate * gate.sigmoid() * up) < 2e-3
-    wide = linears.build_unscaled(table)(weight.float(), bias.float())
-    assert wide.gated() is wide and wide(x[:, :80].float()).dtype == torch.float32
-
-
-def test_gate_is_left_to_its_op_where_tiles_do_not_fit(monkeypatch):
+@pytest.mark.parametrize("format", (*EIGHT, "none", *A16))
+def test_tensors_are_those_that_a_call_reads(monkeypatch, format):
+    """Every one of them: with other storage behind them the linear is another."""
     one_processor(monkeypatch, 2)
-    for arch, out in (("sm_90", 384), ("sm_120", 512)):
-        plain = linears.build_scaled_mm(table(arch))(normal(out, 64, seed=3), None, format="fp8")
-        assert plain.gated() is plain and not plain.gates
+    build = linears.build_a16 if format in A16 else linears.build_scaled_mm
+    x = normal(5, 128, seed=1)
+    weights = [(normal(64, 128, seed=seed), normal(64, seed=seed + 1)) for seed in (2, 4)]
+    weights[1][0].mul_(3)
+    first, second = (build(table("sm_90"))(*pair, format=format) for pair in weights)
+    expected, others = second(x), second.tensors()
+    assert not torch.equal(first(x), expected)
+    for name, tensor in first.tensors().items():
+        tensor.data = others[name].clone()
+    assert torch.equal(first(x), expected)
 
 
 @pytest.mark.parametrize("processors", [1, 3, 1000])

@@ -7,16 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from cosmos3_triton import row_wise
-from cosmos3_triton.products import quantize_rows
-from cosmos3_triton.rows import row_wise_rows
+from cosmos3_triton.products import Rows, quantize_rows
 from cosmos3_triton.tables import Launch, table
 
-from cosmos3_core.contract import Ask, Device, Quantized
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing.cases import check, norm_inputs, normal, wider
 from cosmos3_core.testing.suite.norms import rope_inputs
 
-DEVICE = Device(arch="sm_90", name="interpreted", count=1, memory=0, unified=True)
 NARROW = replace(table("sm_90"), launches={**table("sm_90").launches, "gate": (Launch(elements=128, warps=4),)})
 """A gate whose programs take a part of a row."""
 DTYPES = ("bfloat16", "float16", "float32")
@@ -46,7 +43,7 @@ def test_rms_norm(width, dtype, residual, weight_fp32):
     assert dtype == "float32" or share_unequal(found, eager) < 1e-3
 
 
-def bits(rows: Quantized) -> tuple[list, list, torch.dtype]:
+def bits(rows: Rows) -> tuple[list, list, torch.dtype]:
     """To compare, in every bit."""
     return rows.values_MI.view(torch.uint8).tolist(), rows.scale_M1.tolist(), rows.dtype
 
@@ -67,7 +64,8 @@ def test_rms_norm_quantizes_its_result(width, dtype, residual, weight_fp32, form
     x, added, weight = (normal(*shape, seed=i).to(cast) for i, shape in enumerate([(7, width), (7, width), (width,)]))
     x, added = (x * ROWS).to(cast), (added * ROWS).to(cast) if residual else None
     options = dict(eps=1.0, residual_MI=added, weight_fp32=weight_fp32)
-    (found, z), (plain, sum_MI) = rms_norm(x, weight, format=format, **options), rms_norm(x, weight, **options)
+    norm_rows = row_wise.norm_rows(table("sm_90"))
+    (found, z), (plain, sum_MI) = norm_rows(x, weight, format=format, **options), rms_norm(x, weight, **options)
     assert bits(found) == bits(quantize_rows(plain, format))
     assert torch.equal(z, sum_MI) and (z is x) == (not residual)
 
@@ -78,20 +76,11 @@ def test_rms_norm_quantizes_its_result(width, dtype, residual, weight_fp32, form
 @pytest.mark.parametrize("width", [512, 320])
 def test_gate_quantizes_its_result(width, dtype, activation, format):
     """Bit for bit as a pass of its own quantizes it, a row to a program, and not in place."""
-    gate, x = row_wise.build_gate(NARROW), (normal(7, width, seed=1) * ROWS.clamp_max(10)).to(getattr(torch, dtype))
+    x = (normal(7, width, seed=1) * ROWS.clamp_max(10)).to(getattr(torch, dtype))
     before = x.clone()
-    found = gate(x, activation=activation, format=format)
+    found = row_wise.gate_rows(NARROW)(x, activation=activation, format=format)
     assert torch.equal(x, before)
-    assert bits(found) == bits(quantize_rows(gate(x, activation=activation), format))
-
-
-@pytest.mark.parametrize("op", ["rms_norm", "gate"])
-def test_a_row_declares_8_bits_and_refuses_floats_where_there_are_none(op):
-    row = next(row for row in row_wise_rows(("sm_86", "sm_90"), fp8=("sm_90",)) if row.op == op)
-    asks = {
-        name: Ask(op=op, device=replace(DEVICE, arch="sm_86"), dtype="bfloat16", format=name) for name in row.formats
-    }
-    assert [name for name, ask in asks.items() if row.refuse(ask)] == ["fp8"] and "int8" in asks
+    assert bits(found) == bits(quantize_rows(row_wise.build_gate(NARROW)(x, activation=activation), format))
 
 
 def test_rms_norm_reads_columns_that_lie_apart():

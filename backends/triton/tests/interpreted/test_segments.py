@@ -6,6 +6,7 @@ import pytest
 import torch
 from cosmos3_triton import segments
 
+from cosmos3_core.contract import Segment
 from cosmos3_core.testing import cases
 
 
@@ -13,7 +14,7 @@ from cosmos3_core.testing import cases
 def test_joined_segments(dim):
     """Views of a projection, of any number and length, also of widths that are no power of two."""
     kv = [cases.normal(2, length, 10, dim, seed=length).bfloat16() for length in (5, 1, 130)]
-    parts = [(x[:, :, 2:6], x[:, :, 6:]) for x in kv]
+    parts = [Segment(x[:, :, 2:6], x[:, :, 6:]) for x in kv]
     for joined, separate in zip(segments.join(parts), zip(*parts, strict=True), strict=True):
         assert torch.equal(joined, torch.cat(separate, dim=1)) and joined.transpose(1, 2).is_contiguous()
 

@@ -42,15 +42,15 @@ def inputs(monkeypatch) -> Inputs:
 def test_every_kernel_of_a_table_is_called_as_it_says(kernel, inputs, monkeypatch):
     """With one other launch, which counts as faster; what is called takes its launch from the table it is given."""
     taken: list[Launch] = []
-    lookup = tables.Table.launch
+    lookup = tables.Table.find
 
-    def launch(self, name: str, rows: int = 0) -> Launch | None:
+    def find(self, name: str, rows: int = 0) -> Launch | None:
         found = lookup(self, name, rows)
         if name == kernel:
             taken.append(found)
         return found
 
-    monkeypatch.setattr(tables.Table, "launch", launch)
+    monkeypatch.setattr(tables.Table, "find", find)
     monkeypatch.setattr(tune, "neighbours", lambda kernel, launch: iter([replace(launch, warps=16)]))
     times = iter([2.0, 1.0] * len(BASE.launches[kernel]))
     found = tune.tune(kernel, BASE, inputs, lambda call: (call(), next(times))[1], lambda line: None)
