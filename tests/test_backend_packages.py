@@ -202,6 +202,7 @@ def machine(monkeypatch, name: str, devices: list[SimpleNamespace], versions: di
         monkeypatch.setattr(f"cosmos3_{name}.plugin._driver", lambda: versions.get("driver"))
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
     if name == "npu":
+        monkeypatch.setattr(torch, "get_device_module", lambda device: answers)
         torch_npu = stand_in(monkeypatch, "torch_npu", __version__=versions["torch-npu"])
         cann = {"CANN": versions["cann"], "DRIVER": versions["driver"]}
         torch_npu.npu = SimpleNamespace(utils=SimpleNamespace(get_cann_version=lambda module="CANN": cann[module]))
