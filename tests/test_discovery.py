@@ -421,7 +421,6 @@ def test_backends_shows_every_state(site, capsys, monkeypatch):
     assert (device["name"], device["arch"], device["count"], device["memory"]) == ("Acme X1", "x1", 2, 80 << 30)
     chosen = {row["op"]: row["name"] for row in told["acme"]["kernels"] if row["chosen"]}
     assert chosen == {row.op: row.name for row in reference.BACKEND.kernels} | {"attention": "fast"}
-    assert set(chosen) == set(OPS)
     assert told["bolt"]["reason"] == "its driver is not loaded"
     assert told["bolt"]["kernels"] and not any(row["chosen"] for row in told["bolt"]["kernels"])
     assert "OSError: no libcore.so" in told["core"]["reason"]
