@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,7 +14,11 @@ import pytest
 from command import cosmos3
 
 from cosmos3_core.contract import OPS
+from cosmos3_core.evidence import rounded
+from cosmos3_core.reference import build_ops
 from cosmos3_core.testing import suite
+from cosmos3_core.testing.cases import FORMATS, Here
+from cosmos3_core.testing.suite.composites import FINISHES, PROJECTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +69,25 @@ def test_the_reference_passes_its_own_kit(kit):
     record = kit("reference", "(parity and not transformer) or comm or memory or fuse or tensors or fresh")
     assert not outcomes(record, "failed") and len(outcomes(record, "passed")) > 200
     assert "test_comm_between_two_processes[torch-exchange]" in outcomes(record, "passed")
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "none"])
+@pytest.mark.parametrize("case", [PROJECTS[3], FINISHES[0], FINISHES[2]], ids=lambda case: case.id)
+def test_eager_torch_in_a_format_is_within_the_composites_bounds(format, case):
+    """Whose products lose what the format's reference numerics lose, and which do all else in bf16."""
+    (row,) = (row for row in rounded.KERNELS if row.op == "pack_linear" and format in row.formats)
+    ops = replace(build_ops(), pack_linear=row.build(None))
+    here = Here("bfloat16", "cpu", (format,), lambda format, activation: ops)
+    half = "project" if case in PROJECTS else "finish"
+    given = {
+        "kernel": None,
+        "dtype": "bfloat16",
+        "format": format,
+        "op": getattr(ops, half),
+        "here": here,
+        "case": case,
+    }
+    getattr(suite, f"test_{half}_parity")(**given)
 
 
 # Fault: the test that has to find it, and what it says.
