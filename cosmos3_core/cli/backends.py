@@ -31,43 +31,43 @@ def show(disabled: Collection[str], as_json: bool) -> None:
 
 def _describe(found: Found, enabled: bool) -> dict[str, Any]:
     """One backend as JSON. Whatever is wrong with a package becomes its state, so that it hides no other."""
-    told: dict[str, Any] = {"name": found.name, "package": found.package, "version": found.version}
+    report: dict[str, Any] = {"name": found.name, "package": found.package, "version": found.version}
     if not enabled:
-        return told | {"state": "disabled", "reason": "COSMOS3_DISABLE_BACKENDS names it"}
+        return report | {"state": "disabled", "reason": "COSMOS3_DISABLE_BACKENDS names it"}
     try:
         backend = load(found.name)
     except Rejected as error:
-        return told | {"state": error.state, "reason": str(error)}
-    told |= {"state": "available"}
+        return report | {"state": error.state, "reason": str(error)}
+    report |= {"state": "available"}
     if found.name == BUILT_IN and (double := conflict(found)):
-        told["reason"] = str(double)
+        report["reason"] = str(double)
     chosen, refused = {}, {}
     try:
         device = probe(backend)
-        told["device"] = vars(device) | {"versions": dict(device.versions)}
+        report["device"] = vars(device) | {"versions": dict(device.versions)}
         plan = resolve(WANT, backend, device)
         chosen = {choice.op: choice.kernel for choice in plan.choices}
         refused = {row: why_not(row, WANT, device) for op in OPS for row in rows(backend, op)}
     except Unavailable as error:
-        told |= {"state": "unavailable", "reason": sentence(error)}
+        report |= {"state": "unavailable", "reason": sentence(error)}
     except Rejected as error:
-        told |= {"state": error.state, "reason": str(error)}
-    told["kernels"] = [
+        report |= {"state": error.state, "reason": str(error)}
+    report["kernels"] = [
         {key: getattr(row, key) for key in ("op", "name", "arch", "dtypes", "formats", "needs", "notes")}
         | {"chosen": row is chosen.get(op), "refused": refused.get(row)}
         for op in OPS
         for row in rows(backend, op)
     ]
-    return told
+    return report
 
 
-def _block(told: dict[str, Any]) -> str:
+def _block(report: dict[str, Any]) -> str:
     """One backend as text: a line on its state, the device, and a table of its rows."""
-    reason = f": {told['reason']}" if "reason" in told else ""
-    lines = [f"{told['name']}  {told['package']} {told['version']}  {told['state']}{reason}"]
-    if "device" in told:
-        lines.append(f"  {_device(told['device'])}")
-    kernels = told.get("kernels", [])
+    reason = f": {report['reason']}" if "reason" in report else ""
+    lines = [f"{report['name']}  {report['package']} {report['version']}  {report['state']}{reason}"]
+    if "device" in report:
+        lines.append(f"  {_device(report['device'])}")
+    kernels = report.get("kernels", [])
     cells = [
         (row["op"], row["name"] + ("*" if row["chosen"] else ""), " ".join(row["dtypes"]), " ".join(row["formats"]))
         for row in kernels

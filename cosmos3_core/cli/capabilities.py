@@ -16,8 +16,8 @@ from .options import flag
 
 def execute(model: str, profile: str, as_json: bool) -> None:
     """Print what a model takes. Raises InputError for a model or a profile that does not exist."""
-    told = capabilities_of(model, profile)
-    print(json.dumps(told, indent=2) if as_json else "\n".join(_lines(told)))
+    report = capabilities_of(model, profile)
+    print(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
 
 
 def capabilities_of(model: str, profile: str) -> dict[str, Any]:
@@ -29,21 +29,21 @@ def capabilities_of(model: str, profile: str) -> dict[str, Any]:
     }
 
 
-def _lines(told: dict[str, Any]) -> list[str]:
-    model, profile, dtypes, formats = (told[key] for key in ("model", "profile", "dtypes", "formats"))
+def _lines(report: dict[str, Any]) -> list[str]:
+    model, profile, dtypes, formats = (report[key] for key in ("model", "profile", "dtypes", "formats"))
     lines = [f"{model['name']} ({model['variant']}), defaults of profile {profile['name']}: {profile['source']}"]
     lines += ["", "tasks"]
-    for name, task in told["tasks"].items():
+    for name, task in report["tasks"].items():
         source = f" from {flag(task['input'])}" if task["input"] else ""
         lines.append(f"  {name}  {task['title']}{source}, into {task['output']}")
     lines += ["", "fields, set by their option or by --set FIELD=VALUE"]
-    for name, field in told["fields"].items():
+    for name, field in report["fields"].items():
         if field["tasks"]:
             lines.append(f"  {name}{f' ({flag(name)})' if FIELDS[name].option else ''}: {field['help']}")
-            lines.append(f"      {field['words']}; {takers(field, told)}")
-            lines += [f"      default {text}" for text in defaults(field, told)]
+            lines.append(f"      {field['words']}; {takers(field, report)}")
+            lines += [f"      default {text}" for text in defaults(field, report)]
     lines += ["", "sizes by tier"]
-    for tier, sizes in told["sizes"]["tiers"].items():
+    for tier, sizes in report["sizes"]["tiers"].items():
         lines.append(f"  {tier}p  " + ", ".join(f"{aspect} {size}" for aspect, size in sizes.items()))
     lines += ["", f"dtypes   {', '.join(dtypes['names'])}; the checkpoint has {dtypes['checkpoint']}"]
     lines.append(f"formats  {', '.join(formats['names'])}, of {' and '.join(formats['ops'])}")
@@ -51,16 +51,16 @@ def _lines(told: dict[str, Any]) -> list[str]:
     return lines
 
 
-def takers(field: dict[str, Any], told: dict[str, Any]) -> str:
+def takers(field: dict[str, Any], report: dict[str, Any]) -> str:
     """Which of a model's tasks take a field, in words."""
     if field["fixed"]:
         return "fixed by distillation"
     if field["required"]:
         return "every task needs it"
-    return "every task" if field["tasks"] == list(told["tasks"]) else ", ".join(field["tasks"])
+    return "every task" if field["tasks"] == list(report["tasks"]) else ", ".join(field["tasks"])
 
 
-def defaults(field: dict[str, Any], told: dict[str, Any]) -> list[str]:
+def defaults(field: dict[str, Any], report: dict[str, Any]) -> list[str]:
     """A field's defaults, one text for all tasks that share one: the tasks where it is not all of them, the value, and
     its source where that is not the profile itself."""
     shared: dict[tuple[str, str], list[str]] = {}
@@ -71,6 +71,6 @@ def defaults(field: dict[str, Any], told: dict[str, Any]) -> list[str]:
     texts = []
     for (value, source), tasks in shared.items():
         which = "" if len(tasks) == len(field["tasks"]) else f"{', '.join(tasks)}: "
-        parts = (value, source if source != f"profile {told['profile']['name']}" else "")
+        parts = (value, source if source != f"profile {report['profile']['name']}" else "")
         texts.append(which + " from ".join(filter(None, parts)))
     return texts

@@ -54,12 +54,12 @@ def execute(options: Options) -> None:
         raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
     memory = None if options.memory is None else int(options.memory * GIB)
     settled = settle(wish_of(options, memory))
-    told = _told(settled)
+    report = _report(settled)
     if options.as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(report, indent=2))
     else:
-        _print(told, settled.why)
-    sys.exit(0 if told["fits"] else 1)
+        _print(report, settled.why)
+    sys.exit(0 if report["fits"] else 1)
 
 
 def wish_of(options: RequestOptions, memory: int | None = None) -> Wish:
@@ -96,7 +96,7 @@ def options_of(values: Mapping[str, Any]) -> str:
     return " ".join(options + [f"--{name} {values[name]}" for name in ("frames", "tile") if name in values])
 
 
-def _told(settled: Settled) -> dict[str, Any]:
+def _report(settled: Settled) -> dict[str, Any]:
     """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2)."""
     model, plan, estimated = settled.model, settled.plan, settled.estimate
     job, execution, memory = estimated.job, estimated.execution, plan.device.memory
@@ -158,16 +158,16 @@ def _assumed(estimated: Estimate, ceiling: Ceiling | None, rates: set[str]) -> l
     return sentences
 
 
-def _print(told: dict[str, Any], why: str) -> None:
+def _print(report: dict[str, Any], why: str) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    plan, request, memory = told["plan"], told["request"], told["memory"]
+    plan, request, memory = report["plan"], report["request"], report["memory"]
     device = plan["device"]
     shared = " (--memory)" if memory["given"] else " shared with the host" if device["unified"] else ""
     tile = f"in tiles of {request['tile']} pixels" if request["tile"] else "in whole frames"
     lines = {
-        "model": f"{told['model']['name']} in {_precision(plan)}",
+        "model": f"{report['model']['name']} in {_precision(plan)}",
         "request": f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps, "
-        f"guidance {request['guidance']:g}; {told['tokens']['media']:,} media tokens",
+        f"guidance {request['guidance']:g}; {report['tokens']['media']:,} media tokens",
         "device": f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}",
         "kernels": ", ".join(f"{op} {name}" for op, name in plan["kernels"].items()),
     }
@@ -180,13 +180,13 @@ def _print(told: dict[str, Any], why: str) -> None:
     for name, text in lines.items():
         console.print(f"{name:<10} {text}")
     console.print()
-    console.print(_table(told))
+    console.print(_table(report))
     console.print()
     parts = (f"{name.replace('_', ' ')} {gib(count)}" for name, count in memory["weights"].items() if count)
     console.print(f"{'weights':<10} {', '.join(parts)}")
-    for name, text in _verdict(told):
+    for name, text in _verdict(report):
         console.print(f"{name:<10} {text}")
-    for sentence in told["assumed"]:
+    for sentence in report["assumed"]:
         console.print(f"assumed    {sentence}")
     if why:
         print(why, file=sys.stderr)
@@ -196,9 +196,9 @@ def _precision(plan: dict[str, Any]) -> str:
     return ", ".join([plan["dtype"], *(f"{op} in {name}" for op, name in plan["formats"].items())])
 
 
-def _table(told: dict[str, Any]) -> Table:
+def _table(report: dict[str, Any]) -> Table:
     """GiB by stage."""
-    memory = told["memory"]
+    memory = report["memory"]
     table = Table(box=None, pad_edge=False)
     columns = ("weights", "text_kv", "latents", "activations", "peak")
     table.add_column("GiB")
@@ -211,22 +211,22 @@ def _table(told: dict[str, Any]) -> Table:
     return table
 
 
-def _verdict(told: dict[str, Any]) -> list[tuple[str, str]]:
+def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines that answer: how long, does it fit, and if not, what would."""
-    memory, seconds, work = told["memory"], told["seconds"], told["work"]
+    memory, seconds, work = report["memory"], report["seconds"], report["work"]
     flops = f"{_flop(work['step_flops'])} a step, {_flop(work['run_flops'])} in all"
     if seconds is None:
-        time = f"unknown: no peak rate is known of {told['plan']['device']['arch']} at {_precision(told['plan'])}"
+        time = f"unknown: no peak rate is known of {report['plan']['device']['arch']} at {_precision(report['plan'])}"
     else:
         time = f"about {seconds['step']:.3g} s a step, {seconds['total']:.3g} s in all"
     lines = [("work", flops), ("time", time)]
-    if told["fits"]:
+    if report["fits"]:
         return [*lines, ("fits", f"yes: {gib(memory['peak'])} at most")]
     worst = max(memory["stages"], key=lambda stage: stage["peak"])
     lines.append(("fits", f"no: {worst['name']} takes {gib(worst['peak'])}, and there are {gib(memory['device'])}"))
-    for change in told["nearest"]:
+    for change in report["nearest"]:
         lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])})"))
-    if not told["nearest"]:
+    if not report["nearest"]:
         lines.append(("instead", "no smaller request of this model fits: choose a smaller model or a larger device"))
     return lines
 

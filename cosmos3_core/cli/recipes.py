@@ -66,13 +66,13 @@ def list_(as_json: bool) -> None:
     from ..evidence.recipe import load_all
 
     folder = click.get_current_context().meta[__name__]
-    told = [(recipe, _state(recipe)) for recipe in load_all(folder)]
+    listed = [(recipe, _state(recipe)) for recipe in load_all(folder)]
     if as_json:
-        keys = [{"name": r.name, "title": r.tables["title"], "state": s.name, "why": s.why} for r, s in told]
+        keys = [{"name": r.name, "title": r.tables["title"], "state": s.name, "why": s.why} for r, s in listed]
         click.echo(json.dumps(keys, indent=2))
         return
-    widths = [max(map(len, column)) for column in zip(*((r.name, s.name) for r, s in told), strict=True)]
-    for recipe, state in told:
+    widths = [max(map(len, column)) for column in zip(*((r.name, s.name) for r, s in listed), strict=True)]
+    for recipe, state in listed:
         click.echo(f"{recipe.name:<{widths[0]}}  {state.name:<{widths[1]}}  {state.why}")
 
 

@@ -101,14 +101,14 @@ class Paths:
 
 @dataclass(frozen=True)
 class Run:
-    """All that a run reads and writes beside its request: `resolved` is the first half of its manifest, `kept` what
-    another run needs to go on with it, `stopped` the run that it goes on with itself, out of the file `resumed`;
+    """All that a run reads and writes beside its request: `resolved` is the first half of its manifest, `resumable`
+    what another run needs to go on with it, `stopped` the run that it goes on with itself, out of the file `resumed`;
     `anyway` that it runs though it does not seem to fit."""
 
     paths: Paths
     inputs: Inputs
     resolved: dict[str, Any]
-    kept: Earlier
+    resumable: Earlier
     stopped: Stopped | None
     resumed: str | None
     anyway: bool
@@ -135,7 +135,7 @@ def execute(options: Options) -> None:
     if options.latents:
         noise, latents = _read_noise(options.latents, options, settled, earlier)
     inputs = engine.read_inputs(settled.request, noise)
-    if stopped and earlier.pixels != saved.digest(inputs.pixels):
+    if stopped and earlier.pixels != saved.pixels_digest(inputs.pixels):
         found = "the picture or clip that it began with has changed since"
         raise InputError(f"--resume {options.resume}", found, "Put the old file back, or start the run again")
     resolved = manifests.resolved(settled, named)
@@ -148,8 +148,8 @@ def execute(options: Options) -> None:
         if refusal:
             tell(f"note: the run itself would be refused: {refusal}")
         return
-    kept = Earlier.of(settled, inputs, latents, save_latents=options.save_latents, manifest=options.manifest)
-    run = Run(paths, inputs, resolved, kept, stopped, options.resume, anyway=refusal is not None)
+    resumable = Earlier.of(settled, inputs, latents, save_latents=options.save_latents, manifest=options.manifest)
+    run = Run(paths, inputs, resolved, resumable, stopped, options.resume, anyway=refusal is not None)
     _generate(engine, settled.request, run)
     print(paths.output)
     if options.resume:
@@ -230,13 +230,13 @@ def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None
     """Another kernel would end in another picture: a run that goes on refuses that, a repeated one says so."""
     plan = settled.plan.to_json(settled.execution.tokens)
     here = plan["kernels"] | {op: f"done inside {composites}" for op, composites in plan["fused"].items()}
-    for op, then in earlier.ran_on.items():
-        if here.get(op) == then:
+    for op, used in earlier.ran_on.items():
+        if here.get(op) == used:
             continue
         if options.resume:
-            found = f"its {op} ran on {then}, and here it would be {here.get(op)}"
+            found = f"its {op} ran on {used}, and here it would be {here.get(op)}"
             raise InputError(f"--resume {options.resume}", found, "Restore that, or start the run again")
-        print(f"note: {op} ran on {then} in that run, and is {here.get(op)} here", file=sys.stderr)
+        print(f"note: {op} ran on {used} in that run, and is {here.get(op)} here", file=sys.stderr)
 
 
 def _refusal(options: Options, settled: Settled) -> InputError | None:
@@ -248,10 +248,10 @@ def _refusal(options: Options, settled: Settled) -> InputError | None:
     found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and there are {gib(device.memory)}"
     # A stopped run has settled all but the tile.
     changes = [change for change in settled.nearest() if not options.resume or change.values.keys() == {"tile"}]
-    then = "Use a smaller model or a larger device (see cosmos3 plan)"
+    next_step = "Use a smaller model or a larger device (see cosmos3 plan)"
     if changes:
-        then = f"Add {options_of(changes[0].values)}, which fits (cosmos3 plan lists other ways)"
-    return InputError(f"{settled.model.name}: {asked}", found, f"{then}, or --anyway to try it as it is")
+        next_step = f"Add {options_of(changes[0].values)}, which fits (cosmos3 plan lists other ways)"
+    return InputError(f"{settled.model.name}: {asked}", found, f"{next_step}, or --anyway to try it as it is")
 
 
 def _check_given(options: Options) -> None:
@@ -318,13 +318,13 @@ def _read_noise(name: str, options: Options, settled: Settled, earlier: Earlier)
     from ..files.digests import sha256_file
     from ..scenarios.items import items_of
 
-    request, then = settled.request, earlier.latents
+    request, before = settled.request, earlier.latents
     if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
         found = "it would change nothing: the noise is in the file"  # and only that sampler draws more of it
         raise InputError(f"--seed {request.seed} with --latents", found, "Drop one")
     tensors, _ = saved.read_tensors(name, f"--latents {name}")
     source = Source(name, sha256_file(Path(name)))
-    if then and then.file == name and then != source:
+    if before and before.file == name and before != source:
         found = f"{name} has changed since the run of that manifest"
         raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
     wanted = [f"noise.{item.modality}" for item in items_of(request, settled.model.config)]
@@ -341,7 +341,7 @@ def _generate(engine: Engine, request: requests.Request, run: Run) -> None:
     display = Display(request.steps)
     engine.on_stage = display.stage
     engine.open_weights()  # before the display begins: a download has progress bars of its own
-    with _memory_told(engine, request), display, stop_signal() as check_stop:
+    with _memory_explained(engine, request), display, stop_signal() as check_stop:
 
         def begin(stage: str) -> None:
             check_stop()
@@ -370,7 +370,7 @@ def _keep(run: Run, state: State) -> None:
     if state.index == 0:
         return
     try:
-        if not saved.save(path, state, run.kept):
+        if not saved.save(path, state, run.resumable):
             return
     except Exception as error:  # a full disk, a device that no longer answers
         still = f"; {run.resumed} still holds those before it" if run.resumed else ""
@@ -381,17 +381,17 @@ def _keep(run: Run, state: State) -> None:
 
 
 @contextmanager
-def _memory_told(engine: Engine, request: requests.Request) -> Iterator[None]:
+def _memory_explained(engine: Engine, request: requests.Request) -> Iterator[None]:
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        found, then = ". ".join(str(error).split(". ")[:2]), "cosmos3 plan says what fits"
+        found, next_step = ". ".join(str(error).split(". ")[:2]), "cosmos3 plan says what fits"
         tile, larger_side = request.tile or math.inf, max(request.width, request.height)
         if "load vae decoder" in engine.seconds and TILE < min(tile, larger_side):
-            then += f"; --tile {TILE} makes the decode smaller, also with --resume"
-        raise RunError(f"running on {engine.plan.device.name}", found, then) from error
+            next_step += f"; --tile {TILE} makes the decode smaller, also with --resume"
+        raise RunError(f"running on {engine.plan.device.name}", found, next_step) from error
 
 
 def _frames(engine: Engine, state: State, check_stop: Callable[[], None]) -> Iterator:

@@ -32,22 +32,22 @@ def execute(file: str, as_json: bool) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     asked = f"cosmos3 show {path}"
-    then = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
+    next_step = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
     text: str | None
     if path.suffix.lower() == ".json":
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             found = f"it cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})"
-            raise InputError(asked, found, then) from None
+            raise InputError(asked, found, next_step) from None
     elif (text := read_metadata(path).get(KEY)) is None:
-        raise InputError(asked, "it carries no cosmos3 manifest", then)
+        raise InputError(asked, "it carries no cosmos3 manifest", next_step)
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
-        raise InputError(asked, "what it carries is no cosmos3 manifest", then)
+        raise InputError(asked, "what it carries is no cosmos3 manifest", next_step)
     return manifest
 
 

@@ -41,12 +41,12 @@ def execute(options: RequestOptions, as_json: bool) -> None:
     model = replace(settled.model, config=replace(settled.model.config, num_hidden_layers=layers))
     engine = Engine(model, plan, resident=True, weights=RandomWeights(model, plan.backend.torch_device))
     cold, warm = _run(engine, settled.request), _run(engine, settled.request)
-    told = {stage: {"cold": round(cold[stage], 3), "warm": round(warm.get(stage, 0.0), 3)} for stage in cold}
+    times = {stage: {"cold": round(cold[stage], 3), "warm": round(warm.get(stage, 0.0), 3)} for stage in cold}
     if as_json:
-        print(json.dumps({"plan": plan.to_json(settled.execution.tokens), "seconds": told}, indent=2))
+        print(json.dumps({"plan": plan.to_json(settled.execution.tokens), "seconds": times}, indent=2))
         return
     print(f"{'seconds':<20}{'cold':>8}{'warm':>8}")
-    for stage, seconds in told.items():
+    for stage, seconds in times.items():
         print(f"{stage:<20}{seconds['cold']:>8.2f}{seconds['warm']:>8.2f}")
 
 

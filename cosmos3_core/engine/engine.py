@@ -114,8 +114,8 @@ class Engine:
         """A generation on a context, whose own noise is drawn unless the context brings some. `request` may differ from
         the one that was prepared in PER_GENERATION. Raises InputError for any other difference, and for guidance where
         no negative prompt was read."""
-        now, then = request.to_json(), context.request.to_json()
-        if other := [name for name in now if name not in PER_GENERATION and now[name] != then[name]]:
+        now, prepared = request.to_json(), context.request.to_json()
+        if other := [name for name in now if name not in PER_GENERATION and now[name] != prepared[name]]:
             found = f"its {', '.join(other)} differ from those of the request that was prepared"
             raise InputError("beginning a generation", found, "Prepare this request")
         if len(branches_of(request.guidance)) > len(context.texts):

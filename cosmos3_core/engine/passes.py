@@ -43,9 +43,9 @@ class Passes:
     def velocity(self, state: State) -> Tensor:
         """What the solver is handed for the state's next step: flat, fp32 and of its own memory."""
         request, timestep = state.request, state.solver.timesteps[state.index]
-        told = torch.full((1,), timestep, device=state.x.device)
+        timestep_1 = torch.full((1,), timestep, device=state.x.device)
         if not guided(request.guidance, request.guidance_interval, timestep):
             (run,) = self.unguided
-            return run(state.x, told)[0].clone()
-        prompt, negative = (velocity for run in self.guided for velocity in run(state.x, told))
+            return run(state.x, timestep_1)[0].clone()
+        prompt, negative = (velocity for run in self.guided for velocity in run(state.x, timestep_1))
         return combine(prompt, negative, request.guidance)

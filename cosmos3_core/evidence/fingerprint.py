@@ -59,28 +59,28 @@ def named(backend: Backend, kernels: Iterable[Sequence[str]]) -> list[Kernel]:
     return [row for op, name in kernels for row in rows(backend, op) if row.name == name]
 
 
-def files_now(then: Mapping[str, Any], model: str, root: Path) -> dict[str, str]:
+def files_now(recorded: Mapping[str, Any], model: str, root: Path) -> dict[str, str]:
     """The digests of the files that a fingerprint's kernels compute with today, from the sources alone. Of a package
     that is not here nothing is known, so its files count as they were."""
     sources = Sources(root)
-    gone = {name: old for name, old in then["files"].items() if sources.folder(re.split("[/.]", name)[0]) is None}
-    return _files(then["builds"], model, sources) | gone
+    gone = {name: old for name, old in recorded["files"].items() if sources.folder(re.split("[/.]", name)[0]) is None}
+    return _files(recorded["builds"], model, sources) | gone
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two fingerprints differ in, in words; a part that is unknown now is not counted."""
-    if "files" not in then:
+    if "files" not in recorded:
         return ["records name the files they were measured with, and this one does not"]
-    said, old, new = [], then["files"], now["files"]
+    said, old, new = [], recorded["files"], now["files"]
     if changed := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         said.append(f"the code changed: {', '.join(changed[:NAMED])}{more}")
-    if now.get("rows", then["rows"]) != then["rows"]:
+    if now.get("rows", recorded["rows"]) != recorded["rows"]:
         said.append("the backend declares its rows otherwise")
     for table in ("versions", "device"):
-        new = now.get(table, then[table])
-        for name in sorted(then[table].keys() | new.keys()):
-            old_value, new_value = then[table].get(name), new.get(name)
+        new = now.get(table, recorded[table])
+        for name in sorted(recorded[table].keys() | new.keys()):
+            old_value, new_value = recorded[table].get(name), new.get(name)
             if old_value != new_value:
                 said.append(f"{name} was {old_value} and is {new_value}")
     return said

@@ -146,8 +146,8 @@ class Recipe:
         needed = f"{wanted['count']} x {wanted['name']}"
         needed += f" ({wanted['arch']})" if "arch" in wanted else ""
         needed += f" with {wanted['memory_gib']:g} GiB" if "memory_gib" in wanted else ""
-        then = "See cosmos3 recipes list, or copy the recipe and write your device into it"
-        raise InputError(f"recipe {self.name}", f"it is for {needed}, and {said}", then)
+        next_step = "See cosmos3 recipes list, or copy the recipe and write your device into it"
+        raise InputError(f"recipe {self.name}", f"it is for {needed}, and {said}", next_step)
 
 
 def names_alike(wanted: str, found: str) -> bool:

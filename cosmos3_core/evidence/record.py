@@ -105,9 +105,9 @@ def changed_media(recipe: Recipe, record: dict[str, Any]) -> list[str]:
     """Which of the recipe's input media are not what was measured, in words."""
     given, said = recipe.given(), []
     for key in MEDIA:
-        if (then := record["request"][key]) is not None:
+        if (old := record["request"][key]) is not None:
             path = Path(given[key])
-            if not path.exists() or media_digest(path) != then:
+            if not path.exists() or media_digest(path) != old:
                 said.append(f"the {key} {path.name} changed" if path.exists() else f"the {key} {path.name} is gone")
     return said
 

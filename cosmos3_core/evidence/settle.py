@@ -71,7 +71,7 @@ def eager_plan(
 def _eager(backend: Backend, formats: Mapping[str, str]) -> tuple[Backend, dict[str, str]]:
     """The backend with the rows of `rounded` if there are formats, and the kernels to name by op."""
     if formats:
-        from . import rounded
+        from . import rounded  # it imports torch, which takes seconds and a list of recipes does without
 
         backend = replace(backend, kernels=rounded.KERNELS)
     return backend, {row.op: row.name for row in reference.BACKEND.kernels if formats.get(row.op, "none") == "none"}
@@ -98,5 +98,5 @@ def check_expect(recipe: Recipe, seconds: float, memory: dict[str, int]) -> None
         elif found[key] > bound:
             missed.append(f"{key} is {found[key]:.4g}, and at most {bound:g} was expected")
     if missed:
-        then = "Find what changed; the output itself was made"
-        raise RunError(f"recipe {recipe.name}: [expect]", "; ".join(missed), then)
+        next_step = "Find what changed; the output itself was made"
+        raise RunError(f"recipe {recipe.name}: [expect]", "; ".join(missed), next_step)

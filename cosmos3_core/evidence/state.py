@@ -10,6 +10,7 @@ from ..contract import Cosmos3Error
 from . import record as records
 from .fingerprint import ROOT, differences, files_now, fingerprint, named
 from .recipe import Recipe
+from .settle import backend_of
 from .verdict import failures
 
 LEGEND = {
@@ -43,22 +44,20 @@ def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path | Non
         record = records.load(recipe)
     except Cosmos3Error as error:
         return State("stale", error.found)
-    then = record["fingerprint"]
-    now = now or {"files": files_now(then, record["model"]["name"], root or ROOT) if "files" in then else {}}
-    device, verdict = then["device"], record["verdict"]
+    old = record["fingerprint"]
+    now = now or {"files": files_now(old, record["model"]["name"], root or ROOT) if "files" in old else {}}
+    device, verdict = old["device"], record["verdict"]
     weights = " with random weights" if record["model"]["weights"] == "random" else ""
     why = f"measured on {record['date']} on {device['name']} ({device['arch']}){weights}"
     if said := verdict.get("note") or (None if verdict["passed"] else failures(verdict)):
         why += f"; {said}"
-    if changed := differences(then, now) + records.changed_media(recipe, record):
+    if changed := differences(old, now) + records.changed_media(recipe, record):
         return State("stale", f"{record['state']}, {why}; since then {'; '.join(changed)}", record)
     return State(record["state"], why, record)
 
 
 def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:
     """This machine's fingerprint for the kernels of the recipe's record, None unless backend and device are here."""
-    from .settle import backend_of
-
     try:
         record = records.load(recipe)
         backend, device = backend_of(recipe)

@@ -92,7 +92,7 @@ def _answer(
             return json.loads((out / "raw.json").read_text())
 
         shared = {job: measure(first.recipe, job, role) for job, role in SHARED.items()}
-        for question, then in zip(questions, before, strict=True):
+        for question, fingerprint in zip(questions, before, strict=True):
             recipe = question.recipe
             raw = shared | {"candidate": measure(recipe, "candidate", CANDIDATE)}
             if recipe.formats:
@@ -101,13 +101,13 @@ def _answer(
             check_expect(recipe, sum(cold["stages"].values()), memory)
             say(f"comparing {recipe.name}")
             compared = compare(folder, bool(recipe.formats))
-            if changed := differences(then, question.fingerprint()):
+            if changed := differences(fingerprint, question.fingerprint()):
                 found = f"{'; '.join(changed)} while it was measured"
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
             drawn = worker.are_random(question.candidate.model, random_weights)
             model = {"weights": "random" if drawn else "checkpoint"}
-            told = {"noise_sha256": sha256_file(noise), "fingerprint": then, "measurements": raw}
-            record = _record(question, model, told | {"comparisons": compared})
+            entries = {"noise_sha256": sha256_file(noise), "fingerprint": fingerprint, "measurements": raw}
+            record = _record(question, model, entries | {"comparisons": compared})
             records.write(recipe, record)
             yield recipe, record
 
@@ -149,8 +149,8 @@ def compare(folder: Path, formats: bool) -> dict[str, Any]:
         found = {q: quality.relative_l1(read(name, q + suffix), read(truth, q)) for q in verdicts.QUANTITIES}
         for quantity, value in found.items():
             if not math.isfinite(value):
-                then = "Run again with `backend` reference to tell which kernel it is"
-                raise RunError(f"comparing the {quantity}", "the results hold NaN or infinity", then)
+                next_step = "Run again with `backend` reference to tell which kernel it is"
+                raise RunError(f"comparing the {quantity}", "the results hold NaN or infinity", next_step)
         return found
 
     def output(name: str) -> dict[str, float | None]:

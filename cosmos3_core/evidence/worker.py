@@ -9,13 +9,14 @@ run` does, so that the peak is that of a user's run; the stages' seconds tell lo
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contract import Cosmos3Error
+from ..contract import Cosmos3Error, RunError
 from ..runs.memory import counted, peak_device_memory, peak_host_memory
 from . import recipe as recipes
 from .settle import BASELINE, CANDIDATE, EXACT, settle
@@ -138,10 +139,6 @@ def probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
 
 def launch(job: Job) -> None:
     """Take a measurement in a fresh process. Raises RunError with what the process said if it fails."""
-    import subprocess
-
-    from ..contract import RunError
-
     file = Path(job.out) / "job.json"
     file.write_text(json.dumps(asdict(job)))
     done = subprocess.run([sys.executable, "-m", __name__, str(file)], stderr=subprocess.PIPE, text=True)

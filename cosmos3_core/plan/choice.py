@@ -172,10 +172,10 @@ class Plan:
         except Exception as error:
             asked = f"building {choice.op}={choice.kernel.name} of backend {self.backend.name}"
             plain = next(row.name for row in reference.BACKEND.kernels if row.op == choice.op)
-            then = f"`kernel` {choice.op}={plain} does without it"
+            next_step = f"`kernel` {choice.op}={plain} does without it"
             if choice.format != "none":
-                then = f"Leave `format` {choice.op}={choice.format} out to do without it"
-            raise RunError(asked, reason_of(error), then) from error
+                next_step = f"Leave `format` {choice.op}={choice.format} out to do without it"
+            raise RunError(asked, reason_of(error), next_step) from error
         return ByQueries(main, below) if below else main
 
     def require(self, kernels: Mapping[str, str], queries: int | None = None) -> None:
@@ -200,15 +200,15 @@ class Plan:
             found = f"the plan has {serving.name}"
             if serving is not choice.kernel:
                 why = f"it is faster than {choice.kernel.name} for {queries:,} queries"
-                then = "Drop `require`, or ask for a larger picture"
+                next_step = "Drop `require`, or ask for a larger picture"
             elif name not in known:
-                why, then = f"{self.backend.name} has no such kernel", f"It has {', '.join(known)}"
+                why, next_step = f"{self.backend.name} has no such kernel", f"It has {', '.join(known)}"
             elif (op, name) in refused:
-                why, then = f"{name}: {refused[op, name]}", "Change what it objects to, or drop `require`"
+                why, next_step = f"{name}: {refused[op, name]}", "Change what it objects to, or drop `require`"
             else:
                 why = "it was named" if choice.named else "it serves and is preferred"
-                then = f"Type `kernel` {op}={name} to use the other"
-            raise InputError(asked, f"{found}; {why}", then)
+                next_step = f"Type `kernel` {op}={name} to use the other"
+            raise InputError(asked, f"{found}; {why}", next_step)
 
     def to_json(self, queries: int | None = None) -> dict[str, Any]:
         """For people and manifests. `kernels` are the rows that run, attention's for so many media tokens."""

@@ -65,8 +65,8 @@ def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
             raise InputError(asked, f"{op} is not quantized", f"Ops with a format are {', '.join(FORMATTED)}")
         known = formats_of(backend, op)
         if name != "none" and name not in known:
-            then = f"It has {', '.join(known)}" if known else "Leave `format` out, or choose another `backend`"
-            raise InputError(asked, f"no {op} kernel of {backend.name} has that format", then)
+            next_step = f"It has {', '.join(known)}" if known else "Leave `format` out, or choose another `backend`"
+            raise InputError(asked, f"no {op} kernel of {backend.name} has that format", next_step)
 
 
 def _choose(op: str, want: Want, backend: Backend, device: Device, refusals: list[Refusal]) -> Choice:

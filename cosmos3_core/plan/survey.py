@@ -26,8 +26,8 @@ def choose_backend(name: str | None = None, disabled: Collection[str] = ()) -> t
     available, reasons, lines = _survey(disabled)
     if len(available) > 1:
         found = " and ".join(f"{backend.name} ({device.name})" for backend, device in available)
-        then = " or ".join(f"`backend` {backend.name}" for backend, _ in available)
-        raise InputError("no `backend`", f"there is more than one accelerator here: {found}", f"Type {then}")
+        next_step = " or ".join(f"`backend` {backend.name}" for backend, _ in available)
+        raise InputError("no `backend`", f"there is more than one accelerator here: {found}", f"Type {next_step}")
     if available:
         ((backend, device),) = available
         why = "it is the only accelerator here"
@@ -72,9 +72,9 @@ def _check_nothing_missed(reasons: dict[str, str], mendable: bool) -> None:
     # A package at fault is the likelier cause than one that is not there.
     missing = [] if mendable else [pip_install(name) for name in extras() if name not in installed()]
     because = "".join(f"; {name}: {reason}" for name, reason in reasons.items())
-    then = f"Type {' or '.join(missing)}, or " if missing else "Type "
+    next_step = f"Type {' or '.join(missing)}, or " if missing else "Type "
     found = f"torch sees an accelerator of type {visible}, and no installed backend can use it{because}"
-    raise InputError("no `backend`", found, f"{then}`backend` {BUILT_IN} for the CPU")
+    raise InputError("no `backend`", found, f"{next_step}`backend` {BUILT_IN} for the CPU")
 
 
 def _visible_accelerator() -> str | None:

@@ -86,7 +86,7 @@ class Earlier:
             required=dict(wish.required),
             save_latents=_whole(save_latents),
             manifest=_whole(manifest),
-            pixels=digest(inputs.pixels),
+            pixels=pixels_digest(inputs.pixels),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def save(path: Path, state: State, run: Earlier) -> bool:
     return True
 
 
-def digest(pixels: Tensor | None) -> str | None:
+def pixels_digest(pixels: Tensor | None) -> str | None:
     """Of a picture or clip, if there is one."""
     return None if pixels is None else tensor_digest(pixels)
 

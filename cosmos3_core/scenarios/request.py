@@ -186,15 +186,15 @@ def _check_inputs(task: Task, values: dict[str, Any]) -> None:
         raise InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
     for name in INPUTS:
         if values[name] is not None and (reason := FIELDS[name].refusal(task)):
-            then = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"
-            raise InputError(f"`{name}` with task {task.name}", reason, then)
+            next_step = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"
+            raise InputError(f"`{name}` with task {task.name}", reason, next_step)
     if task.single != (values["frames"] == 1):
-        found, then = "one frame is an image", f"Ask for {TEMPORAL_COMPRESSION + 1} frames or more"
+        found, next_step = "one frame is an image", f"Ask for {TEMPORAL_COMPRESSION + 1} frames or more"
         if task.single:
             other = TASKS[DEFAULT_TASK]
             found = f"{task.result} has one frame"
-            then = f"Drop frames, or use `task` {other.name} and an output ending in {other.suffix}"
-        raise InputError(f"{values['frames']} frames with task {task.name}", found, then)
+            next_step = f"Drop frames, or use `task` {other.name} and an output ending in {other.suffix}"
+        raise InputError(f"{values['frames']} frames with task {task.name}", found, next_step)
 
 
 def _check_clean(request: Request) -> None:
@@ -208,5 +208,5 @@ def _check_clean(request: Request) -> None:
             f"Use indices from 0 to {latent_frames - 1}",
         )
     if len(clean) == latent_frames:
-        then = f"Ask for {frames + TEMPORAL_COMPRESSION} frames or more"
-        raise InputError("every frame as conditioning", "there is nothing left to generate", then)
+        next_step = f"Ask for {frames + TEMPORAL_COMPRESSION} frames or more"
+        raise InputError("every frame as conditioning", "there is nothing left to generate", next_step)

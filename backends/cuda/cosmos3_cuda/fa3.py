@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from cosmos3_triton.segments import Eight, add_segment, join, quantize
+from cosmos3_triton.segments import QuantizedHeads, add_segment, join, quantize
 from cosmos3_triton.tables import Table
 from torch import Tensor
 
@@ -45,7 +45,7 @@ class FlashAttention3InFP8(FlashAttention3):
         super().__init__()
         self.launch = table.launch("add_segment")
 
-    def prepare(self, k_BTKD: Tensor, v_BTKD: Tensor) -> Eight:
+    def prepare(self, k_BTKD: Tensor, v_BTKD: Tensor) -> QuantizedHeads:
         """The text's keys in e4m3, once for all steps."""
         return quantize(k_BTKD, centre=True)
 
@@ -56,7 +56,7 @@ class FlashAttention3InFP8(FlashAttention3):
             return super().__call__(q_BSHD, segments, causal=True, want_lse=want_lse)
         return self._in_fp8(q_BSHD, segments, want_lse)
 
-    def _others(self, q_BSHD: Tensor, segments: Segments) -> tuple[Eight, Tensor] | None:
+    def _others(self, q_BSHD: Tensor, segments: Segments) -> tuple[QuantizedHeads, Tensor] | None:
         """Keys in e4m3 and values of all segments but the last; None where there is one."""
         if len(segments) == 2 and segments[0].prepared is not None:
             return segments[0].prepared, segments[0].v_BTKD

@@ -39,7 +39,7 @@ Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, to
 """The first arguments of one."""
 
 
-class Sixteen:
+class PlainMatrix:
     """A weight in format "none", by torch. `takes` is the format of the rows that a matrix multiplies. `add` adds a
     product to the stream's x, in place, or returns it for whoever reads the stream next."""
 
@@ -58,7 +58,7 @@ class Sixteen:
         return {"weight": self.weight_OI}
 
 
-class Eight:
+class QuantizedMatrix:
     """Formats "int8" and "fp8", by `product`; what is added to the stream is a product of our own."""
 
     def __init__(self, weight_OI: Tensor, format: str, table: Table, product: Product):
@@ -81,13 +81,13 @@ class Eight:
         return self.linear.tensors()
 
 
-class Gated:
+class GatedMatrix:
     """The weight of [gate | up], whose product with tensors or rows is silu(gate)·up, I wide and rounded once. Its rows
     lie in an order of their own."""
 
-    def __init__(self, matrix: Sixteen | Eight, order: Tensor, table: Table):
+    def __init__(self, matrix: PlainMatrix | QuantizedMatrix, order: Tensor, table: Table):
         self.matrix, self.takes, self.table = matrix, matrix.takes, table
-        if isinstance(matrix, Sixteen):
+        if isinstance(matrix, PlainMatrix):
             matrix.weight_OI = matrix.weight_OI[order]
         else:  # bytes, because torch cannot gather 8-bit floats
             values_OI = matrix.linear.values_OI
@@ -95,7 +95,7 @@ class Gated:
             matrix.linear.scale_O1 = matrix.linear.scale_O1[order]
 
     def __call__(self, x_MI: Tensor | Rows) -> Tensor:
-        if isinstance(self.matrix, Eight):
+        if isinstance(self.matrix, QuantizedMatrix):
             linear, rows = self.matrix.linear, self.matrix.linear.rows(x_MI)
             operands: Operands = (rows.values_MI, linear.values_OI, rows.scale_M1, linear.scale_O1, None, rows.dtype)
         else:
@@ -107,21 +107,23 @@ class Gated:
         return self.matrix.tensors()
 
 
-def packed(weight_OI: Tensor, format: str, table: Table, product: Product) -> Sixteen | Eight:
-    return Sixteen(weight_OI) if format == "none" else Eight(weight_OI, format, table, product)
+def packed(weight_OI: Tensor, format: str, table: Table, product: Product) -> PlainMatrix | QuantizedMatrix:
+    return PlainMatrix(weight_OI) if format == "none" else QuantizedMatrix(weight_OI, format, table, product)
 
 
-def with_gate(matrix: Sixteen | Eight, activation: str, table: Table) -> Sixteen | Eight | Gated:
+def with_gate(
+    matrix: PlainMatrix | QuantizedMatrix, activation: str, table: Table
+) -> PlainMatrix | QuantizedMatrix | GatedMatrix:
     """The matrix of [gate | up] so that it applies the gate, where a kernel does that for it."""
-    values = matrix.weight_OI if isinstance(matrix, Sixteen) else matrix.linear.values_OI
+    values = matrix.weight_OI if isinstance(matrix, PlainMatrix) else matrix.linear.values_OI
     order = gated_order(values, table) if activation == "silu" else None
-    return matrix if order is None else Gated(matrix, order, table)
+    return matrix if order is None else GatedMatrix(matrix, order, table)
 
 
 class FusedProject:
     """contract.Project in 8 bits: the norm's rows come quantized. Rotation is the plan's."""
 
-    def __init__(self, weights: ProjectWeights, layer: Layer, ops: Ops, qkv: Eight, table: Table):
+    def __init__(self, weights: ProjectWeights, layer: Layer, ops: Ops, qkv: QuantizedMatrix, table: Table):
         self.layer, self.ops, self.qkv, self.norm = layer, ops, qkv, norm_rows(table)
         self.norm_I, self.norm_q_D, self.norm_k_D = weights.norm_I, weights.norm_q_D, weights.norm_k_D
         self.norm_k_for_gen_D = weights.norm_k_for_gen_D
@@ -166,7 +168,7 @@ class FusedFinish:
         )
         stream.delta_MI = None
         h = self.up(h)
-        if not isinstance(self.up, Gated):
+        if not isinstance(self.up, GatedMatrix):
             h = self.gate(h, activation=c.activation, format=self.down.takes)
         stream.delta_MI = self.down.add(stream, h)
 
@@ -182,7 +184,7 @@ def build_project(table: Table, product: Product = scaled_mm) -> PackProject:
     """Formats "int8" and "fp8"."""
 
     def project(weights: ProjectWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Project:
-        return FusedProject(weights, layer, ops, Eight(weights.qkv_OI, format, table, product), table)
+        return FusedProject(weights, layer, ops, QuantizedMatrix(weights.qkv_OI, format, table, product), table)
 
     return project
 

@@ -59,7 +59,7 @@ def join(segments: Segments) -> Segment:
 
 
 @dataclass(frozen=True)
-class Eight:
+class QuantizedHeads:
     """Heads in e4m3: what they were is x_BTHD · scale_BG + mean_BHD. Neighbouring heads may share a scale.
     `against_BHT` are products of what they were with a vector."""
 
@@ -95,8 +95,8 @@ def _add_segment(
 
 
 def add_segment(
-    q8: Eight,
-    segment: tuple[Eight, Tensor] | None,
+    q8: QuantizedHeads,
+    segment: tuple[QuantizedHeads, Tensor] | None,
     out_BSHD: Tensor,
     lse_BHS: Tensor,
     v_mean_BKD: Tensor,
@@ -186,7 +186,9 @@ def _scaled(
         tl.store(out_ptr + ((batch * length + at) * heads + head) * D + channel[None, :], x, inside)
 
 
-def quantize(x_BTHD: Tensor, *, share: int = 1, centre: bool = False, against_BGD: Tensor | None = None) -> Eight:
+def quantize(
+    x_BTHD: Tensor, *, share: int = 1, centre: bool = False, against_BGD: Tensor | None = None
+) -> QuantizedHeads:
     """`share` neighbouring heads have one scale, and one vector that they are multiplied with; heads that are centred
     have each its own scale, and lose their mean.
 
@@ -195,7 +197,7 @@ def quantize(x_BTHD: Tensor, *, share: int = 1, centre: bool = False, against_BG
     batch, length, heads, dim = x_BTHD.shape
     fp32: dict[str, Any] = {"dtype": torch.float32, "device": x_BTHD.device}
     most_BHC, sum_BHCD = torch.empty(batch, heads, CHUNKS, **fp32), torch.empty(batch, heads, CHUNKS, dim, **fp32)
-    eight = Eight(
+    quantized = QuantizedHeads(
         torch.empty_like(x_BTHD, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format),
         torch.empty(batch, heads // share, **fp32),
         torch.empty(batch, heads, dim, **fp32),
@@ -209,10 +211,10 @@ def quantize(x_BTHD: Tensor, *, share: int = 1, centre: bool = False, against_BG
         most_BHC,
         sum_BHCD,
         against_BGD,
-        eight.x_BTHD,
-        eight.scale_BG,
-        eight.mean_BHD,
-        eight.against_BHT,
+        quantized.x_BTHD,
+        quantized.scale_BG,
+        quantized.mean_BHD,
+        quantized.against_BHT,
         length,
         D=dim,
         N=block,
@@ -222,4 +224,4 @@ def quantize(x_BTHD: Tensor, *, share: int = 1, centre: bool = False, against_BG
         CENTRE=centre,
         num_warps=4,
     )
-    return eight
+    return quantized

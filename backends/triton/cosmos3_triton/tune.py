@@ -97,7 +97,7 @@ class Inputs:
 
     def adding_mm_8bit(self, table: Table) -> Callable[[], Any]:
         x, weight = self.matrices(self.sizes.tokens, self.sizes.hidden, self.sizes.hidden)
-        matrix = layers.Eight(weight, "fp8", table, scaled_mm)
+        matrix = layers.QuantizedMatrix(weight, "fp8", table, scaled_mm)
         residual, rows = Residual(self.normal(self.sizes.tokens, self.sizes.hidden)), quantize_rows(x, "fp8")
 
         def call() -> Tensor:

@@ -39,13 +39,15 @@ def test_a_layer_s_products_with_a_gate_and_onto_a_residual_are_our_own():
     small = Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2)
     of = Table("sm_90", {"adding_mm_8bit": (small,), "gated_mm_8bit": (small,)})
     x, weight, residual = (normal(*shape, seed=seed) for seed, shape in enumerate(((9, 64), (128, 64), (9, 128))))
-    theirs, ours = (layers.Eight(weight, "fp8", of, product) for product in (linear.torch_scaled_mm, scaled_mm))
+    theirs, ours = (
+        layers.QuantizedMatrix(weight, "fp8", of, product) for product in (linear.torch_scaled_mm, scaled_mm)
+    )
     sums = [Residual(residual.clone()) for _ in range(2)]
     for matrix, stream in zip((theirs, ours), sums, strict=True):
         assert matrix.add(stream, x) is None
     assert torch.equal(*(found.x_MI for found in sums))
     assert torch.equal(*(layers.with_gate(matrix, "silu", of)(x) for matrix in (theirs, ours)))
-    plain = layers.Eight(weight, "fp8", Table("sm_90", {}), linear.torch_scaled_mm)
+    plain = layers.QuantizedMatrix(weight, "fp8", Table("sm_90", {}), linear.torch_scaled_mm)
     packed = linear.build_scaled_mm(TABLE)(weight, None, format="fp8")
     for rows in (x, quantize_rows(x, "fp8")):
         assert torch.equal(plain.add(Residual(residual), rows), packed(x))
