@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Segment:
     """One producer's keys and values: the text's, or the media's. Unpacks to (k_BTKD, v_BTKD). A `static` one is the
     same for the whole run: a row that declares `prepares` has a method `prepare(k_BTKD, v_BTKD)`, whose result, made
-    once, comes with it as `prepared`."""
+    before the first step, comes with it as `prepared`."""
 
     k_BTKD: Tensor
     v_BTKD: Tensor
@@ -242,7 +242,7 @@ class Pending(Protocol):
 class Memory(Protocol):
     """Device memory, in bytes, and the way between it and the host; one object serves several devices.
 
-    free, total  what allocations can still get, and what there is, or what `limit` left of it
+    free, total  what the device can still give, and what there is
     used, peak   by this process: now, when all work is done; at most, since it started or since the last `reset`
     empty        give back what the allocator holds and no tensor uses
     limit        let allocations fail that would take more than `size` in all; Unavailable where there is no such limit

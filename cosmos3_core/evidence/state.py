@@ -8,9 +8,9 @@ from typing import Any
 
 from ..contract import Cosmos3Error
 from . import record as records
+from . import settle
 from .fingerprint import ROOT, differences, files_now, fingerprint, named
 from .recipe import Recipe
-from .settle import backend_of
 from .verdict import failures
 
 LEGEND = {
@@ -60,7 +60,7 @@ def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:
     """This machine's fingerprint for the kernels of the recipe's record, None unless backend and device are here."""
     try:
         record = records.load(recipe)
-        backend, device = backend_of(recipe)
+        backend, device = settle.backend_of(recipe)
         recipe.check_device(device)
     except Cosmos3Error:
         return None
