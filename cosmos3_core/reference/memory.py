@@ -63,7 +63,8 @@ class TorchMemory:
         limit = getattr(module, "set_per_process_memory_fraction", None)
         if limit is None:
             raise Unavailable(f"torch cannot limit the memory of a device of type {torch.device(device).type}")
-        limit(min(1.0, size / self.total(device)), device)
+        index = torch.device(device).index
+        limit(min(1.0, size / self.total(device)), accelerator.current_device_index() if index is None else index)
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=not _is_host(device))

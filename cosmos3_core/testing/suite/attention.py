@@ -191,7 +191,7 @@ def test_attention_prepares_each_segment_by_itself(kernel, dtype, op, device):
     if not kernel.prepares:
         pytest.skip("the row prepares nothing")
     q, segments = PLAIN.inputs(dtype, device)
-    texts = [Segment(sign * segments[0].k_BTKD, sign * segments[0].v_BTKD) for sign in (1, -2)]
+    texts = [Segment(scale * segments[0].k_BTKD, scale * segments[0].v_BTKD) for scale in (1, -0.5)]
     before = [t.clone() for text in texts for t in text]
     prepared = [op.prepare(*text) for text in texts]
     assert cases.same_bits([t for text in texts for t in text], before), "prepare has changed its inputs"
