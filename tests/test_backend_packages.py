@@ -199,7 +199,7 @@ def machine(monkeypatch, name: str, devices: list[SimpleNamespace], versions: di
     for version, key in {"cuda": "cuda", "hip": "hip", "xpu": "oneapi"}.items():
         monkeypatch.setattr(torch.version, version, versions.get(key))
     if name == "cuda":
-        monkeypatch.setattr(f"cosmos3_{name}.plugin._driver", lambda: versions.get("driver"))
+        monkeypatch.setattr(f"cosmos3_{name}.plugin.driver_version", lambda: versions.get("driver"))
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
     if name == "npu":
         monkeypatch.setattr(torch, "get_device_module", lambda device: answers)
@@ -228,11 +228,11 @@ def test_the_nvidia_driver_is_asked_through_its_own_tool(monkeypatch, tmp_path):
     import cosmos3_cuda.plugin as plugin
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert plugin._driver() is None
+    assert plugin.driver_version() is None
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\n[ "$1" = --query-gpu=driver_version ] && echo 580.159.04\n')
     tool.chmod(0o755)
-    assert plugin._driver() == "580.159.04"
+    assert plugin.driver_version() == "580.159.04"
 
 
 def test_the_probed_devices_are_the_recorded_ones():

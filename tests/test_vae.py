@@ -216,7 +216,7 @@ def test_patches_are_diffusers():
     from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 
     clip = pixels(2, 4, 6)
-    patched = vae_module._patched(clip.transpose(0, 1))
+    patched = vae_module.patchify(clip.transpose(0, 1))
     assert torch.equal(patched.permute(3, 0, 1, 2)[None], patchify(clip[None], 2))
     assert_bytes_of(vae_module._to_bytes(patched), unpatchify(patched.permute(3, 0, 1, 2)[None], 2))
 
@@ -225,7 +225,7 @@ def test_upsampling_in_phases_is_upsampling():
     weight, x = noise(5, 5, 3, 3), noise(2, 5, 4, 7, seed=1)
     large = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest-exact")
     expected = torch.nn.functional.conv2d(large, weight, padding=1)
-    y = torch.nn.functional.conv2d(x, Upsample._phases(weight), padding=1).unflatten(1, (2, 2, 5))
+    y = torch.nn.functional.conv2d(x, Upsample.phases(weight), padding=1).unflatten(1, (2, 2, 5))
     for i in range(2):
         for j in range(2):
             torch.testing.assert_close(y[:, i, j, :, i : i + 4, j : j + 7], expected[:, :, i::2, j::2])

@@ -77,7 +77,7 @@ class VideoVAE:
         """Pixels [3, F, H, W] in [-1, 1], F = 4k+1, to the posterior's mode, normalised: [C, k+1, H/16, W/16] fp32."""
         stream, moments = Stream(one=pixels.shape[1] == 1), []
         for chunk in _chunks(pixels.transpose(0, 1), TEMPORAL_COMPRESSION):
-            moments.append(self.encoder(_patched(chunk.to(self.device, self.dtype)), stream))
+            moments.append(self.encoder(patchify(chunk.to(self.device, self.dtype)), stream))
         mode, _ = self.quant(torch.cat(moments)).float().chunk(2, dim=-1)
         return ((mode - self.mean) / self.std).permute(3, 0, 1, 2).contiguous()
 
@@ -189,7 +189,7 @@ def _chunks(x_T: Tensor, size: int) -> Iterator[Tensor]:
         yield x_T[start : start + size]
 
 
-def _patched(pixels_TCHW: Tensor) -> Tensor:
+def patchify(pixels_TCHW: Tensor) -> Tensor:
     """[T, 3, H, W] to [T, H/2, W/2, 12]: of a channel's four, the column's offset counts before the row's."""
     x = pixels_TCHW.unflatten(3, (-1, VAE_PATCH)).unflatten(2, (-1, VAE_PATCH))  # T C h row w column
     return x.permute(0, 2, 4, 1, 5, 3).flatten(3)

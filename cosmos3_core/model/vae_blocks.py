@@ -202,11 +202,11 @@ class Upsample:
 
     def __init__(self, take: Take, name: str, channels: int, in_time: bool):
         weight = take(f"{name}.resample.1.weight", channels, channels, 3, 3)
-        self.weight, self.bias = self._phases(weight), take(f"{name}.resample.1.bias", channels)
+        self.weight, self.bias = self.phases(weight), take(f"{name}.resample.1.bias", channels)
         self.in_time = CausalConv(take, f"{name}.time_conv", channels, 2 * channels, size=1) if in_time else None
 
     @staticmethod
-    def _phases(weight: Tensor) -> Tensor:
+    def phases(weight: Tensor) -> Tensor:
         """Nearest upsampling then a 3 x 3 convolution are four 2 x 2 convolutions of the small map, one for each place
         in a 2 x 2 square of the large: two of three taps meet the same pixel. 4 taps instead of 9, and no large map.
 

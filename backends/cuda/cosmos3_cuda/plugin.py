@@ -78,7 +78,7 @@ def _versions() -> dict[str, str]:
     import torch
 
     found = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
-    if driver := _driver():
+    if driver := driver_version():
         found["driver"] = driver
     cudnn = torch.backends.cudnn.version()
     if cudnn is not None:
@@ -86,7 +86,7 @@ def _versions() -> dict[str, str]:
     return found | versions("fa3-fwd")
 
 
-def _driver() -> str | None:
+def driver_version() -> str | None:
     """The driver's version as nvidia-smi tells it; None where there is none (Jetson). Torch does not know it."""
     import shutil
     import subprocess
