@@ -44,5 +44,10 @@ def go_on(saved: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    command, *paths = sys.argv[1:]
-    (begin if command == "begin" else go_on)(*map(Path, paths))
+    match sys.argv[1:]:
+        case ["begin", saved]:
+            begin(Path(saved))
+        case ["go-on", saved, output]:
+            go_on(Path(saved), Path(output))
+        case _:
+            sys.exit(__doc__)

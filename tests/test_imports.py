@@ -59,7 +59,7 @@ TABLE: dict[str, May] = {
     "cosmos3_xpu": May((*VENDOR, "cosmos3_triton")),
     "cosmos3_npu": May(VENDOR),
 }
-ROOMS = list(TABLE)[: list(TABLE).index("cosmos3") + 1]
+PACKAGES = list(TABLE)[: list(TABLE).index("cosmos3") + 1]
 
 
 def package_of(module: str) -> str:
@@ -74,7 +74,7 @@ def package_of(module: str) -> str:
 def allowed(package: str) -> set[str]:
     """The packages of ours that a package may import."""
     ours = TABLE[package].ours
-    return {package, *(ROOMS[: ROOMS.index(package)] if ours == ABOVE else ours)}
+    return {package, *(PACKAGES[: PACKAGES.index(package)] if ours == ABOVE else ours)}
 
 
 def forbidden(module: str, source: str) -> Iterator[tuple[int, str]]:
@@ -128,12 +128,12 @@ def test_every_package_has_a_row():
 
 def test_every_room_is_in_a_row_of_its_own():
     folders = {path.parent.name for path in (ROOT / "cosmos3_core").glob("*/__init__.py")}
-    assert folders <= set(ROOMS), "a package without a row counts as the core's own __init__"
+    assert folders <= set(PACKAGES), "a package without a row counts as the core's own __init__"
 
 
 def test_rooms_import_higher_rooms_only():
-    for package in ROOMS:
-        assert allowed(package) <= set(ROOMS[: ROOMS.index(package) + 1])
+    for package in PACKAGES:
+        assert allowed(package) <= set(PACKAGES[: PACKAGES.index(package) + 1])
 
 
 def test_packages_import_what_the_table_allows():

@@ -72,9 +72,7 @@ def backends(disabled: tuple[str, ...], as_json: bool) -> None:
 
 
 @cli.command(cls=shared.WithFields, costs=True, context_settings=shared.CONTEXT)
-@click.option(
-    "--model", default="nvidia/Cosmos3-Nano", show_default=True, help='nano, super, edge, a hub id, a folder or "tiny".'
-)
+@shared.MODEL
 @shared.SET
 @shared.with_options(shared.PLAN)
 @click.option("--memory", type=float, metavar="GIB", help="Judge by this much device memory instead of what is here.")
@@ -94,7 +92,7 @@ def plan(disabled: tuple[str, ...], **options) -> None:
 
 
 @cli.command(cls=shared.WithFields, costs=True, context_settings=shared.CONTEXT)
-@click.option("--model", default="nvidia/Cosmos3-Nano", show_default=True, help='Hub id, folder, or "tiny".')
+@shared.MODEL
 @shared.SET
 @shared.with_options(shared.PLAN)
 @shared.JSON
@@ -125,7 +123,7 @@ def show(file: str, as_json: bool) -> None:
 
 
 @cli.command(context_settings=shared.CONTEXT)
-@click.option("--model", default="nvidia/Cosmos3-Nano", show_default=True, help='Hub id, folder, or "tiny".')
+@shared.MODEL
 @click.option("--profile", default="reference", show_default=True, help="Whose defaults to list.")
 @shared.JSON
 def capabilities(model: str, profile: str, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from ..plan.survey import sentence
 
 WANT = Want("bfloat16", heads=32, kv_heads=8, head_dim=128)
 """What the kernels are chosen for here: Cosmos3-Nano's attention."""
+COLUMNS = ("op", "kernel", "dtypes", "formats", "notes, or why not")
 
 
 def show(disabled: Collection[str], as_json: bool) -> None:
@@ -68,15 +69,22 @@ def _block(report: dict[str, Any]) -> str:
     if "device" in report:
         lines.append(f"  {_device(report['device'])}")
     kernels = report.get("kernels", [])
-    cells = [
-        (row["op"], row["name"] + ("*" if row["chosen"] else ""), " ".join(row["dtypes"]), " ".join(row["formats"]))
+    if not kernels:
+        return "\n".join(lines)
+    table = [COLUMNS] + [
+        (
+            row["op"],
+            row["name"] + ("*" if row["chosen"] else ""),
+            " ".join(row["dtypes"]),
+            " ".join(row["formats"]),
+            f"refused: {row['refused']}" if row["refused"] else row["notes"],
+        )
         for row in kernels
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row, line in zip(kernels, cells, strict=True):
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
         padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        why = f"refused: {row['refused']}" if row["refused"] else row["notes"]
-        lines.append(f"    {padded}  {why}".rstrip())
+        lines.append(f"    {padded}".rstrip())
     return "\n".join(lines)
 
 

@@ -105,6 +105,9 @@ PLAN = (
     click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]"),
 )
 """What decides a plan, for every command that makes one."""
+MODEL = click.option(
+    "--model", default="nvidia/Cosmos3-Nano", show_default=True, help='nano, super, edge, a hub id, a folder or "tiny".'
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 
 

@@ -39,7 +39,9 @@ def execute(options: RequestOptions, as_json: bool) -> None:
     # A layer is compiled once, however many there are; with a format, one that is kept belongs to it.
     layers = KEPT_SHARE if settled.execution.kept_layers else 1
     model = replace(settled.model, config=replace(settled.model.config, num_hidden_layers=layers))
-    engine = Engine(model, plan, resident=True, weights=RandomWeights(model, plan.backend.torch_device))
+    print(f"warming up {model.name} on {plan.backend.name}, {plan.device.name}", file=sys.stderr)
+    weights = RandomWeights(model, plan.backend.torch_device)
+    engine = Engine(model, plan, resident=True, weights=weights, on_stage=lambda stage: print(stage, file=sys.stderr))
     cold, warm = _run(engine, settled.request), _run(engine, settled.request)
     times = {stage: {"cold": round(cold[stage], 3), "warm": round(warm.get(stage, 0.0), 3)} for stage in cold}
     if as_json:
