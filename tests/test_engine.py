@@ -207,6 +207,22 @@ def test_a_generation_that_does_not_fit_its_context_is_refused(prepared, asked, 
         running.begin(context, request(**asked))
 
 
+@pytest.mark.parametrize("schedule", ["native", "distilled"])
+def test_what_is_no_step_is_refused_and_the_state_stays_as_it_is(schedule):
+    running = engine(distilled_model(), resident=True)
+    state = running.start(replace(request(steps=2), schedule=schedule))
+    (velocity,) = running.predict([state])
+    for wrong in (velocity[:1], velocity[None], velocity.half()):
+        with pytest.raises(InputError, match="Pass what predict returned"):
+            running.advance(state, wrong)
+    assert state.index == 0 and state.to_tensors()  # not torn
+    while not state.done:
+        running.step(state)
+    for call in (running.step, lambda state: running.predict([state]), lambda state: running.advance(state, velocity)):
+        with pytest.raises(InputError, match="and had them"):
+            call(state)
+
+
 # --- what is loaded when ---------------------------------------------------------------------------------------------
 
 
