@@ -25,6 +25,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from command import cosmos3
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -484,6 +485,12 @@ def test_a_bad_output(user: User, command: str, asked: str, then: str):
         pytest.skip("no /proc here")
     user.refused(command, asked, then)
     assert not user.reads
+
+
+def test_only_a_run_has_a_prompt_to_put_in_quotes(capsys, monkeypatch):
+    for command, said in (("run a cup", True), ("capabilities nano", False), ("recipes list all", False)):
+        code, _, err = cosmos3(capsys, monkeypatch, *command.split())
+        assert code == 2 and "unexpected extra argument" in err and ("Put the prompt in quotes" in err) is said
 
 
 @pytest.mark.parametrize("option", ["-o", "--manifest", "--save-latents"])

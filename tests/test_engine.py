@@ -462,6 +462,9 @@ def test_noise_of_another_shape_is_refused():
         engine().read_inputs(request(), [torch.zeros(48, 1, 2, 2)])
     with pytest.raises(InputError, match="finite"):
         engine().read_inputs(request(), [torch.full((48, 2, 4, 4), float("nan"))])
+    for wrong in ([], [torch.zeros(48, 2, 4, 4)] * 2, [torch.zeros(48, 2, 4, 4).numpy()]):
+        with pytest.raises(InputError, match="this request needs 1, for vision"):
+            engine().read_inputs(request(), wrong)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
