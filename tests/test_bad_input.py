@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import pickle
 import re
 import resource
@@ -24,6 +25,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from command import cosmos3
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -268,6 +270,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cut.json": '{"prompt": "a cup", "steps": ',
         "list.json": '["a cup"]',
         "misspelt.json": '{"prompt": "a cup", "guidence": 4}',
+        "twice.json": '{"prompt": "a cup", "steps": 2, "steps": 3}',
         "words.json": '{"prompt": "a cup", "frames": "five"}',
         "surrogate.json": r'{"prompt": "a \ud800 cup"}',
         "nested.json": "[" * 200_000,
@@ -356,6 +359,11 @@ FILES = {
     "request file cut off": ("--request {files}/cut.json", "--request {files}/cut.json", "Give a JSON object"),
     "request file a list": ("--request {files}/list.json", "--request {files}/list.json", 'Write it like {"prompt": '),
     "request file misspelt": ("--request {files}/misspelt.json", "request field 'guidence'", "Did you mean guidance?"),
+    "request file with a key twice": (
+        "--request {files}/twice.json",
+        "--request {files}/twice.json",
+        "'steps' is there twice",
+    ),
     "request file of words": (
         "--model tiny --request {files}/words.json",
         "frames = 'five'",
@@ -373,7 +381,7 @@ FILES = {
         for name, file, then in (
             ("missing", "none.safetensors", "Give a safetensors file that cosmos3 wrote"),
             ("text", "text.safetensors", "Give a safetensors file that cosmos3 wrote"),
-            ("folder", "folder", "Give a safetensors file that cosmos3 wrote"),
+            ("folder", "folder", "it is a folder. Give a safetensors file that cosmos3 wrote"),
             ("3 GB of zeros", "huge.safetensors", "Give a safetensors file that cosmos3 wrote"),
             ("of sound", "sound.safetensors", "Use a file that --save-latents wrote"),
         )
@@ -443,6 +451,18 @@ OUTPUTS = {
     "name too long": (CLIP + f"-o {'a' * 300}.mp4", "writing aaa", "File name too long). Choose another name with -o"),
     "manifest in a missing folder": (CLIP + "--manifest none/a.json", "writing none/a.json", "there is no folder none"),
     "manifest a folder": (CLIP + "--manifest folder", "writing folder", "Pass the name of a file"),
+    "manifest name too long": (CLIP + f"--manifest {'a' * 300}", "writing aaa", "File name too long). Choose another"),
+    "name too long for a manifest": (
+        CLIP + f"-o {'a' * 250}.mp4",
+        "writing aaa",
+        "File name too long). Choose another",
+    ),
+    "name too long for a state": (CLIP + f"-o {'a' * 240}.mp4", "writing aaa", "Choose another name with -o"),
+    "latents where a stop would keep the run": (
+        CLIP + "--save-latents clip.mp4.state.safetensors",
+        "writing {out}/clip.mp4.state.safetensors",
+        "Choose another file name",
+    ),
     "manifest over the output": (
         CLIP + "--manifest {out}/clip.mp4",
         "writing {out}/clip.mp4",
@@ -465,6 +485,20 @@ def test_a_bad_output(user: User, command: str, asked: str, then: str):
         pytest.skip("no /proc here")
     user.refused(command, asked, then)
     assert not user.reads
+
+
+def test_only_a_run_has_a_prompt_to_put_in_quotes(capsys, monkeypatch):
+    for command, said in (("run a cup", True), ("capabilities nano", False), ("recipes list all", False)):
+        code, _, err = cosmos3(capsys, monkeypatch, *command.split())
+        assert code == 2 and "unexpected extra argument" in err and ("Put the prompt in quotes" in err) is said
+
+
+@pytest.mark.parametrize("option", ["-o", "--manifest", "--save-latents"])
+def test_a_pipe_is_not_replaced(user: User, option: str):
+    """Nor a device: as root, --manifest /dev/null would be the end of it."""
+    os.mkfifo(user.out / "pipe.mp4")
+    user.refused(CLIP + f"{option} pipe.mp4", "writing pipe.mp4", "it exists and is not an ordinary file")
+    assert (user.out / "pipe.mp4").is_fifo() and not user.reads
 
 
 # ---- damaged checkpoints -------------------------------------------------------------------------------------------

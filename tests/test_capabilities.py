@@ -41,6 +41,19 @@ def test_it_lists_every_task_field_size_and_format(told):
     assert found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v"] and found["fields"]["prompt"]["required"] is True
 
 
+@pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", DISTILLED])
+def test_every_choice_that_is_listed_is_taken(model):
+    facts = describe(model).facts
+    found = capabilities(facts, PROFILES[0])
+    assert found["fields"]["task"]["schema"]["enum"] == list(found["tasks"])
+    for task in found["tasks"]:
+        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        for name, row in found["fields"].items():
+            for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
+                if name != "task":
+                    resolve(given | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", "nvidia/Cosmos3-Edge", DISTILLED])
 def test_a_default_is_what_a_run_fills_in(model, profile):
@@ -62,7 +75,8 @@ def test_a_distilled_model_has_two_tasks_and_fixed_fields(told):
     found = told("--model", DISTILLED)
     assert set(found["tasks"]) == {"t2i", "i2v"} and not found["fields"]["video"]["tasks"]
     fixed = {name for name, field in found["fields"].items() if field["fixed"]}
-    assert fixed == {"steps", "guidance", "guidance_interval", "schedule", "shift", "negative_prompt"}
+    of_negatives = {"negative_prompt", "negative_metadata"}
+    assert fixed == {"steps", "guidance", "guidance_interval", "schedule", "shift"} | of_negatives
     assert found["fields"]["steps"]["defaults"]["t2i"] == {"value": 4, "source": "checkpoint (its distilled sigmas)"}
 
 

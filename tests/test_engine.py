@@ -207,6 +207,22 @@ def test_a_generation_that_does_not_fit_its_context_is_refused(prepared, asked, 
         running.begin(context, request(**asked))
 
 
+@pytest.mark.parametrize("schedule", ["native", "distilled"])
+def test_what_is_no_step_is_refused_and_the_state_stays_as_it_is(schedule):
+    running = engine(distilled_model(), resident=True)
+    state = running.start(replace(request(steps=2), schedule=schedule))
+    (velocity,) = running.predict([state])
+    for wrong in (velocity[:1], velocity[None], velocity.half()):
+        with pytest.raises(InputError, match="Pass what predict returned"):
+            running.advance(state, wrong)
+    assert state.index == 0 and state.to_tensors()  # not torn
+    while not state.done:
+        running.step(state)
+    for call in (running.step, lambda state: running.predict([state]), lambda state: running.advance(state, velocity)):
+        with pytest.raises(InputError, match="and had them"):
+            call(state)
+
+
 # --- what is loaded when ---------------------------------------------------------------------------------------------
 
 
@@ -446,6 +462,9 @@ def test_noise_of_another_shape_is_refused():
         engine().read_inputs(request(), [torch.zeros(48, 1, 2, 2)])
     with pytest.raises(InputError, match="finite"):
         engine().read_inputs(request(), [torch.full((48, 2, 4, 4), float("nan"))])
+    for wrong in ([], [torch.zeros(48, 2, 4, 4)] * 2, [torch.zeros(48, 2, 4, 4).numpy()]):
+        with pytest.raises(InputError, match="this request needs 1, for vision"):
+            engine().read_inputs(request(), wrong)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

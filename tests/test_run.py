@@ -447,6 +447,20 @@ def test_a_run_that_goes_on_uses_up_its_own_state(run, full):
     assert Path("b.mp4.state.safetensors").exists() and not Path("a.mp4.state.safetensors").exists()
 
 
+def test_another_stopped_run_stays_where_it_is_kept(run, full):
+    """Typed again and stopped again, a command does not write over the steps that it had."""
+    assert run("a cup", *STEPS, "-o", "cup.mp4")[0] == 1
+    first = Path("cup.mp4.state.safetensors").read_bytes()
+    code, _, err = run("a bowl", *STEPS, "-o", "cup.mp4")
+    assert code == 1 and "go on with: cosmos3 run --resume cup.mp4.state-2.safetensors -o cup.mp4" in err
+    assert Path("cup.mp4.state.safetensors").read_bytes() == first
+    assert run("--resume", "cup.mp4.state-2.safetensors", "-o", "cup.mp4")[0] == 1  # its own it replaces
+    assert sorted(Path().glob("*.safetensors")) == [
+        Path("cup.mp4.state-2.safetensors"),
+        Path("cup.mp4.state.safetensors"),
+    ]
+
+
 def test_a_run_that_was_told_to_survive_its_terminal_does():
     """As under nohup: a signal that is ignored stays ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

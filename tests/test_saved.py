@@ -96,6 +96,26 @@ def test_a_damaged_state_is_refused_in_one_line(run, damage):
     assert "--resume bad.st: it is not a stopped run. Give the file a stopped run named" in err
 
 
+UNFIT = {
+    "a step after the last": lambda value, tensors: value["numbers"].update(index=4),
+    "another size": lambda value, tensors: value["given"].update(size="96x64"),
+    "half a state": lambda value, tensors: tensors.pop("x"),
+    "another dtype": lambda value, tensors: tensors.update(x=tensors["x"].half()),
+    "no random stream": lambda value, tensors: tensors["stream"].zero_(),
+    "latents that are NaN": lambda value, tensors: tensors["x"].fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize("change", UNFIT.values(), ids=UNFIT)
+def test_a_state_that_does_not_fit_its_request_is_refused_before_weights_are_read(run, change):
+    value, tensors = settled_in(OLD / "stopped.safetensors"), load_file(OLD / "stopped.safetensors")
+    change(value, tensors)
+    save_file(tensors, "bad.st", {KEY: json.dumps(value)})
+    code, out, err = run("--resume", "bad.st", "-o", "x.png")
+    assert (code, out) == (2, "")
+    assert err == "error: resuming: the saved latents do not fit the saved request. Start the run again\n"
+
+
 @pytest.mark.parametrize(
     "change",
     [

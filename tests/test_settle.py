@@ -33,6 +33,24 @@ def test_what_is_left_open_is_filled_in():
 
 
 @pytest.mark.parametrize(
+    ("wish", "then"),
+    [
+        ({"model": None}, "Pass model as a string"),
+        ({"backend": 3}, "Pass backend as a string"),
+        ({"given": ["a cup"]}, "Pass given as a dict"),
+        ({"given": {1: "a cup"}}, "Pass given as a dict"),
+        ({"kernels": "gate=eager"}, "Pass kernels as a dict"),
+        ({"disabled": "cuda"}, r"Pass \['cuda'\]"),
+        ({"memory": float("nan")}, "Give it in bytes"),
+        ({"memory": -1}, "Give it in bytes"),
+    ],
+)
+def test_a_wish_of_the_wrong_kind_is_refused(wish, then):
+    with pytest.raises(InputError, match=then):
+        Wish(**{"model": "tiny"} | wish)
+
+
+@pytest.mark.parametrize(
     ("given", "suffix", "task"),
     [({}, ".PNG", "t2i"), ({}, ".mp4", "t2v"), ({"frames": 1}, None, "t2i"), ({"image": "x.png"}, None, "i2v")],
 )

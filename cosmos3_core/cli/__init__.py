@@ -163,8 +163,9 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
-        if "unexpected extra argument" in error.message:
-            error = click.UsageError(f"{error.message}. Put the prompt in quotes", getattr(error, "ctx", None))
+        context = getattr(error, "ctx", None)
+        if "unexpected extra argument" in error.message and context and context.command is run:
+            error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
         error.show()
         sys.exit(error.exit_code)
     except Cosmos3Error as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError, RunError
-from ..files.atomic import atomic, check_writable
+from ..files.atomic import atomic, check_writable, mode_at
 from ..files.images import write_image
 from ..files.outputs import check_output
 from ..files.video import write_video
@@ -138,6 +138,8 @@ def execute(options: Options) -> None:
     if stopped and earlier.pixels != saved.pixels_digest(inputs.pixels):
         found = "the picture or clip that it began with has changed since"
         raise InputError(f"--resume {options.resume}", found, "Put the old file back, or start the run again")
+    if stopped:
+        engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)
     resolved |= {"latents": asdict(latents)} if latents else {}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
@@ -311,7 +313,12 @@ def _paths(options: Options, request: requests.Request) -> Paths:
             raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
         taken.add(real)
         check_writable(path)
-    return Paths(output, manifest, latents)
+    paths = Paths(output, manifest, latents)
+    mode_at(paths.state, "Choose another name with -o")
+    if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (manifest, latents))):
+        found = "a stop would keep the run there, and another file of this run has that name"
+        raise InputError(f"writing {paths.state}", found, "Choose another file name")
+    return paths
 
 
 def _read_noise(name: str, options: Options, settled: Settled, earlier: Earlier) -> tuple[list[Tensor], Source]:
@@ -366,7 +373,7 @@ def _generate(engine: Engine, request: requests.Request, run: Run) -> None:
 
 def _keep(run: Run, state: State) -> None:
     """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
-    path, output = run.paths.state, run.paths.output
+    path, output = saved.unused(run.paths.state, run.resumed), run.paths.output
     if state.index == 0:
         return
     try:

@@ -14,6 +14,7 @@ look at the latents, or take a step of another generation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -121,6 +122,14 @@ class Engine:
         if len(branches_of(request.guidance)) > len(context.texts):
             found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
             raise InputError("beginning a generation", found, "Prepare this request")
+        return self._first(context, request)
+
+    def check_saved(self, request: Request, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Raises InputError unless `State.restore` takes these on a state of this request. Reads no weight."""
+        packing = Packing(items_of(request, self.model.config), self.model.config, self.device)
+        self._first(Context(request, packing, ()), request).restore(tensors, numbers)
+
+    def _first(self, context: Context, request: Request) -> State:
         solver, stream = solver_of(request, self.model).to(self.device), generator(request.seed)
         drawn = initial_noise(context.items, stream)  # whatever noise is taken: what a sampler draws comes after it
         noise = context.noise or drawn
@@ -153,7 +162,10 @@ class Engine:
     @torch.inference_mode()
     def predict(self, states: Sequence[State]) -> list[Tensor]:
         """The velocity of each state's next step, guidance included: flat, fp32, on the device. Nothing that a state is
-        saved with changes. The first prediction loads the media tower, which the states hold until `finish`."""
+        saved with changes. The first prediction loads the media tower, which the states hold until `finish`. Raises
+        InputError for a state that has had all its steps."""
+        for state in states:
+            _check_goes_on(state)
         velocities = []
         for state in states:
             passes = self._passes_of(state)  # loading the tower is no part of the step
@@ -174,7 +186,12 @@ class Engine:
 
     @torch.inference_mode()
     def advance(self, state: State, velocity: Tensor) -> State:
-        """The solver's move along a velocity, in place."""
+        """The solver's move along a velocity, in place. Raises InputError for what is no velocity of this state, which
+        stays as it is."""
+        _check_goes_on(state)
+        if (velocity.shape, velocity.dtype) != (state.x.shape, state.x.dtype):
+            found = f"the velocity is {velocity.dtype} {list(velocity.shape)}, and the latents are {state.x.dtype}"
+            raise InputError(f"step {state.index + 1}", f"{found} {list(state.x.shape)}", "Pass what predict returned")
         with self._stages.timed("steps"):
             state.torn = True
             state.x, state.memory = state.solver.step(velocity, state.x, state.index, state.memory, state.stream)
@@ -215,3 +232,8 @@ class Engine:
         finally:  # also where the consumer wants no more
             del component, groups
             self._pool.give_back()
+
+
+def _check_goes_on(state: State) -> None:
+    if state.done:
+        raise InputError(f"step {state.index + 1}", f"the generation has {state.steps}, and had them", "Finish it")

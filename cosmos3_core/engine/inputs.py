@@ -46,6 +46,9 @@ def read_inputs(
 
 
 def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
+    if len(noise) != len(items) or not all(isinstance(tensor, Tensor) for tensor in noise):
+        found = f"this request needs {len(items)}, for {', '.join(item.modality for item in items)}"
+        raise InputError(f"initial noise as {len(noise)} latents", found, "Pass a list with a tensor for each")
     for tensor, item in zip(noise, items, strict=True):
         if tuple(tensor.shape) != item.shape or not torch.isfinite(tensor).all():
             raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,26 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def check_writable(path: Path) -> None:
-    """Raises InputError unless a file called `path` can be made: its folder exists and can be written to."""
-    if path.is_dir():
+    """Raises InputError unless a file called `path` can be made: its folder exists and can be written to, and what has
+    that name now is an ordinary file if anything. A pipe or a device would be replaced, not written to."""
+    mode = mode_at(path)
+    if stat.S_ISDIR(mode):
         raise InputError(f"writing {path}", "it is a folder", "Pass the name of a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"writing {path}", "it exists and is not an ordinary file", "Choose another name")
     _reserve(path).unlink()
+
+
+def mode_at(path: Path, then: str = "Choose another name") -> int:
+    """The mode of what has this name, that of a file where nothing has it. Raises InputError, and says what to do
+    `then`, for a name that nothing can have."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return stat.S_IFREG
+    except OSError as error:
+        found = f"the name cannot be used ({error.strerror})"
+        raise InputError(f"writing {path}", found, then) from error
 
 
 @contextmanager

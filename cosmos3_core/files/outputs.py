@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..contract import InputError
 from . import images, video
-from .atomic import check_writable
+from .atomic import check_writable, mode_at
 
 
 def check_output(path: Path, clip: bool) -> None:
@@ -20,20 +20,11 @@ def check_output(path: Path, clip: bool) -> None:
     in its place, a missing or unwritable folder, or no H.264 encoder. Costs nothing next to loading weights."""
     asked = f"writing {path}"
     kind, suffix = ("clip", video.VIDEO_SUFFIX) if clip else ("picture", images.IMAGE_SUFFIX)
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        mode = stat.S_IFREG
-    except OSError as error:
-        found = f"the name cannot be used ({error.strerror})"
-        raise InputError(asked, found, "Choose another name with -o") from error
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(mode_at(path, "Choose another name with -o")):
         raise InputError(asked, "it is a folder", f"Pass a file name, such as -o {path / 'out'}{suffix}")
     if path.suffix.lower() != suffix:
         found = f"this run makes a {kind}, which is written as {suffix}"
         raise InputError(asked, found, f"Pass -o {path.with_suffix(suffix)}")
-    if not stat.S_ISREG(mode):
-        raise InputError(asked, "it exists and is not an ordinary file", "Choose another name with -o")
     check_writable(path)
     if clip:
         import av

@@ -151,7 +151,7 @@ class Stopped:
 def read_request(text: str, asked: str) -> Earlier:
     """A JSON object of request fields, or a manifest. `asked` names the file in messages."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise InputError(asked, f"it is not JSON ({error})", "Give a JSON object of request fields") from None
     if not isinstance(value, dict):
@@ -185,6 +185,18 @@ def save(path: Path, state: State, run: Earlier) -> bool:
     return True
 
 
+def unused(path: Path, own: str | None) -> Path:
+    """Where to keep a run that was to be kept at `path`: another stopped run that is there stays. The file `own`, which
+    this run went on from, is replaced."""
+    taken, count = own and os.path.realpath(own), 1
+    name, _, suffix = path.name.rpartition(".")
+    free = path
+    while os.path.lexists(free) and os.path.realpath(free) != taken:
+        count += 1
+        free = path.with_name(f"{name}-{count}.{suffix}")
+    return free
+
+
 def pixels_digest(pixels: Tensor | None) -> str | None:
     """Of a picture or clip, if there is one."""
     return None if pixels is None else tensor_digest(pixels)
@@ -194,6 +206,8 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
     """The tensors and the metadata of a safetensors file. `asked` names it in messages."""
     from safetensors import SafetensorError, safe_open
 
+    if os.path.isdir(name):
+        raise InputError(asked, "it is a folder", "Give a safetensors file that cosmos3 wrote")
     try:
         with safe_open(name, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
@@ -207,6 +221,16 @@ def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str]
 
     with atomic(path) as temporary:
         temporary.write_bytes(to_bytes(named, metadata))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. One of two values of a key would be dropped without a word."""
+    value: dict[str, Any] = {}
+    for key, part in pairs:
+        if key in value:
+            raise ValueError(f"{key!r} is there twice")
+        value[key] = part
+    return value
 
 
 def _whole(path: str | None) -> str | None:

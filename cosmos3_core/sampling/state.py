@@ -108,7 +108,8 @@ class State:
         for what does not fit it. 0.1.0 wrote the same tensors and one number more, which nothing needs."""
         own, index, device = self._tensors(), numbers.get("index"), self.x.device
         fits = tensors.keys() == own.keys() and all(
-            (tensor.shape, tensor.dtype) == (own[name].shape, own[name].dtype) for name, tensor in tensors.items()
+            (tensor.shape, tensor.dtype) == (own[name].shape, own[name].dtype) and bool(tensor.isfinite().all())
+            for name, tensor in tensors.items()
         )
         refusal = InputError("resuming", "the saved latents do not fit the saved request", "Start the run again")
         if not fits or type(index) is not int or not 0 <= index <= self.steps:

@@ -8,18 +8,20 @@ from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from .facts import ModelFacts
 from .families import TASKS
 from .fields import FIELDS, REQUIRED, Field
-from .kinds import LONGEST
+from .kinds import LONGEST, Kind, choice
 from .request import PROFILES, defaults, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
 from .task import Task
 
+DISTILLED = "distilled"
+"""A variant of models, and the schedule that only these have."""
 Row = tuple[dict[str, Any], dict[str, str]]
 
 
 def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
     """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
     unknown profile."""
-    tasks = [task for task in TASKS.values() if task.distilled or model.variant != "distilled"]
+    tasks = [task for task in TASKS.values() if task.distilled or model.variant != DISTILLED]
     rows = {task.name: defaults(task.name, profile, model) for task in tasks}
     return {
         "model": {"name": model.name, "variant": model.variant},
@@ -48,17 +50,25 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, Any]:
-    tasks = [name for name in field.tasks if name in rows]
+    tasks, kind = [name for name in field.tasks if name in rows], _kind(field, model, rows)
     return {
         "help": field.help,
-        "kind": field.kind.name,
-        "words": field.kind.words,
-        "schema": dict(field.kind.schema),
+        "kind": kind.name,
+        "words": kind.words,
+        "schema": dict(kind.schema),
         "required": field.default == REQUIRED,
-        "fixed": field.distilled and model.variant == "distilled",
+        "fixed": field.distilled and model.variant == DISTILLED,
         "tasks": tasks,
         "defaults": {name: _default(field, *rows[name]) for name in tasks if field.name in rows[name][0]},
     }
+
+
+def _kind(field: Field, model: ModelFacts, rows: dict[str, Row]) -> Kind:
+    """The field's kind with what this model takes of its choices: not each has every task, and only a distilled one the
+    schedule of that name."""
+    names = field.kind.schema.get("enum", ())
+    lacking = TASKS.keys() - rows.keys() | ({DISTILLED} - {model.variant})
+    return choice(*(name for name in names if name not in lacking)) if lacking & set(names) else field.kind
 
 
 def _default(field: Field, values: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:

@@ -246,6 +246,7 @@ _ROWS = (
         kind=kinds.choice("none", "same", "inverse"),
         help="Which of these sentences the negative prompt gets.",
         idle=_no_template,
+        distilled=True,
     ),
     Field(
         name="image_filter",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..contract import InputError
 from ..scenarios.request import PROFILES
 
 
@@ -42,3 +44,21 @@ class Wish:
     formats: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, str] = field(default_factory=dict)
     memory: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for what is of another kind than it says above."""
+        for name in ("given", "kernels", "formats", "required"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+                raise InputError(f"{name} = {value!r}", "it is no mapping by name", f"Pass {name} as a dict")
+        texts = {"model": False, "revision": True, "suffix": True, "profile": False, "backend": True, "dtype": True}
+        for name, may_lack in texts.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (may_lack and value is None):
+                raise InputError(f"{name} = {value!r}", "it is not text", f"Pass {name} as a string")
+        if isinstance(self.disabled, str):
+            found = "it is one text, and each of its letters would be a name"
+            raise InputError(f"disabled = {self.disabled!r}", found, f"Pass [{self.disabled!r}]")
+        memory = self.memory
+        if memory is not None and not (isinstance(memory, int | float) and 0 < memory < math.inf):
+            raise InputError(f"memory = {memory!r}", "that is no memory", "Give it in bytes")
