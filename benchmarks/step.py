@@ -251,8 +251,7 @@ def compare(args: argparse.Namespace, work: Work, ours: Ours, theirs: Theirs) ->
     if not error <= args.tolerance and not ours.plan.formats:
         raise SystemExit(f"the velocities differ by {error:.2e}, more than {args.tolerance:g}; nothing was timed")
     sides = {"cosmos3": ours.timed(work), args.peer: theirs.timed(work)}
-    captured = any(one.captured for one in ours.engine.execution(work.request).passes)
-    for _ in range(3 if captured else 1):  # load, compile and capture
+    for _ in range(3 if ours.engine.execution(work.request).captured else 1):  # load, compile and capture
         finals = [function() for function in sides.values()]
     timed = alternate(sides, waiting(ours.engine.target.ops.memory, theirs.device), args.repeats)
     return {

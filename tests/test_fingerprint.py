@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import shutil
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from devices import backend
 
-from cosmos3_core.contract import Device, Kernel
+from cosmos3_core import reference
+from cosmos3_core.contract import Delegate, Device, Kernel
 from cosmos3_core.evidence import fingerprint
 from cosmos3_core.evidence.fingerprint import differences, files_now
 
@@ -108,7 +110,7 @@ def rows() -> list[Kernel]:
 
 def measured(kernels: list[Kernel], model: str = "some") -> dict:
     device = Device(arch="acme1", name="ACME One", count=1, memory=1, unified=True, versions={"driver": "3.1"})
-    backend = type("Backend", (), {"name": "plain"})
+    backend = type("Backend", (), {"name": "plain", "tuning": {}})
     return fingerprint.fingerprint(backend, device, kernels, model)
 
 
@@ -122,6 +124,7 @@ def changed(root: Path, then: dict, name: str, old: str = "", new: str = "# anot
 
 
 COMPUTES = [
+    "cosmos3_core/engine/passes.py",
     "cosmos3_core/sampling/guidance.py",
     "cosmos3_core/sampling/solver.py",
     "cosmos3_core/model/rope.py",
@@ -237,3 +240,12 @@ def test_the_real_fa3_counts_where_the_plan_runs_it(root, name, used, own):
     kernels = [row for row in backend("cuda").kernels if row.op == "attention" and row.name == name]
     assert bool(changed(root, measured(kernels), "cosmos3_cuda/fa3.py")) is used
     assert changed(root, measured(kernels), own)
+
+
+@pytest.mark.parametrize(
+    "declared", [{"fuses": ("gate",)}, {"prepares": True}, {"fresh": False}, {"delegates": (Delegate("eager", 64),)}]
+)
+def test_what_a_row_declares_counts(declared):
+    row = reference.BACKEND.kernels[0]
+    assert measured([row])["rows"] != measured([replace(row, **declared)])["rows"]
+    assert measured([row])["rows"] == measured([replace(row, notes="in other words")])["rows"]

@@ -550,6 +550,7 @@ def test_a_change_of_code_versions_or_device_makes_a_record_stale(acme):
     for change, said in [
         ({"files": now["files"] | {"cosmos3_core/a.py": "0"}}, "the code changed: cosmos3_core/a.py"),
         ({"rows": "0"}, "the backend declares its rows otherwise"),
+        ({"tuning": now["tuning"] | {"capture_rows": 1}}, "capture_rows was 8192 and is 1"),
         ({"versions": now["versions"] | {"driver": "1.1"}}, "driver was 1.0 and is 1.1"),
         ({"device": now["device"] | {"name": "Acme 10"}}, "name was Acme 9 and is Acme 10"),
     ]:

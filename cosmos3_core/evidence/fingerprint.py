@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 from ..contract import Backend, Device, Kernel
 from ..files.digests import sha256_json
 from ..plan import Plan
-from ..plan.choice import rows
+from ..plan.choice import rows, tuning_of
 from .closure import CORE, Closure, Sources
 
 ROOT = Path(__file__).parents[2]
 """The checkout, or the folder of the installed package."""
-ROOTS = ("model", "quant", "reference", "sampling", "plan.execution", "scenarios.conditioning", "scenarios.prompts")
+ROOTS = ("model", "quant", "reference", "sampling", "plan.execution", "engine.passes")
+ROOTS += ("scenarios.conditioning", "scenarios.prompts")
 """The parts of the core that compute; what they import counts as well."""
 OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contract.errors", "spelling")
 """Parts that compute nothing, whoever imports them."""
@@ -44,6 +46,7 @@ def fingerprint(backend: Backend, device: Device, kernels: Sequence[Kernel], mod
         "files": _files(builds, model, sources),
         "versions": versions_of((*LIBRARIES, *needs)) | dict(device.versions),
         "device": {"backend": backend.name, "name": device.name, "arch": device.arch},
+        "tuning": asdict(tuning_of(backend, device)),
     }
 
 
@@ -77,7 +80,7 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         said.append(f"the code changed: {', '.join(changed[:NAMED])}{more}")
     if now.get("rows", recorded["rows"]) != recorded["rows"]:
         said.append("the backend declares its rows otherwise")
-    for table in ("versions", "device"):
+    for table in ("versions", "device", "tuning"):
         new = now.get(table, recorded[table])
         for name in sorted(recorded[table].keys() | new.keys()):
             old_value, new_value = recorded[table].get(name), new.get(name)
@@ -88,8 +91,10 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 def row_facts(kernel: Kernel) -> dict[str, Any]:
     """What a row declares of itself, as JSON."""
-    plain = ("op", "name", "arch", "dtypes", "formats", "needs", "deterministic")
-    return {key: list(value) if isinstance(value := getattr(kernel, key), tuple) else value for key in plain}
+    code_or_prose = ("build", "refuse", "notes")
+    facts = {field.name: getattr(kernel, field.name) for field in fields(kernel) if field.name not in code_or_prose}
+    facts["delegates"] = [asdict(delegate) for delegate in kernel.delegates]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:

@@ -79,7 +79,7 @@ def _eager(backend: Backend, formats: Mapping[str, str]) -> tuple[Backend, dict[
 
 def _check_plan(recipe: Recipe, settled: Settled) -> None:
     try:
-        settled.plan.require(recipe.plan, settled.execution.tokens)
+        settled.plan.require(recipe.plan, settled.execution.tokens, captured=settled.execution.captured)
     except InputError as error:
         asked = f"recipe {recipe.name}: [plan] {error.asked.removeprefix('`require` ')}"
         raise InputError(asked, error.found, "Correct [plan], or name the kernel in [run.kernels]") from None

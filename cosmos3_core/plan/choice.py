@@ -129,7 +129,7 @@ class Plan:
     @property
     def tuning(self) -> Tuning:
         """The backend's for the device's architecture, or the defaults."""
-        return self.backend.tuning.get(self.device.arch, Tuning())
+        return tuning_of(self.backend, self.device)
 
     def execution(self, config: TransformerConfig, request: Numbers, placement: str = SEQUENTIAL) -> Execution:
         """How this request runs on a model of this config."""
@@ -178,9 +178,9 @@ class Plan:
             raise RunError(asked, reason_of(error), next_step) from error
         return ByQueries(main, below) if below else main
 
-    def require(self, kernels: Mapping[str, str], queries: int | None = None) -> None:
+    def require(self, kernels: Mapping[str, str], queries: int | None = None, *, captured: bool = True) -> None:
         """Raises InputError unless each op named here is served by the row named here, attention for so many queries
-        (None: for any number of them)."""
+        (None: for any number of them), capture where a pass is `captured`."""
         fused, chosen = self.fused, {choice.op: choice for choice in self.choices}
         refused = {(refusal.op, refusal.name): refusal.reason for refusal in self.refusals}
         for op, name in kernels.items():
@@ -189,7 +189,10 @@ class Plan:
             serving, asked = choice.serving(queries), f"`require` {op}={name}"
             if op in fused:
                 found = f"no row of {op} runs: it is done inside {fused[op]}"
-                raise InputError(asked, found, f"Type `kernel` {op}={name} to have it apart")
+                apart = name if name in known else choice.kernel.name
+                raise InputError(asked, found, f"Type `kernel` {op}={apart} to have it apart")
+            if op == "capture" and not captured:
+                raise InputError(asked, "no pass of this request is captured", "Drop it, or ask for a smaller picture")
             if queries is None and choice.below and choice.kernel.name == name:
                 small = ", ".join(f"below {count:,} queries {row.name}" for count, row in choice.below)
                 raise InputError(
@@ -248,3 +251,8 @@ def rows(backend: Backend, op: str) -> list[Kernel]:
     """The rows that may serve an op, in order of preference: the backend's own, then eager torch."""
     own = [kernel for kernel in backend.kernels if kernel.op == op]
     return own + [kernel for kernel in reference.BACKEND.kernels if kernel.op == op and kernel not in own]
+
+
+def tuning_of(backend: Backend, device: Device) -> Tuning:
+    """The backend's thresholds for the device's architecture, or the defaults."""
+    return backend.tuning.get(device.arch, Tuning())

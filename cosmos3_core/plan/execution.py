@@ -102,6 +102,11 @@ class Execution:
         return tuple(dict.fromkeys(self.unguided + self.guided))
 
     @property
+    def captured(self) -> bool:
+        """Whether any pass is."""
+        return any(one.captured for one in self.passes)
+
+    @property
     def widest(self) -> int:
         """Branches in the pass that has most of them."""
         return max(len(one.branches) for one in self.passes)

@@ -81,7 +81,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None) -> Settled:
     plan = resolve(Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats), backend, device)
     job = _job(request, origin, model, _guided_steps(request, model, wish.described))
     asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, tuning=plan.tuning)
-    plan.require(wish.required, asked.execution.tokens)
+    plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
         whole = asked.stage("decode").peak / GIB
         reason = f"plan: whole frames take {whole:.1f} GiB to decode, and the device has {device.memory / GIB:.1f}"
