@@ -21,7 +21,6 @@ from .marks import each, over
 INSIDE = {"project": ("rms_norm", "pack_linear", "norm_rope"), "finish": ("rms_norm", "pack_linear", "gate")}
 """The ops that a composite is made of: those that it can fuse."""
 WIDTH = HEADS * HEAD_DIM
-EPS = 1e-6
 REFERENCE = build_ops()
 
 
@@ -37,7 +36,7 @@ def _norm(width: int, seed: int) -> Tensor:
 class Half:
     """A half of a layer at Cosmos3's heads, and what it is called with: `branches` prompts of 37 tokens, each with
     tables of its own, as rows whose mean is not 0. `norms` has a letter for each norm of heads: of q, of k, and of k
-    for gen."""
+    for gen. An `eps` as large as the squares shows in every norm."""
 
     id: str
     activation: str = "silu"
@@ -45,6 +44,7 @@ class Half:
     delta: bool = True
     norms: str = "qk"
     weight_fp32: bool = False
+    eps: float = 1e-6
 
     @property
     def layer(self) -> Layer:
@@ -52,7 +52,7 @@ class Half:
             heads=HEADS,
             kv_heads=KV_HEADS,
             head_dim=HEAD_DIM,
-            eps=EPS,
+            eps=self.eps,
             weight_fp32=self.weight_fp32,
             activation=self.activation,
         )
@@ -115,16 +115,16 @@ KINDS = {
 }
 PROJECTS = (
     Half("two_branches"),
-    Half("one_branch-no_delta", branches=1, delta=False),
+    Half("one_branch-no_delta", branches=1, delta=False, eps=0.5),
     Half("k_for_gen", norms="g"),
-    Half("all_norms-round_once", norms="qkg", weight_fp32=True),
+    Half("all_norms-round_once", norms="qkg", weight_fp32=True, eps=0.5),
     Half("no_norms", norms="", delta=False),
 )
 FINISHES = (
     Half("gated"),
-    Half("gated-one_branch", branches=1),
+    Half("gated-one_branch", branches=1, eps=0.5),
     Half("relu2", activation="relu2"),
-    Half("relu2-round_once", activation="relu2", weight_fp32=True),
+    Half("relu2-round_once", activation="relu2", weight_fp32=True, eps=0.5),
 )
 
 

@@ -109,6 +109,17 @@ def test_memory_free_is_part_of_the_total(kernel, op, place):
 
 
 @over("memory")
+def test_memory_counts_in_bytes(subject, kernel, op, place):
+    """`total` is about what the probe found, and what can be allocated was free."""
+    total, found = op.total(place), subject.device.memory
+    assert found / 64 < total < 64 * found, f"{total} bytes are there, and the probe found {found}"
+    op.empty(place)
+    free = op.free(place)
+    held = torch.ones(LARGE, dtype=torch.uint8, device=place)
+    assert free >= held.nbytes, f"{free} bytes were free, and {held.nbytes} are allocated"
+
+
+@over("memory")
 def test_memory_gives_back_what_nothing_uses(kernel, op, place):
     """And nothing that a tensor uses."""
     kept, idle = (torch.full((LARGE // 4,), float(n), device=place) for n in (1, 2))
