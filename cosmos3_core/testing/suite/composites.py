@@ -202,6 +202,32 @@ def test_finish_parity(kernel, dtype, format, op, here, case):
 
 
 @over("project", "finish")
+@pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first", "round_once"])
+def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, weight_fp32):
+    """Products that only move features, and no rotation, leave the norms' own roundings to be seen."""
+    if dtype == "float32" or format != "none":
+        pytest.skip("nothing is rounded in between, or all of it is")
+    case = Half("moved", activation="relu2", norms="qk", delta=False, weight_fp32=weight_fp32)
+    kind = KINDS[kernel.op]
+    weights, (residual, *rest) = moved((kind.weights(case), kind.inputs(case)), dtype=here.cast["dtype"])
+    for name in ("qkv_OI", "out_OI", "up_OI", "down_OI"):
+        if (weight := getattr(weights, name, None)) is not None:
+            weight.copy_(torch.eye(weight.shape[1]).repeat(-(-len(weight) // weight.shape[1]), 1)[: len(weight)])
+    if kernel.op == "project":
+        rest = [torch.ones_like(rest[0]), torch.zeros_like(rest[1])]
+    else:  # what the first product adds is nothing, and what the last one adds drowns the rest
+        residual.x_MI, rest = residual.x_MI * 2**-10, [torch.zeros_like(rest[0])]
+    eager = kind.call(kind.pack(weights, case.layer, REFERENCE), moved((residual, *rest), dtype=here.cast["dtype"]))
+    here_weights = moved(weights, device=here.device)
+    made = op(here_weights, case.layer, _ops(here, format, case.activation), format=format)
+    found = kind.call(made, moved((residual, *rest), device=here.device))
+    for name, theirs in _summed(eager).items():
+        ours = _summed({name: t.cpu() for name, t in found.items()})[name]
+        share = (ours.to(theirs.dtype).to(here.cast["dtype"]) != theirs.to(here.cast["dtype"])).double().mean().item()
+        assert share < 0.1, f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={weight_fp32}"
+
+
+@over("project", "finish")
 def test_composites_fuse_what_they_say(kernel, dtype, format, op, here):
     """They do not ask the plan's ops for what they fuse, and ask them for all the rest."""
     ops, asked = _ops(here, format, "silu"), set()

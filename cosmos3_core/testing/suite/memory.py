@@ -39,6 +39,8 @@ def test_memory_copies_arrive(kernel, op, place, moving):
     assert on_device.device.type == place.type and back.is_cpu, "a copy's result is not its target"
     for found in (on_device.cpu(), back):
         assert torch.equal(found.view(torch.uint8), x.view(torch.uint8)), "not what was copied has arrived"
+    across = op.copy(torch.zeros_like(x.T), on_device.T).wait()
+    assert torch.equal(across.float(), x.T.float()), "a view has not arrived as it is"
     target = torch.zeros_like(x)
     assert op.copy(target, on_device).wait() is target, "a copy's result is not its target"
 
