@@ -50,11 +50,11 @@ def test_norm_silu_adds_first(kernel, dtype, op, device, biased, residual):
     given, again, placed = (x.to(device, copy=True) for _ in range(3))
     scale, there = weight.to(device, copy=True), {name: term.to(device, copy=True) for name, term in terms.items()}
     found = op(given, scale, **there)
+    kept = cases.same_bits([t.cpu() for t in (scale, *there.values())], [weight, *terms.values()])
+    assert kept, "the weight, the bias or the residual was overwritten"
     check(found, reference.norm_silu(total, weight.float()), reference.norm_silu(total.to(x.dtype), weight), dtype)
     op(again, scale, out_MI=placed, **there)
     check(placed, reference.norm_silu(total, weight.float()), reference.norm_silu(total.to(x.dtype), weight), dtype)
-    kept = cases.same_bits([t.cpu() for t in (scale, *there.values())], [weight, *terms.values()])
-    assert kept, "the weight, the bias or the residual was overwritten"
     if not residual:
         assert torch.equal(given.cpu(), x), "x was overwritten, and there is no residual"
     else:
