@@ -57,12 +57,13 @@ def test_rms_norm_parity(kernel, dtype, op, device, residual, weight_fp32):
 
 
 @over("rms_norm")
-def test_rms_norm_of_views(kernel, dtype, op, device):
+@RESIDUAL
+def test_rms_norm_of_views(kernel, dtype, op, device, residual):
     """Rows that lie within wider ones."""
     x, added, weight = cases.norm_inputs(dtype)
     wide = torch.cat((x, added), dim=1).to(device)
     (found, z), (expected, summed) = (
-        op(*rows, eps=1e-6, residual_MI=rest)
+        op(*rows, eps=1e-6, residual_MI=rest if residual else None)
         for rows, rest in (
             ((wide[:, :512], weight.to(device)), wide[:, 512:]),
             ((x.to(device), weight.to(device)), added.to(device)),

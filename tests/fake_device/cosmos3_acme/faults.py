@@ -165,6 +165,12 @@ def as_it_lies(self, target, source):
     return kernels.Arrived(target.copy_(lying))
 
 
+def rows_one_after_another(kernel, x, weight, eps, residual, weight_fp32):
+    """Without a residual, rows are taken to follow each other without a gap."""
+    lying = x if residual is not None else x.as_strided(x.shape, (x.shape[1], 1))
+    return kernel(lying, weight, eps=eps, residual_MI=residual, weight_fp32=weight_fp32)
+
+
 def rotation_by_pairs(kernel):
     def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
         out = []
@@ -584,6 +590,7 @@ FAULTS = {
         norm(lambda f, x, w, eps, r, fp32: (f(x, w, eps=eps, residual_MI=r, weight_fp32=fp32)[0], x)),
     ),
     "one_rounding_order": ("rms_norm", norm(lambda f, x, w, eps, r, fp32: f(x, w, eps=eps, residual_MI=r))),
+    "rows_one_after_another": ("rms_norm", norm(rows_one_after_another)),
     "overwrites_its_input": ("rms_norm", norm(adds_in_place)),
     "prepares_in_place": ("attention", preparing(in_place)),
     "prepared_by_shape": ("attention", preparing(by_shape)),
