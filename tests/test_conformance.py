@@ -164,6 +164,10 @@ FAULTS = {
     "rows_one_after_another": ("test_rms_norm_of_views[fused_norm-bfloat16-plain]", "a view gives another"),
     "overwrites_its_input": ("test_inputs_are_left_alone[rms_norm-fused_norm]", "overwritten"),
     "rotation_by_pairs": ("test_rope_rotates_halves[complex_rope-bfloat16]", "a quarter turn"),
+    "heads_round_first": (
+        "test_norm_rope_rounds_in_the_order_asked[complex_rope-bfloat16-round_once]",
+        "elements differ",
+    ),
     "first_table_for_all": ("test_norm_rope_parity[complex_rope-bfloat16-b2_two_tables-round_once]", "relative error"),
     "swapped_halves": ("test_silu_is_on_the_first_half[exp_gate-bfloat16]", "14.6"),
     "timestep_everywhere": (

@@ -123,6 +123,20 @@ def test_norm_rope_parity(kernel, dtype, op, device, batch, tables, weight_fp32)
 
 
 @over("norm_rope")
+@ORDER
+def test_norm_rope_rounds_in_the_order_asked(kernel, dtype, op, device, weight_fp32):
+    """Seen where nothing is rotated."""
+    if dtype == "float32":
+        pytest.skip("nothing is rounded in between")
+    heads, cos, sin = rope_inputs(dtype)
+    given = heads[:2], torch.ones_like(cos), torch.zeros_like(sin)
+    found = op(*cases.moved(given, device=device), eps=1e-6, weight_fp32=weight_fp32)
+    for ours, theirs in zip(found, reference.norm_rope(*given, eps=1e-6, weight_fp32=weight_fp32), strict=True):
+        share = _share_unequal(ours, theirs)
+        assert share < 0.02, f"{share:.0%} of the elements differ from eager with weight_fp32={weight_fp32}"
+
+
+@over("norm_rope")
 def test_norm_rope_eps(kernel, dtype, op, device):
     found = op(*rope_inputs(dtype, device, scale=1e-3), eps=1e-5)
     inputs = rope_inputs(dtype, scale=1e-3)

@@ -184,6 +184,13 @@ def rotation_by_pairs(kernel):
     return norm_rope
 
 
+def heads_round_first(kernel):
+    def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
+        return kernel(heads, cos_BSD, sin_BSD, eps=eps)
+
+    return norm_rope
+
+
 def first_table_for_all(kernel):
     def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
         return kernel(heads, cos_BSD[:1], sin_BSD[:1], eps=eps, weight_fp32=weight_fp32)
@@ -625,6 +632,7 @@ FAULTS = {
     "counts_nothing_as_zero": ("memory", memory(used=lambda self, device: Bytes(0, 0))),
     "no_limit": ("memory", memory(limit=None)),
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
+    "heads_round_first": ("norm_rope", heads_round_first),
     "first_table_for_all": ("norm_rope", first_table_for_all),
     "swapped_halves": ("gate", swapped_halves),
     "timestep_everywhere": ("patch_embed", timestep_everywhere),
