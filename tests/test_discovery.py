@@ -220,7 +220,17 @@ FAULTS = {
         "Its author should name one that neither delegates nor prepares",
     ),
     "no rows at all": (plugin("acme", kernels="None"), "TypeError"),
-    "a contract that is no number": (plugin("acme", api="'one'"), "TypeError"),
+    "a contract that is no number": (plugin("acme", api="'one'"), "its api is 'one', which is no version"),
+    "a row that is none": (plugin("acme", kernels="({'op': 'gate'},)"), "one of its rows is an object of type dict"),
+    "a name nobody can ask for": (plugin("acme", kernels=rows_of("gate", "").replace("'f'", "'auto'")), "by this name"),
+    "a delegate below a text": (
+        plugin("acme", kernels=rows_of("attention", ", delegates=(Delegate('g', '9'),)", ("attention", ""))),
+        "delegates calls below '9' queries",
+    ),
+    "tuning without a type": (
+        plugin("acme", kernels="(), tuning={'acme1': {}}"),
+        "its tuning of acme1 is an object of type dict. Its author should make it a contract.Tuning",
+    ),
 }
 
 

@@ -14,7 +14,20 @@ from typing import TypeVar
 import pluggy
 
 from .. import __version__, contract, reference
-from ..contract import API, COMPOSITES, FORMATTED, GROUP, OPS, Backend, Device, InputError, Kernel, Unavailable
+from ..contract import (
+    API,
+    COMPOSITES,
+    FORMATTED,
+    GROUP,
+    OPS,
+    Backend,
+    Ceiling,
+    Device,
+    InputError,
+    Kernel,
+    Tuning,
+    Unavailable,
+)
 from ..spelling import did_you_mean, nearest
 from . import contract1
 
@@ -111,6 +124,10 @@ def probe(backend: Backend) -> Device:
     if not isinstance(device, Device):
         found = f"its probe() returned an object of type {type(device).__name__}"
         raise _faulty(who, found, "return a contract.Device or raise contract.Unavailable")
+    for key, least in (("count", 1), ("memory", 1)):
+        value = getattr(device, key)
+        if not isinstance(value, int) or value < least:
+            raise _faulty(who, f"its probe() found a device with a {key} of {value!r}", f"give a {key} from {least} on")
     return device
 
 
@@ -175,10 +192,19 @@ def _checked(found: Found, backend: object) -> Backend:
     if not isinstance(backend, Backend):
         said = f"its cosmos3_backend() returned an object of type {type(backend).__name__}"
         raise _faulty(found, said, "return a contract.Backend")
+    if type(backend.api) is not int:
+        raise _faulty(found, f"its api is {backend.api!r}, which is no version of the contract", f"state api={API}")
     if backend.api not in (API - 1, API):
         said = f"it is written for contract {backend.api}, and this cosmos3 takes {API - 1} and {API}"
         older = found.package if backend.api < API else "cosmos3"
         raise Rejected("incompatible", str(found), said, f"Type pip install --upgrade {older}")
+    if strangers := [row for row in backend.kernels if not isinstance(row, Kernel)]:
+        raise _faulty(found, f"one of its rows is an object of type {type(strangers[0]).__name__}", "make it a Kernel")
+    for key, kind in (("tuning", Tuning), ("ceilings", Ceiling)):
+        for arch, value in getattr(backend, key).items():
+            if not isinstance(value, kind):
+                said = f"its {key} of {arch} is an object of type {type(value).__name__}"
+                raise _faulty(found, said, f"make it a contract.{kind.__name__}")
     if backend.api < API:
         backend = contract1.adapted(backend)
     _check_rows(found, backend)
@@ -204,6 +230,9 @@ def _complaint(row: Kernel, backend: Backend) -> tuple[str, str] | None:
     if row.op not in OPS:
         advice = f"use {nearest(row.op, OPS) or ' or '.join(OPS)}"
         return f"its row {row.name} is for the op {row.op!r}, which does not exist", advice
+    if row.name == "auto" or not row.name or any(letter in "=," or letter.isspace() for letter in row.name):
+        said = f"its row {row.op}={row.name} cannot be asked for by this name"
+        return said, "use another, without spaces, commas and ="
     who, apart = f"its row {row.op}={row.name}", [op for op in OPS if op not in COMPOSITES]
     for key in ("arch", "dtypes", "formats", "needs", "fuses"):
         if isinstance(getattr(row, key), str):
@@ -223,4 +252,6 @@ def _complaint(row: Kernel, backend: Backend) -> tuple[str, str] | None:
         if other is None or other.delegates or other.prepares:
             said = f"{who} delegates to {delegate.to!r}, which is no other row of {row.op} that serves by itself"
             return said, "name one that neither delegates nor prepares"
+        if type(delegate.below) is not int:
+            return f"{who} delegates calls below {delegate.below!r} queries", "give a number"
     return None

@@ -124,6 +124,22 @@ def exchange(peer: Peer) -> None:
         expect(x, peer.mine(dtype), "what was sent")
 
 
+def fresh(peer: Peer) -> None:
+    """No later call writes to what an earlier one returned, where that is not x."""
+    float32 = torch.float32
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "all_to_all": lambda x: peer.comm.all_to_all(x).wait(),
+        "all_gather": lambda x: peer.comm.all_gather(x).wait(),
+        "reduce_scatter": lambda x: peer.comm.reduce_scatter(x).wait(),
+        "exchange": lambda x: peer.comm.exchange(x, peer.other, peer.other).wait(),
+    }
+    for what, call in calls.items():
+        first = call(peer.mine(float32, PEERS))
+        kept = first.clone()
+        call(-1 - peer.mine(float32, PEERS))
+        expect(first, kept, f"{what}, after another one, the first result")
+
+
 def group(peer: Peer) -> None:
     """In a group, processes are counted from its first: process 1 is number 0 of a group of its own."""
     groups = [dist.new_group([rank]) for rank in range(PEERS)]
@@ -153,6 +169,7 @@ CHECKS: dict[str, Callable[[Peer], None]] = {
         all_reduce,
         broadcast,
         exchange,
+        fresh,
         group,
         barrier,
     )

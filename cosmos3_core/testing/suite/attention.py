@@ -73,6 +73,8 @@ CALLS = (
     Call("gqa32_8-keys50x", lengths=(77, 130), keys=50.0),
     Call("gqa32_8-causal", queries=77, lengths=(77,), causal=True),
     Call("gqa64_8-causal", heads=64, queries=130, lengths=(130,), causal=True),
+    Call("gqa32_8-causal_batch2", queries=300, lengths=(300,), batch=2, causal=True),
+    Call("gqa32_8-many_keys", queries=3, lengths=(2600, 70)),
 )
 PLAIN, CAUSAL = CALLS[4], CALLS[7]
 ONE_TOKEN = ((1, (1,)), (130, (1,)), (33, (1, 65)), (1, (65, 1)), (1, (1, 1)))

@@ -21,7 +21,6 @@ from .marks import each, over
 INSIDE = {"project": ("rms_norm", "pack_linear", "norm_rope"), "finish": ("rms_norm", "pack_linear", "gate")}
 """The ops that a composite is made of: those that it can fuse."""
 WIDTH = HEADS * HEAD_DIM
-EPS = 1e-6
 REFERENCE = build_ops()
 
 
@@ -37,7 +36,7 @@ def _norm(width: int, seed: int) -> Tensor:
 class Half:
     """A half of a layer at Cosmos3's heads, and what it is called with: `branches` prompts of 37 tokens, each with
     tables of its own, as rows whose mean is not 0. `norms` has a letter for each norm of heads: of q, of k, and of k
-    for gen."""
+    for gen. An `eps` as large as the squares shows in every norm."""
 
     id: str
     activation: str = "silu"
@@ -45,6 +44,7 @@ class Half:
     delta: bool = True
     norms: str = "qk"
     weight_fp32: bool = False
+    eps: float = 1e-6
 
     @property
     def layer(self) -> Layer:
@@ -52,7 +52,7 @@ class Half:
             heads=HEADS,
             kv_heads=KV_HEADS,
             head_dim=HEAD_DIM,
-            eps=EPS,
+            eps=self.eps,
             weight_fp32=self.weight_fp32,
             activation=self.activation,
         )
@@ -115,16 +115,16 @@ KINDS = {
 }
 PROJECTS = (
     Half("two_branches"),
-    Half("one_branch-no_delta", branches=1, delta=False),
+    Half("one_branch-no_delta", branches=1, delta=False, eps=0.5),
     Half("k_for_gen", norms="g"),
-    Half("all_norms-round_once", norms="qkg", weight_fp32=True),
+    Half("all_norms-round_once", norms="qkg", weight_fp32=True, eps=0.5),
     Half("no_norms", norms="", delta=False),
 )
 FINISHES = (
     Half("gated"),
-    Half("gated-one_branch", branches=1),
+    Half("gated-one_branch", branches=1, eps=0.5),
     Half("relu2", activation="relu2"),
-    Half("relu2-round_once", activation="relu2", weight_fp32=True),
+    Half("relu2-round_once", activation="relu2", weight_fp32=True, eps=0.5),
 )
 
 
@@ -199,6 +199,32 @@ def test_finish_parity(kernel, dtype, format, op, here, case):
     """The stream after both sums, the last of which may be left as its delta."""
     inputs = moved(KINDS["finish"].inputs(case), **here.cast)
     _check("finish", KINDS["finish"].call(_made("finish", op, case, here, format), inputs), case, dtype, format)
+
+
+@over("project", "finish")
+@pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first", "round_once"])
+def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, weight_fp32):
+    """Products that only move features, and no rotation, leave the norms' own roundings to be seen."""
+    if dtype == "float32" or format != "none":
+        pytest.skip("nothing is rounded in between, or all of it is")
+    case = Half("moved", activation="relu2", norms="qk", delta=False, weight_fp32=weight_fp32)
+    kind = KINDS[kernel.op]
+    weights, (residual, *rest) = moved((kind.weights(case), kind.inputs(case)), dtype=here.cast["dtype"])
+    for name in ("qkv_OI", "out_OI", "up_OI", "down_OI"):
+        if (weight := getattr(weights, name, None)) is not None:
+            weight.copy_(torch.eye(weight.shape[1]).repeat(-(-len(weight) // weight.shape[1]), 1)[: len(weight)])
+    if kernel.op == "project":
+        rest = [torch.ones_like(rest[0]), torch.zeros_like(rest[1])]
+    else:  # what the first product adds is nothing, and what the last one adds drowns the rest
+        residual.x_MI, rest = residual.x_MI * 2**-10, [torch.zeros_like(rest[0])]
+    eager = kind.call(kind.pack(weights, case.layer, REFERENCE), moved((residual, *rest), dtype=here.cast["dtype"]))
+    here_weights = moved(weights, device=here.device)
+    made = op(here_weights, case.layer, _ops(here, format, case.activation), format=format)
+    found = kind.call(made, moved((residual, *rest), device=here.device))
+    for name, theirs in _summed(eager).items():
+        ours = _summed({name: t.cpu() for name, t in found.items()})[name]
+        share = (ours.to(theirs.dtype).to(here.cast["dtype"]) != theirs.to(here.cast["dtype"])).double().mean().item()
+        assert share < 0.1, f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={weight_fp32}"
 
 
 @over("project", "finish")

@@ -90,6 +90,17 @@ def _parameters(function) -> list[tuple]:
     return [(p.name, p.kind.description, p.default) for p in found if p.name != "self"]
 
 
+def _told(parameters: list[tuple]) -> str:
+    """As one would write them, keywords after a *."""
+    told, starred = [], False
+    for name, kind, default in parameters:
+        if kind == "keyword-only" and not starred:
+            told, starred = [*told, "*"], True
+        prefix = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
+        told.append(prefix + name + ("" if default is inspect.Parameter.empty else f"={default!r}"))
+    return ", ".join(told)
+
+
 def _check_methods(found, protocol: type) -> None:
     """Fail unless an object has every public method of a protocol, with its parameters."""
     methods = {name: method for name, method in vars(protocol).items() if inspect.isfunction(method)}
@@ -99,7 +110,9 @@ def _check_methods(found, protocol: type) -> None:
         expected = _parameters(method)
         assert callable(getattr(found, name, None)), f"{protocol.__name__}.{name} is missing"
         given = _parameters(found if name == "__call__" else getattr(found, name))
-        assert given == expected, f"{protocol.__name__}.{name} has {expected}, this row's has {given}"
+        assert given == expected, (
+            f"{protocol.__name__}.{name} takes ({_told(expected)}), this row's takes ({_told(given)})"
+        )
 
 
 def test_signature_is_the_protocols(kernel, op, op_cases, here):

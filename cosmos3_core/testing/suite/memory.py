@@ -39,6 +39,8 @@ def test_memory_copies_arrive(kernel, op, place, moving):
     assert on_device.device.type == place.type and back.is_cpu, "a copy's result is not its target"
     for found in (on_device.cpu(), back):
         assert torch.equal(found.view(torch.uint8), x.view(torch.uint8)), "not what was copied has arrived"
+    across = op.copy(torch.zeros_like(x.T), on_device.T).wait()
+    assert torch.equal(across.float(), x.T.float()), "a view has not arrived as it is"
     target = torch.zeros_like(x)
     assert op.copy(target, on_device).wait() is target, "a copy's result is not its target"
 
@@ -106,6 +108,17 @@ def test_memory_free_is_part_of_the_total(kernel, op, place):
     free, total = op.free(place), op.total(place)
     assert type(free) is int and type(total) is int, f"free is {free!r}, total is {total!r}; both are bytes"
     assert 0 < free <= total, f"{free} bytes are free of {total}"
+
+
+@over("memory")
+def test_memory_counts_in_bytes(subject, kernel, op, place):
+    """`total` is about what the probe found, and what can be allocated was free."""
+    total, found = op.total(place), subject.device.memory
+    assert found / 64 < total < 64 * found, f"{total} bytes are there, and the probe found {found}"
+    op.empty(place)
+    free = op.free(place)
+    held = torch.ones(LARGE, dtype=torch.uint8, device=place)
+    assert free >= held.nbytes, f"{free} bytes were free, and {held.nbytes} are allocated"
 
 
 @over("memory")

@@ -24,6 +24,7 @@ def _use(op: contract.NormSilu, here: Here) -> list[Tensor]:
     return [op(*silu_inputs(here.dtype, here.device))]
 
 
+TERMS = ["bias", "both", "residual"]
 NORM_SILU = OpCase(op="norm_silu", protocol=contract.NormSilu, use=_use)
 
 
@@ -38,17 +39,25 @@ def test_norm_silu_parity(kernel, dtype, op, device, width):
 
 
 @over("norm_silu")
-@pytest.mark.parametrize("residual", [False, True], ids=["bias", "both"])
-def test_norm_silu_adds_first(kernel, dtype, op, device, residual):
-    """The bias and the residual are part of what is normed; with a residual the sum takes x's place."""
+@pytest.mark.parametrize(("biased", "residual"), [(True, False), (True, True), (False, True)], ids=TERMS)
+def test_norm_silu_adds_first(kernel, dtype, op, device, biased, residual):
+    """The bias and the residual are part of what is normed; with a residual the sum takes x's place, and all else stays
+    as it is. So it is where the result is written to out_MI."""
     x, weight = silu_inputs(dtype)
     bias, rest = (4 * normal(*shape, seed=3).to(x.dtype) for shape in ((256,), (77, 256)))
-    terms = {"bias_I": bias} | ({"residual_MI": rest} if residual else {})
-    total = x.float() + bias.float() + (rest.float() if residual else 0)
-    given = x.to(device)
-    found = op(given, weight.to(device), **{name: term.to(device) for name, term in terms.items()})
+    terms = ({"bias_I": bias} if biased else {}) | ({"residual_MI": rest} if residual else {})
+    total = sum((term.float() for term in terms.values()), x.float())
+    given, again, placed = (x.to(device, copy=True) for _ in range(3))
+    scale, there = weight.to(device, copy=True), {name: term.to(device, copy=True) for name, term in terms.items()}
+    found = op(given, scale, **there)
+    kept = cases.same_bits([t.cpu() for t in (scale, *there.values())], [weight, *terms.values()])
+    assert kept, "the weight, the bias or the residual was overwritten"
     check(found, reference.norm_silu(total, weight.float()), reference.norm_silu(total.to(x.dtype), weight), dtype)
-    if residual:
+    op(again, scale, out_MI=placed, **there)
+    check(placed, reference.norm_silu(total, weight.float()), reference.norm_silu(total.to(x.dtype), weight), dtype)
+    if not residual:
+        assert torch.equal(given.cpu(), x), "x was overwritten, and there is no residual"
+    else:
         assert Loss.of(given.cpu(), total).whole < 2 * Loss.of(total.to(x.dtype), total).whole + 1e-6, (
             "x does not hold the sum"
         )

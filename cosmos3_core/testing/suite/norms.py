@@ -57,12 +57,13 @@ def test_rms_norm_parity(kernel, dtype, op, device, residual, weight_fp32):
 
 
 @over("rms_norm")
-def test_rms_norm_of_views(kernel, dtype, op, device):
+@RESIDUAL
+def test_rms_norm_of_views(kernel, dtype, op, device, residual):
     """Rows that lie within wider ones."""
     x, added, weight = cases.norm_inputs(dtype)
     wide = torch.cat((x, added), dim=1).to(device)
     (found, z), (expected, summed) = (
-        op(*rows, eps=1e-6, residual_MI=rest)
+        op(*rows, eps=1e-6, residual_MI=rest if residual else None)
         for rows, rest in (
             ((wide[:, :512], weight.to(device)), wide[:, 512:]),
             ((x.to(device), weight.to(device)), added.to(device)),
@@ -119,6 +120,20 @@ def test_norm_rope_parity(kernel, dtype, op, device, batch, tables, weight_fp32)
     exact, eager = reference.norm_rope(*wider(inputs), **options), reference.norm_rope(*inputs, **options)
     for ours, truth, theirs in zip(found, exact, eager, strict=True):
         check(ours, truth, theirs, dtype)
+
+
+@over("norm_rope")
+@ORDER
+def test_norm_rope_rounds_in_the_order_asked(kernel, dtype, op, device, weight_fp32):
+    """Seen where nothing is rotated."""
+    if dtype == "float32":
+        pytest.skip("nothing is rounded in between")
+    heads, cos, sin = rope_inputs(dtype)
+    given = heads[:2], torch.ones_like(cos), torch.zeros_like(sin)
+    found = op(*cases.moved(given, device=device), eps=1e-6, weight_fp32=weight_fp32)
+    for ours, theirs in zip(found, reference.norm_rope(*given, eps=1e-6, weight_fp32=weight_fp32), strict=True):
+        share = _share_unequal(ours, theirs)
+        assert share < 0.02, f"{share:.0%} of the elements differ from eager with weight_fp32={weight_fp32}"
 
 
 @over("norm_rope")

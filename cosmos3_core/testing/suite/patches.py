@@ -44,6 +44,21 @@ def test_patch_embed_parity(kernel, dtype, op, device, size, clean):
 
 
 @over("patch_embed")
+@pytest.mark.parametrize("latent", [torch.float32, torch.bfloat16], ids=str)
+def test_patch_embed_of_noisy_frames_anywhere(kernel, dtype, op, device, latent):
+    """Clean frames before, between and after noisy ones; a latent of another dtype, whose every second row is read."""
+    patterns = ([True, False, True], [False, False, True], [True, True, False], [False, False, False])
+    (wide, *rest), options = patch_inputs(dtype, size=(12, 10))
+    inputs = (wide.to(latent)[:, :, ::2], *rest)
+    for pattern in patterns:
+        options["noisy_T"] = torch.tensor(pattern)
+        exact, eager = (reference.patch_embed(*given, **options) for given in (wider(inputs, torch.float64), inputs))
+        here = wide.to(device, latent)[:, :, ::2], *(t.to(device) for t in rest)
+        found = op(*here, patch=2, noisy_T=options["noisy_T"].to(device))
+        check(found, exact, eager, dtype)
+
+
+@over("patch_embed")
 def test_patch_embed_orders_features(kernel, dtype, op, device):
     """The weight is the identity: out comes a patch, channel fastest, then column, then row."""
     latent = torch.arange(3 * 4 * 6.0).view(3, 1, 4, 6).to(device)

@@ -20,6 +20,17 @@ class processes_of_all(TorchComm):
         return type("Work", (), {"wait": lambda self: [work.wait(), x][1]})()
 
 
+class one_buffer_to_gather(TorchComm):
+    """For every call with a result of this size."""
+
+    buffers: dict = {}
+
+    def all_gather(self, x, group=None):
+        found = super().all_gather(x, group).wait()
+        buffer = self.buffers.setdefault((found.shape, found.dtype), found)
+        return type("Work", (), {"wait": lambda self: buffer.copy_(found)})()
+
+
 class parts_are_equal(TorchComm):
     def all_to_all(self, x, group=None, *, sent=None, received=None):
         return super().all_to_all(x, group)

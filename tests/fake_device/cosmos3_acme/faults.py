@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 
@@ -122,6 +123,54 @@ def adds_in_place(kernel, x, weight, eps, residual, weight_fp32):
     return kernel(z, weight, eps=eps, weight_fp32=weight_fp32)
 
 
+def one_causal_prompt(q, segments, causal, want_lse):
+    """The mask is made for the first prompt of a batch."""
+    if not causal or len(q) == 1:
+        return kernels.attend(q, segments, causal, want_lse)
+    first, rest = (
+        kernels.attend(q[part], [[t[part] for t in segment] for segment in segments], masked, True)
+        for part, masked in ((slice(0, 1), True), (slice(1, None), False))
+    )
+    out, lse = (torch.cat(pair) for pair in zip(first, rest, strict=True))
+    return out, lse if want_lse else None
+
+
+def at_most_2048_keys(q, segments, *rest):
+    return kernels.attend(q, [[t[:, :2048] for t in segment] for segment in segments], *rest)
+
+
+def clean_frames_first(kernel):
+    """Takes the number of clean frames for where they are."""
+
+    def patch_embed(latent_CThw, weight_OI, bias_O, timestep_1O, *, patch, noisy_T=None):
+        noisy = noisy_T if noisy_T is None else noisy_T.sort().values
+        return kernel(latent_CThw, weight_OI, bias_O, timestep_1O, patch=patch, noisy_T=noisy)
+
+    return patch_embed
+
+
+def sum_in_the_residual(kernel):
+    def norm_silu(x_MI, weight_I, *, bias_I=None, residual_MI=None, out_MI=None):
+        y = kernel(x_MI, weight_I, bias_I=bias_I, residual_MI=residual_MI, out_MI=out_MI)
+        if residual_MI is not None:
+            residual_MI.copy_(x_MI)
+        return y
+
+    return norm_silu
+
+
+def as_it_lies(self, target, source):
+    """Memory is copied, whatever the strides say."""
+    lying = source.as_strided((source.numel(),), (1,)).view(target.shape)
+    return kernels.Arrived(target.copy_(lying))
+
+
+def rows_one_after_another(kernel, x, weight, eps, residual, weight_fp32):
+    """Without a residual, rows are taken to follow each other without a gap."""
+    lying = x if residual is not None else x.as_strided(x.shape, (x.shape[1], 1))
+    return kernel(lying, weight, eps=eps, residual_MI=residual, weight_fp32=weight_fp32)
+
+
 def rotation_by_pairs(kernel):
     def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
         out = []
@@ -131,6 +180,13 @@ def rotation_by_pairs(kernel):
             cos, sin = (t[..., : a.shape[-1]].unsqueeze(2) for t in (cos_BSD, sin_BSD))
             out.append(torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2))
         return out
+
+    return norm_rope
+
+
+def heads_round_first(kernel):
+    def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
+        return kernel(heads, cos_BSD, sin_BSD, eps=eps)
 
     return norm_rope
 
@@ -279,6 +335,28 @@ class DeltaLeft(kernels.NormedHeads):
         found = super().__call__(residual, cos_BSD, sin_BSD)
         residual.delta_MI = delta_MI
         return found
+
+
+class UnnamedNorms(kernels.NormedHeads):
+    """They are small."""
+
+    def tensors(self):
+        return self.qkv.tensors()
+
+
+class OwnEps(kernels.NormedHeads):
+    def __init__(self, weights, layer, ops, format):
+        super().__init__(weights, replace(layer, eps=1e-6), ops, format)
+
+
+class OwnOrder(kernels.NormedHeads):
+    def __init__(self, weights, layer, ops, format):
+        super().__init__(weights, replace(layer, weight_fp32=False), ops, format)
+
+
+class FinishOwnOrder(kernels.WholeHalf):
+    def __init__(self, weights, layer, ops, format):
+        super().__init__(weights, replace(layer, weight_fp32=False), ops, format)
 
 
 class DeltaLost(kernels.NormedHeads):
@@ -505,6 +583,8 @@ FAULTS = {
     "base_2_lse": ("attention", attending(base_2_lse)),
     "softmax_without_maximum": ("attention", attending(no_maximum)),
     "one_scale_for_all_segments": ("attention", one_scale),
+    "one_causal_prompt": ("attention", attending(one_causal_prompt)),
+    "at_most_2048_keys": ("attention", attending(at_most_2048_keys)),
     "random_order": ("attention", attending(shuffled(int.from_bytes(os.urandom(4)) or 1))),
     "order_by_process": ("attention", attending(shuffled(0))),
     "square_weight_transposed": ("pack_linear", square_not_transposed),
@@ -517,6 +597,7 @@ FAULTS = {
         norm(lambda f, x, w, eps, r, fp32: (f(x, w, eps=eps, residual_MI=r, weight_fp32=fp32)[0], x)),
     ),
     "one_rounding_order": ("rms_norm", norm(lambda f, x, w, eps, r, fp32: f(x, w, eps=eps, residual_MI=r))),
+    "rows_one_after_another": ("rms_norm", norm(rows_one_after_another)),
     "overwrites_its_input": ("rms_norm", norm(adds_in_place)),
     "prepares_in_place": ("attention", preparing(in_place)),
     "prepared_by_shape": ("attention", preparing(by_shape)),
@@ -528,6 +609,10 @@ FAULTS = {
     "names_copies": ("pack_linear", linear(NamesCopies)),
     "found_by_address": ("pack_linear", linear(FoundByAddress)),
     "nothing_named": ("pack_linear", linear(NothingNamed)),
+    "unnamed_norms": ("project", half(UnnamedNorms)),
+    "own_eps": ("project", half(OwnEps)),
+    "own_order": ("project", half(OwnOrder)),
+    "finish_own_order": ("finish", half(FinishOwnOrder)),
     "delta_left": ("project", half(DeltaLeft)),
     "delta_lost": ("project", half(DeltaLost)),
     "one_table": ("project", half(OneTable)),
@@ -538,6 +623,8 @@ FAULTS = {
     "not_squared": ("finish", half(NotSquared)),
     "others_gate": ("finish", half(OthersGate)),
     "attended_overwritten": ("finish", half(AttendedOverwritten)),
+    "copies_as_it_lies": ("memory", memory(copy=as_it_lies)),
+    "free_in_kib": ("memory", memory(free=lambda self, device: 20 << 20)),
     "nothing_arrives": ("memory", memory(copy=lambda self, target, source: kernels.Arrived(target))),
     "source_arrives": ("memory", memory(copy=lambda self, target, source: kernels.Arrived(source))),
     "pins_floats": ("memory", memory(pinned=lambda self, shape, dtype, device: torch.empty(shape))),
@@ -545,12 +632,15 @@ FAULTS = {
     "counts_nothing_as_zero": ("memory", memory(used=lambda self, device: Bytes(0, 0))),
     "no_limit": ("memory", memory(limit=None)),
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
+    "heads_round_first": ("norm_rope", heads_round_first),
     "first_table_for_all": ("norm_rope", first_table_for_all),
     "swapped_halves": ("gate", swapped_halves),
     "timestep_everywhere": ("patch_embed", timestep_everywhere),
+    "clean_frames_first": ("patch_embed", clean_frames_first),
     "columns_before_rows": ("patch_embed", columns_before_rows),
     "edge_repeated": ("patch_embed", edge_repeated),
     "weight_after_silu": ("norm_silu", weight_after_silu),
+    "sum_in_the_residual": ("norm_silu", sum_in_the_residual),
     "zeros_divided": ("norm_silu", zeros_divided),
     "a_tensor_of_its_own": ("norm_silu", a_tensor_of_its_own),
     "whole_blocks_written": ("norm_silu", whole_blocks_written),
