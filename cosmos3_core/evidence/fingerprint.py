@@ -20,8 +20,16 @@ from .closure import CORE, Closure, Sources
 
 ROOT = Path(__file__).parents[2]
 """The checkout, or the folder of the installed package."""
-ROOTS = ("model", "quant", "reference", "sampling", "plan.execution", "engine.passes")
-ROOTS += ("scenarios.conditioning", "scenarios.prompts")
+ROOTS = (
+    "model",
+    "quant",
+    "reference",
+    "sampling",
+    "plan.execution",
+    "engine.passes",
+    "scenarios.conditioning",
+    "scenarios.prompts",
+)
 """The parts of the core that compute; what they import counts as well."""
 OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contract.errors", "spelling")
 """Parts that compute nothing, whoever imports them."""

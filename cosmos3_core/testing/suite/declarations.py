@@ -90,15 +90,15 @@ def _parameters(function) -> list[tuple]:
     return [(p.name, p.kind.description, p.default) for p in found if p.name != "self"]
 
 
-def _told(parameters: list[tuple]) -> str:
+def _written(parameters: list[tuple]) -> str:
     """As one would write them, keywords after a *."""
-    told, starred = [], False
+    words: list[str] = []
     for name, kind, default in parameters:
-        if kind == "keyword-only" and not starred:
-            told, starred = [*told, "*"], True
+        if kind == "keyword-only" and "*" not in words:
+            words.append("*")
         prefix = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
-        told.append(prefix + name + ("" if default is inspect.Parameter.empty else f"={default!r}"))
-    return ", ".join(told)
+        words.append(prefix + name + ("" if default is inspect.Parameter.empty else f"={default!r}"))
+    return ", ".join(words)
 
 
 def _check_methods(found, protocol: type) -> None:
@@ -111,7 +111,7 @@ def _check_methods(found, protocol: type) -> None:
         assert callable(getattr(found, name, None)), f"{protocol.__name__}.{name} is missing"
         given = _parameters(found if name == "__call__" else getattr(found, name))
         assert given == expected, (
-            f"{protocol.__name__}.{name} takes ({_told(expected)}), this row's takes ({_told(given)})"
+            f"{protocol.__name__}.{name} takes ({_written(expected)}), this row's takes ({_written(given)})"
         )
 
 
