@@ -643,7 +643,7 @@ def test_cuda_claims_no_more_than_is_on_record():
     for, to be newer."""
     from cosmos3_core.testing.record import _kit
 
-    file, rows = PACKAGES["cuda"] / "records" / "check-h100.json", backend("cuda").kernels
+    file, rows = PACKAGES["cuda"] / "records" / "check-h200.json", backend("cuda").kernels
     readme = " ".join((PACKAGES["cuda"] / "README.md").read_text().split())
     record = json.loads(file.read_text())
     found = record["fingerprint"]
@@ -651,8 +651,8 @@ def test_cuda_claims_no_more_than_is_on_record():
     passed = {name for name, test in record["tests"].items() if test["outcome"] == "passed"}
     day = f"{datetime.fromisoformat(record['finished']):%-d %B %Y}"
     state = "passes" if current else f"passed on {day}, with code that has changed since,"
-    assert f"State: the conformance kit {state} on one H100 80GB with torch 2.11: {len(passed)} passed" in readme
-    assert "H100" in found["device"]["name"] and record["exit_status"] == 0 and not record["selected"]
+    assert f"State: the conformance kit {state} on one H200 with torch 2.11: {len(passed)} passed" in readme
+    assert "H200" in found["device"]["name"] and record["exit_status"] == 0 and not record["selected"]
     tests = {row.op: PARITY.get(row.op, f"test_{row.op}_parity") for row in rows}
     newer = [op for op, test in tests.items() if not any(name.startswith(f"{test}[") for name in passed)]
     assert "newer than that record" not in readme or newer

@@ -225,7 +225,7 @@ def test_of_a_package_that_is_not_here_nothing_is_said(root):
 
 def test_a_record_of_whole_packages_is_stale():
     then = {"code": {"cosmos3_core": "0"}, "rows": "0", "versions": {}, "device": {}}
-    assert differences(then, {}) == ["records name the files they were measured with, and this one does not"]
+    assert differences(then, {}) == ["records name the files and tuning they were measured with, and this one does not"]
 
 
 @pytest.mark.parametrize(

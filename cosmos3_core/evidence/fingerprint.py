@@ -80,8 +80,8 @@ def files_now(recorded: Mapping[str, Any], model: str, root: Path) -> dict[str, 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two fingerprints differ in, in words; a part that is unknown now is not counted."""
-    if "files" not in recorded:
-        return ["records name the files they were measured with, and this one does not"]
+    if missing := [part for part in ("files", "tuning") if part not in recorded]:
+        return [f"records name the {' and '.join(missing)} they were measured with, and this one does not"]
     said, old, new = [], recorded["files"], now["files"]
     if changed := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
