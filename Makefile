@@ -23,7 +23,7 @@ test: lint
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q backends/triton/tests/interpreted backends/cuda/tests/interpreted
 	$(BIN)/python -m pytest -q backends/triton/tests/compiled
 
-# What takes longer than it is worth on every change: installing from a checkout.
+# What takes longer than it is worth on every change: installing from a checkout, whole kits over plugins of contract 1.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q --durations=10 tests/slow
 

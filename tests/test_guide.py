@@ -48,12 +48,15 @@ def test_the_page_is_short():
 
 
 @pytest.mark.parametrize(
-    ("rows", "test"),
-    [(ROWS, "test_attention_parity[by_segment-bfloat16-gqa64_8-ragged]"), (ONLY_FINISH, "test_finish_parity")],
+    ("rows", "only", "test"),
+    [
+        (ROWS, (), "test_attention_parity[by_segment-bfloat16-gqa64_8-ragged]"),
+        (ONLY_FINISH, ("-k", "whole or composites or rows"), "test_finish_parity[whole-bfloat16"),
+    ],
     ids=["attention", "finish"],
 )
-def test_its_package_passes_the_kit(cosmos3, tmp_path, rows, test):
-    done = cosmos3("check", "--backend", "acme", "--record", "acme.json", rows=rows)
+def test_its_package_passes_the_kit(cosmos3, tmp_path, rows, only, test):
+    done = cosmos3("check", "--backend", "acme", "--record", "acme.json", *only, rows=rows)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "acme.json").read_text())
     assert record["exit_status"] == 0

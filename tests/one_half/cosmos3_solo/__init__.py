@@ -1,1 +1,0 @@
-"""A device package with a single kernel: the second half of a decoder layer, which applies the gate itself."""

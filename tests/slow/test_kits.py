@@ -1,0 +1,26 @@
+"""The whole conformance kit over the frozen plugins of contract 1. `make test` runs the part on the rows they bring."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from installed import install
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["guide", "device"])
+def test_a_plugin_of_contract_1_passes_the_kit(tmp_path, name):
+    package = ROOT / "tests" / "contract1" / name
+    install(package, tmp_path / "site")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "site", package, ROOT)))}
+    command = [sys.executable, "-m", "cosmos3_core.cli", "check", "--backend", "acme", "--record", "acme.json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "acme.json").read_text())
+    assert record["exit_status"] == 0 and record["selected"] is None
