@@ -164,7 +164,7 @@ def main() -> None:
         cli(standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        if "unexpected extra argument" in error.message and context and context.command is run:
+        if "unexpected extra argument" in error.message and context and context.command.name == "run":
             error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
         error.show()
         sys.exit(error.exit_code)

@@ -27,16 +27,16 @@ def check_writable(path: Path) -> None:
     _reserve(path).unlink()
 
 
-def mode_at(path: Path, then: str = "Choose another name") -> int:
+def mode_at(path: Path, next_step: str = "Choose another name") -> int:
     """The mode of what has this name, that of a file where nothing has it. Raises InputError, and says what to do
-    `then`, for a name that nothing can have."""
+    as `next_step`, for a name that nothing can have."""
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return stat.S_IFREG
     except OSError as error:
         found = f"the name cannot be used ({error.strerror})"
-        raise InputError(f"writing {path}", found, then) from error
+        raise InputError(f"writing {path}", found, next_step) from error
 
 
 @contextmanager

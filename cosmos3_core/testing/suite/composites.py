@@ -126,6 +126,10 @@ FINISHES = (
     Half("relu2", activation="relu2"),
     Half("relu2-round_once", activation="relu2", weight_fp32=True, eps=0.5),
 )
+MOVED = tuple(
+    Half(name, activation="relu2", norms="qk", delta=False, weight_fp32=name == "round_once")
+    for name in ("round_first", "round_once")
+)
 
 
 def _made(kind: str, op: Any, case: Half, here: Here, format: str, ops: Ops | None = None) -> Any:
@@ -202,12 +206,11 @@ def test_finish_parity(kernel, dtype, format, op, here, case):
 
 
 @over("project", "finish")
-@pytest.mark.parametrize("weight_fp32", [False, True], ids=["round_first", "round_once"])
-def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, weight_fp32):
+@each(*MOVED)
+def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, case):
     """Products that only move features, and no rotation, leave the norms' own roundings to be seen."""
     if dtype == "float32" or format != "none":
         pytest.skip("nothing is rounded in between, or all of it is")
-    case = Half("moved", activation="relu2", norms="qk", delta=False, weight_fp32=weight_fp32)
     kind = KINDS[kernel.op]
     weights, (residual, *rest) = moved((kind.weights(case), kind.inputs(case)), dtype=here.cast["dtype"])
     for name in ("qkv_OI", "out_OI", "up_OI", "down_OI"):
@@ -224,7 +227,7 @@ def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, we
     for name, theirs in _summed(eager).items():
         ours = _summed({name: t.cpu() for name, t in found.items()})[name]
         share = (ours.to(theirs.dtype).to(here.cast["dtype"]) != theirs.to(here.cast["dtype"])).double().mean().item()
-        assert share < 0.1, f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={weight_fp32}"
+        assert share < 0.1, f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={case.weight_fp32}"
 
 
 @over("project", "finish")
