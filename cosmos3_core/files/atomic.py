@@ -16,14 +16,14 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What the operating system says where nothing more can be written: the disk, a quota or a size limit is reached."""
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, next_step: str = "Choose another name") -> None:
     """Raises InputError unless a file called `path` can be made: its folder exists and can be written to, and what has
     that name now is an ordinary file if anything. A pipe or a device would be replaced, not written to."""
-    mode = mode_at(path)
+    mode = mode_at(path, next_step)
     if stat.S_ISDIR(mode):
         raise InputError(f"writing {path}", "it is a folder", "Pass the name of a file")
     if not stat.S_ISREG(mode):
-        raise InputError(f"writing {path}", "it exists and is not an ordinary file", "Choose another name")
+        raise InputError(f"writing {path}", "it exists and is not an ordinary file", next_step)
     _reserve(path).unlink()
 
 
