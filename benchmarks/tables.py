@@ -174,7 +174,7 @@ TABLES = {
         of_step,
     ),
     "vae": (("Work", "Ours / diffusers, s", "Ratio", "Allocated, GB", "Error to fp32", "Device, raw"), of_vae),
-    "versions": (("Work", "Precision", "New / old, ms", "Ratio", "Equal bits", "Device, raw"), of_versions),
+    "versions": (("Work", "Precision", "New / old, ms", "Ratio", "Equal errors", "Device, raw"), of_versions),
     "e2e": (
         (
             "Work",

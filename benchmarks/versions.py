@@ -3,7 +3,7 @@
     python -m benchmarks.versions --old ../old step --peer diffusers --backend cuda --model nano --work 1280x720x189
 
 What follows the benchmark's name are its own options, which both understand. Every checkout has its `.venv`. The
-benchmark compares the two with its peer before it times them; equal errors to the last digit mean equal bits.
+benchmark compares each with its peer before it times it. Errors that are equal to the last digit speak for equal bits.
 """
 
 from __future__ import annotations
