@@ -341,30 +341,21 @@ def _read_noise(name: str, options: Options, settled: Settled, earlier: Earlier)
 
 
 def _generate(engine: Engine, request: requests.Request, run: Run) -> None:
+    from ..engine.stages import Watch
     from .progress import Display
 
     for note in run.inputs.notes:
         print(f"note: {note}", file=sys.stderr)
-    display = Display(request.steps)
-    engine.on_stage = display.stage
-    engine.open_weights()  # before the display begins: a download has progress bars of its own
-    with _memory_explained(engine, request), display, stop_signal() as check_stop:
-
-        def begin(stage: str) -> None:
-            check_stop()
-            display.stage(stage)
-
-        engine.on_stage = begin
-        state = engine.start(request, run.inputs)
+    display = Display()
+    engine.open_weights(Watch(display.show))  # before the display begins: a download has progress bars of its own
+    with _memory_explained(engine, request), display, stop_signal() as asked_to_stop:
+        state = engine.start(request, run.inputs, Watch(display.show, asked_to_stop))
         if run.stopped:
             state.restore(run.stopped.tensors, run.stopped.numbers)
         try:
-            display.steps_done(state.index)
             while not state.done:
-                check_stop()
                 engine.step(state)
-                display.steps_done(state.index)
-            frames = _frames(engine, state, check_stop)
+            frames = (frame for group in engine.finish(state) for frame in group.numpy())
             _write(run.paths, frames, state, lambda: manifests.complete(run.resolved, engine, run.inputs, state))
         except BaseException:
             _keep(run, state)
@@ -399,13 +390,6 @@ def _memory_explained(engine: Engine, request: requests.Request) -> Iterator[Non
         if "load vae decoder" in engine.seconds and TILE < min(tile, larger_side):
             next_step += f"; --tile {TILE} makes the decode smaller, also with --resume"
         raise RunError(f"running on {engine.plan.device.name}", found, next_step) from error
-
-
-def _frames(engine: Engine, state: State, check_stop: Callable[[], None]) -> Iterator:
-    for group in engine.finish(state):
-        for frame in group.numpy():
-            check_stop()
-            yield frame
 
 
 def _write(paths: Paths, frames: Iterator, state: State, describe: Callable[[], dict[str, Any]]) -> None:

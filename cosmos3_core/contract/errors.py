@@ -29,5 +29,11 @@ class RunError(Cosmos3Error):
     """The request was good and the run failed. Exit code 1; a server answers HTTP 5xx."""
 
 
+class Cancelled(Cosmos3Error):
+    """The caller asked to stop, and the run did, between two pieces of work. Exit code 130, as after Ctrl-C."""
+
+    exit_code = 130
+
+
 class Unavailable(Exception):
     """Raised by a backend's `probe()`: one sentence that says why the device cannot be used and what to install."""
