@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from cosmos3_core.contract import Cancelled, InputError, RunError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.stages import Watch
 from cosmos3_core.files.memory import Media
+from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
+from cosmos3_core.model.vae_blocks import Decoder
 from cosmos3_core.sampling.state import State
 from cosmos3_core.scenarios import request as requests
 
@@ -124,6 +127,29 @@ def test_half_a_step_is_not_copied(running, duplicate):
     state.torn = True
     with pytest.raises(RunError, match="step 2: it was interrupted half way. Keep a state between two steps"):
         duplicate(state)
+
+
+def test_half_a_step_does_not_go_on(running):
+    state = stepped(running, 1)
+    velocity, state.torn = state.x.clone(), True
+    calls: list[Callable] = [running.step, running.preview, running.finish, lambda s: running.advance(s, velocity)]
+    for call in calls:
+        with pytest.raises(RunError, match="it was interrupted half way"):
+            call(state)
+
+
+def test_a_state_is_moved_whole(running):
+    """As one from a pickle is to the device of its engine; what is drawn stays on the host."""
+    media = Media.of("image", inputs.photograph(90, 70))
+    wanted = request(task="i2v", image=media.said)
+    state = running.step(running.start(wanted, running.read_inputs(wanted, media=media)))
+    state.place("meta")
+    context = state.context
+    keys = [t for text in context.texts for segment in text.segments for t in segment]
+    moved = [state.x, *state.memory.values(), state.solver.update, context.pinned, context.clean, *keys]
+    moved += [*context.packing.noisy, *context.packing.noisy_frames]
+    assert {tensor.device.type for tensor in moved} == {"meta"}
+    assert {tensor.device.type for tensor in state.noise} == {"cpu"} and state.stream.device.type == "cpu"
 
 
 # --- previews --------------------------------------------------------------------------------------------------------
@@ -251,7 +277,22 @@ def test_a_cancelled_error_is_one_of_ours():
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_two_threads_on_one_engine_equal_each_alone(resident):
+def test_two_threads_on_one_engine_equal_each_alone(resident, monkeypatch):
+    """And the device works on one piece at a time."""
+    inside, most = [], []
+    for kind, name in ((UnderstandingTower, "prefill"), (GenerationTower, "forward"), (Decoder, "__call__")):
+        work = getattr(kind, name)
+
+        def alone_in_it(*arguments, work=work):
+            inside.append(work)
+            most.append(len(inside))
+            time.sleep(0.001)
+            try:
+                return work(*arguments)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(kind, name, alone_in_it)
     running, alone = engine(resident=resident), engine()
     wanted = [request("distilled", prompt="a cup", seed=1), request(prompt="a bowl", seed=2, size="80x64")]
     expected = [finished(alone, alone.start(one)) for one in wanted]
@@ -271,7 +312,7 @@ def test_two_threads_on_one_engine_equal_each_alone(resident):
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(same(*pair) for pair in zip(found, expected, strict=True))
+    assert all(same(*pair) for pair in zip(found, expected, strict=True)) and set(most) == {1}
 
 
 # --- one error with words --------------------------------------------------------------------------------------------

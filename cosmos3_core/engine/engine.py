@@ -365,9 +365,10 @@ class Engine:
         return next(v for item, v in zip(state.items, views(x, state.items), strict=True) if item.modality == "vision")
 
     def _check_state(self, state: State, doing: str) -> None:
-        """InputError for what is no state, or none of this engine's kind. One that lies on the host, as it comes out of
-        a pickle, is moved to the device."""
+        """InputError for what is no state, or none of this engine's kind, RunError for a torn one. One that lies on the
+        host, as it comes out of a pickle, is moved to the device."""
         check_type(doing, state, State, "Pass what start or begin returned")
+        state.check_whole(doing)
         self._check_ours(state.context, doing)
         state.place(self.device)
 

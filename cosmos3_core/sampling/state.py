@@ -83,7 +83,7 @@ class Context:
         return vars(self.to("cpu"))
 
 
-@dataclass
+@dataclass(eq=False)
 class State:
     """`x` is all items' latents as one flat fp32 vector on the device; `index` the next step.
 
@@ -149,7 +149,7 @@ class State:
         self.x, self.memory = self.x.to(device), {name: t.to(device) for name, t in self.memory.items()}
 
     def __copy__(self) -> State:
-        self._check_whole("copying")
+        self.check_whole("copying")
         stream = torch.Generator()
         stream.set_state(self.stream.get_state())
         memory = {name: tensor.clone() for name, tensor in self.memory.items()}
@@ -160,7 +160,7 @@ class State:
         return self.__copy__()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._check_whole("pickling")
+        self.check_whole("pickling")
         here = vars(self) | {"foreseen": None, "passes": None, "watch": None}
         memory = {name: tensor.cpu() for name, tensor in self.memory.items()}
         return here | {
@@ -175,7 +175,8 @@ class State:
         stream.set_state(values["stream"])
         vars(self).update(values | {"stream": stream})
 
-    def _check_whole(self, doing: str) -> None:
+    def check_whole(self, doing: str) -> None:
+        """Raises RunError for a torn state."""
         if self.torn:
             next_step = "Keep a state between two steps"
             raise RunError(f"{doing} step {self.index + 1}", "it was interrupted half way", next_step)
@@ -193,7 +194,7 @@ class State:
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors on the host, numbers as JSON): with the request, enough to continue. Prompts and input media are
         read again. Raises RunError for a torn state."""
-        self._check_whole("keeping")
+        self.check_whole("keeping")
         numbers = {"index": self.index, "request": self._compared()}
         return {name: t.cpu().contiguous() for name, t in self._tensors().items()}, numbers
 
