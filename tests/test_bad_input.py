@@ -646,9 +646,15 @@ DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
     "dtype unknown": (saying(CONFIG, dtype="int4"), "dtype 'int4'", "Dtypes are float32, bfloat16, float16"),
     "no scheduler": (removed(SCHEDULER), "--model {model}", f"it has no {SCHEDULER}"),
     "scheduler of another model": (
-        saying(SCHEDULER, use_flow_sigmas=..., prediction_type=...),
+        saying(SCHEDULER, use_flow_sigmas=..., prediction_type="epsilon"),
         "loading {model}/scheduler",
-        FETCH.format("scheduler folder"),
+        "prediction_type is 'epsilon', and Cosmos3's is 'flow_prediction'; use_flow_sigmas is missing, and Cosmos3's "
+        "is True. Use the scheduler folder of the model's own repository",
+    ),
+    "a scheduler's setting unknown": (
+        saying(SCHEDULER, sigma_mix=1),
+        "loading {model}/scheduler",
+        "the setting 'sigma_mix' is unknown",
     ),
     "distilled without sigmas": (
         holding("modular_model_index.json", '{"is_distilled": true, "distilled_sigmas": "four"}'),

@@ -98,7 +98,7 @@ def test_a_scheduler_that_describes_no_schedule_is_refused_here(tmp_path):
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
     with pytest.raises(InputError) as raised:
         settled(model=str(folder))
-    assert "no schedule can be built" in raised.value.found
+    assert "prediction_type is 'epsilon', and Cosmos3's is 'flow_prediction'" in raised.value.found
 
 
 def test_required_kernels_are_asserted():

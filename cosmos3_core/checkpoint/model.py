@@ -93,9 +93,9 @@ def open_model(name: str, revision: str | None = None) -> Model:
 
 
 def describe(name: str) -> Model:
-    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer and scheduler are
-    the tiny model's, its negative prompt is as long as the checkpoint's. Any other model from its own JSON files.
-    Raises InputError."""
+    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer is the
+    tiny model's, and so is the scheduler of one that is not distilled; its negative prompt is as long as the
+    checkpoint's. Any other model from its own JSON files. Raises InputError."""
     table = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
     row = table["models"].get(table["repositories"].get(name, name))
     if row is None or Path(name).is_dir():
@@ -106,6 +106,7 @@ def describe(name: str) -> Model:
     return replace(
         tiny,
         config=config,
+        scheduler={"stochastic_sampling": True} if steps else tiny.scheduler,
         vae=tiny.vae | table["vae"],
         dtype=DTYPE,
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KEY = "cosmos3"
 """The metadata key in an mp4 or PNG."""
-LIBRARIES = ("torch", "diffusers", "tokenizers", "safetensors", "av")
+LIBRARIES = ("torch", "tokenizers", "safetensors", "av")
 
 
 def resolved(settled: Settled, named: str) -> dict[str, Any]:
