@@ -86,14 +86,14 @@ def plan(capsys, monkeypatch, *options: str) -> dict:
 
 def test_the_plan_counts_narrower_weights_and_proposes_them(acme, capsys, monkeypatch):
     def weights(told: dict) -> list[int]:
-        return [stage["weights"] for stage in told["memory"]["stages"][:2]]
+        return [stage["weights"] for stage in told["estimate"]["memory"]["stages"][:2]]
 
     wide, narrow = (weights(plan(capsys, monkeypatch, *options)) for options in ((), ("--format", "int8")))
     for before, after in zip(wide, narrow, strict=True):
         assert 0.5 < after / before < 0.6
     told = plan(capsys, monkeypatch, "--memory", "14", "--size", "480p", "--frames", "93")
-    assert not told["fits"] and told["nearest"][0]["options"].startswith("--format int8")
-    assert told["nearest"][0]["peak"] <= 14 << 30
+    assert not told["estimate"]["fits"] and told["estimate"]["nearest"][0]["options"].startswith("--format int8")
+    assert told["estimate"]["nearest"][0]["peak"] <= 14 << 30
 
 
 def test_a_recipe_names_its_formats(acme, capsys, monkeypatch, tmp_path):

@@ -134,7 +134,20 @@ def test_a_required_kernel_that_was_not_resolved(name, named, said):
 
 
 def test_require_on_the_command_line(capsys, monkeypatch):
-    dry = ["run", "a cup", "--model", "tiny", "--size", "64x64", "--frames", 5, "--dry-run", "--backend", "reference"]
+    dry = [
+        "run",
+        "a cup",
+        "--model",
+        "tiny",
+        "--size",
+        "64x64",
+        "--frames",
+        5,
+        "--dry-run",
+        "--json",
+        "--backend",
+        "reference",
+    ]
     code, out, err = cosmos3(capsys, monkeypatch, *dry, "--require", "attention=eager", "--require", "gate=eager")
     assert (code, err) == (0, "") and json.loads(out)["plan"]["named"] == []
     code, out, err = cosmos3(capsys, monkeypatch, *dry, "--require", "attention=eager", "--require", "gate=fused")

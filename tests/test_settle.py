@@ -69,7 +69,7 @@ def test_a_described_model_downloads_nothing(monkeypatch):
     opened = models.open_model
     monkeypatch.setattr(models, "open_model", lambda name, *rest: opened(name, *rest) if name == "tiny" else 1 / 0)
     found = settled(model="nano", described=True, memory=20 * GIB)
-    assert found.model.name == "nano" and found.plan.device.memory == 20 * GIB
+    assert found.model.name == "nvidia/Cosmos3-Nano" and found.plan.device.memory == 20 * GIB
 
 
 def test_it_says_what_fits_and_what_would():
