@@ -15,6 +15,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -32,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
-from cosmos3_core.cli import main
+from cosmos3_core.cli import EXIT_CODES, main
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import read_video, write_video
 from cosmos3_core.runs.memory import peak_host_memory
@@ -485,6 +486,32 @@ def test_a_bad_output(user: User, command: str, asked: str, then: str):
         pytest.skip("no /proc here")
     user.refused(command, asked, then)
     assert not user.reads
+
+
+def test_all_faults_of_a_request_come_together(user: User):
+    """By options, by --set and in a file, and before a model is looked for."""
+    user.out.joinpath("bad.json").write_text('{"guidence": 3, "fps": 0, "size": "99x99"}')
+    before = user.holds()
+    command = "--request bad.json --model no/such-model --frames 8 --set sede=5 --set shift=-1"
+    code, stdout, (first, *faults) = user.run(command)
+    assert (code, stdout, first) == (2, "", "error: 7 faults in one request:") and user.holds() == before
+    begins = ("request field 'guidence': ", "fps = 0: ", "size '99x99': ", "request field 'sede': ", "shift = -1: ")
+    for fault, begin in zip(faults, (*begins, "8 frames: "), strict=False):
+        assert fault.startswith(f"  {begin}")
+    assert faults[-1].startswith("  a run without a prompt: there is nothing to generate. Give a PROMPT, such as ")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_command_that_is_ended_before_its_run(user: User, number: int, code: int):
+    """While it reads its prompt. What Python has as -15 a shell has as 143."""
+    os.mkfifo(user.out / "prompt")
+    program = [sys.executable, "-B", "-m", "cosmos3_core.cli", "run", "@prompt", "--model", "tiny", "-o", "x.png"]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=user.out) as reading:
+        with open(user.out / "prompt", "wb"):  # waits until it is opened there
+            reading.send_signal(number)
+            assert reading.wait(60) == code
+        assert reading.stderr.read().split() == (["stopped"] if number == signal.SIGINT else [])
+    assert str(code if code > 0 else 128 - code) in " ".join(EXIT_CODES)
 
 
 def test_only_a_run_has_a_prompt_to_put_in_quotes(capsys, monkeypatch):

@@ -70,6 +70,7 @@ def test_a_format_of_the_attention_takes_another_row(acme, capsys, monkeypatch, 
     [
         (["--format", "fp3"], "--format pack_linear=fp3: no pack_linear kernel of acme has that format. It has int8"),
         (["--format", "gate=int8"], "--format gate=int8: gate is not quantized"),
+        (["--format", "finish=int8"], "format of the layers' weights. Type --format pack_linear=int8"),
         (["--format", "int8", "--kernel", "pack_linear=eager"], "takes formats none, not int8"),
         (["--format", "int8", "--dtype", "float16"], "takes float32, bfloat16, not float16"),
     ],

@@ -10,6 +10,7 @@ import sys
 import pytest
 from command import cosmos3
 
+from cosmos3_core.cli import cli
 from cosmos3_core.contract import Backend, Ceiling, Device
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.reference import BACKEND
@@ -211,3 +212,51 @@ def test_asking_imports_no_torch_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["1", "[]"]
     assert not list(tmp_path.iterdir())
+
+
+# --- plan and a dry run ----------------------------------------------------------------------------------------------
+
+TINY = ("a cup", "--model", "tiny", "--backend", "reference", "--size", "64x64", "--frames", "5", "--seed", "3")
+
+
+def test_a_plan_is_a_dry_run(capsys, monkeypatch, tmp_path):
+    """Its options but the one that makes it one, and what it prints; with a prompt, up to the notes on the texts."""
+    taken = {name: {option for p in cli.commands[name].params for option in p.opts} for name in ("run", "plan")}
+    assert taken["run"] - taken["plan"] == {"--dry-run"} and taken["plan"] <= taken["run"]
+    monkeypatch.chdir(tmp_path)
+    cut = ("--profile", "vllm-omni", "--set", "max_text_tokens=20", "-o", "cup.mp4", "--require", "gate=eager")
+    for typed in (TINY[1:], (*TINY, *cut)):
+        told = []
+        for words in (("plan",), ("run", "--dry-run")):
+            code, out, err = cosmos3(capsys, monkeypatch, *words, *typed, "--json")
+            assert (code, err) == (0, "")
+            told.append(json.loads(out))
+            text = cosmos3(capsys, monkeypatch, *words, *typed)[1]
+            assert "fits       yes" in text and ("note       the prompt was cut from" in text) == (typed[0] == "a cup")
+        assert all(one.pop("started") for one in told) and told[0] == told[1]
+    assert told[0]["request"]["prompt"] == "a cup" and told[0]["origin"]["prompt"] == "user"
+    assert "the prompt was cut" in told[0]["notes"][0] and not list(tmp_path.iterdir())
+
+
+def test_a_plan_with_a_prompt_is_refused_like_its_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for wrong in (("-o", "cup.png"), ("--image", "none.jpg"), ("--require", "gate=fused"), ("--task", "i2v")):
+        said = [cosmos3(capsys, monkeypatch, name, *TINY, *wrong) for name in ("plan", "run")]
+        assert said[0] == said[1] and said[0][0] == 2 and said[0][2].startswith("error: ")
+    for report in (("--json",), ("--memory", "24")):
+        code, _, err = cosmos3(capsys, monkeypatch, "run", *TINY, *report)
+        assert code == 2 and err.startswith(f"error: {report[0]}: ") and "cosmos3 plan, or add --dry-run" in err
+
+
+def test_what_is_not_known_without_a_prompt_is_not_made_up(plan, told):
+    found = told("--model", "nano", "--task", "i2v")
+    assert not any(found["request"][key] for key in ("prompt", "image", "negative_prompt"))
+    assert found["origin"]["prompt"] == found["origin"]["image"] == "not given; no plan depends on it"
+    out = plan("--model", "nano", "--task", "i2v", "--steps", 9, "--seed", 5)[1]
+    for line in (
+        'values     user: task "i2v", steps 9, seed 5',
+        "values     not given; no plan depends on it: prompt, image",
+        "values     checkpoint (assets/negative_prompt.json): negative_prompt",
+    ):
+        assert line in out.splitlines()
+    assert "video" not in out and "(any)" not in out

@@ -12,6 +12,18 @@ from .matrix import matrix
 from .recipes import recipes
 
 EXIT_CANCELLED = 130
+EXIT_CODES = {
+    "0": "Done. Of `plan` and `run --dry-run`: it fits. Of `check`: the backend does all that it declares.",
+    "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. Of `plan` "
+    "and `run --dry-run`: it does not fit. Of `check`: a test failed. Of `matrix --check`: the page is out of date.",
+    "2": "Bad input: the command line, a request, a file or what this machine lacks. Nothing was written.",
+    str(
+        EXIT_CANCELLED
+    ): "Stopped by Ctrl-C. A run in its stages also ends so by SIGTERM or SIGHUP: after what is under "
+    "way, with the steps kept that it computed.",
+    "129, 143": "Ended by SIGHUP or SIGTERM outside of a run's stages, as a shell reports it.",
+}
+"""What each means; docs/commands.md has the table."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -149,7 +161,7 @@ def main() -> None:
     from ..contract.errors import Cosmos3Error
 
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="cosmos3", standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import click
@@ -187,11 +187,16 @@ def _of_fields(costs: bool) -> tuple[click.Option, ...]:
     for name, field in FIELDS.items():
         if field.option and (field.costs or not costs):
             default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
-            choices = field.kind.schema.get("enum", ())
-            extra = {"metavar": "PATH", "shell_complete": files} if field.kind is PATH else {}
-            extra |= {"shell_complete": one_of(lambda choices=choices: choices)} if choices else {}
-            help = f"{field.help}{default}"
-            options.append(Option([flag(name)], type=field.kind.type, help=help, heading=field.group, **extra))
+            is_path, choices = field.kind is PATH, field.kind.schema.get("enum", ())
+            made = Option(
+                [flag(name)],
+                heading=field.group,
+                type=field.kind.type,
+                metavar="PATH" if is_path else None,
+                shell_complete=files if is_path else one_of(partial(tuple, choices)),
+                help=f"{field.help}{default}",
+            )
+            options.append(made)
     whose = f"Whose defaults: {', '.join(profiles())}.  [default: {profiles()[0]}]"
     return (*options, Option(["--profile"], help=whose, heading=INPUT, shell_complete=one_of(profiles)))
 

@@ -145,9 +145,9 @@ def _print(report: dict[str, Any]) -> None:
 def _values(report: dict[str, Any]) -> list[str]:
     """The fields that the task takes, a text for each place that their values are from."""
     request, found = report["request"], dict[str, list[str]]()
-    for name, source in report["origin"].items():
-        value = request[name]
-        if request["task"] in FIELDS[name].tasks and not (value is None and source == NOT_GIVEN):
+    for name, field in FIELDS.items():
+        value, source = request[name], report["origin"][name]
+        if request["task"] in field.tasks and not (value is None and source == NOT_GIVEN):
             text = f" {json.dumps(value, ensure_ascii=False)}"
             if value is None:
                 text = " none" if source.startswith(PROFILE) else ""  # another source says itself what it stands for

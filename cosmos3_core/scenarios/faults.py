@@ -17,7 +17,7 @@ class RequestError(InputError):
         super().__init__(", ".join(asked), "; ".join(found), ". ".join(next_steps))
 
     def __str__(self) -> str:
-        return "\n  ".join([f"{len(self.faults)} faults in one request", *map(str, self.faults)])
+        return "\n  ".join([f"{len(self.faults)} faults in one request:", *map(str, self.faults)])
 
 
 class Faults:

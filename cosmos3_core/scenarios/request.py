@@ -225,7 +225,7 @@ def resolve(
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
     missing = dict.fromkeys(_missing(given, task), ANY)
-    values = values | given | missing | {"task": task.name}
+    values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
     width, height = values["size"]
