@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from cosmos3_core.cli import cli
+from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import capabilities_of, takers
 from cosmos3_core.cli.options import flag
 from cosmos3_core.scenarios.fields import FIELDS
@@ -26,6 +26,14 @@ OTHER_MODELS = {
     "Cosmos3-Edge": "nvidia/Cosmos3-Edge",
     "a distilled model of 4 steps": "nvidia/Cosmos3-Super-Text2Image-4Step",
 }
+COMPLETION = """A shell completes commands, options, files and choices once it has read what `cosmos3` prints for it. \
+In `~/.bashrc`:
+
+```text
+eval "$(_COSMOS3_COMPLETE=bash_source cosmos3)"
+```
+
+In `~/.zshrc` it is `zsh_source`; fish reads `_COSMOS3_COMPLETE=fish_source cosmos3 | source`."""
 MADE = "Made by `python scripts/pages.py`; do not edit."
 
 
@@ -52,8 +60,9 @@ def fields() -> str:
 
 
 def commands() -> str:
-    """docs/commands.md: what every command says of itself by --help."""
-    parts = ["# Commands", MADE]
+    """docs/commands.md: what every command says of itself by --help, how it ends, and completion."""
+    codes = [(f"`{code}`", meaning) for code, meaning in EXIT_CODES.items()]
+    parts = ["# Commands", MADE, "## Exit codes", _table(("code", "meaning"), codes), "## Completion", COMPLETION]
     for name, command, context in _commands("cosmos3", cli, None):
         parts += [f"## {name}", f"```text\n{command.get_help(context).rstrip()}\n```"]
     return "\n\n".join(parts) + "\n"

@@ -15,6 +15,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -32,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
-from cosmos3_core.cli import main
+from cosmos3_core.cli import EXIT_CODES, main
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import read_video, write_video
 from cosmos3_core.runs.memory import peak_host_memory
@@ -177,7 +178,7 @@ REQUESTS = {
     ),
     "a field by two options": (CLIP + "--set steps=2 --steps 3", "--set steps=2", "to 3. Drop one of them"),
     "size of 400 digits": (f"x --model tiny --set size=[{10**400},64]", "size 1000", "nearest is 4096x64"),
-    "no prompt": (ANY, "a run without a prompt", 'Type cosmos3 run "what to show"'),
+    "no prompt": (ANY, "a run without a prompt", 'Give a PROMPT, such as "a cup on a table"'),
     "empty prompt": (f"'' {ANY}", "an empty prompt", "Describe the scene"),
     "blank prompt": (f"' \t\n ' {ANY}", "an empty prompt", "Describe the scene"),
     "prompt not UTF-8": (f"'caf\udce9' {ANY}", "prompt with a NUL or a broken character", "Give plain UTF-8 text"),
@@ -436,19 +437,19 @@ def test_standard_input_without_a_prompt(user: User):
 # ---- where it should go --------------------------------------------------------------------------------------------
 
 OUTPUTS = {
-    "clip as .png": (CLIP + "--task t2v -o a.png", "writing a.png", "Pass -o a.mp4"),
-    "clip as .webm": (CLIP + "-o a.webm", "writing a.webm", "Pass -o a.mp4"),
-    "clip without a suffix": (CLIP + "-o a", "writing a", "Pass -o a.mp4"),
-    "picture as .mp4": (CLIP + "--frames 1", "writing {out}/clip.mp4", "Pass -o {out}/clip.png"),
-    "picture as .jpg": (PICTURE + "--task t2i -o a.jpg", "writing a.jpg", "Pass -o a.png"),
+    "clip as .png": (CLIP + "--task t2v -o a.png", "writing a.png", "Pass --output a.mp4"),
+    "clip as .webm": (CLIP + "-o a.webm", "writing a.webm", "Pass --output a.mp4"),
+    "clip without a suffix": (CLIP + "-o a", "writing a", "Pass --output a.mp4"),
+    "picture as .mp4": (CLIP + "--frames 1", "writing {out}/clip.mp4", "Pass --output {out}/clip.png"),
+    "picture as .jpg": (PICTURE + "--task t2i -o a.jpg", "writing a.jpg", "Pass --output a.png"),
     "folder missing": (
         CLIP + "-o none/a.mp4",
         "writing none/a.mp4",
         "there is no folder none. Create it with mkdir -p",
     ),
     "folder a file": (CLIP + "-o clip.mp4/a.mp4", "writing clip.mp4/a.mp4", "there is no folder clip.mp4"),
-    "a folder": (CLIP + "-o folder", "writing folder", "Pass a file name, such as -o folder/out.mp4"),
-    "name too long": (CLIP + f"-o {'a' * 300}.mp4", "writing aaa", "File name too long). Choose another name with -o"),
+    "a folder": (CLIP + "-o folder", "writing folder", "Pass a file name, such as --output folder/out.mp4"),
+    "name too long": (CLIP + f"-o {'a' * 300}.mp4", "writing aaa", "File name too long). Choose another --output"),
     "manifest in a missing folder": (CLIP + "--manifest none/a.json", "writing none/a.json", "there is no folder none"),
     "manifest a folder": (CLIP + "--manifest folder", "writing folder", "Pass the name of a file"),
     "manifest name too long": (CLIP + f"--manifest {'a' * 300}", "writing aaa", "File name too long). Choose another"),
@@ -457,7 +458,7 @@ OUTPUTS = {
         "writing aaa",
         "File name too long). Choose another",
     ),
-    "name too long for a state": (CLIP + f"-o {'a' * 240}.mp4", "writing aaa", "Choose another name with -o"),
+    "name too long for a state": (CLIP + f"-o {'a' * 240}.mp4", "writing aaa", "Choose another --output"),
     "latents where a stop would keep the run": (
         CLIP + "--save-latents clip.mp4.state.safetensors",
         "writing {out}/clip.mp4.state.safetensors",
@@ -485,6 +486,32 @@ def test_a_bad_output(user: User, command: str, asked: str, then: str):
         pytest.skip("no /proc here")
     user.refused(command, asked, then)
     assert not user.reads
+
+
+def test_all_faults_of_a_request_come_together(user: User):
+    """By options, by --set and in a file, and before a model is looked for."""
+    user.out.joinpath("bad.json").write_text('{"guidence": 3, "fps": 0, "size": "99x99"}')
+    before = user.holds()
+    command = "--request bad.json --model no/such-model --frames 8 --set sede=5 --set shift=-1"
+    code, stdout, (first, *faults) = user.run(command)
+    assert (code, stdout, first) == (2, "", "error: 7 faults in one request:") and user.holds() == before
+    begins = ("request field 'guidence': ", "fps = 0: ", "size '99x99': ", "request field 'sede': ", "shift = -1: ")
+    for fault, begin in zip(faults, (*begins, "8 frames: "), strict=False):
+        assert fault.startswith(f"  {begin}")
+    assert faults[-1].startswith("  a run without a prompt: there is nothing to generate. Give a PROMPT, such as ")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_command_that_is_ended_before_its_run(user: User, number: int, code: int):
+    """While it reads its prompt. What Python has as -15 a shell has as 143."""
+    os.mkfifo(user.out / "prompt")
+    program = [sys.executable, "-B", "-m", "cosmos3_core.cli", "run", "@prompt", "--model", "tiny", "-o", "x.png"]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=user.out) as reading:
+        with open(user.out / "prompt", "wb"):  # waits until it is opened there
+            reading.send_signal(number)
+            assert reading.wait(60) == code
+        assert reading.stderr.read().split() == (["stopped"] if number == signal.SIGINT else [])
+    assert str(code if code > 0 else 128 - code) in " ".join(EXIT_CODES)
 
 
 def test_only_a_run_has_a_prompt_to_put_in_quotes(capsys, monkeypatch):
@@ -896,6 +923,6 @@ def test_a_full_disk(user: User, command: str, name: str):
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     assert lost.startswith(f"1 of 1 steps are lost: writing {user.out}/{name}.state.safetensors: the disk is full")
     assert message.startswith(f"error: writing {user.out}/{name}: the disk is full (needed more than ")
-    assert message.endswith("Free space or choose another folder with -o")
+    assert message.endswith("Free space or choose another folder for --output")
     assert all(PROGRESS.fullmatch(line) for line in progress)
     assert user.holds() == before

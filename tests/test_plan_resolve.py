@@ -134,7 +134,20 @@ def test_a_required_kernel_that_was_not_resolved(name, named, said):
 
 
 def test_require_on_the_command_line(capsys, monkeypatch):
-    dry = ["run", "a cup", "--model", "tiny", "--size", "64x64", "--frames", 5, "--dry-run", "--backend", "reference"]
+    dry = [
+        "run",
+        "a cup",
+        "--model",
+        "tiny",
+        "--size",
+        "64x64",
+        "--frames",
+        5,
+        "--dry-run",
+        "--json",
+        "--backend",
+        "reference",
+    ]
     code, out, err = cosmos3(capsys, monkeypatch, *dry, "--require", "attention=eager", "--require", "gate=eager")
     assert (code, err) == (0, "") and json.loads(out)["plan"]["named"] == []
     code, out, err = cosmos3(capsys, monkeypatch, *dry, "--require", "attention=eager", "--require", "gate=fused")
@@ -167,6 +180,11 @@ def test_a_format_that_cannot_be_met():
         plan(*rows, formats={"gate": "fp8"})
     with pytest.raises(InputError, match="`kernel` attention=plain: plain: takes formats none, not fp8"):
         plan(*rows, formats={"attention": "fp8"}, kernels={"attention": "plain"})
+    for name in ("finish", "project"):  # its format is that of the products in it
+        with pytest.raises(InputError, match=f"`format` {name}=fp8: .* Type `format` pack_linear=fp8"):
+            plan(row("whole", "finish", formats=("fp8",)), formats={name: "fp8"})
+    with pytest.raises(InputError, match="finish=whole has it, for .* have the backend bring a row of pack_linear"):
+        plan(row("whole", "finish", formats=("fp8",)), formats={"pack_linear": "fp8"})
 
 
 # --- rows that hand over, and rows that do several ops ---------------------------------------------------------------

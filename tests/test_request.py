@@ -18,8 +18,9 @@ from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.scenarios.facts import ModelFacts
 from cosmos3_core.scenarios.families import TASKS
+from cosmos3_core.scenarios.faults import RequestError
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.request import PROFILES, Request, infer_task, profile_source, resolve
+from cosmos3_core.scenarios.request import PROFILES, Request, infer_task, profile_source, read_defaults, resolve
 from cosmos3_core.scenarios.sizes import TIERS, check_size, parse_size
 
 TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
@@ -334,6 +335,47 @@ def test_there_are_the_named_profiles_only():
 def test_a_prompt_is_needed():
     with pytest.raises(InputError, match="without a prompt"):
         resolve({"task": "t2v"}, "reference", facts(), pick_seed=lambda: 0)
+
+
+def test_all_faults_come_together():
+    """Those of the fields themselves; then what the model and the values together do not allow."""
+    error = refused("i2v", "comfyui", image=None, frames=8, size="99x99", stesp=4, seed=-1)
+    assert isinstance(error, RequestError)
+    asked = ["profile 'comfyui'", "8 frames", "size '99x99'", "request field 'stesp'", "seed = -1", "task i2v"]
+    assert [fault.asked for fault in error.faults] == asked
+    first, *lines = str(error).split("\n  ")
+    assert first == "6 faults in one request:" and lines == [str(fault) for fault in error.faults]
+    error = refused("t2v", guidance=1, negative_prompt="x", image_filter="lanczos", schedule="distilled")
+    assert [fault.next_step for fault in error.faults] == ["Drop schedule", "Drop negative_prompt", "Drop image_filter"]
+    error = refused("t2i", "reference", "distilled", steps=5, guidance=2)
+    assert [fault.next_step for fault in error.faults] == ["Drop steps", "Drop guidance"]
+    with pytest.raises(InputError) as raised:
+        resolve({"image": "a", "video": "b", "fps": 0}, "reference", facts(), pick_seed=lambda: 0)
+    assert [fault.asked for fault in raised.value.faults] == [
+        "`image` with `video`",
+        "fps = 0",
+        "a run without a prompt",
+    ]
+
+
+DEFAULTS = (Path(__file__).parents[1] / "cosmos3_core/scenarios/defaults.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "asked", "found"),
+    [
+        ("fps = 24.0\n", "", "task t2i, profile reference", "there is no default for fps"),
+        ("[t2v.sglang]\n", "[t2w.sglang]\n", "task t2v, profile sglang", "no default for frames, guidance, negative_"),
+        ("shift = 10.0\n", "shif = 10.0\n", "task t2v, profile reference", "there is no default for shift"),
+        ("guidance = 7.0\n", "guidance = 7.0\nguidence = 7\n", "task t2i, profile vllm-omni", "the name guidence"),
+        ("edge = { ", "edge = { stesp = 5, ", "task t2i, profile reference", "the name stesp"),
+    ],
+)
+def test_a_default_that_is_missing_or_misspelt_is_named(old, new, asked, found):
+    read_defaults(DEFAULTS)
+    with pytest.raises(InputError) as raised:
+        read_defaults(DEFAULTS.replace(old, new, 1))
+    assert asked in raised.value.asked and found in raised.value.found
 
 
 # Frames and sizes ------------------------------------------------------------------------------------------------

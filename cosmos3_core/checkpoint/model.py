@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
-from .repository import Repository, open_repository
+from .repository import Repository, full_name, open_repository
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +61,9 @@ class Model:
 
 
 def open_model(name: str, revision: str | None = None) -> Model:
-    """Read and check the JSON files of a checkpoint: "tiny", a folder in the hub's layout, or a hub id. No weight is
-    downloaded or read. Raises InputError."""
+    """Read and check the JSON files of a checkpoint: "tiny", a folder in the hub's layout, a hub id or its short form.
+    No weight is downloaded or read. Raises InputError."""
+    name = full_name(name)
     repo = open_repository(name, revision)
     index = _object(repo, "model_index.json")
     if index.get("_class_name") not in PIPELINES:
@@ -93,13 +94,14 @@ def open_model(name: str, revision: str | None = None) -> Model:
 
 
 def describe(name: str) -> Model:
-    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer is the
-    tiny model's, and so is the scheduler of one that is not distilled; its negative prompt is as long as the
-    checkpoint's. Any other model from its own JSON files. Raises InputError."""
+    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer is the tiny
+    model's, and so is the scheduler of one that is not distilled; its negative prompt is as long as the checkpoint's.
+    Any other model from its own JSON files. Raises InputError."""
+    name = full_name(name)
     table = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
-    row = table["models"].get(table["repositories"].get(name, name))
-    if row is None or Path(name).is_dir():
+    if name not in table["repositories"] or Path(name).is_dir():
         return open_model(name)
+    row = table["models"][table["repositories"][name]]
     tiny, config = open_model("tiny"), TransformerConfig.from_json(row["transformer"], name)
     steps: int | None = row.get("steps")
     negative = (tiny.facts.negative_prompt or "") * LONG_NEGATIVE

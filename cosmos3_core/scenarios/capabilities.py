@@ -9,12 +9,10 @@ from .facts import ModelFacts
 from .families import TASKS
 from .fields import FIELDS, REQUIRED, Field
 from .kinds import LONGEST, Kind, choice
-from .request import PROFILES, defaults, profile_source
+from .request import DISTILLED, PROFILES, defaults, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
 from .task import Task
 
-DISTILLED = "distilled"
-"""A variant of models, and the schedule that only these have."""
 Row = tuple[dict[str, Any], dict[str, str]]
 
 

@@ -72,14 +72,18 @@ class Settled:
 
 def settle(wish: Wish, on: tuple[Backend, Device] | None = None) -> Settled:
     """Decide everything; `on` is the backend and its device if the caller has chosen them. Reads JSON files, and no
-    weight. Raises InputError for what cannot be met."""
-    model = describe(wish.model) if wish.described else open_model(wish.model, wish.revision)
-    request, origin = _request(wish, model)
+    weight, and no file before the request's own faults are found. Raises InputError for what cannot be met."""
+    requests.check(wish.given, wish.profile, wish.suffix, partial=wish.partial)
+    described = wish.described and wish.revision is None
+    model = describe(wish.model) if described else open_model(wish.model, wish.revision)
+    request, origin = requests.resolve(
+        wish.given, wish.profile, model.facts, wish.pick_seed, wish.suffix, partial=wish.partial
+    )
     backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
     plan = resolve(Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats), backend, device)
-    job = _job(request, origin, model, _guided_steps(request, model, wish.described))
+    job = _job(request, origin, model, _guided_steps(request, model, described))
     asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, tuning=plan.tuning)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
@@ -96,16 +100,6 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None) -> Settled:
         estimate=replace(asked, job=replace(job, tile=request.tile)),
         why=why,
     )
-
-
-def _request(wish: Wish, model: Model) -> tuple[requests.Request, dict[str, str]]:
-    given = dict(wish.given)
-    requests.check_keys(given)
-    inferred = {} if "task" in given else {"task": "the inputs"}
-    if inferred:
-        given["task"] = requests.infer_task(given, wish.suffix)
-    request, origin = requests.resolve(given, wish.profile, model.facts, wish.pick_seed)
-    return request, origin | inferred
 
 
 def _guided_steps(request: requests.Request, model: Model, described: bool) -> int:

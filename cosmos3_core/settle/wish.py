@@ -18,12 +18,13 @@ def zero() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """`model` is "tiny", a folder or a hub id, at a `revision`; with `described` a published model's facts come from
-    the table here, so that nothing is downloaded, and "nano", "super" and "edge" are names too.
+    """`model` is "tiny", a folder, a hub id or its short form ("nano", "super", "edge"), at a `revision`; with
+    `described`, and without one, a published model's facts come from the table here, so that nothing is downloaded.
 
     `given` are request fields as `scenarios.request.resolve` takes them; a task that is not among them follows from
-    the inputs and from `suffix`, that of the output file. `profile` names whose defaults fill the rest; `pick_seed` is
-    asked where they leave the seed to chance.
+    the inputs and from `suffix`, that of the output file. A `partial` request may lack its prompt and its input file,
+    on which no plan depends. `profile` names whose defaults fill the rest; `pick_seed` is asked where they leave the
+    seed to chance.
 
     `backend` None takes the accelerator that is here, none of those that are `disabled`. `kernels` and `formats` by op
     are met or refused, `required` kernels asserted. `dtype` None is the checkpoint's. `memory` in bytes stands in the
@@ -35,6 +36,7 @@ class Wish:
     described: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
     suffix: str | None = None
+    partial: bool = False
     profile: str = PROFILES[0]
     pick_seed: Callable[[], int] = zero
     backend: str | None = None
