@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,6 +84,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         system_prompt=bool(index.get("default_use_system_prompt", config.gated)),
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
+        made_for=_table()["made_for"].get(name),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
     vae = _object(repo, "vae/config.json")
@@ -96,7 +98,7 @@ def describe(name: str) -> Model:
     """A published model's configs from the table here, so that nothing is downloaded: its tokenizer and scheduler are
     the tiny model's, its negative prompt is as long as the checkpoint's. Any other model from its own JSON files.
     Raises InputError."""
-    table = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
+    table = _table()
     row = table["models"].get(table["repositories"].get(name, name))
     if row is None or Path(name).is_dir():
         return open_model(name)
@@ -109,8 +111,14 @@ def describe(name: str) -> Model:
         vae=tiny.vae | table["vae"],
         dtype=DTYPE,
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
-        facts=ModelFacts(name, row["variant"], config.gated, negative, steps),
+        facts=ModelFacts(name, row["variant"], config.gated, negative, steps, table["made_for"].get(name)),
     )
+
+
+@cache
+def _table() -> dict[str, Any]:
+    """models.toml."""
+    return tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
 
 
 def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:

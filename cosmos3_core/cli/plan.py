@@ -17,6 +17,7 @@ from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD, Estimate
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..scenarios import request as requests
+from ..scenarios.kinds import task_named
 from ..settle import Settled, Wish, settle
 
 
@@ -69,7 +70,7 @@ def wish_of(options: RequestOptions, memory: int | None = None) -> Wish:
     given = dict(options.fields)
     given |= {key: value for key in names if (value := getattr(options, key)) is not None}
     requests.check_keys(given)
-    given.setdefault("task", requests.infer_task(given, None))
+    given["task"] = task_named(given.get("task")) or requests.infer_task(given, None)
     given["prompt"] = "(any)"
     given |= {key: "(any)" for key, task in (("image", "i2v"), ("video", "v2v")) if given["task"] == task}
     return Wish(

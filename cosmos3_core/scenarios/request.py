@@ -6,7 +6,9 @@ from. An option that would change nothing is an error, as is a key that does not
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,13 +18,15 @@ from typing import Any
 
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
-from ..spelling import did_you_mean
+from . import aliases
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .fields import FIELDS, NOT_GIVEN, PROFILE
 from .task import Task
 
-PROFILES = ("reference", "diffusers", "vllm-omni", "sglang")
+PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
+CHANCE = (-1, "random")
+"""Seeds that leave it to chance, whatever the profile says."""
 DEFAULT_TASK = "t2v"
 CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
@@ -97,7 +101,11 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     Raises InputError for an unknown profile."""
     if profile not in PROFILES:
         raise InputError(f"profile {profile!r}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
-    row = _tables()["profile"][profile] | _tables()[task][profile]
+    tables = _tables()
+    above = tables["profile"][profile].get("like", profile)
+    parts = (tables["profile"][above], tables[task][above], tables["profile"][profile], tables[task].get(profile, {}))
+    row = functools.reduce(operator.or_, parts)
+    row.pop("like", None)
     variants = {name: dict(row.pop(name, {})) for name in ("edge", "distilled")}
     special, _ = variants.get(model.variant, {}), row.pop("source")
     where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
@@ -110,14 +118,17 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     return row, origin
 
 
-def infer_task(given: dict[str, Any], output_suffix: str | None) -> str:
+def infer_task(given: dict[str, Any], output_suffix: str | None, model: ModelFacts | None = None) -> str:
     """The task that the given fields call for: one that starts from the input given, and of those the one of a single
-    frame where one frame or a single frame's file is asked for. Raises InputError for two inputs."""
+    frame where one frame or a single frame's file is asked for; where nothing says, what the model was made for.
+    Raises InputError for two inputs."""
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
         raise InputError(" with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one")
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
+    if model and not suffix and "frames" not in given and model.made_for in [task.name for task in fitting]:
+        return model.made_for
     single = given.get("frames") == 1 or any(task.single and task.suffix == suffix for task in fitting)
     return next((task for task in fitting if task.single == single), fitting[0]).name
 
@@ -126,7 +137,7 @@ def check_keys(given: dict[str, Any]) -> None:
     """InputError with a suggestion for a key that is no request field."""
     for key in given:
         if key not in FIELDS:
-            hint = did_you_mean(key, FIELDS, f"Fields are {', '.join(sorted(FIELDS))}")
+            hint = aliases.next_step(key, FIELDS, f"Fields are {', '.join(sorted(FIELDS))}")
             raise InputError(f"request field {key!r}", "there is no such field", hint)
 
 
@@ -142,6 +153,8 @@ def resolve(
     default = TASKS[DEFAULT_TASK]
     task = TASKS[FIELDS["task"].check(given.get("task", default.name), default)]
     values, origin = defaults(task.name, profile, model)
+    if given.get("seed") in CHANCE:
+        values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.

@@ -103,7 +103,7 @@ def _request(wish: Wish, model: Model) -> tuple[requests.Request, dict[str, str]
     requests.check_keys(given)
     inferred = {} if "task" in given else {"task": "the inputs"}
     if inferred:
-        given["task"] = requests.infer_task(given, wish.suffix)
+        given["task"] = requests.infer_task(given, wish.suffix, model.facts)
     request, origin = requests.resolve(given, wish.profile, model.facts, wish.pick_seed)
     return request, origin | inferred
 
