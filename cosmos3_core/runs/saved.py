@@ -172,7 +172,8 @@ def _one_request(text: str, asked: str, name: str) -> dict[str, Any]:
         pick = f"jq '.[0]' {name}"
     except (ValueError, RecursionError) as error:
         try:
-            value, pick = [json.loads(line) for line in text.splitlines() if line.strip()], f"sed -n 1p {name}"
+            lines = [line for line in text.splitlines() if line.strip()]
+            value, pick = [json.loads(line, object_pairs_hook=_once) for line in lines], f"sed -n 1p {name}"
         except (ValueError, RecursionError):
             value = []
         if not value or not all(isinstance(one, dict) for one in value):

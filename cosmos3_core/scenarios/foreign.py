@@ -248,12 +248,12 @@ def _task(work: _Work, keys: Mapping[str, Any]) -> None:
 def _asked_task(work: _Work, key: str, value: Any) -> None:
     """A task by another name, among them some that are not here yet."""
     row = known(value) if isinstance(value, str) else None
-    if key == "output_type":
-        value = "t2i" if value == "image" else None
     if row and row.kind == LATER:
         work.lacking.setdefault(row.answer, []).append(f"{key} {value}")
-    elif value is not None:
-        work.put(key, "task", task_named(value))
+    elif key == "output_type" and value != "image":
+        work.dropped.append(f"{key} {value} (the output's name says which file it is)")
+    else:
+        work.put(key, "task", "t2i" if key == "output_type" else task_named(value))
 
 
 def _template(work: _Work, key: str, value: Any) -> None:
