@@ -369,9 +369,9 @@ def test_a_prompt_is_needed():
 
 def test_all_faults_come_together():
     """Those of the fields themselves; then what the model and the values together do not allow."""
-    error = refused("i2v", "comfyui", image=None, frames=8, size="99x99", stesp=4, seed=-1)
+    error = refused("i2v", "comfyui", image=None, frames=8, size="99x99", stesp=4, seed=-2)
     assert isinstance(error, RequestError)
-    asked = ["profile 'comfyui'", "8 frames", "size '99x99'", "request field 'stesp'", "seed = -1", "task i2v"]
+    asked = ["profile 'comfyui'", "8 frames", "size '99x99'", "request field 'stesp'", "seed = -2", "task i2v"]
     assert [fault.asked for fault in error.faults] == asked
     first, *lines = str(error).split("\n  ")
     assert first == "6 faults in one request:" and lines == [str(fault) for fault in error.faults]

@@ -131,7 +131,7 @@ def test_the_other_commands_answer_too(capsys, monkeypatch):
     for command, flag, answer in [
         ("plan", "--num_frames", "--frames."),
         ("warmup", "--resolution", "--size WIDTHxHEIGHT"),
-        ("plan", "--fps", "--fps of cosmos3 run."),
+        ("capabilities", "--fps", "--fps of cosmos3 run."),
         ("capabilities", "--model-path", "--model."),
     ]:
         _, _, err = cosmos3(capsys, monkeypatch, command, flag, "1")
@@ -207,7 +207,19 @@ def test_another_device_than_the_first_is_refused():
 def test_a_run_with_the_values_of_others(capsys, monkeypatch):
     typed = ["--size", "64*64", "--dtype", "bf16", "--backend", "cpu", "--profile", "vllm_omni", "--task", "text2video"]
     code, out, err = cosmos3(
-        capsys, monkeypatch, "run", "a cup", "--model", "tiny", "--frames", 5, "--seed", -1, *typed, "--dry-run"
+        capsys,
+        monkeypatch,
+        "run",
+        "a cup",
+        "--model",
+        "tiny",
+        "--frames",
+        5,
+        "--seed",
+        -1,
+        *typed,
+        "--dry-run",
+        "--json",
     )
     assert code == 0, err
     told = json.loads(out)

@@ -16,6 +16,8 @@ from .families import TASKS
 from .sizes import FORMS, LARGEST, SMALLEST, check_size, parse_size
 from .task import Task
 
+CHANCE = (-1, "random")
+"""Seeds that leave it to chance: -1 is other tools' word for it."""
 MAX_PROMPT_CHARS = 100_000
 LONGEST = 4001
 """Frames of the longest video."""
@@ -184,6 +186,11 @@ def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
     return low, high
 
 
+def _seed(name: str, value: Any, task: Task) -> int | str:
+    """A seed, or "random" for what leaves it to chance."""
+    return "random" if value in CHANCE else SEED_RANGE.read(name, value, task)
+
+
 def _indices(name: str, value: Any, task: Task) -> tuple[int, ...]:
     value = _listed(value)
     if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
@@ -238,6 +245,14 @@ INDICES = Kind(
     {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
     str,
     _indices,
+)
+SEED_RANGE = whole(0, 2**63 - 1)
+SEED = Kind(
+    "seed",
+    f"{SEED_RANGE.words}; or -1 for a random one",
+    {"anyOf": [SEED_RANGE.schema, {"enum": list(CHANCE)}]},
+    int,
+    _seed,
 )
 TILE = Kind(
     "tile",

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
-from . import aliases
+from . import aliases, kinds
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .faults import Faults
@@ -25,8 +25,6 @@ from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
 from .task import Task
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
-CHANCE = (-1, "random")
-"""Seeds that leave it to chance, whatever the profile says."""
 DEFAULT_TASK = "t2v"
 CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
@@ -245,7 +243,7 @@ def resolve(
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
     values, origin = defaults(task.name, profile, model)
-    if given.get("seed") in CHANCE:
+    if given.get("seed") in kinds.CHANCE:
         values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
