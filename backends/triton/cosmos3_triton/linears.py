@@ -15,8 +15,10 @@ from cosmos3_core.contract import Linear, PackLinear
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import pack
 
-from .products import Paired, Rows, a16_mm, dequantize, quantize_rows, scaled_mm
+from .activations import Rows, quantize_rows
+from .products import scaled_mm
 from .tables import Table
+from .weight_only import Paired, a16_mm, dequantize
 
 
 class Plain:

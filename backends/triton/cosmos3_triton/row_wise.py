@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cosmos3_core.contract import Gate, NormRope, NormSilu, RmsNorm
 
-from .products import Rows, dense, eight_bits, empty_rows
+from .activations import Rows, dense, eight_bits, empty_rows
 from .tables import Table
 
 

@@ -23,9 +23,9 @@ def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[s
     """Attention in 16 bits, in int8, and in FP8, with keys in int8 where that is fast."""
 
     def build_fp8(device: Device) -> Attention:
-        from . import attention
+        from . import attention_8bit
 
-        return attention.build_fp8(table(device.arch, device.name), int8=device.arch in int8)
+        return attention_8bit.build_fp8(table(device.arch, device.name), int8=device.arch in int8)
 
     common: dict[str, Any] = {"op": "attention", "dtypes": HALF, "needs": ("triton",), "refuse": refuse_head_dim}
     return (
@@ -38,7 +38,7 @@ def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[s
         ),
         Kernel(
             name="triton-int8",
-            build=_build("attention", "build_int8"),
+            build=_build("attention_8bit", "build_int8"),
             arch=int8,
             formats=("int8",),
             notes="the last segment (the media's) in int8, the others and causal calls in 16 bits; relative error "

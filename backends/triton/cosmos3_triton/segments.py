@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cosmos3_core.contract import Segment
 
-from .attention import LENGTHS, LN_2, LOG2_E, Segments, _attend, _block, _put
+from .attention import LENGTHS, LN_2, LOG2_E, Segments, attend, load_block, store_output
 from .tables import Launch
 
 MOST = tl.constexpr(448.0)
@@ -82,16 +82,16 @@ def _add_segment(
     kv = head // groups
     owner, row = batch * (heads // groups) + kv, start + tl.arange(0, M)
     at = (batch * heads + head).to(tl.int64) * queries + row
-    q = _block(q_x, batch, start, head, queries, M, D, False, True)
+    q = load_block(q_x, batch, start, head, queries, M, D, False, True)
     lse, apart = tl.load(lse_ptr + at, row < queries, 0.0), tl.load(apart_ptr + at, row < queries, 0.0)
     peak = lse / LN_2 + apart * scale
-    found = _block(out_x, batch, start, head, queries, M, D, False, True)
+    found = load_block(out_x, batch, start, head, queries, M, D, False, True)
     acc = found.to(tl.float32) + tl.load(mean_ptr + owner * D + tl.arange(0, D))[None, :]
     total = tl.full([M], 1.0, tl.float32)
     scale *= tl.load(q_scale_ptr + owner) * tl.load(k_scale_ptr + owner)
-    acc, total, peak = _attend(acc, total, peak, q, k_x, v_x, batch, kv, start, length, scale, N, False, True)
+    acc, total, peak = attend(acc, total, peak, q, k_x, v_x, batch, kv, start, length, scale, N, False, True)
     out = (acc / total[:, None]).to(found.dtype)
-    _put(out_x, lse_ptr, out, peak + tl.log2(total), batch, start, head, heads, queries, True)
+    store_output(out_x, lse_ptr, out, peak + tl.log2(total), batch, start, head, heads, queries, True)
 
 
 def add_segment(

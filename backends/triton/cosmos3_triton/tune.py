@@ -24,8 +24,10 @@ from torch import Tensor
 from cosmos3_core.contract import GROUP, Backend, Device, Residual, Segment, Unavailable
 
 from . import layers, linears, patch_embed, row_wise, segments
-from .attention import Flash, build_fp8, build_int8
-from .products import Rows, quantize_rows, scaled_mm
+from .activations import Rows, quantize_rows
+from .attention import Flash
+from .attention_8bit import build_fp8, build_int8
+from .products import scaled_mm
 from .tables import KERNELS, OPTIONAL, Launch, Launches, Table, measured_here, read, table, triton_version, written
 
 LESS = 0.99

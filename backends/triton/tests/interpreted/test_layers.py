@@ -8,7 +8,7 @@ from functools import cached_property, partial
 import pytest
 import torch
 from cosmos3_triton import layers, products, row_wise
-from cosmos3_triton.products import Rows, quantize_rows
+from cosmos3_triton.activations import Rows, quantize_rows
 from cosmos3_triton.rows import IN_FINISH, IN_PROJECT, layer_rows
 from cosmos3_triton.tables import Launch, Table, table
 from torch import Tensor
@@ -44,10 +44,11 @@ def fail(*args, **options):
 
 
 def ops_of(of: Table, *fused: str) -> Ops:
-    """Our row-wise kernels, and of other ops none; those that are `fused` fail."""
+    """Our row-wise kernels and the default halves, and of other ops none; those that are `fused` fail."""
     names = [field.name for field in fields(Ops)]
     ours = {name: getattr(row_wise, f"build_{name}")(of) for name in ("rms_norm", "norm_rope", "gate")}
-    return Ops(**dict.fromkeys(names, fail) | ours | dict.fromkeys(fused, fail))
+    defaults = {"project": composed.project, "finish": composed.finish}
+    return Ops(**dict.fromkeys(names, fail) | ours | defaults | dict.fromkeys(fused, fail))
 
 
 REFERENCE = Ops(**{field.name: getattr(reference, field.name, fail) for field in fields(Ops)})
