@@ -131,25 +131,25 @@ class Flash:
         self, q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         (k0, v0), (k1, v1) = pair = first_and_last(q_BSHD, segments, causal)
-        (batch, queries, heads, dim), run = q_BSHD.shape, self.launch
+        (batch, queries, heads, dim), launch = q_BSHD.shape, self.launch
         out_BSHD, lse_BHS = results(q_BSHD)
-        _flash[triton.cdiv(queries, run.block_m) * heads, batch](
-            self.rows(q_BSHD, run.block_m),
-            *(self.rows(x, run.block_n) for x in (k0, v0, k1, v1)),
-            self.rows(out_BSHD, run.block_m),
+        _flash[triton.cdiv(queries, launch.block_m) * heads, batch](
+            self.rows(q_BSHD, launch.block_m),
+            *(self.rows(x, launch.block_n) for x in (k0, v0, k1, v1)),
+            self.rows(out_BSHD, launch.block_m),
             lse_BHS,
             queries,
             k0.shape[1],
             0 if pair[0] is pair[1] else k1.shape[1],
             heads // k0.shape[2],
             LOG2_E / math.sqrt(dim),
-            M=run.block_m,
-            N=run.block_n,
+            M=launch.block_m,
+            N=launch.block_n,
             D=dim,
             CAUSAL=causal,
             TMA=self.tma,
-            num_warps=run.warps,
-            num_stages=run.stages,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
         )
         return out_BSHD, lse_BHS if want_lse else None
 

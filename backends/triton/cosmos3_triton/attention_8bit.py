@@ -32,9 +32,9 @@ from .activations import ROUND
 from .attention import LENGTHS, LOG2_E, Flash, Segments, attend, first_and_last, load_block, results, store_output
 from .tables import Table
 
-REACH = tl.constexpr(60.0)
-"""A block whose largest weight is below 2**-60 of the largest so far is taken relative to that, and rounds to zero:
-the sums of the others, in units of such a block, would overflow."""
+MAX_GAP = tl.constexpr(60.0)
+"""Logarithm, base 2. Where a block's largest weight is below 2**-60 of the largest so far, its weights are relative to
+that bound and round to zero: in units of so small a weight the other blocks' sums would overflow."""
 TINY = tl.constexpr(1e-8)
 """Added to scales, so that what is zero throughout has one."""
 GOLDEN = tl.constexpr(2654435769)
@@ -166,7 +166,7 @@ def _attend_blocks_8bit(
             s = tl.where((block * N + n)[None, :] < length, s, float("-inf"))
         here = tl.max(s, 1) * scale
         highest = tl.maximum(highest, here)
-        here = tl.maximum(here, highest - REACH) - V_TOP
+        here = tl.maximum(here, highest - MAX_GAP) - V_TOP
         p = tl.exp2(s * scale[:, None] - here[:, None])
         fade = tl.exp2(peak - here)
         total = total * fade + tl.sum(p, 1)
@@ -259,19 +259,19 @@ class EightBit:
         if causal:
             return self.flash(q_BSHD, segments, causal=True, want_lse=want_lse)
         (k0, v0), (k1, v1) = pair = first_and_last(q_BSHD, segments, causal)
-        (batch, queries, heads, dim), run, rows = q_BSHD.shape, self.launch, self.flash.rows
+        (batch, queries, heads, dim), launch, rows = q_BSHD.shape, self.launch, self.flash.rows
         out_BSHD, lse_BHS = results(q_BSHD)
         k8, v8, channel_BK4D = self.quantize(k1, v1)
         if self.flash.tma:
-            k8 = TensorDescriptor.from_tensor(k8.view(-1, dim), [run.block_n, dim])
-            v8 = TensorDescriptor.from_tensor(v8.view(-1, v8.shape[-1]), [dim, run.block_n])
-        _flash_8bit[triton.cdiv(queries, run.block_m) * heads, batch](
-            rows(q_BSHD, run.block_m),
+            k8 = TensorDescriptor.from_tensor(k8.view(-1, dim), [launch.block_n, dim])
+            v8 = TensorDescriptor.from_tensor(v8.view(-1, v8.shape[-1]), [dim, launch.block_n])
+        _flash_8bit[triton.cdiv(queries, launch.block_m) * heads, batch](
+            rows(q_BSHD, launch.block_m),
             rows(k0, TEXT_BLOCK),
             rows(v0, TEXT_BLOCK),
             k8,
             v8,
-            rows(out_BSHD, run.block_m),
+            rows(out_BSHD, launch.block_m),
             channel_BK4D,
             rotation(dim, q_BSHD.dtype, q_BSHD.device),
             lse_BHS,
@@ -280,17 +280,17 @@ class EightBit:
             k1.shape[1],
             heads // k1.shape[2],
             LOG2_E / math.sqrt(dim),
-            M=run.block_m,
+            M=launch.block_m,
             N0=TEXT_BLOCK,
-            N1=run.block_n,
+            N1=launch.block_n,
             D=dim,
             K_TYPE=self.keys.triton,
             K_MOST=self.keys.most,
             V_TYPE=self.values.triton,
             V_TOP=math.log2(self.values.most),
             TMA=self.flash.tma,
-            num_warps=run.warps,
-            num_stages=run.stages,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
         )
         return out_BSHD, lse_BHS if want_lse else None
 

@@ -38,7 +38,7 @@ def _scaled_mm(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    GROUP_M: tl.constexpr,
     TMA: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -48,10 +48,10 @@ def _scaled_mm(
     """ADDS: y holds a residual, which the product is added to."""
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):
-        band = tile // (GROUP * tiles_n)
-        height = tl.minimum(tiles_m - band * GROUP, GROUP)
-        within = tile % (GROUP * tiles_n)
-        m, n = (band * GROUP + within % height) * BLOCK_M, within // height * BLOCK_N
+        band = tile // (GROUP_M * tiles_n)
+        height = tl.minimum(tiles_m - band * GROUP_M, GROUP_M)
+        within = tile % (GROUP_M * tiles_n)
+        m, n = (band * GROUP_M + within % height) * BLOCK_M, within // height * BLOCK_N
         acc = tl.zeros((BLOCK_M, BLOCK_N), ACCUMULATOR)
         for k in range(0, K, BLOCK_K):
             a_mk = load_tile(a, m, k, M, K, K, BLOCK_M, BLOCK_K, TMA)
@@ -95,17 +95,17 @@ def scaled_mm(
     silu(gate)·up is returned, O / 2 wide and rounded once; of 16-bit operands, too, without scales. With a residual
     the sum is returned in its place, rounded once."""
     (M, K), N = a_MI.shape, b_OI.shape[0]
-    run = table.launch(gated_kernel(a_MI) if gated else "scaled_mm" if residual_MO is None else ADDING, M)
+    launch = table.launch(gated_kernel(a_MI) if gated else "scaled_mm" if residual_MO is None else ADDING, M)
     y_MO = (
         torch.empty(M, N // 2 if gated else N, dtype=dtype, device=a_MI.device) if residual_MO is None else residual_MO
     )
     operands = (
-        (a_MI, [run.block_m, run.block_k]),
-        (b_OI, [run.block_n, run.block_k]),
-        (y_MO, [run.block_m, run.block_n // 2]),
+        (a_MI, [launch.block_m, launch.block_k]),
+        (b_OI, [launch.block_n, launch.block_k]),
+        (y_MO, [launch.block_m, launch.block_n // 2]),
     )
-    programs = triton.cdiv(M, run.block_m) * triton.cdiv(N, run.block_n)
-    if run.persistent:
+    programs = triton.cdiv(M, launch.block_m) * triton.cdiv(N, launch.block_n)
+    if launch.persistent:
         programs = min(programs, processors(a_MI.device.index))
     _scaled_mm[(programs,)](
         *(TensorDescriptor.from_tensor(*operand) if table.tma else operand[0] for operand in operands),
@@ -115,17 +115,17 @@ def scaled_mm(
         M,
         N,
         K,
-        BLOCK_M=run.block_m,
-        BLOCK_N=run.block_n,
-        BLOCK_K=run.block_k,
-        GROUP=GROUP_M,
+        BLOCK_M=launch.block_m,
+        BLOCK_N=launch.block_n,
+        BLOCK_K=launch.block_k,
+        GROUP_M=GROUP_M,
         TMA=table.tma,
         ACCUMULATOR=tl.int32 if a_MI.dtype == torch.int8 else tl.float32,
         DTYPE=DTYPES[dtype],
         GATED=gated,
         ADDS=residual_MO is not None,
-        num_warps=run.warps,
-        num_stages=run.stages,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
     )
     return y_MO
 
@@ -144,7 +144,7 @@ def gated_kernel(values: Tensor) -> str:
 def gated_order(weight_OI: Tensor, table: Table) -> Tensor | None:
     """Which of the outputs [gate | up] of a packed weight comes where, so that every tile has a run of gates and the
     ups that belong to them; None where the kernel cannot or need not apply the gate."""
-    outputs, run = weight_OI.shape[0], table.find(gated_kernel(weight_OI))
-    if run is None or outputs % run.block_n:
+    outputs, launch = weight_OI.shape[0], table.find(gated_kernel(weight_OI))
+    if launch is None or outputs % launch.block_n:
         return None
-    return torch.arange(outputs, device=weight_OI.device).view(2, -1, run.block_n // 2).transpose(0, 1).flatten()
+    return torch.arange(outputs, device=weight_OI.device).view(2, -1, launch.block_n // 2).transpose(0, 1).flatten()

@@ -14,11 +14,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cosmos3_core.contract import Segment
 
+from .activations import E4M3_MOST
 from .attention import LENGTHS, LN_2, LOG2_E, Segments, attend, load_block, store_output
 from .tables import Launch
 
-MOST = tl.constexpr(448.0)
-"""The largest number of e4m3."""
 CHUNKS = 64
 """Parts of a sequence whose range is found in parallel."""
 JOINED = 64
@@ -105,7 +104,7 @@ def add_segment(
     """Make of out and lse, in place, the attention over their own keys and those of `segment`. `v_mean` was taken from
     their values, which get it back; `q8.against` are products with what was taken from their keys and not from the
     segment's. lse comes out as that of scores without what was taken from the segment's keys."""
-    k8, v_BTKD = segment or (q8, out_BSHD)  # nothing of which is read
+    k8, v_BTKD = segment or (q8, out_BSHD)  # without a segment its length is 0: none of this is read
     batch, queries, heads, dim = q8.x_BTHD.shape
 
     def rows(x_BTHD: Tensor, block: int) -> TensorDescriptor:
@@ -167,7 +166,7 @@ def _scaled(
     if CENTRE:
         mean = tl.sum(tl.load(sum_ptr + (owner * CHUNKS + part)[:, None] * D + channel[None, :]), 0) / length
         reach += tl.max(tl.abs(mean), 0)
-    scale = tl.maximum(reach / MOST, 1e-30)
+    scale = tl.maximum(reach / E4M3_MOST, 1e-30)
     if run == 0:
         tl.store(scale_ptr + group, scale)
         tl.store(mean_ptr + owner * D + channel, mean)

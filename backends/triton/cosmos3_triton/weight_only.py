@@ -190,12 +190,12 @@ def _a16_mm(
     tl.store(y_ptr + at_m[None, :] * N + at_n[:, None], acc.to(dtype), mask=inside)
 
 
-def a16_mm(x_MI: Tensor, weight: Paired, bias_O: Tensor | None, run: Launch, tma: bool) -> Tensor:
+def a16_mm(x_MI: Tensor, weight: Paired, bias_O: Tensor | None, launch: Launch, tma: bool) -> Tensor:
     """x Wᵀ + bias as y_MO in x's dtype, bfloat16 or float16. Rows of x may lie at any distance of 16-byte multiples."""
     (M, K), N = x_MI.shape, weight.codes.shape[0]
     y_MO = torch.empty(M, N, dtype=x_MI.dtype, device=x_MI.device)
-    _a16_mm[(triton.cdiv(M, run.block_m) * triton.cdiv(N, run.block_n),)](
-        TensorDescriptor.from_tensor(x_MI, [run.block_m, HALF.value]) if tma else x_MI,
+    _a16_mm[(triton.cdiv(M, launch.block_m) * triton.cdiv(N, launch.block_n),)](
+        TensorDescriptor.from_tensor(x_MI, [launch.block_m, HALF.value]) if tma else x_MI,
         weight.codes,
         weight.scales,
         weight.tensor_scale,
@@ -206,11 +206,11 @@ def a16_mm(x_MI: Tensor, weight: Paired, bias_O: Tensor | None, run: Launch, tma
         K,
         x_MI.stride(0),
         **_meaning(weight.format),
-        BLOCK_M=run.block_m,
-        BLOCK_N=run.block_n,
+        BLOCK_M=launch.block_m,
+        BLOCK_N=launch.block_n,
         TMA=tma,
-        num_warps=run.warps,
-        num_stages=run.stages,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
     )
     return y_MO
 

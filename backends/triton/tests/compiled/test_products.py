@@ -52,7 +52,7 @@ def product(compiled, of: Table, kernel: str, run: Launch, element: str, accumul
         "BLOCK_M": run.block_m,
         "BLOCK_N": run.block_n,
         "BLOCK_K": run.block_k,
-        "GROUP": products.GROUP_M,
+        "GROUP_M": products.GROUP_M,
         "TMA": of.tma,
         "ACCUMULATOR": accumulator,
         "DTYPE": tl.bfloat16,
