@@ -1,4 +1,5 @@
-"""Write docs/fields.md and docs/commands.md from the rows of a request's fields and from the commands themselves.
+"""Write docs/fields.md, docs/commands.md and docs/migrating.md from the rows of a request's fields, from the commands
+themselves and from the names that other programs have.
 
 python scripts/pages.py          # or with --check: write nothing, name the pages that are out of date, exit code 1
 """
@@ -6,6 +7,7 @@ python scripts/pages.py          # or with --check: write nothing, name the page
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import click
 from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import capabilities_of, takers
 from cosmos3_core.cli.options import flag
+from cosmos3_core.scenarios.aliases import HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.fields import FIELDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -68,6 +71,54 @@ def commands() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def migrating() -> str:
+    """docs/migrating.md: what other programs call things, by what it is here."""
+    rows = table()
+    profiles = [(owners()[letter], f"`{profile}`") for letter, profile in rows["profiles"].items()]
+    parts = [
+        "# Names that you know from elsewhere",
+        f"{MADE} The rows stand in [aliases.toml](../cosmos3_core/scenarios/aliases.toml).",
+        "An option of another program is answered with the one that is meant; one spelling stays. `--request FILE` "
+        "takes a request of NVIDIA's framework, vllm-omni, sglang, diffusers, NIM, TensorRT-LLM or OpenAI: it is "
+        "recognised by its keys and converted with one note, which lists what was mapped and what was ignored, and "
+        "why. What would change the result and is not here is an error, before any weight is read. Paths in such a "
+        "request begin beside it. A request whose keys are all ours is never taken for another's.",
+        "Values have other names, too: `bf16` and `torch.float16`, `1280*720`, `720P` and `720_16_9`, `text2video`, "
+        "`0,1`, a seed of -1 for a random one, `vllm_omni`, and `cpu` for the backend `reference`.",
+        "## Whose defaults a request means",
+        "What a request leaves open is filled from a profile ([fields.md](fields.md)); `--profile` chooses another.",
+        _table(("request of", "profile"), profiles),
+        "## Here by another name",
+        _table(("here", "elsewhere"), [(_typed(means), _names(names)) for means, names in rows[HERE].items()]),
+        "## Not yet",
+        "Of these only `guardrails` and the length of a sound may stand in a request; the note names them.",
+        _table(("what", "elsewhere"), [(means, _names(names)) for means, names in rows[LATER].items()]),
+        "## Not here",
+        _table(("why", "elsewhere"), [(_flags(means), _names(names)) for means, names in rows[NEVER].items()]),
+        "## Without effect here",
+        "A request may have them; the note names them.",
+        _table(("why", "elsewhere"), [(_flags(means), _names(names)) for means, names in rows[UNNEEDED].items()]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _typed(means: str) -> str:
+    """How a field or an option is typed."""
+    if means == INPUT:
+        return "`--image` or `--video`"
+    if means == "prompt":
+        return "the argument `PROMPT`, a text or `@FILE`"
+    return f"`--set {means}=`" if means in FIELDS and not FIELDS[means].option else f"`{flag(means)}`"
+
+
+def _flags(sentence: str) -> str:
+    return re.sub("`([a-z_]+)`", lambda match: f"`{flag(match[1])}`", sentence)
+
+
+def _names(names: dict[str, str]) -> str:
+    return ", ".join(f"`{name}` ({aliases()[name].whose})" for name in names)
+
+
 def _commands(
     name: str, command: click.Command, parent: click.Context | None
 ) -> Iterator[tuple[str, click.Command, click.Context]]:
@@ -114,7 +165,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-PAGES = {"fields.md": fields, "commands.md": commands}
+PAGES = {"fields.md": fields, "commands.md": commands, "migrating.md": migrating}
 
 
 @click.command()

@@ -149,12 +149,12 @@ REQUESTS = {
     "guidance negative": (CLIP + "--guidance -1", "guidance = -1", "a number from 0 to 20"),
     "guidance NaN in JSON": ("x --model tiny --set guidance=NaN", "guidance = nan", "a number from 0 to 20"),
     "interval of one end": (CLIP + "--set guidance_interval=[400]", "guidance_interval = [400]", "[400, 1000]"),
-    "interval without brackets": (CLIP + "--set guidance_interval=400,9", "guidance_interval = '400,9'", "[400, 1000]"),
+    "interval of words": (CLIP + "--set guidance_interval=low,high", "guidance_interval = 'low,high'", "[400, 1000]"),
     "interval backwards": (CLIP + "--set guidance_interval=[9,4]", "guidance_interval 9 to 4", "Did you mean [4, 9]?"),
     "fps 0": (CLIP + "--fps 0", "fps = 0", "a number from 1 to 240"),
     "fps NaN": (CLIP + "--fps nan", "fps = nan", "a number from 1 to 240"),
     "fps of a picture": (PICTURE + "--fps 12", "fps = 12", "an image has no duration. Drop fps"),
-    "seed -1": (CLIP + "--seed -1", "seed = -1", "a whole number from 0 to 9223372036854775807"),
+    "seed -2": (CLIP + "--seed -2", "seed = -2", "a whole number from 0 to 9223372036854775807"),
     "seed 2**64": (CLIP + f"--seed {2**64}", f"seed = {2**64}", "a whole number from 0 to 9223372036854775807"),
     "shift 0": (CLIP + "--shift 0", "shift = 0", "a number from 0.01 to 100"),
     "shift of karras": (CLIP + "--set schedule=karras --shift 5", "shift = 5", "has no shift. Drop shift"),
@@ -189,10 +189,10 @@ REQUESTS = {
     "unknown profile": (
         CLIP + "--profile diffuser",
         "profile 'diffuser'",
-        "Profiles are reference, diffusers, vllm-omni",
+        "Profiles are reference, diffusers, diffusers-docs, vllm-omni",
     ),
     "unknown backend": (CLIP + "--backend referense", "--backend referense", "Did you mean reference?"),
-    "unknown dtype": (CLIP + "--dtype bf16", "dtype 'bf16'", "Dtypes are float32, bfloat16, float16"),
+    "unknown dtype": (CLIP + "--dtype int8", "dtype 'int8'", "Dtypes are float32, bfloat16, float16"),
     "unknown op": (CLIP + "--kernel softmax=eager", "a kernel for 'softmax'", "Ops are attention, pack_linear"),
     "unknown kernel": (CLIP + "--kernel attention=flash", "--kernel attention=flash", "reference has eager"),
     "unknown model": (CLIP + "--model cosmos3-nano", "--model cosmos3-nano", "Did you mean nvidia/Cosmos3-Nano?"),
@@ -351,7 +351,7 @@ FILES = {
             "condition_frame_indexes = ",
             "Give a list such as [0, 1]",
         )
-        for text in ("[]", '["a"]', "[-1]", "[0.5]", "0,1", "0")
+        for text in ("[]", '["a"]', "[-1]", "[0.5]", "0")
     },
     "prompt file missing": (f"@none.txt {ANY}", "prompt @none.txt", "No such file or directory. Check the path"),
     "prompt file a folder": (f"@folder {ANY}", "prompt @folder", "Is a directory. Check the path"),

@@ -156,7 +156,7 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["run", "--model", "nvidia/Cosmos3-N"], ["nvidia/Cosmos3-Nano"]),
         (["plan", "--model", "./mod"], ["dir"]),
         (["warmup", "--dtype", "b"], ["bfloat16"]),
-        (["capabilities", "--profile", "d"], ["diffusers"]),
+        (["capabilities", "--profile", "d"], ["diffusers", "diffusers-docs"]),
         (["check", "--backend", "ref"], ["reference"]),
         (["run", "--set", "video_f"], ["video_fit=crop", "video_fit=stretch"]),
         (["run", "--set", "max_t"], ["max_text_tokens="]),

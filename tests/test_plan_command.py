@@ -186,7 +186,7 @@ def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
         (["--memory", "nan"], "Give the device's memory in GiB"),
         (["--dtype", "fp8"], "Dtypes are float32, bfloat16, float16"),
         (["--tile", 100], "tiles are multiples of 64"),
-        (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step"], "is distilled for t2i and i2v only"),
+        (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step", "--task", "t2v"], "is distilled for t2i and i2v only"),
         (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step", "--task", "t2i", "--steps", 9], "Drop steps"),
     ],
 )

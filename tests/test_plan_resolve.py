@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -10,7 +11,18 @@ import torch
 from command import cosmos3
 
 from cosmos3_core import reference
-from cosmos3_core.contract import Backend, Delegate, Device, InputError, Kernel, RunError, Segment
+from cosmos3_core.contract import (
+    Backend,
+    Delegate,
+    Device,
+    InputError,
+    Kernel,
+    Layer,
+    ProjectWeights,
+    Residual,
+    RunError,
+    Segment,
+)
 from cosmos3_core.plan import Want, resolve
 
 DEVICE = Device(arch="x2", name="Acme X2", count=1, memory=1, unified=False, versions=MappingProxyType({"driver": "1"}))
@@ -268,6 +280,25 @@ def test_what_a_composite_fuses_has_no_row_in_the_plan():
     ):
         made.require({"gate": "fast"})
     made.require({"finish": "half"})
+
+
+def test_a_composite_finds_the_defaults_among_its_ops():
+    """So it may call the default with ops of its own; among the plan's ops it would find itself, again and again."""
+    asked = []
+
+    def norm(*arguments, **options):
+        asked.append("own")
+        return reference.build_ops().rms_norm(*arguments, **options)
+
+    def pack(weights, layer, ops, *, format="none"):
+        return ops.project(weights, layer, replace(ops, rms_norm=norm), format=format)
+
+    own = Kernel(op="project", name="own", build=lambda device: pack, fuses=("rms_norm",))
+    layer = Layer(heads=2, kv_heads=1, head_dim=16, eps=1e-6, weight_fp32=False, activation="silu")
+    weights, angles = ProjectWeights(torch.ones(8), torch.ones(64, 8)), torch.ones(1, 3, 16)
+    ops = plan(own).build_ops()
+    found = ops.project(weights, layer, ops)(Residual(torch.ones(3, 8)), angles, angles)
+    assert asked == ["own"] and found.q_BSHD.shape == (1, 3, 2, 16)
 
 
 def test_a_named_row_is_not_fused_away():

@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,6 +85,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         system_prompt=bool(index.get("default_use_system_prompt", config.gated)),
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
+        made_for=made_for(name),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
     vae = _object(repo, "vae/config.json")
@@ -97,8 +99,7 @@ def describe(name: str) -> Model:
     """A published model's configs from the table here, so that nothing is downloaded: its tokenizer is the tiny
     model's, and so is the scheduler of one that is not distilled; its negative prompt is as long as the checkpoint's.
     Any other model from its own JSON files. Raises InputError."""
-    name = full_name(name)
-    table = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
+    name, table = full_name(name), _table()
     if name not in table["repositories"] or Path(name).is_dir():
         return open_model(name)
     row = table["models"][table["repositories"][name]]
@@ -112,8 +113,19 @@ def describe(name: str) -> Model:
         vae=tiny.vae | table["vae"],
         dtype=DTYPE,
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
-        facts=ModelFacts(name, row["variant"], config.gated, negative, steps),
+        facts=ModelFacts(name, row["variant"], config.gated, negative, steps, made_for(name)),
     )
+
+
+@cache
+def _table() -> dict[str, Any]:
+    """models.toml."""
+    return tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
+
+
+def made_for(name: str) -> str | None:
+    """The task that a published model was trained for above others; None for any other model."""
+    return _table()["made_for"].get(full_name(name))
 
 
 def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:

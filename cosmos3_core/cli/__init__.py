@@ -166,6 +166,8 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):
             error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
+        if isinstance(error, click.NoSuchOption):
+            error = shared.answered(error)
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt, Cancelled):

@@ -303,6 +303,34 @@ def with_options(options: Iterable[Decorator]) -> Decorator:
     return decorate
 
 
+def answered(error: click.NoSuchOption) -> click.UsageError:
+    """The error of an option that does not exist, with the one that is meant: by other programs' names first, else by
+    its letters."""
+    from ..scenarios.aliases import known
+    from ..scenarios.fields import FIELDS
+    from ..spelling import nearest
+
+    context, name = error.ctx, error.option_name
+    here = [name for param in context.command.get_params(context) for name in param.opts] if context else []
+    own = name.lstrip("-").replace("-", "_").lower()
+
+    def typed(match: re.Match[str]) -> str:
+        meant = match[1]
+        if meant == "prompt":
+            return "the argument PROMPT, a text or @FILE"
+        if meant in FIELDS and not FIELDS[meant].option:
+            return f"--set {meant}=VALUE"
+        return flag(meant) if flag(meant) in here else f"{flag(meant)} of cosmos3 run"
+
+    row = known(name)
+    if row or own in FIELDS:
+        answer = re.sub(r"`([a-z_]+)`", typed, row.answer if row else f"here it is `{own}`")
+        return click.UsageError(f"No such option {name!r}: {answer}.", context)
+    close = nearest(own, [option.lstrip("-").replace("-", "_") for option in here if option.startswith("--")])
+    hint = f" Did you mean {flag(close)!r}?" if close else ""
+    return click.UsageError(f"No such option {name!r}.{hint}", context)
+
+
 def in_flags(message: str, commands: Iterable[click.Command]) -> str:
     """A message of the core with what these commands call a field in its place: `image` becomes --image, and `prompt`,
     which is an argument, PROMPT."""

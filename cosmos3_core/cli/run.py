@@ -186,8 +186,10 @@ def _repeated(options: Options) -> Earlier:
     if not options.request:
         return Earlier(given={})
     asked = f"--request {options.request}"
-    earlier = saved.read_request(_read_text(options.request, asked), asked)
-    if earlier.profile and options.profile:
+    earlier = saved.read_request(_read_text(options.request, asked), asked, options.request)
+    if earlier.note:
+        print(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}", file=sys.stderr)
+    elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
     return earlier

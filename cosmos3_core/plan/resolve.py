@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +12,13 @@ from .choice import Choice, Plan, Refusal, Want, rows
 from .discovery import check_op, reason_of
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def dtype_named(text: str) -> str:
+    """The one of DTYPES that is also called torch.bfloat16, bf16 or half; any other text as it is."""
+    word = text.strip().lower().removeprefix("torch.")
+    found = re.fullmatch(r"(b?)f(?:p|loat)?(16|32)", {"half": "f16", "float": "f32"}.get(word, word))
+    return f"{found[1]}float{found[2]}" if found else text
 
 
 def resolve(want: Want, backend: Backend, device: Device) -> Plan:

@@ -216,8 +216,8 @@ _ROWS = (
     Field(
         name="seed",
         group=SAMPLING,
-        kind=kinds.whole(0, 2**63 - 1),
-        help="Seed of the noise.",
+        kind=kinds.SEED,
+        help="Seed of the noise; -1 is a random one.",
         option=True,
         headline=True,
     ),

@@ -17,14 +17,14 @@ from typing import Any
 
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
-from ..spelling import did_you_mean
+from . import aliases, kinds
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .faults import Faults
 from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
 from .task import Task
 
-PROFILES = ("reference", "diffusers", "vllm-omni", "sglang")
+PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
 CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
@@ -103,6 +103,8 @@ def read_defaults(text: str) -> Tables:
     InputError unless for each task every profile has the default of every field that takes it from there, and no other
     key."""
     tables = tomllib.loads(text)
+    for name, profile in tables["profile"].items():
+        _inherit(tables, name, profile.pop("like", None))
     wanted = {name for name, field in FIELDS.items() if field.default == PROFILE}
     for name, profile in itertools.product(TASKS, PROFILES):
         row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
@@ -114,6 +116,16 @@ def read_defaults(text: str) -> Tables:
                 asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
                 raise InputError(asked, said, f"Correct [{name}.{profile}] or [profile.{profile}]")
     return tables
+
+
+def _inherit(tables: Tables, profile: str, like: str | None) -> None:
+    """Fill a profile with the rows of the one that it is like; what it says itself holds for every task."""
+    if like is None:
+        return
+    own = tables["profile"][profile]
+    tables["profile"][profile] = tables["profile"][like] | own
+    for name in TASKS:
+        tables[name][profile] = tables[name][like] | own | tables[name].get(profile, {})
 
 
 def profile_source(profile: str) -> str:
@@ -144,14 +156,17 @@ def _check_profile(profile: str) -> None:
         raise InputError(f"profile {profile!r}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
 
 
-def infer_task(given: Mapping[str, Any], output_suffix: str | None) -> str:
+def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
     """The task that the given fields call for: one that starts from the input given, and of those the one of a single
-    frame where one frame or a single frame's file is asked for. Raises InputError for two inputs."""
+    frame where one frame or a single frame's file is asked for; where nothing says, the one that the model was
+    `made_for`. Raises InputError for two inputs."""
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
         raise InputError(" with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one")
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
+    if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
+        return made_for
     single = given.get("frames") == 1 or any(task.single and task.suffix == suffix for task in fitting)
     return next((task for task in fitting if task.single == single), fitting[0]).name
 
@@ -167,19 +182,27 @@ def check_keys(given: Mapping[str, Any]) -> None:
 
 def _check_key(key: str) -> None:
     if key not in FIELDS:
-        hint = did_you_mean(key, FIELDS, f"Fields are {', '.join(sorted(FIELDS))}")
+        hint = aliases.next_step(key, FIELDS, f"Fields are {', '.join(sorted(FIELDS))}")
         raise InputError(f"request field {key!r}", "there is no such field", hint)
 
 
-def check(given: Mapping[str, Any], profile: str, suffix: str | None = None, *, partial: bool = False) -> Task:
-    """The task of a request, by the field or by what is given and the output's `suffix`. Raises InputError for all that
+def check(
+    given: Mapping[str, Any],
+    profile: str,
+    suffix: str | None = None,
+    *,
+    made_for: str | None = None,
+    partial: bool = False,
+) -> Task:
+    """The task of a request, by the field or by what is given, the output's `suffix` and what the model was `made_for`
+    (`ModelFacts`). Raises InputError for all that
     is wrong with the given fields whatever the model: unknown ones, bad values, a missing prompt or input. A `partial`
     request may lack these two."""
     faults, task, values = Faults(), TASKS[DEFAULT_TASK], {}
     with faults.of("profile"):
         _check_profile(profile)
     with faults.of("task"):
-        name = given["task"] if "task" in given else infer_task(given, suffix)
+        name = given["task"] if "task" in given else infer_task(given, suffix, made_for)
         task = TASKS[FIELDS["task"].check(name, task)]
     for key, value in given.items():
         with faults.of(key):
@@ -218,8 +241,10 @@ def resolve(
     in for a prompt and an input that are not given; their origin is `STANDS_IN`. Raises InputError, for all faults of
     the given fields at once, or then for all that the model and the values together do not allow.
     """
-    task = check(given, profile, suffix, partial=partial)
+    task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
     values, origin = defaults(task.name, profile, model)
+    if given.get("seed") in kinds.CHANCE:
+        values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.

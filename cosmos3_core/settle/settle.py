@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..checkpoint.model import Model, describe, open_model
+from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
@@ -73,7 +73,7 @@ class Settled:
 def settle(wish: Wish, on: tuple[Backend, Device] | None = None) -> Settled:
     """Decide everything; `on` is the backend and its device if the caller has chosen them. Reads JSON files, and no
     weight, and no file before the request's own faults are found. Raises InputError for what cannot be met."""
-    requests.check(wish.given, wish.profile, wish.suffix, partial=wish.partial)
+    requests.check(wish.given, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
     described = wish.described and wish.revision is None
     model = describe(wish.model) if described else open_model(wish.model, wish.revision)
     request, origin = requests.resolve(
