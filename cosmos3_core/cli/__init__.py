@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from .. import __version__
 from . import options as shared
+from . import terminal
 from .matrix import matrix
 from .recipes import recipes
+
+if TYPE_CHECKING:
+    from ..contract.errors import Cosmos3Error
 
 EXIT_CANCELLED = 130
 EXIT_CODES = {
@@ -54,6 +59,7 @@ def run(disabled: tuple[str, ...], **options) -> None:
     from .run import Options, execute
 
     execute(Options(disabled=disabled, **options))
+    terminal.file_is_the_answer()
 
 
 @cli.command(cls=shared.WithFields, context_settings=shared.CONTEXT)
@@ -157,22 +163,54 @@ cli.add_command(matrix)
 
 
 def main() -> None:
-    """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one."""
+    """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one. What no
+    place expects ends so too, with a report in a file."""
+    with terminal.guarded() as answer:
+        code = _run()
+        answer.flush()
+        if answer.failed and not code:
+            terminal.tell(f"error: writing to standard output: {answer.failed.strerror}. Send it elsewhere")
+            code = 1
+    if code:
+        sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command line; what went wrong is said."""
     from ..contract.errors import Cancelled, Cosmos3Error
 
     try:
-        cli(prog_name="cosmos3", standalone_mode=False)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):
-            error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
-        if isinstance(error, click.NoSuchOption):
-            error = shared.answered(error)
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt, Cancelled):
-        click.echo("stopped", err=True)
-        sys.exit(EXIT_CANCELLED)
-    except Cosmos3Error as error:
-        click.echo(f"error: {shared.in_flags(str(error), cli.commands.values())}", err=True)
-        sys.exit(error.exit_code)
+        try:
+            code = cli(prog_name="cosmos3", standalone_mode=False)
+            return code if isinstance(code, int) else 0
+        except click.ClickException as error:
+            _usage(error)
+            return error.exit_code
+        except (click.Abort, KeyboardInterrupt, Cancelled):
+            terminal.tell("stopped")
+            return EXIT_CANCELLED
+        except Cosmos3Error as error:
+            terminal.tell(f"error: {shared.in_flags(_bounded(error), cli.commands.values())}")
+            return error.exit_code
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        from .unexpected import explained
+
+        terminal.tell(f"error: {explained(error)}")
+        return 1
+
+
+def _usage(error: click.ClickException) -> None:
+    context = getattr(error, "ctx", None)
+    if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):
+        error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
+    if isinstance(error, click.NoSuchOption):
+        error = shared.answered(error)
+    error.show()
+
+
+def _bounded(error: Cosmos3Error) -> str:
+    """Its message with each part cut, so that what to do next is never what is left out."""
+    asked, found, next_step = (terminal.printable(part) for part in (error.asked, error.found, error.next_step))
+    return f"{asked}: {found}. {next_step}"

@@ -13,6 +13,7 @@ from ..plan.cost.units import GIB
 from ..plan.discovery import BUILT_IN, Found, Rejected, conflict, installed, load, probe
 from ..plan.resolve import why_not
 from ..plan.survey import sentence
+from .terminal import printable
 
 WANT = Want("bfloat16", heads=32, kv_heads=8, head_dim=128)
 """What the kernels are chosen for here: Cosmos3-Nano's attention."""
@@ -70,7 +71,7 @@ def _block(report: dict[str, Any]) -> str:
         lines.append(f"  {_device(report['device'])}")
     kernels = report.get("kernels", [])
     if not kernels:
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
     table = [COLUMNS] + [
         (
             row["op"],
@@ -85,7 +86,7 @@ def _block(report: dict[str, Any]) -> str:
     for line in table:
         padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         lines.append(f"    {padded}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _device(device: dict[str, Any]) -> str:

@@ -12,12 +12,13 @@ from ..quant import FORMATS
 from ..scenarios.capabilities import capabilities
 from ..scenarios.fields import FIELDS
 from .options import flag
+from .terminal import printable
 
 
 def execute(model: str, profile: str, as_json: bool) -> None:
     """Print what a model takes. Raises InputError for a model or a profile that does not exist."""
     report = capabilities_of(model, profile)
-    print(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    print(json.dumps(report, indent=2) if as_json else "\n".join(map(printable, _lines(report))))
 
 
 def capabilities_of(model: str, profile: str) -> dict[str, Any]:

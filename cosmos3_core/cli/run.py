@@ -28,7 +28,8 @@ from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import gib, options_of, show
-from .stopping import stop_signal, tell
+from .stopping import stop_signal
+from .terminal import tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,8 +153,8 @@ def execute(options: Options) -> None:
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
     if options.dry_run:
         _report(options, settled, resolved, inputs.notes)
-    if settled.why:
-        print(settled.why, file=sys.stderr)
+    for line in settled.why.splitlines():
+        tell(line)
     resumable = Earlier.of(settled, inputs, latents, save_latents=options.save_latents, manifest=options.manifest)
     run = Run(paths, inputs, resolved, resumable, stopped, options.resume, anyway=refusal is not None)
     _generate(engine, settled.request, run)
@@ -168,8 +169,8 @@ def execute(options: Options) -> None:
 def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str] = ()) -> NoReturn:
     """What a dry run ends with. Exit code 1 where the run would be refused because it does not fit."""
     show(settled, resolved, notes, as_json=options.as_json)
-    if settled.why:
-        print(settled.why, file=sys.stderr)
+    for line in settled.why.splitlines():
+        tell(line)
     sys.exit(0 if settled.fits or options.anyway else 1)
 
 
@@ -188,7 +189,7 @@ def _repeated(options: Options) -> Earlier:
     asked = f"--request {options.request}"
     earlier = saved.read_request(_read_text(options.request, asked), asked, options.request)
     if earlier.note:
-        print(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}", file=sys.stderr)
+        tell(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}")
     elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
@@ -257,7 +258,7 @@ def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None
         if options.resume:
             found = f"its {op} ran on {used}, and here it would be {here.get(op)}"
             raise InputError(f"--resume {options.resume}", found, "Restore that, or start the run again")
-        print(f"note: {op} ran on {used} in that run, and is {here.get(op)} here", file=sys.stderr)
+        tell(f"note: {op} ran on {used} in that run, and is {here.get(op)} here")
 
 
 def _refusal(options: Options, settled: Settled) -> InputError | None:
@@ -367,7 +368,7 @@ def _generate(engine: Engine, request: requests.Request, run: Run) -> None:
     from .progress import Display
 
     for note in run.inputs.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     display = Display()
     engine.open_weights(Watch(display.show))  # before the display begins: a download has progress bars of its own
     with _memory_explained(engine, request), display, stop_signal() as asked_to_stop:

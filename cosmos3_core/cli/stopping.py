@@ -1,12 +1,13 @@
-"""Stopping a run between two pieces of work, and saying so on a terminal that may be gone."""
+"""Stopping a run between two pieces of work."""
 
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
+
+from .terminal import tell
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """From the keyboard, from whoever started the process (Slurm, Docker, systemd), and from a terminal that closes."""
@@ -33,9 +34,3 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def tell(line: str) -> None:
-    """A line on stderr, which may be a terminal that was closed."""
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)

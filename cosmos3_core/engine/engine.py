@@ -33,6 +33,7 @@ from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
 from ..model.weights import Target
 from ..plan import Plan
+from ..plan.discovery import BUILT_IN
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
@@ -331,10 +332,13 @@ class Engine:
             with self._stages.timed("steps"):  # the first look at a value: the device may still be at the last ones
                 finite = bool(torch.isfinite(state.x).all())
             if not finite:
+                next_step = "Run again with `backend` reference to tell which"
+                if self.plan.backend.name == BUILT_IN and not self.plan.formats:
+                    next_step = "No kernel but eager torch's ran: use `dtype` float32, or get the weights again"
                 raise RunError(
                     f"decoding after {state.index} steps",
                     "the latents hold NaN or infinity, so a kernel or a weight is wrong",
-                    "Run again with `backend` reference to tell which",
+                    next_step,
                 )
             state.passes = None
             self._pool.give_back()
