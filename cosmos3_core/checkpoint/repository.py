@@ -298,7 +298,8 @@ def _is_hub_id(model: str) -> bool:
 
 def _did_you_mean(model: str) -> str:
     names = {name.removeprefix(part): name for part in ("", "nvidia/", "nvidia/Cosmos3-") for name in PUBLISHED}
-    close = nearest(model, names)
+    address = "/".join(model.rstrip("/").split("/")[-2:])  # of a model's page
+    close = nearest(address, names)
     if close and names[close] != model:
         return f"Did you mean {names[close]}?"
     return f"Pass tiny, a folder, or one of {', '.join(PUBLISHED)}"

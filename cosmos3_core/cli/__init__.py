@@ -190,7 +190,9 @@ def _run() -> int:
             terminal.tell("stopped")
             return EXIT_CANCELLED
         except Cosmos3Error as error:
-            terminal.tell(f"error: {shared.in_flags(_bounded(error), cli.commands.values())}")
+            first, *others = _said(error)
+            for line in (f"error: {first}", *others):
+                terminal.tell(line)
             return error.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -210,7 +212,10 @@ def _usage(error: click.ClickException) -> None:
     error.show()
 
 
-def _bounded(error: Cosmos3Error) -> str:
-    """Its message with each part cut, so that what to do next is never what is left out."""
+def _said(error: Cosmos3Error) -> list[str]:
+    """The lines of an error's message: one, or one for each fault of a request. Each part of a line is cut by itself,
+    so that what to do next is never what is left out."""
+    if faults := getattr(error, "faults", ()):
+        return [f"{len(faults)} faults in one request:", *(f"  {line}" for fault in faults for line in _said(fault))]
     asked, found, next_step = (terminal.printable(part) for part in (error.asked, error.found, error.next_step))
-    return f"{asked}: {found}. {next_step}"
+    return [shared.in_flags(f"{asked}: {found}. {next_step}", cli.commands.values())]

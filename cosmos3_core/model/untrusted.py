@@ -25,8 +25,10 @@ MOST_ITEMS = 100_000
 """Of a list that a template makes, and of a width or count that it names."""
 SECONDS = 0.5
 """Of the processor, for one conversation. Published templates take a few milliseconds."""
-WIDE = re.compile(r"[%:{][^a-zA-Z]*\d{6,}|%[^a-zA-Z%]*\*")
-"""A format that makes a text of a length that it says itself."""
+WIDTHS = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice")
+"""Methods of a text, and filters, that make it as long as a number says."""
+WIDE = re.compile(r"[%:{][^a-zA-Z]*\d{6,}|%[^a-zA-Z%]*\*|:[^}]*\{")
+"""A format that makes a text of a length that it, or a value, says."""
 PANIC = "PanicException"
 """What a panic of a library in Rust is in Python: no `Exception`, so that nobody expects it."""
 
@@ -59,7 +61,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:
         """A call in a template."""
-        owner = getattr(function, "__self__", None)
+        # The sandbox wraps a text's own format.
+        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
         if isinstance(owner, str | bytes):
             _check_call(getattr(function, "__name__", ""), (owner, *arguments), named)
         return super().call(context, function, *arguments, **named)
@@ -106,7 +109,7 @@ def _checked(name: str, function: Callable) -> Callable:
 
 def _check_call(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Refuse a method or filter whose result would be out of bounds: a width, a format, a replacement, a join."""
-    for value in (*arguments[1:], *named.values()):
+    for value in (*arguments[1:], *named.values()) if name in WIDTHS else ():
         if isinstance(value, int):
             _within(abs(value), MOST_ITEMS, f"as a number for {name}")
     texts = [len(value) for value in (*arguments, *named.values()) if isinstance(value, str)]
