@@ -166,7 +166,7 @@ def _find_shards(repository: Repository, folder: str, stem: str) -> dict[str, se
     if variants := [file for file in present if file.startswith(f"{stem}.") and file.endswith(".safetensors")]:
         found = f"there is {_some(variants)}, a variant, and no {stem}.safetensors"
         raise InputError(where, found, f"Rename it to {stem}.safetensors, or download the files without a variant")
-    if variants := [file for file in present if file.startswith(f"{stem}.") and file.endswith(".index.json")]:
+    if variants := [file for file in present if file.startswith(f"{stem}.") and ".index." in file]:
         found = f"there is {_some(variants)}, the index of a variant, and no {stem}.safetensors.index.json"
         raise InputError(where, found, "Download the files without a variant")
     found = f"neither {stem}.safetensors nor its index is among its files ({_some(present) or 'none'})"

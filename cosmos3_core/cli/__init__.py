@@ -186,7 +186,9 @@ def _run() -> int:
         except click.ClickException as error:
             _usage(error)
             return error.exit_code
-        except (click.Abort, KeyboardInterrupt, Cancelled):
+        except (click.Abort, KeyboardInterrupt, Cancelled) as stop:
+            if isinstance(stop.__cause__, EOFError):  # click takes the end of any file for the end of a prompt
+                raise stop.__cause__ from None
             terminal.tell("stopped")
             return EXIT_CANCELLED
         except Cosmos3Error as error:

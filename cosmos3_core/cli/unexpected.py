@@ -24,7 +24,6 @@ BY_NUMBER = {
     errno.EROFS: ("its disk can only be read", "Write to another disk"),
     errno.EMFILE: ("too many files are open in this process", "Raise the limit, `ulimit -n 4096`, and run again"),
     errno.ENFILE: ("too many files are open on this machine", "Close other programs and run again"),
-    errno.ENOMEM: ("the machine's memory is used up", "Close other programs, or ask for less"),
     errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter name"),
     errno.EIO: ("the disk answers with an error", "Check the disk, and copy the file from elsewhere"),
     errno.ESTALE: ("the network disk has lost the file", "Mount it again and run again"),
@@ -36,14 +35,12 @@ SMALLER = "Ask for a smaller --size or fewer --frames, or close other programs; 
 HOST_MEMORY = re.compile(r"can't allocate memory|not enough memory|[Cc]annot allocate memory|std::bad_alloc")
 DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "huggingface_hub", "jinja2", "click", "rich", "av", "pillow")
-SECRET = "SECRET"
+SECRET = "[left out]"
 SECRETS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), SECRET),
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\"]+"), rf"\1 {SECRET}"),
-    (
-        re.compile(r"(?i)([a-z_-]*(?:token|secret|passw(?:or)?d|api[_-]?key)[a-z_-]*['\"]?\s*[=: ]\s*)[^\s,;&]+"),
-        rf"\1{SECRET}",
-    ),
+    (re.compile(r"(?i)((?:token|secret|password|passwd|api[_-]?key)['\"]?\s*[=:]\s*)[^\s,;&]+"), rf"\1{SECRET}"),
+    (re.compile(r"(?i)(--?[a-z-]*(?:token|secret|password|api-key)\s+)\S+"), rf"\1{SECRET}"),
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]+@"), rf"\1{SECRET}@"),
     (re.compile(r"([?&](?:X-Amz-[A-Za-z-]+|Signature|Key-Pair-Id|Policy|sig)=)[^&\s'\"]+"), rf"\1{SECRET}"),
 )

@@ -327,19 +327,20 @@ class Engine:
             raise InputError(f"finishing after step {state.index}", found, "Take the others, or look with preview")
         return self._frames(state)
 
+    def _not_finite(self, steps: int) -> RunError:
+        found = "the latents hold NaN or infinity, so a kernel or a weight is wrong"
+        next_step = "Run again with `backend` reference to tell which"
+        if self.plan.backend.name == BUILT_IN and not self.plan.formats:
+            found = "the latents hold NaN or infinity, and no kernel but eager torch's ran"
+            next_step = "Run again with `dtype` float32; if it does not help, get the model's weights again"
+        return RunError(f"decoding after {steps} steps", found, next_step)
+
     def _frames(self, state: State) -> Iterator[Tensor]:
         with self._working(state.watch):
             with self._stages.timed("steps"):  # the first look at a value: the device may still be at the last ones
                 finite = bool(torch.isfinite(state.x).all())
             if not finite:
-                next_step = "Run again with `backend` reference to tell which"
-                if self.plan.backend.name == BUILT_IN and not self.plan.formats:
-                    next_step = "No kernel but eager torch's ran: use `dtype` float32, or get the weights again"
-                raise RunError(
-                    f"decoding after {state.index} steps",
-                    "the latents hold NaN or infinity, so a kernel or a weight is wrong",
-                    next_step,
-                )
+                raise self._not_finite(state.index)
             state.passes = None
             self._pool.give_back()
             decoder = DECODERS["vision"]
