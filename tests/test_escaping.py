@@ -1,5 +1,5 @@
-"""What files, prompts and packages say reaches the terminal escaped, bounded and on its own line, and output that cannot
-be written ends nothing."""
+"""What files, prompts and packages say reaches the terminal escaped, bounded and on its own line; output that cannot be
+written ends nothing."""
 
 from __future__ import annotations
 
@@ -244,7 +244,9 @@ def test_a_terminal_has_a_bar(monkeypatch, term, moves):
             display.show("steps", 1, 2)
             tell("note: \x1b[2Jodd")
         terminal.flush()
-        shown = os.read(ours, 100_000).decode()
+        shown = ""
+        while "Jodd" not in shown:
+            shown += os.read(ours, 100_000).decode()
     os.close(ours)
     assert ("\x1b[" in shown) is moves and "\x1b[2J" not in shown and "\\u001b[2Jodd" in shown
 
@@ -316,11 +318,8 @@ def test_bad_input_keeps_its_code_whoever_listens(monkeypatch, stream):
 
 
 SHELL = {
-    "a full stderr": ("{run} 2>/dev/full", 0),
-    "a full stdout": ("{run} >/dev/full", 0),
-    "a closed stdout and stderr": ("{run} >&- 2>&-", 0),
-    "all closed": ("{run} <&- >&- 2>&-", 0),
-    "a reader that went": ("{run} | true; exit ${{PIPESTATUS[0]}}", 0),
+    "full": ("{run} >/dev/full 2>/dev/full", 0),
+    "closed": ("{run} <&- >&- 2>&-", 0),
 }
 
 

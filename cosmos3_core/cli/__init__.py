@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 EXIT_CANCELLED = 130
 EXIT_CODES = {
     "0": "Done. Of `plan` and `run --dry-run`: it fits. Of `check`: the backend does all that it declares.",
-    "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. Of `plan` "
+    "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. An error that "
+    "nobody expected leaves a report in a file, which the message names. Of `plan` "
     "and `run --dry-run`: it does not fit. Of `check`: a test failed. Of `matrix --check`: the page is out of date.",
     "2": "Bad input: the command line, a request, a file or what this machine lacks. Nothing was written.",
     str(

@@ -152,29 +152,25 @@ def _warnings_as_notes() -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             note(record.name.partition(".")[0], record.getMessage())
 
-    last, logging.lastResort = logging.lastResort, Notes(logging.WARNING)
-    hub = logging.getLogger("huggingface_hub")  # its own handler would print a bare line, which a warning must not be
-    hub.addFilter(_to_notes := _Instead(logging.lastResort))
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show
+    notes, last = Notes(logging.WARNING), logging.lastResort
+    with warnings.catch_warnings(), _handled(logging.getLogger("huggingface_hub"), notes):
+        logging.lastResort, warnings.showwarning = notes, show  # type: ignore[assignment]
+        try:
             yield
+        finally:
+            logging.lastResort = last
+
+
+@contextmanager
+def _handled(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    """The logger has this handler and gets no other: its library adds one as it is loaded, which prints bare lines."""
+    before, logger.handlers = logger.handlers, [handler]
+    logger.addHandler = lambda other: None  # type: ignore[method-assign]
+    try:
+        yield
     finally:
-        logging.lastResort = last
-        hub.removeFilter(_to_notes)
-
-
-class _Instead(logging.Filter):
-    """Hands a record to a handler, and to no other."""
-
-    def __init__(self, handler: Any):
-        super().__init__()
-        self.handler = handler
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno >= self.handler.level:
-            self.handler.emit(record)
-        return False
+        logger.handlers = before
+        del logger.addHandler
 
 
 def _library(filename: str) -> str:
