@@ -20,7 +20,7 @@ from .families import INPUTS, TASKS
 from .fields import FIELDS
 from .kinds import task_named
 
-WRAPPERS = ("extra_params", "extra_body", "extra_args")
+WRAPPERS = ("extra_params", "extra_body")
 """Keys of vllm-omni and sglang that hold further keys, as an object or as its JSON text; these win."""
 ORDER = "FOVSDNT"
 """Whose request it is where several programs know its keys."""
