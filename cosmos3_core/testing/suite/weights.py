@@ -16,7 +16,7 @@ BLOCK, MARGIN = 512, 32
 """Bytes. Allocators hand out whole blocks, some of them with a margin behind every tensor. Where the device's memory
 counts nothing, tensors themselves are counted, to the byte."""
 
-SPARE, EXTRA = 1.25, 32 << 10
+SPARE, EXTRA = 1.25, 8 << 10
 """What may come on top of a format's own bytes: a share for padding, and bytes for norms, biases and tables."""
 
 
