@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__
 from ..contract import Ceiling, InputError
+from ..files.checkout import build_version
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD, Estimate
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
@@ -105,7 +105,7 @@ def _report(settled: Settled) -> dict[str, Any]:
     ceiling = ceiling_of(plan.backend, plan.device)
     keys = ("task", "size", "frames", "steps", "guidance", "tile")
     return {
-        "cosmos3": __version__,
+        "cosmos3": build_version(),
         "model": {"name": model.facts.name, "variant": model.facts.variant},
         "request": {key: value for key, value in settled.request.to_json().items() if key in keys},
         "plan": plan.to_json(settled.execution.tokens),
