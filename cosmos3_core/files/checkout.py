@@ -9,6 +9,8 @@ from pathlib import Path
 from .. import __version__
 
 CHECKOUT = Path(__file__).parents[2]
+DIGITS = 9
+"""Of a commit."""
 
 
 @functools.cache
@@ -17,9 +19,14 @@ def build_version(checkout: Path = CHECKOUT) -> str:
     files differ from it. Without git or a commit the version alone."""
     if not (checkout / ".git").exists():
         return __version__
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=.dirty", "--exclude=*", "--abbrev=9"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        commit = _git(checkout, "rev-parse", "HEAD")[:DIGITS]
+        changed = _git(checkout, "status", "-s", "-uno")  # files that git does not know do not count
     except (OSError, subprocess.SubprocessError):
         return __version__
-    return f"{__version__}+g{commit}"
+    return f"{__version__}+g{commit}{'.dirty' if changed else ''}"
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(checkout), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
