@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from ..files.checkout import build_version
 from ..scenarios.request import profile_source
 from .memory import peak_device_memory, peak_host_memory
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KEY = "cosmos3"
 """The metadata key in an mp4 or PNG."""
-LIBRARIES = ("torch", "tokenizers", "safetensors", "av")
+LIBRARIES = ("tokenizers", "safetensors", "av")
 
 
 def resolved(settled: Settled, named: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     profile = settled.wish.profile
     towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
     return {
-        "cosmos3": __version__,
+        "cosmos3": build_version(),
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "model": {
             "name": model.name,
@@ -62,6 +62,8 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
 def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: State) -> dict[str, Any]:
     """`resolved` with what the run found: token counts, timesteps, seconds per stage and once the decode is done in
     total, peak memory, versions."""
+    import torch  # `show` knows the manifest's key and has no need of it
+
     seconds = {stage: round(seconds, 4) for stage, seconds in engine.seconds.items()}
     if "decode" in seconds:
         seconds["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
@@ -76,5 +78,7 @@ def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: St
         "seconds": seconds,
         "peak_host_memory_bytes": peak_host_memory(),
         "peak_device_memory_bytes": peak_device_memory(engine.target.ops.memory, engine.device),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        # torch's own word has the build, such as +cu130, which its metadata may lack.
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
+        | {name: version(name) for name in LIBRARIES},
     }
