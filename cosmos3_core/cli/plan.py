@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from .. import __version__
 from ..contract import Ceiling, InputError
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD, Estimate
-from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, reached
+from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..scenarios import request as requests
 from ..settle import Settled, Wish, settle
@@ -86,16 +86,6 @@ def wish_of(options: RequestOptions, memory: int | None = None) -> Wish:
     )
 
 
-def options_of(values: Mapping[str, Any]) -> str:
-    """The options for the values of a `Change`."""
-    options = []
-    if "format" in values:
-        options.append(f"--format {values['format']}")
-    if "width" in values:
-        options.append(f"--size {values['width']}x{values['height']}")
-    return " ".join(options + [f"--{name} {values[name]}" for name in ("frames", "tile") if name in values])
-
-
 def _report(settled: Settled) -> dict[str, Any]:
     """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2)."""
     model, plan, estimated = settled.model, settled.plan, settled.estimate
@@ -124,7 +114,8 @@ def _report(settled: Settled) -> dict[str, Any]:
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
         "nearest": [
-            {"options": options_of(change.values), "peak": change.estimate.peak} for change in settled.nearest()
+            {"options": re.sub("`([a-z]+)`", r"--\1", str(change)), "peak": change.estimate.peak}
+            for change in settled.nearest()
         ],
         "work": {
             "step_flops": sum(work.flops for work in step),
@@ -234,8 +225,3 @@ def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
 def _flop(count: float) -> str:
     prefix, scale = next(((p, s) for p, s in (("P", 1e15), ("T", 1e12)) if count >= s), ("G", 1e9))
     return f"{count / scale:.3g} {prefix}FLOP"
-
-
-def gib(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / GIB:.1f} GiB"

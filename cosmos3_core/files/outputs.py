@@ -20,12 +20,12 @@ def check_output(path: Path, clip: bool) -> None:
     in its place, a missing or unwritable folder, or no H.264 encoder. Costs nothing next to loading weights."""
     asked = f"writing {path}"
     kind, suffix = ("clip", video.VIDEO_SUFFIX) if clip else ("picture", images.IMAGE_SUFFIX)
-    another = "Choose another name with -o"
+    another = "Choose another name with `output`"
     if stat.S_ISDIR(mode_at(path, another)):
-        raise InputError(asked, "it is a folder", f"Pass a file name, such as -o {path / 'out'}{suffix}")
+        raise InputError(asked, "it is a folder", f"Pass a file name, such as `output` {path / 'out'}{suffix}")
     if path.suffix.lower() != suffix:
         found = f"this run makes a {kind}, which is written as {suffix}"
-        raise InputError(asked, found, f"Pass -o {path.with_suffix(suffix)}")
+        raise InputError(asked, found, f"Pass `output` {path.with_suffix(suffix)}")
     check_writable(path, another)
     if clip:
         import av

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -59,12 +60,14 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     }
 
 
-def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: State) -> dict[str, Any]:
-    """`resolved` with what the run found: token counts, timesteps, seconds per stage and once the decode is done in
-    total, peak memory, versions."""
-    seconds = {stage: round(seconds, 4) for stage, seconds in engine.seconds.items()}
-    if "decode" in seconds:
-        seconds["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
+def complete(
+    resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: State, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """`resolved` with what the run found: token counts, timesteps, its `seconds` per stage and once the decode is done
+    in total, peak memory, versions."""
+    rounded = {stage: round(count, 4) for stage, count in seconds.items()}
+    if "decode" in rounded:
+        rounded["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
     return resolved | {
         "tokens": {
             "prompt": len(inputs.prompt),
@@ -73,7 +76,7 @@ def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: St
         },
         "notes": list(inputs.notes),
         "timesteps": state.solver.timesteps,
-        "seconds": seconds,
+        "seconds": rounded,
         "peak_host_memory_bytes": peak_host_memory(),
         "peak_device_memory_bytes": peak_device_memory(engine.target.ops.memory, engine.device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
