@@ -13,6 +13,7 @@ from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.fields import understood
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -126,7 +127,7 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
 
 
 def _request(wish: Wish, model: Model) -> tuple[requests.Request, dict[str, str]]:
-    given = dict(wish.given)
+    given = understood(wish.given)
     requests.check_keys(given)
     inferred = {} if "task" in given else {"task": "the inputs"}
     if inferred:
