@@ -5,13 +5,17 @@ from __future__ import annotations
 
 
 class Cosmos3Error(Exception):
-    """A failure with a message made for a person; `exit_code` is what the command line returns for it."""
+    """A failure with a message made for a person; `exit_code` is what the command line returns for it. `field` is the
+    request's field that it is about, where one is to be changed."""
 
     exit_code = 1
 
-    def __init__(self, asked: str, found: str, next_step: str):
-        self.asked, self.found, self.next_step = asked, found, next_step
-        super().__init__(f"{asked}: {found}. {next_step}")
+    def __init__(self, asked: str, found: str, next_step: str, field: str | None = None):
+        self.asked, self.found, self.next_step, self.field = asked, found, next_step, field
+        super().__init__(asked, found, next_step, field)  # what a copy in another process is made from
+
+    def __str__(self) -> str:
+        return f"{self.asked}: {self.found}. {self.next_step}"
 
 
 class InputError(Cosmos3Error):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..checkpoint.model import Model, Weights
 from ..contract import InputError, RunError
+from ..files.memory import Media
 from ..model.packing import Item, Packing
 from ..model.transformer import TextContext
 from ..plan import Plan
@@ -89,10 +90,13 @@ class Engine:
         """How this request runs here."""
         return self.plan.execution(self.model.config, request, RESIDENT if self.resident else SEQUENTIAL)
 
-    def read_inputs(self, request: Request, noise: Sequence[Tensor] | None = None) -> Inputs:
+    def read_inputs(
+        self, request: Request, noise: Sequence[Tensor] | None = None, media: Media | None = None
+    ) -> Inputs:
         """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor
-        per item of `items_of`). Reads no weight; raises InputError for what is unusable."""
-        return read_inputs(request, self.model, self.tokenizer, noise)
+        per item of `items_of`). `media` is a picture or clip that a program hands over: the request's field says
+        `media.said`. Reads no weight; raises InputError for what is unusable."""
+        return read_inputs(request, self.model, self.tokenizer, noise, media)
 
     def start(self, request: Request, inputs: Inputs | None = None) -> State:
         """The state before step 0. `inputs` is what `read_inputs` returned, if the caller has it."""

@@ -12,12 +12,14 @@ from torch import Tensor
 from ..checkpoint.model import Model
 from ..contract import InputError
 from ..files.images import read_image
+from ..files.memory import Media, check_same
 from ..files.video import read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import SYSTEM_PROMPTS, ChatTokenizer
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.conditioning import fit
+from ..scenarios.families import INPUTS
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
@@ -26,23 +28,32 @@ from ..scenarios.request import Request
 @dataclass(frozen=True)
 class Inputs:
     """What a request brings: its prompts as token ids, its picture or clip as fp32 [3, F, H, W] in [-1, 1] or None, the
-    initial noise per item (fp32, or None: drawn from the seed), and `notes`, sentences a user should read."""
+    initial noise per item (fp32, or None: drawn from the seed), and `notes`, sentences a user should read. `in_memory`:
+    a program handed the picture or clip over, and no file has it."""
 
     prompt: list[int]
     negative: list[int]
     pixels: Tensor | None
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
+    in_memory: bool = False
 
 
 def read_inputs(
-    request: Request, model: Model, tokenizer: ChatTokenizer, noise: Sequence[Tensor] | None = None
+    request: Request,
+    model: Model,
+    tokenizer: ChatTokenizer,
+    noise: Sequence[Tensor] | None = None,
+    media: Media | None = None,
 ) -> Inputs:
     """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor per
-    item of `items_of`). Raises InputError for what is unusable."""
+    item of `items_of`). `media` is the picture or clip where a program hands it over; the request's field then says
+    `media.said`. Raises InputError for what is unusable."""
+    for field in INPUTS:
+        check_same(field, getattr(request, field), media)
     checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
-    return Inputs(prompt, negative, _read_pixels(request), checked, notes)
+    return Inputs(prompt, negative, _read_pixels(request, media), checked, notes, media is not None)
 
 
 def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
@@ -83,21 +94,24 @@ def _read_prompts(
     return prompt, negative, tuple(notes)
 
 
-def _read_pixels(request: Request) -> Tensor | None:
-    count = request.conditioning_pixel_frames
-    if request.image is not None:
+def _read_pixels(request: Request, media: Media | None) -> Tensor | None:
+    count, keep = request.conditioning_pixel_frames, request.condition_video_keep
+    if media is not None:
+        frames = media.read(count, keep)
+    elif request.image is not None:
         frames = read_image(Path(request.image))[None]
     elif request.video is not None:
-        frames, _ = read_video(Path(request.video), count, request.condition_video_keep)
-        if len(frames) < count:
-            raise InputError(
-                f"`video` {request.video}",
-                f"it has {len(frames)} frames, and condition_frame_indexes {list(request.condition_frame_indexes)} "
-                f"cover {count}",
-                f"Use a longer clip, or condition_frame_indexes up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
-            )
+        frames, _ = read_video(Path(request.video), count, keep)
     else:
         return None
+    if len(frames) < count:
+        raise InputError(
+            f"`video` {request.video}",
+            f"it has {len(frames)} frames, and condition_frame_indexes {list(request.condition_frame_indexes)} "
+            f"cover {count}",
+            f"Use a longer clip, or condition_frame_indexes up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
+            "video",
+        )
     return fit(
         torch.from_numpy(frames),
         request.width,

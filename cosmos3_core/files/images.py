@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,38 +12,48 @@ from .frames import check_frame, flat_error, is_flat, read_back_error
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 IMAGE_SUFFIX = ".png"
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The picture as uint8 [H, W, 3], turned upright by its EXIF orientation; transparent parts are put on white, as
-    picture viewers show them. Of an animation the first frame; 16-bit grey is scaled to 8 bits.
+def read_image(source: Path | bytes) -> np.ndarray:
+    """The picture in a file, or in a file's bytes, by the rule of `upright_rgb`.
 
     Raises InputError if the file cannot be read, is no picture, is broken or is too large to be safe to decode.
     """
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
+    asked = f"reading {source if isinstance(source, Path) else f'a picture of {len(source)} bytes'}"
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16"):
-                # convert() would clip these at 255: a depth map would turn white.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise ValueError("its 32-bit values have no known range")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.array(image.convert("RGB"))
+        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as file:
+            return upright_rgb(file)
     except UnidentifiedImageError:
         found = "the file is not a picture Pillow can read"
     except OSError as error:
         found = f"the picture cannot be read ({error.strerror or error})"
     except Exception as error:  # Pillow's readers let anything through on a broken file: SyntaxError, struct.error...
         found = f"the picture cannot be read ({error})"
-    raise InputError(f"reading {path}", found, "Pass a whole PNG, JPEG or WebP file")
+    raise InputError(asked, found, "Pass a whole PNG, JPEG or WebP file")
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3], turned upright by its EXIF orientation; transparent parts are put on white, as picture viewers
+    show them. Of an animation the first frame; 16-bit grey is scaled to 8 bits. Raises what Pillow raises, and
+    ValueError for values without a known range."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # convert() would clip these at 255: a depth map would turn white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its 32-bit values have no known range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
 
 
 def write_image(path: Path, frame: np.ndarray, metadata: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,9 +47,10 @@ class WrittenVideo:
     bytes: int
 
 
-def read_video(path: Path, count: int, keep: str) -> tuple[np.ndarray, float]:
-    """Up to `count` frames, the "first" or the "last" of a clip, as uint8 [F, H, W, 3] turned upright, and the clip's
-    frames per second. F < `count` if the clip is shorter. Holds `count` frames in memory, however long the clip.
+def read_video(source: Path | bytes, count: int, keep: str) -> tuple[np.ndarray, float]:
+    """Up to `count` frames, the "first" or the "last" of a clip in a file or in a file's bytes, as uint8 [F, H, W, 3]
+    turned upright, and the clip's frames per second. F < `count` if the clip is shorter. Holds `count` frames in
+    memory, however long the clip.
 
     Pixels are taken as square. A clip that is cut off or damaged gives the frames that decode.
     Raises InputError if the file cannot be read, has no video, or not one frame of it decodes.
@@ -56,22 +58,23 @@ def read_video(path: Path, count: int, keep: str) -> tuple[np.ndarray, float]:
     import numpy as np
     from av.stream import Disposition
 
-    with _opened(path) as container:
+    asked = _reading(source)
+    with _opened(source) as container:
         # An audio file's cover picture is a video stream as well.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
-            raise InputError(f"reading {path}", "the file has no video in it", "Pass a clip, such as an .mp4 file")
+            raise InputError(asked, "the file has no video in it", "Pass a clip, such as an .mp4 file")
         stream = streams[0]
         stream.thread_type = "AUTO"
         decoded = _decoded(container, stream)
         frames = deque(islice(decoded, count) if keep == "first" else decoded, maxlen=count)
         if not frames:
             found = "no frame of it could be decoded"
-            raise InputError(f"reading {path}", found, "Pass a whole clip, such as an .mp4 file")
+            raise InputError(asked, found, "Pass a whole clip, such as an .mp4 file")
         # A stream may change its size on the way; all frames of the result have the first one's.
         size = {"width": frames[0].width, "height": frames[0].height}
         if not (rate := stream.average_rate or stream.guessed_rate):
-            raise InputError(f"reading {path}", "it has no frame rate", "Pass a clip, such as an .mp4 file")
+            raise InputError(asked, "it has no frame rate", "Pass a clip, such as an .mp4 file")
         return np.stack([_upright(frame, **size) for frame in frames]), float(rate)
 
 
@@ -112,7 +115,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+def _opened(source: Path | bytes) -> Iterator[av.container.InputContainer]:
     """An open clip; what FFmpeg raises while it is open becomes an InputError that names the file."""
     import av
 
@@ -120,13 +123,17 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         # A file may be a playlist in disguise. It gets to FFmpeg as an open file, and no protocol is allowed, so it
         # cannot make this process read other files or fetch addresses.
         with (
-            path.open("rb") as file,
+            source.open("rb") if isinstance(source, Path) else BytesIO(source) as file,
             av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace") as container,
         ):
             yield container
     except (OSError, av.error.FFmpegError) as error:
         found = f"it cannot be read as video ({error.strerror or error})"
-        raise InputError(f"reading {path}", found, "Pass a whole clip, such as an .mp4 file") from error
+        raise InputError(_reading(source), found, "Pass a whole clip, such as an .mp4 file") from error
+
+
+def _reading(source: Path | bytes) -> str:
+    return f"reading {source if isinstance(source, Path) else f'a clip of {len(source)} bytes'}"
 
 
 def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.tensors import tensor_digest
 from ..contract import InputError
 from ..files.atomic import atomic
+from ..scenarios.families import INPUTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +73,9 @@ class Earlier:
     ) -> Earlier:
         """This run, for one that goes on with it. Paths become whole ones: that may be in another folder."""
         given, plan, wish = settled.request.to_json(), settled.plan, settled.wish
+        files = {} if inputs.in_memory else {key: _whole(given[key]) for key in INPUTS}
         return cls(
-            given=given | {key: _whole(given[key]) for key in ("image", "video")},
+            given=given | files,
             model=settled.model.name,
             revision=settled.model.repository.revision,
             profile=wish.profile,

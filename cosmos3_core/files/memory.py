@@ -1,0 +1,192 @@
+"""Pictures and clips that a program hands over instead of a file: bytes, PIL images, numpy arrays, torch tensors.
+
+What a value may be, as pixels of one picture:
+
+    bytes, bytearray, memoryview    a whole file: PNG, JPEG, WebP ...
+    PIL image                       any mode that a file may have, with its EXIF orientation
+    numpy array, torch tensor       [H, W, C] or [C, H, W], C = 1, 3 or 4, or grey [H, W]; uint8, or floats in [0, 1]
+
+A clip is the bytes of a whole file, a list of such pictures of one size, or an array or tensor [F, H, W, C] or
+[F, C, H, W]. Colours and orientation are as in files: `images.upright_rgb` has the rule for both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..contract import InputError
+from .images import read_image, upright_rgb
+from .video import read_video
+
+CHANNELS = (1, 3, 4)
+"""Of an array: grey, RGB, or RGB with transparency."""
+SAID = re.compile(r"memory: .*, sha256 ([0-9a-f]{64})")
+"""What a request's field says of an input that was handed over."""
+TAKEN = {
+    "image": "Give a path, the bytes of a picture file, a PIL image, or an array or tensor [H, W, 3]",
+    "video": "Give a path, the bytes of a clip, a list of pictures, or an array or tensor [F, H, W, 3]",
+}
+
+
+@dataclass(frozen=True)
+class Media:
+    """The picture or clip of a request's `field`, "image" or "video". `what` it was handed over as, in words, and the
+    SHA-256 of its upright RGB pixels, or of the bytes of a clip's file. `read` takes how many frames are wanted and
+    whether the "first" or the "last", and returns up to so many as uint8 [F, H, W, 3]; it raises InputError for a clip
+    that cannot be decoded."""
+
+    field: str
+    what: str
+    sha256: str
+    read: Callable[[int, str], np.ndarray]
+
+    @property
+    def said(self) -> str:
+        """What the request's field holds in its place."""
+        return f"memory: {self.what}, sha256 {self.sha256}"
+
+    @classmethod
+    def of(cls, field: str, value: Any) -> Media:
+        """What was handed over as `field`. The pixels are copied: the value may change afterwards. Raises InputError
+        for what is no picture or no clip."""
+        if field == "video" and isinstance(value, bytes | bytearray | memoryview):
+            data = bytes(value)
+            sha256 = hashlib.sha256(data).hexdigest()
+            return cls(field, _called(value), sha256, lambda count, keep: read_video(data, count, keep)[0])
+        frames = _picture(field, value)[None] if field == "image" else _clip(value)
+        count, height, width, _ = frames.shape
+        sha256 = hashlib.sha256(f"{count}x{height}x{width}:".encode() + frames.tobytes()).hexdigest()
+
+        def read(count: int, keep: str) -> np.ndarray:
+            return frames[:count] if keep == "first" else frames[-count:]
+
+        return cls(field, f"{_called(value)}, {width}x{height}", sha256, read)
+
+
+def check_same(field: str, name: str | None, media: Media | None) -> None:
+    """InputError unless what was handed over is what the request's `field` says; `media` None for nothing."""
+    said = SAID.fullmatch(name or "")
+    if media is None or media.field != field:
+        if said:
+            raise InputError(
+                f"`{field}` {name}",
+                "a Python program handed it over in memory, so no file has it",
+                f"Hand the same one over again in Python, or start a run with a file as `{field}`",
+                field,
+            )
+        return
+    if not said:
+        found = f"the request's {field} is {name!r}"
+        raise InputError(f"`{field}` handed over as {media.said}", found, "Drop one of them", field)
+    if media.sha256 != said[1]:
+        found = f"the request was made for another one: {name}"
+        raise InputError(f"`{field}` handed over as {media.said}", found, "Hand over the same one as before", field)
+
+
+def _refusal(field: str, value: Any, found: str, next_step: str) -> InputError:
+    return InputError(f"`{field}` handed over as {_called(value)}", found, next_step, field)
+
+
+def _called(value: Any) -> str:
+    """A value in words, without its pixels."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{memoryview(value).nbytes} bytes"
+    if isinstance(value, Image.Image):
+        return f"PIL image {value.mode}"
+    if isinstance(value, np.ndarray):
+        return f"numpy array {value.dtype} {list(value.shape)}"
+    if isinstance(value, torch.Tensor):
+        return f"torch tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a value of type {type(value).__name__}"
+
+
+def _picture(field: str, value: Any) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return read_image(bytes(value))
+    if isinstance(value, np.ndarray | torch.Tensor):
+        frame = _bytes(field, value)
+        if frame.ndim == 2:
+            frame = frame[..., None]
+        if frame.ndim != 3:
+            next_step = TAKEN[field] + (", such as x[0]" if frame.ndim == 4 else "")
+            raise _refusal(field, value, f"a picture has 2 or 3 axes, not {frame.ndim}", next_step)
+        return _rgb(_channels_last(field, value, frame))
+    if isinstance(value, Image.Image):
+        try:
+            return upright_rgb(value)
+        except Exception as error:  # as for files: Pillow reads an opened one only now
+            raise _refusal(field, value, f"the picture cannot be read ({error})", TAKEN[field]) from None
+    raise _refusal(field, value, "that is no picture" if field == "image" else "that is no clip", TAKEN[field])
+
+
+def _clip(value: Any) -> np.ndarray:
+    """uint8 [F, H, W, 3]."""
+    if isinstance(value, list | tuple):
+        return _stacked([_picture("video", frame) for frame in value], value)
+    if not isinstance(value, np.ndarray | torch.Tensor):
+        raise _refusal("video", value, "that is no clip", TAKEN["video"])
+    frames = _bytes("video", value)
+    if frames.ndim != 4:
+        raise _refusal("video", value, f"a clip has 4 axes, not {frames.ndim}", TAKEN["video"])
+    return _stacked([_rgb(frame) for frame in _channels_last("video", value, frames)], value)
+
+
+def _stacked(frames: Sequence[np.ndarray], value: Any) -> np.ndarray:
+    sizes = {frame.shape[1::-1] for frame in frames}
+    if len(sizes) != 1:
+        listed = " and ".join(f"{width}x{height}" for width, height in sorted(sizes)[:2])
+        found = f"its frames are of different sizes, {listed}" if sizes else "it has no frames"
+        raise _refusal("video", value, found, "Give frames of one size")
+    return np.stack(frames)
+
+
+def _bytes(field: str, value: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The same shape as uint8; floats from 0 to 1 become 0 to 255, rounded."""
+    if isinstance(value, torch.Tensor):
+        plain = value.detach().cpu()
+        array = plain.float().numpy() if plain.is_floating_point() else plain.numpy()
+    else:
+        array = value
+    if not array.size:
+        raise _refusal(field, value, "it is empty", TAKEN[field])
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        found = f"its values are {array.dtype}"
+        raise _refusal(field, value, found, "Give uint8 from 0 to 255, or floats from 0 to 1")
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise _refusal(field, value, "it holds NaN or infinity", "Give finite values from 0 to 1")
+    if low < 0 or high > 1:
+        next_step = "Give floats from 0 to 1, or uint8 from 0 to 255"
+        if -1 <= low < 0 and high <= 1:
+            next_step = "Values in [-1, 1] are the VAE's: give (x + 1) / 2"
+        raise _refusal(field, value, f"its values go from {low:.3g} to {high:.3g}", next_step)
+    return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+
+
+def _channels_last(field: str, value: Any, array: np.ndarray) -> np.ndarray:
+    """[..., C, H, W] as [..., H, W, C]."""
+    last, first = array.shape[-1] in CHANNELS, array.shape[-3] in CHANNELS
+    if last and first:
+        found = f"{list(array.shape[-3:])} could be [H, W, C] and [C, H, W]"
+        raise _refusal(field, value, found, "Give a PIL image, which says so, or a larger picture")
+    if not (last or first):
+        raise _refusal(field, value, "none of its axes can be the channels: those are 1, 3 or 4", TAKEN[field])
+    return array if last else np.moveaxis(array, -3, -1)
+
+
+def _rgb(frame: np.ndarray) -> np.ndarray:
+    """[H, W, C] by the rule of files."""
+    return upright_rgb(Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[2] == 1 else frame)))
