@@ -436,19 +436,19 @@ def test_standard_input_without_a_prompt(user: User):
 # ---- where it should go --------------------------------------------------------------------------------------------
 
 OUTPUTS = {
-    "clip as .png": (CLIP + "--task t2v -o a.png", "writing a.png", "Pass -o a.mp4"),
-    "clip as .webm": (CLIP + "-o a.webm", "writing a.webm", "Pass -o a.mp4"),
-    "clip without a suffix": (CLIP + "-o a", "writing a", "Pass -o a.mp4"),
-    "picture as .mp4": (CLIP + "--frames 1", "writing {out}/clip.mp4", "Pass -o {out}/clip.png"),
-    "picture as .jpg": (PICTURE + "--task t2i -o a.jpg", "writing a.jpg", "Pass -o a.png"),
+    "clip as .png": (CLIP + "--task t2v -o a.png", "writing a.png", "Pass --output a.mp4"),
+    "clip as .webm": (CLIP + "-o a.webm", "writing a.webm", "Pass --output a.mp4"),
+    "clip without a suffix": (CLIP + "-o a", "writing a", "Pass --output a.mp4"),
+    "picture as .mp4": (CLIP + "--frames 1", "writing {out}/clip.mp4", "Pass --output {out}/clip.png"),
+    "picture as .jpg": (PICTURE + "--task t2i -o a.jpg", "writing a.jpg", "Pass --output a.png"),
     "folder missing": (
         CLIP + "-o none/a.mp4",
         "writing none/a.mp4",
         "there is no folder none. Create it with mkdir -p",
     ),
     "folder a file": (CLIP + "-o clip.mp4/a.mp4", "writing clip.mp4/a.mp4", "there is no folder clip.mp4"),
-    "a folder": (CLIP + "-o folder", "writing folder", "Pass a file name, such as -o folder/out.mp4"),
-    "name too long": (CLIP + f"-o {'a' * 300}.mp4", "writing aaa", "File name too long). Choose another name with -o"),
+    "a folder": (CLIP + "-o folder", "writing folder", "Pass a file name, such as --output folder/out.mp4"),
+    "name too long": (CLIP + f"-o {'a' * 300}.mp4", "writing aaa", "File name too long). Choose another --output"),
     "manifest in a missing folder": (CLIP + "--manifest none/a.json", "writing none/a.json", "there is no folder none"),
     "manifest a folder": (CLIP + "--manifest folder", "writing folder", "Pass the name of a file"),
     "manifest name too long": (CLIP + f"--manifest {'a' * 300}", "writing aaa", "File name too long). Choose another"),
@@ -457,7 +457,7 @@ OUTPUTS = {
         "writing aaa",
         "File name too long). Choose another",
     ),
-    "name too long for a state": (CLIP + f"-o {'a' * 240}.mp4", "writing aaa", "Choose another name with -o"),
+    "name too long for a state": (CLIP + f"-o {'a' * 240}.mp4", "writing aaa", "Choose another --output"),
     "latents where a stop would keep the run": (
         CLIP + "--save-latents clip.mp4.state.safetensors",
         "writing {out}/clip.mp4.state.safetensors",
@@ -890,6 +890,6 @@ def test_a_full_disk(user: User, command: str, name: str):
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     assert lost.startswith(f"1 of 1 steps are lost: writing {user.out}/{name}.state.safetensors: the disk is full")
     assert message.startswith(f"error: writing {user.out}/{name}: the disk is full (needed more than ")
-    assert message.endswith("Free space or choose another folder with -o")
+    assert message.endswith("Free space or choose another folder for --output")
     assert all(PROGRESS.fullmatch(line) for line in progress)
     assert user.holds() == before

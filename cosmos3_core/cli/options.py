@@ -126,11 +126,10 @@ def in_flags(message: str, commands: Iterable[click.Command]) -> str:
     """A message of the core with the options of these commands in the place of fields: `image` becomes --image."""
     from ..scenarios.fields import FIELDS
 
-    parameters = [parameter for command in commands for parameter in command.params]
-    known = {name: parameter.opts[0] for parameter in parameters for name in parameter.opts}
-    known |= {flag(name): flag(name) for name, field in FIELDS.items() if field.option}
+    known = {name for command in commands for parameter in command.params for name in parameter.opts}
+    known |= {flag(name) for name, field in FIELDS.items() if field.option}
 
     def option(match: re.Match[str]) -> str:
-        return known.get(flag(match[1]), match[0])
+        return flag(match[1]) if flag(match[1]) in known else match[0]
 
     return re.sub(r"`([a-z_]+)`", option, message)

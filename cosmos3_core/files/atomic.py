@@ -57,7 +57,7 @@ def atomic(path: Path) -> Iterator[Path]:
         temp.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             found = f"the disk is full (needed more than {written / 1e6:.1f} MB: {error.strerror})"
-            raise InputError(f"writing {path}", found, "Free space or choose another folder with `output`") from error
+            raise InputError(f"writing {path}", found, "Free space or choose another folder for `output`") from error
         raise
 
 
@@ -69,9 +69,7 @@ def _reserve(path: Path) -> Path:
     except OSError as error:
         if not path.parent.is_dir():
             found = f"there is no folder {path.parent}"
-            raise InputError(
-                f"writing {path}", found, "Create it with mkdir -p, or choose another with `output`"
-            ) from None
+            raise InputError(f"writing {path}", found, "Create it with mkdir -p, or choose another `output`") from None
         found = f"the folder {path.parent} cannot be written to ({error.strerror})"
         raise InputError(f"writing {path}", found, "Choose another folder") from error
     return temp

@@ -20,7 +20,7 @@ def check_output(path: Path, clip: bool) -> None:
     in its place, a missing or unwritable folder, or no H.264 encoder. Costs nothing next to loading weights."""
     asked = f"writing {path}"
     kind, suffix = ("clip", video.VIDEO_SUFFIX) if clip else ("picture", images.IMAGE_SUFFIX)
-    another = "Choose another name with `output`"
+    another = "Choose another `output`"
     if stat.S_ISDIR(mode_at(path, another)):
         raise InputError(asked, "it is a folder", f"Pass a file name, such as `output` {path / 'out'}{suffix}")
     if path.suffix.lower() != suffix:

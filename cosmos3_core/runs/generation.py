@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, InputError, RunError
+from ..engine.stages import SILENT, Watch
 from ..files.atomic import atomic, check_writable, mode_at
 from ..files.images import write_image
 from ..files.outputs import check_output
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from ..engine.engine import Engine
     from ..engine.inputs import Inputs
+    from ..files.memory import Media
     from ..sampling.state import Context, State
     from ..scenarios.request import Request
     from ..settle import Settled
@@ -80,7 +82,7 @@ def checked_paths(
             raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
         taken.add(real)
         check_writable(path)
-    mode_at(paths.state, "Choose another name with `output`")
+    mode_at(paths.state, "Choose another `output`")
     if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (paths.manifest, paths.latents))):
         found = "a stop would keep the run there, and another file of this run has that name"
         raise InputError(f"writing {paths.state}", found, "Choose another file name")
@@ -143,8 +145,8 @@ def check_seed_matters(settled: Settled, given: bool) -> None:
 @dataclass(kw_only=True)
 class Generation:
     """A settled request on an engine: its inputs, the first half of its manifest (`resolved`), where its noise is from
-    (None: its seed), what another run needs to go on with it (`resumable`) and the run that it goes on with itself.
-    `begin` makes its `state`. `seconds` are its own, by stage."""
+    (None: its seed), what another run needs to go on with it (`resumable`), the run that it goes on with itself
+    (`stopped`), and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by stage. Runs of one engine may be in several threads."""
 
     engine: Engine
     settled: Settled
@@ -153,23 +155,42 @@ class Generation:
     resumable: Earlier
     stopped: Stopped | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    context: Context | None = None
+    first: Generation | None = None
     state: State | None = None
+    _context: Context | None = None
+    _watch: Watch = SILENT
+
+    def again(self, settled: Settled) -> Generation:
+        """Another run on the same inputs, whose request differs in its seed only: the prompts are read once."""
+        resolved = self.resolved | manifests.resolved(settled, self.resolved["plan"]["backend_why"])
+        resumable = replace(self.resumable, given=self.resumable.given | {"seed": settled.request.seed})
+        return replace(self, settled=settled, resolved=resolved, resumable=resumable, seconds={}, first=self, state=None)
+
+    def watch(self, progress: Callable[[str, int, int], object] | None, cancel: Any) -> None:
+        """Who is told of what the run does from now on, and who may stop it, as `Watch` has them."""
+        self._watch = Watch(progress, cancel)
+        if self.state:
+            self.state.watch = self._watch
 
     @property
     def request(self) -> Request:
         return self.settled.request
 
     def begin(self) -> State:
-        """The state before the next step: the prompts are read unless another run on the same `context` did."""
+        """The state before the next step. The prompts are read, unless another run on the same inputs did."""
         with self._at_work():
-            if self.context is None:
-                self.context = self.engine.prepare(self.request, self.inputs)
-            state = self.engine.begin(self.context, self.request)
+            context = self._read()
+            state = self.engine.begin(context, self.request, self._watch)
         if self.stopped:
             state.restore(self.stopped.tensors, self.stopped.numbers)
         self.state = state
         return state
+
+    def _read(self) -> Context:
+        if self._context is None:
+            own = self.first is None or self.first is self
+            self._context = self.engine.prepare(self.request, self.inputs, self._watch) if own else self.first._read()
+        return self._context
 
     @property
     def begun(self) -> State:
@@ -178,33 +199,35 @@ class Generation:
 
     def step(self) -> int:
         """One solver step; the number of steps that are done. Raises InputError for a run that has had all of them."""
+        state = self.begun
         with self._at_work():
-            self.engine.step(self.begun)
-        return self.begun.index
+            self.engine.step(state)
+        return state.index
 
-    def frames(self, between: Callable[[], None] = lambda: None) -> Iterator[np.ndarray]:
-        """Decode: uint8 [H, W, 3] each. `between` is called before each of them."""
+    def preview(self) -> Tensor:
+        """What the last step takes the picture for, or the first frame of a clip: uint8 [1, H, W, 3] on the host."""
+        state = self.begun
+        with self._at_work():
+            return self.engine.preview(state, 1)
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Decode: uint8 [H, W, 3] each."""
         groups = self.engine.finish(self.begun)
         while True:
             with self._at_work():
                 group = next(groups, None)
             if group is None:
                 return
-            for frame in group.numpy():
-                between()
-                yield frame
+            yield from group.numpy()
 
     def manifest(self) -> dict[str, Any]:
         """What was done so far."""
         return manifests.complete(self.resolved, self.engine, self.inputs, self.begun, self.seconds)
 
-    def write(self, paths: Paths, frames: Iterable[np.ndarray]) -> dict[str, Any]:
-        """The file, the manifest in it and beside it (which also knows the decode), and the latents if asked for.
-        Returns the manifest."""
-        manifest = write(paths, frames, self.request, self.manifest(), self.manifest)
-        if paths.latents:
-            saved.write_tensors(paths.latents, self.latents(), {manifests.KEY: json.dumps(manifest)})
-        return manifest
+    def write(self, paths: Paths, frames: Iterable[np.ndarray]) -> None:
+        """Write the frames, uint8 [H, W, 3], as they come. What was known before the first of them goes into the
+        file."""
+        write(paths, frames, self.request, self.manifest(), self.manifest, self.latents)
 
     def latents(self) -> dict[str, Tensor]:
         """The initial noise and the latents as they are, on the host, by name: what `read_noise` reads."""
@@ -223,9 +246,9 @@ class Generation:
         kernel raises becomes an error with words."""
         import torch
 
-        before = dict(self.engine.seconds)
         try:
-            yield
+            with self.engine.counting(self.seconds):
+                yield
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(error) from error
         except Cosmos3Error:
@@ -235,10 +258,6 @@ class Generation:
                 raise
             found = f"the run failed with it: {reason_of(error)}"
             raise RunError(f"running with {', '.join(own)}", found, "Correct it, or drop it from `kernels`") from error
-        finally:
-            for stage, total in self.engine.seconds.items():
-                if spent := total - before.get(stage, 0.0):
-                    self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
     def _out_of_memory(self, error: Exception) -> RunError:
         request = self.request
@@ -256,6 +275,7 @@ def prepare(
     named: str = "it was named",
     noise: Sequence[Tensor] | None = None,
     latents: Source | None = None,
+    media: Media | None = None,
     stopped: Stopped | None = None,
     asked: str = "",
     save_latents: str | None = None,
@@ -264,10 +284,11 @@ def prepare(
     """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
-    `latents` says where it is from. `stopped` is the run to go on with, which messages call `asked`. `save_latents` and
-    `manifest` are paths that a run which goes on with this one writes to. Raises InputError.
+    `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
+    with, which messages call `asked`. `save_latents` and `manifest` are paths that a run which goes on with this one
+    writes to. Raises InputError.
     """
-    inputs = engine.read_inputs(settled.request, noise)
+    inputs = engine.read_inputs(settled.request, noise, media)
     if stopped:
         if stopped.earlier.pixels != saved.pixels_digest(inputs.pixels):
             found = "the picture or clip that it began with has changed since"
@@ -287,10 +308,11 @@ def write(
     frames: Iterable[np.ndarray],
     request: Request,
     embedded: dict[str, Any],
-    whole: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:
-    """Encode the frames, uint8 [H, W, 3], with the manifest `embedded`, and write the `whole` one beside them, which is
-    asked for once the last frame was. Returns it."""
+    manifest: Callable[[], dict[str, Any]],
+    latents: Callable[[], dict[str, Tensor]],
+) -> None:
+    """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
+    knows the decode, and the `latents` if there is a path for them."""
     inside = {manifests.KEY: json.dumps(embedded)}
     if request.is_video:
         written = vars(write_video(paths.output, frames, request.fps, inside))
@@ -298,7 +320,8 @@ def write(
         (frame,) = frames
         write_image(paths.output, frame, inside)
         written = {"frames": 1, "width": request.width, "height": request.height}
-    manifest = whole() | {"output": {"file": paths.output.name} | written}
+    text = json.dumps(beside := manifest() | {"output": {"file": paths.output.name} | written}, indent=2)
     with atomic(paths.manifest) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
+        temporary.write_text(text + "\n")
+    if paths.latents:
+        saved.write_tensors(paths.latents, latents(), {manifests.KEY: json.dumps(beside)})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..contract import InputError
+from ..files.outputs import read_metadata
 from ..scenarios.request import profile_source
 from .memory import peak_device_memory, peak_host_memory
 
@@ -81,3 +85,25 @@ def complete(
         "peak_device_memory_bytes": peak_device_memory(engine.target.ops.memory, engine.device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
+
+
+def read_manifest(name: str) -> dict[str, Any]:
+    """The manifest in an output, or in the .json beside it. Raises InputError where there is none."""
+    path, asked = Path(name), f"cosmos3 show {name}"
+    next_step = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
+    text: str | None
+    if path.suffix.lower() == ".json":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            found = f"it cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})"
+            raise InputError(asked, found, next_step) from None
+    elif (text := read_metadata(path).get(KEY)) is None:
+        raise InputError(asked, "it carries no cosmos3 manifest", next_step)
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
+        raise InputError(asked, "what it carries is no cosmos3 manifest", next_step)
+    return manifest

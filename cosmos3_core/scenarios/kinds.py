@@ -104,7 +104,7 @@ def _switch(name: str, value: Any, task: Task) -> bool:
 
 
 def _text(name: str, value: Any, task: Task) -> str:
-    if isinstance(value, Mapping):  # a caption in JSON, which the model reads as its text
+    if isinstance(value, Mapping) and value:  # a caption in JSON, which the model reads as its text
         value = _json(name, value)
     if not isinstance(value, str):
         raise InputError(f"{name} = {value!r}", "it is not text", f"Give {name} as a string, or a caption as a dict")
@@ -121,11 +121,13 @@ def _json(name: str, caption: Mapping[str, Any]) -> str:
     try:
         return json.dumps(caption, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{name} as a dict", f"it is no JSON ({error})", "Give text, numbers, lists and dicts") from None
+        raise InputError(
+            f"{name} as a dict", f"it is no JSON ({error})", "Give text, numbers, lists and dicts"
+        ) from None
 
 
 def _prompt(name: str, value: Any, task: Task) -> str:
-    if not (text := _text(name, value, task)).strip() or value == {}:
+    if not (text := _text(name, value, task)).strip():
         raise InputError(f"an empty {name}", "there is nothing to generate", "Describe the scene in a sentence or two")
     return text
 
