@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -17,6 +18,7 @@ from cosmos3_core.runs.generation import IN_MEMORY, Generation
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.families import INPUTS, TASKS
+from cosmos3_core.scenarios.fields import understood
 from cosmos3_core.scenarios.request import PROFILES
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
 from cosmos3_core.spelling import did_you_mean
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 Prompt = str | Mapping[str, Any]
 """Text, or a caption in JSON."""
-Hooks = dict[str, Any]
 MOST = 10_000
 """Outputs of one call."""
 MODEL = "nvidia/Cosmos3-Nano"
@@ -170,10 +171,12 @@ class Pipeline:
             found = f"all {count * len(prompts)} outputs would begin with the same"
             raise InputError("noise with several outputs", found, "Call once for each noise", "noise")
         runs = self._several(prompts, count, image, video, noise, output, anyway, fields)
-        hooks = {"on_step": on_step, "progress": progress, "cancel": cancel}
+        hooks = partial(Run.run, on_step=on_step, progress=progress, cancel=cancel)
         if output is not None:
             return self._written(runs[0], path_of("output", output), hooks)
-        results = [run.run(**hooks) for run in runs]
+        results = []
+        while runs:  # a run that is done gives back what it holds on the device
+            results.append(hooks(runs.pop(0)))
         return results if several else results[0]
 
     def start(
@@ -215,7 +218,9 @@ class Pipeline:
         self._check_same(earlier, asked)
         given, media = _media(image, video)
         given = earlier.given | given | ({} if tile is None else {"tile": tile})
-        settled = settle(replace(self._wish, given=given, profile=earlier.profile), ground=self._ground)
+        settled = settle(
+            replace(self._wish, given=given, profile=earlier.profile or self._wish.profile), ground=self._ground
+        )
         generation.check_same_kernels(earlier, settled, asked)
         self._check_fits(settled, anyway, stopped=True)
         ready = generation.prepare(
@@ -233,7 +238,7 @@ class Pipeline:
     def plan(self, prompt: Prompt | None = None, **fields: Any) -> Plan:
         """What a request would take: bytes, seconds, and whether it fits. `fields` are those of a call; the prompt and
         the input may be left out. Reads no weight. Raises InputError."""
-        given = {name: value for name, value in ({"prompt": prompt} | fields).items() if value is not None}
+        given = understood({"prompt": prompt} | fields)
         media, _ = _media(given.pop("image", None), given.pop("video", None))
         given |= media
         task = TASKS.get(given.get("task", ""))
@@ -267,15 +272,15 @@ class Pipeline:
         inputs, media = _media(image, video)
         suffix = None if output is None else Path(path_of("output", output)).suffix
         runs: list[Run] = []
-        given = {name: value for name, value in (dict(fields) | inputs).items() if value is not None}
+        given, seeded = dict(fields) | inputs, fields.get("seed") is not None
         for prompt in prompts:
-            given = given | ({} if prompt is None else {"prompt": prompt})
+            given = given | {"prompt": prompt}
             first: Generation | None = None
             for _ in range(count):
                 settled = self._settled(given, suffix)
                 self._check_fits(settled, anyway)
                 if first is None:
-                    first = ready = self._prepared(settled, noise, "seed" in given, media)
+                    first = ready = self._prepared(settled, noise, seeded, media)
                 else:
                     ready = first.again(settled)
                 runs.append(Run(ready))
@@ -305,13 +310,13 @@ class Pipeline:
             found = f"it began with formats {earlier.formats or 'none'}, and this pipe has {plan.formats or 'none'}"
             raise InputError(asked, found, "Load the same formats", "path")
 
-    def _written(self, run: Run, output: str, hooks: Hooks) -> Result:
+    def _written(self, run: Run, output: str, make: Callable[[Run], Result]) -> Result:
         """The result of a run, in its file; a run that does not get there is kept beside it."""
         ready = run._generation
         paths = generation.checked_paths(output, ready.request)
         ready.resumable = replace(ready.resumable, manifest=os.path.abspath(paths.manifest))
         try:
-            result = run.run(**hooks)
+            result = make(run)
             result.save(paths.output)
             return result
         except BaseException as error:

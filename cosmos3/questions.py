@@ -19,8 +19,9 @@ def backends() -> list[dict[str, Any]]:
 def capabilities(
     model: str | os.PathLike[str] = "nvidia/Cosmos3-Nano", *, profile: str = "reference"
 ) -> dict[str, Any]:
-    """What can be asked of a model: tasks, fields with values and defaults (of `profile`), sizes, dtypes and formats, as
-    `cosmos3 capabilities --json` prints them. Nothing of a published model is downloaded. Raises InputError."""
+    """What can be asked of a model: tasks, fields with values and defaults, sizes, dtypes and formats, as `cosmos3
+    capabilities --json` prints them. `profile` says whose defaults. Nothing of a published model is downloaded. Raises
+    InputError."""
     from cosmos3_core.settle.questions import capabilities
 
     return capabilities(path_of("model", model), profile)

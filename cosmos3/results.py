@@ -108,6 +108,6 @@ class Result(Preview):
         written, and RunError for a picture of one flat colour and for a file that does not read back."""
         names = [None if one is None else path_of("path", one) for one in (manifest, latents)]
         paths = generation.checked_paths(path_of("path", path), self._request, manifest=names[0], latents=names[1])
-        request, manifest, latents = self._request, self.manifest, self._latents
-        generation.write(paths, self.numpy, request, self._embedded, lambda: manifest, lambda: latents)
+        whole, tensors = self._manifest, self._latents
+        generation.write(paths, self.numpy, self._request, self._embedded, lambda: whole, lambda: tensors)
         return paths.output

@@ -39,6 +39,7 @@ class Run:
     def __init__(self, generation: Generation):
         self._generation = generation
         self._result: Result | None = None
+        self._saved: set[str] = set()
 
     @property
     def index(self) -> int:
@@ -92,14 +93,15 @@ class Run:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Keep what was computed in a .safetensors file and return its path. `pipe.resume` goes on with it in any
         process, and `cosmos3 run --resume` too. Raises InputError before the first step and for a path that cannot be
-        written or that holds a file: none is overwritten."""
+        written or that holds a file: none is overwritten but what this run saved there itself."""
         file = Path(path_of("path", path))
-        if os.path.lexists(file):
+        if os.path.lexists(file) and os.path.realpath(file) not in self._saved:
             raise InputError(f"writing {file}", "there is a file of that name", "Choose another name", "path")
         check_writable(file)
         if not self._generation.keep(file):
             found = "nothing was computed yet" if self.index == 0 else "its latents are not finite"
-            raise InputError(f"keeping a run after {self.index} steps", found, "Start it again")
+            raise InputError(f"keeping a run after {self.index} steps", found, "Take a step first, or start it again")
+        self._saved.add(os.path.realpath(file))
         return file
 
     def finish(

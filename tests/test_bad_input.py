@@ -867,7 +867,7 @@ def test_a_damaged_decoder_does_not_cost_the_steps(user: User):
 
 
 def process(user: User, command: str, **options: object) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-B", "-m", "cosmos3_core.cli", "run", *user.argv(command)]
+    program = [sys.executable, "-B", "-m", "cosmos3", "run", *user.argv(command)]
     return subprocess.run(program, capture_output=True, text=True, cwd=user.out, **options)
 
 

@@ -176,7 +176,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_help_loads_nothing_heavy():
-    loaded = imported_by("-m", "cosmos3_core.cli", "--help")
+    loaded = imported_by("-m", "cosmos3", "--help")
     assert "cosmos3_core" in loaded
     assert not loaded & HEAVY
 

@@ -255,23 +255,16 @@ def _generate(run: Generation, paths: Paths, resumed: str | None, anyway: bool) 
 
     for note in run.inputs.notes:
         print(f"note: {note}", file=sys.stderr)
-    display, engine = Display(run.request.steps), run.engine
-    engine.on_stage = display.stage
-    engine.open_weights()  # before the display begins: a download has progress bars of its own
-    with display, stop_signal() as check_stop:
-
-        def begin(stage: str) -> None:
-            check_stop()
-            display.stage(stage)
-
-        engine.on_stage = begin
+    display = Display()
+    run.watch(display.show, None)
+    run.open_weights()  # before the display begins: a download has progress bars of its own
+    with display, stop_signal() as asked_to_stop:
+        run.watch(display.show, asked_to_stop)
         state = run.begin()
         try:
-            display.steps_done(state.index)
             while not state.done:
-                check_stop()
-                display.steps_done(run.step())
-            run.write(paths, run.frames(check_stop))
+                run.step()
+            run.write(paths, run.frames())
         except BaseException:
             _keep(run, paths, resumed, anyway)
             raise

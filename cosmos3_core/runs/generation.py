@@ -146,7 +146,8 @@ def check_seed_matters(settled: Settled, given: bool) -> None:
 class Generation:
     """A settled request on an engine: its inputs, the first half of its manifest (`resolved`), where its noise is from
     (None: its seed), what another run needs to go on with it (`resumable`), the run that it goes on with itself
-    (`stopped`), and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by stage. Runs of one engine may be in several threads."""
+    (`stopped`), and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by
+    stage. Runs of one engine may be in several threads."""
 
     engine: Engine
     settled: Settled
@@ -159,12 +160,15 @@ class Generation:
     state: State | None = None
     _context: Context | None = None
     _watch: Watch = SILENT
+    _started: bool = False
 
     def again(self, settled: Settled) -> Generation:
         """Another run on the same inputs, whose request differs in its seed only: the prompts are read once."""
         resolved = self.resolved | manifests.resolved(settled, self.resolved["plan"]["backend_why"])
         resumable = replace(self.resumable, given=self.resumable.given | {"seed": settled.request.seed})
-        return replace(self, settled=settled, resolved=resolved, resumable=resumable, seconds={}, first=self, state=None)
+        return replace(
+            self, settled=settled, resolved=resolved, resumable=resumable, seconds={}, first=self, state=None
+        )
 
     def watch(self, progress: Callable[[str, int, int], object] | None, cancel: Any) -> None:
         """Who is told of what the run does from now on, and who may stop it, as `Watch` has them."""
@@ -175,6 +179,11 @@ class Generation:
     @property
     def request(self) -> Request:
         return self.settled.request
+
+    def open_weights(self) -> None:
+        """Download the weight files if need be and check their headers. `begin` does, too."""
+        with self._at_work():
+            self.engine.open_weights(self._watch)
 
     def begin(self) -> State:
         """The state before the next step. The prompts are read, unless another run on the same inputs did."""
@@ -188,8 +197,8 @@ class Generation:
 
     def _read(self) -> Context:
         if self._context is None:
-            own = self.first is None or self.first is self
-            self._context = self.engine.prepare(self.request, self.inputs, self._watch) if own else self.first._read()
+            shared = self.first._read() if self.first else None
+            self._context = shared or self.engine.prepare(self.request, self.inputs, self._watch)
         return self._context
 
     @property
@@ -246,6 +255,8 @@ class Generation:
         kernel raises becomes an error with words."""
         import torch
 
+        if not self._started:  # since it was prepared, others may have run
+            self.resolved, self._started = self.resolved | {"started": manifests.now()}, True
         try:
             with self.engine.counting(self.seconds):
                 yield

@@ -28,6 +28,11 @@ KEY = "cosmos3"
 LIBRARIES = ("torch", "diffusers", "tokenizers", "safetensors", "av")
 
 
+def now() -> str:
+    """The time, as manifests state it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def resolved(settled: Settled, named: str) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `named` says why this backend, where it
     was not chosen here."""
@@ -36,7 +41,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
     return {
         "cosmos3": __version__,
-        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "started": now(),
         "model": {
             "name": model.name,
             "revision": model.repository.revision,
