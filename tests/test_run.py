@@ -467,10 +467,9 @@ def test_a_run_that_was_told_to_survive_its_terminal_does():
     try:
         with stopping.stop_signal() as check:
             os.kill(os.getpid(), signal.SIGHUP)
-            check()
+            assert not check()
             os.kill(os.getpid(), signal.SIGTERM)
-            with pytest.raises(stopping.Interrupted):
-                check()
+            assert check()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -486,8 +485,7 @@ def test_a_closed_terminal_does_not_break_the_step_in_hand(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Closed())
     with stopping.stop_signal() as check:
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(stopping.Interrupted):
-            check()
+        assert check()
 
 
 def test_a_run_goes_on_with_its_own_kernels(run, full, monkeypatch):

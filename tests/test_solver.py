@@ -18,6 +18,7 @@ from cosmos3_core.sampling.guidance import combine, guided
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.sampling.state import Context, State
+from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.fields import SCHEDULES
 
 PUBLISHED = {
@@ -333,6 +334,7 @@ def test_memory_is_what_makes_the_difference():
     assert not torch.allclose(after, ours(found, START)[4], rtol=0, atol=1e-5)
 
 
+REQUEST = requests.resolve({"prompt": "a cup"}, "reference", open_model("tiny").facts, int)[0]
 ITEMS = (Item("vision", (4, 3, 2, 2), clean=(0,)), Item("sound", (2, 8)))
 
 
@@ -340,8 +342,8 @@ def state(schedule: str = "native", seed: int = 1, **context) -> State:
     stream, found = generator(seed), solver(schedule, 4)
     noise = initial_noise(ITEMS, stream)
     x = torch.cat([tensor.flatten() for tensor in noise])
-    context = Context(None, Packing(ITEMS, open_model("tiny").config, "cpu"), (), **context)
-    return State(None, context, x, found, found.start(x), stream, noise)
+    context = Context(REQUEST, Packing(ITEMS, open_model("tiny").config, "cpu"), (), **context)
+    return State(REQUEST, context, x, found, found.start(x), stream, noise)
 
 
 def run(state: State, until: int) -> None:

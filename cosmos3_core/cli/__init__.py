@@ -158,7 +158,7 @@ cli.add_command(matrix)
 
 def main() -> None:
     """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one."""
-    from ..contract.errors import Cosmos3Error
+    from ..contract.errors import Cancelled, Cosmos3Error
 
     try:
         cli(standalone_mode=False)
@@ -168,9 +168,9 @@ def main() -> None:
             error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
         error.show()
         sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt, Cancelled):
+        click.echo("stopped", err=True)
+        sys.exit(EXIT_CANCELLED)
     except Cosmos3Error as error:
         click.echo(f"error: {shared.in_flags(str(error), cli.commands.values())}", err=True)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(EXIT_CANCELLED)

@@ -1,4 +1,4 @@
-"""Progress on stderr: the stage in hand, and the steps with the time left. Plain lines where there is no terminal."""
+"""Progress on stderr: the stage in hand, its parts and the time left. Plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Display:
-    """Use as a context manager around a run."""
+    """Use as a context manager around a run, which calls `show`."""
 
-    def __init__(self, steps: int):
-        self.steps, self.console = steps, Console(stderr=True)
+    def __init__(self) -> None:
+        self.stage, self.console = "", Console(stderr=True)
         counts, times = (BarColumn(), MofNCompleteColumn()), (TimeElapsedColumn(), TimeRemainingColumn())
         columns = TextColumn("{task.description:<20}"), *counts, *times
         self.plain = not self.console.is_terminal
         self.progress = Progress(*columns, console=self.console, transient=True, disable=self.plain)
-        self.task = self.progress.add_task("starting", total=steps)
+        self.task = self.progress.add_task("starting", total=None)
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -24,14 +24,16 @@ class Display:
     def __exit__(self, *exception) -> None:
         self.progress.stop()
 
-    def stage(self, name: str) -> None:
-        """A stage other than the steps begins."""
-        self.progress.update(self.task, description=name)
-        if self.plain:
-            self.console.print(name)
-
-    def steps_done(self, count: int) -> None:
-        """So many steps are done."""
-        self.progress.update(self.task, description="steps", completed=count)
-        if self.plain and (count == self.steps or count % max(self.steps // 10, 1) == 0):
-            self.console.print(f"step {count} of {self.steps}")
+    def show(self, stage: str, done: int, total: int) -> None:
+        """So many parts of a stage are done, as `Watch` tells."""
+        begins, self.stage = stage != self.stage, stage
+        if begins:
+            self.progress.reset(self.task, description=stage, completed=done, total=total)
+        else:
+            self.progress.update(self.task, completed=done)
+        if not self.plain:
+            return
+        if stage == "steps" and (begins or done == total or done % max(total // 10, 1) == 0):
+            self.console.print(f"step {done} of {total}")
+        elif begins:
+            self.console.print(stage)

@@ -12,14 +12,10 @@ STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") 
 """From the keyboard, from whoever started the process (Slurm, Docker, systemd), and from a terminal that closes."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """The user asked to stop; raised between two pieces of work, never inside one."""
-
-
 @contextmanager
-def stop_signal() -> Iterator[Callable[[], None]]:
-    """The first Ctrl-C, or whatever else asks a process to end, lets the piece of work in hand end and then stops; the
-    second stops at once."""
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Whether the user asked to stop. The first Ctrl-C, or whatever else asks a process to end, does, and lets the
+    piece of work in hand end; the second stops at once."""
     asked = False
 
     def on_signal(number: int, frame: Any) -> None:
@@ -29,15 +25,11 @@ def stop_signal() -> Iterator[Callable[[], None]]:
         asked = True
         tell("stopping after what is under way (Ctrl-C again: at once)")
 
-    def check() -> None:
-        if asked:
-            raise Interrupted
-
     # What nohup and the like have it ignore stays ignored.
     heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, on_signal) for number in heard}
     try:
-        yield check
+        yield lambda: asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -41,7 +41,7 @@ def execute(options: RequestOptions, as_json: bool) -> None:
     model = replace(settled.model, config=replace(settled.model.config, num_hidden_layers=layers))
     print(f"warming up {model.name} on {plan.backend.name}, {plan.device.name}", file=sys.stderr)
     weights = RandomWeights(model, plan.backend.torch_device)
-    engine = Engine(model, plan, resident=True, weights=weights, on_stage=lambda stage: print(stage, file=sys.stderr))
+    engine = Engine(model, plan, resident=True, weights=weights)
     cold, warm = _run(engine, settled.request), _run(engine, settled.request)
     times = {stage: {"cold": round(cold[stage], 3), "warm": round(warm.get(stage, 0.0), 3)} for stage in cold}
     if as_json:
@@ -57,19 +57,22 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     import torch
 
     from ..engine.inputs import Inputs
+    from ..engine.stages import Watch
 
     before, pixels = dict(engine.seconds), None
+    watch = Watch(lambda stage, done, total: done or print(stage, file=sys.stderr))
     if request.conditioning_pixel_frames:
         pixels = torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width)
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if NEGATIVE in branches_of(request.guidance) else []
-    context = engine.prepare(request, Inputs(tokens, negative, pixels))
+    context = engine.prepare(request, Inputs(tokens, negative, pixels), watch)
     # Both kinds of step, whichever of them the guidance interval has first.
-    kinds = [replace(request, guidance_interval=None)]
-    kinds += [replace(request, guidance=1.0)] if request.guidance_interval else []
-    states = [engine.begin(context, kind) for kind in kinds]
+    short = replace(request, steps=min(STEPS, request.steps))
+    kinds = [replace(short, guidance_interval=None)]
+    kinds += [replace(short, guidance=1.0)] if request.guidance_interval else []
+    states = [engine.begin(context, kind, watch) for kind in kinds]
     for state in states:
-        for _ in range(min(STEPS, state.steps)):
+        while not state.done:
             engine.step(state)
     states.clear()  # what was captured goes with the last state that holds it
     for _ in islice(engine.finish(state), GROUPS):

@@ -3,6 +3,8 @@ type next? It names what a caller can set by its field, `image`; the command lin
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Cosmos3Error(Exception):
     """A failure with a message made for a person; `exit_code` is what the command line returns for it. `field` is the
@@ -27,6 +29,14 @@ class InputError(Cosmos3Error):
 
 class RunError(Cosmos3Error):
     """The request was good and the run failed. Exit code 1; a server answers HTTP 5xx."""
+
+
+class Cancelled(Cosmos3Error):
+    """The caller asked to stop, and the run did, between two pieces of work. Exit code 130, as after Ctrl-C. `run` is
+    what was stopped, where it can go on: a `cosmos3.Run`."""
+
+    exit_code = 130
+    run: Any = None
 
 
 class Unavailable(Exception):

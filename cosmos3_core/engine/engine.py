@@ -8,12 +8,16 @@
 
 `start` is `prepare`, what prompts and inputs come to, and `begin`, a generation on it. `step` is `predict`, the
 velocities of any states, and `advance`, the solver's move of one. Between two calls a caller may stop, save, resume,
-look at the latents, or take a step of another generation.
+preview, look at the latents, or take a step of another generation.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from threading import RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -21,24 +25,29 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.model import Model, Weights
-from ..contract import InputError, RunError
+from ..contract import InputError, Ops, RunError
 from ..files.memory import Media
+from ..model.config import latent_size
 from ..model.packing import Item, Packing
+from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
+from ..model.weights import Target
 from ..plan import Plan
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
-from ..sampling.state import Context, State
+from ..sampling.state import Context, Origin, State, views
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
+from .checks import check_type
 from .decoders import DECODERS
 from .inputs import Inputs, read_inputs
 from .passes import Passes
-from .pool import Pool
-from .stages import Stages
+from .pool import Asked, Pool
+from .stages import SILENT, Stages, Watch
 
+RESOLVE = "Pass what resolve or settle made of your fields"
 PER_GENERATION = ("steps", "guidance", "guidance_interval", "schedule", "shift", "seed", "tile")
 """The request's fields that leave a context as it is."""
 
@@ -49,45 +58,95 @@ class Engine:
     With `resident` every component stays loaded for the next request; without it each is dropped once nobody needs it
     (the text tower after the prompts, the media tower before the decode), so that no two are in memory together.
     `weights` are the model's own, opened when needed, unless they are handed over. `seconds` collects how long each
-    stage took, summed over the engine's life; `on_stage` is told a stage's name as it begins.
+    stage took, summed over the engine's life. What an engine is made of cannot be changed afterwards.
+
+    Any number of threads may use one engine, each with states of its own: a lock lets one of them at a time read
+    prompts, predict and advance, or decode a group of frames. Between those pieces the others take their turn, and
+    results are bit-equal to those of one thread.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        plan: Plan,
-        *,
-        resident: bool = False,
-        weights: Weights | None = None,
-        on_stage: Callable[[str], None] = lambda name: None,
-    ):
-        self.model, self.plan, self.resident = model, plan, resident
-        self.target = plan.target(model.config)
-        self.device = self.target.device
-        self.tokenizer = model.tokenizer()
-        self._stages = Stages(on_stage)
-        self._pool = Pool(model, self.target, self._stages, resident, weights)
+    def __init__(self, model: Model, plan: Plan, *, resident: bool = False, weights: Weights | None = None):
+        check_type("an engine's `model`", model, Model, "Pass what open_model returns")
+        check_type("an engine's `plan`", plan, Plan, "Pass what settle or resolve found")
+        self._model, self._plan, self._resident = model, plan, resident
+        self._target = plan.target(model.config)
+        self._tokenizer = model.tokenizer()
+        self._origin = Origin(model.name, model.repository.revision, plan.dtype, str(self._target.device))
+        self._lock, self._stages = RLock(), Stages()
+        self._pool = Pool(model, self._target, self._stages, resident, weights)
         self._passes: WeakValueDictionary[Context, Passes] = WeakValueDictionary()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            found = "an engine is settled before weights are read, and what it is made of stays"
+            raise InputError(f"setting `{name}` of an engine", found, "Make another Engine, of another plan or model")
+        super().__setattr__(name, value)
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @property
+    def resident(self) -> bool:
+        return self._resident
+
+    @property
+    def target(self) -> Target:
+        """What the weights become: ops, device, dtype."""
+        return self._target
+
+    @property
+    def ops(self) -> Ops:
+        return self._target.ops
+
+    @property
+    def device(self) -> torch.device | str:
+        return self._target.device
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        return self._tokenizer
 
     @property
     def seconds(self) -> dict[str, float]:
         return self._stages.seconds
 
-    @property
-    def on_stage(self) -> Callable[[str], None]:
-        return self._stages.tell
+    @contextmanager
+    def _working(self, watch: Watch | None) -> Iterator[None]:
+        """The engine's one piece of work."""
+        check_type("a generation's `watch`", watch, Watch | None, "Pass a Watch")
+        with self._lock:
+            before, self._stages.watch = self._stages.watch, watch or SILENT
+            try:
+                yield
+            finally:
+                self._stages.watch = before
 
-    @on_stage.setter
-    def on_stage(self, tell: Callable[[str], None]) -> None:
-        self._stages.tell = tell
+    @contextmanager
+    def counting(self, seconds: dict[str, float]) -> Iterator[None]:
+        """The engine is this thread's, and what its stages take inside is added to `seconds`."""
+        with self._lock:
+            before = dict(self.seconds)
+            try:
+                yield
+            finally:
+                for stage, total in self.seconds.items():
+                    if spent := total - before.get(stage, 0.0):
+                        seconds[stage] = seconds.get(stage, 0.0) + spent
 
-    def open_weights(self) -> Weights:
+    def open_weights(self, watch: Watch | None = None) -> Weights:
         """Download the weight files if need be and check their headers; nothing is loaded. Components call this
         themselves; a caller does so to have the download behind it."""
-        return self._pool.open_weights()
+        with self._working(watch):
+            return self._pool.open_weights()
 
     def execution(self, request: Request) -> Execution:
         """How this request runs here."""
+        check_type("a `request`", request, Request, RESOLVE)
         return self.plan.execution(self.model.config, request, RESIDENT if self.resident else SEQUENTIAL)
 
     def read_inputs(
@@ -96,29 +155,41 @@ class Engine:
         """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor
         per item of `items_of`). `media` is a picture or clip that a program hands over: the request's field says
         `media.said`. Reads no weight; raises InputError for what is unusable."""
+        check_type("a `request`", request, Request, RESOLVE)
+        check_type("initial noise", noise, list | tuple | None, "Pass a list with a tensor for each latent")
+        check_type("a request's `media`", media, Media | None, "Pass what Media.of makes of it")
         return read_inputs(request, self.model, self.tokenizer, noise, media)
 
-    def start(self, request: Request, inputs: Inputs | None = None) -> State:
-        """The state before step 0. `inputs` is what `read_inputs` returned, if the caller has it."""
-        return self.begin(self.prepare(request, inputs), request)
+    def start(self, request: Request, inputs: Inputs | None = None, watch: Watch | None = None) -> State:
+        """The state before step 0. `inputs` is what `read_inputs` returned, if the caller has it; `watch` is told of
+        all stages until the last frame, and may stop them."""
+        return self.begin(self.prepare(request, inputs, watch), request, watch)
 
     @torch.inference_mode()
-    def prepare(self, request: Request, inputs: Inputs | None = None) -> Context:
-        """Read the prompts and encode the conditioning."""
-        inputs, items = inputs or self.read_inputs(request), items_of(request, self.model.config)
+    def prepare(self, request: Request, inputs: Inputs | None = None, watch: Watch | None = None) -> Context:
+        """Read the prompts and encode the conditioning. Raises Cancelled if `watch` says so."""
+        inputs = self.read_inputs(request) if inputs is None else inputs
+        check_type("a `request`", request, Request, RESOLVE)
+        check_type("a request's `inputs`", inputs, Inputs, "Pass what read_inputs returned")
+        items = items_of(request, self.model.config)
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
-        texts = self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
-        clean = pinned = None
-        if inputs.pixels is not None:
-            clean, pinned = self._encode(inputs.pixels, items[0])
+        with self._working(watch):
+            texts = self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
+            clean = pinned = None
+            if inputs.pixels is not None:
+                clean, pinned = self._encode(inputs.pixels, items[0])
         packing = Packing(items, self.model.config, self.device)
-        return Context(request, packing, texts, pinned, clean, inputs.noise)
+        return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
     @torch.inference_mode()
-    def begin(self, context: Context, request: Request) -> State:
+    def begin(self, context: Context, request: Request, watch: Watch | None = None) -> State:
         """A generation on a context, whose own noise is drawn unless the context brings some. `request` may differ from
-        the one that was prepared in PER_GENERATION. Raises InputError for any other difference, and for guidance where
-        no negative prompt was read."""
+        the one that was prepared in PER_GENERATION. Raises InputError for any other difference, for guidance where no
+        negative prompt was read, and for the context of another model, dtype or device."""
+        check_type("a `context`", context, Context, "Pass what prepare returned")
+        check_type("a `request`", request, Request, RESOLVE)
+        check_type("a generation's `watch`", watch, Watch | None, "Pass a Watch")
+        self._check_ours(context, "beginning a generation")
         now, prepared = request.to_json(), context.request.to_json()
         if other := [name for name in now if name not in PER_GENERATION and now[name] != prepared[name]]:
             found = f"its {', '.join(other)} differ from those of the request that was prepared"
@@ -126,10 +197,13 @@ class Engine:
         if len(branches_of(request.guidance)) > len(context.texts):
             found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
             raise InputError("beginning a generation", found, "Prepare this request")
-        return self._first(context, request)
+        state = self._first(context, request)
+        state.watch = watch
+        return state
 
     def check_saved(self, request: Request, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Raises InputError unless `State.restore` takes these on a state of this request. Reads no weight."""
+        check_type("a `request`", request, Request, RESOLVE)
         packing = Packing(items_of(request, self.model.config), self.model.config, self.device)
         self._first(Context(request, packing, ()), request).restore(tensors, numbers)
 
@@ -144,18 +218,22 @@ class Engine:
 
     def _read_prompts(self, prompts: list[list[int]]) -> tuple[TextContext, ...]:
         tower = self._pool.lease("understanding")
-        with self._stages.stage("read prompts"):
-            texts = tuple(tower.prefill(ids) for ids in prompts)
-        del tower
+        with self._stages.stage("read prompts", len(prompts) * len(tower.layers)) as begin_layer:
+            asked = copy.copy(tower)
+            asked.layers = Asked(tower.layers, begin_layer)
+            texts = tuple(asked.prefill(ids) for ids in prompts)
+        del tower, asked
         self._pool.give_back()
         return texts
 
     def _encode(self, pixels: Tensor, item: Item) -> tuple[Tensor, Tensor]:
         """(flat values, flat mask) of the clean frames. Only the frames given are encoded: the VAE is causal."""
         vae = self._pool.lease("vae encoder")
-        with self._stages.stage("encode input"):
-            latents = vae.encode(pixels)
-        del vae
+        with self._stages.stage("encode input", latent_size(1, 1, pixels.shape[1])[0]) as begin_chunk:
+            asked = copy.copy(vae)
+            asked.encoder = partial(_after, begin_chunk, vae.encoder)
+            latents = asked.encode(pixels)
+        del vae, asked
         self._pool.give_back()
         clean = torch.zeros(item.shape, device=self.device)
         pinned = torch.zeros(item.shape, dtype=torch.bool, device=self.device)
@@ -167,14 +245,22 @@ class Engine:
     def predict(self, states: Sequence[State]) -> list[Tensor]:
         """The velocity of each state's next step, guidance included: flat, fp32, on the device. Nothing that a state is
         saved with changes. The first prediction loads the media tower, which the states hold until `finish`. Raises
-        InputError for a state that has had all its steps."""
+        InputError for a state that has had all its steps or is of another model, dtype or device, and Cancelled if a
+        state's watch says so."""
+        check_type("predicting", states, list | tuple, "Pass a list of states, also of one")
         for state in states:
+            self._check_state(state, "predicting")
             _check_goes_on(state)
         velocities = []
         for state in states:
-            passes = self._passes_of(state)  # loading the tower is no part of the step
-            with self._stages.timed("steps"):
-                velocities.append(passes.velocity(state))
+            with self._working(state.watch):
+                self._stages.watch.check("steps", state.index, state.steps)
+                passes = self._passes_of(state)  # loading the tower is no part of the step
+                with self._stages.timed("steps"):
+                    velocity = passes.velocity(state)
+                    # A velocity is noise - x0 (docs/model.md, section 4.6): what is left if the way were straight.
+                    state.foreseen = torch.sub(state.x, velocity, alpha=state.solver.sigmas[state.index])
+            velocities.append(velocity)
         return velocities
 
     def _passes_of(self, state: State) -> Passes:
@@ -186,56 +272,141 @@ class Engine:
             execution = self.execution(context.request)
             state.passes = Passes(self._pool.lease("generation"), context, execution)
             self._passes[context] = state.passes
+            self._stages.watch.tell("steps", state.index, state.steps)
         return state.passes
 
     @torch.inference_mode()
     def advance(self, state: State, velocity: Tensor) -> State:
         """The solver's move along a velocity, in place. Raises InputError for what is no velocity of this state, which
         stays as it is."""
+        self._check_state(state, "advancing")
         _check_goes_on(state)
-        if (velocity.shape, velocity.dtype) != (state.x.shape, state.x.dtype):
-            found = f"the velocity is {velocity.dtype} {list(velocity.shape)}, and the latents are {state.x.dtype}"
-            raise InputError(f"step {state.index + 1}", f"{found} {list(state.x.shape)}", "Pass what predict returned")
-        with self._stages.timed("steps"):
-            state.torn = True
-            state.x, state.memory = state.solver.step(velocity, state.x, state.index, state.memory, state.stream)
-            state.pin()
-            state.index += 1
-            state.torn = False
+        check_type(f"step {state.index + 1}", velocity, Tensor, "Pass what predict returned for this state")
+        if (velocity.shape, velocity.dtype, velocity.device) != (state.x.shape, state.x.dtype, state.x.device):
+            found = f"the velocity is {_described(velocity)}, and the latents are {_described(state.x)}"
+            raise InputError(f"step {state.index + 1}", found, "Pass what predict returned")
+        with self._working(state.watch):
+            with self._stages.timed("steps"):
+                state.torn = True
+                state.x, state.memory = state.solver.step(velocity, state.x, state.index, state.memory, state.stream)
+                state.pin()
+                state.index += 1
+                state.torn = False
+            self._stages.watch.tell("steps", state.index, state.steps)
         return state
 
     def step(self, state: State) -> State:
         """One solver step, in place."""
-        return self.advance(state, self.predict([state])[0])
+        with self._lock:
+            return self.advance(state, self.predict([state])[0])
 
-    def finish(self, state: State) -> Iterator[Tensor]:
-        """Decode: uint8 [F, H, W, 3] on the host, in groups as they are ready. Raises RunError for latents that are
-        not finite, which would decode to a black or grey picture."""
-        with self._stages.timed("steps"):  # the first look at a value: the device may still be at work on the last ones
-            finite = bool(torch.isfinite(state.x).all())
-        if not finite:
-            raise RunError(
-                f"decoding after {state.index} steps",
-                "the latents hold NaN or infinity, so a kernel or a weight is wrong",
-                "Run again with `backend` reference to tell which",
-            )
-        state.passes = None
-        self._pool.give_back()
-        latents = {item.modality: latent for item, latent in zip(state.items, state.latents(), strict=True)}
+    @torch.inference_mode()
+    def preview(self, state: State, latent_frames: int | None = None) -> Tensor:
+        """What the last prediction takes the result for, decoded: uint8 [F, H, W, 3] on the host. `latent_frames` are
+        so many of the first ones, which need no others: 1 is the first frame, each other gives four more.
+
+        The state stays as it is, and so does the media tower: the VAE's decoder is loaded beside it, and is dropped
+        again unless the engine is resident. For that time memory holds what "steps" and "decode" of the plan need
+        together. Raises InputError before the first prediction.
+        """
+        self._check_state(state, "previewing")
+        if state.foreseen is None:
+            found = "nothing was predicted since it began or was restored"
+            raise InputError(f"a preview after {state.index} steps", found, "Take a step first")
+        latent = self._vision(state, state.foreseen)
+        whole = latent.shape[1]
+        if latent_frames is not None and (type(latent_frames) is not int or not 1 <= latent_frames <= whole):
+            next_step = f"Give a whole number from 1 to {whole}"
+            raise InputError(f"a preview of {latent_frames!r} latent frames", f"the video has {whole}", next_step)
         decoder = DECODERS["vision"]
-        component = self._pool.lease(decoder.component)
-        self.on_stage("decode")
-        groups = decoder.groups(component, latents["vision"], self.execution(state.request))
-        try:
-            while True:
-                with self._stages.timed("decode"):  # not the consumer's work between two groups
-                    group = next(groups, None)
-                if group is None:
-                    break
-                yield group
-        finally:  # also where the consumer wants no more
+        with self._working(state.watch):
+            component = self._pool.lease(decoder.component)
+            with self._stages.timed("preview"):
+                groups = decoder.groups(component, latent[:, :latent_frames], self.execution(state.request))
+                frames = torch.cat(list(groups))
             del component, groups
             self._pool.give_back()
+        return frames
+
+    def finish(self, state: State) -> Iterator[Tensor]:
+        """Decode: uint8 [F, H, W, 3] on the host, in groups as they are ready. Raises InputError before the last step,
+        RunError for latents that are not finite, which would decode to a black or grey picture, and Cancelled if the
+        state's watch says so; the state is as it was."""
+        self._check_state(state, "finishing")
+        if not state.done:
+            found = f"the generation has {state.steps} steps, and had {state.index}"
+            raise InputError(f"finishing after step {state.index}", found, "Take the others, or look with preview")
+        return self._frames(state)
+
+    def _frames(self, state: State) -> Iterator[Tensor]:
+        with self._working(state.watch):
+            with self._stages.timed("steps"):  # the first look at a value: the device may still be at the last ones
+                finite = bool(torch.isfinite(state.x).all())
+            if not finite:
+                raise RunError(
+                    f"decoding after {state.index} steps",
+                    "the latents hold NaN or infinity, so a kernel or a weight is wrong",
+                    "Run again with `backend` reference to tell which",
+                )
+            state.passes = None
+            self._pool.give_back()
+            decoder = DECODERS["vision"]
+            component = self._pool.lease(decoder.component)
+            groups = decoder.groups(component, self._vision(state, state.x), self.execution(state.request))
+        done, total = 0, state.request.frames
+        try:
+            while done < total:
+                with self._working(state.watch):
+                    self._stages.watch.check("decode", done, total)
+                    self._stages.watch.tell("decode", done, total)
+                    with self._stages.timed("decode"):  # not the consumer's work between two groups
+                        group = next(groups)
+                done += len(group)
+                yield group
+            with self._working(state.watch):  # asked while the last group was written, it is not too late either
+                self._stages.watch.check("decode", total, total)
+                self._stages.watch.tell("decode", total, total)
+        finally:  # also where the consumer wants no more
+            with self._lock:
+                del component, groups
+                self._pool.give_back()
+
+    @staticmethod
+    def _vision(state: State, x: Tensor) -> Tensor:
+        """The vision latent [C, T, h, w] in a flat vector like the state's."""
+        return next(v for item, v in zip(state.items, views(x, state.items), strict=True) if item.modality == "vision")
+
+    def _check_state(self, state: State, doing: str) -> None:
+        """InputError for what is no state, or none of this engine's kind, RunError for a torn one. One that lies on the
+        host, as it comes out of a pickle, is moved to the device."""
+        check_type(doing, state, State, "Pass what start or begin returned")
+        state.check_whole(doing)
+        self._check_ours(state.context, doing)
+        state.place(self.device)
+
+    def _check_ours(self, context: Context, doing: str) -> None:
+        theirs, ours = context.origin, self._origin
+        if theirs is None:
+            raise InputError(doing, "the context was not prepared by an engine", "Pass what prepare returned")
+        other = [
+            f"{name} {getattr(theirs, name)!r} where this engine's is {getattr(ours, name)!r}"
+            for name in vars(ours)
+            if getattr(theirs, name) != getattr(ours, name)
+        ]
+        if not other and context.packing.config != self.model.config:
+            other = ["another config of the model"]
+        if other:
+            found = f"it belongs to an engine of another kind: {', '.join(other)}"
+            raise InputError(doing, found, "Use that engine, or restore what the state's to_tensors gives")
+
+
+def _after(first: Callable[[], None], then: Callable[..., Any], *arguments: Any) -> Any:
+    first()
+    return then(*arguments)
+
+
+def _described(x: Tensor) -> str:
+    return f"{x.dtype} {list(x.shape)} on {x.device}"
 
 
 def _check_goes_on(state: State) -> None:

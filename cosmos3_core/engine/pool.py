@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from ..checkpoint.model import Model, Weights
+from ..model.transformer import DecoderLayer, LayerSource
 from ..model.weights import Target
 from .stages import Stages
 
@@ -26,6 +27,20 @@ LOAD: dict[str, Callable[[Weights, Target], Any]] = {
     "vae decoder": lambda weights, target: weights.vae(target, "decoder"),
 }
 """The components by name: how each is loaded."""
+
+
+class Asked:
+    """A tower's layers, where `before` is called each time that one is asked for."""
+
+    def __init__(self, layers: LayerSource, before: Callable[[], None]):
+        self.layers, self.before = layers, before
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, i: int, /) -> DecoderLayer:
+        self.before()
+        return self.layers[i]
 
 
 class Pool:

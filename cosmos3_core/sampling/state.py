@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..contract import InputError, RunError
+from ..contract import InputError, RunError, Segment
+from ..model.packing import Packing
+from ..model.transformer import TextContext
 from .solver import Solver
 
 if TYPE_CHECKING:
-    from ..model.packing import Item, Packing
-    from ..model.transformer import TextContext
+    from ..model.packing import Item
     from ..scenarios.request import Request
+
+
+NOT_COMPARED = ("image", "video", "tile")
+"""Request fields that a saved state may differ in: the same pixels may come from another place, and tiles are the
+decode's matter."""
 
 
 def views(flat: Tensor, items: Sequence[Item]) -> list[Tensor]:
@@ -24,13 +31,24 @@ def views(flat: Tensor, items: Sequence[Item]) -> list[Tensor]:
     return [part.view(item.shape) for part, item in zip(flat.split(sizes), items, strict=True)]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a context was computed on, as `Model` and `Plan` name it."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    device: str
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """What a request's prompts and inputs came to. Any number of generations may begin on one.
 
     `texts` are the prompt as it was read and, with guidance, the negative prompt. `pinned` marks the elements of clean
     frames and `clean` holds their values, both flat and on the device; None when nothing is conditioned. `noise` is the
-    initial noise per item that was handed over, fp32 on the host; None where every generation draws its own.
+    initial noise per item that was handed over, fp32 on the host; None where every generation draws its own. Pickled,
+    it lies on the host and has all of that.
     """
 
     request: Request
@@ -39,21 +57,47 @@ class Context:
     pinned: Tensor | None = None
     clean: Tensor | None = None
     noise: list[Tensor] | None = None
+    origin: Origin | None = None
 
     @property
     def items(self) -> tuple[Item, ...]:
         """The latents, in the order in which `State.x` has them."""
         return self.packing.items
 
+    def to(self, device: torch.device | str) -> Context:
+        """The same context with its tensors on this device."""
+        return replace(
+            self,
+            packing=Packing(self.items, self.packing.config, device),
+            texts=tuple(
+                TextContext(
+                    tuple(Segment(k.to(device), v.to(device), static=True) for k, v in text.segments), text.length
+                )
+                for text in self.texts
+            ),
+            pinned=None if self.pinned is None else self.pinned.to(device),
+            clean=None if self.clean is None else self.clean.to(device),
+        )
 
-@dataclass
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self.to("cpu"))
+
+
+@dataclass(eq=False)
 class State:
     """`x` is all items' latents as one flat fp32 vector on the device; `index` the next step.
 
     `memory` is what the solver remembers of the steps before, by name. `noise` is the initial noise per item, on the
     host. `stream` is the request's random stream. `torn` is true from the solver's move to the end of the step: what
-    interrupts that leaves parts of two steps. `passes` is the engine's: the forward passes of the context, which hold
-    the tower from the first step until `finish`, or until nobody has the state any more.
+    interrupts that leaves parts of two steps. `foreseen` is what the last prediction takes the clean latents for, flat
+    fp32; None before it. `passes` and `watch` are the engine's: the forward passes of the context, which hold the tower
+    from the first step until `finish`, or until nobody has the state any more, and who is told of the steps.
+
+    A copy, shallow or deep, is a generation of its own that shares the context, the passes and the watch. A pickled
+    state has all that the next step reads, on the host: the prompts' keys and values too (Nano: 144 KiB a token), so
+    that an engine of the same model, dtype and device goes on with it in another process of the same version, without
+    reading the prompts again. It leaves the passes, the watch and `foreseen` behind. Both raise RunError for a torn
+    state.
     """
 
     request: Request
@@ -65,7 +109,9 @@ class State:
     noise: list[Tensor]
     index: int = 0
     torn: bool = False
+    foreseen: Tensor | None = None
     passes: Any = None
+    watch: Any = None
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -89,35 +135,103 @@ class State:
         if pinned is not None and clean is not None:
             self.x = torch.where(pinned, clean, self.x)
 
+    def place(self, device: torch.device | str) -> None:
+        """Move to this device, if it is elsewhere. Raises InputError for what is none."""
+        try:
+            there = torch.device(device)
+        except (RuntimeError, TypeError):
+            raise InputError(
+                f"a state on {device!r}", "torch knows no such device", "Give an engine's device"
+            ) from None
+        if self.x.device.type == there.type:
+            return
+        self.context, self.solver = self.context.to(device), self.solver.to(device)
+        self.x, self.memory = self.x.to(device), {name: t.to(device) for name, t in self.memory.items()}
+
+    def __copy__(self) -> State:
+        self.check_whole("copying")
+        stream = torch.Generator()
+        stream.set_state(self.stream.get_state())
+        memory = {name: tensor.clone() for name, tensor in self.memory.items()}
+        noise = [tensor.clone() for tensor in self.noise]
+        return replace(self, x=self.x.clone(), memory=memory, noise=noise, stream=stream)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_whole("pickling")
+        here = vars(self) | {"foreseen": None, "passes": None, "watch": None}
+        memory = {name: tensor.cpu() for name, tensor in self.memory.items()}
+        return here | {
+            "x": self.x.cpu(),
+            "solver": self.solver.to("cpu"),
+            "memory": memory,
+            "stream": self.stream.get_state(),
+        }
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        stream = torch.Generator()
+        stream.set_state(values["stream"])
+        vars(self).update(values | {"stream": stream})
+
+    def check_whole(self, doing: str) -> None:
+        """Raises RunError for a torn state."""
+        if self.torn:
+            next_step = "Keep a state between two steps"
+            raise RunError(f"{doing} step {self.index + 1}", "it was interrupted half way", next_step)
+
     def _tensors(self) -> dict[str, Tensor]:
         """All that is saved, where it is."""
         noise = {f"noise.{item.modality}": noise for item, noise in zip(self.items, self.noise, strict=True)}
         return {"x": self.x, "stream": self.stream.get_state()} | self.memory | noise
 
-    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors on the host, numbers): with the request, enough to continue. Prompts and input media are
-        read again. Raises RunError for a torn state."""
-        if self.torn:
-            raise RunError(
-                f"keeping step {self.index + 1}", "it was interrupted half way", "Keep a state between two steps"
-            )
-        return {name: t.cpu().contiguous() for name, t in self._tensors().items()}, {"index": self.index}
+    def _compared(self) -> dict[str, Any]:
+        """Of the request, what a saved state has to agree with, as JSON has it."""
+        plain = json.loads(json.dumps(self.request.to_json()))
+        return {name: value for name, value in plain.items() if name not in NOT_COMPARED}
 
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors on the host, numbers as JSON): with the request, enough to continue. Prompts and input media are
+        read again. Raises RunError for a torn state."""
+        self.check_whole("keeping")
+        numbers = {"index": self.index, "request": self._compared()}
+        return {name: t.cpu().contiguous() for name, t in self._tensors().items()}, numbers
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Continue from what `to_tensors` returned, on a state that was begun from the same request. Raises InputError
-        for what does not fit it. 0.1.0 wrote the same tensors and one number more, which nothing needs."""
+        for what does not fit it, and stays as it is. 0.1.0 wrote the same tensors, a number that nothing needs and no
+        request."""
+        for name, value in (("tensors", tensors), ("numbers", numbers)):
+            if not isinstance(value, Mapping):
+                found = f"its {name} are a {type(value).__name__}, not a dict"
+                raise InputError("restoring a state", found, "Pass both parts of what to_tensors returned")
+        self._check_request(numbers.get("request"))
         own, index, device = self._tensors(), numbers.get("index"), self.x.device
         fits = tensors.keys() == own.keys() and all(
-            (tensor.shape, tensor.dtype) == (own[name].shape, own[name].dtype) and bool(tensor.isfinite().all())
+            isinstance(tensor, Tensor)
+            and (tensor.shape, tensor.dtype) == (own[name].shape, own[name].dtype)
+            and bool(tensor.isfinite().all())
             for name, tensor in tensors.items()
         )
         refusal = InputError("resuming", "the saved latents do not fit the saved request", "Start the run again")
         if not fits or type(index) is not int or not 0 <= index <= self.steps:
             raise refusal
+        stream = torch.Generator()
         try:
-            self.stream.set_state(tensors["stream"])
+            stream.set_state(tensors["stream"].cpu())
         except RuntimeError:  # of the right length, and no state of the generator
             raise refusal from None
-        self.index, self.x = index, tensors["x"].to(device)
-        self.noise = [tensors[f"noise.{item.modality}"] for item in self.items]
-        self.memory = {name: tensors[name].to(device) for name in self.memory}
+        self.stream, self.index, self.x = stream, index, tensors["x"].to(device, copy=True)
+        self.noise = [tensors[f"noise.{item.modality}"].cpu() for item in self.items]
+        self.memory = {name: tensors[name].to(device, copy=True) for name in self.memory}
+        self.foreseen, self.torn = None, False
+
+    def _check_request(self, saved: Any) -> None:
+        if saved is None:
+            return
+        if not isinstance(saved, Mapping):
+            raise InputError("resuming", "the saved request is damaged", "Start the run again")
+        if other := [name for name, value in self._compared().items() if saved.get(name, value) != value]:
+            found = f"the state was saved from another request: its {', '.join(other)} differ"
+            raise InputError("resuming", found, "Begin from the request that it was saved with", other[0])
