@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,6 @@ def plan_of(settled: Settled) -> Plan:
         stages=tuple(stages),
         kernels=plan.to_json(settled.execution.tokens)["kernels"],
         nearest=tuple(str(change) for change in settled.nearest()),
-        request=settled.request.to_json(),
+        request=json.loads(json.dumps(settled.request.to_json())),
         origin=settled.origin,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ class Result(Preview):
     def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any]):
         super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
         self._request, self._embedded = run.request, embedded
-        self._manifest, self._latents = run.manifest(), run.latents()
+        self._manifest: dict[str, Any] = json.loads(json.dumps(run.manifest()))
+        self._latents = run.latents()
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class Result(Preview):
     @property
     def request(self) -> dict[str, Any]:
         """Every field of the request, by name: `pipe(**result.request)` makes the same again."""
-        return self._request.to_json()
+        return dict(self._manifest["request"])
 
     @property
     def fps(self) -> float:

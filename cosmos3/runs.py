@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ class Run:
     @property
     def request(self) -> dict[str, Any]:
         """Every field of the request, by name."""
-        return self._generation.request.to_json()
+        return plain(self._generation.request.to_json())
 
     @property
     def seed(self) -> int:
@@ -70,7 +71,7 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         """What was settled, and done so far."""
-        return self._generation.manifest()
+        return plain(self._generation.manifest())
 
     @property
     def latents(self) -> Tensor:
@@ -156,6 +157,11 @@ class Run:
         request = self._generation.request
         size = f"{request.task} {request.width}x{request.height}, {request.frames} frames"
         return f"<cosmos3 run: {size}, step {self.index} of {self.steps}>"
+
+
+def plain(value: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it: lists in the place of tuples."""
+    return dict(json.loads(json.dumps(value)))
 
 
 def check_callable(name: str, value: Any, arguments: int) -> None:
