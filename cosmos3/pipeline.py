@@ -18,7 +18,6 @@ from cosmos3_core.runs.generation import IN_MEMORY, Generation
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.families import INPUTS, TASKS
-from cosmos3_core.scenarios.fields import understood
 from cosmos3_core.scenarios.request import PROFILES
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
 from cosmos3_core.spelling import did_you_mean
@@ -39,8 +38,6 @@ Prompt = str | Mapping[str, Any]
 MOST = 10_000
 """Outputs of one call."""
 MODEL = "nvidia/Cosmos3-Nano"
-ANY = "(any)"
-"""What stands in for a text or a file on which no plan depends."""
 
 
 def load(
@@ -238,14 +235,8 @@ class Pipeline:
     def plan(self, prompt: Prompt | None = None, **fields: Any) -> Plan:
         """What a request would take: bytes, seconds, and whether it fits. `fields` are those of a call; the prompt and
         the input may be left out. Reads no weight. Raises InputError."""
-        given = understood({"prompt": prompt} | fields)
-        media, _ = _media(given.pop("image", None), given.pop("video", None))
-        given |= media
-        task = TASKS.get(given.get("task", ""))
-        given.setdefault("prompt", ANY)
-        if task and task.input:
-            given.setdefault(task.input, ANY)
-        return plan_of(self._settled(given))
+        inputs, _ = _media(fields.pop("image", None), fields.pop("video", None))
+        return plan_of(self._settled({"prompt": prompt} | fields | inputs, partial=True))
 
     def __reduce__(self) -> NoReturn:
         raise InputError("copying or pickling a pipe", "it holds a loaded model", "Load it where it is needed")
@@ -254,8 +245,8 @@ class Pipeline:
         plan = self._ground.plan
         return f"<cosmos3 pipeline: {self.model} in {plan.dtype} on {plan.backend.name} ({plan.device.name})>"
 
-    def _settled(self, given: Mapping[str, Any], suffix: str | None = None) -> Settled:
-        return settle(replace(self._wish, given=given, suffix=suffix), ground=self._ground)
+    def _settled(self, given: Mapping[str, Any], suffix: str | None = None, *, partial: bool = False) -> Settled:
+        return settle(replace(self._wish, given=given, suffix=suffix, partial=partial), ground=self._ground)
 
     def _several(
         self,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+CLOSE = 0.75
+"""Letters that two words share, as a part of all their letters: `stpes` is close to `steps`, `cfg` not to `fps`."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like `word`, upper and lower case being the same; None where none is like it."""
     names = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), names, 1)
+    close = difflib.get_close_matches(word.lower(), names, 1, CLOSE)
     return names[close[0]] if close else None
 
 

@@ -1,4 +1,5 @@
-"""Write docs/fields.md and docs/commands.md from the rows of a request's fields and from the commands themselves.
+"""Write docs/fields.md, docs/commands.md and docs/migrating.md from the rows of a request's fields, from the commands
+themselves and from the names that other programs have.
 
 python scripts/pages.py          # or with --check: write nothing, name the pages that are out of date, exit code 1
 """
@@ -6,6 +7,7 @@ python scripts/pages.py          # or with --check: write nothing, name the page
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 
 import click
 
-from cosmos3_core.cli import cli
+from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
+from cosmos3_core.scenarios.aliases import HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.settle.questions import capabilities
 
@@ -27,6 +30,14 @@ OTHER_MODELS = {
     "Cosmos3-Edge": "nvidia/Cosmos3-Edge",
     "a distilled model of 4 steps": "nvidia/Cosmos3-Super-Text2Image-4Step",
 }
+COMPLETION = """A shell completes commands, options, files and choices once it has read what `cosmos3` prints for it. \
+In `~/.bashrc`:
+
+```text
+eval "$(_COSMOS3_COMPLETE=bash_source cosmos3)"
+```
+
+In `~/.zshrc` it is `zsh_source`; fish reads `_COSMOS3_COMPLETE=fish_source cosmos3 | source`."""
 MADE = "Made by `python scripts/pages.py`; do not edit."
 
 
@@ -53,11 +64,60 @@ def fields() -> str:
 
 
 def commands() -> str:
-    """docs/commands.md: what every command says of itself by --help."""
-    parts = ["# Commands", MADE]
+    """docs/commands.md: what every command says of itself by --help, how it ends, and completion."""
+    codes = [(f"`{code}`", meaning) for code, meaning in EXIT_CODES.items()]
+    parts = ["# Commands", MADE, "## Exit codes", _table(("code", "meaning"), codes), "## Completion", COMPLETION]
     for name, command, context in _commands("cosmos3", cli, None):
         parts += [f"## {name}", f"```text\n{command.get_help(context).rstrip()}\n```"]
     return "\n\n".join(parts) + "\n"
+
+
+def migrating() -> str:
+    """docs/migrating.md: what other programs call things, by what it is here."""
+    rows = table()
+    profiles = [(owners()[letter], f"`{profile}`") for letter, profile in rows["profiles"].items()]
+    parts = [
+        "# Names that you know from elsewhere",
+        f"{MADE} The rows stand in [aliases.toml](../cosmos3_core/scenarios/aliases.toml).",
+        "An option of another program is answered with the one that is meant; one spelling stays. `--request FILE` "
+        "takes a request of NVIDIA's framework, vllm-omni, sglang, diffusers, NIM, TensorRT-LLM or OpenAI: it is "
+        "recognised by its keys and converted with one note, which lists what was mapped and what was ignored, and "
+        "why. What would change the result and is not here is an error, before any weight is read. Paths in such a "
+        "request begin beside it. A request whose keys are all ours is never taken for another's.",
+        "Values have other names, too: `bf16` and `torch.float16`, `1280*720`, `720P` and `720_16_9`, `text2video`, "
+        "`0,1`, a seed of -1 for a random one, `vllm_omni`, and `cpu` for the backend `reference`.",
+        "## Whose defaults a request means",
+        "What a request leaves open is filled from a profile ([fields.md](fields.md)); `--profile` chooses another.",
+        _table(("request of", "profile"), profiles),
+        "## Here by another name",
+        _table(("here", "elsewhere"), [(_typed(means), _names(names)) for means, names in rows[HERE].items()]),
+        "## Not yet",
+        "Of these only `guardrails` and the length of a sound may stand in a request; the note names them.",
+        _table(("what", "elsewhere"), [(means, _names(names)) for means, names in rows[LATER].items()]),
+        "## Not here",
+        _table(("why", "elsewhere"), [(_flags(means), _names(names)) for means, names in rows[NEVER].items()]),
+        "## Without effect here",
+        "A request may have them; the note names them.",
+        _table(("why", "elsewhere"), [(_flags(means), _names(names)) for means, names in rows[UNNEEDED].items()]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _typed(means: str) -> str:
+    """How a field or an option is typed."""
+    if means == INPUT:
+        return "`--image` or `--video`"
+    if means == "prompt":
+        return "the argument `PROMPT`, a text or `@FILE`"
+    return f"`--set {means}=`" if means in FIELDS and not FIELDS[means].option else f"`{flag(means)}`"
+
+
+def _flags(sentence: str) -> str:
+    return re.sub("`([a-z_]+)`", lambda match: f"`{flag(match[1])}`", sentence)
+
+
+def _names(names: dict[str, str]) -> str:
+    return ", ".join(f"`{name}` ({aliases()[name].whose})" for name in names)
 
 
 def _commands(
@@ -106,7 +166,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-PAGES = {"fields.md": fields, "commands.md": commands}
+PAGES = {"fields.md": fields, "commands.md": commands, "migrating.md": migrating}
 
 
 @click.command()

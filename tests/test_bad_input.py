@@ -15,6 +15,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -32,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
-from cosmos3_core.cli import main
+from cosmos3_core.cli import EXIT_CODES, main
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import read_video, write_video
 from cosmos3_core.runs.memory import peak_host_memory
@@ -144,12 +145,12 @@ REQUESTS = {
     "guidance negative": (CLIP + "--guidance -1", "guidance = -1", "a number from 0 to 20"),
     "guidance NaN in JSON": ("x --model tiny --set guidance=NaN", "guidance = nan", "a number from 0 to 20"),
     "interval of one end": (CLIP + "--set guidance_interval=[400]", "guidance_interval = [400]", "[400, 1000]"),
-    "interval without brackets": (CLIP + "--set guidance_interval=400,9", "guidance_interval = '400,9'", "[400, 1000]"),
+    "interval of words": (CLIP + "--set guidance_interval=low,high", "guidance_interval = 'low,high'", "[400, 1000]"),
     "interval backwards": (CLIP + "--set guidance_interval=[9,4]", "guidance_interval 9 to 4", "Did you mean [4, 9]?"),
     "fps 0": (CLIP + "--fps 0", "fps = 0", "a number from 1 to 240"),
     "fps NaN": (CLIP + "--fps nan", "fps = nan", "a number from 1 to 240"),
     "fps of a picture": (PICTURE + "--fps 12", "fps = 12", "an image has no duration. Drop fps"),
-    "seed -1": (CLIP + "--seed -1", "seed = -1", "a whole number from 0 to 9223372036854775807"),
+    "seed -2": (CLIP + "--seed -2", "seed = -2", "a whole number from 0 to 9223372036854775807"),
     "seed 2**64": (CLIP + f"--seed {2**64}", f"seed = {2**64}", "a whole number from 0 to 9223372036854775807"),
     "shift 0": (CLIP + "--shift 0", "shift = 0", "a number from 0.01 to 100"),
     "shift of karras": (CLIP + "--set schedule=karras --shift 5", "shift = 5", "has no shift. Drop shift"),
@@ -177,17 +178,17 @@ REQUESTS = {
     ),
     "a field by two options": (CLIP + "--set steps=2 --steps 3", "--set steps=2", "to 3. Drop one of them"),
     "size of 400 digits": (f"x --model tiny --set size=[{10**400},64]", "size 1000", "nearest is 4096x64"),
-    "no prompt": (ANY, "a run without a prompt", 'Type cosmos3 run "what to show"'),
+    "no prompt": (ANY, "a run without a prompt", 'Give a PROMPT, such as "a cup on a table"'),
     "empty prompt": (f"'' {ANY}", "an empty prompt", "Describe the scene"),
     "blank prompt": (f"' \t\n ' {ANY}", "an empty prompt", "Describe the scene"),
     "prompt not UTF-8": (f"'caf\udce9' {ANY}", "prompt with a NUL or a broken character", "Give plain UTF-8 text"),
     "unknown profile": (
         CLIP + "--profile diffuser",
         "profile 'diffuser'",
-        "Profiles are reference, diffusers, vllm-omni",
+        "Profiles are reference, diffusers, diffusers-docs, vllm-omni",
     ),
     "unknown backend": (CLIP + "--backend referense", "--backend referense", "Did you mean reference?"),
-    "unknown dtype": (CLIP + "--dtype bf16", "dtype 'bf16'", "Dtypes are float32, bfloat16, float16"),
+    "unknown dtype": (CLIP + "--dtype int8", "dtype 'int8'", "Dtypes are float32, bfloat16, float16"),
     "unknown op": (CLIP + "--kernel softmax=eager", "a kernel for 'softmax'", "Ops are attention, pack_linear"),
     "unknown kernel": (CLIP + "--kernel attention=flash", "--kernel attention=flash", "reference has eager"),
     "unknown model": (CLIP + "--model cosmos3-nano", "--model cosmos3-nano", "Did you mean nvidia/Cosmos3-Nano?"),
@@ -487,6 +488,32 @@ def test_a_bad_output(user: User, command: str, asked: str, then: str):
     assert not user.reads
 
 
+def test_all_faults_of_a_request_come_together(user: User):
+    """By options, by --set and in a file, and before a model is looked for."""
+    user.out.joinpath("bad.json").write_text('{"guidence": 3, "fps": 0, "size": "99x99"}')
+    before = user.holds()
+    command = "--request bad.json --model no/such-model --frames 8 --set sede=5 --set shift=-1"
+    code, stdout, (first, *faults) = user.run(command)
+    assert (code, stdout, first) == (2, "", "error: 7 faults in one request:") and user.holds() == before
+    begins = ("request field 'guidence': ", "fps = 0: ", "size '99x99': ", "request field 'sede': ", "shift = -1: ")
+    for fault, begin in zip(faults, (*begins, "8 frames: "), strict=False):
+        assert fault.startswith(f"  {begin}")
+    assert faults[-1].startswith("  a run without a prompt: there is nothing to generate. Give a PROMPT, such as ")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_command_that_is_ended_before_its_run(user: User, number: int, code: int):
+    """While it reads its prompt. What Python has as -15 a shell has as 143."""
+    os.mkfifo(user.out / "prompt")
+    program = [sys.executable, "-B", "-m", "cosmos3", "run", "@prompt", "--model", "tiny", "-o", "x.png"]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=user.out) as reading:
+        with open(user.out / "prompt", "wb"):  # waits until it is opened there
+            reading.send_signal(number)
+            assert reading.wait(60) == code
+        assert reading.stderr.read().split() == (["stopped"] if number == signal.SIGINT else [])
+    assert str(code if code > 0 else 128 - code) in " ".join(EXIT_CODES)
+
+
 def test_only_a_run_has_a_prompt_to_put_in_quotes(capsys, monkeypatch):
     for command, said in (("run a cup", True), ("capabilities nano", False), ("recipes list all", False)):
         code, _, err = cosmos3(capsys, monkeypatch, *command.split())
@@ -646,9 +673,15 @@ DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
     "dtype unknown": (saying(CONFIG, dtype="int4"), "dtype 'int4'", "Dtypes are float32, bfloat16, float16"),
     "no scheduler": (removed(SCHEDULER), "--model {model}", f"it has no {SCHEDULER}"),
     "scheduler of another model": (
-        saying(SCHEDULER, use_flow_sigmas=..., prediction_type=...),
+        saying(SCHEDULER, use_flow_sigmas=..., prediction_type="epsilon"),
         "loading {model}/scheduler",
-        FETCH.format("scheduler folder"),
+        "prediction_type is 'epsilon', and Cosmos3's is 'flow_prediction'; use_flow_sigmas is missing, and Cosmos3's "
+        "is True. Use the scheduler folder of the model's own repository",
+    ),
+    "a scheduler's setting unknown": (
+        saying(SCHEDULER, sigma_mix=1),
+        "loading {model}/scheduler",
+        "the setting 'sigma_mix' is unknown",
     ),
     "distilled without sigmas": (
         holding("modular_model_index.json", '{"is_distilled": true, "distilled_sigmas": "four"}'),

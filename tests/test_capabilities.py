@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,6 +13,7 @@ import pytest
 from command import cosmos3
 
 from cosmos3_core.checkpoint.model import describe
+from cosmos3_core.cli.options import HEADINGS, flag
 from cosmos3_core.contract import InputError
 from cosmos3_core.scenarios.capabilities import capabilities
 from cosmos3_core.scenarios.families import TASKS
@@ -126,6 +128,51 @@ def test_the_list_of_commands_waits_for_no_row():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "set()", result.stdout
+
+
+# Help and completion ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
+    code, out, _ = cosmos3(capsys, monkeypatch, command, "--help")
+    assert code == 0 and {field.group for field in FIELDS.values()} < set(HEADINGS)
+    blocks = dict(block.split(":\n", 1) for block in out.split("\n\n") if ":\n" in block)
+    headings = [heading for heading in blocks if heading in HEADINGS]
+    assert headings == list(HEADINGS)
+    for name, field in FIELDS.items():
+        typed = flag(name) if field.option else f"--set {name}="
+        assert name == "prompt" or any(line.strip().startswith(typed) for line in blocks[field.group].splitlines())
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["run", "--ta"], ["--task"]),
+        (["run", "--task", ""], list(TASKS)),
+        (["run", "--profile", "s"], ["sglang"]),
+        (["run", "--model", "nvidia/Cosmos3-N"], ["nvidia/Cosmos3-Nano"]),
+        (["plan", "--model", "./mod"], ["dir"]),
+        (["warmup", "--dtype", "b"], ["bfloat16"]),
+        (["capabilities", "--profile", "d"], ["diffusers", "diffusers-docs"]),
+        (["check", "--backend", "ref"], ["reference"]),
+        (["run", "--set", "video_f"], ["video_fit=crop", "video_fit=stretch"]),
+        (["run", "--set", "max_t"], ["max_text_tokens="]),
+        (["run", "--kernel", "rms"], ["rms_norm="]),
+        (["run", "--format", "attention=nvfp4a"], ["attention=nvfp4a16"]),
+        (["run", "--image", "desk"], ["file"]),
+        (["run", "-o", "out"], ["file"]),
+        (["show", "out"], ["file"]),
+    ],
+)
+def test_a_shell_completes_files_and_choices(typed, offered, capsys, monkeypatch):
+    """As bash asks for it: the words of the line and which of them is being typed."""
+    monkeypatch.setenv("_COSMOS3_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", shlex.join(["cosmos3", *typed]))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed)))
+    code, out, _ = cosmos3(capsys, monkeypatch)
+    kinds = [line.split(",", 1) for line in out.splitlines()]
+    assert code == 0 and [word if kind == "plain" else kind for kind, word in kinds] == offered
 
 
 # Rows ------------------------------------------------------------------------------------------------------------

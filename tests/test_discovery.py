@@ -467,7 +467,7 @@ def test_a_broken_package_breaks_no_command(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-RUN = ["run", "a cup", "--model", "tiny", "--size", "64x64", "--frames", "5", "--dry-run"]
+RUN = ["run", "a cup", "--model", "tiny", "--size", "64x64", "--frames", "5", "--dry-run", "--json"]
 
 
 def test_a_run_imports_no_backend_but_its_own(site, capsys, monkeypatch):

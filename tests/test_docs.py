@@ -51,7 +51,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "cosmos3 run 'the arm lifts the cup' --image desk.jpg -o lift.mp4",
         "cosmos3 run 'the camera pans on' --video pan.mp4 -o on.mp4",
         "cosmos3 run @caption.json --size 480p:16:9 --frames 93 --seed 7 -o x.mp4",
-        "cosmos3 run 'a cup' -o cup.mp4 --dry-run",
+        "cosmos3 plan 'a cup' -o cup.mp4",
         "cosmos3 run --request cup.mp4.json -o again.mp4",
         "cosmos3 run 'a cup' --profile vllm-omni -o cup.png",
         "cosmos3 run 'a cup' --format fp8 --format attention=fp8 -o cup.mp4",

@@ -128,16 +128,19 @@ def loaded(monkeypatch):
     gc.enable()
 
 
-def distilled_model():
-    """As a distilled checkpoint describes itself: fixed noise levels, and a sampler that draws in every step."""
+def model_of(schedule):
+    """The tiny model; for "distilled" as such a checkpoint describes itself: fixed noise levels, and a sampler that
+    draws in every step."""
     model = open_model("tiny")
-    return replace(model, scheduler=model.scheduler | {"stochastic_sampling": True}, distilled_sigmas=(1.0, 0.8, 0.5))
+    if schedule != "distilled":
+        return model
+    return replace(model, scheduler={"stochastic_sampling": True}, distilled_sigmas=(1.0, 0.8, 0.5))
 
 
 @pytest.mark.parametrize("schedule", ["native", "karras", "distilled"])
 def test_a_state_saved_at_any_step_continues_bit_equal(schedule):
     wanted = replace(request(steps=3), schedule=schedule)
-    running = engine(distilled_model(), resident=True)
+    running = engine(model_of(schedule), resident=True)
     context = running.prepare(wanted)
     expected = finish(running, running.begin(context, wanted))
     for stop in range(4):
@@ -146,7 +149,7 @@ def test_a_state_saved_at_any_step_continues_bit_equal(schedule):
             running.step(state)
         tensors, numbers = state.to_tensors()
         numbers = json.loads(json.dumps(numbers))  # as it is stored
-        other = engine(distilled_model())
+        other = engine(model_of(schedule))
         resumed = other.start(wanted)
         resumed.restore({k: v.clone() for k, v in tensors.items()}, numbers)
         assert resumed.index == stop
@@ -158,7 +161,7 @@ def test_a_state_saved_at_any_step_continues_bit_equal(schedule):
 
 @pytest.mark.parametrize("schedule", ["native", "distilled"])
 def test_predicting_changes_nothing_and_advancing_is_the_rest_of_a_step(schedule):
-    running = engine(distilled_model(), resident=True)
+    running = engine(model_of(schedule), resident=True)
     context = running.prepare(request())
     stepped, seam = (running.begin(context, replace(request(), schedule=schedule)) for _ in range(2))
     while not stepped.done:
@@ -215,7 +218,7 @@ def test_a_generation_that_does_not_fit_its_context_is_refused(prepared, asked, 
 
 @pytest.mark.parametrize("schedule", ["native", "distilled"])
 def test_what_is_no_step_is_refused_and_the_state_stays_as_it_is(schedule):
-    running = engine(distilled_model(), resident=True)
+    running = engine(model_of(schedule), resident=True)
     state = running.start(replace(request(steps=2), schedule=schedule))
     (velocity,) = running.predict([state])
     for wrong in (velocity[:1], velocity[None], velocity.half()):
@@ -245,13 +248,13 @@ def test_two_generations_in_turn_equal_each_alone_at_bounded_memory(loaded, sche
     wanted = [replace(one, schedule=schedule) for one in (request(), request(size="128x96", frames=9, steps=3))]
     alone, peaks = [], []
     for one in wanted:
-        running = engine(distilled_model())
+        running = engine(model_of(schedule))
         with Alive() as counted:
             state = finish_state(running, running.start(one))
         peaks.append(counted.peak)
         alone.append((state.x, torch.cat(list(running.finish(state)))))
     loaded.seen.clear()
-    running = engine(distilled_model())
+    running = engine(model_of(schedule))
     with Alive() as counted:
         states = [running.start(one) for one in wanted]
         assert not loaded.alive
@@ -404,7 +407,7 @@ def test_the_texts_keys_are_prepared_once_and_come_first():
 @pytest.mark.parametrize("schedule", ["native", "distilled"])
 def test_the_noise_of_a_seed_given_as_noise_changes_nothing(schedule):
     """Also where the sampler draws from the stream that the noise came from."""
-    running = engine(distilled_model(), resident=True)
+    running = engine(model_of(schedule), resident=True)
     wanted = replace(request(steps=2), schedule=schedule)
     noise = initial_noise(items_of(wanted, running.model.config), generator(wanted.seed))
     drawn, given = running.start(wanted), running.start(wanted, running.read_inputs(wanted, noise))

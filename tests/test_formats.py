@@ -70,6 +70,7 @@ def test_a_format_of_the_attention_takes_another_row(acme, capsys, monkeypatch, 
     [
         (["--format", "fp3"], "--format pack_linear=fp3: no pack_linear kernel of acme has that format. It has int8"),
         (["--format", "gate=int8"], "--format gate=int8: gate is not quantized"),
+        (["--format", "finish=int8"], "format of the layers' weights. Type --format pack_linear=int8"),
         (["--format", "int8", "--kernel", "pack_linear=eager"], "takes formats none, not int8"),
         (["--format", "int8", "--dtype", "float16"], "takes float32, bfloat16, not float16"),
     ],
@@ -86,14 +87,14 @@ def plan(capsys, monkeypatch, *options: str) -> dict:
 
 def test_the_plan_counts_narrower_weights_and_proposes_them(acme, capsys, monkeypatch):
     def weights(told: dict) -> list[int]:
-        return [stage["weights"] for stage in told["memory"]["stages"][:2]]
+        return [stage["weights"] for stage in told["estimate"]["memory"]["stages"][:2]]
 
     wide, narrow = (weights(plan(capsys, monkeypatch, *options)) for options in ((), ("--format", "int8")))
     for before, after in zip(wide, narrow, strict=True):
         assert 0.5 < after / before < 0.6
     told = plan(capsys, monkeypatch, "--memory", "14", "--size", "480p", "--frames", "93")
-    assert not told["fits"] and told["nearest"][0]["options"].startswith("--format int8")
-    assert told["nearest"][0]["peak"] <= 14 << 30
+    assert not told["estimate"]["fits"] and told["estimate"]["nearest"][0]["options"].startswith("--format int8")
+    assert told["estimate"]["nearest"][0]["peak"] <= 14 << 30
 
 
 def test_a_recipe_names_its_formats(acme, capsys, monkeypatch, tmp_path):

@@ -78,7 +78,7 @@ def test_a_backend_may_bring_one_composite_and_nothing_else(cosmos3, tmp_path):
 
 
 def test_what_a_composite_does_itself_cannot_be_required_apart(cosmos3):
-    dry = ("run", *JOB, "--backend", "acme", "--dry-run", "--require", "gate=eager")
+    dry = ("run", *JOB, "--backend", "acme", "--dry-run", "--json", "--require", "gate=eager")
     done = cosmos3(*dry, rows=ONLY_FINISH)
     assert done.returncode == 2 and "no row of gate runs: it is done inside finish=whole" in done.stderr
     done = cosmos3(*dry, "--kernel", "gate=eager")

@@ -34,7 +34,7 @@ TABLE: dict[str, May] = {
     "core": May((), ()),
     "contract": May((), ("torch", "pluggy")),
     "quant": May(("contract",), ("torch",)),
-    "model": May(("contract",), ("torch", "diffusers", "tokenizers", "jinja2", "safetensors", "numpy")),
+    "model": May(("contract",), ("torch", "tokenizers", "jinja2", "safetensors", "numpy")),
     "reference": May(("contract",), ("torch",)),
     "scenarios": May(ABOVE),
     "files": May(ABOVE),
@@ -180,7 +180,7 @@ BAD = [
 ]
 GOOD = [
     ("cosmos3_core.contract.__init__", "import enum\nfrom . import ops\nfrom .errors import RunError"),
-    ("cosmos3_core.model.vae", "import diffusers\nfrom ..contract import ops\nfrom . import rope"),
+    ("cosmos3_core.model.vae", "import numpy\nfrom ..contract import ops\nfrom . import rope"),
     ("cosmos3_core.reference.ops", "import torch\nfrom cosmos3_core.contract.ops import Attention"),
     ("cosmos3_core.plan.resolve", "import pluggy\nfrom .. import __version__\nfrom cosmos3_core.reference import ops"),
     ("cosmos3_core.cli.run", "import rich\nfrom ..runs import saved\nfrom ..testing import record"),

@@ -507,7 +507,7 @@ def test_full_disk(tmp_path, limit, writer):
     command = [sys.executable, "-c", textwrap.dedent(script), str(path), str(limit), writer]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"writing {path}: the disk is full (needed more than " in result.stdout, result.stderr
-    assert "another folder with -o" in result.stdout
+    assert "another folder for `output`" in result.stdout
     assert names(tmp_path) == [path.name] and path.read_text() == "older"
 
 

@@ -181,5 +181,10 @@ def test_help_loads_nothing_heavy():
     assert not loaded & HEAVY
 
 
+def test_the_engine_loads_no_diffusers():
+    """It is what the tests compare with, and no dependency."""
+    assert "diffusers" not in imported_by("-c", "import cosmos3_core.engine.engine, cosmos3_core.runs.manifest")
+
+
 def test_a_heavy_import_would_be_seen():
     assert "numpy" in imported_by("-c", "import numpy")

@@ -10,9 +10,11 @@ import sys
 import pytest
 from command import cosmos3
 
+from cosmos3_core.cli import cli
 from cosmos3_core.contract import Backend, Ceiling, Device
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.reference import BACKEND
+from cosmos3_core.scenarios.fields import FIELDS
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def told(plan):
     def call(*arguments):
         code, out, err = plan("--json", *arguments)
         told = json.loads(out)
-        assert code == (0 if told["fits"] else 1), err
+        assert code == (0 if told["estimate"]["fits"] else 1), err
         return told
 
     return call
@@ -58,31 +60,32 @@ def test_the_exit_code_says_whether_it_fits(plan, arguments, fits):
 
 
 def test_what_does_not_fit_comes_with_changes_that_do(plan, told):
-    offered = told("--model", "nano", "--memory", 18)["nearest"]
+    asked = ("--model", "nano", "--memory", 18)
+    offered = told(*asked)["estimate"]["nearest"]
     assert offered
     for change in offered:
         assert change["peak"] <= 18 * GIB
-        assert told("--model", "nano", "--memory", 18, *change["options"].split())["memory"]["peak"] == change["peak"]
+        assert told(*asked, *change["options"].split())["estimate"]["memory"]["peak"] == change["peak"]
     _, out, _ = plan("--model", "nano", "--memory", 18)
     assert f"instead    {offered[0]['options']} fits" in out
 
 
 def test_where_no_request_fits_it_says_so(plan, told):
-    assert told("--model", "super", "--memory", 24)["nearest"] == []
+    assert told("--model", "super", "--memory", 24)["estimate"]["nearest"] == []
     _, out, _ = plan("--model", "super", "--memory", 24)
     assert "choose a smaller model" in out
 
 
 def test_options_reach_the_estimate(told):
     def peak(*arguments):
-        return told("--model", "edge", *arguments)["memory"]["peak"]
+        return told("--model", "edge", *arguments)["estimate"]["memory"]["peak"]
 
     whole = peak("--size", "720p", "--frames", 189)
     assert peak("--size", "480p", "--frames", 189) < whole
     assert peak("--size", "720p", "--frames", 5, "--tile", 256) < whole
     assert peak("--size", "720p", "--frames", 189, "--dtype", "float32") > 1.5 * whole
     asked = (["--steps", 35, "--guidance", 1], ["--steps", 35], ["--steps", 70])
-    flops = [told(*options)["work"]["run_flops"] for options in asked]
+    flops = [told(*options)["estimate"]["work"]["run_flops"] for options in asked]
     assert 1.9 < flops[1] / flops[0] < 2 and 1.9 < flops[2] / flops[1] < 2
 
 
@@ -101,14 +104,14 @@ def test_options_reach_the_estimate(told):
 )
 def test_what_is_left_open_is_what_run_would_fill_in(told, arguments, request_):
     found = told(*arguments)
-    assert found["request"] == request_ | {"tile": None}
+    assert found["request"].items() >= (request_ | {"tile": None}).items()
     stages = ["read prompts", *(["encode input"] if request_["task"] == "i2v" else []), "steps", "decode"]
-    assert [stage["name"] for stage in found["memory"]["stages"]] == stages
+    assert [stage["name"] for stage in found["estimate"]["memory"]["stages"]] == stages
 
 
 def test_a_published_name_and_its_short_form_are_one(told):
-    short, published = told("--model", "nano"), told("--model", "nvidia/Cosmos3-Nano")
-    assert short.pop("model")["name"] == "nano" and published.pop("model")["name"] == "nvidia/Cosmos3-Nano"
+    short, published = (told("--model", model, "--set", "seed=1") for model in ("nano", "nvidia/Cosmos3-Nano"))
+    assert short.pop("started") and published.pop("started") and short["model"]["name"] == "nvidia/Cosmos3-Nano"
     assert short == published
 
 
@@ -117,20 +120,21 @@ def test_a_published_name_and_its_short_form_are_one(told):
 
 def test_the_json_keeps_its_keys(told):
     found = told("--model", "nano", "--memory", 18)
-    assert set(found) == {
-        *("cosmos3", "model", "request", "plan", "placement", "tokens"),
-        *("fits", "memory", "nearest", "work", "seconds", "assumed"),
-    }
-    assert set(found["memory"]) == {"device", "given", "peak", "weights", "stages"}
-    parts = found["memory"]["weights"]
-    assert found["memory"]["stages"][0]["weights"] == parts["understanding"] + parts["embedding"]
-    assert found["memory"]["device"] == 18 * GIB and found["memory"]["given"] is True
-    for stage in found["memory"]["stages"]:
+    manifest = {"cosmos3", "started", "model", "profile", "request", "origin", "plan", "guardrail", "notes"}
+    assert set(found) == {*manifest, "estimate"}
+    assert set(found["request"]) == set(found["origin"]) == set(FIELDS)
+    estimate = found["estimate"]
+    assert set(estimate) == {"fits", "tokens", "memory", "nearest", "work", "seconds", "assumed"}
+    assert set(estimate["memory"]) == {"device", "given", "peak", "weights", "stages"}
+    parts = estimate["memory"]["weights"]
+    assert estimate["memory"]["stages"][0]["weights"] == parts["understanding"] + parts["embedding"]
+    assert estimate["memory"]["device"] == 18 * GIB and estimate["memory"]["given"] is True
+    for stage in estimate["memory"]["stages"]:
         assert set(stage) == {"name", "weights", "text_kv", "latents", "activations", "overhead", "peak"}
         assert stage["peak"] > stage["weights"] + stage["text_kv"] + stage["latents"] + stage["activations"]
-    assert found["memory"]["peak"] == max(stage["peak"] for stage in found["memory"]["stages"])
-    assert set(found["work"]) == {"step_flops", "step_bytes", "run_flops", "run_bytes"}
-    assert found["tokens"] == {"prompt": 512, "negative": 3500, "media": 44_160}
+    assert estimate["memory"]["peak"] == max(stage["peak"] for stage in estimate["memory"]["stages"])
+    assert set(estimate["work"]) == {"step_flops", "step_bytes", "run_flops", "run_bytes"}
+    assert estimate["tokens"] == {"prompt": 512, "negative": 3500, "media": 44_160}
     assert found["plan"]["kernels"]["attention"] == "eager"
 
 
@@ -158,14 +162,14 @@ def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
     backend = Backend(name="fast", probe=lambda: device, **values)
     settling = importlib.import_module("cosmos3_core.settle.settle")  # the package has a function of that name
     monkeypatch.setattr(settling, "choose_backend", lambda name, disabled: (backend, device, "chosen because"))
-    seconds = told("--model", "nano")["seconds"]
+    seconds = told("--model", "nano")["estimate"]["seconds"]
     # About 130 PFLOP at 55 % of the peak, and the decode's 3 at 60 %.
     assert 200 < seconds["steps"] < 290 and 4 < seconds["decode"] < 6
     assert seconds["step"] == pytest.approx(seconds["steps"] / 35)
     _, out, err = plan("--model", "nano")
     assert "s a step" in out and "55% of the peak rate in bfloat16" in out and "the data sheet" in out
     assert "chosen because" in err
-    assert told("--model", "nano", "--dtype", "float32")["seconds"] is None  # the sheet has no rate for it
+    assert told("--model", "nano", "--dtype", "float32")["estimate"]["seconds"] is None  # the sheet has no rate for it
 
 
 # --- asking wrongly, and what asking costs ---------------------------------------------------------------------------
@@ -182,7 +186,7 @@ def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
         (["--memory", "nan"], "Give the device's memory in GiB"),
         (["--dtype", "fp8"], "Dtypes are float32, bfloat16, float16"),
         (["--tile", 100], "tiles are multiples of 64"),
-        (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step"], "is distilled for t2i and i2v only"),
+        (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step", "--task", "t2v"], "is distilled for t2i and i2v only"),
         (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step", "--task", "t2i", "--steps", 9], "Drop steps"),
     ],
 )
@@ -208,3 +212,51 @@ def test_asking_imports_no_torch_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["1", "[]"]
     assert not list(tmp_path.iterdir())
+
+
+# --- plan and a dry run ----------------------------------------------------------------------------------------------
+
+TINY = ("a cup", "--model", "tiny", "--backend", "reference", "--size", "64x64", "--frames", "5", "--seed", "3")
+
+
+def test_a_plan_is_a_dry_run(capsys, monkeypatch, tmp_path):
+    """Its options but the one that makes it one, and what it prints; with a prompt, up to the notes on the texts."""
+    taken = {name: {option for p in cli.commands[name].params for option in p.opts} for name in ("run", "plan")}
+    assert taken["run"] - taken["plan"] == {"--dry-run"} and taken["plan"] <= taken["run"]
+    monkeypatch.chdir(tmp_path)
+    cut = ("--profile", "vllm-omni", "--set", "max_text_tokens=20", "-o", "cup.mp4", "--require", "gate=eager")
+    for typed in (TINY[1:], (*TINY, *cut)):
+        told = []
+        for words in (("plan",), ("run", "--dry-run")):
+            code, out, err = cosmos3(capsys, monkeypatch, *words, *typed, "--json")
+            assert (code, err) == (0, "")
+            told.append(json.loads(out))
+            text = cosmos3(capsys, monkeypatch, *words, *typed)[1]
+            assert "fits       yes" in text and ("note       the prompt was cut from" in text) == (typed[0] == "a cup")
+        assert all(one.pop("started") for one in told) and told[0] == told[1]
+    assert told[0]["request"]["prompt"] == "a cup" and told[0]["origin"]["prompt"] == "user"
+    assert "the prompt was cut" in told[0]["notes"][0] and not list(tmp_path.iterdir())
+
+
+def test_a_plan_with_a_prompt_is_refused_like_its_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for wrong in (("-o", "cup.png"), ("--image", "none.jpg"), ("--require", "gate=fused"), ("--task", "i2v")):
+        said = [cosmos3(capsys, monkeypatch, name, *TINY, *wrong) for name in ("plan", "run")]
+        assert said[0] == said[1] and said[0][0] == 2 and said[0][2].startswith("error: ")
+    for report in (("--json",), ("--memory", "24")):
+        code, _, err = cosmos3(capsys, monkeypatch, "run", *TINY, *report)
+        assert code == 2 and err.startswith(f"error: {report[0]}: ") and "cosmos3 plan, or add --dry-run" in err
+
+
+def test_what_is_not_known_without_a_prompt_is_not_made_up(plan, told):
+    found = told("--model", "nano", "--task", "i2v")
+    assert not any(found["request"][key] for key in ("prompt", "image", "negative_prompt"))
+    assert found["origin"]["prompt"] == found["origin"]["image"] == "not given; no plan depends on it"
+    out = plan("--model", "nano", "--task", "i2v", "--steps", 9, "--seed", 5)[1]
+    for line in (
+        'values     user: task "i2v", steps 9, seed 5',
+        "values     not given; no plan depends on it: prompt, image",
+        "values     checkpoint (assets/negative_prompt.json): negative_prompt",
+    ):
+        assert line in out.splitlines()
+    assert "video" not in out and "(any)" not in out

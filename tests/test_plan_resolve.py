@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -10,7 +11,18 @@ import torch
 from command import cosmos3
 
 from cosmos3_core import reference
-from cosmos3_core.contract import Backend, Delegate, Device, InputError, Kernel, RunError, Segment
+from cosmos3_core.contract import (
+    Backend,
+    Delegate,
+    Device,
+    InputError,
+    Kernel,
+    Layer,
+    ProjectWeights,
+    Residual,
+    RunError,
+    Segment,
+)
 from cosmos3_core.plan import Want, resolve
 
 DEVICE = Device(arch="x2", name="Acme X2", count=1, memory=1, unified=False, versions=MappingProxyType({"driver": "1"}))
@@ -134,7 +146,20 @@ def test_a_required_kernel_that_was_not_resolved(name, named, said):
 
 
 def test_require_on_the_command_line(capsys, monkeypatch):
-    dry = ["run", "a cup", "--model", "tiny", "--size", "64x64", "--frames", 5, "--dry-run", "--backend", "reference"]
+    dry = [
+        "run",
+        "a cup",
+        "--model",
+        "tiny",
+        "--size",
+        "64x64",
+        "--frames",
+        5,
+        "--dry-run",
+        "--json",
+        "--backend",
+        "reference",
+    ]
     code, out, err = cosmos3(capsys, monkeypatch, *dry, "--require", "attention=eager", "--require", "gate=eager")
     assert (code, err) == (0, "") and json.loads(out)["plan"]["named"] == []
     code, out, err = cosmos3(capsys, monkeypatch, *dry, "--require", "attention=eager", "--require", "gate=fused")
@@ -167,6 +192,11 @@ def test_a_format_that_cannot_be_met():
         plan(*rows, formats={"gate": "fp8"})
     with pytest.raises(InputError, match="`kernel` attention=plain: plain: takes formats none, not fp8"):
         plan(*rows, formats={"attention": "fp8"}, kernels={"attention": "plain"})
+    for name in ("finish", "project"):  # its format is that of the products in it
+        with pytest.raises(InputError, match=f"`format` {name}=fp8: .* Type `format` pack_linear=fp8"):
+            plan(row("whole", "finish", formats=("fp8",)), formats={name: "fp8"})
+    with pytest.raises(InputError, match="finish=whole has it, for .* have the backend bring a row of pack_linear"):
+        plan(row("whole", "finish", formats=("fp8",)), formats={"pack_linear": "fp8"})
 
 
 # --- rows that hand over, and rows that do several ops ---------------------------------------------------------------
@@ -250,6 +280,25 @@ def test_what_a_composite_fuses_has_no_row_in_the_plan():
     ):
         made.require({"gate": "fast"})
     made.require({"finish": "half"})
+
+
+def test_a_composite_finds_the_defaults_among_its_ops():
+    """So it may call the default with ops of its own; among the plan's ops it would find itself, again and again."""
+    asked = []
+
+    def norm(*arguments, **options):
+        asked.append("own")
+        return reference.build_ops().rms_norm(*arguments, **options)
+
+    def pack(weights, layer, ops, *, format="none"):
+        return ops.project(weights, layer, replace(ops, rms_norm=norm), format=format)
+
+    own = Kernel(op="project", name="own", build=lambda device: pack, fuses=("rms_norm",))
+    layer = Layer(heads=2, kv_heads=1, head_dim=16, eps=1e-6, weight_fp32=False, activation="silu")
+    weights, angles = ProjectWeights(torch.ones(8), torch.ones(64, 8)), torch.ones(1, 3, 16)
+    ops = plan(own).build_ops()
+    found = ops.project(weights, layer, ops)(Residual(torch.ones(3, 8)), angles, angles)
+    assert asked == ["own"] and found.q_BSHD.shape == (1, 3, 2, 16)
 
 
 def test_a_named_row_is_not_fused_away():

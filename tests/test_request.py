@@ -18,8 +18,9 @@ from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.scenarios.facts import ModelFacts
 from cosmos3_core.scenarios.families import TASKS
+from cosmos3_core.scenarios.faults import RequestError
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.request import PROFILES, Request, infer_task, profile_source, resolve
+from cosmos3_core.scenarios.request import PROFILES, Request, infer_task, profile_source, read_defaults, resolve
 from cosmos3_core.scenarios.sizes import TIERS, check_size, parse_size
 
 TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
@@ -64,7 +65,7 @@ def test_every_row_resolves_to_a_whole_request(task, profile, variant):
     assert (request.frames == 1) == (task == "t2i") and request.frames % 4 == 1
     assert request.width % 16 == request.height % 16 == 0
     assert request.fps == 24.0
-    assert request.seed == (42 if profile == "vllm-omni" else 7)
+    assert request.seed == (42 if profile == "vllm-omni" and task != "t2i" else 7), "its pictures have a random seed"
     if variant == "distilled":
         assert (request.steps, request.guidance, request.schedule) == (4, 1.0, "distilled")
         assert request.negative_prompt == "" and request.guidance_interval is None
@@ -83,18 +84,21 @@ TABLE: dict[tuple[str, str, str], dict[str, Any]] = {
     ("t2i", "sglang", "edge"): {"guidance": 7.0, "shift": 3.0},
     ("t2v", "reference", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "native"},
     ("t2v", "reference", "edge"): {"frames": 121, "steps": 35},
-    ("t2v", "diffusers", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "flow"},
+    ("t2v", "diffusers", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "schedule": "karras"},
+    ("t2v", "diffusers-docs", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "flow"},
     ("t2v", "vllm-omni", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "native"},
     ("t2v", "vllm-omni", "edge"): {"guidance": 5.0, "shift": 3.0},
     ("t2v", "sglang", "base"): VIDEO | {"frames": 81, "guidance": 4.0, "shift": 10.0, "schedule": "native"},
     ("t2v", "sglang", "edge"): {"guidance": 5.0, "shift": 3.0},
     ("i2v", "reference", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "native"},
     ("i2v", "diffusers", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "schedule": "karras"},
+    ("i2v", "diffusers-docs", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "schedule": "karras"},
     ("i2v", "vllm-omni", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "native"},
     ("i2v", "vllm-omni", "edge"): {"guidance": 5.0, "shift": 3.0},
     ("i2v", "sglang", "base"): VIDEO | {"guidance": 4.0, "shift": 10.0, "schedule": "native"},
     ("v2v", "reference", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "native"},
-    ("v2v", "diffusers", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "flow"},
+    ("v2v", "diffusers", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "schedule": "karras"},
+    ("v2v", "diffusers-docs", "base"): VIDEO | {"frames": 189, "guidance": 6.0, "shift": 10.0, "schedule": "flow"},
     ("v2v", "vllm-omni", "base"): VIDEO | {"guidance": 6.0, "shift": 10.0, "system_prompt": True},
     ("v2v", "sglang", "base"): VIDEO | {"guidance": 4.0, "shift": 10.0},
     # Section 1.4: the distilled image-to-video model is one of tier 480, the distilled text-to-image model of tier 768.
@@ -114,6 +118,7 @@ def test_defaults_are_those_of_the_specification(task, profile, variant):
 TREATMENT = {
     "reference": ("same", True, True, True, "bilinear", "crop", 0),
     "diffusers": ("inverse", True, True, False, "bilinear", "stretch", 0),
+    "diffusers-docs": ("inverse", True, True, False, "bilinear", "stretch", 0),
     "vllm-omni": ("inverse", False, False, True, "lanczos", "crop", 4096),
     "sglang": ("none", True, False, False, "lanczos", "crop", 4094),
 }
@@ -185,6 +190,32 @@ def test_a_choice_of_the_users_overrides_each_source():
     assert origin["seed"] == origin["system_prompt"] == origin["negative_prompt"] == "user"
     _, origin = ask("t2v", "vllm-omni")
     assert origin["seed"] == "profile vllm-omni" == origin["system_prompt"]
+
+
+@pytest.mark.parametrize("chance", [-1, "random"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_seed_of_minus_one_is_left_to_chance(profile, chance):
+    request, origin = ask("t2v", profile, seed=chance)
+    assert (request.seed, origin["seed"]) == (7, "random"), "also where the profile has a seed of its own"
+
+
+@pytest.mark.parametrize("word", ["text2video", "text-to-video", "text_to_video", "Text2World", "txt2vid", "T2V"])
+def test_a_task_goes_by_its_other_names(word):
+    assert ask(word)[0] == ask("t2v")[0]
+
+
+def test_lists_can_be_typed_without_brackets():
+    assert ask("v2v", condition_frame_indexes="0,1")[0].condition_frame_indexes == (0, 1)
+    assert ask("t2v", guidance_interval="(400, 1000)")[0].guidance_interval == (400, 1000)
+
+
+def test_a_profile_like_another_differs_in_its_own_rows_only():
+    """The two schedules that users of diffusers meet: the checkpoint's, and the flow sigmas of the examples."""
+    for task in TASKS:
+        plain, docs = (ask(task, profile)[0] for profile in ("diffusers", "diffusers-docs"))
+        found = {key for key, value in vars(plain).items() if getattr(docs, key) != value}
+        assert found == ({"schedule", "shift"} if task in ("t2v", "v2v") else set())
+        assert plain.schedule == "karras"
 
 
 # Replay ----------------------------------------------------------------------------------------------------------
@@ -265,7 +296,7 @@ def test_random_requests_given_back_are_the_same():
 
 
 @pytest.mark.parametrize(
-    ("key", "hint"), [("promt", "prompt"), ("frame", "frames"), ("num_steps", "steps"), ("negative", "negative_prompt")]
+    ("key", "hint"), [("promt", "prompt"), ("frame", "frames"), ("guidence", "guidance"), ("stesp", "steps")]
 )
 def test_an_unknown_key_suggests_the_nearest(key, hint):
     error = refused("t2v", **{key: 1})
@@ -290,10 +321,10 @@ def test_width_and_height_are_said_as_size():
         ("fps", [0, 0.5, 241, "24", None, math.nan]),
         ("steps", [0, 1001, 2.5, True, "4"]),
         ("guidance", [-0.1, 20.1, math.inf, math.nan, "6"]),
-        ("guidance_interval", [5, [5], [1, 2, 3], [400, 300], [-1, 5], [0, 1001], ["a", "b"], "400,1000"]),
+        ("guidance_interval", [5, [5], [1, 2, 3], [400, 300], [-1, 5], [0, 1001], ["a", "b"], "400", "4,x"]),
         ("schedule", ["linear", None, 5, []]),
         ("shift", [0, -1, 101, "3"]),
-        ("seed", [-1, 2**63, 1.5, "1", 10**400]),
+        ("seed", [-2, 2**63, 1.5, "1", 10**400]),
         ("system_prompt", [1, "yes", None]),
         ("duration_template", [0, "no"]),
         ("resolution_template", [0]),
@@ -334,6 +365,47 @@ def test_there_are_the_named_profiles_only():
 def test_a_prompt_is_needed():
     with pytest.raises(InputError, match="without a prompt"):
         resolve({"task": "t2v"}, "reference", facts(), pick_seed=lambda: 0)
+
+
+def test_all_faults_come_together():
+    """Those of the fields themselves; then what the model and the values together do not allow."""
+    error = refused("i2v", "comfyui", image=None, frames=8, size="99x99", stesp=4, seed=-2)
+    assert isinstance(error, RequestError)
+    asked = ["profile 'comfyui'", "8 frames", "size '99x99'", "request field 'stesp'", "seed = -2", "task i2v"]
+    assert [fault.asked for fault in error.faults] == asked
+    first, *lines = str(error).split("\n  ")
+    assert first == "6 faults in one request:" and lines == [str(fault) for fault in error.faults]
+    error = refused("t2v", guidance=1, negative_prompt="x", image_filter="lanczos", schedule="distilled")
+    assert [fault.next_step for fault in error.faults] == ["Drop schedule", "Drop negative_prompt", "Drop image_filter"]
+    error = refused("t2i", "reference", "distilled", steps=5, guidance=2)
+    assert [fault.next_step for fault in error.faults] == ["Drop steps", "Drop guidance"]
+    with pytest.raises(InputError) as raised:
+        resolve({"image": "a", "video": "b", "fps": 0}, "reference", facts(), pick_seed=lambda: 0)
+    assert [fault.asked for fault in raised.value.faults] == [
+        "`image` with `video`",
+        "fps = 0",
+        "a run without a prompt",
+    ]
+
+
+DEFAULTS = (Path(__file__).parents[1] / "cosmos3_core/scenarios/defaults.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "asked", "found"),
+    [
+        ("fps = 24.0\n", "", "task t2i, profile reference", "there is no default for fps"),
+        ("[t2v.sglang]\n", "[t2w.sglang]\n", "task t2v, profile sglang", "no default for frames, guidance, negative_"),
+        ("shift = 10.0\n", "shif = 10.0\n", "task t2v, profile reference", "there is no default for shift"),
+        ("guidance = 7.0\n", "guidance = 7.0\nguidence = 7\n", "task t2i, profile vllm-omni", "the name guidence"),
+        ("edge = { ", "edge = { stesp = 5, ", "task t2i, profile reference", "the name stesp"),
+    ],
+)
+def test_a_default_that_is_missing_or_misspelt_is_named(old, new, asked, found):
+    read_defaults(DEFAULTS)
+    with pytest.raises(InputError) as raised:
+        read_defaults(DEFAULTS.replace(old, new, 1))
+    assert asked in raised.value.asked and found in raised.value.found
 
 
 # Frames and sizes ------------------------------------------------------------------------------------------------
@@ -398,7 +470,13 @@ def test_tiers_can_be_typed_in_every_form(tier):
     assert ask("t2i", size=f"{tier}p")[0].width == SIZES[tier][0][0], "a picture's tier is square"
 
 
-@pytest.mark.parametrize("text", ["1280x720", "1280X720", "1280×720", " 1280 x 720 ", [1280, 720], (1280, 720)])
+OTHERS = ["1280*720", "(1280, 720)", "[1280,720]", "1280,720", "720P", "720_16_9", "720p:16,9"]
+"""As vllm-omni, Python, NIM and the framework write it."""
+
+
+@pytest.mark.parametrize(
+    "text", ["1280x720", "1280X720", "1280×720", " 1280 x 720 ", [1280, 720], (1280, 720), *OTHERS]
+)
 def test_pixels_can_be_typed_in_every_form(text):
     request, _ = ask("t2v", size=text)
     assert (request.width, request.height) == (1280, 720)
@@ -409,6 +487,12 @@ def test_size_errors_list_what_there_is():
     assert refused("t2v", size="720p:21:9").next_step == "Aspect ratios are 1:1, 4:3, 3:4, 16:9, 9:16"
     assert "1280x720" in refused("t2v", size="huge").next_step
     assert check_size(64, 48, "x") == (64, 48)
+
+
+@pytest.mark.parametrize("text", ["16,9", "16:9", "9/16"])
+def test_an_aspect_ratio_alone_asks_for_its_tier(text):
+    error = refused("t2v", size=text)
+    assert "aspect ratio" in error.found and error.next_step.endswith(f"720p:{re.sub('[,/]', ':', text)}")
 
 
 # Values against each other ---------------------------------------------------------------------------------------

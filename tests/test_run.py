@@ -142,13 +142,15 @@ def test_a_manifest_repeats_its_run(run, profile):
         assert one[key] == two[key]
     assert {**one["plan"], "backend_why": ""} == {**two["plan"], "backend_why": ""} and two["plan"]["named"] == ["gate"]
     assert torch.equal(load_file("one.st")["final.vision"], load_file("two.st")["final.vision"])
-    code, out, err = run("--request", "one.mp4.json", "-o", "x.mp4", "--dry-run", "--dtype", "bfloat16", "--steps", 2)
+    code, out, err = run(
+        "--request", "one.mp4.json", "-o", "x.mp4", "--dry-run", "--json", "--dtype", "bfloat16", "--steps", 2
+    )
     assert code == 0 and json.loads(out)["plan"]["dtype"] == "bfloat16" and json.loads(out)["request"]["steps"] == 2
 
 
 def test_a_task_that_was_not_given_is_not_said_to_be(run):
     for typed, name, task, origin in (([], "x.PNG", "t2i", "the inputs"), (["--task", "t2v"], "x.mp4", "t2v", "user")):
-        code, out, err = run("a cup", *SMALL, *typed, "-o", name, "--dry-run")
+        code, out, err = run("a cup", *SMALL, *typed, "-o", name, "--dry-run", "--json")
         assert code == 0, err
         assert (json.loads(out)["request"]["task"], json.loads(out)["origin"]["task"]) == (task, origin)
 
@@ -156,10 +158,10 @@ def test_a_task_that_was_not_given_is_not_said_to_be(run):
 def test_prompts_from_a_file_and_from_standard_input(run, monkeypatch, tmp_path):
     caption = {"subjects": "a cup", "actions": []}
     Path("caption.json").write_text(json.dumps(caption))
-    code, out, _ = run("@caption.json", *SMALL, "--frames", 9, "-o", "x.mp4", "--dry-run")
+    code, out, _ = run("@caption.json", *SMALL, "--frames", 9, "-o", "x.mp4", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["request"]["prompt"] == json.dumps(caption)
     result = subprocess.run(
-        [sys.executable, "-m", "cosmos3", "run", "@-", *SMALL, "--dry-run", "-o", "x.png"],
+        [sys.executable, "-m", "cosmos3", "run", "@-", *SMALL, "--dry-run", "--json", "-o", "x.png"],
         input="  a cup\n",
         capture_output=True,
         text=True,
@@ -195,7 +197,7 @@ def test_the_manifest_says_what_was_done(run):
 
 def test_a_dry_run_prints_the_request_and_reads_no_weight(run, monkeypatch):
     monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a weight was read"))
-    code, out, err = run("a red cube", "--model", "tiny", "--size", "720p:9:16", "--dry-run", "-o", "x.mp4")
+    code, out, err = run("a red cube", "--model", "tiny", "--size", "720p:9:16", "--dry-run", "--json", "-o", "x.mp4")
     assert code == 0, err
     printed = json.loads(out)
     assert printed["request"]["size"] == "720x1280" and printed["request"]["frames"] == 189
@@ -244,7 +246,7 @@ def test_latents_are_saved_and_injected(run):
 
 def test_a_cut_prompt_is_said_so(run):
     cut = ["--profile", "vllm-omni", "--set", "max_text_tokens=20"]
-    code, out, err = run("a cup " * 50, *SMALL, *cut, "-o", "x.png", "--dry-run")
+    code, out, err = run("a cup " * 50, *SMALL, *cut, "-o", "x.png", "--dry-run", "--json")
     assert code == 0 and "note: " not in out
     assert any("the prompt was cut from" in note and "to 20 tokens" in note for note in json.loads(out)["notes"])
     code, _, err = run("a cup " * 50, *SMALL, *cut, "-o", "x.png")
@@ -498,7 +500,7 @@ def test_a_run_goes_on_with_its_own_kernels(run, full, monkeypatch):
     monkeypatch.setattr(reference, "BACKEND", replace(reference.BACKEND, kernels=others))
     code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4")
     assert code == 2 and "its gate ran on eager, and here it would be fast" in err
-    code, _, err = run("--request", "one.mp4.json", "-o", "two.mp4", "--dry-run")
+    code, _, err = run("--request", "one.mp4.json", "-o", "two.mp4", "--dry-run", "--json")
     assert code == 0 and "note: gate ran on eager in that run, and is fast here" in err
 
 
@@ -515,7 +517,7 @@ def test_a_run_from_latents_is_repeated_from_them(run):
 
 def test_a_manifest_and_typed_kernels_are_joined(run):
     assert run("a cup", *SMALL, "-o", "x.png", "--kernel", "gate=eager")[0] == 0
-    code, out, err = run("--request", "x.png.json", "-o", "y.png", "--dry-run", "--kernel", "rms_norm=eager")
+    code, out, err = run("--request", "x.png.json", "-o", "y.png", "--dry-run", "--json", "--kernel", "rms_norm=eager")
     assert code == 0, err
     plan = json.loads(out)["plan"]
     assert plan["named"] == ["gate", "rms_norm"] and plan["backend_why"] == "the manifest has it"

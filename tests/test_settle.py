@@ -8,13 +8,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command import cosmos3
 
 import cosmos3_core
 from cosmos3_core import reference
 from cosmos3_core.checkpoint import model as models
+from cosmos3_core.checkpoint import repository
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.contract import InputError
 from cosmos3_core.plan.cost.units import GIB
+from cosmos3_core.scenarios.request import STANDS_IN
 from cosmos3_core.settle import Settled, Wish, settle
 
 SOURCES = Path(cosmos3_core.__file__).parent
@@ -69,7 +72,7 @@ def test_a_described_model_downloads_nothing(monkeypatch):
     opened = models.open_model
     monkeypatch.setattr(models, "open_model", lambda name, *rest: opened(name, *rest) if name == "tiny" else 1 / 0)
     found = settled(model="nano", described=True, memory=20 * GIB)
-    assert found.model.name == "nano" and found.plan.device.memory == 20 * GIB
+    assert found.model.name == "nvidia/Cosmos3-Nano" and found.plan.device.memory == 20 * GIB
 
 
 def test_it_says_what_fits_and_what_would():
@@ -98,7 +101,7 @@ def test_a_scheduler_that_describes_no_schedule_is_refused_here(tmp_path):
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
     with pytest.raises(InputError) as raised:
         settled(model=str(folder))
-    assert "no schedule can be built" in raised.value.found
+    assert "prediction_type is 'epsilon', and Cosmos3's is 'flow_prediction'" in raised.value.found
 
 
 def test_required_kernels_are_asserted():
@@ -114,3 +117,47 @@ def test_nobody_else_puts_model_request_and_plan_together():
         calls = re.compile(rf"(?<!def )\b{re.escape(function)}\(")
         found = {str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.py") if calls.search(path.read_text())}
         assert found == allowed
+
+
+def test_a_request_is_checked_before_its_model_is_opened(monkeypatch):
+    monkeypatch.setattr(models, "open_repository", lambda *_: pytest.fail("a model was opened"))
+    for given, wish, then in (
+        ({"frames": 8}, {}, "nearest are 5 and 9"),
+        ({"stesp": 8}, {"described": True}, "Did you mean steps"),
+        ({"task": "i2v"}, {}, "Add `image` FILE"),
+        ({}, {"profile": "comfyui"}, "Profiles are reference"),
+    ):
+        with pytest.raises(InputError, match=then):
+            settled(given, model="nvidia/Cosmos3-Nano", **wish)
+    with pytest.raises(InputError, match="without a prompt"):
+        settle(Wish(model="nvidia/Cosmos3-Nano"))
+
+
+def test_a_partial_request_may_lack_its_prompt_and_its_input():
+    for task, lacking in (("t2v", {"prompt"}), ("i2v", {"prompt", "image"}), ("v2v", {"prompt", "video"})):
+        found = settle(Wish(model="tiny", backend="reference", given={"task": task}, partial=True))
+        assert {name for name, source in found.origin.items() if source == STANDS_IN} == lacking
+        assert found.request.task == task and found.execution == settled(dict.fromkeys(lacking, "x")).execution
+    with pytest.raises(InputError, match="without a prompt"):
+        settle(Wish(model="tiny", backend="reference", given={"task": "t2v"}))
+
+
+@pytest.mark.parametrize(("short", "name"), repository.SHORT.items())
+def test_a_short_name_is_a_hub_id_everywhere(short, name, tmp_path, monkeypatch, capsys):
+    """A folder of that name goes before."""
+    asked = []
+
+    def hub(model, revision):
+        asked.append(model)
+        raise InputError(f"`model` {model}", "this test has no hub", "None")
+
+    monkeypatch.setattr(repository, "_open_hub", hub)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", short, "-o", "x.mp4")
+    assert code == 2 and err == f"error: --model {name}: this test has no hub. None\n"
+    assert cosmos3(capsys, monkeypatch, "plan", "a cup", "--model", short)[0] == 2
+    assert cosmos3(capsys, monkeypatch, "plan", "--model", short, "--revision", "main")[0] == 2
+    assert asked == [name] * 3
+    assert models.describe(short).name == name and asked == [name] * 3
+    shutil.copytree(TINY, short)
+    assert models.open_model(short).name == models.describe(short).name == short

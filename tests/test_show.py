@@ -69,6 +69,13 @@ def test_it_reads_as_text(show, name):
     assert "\x1b" not in out and max(map(len, out.splitlines())) <= 160
 
 
+def test_what_a_task_does_not_take_is_left_out(show):
+    for name, taken, left in (("cube.png", "steps", "fps"), ("clip.mp4", "fps", "condition_frame_indexes")):
+        out = show(name)[1]
+        assert f"request.{taken} " in out and f"request.{left} " not in out and "request.video" not in out
+        assert left in json.loads(show(name, "--json")[1])["request"]
+
+
 @pytest.mark.parametrize("name", ["clip.mp4", "cube.png"])
 def test_json_is_what_the_file_carries(show, name):
     code, out, _ = show(name, "--json")

@@ -1,5 +1,5 @@
 """Schedules, solvers, noise and guidance against the formulas of docs/model.md, sections 4.4 to 4.7, written out again
-here in fp64."""
+here in fp64, and against diffusers' numbers bit for bit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from cosmos3_core.checkpoint.model import open_model
@@ -131,6 +132,106 @@ def test_a_published_config_is_read_without_complaint(schedule, caplog):
 
 def test_every_schedule_is_built():
     assert {name: len(solver(name, 4).timesteps) for name in SCHEDULES} == dict.fromkeys(SCHEDULES, 4)
+
+
+# What a scheduler_config may say ------------------------------------------------------------------------------------
+
+LATER_KEYS = {"beta_schedule": "linear", "timestep_spacing": "trailing", "shift_terminal": None, "solver_p": None}
+
+
+@pytest.mark.parametrize("schedule", ["native", "flow", "karras"])
+def test_settings_without_effect_are_read(schedule):
+    assert Solver.of(schedule, 5, 3.0, PUBLISHED | LATER_KEYS).sigmas == solver(schedule, 5, 3.0).sigmas
+
+
+def test_without_karras_sigmas_a_config_is_its_own_flow_schedule():
+    config = PUBLISHED | {"use_karras_sigmas": False, "flow_shift": 7.0}
+    assert Solver.of("karras", 9, 1.0, config).sigmas == solver("flow", 9, 7.0).sigmas
+
+
+def without(*names: str) -> dict:
+    return {name: value for name, value in PUBLISHED.items() if name not in names}
+
+
+REFUSED = [
+    ("karras", PUBLISHED | {"solver_order": 3}, "solver_order is 3, and Cosmos3's is 2"),
+    ("native", PUBLISHED | {"disable_corrector": [0]}, "disable_corrector is [0], and Cosmos3's is []"),
+    ("flow", PUBLISHED | {"shift_terminal": 0.02}, "shift_terminal is 0.02, and Cosmos3's is None"),
+    ("native", without("prediction_type"), "prediction_type is missing, and Cosmos3's is 'flow_prediction'"),
+    ("native", {}, "use_flow_sigmas is missing, and Cosmos3's is True"),
+    ("native", PUBLISHED | {"solver_oder": 2}, "the setting 'solver_oder' is unknown"),
+    ("native", PUBLISHED | {"thresholding": True, "new": 1}, "Cosmos3's is False; the setting 'new' is unknown"),
+    (
+        "native",
+        PUBLISHED | {"_class_name": "DDIMScheduler"},
+        "_class_name is 'DDIMScheduler', and this schedule's is 'UniPCMultistepScheduler'",
+    ),
+    ("native", PUBLISHED | {"use_karras_sigmas": "no"}, "use_karras_sigmas is 'no', not true or false"),
+    *(
+        ("karras", PUBLISHED | {"sigma_max": value}, f"sigma_max is {value!r}, not a positive number up to 1000")
+        for value in (0, -1.0, math.nan, math.inf, 10**400, "200", True, [])
+    ),
+    ("karras", without("sigma_min"), "sigma_min is None and sigma_max 200.0, which is no range"),
+    ("karras", PUBLISHED | {"sigma_min": 300}, "sigma_min is 300 and sigma_max 200.0, which is no range"),
+    ("karras", PUBLISHED | {"sigma_min": 199.99999}, "sigma_min and sigma_max are too close for 50 steps"),
+    ("distilled", PUBLISHED, "_class_name is 'UniPCMultistepScheduler'"),
+    ("distilled", DISTILLED | {"invert_sigmas": True}, "invert_sigmas is True, and Cosmos3's is False"),
+    ("distilled", DISTILLED | {"shift": 0}, "shift is 0, not a positive number"),
+    ("distilled", DISTILLED | {"stochastic_sampling": 1}, "stochastic_sampling is 1, not true or false"),
+    ("distilled", DISTILLED | {"solver_order": 2}, "the setting 'solver_order' is unknown"),
+]
+
+
+@pytest.mark.parametrize(("schedule", "config", "found"), REFUSED)
+def test_another_scheduler_is_refused_by_the_names_of_its_settings(schedule, config, found):
+    with pytest.raises(InputError) as raised:
+        Solver.of(schedule, 50, 3.0, config, DISTILLED_SIGMAS, "some/model/scheduler")
+    assert raised.value.asked == "loading some/model/scheduler" and found in raised.value.found
+    assert raised.value.next_step == "Use the scheduler folder of the model's own repository"
+
+
+# diffusers' numbers, bit for bit -----------------------------------------------------------------------------------
+
+
+def of_diffusers(schedule: str, steps: int, shift: float, config: dict) -> tuple[tuple, tuple, Tensor]:
+    """Timesteps, noise levels, and the steps as matrices, which stepping on unit vectors shows."""
+    changes = {} if schedule == "karras" else {"use_karras_sigmas": False, "flow_shift": shift}
+    theirs = UniPCMultistepScheduler.from_config(config | changes)
+    theirs.set_timesteps(steps, sigmas=np.linspace(0.999, 0.0, steps + 1)[:-1] if schedule == "native" else None)
+    theirs.set_begin_index(0)
+    x, last, *outputs, velocity = torch.eye(5, dtype=torch.float64).unsqueeze(1)  # a batch axis of one
+    matrices = []
+    for i, timestep in enumerate(theirs.timesteps):
+        if i:
+            theirs.last_sample, theirs.model_outputs = last, list(outputs)
+        after = theirs.step(velocity, timestep, x, return_dict=False)[0]
+        rows = (after, theirs.last_sample, *theirs.model_outputs)
+        matrices.append(torch.cat([torch.zeros_like(x) if row is None else row for row in rows]))
+    return tuple(theirs.timesteps.tolist()), tuple(theirs.sigmas.tolist()), torch.stack(matrices).float()
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.int32)
+
+
+@pytest.mark.parametrize("schedule", ["native", "flow", "karras"])
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0, 5.0, 10.0, 12.5])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 10, 35, 50, 121])
+def test_unipc_is_that_of_diffusers_bit_for_bit(schedule, steps, shift):
+    config = PUBLISHED | {"sigma_max": 20 * shift}
+    found = Solver.of(schedule, steps, shift, config)
+    timesteps, sigmas, update = of_diffusers(schedule, steps, shift, config)
+    assert found.timesteps == timesteps and found.sigmas == sigmas
+    assert found.update.dtype == torch.float32 and torch.equal(bits(found.update), bits(update))
+
+
+@pytest.mark.parametrize("shift", [1, 1.0, 3.0])
+@pytest.mark.parametrize("sigmas", [DISTILLED_SIGMAS, (1.0,), (0.9, 0.1), tuple(1 - i / 7 for i in range(7))])
+def test_fixed_schedules_are_those_of_diffusers_bit_for_bit(sigmas, shift):
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    theirs.set_timesteps(sigmas=list(sigmas))
+    found = Solver.of("distilled", 1, 10.0, DISTILLED | {"shift": shift}, sigmas)
+    assert found.timesteps == tuple(theirs.timesteps.tolist()) and found.sigmas == tuple(theirs.sigmas.tolist())
 
 
 # UniPC -----------------------------------------------------------------------------------------------------------
@@ -284,8 +385,6 @@ def test_distilled_steps_follow_the_formula_on_the_requests_own_stream():
 
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_distilled_steps_are_those_of_diffusers(stochastic):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
     config = DISTILLED | {"stochastic_sampling": stochastic}
     theirs = FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=stochastic)
     theirs.set_timesteps(sigmas=list(DISTILLED_SIGMAS))

@@ -125,9 +125,11 @@ def test_anyway_goes_on(small, opened):
 
 
 def test_a_dry_run_prints_and_says_that_the_run_would_be_refused(small, opened):
-    code, out, err = small(GIB // 2, "--dry-run")
-    assert code == 0 and not opened and json.loads(out)["request"]["task"] == "t2v"
-    assert "note: the run itself would be refused: tiny: t2v" in err
+    code, out, err = small(GIB // 2, "--dry-run", "--json")
+    told = json.loads(out)
+    assert code == 1 and not opened and told["request"]["task"] == "t2v"
+    assert not told["estimate"]["fits"]
+    assert small(GIB // 2, "--dry-run", "--anyway")[0] == 0
 
 
 def test_a_stopped_run_is_offered_nothing_but_a_tile(small, monkeypatch):

@@ -6,13 +6,14 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
-from .repository import Repository, open_repository
+from .repository import Repository, full_name, open_repository
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +62,9 @@ class Model:
 
 
 def open_model(name: str, revision: str | None = None) -> Model:
-    """Read and check the JSON files of a checkpoint: "tiny", a folder in the hub's layout, or a hub id. No weight is
-    downloaded or read. Raises InputError."""
+    """Read and check the JSON files of a checkpoint: "tiny", a folder in the hub's layout, a hub id or its short form.
+    No weight is downloaded or read. Raises InputError."""
+    name = full_name(name)
     repo = open_repository(name, revision)
     index = _object(repo, "model_index.json")
     if index.get("_class_name") not in PIPELINES:
@@ -83,6 +85,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         system_prompt=bool(index.get("default_use_system_prompt", config.gated)),
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
+        made_for=made_for(name),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
     vae = _object(repo, "vae/config.json")
@@ -93,24 +96,36 @@ def open_model(name: str, revision: str | None = None) -> Model:
 
 
 def describe(name: str) -> Model:
-    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer and scheduler are
-    the tiny model's, its negative prompt is as long as the checkpoint's. Any other model from its own JSON files.
-    Raises InputError."""
-    table = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
-    row = table["models"].get(table["repositories"].get(name, name))
-    if row is None or Path(name).is_dir():
+    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer is the tiny
+    model's, and so is the scheduler of one that is not distilled; its negative prompt is as long as the checkpoint's.
+    Any other model from its own JSON files. Raises InputError."""
+    name, table = full_name(name), _table()
+    if name not in table["repositories"] or Path(name).is_dir():
         return open_model(name)
+    row = table["models"][table["repositories"][name]]
     tiny, config = open_model("tiny"), TransformerConfig.from_json(row["transformer"], name)
     steps: int | None = row.get("steps")
     negative = (tiny.facts.negative_prompt or "") * LONG_NEGATIVE
     return replace(
         tiny,
         config=config,
+        scheduler={"stochastic_sampling": True} if steps else tiny.scheduler,
         vae=tiny.vae | table["vae"],
         dtype=DTYPE,
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
-        facts=ModelFacts(name, row["variant"], config.gated, negative, steps),
+        facts=ModelFacts(name, row["variant"], config.gated, negative, steps, made_for(name)),
     )
+
+
+@cache
+def _table() -> dict[str, Any]:
+    """models.toml."""
+    return tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
+
+
+def made_for(name: str) -> str | None:
+    """The task that a published model was trained for above others; None for any other model."""
+    return _table()["made_for"].get(full_name(name))
 
 
 def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:

@@ -27,7 +27,14 @@ PUBLISHED = (
     "nvidia/Cosmos3-Super-Text2Image-4Step",
     "nvidia/Cosmos3-Super-Image2Video-4Step",
 )
+SHORT = {"nano": "nvidia/Cosmos3-Nano", "super": "nvidia/Cosmos3-Super", "edge": "nvidia/Cosmos3-Edge"}
+"""Hub ids by the names that everybody calls them by."""
 LFS_POINTER = b"version https://git-lfs"
+
+
+def full_name(model: str) -> str:
+    """A model by its hub id where it was named by its short form; a folder of that name goes before."""
+    return SHORT[model] if model in SHORT and not Path(model).is_dir() else model
 
 
 def open_repository(model: str, revision: str | None = None) -> Repository:

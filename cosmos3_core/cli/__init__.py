@@ -12,6 +12,18 @@ from .matrix import matrix
 from .recipes import recipes
 
 EXIT_CANCELLED = 130
+EXIT_CODES = {
+    "0": "Done. Of `plan` and `run --dry-run`: it fits. Of `check`: the backend does all that it declares.",
+    "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. Of `plan` "
+    "and `run --dry-run`: it does not fit. Of `check`: a test failed. Of `matrix --check`: the page is out of date.",
+    "2": "Bad input: the command line, a request, a file or what this machine lacks. Nothing was written.",
+    str(
+        EXIT_CANCELLED
+    ): "Stopped by Ctrl-C. A run in its stages also ends so by SIGTERM or SIGHUP: after what is under "
+    "way, with the steps kept that it computed.",
+    "129, 143": "Ended by SIGHUP or SIGTERM outside of a run's stages, as a shell reports it.",
+}
+"""What each means; docs/commands.md has the table."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,26 +37,9 @@ def cli(context: click.Context, disable_backends: str) -> None:
 
 @cli.command(cls=shared.WithFields, context_settings=shared.CONTEXT)
 @click.argument("prompt", required=False)
-@click.option("--model", help='Hub id, folder, or "tiny".  [default: nvidia/Cosmos3-Nano]')
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]")
-@shared.SET
-@click.option("--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat.")
-@shared.with_options(shared.PLAN)
-@click.option(
-    "--require",
-    "required",
-    multiple=True,
-    metavar="OP=NAME",
-    callback=shared.pairs("OP=NAME"),
-    help="Stop unless the plan has this kernel.",
-)
-@click.option("--latents", type=click.Path(), help="Start from this saved noise.")
-@click.option("--save-latents", type=click.Path(), help="Save the initial noise and the final latents here.")
-@click.option("--resume", type=click.Path(), help="Go on with a run that was stopped.")
-@click.option("--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]")
-@click.option("--dry-run", is_flag=True, help="Print the resolved request and plan, and stop.")
-@click.option("--anyway", is_flag=True, help="Run even what does not fit by the estimate of cosmos3 plan.")
+@shared.with_options(shared.RUN)
+@shared.option(shared.CONTROL, "--dry-run", is_flag=True, help="Say what cosmos3 plan says of it, and stop.")
+@shared.with_options(shared.REPORT)
 @click.pass_obj
 def run(disabled: tuple[str, ...], **options) -> None:
     """Generate a picture or a video.
@@ -61,6 +56,26 @@ def run(disabled: tuple[str, ...], **options) -> None:
     execute(Options(disabled=disabled, **options))
 
 
+@cli.command(cls=shared.WithFields, context_settings=shared.CONTEXT)
+@click.argument("prompt", required=False)
+@shared.with_options(shared.RUN)
+@shared.with_options(shared.REPORT)
+@click.pass_obj
+def plan(disabled: tuple[str, ...], **options) -> None:
+    """Say what a run would do, and do none of it: cosmos3 run --dry-run.
+
+    The request and where its values are from, kernels, memory and time. With a PROMPT it is a run up to its weights:
+    texts and inputs are read and every file of the run is checked. Without one it answers for a size and a task, and
+    downloads nothing of a published model. Exit code 0 if it fits, 1 if it does not.
+
+    \b
+    cosmos3 plan --model super --size 720p --memory 80
+    """
+    from .run import Options, execute
+
+    execute(Options(disabled=disabled, dry_run=True, **options))
+
+
 @cli.command()
 @shared.JSON
 @click.pass_obj
@@ -72,27 +87,7 @@ def backends(disabled: tuple[str, ...], as_json: bool) -> None:
 
 
 @cli.command(cls=shared.WithFields, costs=True, context_settings=shared.CONTEXT)
-@shared.MODEL
-@shared.SET
-@shared.with_options(shared.PLAN)
-@click.option("--memory", type=float, metavar="GIB", help="Judge by this much device memory instead of what is here.")
-@shared.JSON
-@click.pass_obj
-def plan(disabled: tuple[str, ...], **options) -> None:
-    """Say whether a run fits, on which kernels, and how long it will take, before anything is downloaded.
-
-    Exit code 0 if it fits, 1 if it does not.
-
-    \b
-    cosmos3 plan --model super --size 720p --memory 80
-    """
-    from .plan import Options, execute
-
-    execute(Options(disabled=disabled, **options))
-
-
-@cli.command(cls=shared.WithFields, costs=True, context_settings=shared.CONTEXT)
-@shared.MODEL
+@shared.model(default=shared.DEFAULT_MODEL)
 @shared.SET
 @shared.with_options(shared.PLAN)
 @shared.JSON
@@ -106,14 +101,13 @@ def warmup(disabled: tuple[str, ...], as_json: bool, **options) -> None:
     \b
     cosmos3 warmup --size 720p --frames 189 --format fp8
     """
-    from .plan import RequestOptions
-    from .warmup import execute
+    from .warmup import Options, execute
 
-    execute(RequestOptions(disabled=disabled, **options), as_json)
+    execute(Options(disabled=disabled, **options), as_json)
 
 
 @cli.command()
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, whole.")
 def show(file: str, as_json: bool) -> None:
     """Print the manifest in FILE, an output of `cosmos3 run` or the .json beside it."""
@@ -123,8 +117,14 @@ def show(file: str, as_json: bool) -> None:
 
 
 @cli.command(context_settings=shared.CONTEXT)
-@shared.MODEL
-@click.option("--profile", default="reference", show_default=True, help="Whose defaults to list.")
+@shared.model(default=shared.DEFAULT_MODEL)
+@click.option(
+    "--profile",
+    default="reference",
+    show_default=True,
+    help="Whose defaults to list.",
+    shell_complete=shared.one_of(shared.profiles),
+)
 @shared.JSON
 def capabilities(model: str, profile: str, as_json: bool) -> None:
     """List what can be asked of a model: tasks, the fields of a request, their values and defaults, sizes and formats.
@@ -140,7 +140,7 @@ def capabilities(model: str, profile: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--backend", required=True, help="The backend to judge.")
+@click.option("--backend", required=True, help="The backend to judge.", shell_complete=shared.one_of(shared.backends))
 @click.option("--record", type=click.Path(), help="Write the result here, as JSON.")
 @click.option("-k", "keyword", metavar="EXPR", help="Only tests whose name matches, as in pytest.")
 @click.option("--module", type=click.Path(), help="Your test module of the kit: its KNOWN_FAILURES hold here too.")
@@ -161,11 +161,13 @@ def main() -> None:
     from ..contract.errors import Cancelled, Cosmos3Error
 
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="cosmos3", standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        if "unexpected extra argument" in error.message and context and context.command.name == "run":
+        if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):
             error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
+        if isinstance(error, click.NoSuchOption):
+            error = shared.answered(error)
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt, Cancelled):

@@ -4,15 +4,106 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 Decorator = Callable[[Callable], Callable]
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 CONTEXT = {"max_content_width": 110}
 """Of commands whose help has long lines."""
+DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
+
+# Headings of a command's help, in their order. Those of fields are the groups of their rows.
+MODEL, INPUT, SIZE, SAMPLING, TEXTS = (
+    "Model",
+    "Prompt and inputs",
+    "Size and length",
+    "Sampling",
+    "How texts are written",
+)
+DEVICE, OUTPUT, CONTROL = "Device and kernels", "Output", "Run control"
+HEADINGS = (MODEL, INPUT, SIZE, SAMPLING, TEXTS, DEVICE, OUTPUT, CONTROL)
+
+
+class Option(click.Option):
+    """An option that stands under a heading."""
+
+    def __init__(self, *arguments: Any, heading: str, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self.heading = heading
+
+
+def option(heading: str, *names: str, **keywords: Any) -> Decorator:
+    """click.option under a heading."""
+    return click.option(*names, cls=Option, heading=heading, **keywords)
+
+
+def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the path of a file."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def one_of(words: Callable[[], Iterable[str]], otherwise: Complete | None = None) -> Complete:
+    """Completes one of some words, or `otherwise` where none begins so."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        found = [CompletionItem(word) for word in words() if word.startswith(incomplete)]
+        return found if found or not otherwise else otherwise(context, parameter, incomplete)
+
+    return complete
+
+
+def _folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def _models() -> Iterator[str]:
+    from ..checkpoint.repository import PUBLISHED, SHORT
+
+    yield from ("tiny", *SHORT, *PUBLISHED)
+
+
+def profiles() -> tuple[str, ...]:
+    """Whose defaults there are."""
+    from ..scenarios.request import PROFILES
+
+    return PROFILES
+
+
+def backends() -> Iterable[str]:
+    """The names of the installed backends."""
+    from ..plan.discovery import installed
+
+    return installed()
+
+
+def _dtypes() -> tuple[str, ...]:
+    from ..plan.resolve import DTYPES
+
+    return DTYPES
+
+
+def _ops() -> list[str]:
+    from ..contract import OPS
+
+    return [f"{op}=" for op in OPS]
+
+
+def _format_names() -> list[str]:
+    from ..quant import FORMATS
+
+    return [f"{op}{name}" for op in ("", "attention=") for name in FORMATS]
+
+
+def _settings() -> Iterator[str]:
+    from ..scenarios.fields import FIELDS
+
+    for name, field in FIELDS.items():
+        yield from (f"{name}={choice}" for choice in field.kind.schema.get("enum", ("",)))
 
 
 def pairs(form: str) -> Callable:
@@ -62,7 +153,8 @@ def flag(name: str) -> str:
 class WithFields(click.Command):
     """A command that takes the fields of a request: by --set, which it declares with `SET`, and by options of single
     fields, which are put before it. These are made when the command is parsed or explained, as the group's --help has
-    to answer at once. With `costs` they are only those that decide what a run costs."""
+    to answer at once. With `costs` they are only those that decide what a run costs. Its help lists every field, those
+    without an option of their own by their --set."""
 
     def __init__(self, *arguments: Any, costs: bool = False, **keywords: Any):
         super().__init__(*arguments, **keywords)
@@ -73,42 +165,137 @@ class WithFields(click.Command):
         at = [parameter.name for parameter in params].index("fields")
         return [*params[:at], *_of_fields(self.costs), *params[at:]]
 
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+        for parameter in self.get_params(context):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
+                rows[getattr(parameter, "heading", CONTROL)].append(record)
+        for heading, row in () if self.costs else _settings_help():
+            rows[heading].append(row)
+        for heading, lines in rows.items():
+            if lines:
+                with formatter.section(heading):
+                    formatter.write_dl(lines)
+
 
 @cache
 def _of_fields(costs: bool) -> tuple[click.Option, ...]:
     from ..scenarios.fields import FIELDS, THE_INPUTS
-    from ..scenarios.request import PROFILES
+    from ..scenarios.kinds import PATH
 
     options = []
     for name, field in FIELDS.items():
         if field.option and (field.costs or not costs):
             default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
-            options.append(click.Option([flag(name)], type=field.kind.type, help=f"{field.help}{default}"))
-    whose = f"Whose defaults: {', '.join(PROFILES)}.  [default: {PROFILES[0]}]"
-    return (*options, click.Option(["--profile"], help=whose))
+            is_path, choices = field.kind is PATH, field.kind.schema.get("enum", ())
+            made = Option(
+                [flag(name)],
+                heading=field.group,
+                type=field.kind.type,
+                metavar="PATH" if is_path else None,
+                shell_complete=files if is_path else one_of(partial(tuple, choices)),
+                help=f"{field.help}{default}",
+            )
+            options.append(made)
+    whose = f"Whose defaults: {', '.join(profiles())}.  [default: {profiles()[0]}]"
+    return (*options, Option(["--profile"], help=whose, heading=INPUT, shell_complete=one_of(profiles)))
 
 
-SET = click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", callback=_fields, help="Any request field.")
+def _settings_help() -> Iterator[tuple[str, tuple[str, str]]]:
+    """(heading, row) of each field that has no option of its own."""
+    from ..scenarios.fields import FIELDS, REQUIRED
+
+    for name, field in FIELDS.items():
+        if not field.option and field.default != REQUIRED:
+            typed = f"--set {name}={field.kind.name.split()[-1].upper()}"
+            yield field.group, (typed, f"{field.help.rstrip('.')} ({field.kind.words}).")
+
+
+SET = option(
+    INPUT,
+    "--set",
+    "fields",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    callback=_fields,
+    shell_complete=one_of(_settings),
+    help="Any request field; cosmos3 run --help lists them.",
+)
 PLAN = (
-    click.option("--backend", help="Device package to run on."),
-    click.option(
-        "--kernel", "kernels", multiple=True, metavar="OP=NAME", callback=pairs("OP=NAME"), help="Insist on a kernel."
+    option(DEVICE, "--backend", help="Device package to run on.", shell_complete=one_of(backends)),
+    option(
+        DEVICE,
+        "--kernel",
+        "kernels",
+        multiple=True,
+        metavar="OP=NAME",
+        callback=pairs("OP=NAME"),
+        shell_complete=one_of(_ops),
+        help="Insist on a kernel.",
     ),
-    click.option(
+    option(
+        DEVICE,
         "--format",
         "formats",
         multiple=True,
         metavar="[OP=]FORMAT",
         callback=_formats,
+        shell_complete=one_of(_format_names),
         help="Quantize: fp8 the layers' weights and what they multiply, attention=fp8 the attention.",
     ),
-    click.option("--dtype", help="float32, bfloat16 or float16  [default: the checkpoint's]"),
+    option(
+        DEVICE,
+        "--dtype",
+        shell_complete=one_of(_dtypes),
+        help="float32, bfloat16 or float16  [default: the checkpoint's]",
+    ),
 )
 """What decides a plan, for every command that makes one."""
-MODEL = click.option(
-    "--model", default="nvidia/Cosmos3-Nano", show_default=True, help='nano, super, edge, a hub id, a folder or "tiny".'
+
+
+def model(**keywords: Any) -> Decorator:
+    """--model; its default stands in the help."""
+    return option(
+        MODEL,
+        "--model",
+        help=f'nano, super, edge, a hub id, a folder or "tiny".  [default: {DEFAULT_MODEL}]',
+        shell_complete=one_of(_models, _folders),
+        **keywords,
+    )
+
+
+RUN = (
+    model(),
+    option(MODEL, "--revision", help="Branch, tag or commit of a hub id."),
+    option(OUTPUT, "-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]"),
+    SET,
+    option(INPUT, "--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat."),
+    *PLAN,
+    option(
+        DEVICE,
+        "--require",
+        "required",
+        multiple=True,
+        metavar="OP=NAME",
+        callback=pairs("OP=NAME"),
+        shell_complete=one_of(_ops),
+        help="Stop unless the plan has this kernel.",
+    ),
+    option(SAMPLING, "--latents", type=click.Path(), help="Start from this saved noise."),
+    option(OUTPUT, "--save-latents", type=click.Path(), help="Save the initial noise and the final latents here."),
+    option(OUTPUT, "--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]"),
+    option(CONTROL, "--resume", type=click.Path(), help="Go on with a run that was stopped."),
+    option(CONTROL, "--anyway", is_flag=True, help="Run even what does not fit by the estimate of cosmos3 plan."),
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+"""Of `cosmos3 run`, and of `cosmos3 plan`, which is its dry run."""
+REPORT = (
+    option(
+        CONTROL, "--memory", type=float, metavar="GIB", help="Plan for this much device memory instead of what is here."
+    ),
+    option(CONTROL, "--json", "as_json", is_flag=True, help="Print the plan as JSON."),
+)
+"""What a dry run takes besides."""
+JSON = option(OUTPUT, "--json", "as_json", is_flag=True, help="Print it as JSON.")
 
 
 def with_options(options: Iterable[Decorator]) -> Decorator:
@@ -122,14 +309,41 @@ def with_options(options: Iterable[Decorator]) -> Decorator:
     return decorate
 
 
+def answered(error: click.NoSuchOption) -> click.UsageError:
+    """The error of an option that does not exist, with the one that is meant: by other programs' names first, else by
+    its letters."""
+    from ..scenarios.aliases import known
+    from ..scenarios.fields import FIELDS
+    from ..spelling import nearest
+
+    context, name = error.ctx, error.option_name
+    here = [name for param in context.command.get_params(context) for name in param.opts] if context else []
+    own = name.lstrip("-").replace("-", "_").lower()
+
+    def typed(match: re.Match[str]) -> str:
+        meant = match[1]
+        if meant == "prompt":
+            return "the argument PROMPT, a text or @FILE"
+        if meant in FIELDS and not FIELDS[meant].option:
+            return f"--set {meant}=VALUE"
+        return flag(meant) if flag(meant) in here else f"{flag(meant)} of cosmos3 run"
+
+    row = known(name)
+    if row or own in FIELDS:
+        answer = re.sub(r"`([a-z_]+)`", typed, row.answer if row else f"here it is `{own}`")
+        return click.UsageError(f"No such option {name!r}: {answer}.", context)
+    close = nearest(own, [option.lstrip("-").replace("-", "_") for option in here if option.startswith("--")])
+    hint = f" Did you mean {flag(close)!r}?" if close else ""
+    return click.UsageError(f"No such option {name!r}.{hint}", context)
+
+
 def in_flags(message: str, commands: Iterable[click.Command]) -> str:
-    """A message of the core with the options of these commands in the place of fields: `image` becomes --image."""
+    """A message of the core with what these commands call a field in its place: `image` becomes --image, and `prompt`,
+    which is an argument, PROMPT."""
     from ..scenarios.fields import FIELDS
 
-    known = {name for command in commands for parameter in command.params for name in parameter.opts}
-    known |= {flag(name) for name, field in FIELDS.items() if field.option}
-
-    def option(match: re.Match[str]) -> str:
-        return flag(match[1]) if flag(match[1]) in known else match[0]
-
-    return re.sub(r"`([a-z_]+)`", option, message)
+    params = [parameter for command in commands for parameter in command.params]
+    known = {name: name for parameter in params if isinstance(parameter, click.Option) for name in parameter.opts}
+    known |= {flag(name): flag(name) for name, field in FIELDS.items() if field.option}
+    known |= {flag(p.name): p.name.upper() for p in params if isinstance(p, click.Argument) and p.name in FIELDS}
+    return re.sub(r"`([a-z_]+)`", lambda match: known.get(flag(match[1]), match[0]), message)

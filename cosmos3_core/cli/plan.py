@@ -1,113 +1,62 @@
-"""`cosmos3 plan`: will it fit, on which kernels, and how long will it take, before anything is downloaded."""
+"""What `cosmos3 plan` prints, which is `cosmos3 run --dry-run`: the request, where its values are from, the kernels,
+whether it fits, and how long it will take."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__
-from ..contract import Ceiling, InputError
+from ..contract import Ceiling
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD, Estimate
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
-from ..scenarios import request as requests
-from ..settle import Settled, Wish, settle
+from ..scenarios.fields import FIELDS, NOT_GIVEN, PROFILE
+from ..scenarios.request import STANDS_IN
+from ..settle import Settled
+
+LONGEST = 60
+"""Characters of a text that are shown to a person; --json has it whole."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestOptions:
-    """What decides a request's cost and its plan, as typed."""
-
-    model: str
-    task: str | None
-    size: str | None
-    frames: int | None
-    steps: int | None
-    guidance: float | None
-    tile: int | None
-    fields: dict[str, Any]
-    profile: str | None
-    backend: str | None
-    kernels: dict[str, str]
-    formats: dict[str, str]
-    dtype: str | None
-    disabled: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RequestOptions):
-    """The command line, as typed; `memory` is in GiB."""
-
-    memory: float | None
-    as_json: bool
-
-
-def execute(options: Options) -> None:
-    """Print the plan and the estimate; exit code 1 where it does not fit. Raises InputError."""
-    if options.memory is not None and not 0 < options.memory < 1 << 20:
-        raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
-    memory = None if options.memory is None else int(options.memory * GIB)
-    settled = settle(wish_of(options, memory))
-    report = _report(settled)
-    if options.as_json:
+def show(settled: Settled, resolved: Mapping[str, Any], notes: Iterable[str], *, as_json: bool) -> None:
+    """Print the report. `resolved` is the first half of the manifest that the run would leave."""
+    report = {**resolved, "request": _known(settled), "notes": list(notes), "estimate": _estimate(settled)}
+    if as_json:
         print(json.dumps(report, indent=2))
     else:
-        _print(report, settled.why)
-    sys.exit(0 if report["fits"] else 1)
+        _print(report)
 
 
-def wish_of(options: RequestOptions, memory: int | None = None) -> Wish:
-    """What the options ask for, with something in the place of what does not change a request's cost; on a device of so
-    many bytes (None: on what is here)."""
-    names = ("task", "size", "frames", "steps", "guidance", "tile")
-    given = dict(options.fields)
-    given |= {key: value for key in names if (value := getattr(options, key)) is not None}
-    requests.check_keys(given)
-    given.setdefault("task", requests.infer_task(given, None))
-    given["prompt"] = "(any)"
-    given |= {key: "(any)" for key, task in (("image", "i2v"), ("video", "v2v")) if given["task"] == task}
-    return Wish(
-        model=options.model,
-        described=True,
-        given=given,
-        profile=options.profile or requests.PROFILES[0],
-        backend=options.backend,
-        disabled=options.disabled,
-        dtype=options.dtype,
-        kernels=options.kernels,
-        formats=options.formats,
-        memory=memory,
-    )
+def _known(settled: Settled) -> dict[str, Any]:
+    """The request, with None where something stands in for a text that is not known here."""
+    texts = {name for name, source in settled.origin.items() if source == STANDS_IN}
+    if settled.wish.described and settled.origin["negative_prompt"].startswith("checkpoint"):
+        texts.add("negative_prompt")
+    return settled.request.to_json() | dict.fromkeys(texts)
 
 
-def _report(settled: Settled) -> dict[str, Any]:
-    """Everything the command knows, as JSON. Bytes, seconds, flops (multiply-add = 2)."""
-    model, plan, estimated = settled.model, settled.plan, settled.estimate
-    job, execution, memory = estimated.job, estimated.execution, plan.device.memory
+def _estimate(settled: Settled) -> dict[str, Any]:
+    """Bytes, seconds, flops (multiply-add = 2)."""
+    plan, estimated = settled.plan, settled.estimate
+    job = estimated.job
     step = estimated.step(job.guided_steps > 0)
     run = [work for stage in estimated.parts.values() for work in stage]
     ceiling = ceiling_of(plan.backend, plan.device)
-    keys = ("task", "size", "frames", "steps", "guidance", "tile")
     return {
-        "cosmos3": __version__,
-        "model": {"name": model.facts.name, "variant": model.facts.variant},
-        "request": {key: value for key, value in settled.request.to_json().items() if key in keys},
-        "plan": plan.to_json(settled.execution.tokens),
-        "placement": execution.placement,
+        "fits": settled.fits,
         "tokens": {
             "prompt": job.prompt_tokens,
             "negative": sum(job.texts[1:]),
-            "media": execution.tokens,
+            "media": estimated.execution.tokens,
         },
-        "fits": settled.fits,
         "memory": {
-            "device": memory,
+            "device": plan.device.memory,
             "given": settled.wish.memory is not None,
             "peak": estimated.peak,
             "weights": estimated.weights,
@@ -149,47 +98,61 @@ def _assumed(estimated: Estimate, ceiling: Ceiling | None, rates: set[str]) -> l
     return sentences
 
 
-def _print(report: dict[str, Any], why: str) -> None:
+def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    plan, request, memory = report["plan"], report["request"], report["memory"]
+    plan, request, memory = report["plan"], report["request"], report["estimate"]["memory"]
     device = plan["device"]
     shared = " (--memory)" if memory["given"] else " shared with the host" if device["unified"] else ""
     tile = f"in tiles of {request['tile']} pixels" if request["tile"] else "in whole frames"
-    lines = {
-        "model": f"{report['model']['name']} in {_precision(plan)}",
-        "request": f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps, "
-        f"guidance {request['guidance']:g}; {report['tokens']['media']:,} media tokens",
-        "device": f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}",
-        "kernels": ", ".join(f"{op} {name}" for op, name in plan["kernels"].items()),
-    }
-    for refusal in plan["refused"]:
-        lines[f"refused {refusal['op']} {refusal['name']}"] = refusal["reason"]
-    lines |= {
-        "placement": "text tower, media tower and VAE one after the other, as cosmos3 run does",
-        "decode": tile,
-    }
-    for name, text in lines.items():
+    media = report["estimate"]["tokens"]["media"]
+    lines = [
+        ("model", f"{report['model']['name']} in {_precision(plan)}"),
+        (
+            "request",
+            f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps, "
+            f"guidance {request['guidance']:g}; {media:,} media tokens",
+        ),
+        *(("values", text) for text in _values(report)),
+        ("device", f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}"),
+        ("kernels", ", ".join(f"{op} {name}" for op, name in plan["kernels"].items())),
+        *((f"refused {refusal['op']} {refusal['name']}", refusal["reason"]) for refusal in plan["refused"]),
+        ("placement", "text tower, media tower and VAE one after the other, as cosmos3 run does"),
+        ("decode", tile),
+    ]
+    for name, text in lines:
         console.print(f"{name:<10} {text}")
     console.print()
-    console.print(_table(report))
+    console.print(_table(memory))
     console.print()
     parts = (f"{name.replace('_', ' ')} {gib(count)}" for name, count in memory["weights"].items() if count)
     console.print(f"{'weights':<10} {', '.join(parts)}")
     for name, text in _verdict(report):
         console.print(f"{name:<10} {text}")
-    for sentence in report["assumed"]:
+    for sentence in report["estimate"]["assumed"]:
         console.print(f"assumed    {sentence}")
-    if why:
-        print(why, file=sys.stderr)
+    for note in report["notes"]:
+        console.print(f"note       {note}")
+
+
+def _values(report: dict[str, Any]) -> list[str]:
+    """The fields that the task takes, a text for each place that their values are from."""
+    request, found = report["request"], dict[str, list[str]]()
+    for name, field in FIELDS.items():
+        value, source = request[name], report["origin"][name]
+        if request["task"] in field.tasks and not (value is None and source == NOT_GIVEN):
+            text = f" {json.dumps(value, ensure_ascii=False)}"
+            if value is None:
+                text = " none" if source.startswith(PROFILE) else ""  # another source says itself what it stands for
+            found.setdefault(source, []).append(name + (text if len(text) <= LONGEST else f"{text[:LONGEST]}..."))
+    return [f"{source}: {', '.join(fields)}" for source, fields in found.items()]
 
 
 def _precision(plan: dict[str, Any]) -> str:
     return ", ".join([plan["dtype"], *(f"{op} in {name}" for op, name in plan["formats"].items())])
 
 
-def _table(report: dict[str, Any]) -> Table:
+def _table(memory: dict[str, Any]) -> Table:
     """GiB by stage."""
-    memory = report["memory"]
     table = Table(box=None, pad_edge=False)
     columns = ("weights", "text_kv", "latents", "activations", "peak")
     table.add_column("GiB")
@@ -204,20 +167,21 @@ def _table(report: dict[str, Any]) -> Table:
 
 def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines that answer: how long, does it fit, and if not, what would."""
-    memory, seconds, work = report["memory"], report["seconds"], report["work"]
+    estimate = report["estimate"]
+    memory, seconds, work = estimate["memory"], estimate["seconds"], estimate["work"]
     flops = f"{_flop(work['step_flops'])} a step, {_flop(work['run_flops'])} in all"
     if seconds is None:
         time = f"unknown: no peak rate is known of {report['plan']['device']['arch']} at {_precision(report['plan'])}"
     else:
         time = f"about {seconds['step']:.3g} s a step, {seconds['total']:.3g} s in all"
     lines = [("work", flops), ("time", time)]
-    if report["fits"]:
+    if estimate["fits"]:
         return [*lines, ("fits", f"yes: {gib(memory['peak'])} at most")]
     worst = max(memory["stages"], key=lambda stage: stage["peak"])
     lines.append(("fits", f"no: {worst['name']} takes {gib(worst['peak'])}, and there are {gib(memory['device'])}"))
-    for change in report["nearest"]:
+    for change in estimate["nearest"]:
         lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])})"))
-    if not report["nearest"]:
+    if not estimate["nearest"]:
         lines.append(("instead", "no smaller request of this model fits: choose a smaller model or a larger device"))
     return lines
 

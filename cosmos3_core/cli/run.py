@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..contract import InputError
+from ..plan.cost.units import GIB
 from ..runs import generation, saved
+from ..runs import manifest as manifests
 from ..runs.generation import Generation, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
+from .options import DEFAULT_MODEL
+from .plan import show
 from .stopping import stop_signal, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 MAX_TEXT_BYTES = 1 << 20
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
-FREE = ("output", "tile", "resume", "dry_run", "anyway", "disabled", *STAYING)
+REPORT = {"memory": "--memory", "as_json": "--json"}
+"""Options of a dry run alone."""
+FREE = ("output", "tile", "resume", "dry_run", "anyway", "disabled", *STAYING, *REPORT)
 """Options that may stand beside --resume; all others a stopped run has settled. A tile may, because memory may be what
 stopped it."""
 NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
@@ -66,6 +71,8 @@ class Options:
     resume: str | None
     manifest: str | None
     dry_run: bool
+    memory: float | None
+    as_json: bool
     anyway: bool
     disabled: tuple[str, ...]
 
@@ -78,6 +85,8 @@ def execute(options: Options) -> None:
     given, named = _given(options, earlier.given), _why_named(options, earlier)
     options = _joined(options, earlier, stopped is not None)
     settled = settle(_wish(options, given))
+    if settled.wish.partial:
+        _report(options, settled, manifests.resolved(settled, named))
     paths = _paths(options, settled.request)
     _check_kernels(options, earlier, settled)
     refusal = generation.refusal(settled, stopped=stopped is not None)
@@ -100,13 +109,10 @@ def execute(options: Options) -> None:
         save_latents=options.save_latents,
         manifest=options.manifest,
     )
+    if options.dry_run:
+        _report(options, settled, run.resolved, run.inputs.notes)
     if settled.why:
         print(settled.why, file=sys.stderr)
-    if options.dry_run:
-        print(json.dumps(run.resolved | {"notes": run.inputs.notes}, indent=2))
-        if refusal:
-            tell(f"note: the run itself would be refused: {refusal}")
-        return
     _generate(run, paths, options.resume, anyway=refusal is not None)
     print(paths.output)
     if options.resume:
@@ -114,6 +120,14 @@ def execute(options: Options) -> None:
             Path(options.resume).unlink(missing_ok=True)
         except OSError as error:
             tell(f"note: {options.resume} is used up and could not be deleted ({error.strerror})")
+
+
+def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str] = ()) -> NoReturn:
+    """What a dry run ends with. Exit code 1 where the run would be refused because it does not fit."""
+    show(settled, resolved, notes, as_json=options.as_json)
+    if settled.why:
+        print(settled.why, file=sys.stderr)
+    sys.exit(0 if settled.fits or options.anyway else 1)
 
 
 def _stopped(options: Options) -> Stopped | None:
@@ -129,8 +143,10 @@ def _repeated(options: Options) -> Earlier:
     if not options.request:
         return Earlier(given={})
     asked = f"--request {options.request}"
-    earlier = saved.read_request(_read_text(options.request, asked), asked)
-    if earlier.profile and options.profile:
+    earlier = saved.read_request(_read_text(options.request, asked), asked, options.request)
+    if earlier.note:
+        print(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}", file=sys.stderr)
+    elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
     return earlier
@@ -167,9 +183,13 @@ def _joined(options: Options, earlier: Earlier, goes_on: bool) -> Options:
 
 
 def _wish(options: Options, given: dict[str, Any]) -> Wish:
+    """A dry run without a prompt asks for the plan of a size and a task, of a published model without a download."""
+    partial = options.dry_run and "prompt" not in given
     return Wish(
         model=options.model or DEFAULT_MODEL,
         revision=options.revision,
+        described=partial,
+        partial=partial,
         given=given,
         suffix=Path(options.output).suffix if options.output else None,
         profile=options.profile or requests.PROFILES[0],
@@ -180,6 +200,7 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         kernels=options.kernels,
         formats=options.formats,
         required=options.required,
+        memory=None if options.memory is None else int(options.memory * GIB),
     )
 
 
@@ -196,6 +217,11 @@ def _check_given(options: Options) -> None:
     for name, value in vars(options).items():
         if value == "" and name not in ("prompt", "negative_prompt"):
             raise InputError(f"--{name.replace('_', '-')} ''", "it is empty", "Give it a value or leave it out")
+        if name in REPORT and value not in (None, False) and not options.dry_run:
+            found = "a run that is no dry run takes what is here and reports in its manifest"
+            raise InputError(REPORT[name], found, "Type cosmos3 plan, or add --dry-run")
+    if options.memory is not None and not 0 < options.memory < 1 << 20:
+        raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
 
 
 def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
@@ -206,9 +232,7 @@ def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
     if twice := sorted(options.fields.keys() & typed.keys()):
         found = f"it is set by an option of its own too, to {typed[twice[0]]!r}"
         raise InputError(f"--set {twice[0]}={options.fields[twice[0]]!r}", found, "Drop one of them")
-    given = given | options.fields | typed
-    requests.check_keys(given)
-    return given
+    return given | options.fields | typed
 
 
 def _prompt(text: str) -> str:

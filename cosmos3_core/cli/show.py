@@ -11,6 +11,8 @@ from rich.text import Text
 
 from ..plan.cost.units import GIB
 from ..runs.manifest import read_manifest
+from ..scenarios.families import TASKS
+from ..scenarios.fields import FIELDS
 
 LONGEST = 200
 """Characters of a value that are shown; --json has it whole."""
@@ -29,14 +31,16 @@ def execute(file: str, as_json: bool) -> None:
 
 def _print(manifest: dict[str, Any]) -> None:
     """One block a subject, in the order of a reader's questions. Keys that are not known here come last: nothing of a
-    manifest is left out but what is empty."""
+    manifest is left out but what is empty, and fields of the request that its task does not take."""
     console, rest = Console(highlight=False, markup=False), dict(manifest)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     request, origin, plan = rest.pop("request"), rest.pop("origin", {}), dict(rest.pop("plan"))
     scalars = {key: rest.pop(key) for key in list(rest) if not isinstance(rest[key], dict | list)}
     blocks = [_rows(scalars), _rows(rest.pop("model", {}), "model"), _rows(rest.pop("profile", {}), "profile")]
-    blocks.append([(f"request.{key}", _text(value), _origin(origin, key)) for key, value in request.items()])
+    task = request.get("task")
+    taken = {key: value for key, value in request.items() if _applies(key, task)}
+    blocks.append([(f"request.{key}", _text(value), _origin(origin, key)) for key, value in taken.items()])
     refused = plan.pop("refused", [])
     blocks.append(_rows(plan, "plan"))
     blocks.append([("refused", _text(row), "") for row in refused])
@@ -58,6 +62,11 @@ def _rows(value: Any, name: str = "") -> list[tuple[str, str, str]]:
     if isinstance(value, int) and "memory" in name:
         value = f"{value} ({value / GIB:.2f} GiB)"
     return [(name, _text(value), "")] if value not in ({}, []) else []
+
+
+def _applies(name: str, task: Any) -> bool:
+    """Whether a task takes a field; what is not known here does."""
+    return task not in tuple(TASKS) or name not in FIELDS or task in FIELDS[name].tasks
 
 
 def _origin(origin: Any, key: str) -> str:

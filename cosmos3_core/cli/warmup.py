@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..plan.execution import KEPT_SHARE
 from ..scenarios.branches import NEGATIVE, branches_of
-from ..settle import settle
+from ..scenarios.request import PROFILES
+from ..settle import Wish, settle
 from ..settle.settle import PROMPT_TOKENS
-from .plan import RequestOptions, wish_of
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -26,9 +26,46 @@ GROUPS = 3
 """The first and the second group of frames are decoded each in its own way, all others as the third."""
 
 
-def execute(options: RequestOptions, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What decides a request's kernels, as typed."""
+
+    model: str
+    task: str | None
+    size: str | None
+    frames: int | None
+    steps: int | None
+    guidance: float | None
+    tile: int | None
+    fields: dict[str, Any]
+    profile: str | None
+    backend: str | None
+    kernels: dict[str, str]
+    formats: dict[str, str]
+    dtype: str | None
+    disabled: tuple[str, ...]
+
+    def wish(self) -> Wish:
+        """What is asked for, of a published model without a download."""
+        names = ("task", "size", "frames", "steps", "guidance", "tile")
+        typed = {key: value for key in names if (value := getattr(self, key)) is not None}
+        return Wish(
+            model=self.model,
+            described=True,
+            given=self.fields | typed,
+            partial=True,
+            profile=self.profile or PROFILES[0],
+            backend=self.backend,
+            disabled=self.disabled,
+            dtype=self.dtype,
+            kernels=self.kernels,
+            formats=self.formats,
+        )
+
+
+def execute(options: Options, as_json: bool) -> None:
     """Run a request twice on random weights, in part of the layers, and print both runs' seconds. Raises InputError."""
-    settled = settle(wish_of(options))
+    settled = settle(options.wish())
     plan, why = settled.plan, settled.why
     if why:
         print(why, file=sys.stderr)

@@ -214,7 +214,8 @@ class Finish(Protocol):
 
 
 class PackProject(Protocol):
-    """Make a layer's `Project`, while loading, with products in `format`; `ops` are for what it does not do itself."""
+    """Make a layer's `Project`, while loading, with products in `format`. `ops` are for what it does not do itself.
+    Their `project` and `finish` are the defaults, made of primitives, which a row may call with ops of its own."""
 
     def __call__(self, weights: ProjectWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Project: ...
 

@@ -36,7 +36,7 @@ OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contrac
 DEFAULTS = "scenarios/defaults.toml"
 TINY, TINY_FOLDER = "tiny", "assets/tiny"
 """The model inside the package, and its files."""
-LIBRARIES = ("torch", "diffusers")
+LIBRARIES = ("torch",)
 IMPORTERS = {"import_module", "__import__"}
 NAMED = 5
 """Files that a sentence names at most."""
@@ -79,7 +79,8 @@ def files_now(recorded: Mapping[str, Any], model: str, root: Path) -> dict[str, 
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two fingerprints differ in, in words; a part that is unknown now is not counted."""
+    """What two fingerprints differ in, in words; a part or name that is unknown now is not counted, such as
+    the version of a library that nothing is computed with any more."""
     if missing := [part for part in ("files", "tuning") if part not in recorded]:
         return [f"records name the {' and '.join(missing)} they were measured with, and this one does not"]
     said, old, new = [], recorded["files"], now["files"]
@@ -90,10 +91,9 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         said.append("the backend declares its rows otherwise")
     for table in ("versions", "device", "tuning"):
         new = now.get(table, recorded[table])
-        for name in sorted(recorded[table].keys() | new.keys()):
-            old_value, new_value = recorded[table].get(name), new.get(name)
-            if old_value != new_value:
-                said.append(f"{name} was {old_value} and is {new_value}")
+        for name, value in sorted(new.items()):
+            if (old_value := recorded[table].get(name)) != value:
+                said.append(f"{name} was {old_value} and is {value}")
     return said
 
 

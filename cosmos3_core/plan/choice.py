@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import reference
-from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Ops, RunError, Segment, Tuning
+from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Layer, Ops, RunError, Segment, Tuning
 from .discovery import check_op, reason_of
 from .execution import SEQUENTIAL, Execution, Numbers, kept_layers_of
 
@@ -183,6 +183,8 @@ class Plan:
             if choice.format != "none":
                 next_step = f"Leave `format` {choice.op}={choice.format} out to do without it"
             raise RunError(asked, reason_of(error), next_step) from error
+        if choice.op in COMPOSITES:
+            return given_defaults(main)
         return ByQueries(main, below) if below else main
 
     def require(self, kernels: Mapping[str, str], queries: int | None = None, *, captured: bool = True) -> None:
@@ -235,6 +237,15 @@ class Plan:
             "named": sorted(choice.op for choice in self.choices if choice.named),
             "refused": [vars(refusal) for refusal in self.refusals],
         }
+
+
+def given_defaults(pack: Callable[..., Any]) -> Callable[..., Any]:
+    """A composite's row, which finds the default composites among the plan's ops: see contract.ops.PackProject."""
+
+    def packed(weights: Any, layer: Layer, ops: Ops, *, format: str = "none") -> Any:
+        return pack(weights, layer, reference.with_defaults(ops), format=format)
+
+    return packed
 
 
 class ByQueries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +12,13 @@ from .choice import Choice, Plan, Refusal, Want, rows
 from .discovery import check_op, reason_of
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def dtype_named(text: str) -> str:
+    """The one of DTYPES that is also called torch.bfloat16, bf16 or half; any other text as it is."""
+    word = text.strip().lower().removeprefix("torch.")
+    found = re.fullmatch(r"(b?)f(?:p|loat)?(16|32)", {"half": "f16", "float": "f32"}.get(word, word))
+    return f"{found[1]}float{found[2]}" if found else text
 
 
 def resolve(want: Want, backend: Backend, device: Device) -> Plan:
@@ -61,12 +69,20 @@ def _ask(op: str, want: Want, device: Device, format: str) -> Ask:
 def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
     for op, name in formats.items():
         asked = f"`format` {op}={name}"
+        if op in COMPOSITES:
+            found = f"{op} multiplies in the format of the layers' weights"
+            raise InputError(asked, found, f"Type `format` pack_linear={name}")
         if op not in FORMATTED:
             raise InputError(asked, f"{op} is not quantized", f"Ops with a format are {', '.join(FORMATTED)}")
         known = formats_of(backend, op)
         if name != "none" and name not in known:
+            found = f"no {op} kernel of {backend.name} has that format"
             next_step = f"It has {', '.join(known)}" if known else "Leave `format` out, or choose another `backend`"
-            raise InputError(asked, f"no {op} kernel of {backend.name} has that format", next_step)
+            inside = [f"{row.op}={row.name}" for row in backend.kernels if row.op in COMPOSITES and name in row.formats]
+            if op == "pack_linear" and inside:
+                found += f"; {' and '.join(inside)} has it, for which layers are packed by a row of {op}"
+                next_step += f", or have the backend bring a row of {op} with {name}"
+            raise InputError(asked, found, next_step)
 
 
 def _choose(op: str, want: Want, backend: Backend, device: Device, refusals: list[Refusal]) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..contract import API, COMPOSITES, OPS, Backend, Comm, Device, Kernel, Memory, Ops
@@ -51,6 +52,13 @@ SYSTEM = (
     Kernel(op="comm", name="torch", build=_comm, notes="torch.distributed, on the backend's collectives"),
 )
 EAGER = tuple(op for op in OPS if op not in (*COMPOSITES, "memory", "comm"))
+
+
+def with_defaults(ops: Ops) -> Ops:
+    """The ops as a composite's row gets them: see contract.ops.PackProject."""
+    from . import layers
+
+    return replace(ops, project=layers.project, finish=layers.finish)
 
 
 def build_ops() -> Ops:

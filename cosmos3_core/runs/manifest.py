@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KEY = "cosmos3"
 """The metadata key in an mp4 or PNG."""
-LIBRARIES = ("torch", "diffusers", "tokenizers", "safetensors", "av")
+LIBRARIES = ("torch", "tokenizers", "safetensors", "av")
 
 
 def now() -> str:

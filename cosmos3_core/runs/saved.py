@@ -16,6 +16,7 @@ from ..checkpoint.tensors import tensor_digest
 from ..contract import InputError
 from ..files.atomic import atomic
 from ..scenarios.families import INPUTS
+from ..scenarios.foreign import convert
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ class Earlier:
     """What a run before this one settles for it: `given` request fields, and where it was a whole run its model, the
     profile, its plan (`kernels` and `formats` that were named), the kernels that it ran on by op (`ran_on`), the
     `latents` that it began with, and of a stopped one the options of `STAYING` and `pixels`, a digest of its picture or
-    clip."""
+    clip. `note` says what was made of a request of another program."""
 
     given: dict[str, Any]
     model: str | None = None
@@ -60,6 +61,7 @@ class Earlier:
     save_latents: str | None = None
     manifest: str | None = None
     pixels: str | None = None
+    note: str = ""
 
     @classmethod
     def of(
@@ -150,21 +152,42 @@ class Stopped:
     numbers: dict[str, Any]
 
 
-def read_request(text: str, asked: str) -> Earlier:
-    """A JSON object of request fields, or a manifest. `asked` names the file in messages."""
-    try:
-        value = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise InputError(asked, f"it is not JSON ({error})", "Give a JSON object of request fields") from None
-    if not isinstance(value, dict):
-        raise InputError(asked, "it is not a JSON object", 'Write it like {"prompt": "...", "steps": 20}')
+def read_request(text: str, asked: str, name: str) -> Earlier:
+    """A JSON object of request fields, a manifest, or a request of another program. `asked` names it in messages; it is
+    the file `name`, beside which another program's paths begin ("-": standard input)."""
+    value = _one_request(text, asked, name)
     if not (isinstance(value.get("request"), dict) and "cosmos3" in value):
-        return Earlier(given=value)
+        if (theirs := convert(value, asked, Path(name).parent)) is None:
+            return Earlier(given=value)
+        return Earlier(given=theirs.given, model=theirs.model, profile=theirs.profile, note=theirs.note)
     try:
         return Earlier.from_manifest(value)
     except (KeyError, TypeError, ValueError):
         found = "its model, profile or plan is missing or damaged"
         raise InputError(asked, found, "Give a whole manifest, or a JSON object of request fields") from None
+
+
+def _one_request(text: str, asked: str, name: str) -> dict[str, Any]:
+    """The object in a file. Other programs take a list of them, or one in each line: a run makes one."""
+    try:
+        value = json.loads(text, object_pairs_hook=_once)
+        pick = f"jq '.[0]' {name}"
+    except (ValueError, RecursionError) as error:
+        try:
+            lines = [line for line in text.splitlines() if line.strip()]
+            value, pick = [json.loads(line, object_pairs_hook=_once) for line in lines], f"sed -n 1p {name}"
+        except (ValueError, RecursionError):
+            value = []
+        if not value or not all(isinstance(one, dict) for one in value):
+            raise InputError(asked, f"it is not JSON ({error})", "Give a JSON object of request fields") from None
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        if len(value) > 1:
+            next_step = f"Give it one of them: {pick} | cosmos3 run `request` -"
+            raise InputError(asked, f"it holds {len(value)} requests, and a run makes one", next_step)
+        (value,) = value
+    if not isinstance(value, dict):
+        raise InputError(asked, "it is not a JSON object", 'Write it like {"prompt": "...", "steps": 20}')
+    return value
 
 
 def read_stopped(name: str, asked: str) -> Stopped:

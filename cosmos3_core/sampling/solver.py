@@ -1,8 +1,8 @@
-"""Noise schedules and the solvers that follow them: UniPC and flow-match Euler as diffusers builds them.
+"""The solvers that follow a noise schedule: UniPC and flow-match Euler, bit-equal to diffusers'.
 
-docs/model.md, sections 4.5 and 4.6. The update is elementwise, so one solver steps all modalities as a single flat fp32
-vector. UniPC's is also linear with coefficients that depend on the schedule alone: they are read off diffusers'
-scheduler once, and a step is then one small matrix product, which never makes the host wait for the device.
+docs/model.md, section 4.6. The update is elementwise, so one solver steps all modalities as a single flat fp32 vector.
+UniPC's is also linear with coefficients that depend on the schedule alone: they are made once, and a step is then one
+small matrix product, which never makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..contract import InputError
+from .schedule import EULER, UNIPC, fixed, schedule_of, settings_of
 
 if TYPE_CHECKING:
     from ..checkpoint.model import Model
@@ -38,24 +38,25 @@ class Solver:
 
     @classmethod
     def of(
-        cls, schedule: str, steps: int, shift: float, config: dict[str, Any], sigmas: tuple[float, ...] | None = None
+        cls,
+        schedule: str,
+        steps: int,
+        shift: float,
+        config: dict[str, Any],
+        sigmas: tuple[float, ...] | None = None,
+        source: str = "scheduler",
     ) -> Solver:
         """Schedules: "native", 0.999 to 0, shifted (NVIDIA's framework); "flow", 1 to 0.001, shifted; "karras", the
         published scheduler_config as it stands, which has no shift; "distilled", the fixed sigmas of a distilled
-        checkpoint. `config` is `scheduler/scheduler_config.json`; `sigmas` the fixed ones. A config that describes no
-        such schedule raises whatever diffusers raises."""
-        # Distilled configs repeat the fixed sigmas under fixed_step_*, which diffusers would warn about.
-        config = {key: value for key, value in config.items() if not key.startswith(("_", "fixed_step_"))}
+        checkpoint. `config` is `scheduler/scheduler_config.json`, of the folder that `source` names in messages;
+        `sigmas` the fixed ones. Raises InputError for a config of other solvers or schedules."""
         if schedule == "distilled":
-            from diffusers import FlowMatchEulerDiscreteScheduler
-
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-            scheduler.set_timesteps(sigmas=list(sigmas or ()))
-            update, stochastic = None, scheduler.config.stochastic_sampling
+            settings = settings_of(config, EULER, source)
+            made, update, stochastic = fixed(sigmas or (), settings), None, settings["stochastic_sampling"]
         else:
-            scheduler = _unipc(schedule, steps, shift, config)
-            update, stochastic = _update(scheduler), False
-        return cls(tuple(scheduler.timesteps.tolist()), tuple(scheduler.sigmas.tolist()), update, stochastic)
+            made = schedule_of(schedule, steps, shift, settings_of(config, UNIPC, source), source)
+            update, stochastic = _unipc(torch.from_numpy(made.sigmas)), False
+        return cls(made.timesteps, tuple(made.sigmas.tolist()), update, stochastic)
 
     def to(self, device: torch.device | str) -> Solver:
         """The same solver, for latents on this device."""
@@ -85,44 +86,67 @@ class Solver:
         return (1 - after) * (x - now * velocity) + after * noise
 
 
-def _unipc(schedule: str, steps: int, shift: float, config: dict[str, Any]) -> Any:
-    """diffusers' UniPC scheduler before its first step."""
-    import numpy as np
-    from diffusers import UniPCMultistepScheduler
-
-    karras = {} if schedule == "karras" else {"use_karras_sigmas": False, "flow_shift": shift}
-    scheduler = UniPCMultistepScheduler.from_config({**config, **karras})
-    if (kind := scheduler.config.prediction_type) != "flow_prediction":
-        raise ValueError(f"its prediction_type is {kind}, and Cosmos3 predicts flow_prediction")
-    base = np.linspace(0.999, 0.0, steps + 1)[:-1] if schedule == "native" else None
-    scheduler.set_timesteps(steps, sigmas=base)
-    # Without this the first step is looked up by its timestep, which is off by one where two timesteps coincide.
-    scheduler.set_begin_index(0)
-    return scheduler
-
-
 def solver_of(request: Request, model: Model) -> Solver:
     """The request's schedule on this model. Raises InputError where its scheduler_config.json describes none."""
-    try:
-        return Solver.of(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas)
-    except Exception as error:  # diffusers builds from whatever it is given, so anything can go wrong
-        raise InputError(
-            f"loading {model.name}/scheduler",
-            f"no schedule can be built from its scheduler_config.json ({error})",
-            "Get the scheduler folder again from the model's repository",
-        ) from None
+    source = f"{model.name}/scheduler"
+    return Solver.of(request.schedule, request.steps, request.shift, model.scheduler, model.distilled_sigmas, source)
 
 
-def _update(scheduler: Any) -> Tensor:
-    """UniPC's steps as matrices [steps, R, R + 1], fp32: from the rows x, last sample, model outputs (oldest first) and
-    velocity to all but the velocity as they are after the step. Found by stepping on unit vectors."""
-    order = scheduler.config.solver_order
-    x, last, *outputs, velocity = torch.eye(order + 3, dtype=torch.float64).unsqueeze(1)  # a batch axis of one
-    nothing, steps = torch.zeros_like(x), []
-    for i, timestep in enumerate(scheduler.timesteps):
+def _unipc(sigmas: Tensor) -> Tensor:
+    """UniPC-2's steps as matrices [steps, 4, 5], fp32: from the rows x, last sample, the two last predictions (older
+    first) and velocity to all but the velocity as they are after the step.
+
+    Zhao et al. 2023 (arXiv 2302.04867), algorithms 1 and 2 with B(h) = exp(h) - 1 and predictions of the data. What
+    depends on the noise levels alone is fp32, number by number, and the rest fp64, as diffusers has them on fp64 data.
+    """
+    x, last, older, newer, velocity = torch.eye(5, dtype=torch.float64)
+    levels, steps = list(sigmas), []
+    for i, sigma in enumerate(levels[:-1]):
+        prediction = x - sigma * velocity
+        sample, known = x, torch.zeros_like(x)
         if i:
-            scheduler.last_sample, scheduler.model_outputs = last, list(outputs)
-        after = scheduler.step(velocity, timestep, x, return_dict=False)[0]
-        rows = (after, scheduler.last_sample, *scheduler.model_outputs)
-        steps.append(torch.cat([nothing if row is None else row for row in rows]))
+            sample, known = _corrected(levels, i, last, older, newer, prediction), newer
+        after = _predicted(levels, i, sample, known, prediction)
+        steps.append(torch.stack((after, sample, known, prediction)))
     return torch.stack(steps).float()
+
+
+def _second_order(levels: list[Tensor], i: int) -> bool:
+    """Whether the step from level i is one: the first knows no prediction before, and the last goes to infinity."""
+    return 0 < i < len(levels) - 2
+
+
+def _corrected(levels: list[Tensor], i: int, x: Tensor, older: Tensor, newer: Tensor, prediction: Tensor) -> Tensor:
+    """UniC: the sample at level i, again from the sample x at level i - 1, now that the prediction here is known."""
+    base, scale, h = _first_order(levels, i - 1, x, newer)
+    change = prediction - newer
+    if not _second_order(levels, i - 1):
+        return base - scale * (0.5 * change)
+    r = (_half_log_snr(levels[i - 2]) - _half_log_snr(levels[i - 1])) / h
+    growth = torch.expm1(-h)
+    phi = growth / -h - 1
+    one = torch.ones_like(r)
+    matrix = torch.stack((torch.stack((one, one)), torch.stack((r, one))))
+    rho = torch.linalg.solve(matrix, torch.stack((phi / growth, (phi / -h - 0.5) * 2 / growth)))
+    return base - scale * (rho[0] * ((older - newer) / r) + rho[1] * change)
+
+
+def _predicted(levels: list[Tensor], i: int, x: Tensor, newer: Tensor, prediction: Tensor) -> Tensor:
+    """UniP: the sample at level i + 1, from the sample x at level i."""
+    base, scale, h = _first_order(levels, i, x, prediction)
+    if not _second_order(levels, i):
+        return base
+    r = (_half_log_snr(levels[i - 1]) - _half_log_snr(levels[i])) / h
+    return base - scale * (0.5 * ((newer - prediction) / r))
+
+
+def _first_order(levels: list[Tensor], i: int, x: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The step from level i to the next one along a constant prediction; what multiplies its terms of higher order; and
+    the distance h of the levels."""
+    h = _half_log_snr(levels[i + 1]) - _half_log_snr(levels[i])
+    scale = (1 - levels[i + 1]) * torch.expm1(-h)
+    return levels[i + 1] / levels[i] * x - scale * prediction, scale, h
+
+
+def _half_log_snr(sigma: Tensor) -> Tensor:
+    return torch.log(1 - sigma) - torch.log(sigma)

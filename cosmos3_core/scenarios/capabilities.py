@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .aliases import spelled
 from .facts import ModelFacts
 from .families import TASKS
 from .fields import FIELDS, REQUIRED, Field
 from .kinds import LONGEST, Kind, choice
-from .request import PROFILES, defaults, profile_source
+from .request import DISTILLED, PROFILES, defaults, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
 from .task import Task
 
-DISTILLED = "distilled"
-"""A variant of models, and the schedule that only these have."""
 Row = tuple[dict[str, Any], dict[str, str]]
 
 
 def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
     """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
     unknown profile."""
+    profile = spelled("profile", profile, PROFILES)
     tasks = [task for task in TASKS.values() if task.distilled or model.variant != DISTILLED]
     rows = {task.name: defaults(task.name, profile, model) for task in tasks}
     return {

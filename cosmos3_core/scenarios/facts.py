@@ -11,10 +11,11 @@ NEGATIVE_PROMPT = "assets/negative_prompt.json"
 @dataclass(frozen=True)
 class ModelFacts:
     """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
-    number that a distilled model was made for."""
+    number that a distilled model was made for; `made_for` the task that it was trained for above others, if any."""
 
     name: str
     variant: str
     system_prompt: bool
     negative_prompt: str | None
     steps: int | None = None
+    made_for: str | None = None

@@ -26,6 +26,12 @@ THE_INPUTS = "the inputs"
 """A field's default follows from the other fields."""
 REQUIRED = "required"
 
+INPUT = "Prompt and inputs"
+TEXTS = "How texts are written"
+SIZE = "Size and length"
+SAMPLING = "Sampling"
+DECODE = "Device and kernels"
+
 
 def _taken(task: Task) -> str | None:
     return None
@@ -44,12 +50,14 @@ class Field:
     `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
     beside the other values of a request; None where it does something. `option` says that the command line has an
     option for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in
-    [run] itself, and `distilled` that a distilled model has settled it.
+    [run] itself, and `distilled` that a distilled model has settled it. `group` is the heading it stands under for a
+    reader.
     """
 
     name: str
     kind: Kind
     help: str
+    group: str
     default: str = PROFILE
     checkpoint: Callable[[ModelFacts], tuple[Any, str]] | None = None
     refusal: Callable[[Task], str | None] = _taken
@@ -115,6 +123,7 @@ def _one_tile(values: Mapping[str, Any], task: Task) -> str | None:
 _ROWS = (
     Field(
         name="task",
+        group=INPUT,
         kind=kinds.TASK,
         help=f"{', '.join(list(TASKS)[:-1])} or {list(TASKS)[-1]}.",
         default=THE_INPUTS,
@@ -122,9 +131,10 @@ _ROWS = (
         costs=True,
         headline=True,
     ),
-    Field(name="prompt", kind=kinds.PROMPT, help="What to show.", default=REQUIRED, headline=True),
+    Field(name="prompt", group=INPUT, kind=kinds.PROMPT, help="What to show.", default=REQUIRED, headline=True),
     Field(
         name="image",
+        group=INPUT,
         kind=kinds.PATH,
         help="Start a video from this picture.",
         default=NOT_GIVEN,
@@ -133,6 +143,7 @@ _ROWS = (
     ),
     Field(
         name="video",
+        group=INPUT,
         kind=kinds.PATH,
         help="Continue this clip.",
         default=NOT_GIVEN,
@@ -141,6 +152,7 @@ _ROWS = (
     ),
     Field(
         name="size",
+        group=SIZE,
         kind=kinds.SIZE,
         help="1280x720, or a tier such as 720p or 720p:16:9.",
         option=True,
@@ -149,15 +161,17 @@ _ROWS = (
     ),
     Field(
         name="frames",
+        group=SIZE,
         kind=kinds.FRAMES,
         help="1, 5, 9, 13 ... pixel frames.",
         option=True,
         costs=True,
         headline=True,
     ),
-    Field(name="fps", kind=kinds.number(1, 240), help="Frames per second.", refusal=_lasting, option=True),
+    Field(name="fps", group=SIZE, kind=kinds.number(1, 240), help="Frames per second.", refusal=_lasting, option=True),
     Field(
         name="steps",
+        group=SAMPLING,
         kind=kinds.whole(1, 1000),
         help="Denoising steps.",
         checkpoint=lambda model: (model.steps, "checkpoint (its distilled sigmas)"),
@@ -168,6 +182,7 @@ _ROWS = (
     ),
     Field(
         name="guidance",
+        group=SAMPLING,
         kind=kinds.number(0, 20),
         help="Classifier-free guidance scale; 1 is none.",
         option=True,
@@ -176,14 +191,22 @@ _ROWS = (
     ),
     Field(
         name="guidance_interval",
+        group=SAMPLING,
         kind=kinds.INTERVAL,
         help="Timesteps between which guidance is used.",
         idle=_unguided,
         distilled=True,
     ),
-    Field(name="schedule", kind=kinds.choice(*SCHEDULES), help="Noise schedule and its solver.", distilled=True),
+    Field(
+        name="schedule",
+        group=SAMPLING,
+        kind=kinds.choice(*SCHEDULES),
+        help="Noise schedule and its solver.",
+        distilled=True,
+    ),
     Field(
         name="shift",
+        group=SAMPLING,
         kind=kinds.number(0.01, 100),
         help="Shift of the noise schedule.",
         idle=_unshifted,
@@ -192,13 +215,15 @@ _ROWS = (
     ),
     Field(
         name="seed",
-        kind=kinds.whole(0, 2**63 - 1),
-        help="Seed of the noise.",
+        group=SAMPLING,
+        kind=kinds.SEED,
+        help="Seed of the noise; -1 is a random one.",
         option=True,
         headline=True,
     ),
     Field(
         name="negative_prompt",
+        group=INPUT,
         kind=kinds.TEXT,
         help="What to keep away from.",
         checkpoint=_stock_negative,
@@ -208,6 +233,7 @@ _ROWS = (
     ),
     Field(
         name="tile",
+        group=DECODE,
         kind=kinds.TILE,
         help="Decode in tiles of this many pixels, to save memory.",
         default=NOT_GIVEN,
@@ -217,32 +243,41 @@ _ROWS = (
     ),
     Field(
         name="condition_frame_indexes",
+        group=INPUT,
         kind=kinds.INDICES,
         help="Latent frames that are taken from the clip.",
         refusal=_clip,
     ),
     Field(
         name="condition_video_keep",
+        group=INPUT,
         kind=kinds.choice("first", "last"),
         help="Which end of the clip they are taken from.",
         refusal=_clip,
     ),
     Field(
         name="system_prompt",
+        group=TEXTS,
         kind=kinds.SWITCH,
         help="Put the system prompt of the media before each text.",
         checkpoint=lambda model: (model.system_prompt, "checkpoint (model_index.json)"),
     ),
     Field(
         name="duration_template",
+        group=TEXTS,
         kind=kinds.SWITCH,
         help="Add a sentence on duration and frame rate to a plain prompt.",
         refusal=_lasting,
     ),
-    Field(name="resolution_template", kind=kinds.SWITCH, help="Add a sentence on the size to a plain prompt."),
-    Field(name="json_metadata", kind=kinds.SWITCH, help="Add duration and size to a JSON prompt, as keys."),
+    Field(
+        name="resolution_template", group=TEXTS, kind=kinds.SWITCH, help="Add a sentence on the size to a plain prompt."
+    ),
+    Field(
+        name="json_metadata", group=TEXTS, kind=kinds.SWITCH, help="Add duration and size to a JSON prompt, as keys."
+    ),
     Field(
         name="negative_metadata",
+        group=TEXTS,
         kind=kinds.choice("none", "same", "inverse"),
         help="Which of these sentences the negative prompt gets.",
         idle=_no_template,
@@ -250,18 +285,21 @@ _ROWS = (
     ),
     Field(
         name="image_filter",
+        group=INPUT,
         kind=kinds.choice("bilinear", "lanczos"),
         help="Filter that scales the input to the size.",
         refusal=_any_input,
     ),
     Field(
         name="video_fit",
+        group=INPUT,
         kind=kinds.choice("crop", "stretch"),
         help="How a clip of another shape is made to fit.",
         refusal=_clip,
     ),
     Field(
         name="max_text_tokens",
+        group=TEXTS,
         kind=kinds.whole(0, 100_000),
         help="Tokens at which a text is cut; 0 is never.",
     ),

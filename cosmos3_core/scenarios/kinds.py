@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..contract import InputError
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from . import aliases
 from .families import TASKS
 from .sizes import FORMS, LARGEST, SMALLEST, check_size, parse_size
 from .task import Task
 
+CHANCE = (-1, "random")
+"""Seeds that leave it to chance: -1 is other tools' word for it."""
 MAX_PROMPT_CHARS = 100_000
 LONGEST = 4001
 """Frames of the longest video."""
@@ -83,7 +88,7 @@ def _bounded(name: str, value: Any, low: float, high: float, words: str) -> floa
 
 
 def _out_of_range(name: str, value: Any, words: str) -> InputError:
-    return InputError(f"{name} = {value!r}", "it is out of range", f"{name} is {words}")
+    return InputError(f"{name} = {value!r}", "it is out of range", f"{name} is {words}", name)
 
 
 def choice(*names: str) -> Kind:
@@ -138,9 +143,33 @@ def _path(name: str, value: Any, task: Task) -> str | None:
     return value
 
 
+def task_named(value: Any) -> Any:
+    """Our name of a task that others call text2video, image-to-video or txt2img; anything else as it is."""
+    of = {"t": "text|txt", "i": "image|img", "v": "video|vid|world"}
+    if isinstance(value, str):
+        word = value.strip().lower()
+        for (a, start), (b, end) in itertools.product(of.items(), of.items()):
+            if re.fullmatch(f"({start}|{a})[-_ ]?(2|to)[-_ ]?({end}|{b})", word):
+                return f"{a}2{b}"
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """A list that was typed without its brackets, or in round ones: 0,1 is [0, 1]. Anything else as it is."""
+    if isinstance(value, str):
+        try:
+            return json.loads(f"[{value.strip().strip('()[]')}]")
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def _task(name: str, value: Any, task: Task) -> str:
+    value = task_named(value)
     if value not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
-        raise InputError(f"task {value!r}", "there is no such task", f"Tasks are {', '.join(TASKS)}")
+        otherwise = f"Tasks are {', '.join(TASKS)}"
+        next_step = aliases.next_step(value, TASKS, otherwise) if isinstance(value, str) else otherwise
+        raise InputError(f"task {value!r}", "there is no such task", next_step)
     return value
 
 
@@ -169,6 +198,7 @@ TIMESTEP = number(0, 1000)
 
 
 def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
+    value = _listed(value)
     if value is None or value == [] or value == ():
         return None
     if not isinstance(value, list | tuple) or len(value) != 2:
@@ -183,7 +213,13 @@ def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
     return low, high
 
 
+def _seed(name: str, value: Any, task: Task) -> int | str:
+    """A seed, or "random" for what leaves it to chance."""
+    return "random" if value in CHANCE else SEED_RANGE.read(name, value, task)
+
+
 def _indices(name: str, value: Any, task: Task) -> tuple[int, ...]:
+    value = _listed(value)
     if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
         raise InputError(f"{name} = {value!r}", "latent frames are numbered 0, 1, 2 ...", "Give a list such as [0, 1]")
     return tuple(sorted(set(value)))
@@ -236,6 +272,14 @@ INDICES = Kind(
     {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
     str,
     _indices,
+)
+SEED_RANGE = whole(0, 2**63 - 1)
+SEED = Kind(
+    "seed",
+    f"{SEED_RANGE.words}; or -1 for a random one",
+    {"anyOf": [SEED_RANGE.schema, {"enum": list(CHANCE)}]},
+    int,
+    _seed,
 )
 TILE = Kind(
     "tile",

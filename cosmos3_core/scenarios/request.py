@@ -6,9 +6,10 @@ from. An option that would change nothing is an error, as is a key that does not
 
 from __future__ import annotations
 
+import itertools
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,16 +17,24 @@ from typing import Any
 
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
-from ..spelling import did_you_mean
+from . import aliases, kinds
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
-from .fields import FIELDS, NOT_GIVEN, PROFILE
+from .faults import Faults
+from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
 from .task import Task
 
-PROFILES = ("reference", "diffusers", "vllm-omni", "sglang")
+PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
 CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
+DISTILLED = "distilled"
+"""A variant of models, and the schedule that only these have."""
+VARIANTS = ("edge", DISTILLED)
+"""Variants of models that may have defaults of their own, in a table of their name."""
+ANY = "(any)"
+"""What stands in for a text or a file that a partial request lacks."""
+STANDS_IN = "not given; no plan depends on it"
 
 
 @dataclass(frozen=True)
@@ -81,9 +90,42 @@ class Request:
         return values | {"size": f"{values.pop('width')}x{values.pop('height')}"}
 
 
+Tables = dict[str, dict[str, Any]]
+
+
 @cache
-def _tables() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("defaults.toml").read_text())
+def _tables() -> Tables:
+    return read_defaults(Path(__file__).with_name("defaults.toml").read_text(encoding="utf-8"))
+
+
+def read_defaults(text: str) -> Tables:
+    """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. Raises
+    InputError unless for each task every profile has the default of every field that takes it from there, and no other
+    key."""
+    tables = tomllib.loads(text)
+    for name, profile in tables["profile"].items():
+        _inherit(tables, name, profile.pop("like", None))
+    wanted = {name for name, field in FIELDS.items() if field.default == PROFILE}
+    for name, profile in itertools.product(TASKS, PROFILES):
+        row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
+        special = [row[variant] for variant in VARIANTS if variant in row]
+        missing = wanted - row.keys()
+        unknown = set(row).union(*special) - wanted - {"source", *VARIANTS}
+        for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
+            if keys:
+                asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
+                raise InputError(asked, said, f"Correct [{name}.{profile}] or [profile.{profile}]")
+    return tables
+
+
+def _inherit(tables: Tables, profile: str, like: str | None) -> None:
+    """Fill a profile with the rows of the one that it is like; what it says itself holds for every task."""
+    if like is None:
+        return
+    own = tables["profile"][profile]
+    tables["profile"][profile] = tables["profile"][like] | own
+    for name in TASKS:
+        tables[name][profile] = tables[name][like] | own | tables[name].get(profile, {})
 
 
 def profile_source(profile: str) -> str:
@@ -95,10 +137,9 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     """What the fields of a task are where they are not given, by a profile for a model, and where each value comes
     from. A field without a default (a prompt) is absent; the seed is "random" where the profile leaves it to chance.
     Raises InputError for an unknown profile."""
-    if profile not in PROFILES:
-        raise InputError(f"profile {profile!r}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
+    _check_profile(profile)
     row = _tables()["profile"][profile] | _tables()[task][profile]
-    variants = {name: dict(row.pop(name, {})) for name in ("edge", "distilled")}
+    variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
     special, _ = variants.get(model.variant, {}), row.pop("source")
     where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
     row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
@@ -110,54 +151,119 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     return row, origin
 
 
-def infer_task(given: dict[str, Any], output_suffix: str | None) -> str:
+def _check_profile(profile: str) -> None:
+    if profile not in PROFILES:
+        raise InputError(f"profile {profile!r}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
+
+
+def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
     """The task that the given fields call for: one that starts from the input given, and of those the one of a single
-    frame where one frame or a single frame's file is asked for. Raises InputError for two inputs."""
+    frame where one frame or a single frame's file is asked for; where nothing says, the one that the model was
+    `made_for`. Raises InputError for two inputs."""
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
         raise InputError(" with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one")
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
+    if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
+        return made_for
     single = given.get("frames") == 1 or any(task.single and task.suffix == suffix for task in fitting)
     return next((task for task in fitting if task.single == single), fitting[0]).name
 
 
-def check_keys(given: dict[str, Any]) -> None:
-    """InputError with a suggestion for a key that is no request field."""
+def check_keys(given: Mapping[str, Any]) -> None:
+    """InputError with a suggestion for each key that is no request field."""
+    faults = Faults()
     for key in given:
-        if key not in FIELDS:
-            hint = did_you_mean(key, FIELDS, f"Fields are {', '.join(sorted(FIELDS))}")
-            raise InputError(f"request field {key!r}", "there is no such field", hint)
+        with faults.of(key):
+            _check_key(key)
+    faults.report()
+
+
+def _check_key(key: str) -> None:
+    if key not in FIELDS:
+        hint = aliases.next_step(key, FIELDS, f"Fields are {', '.join(sorted(FIELDS))}")
+        raise InputError(f"request field {key!r}", "there is no such field", hint)
+
+
+def check(
+    given: Mapping[str, Any],
+    profile: str,
+    suffix: str | None = None,
+    *,
+    made_for: str | None = None,
+    partial: bool = False,
+) -> Task:
+    """The task of a request, by the field or by what is given, the output's `suffix` and what the model was `made_for`
+    (`ModelFacts`). Raises InputError for all that
+    is wrong with the given fields whatever the model: unknown ones, bad values, a missing prompt or input. A `partial`
+    request may lack these two."""
+    faults, task, values = Faults(), TASKS[DEFAULT_TASK], {}
+    with faults.of("profile"):
+        _check_profile(profile)
+    with faults.of("task"):
+        name = given["task"] if "task" in given else infer_task(given, suffix, made_for)
+        task = TASKS[FIELDS["task"].check(name, task)]
+    for key, value in given.items():
+        with faults.of(key):
+            _check_key(key)
+            values[key] = FIELDS[key].check(value, task)
+    if not partial and "prompt" in _missing(given, task):
+        said = "there is nothing to generate", 'Give a `prompt`, such as "a cup on a table"'
+        faults.found["prompt"] = InputError("a run without a prompt", *said)
+    if "task" not in faults.found:
+        _check_inputs(faults, task, values, partial)
+    faults.report()
+    return task
+
+
+def _missing(given: Mapping[str, Any], task: Task) -> list[str]:
+    """What a request of this task has to have and has not."""
+    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED]
+    return [name for name in needed if name not in given] + [
+        name for name in INPUTS if name == task.input and given.get(name) is None
+    ]
 
 
 def resolve(
-    given: dict[str, Any], profile: str, model: ModelFacts, pick_seed: Callable[[], int]
+    given: Mapping[str, Any],
+    profile: str,
+    model: ModelFacts,
+    pick_seed: Callable[[], int],
+    suffix: str | None = None,
+    *,
+    partial: bool = False,
 ) -> tuple[Request, dict[str, str]]:
     """The full request, and for each of `FIELDS` where its value came from.
 
-    `given` holds the fields that the user set, `task` among them. `pick_seed` is asked when the profile leaves the seed
-    to chance. Raises InputError.
+    `given` holds the fields that the user set; a task that is not among them follows from them and from the output's
+    `suffix`. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial` request something stands
+    in for a prompt and an input that are not given; their origin is `STANDS_IN`. Raises InputError, for all faults of
+    the given fields at once, or then for all that the model and the values together do not allow.
     """
-    check_keys(given)
-    default = TASKS[DEFAULT_TASK]
-    task = TASKS[FIELDS["task"].check(given.get("task", default.name), default)]
+    task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
     values, origin = defaults(task.name, profile, model)
+    if given.get("seed") in kinds.CHANCE:
+        values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
-    values, origin = values | given | {"task": task.name}, origin | dict.fromkeys(changed, "user")
-    _check_variant(task, changed, model)
-    if "prompt" not in values:
-        raise InputError("a run without a prompt", "there is nothing to generate", 'Type cosmos3 run "what to show"')
+    missing = dict.fromkeys(_missing(given, task), ANY)
+    values = {**values, **given, **missing, "task": task.name}
+    origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
-    _check_inputs(task, values)
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
-    _check_clean(request)
+    faults = Faults()
+    _check_variant(faults, task, changed, model)
+    with faults.of("condition_frame_indexes"):
+        _check_clean(request)
     for name, value in changed.items():
-        if reason := FIELDS[name].useless(values, task):
-            raise InputError(f"{name} = {value!r}", f"it would change nothing: {reason}", f"Drop {name}")
+        with faults.of(name):
+            if reason := FIELDS[name].useless(values, task):
+                raise InputError(f"{name} = {value!r}", f"it would change nothing: {reason}", f"Drop {name}")
+    faults.report()
     return request, origin
 
 
@@ -166,35 +272,40 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else [] if value is None else value
 
 
-def _check_variant(task: Task, changed: dict[str, Any], model: ModelFacts) -> None:
-    if model.variant != "distilled":
-        if changed.get("schedule") == "distilled":
-            raise InputError("schedule 'distilled'", f"{model.name} is not a distilled model", "Drop schedule")
+def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+    if model.variant != DISTILLED:
+        with faults.of("schedule"):
+            if changed.get("schedule") == DISTILLED:
+                raise InputError("schedule 'distilled'", f"{model.name} is not a distilled model", "Drop schedule")
         return
     if not task.distilled:
         names = " and ".join(name for name, other in TASKS.items() if other.distilled)
         raise InputError(f"task {task.name}", f"{model.name} is distilled for {names} only", "Use the full model")
     for name, value in changed.items():
-        if FIELDS[name].distilled:
-            found = f"{model.name} is distilled: its steps and guidance are fixed"
-            raise InputError(f"{name} = {value!r}", found, f"Drop {name}")
+        with faults.of(name):
+            if FIELDS[name].distilled:
+                found = f"{model.name} is distilled: its steps and guidance are fixed"
+                raise InputError(f"{name} = {value!r}", found, f"Drop {name}")
 
 
-def _check_inputs(task: Task, values: dict[str, Any]) -> None:
+def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial: bool) -> None:
     """The file that the task starts from and no other, and one frame or several."""
-    if task.input and values[task.input] is None:
-        raise InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
+    if task.input and not partial and values.get(task.input) is None:
+        missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
+        faults.found.setdefault(task.input, missing)
     for name in INPUTS:
-        if values[name] is not None and (reason := FIELDS[name].refusal(task)):
-            next_step = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"
-            raise InputError(f"`{name}` with task {task.name}", reason, next_step)
-    if task.single != (values["frames"] == 1):
-        found, next_step = "one frame is an image", f"Ask for {TEMPORAL_COMPRESSION + 1} frames or more"
-        if task.single:
-            other = TASKS[DEFAULT_TASK]
-            found = f"{task.result} has one frame"
-            next_step = f"Drop frames, or use `task` {other.name} and an output ending in {other.suffix}"
-        raise InputError(f"{values['frames']} frames with task {task.name}", found, next_step)
+        with faults.of(name):
+            if values.get(name) is not None and (reason := FIELDS[name].refusal(task)):
+                next_step = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"
+                raise InputError(f"`{name}` with task {task.name}", reason, next_step)
+    with faults.of("frames"):
+        if "frames" in values and task.single != (values["frames"] == 1):
+            found, next_step = "one frame is an image", f"Ask for {TEMPORAL_COMPRESSION + 1} frames or more"
+            if task.single:
+                other = TASKS[DEFAULT_TASK]
+                found = f"{task.result} has one frame"
+                next_step = f"Drop frames, or use `task` {other.name} and an output ending in {other.suffix}"
+            raise InputError(f"{values['frames']} frames with task {task.name}", found, next_step)
 
 
 def _check_clean(request: Request) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..checkpoint.model import Model, describe, open_model
+from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
@@ -88,13 +88,18 @@ def ground_of(wish: Wish, on: tuple[Backend, Device] | None = None) -> Ground:
 
 
 def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Ground | None = None) -> Settled:
-    """Decide everything, on the `ground` that the same wish came to before if the caller has it. `on` is as for
-    `ground_of`. Reads JSON files, and no weight. Raises InputError for what cannot be met."""
+    """Decide everything, on the `ground` that the same wish came to before if the caller has it; `on` is as for
+    `ground_of`. Reads JSON files, and no weight, and no file before the request's own faults are found. Raises
+    InputError for what cannot be met."""
+    given = understood(wish.given)
+    requests.check(given, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
     model = ground.model if ground else _opened(wish)
-    request, origin = _request(wish, model)
+    request, origin = requests.resolve(
+        given, wish.profile, model.facts, wish.pick_seed, wish.suffix, partial=wish.partial
+    )
     ground = ground or _planned(wish, model, on)
     plan, device = ground.plan, ground.plan.device
-    job = _job(request, origin, model, _guided_steps(request, model, wish.described))
+    job = _job(request, origin, model, _guided_steps(request, model, _from_table(wish)))
     placement = RESIDENT if wish.resident else SEQUENTIAL
     asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, placement, plan.tuning)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
@@ -114,8 +119,12 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     )
 
 
+def _from_table(wish: Wish) -> bool:
+    return wish.described and wish.revision is None
+
+
 def _opened(wish: Wish) -> Model:
-    return describe(wish.model) if wish.described else open_model(wish.model, wish.revision)
+    return describe(wish.model) if _from_table(wish) else open_model(wish.model, wish.revision)
 
 
 def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Ground:
@@ -124,16 +133,6 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
         device = replace(device, memory=wish.memory)
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)
     return Ground(model=model, plan=resolve(want, backend, device), why=why)
-
-
-def _request(wish: Wish, model: Model) -> tuple[requests.Request, dict[str, str]]:
-    given = understood(wish.given)
-    requests.check_keys(given)
-    inferred = {} if "task" in given else {"task": "the inputs"}
-    if inferred:
-        given["task"] = requests.infer_task(given, wish.suffix)
-    request, origin = requests.resolve(given, wish.profile, model.facts, wish.pick_seed)
-    return request, origin | inferred
 
 
 def _guided_steps(request: requests.Request, model: Model, described: bool) -> int:

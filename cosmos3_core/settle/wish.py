@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..contract import InputError
+from ..plan.resolve import dtype_named
+from ..scenarios.aliases import spelled
 from ..scenarios.request import PROFILES
 
 
@@ -18,16 +20,18 @@ def zero() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """`model` is "tiny", a folder or a hub id, at a `revision`; with `described` a published model's facts come from
-    the table here, so that nothing is downloaded, and "nano", "super" and "edge" are names too.
+    """`model` is "tiny", a folder, a hub id or its short form ("nano", "super", "edge"), at a `revision`; with
+    `described`, and without one, a published model's facts come from the table here, so that nothing is downloaded.
 
     `given` are request fields as `scenarios.request.resolve` takes them; a task that is not among them follows from
-    the inputs and from `suffix`, that of the output file. `profile` names whose defaults fill the rest; `pick_seed` is
-    asked where they leave the seed to chance.
+    the inputs and from `suffix`, that of the output file. A `partial` request may lack its prompt and its input file,
+    on which no plan depends. `profile` names whose defaults fill the rest; `pick_seed` is asked where they leave the
+    seed to chance.
 
     `backend` None takes the accelerator that is here, none of those that are `disabled`. `kernels` and `formats` by op
     are met or refused, `required` kernels asserted. `dtype` None is the checkpoint's. `memory` in bytes stands in the
-    place of the device's own. `resident`: what is loaded stays for the next request.
+    place of the device's own. `resident`: what is loaded stays for the next request. Other programs' names of a
+    profile, a backend and a dtype become ours.
     """
 
     model: str
@@ -35,6 +39,7 @@ class Wish:
     described: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
     suffix: str | None = None
+    partial: bool = False
     profile: str = PROFILES[0]
     pick_seed: Callable[[], int] = zero
     backend: str | None = None
@@ -60,6 +65,21 @@ class Wish:
         if isinstance(self.disabled, str):
             found = "it is one text, and each of its letters would be a name"
             raise InputError(f"disabled = {self.disabled!r}", found, f"Pass [{self.disabled!r}]")
+        object.__setattr__(self, "profile", spelled("profile", self.profile, PROFILES))
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", None if self.dtype == "auto" else dtype_named(self.dtype))
+        if self.backend is not None:
+            object.__setattr__(self, "backend", _backend_named(self.backend))
         memory = self.memory
         if memory is not None and not (isinstance(memory, int | float) and 0 < memory < math.inf):
             raise InputError(f"memory = {memory!r}", "that is no memory", "Give it in bytes")
+
+
+def _backend_named(text: str) -> str:
+    """A backend by one of its other names, or by torch's string for its first device. Raises InputError for another
+    device than the first."""
+    name, _, number = text.partition(":")
+    if number and number != "0":
+        found = "a run takes the first device that it sees"
+        raise InputError(f"`backend` {text}", found, f"Hide the others from it, and name {name} alone")
+    return spelled("backend", name)

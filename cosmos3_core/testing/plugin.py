@@ -6,6 +6,7 @@ with `-p cosmos3_core.testing.plugin`; a module's own BACKEND serves without it.
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
@@ -99,6 +100,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         problems += [f"{module.__name__}: {problem}" for problem in _judge(module, mine, whole)]
     if problems:
         raise pytest.UsageError("the kit was not run as it is:\n  " + "\n  ".join(problems))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is left out of what `alive` counts and collects: thousands of modules, whose
+    objects it would look through before and after every job."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 def _judge(module: ModuleType, items: list[Any], whole: bool) -> Iterator[str]:

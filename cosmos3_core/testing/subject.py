@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import replace
 from functools import cached_property, partial
@@ -21,8 +22,10 @@ from ..plan.choice import rows
 from ..plan.resolve import formats_of, why_not
 from .cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here
 
+PEERS = 3
+"""Processes that meet: between two, the one before and the next one are the same."""
 MEETING_SECONDS = 180
-"""How long two processes may take to load the backend and try its collectives."""
+"""How long they may take to load the backend and try its collectives."""
 TOLD = " was "
 """Between the name of what a process has tried and how it went."""
 
@@ -35,6 +38,8 @@ class Subject:
         self.backend = discovery.load(name)
         self.found = discovery.installed()[name]
         self.module = self.found.value.partition(":")[0]
+        self.environment = dict(os.environ)
+        """For the processes that are started: as it was before a row was built here."""
         self._reasons: dict[tuple[str, ...], str | None] = {}
         self._peers: dict[str, list[dict[str, str]] | str] = {}
         self._ops: dict[tuple[Any, ...], Ops] = {}
@@ -100,39 +105,39 @@ class Subject:
     def watched(self) -> dict[str, Any]:
         """What `watch` saw in a fresh process."""
         command = [sys.executable, "-m", "cosmos3_core.testing.watch", self.name]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")
         return json.loads(done.stdout.splitlines()[-1])
 
     def peers(self, kernel: Kernel) -> list[dict[str, str]] | str:
-        """What `peers` found in each of two processes, or why there cannot be two. What a process did not get to has
-        what it said last."""
-        count = self.device.count if isinstance(self.device, Device) else 0
-        if self.backend.torch_device != "cpu" and count < 2:
-            return f"two processes need two devices, and here is {count}"
+        """What `peers` found in each of three processes, or of two on two devices, or why there cannot be two. What a
+        process did not get to has what it said last."""
+        devices = self.device.count if isinstance(self.device, Device) else 0
+        count = PEERS if self.backend.torch_device == "cpu" else min(PEERS, devices)
+        if count < 2:
+            return f"two processes need two devices, and here is {devices}"
         if kernel.name not in self._peers:
             with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder:
-                self._peers[kernel.name] = self._meet(kernel, str(Path(folder) / "store"))
+                self._peers[kernel.name] = self._meet(kernel, Path(folder), count)
         return self._peers[kernel.name]
 
-    def _meet(self, kernel: Kernel, store: str) -> list[dict[str, str]]:
-        command = [sys.executable, "-m", "cosmos3_core.testing.peers", self.name, kernel.name, store]
-        processes = [
-            subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for rank in range(2)
-        ]
+    def _meet(self, kernel: Kernel, folder: Path, count: int) -> list[dict[str, str]]:
+        command = [sys.executable, "-m", "cosmos3_core.testing.peers", self.name, kernel.name, str(folder), str(count)]
+        options: dict[str, Any] = {"env": self.environment, "start_new_session": True}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+        late = ""
+        try:
+            _, failed = process.communicate(timeout=MEETING_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            _, failed = process.communicate()
+            late = f"; it was not done after {MEETING_SECONDS} seconds"
         found: list[dict[str, str]] = []
-        until = time.monotonic() + MEETING_SECONDS
-        for process in processes:
-            try:
-                out, said = process.communicate(timeout=max(0.1, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                out, said = process.communicate()
-                said += f"\nit was not done after {MEETING_SECONDS} seconds"
+        for rank in range(count):
+            out, said = (_text(folder / f"{rank}.{suffix}") for suffix in ("out", "err"))
             told = dict(line.split(TOLD, 1) for line in out.splitlines() if TOLD in line)
-            last = (said.strip().splitlines() or [""])[-1]
+            last = ((said.strip() or failed.strip()).splitlines() or [""])[-1] + late
             found.append(defaultdict(partial(str, f"the process ended before it: {last}"), told))
         return found
 
@@ -148,7 +153,8 @@ class Subject:
             "           'environment': dict(os.environ) != environment, 'sys.path': sys.path != path}\n"
             "print('\\n' + json.dumps(effects))"
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"importing {self.module} failed:\n{done.stderr}")
         said, _, effects = done.stdout.rstrip("\n").rpartition("\n")
@@ -167,6 +173,10 @@ class Subject:
             ours = [path for path in files if "__pycache__" not in path.parts]
             found[package] = sha256_files(ours, roots[0] if roots else files[0].parent)
         return sha256_json(found)
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace") if file.exists() else ""
 
 
 def row_id(kernel: Kernel) -> str:

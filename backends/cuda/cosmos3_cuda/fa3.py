@@ -66,10 +66,10 @@ class FlashAttention3InFP8(FlashAttention3):
         return quantize(k_BTKD, centre=True), v_BTKD
 
     def _in_fp8(self, q_BSHD: Tensor, segments: Segments, want_lse: bool) -> tuple[Tensor, Tensor | None]:
-        """Taking one vector from every key moves all scores of a query alike, by its product with the query. Taken
-        from the keys of two segments, these products tell how much of the result is either's: they are made of the
-        query as it was. The mean value is given back as it is: where attention is spread over many keys, it is most of
-        the result, and rounding errors of the rest average out."""
+        """A segment's keys lose their mean, which lowers all scores of a query by the query's product with it. Two
+        segments have two means, and the difference decides how much of the result is either's: its product is made of
+        the query before rounding. The values' mean is added to the result unrounded: where attention is spread over
+        many keys it is most of the result, and the rounding errors of the rest average out."""
         k_BTKD, v_BTKD = segments[-1]
         k8, v8 = quantize(k_BTKD, centre=True), quantize(v_BTKD, centre=True)
         others = self._others(q_BSHD, segments)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from cosmos3_triton.activations import quantize_blocks, quantize_tiles, swizzled
 from cosmos3_triton.linears import RowScaled, check_multiples_of_16, named, packer
-from cosmos3_triton.products import quantize_blocks, quantize_tiles, swizzled
 from cosmos3_triton.tables import Table
 from torch import Tensor
 from torch.nn.functional import ScalingType, SwizzleType

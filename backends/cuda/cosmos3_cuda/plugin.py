@@ -6,10 +6,10 @@ from typing import Any
 
 from cosmos3_triton.rows import (
     FINISH,
-    HALF,
     IN_FINISH,
     IN_PROJECT,
     PROJECT,
+    SIXTEEN_BITS,
     attention_rows,
     layer_rows,
     linear_rows,
@@ -45,7 +45,7 @@ FA3_FROM = 2048
 """Queries from which on FlashAttention-3 is faster than cuDNN on an H100. It takes the host 0.25 ms to call and cuDNN
 0.1 ms; in a CUDA graph the two are equally fast at 1,024 queries."""
 FIRST_RIGHT_CUDNN = (9, 15, 1)
-"""Older ones are wrong where a sequence length is no multiple of 128 (pytorch/pytorch#169849)."""
+"""Older versions are wrong where a sequence length is no multiple of 128 (pytorch/pytorch#169849)."""
 
 
 def probe() -> Device:
@@ -264,7 +264,7 @@ ROWS = (
         name="fa4",
         build=build_fa4,
         arch=("sm_100", "sm_103"),
-        dtypes=HALF,
+        dtypes=SIXTEEN_BITS,
         needs=("flash_attn.cute",),
         refuse=refuse_fa4,
         notes="FlashAttention-4 (package flash-attn-4), written from its signature: never run",
@@ -274,7 +274,7 @@ ROWS = (
         name="sdpa-cudnn",
         build=build_sdpa_cudnn,
         arch=AMPERE_ON,
-        dtypes=HALF,
+        dtypes=SIXTEEN_BITS,
         refuse=refuse_cudnn,
         notes="cuDNN's attention, inside torch",
     ),
@@ -283,7 +283,7 @@ ROWS = (
         name="sdpa-flash",
         build=build_sdpa_flash,
         arch=AMPERE_ON,
-        dtypes=HALF,
+        dtypes=SIXTEEN_BITS,
         refuse=refuse_flash,
         notes="FlashAttention-2, inside torch",
     ),
@@ -325,7 +325,7 @@ ROWS = (
         name="cublas",
         build=build_cublas_finish,
         arch=("sm_90",),
-        dtypes=HALF,
+        dtypes=SIXTEEN_BITS,
         needs=("triton",),
         fuses=("pack_linear", "gate"),
         notes="cuBLAS adds to the residual stream; the MLP's first product and its gate in one, by our own",

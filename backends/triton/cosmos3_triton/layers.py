@@ -8,8 +8,8 @@ where there is no launch of a product that gates or adds, the gate is a kernel o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,13 @@ from cosmos3_core.contract import (
     PackFinish,
     PackProject,
     Project,
-    Projected,
     ProjectWeights,
     Residual,
 )
 
-from .linears import RowScaled
-from .products import ADDING, Rows, gated_order, scaled_mm
+from .activations import Rows
+from .linears import RowScaled, packer
+from .products import ADDING, gated_order, scaled_mm
 from .row_wise import gate_rows, norm_rows
 from .tables import Table
 
@@ -120,36 +120,6 @@ def with_gate(
     return matrix if order is None else GatedMatrix(matrix, order, table)
 
 
-class FusedProject:
-    """contract.Project in 8 bits: the norm's rows come quantized. Rotation is the plan's."""
-
-    def __init__(self, weights: ProjectWeights, layer: Layer, ops: Ops, qkv: QuantizedMatrix, table: Table):
-        self.layer, self.ops, self.qkv, self.norm = layer, ops, qkv, norm_rows(table)
-        self.norm_I, self.norm_q_D, self.norm_k_D = weights.norm_I, weights.norm_q_D, weights.norm_k_D
-        self.norm_k_for_gen_D = weights.norm_k_for_gen_D
-
-    def __call__(self, residual: Residual, cos_BSD: Tensor, sin_BSD: Tensor) -> Projected:
-        c, stream = self.layer, residual
-        options: dict[str, Any] = {"eps": c.eps, "weight_fp32": c.weight_fp32}
-        h, stream.x_MI = self.norm(
-            stream.x_MI, self.norm_I, residual_MI=stream.delta_MI, format=self.qkv.takes, **options
-        )
-        stream.delta_MI = None
-        heads = self.qkv(h).view(len(cos_BSD), -1, c.heads + 2 * c.kv_heads, c.head_dim)
-        del h
-        q, k, v = heads.split([c.heads, c.kv_heads, c.kv_heads], dim=2)
-        normed: list[tuple[Tensor, Tensor | None]] = [(q, self.norm_q_D), (k, self.norm_k_D)]
-        if self.norm_k_for_gen_D is not None:
-            normed.append((k, self.norm_k_for_gen_D))
-        q, k, *k_for_gen = self.ops.norm_rope(normed, cos_BSD, sin_BSD, **options)
-        return Projected(q, k, v, k_for_gen[0] if k_for_gen else None)
-
-    def tensors(self) -> dict[str, Tensor]:
-        norms = {"norm": self.norm_I, "norm_q": self.norm_q_D, "norm_k": self.norm_k_D}
-        norms["norm_k_for_gen"] = self.norm_k_for_gen_D
-        return _named({"qkv": self.qkv}) | {name: norm for name, norm in norms.items() if norm is not None}
-
-
 class FusedFinish:
     """contract.Finish. In 16 bits the norm is the plan's."""
 
@@ -173,18 +143,18 @@ class FusedFinish:
         stream.delta_MI = self.down.add(stream, h)
 
     def tensors(self) -> dict[str, Tensor]:
-        return _named({"out": self.out, "up": self.up, "down": self.down}) | {"norm": self.norm_I}
-
-
-def _named(matrices: dict[str, Any]) -> dict[str, Tensor]:
-    return {f"{name}.{part}": held for name, matrix in matrices.items() for part, held in matrix.tensors().items()}
+        matrices = {"out": self.out, "up": self.up, "down": self.down}
+        parts = {f"{name}.{part}": held for name, matrix in matrices.items() for part, held in matrix.tensors().items()}
+        return parts | {"norm": self.norm_I}
 
 
 def build_project(table: Table, product: Product = scaled_mm) -> PackProject:
-    """Formats "int8" and "fp8"."""
+    """Formats "int8" and "fp8": the default half, whose norm hands its rows quantized to the product."""
+    pack_linear = packer(RowScaled, table=table, product=product)
 
     def project(weights: ProjectWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Project:
-        return FusedProject(weights, layer, ops, QuantizedMatrix(weights.qkv_OI, format, table, product), table)
+        ours = replace(ops, rms_norm=partial(norm_rows(table), format=format), pack_linear=pack_linear)
+        return ops.project(weights, layer, ours, format=format)
 
     return project
 

@@ -15,8 +15,10 @@ from cosmos3_core.contract import Linear, PackLinear
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import pack
 
-from .products import Paired, Rows, a16_mm, dequantize, quantize_rows, scaled_mm
+from .activations import Rows, quantize_rows
+from .products import scaled_mm
 from .tables import Table
+from .weight_only import Paired, a16_mm, dequantize
 
 
 class Plain:
@@ -67,10 +69,10 @@ class WeightOnly:
         self.weight, self.bias_O, self.table = Paired.of(pack(weight_OI, FORMATS[format], weight=True)), bias_O, table
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        run = self.table.find("a16_mm", x_MI.shape[0])
-        if run is None:
+        launch = self.table.find("a16_mm", x_MI.shape[0])
+        if launch is None:
             return F.linear(x_MI, dequantize(self.weight, x_MI.dtype), self.bias_O)
-        return a16_mm(x_MI, self.weight, self.bias_O, run, self.table.tma)
+        return a16_mm(x_MI, self.weight, self.bias_O, launch, self.table.tma)
 
     def tensors(self) -> dict[str, Tensor]:
         weight = self.weight

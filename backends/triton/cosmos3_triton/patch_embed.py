@@ -61,16 +61,16 @@ def _patch_embed(
         weight = tl.load(weight_ptr + out[None, :] * FEATURES + feature[:, None], there, other=0.0)
         total = tl.dot(patches.T, weight, total)
     total += tl.load(bias_ptr + out, out < OUT, other=0.0).to(tl.float32)[None, :]
-    told = tl.load(timestep_ptr + out, out < OUT, other=0.0).to(tl.float32)[None, :]
+    timestep = tl.load(timestep_ptr + out, out < OUT, other=0.0).to(tl.float32)[None, :]
     if noisy_ptr is not None:
         noisy = tl.load(noisy_ptr + frame, token < tokens, other=0)
-        told = tl.where(noisy[:, None], told, 0.0)
+        timestep = tl.where(noisy[:, None], timestep, 0.0)
     y_ptr += token.to(tl.int64)[:, None] * OUT + out[None, :]
-    tl.store(y_ptr, (total + told).to(dtype), (token < tokens)[:, None] & (out < OUT)[None, :])
+    tl.store(y_ptr, (total + timestep).to(dtype), (token < tokens)[:, None] & (out < OUT)[None, :])
 
 
 def build_patch_embed(table: Table) -> PatchEmbed:
-    run = table.launch("patch_embed")
+    launch = table.launch("patch_embed")
 
     def patch_embed(
         latent_CThw: Tensor,
@@ -84,7 +84,7 @@ def build_patch_embed(table: Table) -> PatchEmbed:
         (channels, frames, height, width), out = latent_CThw.shape, len(weight_OI)
         rows, columns = triton.cdiv(height, patch), triton.cdiv(width, patch)
         y = weight_OI.new_empty(frames * rows * columns, out)
-        _patch_embed[(triton.cdiv(len(y), run.block_m) * triton.cdiv(out, run.block_n),)](
+        _patch_embed[(triton.cdiv(len(y), launch.block_m) * triton.cdiv(out, launch.block_n),)](
             latent_CThw,
             weight_OI.contiguous(),
             bias_O,
@@ -100,11 +100,11 @@ def build_patch_embed(table: Table) -> PatchEmbed:
             OUT=out,
             CHANNELS=channels,
             PATCH=patch,
-            BLOCK_M=run.block_m,
-            BLOCK_N=run.block_n,
-            BLOCK_K=run.block_k,
-            num_warps=run.warps,
-            num_stages=run.stages,
+            BLOCK_M=launch.block_m,
+            BLOCK_N=launch.block_n,
+            BLOCK_K=launch.block_k,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
         )
         return y
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cosmos3_core.contract import Gate, NormRope, NormSilu, RmsNorm
 
-from .products import Rows, dense, eight_bits, empty_rows
+from .activations import Rows, dense, eight_bits, empty_rows
 from .tables import Table
 
 
@@ -195,8 +195,8 @@ def build_rms_norm(table: Table) -> RmsNorm:
 
 
 def norm_rows(table: Table) -> Callable[..., tuple[Any, Tensor]]:
-    """As contract.RmsNorm; with a `format` the first result is `Rows` in it: just what rounding it to the dtype and
-    then quantizing its rows gives."""
+    """As contract.RmsNorm. With a `format` the first result is `Rows` in that format, with the same bits as if it was
+    first rounded to the dtype and its rows were quantized then."""
     warps = table.launch("rms_norm").warps
 
     def rms_norm(
@@ -280,9 +280,9 @@ def build_gate(table: Table) -> Gate:
 
 
 def gate_rows(table: Table) -> Callable[..., Any]:
-    """As contract.Gate; with a `format` the result is `Rows` in it. In place, unless it quantizes: the result is the
-    first half of x, or all of it. Writing it elsewhere is 1% faster, and takes half the memory of the largest tensor
-    again. To quantize it a program has a whole row, for its largest element."""
+    """As contract.Gate. With a `format` the result is `Rows` in that format. Without one it is written in place, to the
+    first half of x, or to all of it: to write it elsewhere is 1% faster, and takes half the memory of the largest
+    tensor again. A program that quantizes has a whole row, because the scale is that of its largest element."""
     plain, whole = table.launch("gate"), table.launch("gate_rows")
 
     def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Rows:
@@ -313,7 +313,7 @@ def gate_rows(table: Table) -> Callable[..., Any]:
 
 def build_norm_silu(table: Table) -> NormSilu:
     """Several rows in a program: the VAE's are short and many."""
-    run = table.launch("norm_silu")
+    launch = table.launch("norm_silu")
 
     def norm_silu(
         x_MI: Tensor,
@@ -332,7 +332,7 @@ def build_norm_silu(table: Table) -> NormSilu:
         else:
             residual_MI = dense(residual_MI)
         block = triton.next_power_of_2(width)
-        together = max(1, run.elements // block)
+        together = max(1, launch.elements // block)
         _norm_silu[(triton.cdiv(rows, together),)](
             x_MI,
             weight_I,
@@ -347,7 +347,7 @@ def build_norm_silu(table: Table) -> NormSilu:
             WIDTH=width,
             BLOCK=block,
             ROWS=together,
-            num_warps=run.warps,
+            num_warps=launch.warps,
         )
         return y_MI
 

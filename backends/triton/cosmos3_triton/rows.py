@@ -15,7 +15,7 @@ from cosmos3_core.contract import Ask, Attention, Device, Kernel
 
 from .tables import table
 
-HALF = ("bfloat16", "float16")
+SIXTEEN_BITS = ("bfloat16", "float16")
 Refuse = Callable[[Ask], str | None]
 
 
@@ -23,11 +23,16 @@ def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[s
     """Attention in 16 bits, in int8, and in FP8, with keys in int8 where that is fast."""
 
     def build_fp8(device: Device) -> Attention:
-        from . import attention
+        from . import attention_8bit
 
-        return attention.build_fp8(table(device.arch, device.name), int8=device.arch in int8)
+        return attention_8bit.build_fp8(table(device.arch, device.name), int8=device.arch in int8)
 
-    common: dict[str, Any] = {"op": "attention", "dtypes": HALF, "needs": ("triton",), "refuse": refuse_head_dim}
+    common: dict[str, Any] = {
+        "op": "attention",
+        "dtypes": SIXTEEN_BITS,
+        "needs": ("triton",),
+        "refuse": refuse_head_dim,
+    }
     return (
         Kernel(
             name="triton",
@@ -38,7 +43,7 @@ def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[s
         ),
         Kernel(
             name="triton-int8",
-            build=_build("attention", "build_int8"),
+            build=_build("attention_8bit", "build_int8"),
             arch=int8,
             formats=("int8",),
             notes="the last segment (the media's) in int8, the others and causal calls in 16 bits; relative error "
@@ -83,7 +88,7 @@ def row_wise_rows(arch: tuple[str, ...]) -> tuple[Kernel, ...]:
         Kernel(
             op="patch_embed",
             build=_build("patch_embed", "build_patch_embed"),
-            dtypes=HALF,
+            dtypes=SIXTEEN_BITS,
             notes="patches are read where they lie, the timestep is added before the result is rounded",
             **common,
         ),
@@ -98,7 +103,7 @@ def row_wise_rows(arch: tuple[str, ...]) -> tuple[Kernel, ...]:
 
 def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
     """Linears with weights and inputs in 8 bits, and with weights in 4."""
-    common: dict[str, Any] = {"op": "pack_linear", "arch": arch, "dtypes": HALF, "needs": ("triton",)}
+    common: dict[str, Any] = {"op": "pack_linear", "arch": arch, "dtypes": SIXTEEN_BITS, "needs": ("triton",)}
     return (
         Kernel(
             name="triton-scaled-mm",
@@ -125,7 +130,7 @@ def layer_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, 
         "name": "triton-scaled-mm",
         "formats": ("int8", "fp8"),
         "arch": arch,
-        "dtypes": HALF,
+        "dtypes": SIXTEEN_BITS,
         "needs": ("triton",),
         "refuse": refuse_8_bits(fp8),
     }

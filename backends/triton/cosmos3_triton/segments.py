@@ -14,11 +14,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cosmos3_core.contract import Segment
 
-from .attention import LENGTHS, LN_2, LOG2_E, Segments, _attend, _block, _put
+from .activations import E4M3_MOST
+from .attention import LENGTHS, LN_2, LOG2_E, Segments, attend, load_block, store_output
 from .tables import Launch
 
-MOST = tl.constexpr(448.0)
-"""The largest number of e4m3."""
 CHUNKS = 64
 """Parts of a sequence whose range is found in parallel."""
 JOINED = 64
@@ -82,16 +81,16 @@ def _add_segment(
     kv = head // groups
     owner, row = batch * (heads // groups) + kv, start + tl.arange(0, M)
     at = (batch * heads + head).to(tl.int64) * queries + row
-    q = _block(q_x, batch, start, head, queries, M, D, False, True)
+    q = load_block(q_x, batch, start, head, queries, M, D, False, True)
     lse, apart = tl.load(lse_ptr + at, row < queries, 0.0), tl.load(apart_ptr + at, row < queries, 0.0)
     peak = lse / LN_2 + apart * scale
-    found = _block(out_x, batch, start, head, queries, M, D, False, True)
+    found = load_block(out_x, batch, start, head, queries, M, D, False, True)
     acc = found.to(tl.float32) + tl.load(mean_ptr + owner * D + tl.arange(0, D))[None, :]
     total = tl.full([M], 1.0, tl.float32)
     scale *= tl.load(q_scale_ptr + owner) * tl.load(k_scale_ptr + owner)
-    acc, total, peak = _attend(acc, total, peak, q, k_x, v_x, batch, kv, start, length, scale, N, False, True)
+    acc, total, peak = attend(acc, total, peak, q, k_x, v_x, batch, kv, start, length, scale, N, False, True)
     out = (acc / total[:, None]).to(found.dtype)
-    _put(out_x, lse_ptr, out, peak + tl.log2(total), batch, start, head, heads, queries, True)
+    store_output(out_x, lse_ptr, out, peak + tl.log2(total), batch, start, head, heads, queries, True)
 
 
 def add_segment(
@@ -105,7 +104,7 @@ def add_segment(
     """Make of out and lse, in place, the attention over their own keys and those of `segment`. `v_mean` was taken from
     their values, which get it back; `q8.against` are products with what was taken from their keys and not from the
     segment's. lse comes out as that of scores without what was taken from the segment's keys."""
-    k8, v_BTKD = segment or (q8, out_BSHD)  # nothing of which is read
+    k8, v_BTKD = segment or (q8, out_BSHD)  # without a segment its length is 0: none of this is read
     batch, queries, heads, dim = q8.x_BTHD.shape
 
     def rows(x_BTHD: Tensor, block: int) -> TensorDescriptor:
@@ -167,7 +166,7 @@ def _scaled(
     if CENTRE:
         mean = tl.sum(tl.load(sum_ptr + (owner * CHUNKS + part)[:, None] * D + channel[None, :]), 0) / length
         reach += tl.max(tl.abs(mean), 0)
-    scale = tl.maximum(reach / MOST, 1e-30)
+    scale = tl.maximum(reach / E4M3_MOST, 1e-30)
     if run == 0:
         tl.store(scale_ptr + group, scale)
         tl.store(mean_ptr + owner * D + channel, mean)

@@ -24,14 +24,16 @@ from torch import Tensor
 from cosmos3_core.contract import GROUP, Backend, Device, Residual, Segment, Unavailable
 
 from . import layers, linears, patch_embed, row_wise, segments
-from .attention import Flash, build_fp8, build_int8
-from .products import Rows, quantize_rows, scaled_mm
+from .activations import Rows, quantize_rows
+from .attention import Flash
+from .attention_8bit import build_fp8, build_int8
+from .products import scaled_mm
 from .tables import KERNELS, OPTIONAL, Launch, Launches, Table, measured_here, read, table, triton_version, written
 
-LESS = 0.99
-"""Of the time so far: what is not at least this much faster is as fast."""
+FASTER = 0.99
+"""A launch is taken where it needs less than this part of the best time so far."""
 MOST_DIFFERENCE = 1e-2
-"""Relative, of two launches' results, which sum in another order."""
+"""The largest relative difference between two launches' results: they sum in another order."""
 
 
 @dataclass(frozen=True)
@@ -180,22 +182,22 @@ def tune(
             tried.update(fresh)
             for launch in fresh:
                 try:
-                    same = equal(call(launch)(), expected)
+                    same = alike(call(launch)(), expected)
                     took = time(call(launch)) if same else None
                 except Exception as error:  # the compiler's many ways of saying that these are no sizes for it
                     say(f"  {spelt(kernel, launch)}: {type(error).__name__}")
                     continue
                 say(f"  {spelt(kernel, launch)}: {'another result' if took is None else f'{took:.3f} ms'}")
-                if took is not None and took < LESS * least:
+                if took is not None and took < FASTER * least:
                     best, least = launch, took
         found.append(best)
     return found
 
 
-def equal(found: Any, expected: Any) -> bool:
+def alike(found: Any, expected: Any) -> bool:
     """Whether two results are the same but for rounding."""
     if isinstance(expected, (tuple, list)):
-        return all(equal(*pair) for pair in zip(found, expected, strict=True))
+        return all(alike(*pair) for pair in zip(found, expected, strict=True))
     if isinstance(expected, Rows):
         found, expected = found.values_MI, expected.values_MI
     if expected is None:

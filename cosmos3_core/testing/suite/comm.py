@@ -1,4 +1,4 @@
-"""Collectives, between two processes that the kit starts."""
+"""Collectives, between processes that the kit starts: three, or two where there are two devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMM = OpCase(op="comm", protocol=contract.Comm)
 
 @over("comm")
 @pytest.mark.parametrize("what", CHECKS)
-def test_comm_between_two_processes(subject, kernel, op, what):
+def test_comm_between_processes(subject, kernel, op, what):
     """What `peers` checks in each of them."""
     found = subject.peers(kernel)
     if isinstance(found, str):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import contract
 from ...contract import FinishWeights, InputError, Layer, Ops, ProjectWeights, Residual
-from ...reference import build_ops, layers
+from ...reference import build_ops, layers, with_defaults
 from .. import cases
 from ..cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here, Made, OpCase, check, moved, normal, wider
 from .marks import each, over
@@ -139,8 +139,9 @@ def _made(kind: str, op: Any, case: Half, here: Here, format: str, ops: Ops | No
 
 
 def _ops(here: Here, format: str, activation: str) -> Ops:
+    """The plan's, as a composite gets them."""
     try:
-        return here.ops(format, activation)
+        return with_defaults(here.ops(format, activation))
     except InputError as error:
         pytest.skip(str(error))
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from cosmos3_cuda import linear, plugin
 from cosmos3_triton import layers
-from cosmos3_triton.products import quantize_rows, quantize_tiles, scaled_mm, swizzled
+from cosmos3_triton.activations import quantize_rows, quantize_tiles, swizzled
+from cosmos3_triton.products import scaled_mm
 from cosmos3_triton.tables import Launch, Table, table
 
 from cosmos3_core.contract import Ask, Device, Residual

@@ -9,8 +9,8 @@ import re
 import pytest
 import triton.language as tl
 from cosmos3_cuda import plugin
-from cosmos3_triton import attention
-from cosmos3_triton.attention import EightBit
+from cosmos3_triton import attention, attention_8bit
+from cosmos3_triton.attention_8bit import EightBit
 from cosmos3_triton.tables import BEFORE_TMA, table
 
 from cosmos3_core.contract import Device
@@ -87,16 +87,16 @@ def test_flash(compiled, arch, causal):
 @pytest.mark.parametrize("name", ROWS)
 def test_eight_bit(compiled, arch, name):
     op = of_row(name, arch)
-    run, keys, values, text = op.launch, op.keys.triton, op.values.triton, rows(arch, attention.TEXT_BLOCK)
+    run, keys, values, text = op.launch, op.keys.triton, op.values.triton, rows(arch, attention_8bit.TEXT_BLOCK)
     types = {"q_x": rows(arch, run.block_m), "k_x": text, "v_x": text, "out_x": rows(arch, run.block_m)}
     types |= {"k8_x": matrix(arch, keys, (run.block_n, D)), "v8_x": matrix(arch, values, (D, run.block_n))}
     types |= {"channel_ptr": "*fp32:16", "rotation_ptr": "*bf16:16", "lse_ptr": "*fp32:16"}
     types |= dict.fromkeys(("queries", "length0", "length1", "groups"), "i32") | {"scale": "fp32"}
-    constants = dict(M=run.block_m, N0=attention.TEXT_BLOCK, N1=run.block_n, D=D)
+    constants = dict(M=run.block_m, N0=attention_8bit.TEXT_BLOCK, N1=run.block_n, D=D)
     constants |= dict(K_TYPE=keys, K_MOST=op.keys.most, V_TYPE=values, V_TOP=math.log2(op.values.most))
     constants["TMA"] = arch not in BEFORE_TMA
     launch = dict(num_warps=run.warps, num_stages=run.stages)
-    built = compiled(attention._flash_8bit, arch, types, constants, **launch)
+    built = compiled(attention_8bit._flash_8bit, arch, types, constants, **launch)
     assert loads_ahead(arch, built.ptx)
     loop = main_loop(built.sass, SASS[arch, keys])
     assert any(SASS[arch, values] in text for text in loop)
@@ -115,8 +115,8 @@ INPUTS = {"k_x": POINTER, "v_x": POINTER, "rotation_ptr": "*bf16:16", "ranges_pt
 
 
 def test_ranges(compiled, arch):
-    constants = dict(N=attention.RANGES_BLOCK, D=D)
-    built = compiled(attention._ranges, arch, INPUTS | {"chunk": "i32"}, constants, num_warps=8, num_stages=2)
+    constants = dict(N=attention_8bit.RANGES_BLOCK, D=D)
+    built = compiled(attention_8bit._ranges, arch, INPUTS | {"chunk": "i32"}, constants, num_warps=8, num_stages=2)
     check_traffic(built)
 
 
@@ -125,8 +125,8 @@ def test_quantize(compiled, arch, name):
     op = of_row(name, arch)
     types = INPUTS | {"k8_ptr": f"*{NAMES[op.keys.triton]}:16", "v8_ptr": f"*{NAMES[op.values.triton]}:16"}
     types |= {"channel_ptr": "*fp32:16", "blocks": "i32"}
-    constants = dict(N=op.launch.block_n, D=D, CHUNKS=attention.CHUNKS, RUN=attention.RUN)
+    constants = dict(N=op.launch.block_n, D=D, CHUNKS=attention_8bit.CHUNKS, RUN=attention_8bit.RUN)
     constants |= dict(K_MOST=op.keys.most, V_MOST=op.values.most)
-    built = compiled(attention._quantize, arch, types, constants, num_warps=8, num_stages=2)
+    built = compiled(attention_8bit._quantize, arch, types, constants, num_warps=8, num_stages=2)
     check_traffic(built)
     assert not built.spilled

@@ -8,7 +8,7 @@ import re
 import pytest
 import triton.language as tl
 from cosmos3_cuda import plugin
-from cosmos3_triton import patch_embed, products
+from cosmos3_triton import activations, patch_embed, products, weight_only
 from cosmos3_triton.tables import Launch, Table, table
 
 from cosmos3_core.contract import Ask, Device
@@ -52,7 +52,7 @@ def product(compiled, of: Table, kernel: str, run: Launch, element: str, accumul
         "BLOCK_M": run.block_m,
         "BLOCK_N": run.block_n,
         "BLOCK_K": run.block_k,
-        "GROUP": products.GROUP_M,
+        "GROUP_M": products.GROUP_M,
         "TMA": of.tma,
         "ACCUMULATOR": accumulator,
         "DTYPE": tl.bfloat16,
@@ -106,7 +106,7 @@ def test_weight_only_product(compiled, arch, format):
             "BLOCK_N": run.block_n,
             "TMA": of.tma,
         }
-        found = compiled(products._a16_mm, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
+        found = compiled(weight_only._a16_mm, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
         assert re.search(TENSOR_CORE[arch], found.ptx) and loads_ahead(of, found.ptx) and not found.spilled
 
 
@@ -130,8 +130,8 @@ def test_patch_embed(compiled, arch, clean):
 def test_dequantize(compiled, arch):
     """Of the format whose scales take most to decode."""
     types = weight_types("nvfp4a16") | {"w_ptr": "*bf16:16"}
-    constants = weight_constants("nvfp4a16") | {"ROWS": products.DEQUANTIZED_ROWS}
-    found = compiled(products._dequantize, arch, types, constants, num_warps=4)
+    constants = weight_constants("nvfp4a16") | {"ROWS": weight_only.DEQUANTIZED_ROWS}
+    found = compiled(weight_only._dequantize, arch, types, constants, num_warps=4)
     assert "st.global.v4.b32" in found.ptx and not found.spilled
 
 
@@ -143,14 +143,14 @@ def test_quantized_rows(compiled, arch, format):
     element = ELEMENTS[format][1]
     types = {"x_ptr": "*bf16:16", "values_ptr": f"*{element}:16", "scales_ptr": "*fp32:16"}
     types |= {"stride_x": "i32:16", "K": "i32:16"}
-    found = compiled(products._quantize_rows, arch, types, {"BLOCK": 32768}, num_warps=16)
+    found = compiled(activations._quantize_rows, arch, types, {"BLOCK": 32768}, num_warps=16)
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
 def test_quantized_tiles(compiled):
     types = {"x_ptr": "*bf16:16", "values_ptr": "*fp8e4nv:16", "scales_ptr": "*fp32:16", "M": "i32", "written": "i32"}
     types |= {"K": "i32:16", "stride_x": "i32:16"}
-    found = compiled(products._quantize_tiles, "sm_90", types, {"ROWS": 32, "GROUP": 128}, num_warps=4)
+    found = compiled(activations._quantize_tiles, "sm_90", types, {"ROWS": 32, "GROUP": 128}, num_warps=4)
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
@@ -164,7 +164,7 @@ def test_quantized_blocks(compiled, arch, format):
     if meaning.tensor_scale:
         types |= {"values_ptr": "*u8:16", "tensor_scale_ptr": "*fp32:16"}
         del constants["tensor_scale_ptr"]
-    found = compiled(products._quantize_blocks, arch, types, constants, num_warps=4)
+    found = compiled(activations._quantize_blocks, arch, types, constants, num_warps=4)
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
@@ -177,4 +177,4 @@ def weight_types(format: str) -> dict[str, str]:
 
 def weight_constants(format: str) -> dict:
     absent = {} if FORMATS[format].tensor_scale else {"tensor_scale_ptr": None}
-    return absent | products._meaning(FORMATS[format])
+    return absent | weight_only._meaning(FORMATS[format])

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cosmos3_triton.attention import Flash, build_fp8, build_int8, rotation
+from cosmos3_triton.attention import Flash
+from cosmos3_triton.attention_8bit import build_fp8, build_int8, rotation
 from cosmos3_triton.tables import table
 
 from cosmos3_core.reference import ops as reference

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cosmos3_triton import linears, products
-from cosmos3_triton.products import Paired, quantize_rows
+from cosmos3_triton import linears, products, weight_only
+from cosmos3_triton.activations import quantize_blocks, quantize_rows, quantize_tiles, swizzled
 from cosmos3_triton.tables import Launch, Table, table
+from cosmos3_triton.weight_only import Paired
 
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import Packed, pack, unpack
@@ -155,7 +156,7 @@ def test_dequantized_weight_is_the_reference(format, dtype):
     weight[3] *= 1e-3
     weight[7, :128] = 0
     packed = pack(weight, FORMATS[format])
-    found = products.dequantize(Paired.of(packed), dtype)
+    found = weight_only.dequantize(Paired.of(packed), dtype)
     assert torch.equal(found, unpack(packed).to(dtype))
 
 
@@ -166,7 +167,7 @@ def test_dequantized_weight_is_the_reference(format, dtype):
 def test_weight_only_product(format, rows, bias, tma):
     x, packed = normal(rows, 256, seed=9), pack(normal(80, 256, seed=10), FORMATS[format])
     bias_O = normal(80, seed=11) if bias else None
-    y = products.a16_mm(x, Paired.of(packed), bias_O, SMALL, tma)
+    y = weight_only.a16_mm(x, Paired.of(packed), bias_O, SMALL, tma)
     exact = x.double() @ unpack(packed).bfloat16().double().T + (0 if bias_O is None else bias_O.double())
     assert relative(y, exact) < 3e-3
 
@@ -174,7 +175,9 @@ def test_weight_only_product(format, rows, bias, tma):
 def test_weight_only_product_of_rows_that_lie_apart():
     wide, weight = normal(20, 256, seed=12), Paired.of(pack(normal(64, 128, seed=13), FORMATS["w4a16"]))
     for tma in (False, True):
-        apart, together = (products.a16_mm(x, weight, None, SMALL, tma) for x in (wide[:, :128], wide[:, :128].clone()))
+        apart, together = (
+            weight_only.a16_mm(x, weight, None, SMALL, tma) for x in (wide[:, :128], wide[:, :128].clone())
+        )
         assert torch.equal(apart, together)
 
 
@@ -219,7 +222,7 @@ def test_quantized_tiles_are_the_reference_but_for_ties(rows):
     x[0] *= 1e-3
     x[-1, 128:256] = 0
     x[-1, :3] *= 1e3
-    values, scales, _ = products.quantize_tiles(x, BLOCK)
+    values, scales, _ = quantize_tiles(x, BLOCK)
     packed = pack(x, BLOCK)
     torch.testing.assert_close(scales[:rows], packed.scales, rtol=1e-6, atol=1e-30)
     found, expected = unpack(Packed(BLOCK, values[:rows], scales[:rows])), unpack(packed)
@@ -234,9 +237,9 @@ def test_quantized_blocks_are_the_reference_but_for_ties(format, rows, width):
     x[0] *= 1e-3
     x[1] = 0
     x[2, :40] *= 1e3
-    values, scales, tensor_scale = products.quantize_blocks(x, FORMATS[format])
+    values, scales, tensor_scale = quantize_blocks(x, FORMATS[format])
     packed = pack(x, FORMATS[format])
-    assert torch.equal(scales, products.swizzled(packed.scales.view(torch.uint8)))
+    assert torch.equal(scales, swizzled(packed.scales.view(torch.uint8)))
     assert (tensor_scale is None) if packed.tensor_scale is None else torch.equal(tensor_scale, packed.tensor_scale)
     found, expected = unpack(Packed(packed.format, values, packed.scales, tensor_scale)), unpack(packed)
     assert float((found != expected).float().mean()) < 2e-3
@@ -246,7 +249,7 @@ def test_quantized_blocks_are_the_reference_but_for_ties(format, rows, width):
 def test_swizzled_scales():
     """cuBLAS's documentation, "1D block scaling factors layout": where the scale of (row, block) lies."""
     scales = torch.randint(0, 256, (150, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(16))
-    found = products.swizzled(scales)
+    found = swizzled(scales)
     assert found.numel() == 256 * 8
     for row in (0, 1, 31, 32, 127, 128, 149):
         for block in range(6):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cosmos3_triton import row_wise
-from cosmos3_triton.products import Rows, quantize_rows
+from cosmos3_triton.activations import Rows, quantize_rows
 from cosmos3_triton.tables import Launch, table
 
 from cosmos3_core.reference import ops as reference

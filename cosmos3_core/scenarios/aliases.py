@@ -1,0 +1,95 @@
+"""What other programs call an option, a field or a value, and what it is called here; the rows are in aliases.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..spelling import did_you_mean
+
+HERE, LATER, NEVER, UNNEEDED = "here", "later", "never", "unneeded"
+INPUT = "input"
+"""In a row: the file that a task starts from, `image` or `video` by what it holds."""
+
+
+@dataclass(frozen=True)
+class Alias:
+    """One name of other programs. `owners` holds their letters; `kind` is HERE, LATER, NEVER or UNNEEDED, and `means`
+    our name, the feature that is not here yet, or the reason why it is not here."""
+
+    name: str
+    owners: str
+    kind: str
+    means: str
+
+    @property
+    def whose(self) -> str:
+        """Who calls it that, in words."""
+        return ", ".join(owners()[letter] for letter in self.owners)
+
+    @property
+    def answer(self) -> str:
+        """What to know of it, as a part of a sentence; ours are named by their fields."""
+        if self.kind == LATER:
+            return f"not yet: {self.means}"
+        if self.kind != HERE:
+            return f"not here: {self.means}"
+        if self.means == INPUT:
+            return "here it is `image` FILE or `video` FILE"
+        form = table()["forms"].get(self.means)
+        return f"here it is `{self.means}`{f' {form}' if form else ''}"
+
+
+@cache
+def table() -> dict[str, Any]:
+    """aliases.toml."""
+    return tomllib.loads(Path(__file__).with_name("aliases.toml").read_text("utf-8"))
+
+
+@cache
+def owners() -> dict[str, str]:
+    """The programs by letter."""
+    return table()["owners"]
+
+
+@cache
+def aliases() -> dict[str, Alias]:
+    """Every row by its name, in the order of the file."""
+    rows = table()
+    return {
+        name: Alias(name, letters, kind, means)
+        for kind in (HERE, LATER, NEVER, UNNEEDED)
+        for means, names in rows[kind].items()
+        for name, letters in names.items()
+    }
+
+
+def known(word: str) -> Alias | None:
+    """The row of an option or a key as somebody typed it, if there is one."""
+    name = word.lstrip("-").replace("-", "_").lower()
+    return aliases().get(name) or aliases().get(name.removeprefix("no_"))
+
+
+def next_step(word: str, ours: Iterable[str], otherwise: str) -> str:
+    """What to do about a key that is not among `ours`: what other programs mean by it, else a name that is much like
+    it, else `otherwise`."""
+    found = known(word)
+    if found is None:
+        return did_you_mean(word, ours, otherwise)
+    return found.answer[0].upper() + found.answer[1:]
+
+
+def spelled(kind: str, word: str, ours: Iterable[str] = ()) -> str:
+    """The one of our names of a profile or a backend that is meant by another; any other word as it is."""
+    name = word.strip().lower().replace("_", "-")
+    return name if name in ours else table()["values"][kind].get(name, word)
+
+
+def asks_nothing(name: str, value: Any) -> bool:
+    """Whether this value of a key leaves the feature off."""
+    off = table()["off"].get(name)
+    return value in (None, False, "", "false", [], {}) or (off is not None and off in ("any", value))
