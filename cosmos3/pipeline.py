@@ -273,7 +273,8 @@ class Pipeline:
                 if first is None:
                     first = ready = self._prepared(settled, noise, seeded, media)
                 else:
-                    ready = first.again(settled)
+                    counted = settled.origin | {"seed": f"counted on from {first.request.seed}"}
+                    ready = first.again(replace(settled, origin=counted))
                 runs.append(Run(ready))
                 given = given | {"seed": settled.request.seed + 1}
         return runs

@@ -109,7 +109,10 @@ class Result(Preview):
         `noise=`. What was at these paths stays as it was unless all went well. Raises InputError for what cannot be
         written, and RunError for a picture of one flat colour and for a file that does not read back."""
         names = [None if one is None else path_of("path", one) for one in (manifest, latents)]
-        paths = generation.checked_paths(path_of("path", path), self._request, manifest=names[0], latents=names[1])
+        noise = self._manifest.get("latents", {}).get("file")
+        paths = generation.checked_paths(
+            path_of("path", path), self._request, manifest=names[0], latents=names[1], read=(noise,)
+        )
         whole, tensors = self._manifest, self._latents
         generation.write(paths, self.numpy, self._request, self._embedded, lambda: whole, lambda: tensors)
         return paths.output

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from cosmos3_core.contract import Cancelled, InputError
+from cosmos3_core.contract import Cosmos3Error, InputError
 from cosmos3_core.files.atomic import check_writable
 from cosmos3_core.runs.generation import Generation
 
@@ -133,8 +133,8 @@ class Run:
 
         `on_step` is called with this run after every step. `progress(stage, done, total)` hears of every stage: layers
         of the prompts' reading, steps, frames of the decode. `cancel` is asked between two pieces of work; once it is
-        set, `Cancelled` is raised, with this run as its `run`, which goes on from its last whole step. What the two
-        functions raise comes through.
+        set, `Cancelled` is raised. That and any other error of ours has this run as its `run`, which goes on from its
+        last whole step. What the two functions raise comes through.
         """
         check_callable("on_step", on_step, 1)
         check_callable("progress", progress, 3)
@@ -145,8 +145,8 @@ class Run:
                 if on_step is not None:
                     on_step(self)
             return self.finish(progress=progress, cancel=cancel)
-        except Cancelled as stop:
-            stop.run = self
+        except Cosmos3Error as error:
+            error.run = self
             raise
 
     def __reduce__(self) -> NoReturn:

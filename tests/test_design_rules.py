@@ -1,7 +1,7 @@
-"""The design rules that a linter cannot see, over the source of cosmos3_core and cosmos3: it names no device, the model runs on the
-ops it was given, messages name no option, nothing is unpickled, functions and files are short. And over the source of
-the in-tree backends and of our kernels: a plugin loads nothing heavy, kernels name no device either, and functions and
-files are as short. Who may import whom is tests/test_imports.py.
+"""The design rules that a linter cannot see, over the source of cosmos3_core and cosmos3: they name no device, the
+model runs on the ops it was given, messages name no option, nothing is unpickled, functions and files are short. And
+over the source of the in-tree backends and of our kernels: a plugin loads nothing heavy, kernels name no device either,
+and functions and files are as short. Who may import whom is tests/test_imports.py.
 
 A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.
 """

@@ -248,6 +248,7 @@ def test_several_outputs_count_seeds_on_and_read_a_prompt_once(pipe, picture):
     assert torch.equal(first.latents, picture.latents) and not torch.equal(second.latents, first.latents)
     assert torch.equal(second.latents, pipe("a cup", **PICTURE | {"seed": 8}).latents)
     assert "read prompts" in first.manifest["seconds"] and "read prompts" not in second.manifest["seconds"]
+    assert second.manifest["origin"]["seed"] == "counted on from 7"
     assert third.request["prompt"] == '{"subject": "a plate"}'
     assert isinstance(pipe("a cup", n=1, **PICTURE), list)
 
@@ -331,6 +332,7 @@ def test_a_run_is_cancelled_in_every_stage_and_goes_on(pipe):
         with pytest.raises(cosmos3.Cancelled) as stop:
             pipe("a cup", cancel=event, progress=progress, **CLIP)
         assert torch.equal(stop.value.run.run().latents, whole.latents)
+        assert pickle.loads(pickle.dumps(stop.value)).run is None
     assert {"read prompts", "steps", "decode"} <= set(stages)
 
 

@@ -8,13 +8,18 @@ from typing import Any
 
 class Cosmos3Error(Exception):
     """A failure with a message made for a person; `exit_code` is what the command line returns for it. `field` is the
-    request's field that it is about, where one is to be changed."""
+    request's field that it is about, where one is to be changed, and `run` the `cosmos3.Run` that failed or was stopped
+    and can go on; no copy in another process has it."""
 
     exit_code = 1
+    run: Any = None
 
     def __init__(self, asked: str, found: str, next_step: str, field: str | None = None):
         self.asked, self.found, self.next_step, self.field = asked, found, next_step, field
         super().__init__(asked, found, next_step, field)  # what a copy in another process is made from
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, {name: value for name, value in vars(self).items() if name != "run"}
 
     def __str__(self) -> str:
         return f"{self.asked}: {self.found}. {self.next_step}"
@@ -32,11 +37,9 @@ class RunError(Cosmos3Error):
 
 
 class Cancelled(Cosmos3Error):
-    """The caller asked to stop, and the run did, between two pieces of work. Exit code 130, as after Ctrl-C. `run` is
-    what was stopped, where it can go on: a `cosmos3.Run`."""
+    """The caller asked to stop, and the run did, between two pieces of work. Exit code 130, as after Ctrl-C."""
 
     exit_code = 130
-    run: Any = None
 
 
 class Unavailable(Exception):

@@ -128,6 +128,9 @@ def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
     from ..scenarios.items import items_of
 
     asked = f"`latents` {name}"
+    if name == IN_MEMORY:
+        found = "a Python program handed the noise over, so no file has it"
+        raise InputError(asked, found, "Name a file of saved latents, or hand it over again in Python")
     tensors, _ = saved.read_tensors(name, asked)
     wanted = [f"noise.{item.modality}" for item in items_of(settled.request, settled.model.config)]
     if missing := [key for key in wanted if key not in tensors]:
