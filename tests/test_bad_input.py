@@ -6,6 +6,7 @@ next). In a row `{files}` is a folder of bad files, `{out}` the output folder an
 
 from __future__ import annotations
 
+import ast
 import io
 import itertools
 import json
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import av
+import click
 import numpy as np
 import pytest
 import torch
@@ -30,14 +32,16 @@ from command import cosmos3
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import cosmos3_core
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
-from cosmos3_core.cli import EXIT_CODES, main
+from cosmos3_core.cli import EXIT_CODES, cli, main
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import read_video, write_video
 from cosmos3_core.runs.memory import peak_host_memory
 
+RUN, CORE = cli.commands["run"], Path(cosmos3_core.__file__).parent
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER, VAE = f"transformer/{WEIGHTS}", f"vae/{WEIGHTS}"
 PROGRESS = re.compile(
@@ -512,6 +516,23 @@ def test_a_command_that_is_ended_before_its_run(user: User, number: int, code: i
             assert reading.wait(60) == code
         assert reading.stderr.read().split() == (["stopped"] if number == signal.SIGINT else [])
     assert str(code if code > 0 else 128 - code) in " ".join(EXIT_CODES)
+
+
+def test_messages_below_the_command_line_name_fields():
+    """Python and a server have no options: the command line writes its own in their place."""
+    own = {name for option in RUN.get_params(click.Context(RUN)) for name in option.opts}
+    found = []
+    for path in sorted(CORE.rglob("*.py")):
+        if path.relative_to(CORE).parts[0] in ("cli", "testing"):
+            continue
+        tree = ast.parse(path.read_text())
+        joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+        others = {id(part) for node in joined if "hf download" in ast.unparse(node) for part in ast.walk(node)}
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in others | docs:
+                found += [f"{path.name}: {node.value}"] * bool(own & set(re.findall(r"(?<!\S)--?[a-z-]+", node.value)))
+    assert not found
 
 
 def test_only_a_run_has_a_prompt_to_put_in_quotes(capsys, monkeypatch):

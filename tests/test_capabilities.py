@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.request import PROFILES, Request, resolve
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 DISTILLED = "nvidia/Cosmos3-Super-Image2Video-4Step"
 
 
@@ -163,6 +165,7 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["run", "--image", "desk"], ["file"]),
         (["run", "-o", "out"], ["file"]),
         (["show", "out"], ["file"]),
+        (["recipes", "--folder", str(RECIPES), "show", "tiny-t2v"], ["tiny-t2v-256x256-cpux1"]),
     ],
 )
 def test_a_shell_completes_files_and_choices(typed, offered, capsys, monkeypatch):

@@ -18,15 +18,9 @@ CONTEXT = {"max_content_width": 110}
 DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 
 # Headings of a command's help, in their order. Those of fields are the groups of their rows.
-MODEL, INPUT, SIZE, SAMPLING, TEXTS = (
-    "Model",
-    "Prompt and inputs",
-    "Size and length",
-    "Sampling",
-    "How texts are written",
-)
+MODEL, INPUT, SAMPLING = "Model", "Prompt and inputs", "Sampling"
 DEVICE, OUTPUT, CONTROL = "Device and kernels", "Output", "Run control"
-HEADINGS = (MODEL, INPUT, SIZE, SAMPLING, TEXTS, DEVICE, OUTPUT, CONTROL)
+HEADINGS = (MODEL, INPUT, "Size and length", SAMPLING, "How texts are written", DEVICE, OUTPUT, CONTROL)
 
 
 class Option(click.Option):

@@ -7,16 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.shell_completion import CompletionItem
+
+from .options import files, one_of
 
 if TYPE_CHECKING:
     from ..evidence.recipe import Recipe
     from ..evidence.state import State
 
-NAME = click.argument("name")
+FOLDER = "recipes"
+
+
+def _names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the name of a recipe."""
+    folder = Path((context.parent and context.parent.params.get("folder")) or FOLDER)
+    return one_of(lambda: sorted(path.stem for path in folder.glob("*.toml")), files)(context, parameter, incomplete)
+
+
+NAME = click.argument("name", shell_complete=_names)
 
 
 @click.group()
-@click.option("--folder", type=click.Path(path_type=Path), default="recipes", show_default=True, help="Where they are.")
+@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, show_default=True, help="Where they are.")
 @click.pass_context
 def recipes(context: click.Context, folder: Path) -> None:
     """Runs that are known to work, as files: one model on one device.
@@ -130,7 +142,7 @@ def _invoke(name: str, arguments: list[str]) -> None:
 
 
 @recipes.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=_names)
 @click.option("--random-weights", is_flag=True, help="For a model whose checkpoint is not here; the record says so.")
 def validate(names: tuple[str, ...], random_weights: bool) -> None:
     """Measure recipes on this device beside eager torch, and write their records.

@@ -195,9 +195,8 @@ def check(
     partial: bool = False,
 ) -> Task:
     """The task of a request, by the field or by what is given, the output's `suffix` and what the model was `made_for`
-    (`ModelFacts`). Raises InputError for all that
-    is wrong with the given fields whatever the model: unknown ones, bad values, a missing prompt or input. A `partial`
-    request may lack these two."""
+    (`ModelFacts`). Raises InputError for all that is wrong with the given fields whatever the model: unknown ones, bad
+    values, a missing prompt or input. A `partial` request may lack these two."""
     faults, task, values = Faults(), TASKS[DEFAULT_TASK], {}
     with faults.of("profile"):
         _check_profile(profile)
