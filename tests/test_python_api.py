@@ -24,9 +24,11 @@ from safetensors.torch import load_file, save_file
 
 import cosmos3
 from cosmos3_core.checkpoint.tensors import TensorFiles
+from cosmos3_core.contract import OPS
 from cosmos3_core.files.outputs import read_metadata
 from cosmos3_core.plan.cost.units import GIB
-from cosmos3_core.reference import BACKEND, ops
+from cosmos3_core.plan.own import PROTOCOLS, with_own
+from cosmos3_core.reference import BACKEND, build_ops, ops
 from cosmos3_core.runs.generation import Generation
 
 SMALL = {"size": "64x64", "steps": 2, "guidance": 1, "seed": 7}
@@ -410,6 +412,12 @@ def test_a_function_may_serve_an_op_and_is_named(picture):
     run.save("mine.st")
     with pytest.raises(cosmos3.InputError, match="its attention ran on mine .yours., and here it would be eager"):
         cosmos3.load("tiny", backend="reference").resume("mine.st")
+
+
+def test_every_op_that_is_a_function_may_be_one_of_the_callers():
+    backend, named = with_own(BACKEND, {op: getattr(build_ops(), op) for op in PROTOCOLS})
+    assert set(named) == set(OPS) - {"memory", "comm"} and all(name.endswith(" (yours)") for name in named.values())
+    assert len(backend.kernels) == len(BACKEND.kernels) + len(named)
 
 
 def broken(q, segments, *, causal=False, want_lse=False):
