@@ -295,7 +295,9 @@ class Pipeline:
         model, plan = self._ground.model, self._ground.plan
         here = {"model": model.name, "revision": model.repository.revision, "dtype": plan.dtype}
         for name, value in here.items():
-            if value != (then := getattr(earlier, name)):
+            then = getattr(earlier, name)
+            folders = name == "model" and os.path.isdir(then) and os.path.isdir(model.name)
+            if value != then and not (folders and os.path.samefile(then, model.name)):
                 found = f"it began with {name} {then}, and this pipe has {value}"
                 raise InputError(asked, found, f"Load the {name} that it began with", "path")
         if earlier.formats != plan.formats:

@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cosmos3
+from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.contract import OPS
 from cosmos3_core.files.outputs import read_metadata
@@ -424,11 +425,26 @@ def broken(q, segments, *, causal=False, want_lse=False):
     return q.view(-1, 3, 7), None
 
 
-def test_a_function_that_fails_is_named(capsys):
+def test_a_function_that_fails_is_named():
     pipe = cosmos3.load("tiny", backend="reference", kernels={"attention": broken})
     with pytest.raises(cosmos3.RunError, match=r"attention=broken \(yours\): .*RuntimeError") as failed:
         pipe("a cup", **PICTURE)
     assert failed.value.next_step == "Correct it, or drop it from `kernels`"
+    with pytest.raises(ZeroDivisionError):  # what is no kernel's is not said to be
+        pipe("a cup", progress=lambda stage, done, total: 1 // 0, **PICTURE)
+
+
+def test_a_result_can_be_sent_to_another_process(picture):
+    there = pickle.loads(pickle.dumps(picture))
+    assert torch.equal(there.tensor, picture.tensor) and there.save("there.png") == Path("there.png")
+    assert cosmos3.show("there.png")["request"] == picture.request
+
+
+def test_a_run_of_a_folder_goes_on_by_any_name_of_the_folder(folder):
+    (folder / "model").symlink_to(TINY)
+    run = cosmos3.load(TINY, backend="reference").start("a cup", **PICTURE)
+    run.step()
+    assert cosmos3.load("model", backend="reference").resume(run.save("run.st")).index == 1
 
 
 # --- wrong calls -----------------------------------------------------------------------------------------------------

@@ -164,6 +164,7 @@ class Generation:
     _context: Context | None = None
     _watch: Watch = SILENT
     _started: bool = False
+    _raised: BaseException | None = None
 
     def again(self, settled: Settled) -> Generation:
         """Another run on the same inputs, whose request differs in its seed only: the prompts are read once."""
@@ -175,9 +176,21 @@ class Generation:
 
     def watch(self, progress: Callable[[str, int, int], object] | None, cancel: Any) -> None:
         """Who is told of what the run does from now on, and who may stop it, as `Watch` has them."""
-        self._watch = Watch(progress, cancel)
+        self._watch = Watch(progress and self._heard(progress), cancel)
         if self.state:
             self.state.watch = self._watch
+
+    def _heard(self, progress: Callable[[str, int, int], object]) -> Callable[[str, int, int], None]:
+        """What the caller's function raises is told from what a kernel does."""
+
+        def tell(stage: str, done: int, total: int) -> None:
+            try:
+                progress(stage, done, total)
+            except BaseException as error:
+                self._raised = error
+                raise
+
+        return tell
 
     @property
     def request(self) -> Request:
@@ -244,13 +257,16 @@ class Generation:
     def latents(self) -> dict[str, Tensor]:
         """The initial noise and the latents as they are, on the host, by name: what `read_noise` reads."""
         state = self.begun
+        with self._at_work():  # not while another thread is in a step
+            latents = [latent.cpu().contiguous() for latent in state.latents()]
         tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
-        final = zip(state.items, state.latents(), strict=True)
-        return tensors | {f"final.{item.modality}": latent.cpu().contiguous() for item, latent in final}
+        return tensors | {f"final.{item.modality}": one for item, one in zip(state.items, latents, strict=True)}
 
     def keep(self, path: Path) -> bool:
         """Save what was computed, for another run to go on with; False where there is nothing."""
-        return self.begun.index > 0 and saved.save(path, self.begun, self.resumable)
+        state = self.begun
+        with self._at_work():
+            return state.index > 0 and saved.save(path, state, self.resumable)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -268,7 +284,7 @@ class Generation:
         except Cosmos3Error:
             raise
         except Exception as error:
-            if not (own := self.settled.plan.own):
+            if error is self._raised or not (own := self.settled.plan.own):
                 raise
             found = f"the run failed with it: {reason_of(error)}"
             raise RunError(f"running with {', '.join(own)}", found, "Correct it, or drop it from `kernels`") from error
