@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError, RunError
 from ..files.atomic import atomic, check_writable, mode_at
+from ..files.digests import sha256_file
 from ..files.images import write_image
 from ..files.outputs import check_output
 from ..files.video import write_video
@@ -27,6 +28,7 @@ from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
 from .plan import gib, options_of
 from .stopping import stop_signal, tell
+from .texts import read_text, texts, texts_read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 TILE = 256
 """Pixels, to propose where memory does not suffice for the decode."""
 DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
-MAX_TEXT_BYTES = 1 << 20
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
 FREE = ("output", "tile", "resume", "dry_run", "anyway", "disabled", *STAYING)
@@ -59,6 +60,7 @@ class Options:
     task: str | None
     image: str | None
     video: str | None
+    video_fps: str | None
     size: str | None
     frames: int | None
     fps: float | None
@@ -142,6 +144,7 @@ def execute(options: Options) -> None:
         engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)
     resolved |= {"latents": asdict(latents)} if latents else {}
+    resolved |= {"inputs": texts_read(vars(options)) | inputs.facts}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
     if settled.why:
         print(settled.why, file=sys.stderr)
@@ -174,7 +177,7 @@ def _repeated(options: Options) -> Earlier:
     if not options.request:
         return Earlier(given={})
     asked = f"--request {options.request}"
-    earlier = saved.read_request(_read_text(options.request, asked), asked)
+    earlier = saved.read_request(read_text(options.request, asked), asked)
     if earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
@@ -266,38 +269,13 @@ def _check_given(options: Options) -> None:
 def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
     """The request fields the user set: those of the request file, then --set's and the options'."""
     typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
-    if options.prompt is not None:
-        typed["prompt"] = _prompt(options.prompt)
+    typed |= texts(vars(options))
     if twice := sorted(options.fields.keys() & typed.keys()):
         found = f"it is set by an option of its own too, to {typed[twice[0]]!r}"
         raise InputError(f"--set {twice[0]}={options.fields[twice[0]]!r}", found, "Drop one of them")
     given = given | options.fields | typed
     requests.check_keys(given)
     return given
-
-
-def _prompt(text: str) -> str:
-    if not text.startswith("@"):
-        return text
-    return _read_text(text[1:], f"prompt {text}").strip()
-
-
-def _read_text(name: str, asked: str) -> str:
-    """A small text file, or standard input for "-". Its size is bounded before it is read."""
-    try:
-        if name == "-":
-            data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
-        else:
-            with open(name, "rb") as file:
-                data = file.read(MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise InputError(asked, error.strerror or str(error), "Check the path") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise InputError(asked, "it is larger than 1 MiB", "Prompts are a few thousand characters")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise InputError(asked, "it is not UTF-8 text", "Save it as UTF-8") from None
 
 
 def _paths(options: Options, request: requests.Request) -> Paths:
@@ -322,7 +300,6 @@ def _paths(options: Options, request: requests.Request) -> Paths:
 
 
 def _read_noise(name: str, options: Options, settled: Settled, earlier: Earlier) -> tuple[list[Tensor], Source]:
-    from ..files.digests import sha256_file
     from ..scenarios.items import items_of
 
     request, before = settled.request, earlier.latents

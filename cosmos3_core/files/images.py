@@ -1,48 +1,143 @@
-"""Pictures in and out, as uint8 RGB arrays [H, W, 3]; what is written is a PNG that was read back."""
+"""Pictures in and out, as uint8 sRGB arrays [H, W, 3]; what is written is a PNG that was read back."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from .atomic import atomic
-from .frames import check_frame, flat_error, is_flat, read_back_error
+from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
+from .pixels import in_srgb
+from .sources import check_source
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 IMAGE_SUFFIX = ".png"
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+"""What is opened, by Pillow's names. Its other readers stay shut: one of them would start Ghostscript."""
+NEXT_STEP = "Pass a whole PNG, JPEG or WebP file"
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What the first box of a HEIC file says that it is."""
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""What turns a picture of an EXIF orientation upright, by Pillow's names."""
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The picture as uint8 [H, W, 3], turned upright by its EXIF orientation; transparent parts are put on white, as
-    picture viewers show them. Of an animation the first frame; 16-bit grey is scaled to 8 bits.
+def read_image(path: Path) -> Reading:
+    """The picture as it is meant to be seen: one uint8 sRGB frame [1, H, W, 3], upright; of an animation the first.
 
-    Raises InputError if the file cannot be read, is no picture, is broken or is too large to be safe to decode.
+    Raises InputError if the file cannot be read, is no picture of `FORMATS` (or HEIC, where pillow-heif is installed),
+    is broken or is too large to be safe to decode.
     """
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    notes: list[str] = []
+    with opened(path, notes) as file:
+        if getattr(file, "is_animated", False) and file.format != "MPO":  # there the others are a phone's previews
+            notes.append(f"{path} is an animation or has several pages: its first picture is taken")
+        reading = decoded(file)
+    return Reading(reading.frames, {"file": str(path)} | reading.facts, (*notes, *reading.notes))
 
+
+def decoded(image: Image.Image) -> Reading:
+    """An opened picture as uint8 sRGB [1, H, W, 3]: turned upright by its EXIF orientation, its ICC profile applied,
+    deep grey scaled to 8 bits, transparent parts on white, as picture viewers show them. Raises ValueError where its
+    numbers have no known meaning, and what Pillow raises for broken data."""
+    import numpy as np
+    from PIL import Image
+
+    facts: dict[str, Any] = {"format": image.format, "mode": image.mode, "width": image.width, "height": image.height}
+    if (orientation := image.getexif().get(ORIENTATION, 1)) != 1:
+        facts["exif_orientation"] = orientation
+    notes: list[str] = []
+    colours, alpha = in_srgb(image, facts, notes)
+    if alpha is not None:
+        facts["transparent_on"] = "white"
+        colours.putalpha(alpha)
+        colours = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+    if turn := UPRIGHT.get(image.getexif().get(ORIENTATION, 1)):  # a TIFF is upright once its pixels are read
+        colours = colours.transpose(Image.Transpose[turn])
+    return Reading(np.array(colours)[None], facts, tuple(notes))
+
+
+@contextmanager
+def opened(path: Path, notes: list[str]) -> Iterator[Image.Image]:
+    """An open picture. What Pillow raises while it is open becomes an InputError that names the file, and what it warns
+    of a note."""
+    from PIL import Image, UnidentifiedImageError
+
+    asked, next_step = f"reading {path}", NEXT_STEP
+    check_source(path, asked, next_step)
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16"):
-                # convert() would clip these at 255: a depth map would turn white.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise ValueError("its 32-bit values have no known range")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.array(image.convert("RGB"))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            # Below the size that Pillow refuses, a picture is only large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_formats(path)) as image:
+                yield image
+        notes += dict.fromkeys(f"{path}: {warning.message}" for warning in warned)
+        return
+    except InputError:
+        raise
     except UnidentifiedImageError:
-        found = "the file is not a picture Pillow can read"
+        found = f"the file is not a picture of a kind that is read ({', '.join(FORMATS)})"
+    except Image.DecompressionBombError as error:
+        found, next_step = f"the picture is too large ({error})", "Scale it down first: 4096 pixels a side are plenty"
     except OSError as error:
         found = f"the picture cannot be read ({error.strerror or error})"
     except Exception as error:  # Pillow's readers let anything through on a broken file: SyntaxError, struct.error...
         found = f"the picture cannot be read ({error})"
-    raise InputError(f"reading {path}", found, "Pass a whole PNG, JPEG or WebP file")
+    raise InputError(asked, found, next_step)
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins so is a still or animated picture, for Pillow to read."""
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    return (
+        head.startswith((b"\x89PNG\r\n\x1a\n", b"GIF8"))
+        or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
+        or brand in (b"avif", b"avis", *HEIC_BRANDS)
+    )
+
+
+def durations(picture: Image.Image) -> dict[int, float]:
+    """The seconds that each picture of an animation is shown, by its number. A PNG's first picture may be for those
+    who cannot play it. No duration to speak of is a tenth of a second, as in browsers."""
+    first = 1 if getattr(picture, "default_image", False) else 0
+    found = {}
+    for index in range(first, max(getattr(picture, "n_frames", 1), first + 1)):
+        picture.seek(index)
+        picture.load()  # some formats know a duration only then
+        shown = picture.info.get("duration", 0) or 0
+        found[index] = shown / 1000 if shown > 10 else 0.1
+    return found
+
+
+def _formats(path: Path) -> tuple[str, ...]:
+    """The formats to try on a file; HEIC needs a library of its own."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] != b"ftyp" or head[8:12] not in HEIC_BRANDS or b"avif" in head:
+        return FORMATS
+    try:
+        import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        found, next_step = "it is a HEIC picture, which Pillow alone does not read", "pip install pillow-heif"
+        raise InputError(f"reading {path}", found, f"{next_step}, or save it as JPEG or PNG") from None
+    return (*FORMATS, "HEIF")
 
 
 def write_image(path: Path, frame: np.ndarray, metadata: dict[str, str]) -> None:
@@ -64,7 +159,7 @@ def write_image(path: Path, frame: np.ndarray, metadata: dict[str, str]) -> None
         # Level 6, the default, takes two to five times as long for a sixth less.
         Image.fromarray(frame).save(temp, format="PNG", pnginfo=info, compress_level=1)
         try:
-            same = np.array_equal(read_image(temp), frame) and read_metadata(temp) == metadata
+            same = np.array_equal(read_image(temp).frames[0], frame) and read_metadata(temp) == metadata
         except InputError as error:
             raise read_back_error(path, error.found) from error
         if not same:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError, RunError
+from . import images
 from .atomic import DISK_FULL, atomic
-from .frames import check_frame, flat_error, is_flat, read_back_error
+from .decoding import Shower, scaler
+from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
+from .sources import check_source
+from .timing import Shown, resampled, same_rate, timed
 
 if TYPE_CHECKING:
     import av
@@ -28,6 +32,7 @@ CELL_TOLERANCE = 6
 photo-like frames, 1.7 at worst (each channel 0 or 255 at random, 16 x 16 pixels). Measured between a photo-like frame
 and the same one mirrored, green, black or with swapped channels: 19 and more."""
 
+NEXT_STEP = "Pass a whole clip, such as an .mp4 file"
 ENCODE_QUEUE = 8
 """Frames that wait for the encoder at most: it takes several at once, after it has looked ahead."""
 
@@ -46,14 +51,43 @@ class WrittenVideo:
     bytes: int
 
 
-def read_video(path: Path, count: int, keep: str) -> tuple[np.ndarray, float]:
-    """Up to `count` frames, the "first" or the "last" of a clip, as uint8 [F, H, W, 3] turned upright, and the clip's
-    frames per second. F < `count` if the clip is shorter. Holds `count` frames in memory, however long the clip.
+def read_video(path: Path, count: int, keep: str, fps: float | None = None) -> Reading:
+    """Up to `count` frames, the "first" or the "last" of a clip or of an animated picture, as they are meant to be seen
+    (`decoding.Shower`, `images.decoded`). With `fps` the clip is resampled to as many frames a second, by the times at
+    which its frames are shown; without, its frames are taken one by one. Fewer than `count` if the clip is shorter.
+    Holds `count` frames in memory, however long the clip. A clip that is cut off or damaged gives the frames that
+    decode.
 
-    Pixels are taken as square. A clip that is cut off or damaged gives the frames that decode.
     Raises InputError if the file cannot be read, has no video, or not one frame of it decodes.
     """
-    import numpy as np
+    check_source(path, f"reading {path}", NEXT_STEP)
+    with path.open("rb") as file:
+        animated = images.is_picture(file.read(16))
+    with _animation(path) if animated else _clip(path) as clip:
+        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, count)
+        frames = deque(islice(shown, count) if keep == "first" else shown, maxlen=count)
+        if not frames:
+            raise InputError(f"reading {path}", "no frame of it could be decoded", NEXT_STEP)
+        arrays = [clip.show(one.frame) for one in frames]
+    facts = {"file": str(path), "fps": clip.rate} | clip.facts
+    if fps is not None and not same_rate(clip.rate, fps):
+        facts["resampled_to_fps"] = fps
+    return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), clip.rate)
+
+
+@dataclass(frozen=True)
+class _Playing:
+    """An open clip: its frames, how many it has in a second, what makes one an array, and what is found out then."""
+
+    shown: Iterator[Shown]
+    rate: float
+    show: Callable[[Any], np.ndarray]
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+@contextmanager
+def _clip(path: Path) -> Iterator[_Playing]:
     from av.stream import Disposition
 
     with _opened(path) as container:
@@ -63,16 +97,42 @@ def read_video(path: Path, count: int, keep: str) -> tuple[np.ndarray, float]:
             raise InputError(f"reading {path}", "the file has no video in it", "Pass a clip, such as an .mp4 file")
         stream = streams[0]
         stream.thread_type = "AUTO"
-        decoded = _decoded(container, stream)
-        frames = deque(islice(decoded, count) if keep == "first" else decoded, maxlen=count)
-        if not frames:
-            found = "no frame of it could be decoded"
-            raise InputError(f"reading {path}", found, "Pass a whole clip, such as an .mp4 file")
-        # A stream may change its size on the way; all frames of the result have the first one's.
-        size = {"width": frames[0].width, "height": frames[0].height}
         if not (rate := stream.average_rate or stream.guessed_rate):
             raise InputError(f"reading {path}", "it has no frame rate", "Pass a clip, such as an .mp4 file")
-        return np.stack([_upright(frame, **size) for frame in frames]), float(rate)
+        shower = Shower(path, stream.sample_aspect_ratio)
+        frames = timed(_decoded(container, stream), float(rate))
+        yield _Playing(frames, float(rate), shower.show, shower.facts, shower.notes)
+
+
+@contextmanager
+def _animation(path: Path) -> Iterator[_Playing]:
+    """A GIF, an animated WebP, AVIF or PNG; a single picture is a clip of one frame."""
+    notes: list[str] = []
+    with images.opened(path, notes) as picture:
+        durations = images.durations(picture)
+        first = images.decoded(picture)
+        facts = {key: value for key, value in first.facts.items() if key != "mode"}
+
+        def show(index: int) -> np.ndarray:
+            picture.seek(index)
+            return images.decoded(picture).frames[0]
+
+        ends = accumulate(durations.values())
+        shown = (Shown(index, end - durations[index], end) for index, end in zip(durations, ends, strict=True))
+        yield _Playing(shown, len(durations) / sum(durations.values()), show, facts, notes)
+        notes += first.notes
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """One array. A stream may change its size on the way; all frames of the result have the first one's."""
+    import numpy as np
+    from PIL import Image
+
+    height, width, _ = arrays[0].shape
+    for i, array in enumerate(arrays):
+        if array.shape != arrays[0].shape:
+            arrays[i] = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
+    return np.stack(arrays)
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, metadata: dict[str, str]) -> WrittenVideo:
@@ -126,7 +186,7 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
             yield container
     except (OSError, av.error.FFmpegError) as error:
         found = f"it cannot be read as video ({error.strerror or error})"
-        raise InputError(f"reading {path}", found, "Pass a whole clip, such as an .mp4 file") from error
+        raise InputError(f"reading {path}", found, NEXT_STEP) from error
 
 
 def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -138,20 +198,6 @@ def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> 
         except av.error.InvalidDataError:
             # A damaged packet costs its own frames; a player goes on after it, too.
             continue
-
-
-def _upright(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    import numpy as np
-
-    array = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=_scaler())
-    return np.rot90(array, round(frame.rotation / 90))
-
-
-def _scaler() -> int:
-    from av.video.reformatter import Interpolation
-
-    # The default takes a shortcut through the chroma planes that costs about 2 dB.
-    return Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 def _exact_rate(fps: float) -> Fraction:
@@ -215,7 +261,7 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
                 dst_colorspace=Colorspace.ITU709,
                 src_color_range=ColorRange.JPEG,
                 dst_color_range=ColorRange.MPEG,
-                interpolation=_scaler(),
+                interpolation=scaler(),
             )
             sent.flat = sent.flat and is_flat(frame)
             sent.cells.append(_cells(picture))

@@ -71,6 +71,7 @@ def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: St
             "negative": len(inputs.negative),
             "media": state.context.packing.length,
         },
+        "inputs": resolved.get("inputs", {}) | inputs.facts,
         "notes": list(inputs.notes),
         "timesteps": state.solver.timesteps,
         "seconds": seconds,

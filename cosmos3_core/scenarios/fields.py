@@ -142,7 +142,7 @@ _ROWS = (
     Field(
         name="size",
         kind=kinds.SIZE,
-        help="1280x720, or a tier such as 720p or 720p:16:9.",
+        help="1280x720, a tier such as 720p or 720p:16:9, or auto: the aspect of the input.",
         option=True,
         costs=True,
         headline=True,
@@ -192,8 +192,8 @@ _ROWS = (
     ),
     Field(
         name="seed",
-        kind=kinds.whole(0, 2**63 - 1),
-        help="Seed of the noise.",
+        kind=kinds.SEED,
+        help="Seed of the noise; a random one where it is left out.",
         option=True,
         headline=True,
     ),
@@ -259,6 +259,13 @@ _ROWS = (
         kind=kinds.choice("crop", "stretch"),
         help="How a clip of another shape is made to fit.",
         refusal=_clip,
+    ),
+    Field(
+        name="video_fps",
+        kind=kinds.choice("resample", "keep"),
+        help="A clip of another frame rate: resample it to fps, or keep its frames one by one.",
+        refusal=_clip,
+        option=True,
     ),
     Field(
         name="max_text_tokens",

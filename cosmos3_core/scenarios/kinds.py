@@ -155,6 +155,16 @@ def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
     return low, high
 
 
+def _seed(name: str, value: Any, task: Task) -> int:
+    if type(value) is int and value == -1:
+        found, next_step = (
+            "a seed is no less than 0; other tools have -1 for a random one",
+            f"Leave {name} out for that",
+        )
+        raise InputError(f"{name} = -1", found, next_step)
+    return SEED_RANGE.read(name, value, task)
+
+
 def _indices(name: str, value: Any, task: Task) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
         raise InputError(f"{name} = {value!r}", "latent frames are numbered 0, 1, 2 ...", "Give a list such as [0, 1]")
@@ -182,7 +192,8 @@ PROMPT = Kind("text", TEXT.words, TEXT_SCHEMA | {"minLength": 1}, str, _prompt)
 PATH = Kind("path", "the path of a file", {"type": ["string", "null"]}, str, _path)
 SIZE = Kind(
     "size",
-    f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9",
+    f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9; "
+    "or auto or 720p:auto, the tier's aspect ratio nearest to the input's",
     {"anyOf": [{"type": "string", "description": FORMS}, _pair(SIDE_SCHEMA)]},
     str,
     _size,
@@ -209,6 +220,8 @@ INDICES = Kind(
     str,
     _indices,
 )
+SEED_RANGE = whole(0, 2**64 - 1)
+SEED = Kind(SEED_RANGE.name, SEED_RANGE.words, SEED_RANGE.schema, int, _seed)
 TILE = Kind(
     "tile",
     f"a multiple of {TILE_STEP} pixels, or none",

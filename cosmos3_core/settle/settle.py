@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..checkpoint.model import Model, describe, open_model
 from ..contract import Backend, Device, InputError
+from ..files.images import read_image
+from ..files.video import read_video
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
 from ..plan.cost.units import GIB
@@ -13,6 +17,8 @@ from ..plan.execution import Execution
 from ..plan.resolve import formats_of
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.families import TASKS
+from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -104,8 +110,32 @@ def _request(wish: Wish, model: Model) -> tuple[requests.Request, dict[str, str]
     inferred = {} if "task" in given else {"task": "the inputs"}
     if inferred:
         given["task"] = requests.infer_task(given, wish.suffix)
-    request, origin = requests.resolve(given, wish.profile, model.facts, wish.pick_seed)
-    return request, origin | inferred
+    auto = _auto_size(given, wish, model)
+    request, origin = requests.resolve(given | auto.given, wish.profile, model.facts, wish.pick_seed)
+    return request, origin | inferred | auto.origin
+
+
+class _Auto(NamedTuple):
+    """A size that follows from the input, and why it is that."""
+
+    given: dict[str, str] = {}
+    origin: dict[str, str] = {}
+
+
+def _auto_size(given: dict[str, Any], wish: Wish, model: Model) -> _Auto:
+    """For the size "auto", that of the input. Reads the picture or clip; its errors are those of any reading."""
+    size, task = given.get("size"), TASKS.get(str(given["task"]))
+    if not (isinstance(size, str) and AUTO.fullmatch(size)) or task is None:
+        return _Auto()
+    name = task.input and given.get(task.input)
+    if not isinstance(name, str):
+        found = "it follows from a picture or clip, and this run starts from none"
+        raise InputError(f"size {size!r}", found, FORMS)
+    frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
+    source = frames.shape[2], frames.shape[1]
+    usual = parse_size(requests.defaults(task.name, wish.profile, model.facts)[0]["size"], task.aspect)
+    width, height = auto_size(size, source, usual)
+    return _Auto({"size": f"{width}x{height}"}, {"size": f"{size}: nearest to the input's {source[0]}x{source[1]}"})
 
 
 def _guided_steps(request: requests.Request, model: Model, described: bool) -> int:

@@ -1,0 +1,29 @@
+"""Files that are read: an ordinary file, or a line on why not. A pipe would block the run for ever, and reading a
+device can do something."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from ..contract import InputError
+
+
+def check_source(path: str | Path, asked: str, next_step: str) -> None:
+    """Raises InputError, with `asked` and `next_step` in it, unless `path` is an ordinary file that can be looked at.
+    Opens nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+    else:
+        if stat.S_ISREG(mode):
+            return
+        found = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else f"it is {_kind(mode)}, not an ordinary file"
+    raise InputError(asked, found, next_step)
+
+
+def _kind(mode: int) -> str:
+    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
