@@ -524,7 +524,7 @@ def numbers(frames: np.ndarray) -> list[int]:
     return [round((float(frame[8, 16].mean()) - 10) / 4) for frame in frames]
 
 
-@pytest.mark.parametrize("rate", [60, 10, 25, Fraction(30000, 1001), 12])
+@pytest.mark.parametrize("rate", [60, 10, 25, 30, 12])
 @pytest.mark.parametrize("keep", ["first", "last"])
 def test_a_clip_is_resampled_by_what_is_on_the_screen(tmp_path, rate, keep):
     path = save_clip(tmp_path / "a.mp4", numbered(48), rate)
