@@ -135,10 +135,7 @@ def test_lab_is_converted(tmp_path):
 
 def test_a_png_of_linear_light_is_converted(tmp_path):
     Image.new("RGB", (4, 4), (55, 55, 55)).save(tmp_path / "a.png")
-    data = (tmp_path / "a.png").read_bytes()
-    chunk = b"gAMA" + struct.pack(">I", 100_000)
-    chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    chunked(tmp_path / "a.png", b"gAMA", struct.pack(">I", 100_000))
     reading = read_image(tmp_path / "a.png")
     np.testing.assert_allclose(reading.frames[0, 0, 0].astype(int), 128, atol=1)  # 55/255 is 0.2157: sRGB's 0.502
     assert "gamma 1 to sRGB" in reading.notes[0]
@@ -165,6 +162,39 @@ def test_every_exif_orientation(tmp_path, orientation, suffix):
     assert reading.frames.shape == (1, 16, 24, 3)
     assert np.abs(reading.frames[0, 2::11, 2::19].astype(int) - corners()[2::11, 2::19]).max() < 12
     assert reading.facts.get("exif_orientation", 1) == orientation
+
+
+def chunked(path: Path, name: bytes, data: bytes) -> None:
+    """Puts a chunk into a PNG, before its pixels."""
+    png, chunk = path.read_bytes(), name + data
+    chunk = struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(png[:33] + chunk + png[33:])
+
+
+def test_an_hdr_png_is_shown_as_on_an_sdr_screen_and_said(tmp_path):
+    picture = Image.new("RGB", (4, 1), (148, 148, 148))
+    picture.putpixel((1, 0), (97, 97, 97))
+    picture.save(tmp_path / "a.png", icc_profile=ADOBE)
+    chunked(tmp_path / "a.png", b"cICP", bytes([9, 16, 0, 1]))
+    reading = read_image(tmp_path / "a.png")
+    np.testing.assert_allclose(reading.frames[0, 0, :2, 0].astype(int), (255, 101), atol=3)
+    assert "HDR (PQ)" in reading.notes[0] and reading.facts["transfer"] == "PQ"
+
+
+def test_a_png_tagged_as_srgb_changes_nothing(tmp_path):
+    Image.new("RGB", (4, 4), (60, 180, 60)).save(tmp_path / "a.png")
+    chunked(tmp_path / "a.png", b"cICP", bytes([1, 13, 0, 1]))
+    reading = read_image(tmp_path / "a.png")
+    assert reading.frames[0, 0, 0].tolist() == [60, 180, 60] and not reading.notes
+
+
+def test_an_avif_in_pq(tmp_path):
+    Image.new("RGB", (16, 16), (148, 148, 148)).save(tmp_path / "a.avif", quality=100)
+    data = (tmp_path / "a.avif").read_bytes()
+    at = data.index(b"colrnclx") + 8
+    (tmp_path / "a.avif").write_bytes(data[:at] + struct.pack(">2H", 9, 16) + data[at + 4 :])
+    np.testing.assert_allclose(pixel(tmp_path / "a.avif"), (255, 255, 255), atol=4)
+    assert "HDR (PQ)" in read_image(tmp_path / "a.avif").notes[0]
 
 
 def greys(path: Path) -> list[int]:
@@ -461,6 +491,12 @@ def test_colours_that_cannot_be_undone_are_refused(tmp_path, tags):
     path = save_samples(tmp_path / "a.mp4", (120, 100, 170), (64, 48), **tags)
     with pytest.raises(InputError, match="cannot be undone here"):
         read_video(path, 1, "first")
+
+
+def test_text_that_ffmpeg_would_draw_is_no_clip(tmp_path):
+    (tmp_path / "a.ans").write_bytes(b"\x1b[31mred\x1b[0m\r\n" * 50)
+    with pytest.raises(InputError, match="cannot be read as video"):
+        read_video(tmp_path / "a.ans", 1, "first")
 
 
 MATRICES = {

@@ -240,6 +240,7 @@ def test_random_requests_given_back_are_the_same():
         "json_metadata": [True, False],
         "image_filter": ["bilinear", "lanczos"],
         "video_fit": ["crop", "stretch"],
+        "video_fps": ["resample", "keep"],
         "condition_frame_indexes": [[0], [0, 1], [1, 2]],
         "condition_video_keep": ["first", "last"],
         "max_text_tokens": [0, 77],

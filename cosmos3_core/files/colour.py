@@ -33,7 +33,7 @@ _RED_GREEN_BLUE_WHITE = {
 
 
 def to_srgb(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
-    """uint16 [H, W, 3] over the full range to uint8 sRGB. `transfer` and `primaries` are H.273's code points; a
+    """uint16 [..., 3] over the full range to uint8 sRGB. `transfer` and `primaries` are H.273's code points; a
     transfer that is not HDR counts as sRGB's own, which is how players show it."""
     import numpy as np
 
@@ -45,6 +45,14 @@ def to_srgb(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     if primaries in WIDE:
         light = light @ _to_bt709(WIDE[primaries]).T
     return _encode()[(light.clip(0, 1) * 65535 + 0.5).astype(np.uint16)]
+
+
+def told(what: str, transfer: int, primaries: int) -> str:
+    """A sentence on what `to_srgb` did to a "picture" or "clip"."""
+    if transfer not in TRANSFERS:
+        return f"the {what}'s colours were converted from {WIDE[primaries]} to sRGB"
+    name = TRANSFERS[transfer]
+    return f"the {what} is HDR ({name}): converted to sRGB, and what is brighter than reference white is white"
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
-from .colour import HLG, PQ, TRANSFERS, WIDE, to_srgb
+from .colour import TRANSFERS, WIDE, to_srgb, told
 
 if TYPE_CHECKING:
     import av
@@ -53,7 +53,7 @@ class Shower:
         facts["transform"], array = _upright(frame, array)
         if first:
             self.facts |= {"width": frame.width, "height": frame.height, "pixel_aspect": str(self.aspect)} | facts
-            self._tell(facts, frame)
+            self._tell(frame)
         return np.ascontiguousarray(array)
 
     def _size(self, frame: av.VideoFrame) -> dict[str, Any]:
@@ -79,13 +79,9 @@ class Shower:
             "primaries": WIDE.get(primaries, "BT.709"),
         }
 
-    def _tell(self, facts: dict[str, Any], frame: av.VideoFrame) -> None:
-        if frame.color_trc in (PQ, HLG):
-            name = facts["transfer"]
-            said = f"the clip is HDR ({name}): converted to sRGB, and what is brighter than reference white is white"
-            self.notes.append(said)
-        elif frame.color_primaries in WIDE:
-            self.notes.append(f"the clip's colours were converted from {facts['primaries']} to sRGB")
+    def _tell(self, frame: av.VideoFrame) -> None:
+        if frame.color_trc in TRANSFERS or frame.color_primaries in WIDE:
+            self.notes.append(told("clip", frame.color_trc, frame.color_primaries))
         if self.aspect != 1:
             self.notes.append(f"the clip's pixels are {self.aspect} times as wide as high: scaled to square ones")
         if frame.interlaced_frame:

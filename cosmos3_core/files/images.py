@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from .atomic import atomic
+from .colour import TRANSFERS, WIDE, to_srgb, told
 from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
 from .pixels import in_srgb
 from .sources import check_source
@@ -48,7 +50,12 @@ def read_image(path: Path) -> Reading:
     with opened(path, notes) as file:
         if getattr(file, "is_animated", False) and file.format != "MPO":  # there the others are a phone's previews
             notes.append(f"{path} is an animation or has several pages: its first picture is taken")
+        coded = None if file.info.get("icc_profile") and file.format != "PNG" else _coded(path)
+        if coded:
+            file.info.pop("icc_profile", None)  # which a PNG's own tag overrules
         reading = decoded(file)
+    if coded:
+        reading = _as_coded(reading, *coded)
     return Reading(reading.frames, {"file": str(path)} | reading.facts, (*notes, *reading.notes))
 
 
@@ -124,6 +131,32 @@ def durations(picture: Image.Image) -> dict[int, float]:
         shown = picture.info.get("duration", 0) or 0
         found[index] = shown / 1000 if shown > 10 else 0.1
     return found
+
+
+def _coded(path: Path) -> tuple[int, int] | None:
+    """(primaries, transfer) by H.273 of a PNG (cICP), AVIF or HEIC (nclx), where they are not near sRGB's. A file with
+    several pictures of different coding, as one with a gain map, shows the plain one."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    if head.startswith(b"\x89PNG"):
+        at = head.partition(b"IDAT")[0].find(b"cICP") + 4
+        found = {(head[at], head[at + 1])} if at > 3 else set()
+    else:
+        parts = head.split(b"colrnclx")[1:] if head[4:8] == b"ftyp" else []
+        found = {struct.unpack(">2H", part[:4]) for part in parts if len(part) > 3}
+    if len(found) != 1:
+        return None
+    primaries, transfer = found.pop()
+    return (primaries, transfer) if transfer in TRANSFERS or primaries in WIDE else None
+
+
+def _as_coded(reading: Reading, primaries: int, transfer: int) -> Reading:
+    """A picture's values by its primaries and transfer, instead of sRGB's."""
+    import numpy as np
+
+    frames = to_srgb(reading.frames.astype(np.uint16) * 257, transfer, primaries)
+    facts = {"transfer": TRANSFERS.get(transfer, "SDR"), "primaries": WIDE.get(primaries, "BT.709")}
+    return Reading(frames, reading.facts | facts, (*reading.notes, told("picture", transfer, primaries)))
 
 
 def _formats(path: Path) -> tuple[str, ...]:

@@ -32,6 +32,12 @@ CELL_TOLERANCE = 6
 photo-like frames, 1.7 at worst (each channel 0 or 255 at random, 16 x 16 pixels). Measured between a photo-like frame
 and the same one mirrored, green, black or with swapped channels: 19 and more."""
 
+CONTAINERS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,obu,h264,hevc,m4v,dv,yuv4mpegpipe,mjpeg,"
+    "jpeg_pipe,mp3"
+)
+"""What is opened as a clip, by FFmpeg's names; an mp3 to say that it has none."""
+OPENING = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
 NEXT_STEP = "Pass a whole clip, such as an .mp4 file"
 ENCODE_QUEUE = 8
 """Frames that wait for the encoder at most: it takes several at once, after it has looked ahead."""
@@ -178,10 +184,10 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
 
     try:
         # A file may be a playlist in disguise. It gets to FFmpeg as an open file, and no protocol is allowed, so it
-        # cannot make this process read other files or fetch addresses.
+        # cannot make this process read other files or fetch addresses; and what is no container of clips stays shut.
         with (
             path.open("rb") as file,
-            av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace") as container,
+            av.open(file, "r", options=OPENING, metadata_errors="replace") as container,
         ):
             yield container
     except (OSError, av.error.FFmpegError) as error:
