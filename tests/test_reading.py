@@ -101,6 +101,21 @@ def test_alpha_and_palettes_go_through_a_profile(tmp_path):
     assert read_image(tmp_path / "a.png").frames[0, 0, 1].tolist() == [255, 255, 255]
 
 
+def test_transparent_parts_are_said_to_be_on_white(tmp_path):
+    for alpha, notes in ((255, 0), (254, 1), (0, 1)):
+        Image.new("RGBA", (4, 4), (60, 180, 60, alpha)).save(tmp_path / "a.png")
+        assert len(read_image(tmp_path / "a.png").notes) == notes
+
+
+def test_a_camera_that_wrote_adobe_rgb_without_a_profile_is_told_on(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    Image.new("RGB", (8, 8), (60, 180, 60)).save(tmp_path / "a.jpg", exif=exif)
+    assert "Adobe RGB" in read_image(tmp_path / "a.jpg").notes[0]
+    Image.new("RGB", (8, 8), (60, 180, 60)).save(tmp_path / "a.jpg", exif=exif, icc_profile=ADOBE)
+    assert "'Wide' to sRGB" in read_image(tmp_path / "a.jpg").notes[0]
+
+
 @pytest.mark.parametrize("profile", [b"no profile", ADOBE[:200]], ids=["text", "cut off"])
 def test_a_broken_profile_costs_a_note_and_no_picture(tmp_path, profile):
     Image.new("RGB", (4, 4), (60, 180, 60)).save(tmp_path / "a.png", icc_profile=profile)
@@ -361,6 +376,13 @@ def test_an_animation_keeps_its_own_times(tmp_path):
 def test_a_picture_for_those_who_cannot_play_a_png_is_no_frame(tmp_path):
     save_animation(tmp_path / "a.png", [100] * 3, default_image=True)
     assert shades(read_video(tmp_path / "a.png", 9, "first").frames) == [1, 2]
+
+
+def test_an_animation_cut_off_is_what_there_is_of_it(tmp_path):
+    save_animation(tmp_path / "a.gif", [100] * 6)
+    data = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "a.gif").write_bytes(data[: len(data) * 3 // 5])
+    assert shades(read_video(tmp_path / "a.gif", 99, "first").frames) in ([0, 1, 2], [0, 1, 2, 3])
 
 
 # Clips -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +72,22 @@ def decoded(image: Image.Image) -> Reading:
         facts["exif_orientation"] = orientation
     notes: list[str] = []
     colours, alpha = in_srgb(image, facts, notes)
-    if alpha is not None:
-        facts["transparent_on"] = "white"
+    if "icc_profile" not in facts and _by_adobe(image):
+        notes.append("the picture says that it is in Adobe RGB and has no profile: its colours are taken as sRGB")
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        notes.append("the picture's transparent parts are put on white")
         colours.putalpha(alpha)
         colours = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
     if turn := UPRIGHT.get(image.getexif().get(ORIENTATION, 1)):  # a TIFF is upright once its pixels are read
         colours = colours.transpose(Image.Transpose[turn])
     return Reading(np.array(colours)[None], facts, tuple(notes))
+
+
+def _by_adobe(image: Image.Image) -> bool:
+    """Whether a camera says that it wrote Adobe RGB: R03 in the interoperability part of the EXIF data."""
+    from PIL import ExifTags
+
+    return image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
 
 
 @contextmanager
@@ -124,10 +134,15 @@ def durations(picture: Image.Image) -> dict[int, float]:
     """The seconds that each picture of an animation is shown, by its number. A PNG's first picture may be for those
     who cannot play it. No duration to speak of is a tenth of a second, as in browsers."""
     first = 1 if getattr(picture, "default_image", False) else 0
-    found = {}
-    for index in range(first, max(getattr(picture, "n_frames", 1), first + 1)):
-        picture.seek(index)
-        picture.load()  # some formats know a duration only then
+    found: dict[int, float] = {}
+    for index in count(first):  # the format's own count fails on a file that is cut off
+        try:
+            picture.seek(index)
+            picture.load()  # some formats know a duration only then
+        except Exception:  # EOFError at the end; anything, where the file is broken: then it is what there is of it
+            if not found:
+                raise
+            break
         shown = picture.info.get("duration", 0) or 0
         found[index] = shown / 1000 if shown > 10 else 0.1
     return found

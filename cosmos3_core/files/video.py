@@ -116,6 +116,7 @@ def _animation(path: Path) -> Iterator[_Playing]:
     notes: list[str] = []
     with images.opened(path, notes) as picture:
         durations = images.durations(picture)
+        picture.seek(min(durations))
         first = images.decoded(picture)
         facts = {key: value for key, value in first.facts.items() if key != "mode"}
 
