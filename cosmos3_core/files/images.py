@@ -16,7 +16,7 @@ from .atomic import atomic
 from .colour import TRANSFERS, WIDE, to_srgb, told
 from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
 from .pixels import in_srgb
-from .sources import check_source
+from .sources import head_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,26 +51,25 @@ def read_image(path: Path) -> Reading:
     with opened(path, notes) as file:
         if getattr(file, "is_animated", False) and file.format != "MPO":  # there the others are a phone's previews
             notes.append(f"{path} is an animation or has several pages: its first picture is taken")
-        coded = None if file.info.get("icc_profile") and file.format != "PNG" else _coded(path)
-        if coded:
-            file.info.pop("icc_profile", None)  # which a PNG's own tag overrules
-        reading = decoded(file)
-    if coded:
-        reading = _as_coded(reading, *coded)
+        reading = decoded(file, head_of(path, f"reading {path}", NEXT_STEP))
     return Reading(reading.frames, {"file": str(path)} | reading.facts, (*notes, *reading.notes))
 
 
-def decoded(image: Image.Image) -> Reading:
+def decoded(image: Image.Image, head: bytes = b"") -> Reading:
     """An opened picture as uint8 sRGB [1, H, W, 3]: turned upright by its EXIF orientation, its ICC profile applied,
-    deep grey scaled to 8 bits, transparent parts on white, as picture viewers show them. Raises ValueError where its
-    numbers have no known meaning, and what Pillow raises for broken data."""
+    deep grey scaled to 8 bits, transparent parts on white, as picture viewers show them. `head` is how its file begins,
+    where there is one: Pillow does not know of HDR. Raises ValueError where its numbers have no known meaning, and what
+    Pillow raises for broken data."""
     import numpy as np
     from PIL import Image
 
     facts: dict[str, Any] = {"format": image.format, "mode": image.mode, "width": image.width, "height": image.height}
-    if (orientation := image.getexif().get(ORIENTATION, 1)) != 1:
-        facts["exif_orientation"] = orientation
+    if _turn(image):
+        facts["exif_orientation"] = image.getexif()[ORIENTATION]
     notes: list[str] = []
+    coded = None if image.info.get("icc_profile") and image.format != "PNG" else _coded(head)
+    if coded:
+        image.info.pop("icc_profile", None)  # which a PNG's own tag overrules
     colours, alpha = in_srgb(image, facts, notes)
     if "icc_profile" not in facts and _by_adobe(image):
         notes.append("the picture says that it is in Adobe RGB and has no profile: its colours are taken as sRGB")
@@ -78,9 +77,21 @@ def decoded(image: Image.Image) -> Reading:
         notes.append("the picture's transparent parts are put on white")
         colours.putalpha(alpha)
         colours = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
-    if turn := UPRIGHT.get(image.getexif().get(ORIENTATION, 1)):  # a TIFF is upright once its pixels are read
+    if turn := _turn(image):  # a TIFF is upright once its pixels are read
         colours = colours.transpose(Image.Transpose[turn])
-    return Reading(np.array(colours)[None], facts, tuple(notes))
+    pixels = np.array(colours)[None]
+    if coded:
+        primaries, transfer = coded
+        pixels = to_srgb(pixels.astype(np.uint16) * 257, transfer, primaries)
+        facts |= {"transfer": TRANSFERS.get(transfer, "SDR"), "primaries": WIDE.get(primaries, "BT.709")}
+        notes.append(told("picture", transfer, primaries))
+    return Reading(pixels, facts, tuple(notes))
+
+
+def _turn(image: Image.Image) -> str | None:
+    """What turns the picture upright, by its EXIF data."""
+    orientation = image.getexif().get(ORIENTATION)
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _by_adobe(image: Image.Image) -> bool:
@@ -97,13 +108,13 @@ def opened(path: Path, notes: list[str]) -> Iterator[Image.Image]:
     from PIL import Image, UnidentifiedImageError
 
     asked, next_step = f"reading {path}", NEXT_STEP
-    check_source(path, asked, next_step)
+    formats = _formats(head_of(path, asked, next_step), asked)
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             # Below the size that Pillow refuses, a picture is only large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_formats(path)) as image:
+            with Image.open(path, formats=formats) as image:
                 yield image
         notes += dict.fromkeys(f"{path}: {warning.message}" for warning in warned)
         return
@@ -148,11 +159,9 @@ def durations(picture: Image.Image) -> dict[int, float]:
     return found
 
 
-def _coded(path: Path) -> tuple[int, int] | None:
+def _coded(head: bytes) -> tuple[int, int] | None:
     """(primaries, transfer) by H.273 of a PNG (cICP), AVIF or HEIC (nclx), where they are not near sRGB's. A file with
     several pictures of different coding, as one with a gain map, shows the plain one."""
-    with path.open("rb") as file:
-        head = file.read(1 << 16)
     if head.startswith(b"\x89PNG"):
         at = head.partition(b"IDAT")[0].find(b"cICP") + 4
         found = {(head[at], head[at + 1])} if at > 3 else set()
@@ -165,26 +174,15 @@ def _coded(path: Path) -> tuple[int, int] | None:
     return (primaries, transfer) if transfer in TRANSFERS or primaries in WIDE else None
 
 
-def _as_coded(reading: Reading, primaries: int, transfer: int) -> Reading:
-    """A picture's values by its primaries and transfer, instead of sRGB's."""
-    import numpy as np
-
-    frames = to_srgb(reading.frames.astype(np.uint16) * 257, transfer, primaries)
-    facts = {"transfer": TRANSFERS.get(transfer, "SDR"), "primaries": WIDE.get(primaries, "BT.709")}
-    return Reading(frames, reading.facts | facts, (*reading.notes, told("picture", transfer, primaries)))
-
-
-def _formats(path: Path) -> tuple[str, ...]:
-    """The formats to try on a file; HEIC needs a library of its own."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head[4:8] != b"ftyp" or head[8:12] not in HEIC_BRANDS or b"avif" in head:
+def _formats(head: bytes, asked: str) -> tuple[str, ...]:
+    """The formats to try on a file that begins so; HEIC needs a library of its own."""
+    if head[4:8] != b"ftyp" or head[8:12] not in HEIC_BRANDS or b"avif" in head[:64]:
         return FORMATS
     try:
         import_module("pillow_heif").register_heif_opener()
     except ImportError:
         found, next_step = "it is a HEIC picture, which Pillow alone does not read", "pip install pillow-heif"
-        raise InputError(f"reading {path}", found, f"{next_step}, or save it as JPEG or PNG") from None
+        raise InputError(asked, found, f"{next_step}, or save it as JPEG or PNG") from None
     return (*FORMATS, "HEIF")
 
 

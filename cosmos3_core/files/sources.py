@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..contract import InputError
 
+HEAD = 1 << 16
+
 
 def check_source(path: str | Path, asked: str, next_step: str) -> None:
     """Raises InputError, with `asked` and `next_step` in it, unless `path` is an ordinary file that can be looked at.
@@ -23,6 +25,17 @@ def check_source(path: str | Path, asked: str, next_step: str) -> None:
             return
         found = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else f"it is {_kind(mode)}, not an ordinary file"
     raise InputError(asked, found, next_step)
+
+
+def head_of(path: Path, asked: str, next_step: str) -> bytes:
+    """The first `HEAD` bytes of an ordinary file, by which its kind is known. Raises InputError as `check_source`, and
+    for a file that cannot be read."""
+    check_source(path, asked, next_step)
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError as error:
+        raise InputError(asked, error.strerror or str(error), next_step) from None
 
 
 def _kind(mode: int) -> str:

@@ -17,7 +17,7 @@ from . import images
 from .atomic import DISK_FULL, atomic
 from .decoding import Shower, scaler
 from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
-from .sources import check_source
+from .sources import head_of
 from .timing import Shown, resampled, same_rate, timed
 
 if TYPE_CHECKING:
@@ -66,10 +66,8 @@ def read_video(path: Path, count: int, keep: str, fps: float | None = None) -> R
 
     Raises InputError if the file cannot be read, has no video, or not one frame of it decodes.
     """
-    check_source(path, f"reading {path}", NEXT_STEP)
-    with path.open("rb") as file:
-        animated = images.is_picture(file.read(16))
-    with _animation(path) if animated else _clip(path) as clip:
+    head = head_of(path, f"reading {path}", NEXT_STEP)
+    with _animation(path, head) if images.is_picture(head) else _clip(path) as clip:
         shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, count)
         frames = deque(islice(shown, count) if keep == "first" else shown, maxlen=count)
         if not frames:
@@ -111,18 +109,18 @@ def _clip(path: Path) -> Iterator[_Playing]:
 
 
 @contextmanager
-def _animation(path: Path) -> Iterator[_Playing]:
+def _animation(path: Path, head: bytes) -> Iterator[_Playing]:
     """A GIF, an animated WebP, AVIF or PNG; a single picture is a clip of one frame."""
     notes: list[str] = []
     with images.opened(path, notes) as picture:
         durations = images.durations(picture)
         picture.seek(min(durations))
-        first = images.decoded(picture)
+        first = images.decoded(picture, head)
         facts = {key: value for key, value in first.facts.items() if key != "mode"}
 
         def show(index: int) -> np.ndarray:
             picture.seek(index)
-            return images.decoded(picture).frames[0]
+            return images.decoded(picture, head).frames[0]
 
         ends = accumulate(durations.values())
         shown = (Shown(index, end - durations[index], end) for index, end in zip(durations, ends, strict=True))
