@@ -568,6 +568,29 @@ def test_alpha_of_a_clip_is_put_on_white(tmp_path):
     assert frame[8, 4].tolist() == [200, 0, 0] and frame[8, 20].tolist() == [255, 255, 255]
 
 
+def test_a_photograph_given_as_a_clip_may_have_exif_data(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "camera"
+    Image.fromarray(corners()).save(tmp_path / "a.jpg", exif=exif)
+    assert read_video(tmp_path / "a.jpg", 2, "first").frames.shape == (1, 16, 24, 3)
+
+
+def test_a_codec_that_nobody_decodes_is_a_line(tmp_path):
+    path = save_clip(tmp_path / "a.mp4", [corners()] * 2)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1"))
+    with pytest.raises(InputError, match="no decoder for its video"):
+        read_video(path, 1, "first")
+
+
+def test_a_clip_that_says_it_is_a_wall_is_not_decoded(tmp_path):
+    save_animation(tmp_path / "a.gif", [100, 100])
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    data[6:10] = struct.pack("<2H", 12_000, 12_000)
+    (tmp_path / "a.gif").write_bytes(data)
+    with pytest.raises(InputError, match="12000x12000 pixels. Scale it down"):
+        read_video(tmp_path / "a.gif", 2, "first")
+
+
 # Times -----------------------------------------------------------------------------------------------------------
 
 

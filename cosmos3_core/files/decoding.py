@@ -129,12 +129,24 @@ def _on_white(rgba: np.ndarray) -> np.ndarray:
     return np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
 
 
+def _display_matrix(frame: av.VideoFrame) -> Any:
+    """Its nine numbers as PyAV has them, if there are any. PyAV fails on a frame with data of a kind that it does not
+    know, and then knows the rotation only."""
+    try:
+        return frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        return None
+
+
 def _upright(frame: av.VideoFrame, array: np.ndarray) -> tuple[str, np.ndarray]:
     """What the display matrix does to a frame, in words, and the frame after it: mirrored, and turned by the nearest
     quarter. The matrix takes (x, y) to (a x + c y, b x + d y)."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")  # PyAV's stubs know less of it than it offers
+    import numpy as np
+
+    data = _display_matrix(frame)
     if data is None:
-        return "none", array
+        turned = round(frame.rotation / 90) % 4
+        return (f"turned by {90 * turned} degrees" if turned else "none"), np.rot90(array, turned)
     a, b, _, c, d, *_ = struct.unpack("9i", bytes(data))
     done = []
     if abs(b) + abs(c) > abs(a) + abs(d):

@@ -38,6 +38,8 @@ CONTAINERS = (
 )
 """What is opened as a clip, by FFmpeg's names; an mp3 to say that it has none."""
 OPENING = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
+MAX_AREA = 8192 * 4608
+"""Pixels of the largest frame that is decoded: 8K and a little. A damaged file can say that it has more."""
 NEXT_STEP = "Pass a whole clip, such as an .mp4 file"
 ENCODE_QUEUE = 8
 """Frames that wait for the encoder at most: it takes several at once, after it has looked ahead."""
@@ -100,6 +102,9 @@ def _clip(path: Path) -> Iterator[_Playing]:
         if not streams:
             raise InputError(f"reading {path}", "the file has no video in it", "Pass a clip, such as an .mp4 file")
         stream = streams[0]
+        if stream.codec_context is None:
+            raise InputError(f"reading {path}", "there is no decoder for its video", "Save it as H.264 in an .mp4 file")
+        _check_area(path, stream.width, stream.height)
         stream.thread_type = "AUTO"
         if not (rate := stream.average_rate or stream.guessed_rate):
             raise InputError(f"reading {path}", "it has no frame rate", "Pass a clip, such as an .mp4 file")
@@ -113,6 +118,7 @@ def _animation(path: Path, head: bytes) -> Iterator[_Playing]:
     """A GIF, an animated WebP, AVIF or PNG; a single picture is a clip of one frame."""
     notes: list[str] = []
     with images.opened(path, notes) as picture:
+        _check_area(path, *picture.size)
         durations = images.durations(picture)
         picture.seek(min(durations))
         first = images.decoded(picture, head)
@@ -126,6 +132,12 @@ def _animation(path: Path, head: bytes) -> Iterator[_Playing]:
         shown = (Shown(index, end - durations[index], end) for index, end in zip(durations, ends, strict=True))
         yield _Playing(shown, len(durations) / sum(durations.values()), show, facts, notes)
         notes += first.notes
+
+
+def _check_area(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_AREA:
+        found, next_step = f"its frames have {width}x{height} pixels", "Scale it down to 4096 pixels a side or less"
+        raise InputError(f"reading {path}", found, next_step)
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
