@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, InputError, RunError
@@ -310,13 +311,14 @@ def prepare(
     asked: str = "",
     save_latents: str | None = None,
     manifest: str | None = None,
+    texts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Generation:
     """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
     `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
     with, which messages call `asked`. `save_latents` and `manifest` are paths that a run which goes on with this one
-    writes to. Raises InputError.
+    writes to. `texts` are the facts of prompts that were in files. Raises InputError.
     """
     inputs = engine.read_inputs(settled.request, noise, media)
     if stopped:
@@ -326,6 +328,7 @@ def prepare(
         engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)
     resolved |= {"latents": asdict(latents)} if latents else {}
+    resolved |= {"inputs": {**texts, **inputs.facts}}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
     resumable = Earlier.of(settled, inputs, latents, save_latents=save_latents, manifest=manifest)
     return Generation(
