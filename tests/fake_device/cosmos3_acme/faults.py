@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import wraps
 
 import torch
 
@@ -583,14 +584,20 @@ class Unpacked(kernels.Transposed):
 
 def changed(change):
     """A fault in what comes out: `change(result)` of every call."""
-    return lambda kernel: lambda *arguments, **options: change(kernel(*arguments, **options))
+    return lambda kernel: wraps(kernel)(lambda *arguments, **options: change(kernel(*arguments, **options)))
 
 
 def clamped(most):
     """Inputs of a norm and SiLU, as a kernel does that guards against infinities."""
-    return lambda kernel: (
-        lambda x_MI, *arguments, **options: kernel(x_MI if options else x_MI.clamp(-most, most), *arguments, **options)
-    )
+
+    def faulty(kernel):
+        @wraps(kernel)
+        def norm_silu(x_MI, *arguments, **options):
+            return kernel(x_MI if options else x_MI.clamp(-most, most), *arguments, **options)
+
+        return norm_silu
+
+    return faulty
 
 
 def gate_overflows(kernel):
