@@ -139,8 +139,7 @@ def test_a_package_builds_a_wheel_of_this_version(name, checkout):
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel):
-    packages = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    files = (path for package in packages for path in (checkout / package).rglob("*") if path.is_file())
+    files = (path for package in PACKAGES for path in (checkout / package).rglob("*") if path.is_file())
     ours = {path.relative_to(checkout).as_posix() for path in files}
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.startswith(f"cosmos3-{__version__}.dist-info/")}
