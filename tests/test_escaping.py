@@ -4,7 +4,6 @@ written ends nothing."""
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import json
 import logging
@@ -26,6 +25,7 @@ from cosmos3_core.cli import main
 from cosmos3_core.cli.progress import Display
 from cosmos3_core.cli.terminal import LONGEST, Stream, guarded, printable, tell
 from cosmos3_core.contract import InputError
+from cosmos3_core.settle import questions
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\nerror: forged\u202e\x7f\x00"
 RUN = ("run", "a cup", "--model", "tiny", "--size", "64x64", "--steps", "1", "--frames", "1", "--backend", "reference")
@@ -176,9 +176,9 @@ def test_a_plan_cannot_steer_the_terminal(capsys, monkeypatch):
 
 
 def test_backends_cannot_steer_the_terminal(capsys, monkeypatch):
-    module = importlib.import_module("cosmos3_core.cli.backends")
-    describe = module._describe
-    monkeypatch.setattr(module, "_describe", lambda *a: describe(*a) | {"version": EVIL, "reason": EVIL})
+    described = questions.backends
+    odd = {"version": EVIL, "reason": EVIL}
+    monkeypatch.setattr(questions, "backends", lambda *a: [row | odd for row in described(*a)])
     for json_too in ((), ("--json",)):
         code, out, _ = cosmos3(capsys, monkeypatch, "backends", *json_too)
         assert code == 0 and plain(out)
@@ -373,11 +373,9 @@ def test_the_streams_and_the_warnings_are_as_before_afterwards(capsys, monkeypat
 
 
 def test_a_long_error_keeps_what_to_do_next(capsys, monkeypatch):
-    module = importlib.import_module("cosmos3_core.cli.backends")
-
     def raising(*_):
         raise InputError("a" * 10_000, "b" * 10_000, "Type the next step")
 
-    monkeypatch.setattr(module, "installed", raising)
+    monkeypatch.setattr(questions, "backends", raising)
     code, _, err = cosmos3(capsys, monkeypatch, "backends")
     assert code == 2 and err.endswith("Type the next step\n") and len(err) < 5000

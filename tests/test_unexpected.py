@@ -4,7 +4,6 @@ is unknown, and never a traceback on the terminal."""
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from cosmos3_core.checkpoint.tensors import open_tensors
 from cosmos3_core.cli.unexpected import without_secrets
 from cosmos3_core.contract import RunError
 from cosmos3_core.engine.engine import Engine
+from cosmos3_core.settle import questions
 
 PanicException = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
 CPU = (
@@ -95,7 +95,7 @@ def raises(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def call(raising: Callable[[], object], *arguments: str) -> tuple[int, str, list[str]]:
-        monkeypatch.setattr(importlib.import_module("cosmos3_core.cli.backends"), "installed", lambda *_: raising())
+        monkeypatch.setattr(questions, "backends", lambda *_: raising())
         code, out, err = cosmos3(capsys, monkeypatch, *(arguments or ("backends",)))
         return code, out, err.splitlines()
 

@@ -7,6 +7,7 @@ Nothing here looks inside a weight file and nothing is ever unpickled. `HF_HOME`
 from __future__ import annotations
 
 import errno
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -298,8 +299,7 @@ def _is_hub_id(model: str) -> bool:
 
 def _did_you_mean(model: str) -> str:
     names = {name.removeprefix(part): name for part in ("", "nvidia/", "nvidia/Cosmos3-") for name in PUBLISHED}
-    address = "/".join(model.rstrip("/").split("/")[-2:])  # of a model's page
-    close = nearest(address, names)
+    close = nearest(re.sub(r"^\w+://[^/]*/", "", model), names)  # the address of the model's page ends in its id
     if close and names[close] != model:
         return f"Did you mean {names[close]}?"
     return f"Pass tiny, a folder, or one of {', '.join(PUBLISHED)}"

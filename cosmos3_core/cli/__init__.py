@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .. import __version__
+from ..files.checkout import build_version
 from . import options as shared
 from . import terminal
 from .matrix import matrix
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 EXIT_CANCELLED = 130
 EXIT_CODES = {
     "0": "Done. Of `plan` and `run --dry-run`: it fits. Of `check`: the backend does all that it declares.",
-    "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. An error that "
-    "nobody expected leaves a report in a file, which the message names. Of `plan` "
-    "and `run --dry-run`: it does not fit. Of `check`: a test failed. Of `matrix --check`: the page is out of date.",
+    "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. An error "
+    "that nobody expected leaves a report in a file, which the message names. Of `plan` and `run --dry-run`: it does "
+    "not fit. Of `check`: a test failed. Of `matrix --check`: the page is out of date.",
     "2": "Bad input: the command line, a request, a file or what this machine lacks. Nothing was written.",
     str(
         EXIT_CANCELLED
@@ -32,8 +32,23 @@ EXIT_CODES = {
 """What each means; docs/commands.md has the table."""
 
 
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """click's own option takes a version that is known already, and git is asked for this one."""
+    if asked:
+        click.echo(f"cosmos3, version {build_version()}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="cosmos3")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
 @click.option("--disable-backends", envvar="COSMOS3_DISABLE_BACKENDS", default="", hidden=True)
 @click.pass_context
 def cli(context: click.Context, disable_backends: str) -> None:

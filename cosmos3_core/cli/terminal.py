@@ -132,6 +132,8 @@ def _open_closed() -> None:
         except OSError:
             with suppress(OSError):
                 os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)
 
 
 @contextmanager
@@ -154,7 +156,7 @@ def _warnings_as_notes() -> Iterator[None]:
 
     notes, last = Notes(logging.WARNING), logging.lastResort
     with warnings.catch_warnings(), _handled(logging.getLogger("huggingface_hub"), notes):
-        logging.lastResort, warnings.showwarning = notes, show  # type: ignore[assignment]
+        logging.lastResort, warnings.showwarning = notes, show
         try:
             yield
         finally:
@@ -165,7 +167,7 @@ def _warnings_as_notes() -> Iterator[None]:
 def _handled(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
     """The logger has this handler and gets no other: its library adds one as it is loaded, which prints bare lines."""
     before, logger.handlers = logger.handlers, [handler]
-    logger.addHandler = lambda other: None  # type: ignore[method-assign]
+    logger.addHandler = lambda hdlr: None  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.tensors import tensor_digest
 from ..contract import InputError
 from ..files.atomic import atomic
+from ..files.sources import check_source
 from ..scenarios.families import INPUTS
 from ..scenarios.foreign import convert
 
@@ -231,8 +232,7 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
     """The tensors and the metadata of a safetensors file. `asked` names it in messages."""
     from safetensors import SafetensorError, safe_open
 
-    if os.path.isdir(name):
-        raise InputError(asked, "it is a folder", "Give a safetensors file that cosmos3 wrote")
+    check_source(name, asked, "Give a safetensors file that cosmos3 wrote")
     try:
         with safe_open(name, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}

@@ -154,7 +154,7 @@ _ROWS = (
         name="size",
         group=SIZE,
         kind=kinds.SIZE,
-        help="1280x720, or a tier such as 720p or 720p:16:9.",
+        help="1280x720, a tier such as 720p or 720p:16:9, or auto: the aspect of the input.",
         option=True,
         costs=True,
         headline=True,
@@ -298,6 +298,14 @@ _ROWS = (
         refusal=_clip,
     ),
     Field(
+        name="video_fps",
+        group=INPUT,
+        kind=kinds.choice("resample", "keep"),
+        help="A clip of another frame rate: resample it to fps, or keep its frames one by one.",
+        refusal=_clip,
+        option=True,
+    ),
+    Field(
         name="max_text_tokens",
         group=TEXTS,
         kind=kinds.whole(0, 100_000),
@@ -305,3 +313,10 @@ _ROWS = (
     ),
 )
 FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
+
+
+def understood(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
+    but for a kind that has a use for it."""
+    values = {name: kinds.plain(value) for name, value in given.items()}
+    return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}

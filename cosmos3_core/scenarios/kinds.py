@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,21 @@ class Kind:
     type: type
     read: Read
 
+    @property
+    def null(self) -> bool:
+        """Whether None is a value of its own."""
+        return {"type": "null"} in self.schema.get("anyOf", ())
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers and lists of numpy and torch, paths, and tuples of them. Anything else as it
+    is."""
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
 
 def number(low: float, high: float) -> Kind:
     """A number between two bounds, both included."""
@@ -72,7 +88,7 @@ def _bounded(name: str, value: Any, low: float, high: float, words: str) -> floa
 
 
 def _out_of_range(name: str, value: Any, words: str) -> InputError:
-    return InputError(f"{name} = {value!r}", "it is out of range", f"{name} is {words}")
+    return InputError(f"{name} = {value!r}", "it is out of range", f"{name} is {words}", name)
 
 
 def choice(*names: str) -> Kind:
@@ -93,8 +109,10 @@ def _switch(name: str, value: Any, task: Task) -> bool:
 
 
 def _text(name: str, value: Any, task: Task) -> str:
+    if isinstance(value, Mapping) and value:  # a caption in JSON, which the model reads as its text
+        value = _json(name, value)
     if not isinstance(value, str):
-        raise InputError(f"{name} = {value!r}", "it is not text", f"Give {name} as a string")
+        raise InputError(f"{name} = {value!r}", "it is not text", f"Give {name} as a string, or a caption as a dict")
     if len(value) > MAX_PROMPT_CHARS:
         raise InputError(
             f"a {name} of {len(value):,} characters", "that is no prompt", f"Keep it under {MAX_PROMPT_CHARS:,}"
@@ -104,10 +122,19 @@ def _text(name: str, value: Any, task: Task) -> str:
     return value
 
 
+def _json(name: str, caption: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(caption, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{name} as a dict", f"it is no JSON ({error})", "Give text, numbers, lists and dicts"
+        ) from None
+
+
 def _prompt(name: str, value: Any, task: Task) -> str:
-    if not _text(name, value, task).strip():
+    if not (text := _text(name, value, task)).strip():
         raise InputError(f"an empty {name}", "there is nothing to generate", "Describe the scene in a sentence or two")
-    return value
+    return text
 
 
 def _path(name: str, value: Any, task: Task) -> str | None:
@@ -138,17 +165,30 @@ def _listed(value: Any) -> Any:
 
 
 def _task(name: str, value: Any, task: Task) -> str:
-    value = task_named(value)
-    if value not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
+    task_name = task_named(value)
+    if task_name not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
         otherwise = f"Tasks are {', '.join(TASKS)}"
-        next_step = aliases.next_step(value, TASKS, otherwise) if isinstance(value, str) else otherwise
+        next_step = aliases.next_step(value, (), otherwise) if isinstance(value, str) else otherwise
         raise InputError(f"task {value!r}", "there is no such task", next_step)
-    return value
+    return task_name
+
+
+def _size_spelled(text: str) -> str:
+    """Our spelling of 1280*720, (1280, 720), 720P and 720_16_9; any other text as it is. Raises InputError for an
+    aspect ratio alone."""
+    if aspect := re.fullmatch(r"\s*(\d{1,2})\s*[:,/]\s*(\d{1,2})\s*", text):
+        next_step = f"Put the tier before it, such as 720p:{aspect[1]}:{aspect[2]}"
+        raise InputError(f"size {text!r}", "it is an aspect ratio, and sizes have tiers", next_step)
+    if sides := re.fullmatch(r"\s*[(\[]?\s*(\d+)\s*[*,]\s*(\d+)\s*[)\]]?\s*", text):
+        return f"{sides[1]}x{sides[2]}"
+    if tier := re.fullmatch(r"\s*(\d+)P?(?:[:_](\d+)[:,/_](\d+))?\s*", text):
+        return tier[1] + (f":{tier[2]}:{tier[3]}" if tier[2] else "")
+    return text
 
 
 def _size(name: str, value: Any, task: Task) -> tuple[int, int]:
     if isinstance(value, str):
-        return parse_size(value, task.aspect)
+        return parse_size(_size_spelled(value), task.aspect)
     if isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value):
         width, height = value
         return check_size(width, height, f"size {width}x{height}")
@@ -209,7 +249,7 @@ def _pair(items: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items, "minItems": 2, "maxItems": 2}
 
 
-TEXT_SCHEMA = {"type": "string", "maxLength": MAX_PROMPT_CHARS}
+TEXT_SCHEMA = {"type": ["string", "object"], "maxLength": MAX_PROMPT_CHARS}
 SIDE_SCHEMA = {"type": "integer", "minimum": SMALLEST, "maximum": LARGEST, "multipleOf": SPATIAL_COMPRESSION}
 
 TASK = Kind("choice", ", ".join(TASKS), {"enum": list(TASKS)}, str, _task)
@@ -219,7 +259,8 @@ PROMPT = Kind("text", TEXT.words, TEXT_SCHEMA | {"minLength": 1}, str, _prompt)
 PATH = Kind("path", "the path of a file", {"type": ["string", "null"]}, str, _path)
 SIZE = Kind(
     "size",
-    f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9",
+    f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9; "
+    "or auto or 720p:auto, the tier's aspect ratio nearest to the input's",
     {"anyOf": [{"type": "string", "description": FORMS}, _pair(SIDE_SCHEMA)]},
     str,
     _size,
@@ -246,7 +287,7 @@ INDICES = Kind(
     str,
     _indices,
 )
-SEED_RANGE = whole(0, 2**63 - 1)
+SEED_RANGE = whole(0, 2**64 - 1)
 SEED = Kind(
     "seed",
     f"{SEED_RANGE.words}; or -1 for a random one",
