@@ -325,7 +325,7 @@ SHELL = {
 
 def test_a_process_whoever_listens(tmp_path):
     """At its end the interpreter writes what is left in its buffers: only a process shows that."""
-    program = f"{sys.executable} -B -m cosmos3_core.cli"
+    program = f"{sys.executable} -B -m cosmos3"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     lines = []
     for number, (line, code) in enumerate(SHELL.values()):
@@ -358,7 +358,8 @@ def test_a_warning_of_a_library_is_a_note(capsys, category, told):
     assert capsys.readouterr().err == ("note: PIL: odd\\u001b[2J\n" if told else "")
 
 
-def test_a_message_of_a_library_is_a_note(capsys):
+def test_a_message_of_a_library_is_a_note(capsys, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's
     with guarded():
         logging.getLogger("huggingface_hub.file_download").warning("slow %s", "\x1b[2J")
         logging.getLogger("odd.module").error("broken\nsecond")

@@ -355,7 +355,7 @@ def test_a_home_of_the_hub_that_is_a_file(tmp_path):
         "HF_HUB_OFFLINE": "0",
         "HF_ENDPOINT": "http://127.0.0.1:9",
     }
-    program = [sys.executable, "-B", "-m", "cosmos3_core.cli", "plan", "a", "--model", "nobody/nothing"]
+    program = [sys.executable, "-B", "-m", "cosmos3", "plan", "a", "--model", "nobody/nothing"]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
