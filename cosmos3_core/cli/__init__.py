@@ -179,7 +179,6 @@ cli.add_command(matrix)
 
 
 def main() -> None:
-<<<<<<< HEAD
     """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one. What no
     place expects ends so too, with a report in a file."""
     with terminal.guarded() as answer:
@@ -194,12 +193,8 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code of the command line; what went wrong is said."""
-    from ..contract.errors import Cancelled, Cosmos3Error
-=======
-    """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one."""
     from ..contract.errors import Cosmos3Error
     from ..engine.stages import Cancelled
->>>>>>> main
 
     try:
         try:
