@@ -194,7 +194,6 @@ def main() -> None:
 def _run() -> int:
     """The exit code of the command line; what went wrong is said."""
     from ..contract.errors import Cosmos3Error
-    from ..engine.stages import Cancelled
 
     try:
         try:
@@ -203,14 +202,14 @@ def _run() -> int:
         except click.ClickException as error:
             _usage(error)
             return error.exit_code
-        except (click.Abort, KeyboardInterrupt, Cancelled) as stop:
+        except (click.Abort, KeyboardInterrupt) as stop:
             if isinstance(stop.__cause__, EOFError):  # click takes the end of any file for the end of a prompt
                 raise stop.__cause__ from None
             terminal.tell("stopped")
             return EXIT_CANCELLED
         except Cosmos3Error as error:
             first, *others = _said(error)
-            for line in (f"error: {first}", *others):
+            for line in ("stopped",) if error.exit_code == EXIT_CANCELLED else (f"error: {first}", *others):
                 terminal.tell(line)
             return error.exit_code
     except SystemExit as stop:
