@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..files.checkout import build_version
 from . import options as shared
 from . import terminal
 from .matrix import matrix
@@ -35,6 +34,8 @@ EXIT_CODES = {
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
     """click's own option takes a version that is known already, and git is asked for this one."""
     if asked:
+        from ..files.checkout import build_version
+
         click.echo(f"cosmos3, version {build_version()}")
         context.exit()
 
