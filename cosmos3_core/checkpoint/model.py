@@ -86,6 +86,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
+        **_schedule(index, scheduler),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
     vae = _object(repo, "vae/config.json")
@@ -115,6 +116,15 @@ def describe(name: str) -> Model:
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
         facts=ModelFacts(name, row["variant"], config.gated, negative, steps, made_for(name)),
     )
+
+
+def _schedule(index: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
+    """What diffusers' pipeline makes of a checkpoint's files: `schedule` and `shift` of `ModelFacts`. While Karras'
+    sigmas are on, diffusers drops the native grid that `use_native_flow_schedule` asks for, and the shift."""
+    shift = scheduler.get("flow_shift", 1.0)
+    if scheduler.get("use_karras_sigmas", False) or type(shift) not in (int, float):  # who loads the scheduler refuses
+        return {"schedule": "karras", "shift": 1.0}
+    return {"schedule": "native" if index.get("use_native_flow_schedule") else "flow", "shift": float(shift)}
 
 
 @cache

@@ -7,7 +7,13 @@ sandbox.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..contract import InputError
 
@@ -16,7 +22,26 @@ SYSTEM_PROMPTS = {
     "image": "You are a helpful assistant who will generate images from a give prompt.",
     "video": "You are a helpful assistant who will generate videos from a give prompt.",
 }
+CORRECTED = "corrected"
 START_OF_VISION = "<|vision_start|>"
+
+
+def system_prompt_of(kind: str, text: str) -> str:
+    """The system prompt of an "image" or a "video" as it is in the training data ("trained"), or "corrected", as sglang
+    0.5.23 has it."""
+    trained = SYSTEM_PROMPTS[kind]
+    return trained.replace("a give prompt", "a given prompt") if text == CORRECTED else trained
+
+
+class _Generation(Extension):
+    """`{% generation %}`, by which a template marks what the assistant says for training: its body is rendered."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
 
 
 class ChatTokenizer:
@@ -57,19 +82,16 @@ class ChatTokenizer:
         return found
 
     def _compile(self, template: str | None):
-        from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         if template is None:
             raise self._unusable("there is no chat template, neither chat_template.jinja nor in tokenizer_config.json")
 
         def raise_exception(message: str):
             raise TemplateError(message)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        extensions = [_Generation, loopcontrols]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = raise_exception
+        environment.globals |= {"raise_exception": raise_exception, "strftime_now": _strftime_now}
         try:
             return environment.from_string(template)
         except Exception as error:  # the template is code, so anything can go wrong
@@ -94,6 +116,11 @@ class ChatTokenizer:
         """Token ids: the rendered conversation (cut to `limit` ids if given), end of text, start of vision."""
         ids = self.tokenizer.encode(self.render(text, system), add_special_tokens=False).ids
         return ids[:limit] + [self.end_of_text, self.start_of_vision]
+
+
+def _strftime_now(form: str) -> str:
+    """The time of this machine, as transformers gives it to templates that write the date into the prompt."""
+    return datetime.now().strftime(form)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
