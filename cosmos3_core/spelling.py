@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-CLOSE = 0.75
+CLOSE = 0.66
 """Letters that two words share, as a part of all their letters: `stpes` is close to `steps`, `cfg` not to `fps`."""
 
 

@@ -351,7 +351,7 @@ FILES = {
             "condition_frame_indexes = ",
             "Give a list such as [0, 1]",
         )
-        for text in ("[]", '["a"]', "[-1]", "[0.5]", "0")
+        for text in ("[]", '["a"]', "[-1]", "[0.5]", "0,x", "0")
     },
     "prompt file missing": (f"@none.txt {ANY}", "prompt @none.txt", "No such file or directory. Check the path"),
     "prompt file a folder": (f"@folder {ANY}", "prompt @folder", "Is a directory. Check the path"),

@@ -22,7 +22,7 @@ from cosmos3_core.runs.saved import read_request
 from cosmos3_core.scenarios.aliases import HERE, INPUT, aliases, owners, table
 from cosmos3_core.scenarios.facts import ModelFacts
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.foreign import MAKERS
+from cosmos3_core.scenarios.foreign import MAKERS, convert
 from cosmos3_core.scenarios.request import PROFILES, infer_task, resolve
 from cosmos3_core.settle import Wish, settle
 
@@ -121,7 +121,7 @@ def test_letters_decide_where_nobody_has_the_word(flag, hint, capsys, monkeypatc
     assert f"No such option '{flag}'. Did you mean '{hint or '--negative-prompt'}'?" in err
 
 
-@pytest.mark.parametrize("flag", ["--fpx", "--zap", "--gpu-id", "--foo"])
+@pytest.mark.parametrize("flag", ["--zap", "--gpu-id", "--foo", "--top"])
 def test_a_word_like_no_other_gets_no_guess(flag, capsys, monkeypatch):
     code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", flag, "3")
     assert code == 2 and err.splitlines()[-1] == f"Error: No such option '{flag}'."
@@ -169,6 +169,20 @@ def test_a_key_of_others_is_answered_from_python_too(key, answer):
     with pytest.raises(InputError) as raised:
         resolve({"prompt": "a cup", key: 1}, "reference", FACTS, pick_seed=lambda: 0)
     assert raised.value.asked == f"request field {key!r}" and raised.value.next_step.startswith(answer)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("image2image", "Not yet: editing pictures"),
+        ("policy", "Not yet: robot actions"),
+        ("t3v", "Tasks are t2i, t2v, i2v, v2v"),
+    ],
+)
+def test_a_task_that_is_not_here_is_answered(task, answer):
+    with pytest.raises(InputError) as raised:
+        resolve({"prompt": "a cup", "task": task}, "reference", FACTS, pick_seed=lambda: 0)
+    assert raised.value.asked == f"task {task!r}" and raised.value.next_step == answer
 
 
 def test_a_set_of_another_is_answered_with_the_option(capsys, monkeypatch):
@@ -399,6 +413,15 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
         "diffusers",
         {"task": "t2v", "width": 832, "height": 480, "frames": 93, "schedule": "karras"},
     ),
+    "what a plan decides": (
+        B720 | {"quantization": "fp8", "output_path": "/tmp/x"},
+        "quantization is no part of a request: here it is `format`",
+    ),
+    "sizes are no framework's": (
+        {"size": "832x480", "num_frames": 93, "seed": 1, "output_path": "x", "enforce_eager": False},
+        "vllm-omni",
+        {"task": "t2v", "width": 832, "frames": 93},
+    ),
     "one side": ({"height": 480, "num_frames": 5}, "one of width and height alone is no size"),
     "said twice": ({"steps": 5, "num_inference_steps": 6, "num_frames": 5}, "set steps, to 6 and 5"),
 }
@@ -426,6 +449,25 @@ def test_a_request_of_another_program(name):
     # Every key is ours, or the note says what became of it; those that ask for nothing may go without a word.
     told = [key for key in keys if key not in FIELDS and keys[key] and key not in ("extra_params", "n")]
     assert not [key for key in told if key not in earlier.note]
+
+
+def test_no_junk_makes_a_traceback():
+    """Any JSON under any key of theirs: a request of ours or an InputError."""
+    junk: list[Any] = [None, True, False, 0, 1, -1, 1.5, 1e400, float("nan"), 10**400, "", "x", "5", "\0", "[" * 40]
+    junk += [[], [[]], [0], [1, 2], {}, {"a": 1}, {"image_url": 5}, '{"x', "16,9", "9" * 5000]
+    for key in (*aliases(), *FIELDS, "extra_params", "nonsense"):
+        for value in junk:
+            try:
+                given_of({"num_frames": 5, key: value})
+            except InputError as error:
+                assert error.asked and error.found and error.next_step
+
+
+def test_a_request_from_elsewhere_names_no_file():
+    keys = {"model_mode": "image2video", "prompt_path": "/etc/passwd", "vision_path": "/etc/passwd"}
+    with pytest.raises(InputError) as raised:
+        convert(keys, "the request", None)
+    assert raised.value.found.count("may not name files of this machine") == 2
 
 
 def test_what_is_ignored_says_why():

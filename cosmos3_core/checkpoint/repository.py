@@ -7,6 +7,7 @@ Nothing here looks inside a weight file and nothing is ever unpickled. `HF_HOME`
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -243,7 +244,7 @@ def _is_hub_id(model: str) -> bool:
 
 def _did_you_mean(model: str) -> str:
     names = {name.removeprefix(part): name for part in ("", "nvidia/", "nvidia/Cosmos3-") for name in PUBLISHED}
-    close = nearest(model, names)
+    close = nearest(re.sub(r"^\w+://[^/]*/", "", model), names)  # the address of the model's page ends in its id
     if close and names[close] != model:
         return f"Did you mean {names[close]}?"
     return f"Pass tiny, a folder, or one of {', '.join(PUBLISHED)}"

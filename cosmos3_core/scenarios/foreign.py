@@ -20,7 +20,7 @@ from .families import INPUTS, TASKS
 from .fields import FIELDS
 from .kinds import task_named
 
-WRAPPERS = ("extra_params", "extra_body", "extra_args")
+WRAPPERS = ("extra_params", "extra_body")
 """Keys of vllm-omni and sglang that hold further keys, as an object or as its JSON text; these win."""
 ORDER = "FOVSDNT"
 """Whose request it is where several programs know its keys."""
@@ -34,6 +34,8 @@ ROUNDING: dict[str, Callable[[float], int]] = {"F": math.ceil, "V": math.ceil, "
 SERVED_ELSEWHERE = ("sora", "gpt-image", "dall-e")
 """How OpenAI's own models are called."""
 FPS = 24
+MOST = 1e6
+"""Frames or seconds above any that a request can have."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class _Work:
 
     asked: str
     owner: str
-    folder: Path
+    folder: Path | None
     given: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
     said: list[str] = field(default_factory=list)
@@ -70,10 +72,16 @@ class _Work:
         if key != name:
             self.said.append(f"{key} → {name}")
 
+    def path(self, key: str, name: str) -> Path | None:
+        """A file that the request names."""
+        if self.folder is None:
+            self.wrong.append(f"{key}: a request from elsewhere may not name files of this machine")
+        return self.folder and self.folder / name
 
-def convert(value: Mapping[str, Any], asked: str, folder: Path) -> Converted | None:
-    """A request of another program as one of ours; None where it is none. Paths in it start from `folder`. `asked`
-    names it in messages. Raises InputError for what would be lost."""
+
+def convert(value: Mapping[str, Any], asked: str, folder: Path | None) -> Converted | None:
+    """A request of another program as one of ours; None where it is none. Paths in it start from `folder`; None where
+    it may not name files of this machine. `asked` names it in messages. Raises InputError for what would be lost."""
     keys = _unwrapped(value, asked)
     owner = _owner(keys, wrapped=any(name in value for name in WRAPPERS))
     if owner is None:
@@ -109,12 +117,11 @@ def _unwrapped(value: Mapping[str, Any], asked: str) -> dict[str, Any]:
 
 def _owner(keys: Mapping[str, Any], wrapped: bool) -> str | None:
     """The letter of the program whose request has these keys; None where they are ours or nobody's."""
-    foreign = [aliases()[key] for key in keys if key in aliases() and key not in FIELDS]
-    counts = {letter: sum(letter in row.owners for row in foreign) for letter in ORDER}
-    if wrapped and not any(counts.values()):
-        return "V"
-    best = max(ORDER, key=lambda letter: counts[letter])
-    return best if counts[best] else None
+    foreign = [aliases()[key].owners for key in keys if key in aliases() and key not in FIELDS]
+    if not any(letter in ORDER for letters in foreign for letter in letters):
+        return "V" if wrapped else None
+    known_to = foreign + [table()["same"].get(key, "") for key in keys if key in FIELDS]
+    return max(ORDER, key=lambda letter: sum(letter in letters for letters in known_to))
 
 
 def _one(work: _Work, key: str, value: Any) -> None:
@@ -147,7 +154,10 @@ def _renamed(work: _Work, row: Alias, value: Any) -> None:
     if row.means == "frames":
         return None  # the frames need fps
     if row.means not in FIELDS:
-        work.dropped.append(f"{row.name} (the command line has it: {row.answer})")
+        if row.means == "output":
+            work.dropped.append(f"{row.name} ({row.answer})")
+        elif not asks_nothing(row.name, value):
+            work.wrong.append(f"{row.name} is no part of a request: {row.answer}")
         return None
     return work.put(row.name, row.means, _number(value))
 
@@ -187,7 +197,7 @@ def _input(work: _Work, key: str, value: Any) -> None:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     if isinstance(value, dict):
         value = next((value[name] for name in ("image_url", "video_url", "url") if name in value), value)
@@ -195,11 +205,11 @@ def _input(work: _Work, key: str, value: Any) -> None:
         work.wrong.append(f"{key}: it names no file. Give the path of a picture or a clip")
     elif value.startswith(("http:", "https:", "data:", "s3:")) or len(value) > 4096:
         work.wrong.append(f"{key}: files are not fetched or decoded from text. Save it, and give its path")
-    elif value:
+    elif value and (path := work.path(key, value)):
         row = known(key)
         clip = key == "video" or (row is not None and row.means == "video")
         clip = clip or (key != "image" and Path(value).suffix.lower() in CLIPS)
-        work.put(key, "video" if clip else "image", str(work.folder / value))
+        work.put(key, "video" if clip else "image", str(path))
 
 
 def _model(work: _Work, key: str, value: Any) -> None:
@@ -219,11 +229,13 @@ def _frames(work: _Work, keys: Mapping[str, Any]) -> None:
         work.dropped += [f"{key} (the number of frames says it)" for key in lasting]
         counts = {key: count for key, count in counts.items() if key not in lasting}
     for key, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int | float) or count < 1:
+        if isinstance(count, bool) or not isinstance(count, int | float) or not 1 <= count <= MOST:
             work.wrong.append(f"{key} = {keys[key]!r}: it is no number of {'seconds' if key in lasting else 'frames'}")
             continue
         rate = work.given.get("fps", FPS)
-        whole = int(count * rate) if key in lasting and isinstance(rate, int | float) else int(count)
+        if key in lasting and not (isinstance(rate, int | float) and 0 < rate <= MOST):
+            continue  # fps has an error of its own
+        whole = int(count * rate) if key in lasting else int(count)
         rounded = ROUNDING.get(work.owner, math.ceil if key in lasting else None)
         number = rounded((whole - 1) / TEMPORAL_COMPRESSION) * TEMPORAL_COMPRESSION + 1 if rounded else whole
         work.put(key, "frames", number)
@@ -281,7 +293,9 @@ def _metadata_kept(work: _Work, key: str, value: Any) -> None:
 def _text_of_file(work: _Work, key: str, value: Any) -> None:
     """A prompt that stands in a file."""
     name = "negative_prompt" if key.startswith("negative") else "prompt"
-    path = work.folder / str(value)
+    path = work.path(key, str(value))
+    if path is None:
+        return
     try:
         with path.open("rb") as file:
             data = file.read(MAX_TEXT_BYTES + 1)

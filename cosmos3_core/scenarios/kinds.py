@@ -138,17 +138,30 @@ def _listed(value: Any) -> Any:
 
 
 def _task(name: str, value: Any, task: Task) -> str:
-    value = task_named(value)
-    if value not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
+    task_name = task_named(value)
+    if task_name not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
         otherwise = f"Tasks are {', '.join(TASKS)}"
-        next_step = aliases.next_step(value, TASKS, otherwise) if isinstance(value, str) else otherwise
+        next_step = aliases.next_step(value, (), otherwise) if isinstance(value, str) else otherwise
         raise InputError(f"task {value!r}", "there is no such task", next_step)
-    return value
+    return task_name
+
+
+def _size_spelled(text: str) -> str:
+    """Our spelling of 1280*720, (1280, 720), 720P and 720_16_9; any other text as it is. Raises InputError for an
+    aspect ratio alone."""
+    if aspect := re.fullmatch(r"\s*(\d{1,2})\s*[:,/]\s*(\d{1,2})\s*", text):
+        next_step = f"Put the tier before it, such as 720p:{aspect[1]}:{aspect[2]}"
+        raise InputError(f"size {text!r}", "it is an aspect ratio, and sizes have tiers", next_step)
+    if sides := re.fullmatch(r"\s*[(\[]?\s*(\d+)\s*[*,]\s*(\d+)\s*[)\]]?\s*", text):
+        return f"{sides[1]}x{sides[2]}"
+    if tier := re.fullmatch(r"\s*(\d+)P?(?:[:_](\d+)[:,/_](\d+))?\s*", text):
+        return tier[1] + (f":{tier[2]}:{tier[3]}" if tier[2] else "")
+    return text
 
 
 def _size(name: str, value: Any, task: Task) -> tuple[int, int]:
     if isinstance(value, str):
-        return parse_size(value, task.aspect)
+        return parse_size(_size_spelled(value), task.aspect)
     if isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value):
         width, height = value
         return check_size(width, height, f"size {width}x{height}")

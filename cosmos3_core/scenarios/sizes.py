@@ -24,26 +24,18 @@ FORMS = "Type WIDTHxHEIGHT such as 1280x720, or TIER:ASPECT such as 720p:16:9"
 
 
 def parse_size(text: str, default_aspect: str) -> tuple[int, int]:
-    """(width, height) in pixels of "1280x720", "720p:16:9", "720:16:9" or "720p" (then of `default_aspect`). Other
-    programs' 1280*720, (1280, 720), 720P and 720_16_9 are understood."""
+    """(width, height) in pixels of "1280x720", "720p:16:9", "720:16:9" or "720p" (then of `default_aspect`)."""
     asked = f"size {text!r}"
-    if re.fullmatch(r"\s*(\d{1,2}\s*[:,/]\s*\d{1,2})\s*", text):
-        found = "it is an aspect ratio, and sizes have tiers"
-        raise InputError(asked, found, f"Put the tier before it, such as 720p:{_aspect(text)}")
-    if match := re.fullmatch(r"\s*[(\[]?\s*(\d{1,9})\s*[xX×*,]\s*(\d{1,9})\s*[)\]]?\s*", text):
+    if match := re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text):
         return check_size(int(match[1]), int(match[2]), asked)
-    if match := re.fullmatch(r"\s*(\d+)[pP]?(?:[:_](\d+[:,/_]\d+))?\s*", text):
-        tier, aspect = match[1], _aspect(match[2] or default_aspect)
+    if match := re.fullmatch(r"\s*(\d+)p?(?::(\d+[:,/]\d+))?\s*", text):
+        tier, aspect = match[1], re.sub("[,/]", ":", match[2] or default_aspect)
         if tier not in TIERS:
             raise InputError(asked, f"there is no tier {tier}p", f"Tiers are {', '.join(f'{t}p' for t in TIERS)}")
         if aspect not in TIERS[tier]:
             raise InputError(asked, f"there is no aspect ratio {aspect}", f"Aspect ratios are {', '.join(TIERS[tier])}")
         return TIERS[tier][aspect]
     raise InputError(asked, "it is neither a size in pixels nor a tier", FORMS)
-
-
-def _aspect(text: str) -> str:
-    return ":".join(re.findall(r"\d+", text))
 
 
 def check_size(width: int, height: int, asked: str) -> tuple[int, int]:
