@@ -8,22 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cosmos3_core.engine.engine import Engine
-from cosmos3_core.files.images import write_image
-from cosmos3_core.settle import Wish, settle
-
-CUP = {"task": "t2v", "prompt": "a cup", "size": "64x64", "frames": 9, "steps": 4, "seed": 7}
+import cosmos3
 
 
 def main(folder: Path) -> None:
-    settled = settle(Wish(model="tiny", backend="reference", given=CUP))
-    engine = Engine(settled.model, settled.plan, resident=True)  # so that the decoder stays for the next preview
-    state = engine.start(settled.request)
-    while not state.done:
-        engine.step(state)
-        frames = engine.preview(state, latent_frames=1)  # the first frame needs no other
-        write_image(folder / f"preview-{state.index}.png", frames[0].numpy(), {})
-        print(f"preview-{state.index}.png")
+    pipe = cosmos3.load("tiny", backend="reference")
+    run = pipe.start("a cup", frames=9, size="64x64", steps=4, seed=7)
+    for step in run:
+        print(run.preview().save(folder / f"preview-{step}.png").name)
 
 
 if __name__ == "__main__":

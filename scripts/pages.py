@@ -16,10 +16,11 @@ from typing import Any
 import click
 
 from cosmos3_core.cli import EXIT_CODES, cli
-from cosmos3_core.cli.capabilities import capabilities_of, takers
+from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
 from cosmos3_core.scenarios.aliases import HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.fields import FIELDS
+from cosmos3_core.settle.questions import capabilities
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH = 100
@@ -42,7 +43,7 @@ MADE = "Made by `python scripts/pages.py`; do not edit."
 
 def fields() -> str:
     """docs/fields.md: every field, then its defaults by task, and where other profiles and models differ."""
-    told = capabilities_of(MODEL, PROFILE)
+    told = capabilities(MODEL, PROFILE)
     parts = [
         "# The fields of a request",
         f"{MADE} The rows stand in [fields.py](../cosmos3_core/scenarios/fields.py), the defaults in "
@@ -55,9 +56,9 @@ def fields() -> str:
         _defaults(told),
     ]
     for title, model in OTHER_MODELS.items():
-        parts += [f"## Where {title} differs", _defaults(capabilities_of(model, PROFILE), told)]
+        parts += [f"## Where {title} differs", _defaults(capabilities(model, PROFILE), told)]
     for profile in told["profiles"][1:]:
-        other = capabilities_of(MODEL, profile)
+        other = capabilities(MODEL, profile)
         parts += [f"## Where profile {profile} differs", _source(other), _defaults(other, told)]
     return "\n\n".join(parts) + "\n"
 

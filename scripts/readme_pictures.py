@@ -34,7 +34,7 @@ def main() -> None:
         clip(folder / "clip.mp4")
         for row, (option, source) in enumerate((("--image", "picture.png"), ("--video", "clip.mp4"))):
             arguments = ["--model", "tiny", "--size", "224x128", "--frames", "13", "--steps", "12", "--seed", "1"]
-            command = [sys.executable, "-m", "cosmos3_core.cli", "run", "the cup is lifted", option, source, *arguments]
+            command = [sys.executable, "-m", "cosmos3", "run", "the cup is lifted", option, source, *arguments]
             subprocess.run([*command, "-o", f"{row}.mp4"], cwd=folder, check=True)
             first = Image.open(folder / source) if row == 0 else frames(folder / source)[0]
             made = frames(folder / f"{row}.mp4")

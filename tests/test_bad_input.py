@@ -509,7 +509,7 @@ def test_all_faults_of_a_request_come_together(user: User):
 def test_a_command_that_is_ended_before_its_run(user: User, number: int, code: int):
     """While it reads its prompt. What Python has as -15 a shell has as 143."""
     os.mkfifo(user.out / "prompt")
-    program = [sys.executable, "-B", "-m", "cosmos3_core.cli", "run", "@prompt", "--model", "tiny", "-o", "x.png"]
+    program = [sys.executable, "-B", "-m", "cosmos3", "run", "@prompt", "--model", "tiny", "-o", "x.png"]
     with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=user.out) as reading:
         with open(user.out / "prompt", "wb"):  # waits until it is opened there
             reading.send_signal(number)
@@ -921,7 +921,7 @@ def test_a_damaged_decoder_does_not_cost_the_steps(user: User):
 
 
 def process(user: User, command: str, **options: object) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-B", "-m", "cosmos3_core.cli", "run", *user.argv(command)]
+    program = [sys.executable, "-B", "-m", "cosmos3", "run", *user.argv(command)]
     return subprocess.run(program, capture_output=True, text=True, cwd=user.out, **options)
 
 

@@ -162,7 +162,7 @@ def test_what_records_take_digests_of_is_the_packages_code(frozen):
 
 def test_it_passes_the_kit(frozen, tmp_path):
     """In what it brings; tests/slow has the whole kit."""
-    command = [sys.executable, "-m", "cosmos3_core.cli", "check", "--backend", "acme", "--record", "acme.json"]
+    command = [sys.executable, "-m", "cosmos3", "check", "--backend", "acme", "--record", "acme.json"]
     own = " or ".join(row for row in OWN[frozen].values())
     done = subprocess.run([*command, "-k", own], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

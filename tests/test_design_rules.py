@@ -1,7 +1,7 @@
-"""The design rules that a linter cannot see, over the source of cosmos3_core: it names no device, the model runs on the
-ops it was given, messages name no option, nothing is unpickled, functions and files are short. And over the source of
-the in-tree backends and of our kernels: a plugin loads nothing heavy, kernels name no device either, and functions and
-files are as short. Who may import whom is tests/test_imports.py.
+"""The design rules that a linter cannot see, over the source of cosmos3_core and cosmos3: they name no device, the
+model runs on the ops it was given, messages name no option, nothing is unpickled, functions and files are short. And
+over the source of the in-tree backends and of our kernels: a plugin loads nothing heavy, kernels name no device either,
+and functions and files are as short. Who may import whom is tests/test_imports.py.
 
 A rule takes a module's dotted name and source text and yields a complaint for every line that breaks it.
 """
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from sources import ROOT, backend_sources, core_sources, imported
+from sources import ROOT, backend_sources, core_sources, imported, modules
 
 Rule = Callable[[str, str], Iterator[str]]
 
@@ -199,7 +199,9 @@ BACKEND_RULES: list[Rule] = [
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_core_keeps_the_rule(rule: Rule):
     complaints = [
-        f"{path}: {said}" for module, path in core_sources() for said in rule(module, path.read_text("utf-8"))
+        f"{path}: {said}"
+        for module, path in [*core_sources(), *modules(ROOT / "cosmos3")]
+        for said in rule(module, path.read_text("utf-8"))
     ]
     assert not complaints, "\n".join(complaints)
 

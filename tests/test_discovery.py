@@ -454,7 +454,7 @@ def test_a_broken_package_breaks_no_command(tmp_path):
     environment = dict(os.environ, PYTHONPATH=str(tmp_path))
 
     def run(*arguments):
-        command = [sys.executable, "-m", "cosmos3_core.cli", *arguments]
+        command = [sys.executable, "-m", "cosmos3", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment)
 
     done = run("--help")

@@ -1,8 +1,8 @@
 """What the pages say is so: Python blocks and commands run, links point at files, cited sections exist, tables are
 current.
 
-A block of commands or Python below `<!-- device -->`, `<!-- network -->` or `<!-- install -->` needs that, and is only
-parsed. MARKED lists those commands, so that none is left out by accident.
+A block of commands or Python below `<!-- device -->`, `<!-- network -->`, `<!-- install -->` or `<!-- diffusers -->`
+needs that, and is only parsed. MARKED lists those commands, so that none is left out by accident.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make test-slow",
         "python -m pytest -q -x tests/test_run.py",
     ],
+    ("docs/python.md", "diffusers"): [],
     ("docs/writing-a-backend.md", "device"): ["cosmos3 check --backend acme --record acme.json"],
 }
 
@@ -112,7 +113,8 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
             if block.marker is None:
                 exec(code, names)
     if page == "README.md":
-        assert len(names["frames"]) == 9 and names["frames"][0].shape == (64, 64, 3)
+        assert names["clip"].numpy.shape == (9, 64, 64, 3)
+        assert (tmp_path / "clip.mp4").is_file() and (tmp_path / "clip.mp4.json").is_file()
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.commands and not block.marker}))

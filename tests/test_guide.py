@@ -34,7 +34,7 @@ def cosmos3(tmp_path):
                 (tmp_path / name).write_text(code.replace(ROWS, rows))
             install(tmp_path, tmp_path / "site")
         path = os.pathsep.join(map(str, (tmp_path / "site", tmp_path, ROOT)))
-        command = [sys.executable, "-m", "cosmos3_core.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "cosmos3", *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": path}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 

@@ -49,7 +49,7 @@ def process(tmp_path):
 
 @pytest.fixture
 def cosmos3(process):
-    return lambda *arguments: process("-m", "cosmos3_core.cli", *arguments)
+    return lambda *arguments: process("-m", "cosmos3", *arguments)
 
 
 def test_torch_answers_nothing_about_the_device(process):

@@ -28,6 +28,7 @@ KERNELS = "triton"
 """The distribution of our kernels, which is no backend and no extra."""
 EXTRAS = {name: sorted((name, KERNELS)) if name != "npu" else [name] for name in BACKENDS}
 """The folders that an extra installs. Hatchling sorts requirements."""
+PACKAGES = ("cosmos3", "cosmos3_core")
 HEAVY = {"torch", "diffusers", "transformers", "huggingface_hub", "av", "PIL", "numpy"}
 
 
@@ -124,10 +125,11 @@ def test_a_package_builds_a_wheel_of_this_version(name, checkout):
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel):
-    ours = {path.relative_to(checkout).as_posix() for path in (checkout / "cosmos3_core").rglob("*") if path.is_file()}
+    files = (path for package in PACKAGES for path in (checkout / package).rglob("*") if path.is_file())
+    ours = {path.relative_to(checkout).as_posix() for path in files}
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.startswith(f"cosmos3-{__version__}.dist-info/")}
-    assert names == ours and "cosmos3_core/py.typed" in names
+    assert names == ours and names > {f"{package}/py.typed" for package in PACKAGES}
 
 
 def test_the_wheel_holds_the_license_the_readme_and_the_version(wheel):
@@ -170,13 +172,13 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    loaded = imported_by("-c", "import cosmos3_core")
-    assert "cosmos3_core" in loaded
+    loaded = imported_by("-c", "import cosmos3, cosmos3_core")
+    assert loaded > set(PACKAGES)
     assert not loaded & HEAVY
 
 
 def test_help_loads_nothing_heavy():
-    loaded = imported_by("-m", "cosmos3_core.cli", "--help")
+    loaded = imported_by("-m", "cosmos3", "--help")
     assert "cosmos3_core" in loaded
     assert not loaded & HEAVY
 

@@ -161,7 +161,7 @@ def test_prompts_from_a_file_and_from_standard_input(run, monkeypatch, tmp_path)
     code, out, _ = run("@caption.json", *SMALL, "--frames", 9, "-o", "x.mp4", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["request"]["prompt"] == json.dumps(caption)
     result = subprocess.run(
-        [sys.executable, "-m", "cosmos3_core.cli", "run", "@-", *SMALL, "--dry-run", "--json", "-o", "x.png"],
+        [sys.executable, "-m", "cosmos3", "run", "@-", *SMALL, "--dry-run", "--json", "-o", "x.png"],
         input="  a cup\n",
         capture_output=True,
         text=True,
@@ -260,7 +260,7 @@ def test_from_the_hub_only_what_the_task_needs_is_downloaded(tmp_path):
 
     from cosmos3_core.checkpoint.repository import TINY
 
-    command = [sys.executable, "-m", "cosmos3_core.cli", "run", "a cup", "--model", "acme/Cosmos3-Small"]
+    command = [sys.executable, "-m", "cosmos3", "run", "a cup", "--model", "acme/Cosmos3-Small"]
     command += ["--revision", "stable", "--size", "64x64", "--steps", "1", "--seed", "1"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"NO_PROXY": "127.0.0.1"}
     with FakeHub() as hub:
@@ -309,7 +309,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path, number):
     request = ["--model", "tiny", "--size", "320x192", "--frames", "5", "--steps", "60", "--seed", "4"]
     with open("log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cosmos3_core.cli", "run", "a cup", *request, "-o", "cup.mp4"],
+            [sys.executable, "-m", "cosmos3", "run", "a cup", *request, "-o", "cup.mp4"],
             stderr=log,
             stdout=subprocess.DEVNULL,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},

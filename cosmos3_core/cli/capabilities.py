@@ -5,28 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..checkpoint.model import describe
-from ..contract import FORMATTED
-from ..plan.resolve import DTYPES
-from ..quant import FORMATS
-from ..scenarios.capabilities import capabilities
 from ..scenarios.fields import FIELDS
+from ..settle.questions import capabilities
 from .options import flag
 
 
 def execute(model: str, profile: str, as_json: bool) -> None:
     """Print what a model takes. Raises InputError for a model or a profile that does not exist."""
-    report = capabilities_of(model, profile)
+    report = capabilities(model, profile)
     print(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
-
-
-def capabilities_of(model: str, profile: str) -> dict[str, Any]:
-    """What can be asked of a model, and in which dtypes and formats there may be kernels for it. Raises InputError."""
-    found = describe(model)
-    return capabilities(found.facts, profile) | {
-        "dtypes": {"checkpoint": found.dtype, "names": list(DTYPES)},
-        "formats": {"ops": list(FORMATTED), "names": list(FORMATS)},
-    }
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ whether it fits, and how long it will take."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from ..contract import Ceiling
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD, Estimate
-from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, reached
+from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..scenarios.fields import FIELDS, NOT_GIVEN, PROFILE
 from ..scenarios.request import STANDS_IN
@@ -40,16 +41,6 @@ def _known(settled: Settled) -> dict[str, Any]:
     return settled.request.to_json() | dict.fromkeys(texts)
 
 
-def options_of(values: Mapping[str, Any]) -> str:
-    """The options for the values of a `Change`."""
-    options = []
-    if "format" in values:
-        options.append(f"--format {values['format']}")
-    if "width" in values:
-        options.append(f"--size {values['width']}x{values['height']}")
-    return " ".join(options + [f"--{name} {values[name]}" for name in ("frames", "tile") if name in values])
-
-
 def _estimate(settled: Settled) -> dict[str, Any]:
     """Bytes, seconds, flops (multiply-add = 2)."""
     plan, estimated = settled.plan, settled.estimate
@@ -72,7 +63,8 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
         "nearest": [
-            {"options": options_of(change.values), "peak": change.estimate.peak} for change in settled.nearest()
+            {"options": re.sub("`([a-z]+)`", r"--\1", str(change)), "peak": change.estimate.peak}
+            for change in settled.nearest()
         ],
         "work": {
             "step_flops": sum(work.flops for work in step),
@@ -197,8 +189,3 @@ def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
 def _flop(count: float) -> str:
     prefix, scale = next(((p, s) for p, s in (("P", 1e15), ("T", 1e12)) if count >= s), ("G", 1e9))
     return f"{count / scale:.3g} {prefix}FLOP"
-
-
-def gib(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / GIB:.1f} GiB"

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..contract import InputError, RunError
-from ..files.atomic import atomic, check_writable, mode_at
-from ..files.images import write_image
-from ..files.outputs import check_output
-from ..files.video import write_video
+from ..contract import InputError
 from ..plan.cost.units import GIB
+from ..runs import generation, saved
 from ..runs import manifest as manifests
-from ..runs import saved
+from ..runs.generation import Generation, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
-from .plan import gib, options_of, show
+from .plan import show
 from .stopping import stop_signal, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engine.engine import Engine
-    from ..engine.inputs import Inputs
-    from ..sampling.state import State
-
-TILE = 256
-"""Pixels, to propose where memory does not suffice for the decode."""
 MAX_TEXT_BYTES = 1 << 20
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
@@ -90,35 +77,6 @@ class Options:
     disabled: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Paths:
-    """Where this run writes."""
-
-    output: Path
-    manifest: Path
-    latents: Path | None
-
-    @property
-    def state(self) -> Path:
-        """Where a stopped run is kept."""
-        return self.output.with_name(f"{self.output.name}.state.safetensors")
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that a run reads and writes beside its request: `resolved` is the first half of its manifest, `resumable`
-    what another run needs to go on with it, `stopped` the run that it goes on with itself, out of the file `resumed`;
-    `anyway` that it runs though it does not seem to fit."""
-
-    paths: Paths
-    inputs: Inputs
-    resolved: dict[str, Any]
-    resumable: Earlier
-    stopped: Stopped | None
-    resumed: str | None
-    anyway: bool
-
-
 def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
     _check_given(options)
@@ -131,32 +89,31 @@ def execute(options: Options) -> None:
         _report(options, settled, manifests.resolved(settled, named))
     paths = _paths(options, settled.request)
     _check_kernels(options, earlier, settled)
-    refusal = _refusal(options, settled)
+    refusal = generation.refusal(settled, stopped=stopped is not None)
     if refusal and not (options.dry_run or options.anyway):
         raise refusal
 
     from ..engine.engine import Engine
 
-    engine = Engine(settled.model, settled.plan)
     noise, latents = None, earlier.latents
     if options.latents:
         noise, latents = _read_noise(options.latents, options, settled, earlier)
-    inputs = engine.read_inputs(settled.request, noise)
-    if stopped and earlier.pixels != saved.pixels_digest(inputs.pixels):
-        found = "the picture or clip that it began with has changed since"
-        raise InputError(f"--resume {options.resume}", found, "Put the old file back, or start the run again")
-    if stopped:
-        engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
-    resolved = manifests.resolved(settled, named)
-    resolved |= {"latents": asdict(latents)} if latents else {}
-    resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
+    run = generation.prepare(
+        Engine(settled.model, settled.plan),
+        settled,
+        named=named,
+        noise=noise,
+        latents=latents,
+        stopped=stopped,
+        asked=f"`resume` {options.resume}",
+        save_latents=options.save_latents,
+        manifest=options.manifest,
+    )
     if options.dry_run:
-        _report(options, settled, resolved, inputs.notes)
+        _report(options, settled, run.resolved, run.inputs.notes)
     if settled.why:
         print(settled.why, file=sys.stderr)
-    resumable = Earlier.of(settled, inputs, latents, save_latents=options.save_latents, manifest=options.manifest)
-    run = Run(paths, inputs, resolved, resumable, stopped, options.resume, anyway=refusal is not None)
-    _generate(engine, settled.request, run)
+    _generate(run, paths, options.resume, anyway=refusal is not None)
     print(paths.output)
     if options.resume:
         try:
@@ -178,7 +135,7 @@ def _stopped(options: Options) -> Stopped | None:
     if not options.resume:
         return None
     _refuse_settled(options)
-    return saved.read_stopped(options.resume, f"--resume {options.resume}")
+    return saved.read_stopped(options.resume, f"`resume` {options.resume}")
 
 
 def _repeated(options: Options) -> Earlier:
@@ -249,30 +206,10 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
 
 def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None:
     """Another kernel would end in another picture: a run that goes on refuses that, a repeated one says so."""
-    plan = settled.plan.to_json(settled.execution.tokens)
-    here = plan["kernels"] | {op: f"done inside {composites}" for op, composites in plan["fused"].items()}
-    for op, used in earlier.ran_on.items():
-        if here.get(op) == used:
-            continue
-        if options.resume:
-            found = f"its {op} ran on {used}, and here it would be {here.get(op)}"
-            raise InputError(f"--resume {options.resume}", found, "Restore that, or start the run again")
-        print(f"note: {op} ran on {used} in that run, and is {here.get(op)} here", file=sys.stderr)
-
-
-def _refusal(options: Options, settled: Settled) -> InputError | None:
-    """Of a run that does not fit in the device's memory, with the nearest one that does."""
-    if settled.fits:
-        return None
-    request, device, worst = settled.request, settled.plan.device, settled.worst
-    asked = f"{request.task} {request.width}x{request.height}, {request.frames} frames, on {device.name}"
-    found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and there are {gib(device.memory)}"
-    # A stopped run has settled all but the tile.
-    changes = [change for change in settled.nearest() if not options.resume or change.values.keys() == {"tile"}]
-    next_step = "Use a smaller model or a larger device (see cosmos3 plan)"
-    if changes:
-        next_step = f"Add {options_of(changes[0].values)}, which fits (cosmos3 plan lists other ways)"
-    return InputError(f"{settled.model.name}: {asked}", found, f"{next_step}, or --anyway to try it as it is")
+    if options.resume:
+        generation.check_same_kernels(earlier, settled, f"`resume` {options.resume}")
+    for op, used, here in generation.other_kernels(earlier, settled):
+        print(f"note: {op} ran on {used} in that run, and is {here} here", file=sys.stderr)
 
 
 def _check_given(options: Options) -> None:
@@ -323,111 +260,49 @@ def _read_text(name: str, asked: str) -> str:
 
 
 def _paths(options: Options, request: requests.Request) -> Paths:
-    suffix = ".mp4" if request.is_video else ".png"
-    output = Path(options.output or f"cosmos3-{request.seed}{suffix}")
-    check_output(output, clip=request.is_video)
-    manifest = Path(options.manifest or f"{output}.json")
-    latents = Path(options.save_latents) if options.save_latents else None
-    read = (request.image, request.video, options.latents, options.resume, options.request)
-    taken = {os.path.realpath(name) for name in read if name}
-    for path in filter(None, (output, manifest, latents)):
-        if (real := os.path.realpath(path)) in taken:
-            raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
-        taken.add(real)
-        check_writable(path)
-    paths = Paths(output, manifest, latents)
-    mode_at(paths.state, "Choose another `output`")
-    if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (manifest, latents))):
-        found = "a stop would keep the run there, and another file of this run has that name"
-        raise InputError(f"writing {paths.state}", found, "Choose another file name")
-    return paths
+    output = options.output or f"cosmos3-{request.seed}{'.mp4' if request.is_video else '.png'}"
+    read = (options.latents, options.resume, options.request)
+    return generation.checked_paths(output, request, manifest=options.manifest, latents=options.save_latents, read=read)
 
 
 def _read_noise(name: str, options: Options, settled: Settled, earlier: Earlier) -> tuple[list[Tensor], Source]:
-    from ..files.digests import sha256_file
-    from ..scenarios.items import items_of
-
-    request, before = settled.request, earlier.latents
-    if (options.seed is not None or "seed" in options.fields) and request.schedule != "distilled":
-        found = "it would change nothing: the noise is in the file"  # and only that sampler draws more of it
-        raise InputError(f"--seed {request.seed} with --latents", found, "Drop one")
-    tensors, _ = saved.read_tensors(name, f"--latents {name}")
-    source = Source(name, sha256_file(Path(name)))
-    if before and before.file == name and before != source:
+    generation.check_seed_matters(settled, options.seed is not None or "seed" in options.fields)
+    noise, source = generation.read_noise(name, settled)
+    if earlier.latents and earlier.latents.file == name and earlier.latents != source:
         found = f"{name} has changed since the run of that manifest"
         raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
-    wanted = [f"noise.{item.modality}" for item in items_of(request, settled.model.config)]
-    if missing := [key for key in wanted if key not in tensors]:
-        raise InputError(f"--latents {name}", f"it has no tensor {missing[0]}", "Use a file that --save-latents wrote")
-    return [tensors[key] for key in wanted], source
+    return noise, source
 
 
-def _generate(engine: Engine, request: requests.Request, run: Run) -> None:
-    from ..engine.stages import Watch
+def _generate(run: Generation, paths: Paths, resumed: str | None, anyway: bool) -> None:
     from .progress import Display
 
     for note in run.inputs.notes:
         print(f"note: {note}", file=sys.stderr)
     display = Display()
-    engine.open_weights(Watch(display.show))  # before the display begins: a download has progress bars of its own
-    with _memory_explained(engine, request), display, stop_signal() as asked_to_stop:
-        state = engine.start(request, run.inputs, Watch(display.show, asked_to_stop))
-        if run.stopped:
-            state.restore(run.stopped.tensors, run.stopped.numbers)
+    run.watch(display.show, None)
+    run.open_weights()  # before the display begins: a download has progress bars of its own
+    with display, stop_signal() as asked_to_stop:
+        run.watch(display.show, asked_to_stop)
+        state = run.begin()
         try:
             while not state.done:
-                engine.step(state)
-            frames = (frame for group in engine.finish(state) for frame in group.numpy())
-            _write(run.paths, frames, state, lambda: manifests.complete(run.resolved, engine, run.inputs, state))
+                run.step()
+            run.write(paths, run.frames())
         except BaseException:
-            _keep(run, state)
+            _keep(run, paths, resumed, anyway)
             raise
 
 
-def _keep(run: Run, state: State) -> None:
+def _keep(run: Generation, paths: Paths, resumed: str | None, anyway: bool) -> None:
     """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
-    path, output = saved.unused(run.paths.state, run.resumed), run.paths.output
-    if state.index == 0:
-        return
+    path, done = saved.unused(paths.state, resumed), f"{run.begun.index} of {run.begun.steps} steps are"
     try:
-        if not saved.save(path, state, run.resumable):
+        if not run.keep(path):
             return
     except Exception as error:  # a full disk, a device that no longer answers
-        still = f"; {run.resumed} still holds those before it" if run.resumed else ""
-        tell(f"{state.index} of {state.steps} steps are lost: {error}{still}")
+        still = f"; {resumed} still holds those before it" if resumed else ""
+        tell(f"{done} lost: {error}{still}")
         return
-    resume = ["cosmos3", "run", "--resume", str(path), "-o", str(output), *(["--anyway"] if run.anyway else [])]
-    tell(f"{state.index} of {state.steps} steps are kept; go on with: {shlex.join(resume)}")
-
-
-@contextmanager
-def _memory_explained(engine: Engine, request: requests.Request) -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        found, next_step = ". ".join(str(error).split(". ")[:2]), "cosmos3 plan says what fits"
-        tile, larger_side = request.tile or math.inf, max(request.width, request.height)
-        if "load vae decoder" in engine.seconds and TILE < min(tile, larger_side):
-            next_step += f"; --tile {TILE} makes the decode smaller, also with --resume"
-        raise RunError(f"running on {engine.plan.device.name}", found, next_step) from error
-
-
-def _write(paths: Paths, frames: Iterator, state: State, describe: Callable[[], dict[str, Any]]) -> None:
-    """The file, the manifest in it and beside it (which also knows the decode), and the latents if asked for."""
-    request, embedded = state.request, {manifests.KEY: json.dumps(describe())}
-    if request.is_video:
-        written = vars(write_video(paths.output, frames, request.fps, embedded))
-    else:
-        (frame,) = frames
-        write_image(paths.output, frame, embedded)
-        written = {"frames": 1, "width": request.width, "height": request.height}
-    manifest = describe() | {"output": {"file": paths.output.name} | written}
-    with atomic(paths.manifest) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    if paths.latents:
-        tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
-        final = zip(state.items, state.latents(), strict=True)
-        tensors |= {f"final.{item.modality}": latent.cpu().contiguous() for item, latent in final}
-        saved.write_tensors(paths.latents, tensors, {manifests.KEY: json.dumps(manifest)})
+    resume = ["cosmos3", "run", "--resume", str(path), "-o", str(paths.output), *(["--anyway"] if anyway else [])]
+    tell(f"{done} kept; go on with: {shlex.join(resume)}")

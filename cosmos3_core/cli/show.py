@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..contract import InputError
-from ..files.outputs import read_metadata
 from ..plan.cost.units import GIB
-from ..runs.manifest import KEY
+from ..runs.manifest import read_manifest
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 
@@ -25,32 +22,11 @@ PIPED_WIDTH = 160
 
 def execute(file: str, as_json: bool) -> None:
     """Print the manifest in an .mp4 or .png, or in a manifest file. Raises InputError where there is none."""
-    manifest = _read(Path(file))
+    manifest = read_manifest(file)
     if as_json:
         print(json.dumps(manifest, indent=2))
     else:
         _print(manifest)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    asked = f"cosmos3 show {path}"
-    next_step = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
-    text: str | None
-    if path.suffix.lower() == ".json":
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            found = f"it cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})"
-            raise InputError(asked, found, next_step) from None
-    elif (text := read_metadata(path).get(KEY)) is None:
-        raise InputError(asked, "it carries no cosmos3 manifest", next_step)
-    try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
-        raise InputError(asked, "what it carries is no cosmos3 manifest", next_step)
-    return manifest
 
 
 def _print(manifest: dict[str, Any]) -> None:

@@ -3,16 +3,23 @@ type next? It names what a caller can set by its field, `image`; the command lin
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Cosmos3Error(Exception):
     """A failure with a message made for a person; `exit_code` is what the command line returns for it. `field` is the
-    request's field that it is about, where one is to be changed."""
+    request's field that it is about, where one is to be changed, and `run` the `cosmos3.Run` that failed or was stopped
+    and can go on; no copy in another process has it."""
 
     exit_code = 1
+    run: Any = None
 
     def __init__(self, asked: str, found: str, next_step: str, field: str | None = None):
         self.asked, self.found, self.next_step, self.field = asked, found, next_step, field
         super().__init__(asked, found, next_step, field)  # what a copy in another process is made from
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, {name: value for name, value in vars(self).items() if name != "run"}
 
     def __str__(self) -> str:
         return f"{self.asked}: {self.found}. {self.next_step}"

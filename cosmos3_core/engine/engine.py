@@ -126,6 +126,18 @@ class Engine:
             finally:
                 self._stages.watch = before
 
+    @contextmanager
+    def counting(self, seconds: dict[str, float]) -> Iterator[None]:
+        """The engine is this thread's, and what its stages take inside is added to `seconds`."""
+        with self._lock:
+            before = dict(self.seconds)
+            try:
+                yield
+            finally:
+                for stage, total in self.seconds.items():
+                    if spent := total - before.get(stage, 0.0):
+                        seconds[stage] = seconds.get(stage, 0.0) + spent
+
     def open_weights(self, watch: Watch | None = None) -> Weights:
         """Download the weight files if need be and check their headers; nothing is loaded. Components call this
         themselves; a caller does so to have the download behind it."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..model.config import TransformerConfig
     from ..model.weights import Target
 
+OWN = " (yours)"
+"""How the name of a row ends that is a caller's own function. No package's row has a space in its name."""
 USED_IN: dict[str, tuple[str, ...]] = {
     "gate": ("finish",),
     "norm_rope": ("project",),
@@ -120,6 +122,11 @@ class Plan:
             if inside and all(op in choice.kernel.fuses for choice in inside):
                 found[op] = ", ".join(dict.fromkeys(f"{choice.op}={choice.kernel.name}" for choice in inside))
         return found
+
+    @property
+    def own(self) -> list[str]:
+        """The caller's own functions that run in the place of a kernel, as "op=name (yours)"."""
+        return [f"{choice.op}={choice.kernel.name}" for choice in self.choices if choice.kernel.name.endswith(OWN)]
 
     @property
     def format(self) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..contract import InputError
+from ..files.outputs import read_metadata
 from ..scenarios.request import profile_source
 from .memory import peak_device_memory, peak_host_memory
 
@@ -23,6 +28,11 @@ KEY = "cosmos3"
 LIBRARIES = ("torch", "tokenizers", "safetensors", "av")
 
 
+def now() -> str:
+    """The time, as manifests state it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def resolved(settled: Settled, named: str) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `named` says why this backend, where it
     was not chosen here."""
@@ -31,7 +41,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
     return {
         "cosmos3": __version__,
-        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "started": now(),
         "model": {
             "name": model.name,
             "revision": model.repository.revision,
@@ -59,12 +69,14 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     }
 
 
-def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: State) -> dict[str, Any]:
-    """`resolved` with what the run found: token counts, timesteps, seconds per stage and once the decode is done in
-    total, peak memory, versions."""
-    seconds = {stage: round(seconds, 4) for stage, seconds in engine.seconds.items()}
-    if "decode" in seconds:
-        seconds["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
+def complete(
+    resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: State, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """`resolved` with what the run found: token counts, timesteps, its `seconds` per stage and once the decode is done
+    in total, peak memory, versions."""
+    rounded = {stage: round(count, 4) for stage, count in seconds.items()}
+    if "decode" in rounded:
+        rounded["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
     return resolved | {
         "tokens": {
             "prompt": len(inputs.prompt),
@@ -73,8 +85,30 @@ def complete(resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: St
         },
         "notes": list(inputs.notes),
         "timesteps": state.solver.timesteps,
-        "seconds": seconds,
+        "seconds": rounded,
         "peak_host_memory_bytes": peak_host_memory(),
         "peak_device_memory_bytes": peak_device_memory(engine.target.ops.memory, engine.device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
+
+
+def read_manifest(name: str) -> dict[str, Any]:
+    """The manifest in an output, or in the .json beside it. Raises InputError where there is none."""
+    path, asked = Path(name), f"cosmos3 show {name}"
+    next_step = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
+    text: str | None
+    if path.suffix.lower() == ".json":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            found = f"it cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})"
+            raise InputError(asked, found, next_step) from None
+    elif (text := read_metadata(path).get(KEY)) is None:
+        raise InputError(asked, "it carries no cosmos3 manifest", next_step)
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
+        raise InputError(asked, "what it carries is no cosmos3 manifest", next_step)
+    return manifest

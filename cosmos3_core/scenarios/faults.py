@@ -16,6 +16,9 @@ class RequestError(InputError):
         asked, found, next_steps = zip(*((fault.asked, fault.found, fault.next_step) for fault in faults), strict=True)
         super().__init__(", ".join(asked), "; ".join(found), ". ".join(next_steps))
 
+    def __reduce__(self) -> tuple[type[RequestError], tuple[tuple[InputError, ...]]]:
+        return type(self), (self.faults,)
+
     def __str__(self) -> str:
         return "\n  ".join([f"{len(self.faults)} faults in one request:", *map(str, self.faults)])
 
@@ -32,6 +35,7 @@ class Faults:
         try:
             yield
         except InputError as error:
+            error.field = error.field or name
             self.found.setdefault(name, error)
 
     def report(self) -> None:

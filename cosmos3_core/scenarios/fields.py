@@ -330,3 +330,10 @@ _ROWS = (
     ),
 )
 FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
+
+
+def understood(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
+    but for a kind that has a use for it."""
+    values = {name: kinds.plain(value) for name, value in given.items()}
+    return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}

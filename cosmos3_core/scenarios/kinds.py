@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,21 @@ class Kind:
     type: type
     read: Read
 
+    @property
+    def null(self) -> bool:
+        """Whether None is a value of its own."""
+        return {"type": "null"} in self.schema.get("anyOf", ())
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers and lists of numpy and torch, paths, and tuples of them. Anything else as it
+    is."""
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
 
 def number(low: float, high: float) -> Kind:
     """A number between two bounds, both included."""
@@ -72,7 +88,7 @@ def _bounded(name: str, value: Any, low: float, high: float, words: str) -> floa
 
 
 def _out_of_range(name: str, value: Any, words: str) -> InputError:
-    return InputError(f"{name} = {value!r}", "it is out of range", f"{name} is {words}")
+    return InputError(f"{name} = {value!r}", "it is out of range", f"{name} is {words}", name)
 
 
 def choice(*names: str) -> Kind:
@@ -93,8 +109,10 @@ def _switch(name: str, value: Any, task: Task) -> bool:
 
 
 def _text(name: str, value: Any, task: Task) -> str:
+    if isinstance(value, Mapping) and value:  # a caption in JSON, which the model reads as its text
+        value = _json(name, value)
     if not isinstance(value, str):
-        raise InputError(f"{name} = {value!r}", "it is not text", f"Give {name} as a string")
+        raise InputError(f"{name} = {value!r}", "it is not text", f"Give {name} as a string, or a caption as a dict")
     if len(value) > MAX_PROMPT_CHARS:
         raise InputError(
             f"a {name} of {len(value):,} characters", "that is no prompt", f"Keep it under {MAX_PROMPT_CHARS:,}"
@@ -104,10 +122,19 @@ def _text(name: str, value: Any, task: Task) -> str:
     return value
 
 
+def _json(name: str, caption: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(caption, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{name} as a dict", f"it is no JSON ({error})", "Give text, numbers, lists and dicts"
+        ) from None
+
+
 def _prompt(name: str, value: Any, task: Task) -> str:
-    if not _text(name, value, task).strip():
+    if not (text := _text(name, value, task)).strip():
         raise InputError(f"an empty {name}", "there is nothing to generate", "Describe the scene in a sentence or two")
-    return value
+    return text
 
 
 def _path(name: str, value: Any, task: Task) -> str | None:
@@ -222,7 +249,7 @@ def _pair(items: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items, "minItems": 2, "maxItems": 2}
 
 
-TEXT_SCHEMA = {"type": "string", "maxLength": MAX_PROMPT_CHARS}
+TEXT_SCHEMA = {"type": ["string", "object"], "maxLength": MAX_PROMPT_CHARS}
 SIDE_SCHEMA = {"type": "integer", "minimum": SMALLEST, "maximum": LARGEST, "multipleOf": SPATIAL_COMPRESSION}
 
 TASK = Kind("choice", ", ".join(TASKS), {"enum": list(TASKS)}, str, _task)

@@ -9,10 +9,11 @@ from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
 from ..plan.cost.units import GIB
-from ..plan.execution import Execution
+from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.fields import understood
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -70,21 +71,37 @@ class Settled:
         return found
 
 
-def settle(wish: Wish, on: tuple[Backend, Device] | None = None) -> Settled:
-    """Decide everything; `on` is the backend and its device if the caller has chosen them. Reads JSON files, and no
-    weight, and no file before the request's own faults are found. Raises InputError for what cannot be met."""
-    requests.check(wish.given, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
-    described = wish.described and wish.revision is None
-    model = describe(wish.model) if described else open_model(wish.model, wish.revision)
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What many requests may share: a model, the plan for it on this machine, and what to tell the user of the
+    backend's choice ("" where it was named)."""
+
+    model: Model
+    plan: Plan
+    why: str
+
+
+def ground_of(wish: Wish, on: tuple[Backend, Device] | None = None) -> Ground:
+    """Decide what is no request's; `on` is the backend and its device if the caller has chosen them. Reads JSON files,
+    and no weight. Raises InputError for what cannot be met."""
+    return _planned(wish, _opened(wish), on)
+
+
+def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Ground | None = None) -> Settled:
+    """Decide everything, on the `ground` that the same wish came to before if the caller has it; `on` is as for
+    `ground_of`. Reads JSON files, and no weight, and no file before the request's own faults are found. Raises
+    InputError for what cannot be met."""
+    given = understood(wish.given)
+    requests.check(given, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
+    model = ground.model if ground else _opened(wish)
     request, origin = requests.resolve(
-        wish.given, wish.profile, model.facts, wish.pick_seed, wish.suffix, partial=wish.partial
+        given, wish.profile, model.facts, wish.pick_seed, wish.suffix, partial=wish.partial
     )
-    backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
-    if wish.memory is not None:
-        device = replace(device, memory=wish.memory)
-    plan = resolve(Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats), backend, device)
-    job = _job(request, origin, model, _guided_steps(request, model, described))
-    asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, tuning=plan.tuning)
+    ground = ground or _planned(wish, model, on)
+    plan, device = ground.plan, ground.plan.device
+    job = _job(request, origin, model, _guided_steps(request, model, _from_table(wish)))
+    placement = RESIDENT if wish.resident else SEQUENTIAL
+    asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, placement, plan.tuning)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
         whole = asked.stage("decode").peak / GIB
@@ -98,8 +115,24 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None) -> Settled:
         plan=plan,
         asked=asked,
         estimate=replace(asked, job=replace(job, tile=request.tile)),
-        why=why,
+        why=ground.why,
     )
+
+
+def _from_table(wish: Wish) -> bool:
+    return wish.described and wish.revision is None
+
+
+def _opened(wish: Wish) -> Model:
+    return describe(wish.model) if _from_table(wish) else open_model(wish.model, wish.revision)
+
+
+def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Ground:
+    backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
+    if wish.memory is not None:
+        device = replace(device, memory=wish.memory)
+    want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)
+    return Ground(model=model, plan=resolve(want, backend, device), why=why)
 
 
 def _guided_steps(request: requests.Request, model: Model, described: bool) -> int:

@@ -30,7 +30,8 @@ class Wish:
 
     `backend` None takes the accelerator that is here, none of those that are `disabled`. `kernels` and `formats` by op
     are met or refused, `required` kernels asserted. `dtype` None is the checkpoint's. `memory` in bytes stands in the
-    place of the device's own. Other programs' names of a profile, a backend and a dtype become ours.
+    place of the device's own. `resident`: what is loaded stays for the next request. Other programs' names of a
+    profile, a backend and a dtype become ours.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Wish:
     formats: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, str] = field(default_factory=dict)
     memory: int | None = None
+    resident: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError for what is of another kind than it says above."""

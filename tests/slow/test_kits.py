@@ -19,7 +19,7 @@ def test_a_plugin_of_contract_1_passes_the_kit(tmp_path, name):
     package = ROOT / "tests" / "contract1" / name
     install(package, tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "site", package, ROOT)))}
-    command = [sys.executable, "-m", "cosmos3_core.cli", "check", "--backend", "acme", "--record", "acme.json"]
+    command = [sys.executable, "-m", "cosmos3", "check", "--backend", "acme", "--record", "acme.json"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "acme.json").read_text())

@@ -187,6 +187,13 @@ class Change:
     values: Mapping[str, Any]
     estimate: Estimate
 
+    def __str__(self) -> str:
+        """As messages write it: `size` 832x480 `tile` 256."""
+        values = dict(self.values)
+        if "width" in values:
+            values["size"] = f"{values.pop('width')}x{values.pop('height')}"
+        return " ".join(f"`{name}` {values[name]}" for name in ("format", "size", "frames", "tile") if name in values)
+
 
 def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> list[Change]:
     """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the widest of the

@@ -19,6 +19,11 @@ and 0.5 (Super, 8 x H200) of a data sheet's, eager torch on an H100 0.60 to 0.67
 BANDWIDTH_EFFICIENCY = 0.7
 
 
+def gib(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / GIB:.1f} GiB"
+
+
 def weight_bytes(dtype: str, format: str, inputs: int) -> float:
     """Bytes of one weight of a matrix with so many inputs."""
     return WIDTH[dtype] if format == "none" else bytes_per_weight(FORMATS[format], inputs)

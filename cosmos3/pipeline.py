@@ -1,0 +1,354 @@
+"""A loaded model: what makes pictures and clips of requests."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, overload
+
+from cosmos3_core.contract import InputError
+from cosmos3_core.plan import choose_backend
+from cosmos3_core.plan.own import with_own
+from cosmos3_core.runs import generation, saved
+from cosmos3_core.runs.generation import IN_MEMORY, Generation
+from cosmos3_core.runs.saved import Source
+from cosmos3_core.scenarios import kinds
+from cosmos3_core.scenarios.families import INPUTS, TASKS
+from cosmos3_core.scenarios.request import PROFILES
+from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
+from cosmos3_core.spelling import did_you_mean
+
+from .plans import Plan, plan_of
+from .questions import path_of
+from .results import Result
+from .runs import Event, Progress, Run, check_callable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cosmos3_core.engine.engine import Engine
+    from cosmos3_core.files.memory import Media
+
+Prompt = str | Mapping[str, Any]
+"""Text, or a caption in JSON."""
+MOST = 10_000
+"""Outputs of one call."""
+MODEL = "nvidia/Cosmos3-Nano"
+
+
+def load(
+    model: str | os.PathLike[str] = MODEL,
+    *,
+    backend: str | None = None,
+    formats: Mapping[str, str] | None = None,
+    kernels: Mapping[str, str | Callable[..., Any]] | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    profile: str | None = None,
+    resident: bool = True,
+    **unknown: Any,
+) -> Pipeline:
+    """Open a model and plan it for this machine. Its weights are read by the first run that needs them.
+
+    `model` is a hub id, at a branch, tag or commit `revision`; a folder; or "tiny", the one in the package. `backend`
+    None takes the accelerator that is here. `formats` names quantization formats by op, {"pack_linear": "fp8"}, and
+    `kernels` rows by op, or functions of yours: an experiment, which manifests name. `dtype` None is the checkpoint's.
+    `profile` names whose defaults fill a request. With `resident` what was loaded stays for the next request; without
+    it, no two components are on the device at once, as with `cosmos3 run`. Raises InputError for what cannot be met.
+    """
+    from cosmos3_core.engine.engine import Engine
+
+    if unknown:
+        names = ("backend", "formats", "kernels", "dtype", "revision", "profile", "resident")
+        hint = did_you_mean(name := next(iter(unknown)), names, f"It takes {', '.join(names)}")
+        raise InputError(f"load({name}={unknown[name]!r})", "there is no such argument", hint, name)
+    if not isinstance(resident, bool):
+        raise InputError(f"resident = {resident!r}", "it is a switch", "Give True or False", "resident")
+    wish = Wish(
+        model=path_of("model", model),
+        revision=revision,
+        profile=PROFILES[0] if profile is None else profile,
+        backend=backend,
+        dtype=str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype,
+        kernels={} if kernels is None else kernels,  # type: ignore[arg-type]  # functions get names in _ground
+        formats={} if formats is None else formats,
+        resident=resident,
+        pick_seed=lambda: secrets.randbelow(2**31),
+    )
+    wish, ground = _ground(wish)
+    return Pipeline(wish, ground, Engine(ground.model, ground.plan, resident=resident))
+
+
+def _ground(wish: Wish) -> tuple[Wish, Ground]:
+    """What all requests share, with the caller's functions as rows of the backend."""
+    if all(isinstance(kernel, str) for kernel in wish.kernels.values()):
+        return wish, ground_of(wish)
+    backend, device, why = choose_backend(wish.backend)
+    backend, named = with_own(backend, wish.kernels)
+    wish = replace(wish, kernels=named)
+    return wish, replace(ground_of(wish, (backend, device)), why=why)
+
+
+class Pipeline:
+    """A model on a device; `cosmos3.load` makes one. Called, it makes a picture or a clip.
+
+    One thread works on the device at a time, so that several may share a pipe: steps of their runs take turns.
+    """
+
+    def __init__(self, wish: Wish, ground: Ground, engine: Engine):
+        self._wish, self._ground, self._engine = wish, ground, engine
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._ground.model.name
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        return self._ground.plan.backend.name
+
+    @property
+    def why(self) -> str:
+        """Why this backend was taken, and what was skipped: lines, or "" where it was named."""
+        return self._ground.why
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The kernel that serves each op, by name."""
+        return dict(self._ground.plan.to_json()["kernels"])
+
+    @overload
+    def __call__(self, prompt: Prompt, *, n: None = None, **fields: Any) -> Result: ...
+    @overload
+    def __call__(self, prompt: Prompt, *, n: int, **fields: Any) -> list[Result]: ...
+    @overload
+    def __call__(self, prompt: Sequence[Prompt], *, n: int | None = None, **fields: Any) -> list[Result]: ...
+
+    def __call__(
+        self,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+        *,
+        n: int | None = None,
+        image: Any = None,
+        video: Any = None,
+        noise: Any = None,
+        output: str | os.PathLike[str] | None = None,
+        on_step: Callable[[Run], object] | None = None,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+        anyway: bool = False,
+        **fields: Any,
+    ) -> Result | list[Result]:
+        """Make a picture (`frames=1`) or a clip: a Result, or a list of them for a list of prompts or an `n`.
+
+        `prompt` is text or a caption as a dict. `n` outputs are made of each prompt, and seeds count on over all of
+        them. `image`, `video` and `noise` are as for `start`, `on_step`, `progress` and `cancel` as for `Run.run`.
+        `output` is a path to write the result to, which is checked before the first step, and whose suffix may say that
+        a picture is wanted; a run that fails or is cancelled is kept beside it, in OUTPUT.state.safetensors. `fields`
+        are all others of docs/fields.md: size, frames, steps, guidance, seed ... `anyway` runs what does not fit by the
+        estimate. Every request is checked before a weight is read. Raises InputError, RunError and Cancelled.
+        """
+        check_callable("on_step", on_step, 1)
+        check_callable("progress", progress, 3)
+        many = isinstance(prompt, list | tuple)
+        prompts: Sequence[Any] = prompt if isinstance(prompt, list | tuple) else [prompt]
+        count = 1 if n is None else kinds.whole(1, MOST).read("n", kinds.plain(n), TASKS["t2v"])
+        if not prompts:
+            raise InputError("an empty list of prompts", "there is nothing to generate", "Give a prompt", "prompt")
+        several = many or n is not None
+        if several and output is not None:
+            found = "several results would have one name"
+            raise InputError("output with several outputs", found, "Call save() of each result", "output")
+        if count * len(prompts) > 1 and noise is not None:
+            found = f"all {count * len(prompts)} outputs would begin with the same"
+            raise InputError("noise with several outputs", found, "Call once for each noise", "noise")
+        runs = self._several(prompts, count, image, video, noise, output, anyway, fields)
+        hooks = partial(Run.run, on_step=on_step, progress=progress, cancel=cancel)
+        if output is not None:
+            return self._written(runs[0], path_of("output", output), hooks)
+        results = []
+        while runs:  # a run that is done gives back what it holds on the device
+            results.append(hooks(runs.pop(0)))
+        return results if several else results[0]
+
+    def start(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        image: Any = None,
+        video: Any = None,
+        noise: Any = None,
+        anyway: bool = False,
+        **fields: Any,
+    ) -> Run:
+        """A run before its first step. Everything is checked and no weight is read.
+
+        `image` and `video` are a path, the bytes of a file, a PIL image, or an array or tensor [H, W, 3], of a clip a
+        list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. `noise` is the initial noise, fp32 in the shape of
+        `Result.latents`, or a path to a file of saved latents. Raises InputError.
+        """
+        if isinstance(prompt, list | tuple):
+            found = "a run has one prompt"
+            raise InputError(f"start() with a list of {len(prompt)} prompts", found, "Start one for each", "prompt")
+        return self._several([prompt], 1, image, video, noise, None, anyway, fields)[0]
+
+    def resume(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image: Any = None,
+        video: Any = None,
+        tile: int | None = None,
+        anyway: bool = False,
+    ) -> Run:
+        """The run that `Run.save` or a stopped `cosmos3 run` left in this file, to go on with. An `image` or `video`
+        that was handed over in memory is handed over again. Raises InputError unless this pipe has the model, dtype,
+        formats and kernels that the run began with."""
+        asked = f"resume {path_of('path', path)}"
+        stopped = saved.read_stopped(path_of("path", path), asked)
+        earlier = stopped.earlier
+        self._check_same(earlier, asked)
+        given, media = _media(image, video)
+        given = earlier.given | given | ({} if tile is None else {"tile": tile})
+        settled = settle(
+            replace(self._wish, given=given, profile=earlier.profile or self._wish.profile), ground=self._ground
+        )
+        generation.check_same_kernels(earlier, settled, asked)
+        self._check_fits(settled, anyway, stopped=True)
+        ready = generation.prepare(
+            self._engine,
+            settled,
+            latents=earlier.latents,
+            media=media,
+            stopped=stopped,
+            asked=asked,
+            save_latents=earlier.save_latents,
+            manifest=earlier.manifest,
+        )
+        return Run(ready)
+
+    def plan(self, prompt: Prompt | None = None, **fields: Any) -> Plan:
+        """What a request would take: bytes, seconds, and whether it fits. `fields` are those of a call; the prompt and
+        the input may be left out. Reads no weight. Raises InputError."""
+        inputs, _ = _media(fields.pop("image", None), fields.pop("video", None))
+        return plan_of(self._settled({"prompt": prompt} | fields | inputs, partial=True))
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError("copying or pickling a pipe", "it holds a loaded model", "Load it where it is needed")
+
+    def __repr__(self) -> str:
+        plan = self._ground.plan
+        return f"<cosmos3 pipeline: {self.model} in {plan.dtype} on {plan.backend.name} ({plan.device.name})>"
+
+    def _settled(self, given: Mapping[str, Any], suffix: str | None = None, *, partial: bool = False) -> Settled:
+        return settle(replace(self._wish, given=given, suffix=suffix, partial=partial), ground=self._ground)
+
+    def _several(
+        self,
+        prompts: Sequence[Any],
+        count: int,
+        image: Any,
+        video: Any,
+        noise: Any,
+        output: str | os.PathLike[str] | None,
+        anyway: bool,
+        fields: Mapping[str, Any],
+    ) -> list[Run]:
+        """A run for each output, all of them checked."""
+        inputs, media = _media(image, video)
+        suffix = None if output is None else Path(path_of("output", output)).suffix
+        runs: list[Run] = []
+        given, seeded = dict(fields) | inputs, fields.get("seed") is not None
+        for prompt in prompts:
+            given = given | {"prompt": prompt}
+            first: Generation | None = None
+            for _ in range(count):
+                settled = self._settled(given, suffix)
+                self._check_fits(settled, anyway)
+                if first is None:
+                    first = ready = self._prepared(settled, noise, seeded, media)
+                else:
+                    counted = settled.origin | {"seed": f"counted on from {first.request.seed}"}
+                    ready = first.again(replace(settled, origin=counted))
+                runs.append(Run(ready))
+                given = given | {"seed": settled.request.seed + 1}
+        return runs
+
+    def _prepared(self, settled: Settled, noise: Any, seeded: bool, media: Media | None) -> Generation:
+        tensors, source = None, None
+        if noise is not None:
+            generation.check_seed_matters(settled, seeded)
+            tensors, source = _noise(noise, settled)
+        return generation.prepare(self._engine, settled, noise=tensors, latents=source, media=media)
+
+    def _check_fits(self, settled: Settled, anyway: bool, *, stopped: bool = False) -> None:
+        if not anyway and (refusal := generation.refusal(settled, stopped=stopped)):
+            raise refusal
+
+    def _check_same(self, earlier: saved.Earlier, asked: str) -> None:
+        """Raises InputError unless this pipe is what the run began on."""
+        model, plan = self._ground.model, self._ground.plan
+        here = {"model": model.name, "revision": model.repository.revision, "dtype": plan.dtype}
+        for name, value in here.items():
+            then = getattr(earlier, name)
+            folders = name == "model" and os.path.isdir(then) and os.path.isdir(model.name)
+            if value != then and not (folders and os.path.samefile(then, model.name)):
+                found = f"it began with {name} {then}, and this pipe has {value}"
+                raise InputError(asked, found, f"Load the {name} that it began with", "path")
+        if earlier.formats != plan.formats:
+            found = f"it began with formats {earlier.formats or 'none'}, and this pipe has {plan.formats or 'none'}"
+            raise InputError(asked, found, "Load the same formats", "path")
+
+    def _written(self, run: Run, output: str, make: Callable[[Run], Result]) -> Result:
+        """The result of a run, in its file; a run that does not get there is kept beside it."""
+        ready = run._generation
+        paths = generation.checked_paths(output, ready.request)
+        ready.resumable = replace(ready.resumable, manifest=os.path.abspath(paths.manifest))
+        try:
+            result = make(run)
+            result.save(paths.output)
+            return result
+        except BaseException as error:
+            kept = saved.unused(paths.state, None)
+            if ready.state and ready.keep(kept):
+                error.add_note(f"{run.index} of {run.steps} steps are kept; go on with pipe.resume({str(kept)!r})")
+            raise
+
+
+def _media(image: Any, video: Any) -> tuple[dict[str, Any], Media | None]:
+    """Request fields for the inputs, and what was handed over in memory."""
+    given: dict[str, Any] = {}
+    media: Media | None = None
+    for name, value in zip(INPUTS, (image, video), strict=True):
+        if value is None:
+            continue
+        if isinstance(value, str | os.PathLike):
+            given[name] = path_of(name, value)
+            continue
+        from cosmos3_core.files.memory import Media
+
+        media = Media.of(name, value)
+        given[name] = media.said
+    return given, media
+
+
+def _noise(noise: Any, settled: Settled) -> tuple[list[Tensor], Source]:
+    """Initial noise of one item, and what the manifest says of it."""
+    import torch
+
+    from cosmos3_core.checkpoint.tensors import tensor_digest
+
+    if isinstance(noise, str | os.PathLike):
+        return generation.read_noise(path_of("noise", noise), settled)
+    try:
+        tensor = torch.as_tensor(noise).detach().cpu()
+        tensor = (tensor[0] if tensor.ndim == 5 and len(tensor) == 1 else tensor).float().contiguous()
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = f"it cannot be read as a tensor ({error})"
+        raise InputError(f"noise of type {type(noise).__name__}", found, "Give a tensor or an array", "noise") from None
+    return [tensor], Source(IN_MEMORY, tensor_digest(tensor))

@@ -1,0 +1,118 @@
+"""What a run made: a picture or a clip, on the host, with its manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cosmos3_core.files.images import write_image
+from cosmos3_core.files.outputs import check_output
+from cosmos3_core.runs import generation
+from cosmos3_core.runs.generation import Generation
+
+from .questions import path_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+    from torch import Tensor
+
+
+class Preview:
+    """Frames on the host."""
+
+    def __init__(self, frames: Tensor):
+        self._frames = frames
+
+    @property
+    def tensor(self) -> Tensor:
+        """uint8 RGB [F, H, W, 3] on the host; a picture has one frame."""
+        return self._frames
+
+    @property
+    def numpy(self) -> np.ndarray:
+        """uint8 RGB [F, H, W, 3], on the memory of `tensor`."""
+        return self._frames.numpy()
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """A PIL image for each frame."""
+        from PIL import Image
+
+        return [Image.fromarray(frame) for frame in self.numpy]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the first frame as a .png, read it back, and return its path. Raises InputError for what cannot be
+        written."""
+        file = Path(path_of("path", path))
+        check_output(file, clip=False)
+        write_image(file, self.numpy[0], {})
+        return file
+
+    def __repr__(self) -> str:
+        frames, height, width, _ = self._frames.shape
+        return f"<cosmos3 {type(self).__name__.lower()}: {frames} frame{'s' * (frames > 1)} of {width}x{height}>"
+
+
+class Result(Preview):
+    """A finished picture or clip."""
+
+    def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any]):
+        super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
+        self._request, self._embedded = run.request, embedded
+        self._manifest: dict[str, Any] = json.loads(json.dumps(run.manifest()))
+        self._latents = run.latents()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was done, as `cosmos3 run` writes it beside its output: every value of the request and where it is from,
+        kernels, versions, seconds by stage, peak memory in bytes."""
+        return self._manifest
+
+    @property
+    def latents(self) -> Tensor:
+        """The final latents of the picture or clip: fp32 [C, T, h, w] on the host, h and w in 16 pixels, T in 4 frames
+        after the first."""
+        return self._latents["final.vision"]
+
+    @property
+    def noise(self) -> Tensor:
+        """The initial noise, in the shape of `latents`: another run takes it as `noise`."""
+        return self._latents["noise.vision"]
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        return self._request.seed
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Every field of the request, by name: `pipe(**result.request)` makes the same again."""
+        return dict(self._manifest["request"])
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return self._request.fps
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        manifest: str | os.PathLike[str] | None = None,
+        latents: str | os.PathLike[str] | None = None,
+    ) -> Path:
+        """Write a picture as .png or a clip as .mp4, read it back, and return its path. The manifest goes into the file
+        and beside it, to PATH.json or `manifest`; with `latents` the noise and the latents go to that file, for
+        `noise=`. What was at these paths stays as it was unless all went well. Raises InputError for what cannot be
+        written, and RunError for a picture of one flat colour and for a file that does not read back."""
+        names = [None if one is None else path_of("path", one) for one in (manifest, latents)]
+        noise = self._manifest.get("latents", {}).get("file")
+        paths = generation.checked_paths(
+            path_of("path", path), self._request, manifest=names[0], latents=names[1], read=(noise,)
+        )
+        whole, tensors = self._manifest, self._latents
+        generation.write(paths, self.numpy, self._request, self._embedded, lambda: whole, lambda: tensors)
+        return paths.output

@@ -1,0 +1,179 @@
+"""A run in the caller's hands: a step at a time, looked at, kept, gone on with."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from cosmos3_core.contract import Cosmos3Error, InputError
+from cosmos3_core.files.atomic import check_writable
+from cosmos3_core.runs.generation import Generation
+
+from .questions import path_of
+from .results import Preview, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Progress = Callable[[str, int, int], object]
+"""Told a stage's name, how many of its parts are done, and how many there are."""
+
+
+class Event(Protocol):
+    """What can ask a run to stop: a threading.Event, or anything with its `is_set`."""
+
+    def is_set(self) -> bool: ...
+
+
+class Run:
+    """A generation between two of its steps. `pipe.start` and `pipe.resume` make one.
+
+    Iterating takes the steps that are left and yields the number of those done after each. Between two steps it may be
+    looked at, saved, left, or gone on with from another thread; other runs of its pipe may take steps meanwhile.
+    """
+
+    def __init__(self, generation: Generation):
+        self._generation = generation
+        self._result: Result | None = None
+        self._saved: set[str] = set()
+
+    @property
+    def index(self) -> int:
+        """How many steps are done."""
+        state, stopped = self._generation.state, self._generation.stopped
+        return state.index if state else stopped.numbers["index"] if stopped else 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are in all."""
+        return self._generation.request.steps
+
+    @property
+    def done(self) -> bool:
+        """Whether every step is done; `finish` then decodes."""
+        return self.index >= self.steps
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Every field of the request, by name."""
+        return plain(self._generation.request.to_json())
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        return self._generation.request.seed
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was settled, and done so far."""
+        return plain(self._generation.manifest())
+
+    @property
+    def latents(self) -> Tensor:
+        """A copy of the latents as they are: fp32 [C, T, h, w] on the host."""
+        return self._generation.latents()["final.vision"].clone()
+
+    def step(self) -> int:
+        """Take one step and return how many are done. Raises InputError where there is none left."""
+        return self._generation.step()
+
+    def __iter__(self) -> Iterator[int]:
+        while not self.done:
+            yield self.step()
+
+    def preview(self) -> Preview:
+        """What the last step takes the finished picture for, or the first frame of a clip: decoded from the predicted
+        clean latents, without another pass. Raises InputError before the first step."""
+        return Preview(self._generation.preview())
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Keep what was computed in a .safetensors file and return its path. `pipe.resume` goes on with it in any
+        process, and `cosmos3 run --resume` too. Raises InputError before the first step and for a path that cannot be
+        written or that holds a file: none is overwritten but what this run saved there itself."""
+        file = Path(path_of("path", path))
+        if os.path.lexists(file) and os.path.realpath(file) not in self._saved:
+            raise InputError(f"writing {file}", "there is a file of that name", "Choose another name", "path")
+        check_writable(file)
+        if not self._generation.keep(file):
+            found = "nothing was computed yet" if self.index == 0 else "its latents are not finite"
+            raise InputError(f"keeping a run after {self.index} steps", found, "Take a step first, or start it again")
+        self._saved.add(os.path.realpath(file))
+        return file
+
+    def finish(
+        self, *, progress: Callable[[str, int, int], object] | None = None, cancel: Event | None = None
+    ) -> Result:
+        """Decode after the last step; called again, the same result. Raises InputError before that, and RunError for
+        latents that are not finite. `progress` and `cancel` are as for `run`."""
+        import torch
+
+        if not self.done:
+            found = f"{self.steps - self.index} of its {self.steps} steps are to be taken"
+            raise InputError("finishing a run", found, "Call run(), which takes them, or look at preview()")
+        if self._result is None:
+            self._generation.watch(progress, cancel)
+            embedded = self._generation.manifest()
+            frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
+            self._result = Result(self._generation, frames, embedded)
+        return self._result
+
+    def run(
+        self,
+        *,
+        on_step: Callable[[Run], object] | None = None,
+        progress: Progress | None = None,
+        cancel: Event | None = None,
+    ) -> Result:
+        """Take the steps that are left, decode, and return the result.
+
+        `on_step` is called with this run after every step. `progress(stage, done, total)` hears of every stage: layers
+        of the prompts' reading, steps, frames of the decode. `cancel` is asked between two pieces of work; once it is
+        set, `Cancelled` is raised. That and any other error of ours has this run as its `run`, which goes on from its
+        last whole step. What the two functions raise comes through.
+        """
+        check_callable("on_step", on_step, 1)
+        check_callable("progress", progress, 3)
+        self._generation.watch(progress, cancel)
+        try:
+            while not self.done:
+                self.step()
+                if on_step is not None:
+                    on_step(self)
+            return self.finish(progress=progress, cancel=cancel)
+        except Cosmos3Error as error:
+            error.run = self
+            raise
+
+    def __reduce__(self) -> NoReturn:
+        found = "it works on a loaded model, which cannot be copied"
+        raise InputError("copying or pickling a run", found, "Use save(path), and pipe.resume(path) in another process")
+
+    def __repr__(self) -> str:
+        request = self._generation.request
+        size = f"{request.task} {request.width}x{request.height}, {request.frames} frames"
+        return f"<cosmos3 run: {size}, step {self.index} of {self.steps}>"
+
+
+def plain(value: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it: lists in the place of tuples."""
+    return dict(json.loads(json.dumps(value)))
+
+
+def check_callable(name: str, value: Any, arguments: int) -> None:
+    """Raises InputError unless `value` is None or can be called with so many arguments."""
+    if value is None:
+        return
+    asked, next_step = f"{name} = {value!r}", f"Give a function of {arguments} argument{'s' * (arguments > 1)}"
+    if not callable(value):
+        raise InputError(asked, "it cannot be called", next_step, name)
+    try:
+        inspect.signature(value).bind(*[None] * arguments)
+    except TypeError as error:
+        raise InputError(asked, f"it is called with {arguments}, and {error}", next_step, name) from None
+    except ValueError:  # a builtin that does not say what it takes
+        return

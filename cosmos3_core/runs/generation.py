@@ -1,0 +1,357 @@
+"""A run, from what was settled to its files: what the command line and the Python package do one after the other, in
+the order in which things can go wrong cheaply.
+
+    generation = prepare(engine, settled)
+    state = generation.begin()
+    while not state.done:
+        generation.step()
+    generation.write(paths, generation.frames())
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..contract import Cosmos3Error, InputError, RunError
+from ..engine.stages import SILENT, Watch
+from ..files.atomic import atomic, check_writable, mode_at
+from ..files.images import write_image
+from ..files.outputs import check_output
+from ..files.video import write_video
+from ..plan.cost.units import gib
+from ..plan.discovery import reason_of
+from ..plan.execution import SEQUENTIAL
+from . import manifest as manifests
+from . import saved
+from .saved import Earlier, Source, Stopped
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ..engine.engine import Engine
+    from ..engine.inputs import Inputs
+    from ..files.memory import Media
+    from ..sampling.state import Context, State
+    from ..scenarios.request import Request
+    from ..settle import Settled
+
+TILE = 256
+"""Pixels, to propose where memory does not suffice for the decode."""
+IN_MEMORY = "in memory"
+"""In a manifest, in the place of a file's path: what was handed over by the caller."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run writes: its picture or clip, the manifest beside it, and its latents if they are asked for."""
+
+    output: Path
+    manifest: Path
+    latents: Path | None = None
+
+    @property
+    def state(self) -> Path:
+        """Where a stopped run is kept."""
+        return self.output.with_name(f"{self.output.name}.state.safetensors")
+
+
+def checked_paths(
+    output: str | os.PathLike[str],
+    request: Request,
+    *,
+    manifest: str | os.PathLike[str] | None = None,
+    latents: str | os.PathLike[str] | None = None,
+    read: Iterable[str | None] = (),
+) -> Paths:
+    """Where a run of this request writes. Raises InputError for what cannot be written, and for a name that is taken
+    by another of its files or by one that it `read`."""
+    output = Path(output)
+    check_output(output, clip=request.is_video)
+    paths = Paths(output, Path(manifest or f"{output}.json"), Path(latents) if latents else None)
+    taken = {os.path.realpath(name) for name in (request.image, request.video, *read) if name}
+    for path in filter(None, (paths.output, paths.manifest, paths.latents)):
+        if (real := os.path.realpath(path)) in taken:
+            raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
+        taken.add(real)
+        check_writable(path)
+    mode_at(paths.state, "Choose another `output`")
+    if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (paths.manifest, paths.latents))):
+        found = "a stop would keep the run there, and another file of this run has that name"
+        raise InputError(f"writing {paths.state}", found, "Choose another file name")
+    return paths
+
+
+def refusal(settled: Settled, *, stopped: bool = False) -> InputError | None:
+    """Of a run that does not fit in the device's memory, with the nearest one that does; None where it fits. A
+    `stopped` run has settled all but the tile."""
+    if settled.fits:
+        return None
+    request, device, worst = settled.request, settled.plan.device, settled.worst
+    asked = f"{request.task} {request.width}x{request.height}, {request.frames} frames, on {device.name}"
+    found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and there are {gib(device.memory)}"
+    changes = [change for change in settled.nearest() if not stopped or change.values.keys() == {"tile"}]
+    next_step = "Use a smaller model or a larger device (see cosmos3 plan)"
+    if settled.wish.resident and replace(settled.estimate, placement=SEQUENTIAL).peak <= device.memory:
+        next_step = "Load the model with `resident` False, which fits"
+    elif changes:
+        next_step = f"Add {changes[0]}, which fits (cosmos3 plan lists other ways)"
+    return InputError(f"{settled.model.name}: {asked}", found, f"{next_step}, or `anyway` to try it as it is")
+
+
+def other_kernels(earlier: Earlier, settled: Settled) -> Iterator[tuple[str, str, str | None]]:
+    """The ops that run on another kernel than in an earlier run, whose picture would be another: (op, then, now)."""
+    plan = settled.plan.to_json(settled.execution.tokens)
+    here = plan["kernels"] | {op: f"done inside {composites}" for op, composites in plan["fused"].items()}
+    for op, used in earlier.ran_on.items():
+        if here.get(op) != used:
+            yield op, used, here.get(op)
+
+
+def check_same_kernels(earlier: Earlier, settled: Settled, asked: str) -> None:
+    """Raises InputError for a run that would go on with other kernels."""
+    for op, used, here in other_kernels(earlier, settled):
+        found = f"its {op} ran on {used}, and here it would be {here}"
+        raise InputError(asked, found, "Restore that, or start the run again")
+
+
+def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
+    """The initial noise in a file, a tensor for each item of the request, and what the manifest says of it."""
+    from ..files.digests import sha256_file
+    from ..scenarios.items import items_of
+
+    asked = f"`latents` {name}"
+    if name == IN_MEMORY:
+        found = "a Python program handed the noise over, so no file has it"
+        raise InputError(asked, found, "Name a file of saved latents, or hand it over again in Python")
+    tensors, _ = saved.read_tensors(name, asked)
+    wanted = [f"noise.{item.modality}" for item in items_of(settled.request, settled.model.config)]
+    if missing := [key for key in wanted if key not in tensors]:
+        raise InputError(asked, f"it has no tensor {missing[0]}", "Use a file that `save_latents` wrote")
+    return [tensors[key] for key in wanted], Source(name, sha256_file(Path(name)))
+
+
+def check_seed_matters(settled: Settled, given: bool) -> None:
+    """Raises InputError for a seed that was `given` beside initial noise: only the distilled sampler draws more."""
+    if given and settled.request.schedule != "distilled":
+        found = "it would change nothing: the noise is given"
+        raise InputError(f"`seed` {settled.request.seed} with `latents`", found, "Drop one")
+
+
+@dataclass(kw_only=True)
+class Generation:
+    """A settled request on an engine: its inputs, the first half of its manifest (`resolved`), where its noise is from
+    (None: its seed), what another run needs to go on with it (`resumable`), the run that it goes on with itself
+    (`stopped`), and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by
+    stage. Runs of one engine may be in several threads."""
+
+    engine: Engine
+    settled: Settled
+    inputs: Inputs
+    resolved: dict[str, Any]
+    resumable: Earlier
+    stopped: Stopped | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    first: Generation | None = None
+    state: State | None = None
+    _context: Context | None = None
+    _watch: Watch = SILENT
+    _started: bool = False
+    _raised: BaseException | None = None
+
+    def again(self, settled: Settled) -> Generation:
+        """Another run on the same inputs, whose request differs in its seed only: the prompts are read once."""
+        resolved = self.resolved | manifests.resolved(settled, self.resolved["plan"]["backend_why"])
+        resumable = replace(self.resumable, given=self.resumable.given | {"seed": settled.request.seed})
+        return replace(
+            self, settled=settled, resolved=resolved, resumable=resumable, seconds={}, first=self, state=None
+        )
+
+    def watch(self, progress: Callable[[str, int, int], object] | None, cancel: Any) -> None:
+        """Who is told of what the run does from now on, and who may stop it, as `Watch` has them."""
+        self._watch = Watch(progress and self._heard(progress), cancel)
+        if self.state:
+            self.state.watch = self._watch
+
+    def _heard(self, progress: Callable[[str, int, int], object]) -> Callable[[str, int, int], None]:
+        """What the caller's function raises is told from what a kernel does."""
+
+        def tell(stage: str, done: int, total: int) -> None:
+            try:
+                progress(stage, done, total)
+            except BaseException as error:
+                self._raised = error
+                raise
+
+        return tell
+
+    @property
+    def request(self) -> Request:
+        return self.settled.request
+
+    def open_weights(self) -> None:
+        """Download the weight files if need be and check their headers. `begin` does, too."""
+        with self._at_work():
+            self.engine.open_weights(self._watch)
+
+    def begin(self) -> State:
+        """The state before the next step. The prompts are read, unless another run on the same inputs did."""
+        with self._at_work():
+            context = self._read()
+            state = self.engine.begin(context, self.request, self._watch)
+        if self.stopped:
+            state.restore(self.stopped.tensors, self.stopped.numbers)
+        self.state = state
+        return state
+
+    def _read(self) -> Context:
+        if self._context is None:
+            shared = self.first._read() if self.first else None
+            self._context = shared or self.engine.prepare(self.request, self.inputs, self._watch)
+        return self._context
+
+    @property
+    def begun(self) -> State:
+        """The state, which is begun if it has not been."""
+        return self.state or self.begin()
+
+    def step(self) -> int:
+        """One solver step; the number of steps that are done. Raises InputError for a run that has had all of them."""
+        state = self.begun
+        with self._at_work():
+            self.engine.step(state)
+        return state.index
+
+    def preview(self) -> Tensor:
+        """What the last step takes the picture for, or the first frame of a clip: uint8 [1, H, W, 3] on the host."""
+        state = self.begun
+        with self._at_work():
+            return self.engine.preview(state, 1)
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Decode: uint8 [H, W, 3] each."""
+        groups = self.engine.finish(self.begun)
+        while True:
+            with self._at_work():
+                group = next(groups, None)
+            if group is None:
+                return
+            yield from group.numpy()
+
+    def manifest(self) -> dict[str, Any]:
+        """What was done so far."""
+        return manifests.complete(self.resolved, self.engine, self.inputs, self.begun, self.seconds)
+
+    def write(self, paths: Paths, frames: Iterable[np.ndarray]) -> None:
+        """Write the frames, uint8 [H, W, 3], as they come. What was known before the first of them goes into the
+        file."""
+        write(paths, frames, self.request, self.manifest(), self.manifest, self.latents)
+
+    def latents(self) -> dict[str, Tensor]:
+        """The initial noise and the latents as they are, on the host, by name: what `read_noise` reads."""
+        state = self.begun
+        with self._at_work():  # not while another thread is in a step
+            latents = [latent.cpu().contiguous() for latent in state.latents()]
+        tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
+        return tensors | {f"final.{item.modality}": one for item, one in zip(state.items, latents, strict=True)}
+
+    def keep(self, path: Path) -> bool:
+        """Save what was computed, for another run to go on with; False where there is nothing."""
+        state = self.begun
+        with self._at_work():
+            return state.index > 0 and saved.save(path, state, self.resumable)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Around whatever the engine does for this run: its seconds are counted, and what torch or a caller's own
+        kernel raises becomes an error with words."""
+        import torch
+
+        if not self._started:  # since it was prepared, others may have run
+            self.resolved, self._started = self.resolved | {"started": manifests.now()}, True
+        try:
+            with self.engine.counting(self.seconds):
+                yield
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(error) from error
+        except Cosmos3Error:
+            raise
+        except Exception as error:
+            if error is self._raised or not (own := self.settled.plan.own):
+                raise
+            found = f"the run failed with it: {reason_of(error)}"
+            raise RunError(f"running with {', '.join(own)}", found, "Correct it, or drop it from `kernels`") from error
+
+    def _out_of_memory(self, error: Exception) -> RunError:
+        request = self.request
+        found, next_step = ". ".join(str(error).split(". ")[:2]), "cosmos3 plan says what fits"
+        tile, larger_side = request.tile or math.inf, max(request.width, request.height)
+        if "load vae decoder" in self.engine.seconds and TILE < min(tile, larger_side):
+            next_step += f"; `tile` {TILE} makes the decode smaller, also with `resume`"
+        return RunError(f"running on {self.engine.plan.device.name}", found, next_step)
+
+
+def prepare(
+    engine: Engine,
+    settled: Settled,
+    *,
+    named: str = "it was named",
+    noise: Sequence[Tensor] | None = None,
+    latents: Source | None = None,
+    media: Media | None = None,
+    stopped: Stopped | None = None,
+    asked: str = "",
+    save_latents: str | None = None,
+    manifest: str | None = None,
+) -> Generation:
+    """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
+
+    `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
+    `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
+    with, which messages call `asked`. `save_latents` and `manifest` are paths that a run which goes on with this one
+    writes to. Raises InputError.
+    """
+    inputs = engine.read_inputs(settled.request, noise, media)
+    if stopped:
+        if stopped.earlier.pixels != saved.pixels_digest(inputs.pixels):
+            found = "the picture or clip that it began with has changed since"
+            raise InputError(asked, found, "Put the old file back, or start the run again")
+        engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
+    resolved = manifests.resolved(settled, named)
+    resolved |= {"latents": asdict(latents)} if latents else {}
+    resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
+    resumable = Earlier.of(settled, inputs, latents, save_latents=save_latents, manifest=manifest)
+    return Generation(
+        engine=engine, settled=settled, inputs=inputs, resolved=resolved, resumable=resumable, stopped=stopped
+    )
+
+
+def write(
+    paths: Paths,
+    frames: Iterable[np.ndarray],
+    request: Request,
+    embedded: dict[str, Any],
+    manifest: Callable[[], dict[str, Any]],
+    latents: Callable[[], dict[str, Tensor]],
+) -> None:
+    """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
+    knows the decode, and the `latents` if there is a path for them."""
+    inside = {manifests.KEY: json.dumps(embedded)}
+    if request.is_video:
+        written = vars(write_video(paths.output, frames, request.fps, inside))
+    else:
+        (frame,) = frames
+        write_image(paths.output, frame, inside)
+        written = {"frames": 1, "width": request.width, "height": request.height}
+    text = json.dumps(beside := manifest() | {"output": {"file": paths.output.name} | written}, indent=2)
+    with atomic(paths.manifest) as temporary:
+        temporary.write_text(text + "\n")
+    if paths.latents:
+        saved.write_tensors(paths.latents, latents(), {manifests.KEY: json.dumps(beside)})
