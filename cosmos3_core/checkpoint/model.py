@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -209,6 +209,14 @@ class Weights:
         self.vae_files = open_tensors(model.repository, "vae")
         expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
         check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)
+
+    @cached_property
+    def identity(self) -> str | None:
+        """What tells these weights from others of the same names (`identity`); None of weights that are no files."""
+        from .identity import identity
+
+        files = {"transformer": self.transformer.tensors, "vae": self.vae_files.tensors}
+        return identity(self.model.repository, {folder: tensors.values() for folder, tensors in files.items()})
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         canonical = {self.raw_names[name]: name for name in names}

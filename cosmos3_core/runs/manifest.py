@@ -15,6 +15,7 @@ from .. import __version__
 from ..contract import InputError
 from ..files.outputs import read_metadata
 from ..scenarios.request import profile_source
+from . import saved
 from .memory import peak_device_memory, peak_host_memory
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
             "variant": model.facts.variant,
         },
         "profile": {"name": profile, "source": profile_source(profile)},
-        "request": request.to_json(),
+        "request": request.to_json() | saved.whole_paths(request),
         "origin": settled.origin,
         "plan": plan.to_json(settled.execution.tokens)
         | {
