@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT := a robot arm pours coffee into a cup
 
-.PHONY: install demo quick test test-slow lint clean
+.PHONY: install demo quick test test-slow lint release clean
 
 install: .venv/installed
 
@@ -27,13 +27,18 @@ test: lint
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q --durations=10 tests/slow
 
+# The six distributions, in dist/: built, checked, installed in an empty environment and run. Publishes nothing.
+release: .venv/installed
+	rm -rf dist
+	$(BIN)/python scripts/release.py dist
+
 lint: .venv/installed
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
 
 clean:
-	rm -rf .venv build dist demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .nox build dist demo .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Checked before .venv is made: pip's refusal would come after it and leave a .venv of the wrong Python behind.

@@ -268,11 +268,11 @@ class Pipeline:
             for _ in range(count):
                 settled = self._settled(given, suffix)
                 self._check_fits(settled, anyway)
-                if first is None:
-                    first = ready = self._prepared(settled, noise, seeded, media)
-                else:
-                    counted = settled.origin | {"seed": f"counted on from {first.request.seed}"}
-                    ready = first.again(replace(settled, origin=counted))
+                if runs:
+                    counted = settled.origin | {"seed": f"counted on from {runs[0].seed}"}
+                    settled = replace(settled, origin=counted)
+                ready = first.again(settled) if first else self._prepared(settled, noise, seeded, media)
+                first = first or ready
                 runs.append(Run(ready))
                 given = given | {"seed": settled.request.seed + 1}
         return runs
@@ -311,9 +311,12 @@ class Pipeline:
             result.save(paths.output)
             return result
         except BaseException as error:
-            kept = saved.unused(paths.state, None)
-            if ready.state and ready.keep(kept):
-                error.add_note(f"{run.index} of {run.steps} steps are kept; go on with pipe.resume({str(kept)!r})")
+            kept, done = saved.unused(paths.state, None), f"{run.index} of {run.steps} steps are"
+            try:
+                if ready.state and ready.keep(kept):
+                    error.add_note(f"{done} kept; go on with pipe.resume({str(kept)!r})")
+            except Exception as second:  # a full disk, a device that no longer answers: the first error is the cause
+                error.add_note(f"{done} lost: {second}")
             raise
 
 

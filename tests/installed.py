@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,3 +16,9 @@ def install(package: Path, site: Path) -> None:
     (entries,) = project["entry-points"].values()
     lines = [f"{name} = {value}" for name, value in entries.items()]
     (info / "entry_points.txt").write_text("\n".join(["[cosmos3.backends]", *lines, ""]))
+
+
+def forget(package: str) -> None:
+    """Import it anew the next time: another one of this name may be installed by then."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]

@@ -195,6 +195,48 @@ FAULTS = {
     "one_recording_for_a_shape": ("test_captures_are_apart[replayed-bfloat16]", "what another should"),
     "stale_after_an_error": ("test_capture_raises_what_its_function_raises[replayed-bfloat16-2]", "LookupError"),
     "recordings_kept": ("test_capture_gives_its_memory_back[replayed-bfloat16]", "outlive"),
+    "causal_up_to_512": ("test_causal_attention_of_many_queries[online_softmax-bfloat16-600]", "query 0 of 600"),
+    "causal_up_to_1024": ("test_causal_attention_of_many_queries[online_softmax-bfloat16-2100]", "query 0 of 2100"),
+    "format_ignored": (
+        "test_weights_take_what_their_format_says[pack_linear-transposed-bfloat16-int8]",
+        "is the full weight kept?",
+    ),
+    "eight_bits_in_sixteen": (
+        "test_weights_take_what_their_format_says[pack_linear-transposed-bfloat16-int8]",
+        "weights in int8 take 66,560",
+    ),
+    "half_in_full_precision": (
+        "test_weights_take_what_their_format_says[finish-whole_half-bfloat16-int8]",
+        "is the full weight kept?",
+    ),
+    "attention_as_a_list": ("test_results_are_what_the_protocol_says[attention-online_softmax]", "a list, not tuple"),
+    "attention_alone": ("test_results_are_what_the_protocol_says[attention-online_softmax]", "a Tensor, not tuple"),
+    "norm_alone": ("test_results_are_what_the_protocol_says[rms_norm-fused_norm]", "a Tensor, not tuple"),
+    "norm_as_a_list": ("test_results_are_what_the_protocol_says[rms_norm-fused_norm]", "a list, not tuple"),
+    "heads_as_a_tuple": ("test_results_are_what_the_protocol_says[norm_rope-complex_rope]", "a tuple, not list"),
+    "gate_in_a_tuple": ("test_results_are_what_the_protocol_says[gate-exp_gate]", "a tuple, not Tensor"),
+    "gate_elsewhere": (
+        "test_results_are_what_the_protocol_says[gate-exp_gate]",
+        "a tensor on meta, and its inputs are on cpu",
+    ),
+    "tokens_as_an_array": (
+        "test_results_are_what_the_protocol_says[patch_embed-strided_convolution]",
+        "a ndarray, not Tensor",
+    ),
+    "nothing_but_out": ("test_results_are_what_the_protocol_says[norm_silu-fused_norm_silu]", "None, not Tensor"),
+    "capture_as_a_tuple": ("test_results_are_what_the_protocol_says[capture-replayed]", "a tuple, not list"),
+    "list_of_heads": ("test_results_are_what_the_protocol_says[project-normed_heads]", "a list, not Projected"),
+    "stream_returned": ("test_results_are_what_the_protocol_says[finish-whole_half]", "a Tensor, not None"),
+    "names_in_a_list": ("test_tensors_can_be_moved[pack_linear-transposed-bfloat16-none]", "tensors() returns a list"),
+    "large_values_clamped": ("test_norm_silu_of_large_values[fused_norm_silu-bfloat16-rows]", "relative error"),
+    "gate_overflows": ("test_gate_of_large_values[exp_gate-bfloat16-silu]", "is nan"),
+    "free_is_the_total": ("test_memory_free_is_part_of_the_total[host]", "a tensor takes"),
+    "used_as_a_number": ("test_memory_answers_as_its_protocol_says[host]", "Memory.used returns an int, not Bytes"),
+    "copy_at_once": ("test_memory_answers_as_its_protocol_says[host]", "Memory.copy returns a Tensor, not Pending"),
+    "peak_never_resets": ("test_memory_counts_what_tensors_take[host]", "after a reset"),
+    "peak_for_used": ("test_memory_counts_what_tensors_take[host]", "bytes are used when it is gone"),
+    "limit_ignored": ("test_memory_is_limited_or_says_that_it_cannot_be[host]", "limit() was given"),
+    "swapped_ring": ("test_comm_between_processes[gloo-exchange]", "exchange from"),
     "leaks": ("test_memory_is_returned_after_a_job[gate-exp_gate]", "bytes of tensors"),
     "second_build_breaks_the_first": ("test_building_twice_is_harmless[gate-exp_gate]", "before the second"),
     "another_signature": ("test_signature_is_the_protocols[gate-exp_gate]", "activation"),
@@ -343,4 +385,4 @@ def test_check_without_pytest_names_the_extra(acme, capsys, monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "pytest" else find(name, *rest)
     )
     code, _, err = cosmos3(capsys, monkeypatch, "check", "--backend", "acme")
-    assert code == 2 and 'pip install "cosmos3[test]"' in err
+    assert code == 2 and "pip install pytest" in err

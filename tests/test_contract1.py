@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import peer
 import pytest
 from command import cosmos3
-from installed import install
+from installed import forget, install
 from PIL import Image
 
 from cosmos3_core.contract import Kernel, Quantized
@@ -44,11 +43,6 @@ OWN = {
 JOB = ("--size", "64x64", "--steps", 4, "--seed", 1)
 
 
-def forget() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "cosmos3_acme"]:
-        del sys.modules[name]
-
-
 @pytest.fixture
 def use(tmp_path, monkeypatch):
     """Installs a package, frozen or not, here and for the processes that are started."""
@@ -59,10 +53,10 @@ def use(tmp_path, monkeypatch):
         path = [str(tmp_path / "site"), str(folder)]
         monkeypatch.setattr(sys, "path", [*path, *before])
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*path, str(ROOT)]))
-        forget()
+        forget("cosmos3_acme")
 
     yield put
-    forget()
+    forget("cosmos3_acme")
 
 
 @pytest.fixture(params=OWN)
@@ -160,12 +154,11 @@ def test_what_records_take_digests_of_is_the_packages_code(frozen):
     assert all(place(kernel) == {"cosmos3_acme.plugin"} for kernel in discovery.load("acme").kernels)
 
 
-def test_it_passes_the_kit(frozen, tmp_path):
+def test_it_passes_the_kit(frozen, capsys, monkeypatch, tmp_path):
     """In what it brings; tests/slow has the whole kit."""
-    command = [sys.executable, "-m", "cosmos3", "check", "--backend", "acme", "--record", "acme.json"]
-    own = " or ".join(row for row in OWN[frozen].values())
-    done = subprocess.run([*command, "-k", own], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ("check", "--backend", "acme", "--record", tmp_path / "acme.json")
+    code, out, err = cosmos3(capsys, monkeypatch, *command, "-k", " or ".join(OWN[frozen].values()))
+    assert code == 0, out + err
     tests = json.loads((tmp_path / "acme.json").read_text())["tests"]
     attention = OWN[frozen]["attention"]
     assert tests[f"test_attention_parity[{attention}-bfloat16-gqa64_8-ragged]"]["outcome"] == "passed"

@@ -62,6 +62,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make quick",
         "make test",
         "make test-slow",
+        "make release",
         "python -m pytest -q -x tests/test_run.py",
     ],
     ("docs/python.md", "diffusers"): [],

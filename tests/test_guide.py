@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from installed import install
+from command import cosmos3
+from installed import forget, install
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -24,21 +24,28 @@ ONLY_FINISH = "    from .finish import FINISH\n\n    rows = (FINISH,)\n"
 
 
 @pytest.fixture
-def cosmos3(tmp_path):
-    """`cosmos3 ARGUMENTS` in a process where the page's package is installed, with these rows."""
+def package(tmp_path, monkeypatch):
+    """Writes and installs the page's package, with these rows, here and for the processes that the kit starts."""
 
-    def run(*arguments, rows: str = ROWS) -> subprocess.CompletedProcess:
-        if not (tmp_path / "site").exists():
-            for name, code in BLOCKS:
-                (tmp_path / name).parent.mkdir(exist_ok=True)
-                (tmp_path / name).write_text(code.replace(ROWS, rows))
-            install(tmp_path, tmp_path / "site")
-        path = os.pathsep.join(map(str, (tmp_path / "site", tmp_path, ROOT)))
-        command = [sys.executable, "-m", "cosmos3", *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": path}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    def write(rows: str = ROWS) -> None:
+        for name, code in BLOCKS:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(code.replace(ROWS, rows))
+        install(tmp_path, tmp_path / "site")
+        path = [str(tmp_path / "site"), str(tmp_path)]
+        monkeypatch.setattr(sys, "path", [*path, *sys.path])
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*path, str(ROOT)]))
 
-    return run
+    forget("cosmos3_acme")
+    yield write
+    forget("cosmos3_acme")
+
+
+@pytest.fixture
+def run(package, capsys, monkeypatch, tmp_path):
+    """`cosmos3 ARGUMENTS`, in the folder of the page's package: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: cosmos3(capsys, monkeypatch, *arguments)
 
 
 def test_the_page_is_short():
@@ -55,9 +62,10 @@ def test_the_page_is_short():
     ],
     ids=["attention", "finish"],
 )
-def test_its_package_passes_the_kit(cosmos3, tmp_path, rows, only, test):
-    done = cosmos3("check", "--backend", "acme", "--record", "acme.json", *only, rows=rows)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_its_package_passes_the_kit(package, run, tmp_path, rows, only, test):
+    package(rows)
+    code, out, err = run("check", "--backend", "acme", "--record", "acme.json", *only)
+    assert code == 0, out + err
     record = json.loads((tmp_path / "acme.json").read_text())
     assert record["exit_status"] == 0
     assert any(name.startswith(test) and outcome["outcome"] == "passed" for name, outcome in record["tests"].items())
@@ -66,10 +74,11 @@ def test_its_package_passes_the_kit(cosmos3, tmp_path, rows, only, test):
 JOB = ("a cup", "--model", "tiny", "--size", "64x64", "--steps", 4, "--seed", 1)
 
 
-def test_a_backend_may_bring_one_composite_and_nothing_else(cosmos3, tmp_path):
+def test_a_backend_may_bring_one_composite_and_nothing_else(package, run, tmp_path):
+    package(ONLY_FINISH)
     for name in ("reference", "acme"):
-        done = cosmos3("run", *JOB, "--backend", name, "-o", f"{name}.png", rows=ONLY_FINISH)
-        assert done.returncode == 0, done.stderr
+        code, _, err = run("run", *JOB, "--backend", name, "-o", f"{name}.png")
+        assert code == 0, err
     found, expected = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("acme", "reference"))
     plan = json.loads((tmp_path / "acme.png.json").read_text())["plan"]
     assert plan["kernels"]["finish"] == "whole" and plan["kernels"]["attention"] == "eager"
@@ -77,11 +86,12 @@ def test_a_backend_may_bring_one_composite_and_nothing_else(cosmos3, tmp_path):
     assert np.abs(found - expected).mean() < 1, "in 16 bits another order of roundings moves less than a level of 256"
 
 
-def test_what_a_composite_does_itself_cannot_be_required_apart(cosmos3):
+def test_what_a_composite_does_itself_cannot_be_required_apart(package, run):
+    package(ONLY_FINISH)
     dry = ("run", *JOB, "--backend", "acme", "--dry-run", "--json", "--require", "gate=eager")
-    done = cosmos3(*dry, rows=ONLY_FINISH)
-    assert done.returncode == 2 and "no row of gate runs: it is done inside finish=whole" in done.stderr
-    done = cosmos3(*dry, "--kernel", "gate=eager")
-    assert done.returncode == 0, done.stderr
-    refused = {(one["op"], one["name"]): one["reason"] for one in json.loads(done.stdout)["plan"]["refused"]}
+    code, _, err = run(*dry)
+    assert code == 2 and "no row of gate runs: it is done inside finish=whole" in err
+    code, out, err = run(*dry, "--kernel", "gate=eager")
+    assert code == 0, err
+    refused = {(one["op"], one["name"]): one["reason"] for one in json.loads(out)["plan"]["refused"]}
     assert refused["finish", "whole"] == "does gate itself, and gate=eager was named"

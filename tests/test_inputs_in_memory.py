@@ -105,7 +105,7 @@ def test_a_clip_is_the_same_pixels_in_every_form(running, tmp_path, keep):
     path = inputs.clip(tmp_path / "pan.mp4", frames=12)
     given = {"condition_frame_indexes": [0, 1], "condition_video_keep": keep}
     expected = pixels(running, "video", path, **given)
-    frames, _ = read_video(path, 12, "first")
+    frames = read_video(path, 12, "first").frames
     pictures = [Image.fromarray(frame) for frame in frames]
     handed = {"bytes": path.read_bytes(), "pictures": pictures, "arrays": tuple(frames)}
     handed |= forms(frames) | {"files": [data_of(picture) for picture in pictures]}

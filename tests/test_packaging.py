@@ -1,5 +1,5 @@
 """What a user installs: the extras of a checkout and of a release, what is in the wheel and the sdist, versions that
-agree, and a package and command line that load nothing heavy."""
+agree, what an index page shows, and a package and command line that load nothing heavy."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cosmos3_core import __version__
+from cosmos3_core.files.checkout import build_version
 
 ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 BACKENDS = {"cuda", "npu", "rocm", "xpu"}
 KERNELS = "triton"
 """The distribution of our kernels, which is no backend and no extra."""
@@ -59,8 +61,13 @@ def requirements_of_extra(wheel: Path, extra: str) -> list[Requirement]:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """A copy of this tree, in a folder whose name a URL has to escape."""
-    tree = tmp_path_factory.mktemp("packaging") / "a checkout"
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", ".whl", ".*_cache", "__pycache__"))
+    return copied(tmp_path_factory.mktemp("packaging") / "a checkout")
+
+
+def copied(tree: Path) -> Path:
+    shutil.copytree(
+        ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", ".nox", ".whl", ".*_cache", "__pycache__")
+    )
     return tree
 
 
@@ -78,7 +85,6 @@ def release_wheel(checkout) -> Path:
 def test_an_extra_of_a_checkout_is_the_folder_of_the_backend_and_that_of_its_kernels(name, checkout, wheel):
     found = [(line.name, line.url) for line in requirements_of_extra(wheel, name)]
     assert found == [(f"cosmos3-{part}", (checkout / "backends" / part).as_uri()) for part in EXTRAS[name]]
-    assert " @ file:" in metadata(wheel).as_string()
 
 
 def assert_is_release(wheel: Path) -> None:
@@ -92,9 +98,16 @@ def test_an_extra_of_a_release_is_the_backend_of_the_same_version(release_wheel)
     assert_is_release(release_wheel)
 
 
-def test_the_extras_are_the_backends_and_test(wheel, release_wheel):
+@pytest.mark.parametrize("clone", ["pip-install-ab12/cosmos3_0c41", "pip-req-build-ab12", "git-v0/checkouts/0c41/4f"])
+def test_what_pip_and_uv_cloned_is_as_released(clone, tmp_path):
+    """The clone is gone, or nobody's, when the extra is asked for again."""
+    assert_is_release(build(copied(tmp_path / clone), "wheel", release=False))
+
+
+def test_the_extras_are_the_backends_check_and_test(wheel, release_wheel):
     for built in (wheel, release_wheel):
-        assert set(metadata(built).get_all("Provides-Extra")) == BACKENDS | {"test"}
+        assert set(metadata(built).get_all("Provides-Extra")) == BACKENDS | {"check", "test"}
+        assert [line.name for line in requirements_of_extra(built, "check")] == ["pytest"]
 
 
 def test_a_wheel_built_from_a_released_sdist_is_a_release(checkout, tmp_path):
@@ -113,6 +126,7 @@ def test_a_package_builds_a_wheel_of_this_version(name, checkout):
     assert (head["Name"], head["Version"]) == (f"cosmos3-{name}", __version__)
     needed = {"cosmos3", f"cosmos3-{KERNELS}"} if name == "cuda" else {"cosmos3"}
     assert set(head.get_all("Requires-Dist")) == {f"{part}=={__version__}" for part in needed}
+    assert_shows_what_an_index_asks_for(head)
     entries = f"{package}-{__version__}.dist-info/entry_points.txt"
     with ZipFile(built) as archive:
         lines = archive.read(entries).decode().splitlines() if entries in archive.namelist() else []
@@ -135,11 +149,50 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel)
 def test_the_wheel_holds_the_license_the_readme_and_the_version(wheel):
     head = metadata(wheel)
     assert (head["Name"], head["Version"]) == ("cosmos3", __version__)
-    assert (head["License-Expression"], head["License-File"]) == ("Apache-2.0", "LICENSE")
-    assert head.get_payload() == (ROOT / "README.md").read_text("utf-8")
+    assert_shows_what_an_index_asks_for(head)
+    page, readme = head.get_payload(), (ROOT / "README.md").read_text("utf-8")
+    assert page.splitlines()[0] == "# cosmos3" and len(page.splitlines()) == len(readme.splitlines())
+    source = f"{PYPROJECT['project']['urls']['Source']}/blob/main"
+    assert f"({source}/docs/SUPPORT.md)" in page and f"({source}/docs/SUPPORT.md#measured)" in page
     with ZipFile(wheel) as archive:
         license_text = archive.read(f"cosmos3-{__version__}.dist-info/licenses/LICENSE").decode()
     assert "Apache License" in license_text and "END OF TERMS AND CONDITIONS" in license_text
+
+
+def assert_shows_what_an_index_asks_for(head: Message) -> None:
+    assert (head["License-Expression"], head["License-File"]) == ("Apache-2.0", "LICENSE")
+    assert head["Author"] and head["Requires-Python"] == ">=3.11"
+    assert head["Description-Content-Type"] == "text/markdown"
+    assert "Programming Language :: Python :: 3.11" in head.get_all("Classifier")
+    urls = dict(line.split(", ") for line in head.get_all("Project-URL"))
+    assert urls == PYPROJECT["project"]["urls"] and {"Homepage", "Source", "Documentation", "Issues"} <= set(urls)
+    assert not re.findall(r"\]\((?!https?:)", head.get_payload()), "a link that goes nowhere on an index page"
+
+
+def test_the_licenses_are_one():
+    texts = {path.read_text("utf-8") for path in (ROOT / "LICENSE", *ROOT.glob("backends/*/LICENSE"))}
+    assert len(texts) == 1 and len(list(ROOT.glob("backends/*/LICENSE"))) == len(BACKENDS) + 1
+
+
+def test_a_version_has_the_commit_in_a_checkout_alone(tmp_path):
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        return subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    (tmp_path / "a.py").write_text("")
+    assert build_version(tmp_path) == __version__, "no checkout"
+    build_version.cache_clear()
+    git("init")
+    assert build_version(tmp_path) == __version__, "no commit yet"
+    build_version.cache_clear()
+    git("add", "a.py")
+    git("commit", "-m", "first")
+    assert build_version(tmp_path) == f"{__version__}+g{git('rev-parse', '--short=9', 'HEAD').strip()}"
+    (tmp_path / "a.py").write_text("changed = True")
+    build_version.cache_clear()
+    assert re.fullmatch(rf"{re.escape(__version__)}\+g[0-9a-f]{{9}}\.dirty", build_version(tmp_path))
 
 
 def test_the_console_script_of_the_wheel_can_be_called(wheel):
@@ -152,9 +205,9 @@ def test_the_console_script_of_the_wheel_can_be_called(wheel):
 
 
 def test_constraints_pin_every_direct_dependency_to_a_version_it_allows():
-    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    extras = pyproject["tool"]["hatch"]["metadata"]["hooks"]["custom"]["extras"]
-    direct = [Requirement(line) for line in pyproject["project"]["dependencies"] + extras["test"]]
+    extras = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["custom"]["extras"]
+    lines = PYPROJECT["project"]["dependencies"] + extras["check"] + extras["test"]
+    direct = [Requirement(line) for line in lines]
     lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     assert set(pins) == {canonicalize_name(requirement.name) for requirement in direct}

@@ -328,6 +328,7 @@ def request(**changes: Any) -> Request:
         "negative_metadata": "same",
         "image_filter": "bilinear",
         "video_fit": "crop",
+        "video_fps": "resample",
         "max_text_tokens": 0,
         "tile": None,
     }

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from .. import __version__
+from ..files.checkout import build_version
 from . import options as shared
 from .matrix import matrix
 from .recipes import recipes
@@ -26,8 +26,23 @@ EXIT_CODES = {
 """What each means; docs/commands.md has the table."""
 
 
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """click's own option takes a version that is known already, and git is asked for this one."""
+    if asked:
+        click.echo(f"cosmos3, version {build_version()}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="cosmos3")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
 @click.option("--disable-backends", envvar="COSMOS3_DISABLE_BACKENDS", default="", hidden=True)
 @click.pass_context
 def cli(context: click.Context, disable_backends: str) -> None:

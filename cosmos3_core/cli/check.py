@@ -19,7 +19,7 @@ def execute(
     """Run the kit, or the test module that star-imports it, and exit with pytest's status. Raises InputError where
     there is nothing to run it on or with."""
     if importlib.util.find_spec("pytest") is None:
-        raise InputError("cosmos3 check", "pytest is not installed", 'Type pip install "cosmos3[test]"')
+        raise InputError("cosmos3 check", "pytest is not installed", "Type pip install pytest")
     if record and (Path(record).is_dir() or not Path(record).absolute().parent.is_dir()):
         raise InputError(f"--record {record}", "no file can be written there", "Name a file in a folder that exists")
     found = discovery.load(backend, disabled)

@@ -22,11 +22,11 @@ from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import show
 from .stopping import stop_signal, tell
+from .texts import read_text, texts, texts_read
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_TEXT_BYTES = 1 << 20
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
 REPORT = {"memory": "--memory", "as_json": "--json"}
@@ -49,6 +49,7 @@ class Options:
     task: str | None
     image: str | None
     video: str | None
+    video_fps: str | None
     size: str | None
     frames: int | None
     fps: float | None
@@ -109,6 +110,7 @@ def execute(options: Options) -> None:
         repeated=earlier if options.request else None,
         changed=options.changed,
         asked=f"`resume` {options.resume}" if stopped else f"`request` {options.request}",
+        texts=texts_read(vars(options)),
     )
     if options.dry_run:
         _report(options, settled, run.resolved, run.inputs.notes)
@@ -144,7 +146,7 @@ def _repeated(options: Options) -> Earlier:
     if not options.request:
         return Earlier(given={})
     asked = f"--request {options.request}"
-    text = _read_text(options.request, asked)
+    text = read_text(options.request, asked)
     earlier = saved.read_request(text, asked, options.request, changed=options.changed)
     if earlier.note:
         print(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}", file=sys.stderr)
@@ -232,36 +234,11 @@ def _check_given(options: Options) -> None:
 def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
     """The request fields the user set: those of the request file, then --set's and the options'."""
     typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
-    if options.prompt is not None:
-        typed["prompt"] = _prompt(options.prompt)
+    typed |= texts(vars(options))
     if twice := sorted(options.fields.keys() & typed.keys()):
         found = f"it is set by an option of its own too, to {typed[twice[0]]!r}"
         raise InputError(f"--set {twice[0]}={options.fields[twice[0]]!r}", found, "Drop one of them")
     return given | options.fields | typed
-
-
-def _prompt(text: str) -> str:
-    if not text.startswith("@"):
-        return text
-    return _read_text(text[1:], f"prompt {text}").strip()
-
-
-def _read_text(name: str, asked: str) -> str:
-    """A small text file, or standard input for "-". Its size is bounded before it is read."""
-    try:
-        if name == "-":
-            data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
-        else:
-            with open(name, "rb") as file:
-                data = file.read(MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise InputError(asked, error.strerror or str(error), "Check the path") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise InputError(asked, "it is larger than 1 MiB", "Prompts are a few thousand characters")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise InputError(asked, "it is not UTF-8 text", "Save it as UTF-8") from None
 
 
 def _paths(options: Options, request: requests.Request) -> Paths:

@@ -8,8 +8,7 @@ from typing import Any
 
 class Cosmos3Error(Exception):
     """A failure with a message made for a person; `exit_code` is what the command line returns for it. `field` is the
-    request's field that it is about, where one is to be changed, and `run` the `cosmos3.Run` that failed or was stopped
-    and can go on; no copy in another process has it."""
+    request's field to change, where there is one, and `run` the `cosmos3.Run` that can go on; no pickle has that."""
 
     exit_code = 1
     run: Any = None

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
+from ..files.digests import sha256_file
+from ..files.frames import Reading
 from ..files.images import read_image
 from ..files.memory import Media, check_same
+from ..files.timing import same_rate
 from ..files.video import read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
-from ..scenarios.conditioning import fit
+from ..scenarios.conditioning import fit, kept
 from ..scenarios.families import INPUTS
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
+from ..scenarios.sizes import keeping
+
+MUCH = 0.05
+"""Share of a picture whose loss is worth a note."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a request brings: its prompts as token ids, its picture or clip as fp32 [3, F, H, W] in [-1, 1] or None, the
-    initial noise per item (fp32, or None: drawn from the seed), and `notes`, sentences a user should read. `in_memory`:
-    a program handed the picture or clip over, and no file has it."""
+    initial noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`,
+    JSON by field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a
+    program handed the picture or clip over, and no file has it."""
 
     prompt: list[int]
     negative: list[int]
@@ -37,6 +46,7 @@ class Inputs:
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
     in_memory: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def read_inputs(
@@ -49,11 +59,23 @@ def read_inputs(
     """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor per
     item of `items_of`). `media` is the picture or clip where a program hands it over; the request's field then says
     `media.said`. Raises InputError for what is unusable."""
-    for field in INPUTS:
-        check_same(field, getattr(request, field), media)
+    for name in INPUTS:
+        check_same(name, getattr(request, name), media)
     checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
-    return Inputs(prompt, negative, _read_pixels(request, media), checked, notes, media is not None)
+    reading = _read_input(request, media)
+    if reading is None:
+        return Inputs(prompt, negative, None, checked, notes)
+    name = "image" if request.image is not None else "video"
+    return Inputs(
+        prompt,
+        negative,
+        _fitted(request, reading),
+        checked,
+        (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading)),
+        in_memory=media is not None,
+        facts={name: reading.facts},
+    )
 
 
 def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
@@ -94,28 +116,64 @@ def _read_prompts(
     return prompt, negative, tuple(notes)
 
 
-def _read_pixels(request: Request, media: Media | None) -> Tensor | None:
+def _read_input(request: Request, media: Media | None) -> Reading | None:
+    """The picture or clip that the request starts from, with its digest."""
     count, keep = request.conditioning_pixel_frames, request.condition_video_keep
+    fps = request.fps if request.video_fps == "resample" else None
     if media is not None:
-        frames = media.read(count, keep)
+        reading = media.read(count, keep, fps)
     elif request.image is not None:
-        frames = read_image(Path(request.image))[None]
+        reading = read_image(Path(request.image))
     elif request.video is not None:
-        frames, _ = read_video(Path(request.video), count, keep)
+        reading = read_video(Path(request.video), count, keep, fps)
     else:
         return None
-    if len(frames) < count:
+    if (frames := len(reading.frames)) < count:
+        at = f" at {request.fps:g} a second" if "resampled_to_fps" in reading.facts else ""
         raise InputError(
             f"`video` {request.video}",
-            f"it has {len(frames)} frames, and condition_frame_indexes {list(request.condition_frame_indexes)} "
+            f"it has {frames} frames{at}, and condition_frame_indexes {list(request.condition_frame_indexes)} "
             f"cover {count}",
-            f"Use a longer clip, or condition_frame_indexes up to {(len(frames) - 1) // TEMPORAL_COMPRESSION}",
+            f"Use a longer clip, or condition_frame_indexes up to {(frames - 1) // TEMPORAL_COMPRESSION}",
             "video",
         )
+    digest = media.sha256 if media else sha256_file(Path(reading.facts["file"]))
+    return replace(reading, facts=reading.facts | {"sha256": digest})
+
+
+def _fitted(request: Request, reading: Reading) -> Tensor:
     return fit(
-        torch.from_numpy(frames),
+        torch.from_numpy(reading.frames),
         request.width,
         request.height,
         image_filter=request.image_filter,
-        stretch=request.video is not None and request.video_fit == "stretch",
+        stretch=_stretches(request),
     )
+
+
+def _stretches(request: Request) -> bool:
+    return request.video is not None and request.video_fit == "stretch"
+
+
+def _pace(request: Request, reading: Reading) -> Iterator[str]:
+    """What becomes of a clip's own frame rate, in a sentence where it is another than the request's."""
+    own, fps = reading.fps, request.fps
+    if own is None or same_rate(own, fps):
+        return
+    if request.video_fps == "resample":
+        yield f"the clip's {own:g} frames a second were resampled to {fps:g} (video_fps keep takes them one by one)"
+        return
+    pace = f"{own / fps:.2g} times slower" if own > fps else f"{fps / own:.2g} times faster"
+    yield f"the clip's {own:g} frames a second are shown at {fps:g}: {pace} (fps {own:g} keeps its pace)"
+
+
+def _loss(request: Request, reading: Reading) -> Iterator[str]:
+    """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
+    source, size = (reading.frames.shape[2], reading.frames.shape[1]), (request.width, request.height)
+    what = "picture" if request.image is not None else "clip"
+    if (lost := 1 - kept(source, size)) < MUCH:
+        return
+    done = f"is stretched by {1 / (1 - lost) - 1:.0%}" if _stretches(request) else f"loses {lost:.0%} of itself"
+    better = keeping(source, size)
+    advice = f": size {better[0]}x{better[1]} loses {1 - kept(source, better):.0%}" if better != size else ""
+    yield f"the {what} of {source[0]}x{source[1]} {done} to the size {size[0]}x{size[1]}{advice}"

@@ -1,9 +1,11 @@
-"""What a frame is, a uint8 RGB array [H, W, 3], and what its writers have in common."""
+"""What a frame is, a uint8 sRGB array [H, W, 3], what reading some of them comes to, and what their writers have in
+common."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..contract import RunError
 
@@ -12,6 +14,18 @@ if TYPE_CHECKING:
 
 FLAT_RANGE = 2
 """Levels of 255 between the darkest and the brightest pixel, up to which a frame counts as one flat colour."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read: `frames` as uint8 sRGB [F, H, W, 3], upright and with square pixels. `facts` are JSON: what was
+    found, what was assumed and what was changed. `notes` are sentences on what a user would see changed. `fps` is a
+    clip's own number of frames per second, and None for a picture."""
+
+    frames: np.ndarray
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    fps: float | None = None
 
 
 def check_frame(frame: np.ndarray) -> None:

@@ -7,15 +7,15 @@ What a value may be, as pixels of one picture:
     numpy array, torch tensor       [H, W, C] or [C, H, W], C = 1, 3 or 4, or grey [H, W]; uint8, or floats in [0, 1]
 
 A clip is the bytes of a whole file, a list of such pictures of one size, or an array or tensor [F, H, W, C] or
-[F, C, H, W]. Colours and orientation are as in files: `images.upright_rgb` has the rule for both.
+[F, C, H, W]. Colours and orientation are as in files: `images.decoded` has the rule for both.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 from ..contract import InputError
-from .images import read_image, upright_rgb
+from .frames import Reading
+from .images import decoded, read_image
+from .sources import SAID
 from .video import read_video
 
 CHANNELS = (1, 3, 4)
 """Of an array: grey, RGB, or RGB with transparency."""
-SAID = re.compile(r"memory: .*, sha256 ([0-9a-f]{64})")
-"""What a request's field says of an input that was handed over."""
 TAKEN = {
     "image": "Give a path, the bytes of a picture file, a PIL image, or an array or tensor [H, W, 3]",
     "video": "Give a path, the bytes of a clip, a list of pictures, or an array or tensor [F, H, W, 3]",
@@ -39,14 +39,14 @@ TAKEN = {
 @dataclass(frozen=True)
 class Media:
     """The picture or clip of a request's `field`, "image" or "video". `what` it was handed over as, in words, and the
-    SHA-256 of its upright RGB pixels, or of the bytes of a clip's file. `read` takes how many frames are wanted and
-    whether the "first" or the "last", and returns up to so many as uint8 [F, H, W, 3]; it raises InputError for a clip
-    that cannot be decoded."""
+    SHA-256 of its upright RGB pixels, or of the bytes of a clip's file. `read` takes how many frames are wanted,
+    whether the "first" or the "last", and how many frames a second (None: as they come), and returns up to so many; it
+    raises InputError for a clip that cannot be decoded. Only the bytes of a clip's file have a frame rate."""
 
     field: str
     what: str
     sha256: str
-    read: Callable[[int, str], np.ndarray]
+    read: Callable[[int, str, float | None], Reading]
 
     @property
     def said(self) -> str:
@@ -59,14 +59,15 @@ class Media:
         for what is no picture or no clip."""
         if field == "video" and isinstance(value, bytes | bytearray | memoryview):
             data = bytes(value)
+            _, height, width, _ = read_video(data, 1, "first").frames.shape
             sha256 = hashlib.sha256(data).hexdigest()
-            return cls(field, _called(value), sha256, lambda count, keep: read_video(data, count, keep)[0])
-        frames = _picture(field, value)[None] if field == "image" else _clip(value)
-        count, height, width, _ = frames.shape
-        sha256 = hashlib.sha256(f"{count}x{height}x{width}:".encode() + frames.tobytes()).hexdigest()
+            return cls(field, f"{_called(value)}, {width}x{height}", sha256, partial(read_video, data))
+        reading = _picture(field, value) if field == "image" else _clip(value)
+        count, height, width, _ = reading.frames.shape
+        sha256 = hashlib.sha256(f"{count}x{height}x{width}:".encode() + reading.frames.tobytes()).hexdigest()
 
-        def read(count: int, keep: str) -> np.ndarray:
-            return frames[:count] if keep == "first" else frames[-count:]
+        def read(count: int, keep: str, fps: float | None) -> Reading:
+            return replace(reading, frames=reading.frames[:count] if keep == "first" else reading.frames[-count:])
 
         return cls(field, f"{_called(value)}, {width}x{height}", sha256, read)
 
@@ -86,7 +87,7 @@ def check_same(field: str, name: str | None, media: Media | None) -> None:
     if not said:
         found = f"the request's {field} is {name!r}"
         raise InputError(f"`{field}` handed over as {media.said}", found, "Drop one of them", field)
-    if media.sha256 != said[1]:
+    if media.sha256 != said[3]:
         found = f"the request was made for another one: {name}"
         raise InputError(f"`{field}` handed over as {media.said}", found, "Hand over the same one as before", field)
 
@@ -110,8 +111,8 @@ def _called(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _picture(field: str, value: Any) -> np.ndarray:
-    """uint8 [H, W, 3]."""
+def _picture(field: str, value: Any) -> Reading:
+    """One frame."""
     if isinstance(value, bytes | bytearray | memoryview):
         return read_image(bytes(value))
     if isinstance(value, np.ndarray | torch.Tensor):
@@ -124,14 +125,13 @@ def _picture(field: str, value: Any) -> np.ndarray:
         return _rgb(_channels_last(field, value, frame))
     if isinstance(value, Image.Image):
         try:
-            return upright_rgb(value)
+            return decoded(value)
         except Exception as error:  # as for files: Pillow reads an opened one only now
             raise _refusal(field, value, f"the picture cannot be read ({error})", TAKEN[field]) from None
     raise _refusal(field, value, "that is no picture" if field == "image" else "that is no clip", TAKEN[field])
 
 
-def _clip(value: Any) -> np.ndarray:
-    """uint8 [F, H, W, 3]."""
+def _clip(value: Any) -> Reading:
     if isinstance(value, list | tuple):
         return _stacked([_picture("video", frame) for frame in value], value)
     if not isinstance(value, np.ndarray | torch.Tensor):
@@ -142,13 +142,15 @@ def _clip(value: Any) -> np.ndarray:
     return _stacked([_rgb(frame) for frame in _channels_last("video", value, frames)], value)
 
 
-def _stacked(frames: Sequence[np.ndarray], value: Any) -> np.ndarray:
-    sizes = {frame.shape[1::-1] for frame in frames}
+def _stacked(pictures: Sequence[Reading], value: Any) -> Reading:
+    """One clip, with the facts of its first frame and the notes of all."""
+    sizes = {picture.frames.shape[2:0:-1] for picture in pictures}
     if len(sizes) != 1:
         listed = " and ".join(f"{width}x{height}" for width, height in sorted(sizes)[:2])
         found = f"its frames are of different sizes, {listed}" if sizes else "it has no frames"
         raise _refusal("video", value, found, "Give frames of one size")
-    return np.stack(frames)
+    notes = tuple(dict.fromkeys(note for picture in pictures for note in picture.notes))
+    return Reading(np.concatenate([picture.frames for picture in pictures]), pictures[0].facts, notes)
 
 
 def _bytes(field: str, value: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -187,6 +189,6 @@ def _channels_last(field: str, value: Any, array: np.ndarray) -> np.ndarray:
     return array if last else np.moveaxis(array, -3, -1)
 
 
-def _rgb(frame: np.ndarray) -> np.ndarray:
+def _rgb(frame: np.ndarray) -> Reading:
     """[H, W, C] by the rule of files."""
-    return upright_rgb(Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[2] == 1 else frame)))
+    return decoded(Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[2] == 1 else frame)))

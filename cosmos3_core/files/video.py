@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from io import BytesIO
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError, RunError
+from . import images
 from .atomic import DISK_FULL, atomic
-from .frames import check_frame, flat_error, is_flat, read_back_error
+from .decoding import Shower, scaler
+from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
+from .sources import called, head_of, open_source
+from .timing import Shown, resampled, same_rate, timed
 
 if TYPE_CHECKING:
     import av
@@ -29,6 +32,15 @@ CELL_TOLERANCE = 6
 photo-like frames, 1.7 at worst (each channel 0 or 255 at random, 16 x 16 pixels). Measured between a photo-like frame
 and the same one mirrored, green, black or with swapped channels: 19 and more."""
 
+CONTAINERS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,obu,h264,hevc,m4v,dv,yuv4mpegpipe,mjpeg,"
+    "jpeg_pipe,mp3"
+)
+"""What is opened as a clip, by FFmpeg's names; an mp3 to say that it has none."""
+OPENING = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
+MAX_AREA = 8192 * 4608
+"""Pixels of the largest frame that is decoded: 8K and a little. A damaged file can say that it has more."""
+NEXT_STEP = "Pass a whole clip, such as an .mp4 file"
 ENCODE_QUEUE = 8
 """Frames that wait for the encoder at most: it takes several at once, after it has looked ahead."""
 
@@ -47,35 +59,98 @@ class WrittenVideo:
     bytes: int
 
 
-def read_video(source: Path | bytes, count: int, keep: str) -> tuple[np.ndarray, float]:
-    """Up to `count` frames, the "first" or the "last" of a clip in a file or in a file's bytes, as uint8 [F, H, W, 3]
-    turned upright, and the clip's frames per second. F < `count` if the clip is shorter. Holds `count` frames in
-    memory, however long the clip.
+def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = None) -> Reading:
+    """Up to `count` frames, the "first" or the "last" of a clip or of an animated picture, as they are meant to be seen
+    (`decoding.Shower`, `images.decoded`). With `fps` the clip is resampled to as many frames a second, by the times at
+    which its frames are shown; without, its frames are taken one by one. Fewer than `count` if the clip is shorter.
+    Holds `count` frames in memory, however long the clip. A clip that is cut off or damaged gives the frames that
+    decode.
 
-    Pixels are taken as square. A clip that is cut off or damaged gives the frames that decode.
     Raises InputError if the file cannot be read, has no video, or not one frame of it decodes.
     """
-    import numpy as np
+    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
+    with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
+        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, count)
+        frames = deque(islice(shown, count) if keep == "first" else shown, maxlen=count)
+        if not frames:
+            raise InputError(f"reading {called(source)}", "no frame of it could be decoded", NEXT_STEP)
+        arrays = [clip.show(one.frame) for one in frames]
+    facts = {"file": called(source), "fps": clip.rate} | clip.facts
+    if fps is not None and not same_rate(clip.rate, fps):
+        facts["resampled_to_fps"] = fps
+    return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), clip.rate)
+
+
+@dataclass(frozen=True)
+class _Playing:
+    """An open clip: its frames, how many it has in a second, what makes one an array, and what is found out then."""
+
+    shown: Iterator[Shown]
+    rate: float
+    show: Callable[[Any], np.ndarray]
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+@contextmanager
+def _clip(source: Path | bytes) -> Iterator[_Playing]:
     from av.stream import Disposition
 
-    asked = _reading(source)
+    asked = f"reading {called(source)}"
     with _opened(source) as container:
         # An audio file's cover picture is a video stream as well.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise InputError(asked, "the file has no video in it", "Pass a clip, such as an .mp4 file")
         stream = streams[0]
+        if stream.codec_context is None:
+            raise InputError(asked, "there is no decoder for its video", "Save it as H.264 in an .mp4 file")
+        _check_area(source, stream.width, stream.height)
         stream.thread_type = "AUTO"
-        decoded = _decoded(container, stream)
-        frames = deque(islice(decoded, count) if keep == "first" else decoded, maxlen=count)
-        if not frames:
-            found = "no frame of it could be decoded"
-            raise InputError(asked, found, "Pass a whole clip, such as an .mp4 file")
-        # A stream may change its size on the way; all frames of the result have the first one's.
-        size = {"width": frames[0].width, "height": frames[0].height}
         if not (rate := stream.average_rate or stream.guessed_rate):
             raise InputError(asked, "it has no frame rate", "Pass a clip, such as an .mp4 file")
-        return np.stack([_upright(frame, **size) for frame in frames]), float(rate)
+        shower = Shower(source, stream.sample_aspect_ratio)
+        frames = timed(_decoded(container, stream), float(rate))
+        yield _Playing(frames, float(rate), shower.show, shower.facts, shower.notes)
+
+
+@contextmanager
+def _animation(source: Path | bytes, head: bytes) -> Iterator[_Playing]:
+    """A GIF, an animated WebP, AVIF or PNG; a single picture is a clip of one frame."""
+    notes: list[str] = []
+    with images.opened(source, notes) as picture:
+        _check_area(source, *picture.size)
+        durations = images.durations(picture)
+        picture.seek(min(durations))
+        first = images.decoded(picture, head)
+        facts = {key: value for key, value in first.facts.items() if key != "mode"}
+
+        def show(index: int) -> np.ndarray:
+            picture.seek(index)
+            return images.decoded(picture, head).frames[0]
+
+        ends = accumulate(durations.values())
+        shown = (Shown(index, end - durations[index], end) for index, end in zip(durations, ends, strict=True))
+        yield _Playing(shown, len(durations) / sum(durations.values()), show, facts, notes)
+        notes += first.notes
+
+
+def _check_area(source: Path | bytes, width: int, height: int) -> None:
+    if width * height > MAX_AREA:
+        found, next_step = f"its frames have {width}x{height} pixels", "Scale it down to 4096 pixels a side or less"
+        raise InputError(f"reading {called(source)}", found, next_step)
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """One array. A stream may change its size on the way; all frames of the result have the first one's."""
+    import numpy as np
+    from PIL import Image
+
+    height, width, _ = arrays[0].shape
+    for i, array in enumerate(arrays):
+        if array.shape != arrays[0].shape:
+            arrays[i] = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
+    return np.stack(arrays)
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, metadata: dict[str, str]) -> WrittenVideo:
@@ -121,19 +196,15 @@ def _opened(source: Path | bytes) -> Iterator[av.container.InputContainer]:
 
     try:
         # A file may be a playlist in disguise. It gets to FFmpeg as an open file, and no protocol is allowed, so it
-        # cannot make this process read other files or fetch addresses.
+        # cannot make this process read other files or fetch addresses; and what is no container of clips stays shut.
         with (
-            source.open("rb") if isinstance(source, Path) else BytesIO(source) as file,
-            av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace") as container,
+            open_source(source) as file,
+            av.open(file, "r", options=OPENING, metadata_errors="replace") as container,
         ):
             yield container
     except (OSError, av.error.FFmpegError) as error:
         found = f"it cannot be read as video ({error.strerror or error})"
-        raise InputError(_reading(source), found, "Pass a whole clip, such as an .mp4 file") from error
-
-
-def _reading(source: Path | bytes) -> str:
-    return f"reading {source if isinstance(source, Path) else f'a clip of {len(source)} bytes'}"
+        raise InputError(f"reading {called(source)}", found, NEXT_STEP) from error
 
 
 def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -145,20 +216,6 @@ def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> 
         except av.error.InvalidDataError:
             # A damaged packet costs its own frames; a player goes on after it, too.
             continue
-
-
-def _upright(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    import numpy as np
-
-    array = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=_scaler())
-    return np.rot90(array, round(frame.rotation / 90))
-
-
-def _scaler() -> int:
-    from av.video.reformatter import Interpolation
-
-    # The default takes a shortcut through the chroma planes that costs about 2 dB.
-    return Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 def _exact_rate(fps: float) -> Fraction:
@@ -222,7 +279,7 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
                 dst_colorspace=Colorspace.ITU709,
                 src_color_range=ColorRange.JPEG,
                 dst_color_range=ColorRange.MPEG,
-                interpolation=_scaler(),
+                interpolation=scaler(),
             )
             sent.flat = sent.flat and is_flat(frame)
             sent.cells.append(_cells(picture))

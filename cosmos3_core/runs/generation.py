@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, InputError, RunError
@@ -326,13 +327,14 @@ def prepare(
     repeated: Earlier | None = None,
     changed: bool = False,
     asked: str = "",
+    texts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Generation:
     """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
     `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
     with, or `repeated` the one that this is again, which messages call `asked`; files of the second may have `changed`.
-    Raises InputError.
+    `texts` are the facts of prompts that were in files. Raises InputError.
     """
     inputs = engine.read_inputs(settled.request, noise, media)
     if stopped:
@@ -341,12 +343,12 @@ def prepare(
             raise InputError(asked, found, "Put the old file back, or start the run again")
         engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)
-    for change in repeated.changes(settled.request, latents) if repeated else ():
+    for change in repeated.changes(settled.request, inputs, latents) if repeated else ():
         if not changed:
             raise InputError(asked, change, CHANGED)
         inputs = replace(inputs, notes=(*inputs.notes, change))
-    resolved |= {"inputs": {name: {"sha256": digest} for name, digest in saved.digests_of(settled.request).items()}}
     resolved |= {"latents": asdict(latents)} if latents else {}
+    resolved |= {"inputs": {**texts, **inputs.facts}}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
     return Generation(
         engine=engine,

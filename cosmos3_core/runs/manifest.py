@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..contract import InputError
+from ..files.checkout import build_version
 from ..files.outputs import read_metadata
 from ..scenarios.request import profile_source
 from . import saved
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KEY = "cosmos3"
 """The metadata key in an mp4 or PNG."""
-LIBRARIES = ("torch", "tokenizers", "safetensors", "av")
+LIBRARIES = ("tokenizers", "safetensors", "av")
 
 
 def now() -> str:
@@ -41,7 +41,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     profile = settled.wish.profile
     towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
     return {
-        "cosmos3": __version__,
+        "cosmos3": build_version(),
         "started": now(),
         "model": {
             "name": model.name,
@@ -75,6 +75,8 @@ def complete(
 ) -> dict[str, Any]:
     """`resolved` with what the run found: token counts, timesteps, its `seconds` per stage and once the decode is done
     in total, peak memory, versions."""
+    import torch  # `show` knows the manifest's key and has no need of it
+
     rounded = {stage: round(count, 4) for stage, count in seconds.items()}
     if "decode" in rounded:
         rounded["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
@@ -89,7 +91,9 @@ def complete(
         "seconds": rounded,
         "peak_host_memory_bytes": peak_host_memory(),
         "peak_device_memory_bytes": peak_device_memory(engine.target.ops.memory, engine.device),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        # torch's own word has the build, such as +cu130, which its metadata may lack.
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
+        | {name: version(name) for name in LIBRARIES},
     }
 
 

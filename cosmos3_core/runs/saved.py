@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.tensors import tensor_digest
 from ..contract import InputError
-from ..files.digests import sha256_file, sha256_json
+from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text, read_json
+from ..files.sources import SAID
 from ..scenarios.families import INPUTS
 from ..scenarios.foreign import convert
 from .sealed import SEAL, read_tensors, write_tensors
@@ -36,8 +37,6 @@ STAYING = ("required",)
 """Options that a stopped run goes on with, where they are not given anew."""
 SCHEMA = 2
 """Of states and manifests. Version 0.1.0 wrote none, and no digests."""
-HANDED_OVER = "memory: "
-"""How a request's field begins that says of an input what a program handed over."""
 CHANGED = "Put the old one back, or add `changed` to take what is there now"
 
 
@@ -88,7 +87,7 @@ class Earlier:
             formats=dict(wish.formats),
             ran_on=plan.to_json(settled.execution.tokens)["kernels"],
             latents=latents,
-            inputs=digests_of(settled.request),
+            inputs=_digests(inputs.facts),
             required=dict(wish.required),
             pixels=pixels_digest(inputs.pixels),
         )
@@ -149,16 +148,16 @@ class Earlier:
             formats=plan["formats"],
             ran_on=kernels,
             latents=_source(value.get("latents")),
-            inputs={name: facts["sha256"] for name, facts in value.get("inputs", {}).items() if "sha256" in facts},
+            inputs=_digests(value.get("inputs", {})),
             weights=value.get("weights"),
         )
 
-    def changes(self, request: Request, latents: Source | None) -> Iterator[str]:
+    def changes(self, request: Request, inputs: Inputs, latents: Source | None) -> Iterator[str]:
         """What of this run's input files is no longer what it was, in words. Who names another file asks for it."""
-        now = request.to_json() | whole_paths(request)
+        now, found = whole_paths(request), _digests(inputs.facts)
         for name, digest in self.inputs.items():
             path = self.given.get(name)
-            if path and os.path.abspath(path) == now.get(name) and _digest(path) != digest:
+            if path and path == now[name] and found.get(name) != digest:
                 yield f"its {name} {path} has changed since the run of that manifest"
         if self.latents and latents and self.latents.file == latents.file and self.latents != latents:
             yield f"the file of its noise {latents.file} has changed since the run of that manifest"
@@ -275,24 +274,12 @@ def pixels_digest(pixels: Tensor | None) -> str | None:
 def whole_paths(request: Request) -> dict[str, Any]:
     """The paths of a request's input files as whole ones, by field. What was handed over in memory has none."""
     named = {name: getattr(request, name) for name in INPUTS}
-    return {
-        name: path if not path or path.startswith(HANDED_OVER) else os.path.abspath(path)
-        for name, path in named.items()
-    }
+    return {name: path if not path or SAID.match(path) else os.path.abspath(path) for name, path in named.items()}
 
 
-def digests_of(request: Request) -> dict[str, str]:
-    """The SHA-256 of the files that a request starts from, by field."""
-    found = {name: _digest(path) for name, path in whole_paths(request).items() if path}
-    return {name: digest for name, digest in found.items() if digest}
-
-
-def _digest(path: str) -> str | None:
-    """Of a file; None where there is none."""
-    try:
-        return sha256_file(Path(path))
-    except OSError:
-        return None
+def _digests(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of the files that a run starts from, by field, of the facts that a manifest has of its inputs."""
+    return {name: facts[name]["sha256"] for name in INPUTS if "sha256" in facts.get(name, {})}
 
 
 def _source(value: Any) -> Source | None:
@@ -356,7 +343,7 @@ MANIFEST = Table(
         "sha256": SHA256,
         "weights": Text(none=True),
         "latents": LATENTS,
-        "inputs": Table(allowed=dict.fromkeys(INPUTS, Table(allowed={"sha256": SHA256}, others=Anything()))),
+        "inputs": Table(others=Table(allowed={"sha256": SHA256}, others=Anything())),
     },
     Anything(),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from ..contract import InputError
 from ..files.atomic import atomic
 from ..files.schema import Anything, Table, Text, read_json
+from ..files.sources import check_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,7 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
     messages. Raises InputError."""
     from safetensors import SafetensorError, safe_open
 
-    if os.path.isdir(name):
-        raise InputError(asked, "it is a folder", WRITTEN)
+    check_source(name, asked, WRITTEN)
     try:
         _check(name)
         with safe_open(name, framework="pt") as file:

@@ -38,6 +38,12 @@ def fit(frames: Tensor, width: int, height: int, *, image_filter: str, stretch: 
     return (pixels / 127.5 - 1.0).transpose(0, 1)
 
 
+def kept(source: tuple[int, int], size: tuple[int, int]) -> float:
+    """The share of an input's pixels that a crop to `size` keeps; both are (width, height)."""
+    wider = source[0] * size[1] / (source[1] * size[0])
+    return min(wider, 1 / wider)
+
+
 def _resize(frames: Tensor, size: tuple[int, int], image_filter: str) -> Tensor:
     """uint8 [F, H, W, 3] to fp32 [F, 3, *size] in 0 to 255."""
     if image_filter == "lanczos":

@@ -162,7 +162,7 @@ _ROWS = (
         name="size",
         group=SIZE,
         kind=kinds.SIZE,
-        help="1280x720, or a tier such as 720p or 720p:16:9.",
+        help="1280x720, a tier such as 720p or 720p:16:9, or auto: the aspect of the input.",
         option=True,
         costs=True,
         headline=True,
@@ -321,6 +321,14 @@ _ROWS = (
         kind=kinds.choice("crop", "stretch"),
         help="How a clip of another shape is made to fit.",
         refusal=_clip,
+    ),
+    Field(
+        name="video_fps",
+        group=INPUT,
+        kind=kinds.choice("resample", "keep"),
+        help="A clip of another frame rate: resample it to fps, or keep its frames one by one.",
+        refusal=_clip,
+        option=True,
     ),
     Field(
         name="max_text_tokens",

@@ -259,7 +259,8 @@ PROMPT = Kind("text", TEXT.words, TEXT_SCHEMA | {"minLength": 1}, str, _prompt)
 PATH = Kind("path", "the path of a file", {"type": ["string", "null"]}, str, _path)
 SIZE = Kind(
     "size",
-    f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9",
+    f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9; "
+    "or auto or 720p:auto, the tier's aspect ratio nearest to the input's",
     {"anyOf": [{"type": "string", "description": FORMS}, _pair(SIDE_SCHEMA)]},
     str,
     _size,
@@ -286,7 +287,7 @@ INDICES = Kind(
     str,
     _indices,
 )
-SEED_RANGE = whole(0, 2**63 - 1)
+SEED_RANGE = whole(0, 2**64 - 1)
 SEED = Kind(
     "seed",
     f"{SEED_RANGE.words}; or -1 for a random one",

@@ -71,6 +71,7 @@ class Request:
     negative_metadata: str
     image_filter: str
     video_fit: str
+    video_fps: str
     max_text_tokens: int
     tile: int | None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from ..contract import InputError
@@ -20,6 +21,7 @@ TIERS: dict[str, dict[str, tuple[int, int]]] = {
 """Width and height of each tier. A tier is a name: "256" at 16:9 is 320x192, not 256 pixels of anything."""
 
 SMALLEST, LARGEST = 32, 4096
+AUTO = re.compile(r"\s*(?:(\d+)p?:)?auto\s*")
 FORMS = "Type WIDTHxHEIGHT such as 1280x720, or TIER:ASPECT such as 720p:16:9"
 
 
@@ -36,6 +38,33 @@ def parse_size(text: str, default_aspect: str) -> tuple[int, int]:
             raise InputError(asked, f"there is no aspect ratio {aspect}", f"Aspect ratios are {', '.join(TIERS[tier])}")
         return TIERS[tier][aspect]
     raise InputError(asked, "it is neither a size in pixels nor a tier", FORMS)
+
+
+def auto_size(text: str, source: tuple[int, int], default: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of "auto" or "720p:auto": of that tier, or of the one that `default` belongs to, the aspect
+    nearest to that of the `source`. Raises InputError for an unknown tier."""
+    tier = AUTO.fullmatch(text)[1]  # type: ignore[index]
+    if tier is None:
+        return keeping(source, default)
+    parse_size(f"{tier}:1:1", "")  # raises for an unknown tier
+    return _nearest(source, tier)
+
+
+def keeping(source: tuple[int, int], like: tuple[int, int]) -> tuple[int, int]:
+    """The size (width, height) that shows most of a `source`: of the tier of `like`, or, where that is a size of no
+    tier, as large as it."""
+    for tier, sizes in TIERS.items():
+        if like in sizes.values():
+            return _nearest(source, tier)
+    aspect, area, step = source[0] / source[1], like[0] * like[1], SPATIAL_COMPRESSION
+    sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    width, height = (min(max(round(side / step) * step, SMALLEST), LARGEST) for side in sides)
+    return width, height
+
+
+def _nearest(source: tuple[int, int], tier: str) -> tuple[int, int]:
+    aspect = math.log(source[0] / source[1])
+    return min(TIERS[tier].values(), key=lambda size: abs(math.log(size[0] / size[1]) - aspect))
 
 
 def check_size(width: int, height: int, asked: str) -> tuple[int, int]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
+from ..files.images import read_image
+from ..files.sources import SAID
+from ..files.video import read_video
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
 from ..plan.cost.units import GIB
@@ -14,6 +20,8 @@ from ..plan.resolve import formats_of
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.fields import understood
+from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
+from ..scenarios.task import Task
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -92,11 +100,18 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     `ground_of`. Reads JSON files, and no weight, and no file before the request's own faults are found. Raises
     InputError for what cannot be met."""
     given = understood(wish.given)
-    requests.check(given, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
+    auto = isinstance(given.get("size"), str) and AUTO.fullmatch(given["size"])
+    sized = {key: value for key, value in given.items() if not (auto and key == "size")}
+    task = requests.check(sized, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
     model = ground.model if ground else _opened(wish)
+    if auto:
+        size = _auto_size(given, task, wish, model)
+        sized["size"] = size.size
     request, origin = requests.resolve(
-        given, wish.profile, model.facts, wish.pick_seed, wish.suffix, partial=wish.partial
+        sized, wish.profile, model.facts, wish.pick_seed, wish.suffix, partial=wish.partial
     )
+    if auto:
+        origin |= {"size": size.origin}
     ground = ground or _planned(wish, model, on)
     plan, device = ground.plan, ground.plan.device
     job = _job(request, origin, model, _guided_steps(request, model, _from_table(wish)))
@@ -133,6 +148,29 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
         device = replace(device, memory=wish.memory)
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)
     return Ground(model=model, plan=resolve(want, backend, device), why=why)
+
+
+class _Auto(NamedTuple):
+    """The size in the place of "auto", and why it is that."""
+
+    size: str
+    origin: str
+
+
+def _auto_size(given: Mapping[str, Any], task: Task, wish: Wish, model: Model) -> _Auto:
+    """The size of the input for the size "auto". Reads the picture or clip; its errors are those of any reading."""
+    name = task.input and given.get(task.input)
+    if not isinstance(name, str):
+        found = "it follows from a picture or clip, and this run starts from none"
+        raise InputError(f"size {given['size']!r}", found, FORMS)
+    if said := SAID.fullmatch(name):
+        source = int(said[1]), int(said[2])
+    else:
+        frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
+        source = frames.shape[2], frames.shape[1]
+    usual = parse_size(requests.defaults(task.name, wish.profile, model.facts)[0]["size"], task.aspect)
+    width, height = auto_size(given["size"], source, usual)
+    return _Auto(f"{width}x{height}", f"{given['size']}: nearest to the input's {source[0]}x{source[1]}")
 
 
 def _guided_steps(request: requests.Request, model: Model, described: bool) -> int:

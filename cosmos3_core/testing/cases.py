@@ -163,6 +163,8 @@ class OpCase:
     is."""
     makes: type | None = None
     """Of `contract`: what something made of weights looks like."""
+    matrices: tuple[tuple[int, int], ...] = ()
+    """Outputs and input features of the weights that it is made of here."""
     overwrites: tuple[int, ...] = ()
     """Arguments that the protocol lets a row overwrite, by position: of what is made, where it makes something."""
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from .. import __version__
 from ..contract import API, Device
 from ..evidence.fingerprint import row_facts, versions_of
+from ..files.checkout import build_version
 from ..files.digests import sha256_files, sha256_json
 from .subject import Subject
 
@@ -33,7 +33,7 @@ def fingerprint(subject: Subject) -> dict[str, Any]:
     """What the outcomes hold for: another value of any of these, and they say nothing."""
     backend, found, device = subject.backend, subject.found, subject.device
     return {
-        "cosmos3": __version__,
+        "cosmos3": build_version(),
         "contract": API,
         "kit": _kit(),
         "backend": {

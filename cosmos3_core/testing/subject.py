@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import replace
 from functools import cached_property, partial
@@ -39,7 +38,7 @@ class Subject:
         self.backend = discovery.load(name)
         self.found = discovery.installed()[name]
         self.module = self.found.value.partition(":")[0]
-        self.environment = dict(os.environ)
+        self.environment = environment()
         """For the processes that are started: as it was before a row was built here."""
         self._reasons: dict[tuple[str, ...], str | None] = {}
         self._peers: dict[str, list[dict[str, str]] | str] = {}
@@ -174,6 +173,13 @@ class Subject:
             ours = [path for path in files if "__pycache__" not in path.parts]
             found[package] = sha256_files(ours, roots[0] if roots else files[0].parent)
         return sha256_json(found)
+
+
+def environment() -> dict[str, str]:
+    """That of this process. Asked of a child, which inherits what a change would do to every later program."""
+    script = "import json, os; print(json.dumps(dict(os.environ)))"
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def _text(file: Path) -> str:

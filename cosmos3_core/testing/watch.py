@@ -10,23 +10,19 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 from typing import Any
 
 import torch
 
 from ..checkpoint.tensors import tensor_digest
-from .subject import Subject, row_id
+from .subject import Subject, environment, row_id
 from .suite import CASES
 
 
 def surroundings() -> dict[str, Any]:
     """Everything a kernel shares with the program around it, by the name a vendor knows it by."""
-    # Asked of a child, which inherits what a change would do to every later program.
-    script = "import json, os; print(json.dumps(dict(os.environ)))"
-    environment = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
-    return {f"environment variable {name}": value for name, value in json.loads(environment.stdout).items()} | {
+    return {f"environment variable {name}": value for name, value in environment().items()} | {
         "torch.get_default_dtype()": str(torch.get_default_dtype()),
         "torch.get_default_device()": str(torch.get_default_device()),
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),

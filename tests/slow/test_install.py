@@ -1,4 +1,5 @@
-"""`pip install ".[cuda,npu]"` of a checkout, as a user types it, in a virtual environment of its own.
+"""`pip install ".[cuda,npu]"` of a checkout, as a user types it, in a virtual environment of its own; from git; and
+`make release`.
 
 Nothing is downloaded: the environment finds torch and the build tool in the packages of the Python that runs the tests,
 so what is tested is the checkout's own metadata, builds and entry points. A really empty environment costs the download
@@ -11,7 +12,6 @@ import json
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -33,11 +33,13 @@ def installed(tmp_path_factory) -> Path:
     """The bin folder of an environment with `.[cuda,npu]` of a copy of this tree."""
     folder = tmp_path_factory.mktemp("install")
     checkout, environment = folder / "a checkout", folder / "environment"
-    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", ".whl", ".*_cache", "__pycache__"))
+    shutil.copytree(
+        ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", ".nox", ".whl", ".*_cache", "__pycache__")
+    )
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
     (site,) = (environment / "lib").glob("python*/site-packages")
-    (site / "host.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "host.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     offline = ("--no-index", "--no-build-isolation", "--disable-pip-version-check")
     run(sys.executable, "-m", "pip", "--python", python, "install", "-q", *offline, ".[cuda,npu]", cwd=checkout)
     # A .pth that is named in another .pth is not read: the host's own editable cosmos3 is out of sight.
@@ -68,3 +70,25 @@ def test_the_backend_named_on_the_command_line_is_refused_with_that_reason(insta
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "torch_npu is not installed" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_extra_of_a_git_repository_is_as_released(tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(ROOT, repository, ignore=shutil.ignore_patterns(".git", ".venv", ".nox", ".whl", ".*_cache"))
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    for step in (["init"], ["add", "."], ["commit", "-m", "all of it"]):
+        run("git", *who, *step, cwd=repository)
+    alone = ("--no-index", "--no-build-isolation", "--no-deps", "--ignore-installed", "--disable-pip-version-check")
+    target = ("--target", tmp_path / "site")
+    run(sys.executable, "-m", "pip", "install", "-q", *alone, *target, f"git+{repository.as_uri()}", cwd=tmp_path)
+    (info,) = (tmp_path / "site").glob("cosmos3-*.dist-info")
+    said = (info / "METADATA").read_text("utf-8")
+    assert f"Requires-Dist: cosmos3-npu=={__version__}; extra == 'npu'" in said and "file:" not in said
+
+
+def test_a_release_is_built_checked_installed_and_run(tmp_path):
+    said = run(sys.executable, ROOT / "scripts" / "release.py", tmp_path / "dist", cwd=tmp_path)
+    assert len(said.splitlines()) == 12 and f"cosmos3_npu-{__version__}-py3-none-any.whl" in said
+    again = [sys.executable, str(ROOT / "scripts" / "release.py"), str(tmp_path / "dist")]
+    done = subprocess.run(again, capture_output=True, text=True)
+    assert done.returncode == 1 and "is not empty" in done.stderr

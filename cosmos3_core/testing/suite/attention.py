@@ -144,6 +144,22 @@ def test_causal_attention_sees_its_own_key(kernel, dtype, op, device):
 
 
 @over("attention")
+@pytest.mark.parametrize("queries", [600, 2100])
+def test_causal_attention_of_many_queries(kernel, dtype, op, device, queries):
+    """As long as prompts become, with the heads of a part of a model: on both sides of what a block may hold."""
+    case = Call("long", heads=4, kv_heads=1, queries=queries, lengths=(queries,), causal=True)
+    q, [(k, v)] = case.inputs(dtype, device)
+    out, _ = op(q, [Segment(k, v)], causal=True)
+    for last in (0, 127, 128, 511, 512, queries - 2, queries - 1):
+        seen = moved((q[:, last : last + 1], [Segment(k[:, : last + 1], v[:, : last + 1])]), device="cpu")
+        exact, eager = (reference.attention(*given)[0] for given in (wider(seen, torch.float64), seen))
+        try:
+            check(out[:, last : last + 1], exact, eager, dtype, cases.allowance(kernel))
+        except AssertionError as error:
+            raise AssertionError(f"causal, query {last} of {queries}, which sees keys 0 to {last}: {error}") from None
+
+
+@over("attention")
 def test_attention_reads_the_key_head_of_its_group(kernel, dtype, op, device):
     """Key heads hold distinct constants: what comes out of query head j names the key head it read, j * K // H."""
     for heads in (32, 64):

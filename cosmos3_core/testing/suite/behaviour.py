@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, get_args
+
 import pytest
 import torch
 from torch import Tensor
 
 from ...checkpoint.tensors import tensor_digest
-from ..cases import same_bits, tensors_in
+from ..cases import OpCase, same_bits, tensors_in
+from ..returns import returned, unlike
 from ..subject import row_id
 
 POISON = 77
 """What no op gives everywhere."""
+
+
+def _watched(case: OpCase, op: Any, before: Callable[[Any], None], after: Callable[[Any, Any], None]) -> Any:
+    """The op with `before(arguments)` and `after(result, annotation)` around each of its calls, where it makes
+    something around each call of that. The weights are the packed form's: only what is given to that has to stay."""
+    made = case.make is not None
+    annotation = returned(case.protocol.__call__)
+
+    def call_of(function: Any, annotation: Any) -> Any:
+        def call(*arguments, **options):
+            before([*arguments, *options.values()])
+            result = function(*arguments, **options)
+            after(result, annotation)
+            return result
+
+        return call
+
+    if not made:
+        return call_of(op, annotation)
+    inner = get_args(annotation)[1] if case.makes is None else returned(case.makes.__call__)
+
+    def make(*arguments, **options):
+        thing = op(*arguments, **options)
+        after(thing, annotation)
+        return call_of(thing, inner)
+
+    return make
+
+
+def test_results_are_what_the_protocol_says(kernel, op, op_cases, job, here):
+    """Tensors on the device, in the containers that the protocol names."""
+    if not callable(op):
+        pytest.skip("its own tests look at what its methods return")
+
+    def look(result: Any, annotation: Any) -> None:
+        if wrong := unlike(result, annotation):
+            pytest.fail(f"{row_id(kernel)} returns {wrong}: see {op_cases[kernel.op].protocol.__name__}", pytrace=False)
+        for tensor in tensors_in(result):
+            if tensor.device.type != torch.device(here.device).type:
+                found = f"a tensor on {tensor.device}, and its inputs are on {here.device}"
+                pytest.fail(f"{row_id(kernel)} returns {found}", pytrace=False)
+
+    job(_watched(op_cases[kernel.op], op, lambda arguments: None, look))
 
 
 def test_inputs_are_left_alone(kernel, op, op_cases, job):
@@ -27,21 +74,7 @@ def test_inputs_are_left_alone(kernel, op, op_cases, job):
         given = [argument for i, argument in enumerate(arguments) if i not in case.overwrites]
         kept.extend((tensor, tensor.clone()) for tensor in tensors_in(given))
 
-    def spy(*arguments, **options):
-        if case.make is None:
-            keep([*arguments, *options.values()])
-            return op(*arguments, **options)
-        # The weights are the packed form's from now on: only what is given to that has to stay.
-        return spy_made(op(*arguments, **options))
-
-    def spy_made(made):
-        def call(*arguments):
-            keep(arguments)
-            return made(*arguments)
-
-        return call
-
-    job(spy)
+    job(_watched(case, op, keep, lambda result, annotation: None))
     assert kept and all(torch.equal(now, before) for now, before in kept), "an input was overwritten"
 
 

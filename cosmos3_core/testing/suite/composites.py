@@ -147,11 +147,13 @@ def _ops(here: Here, format: str, activation: str) -> Ops:
 
 
 def _case(kind: str, protocol: type, makes: type, case: Half, overwrites: tuple[int, ...]) -> OpCase:
+    shapes = tuple(tuple(t.shape) for t in vars(KINDS[kind].weights(case)).values() if t is not None and t.dim() == 2)
+
     def make(op: Any, here: Here, format: str) -> Made:
         thing = _made(kind, op, case, here, format)
         return Made(thing, lambda: [*KINDS[kind].call(thing, moved(KINDS[kind].inputs(case), **here.cast)).values()])
 
-    return OpCase(op=kind, protocol=protocol, makes=makes, make=make, overwrites=overwrites)
+    return OpCase(op=kind, protocol=protocol, makes=makes, make=make, overwrites=overwrites, matrices=shapes)
 
 
 PROJECT = _case("project", contract.PackProject, contract.Project, replace(PROJECTS[0], norms="qkg"), ())

@@ -9,7 +9,7 @@ from torch import Tensor
 from ... import contract
 from ...reference import ops as reference
 from .. import cases
-from ..cases import Here, OpCase, check
+from ..cases import Here, OpCase, check, normal
 from .marks import over
 
 
@@ -29,6 +29,17 @@ def test_gate_parity(kernel, dtype, op, device, activation):
     found = op(x.to(device, copy=True), activation=activation)
     exact, eager = (reference.gate(given, activation=activation) for given in (x.double(), x.clone()))
     check(found, exact, eager, dtype)
+
+
+@over("gate")
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
+def test_gate_of_large_values(kernel, dtype, op, device, activation):
+    """Up to 200 either way: the exponential of 89 is beyond fp32."""
+    x = torch.linspace(-200, 200, 77).unsqueeze(1).repeat(1, 512)
+    x[:, 256:] = normal(77, 256, seed=1)
+    x = x.to(getattr(torch, dtype))
+    exact, eager = (reference.gate(given, activation=activation) for given in (x.double(), x.clone()))
+    check(op(x.to(device, copy=True), activation=activation), exact, eager, dtype)
 
 
 @over("gate")

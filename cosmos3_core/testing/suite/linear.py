@@ -53,7 +53,13 @@ def _make(op: contract.PackLinear, here: Here, format: str) -> Made:
     return Made(linear, lambda: [linear(BIASED.input(77, here.dtype, here.device))])
 
 
-PACK_LINEAR = OpCase(op="pack_linear", protocol=contract.PackLinear, makes=contract.Linear, make=_make)
+PACK_LINEAR = OpCase(
+    op="pack_linear",
+    protocol=contract.PackLinear,
+    makes=contract.Linear,
+    make=_make,
+    matrices=((BIASED.out, BIASED.width),),
+)
 
 
 def check_linear(

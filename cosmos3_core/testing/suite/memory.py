@@ -9,6 +9,7 @@ from torch import Tensor
 from ... import contract
 from ...contract import Bytes, Unavailable
 from ..cases import Here, OpCase, normal
+from ..returns import returned, unlike
 from .marks import over
 
 LARGE = 64 << 20
@@ -105,9 +106,26 @@ def test_memory_counts_what_tensors_take(kernel, op, place):
 
 @over("memory")
 def test_memory_free_is_part_of_the_total(kernel, op, place):
+    """Less of it, by what a tensor takes."""
+    held = torch.ones(LARGE, dtype=torch.uint8, device=place)
     free, total = op.free(place), op.total(place)
     assert type(free) is int and type(total) is int, f"free is {free!r}, total is {total!r}; both are bytes"
     assert 0 < free <= total, f"{free} bytes are free of {total}"
+    assert free <= total - held.nbytes, f"{free} bytes are free of {total}, and a tensor takes {held.nbytes} of them"
+
+
+@over("memory")
+def test_memory_answers_as_its_protocol_says(kernel, op, place):
+    """In bytes, tensors and nothing, by method."""
+    x = normal(3, 5, seed=1)
+    calls: dict[str, tuple] = dict.fromkeys(("free", "total", "used", "peak", "empty", "synchronize"), (place,))
+    calls |= {"pinned": ((3, 5), torch.float32, place), "copy": (torch.empty(3, 5, device=place), x)}
+    for name, given in calls.items():
+        found = getattr(op, name)(*given)
+        if wrong := unlike(found, returned(getattr(contract.Memory, name))):
+            pytest.fail(f"Memory.{name} returns {wrong}", pytrace=False)
+        if name == "copy" and (wrong := unlike(found.wait(), Tensor)):
+            pytest.fail(f"Memory.copy(...).wait() returns {wrong}", pytrace=False)
 
 
 @over("memory")
@@ -144,8 +162,11 @@ def test_memory_is_limited_or_says_that_it_cannot_be(kernel, op, place):
         assert len(str(reason).split()) > 2, f"Unavailable({str(reason)!r}) is no sentence a user can act on"
         return
     try:
-        with pytest.raises(torch.OutOfMemoryError):
+        try:
             torch.empty(limit + LARGE, dtype=torch.uint8, device=place)
+            pytest.fail(f"{limit + LARGE} bytes were allocated, and limit() was given {limit}", pytrace=False)
+        except torch.OutOfMemoryError:
+            pass
         assert torch.ones(3, device=place).sum() == 3, "nothing can be allocated within the limit"
     finally:
         op.limit(place, total)

@@ -39,6 +39,19 @@ def test_norm_silu_parity(kernel, dtype, op, device, width):
 
 
 @over("norm_silu")
+@pytest.mark.parametrize("large", ["rows", "channel"])
+def test_norm_silu_of_large_values(kernel, dtype, op, device, large):
+    """Rows up to ten thousand, and rows of which one channel is all, so that it is sqrt(I) when it is normed."""
+    x, weight = normal(77, 256, seed=1), 1 + 0.5 * normal(256, seed=2)
+    x *= cases.sizes(0, 4) if large == "rows" else 1e-3
+    if large == "channel":
+        x[torch.arange(77), torch.arange(77)] = 1e4 * (1 - 2 * (torch.arange(77) % 2))
+    x, weight = (t.to(getattr(torch, dtype)) for t in (x, weight))
+    exact, eager = reference.norm_silu(x.float(), weight.float()), reference.norm_silu(x, weight)
+    check(op(x.to(device), weight.to(device)), exact, eager, dtype)
+
+
+@over("norm_silu")
 @pytest.mark.parametrize(("biased", "residual"), [(True, False), (True, True), (False, True)], ids=TERMS)
 def test_norm_silu_adds_first(kernel, dtype, op, device, biased, residual):
     """The bias and the residual are part of what is normed; with a residual the sum takes x's place, and all else stays

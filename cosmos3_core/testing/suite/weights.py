@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ... import contract
+from ...quant import FORMATS, bytes_per_weight
 from ..cases import same_bits
+from ..returns import returned, unlike
 from .marks import over
 
 MAKERS = ("pack_linear", "project", "finish")
@@ -13,12 +16,17 @@ BLOCK, MARGIN = 512, 32
 """Bytes. Allocators hand out whole blocks, some of them with a margin behind every tensor. Where the device's memory
 counts nothing, tensors themselves are counted, to the byte."""
 
+SPARE, EXTRA = 1.25, 8 << 10
+"""What may come on top of a format's own bytes: a share for padding, and bytes for norms, biases and tables."""
+
 
 def _named(made) -> dict[str, torch.Tensor]:
     held = made.thing.tensors()
     if held is None:
         pytest.skip("it says that it cannot be moved")
-    assert held and all(isinstance(t, torch.Tensor) for t in held.values()), f"tensors() is {held!r}"
+    wrong = unlike(held, returned(contract.Linear.tensors))
+    assert not wrong, f"tensors() returns {wrong}"
+    assert held, "tensors() names none"
     return held
 
 
@@ -57,3 +65,22 @@ def test_tensors_are_all_that_is_held(subject, kernel, dtype, format, op, op_cas
     blocks = subject.memory.used(torch.device(here.device)).allocated is not None
     named = sum(-(-(size + MARGIN) // BLOCK) * BLOCK if blocks else size for size in storages.values())
     assert kept <= named, f"{kept} bytes are held, and {named} are named"
+
+
+@over(*MAKERS)
+def test_weights_take_what_their_format_says(kernel, dtype, format, op, op_cases, here, alive):
+    """Bytes, named or not: a weight in 8 bits that is kept in 16 as well, or instead, saves nothing."""
+    case = op_cases[kernel.op]
+    case.make(op, here, format).call()  # tables and workspaces of the first one may stay
+    before = alive()
+    made = case.make(op, here, format)
+    made.call()
+    kept = alive() - before
+    bits = getattr(torch, dtype).itemsize
+    asked = sum(
+        out * width * (bits if format == "none" else bytes_per_weight(FORMATS[format], width))
+        for out, width in case.matrices
+    )
+    bound = SPARE * asked + EXTRA
+    what = f"weights of {dtype}" if format == "none" else f"weights in {format}"
+    assert kept <= bound, f"{kept:,} bytes are held, and {what} take {asked:,.0f}: is the full weight kept?"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import wraps
 
 import torch
 
 from cosmos3_core.contract import Bytes
+from cosmos3_core.testing.subject import live_bytes
 
 from . import kernels
 
@@ -564,6 +566,112 @@ def recordings_kept(kernel):
     return capture
 
 
+def causal_up_to(most):
+    """A mask made for so many queries, and none where there are more."""
+    return attending(lambda q, kv, causal, lse: kernels.attend(q, kv, causal and q.shape[1] <= most, lse))
+
+
+def format_ignored(kernel):
+    return lambda weight_OI, bias_O, *, format="none": kernel(weight_OI, bias_O)
+
+
+class Unpacked(kernels.Transposed):
+    """8-bit integers, kept in the dtype in which they are multiplied."""
+
+    def __init__(self, weight_IO, bias_O, scale_O=None):
+        super().__init__(weight_IO if scale_O is None else weight_IO.bfloat16(), bias_O, scale_O)
+
+
+def changed(change):
+    """A fault in what comes out: `change(result)` of every call."""
+    return lambda kernel: wraps(kernel)(lambda *arguments, **options: change(kernel(*arguments, **options)))
+
+
+def clamped(most):
+    """Inputs of a norm and SiLU, as a kernel does that guards against infinities."""
+
+    def faulty(kernel):
+        @wraps(kernel)
+        def norm_silu(x_MI, *arguments, **options):
+            return kernel(x_MI if options else x_MI.clamp(-most, most), *arguments, **options)
+
+        return norm_silu
+
+    return faulty
+
+
+def gate_overflows(kernel):
+    """silu as exp(g) / (1 + exp(g)), which is no number from 89 on."""
+
+    def gate(x_MI, *, activation):
+        if activation == "relu2":
+            return kernel(x_MI, activation=activation)
+        gate, up = x_MI.float().chunk(2, dim=-1)
+        return (gate * gate.exp() / (1 + gate.exp()) * up).to(x_MI.dtype)
+
+    return gate
+
+
+class ListOfHeads(kernels.NormedHeads):
+    def __call__(self, residual, cos_BSD, sin_BSD):
+        return list(super().__call__(residual, cos_BSD, sin_BSD))
+
+
+class StreamReturned(kernels.WholeHalf):
+    def __call__(self, residual, attended_BSHD):
+        super().__call__(residual, attended_BSHD)
+        return residual.x_MI
+
+
+class HalfInFullPrecision(kernels.WholeHalf):
+    def __init__(self, weights, layer, ops, format):
+        super().__init__(weights, layer, ops, "none")
+
+
+class NamesInAList(kernels.Transposed):
+    def tensors(self):
+        return list(super().tensors().values())
+
+
+class CountedMemory(kernels.HostMemory):
+    """Counts what tensors take, by looking at them, and the most that it has seen."""
+
+    most = 0
+
+    def used(self, device):
+        found = live_bytes(kernels.HostMemory(), "cpu")
+        type(self).most = max(self.most, found)
+        return Bytes(found, None)
+
+    def peak(self, device, *, reset=False):
+        self.used(device)
+        found = Bytes(self.most, None)
+        if reset:
+            type(self).most = 0
+            self.used(device)
+        return found
+
+
+def counted(**methods):
+    """A fault in one method of a memory that counts."""
+    return lambda kernel: type("Faulty", (CountedMemory,), methods)()
+
+
+def never_reset(self, device, *, reset=False):
+    return CountedMemory.peak(self, device)
+
+
+class HighestUse(CountedMemory):
+    """What was used at most, for what is used."""
+
+    def used(self, device):
+        return self.peak(device)
+
+    def peak(self, device, *, reset=False):
+        super().used(device)
+        return Bytes(self.most, None)
+
+
 def while_building(change):
     def faulty(kernel):
         change()
@@ -652,6 +760,32 @@ FAULTS = {
     "one_recording_for_a_shape": ("capture", one_recording_for_a_shape),
     "stale_after_an_error": ("capture", stale_after_an_error),
     "recordings_kept": ("capture", recordings_kept),
+    "causal_up_to_512": ("attention", causal_up_to(512)),
+    "causal_up_to_1024": ("attention", causal_up_to(1024)),
+    "format_ignored": ("pack_linear", format_ignored),
+    "eight_bits_in_sixteen": ("pack_linear", linear(Unpacked)),
+    "half_in_full_precision": ("finish", half(HalfInFullPrecision)),
+    "attention_as_a_list": ("attention", changed(list)),
+    "attention_alone": ("attention", changed(lambda found: found[0])),
+    "norm_alone": ("rms_norm", changed(lambda found: found[0])),
+    "norm_as_a_list": ("rms_norm", changed(list)),
+    "heads_as_a_tuple": ("norm_rope", changed(tuple)),
+    "gate_in_a_tuple": ("gate", changed(lambda found: (found,))),
+    "gate_elsewhere": ("gate", changed(lambda found: found.to("meta"))),
+    "tokens_as_an_array": ("patch_embed", changed(lambda found: found.float().numpy())),
+    "nothing_but_out": ("norm_silu", changed(lambda found: None)),
+    "capture_as_a_tuple": ("capture", lambda kernel: lambda function: changed(tuple)(kernel(function))),
+    "list_of_heads": ("project", half(ListOfHeads)),
+    "stream_returned": ("finish", half(StreamReturned)),
+    "names_in_a_list": ("pack_linear", linear(NamesInAList)),
+    "large_values_clamped": ("norm_silu", clamped(1000)),
+    "gate_overflows": ("gate", gate_overflows),
+    "free_is_the_total": ("memory", memory(free=kernels.HostMemory.total)),
+    "used_as_a_number": ("memory", memory(used=lambda self, device: 0)),
+    "copy_at_once": ("memory", memory(copy=lambda self, target, source: target.copy_(source))),
+    "peak_never_resets": ("memory", counted(peak=never_reset)),
+    "peak_for_used": ("memory", lambda kernel: HighestUse()),
+    "limit_ignored": ("memory", counted(limit=lambda self, device, size: None)),
     "leaks": ("gate", leaks),
     "second_build_breaks_the_first": ("gate", second_build_breaks_the_first),
     "another_signature": ("gate", another_signature),

@@ -32,7 +32,7 @@ def needs_head_dim_128(ask: Ask) -> str | None:
     return f"written for heads of 128, and these are {ask.head_dim} wide"
 
 
-COLLECTIVES = ("maximum_is_a_sum", "processes_of_all", "parts_are_equal", "one_buffer_to_gather")
+COLLECTIVES = ("maximum_is_a_sum", "processes_of_all", "parts_are_equal", "one_buffer_to_gather", "swapped_ring")
 
 
 def faulty_collectives(device: Device):

@@ -1,0 +1,54 @@
+"""Prompts that are meant as data: a JSON caption that is one, or a line on why it is none.
+
+The model is trained on prose and on captions that are JSON objects. Anything else that somebody wrote for a program
+would be read to it as prose, brackets and all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..contract import InputError
+
+MEANT = re.compile(
+    r"""\{\s*(["'“”{/#}]|\w+\s*:)"""  # {"caption", {'caption', {caption:, {// a comment
+    r"""|\[\s*["'“”{\[\]]"""  # ["a", [{"prompt"
+    r"""|\(\s*\{|```""",  # ({'prompt', and a block of Markdown
+)
+"""How text begins that is data for a program: "[wide shot] a cup" is prose."""
+REQUESTS = ("inference_type", "prompt", "negative_prompt", "num_steps", "request")
+"""Keys of what is a whole request, here or for NVIDIA's framework. A caption has none of them."""
+CAPTION = 'Give prose, or one JSON object such as {"caption": "a red cup"}'
+
+
+def check_caption(text: str, asked: str) -> None:
+    """Raises InputError, with `asked` in it, for text that begins like data and is not one JSON object that describes a
+    scene: with the place of the mistake, or with what it is instead. Other text is prose."""
+    if not MEANT.match(text.lstrip()):
+        return
+    try:
+        value = json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text[error.pos :].lstrip(" ,\r\n").startswith("{"):
+            found = f"a second JSON object begins at line {error.lineno}"
+            raise InputError(asked, found, "A run has one caption: give each its own file") from None
+        found = f"it looks like JSON and is not: {error.msg} (line {error.lineno}, column {error.colno})"
+        raise InputError(asked, found, CAPTION) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(asked, f"it looks like JSON and cannot be read ({error})", CAPTION) from None
+    if not isinstance(value, dict):
+        raise InputError(asked, "it is a JSON list, which no caption is", CAPTION)
+    if keys := [key for key in REQUESTS if key in value]:
+        found = f"it is a whole request and no caption: it has {', '.join(map(repr, keys))}"
+        raise InputError(asked, found, "Give that file to `request`, or only its prompt here")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. One of two values of a key would be dropped without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in names if names.count(key) > 1)!r} is there twice")
+    return value
