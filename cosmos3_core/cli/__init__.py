@@ -173,7 +173,8 @@ cli.add_command(matrix)
 
 def main() -> None:
     """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one."""
-    from ..contract.errors import Cancelled, Cosmos3Error
+    from ..contract.errors import Cosmos3Error
+    from ..engine.stages import Cancelled
 
     try:
         cli(prog_name="cosmos3", standalone_mode=False)
