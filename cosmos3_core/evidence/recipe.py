@@ -234,7 +234,7 @@ def file_name(recipe: Recipe) -> str:
         f"{'attn' if op == 'attention' else ''}{name}" for op, name in sorted(recipe.formats.items(), reverse=True)
     ]
     parts = [model, recipe.run["task"], recipe.run["size"].replace(":", "_"), *formats]
-    return "-".join([*parts, f"{device}x{recipe.device['count']}.toml"])
+    return re.sub(r"[^\w.-]", "_", "-".join([*parts, f"{device}x{recipe.device['count']}.toml"]))
 
 
 def _check_table(file: str, name: str, table: Mapping[str, Any]) -> None:

@@ -23,6 +23,10 @@ MARKS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.S)
 """Texts of JSON, to pass over, and what opens and closes a level."""
 
 
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""Where a text may hold a surrogate alone, which no file and no terminal can show."""
+
+
 class Shape(Protocol):
     def check(self, value: Any, where: str) -> None:
         """Raises ValueError, a sentence that begins with `where`, for a value that is not of this shape."""
@@ -140,14 +144,20 @@ def _shown(value: Any) -> str:
 
 
 def read_json(text: str) -> Any:
-    """The value of a JSON text that is not too deep, names no key twice, and has no NaN or infinity. Raises ValueError,
-    a sentence on what is wrong with it, before it is parsed where it is too deep."""
+    """The value of a JSON text that is not too deep, names no key twice, and has neither NaN, infinity nor half a
+    character. Raises ValueError, a sentence on what is wrong with it, before it is parsed where it is too deep."""
     depth = 0
     for mark in MARKS.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
         if depth > DEEPEST:
             raise ValueError(f"it is nested deeper than {DEEPEST} levels")
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    if HALF.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it holds half a character, {error.object[error.start]!a}") from None
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

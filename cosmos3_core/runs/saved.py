@@ -293,16 +293,17 @@ def _check_version(value: Any) -> None:
         raise ValueError(f"its schema is {found}, of a later version of cosmos3 than this, which knows {SCHEMA}")
 
 
-NAMES = Table(others=Text())
+NAME = Text(longest=200)
+NAMES = Table(others=NAME)
 PATH = Text(longest=4096)
 SHA256 = Text(pattern="[0-9a-f]{64}")
 LATENTS = Table({"file": PATH, "sha256": Text(pattern="[0-9a-f]{16}|[0-9a-f]{64}")}, none=True)
-PLAN: dict[str, Shape] = {"backend": Text(), "dtype": Text(), "kernels": NAMES, "formats": NAMES}
+PLAN: dict[str, Shape] = {"backend": NAME, "dtype": NAME, "kernels": NAMES, "formats": NAMES}
 OLD_PATHS: dict[str, Shape] = {"save_latents": Text(none=True), "manifest": Text(none=True)}
 """What 0.1.0 kept of the files that a run writes: it is read, and not used."""
 _COMMON: dict[str, Shape] = {
     "given": Table(others=Anything()),
-    "profile": Text(),
+    "profile": NAME,
     "kernels": NAMES,
     "latents": LATENTS,
     "pixels": Text(none=True),
@@ -334,9 +335,9 @@ MANIFEST = Table(
     {
         "cosmos3": Text(longest=40),
         "model": Table({"name": Text(), "revision": Text(none=True)}, others=Anything()),
-        "profile": Table({"name": Text()}, others=Anything()),
+        "profile": Table({"name": NAME}, others=Anything()),
         "request": Table(others=Anything()),
-        "plan": Table(PLAN | {"named": Listed(Text())}, others=Anything()),
+        "plan": Table(PLAN | {"named": Listed(NAME)}, others=Anything()),
     },
     {
         "schema": Number(2, SCHEMA, whole=True),
