@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT := a robot arm pours coffee into a cup
 
-.PHONY: install demo quick test test-slow lint release clean
+.PHONY: install demo quick test fuzz test-slow lint release clean
 
 install: .venv/installed
 
@@ -22,6 +22,11 @@ test: lint
 	$(BIN)/python -m pytest -q --durations=10 tests backends/cuda/tests/test_capture.py
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q backends/triton/tests/interpreted backends/cuda/tests/interpreted
 	$(BIN)/python -m pytest -q backends/triton/tests/compiled
+
+# Damaged files for ten minutes, other ones each time; `make test` takes the same few.
+fuzz: .venv/installed
+	end=$$(($$(date +%s) + 600)); while [ $$(date +%s) -lt $$end ]; do \
+		COSMOS3_FUZZ=1 $(BIN)/python -m pytest -q -x tests/test_fuzz.py || exit 1; done
 
 # What takes longer than it is worth on every change: installing from a checkout, whole kits over plugins of contract 1.
 test-slow: .venv/installed

@@ -227,8 +227,6 @@ class Pipeline:
             media=media,
             stopped=stopped,
             asked=asked,
-            save_latents=earlier.save_latents,
-            manifest=earlier.manifest,
         )
         return Run(ready)
 
@@ -308,7 +306,6 @@ class Pipeline:
         """The result of a run, in its file; a run that does not get there is kept beside it."""
         ready = run._generation
         paths = generation.checked_paths(output, ready.request)
-        ready.resumable = replace(ready.resumable, manifest=os.path.abspath(paths.manifest))
         try:
             result = make(run)
             result.save(paths.output)

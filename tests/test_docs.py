@@ -63,6 +63,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make install",
         "make quick",
         "make test",
+        "make fuzz",
         "make test-slow",
         "make release",
         "python -m pytest -q -x tests/test_run.py",

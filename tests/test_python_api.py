@@ -167,7 +167,7 @@ def test_the_module_is_the_command_line():
 
 # --- the same as the command line ------------------------------------------------------------------------------------
 
-OF_THE_RUN = ("started", "seconds", "peak_host_memory_bytes", "output")
+OF_THE_RUN = ("started", "seconds", "peak_host_memory_bytes", "output", "sha256")
 
 
 def comparable(manifest: dict) -> dict:

@@ -238,7 +238,10 @@ def test_latents_are_saved_and_injected(run):
     code, _, err = run("a cup", *SMALL, "-o", "y.png", "--latents", "l.safetensors")
     assert code == 0, err
     digest = hashlib.sha256(Path("l.safetensors").read_bytes()).hexdigest()
-    assert json.loads(Path("y.png.json").read_text())["latents"] == {"file": "l.safetensors", "sha256": digest}
+    assert json.loads(Path("y.png.json").read_text())["latents"] == {
+        "file": str(Path("l.safetensors").absolute()),
+        "sha256": digest,
+    }
     code, _, err = run("a cup", *SMALL, "-o", "z.png", "--latents", "l.safetensors", "--seed", 99)
     assert code == 2 and "--seed 99 with --latents: it would change nothing" in err
     assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(Image.open("y.png")))
@@ -378,13 +381,16 @@ def full(monkeypatch):
 
 
 def test_too_small_a_memory_costs_no_step(run, full):
-    """The steps go on in the same dtype, with the same assertions and files, and in tiles if need be."""
-    options = ["--dtype", "float32", "--require", "gate=eager", "--save-latents", "cup.st", "--manifest", "cup.json"]
+    """The steps go on in the same dtype, with the same assertions, and in tiles if need be. Its line names the files
+    again: a state names none that is written."""
+    files = ["--save-latents", "cup.st", "--manifest", "cup.json"]
+    options = ["--dtype", "float32", "--require", "gate=eager", *files]
     code, _, err = run("a cup", *STEPS, "--seed", 2, "-o", "cup.mp4", *options)
+    assert "-o cup.mp4 --manifest cup.json --save-latents cup.st" in err
     assert code == 1 and err.splitlines()[-2].startswith("3 of 3 steps are kept; go on with: cosmos3 run --resume cup")
     assert "Acme out of memory. Tried to allocate 20.00 GiB" in err and "--tile" in err and "Traceback" not in err
     full.undo()
-    code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4", "--tile", 128)
+    code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4", "--tile", 128, *files)
     assert code == 0, err
     manifest = json.loads(Path("cup.json").read_text())
     assert manifest["plan"]["dtypes"]["generation"] == "float32" and manifest["resumed_at_step"] == 3

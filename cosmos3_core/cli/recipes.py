@@ -76,17 +76,23 @@ def _command_line(recipe: Recipe, output: str | None = None) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def list_(as_json: bool) -> None:
     """Every recipe with its state, and why."""
-    from ..evidence.recipe import load_all
+    from ..evidence.recipe import Recipe, load_all
+    from ..evidence.state import BROKEN
 
-    folder = click.get_current_context().meta[__name__]
-    listed = [(recipe, _state(recipe)) for recipe in load_all(folder)]
+    listed = []
+    for found in load_all(click.get_current_context().meta[__name__]):
+        if isinstance(found, Recipe):
+            state = _state(found)
+            row = {"title": found.tables["title"], "state": state.name, "why": state.why}
+        else:
+            row = {"title": None, "state": BROKEN, "why": found.fault}
+        listed.append({"name": found.name} | row)
     if as_json:
-        keys = [{"name": r.name, "title": r.tables["title"], "state": s.name, "why": s.why} for r, s in listed]
-        click.echo(json.dumps(keys, indent=2))
+        click.echo(json.dumps(listed, indent=2))
         return
-    widths = [max(map(len, column)) for column in zip(*((r.name, s.name) for r, s in listed), strict=True)]
-    for recipe, state in listed:
-        click.echo(printable(f"{recipe.name:<{widths[0]}}  {state.name:<{widths[1]}}  {state.why}"))
+    widths = [max(len(row[key]) for row in listed) for key in ("name", "state")] if listed else []
+    for row in listed:
+        click.echo(printable(f"{row['name']:<{widths[0]}}  {row['state']:<{widths[1]}}  {row['why']}"))
 
 
 @recipes.command()

@@ -32,7 +32,7 @@ SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
 REPORT = {"memory": "--memory", "as_json": "--json"}
 """Options of a dry run alone."""
-FREE = ("output", "tile", "resume", "dry_run", "anyway", "disabled", *STAYING, *REPORT)
+FREE = ("output", "save_latents", "manifest", "tile", "resume", "dry_run", "anyway", "disabled", *STAYING, *REPORT)
 """Options that may stand beside --resume; all others a stopped run has settled. A tile may, because memory may be what
 stopped it."""
 NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
@@ -71,6 +71,7 @@ class Options:
     latents: str | None
     save_latents: str | None
     resume: str | None
+    changed: bool
     manifest: str | None
     dry_run: bool
     memory: float | None
@@ -99,7 +100,7 @@ def execute(options: Options) -> None:
 
     noise, latents = None, earlier.latents
     if options.latents:
-        noise, latents = _read_noise(options.latents, options, settled, earlier)
+        noise, latents = _read_noise(options.latents, options, settled)
     run = generation.prepare(
         Engine(settled.model, settled.plan),
         settled,
@@ -107,16 +108,16 @@ def execute(options: Options) -> None:
         noise=noise,
         latents=latents,
         stopped=stopped,
-        asked=f"`resume` {options.resume}",
-        save_latents=options.save_latents,
-        manifest=options.manifest,
+        repeated=earlier if options.request else None,
+        changed=options.changed,
+        asked=f"`resume` {options.resume}" if stopped else f"`request` {options.request}",
         texts=texts_read(vars(options)),
     )
     if options.dry_run:
         _report(options, settled, run.resolved, run.inputs.notes)
     for line in settled.why.splitlines():
         tell(line)
-    _generate(run, paths, options.resume, anyway=refusal is not None)
+    _generate(run, paths, options, anyway=refusal is not None)
     print(paths.output)
     if options.resume:
         try:
@@ -146,7 +147,8 @@ def _repeated(options: Options) -> Earlier:
     if not options.request:
         return Earlier(given={})
     asked = f"--request {options.request}"
-    earlier = saved.read_request(read_text(options.request, asked), asked, options.request)
+    text = read_text(options.request, asked)
+    earlier = saved.read_request(text, asked, options.request, changed=options.changed)
     if earlier.note:
         tell(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}")
     elif earlier.profile and options.profile:
@@ -165,7 +167,7 @@ def _why_named(options: Options, earlier: Earlier) -> str:
 def _refuse_settled(options: Options) -> None:
     """InputError for an option that the stopped run has settled."""
     for name, value in vars(options).items():
-        if name not in FREE and value not in (None, {}):
+        if name not in FREE and value is not False and value not in (None, {}):
             option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
             raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
 
@@ -223,6 +225,9 @@ def _check_given(options: Options) -> None:
         if name in REPORT and value not in (None, False) and not options.dry_run:
             found = "a run that is no dry run takes what is here and reports in its manifest"
             raise InputError(REPORT[name], found, "Type cosmos3 plan, or add --dry-run")
+    if options.changed and not options.request:
+        found = "it says that files of an earlier run may have changed"
+        raise InputError("`changed` without `request`", found, "Name the manifest by `request`, or drop it")
     if options.memory is not None and not 0 < options.memory < 1 << 20:
         raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
 
@@ -243,23 +248,19 @@ def _paths(options: Options, request: requests.Request) -> Paths:
     return generation.checked_paths(output, request, manifest=options.manifest, latents=options.save_latents, read=read)
 
 
-def _read_noise(name: str, options: Options, settled: Settled, earlier: Earlier) -> tuple[list[Tensor], Source]:
+def _read_noise(name: str, options: Options, settled: Settled) -> tuple[list[Tensor], Source]:
     generation.check_seed_matters(settled, options.seed is not None or "seed" in options.fields)
-    noise, source = generation.read_noise(name, settled)
-    if earlier.latents and earlier.latents.file == name and earlier.latents != source:
-        found = f"{name} has changed since the run of that manifest"
-        raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
-    return noise, source
+    return generation.read_noise(name, settled)
 
 
-def _generate(run: Generation, paths: Paths, resumed: str | None, anyway: bool) -> None:
+def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> None:
     from .progress import Display
 
-    for note in run.inputs.notes:
-        tell(f"note: {note}")
     display = Display()
     run.watch(display.show, None)
     run.open_weights()  # before the display begins: a download has progress bars of its own
+    for note in run.inputs.notes:
+        tell(f"note: {note}")
     with display, stop_signal() as asked_to_stop:
         run.watch(display.show, asked_to_stop)
         state = run.begin()
@@ -268,12 +269,13 @@ def _generate(run: Generation, paths: Paths, resumed: str | None, anyway: bool) 
                 run.step()
             run.write(paths, run.frames())
         except BaseException:
-            _keep(run, paths, resumed, anyway)
+            _keep(run, paths, options, anyway)
             raise
 
 
-def _keep(run: Generation, paths: Paths, resumed: str | None, anyway: bool) -> None:
+def _keep(run: Generation, paths: Paths, options: Options, anyway: bool) -> None:
     """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
+    resumed = options.resume
     path, done = saved.unused(paths.state, resumed), f"{run.begun.index} of {run.begun.steps} steps are"
     try:
         if not run.keep(path):
@@ -282,5 +284,7 @@ def _keep(run: Generation, paths: Paths, resumed: str | None, anyway: bool) -> N
         still = f"; {resumed} still holds those before it" if resumed else ""
         tell(f"{done} lost: {error}{still}")
         return
-    resume = ["cosmos3", "run", "--resume", str(path), "-o", str(paths.output), *(["--anyway"] if anyway else [])]
-    tell(f"{done} kept; go on with: {shlex.join(resume)}")
+    resume = ["cosmos3", "run", "--resume", str(path), "-o", str(paths.output)]
+    for option, value in {"--manifest": options.manifest, "--save-latents": options.save_latents}.items():
+        resume += [option, value] if value else []
+    tell(f"{done} kept; go on with: {shlex.join(resume + (['--anyway'] if anyway else []))}")

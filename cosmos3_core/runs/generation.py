@@ -30,8 +30,8 @@ from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
 from ..plan.execution import SEQUENTIAL
 from . import manifest as manifests
-from . import saved
-from .saved import Earlier, Source, Stopped
+from . import saved, sealed
+from .saved import CHANGED, Earlier, Source, Stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,11 +132,11 @@ def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
     if name == IN_MEMORY:
         found = "a Python program handed the noise over, so no file has it"
         raise InputError(asked, found, "Name a file of saved latents, or hand it over again in Python")
-    tensors, _ = saved.read_tensors(name, asked)
+    tensors, _ = sealed.read_tensors(name, asked)
     wanted = [f"noise.{item.modality}" for item in items_of(settled.request, settled.model.config)]
     if missing := [key for key in wanted if key not in tensors]:
         raise InputError(asked, f"it has no tensor {missing[0]}", "Use a file that `save_latents` wrote")
-    return [tensors[key] for key in wanted], Source(name, sha256_file(Path(name)))
+    return [tensors[key] for key in wanted], Source(os.path.abspath(name), sha256_file(Path(name)))
 
 
 def check_seed_matters(settled: Settled, given: bool) -> None:
@@ -150,7 +150,8 @@ def check_seed_matters(settled: Settled, given: bool) -> None:
 class Generation:
     """A settled request on an engine: its inputs, the first half of its manifest (`resolved`), where its noise is from
     (None: its seed), what another run needs to go on with it (`resumable`), the run that it goes on with itself
-    (`stopped`), and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by
+    (`stopped`), the run before it whose files it has to find as they were (`earlier`, called `asked`) unless they may
+    be `changed`, and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by
     stage. Runs of one engine may be in several threads."""
 
     engine: Engine
@@ -159,6 +160,9 @@ class Generation:
     resolved: dict[str, Any]
     resumable: Earlier
     stopped: Stopped | None = None
+    earlier: Earlier | None = None
+    changed: bool = False
+    asked: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     first: Generation | None = None
     state: State | None = None
@@ -198,12 +202,24 @@ class Generation:
         return self.settled.request
 
     def open_weights(self) -> None:
-        """Download the weight files if need be and check their headers. `begin` does, too."""
+        """Download the weight files if need be, check their headers, and that they are the earlier run's. `begin` does,
+        too. Raises InputError."""
+        if self.resumable.weights:
+            return
         with self._at_work():
-            self.engine.open_weights(self._watch)
+            weights = self.engine.open_weights(self._watch).identity
+        if self.earlier and (change := self.earlier.other_weights(self.settled, weights)):
+            if not self.changed:
+                raise InputError(
+                    self.asked, change, "Put the old ones back, or start the run again" if self.stopped else CHANGED
+                )
+            self.inputs = replace(self.inputs, notes=(*self.inputs.notes, change))
+        self.resolved = self.resolved | {"weights": weights}
+        self.resumable = replace(self.resumable, weights=weights)
 
     def begin(self) -> State:
         """The state before the next step. The prompts are read, unless another run on the same inputs did."""
+        self.open_weights()
         with self._at_work():
             context = self._read()
             state = self.engine.begin(context, self.request, self._watch)
@@ -308,17 +324,17 @@ def prepare(
     latents: Source | None = None,
     media: Media | None = None,
     stopped: Stopped | None = None,
+    repeated: Earlier | None = None,
+    changed: bool = False,
     asked: str = "",
-    save_latents: str | None = None,
-    manifest: str | None = None,
     texts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Generation:
     """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
     `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
-    with, which messages call `asked`. `save_latents` and `manifest` are paths that a run which goes on with this one
-    writes to. `texts` are the facts of prompts that were in files. Raises InputError.
+    with, or `repeated` the one that this is again, which messages call `asked`; files of the second may have `changed`.
+    `texts` are the facts of prompts that were in files. Raises InputError.
     """
     inputs = engine.read_inputs(settled.request, noise, media)
     if stopped:
@@ -327,12 +343,23 @@ def prepare(
             raise InputError(asked, found, "Put the old file back, or start the run again")
         engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)
+    for change in repeated.changes(settled.request, inputs, latents) if repeated else ():
+        if not changed:
+            raise InputError(asked, change, CHANGED)
+        inputs = replace(inputs, notes=(*inputs.notes, change))
     resolved |= {"latents": asdict(latents)} if latents else {}
     resolved |= {"inputs": {**texts, **inputs.facts}}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
-    resumable = Earlier.of(settled, inputs, latents, save_latents=save_latents, manifest=manifest)
     return Generation(
-        engine=engine, settled=settled, inputs=inputs, resolved=resolved, resumable=resumable, stopped=stopped
+        engine=engine,
+        settled=settled,
+        inputs=inputs,
+        resolved=resolved,
+        resumable=Earlier.of(settled, inputs, latents),
+        stopped=stopped,
+        earlier=stopped.earlier if stopped else repeated,
+        changed=changed,
+        asked=asked,
     )
 
 
@@ -346,15 +373,16 @@ def write(
 ) -> None:
     """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
     knows the decode, and the `latents` if there is a path for them."""
-    inside = {manifests.KEY: json.dumps(embedded)}
+    inside = {manifests.KEY: json.dumps(saved.sealed(embedded))}
     if request.is_video:
         written = vars(write_video(paths.output, frames, request.fps, inside))
     else:
         (frame,) = frames
         write_image(paths.output, frame, inside)
         written = {"frames": 1, "width": request.width, "height": request.height}
-    text = json.dumps(beside := manifest() | {"output": {"file": paths.output.name} | written}, indent=2)
+    beside = saved.sealed(manifest() | {"output": {"file": paths.output.name} | written})
+    text = json.dumps(beside, indent=2)
     with atomic(paths.manifest) as temporary:
         temporary.write_text(text + "\n")
     if paths.latents:
-        saved.write_tensors(paths.latents, latents(), {manifests.KEY: json.dumps(beside)})
+        sealed.write_tensors(paths.latents, latents(), {manifests.KEY: json.dumps(beside)})
