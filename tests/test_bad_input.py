@@ -375,7 +375,11 @@ FILES = {
         "frames = 'five'",
         "a whole number from 1 to 4001",
     ),
-    "request file not Unicode": ("--model tiny --request {files}/surrogate.json", "prompt with a", "plain UTF-8 text"),
+    "request file not Unicode": (
+        "--request {files}/surrogate.json",
+        "--request {files}/surrogate.json",
+        "half a character",
+    ),
     "request file nested deep": (
         "--request {files}/nested.json",
         "--request {files}/nested.json",
@@ -679,7 +683,6 @@ DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
         f"{key} {value!r}": (saying(CONFIG, **{key: value}), f"loading {{model}}/{CONFIG}", then)
         for key, value, then in (
             ("hidden_size", "wide", "hidden_size is 'wide', not a number. Get the file again"),
-            ("head_dim", float("inf"), "head_dim is inf, not a positive whole number"),
             ("num_hidden_layers", 0, "num_hidden_layers is 0, not a positive whole number"),
             ("num_key_value_heads", 3, "4 query heads do not divide by 3"),
             ("rope_axes_dim", 8, "rope_axes_dim is 8, not three whole numbers"),
@@ -912,6 +915,8 @@ def test_a_damaged_decoder_does_not_cost_the_steps(user: User):
 
     shutil.copy(TINY / VAE, model / VAE)
     code, stdout, lines = user.run(f"--resume {state} -o {{out}}/clip.mp4")
+    assert (code, stdout) == (2, "") and "have changed since. Put the old one back, or add --changed" in lines[-1]
+    code, stdout, lines = user.run(f"--resume {state} -o {{out}}/clip.mp4 --changed")
     assert (code, stdout.strip()) == (0, f"{user.out}/clip.mp4"), lines
     assert user.holds().keys() == before.keys()
     clip = read_video(user.out / "clip.mp4", 9, "first").frames

@@ -279,7 +279,9 @@ RUN = (
     option(OUTPUT, "--save-latents", type=click.Path(), help="Save the initial noise and the final latents here."),
     option(OUTPUT, "--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]"),
     option(CONTROL, "--resume", type=click.Path(), help="Go on with a run that was stopped."),
-    option(INPUT, "--changed", is_flag=True, help="Take a manifest's files as they are now, where they have changed."),
+    option(
+        INPUT, "--changed", is_flag=True, help="Take an earlier run's files as they are now, where they have changed."
+    ),
     option(CONTROL, "--anyway", is_flag=True, help="Run even what does not fit by the estimate of cosmos3 plan."),
 )
 """Of `cosmos3 run`, and of `cosmos3 plan`, which is its dry run."""

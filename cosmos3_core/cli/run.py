@@ -32,7 +32,19 @@ SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
 REPORT = {"memory": "--memory", "as_json": "--json"}
 """Options of a dry run alone."""
-FREE = ("output", "save_latents", "manifest", "tile", "resume", "dry_run", "anyway", "disabled", *STAYING, *REPORT)
+FREE = (
+    "output",
+    "changed",
+    "save_latents",
+    "manifest",
+    "tile",
+    "resume",
+    "dry_run",
+    "anyway",
+    "disabled",
+    *STAYING,
+    *REPORT,
+)
 """Options that may stand beside --resume; all others a stopped run has settled. A tile may, because memory may be what
 stopped it."""
 NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
@@ -225,9 +237,9 @@ def _check_given(options: Options) -> None:
         if name in REPORT and value not in (None, False) and not options.dry_run:
             found = "a run that is no dry run takes what is here and reports in its manifest"
             raise InputError(REPORT[name], found, "Type cosmos3 plan, or add --dry-run")
-    if options.changed and not options.request:
+    if options.changed and not (options.request or options.resume):
         found = "it says that files of an earlier run may have changed"
-        raise InputError("`changed` without `request`", found, "Name the manifest by `request`, or drop it")
+        raise InputError("`changed` without `request` or `resume`", found, "Name that run by one of them, or drop it")
     if options.memory is not None and not 0 < options.memory < 1 << 20:
         raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
 

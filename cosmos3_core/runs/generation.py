@@ -210,9 +210,7 @@ class Generation:
             weights = self.engine.open_weights(self._watch).identity
         if self.earlier and (change := self.earlier.other_weights(self.settled, weights)):
             if not self.changed:
-                raise InputError(
-                    self.asked, change, "Put the old ones back, or start the run again" if self.stopped else CHANGED
-                )
+                raise InputError(self.asked, change, CHANGED)
             self.inputs = replace(self.inputs, notes=(*self.inputs.notes, change))
         self.resolved = self.resolved | {"weights": weights}
         self.resumable = replace(self.resumable, weights=weights)
@@ -333,17 +331,17 @@ def prepare(
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
     `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
-    with, or `repeated` the one that this is again, which messages call `asked`; files of the second may have `changed`.
+    with, or `repeated` the one that this is again, which messages call `asked`; their files may have `changed`.
     `texts` are the facts of prompts that were in files. Raises InputError.
     """
     inputs = engine.read_inputs(settled.request, noise, media)
+    changes = [*repeated.changes(settled.request, inputs, latents)] if repeated else []
     if stopped:
         if stopped.earlier.pixels != saved.pixels_digest(inputs.pixels):
-            found = "the picture or clip that it began with has changed since"
-            raise InputError(asked, found, "Put the old file back, or start the run again")
+            changes.append("the picture or clip that it began with has changed since")
         engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)
-    for change in repeated.changes(settled.request, inputs, latents) if repeated else ():
+    for change in changes:
         if not changed:
             raise InputError(asked, change, CHANGED)
         inputs = replace(inputs, notes=(*inputs.notes, change))
