@@ -8,8 +8,8 @@ install: .venv/installed
 
 demo: .venv/installed
 	@mkdir -p demo
-	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --backend reference -o demo/coffee.png
-	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 --backend reference -o demo/coffee.mp4
+	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --backend reference -o demo/coffee.png --overwrite
+	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 --backend reference -o demo/coffee.mp4 --overwrite
 
 # The gate before every commit, under a minute on two cores once mypy has its cache: lint, types, who imports whom, one
 # run of the tiny model and one op against its formula. `make test` is the gate before a merge.

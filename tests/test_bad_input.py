@@ -48,7 +48,7 @@ PROGRESS = re.compile(
     r"backend reference: CPU, .*|check weights|load [a-z ]+|read prompts|encode input|decode|step \d+ of \d+"
 )
 
-ANY = "--model tiny --size 64x64 --steps 2 "
+ANY = "--model tiny --size 64x64 --steps 2 --overwrite "
 PICTURE = f"'a cup on a table' {ANY} -o {{out}}/picture.png "
 CLIP = f"'a cup on a table' {ANY} --frames 5 -o {{out}}/clip.mp4 "
 LONGER = f"'a cup on a table' {ANY} --frames 9 -o {{out}}/clip.mp4 "

@@ -567,7 +567,11 @@ def test_bad_output_is_found_before_the_run(tmp_path, name, clip, found):
     before = names(tmp_path)
     with pytest.raises(InputError) as caught:
         check_output(tmp_path / name, clip)
-    assert found in caught.value.found and str(tmp_path / name) in caught.value.asked and "-o" in caught.value.next_step
+    assert (
+        found in caught.value.found
+        and str(tmp_path / name) in caught.value.asked
+        and "`output`" in caught.value.next_step
+    )
     assert names(tmp_path) == before
 
 

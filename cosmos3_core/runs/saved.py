@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..engine.inputs import Inputs
-    from ..sampling.state import State
     from ..settle import Settled
 
 KEY = "cosmos3.state"
@@ -202,9 +201,8 @@ def read_stopped(name: str, asked: str) -> Stopped:
         raise InputError(asked, found, "Give the file a stopped run named") from None
 
 
-def save(path: Path, state: State, run: Earlier) -> bool:
-    """Write what was computed; False where there is nothing to go on with."""
-    kept, numbers = state.to_tensors()
+def save(path: Path, kept: dict[str, Tensor], numbers: dict[str, Any], run: Earlier) -> bool:
+    """Write what was computed, as `State.to_tensors` has it; False where there is nothing to go on with."""
     if not kept["x"].isfinite().all():
         return False
     write_tensors(path, kept, {KEY: json.dumps(run.to_json() | {"numbers": numbers})})
@@ -215,12 +213,17 @@ def unused(path: Path, own: str | None) -> Path:
     """Where to keep a run that was to be kept at `path`: another stopped run that is there stays. The file `own`, which
     this run went on from, is replaced."""
     taken, count = own and os.path.realpath(own), 1
-    name, _, suffix = path.name.rpartition(".")
     free = path
     while os.path.lexists(free) and os.path.realpath(free) != taken:
         count += 1
-        free = path.with_name(f"{name}-{count}.{suffix}")
+        free = numbered(path, count)
     return free
+
+
+def numbered(path: Path, count: int) -> Path:
+    """The name of a further stopped run that was to be kept at `path`."""
+    name, _, suffix = path.name.rpartition(".")
+    return path.with_name(f"{name}-{count}.{suffix}")
 
 
 def pixels_digest(pixels: Tensor | None) -> str | None:
@@ -240,11 +243,11 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
         raise InputError(asked, f"it cannot be read ({error})", "Give a safetensors file that cosmos3 wrote") from None
 
 
-def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str], *, overwrite: bool = True) -> None:
     """A safetensors file that is there as a whole or not at all."""
     from safetensors.torch import save as to_bytes
 
-    with atomic(path) as temporary:
+    with atomic(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(to_bytes(named, metadata))
 
 
