@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT := a robot arm pours coffee into a cup
 
-.PHONY: install demo quick test test-slow lint release clean
+.PHONY: install demo quick test test-slow stops lint release clean
 
 install: .venv/installed
 
@@ -26,6 +26,10 @@ test: lint
 # What takes longer than it is worth on every change: installing from a checkout, whole kits over plugins of contract 1.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q --durations=10 tests/slow
+
+# 200 runs of the tiny model stopped at random by signals and 100 killed, each gone on with: some minutes.
+stops: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/stops.py
 
 # The six distributions, in dist/: built, checked, installed in an empty environment and run. Publishes nothing.
 release: .venv/installed

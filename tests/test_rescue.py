@@ -134,7 +134,7 @@ def _inputs() -> dict[str, list[str]]:
         "in.png": ["a cup", "--image", "in.png", "--frames", "5"],
         "prompt.png": ["@prompt.png"],
         "request.png": ["--request", "request.png"],
-        "model/config.json": ["a cup", "--model", "model"],
+        "model/model_index.json": ["a cup", "--model", "model"],
         "model/transformer/config.json": ["a cup", "--model", "model"],
     }
 

@@ -163,7 +163,7 @@ def _why_named(options: Options, earlier: Earlier) -> str:
 def _refuse_settled(options: Options) -> None:
     """InputError for an option that the stopped run has settled."""
     for name, value in vars(options).items():
-        if name not in FREE and value not in (None, {}, False):
+        if name not in FREE and value is not False and value not in (None, {}):
             option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
             raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
 
