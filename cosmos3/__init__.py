@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cosmos3_core import __version__
-    from cosmos3_core.contract.errors import Cancelled, Cosmos3Error, InputError, RunError
+    from cosmos3_core.contract.errors import Cosmos3Error, InputError, RunError
+    from cosmos3_core.engine.stages import Cancelled
 
     from .pipeline import Pipeline, load
     from .plans import Plan, Stage
@@ -46,7 +47,8 @@ __all__ = [
 
 _HOMES = {
     "cosmos3_core": ("__version__",),
-    "cosmos3_core.contract.errors": ("Cancelled", "Cosmos3Error", "InputError", "RunError"),
+    "cosmos3_core.contract.errors": ("Cosmos3Error", "InputError", "RunError"),
+    "cosmos3_core.engine.stages": ("Cancelled",),
     "cosmos3.pipeline": ("Pipeline", "load"),
     "cosmos3.plans": ("Plan", "Stage"),
     "cosmos3.questions": ("backends", "capabilities", "show"),

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -508,12 +509,16 @@ def test_all_faults_of_a_request_come_together(user: User):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_a_command_that_is_ended_before_its_run(user: User, number: int, code: int):
     """While it reads its prompt. What Python has as -15 a shell has as 143."""
-    os.mkfifo(user.out / "prompt")
-    program = [sys.executable, "-B", "-m", "cosmos3", "run", "@prompt", "--model", "tiny", "-o", "x.png"]
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=user.out) as reading:
-        with open(user.out / "prompt", "wb"):  # waits until it is opened there
+    program = [sys.executable, "-B", "-m", "cosmos3", "run", "@-", "--model", "tiny", "-o", "x.png"]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, **pipes, text=True, cwd=user.out) as reading:
+        reading.stdin.write("a cup " * 50_000)  # more than a pipe holds: it is being read once that is written
+        reading.stdin.flush()
+        while reading.poll() is None:  # one between two reads waits for the next
             reading.send_signal(number)
-            assert reading.wait(60) == code
+            with suppress(subprocess.TimeoutExpired):
+                reading.wait(2)
+        assert reading.returncode == code
         assert reading.stderr.read().split() == (["stopped"] if number == signal.SIGINT else [])
     assert str(code if code > 0 else 128 - code) in " ".join(EXIT_CODES)
 

@@ -7,8 +7,10 @@ needs that, and is only parsed. MARKED lists those commands, so that none is lef
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -204,3 +206,24 @@ def test_what_was_timed_gave_the_same(name):
         assert one["formats"] or one["relative_error"] <= min(RESULTS[name]["settings"]["tolerance"], 0.05)
         if name in README:
             assert f"{one['speed_ratio']:.2f}x" in README
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+BAD_INPUTS = ("test_bad_input", "test_bounds")
+
+
+def cases(module: str) -> int:
+    """Of the tests in a module: a row of each table of a test, or the test itself."""
+    count = 0
+    for name, test in vars(importlib.import_module(module)).items():
+        if name.startswith("test_") and callable(test):
+            marks = getattr(test, "pytestmark", ())
+            count += math.prod(len(tuple(mark.args[1])) for mark in marks if mark.name == "parametrize")
+    return count
+
+
+def test_the_readme_says_how_many_bad_inputs_are_tried():
+    said = int(re.search(r"about ([\d,]+) bad inputs", README)[1].replace(",", ""))
+    tried = sum(map(cases, BAD_INPUTS))
+    assert abs(tried - said) <= tried // 20, f"write about {tried // 10 * 10} bad inputs"

@@ -102,7 +102,7 @@ def test_colour_and_orientation_are_as_in_files(running, tmp_path, mode):
 @pytest.mark.parametrize("keep", ["first", "last"])
 def test_a_clip_is_the_same_pixels_in_every_form(running, tmp_path, keep):
     path = inputs.clip(tmp_path / "pan.mp4", frames=12)
-    given = {"condition_frame_indexes": [0, 1], "condition_video_keep": keep}
+    given = {"condition_frame_indexes": [0, 1], "condition_video_keep": keep, "video_fps": "keep"}
     expected = pixels(running, "video", path, **given)
     frames = read_video(path, 12, "first").frames
     pictures = [Image.fromarray(frame) for frame in frames]
@@ -135,9 +135,9 @@ REFUSED = {
     "no channels": ("image", np.zeros((8, 8, 5), np.uint8), "none of its axes can be the channels"),
     "a batch": ("image", RGB[None], r"2 or 3 axes, not 4. .*such as x\[0\]"),
     "nothing": ("image", np.zeros((0, 8, 3), np.uint8), "it is empty"),
-    "no picture's bytes": ("image", b"hello", "reading a picture of 5 bytes: the file is not a picture"),
+    "no picture's bytes": ("image", b"hello", "reading 5 bytes in memory: the file is not a picture"),
     "half a picture": ("image", data_of(inputs.photograph(90, 70))[:900], "the picture cannot be read"),
-    "32-bit grey": ("image", Image.new("F", (8, 8)), "32-bit values have no known range"),
+    "32-bit grey": ("image", Image.new("F", (8, 8), -1.0), "32-bit values, from -1 to -1, have no known range"),
     "a picture as clip": ("video", Image.new("RGB", (8, 8)), "that is no clip"),
     "a frame as clip": ("video", RGB, "a clip has 4 axes, not 3"),
     "no frames": ("video", [], "it has no frames"),
@@ -154,7 +154,7 @@ def test_what_is_no_picture_or_clip_is_named(field, value, message):
 
 
 def test_bytes_that_are_no_clip_are_refused_when_they_are_read(running):
-    with pytest.raises(InputError, match="reading a clip of 5 bytes: it cannot be read as video"):
+    with pytest.raises(InputError, match="reading 5 bytes in memory: it cannot be read as video"):
         pixels(running, "video", b"hello")
 
 

@@ -23,7 +23,7 @@ from cosmos3_core.scenarios.captions import check_caption
 from cosmos3_core.scenarios.sizes import auto_size, keeping
 
 SMALL = ["--model", "tiny", "--steps", "2"]
-SETTLE = [*SMALL, "--dry-run"]
+SETTLE = [*SMALL, "--dry-run", "--json"]
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
+MOST_SIGMAS = 1000
+"""Steps of a distilled model's schedule: as many as a request may have. Published ones have 4."""
 LONG_NEGATIVE = 11
 """How often the tiny model's negative prompt is as many tokens as the published one, about 3500."""
 
@@ -136,8 +138,11 @@ def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[floa
         return None
     try:
         sigmas = tuple(float(s) for s in modular.get("distilled_sigmas") or fixed.get("t_list") or () if s > 0)
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         sigmas = ()
+    if len(sigmas) > MOST_SIGMAS:
+        found = f"it has {len(sigmas):,} distilled sigmas, and {MOST_SIGMAS:,} are the most that are read"
+        raise InputError(f"`model` {repo.name}", found, "Get the file again from the model's repository")
     if not sigmas:
         raise _incomplete(repo.name, "distilled sigmas (in modular_model_index.json or scheduler_config.json)")
     if list(sigmas) != sorted(set(sigmas), reverse=True) or sigmas[0] > 1:

@@ -6,7 +6,7 @@ Nothing here looks inside a weight file and nothing is ever unpickled. `HF_HOME`
 
 from __future__ import annotations
 
-import json
+import errno
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..bounds import parse_json
 from ..contract import InputError
 from ..spelling import nearest
 
@@ -31,6 +32,11 @@ PUBLISHED = (
 SHORT = {"nano": "nvidia/Cosmos3-Nano", "super": "nvidia/Cosmos3-Super", "edge": "nvidia/Cosmos3-Edge"}
 """Hub ids by the names that everybody calls them by."""
 LFS_POINTER = b"version https://git-lfs"
+MIB = 1 << 20
+LARGEST_TEXT = {"tokenizer.json": 64 * MIB, ".safetensors.index.json": 16 * MIB, ".jinja": MIB // 4}
+"""Bytes of a text file that are read, by how its name ends; published ones have 11 MiB, 200 KiB and 8 KiB."""
+LARGEST_OTHER_TEXT = 2 * MIB
+"""Of all others; the largest published one is a negative prompt of 12 KiB."""
 
 
 def full_name(model: str) -> str:
@@ -98,10 +104,19 @@ class Repository(ABC):
         return files
 
     def read_text(self, path: str) -> str | None:
-        """The file's text, None if there is no such file. InputError if it is not UTF-8."""
+        """The file's text, None if there is no such file. InputError if it is not UTF-8, cannot be read or is larger
+        than its kind is."""
         file = self.path(path)
+        if file is None:
+            return None
+        largest = next((size for end, size in LARGEST_TEXT.items() if path.endswith(end)), LARGEST_OTHER_TEXT)
         try:
-            return None if file is None else file.read_text(encoding="utf-8")
+            with reading(f"{self.name}/{path}"), file.open("rb") as stream:
+                data = stream.read(largest + 1)
+            if len(data) > largest:
+                found = f"it has {file.stat().st_size:,} bytes, and {largest:,} are the most that are read"
+                raise InputError(f"{self.name}/{path}", found, self.repair(path))
+            return data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{self.name}/{path}", f"not UTF-8 text: {error}", self.repair(path)) from None
 
@@ -111,13 +126,30 @@ class Repository(ABC):
         if text is None:
             return None
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{self.name}/{path}", f"not valid JSON: {error}", self.repair(path)) from None
+            value = parse_json(text)
+        except ValueError as error:
+            raise InputError(f"{self.name}/{path}", str(error), self.repair(path)) from None
         if not isinstance(value, dict):
             found = f"a JSON object was expected, this is a {type(value).__name__}"
             raise InputError(f"{self.name}/{path}", found, self.repair(path))
         return value
+
+
+@contextmanager
+def reading(asked: str) -> Iterator[None]:
+    """InputError in the place of an operating system's error."""
+    try:
+        yield
+    except PermissionError:
+        found, next_step = "this user may not read it", "Give this user the right to read it and to enter its folders"
+        raise InputError(asked, found, next_step) from None
+    except OSError as error:
+        found = f"it cannot be read ({error.strerror or error})"
+        raise InputError(asked, found, "Check the disk and the path, or copy the model again") from None
+
+
+def _dangles(file: Path) -> bool:
+    return file.is_symlink() and not file.exists()
 
 
 @dataclass(frozen=True)
@@ -128,17 +160,22 @@ class _Folder(Repository):
 
     def names(self, folder: str) -> list[str] | None:
         files = self.root / folder
-        return sorted(file.name for file in files.iterdir() if file.is_file()) if files.is_dir() else None
+        with reading(f"{self.name}/{folder}"):
+            # A link whose file is gone counts, so that it is told apart from a file that never was.
+            inside = files.iterdir() if files.is_dir() else None
+            return None if inside is None else sorted(file.name for file in inside if file.is_file() or _dangles(file))
 
     def path(self, path: str) -> Path | None:
         file = self.root / path
-        if not file.is_file():
-            return None
-        try:
+        with reading(f"{self.name}/{path}"):
+            if _dangles(file):
+                found = f"it is a link to {file.readlink()}, and nothing is there"
+                next_step = "Copy the files that its links lead to as well (`cp -rL`), or download the model again"
+                raise InputError(f"{self.name}/{path}", found, next_step)
+            if not file.is_file():
+                return None
             with file.open("rb") as stream:
                 is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
-        except OSError as error:
-            raise InputError(f"{self.name}/{path}", error.strerror or str(error), "Check who may read it") from None
         if is_pointer:
             found = "this is a git-LFS pointer, the data itself was not downloaded"
             raise InputError(f"{self.name}/{path}", found, f"Run `git lfs pull` in {self.root}")
@@ -210,6 +247,11 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
     except errors.CachedRepoTreeNotFoundError:
         found = "the local cache holds this model without its list of files, and the hub cannot be reached"
         raise InputError(asked, found, "Go online once, or pass the folder that holds the files as `model`") from None
+    except UnicodeEncodeError as error:  # a header of the request holds nothing but Latin-1
+        wrong = error.object[error.start : error.start + 1]
+        found = f"the token that is sent to the hub holds the character {wrong!r}, which no token has"
+        next_step = "Copy the token again, without quotes, into HF_TOKEN or with `hf auth login`"
+        raise InputError(asked, found, next_step) from None
     # HTTPError is the base of the HTTP library's errors, whichever library this huggingface_hub is built on.
     except (errors.HTTPError, errors.RevisionResolutionError, OSError) as error:
         causes: list[BaseException] = [error]
@@ -222,13 +264,26 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
             found = "not everything it needs is in the local cache, and HF_HUB_OFFLINE forbids a download"
             next_step = "Run once without HF_HUB_OFFLINE, or pass the folder that holds the files as `model`"
         elif isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):
-            found = f"the download failed: {error}"
-            next_step = f"Check the free space in {constants.HF_HUB_CACHE} and run this again; finished files are kept"
+            found, next_step = _local_failure(error, Path(constants.HF_HUB_CACHE))
         else:
             found = f"the hub at {constants.ENDPOINT} cannot be reached, and the local cache does not hold all files"
             found += f": {causes[-1]}"
             next_step = "Check the network and run this again; finished files are kept"
         raise InputError(asked, found, next_step) from error
+
+
+def _local_failure(error: OSError, cache: Path) -> tuple[str, str]:
+    """What was found and what to do about an error of this machine's disk."""
+    files = [folder for folder in (cache, *cache.parents) if folder.is_file()]
+    if files:
+        return f"the cache would be {cache}, and {files[0]} is a file", "Set HF_HOME to a folder"
+    if isinstance(error, PermissionError):
+        where = error.filename or cache
+        return f"this user may not use {where}", f"Change who owns {cache}, or set HF_HOME to a folder of your own"
+    kept = "run this again; finished files are kept"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {cache} is full", f"Free space there, or set HF_HOME to another disk, and {kept}"
+    return f"the download failed: {error}", f"Check {cache} and the network, and {kept}"
 
 
 def _is_hub_id(model: str) -> bool:

@@ -12,10 +12,11 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..contract import InputError
-from .repository import Repository
+from ..bounds import parse_json
+from ..contract import InputError, RunError
+from .repository import Repository, reading
 
 if TYPE_CHECKING:
     import numpy
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 STEM = "diffusion_pytorch_model"
 DIGESTS = "cosmos3.blake2b"
+LARGEST_HEADER = 16 << 20
+"""Bytes of a safetensors file's header; the largest published one has 200 KiB. Beyond it only reading takes seconds."""
+MOST_SHARDS = 1000
+"""Files of one component; the largest published one has 26."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -64,14 +69,33 @@ class TensorFiles:
             yield from self._read_shard(file, held)
 
     def _read_shard(self, file: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        from safetensors import safe_open
-
-        with safe_open(file, framework="pt") as shard:
+        with self._opened(file) as shard:
             for name in names:
-                tensor = shard.get_tensor(name)
+                tensor = self._tensor(shard, file, name)
                 if defect := _defect(tensor, self.tensors[name].digest):
                     raise _bad_file(self.repository, f"{self.folder}/{file.name}", f"tensor {name} {defect}")
                 yield name, tensor
+
+    def _opened(self, file: Path) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise self._changed(file, error) from None
+
+    def _tensor(self, shard: Any, file: Path, name: str) -> torch.Tensor:
+        from safetensors import SafetensorError
+
+        try:
+            return shard.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise self._changed(file, error) from None
+
+    def _changed(self, file: Path, error: Exception) -> RunError:
+        found = f"it was whole when this run began and cannot be read now ({error})"
+        next_step = "Keep the model's files in place while a run reads them, and check the disk"
+        return RunError(f"{self.repository.name}/{self.folder}/{file.name}", found, next_step)
 
 
 def open_tensors(repository: Repository, folder: str, stem: str = STEM) -> TensorFiles:
@@ -139,6 +163,12 @@ def _find_shards(repository: Repository, folder: str, stem: str) -> dict[str, se
         found = f"there is only {_some(pickled)}; cosmos3 loads safetensors only and never unpickles"
         next_step = "Convert it to safetensors first, see huggingface.co/docs/safetensors/convert-weights"
         raise InputError(where, found, next_step)
+    if variants := [file for file in present if file.startswith(f"{stem}.") and file.endswith(".safetensors")]:
+        found = f"there is {_some(variants)}, a variant, and no {stem}.safetensors"
+        raise InputError(where, found, f"Rename it to {stem}.safetensors, or download the files without a variant")
+    if variants := [file for file in present if file.startswith(f"{stem}.") and ".index." in file]:
+        found = f"there is {_some(variants)}, the index of a variant, and no {stem}.safetensors.index.json"
+        raise InputError(where, found, "Download the files without a variant")
     found = f"neither {stem}.safetensors nor its index is among its files ({_some(present) or 'none'})"
     raise InputError(where, found, repository.repair(f"{folder}/{stem}.safetensors"))
 
@@ -154,9 +184,16 @@ def _read_index(repository: Repository, folder: str, index: str, present: list[s
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
             raise _bad_file(repository, path, f"it puts {name} in {shard!r}, no safetensors file of this folder")
         shards.setdefault(shard, set()).add(name)
+    if len(shards) > MOST_SHARDS:
+        found = f"it names {len(shards):,} files, and {MOST_SHARDS:,} are the most that are read"
+        raise _bad_file(repository, path, found)
+    whole = index.removesuffix(".index.json")
     for shard, named in shards.items():
         if shard not in present:
             found = f"the file is missing, and the index says that it holds {_some(named)}"
+            if whole in present and not any(name in present for name in shards):
+                found = f"none of the files that it names is there, and {whole} stands beside it"
+                raise InputError(f"{repository.name}/{path}", found, f"Delete the index {index}, which is an older one")
             raise _bad_file(repository, f"{folder}/{shard}", found)
     return shards
 
@@ -165,9 +202,15 @@ def _read_header(repository: Repository, path: str, file: Path) -> dict[str, Ten
     from safetensors import SafetensorError, safe_open
 
     tensors = {}
+    with reading(f"{repository.name}/{path}"), file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        size = file.stat().st_size
+    if LARGEST_HEADER < length <= size:
+        found = f"its header has {length:,} bytes, and {LARGEST_HEADER:,} are the most that are read"
+        raise _bad_file(repository, path, found)
     try:
-        with safe_open(file, framework="pt") as shard:
-            digests = json.loads((shard.metadata() or {}).get(DIGESTS, "null"))
+        with reading(f"{repository.name}/{path}"), safe_open(file, framework="pt") as shard:
+            digests = parse_json((shard.metadata() or {}).get(DIGESTS, "null"))
             names = shard.offset_keys()
             if digests is not None and set(digests) != set(names):
                 raise ValueError("its digests are those of other tensors")
@@ -175,7 +218,7 @@ def _read_header(repository: Repository, path: str, file: Path) -> dict[str, Ten
                 tensor = shard.get_tensor(name)  # a view of the mapped file: no weight is read
                 written = None if digests is None else digests[name]
                 tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, tensor.nbytes, written)
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise _bad_file(repository, path, f"the file is cut short or damaged: {error}") from None
     return tensors
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from ..files.checkout import build_version
 from . import options as shared
+from . import terminal
 from .matrix import matrix
 from .recipes import recipes
+
+if TYPE_CHECKING:
+    from ..contract.errors import Cosmos3Error
 
 EXIT_CANCELLED = 130
 EXIT_CODES = {
     "0": "Done. Of `plan` and `run --dry-run`: it fits. Of `check`: the backend does all that it declares.",
-    "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. Of `plan` "
-    "and `run --dry-run`: it does not fit. Of `check`: a test failed. Of `matrix --check`: the page is out of date.",
+    "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. An error "
+    "that nobody expected leaves a report in a file, which the message names. Of `plan` and `run --dry-run`: it does "
+    "not fit. Of `check`: a test failed. Of `matrix --check`: the page is out of date.",
     "2": "Bad input: the command line, a request, a file or what this machine lacks. Nothing was written.",
     str(
         EXIT_CANCELLED
@@ -29,6 +34,8 @@ EXIT_CODES = {
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
     """click's own option takes a version that is known already, and git is asked for this one."""
     if asked:
+        from ..files.checkout import build_version
+
         click.echo(f"cosmos3, version {build_version()}")
         context.exit()
 
@@ -69,6 +76,7 @@ def run(disabled: tuple[str, ...], **options) -> None:
     from .run import Options, execute
 
     execute(Options(disabled=disabled, **options))
+    terminal.file_is_the_answer()
 
 
 @cli.command(cls=shared.WithFields, context_settings=shared.CONTEXT)
@@ -172,22 +180,61 @@ cli.add_command(matrix)
 
 
 def main() -> None:
-    """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one."""
-    from ..contract.errors import Cancelled, Cosmos3Error
+    """Entry point: one line on stderr and exit code 2 for bad input, 1 for a failed run, 130 for a stopped one. What no
+    place expects ends so too, with a report in a file."""
+    with terminal.guarded() as answer:
+        code = _run()
+        answer.flush()
+        if answer.failed and not code:
+            terminal.tell(f"error: writing to standard output: {answer.failed.strerror}. Send it elsewhere")
+            code = 1
+    if code:
+        sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command line; what went wrong is said."""
+    from ..contract.errors import Cosmos3Error
 
     try:
-        cli(prog_name="cosmos3", standalone_mode=False)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):
-            error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
-        if isinstance(error, click.NoSuchOption):
-            error = shared.answered(error)
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt, Cancelled):
-        click.echo("stopped", err=True)
-        sys.exit(EXIT_CANCELLED)
-    except Cosmos3Error as error:
-        click.echo(f"error: {shared.in_flags(str(error), cli.commands.values())}", err=True)
-        sys.exit(error.exit_code)
+        try:
+            code = cli(prog_name="cosmos3", standalone_mode=False)
+            return code if isinstance(code, int) else 0
+        except click.ClickException as error:
+            _usage(error)
+            return error.exit_code
+        except (click.Abort, KeyboardInterrupt) as stop:
+            if isinstance(stop.__cause__, EOFError):  # click takes the end of any file for the end of a prompt
+                raise stop.__cause__ from None
+            terminal.tell("stopped")
+            return EXIT_CANCELLED
+        except Cosmos3Error as error:
+            first, *others = _said(error)
+            for line in ("stopped",) if error.exit_code == EXIT_CANCELLED else (f"error: {first}", *others):
+                terminal.tell(line)
+            return error.exit_code
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        from .unexpected import explained
+
+        terminal.tell(f"error: {explained(error)}")
+        return 1
+
+
+def _usage(error: click.ClickException) -> None:
+    context = getattr(error, "ctx", None)
+    if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):
+        error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
+    if isinstance(error, click.NoSuchOption):
+        error = shared.answered(error)
+    error.show()
+
+
+def _said(error: Cosmos3Error) -> list[str]:
+    """The lines of an error's message: one, or one for each fault of a request. Each part of a line is cut by itself,
+    so that what to do next is never what is left out."""
+    if faults := getattr(error, "faults", ()):
+        return [f"{len(faults)} faults in one request:", *(f"  {line}" for fault in faults for line in _said(fault))]
+    asked, found, next_step = (terminal.printable(part) for part in (error.asked, error.found, error.next_step))
+    return [shared.in_flags(f"{asked}: {found}. {next_step}", cli.commands.values())]

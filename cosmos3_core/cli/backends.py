@@ -9,6 +9,7 @@ from typing import Any
 from ..plan.cost.units import GIB
 from ..settle import questions
 from ..settle.questions import WANT
+from .terminal import printable
 
 COLUMNS = ("op", "kernel", "dtypes", "formats", "notes, or why not")
 
@@ -31,7 +32,7 @@ def _block(report: dict[str, Any]) -> str:
         lines.append(f"  {_device(report['device'])}")
     kernels = report.get("kernels", [])
     if not kernels:
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
     table = [COLUMNS] + [
         (
             row["op"],
@@ -46,7 +47,7 @@ def _block(report: dict[str, Any]) -> str:
     for line in table:
         padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         lines.append(f"    {padded}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _device(device: dict[str, Any]) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 from ..scenarios.fields import FIELDS
 from ..settle.questions import capabilities
 from .options import flag
+from .terminal import printable
 
 
 def execute(model: str, profile: str, as_json: bool) -> None:
     """Print what a model takes. Raises InputError for a model or a profile that does not exist."""
     report = capabilities(model, profile)
-    print(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    print(json.dumps(report, indent=2) if as_json else "\n".join(map(printable, _lines(report))))
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

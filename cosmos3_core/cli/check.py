@@ -34,8 +34,8 @@ def execute(
     # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
     suite = Path(module).resolve() if module else Path(testing.__file__).parent / "suite" / "__init__.py"
     alone = ["-c", os.devnull, "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
-    arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "-q", "--tb=short", "--backend", backend]
-    arguments += ["--record", record] if record else []
+    arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "-q", "--tb=short", "--color=no"]
+    arguments += ["--backend", backend, *(["--record", record] if record else [])]
     arguments += ["-k", keyword] if keyword else []
     status = pytest.main(arguments)
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:

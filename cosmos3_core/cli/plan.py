@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..contract import Ceiling
@@ -19,6 +18,7 @@ from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..scenarios.fields import FIELDS, NOT_GIVEN, PROFILE
 from ..scenarios.request import STANDS_IN
 from ..settle import Settled
+from .terminal import console, printable
 
 LONGEST = 60
 """Characters of a text that are shown to a person; --json has it whole."""
@@ -99,7 +99,7 @@ def _assumed(estimated: Estimate, ceiling: Ceiling | None, rates: set[str]) -> l
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    screen = console(soft_wrap=True)
     plan, request, memory = report["plan"], report["request"], report["estimate"]["memory"]
     device = plan["device"]
     shared = " (--memory)" if memory["given"] else " shared with the host" if device["unified"] else ""
@@ -120,18 +120,18 @@ def _print(report: dict[str, Any]) -> None:
         ("decode", tile),
     ]
     for name, text in lines:
-        console.print(f"{name:<10} {text}")
-    console.print()
-    console.print(_table(memory))
-    console.print()
+        screen.print(f"{name:<10} {printable(text)}")
+    screen.print()
+    screen.print(_table(memory))
+    screen.print()
     parts = (f"{name.replace('_', ' ')} {gib(count)}" for name, count in memory["weights"].items() if count)
-    console.print(f"{'weights':<10} {', '.join(parts)}")
+    screen.print(f"{'weights':<10} {', '.join(parts)}")
     for name, text in _verdict(report):
-        console.print(f"{name:<10} {text}")
+        screen.print(f"{name:<10} {printable(text)}")
     for sentence in report["estimate"]["assumed"]:
-        console.print(f"assumed    {sentence}")
+        screen.print(f"assumed    {sentence}")
     for note in report["notes"]:
-        console.print(f"note       {note}")
+        screen.print(f"note       {printable(note)}")
 
 
 def _values(report: dict[str, Any]) -> list[str]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .terminal import tell, unescaped
 
 
 class Display:
     """Use as a context manager around a run, which calls `show`."""
 
     def __init__(self) -> None:
-        self.stage, self.console = "", Console(stderr=True)
+        # rich takes FORCE_COLOR for a terminal: what a file gets are lines all the same.
+        terminal = bool(sys.stderr and sys.stderr.isatty())
+        self.stage, console = "", Console(file=unescaped(sys.stderr), force_terminal=terminal)
         counts, times = (BarColumn(), MofNCompleteColumn()), (TimeElapsedColumn(), TimeRemainingColumn())
         columns = TextColumn("{task.description:<20}"), *counts, *times
-        self.plain = not self.console.is_terminal
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=self.plain)
+        self.plain = not terminal or console.is_dumb_terminal
+        self.progress = Progress(*columns, console=console, transient=True, disable=self.plain)
         self.task = self.progress.add_task("starting", total=None)
 
     def __enter__(self) -> Display:
@@ -34,6 +40,6 @@ class Display:
         if not self.plain:
             return
         if stage == "steps" and (begins or done == total or done % max(total // 10, 1) == 0):
-            self.console.print(f"step {done} of {total}")
+            tell(f"step {done} of {total}")
         elif begins:
-            self.console.print(stage)
+            tell(stage)

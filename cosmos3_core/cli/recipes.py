@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .options import files, one_of
+from .terminal import printable, tell
 
 if TYPE_CHECKING:
     from ..evidence.recipe import Recipe
@@ -85,7 +86,7 @@ def list_(as_json: bool) -> None:
         return
     widths = [max(map(len, column)) for column in zip(*((r.name, s.name) for r, s in listed), strict=True)]
     for recipe, state in listed:
-        click.echo(f"{recipe.name:<{widths[0]}}  {state.name:<{widths[1]}}  {state.why}")
+        click.echo(printable(f"{recipe.name:<{widths[0]}}  {state.name:<{widths[1]}}  {state.why}"))
 
 
 @recipes.command()
@@ -96,11 +97,12 @@ def show(name: str) -> None:
 
     recipe = _find(name)
     state = _state(recipe)
-    click.echo(f"{recipe.name}: {recipe.tables['title']}\n{state.name}: {state.why}\n")
-    click.echo(f"cosmos3 run {shlex.join(_command_line(recipe))}\n")
+    click.echo(printable(f"{recipe.name}: {recipe.tables['title']}"))
+    click.echo(f"{printable(f'{state.name}: {state.why}')}\n")
+    click.echo(f"cosmos3 run {printable(shlex.join(_command_line(recipe)))}\n")
     for table in ("device", "plan", "expect", "known"):
         for key, value in recipe.tables.get(table, {}).items():
-            click.echo(f"{table}.{key}: {value}")
+            click.echo(printable(f"{table}.{key}: {value}"))
     if state.record:
         click.echo(f"\n{_verdict(state.record)}")
 
@@ -156,7 +158,7 @@ def validate(names: tuple[str, ...], random_weights: bool) -> None:
     from ..evidence.validate import validate as measure
 
     found = [_find(name) for name in dict.fromkeys(names)]
-    for recipe, record in measure(found, random_weights=random_weights, say=lambda line: click.echo(line, err=True)):
+    for recipe, record in measure(found, random_weights=random_weights, say=tell):
         click.echo(_verdict(record))
         click.echo(f"{record['state']}: {path_of(recipe)}")
 
@@ -175,4 +177,4 @@ def _verdict(record: dict[str, Any]) -> str:
     for name, output in compared["output"].items():
         decibels = "equal" if output["psnr_db"] is None else f"{output['psnr_db']:.1f} dB, SSIM {output['ssim']:.4f}"
         lines.append(f"output, {name} against baseline: {decibels}")
-    return "\n".join(lines + ([verdict["note"]] if "note" in verdict else []))
+    return "\n".join(map(printable, lines + ([verdict["note"]] if "note" in verdict else [])))

@@ -23,7 +23,8 @@ from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import show
-from .stopping import Stop, stop_signal, tell
+from .stopping import Stop, stop_signal
+from .terminal import tell
 from .texts import files_of, read_text, texts, texts_read
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ def execute(options: Options) -> None:
     )
     if options.dry_run:
         _report(options, settled, run.resolved, run.inputs.notes)
-    if settled.why:
-        print(settled.why, file=sys.stderr)
+    for line in settled.why.splitlines():
+        tell(line)
     _name_stopped(paths, options)
     _generate(run, paths, options, anyway=refusal is not None)
 
@@ -126,8 +127,8 @@ def execute(options: Options) -> None:
 def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str] = ()) -> NoReturn:
     """What a dry run ends with. Exit code 1 where the run would be refused because it does not fit."""
     show(settled, resolved, notes, as_json=options.as_json)
-    if settled.why:
-        print(settled.why, file=sys.stderr)
+    for line in settled.why.splitlines():
+        tell(line)
     sys.exit(0 if settled.fits or options.anyway else 1)
 
 
@@ -146,7 +147,7 @@ def _repeated(options: Options) -> Earlier:
     asked = f"--request {options.request}"
     earlier = saved.read_request(read_text(options.request, asked), asked, options.request)
     if earlier.note:
-        print(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}", file=sys.stderr)
+        tell(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}")
     elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
@@ -210,7 +211,7 @@ def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None
     if options.resume:
         generation.check_same_kernels(earlier, settled, f"`resume` {options.resume}")
     for op, used, here in generation.other_kernels(earlier, settled):
-        print(f"note: {op} ran on {used} in that run, and is {here} here", file=sys.stderr)
+        tell(f"note: {op} ran on {used} in that run, and is {here} here")
 
 
 def _check_given(options: Options) -> None:
@@ -280,7 +281,7 @@ def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> 
     from .progress import Display
 
     for note in run.inputs.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     display = Display()
     with stop_signal() as stop, paths.alone():
         run.watch(display.show, stop)

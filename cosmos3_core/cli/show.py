@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +13,7 @@ from ..plan.cost.units import GIB
 from ..runs.manifest import read_manifest
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
+from .terminal import console, printable
 
 LONGEST = 200
 """Characters of a value that are shown; --json has it whole."""
@@ -32,9 +33,7 @@ def execute(file: str, as_json: bool) -> None:
 def _print(manifest: dict[str, Any]) -> None:
     """One block a subject, in the order of a reader's questions. Keys that are not known here come last: nothing of a
     manifest is left out but what is empty, and fields of the request that its task does not take."""
-    console, rest = Console(highlight=False, markup=False), dict(manifest)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
+    screen, rest = console(**({} if sys.stdout.isatty() else {"width": PIPED_WIDTH})), dict(manifest)
     request, origin, plan = rest.pop("request"), rest.pop("origin", {}), dict(rest.pop("plan"))
     scalars = {key: rest.pop(key) for key in list(rest) if not isinstance(rest[key], dict | list)}
     blocks = [_rows(scalars), _rows(rest.pop("model", {}), "model"), _rows(rest.pop("profile", {}), "profile")]
@@ -50,9 +49,9 @@ def _print(manifest: dict[str, Any]) -> None:
         table.add_column(overflow="fold")
     for block in filter(None, blocks):
         for row in block:
-            table.add_row(*(Text(_printable(cell)) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         table.add_row()
-    console.print(table)
+    screen.print(table)
 
 
 def _rows(value: Any, name: str = "") -> list[tuple[str, str, str]]:
@@ -74,11 +73,4 @@ def _origin(origin: Any, key: str) -> str:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    more = f"... ({len(text):,} characters)" if len(text) > LONGEST else ""
-    return text[:LONGEST] + more
-
-
-def _printable(text: str) -> str:
-    """A file may come from anywhere: what would steer the terminal is shown as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), LONGEST)

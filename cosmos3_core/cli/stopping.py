@@ -1,12 +1,13 @@
-"""Stopping a run between two pieces of work, and saying so on a terminal that may be gone."""
+"""Stopping a run between two pieces of work."""
 
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from .terminal import tell
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """From the keyboard, from whoever started the process (Slurm, Docker, systemd), and from a terminal that closes."""
@@ -41,7 +42,8 @@ class Stop:
         self.count += 1
         self._check()
         if self.count == 1:
-            tell("stopping after what is under way (Ctrl-C again: at once)")
+            with suppress(RuntimeError):  # in the middle of another line that is printed
+                tell("stopping after what is under way (Ctrl-C again: at once)")
 
     def _check(self) -> None:
         if self._limit is not None and self.count >= self._limit:
@@ -61,10 +63,3 @@ def stop_signal() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def tell(line: str) -> None:
-    """A line on stderr, which may be a terminal that was closed, or in the middle of another line when a signal
-    arrives."""
-    with suppress(OSError, RuntimeError):
-        print(line, file=sys.stderr, flush=True)

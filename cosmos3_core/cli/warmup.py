@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.request import PROFILES
 from ..settle import Wish, settle
 from ..settle.settle import PROMPT_TOKENS
+from .terminal import tell
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -66,9 +66,9 @@ class Options:
 def execute(options: Options, as_json: bool) -> None:
     """Run a request twice on random weights, in part of the layers, and print both runs' seconds. Raises InputError."""
     settled = settle(options.wish())
-    plan, why = settled.plan, settled.why
-    if why:
-        print(why, file=sys.stderr)
+    plan = settled.plan
+    for line in settled.why.splitlines():
+        tell(line)
 
     from ..checkpoint.random_weights import RandomWeights
     from ..engine.engine import Engine
@@ -76,7 +76,7 @@ def execute(options: Options, as_json: bool) -> None:
     # A layer is compiled once, however many there are; with a format, one that is kept belongs to it.
     layers = KEPT_SHARE if settled.execution.kept_layers else 1
     model = replace(settled.model, config=replace(settled.model.config, num_hidden_layers=layers))
-    print(f"warming up {model.name} on {plan.backend.name}, {plan.device.name}", file=sys.stderr)
+    tell(f"warming up {model.name} on {plan.backend.name}, {plan.device.name}")
     weights = RandomWeights(model, plan.backend.torch_device)
     engine = Engine(model, plan, resident=True, weights=weights)
     cold, warm = _run(engine, settled.request), _run(engine, settled.request)
@@ -97,7 +97,12 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     from ..engine.stages import Watch
 
     before, pixels = dict(engine.seconds), None
-    watch = Watch(lambda stage, done, total: done or print(stage, file=sys.stderr))
+
+    def show(stage: str, done: int, total: int) -> None:
+        if not done:
+            tell(stage)
+
+    watch = Watch(show)
     if request.conditioning_pixel_frames:
         pixels = torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width)
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]

@@ -17,7 +17,7 @@ from typing import Any
 import pluggy
 
 # isort: off
-from .errors import Cancelled, Cosmos3Error, InputError, RunError, Unavailable
+from .errors import Cosmos3Error, InputError, RunError, Unavailable
 from .ops import Attention, Capture, Gate, Linear, NormRope, NormSilu, Ops, PackLinear, PatchEmbed, RmsNorm, Segment
 from .ops import Finish, FinishWeights, Layer, PackFinish, PackProject, Project, Projected, ProjectWeights
 from .ops import Bytes, Comm, Memory, Pending, Quantized, Residual

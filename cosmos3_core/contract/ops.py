@@ -79,8 +79,7 @@ class RmsNorm(Protocol):
     """With z = x + residual (or x): returns (z · rsqrt(mean(z²) + eps) · weight, z), both x_MI's shape and dtype.
 
     Mean and rsqrt in fp32. `weight_fp32` False rounds the normalised value to the dtype before the weight multiplies
-    it (Qwen); True multiplies in fp32 and rounds once (Nemotron). Without a residual z may be x itself.
-    """
+    it (Qwen); True multiplies in fp32 and rounds once (Nemotron). Without a residual z may be x itself."""
 
     def __call__(
         self, x_MI: Tensor, weight_I: Tensor, *, eps: float, residual_MI: Maybe = None, weight_fp32: bool = False
@@ -134,17 +133,16 @@ class NormSilu(Protocol):
 
 
 class Capture(Protocol):
-    """Record what `function` launches, and replay it with less host time. It takes device tensors and returns a list of
-    them; it launches the same work whatever they hold, never waits for the device, and is called with the same shapes
-    every time. The first call may run it as it is, to load and compile what it needs."""
+    """Record what `function` launches, and replay it with less host time. It takes and returns device tensors (a list),
+    always of the same shapes, launches the same work whatever they hold, and never waits for the device. The first call
+    may run it as it is, to load and compile what it needs."""
 
     def __call__(self, function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A decoder layer's numbers, as much of it as lies on this device; `eps` and `weight_fp32` as RmsNorm's,
-    `activation` as Gate's."""
+    """A layer's numbers, of what lies on this device; `eps` and `weight_fp32` as RmsNorm's, `activation` as Gate's."""
 
     heads: int
     kv_heads: int
@@ -195,9 +193,8 @@ class Projected(NamedTuple):
 
 
 class Project(Protocol):
-    """The half of a decoder layer before attention: norm of the residual stream, q/k/v product, per-head norms,
-    rotation. Leaves x + delta in the stream. cos and sin have a table for every branch. `tensors()` as Linear's, norms
-    included."""
+    """The half of a layer before attention: norm of the residual stream, q/k/v product, per-head norms, rotation.
+    Leaves x + delta in the stream. cos and sin have a table for every branch. `tensors()` as Linear's, with norms."""
 
     def __call__(self, residual: Residual, cos_BSD: Tensor, sin_BSD: Tensor) -> Projected: ...
 
@@ -214,8 +211,7 @@ class Finish(Protocol):
 
 
 class PackProject(Protocol):
-    """Make a layer's `Project`, while loading, with products in `format`. `ops` are for what it does not do itself.
-    Their `project` and `finish` are the defaults, made of primitives, which a row may call with ops of its own."""
+    """Make a layer's `Project`, while loading, with products in `format`; `ops` are the rest and the default halves."""
 
     def __call__(self, weights: ProjectWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Project: ...
 
@@ -234,8 +230,7 @@ class Bytes(NamedTuple):
 
 
 class Pending(Protocol):
-    """Work under way. `wait()` returns the result: a copy's once the host may read it, a collective's once the device's
-    later work may."""
+    """Work under way. `wait()` returns the result once it may be read: a copy's by the host, others' by later work."""
 
     def wait(self) -> Tensor: ...
 
@@ -287,8 +282,7 @@ class Comm(Protocol):
 
 @dataclass(frozen=True)
 class Ops:
-    """One implementation of each op, chosen by the plan and handed to the model when it is built. `prepare` is the
-    attention's, where its row has one."""
+    """One implementation of each op, as the plan chose. `prepare` is the attention's, where its row has one."""
 
     attention: Attention
     pack_linear: PackLinear

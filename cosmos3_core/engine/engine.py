@@ -33,6 +33,7 @@ from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
 from ..model.weights import Target
 from ..plan import Plan
+from ..plan.discovery import BUILT_IN
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
@@ -338,16 +339,20 @@ class Engine:
             raise InputError(f"finishing after step {state.index}", found, "Take the others, or look with preview")
         return self._frames(state)
 
+    def _not_finite(self, steps: int) -> RunError:
+        found = "the latents hold NaN or infinity, so a kernel or a weight is wrong"
+        next_step = "Run again with `backend` reference to tell which"
+        if self.plan.backend.name == BUILT_IN and not self.plan.formats:
+            found = "the latents hold NaN or infinity, and no kernel but eager torch's ran"
+            next_step = "Run again with `dtype` float32; if it does not help, get the model's weights again"
+        return RunError(f"decoding after {steps} steps", found, next_step)
+
     def _frames(self, state: State) -> Iterator[Tensor]:
         with self._working(state.watch):
             with self._stages.timed("steps"):  # the first look at a value: the device may still be at the last ones
                 finite = bool(torch.isfinite(state.x).all())
             if not finite:
-                raise RunError(
-                    f"decoding after {state.index} steps",
-                    "the latents hold NaN or infinity, so a kernel or a weight is wrong",
-                    "Run again with `backend` reference to tell which",
-                )
+                raise self._not_finite(state.index)
             state.passes = None
             self._pool.give_back()
             decoder = DECODERS["vision"]

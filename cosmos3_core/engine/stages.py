@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..contract import Cancelled, InputError
+from ..contract import Cosmos3Error, InputError
+
+
+class Cancelled(Cosmos3Error):
+    """The caller asked to stop, and the run did, between two pieces of work. Exit code 130, as after Ctrl-C."""
+
+    exit_code = 130
 
 
 class Watch:

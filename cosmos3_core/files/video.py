@@ -104,7 +104,8 @@ def _clip(source: Path | bytes) -> Iterator[_Playing]:
             raise InputError(asked, "the file has no video in it", "Pass a clip, such as an .mp4 file")
         stream = streams[0]
         if stream.codec_context is None:
-            raise InputError(asked, "there is no decoder for its video", "Save it as H.264 in an .mp4 file")
+            found = "there is no decoder for its video, or it is cut off"
+            raise InputError(asked, found, f"{NEXT_STEP} in H.264")
         _check_area(source, stream.width, stream.height)
         stream.thread_type = "AUTO"
         if not (rate := stream.average_rate or stream.guessed_rate):

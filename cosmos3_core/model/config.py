@@ -18,6 +18,33 @@ REQUIRED_VALUES: dict[str, Any] = {
 }
 """Keys that select another model than the one written here when they differ. Absent means this value."""
 
+LARGEST: dict[str, float] = {
+    "hidden_size": 1 << 17,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "head_dim": 1024,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 22,
+    "rms_norm_eps": 1.0,
+    "rope_theta": 1e12,
+    "base_fps": 1000.0,
+    "latent_channel": 4096,
+    "latent_patch_size": 16,
+    "timestep_scale": 1000.0,
+    "unified_3d_mrope_temporal_modality_margin": 10_000_000,
+    "sound_dim": 1 << 16,
+    "sound_latent_fps": 1000.0,
+    "action_dim": 1 << 16,
+    "num_embodiment_domains": 1 << 16,
+}
+"""Of the numbers in `transformer/config.json`, at least 8 times the largest published model's. Beyond them a file is
+damaged, and shapes of its size would take minutes only to be listed."""
+LARGEST_VAE = {"base_dim": 4096, "decoder_base_dim": 4096, "z_dim": 4096, "num_res_blocks": 64}
+"""Of those in `vae/config.json`."""
+LARGEST_STATISTIC = 1e6
+"""Of a latent channel's mean and deviation; the published ones are below 10."""
+
 TEMPORAL_COMPRESSION = 4
 """Pixel frames per latent frame after the first (docs/model.md, section 5.1)."""
 SPATIAL_COMPRESSION = 16
@@ -179,6 +206,8 @@ class TransformerConfig:
                     problems.append(f"{field.name} is {value!r}, not a positive whole number")
                 elif kind == "float" and not 0 < value < math.inf:
                     problems.append(f"{field.name} is {value!r}, not a positive number")
+                elif value > LARGEST[field.name]:
+                    problems.append(f"{field.name} is {value!r}, and {LARGEST[field.name]:g} is the most that is read")
         axes = self.rope_axes_dim
         if not (isinstance(axes, tuple) and len(axes) == 3 and all(type(size) is int for size in axes)):
             problems.append(f"rope_axes_dim is {axes!r}, not three whole numbers")
@@ -250,7 +279,7 @@ class VaeConfig:
                 )
         try:
             return cls._parsed(data)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(
                 f"loading {source}",
@@ -266,10 +295,14 @@ class VaeConfig:
         for key, value in widths.items():
             if type(value) is not int or value <= 0:
                 raise ValueError(f"{key} is {value!r}, not a positive whole number")
+            if value > LARGEST_VAE[key]:
+                raise ValueError(f"{key} is {value}, and {LARGEST_VAE[key]} is the most that is read")
         stats = {key: tuple(map(float, data[key])) for key in ("latents_mean", "latents_std")}
         for key, values in stats.items():
             if len(values) != data["z_dim"] or not all(map(math.isfinite, values)):
                 raise ValueError(f"{key} is not {data['z_dim']} numbers")
+            if max(map(abs, values)) > LARGEST_STATISTIC:
+                raise ValueError(f"{key} holds a number beyond {LARGEST_STATISTIC:g}")
         if min(stats["latents_std"]) <= 0:
             raise ValueError("latents_std is not positive")
         return cls(**widths, latents_mean=stats["latents_mean"], latents_std=stats["latents_std"])

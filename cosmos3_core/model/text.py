@@ -10,12 +10,17 @@ import json
 from typing import Any
 
 from ..contract import InputError
+from .untrusted import BoundedEnvironment, contained
 
 SYSTEM_PROMPTS = {
     # "give" is in the training data; correcting it would change the tokens.
     "image": "You are a helpful assistant who will generate images from a give prompt.",
     "video": "You are a helpful assistant who will generate videos from a give prompt.",
 }
+LONGEST_TEMPLATE = 1 << 18
+"""Characters; published templates have up to 8,000."""
+MOST_TOKENS = 1 << 17
+"""Of one text. The longest published one, a negative prompt, has 3,500."""
 START_OF_VISION = "<|vision_start|>"
 
 
@@ -31,7 +36,8 @@ class ChatTokenizer:
 
         self.source = source
         try:
-            self.tokenizer = Tokenizer.from_str(tokenizer_json)
+            with contained():
+                self.tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # tokenizers raises plain Exception
             raise self._unusable(f"tokenizer.json cannot be read ({error})") from None
         # What a file says of either was for whoever trained with it; transformers sets both anew at every call.
@@ -59,15 +65,18 @@ class ChatTokenizer:
     def _compile(self, template: str | None):
         from jinja2 import TemplateError
         from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         if template is None:
             raise self._unusable("there is no chat template, neither chat_template.jinja nor in tokenizer_config.json")
 
+        if len(template) > LONGEST_TEMPLATE:
+            found = f"the chat template has {len(template):,} characters, and {LONGEST_TEMPLATE:,} are the most"
+            raise self._unusable(found)
+
         def raise_exception(message: str):
             raise TemplateError(message)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = raise_exception
         try:
@@ -79,7 +88,8 @@ class ChatTokenizer:
         """The conversation as the model reads it, up to the assistant's turn."""
         messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
         try:
-            return self.template.render(
+            return self.template.environment.rendered(
+                self.template,
                 messages=messages,
                 tools=None,
                 documents=None,
@@ -92,7 +102,15 @@ class ChatTokenizer:
 
     def encode(self, text: str, system: str | None, limit: int | None = None) -> list[int]:
         """Token ids: the rendered conversation (cut to `limit` ids if given), end of text, start of vision."""
-        ids = self.tokenizer.encode(self.render(text, system), add_special_tokens=False).ids
+        rendered = self.render(text, system)
+        try:
+            with contained():
+                ids = self.tokenizer.encode(rendered, add_special_tokens=False).ids
+        except Exception as error:  # tokenizers raises plain Exception
+            raise self._unusable(f"the tokenizer fails ({error})") from None
+        if len(ids) > MOST_TOKENS:
+            found = f"the tokenizer makes {len(ids):,} tokens of it, and {MOST_TOKENS:,} are the most"
+            raise InputError(f"a text of {len(text):,} characters", found, "Shorten it")
         return ids[:limit] + [self.end_of_text, self.start_of_vision]
 
 
