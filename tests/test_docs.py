@@ -64,6 +64,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make quick",
         "make test",
         "make test-slow",
+        "make stops",
         "make release",
         "python -m pytest -q -x tests/test_run.py",
     ],

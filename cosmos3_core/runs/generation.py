@@ -5,7 +5,7 @@ the order in which things can go wrong cheaply.
     state = generation.begin()
     while not state.done:
         generation.step()
-    generation.write(paths, generation.frames())
+    generation.write(paths, generation.frames)
 """
 
 from __future__ import annotations
