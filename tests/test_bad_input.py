@@ -49,7 +49,7 @@ PROGRESS = re.compile(
     r"backend reference: CPU, .*|check weights|load [a-z ]+|read prompts|encode input|decode|step \d+ of \d+"
 )
 
-ANY = "--model tiny --size 64x64 --steps 2 "
+ANY = "--model tiny --size 64x64 --steps 2 --overwrite "
 PICTURE = f"'a cup on a table' {ANY} -o {{out}}/picture.png "
 CLIP = f"'a cup on a table' {ANY} --frames 5 -o {{out}}/clip.mp4 "
 LONGER = f"'a cup on a table' {ANY} --frames 9 -o {{out}}/clip.mp4 "
@@ -910,13 +910,14 @@ def test_a_damaged_decoder_does_not_cost_the_steps(user: User):
     state = user.out / "clip.mp4.state.safetensors"
     assert (code, stdout) == (2, "")
     assert lines[-1].startswith(f"error: {model}/{VAE}: tensor ") and AGAIN.format(VAE) in lines[-1]
-    assert lines[-2] == f"2 of 2 steps are kept; go on with: cosmos3 run --resume {state} -o {user.out}/clip.mp4"
+    resume = f"cosmos3 run --resume {state} -o {user.out}/clip.mp4 --overwrite"
+    assert lines[-2] == f"2 of 2 steps are kept; go on with: {resume}"
     assert user.holds().keys() == before.keys() | {str(state)}
 
     shutil.copy(TINY / VAE, model / VAE)
-    code, stdout, lines = user.run(f"--resume {state} -o {{out}}/clip.mp4")
+    code, stdout, lines = user.run(f"--resume {state} -o {{out}}/clip.mp4 --overwrite")
     assert (code, stdout) == (2, "") and "have changed since. Put the old one back, or add --changed" in lines[-1]
-    code, stdout, lines = user.run(f"--resume {state} -o {{out}}/clip.mp4 --changed")
+    code, stdout, lines = user.run(f"--resume {state} -o {{out}}/clip.mp4 --overwrite --changed")
     assert (code, stdout.strip()) == (0, f"{user.out}/clip.mp4"), lines
     assert user.holds().keys() == before.keys()
     clip = read_video(user.out / "clip.mp4", 9, "first").frames

@@ -65,6 +65,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make test",
         "make fuzz",
         "make test-slow",
+        "make stops",
         "make release",
         "python -m pytest -q -x tests/test_run.py",
     ],

@@ -185,7 +185,7 @@ def test_a_stopped_run_goes_on_with_the_same_picture_and_not_in_the_command_line
     settled_ = settled("image", media.said)
     read = running.read_inputs(settled_.request, media=media)
     state = running.step(running.start(settled_.request, read))
-    saved.save(Path("stopped.st"), state, Earlier.of(settled_, read, None))
+    saved.save(Path("stopped.st"), *state.to_tensors(), Earlier.of(settled_, read, None))
     expected = running.step(state).x
 
     stopped = saved.read_stopped("stopped.st", "the state")

@@ -119,7 +119,7 @@ def test_video_to_video_keeps_the_end_asked_for(run, tmp_path):
 
 def test_the_prompt_and_the_seed_matter_and_the_same_request_repeats(run):
     def pixels(*arguments):
-        code, _, err = run(*arguments, *SMALL, "-o", "x.png")
+        code, _, err = run(*arguments, *SMALL, "-o", "x.png", "--overwrite")
         assert code == 0, err
         return np.asarray(Image.open("x.png"))
 
@@ -218,7 +218,7 @@ def test_only_what_the_task_needs_is_opened(run, tmp_path, monkeypatch):
     asked: list[str] = []
     read = TensorFiles.read
     monkeypatch.setattr(TensorFiles, "read", lambda self, names: read(self, asked.append(list(names)) or asked[-1]))
-    arguments = ["--model", "model", "--size", "64x64", "--steps", "1", "--frames", 5, "-o", "x.mp4"]
+    arguments = ["--model", "model", "--size", "64x64", "--steps", "1", "--frames", 5, "-o", "x.mp4", "--overwrite"]
     assert run("a cup", *arguments)[0] == 0
     names = [name for group in asked for name in group]
     assert any(name.startswith("decoder.") for name in names)
@@ -414,7 +414,8 @@ def test_a_stop_before_the_first_step_loads_no_more(run, monkeypatch):
     assert code == 130 and "load generation" not in err and not list(Path().iterdir())
 
 
-def test_half_a_step_is_not_kept(run, monkeypatch):
+def test_half_a_step_is_undone(run, monkeypatch):
+    """So that the whole ones before it can be kept."""
     pin, calls = State.pin, iter(range(9))
 
     def interrupted(self):
@@ -423,9 +424,13 @@ def test_half_a_step_is_not_kept(run, monkeypatch):
         pin(self)
 
     monkeypatch.setattr(State, "pin", interrupted)
-    code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
-    assert code == 130 and "1 of 3 steps are lost: keeping step 2: it was interrupted half way" in err
-    assert not list(Path().iterdir())
+    code, _, err = run("a cup", *STEPS, "--seed", 3, "-o", "cup.mp4")
+    assert code == 130 and "1 of 3 steps are kept" in err
+    monkeypatch.setattr(State, "pin", pin)
+    state = "cup.mp4.state.safetensors"
+    assert run("--resume", state, "-o", "cup.mp4", "--save-latents", "cup.st")[0] == 0
+    assert run("a cup", *STEPS, "--seed", 3, "-o", "whole.mp4", "--save-latents", "whole.st")[0] == 0
+    assert torch.equal(load_file("cup.st")["final.vision"], load_file("whole.st")["final.vision"])
 
 
 def test_a_run_goes_on_with_its_own_picture(run, full, tmp_path, monkeypatch):
@@ -516,8 +521,8 @@ def test_a_run_from_latents_is_repeated_from_them(run):
     code, _, err = run("--request", "y.png.json", "-o", "z.png", "--save-latents", "z.st")
     assert code == 0, err
     assert torch.equal(load_file("y.st")["final.vision"], load_file("z.st")["final.vision"])
-    assert run("a cup", *SMALL, "-o", "x.png", "--seed", 2, "--save-latents", "l.st")[0] == 0
-    code, _, err = run("--request", "y.png.json", "-o", "z.png")
+    assert run("a cup", *SMALL, "-o", "x.png", "--seed", 2, "--save-latents", "l.st", "--overwrite")[0] == 0
+    code, _, err = run("--request", "y.png.json", "-o", "z.png", "--overwrite")
     assert code == 2 and "l.st has changed since the run of that manifest" in err
 
 
@@ -558,7 +563,7 @@ def test_an_existing_file_is_replaced_only_by_a_finished_one(run):
     Path("x.png").write_bytes(b"precious")
     code, _, _ = run("a cup", *SMALL, "-o", "x.png", "--steps", "0")
     assert code == 2 and Path("x.png").read_bytes() == b"precious"
-    assert run("a cup", *SMALL, "-o", "x.png")[0] == 0
+    assert run("a cup", *SMALL, "-o", "x.png", "--overwrite")[0] == 0
     assert Path("x.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -258,10 +258,18 @@ def model(**keywords: Any) -> Decorator:
     )
 
 
+OVERWRITE = option(OUTPUT, "--overwrite", is_flag=True, help="Replace files that are there; else they are refused.")
 RUN = (
     model(),
     option(MODEL, "--revision", help="Branch, tag or commit of a hub id."),
-    option(OUTPUT, "-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]"),
+    option(
+        OUTPUT,
+        "-o",
+        "--output",
+        type=click.Path(),
+        help="out.mp4 or out.png  [default: the next free cosmos3-SEED]",
+    ),
+    OVERWRITE,
     SET,
     option(INPUT, "--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat."),
     *PLAN,

@@ -116,7 +116,8 @@ def show(name: str) -> None:
 @recipes.command()
 @NAME
 @click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: NAME.mp4 or NAME.png]")
-def run(name: str, output: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace files that are there; else they are refused.")
+def run(name: str, output: str | None, overwrite: bool) -> None:
     """Run a recipe as `cosmos3 run` does; its plan is asserted before, its expectations after."""
     from ..evidence.settle import check_expect, settle
     from ..runs.memory import counted
@@ -124,7 +125,7 @@ def run(name: str, output: str | None) -> None:
     recipe = _find(name)
     settle(recipe)
     arguments = _command_line(recipe, output)
-    _invoke("run", arguments)
+    _invoke("run", [*arguments, "--overwrite"] if overwrite else arguments)
     manifest = json.loads(Path(f"{arguments[-1]}.json").read_text("utf-8"))
     stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
     memory = counted(manifest["peak_host_memory_bytes"], manifest["peak_device_memory_bytes"])

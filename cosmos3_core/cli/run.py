@@ -5,27 +5,30 @@ from __future__ import annotations
 import secrets
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..contract import InputError
+from ..contract import InputError, RunError
 from ..plan.cost.units import GIB
-from ..runs import generation, saved
+from ..runs import generation, outputs, saved
 from ..runs import manifest as manifests
-from ..runs.generation import Generation, Paths
+from ..runs.generation import Generation
+from ..runs.keeping import Keeper, stopped_runs
+from ..runs.outputs import Moved, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import show
-from .stopping import stop_signal
+from .stopping import Stop, stop_signal
 from .terminal import tell
-from .texts import read_text, texts, texts_read
+from .texts import files_of, read_text, texts, texts_read
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
@@ -34,6 +37,7 @@ REPORT = {"memory": "--memory", "as_json": "--json"}
 """Options of a dry run alone."""
 FREE = (
     "output",
+    "overwrite",
     "changed",
     "save_latents",
     "manifest",
@@ -59,6 +63,7 @@ class Options:
     model: str | None
     revision: str | None
     output: str | None
+    overwrite: bool
     task: str | None
     image: str | None
     video: str | None
@@ -129,13 +134,8 @@ def execute(options: Options) -> None:
         _report(options, settled, run.resolved, run.inputs.notes)
     for line in settled.why.splitlines():
         tell(line)
+    _name_stopped(paths, options)
     _generate(run, paths, options, anyway=refusal is not None)
-    print(paths.output)
-    if options.resume:
-        try:
-            Path(options.resume).unlink(missing_ok=True)
-        except OSError as error:
-            tell(f"note: {options.resume} is used up and could not be deleted ({error.strerror})")
 
 
 def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str] = ()) -> NoReturn:
@@ -255,9 +255,19 @@ def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _paths(options: Options, request: requests.Request) -> Paths:
-    output = options.output or f"cosmos3-{request.seed}{'.mp4' if request.is_video else '.png'}"
-    read = (options.latents, options.resume, options.request)
-    return generation.checked_paths(output, request, manifest=options.manifest, latents=options.save_latents, read=read)
+    output = options.output
+    if output is None:
+        named = Path(f"cosmos3-{request.seed}{'.mp4' if request.is_video else '.png'}")
+        output = str(named if options.overwrite else outputs.free_output(named))
+    return outputs.checked_paths(
+        output,
+        request,
+        manifest=options.manifest,
+        latents=options.save_latents,
+        read=(options.latents, options.resume, options.request, *files_of(vars(options))),
+        model=options.model,
+        overwrite=options.overwrite,
+    )
 
 
 def _read_noise(name: str, options: Options, settled: Settled) -> tuple[list[Tensor], Source]:
@@ -265,38 +275,82 @@ def _read_noise(name: str, options: Options, settled: Settled) -> tuple[list[Ten
     return generation.read_noise(name, settled)
 
 
+def _name_stopped(paths: Paths, options: Options) -> None:
+    """Steps of an earlier run of this output, which was stopped or killed, are said to be there."""
+    if not options.resume and (found := stopped_runs(paths.state)):
+        others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        resume = _resume(found[-1], paths, options, anyway=False)
+        tell(f"note: an earlier run of {paths.output} was stopped{others}; to go on with it instead: {resume}")
+
+
+def _resume(state: Path, paths: Paths, options: Options, anyway: bool) -> str:
+    """The command line that goes on with a stopped run."""
+    words = ["cosmos3", "run", "--resume", str(state), "-o", str(paths.output)]
+    for option, value in {"--manifest": options.manifest, "--save-latents": options.save_latents}.items():
+        words += [option, value] if value else []
+    words += ["--overwrite"] if options.overwrite else []
+    return shlex.join(words + (["--anyway"] if anyway else []))
+
+
 def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> None:
+    """From the weights to the files. Until they are there, no signal ends more than the piece of work in hand."""
     from .progress import Display
 
     display = Display()
-    run.watch(display.show, None)
-    run.open_weights()  # before the display begins: a download has progress bars of its own
-    for note in run.inputs.notes:
-        tell(f"note: {note}")
-    with display, stop_signal() as asked_to_stop:
-        run.watch(display.show, asked_to_stop)
-        state = run.begin()
-        try:
-            while not state.done:
-                run.step()
-            run.write(paths, run.frames())
-        except BaseException:
-            _keep(run, paths, options, anyway)
-            raise
+    with stop_signal() as stop, paths.alone():
+        run.watch(display.show, stop)
+        with stop.at(1):
+            run.open_weights()  # before the display begins: a download has progress bars of its own
+        for note in run.inputs.notes:
+            tell(f"note: {note}")
+        keeper = Keeper(run, paths.state, options.resume)
+        with display:
+            with stop.at(2):
+                state = run.begin()
+            try:
+                while not state.done:
+                    with stop.at(2):
+                        run.step()
+                    keeper.between_steps()
+                run.write(paths, lambda: _stoppable(run, stop))
+            except Moved:
+                _use_up(keeper, options)
+                raise
+            except BaseException:
+                _keep(keeper, paths, options, anyway)
+                raise
+        _use_up(keeper, options)
+        print(paths.output)
 
 
-def _keep(run: Generation, paths: Paths, options: Options, anyway: bool) -> None:
-    """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
-    resumed = options.resume
-    path, done = saved.unused(paths.state, resumed), f"{run.begun.index} of {run.begun.steps} steps are"
-    try:
-        if not run.keep(path):
+def _stoppable(run: Generation, stop: Stop) -> Iterator[np.ndarray]:
+    """The frames. The second signal ends the decode of one, and not the writing of it."""
+    frames = run.frames()
+    while True:
+        with stop.at(2):
+            frame = next(frames, None)
+        if frame is None:
             return
-    except Exception as error:  # a full disk, a device that no longer answers
-        still = f"; {resumed} still holds those before it" if resumed else ""
-        tell(f"{done} lost: {error}{still}")
+        yield frame
+
+
+def _use_up(keeper: Keeper, options: Options) -> None:
+    """The files with the steps of a run that is whole go."""
+    try:
+        keeper.discard()
+        if options.resume:
+            Path(options.resume).unlink(missing_ok=True)
+    except OSError as error:
+        tell(f"note: {error.filename} is used up and could not be deleted ({error.strerror})")
+
+
+def _keep(keeper: Keeper, paths: Paths, options: Options, anyway: bool) -> None:
+    """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
+    try:
+        path = keeper.keep()
+    except RunError as error:
+        tell(str(error))
         return
-    resume = ["cosmos3", "run", "--resume", str(path), "-o", str(paths.output)]
-    for option, value in {"--manifest": options.manifest, "--save-latents": options.save_latents}.items():
-        resume += [option, value] if value else []
-    tell(f"{done} kept; go on with: {shlex.join(resume + (['--anyway'] if anyway else []))}")
+    if path:
+        done = f"{keeper.run.begun.index} of {keeper.run.begun.steps} steps are"
+        tell(f"{done} kept; go on with: {_resume(path, paths, options, anyway)}")

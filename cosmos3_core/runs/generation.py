@@ -5,12 +5,11 @@ the order in which things can go wrong cheaply.
     state = generation.begin()
     while not state.done:
         generation.step()
-    generation.write(paths, generation.frames())
+    generation.write(paths, generation.frames)
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,15 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import SILENT, Watch
-from ..files.atomic import atomic, check_writable, mode_at
-from ..files.images import write_image
-from ..files.outputs import check_output
-from ..files.video import write_video
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
 from ..plan.execution import SEQUENTIAL
 from . import manifest as manifests
 from . import saved, sealed
+from .outputs import Paths, write
 from .saved import CHANGED, Earlier, Source, Stopped
 
 if TYPE_CHECKING:
@@ -48,46 +44,6 @@ TILE = 256
 """Pixels, to propose where memory does not suffice for the decode."""
 IN_MEMORY = "in memory"
 """In a manifest, in the place of a file's path: what was handed over by the caller."""
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where a run writes: its picture or clip, the manifest beside it, and its latents if they are asked for."""
-
-    output: Path
-    manifest: Path
-    latents: Path | None = None
-
-    @property
-    def state(self) -> Path:
-        """Where a stopped run is kept."""
-        return self.output.with_name(f"{self.output.name}.state.safetensors")
-
-
-def checked_paths(
-    output: str | os.PathLike[str],
-    request: Request,
-    *,
-    manifest: str | os.PathLike[str] | None = None,
-    latents: str | os.PathLike[str] | None = None,
-    read: Iterable[str | None] = (),
-) -> Paths:
-    """Where a run of this request writes. Raises InputError for what cannot be written, and for a name that is taken
-    by another of its files or by one that it `read`."""
-    output = Path(output)
-    check_output(output, clip=request.is_video)
-    paths = Paths(output, Path(manifest or f"{output}.json"), Path(latents) if latents else None)
-    taken = {os.path.realpath(name) for name in (request.image, request.video, *read) if name}
-    for path in filter(None, (paths.output, paths.manifest, paths.latents)):
-        if (real := os.path.realpath(path)) in taken:
-            raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
-        taken.add(real)
-        check_writable(path)
-    mode_at(paths.state, "Choose another `output`")
-    if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (paths.manifest, paths.latents))):
-        found = "a stop would keep the run there, and another file of this run has that name"
-        raise InputError(f"writing {paths.state}", found, "Choose another file name")
-    return paths
 
 
 def refusal(settled: Settled, *, stopped: bool = False) -> InputError | None:
@@ -238,10 +194,19 @@ class Generation:
         return self.state or self.begin()
 
     def step(self) -> int:
-        """One solver step; the number of steps that are done. Raises InputError for a run that has had all of them."""
+        """One solver step; the number of steps that are done. What interrupts one leaves the state as it was before.
+        Raises InputError for a run that has had all of them."""
         state = self.begun
-        with self._at_work():
-            self.engine.step(state)
+        x, memory, index, stream = state.x, state.memory, state.index, state.stream.get_state()  # replaced, not changed
+        try:
+            with self._at_work():
+                self.engine.step(state)
+        except BaseException:
+            if state.torn:
+                state.x, state.memory, state.index = x, memory, index
+                state.stream.set_state(stream)
+                state.torn = False
+            raise
         return state.index
 
     def preview(self) -> Tensor:
@@ -264,9 +229,9 @@ class Generation:
         """What was done so far."""
         return manifests.complete(self.resolved, self.engine, self.inputs, self.begun, self.seconds)
 
-    def write(self, paths: Paths, frames: Iterable[np.ndarray]) -> None:
-        """Write the frames, uint8 [H, W, 3], as they come. What was known before the first of them goes into the
-        file."""
+    def write(self, paths: Paths, frames: Callable[[], Iterable[np.ndarray]]) -> None:
+        """Write the frames, uint8 [H, W, 3], as they come; they are asked for again where they have to go elsewhere.
+        What was known before the first of them goes into the file. Raises as `outputs.write`."""
         write(paths, frames, self.request, self.manifest(), self.manifest, self.latents)
 
     def latents(self) -> dict[str, Tensor]:
@@ -277,11 +242,15 @@ class Generation:
         tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
         return tensors | {f"final.{item.modality}": one for item, one in zip(state.items, latents, strict=True)}
 
-    def keep(self, path: Path) -> bool:
-        """Save what was computed, for another run to go on with; False where there is nothing."""
+    def computed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state as `State.to_tensors` has it. No later step changes these tensors: each makes new ones."""
         state = self.begun
         with self._at_work():
-            return state.index > 0 and saved.save(path, state, self.resumable)
+            return state.to_tensors()
+
+    def keep(self, path: Path) -> bool:
+        """Save what was computed, for another run to go on with; False where there is nothing."""
+        return self.begun.index > 0 and saved.save(path, *self.computed(), self.resumable)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -359,28 +328,3 @@ def prepare(
         changed=changed,
         asked=asked,
     )
-
-
-def write(
-    paths: Paths,
-    frames: Iterable[np.ndarray],
-    request: Request,
-    embedded: dict[str, Any],
-    manifest: Callable[[], dict[str, Any]],
-    latents: Callable[[], dict[str, Tensor]],
-) -> None:
-    """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
-    knows the decode, and the `latents` if there is a path for them."""
-    inside = {manifests.KEY: json.dumps(saved.sealed(embedded))}
-    if request.is_video:
-        written = vars(write_video(paths.output, frames, request.fps, inside))
-    else:
-        (frame,) = frames
-        write_image(paths.output, frame, inside)
-        written = {"frames": 1, "width": request.width, "height": request.height}
-    beside = saved.sealed(manifest() | {"output": {"file": paths.output.name} | written})
-    text = json.dumps(beside, indent=2)
-    with atomic(paths.manifest) as temporary:
-        temporary.write_text(text + "\n")
-    if paths.latents:
-        sealed.write_tensors(paths.latents, latents(), {manifests.KEY: json.dumps(beside)})

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..engine.inputs import Inputs
-    from ..sampling.state import State
     from ..scenarios.request import Request
     from ..settle import Settled
 
@@ -246,9 +245,8 @@ def read_stopped(name: str, asked: str) -> Stopped:
     return Stopped(earlier, state, saved["numbers"])
 
 
-def save(path: Path, state: State, run: Earlier) -> bool:
-    """Write what was computed; False where there is nothing to go on with."""
-    kept, numbers = state.to_tensors()
+def save(path: Path, kept: dict[str, Tensor], numbers: dict[str, Any], run: Earlier) -> bool:
+    """Write what was computed, as `State.to_tensors` has it; False where there is nothing to go on with."""
     if not kept["x"].isfinite().all():
         return False
     write_tensors(path, kept, {KEY: json.dumps(run.to_json() | {"numbers": numbers})})
@@ -259,12 +257,17 @@ def unused(path: Path, own: str | None) -> Path:
     """Where to keep a run that was to be kept at `path`: another stopped run that is there stays. The file `own`, which
     this run went on from, is replaced."""
     taken, count = own and os.path.realpath(own), 1
-    name, _, suffix = path.name.rpartition(".")
     free = path
     while os.path.lexists(free) and os.path.realpath(free) != taken:
         count += 1
-        free = path.with_name(f"{name}-{count}.{suffix}")
+        free = numbered(path, count)
     return free
+
+
+def numbered(path: Path, count: int) -> Path:
+    """The name of a further stopped run that was to be kept at `path`."""
+    name, _, suffix = path.name.rpartition(".")
+    return path.with_name(f"{name}-{count}.{suffix}")
 
 
 def pixels_digest(pixels: Tensor | None) -> str | None:

@@ -40,13 +40,13 @@ def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, st
         raise InputError(asked, f"it cannot be read ({error})", WRITTEN) from None
 
 
-def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str], *, overwrite: bool = True) -> None:
     """A safetensors file with its digest, that is there as a whole or not at all."""
     from safetensors.torch import save as to_bytes
 
     data = to_bytes(named, metadata | {SEAL: OPEN})
     digest = hashlib.sha256(data).hexdigest()
-    with atomic(path) as temporary:
+    with atomic(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(data.replace(_sealed(OPEN), _sealed(digest), 1))
 
 
