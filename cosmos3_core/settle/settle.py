@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
+from ..contract.errors import about
 from ..files.images import read_image
 from ..files.sources import SAID
 from ..files.video import read_video
@@ -139,11 +140,13 @@ def _from_table(wish: Wish) -> bool:
 
 
 def _opened(wish: Wish) -> Model:
-    return describe(wish.model) if _from_table(wish) else open_model(wish.model, wish.revision)
+    with about("model"):
+        return describe(wish.model) if _from_table(wish) else open_model(wish.model, wish.revision)
 
 
 def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Ground:
-    backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
+    with about("backend"):
+        backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)
