@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cosmos3_core.contract import InputError
 from cosmos3_core.contract.errors import NAMED
 from cosmos3_core.scenarios.aliases import in_python
-from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.faults import together
+from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.spelling import did_you_mean
 
 OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
 """Arguments by what the core calls them, which is what the command line does."""
+CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
+_OPENING = ("model", "backend", "formats", "kernels", "dtype", "profile", "resident")
+TAKES: dict[str, tuple[str, ...]] = {
+    CALL: (*FIELDS, "n", "noise", "output", "on_step", "progress", "cancel", "anyway"),
+    START: (*FIELDS, "noise", "anyway"),
+    OF_A_PIPE: tuple(FIELDS),
+    LOAD: (*_OPENING, "revision"),
+    PLAN: (*_OPENING, *FIELDS),
+}
+"""What each place takes by name."""
 
 
 class Answering:
@@ -37,31 +46,31 @@ class Answering:
         return None
 
 
-def arguments(function: Callable[..., Any]) -> list[str]:
-    """The arguments that a function takes by name."""
-    parameters = inspect.signature(function).parameters.values()
-    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def unknown(word: str, here: list[str], elsewhere: Mapping[str, list[str]]) -> str:
-    """What to do about an argument that is not among those `here`; `elsewhere` has those of other calls, by their
-    name."""
-    for place, names in elsewhere.items():
-        if word in names:
+def elsewhere(word: str, here: str = "") -> str | None:
+    """What to do about an argument of another place than `here`, or of another program; None for one of neither."""
+    for place, names in TAKES.items():
+        if word in names and place != here:
             return f"It is an argument of {place}"
-    return in_python(word) or did_you_mean(word, here, f"It takes {', '.join(sorted(here))}")
+    return in_python(word)
+
+
+def unknown(word: str, here: str) -> str:
+    """What to do about an argument that `here`, of TAKES, does not take."""
+    return elsewhere(word, here) or did_you_mean(word, TAKES[here], f"It takes {', '.join(sorted(TAKES[here]))}")
 
 
 @contextmanager
-def as_arguments(here: list[str], elsewhere: Mapping[str, list[str]]) -> Iterator[None]:
-    """An InputError raised inside names Python's arguments, in its message and in the `field` of each fault."""
+def as_arguments(here: str) -> Iterator[None]:
+    """An InputError raised inside names Python's arguments, in its message and in the `field` of each fault; one that
+    there is not `here`, of TAKES, is answered."""
     try:
         yield
     except InputError as error:
         for fault in error.faults:
-            if fault.asked == f"request field {fault.field!r}" and fault.field not in FIELDS:
-                fault.next_step = unknown(fault.field, here, elsewhere)
-            fault.field = OURS.get(fault.field, fault.field)
+            name = fault.field
+            if name is not None and name not in TAKES[here] and fault.asked == f"request field {name!r}":
+                fault.next_step = unknown(name, here)
+            fault.field = OURS.get(name or "", name)
             for part in ("asked", "found", "next_step"):
                 text = NAMED.sub(lambda match: f"`{OURS.get(match[1], match[1])}`", getattr(fault, part))
                 setattr(fault, part, text)

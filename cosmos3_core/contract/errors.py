@@ -12,9 +12,9 @@ NAMED = re.compile(r"`([a-z_]+)`")
 
 
 class Cosmos3Error(Exception):
-    """A failure with a message made for a person. `exit_code` is the command line's. `field` is the field or argument to
-    change, where there is one: as it is given, else the first that `asked` names. `run` is the `cosmos3.Run` that can
-    go on, which no copy in another process has."""
+    """A failure with a message made for a person. `exit_code` is the command line's. `field` is the field or argument
+    to change, where there is one: as it is given, else the first that `asked` names. `run` is the `cosmos3.Run` that
+    can go on, which no copy in another process has."""
 
     exit_code = 1
     run: object = None

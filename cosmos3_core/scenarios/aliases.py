@@ -86,8 +86,8 @@ def next_step(word: str, ours: Iterable[str], otherwise: str) -> str:
 def in_python(word: str) -> str | None:
     """What to do from Python about a name that other programs have; None for a name of none of them."""
     rows, found = table()["python"], known(word)
-    said: str | None = rows.get(word.lower()) or (found and rows.get(found.means, found.answer))
-    return said and said[0].upper() + said[1:]
+    said = rows.get(word.lower()) or (rows.get(found.means, found.answer) if found else "")
+    return said[0].upper() + said[1:] if said else None
 
 
 def spelled(kind: str, word: str, ours: Iterable[str] = ()) -> str:

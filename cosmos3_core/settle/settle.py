@@ -63,6 +63,13 @@ class Settled:
         """Whether every stage fits in the device's memory, by the estimate."""
         return self.worst.peak <= self.plan.device.memory
 
+    def known(self) -> dict[str, Any]:
+        """The request as JSON, with None where something stands in for a text or a file that is not known."""
+        unknown = {name for name, source in self.origin.items() if source == requests.STANDS_IN}
+        if _from_table(self.wish) and self.origin["negative_prompt"].startswith("checkpoint"):
+            unknown.add("negative_prompt")
+        return self.request.to_json() | dict.fromkeys(unknown)
+
     def nearest(self) -> list[Change]:
         """The changes that would make it fit, the least harmful first; none where it does."""
         return [] if self.fits else nearest(self.asked, self.plan.device.memory, self._formats())
