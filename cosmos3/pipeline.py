@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from cosmos3_core.contract import InputError
-from cosmos3_core.contract.errors import about
 from cosmos3_core.plan import choose_backend
 from cosmos3_core.plan.own import with_own
 from cosmos3_core.runs import generation, saved
@@ -19,6 +18,7 @@ from cosmos3_core.runs.generation import IN_MEMORY, Generation
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.families import INPUTS, TASKS
+from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.request import PROFILES
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
 

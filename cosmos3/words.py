@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cosmos3_core.contract import InputError
-from cosmos3_core.contract.errors import NAMED
 from cosmos3_core.scenarios.aliases import in_python
-from cosmos3_core.scenarios.faults import together
+from cosmos3_core.scenarios.faults import NAMED, field_of, together
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.spelling import did_you_mean
 
@@ -67,10 +66,11 @@ def as_arguments(here: str) -> Iterator[None]:
         yield
     except InputError as error:
         for fault in error.faults:
-            name = fault.field
+            name = field_of(fault)
             if name is not None and name not in TAKES[here] and fault.asked == f"request field {name!r}":
                 fault.next_step = unknown(name, here)
-            fault.field = OURS.get(name or "", name)
+            else:
+                fault.field = OURS.get(name or "", name)
             for part in ("asked", "found", "next_step"):
                 text = NAMED.sub(lambda match: f"`{OURS.get(match[1], match[1])}`", getattr(fault, part))
                 setattr(fault, part, text)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
-from ..contract.errors import about
 from ..files.images import read_image
 from ..files.sources import SAID
 from ..files.video import read_video
@@ -20,6 +19,7 @@ from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.faults import about
 from ..scenarios.fields import understood
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
