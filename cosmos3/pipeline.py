@@ -118,8 +118,10 @@ def _ground(wish: Wish) -> tuple[Wish, Ground]:
     """What all requests share, with the caller's functions as rows of the backend."""
     if all(isinstance(kernel, str) for kernel in wish.kernels.values()):
         return wish, ground_of(wish)
-    backend, device, why = choose_backend(wish.backend)
-    backend, named = with_own(backend, wish.kernels)
+    with about("backend"):
+        backend, device, why = choose_backend(wish.backend)
+    with about("kernels"):
+        backend, named = with_own(backend, wish.kernels)
     wish = replace(wish, kernels=named)
     return wish, replace(ground_of(wish, (backend, device)), why=why)
 

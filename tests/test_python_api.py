@@ -693,7 +693,8 @@ def test_all_faults_of_a_call_are_told_at_once_and_name_their_fields(unread):
     assert [fault.field for fault in refused.value.faults] == ["steps", "image"]
     wrong = {"model": "no-such", "backend": "no", "dtype": "int8", "profile": 3, "revision": "x", "resident": 3}
     wrong |= {"kernels": {"attention": "x"}, "formats": {"pack_linear": "x"}, "bakend": 3}
-    for field, value in wrong.items():
+    several = [("kernels", {"attn": mine}), ("kernels", {"attn": "eager"}), ("kernels", {"attention": lambda q: q})]
+    for field, value in [*wrong.items(), *several]:
         with pytest.raises(cosmos3.InputError) as refused:
             cosmos3.load(**{"model": "tiny", "backend": "reference", field: value})
         assert refused.value.field == field, refused.value
