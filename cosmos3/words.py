@@ -58,6 +58,11 @@ def unknown(word: str, here: str) -> str:
     return elsewhere(word, here) or did_you_mean(word, TAKES[here], f"It takes {', '.join(sorted(TAKES[here]))}")
 
 
+def in_arguments(text: str) -> str:
+    """A message of the core with Python's arguments in it."""
+    return NAMED.sub(lambda match: f"`{OURS.get(match[1], match[1])}`", text)
+
+
 @contextmanager
 def as_arguments(here: str) -> Iterator[None]:
     """An InputError raised inside names Python's arguments, in its message and in the `field` of each fault; one that
@@ -72,6 +77,5 @@ def as_arguments(here: str) -> Iterator[None]:
             else:
                 fault.field = OURS.get(name or "", name)
             for part in ("asked", "found", "next_step"):
-                text = NAMED.sub(lambda match: f"`{OURS.get(match[1], match[1])}`", getattr(fault, part))
-                setattr(fault, part, text)
+                setattr(fault, part, in_arguments(getattr(fault, part)))
         raise together(error.faults) from error.__cause__

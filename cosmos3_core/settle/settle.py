@@ -63,6 +63,11 @@ class Settled:
         """Whether every stage fits in the device's memory, by the estimate."""
         return self.worst.peak <= self.plan.device.memory
 
+    @property
+    def fits_in_turn(self) -> bool:
+        """Whether it would fit if what is loaded did not stay."""
+        return replace(self.estimate, placement=SEQUENTIAL).peak <= self.plan.device.memory
+
     def known(self) -> dict[str, Any]:
         """The request as JSON, with None where something stands in for a text or a file that is not known."""
         unknown = {name for name, source in self.origin.items() if source == requests.STANDS_IN}
