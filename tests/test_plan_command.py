@@ -134,7 +134,7 @@ def test_the_json_keeps_its_keys(told):
         assert stage["peak"] > stage["weights"] + stage["text_kv"] + stage["latents"] + stage["activations"]
     assert estimate["memory"]["peak"] == max(stage["peak"] for stage in estimate["memory"]["stages"])
     assert set(estimate["work"]) == {"step_flops", "step_bytes", "run_flops", "run_bytes"}
-    assert estimate["tokens"] == {"prompt": 512, "negative": 3500, "media": 44_160}
+    assert estimate["tokens"] == {"prompt": 512, "negative": 3500, "media": 44_160, "counted": False}
     assert found["plan"]["kernels"]["attention"] == "eager"
 
 

@@ -28,6 +28,7 @@ from ..contract import (
     Tuning,
     Unavailable,
 )
+from ..files.checkout import sources
 from ..spelling import did_you_mean, nearest
 from . import contract1
 
@@ -137,7 +138,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def pip_install(extra: str) -> str:
-    return f'pip install "cosmos3[{extra}]"'
+    """The command that installs a backend: in a checkout from its folder, as the extra there means it."""
+    folder = sources()
+    return f'pip install -e "{folder}[{extra}]"' if folder else f'pip install "cosmos3[{extra}]"'
 
 
 def check_op(op: str) -> None:
