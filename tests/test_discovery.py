@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch  # before any fake package is installed: torch loads what is in the group torch.backends
 from command import cosmos3
+from sources import ROOT
 
 from cosmos3_core import reference
 from cosmos3_core.contract import API, InputError
+from cosmos3_core.files import checkout
 from cosmos3_core.plan import choose_backend, discovery
 from cosmos3_core.plan.discovery import Rejected, installed, load
 
@@ -379,7 +381,7 @@ def test_without_accelerators_the_reference_is_used_and_named(site):
 def seen_by_torch(site, monkeypatch):
     """Torch sees an accelerator of type bolt, and cosmos3 has the extras acme and bolt."""
     package(site, "y", project="torch-bolt", group="torch.backends")
-    extras = "".join(f"Provides-Extra: {name}\n" for name in ("acme", "bolt", "test"))
+    extras = "".join(f"Provides-Extra: {name}\n" for name in ("acme", "bolt", "check", "test"))
     package(site, "x", project="cosmos3", group="no.group", metadata=extras)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: type("device", (), {"type": "bolt"}))

@@ -173,3 +173,21 @@ def test_a_devices_peak_is_its_memorys_and_none_where_it_is_not_counted():
     memory = SimpleNamespace(peak=lambda device: peaks["cpu" if device.type == "cpu" else "acme"])
     assert peak_device_memory(memory, "meta") == {"allocated": 5, "reserved": None}
     assert peak_device_memory(memory, "cpu") is None
+
+
+def test_a_stopped_run_is_shown_by_its_dry_run(outputs, capsys, monkeypatch):
+    (outputs / "x.state.safetensors").write_bytes(b"\0" * 16)
+    code, _, err = cosmos3(capsys, monkeypatch, "show", outputs / "x.state.safetensors")
+    assert code == 2 and f"cosmos3 run --resume {outputs / 'x.state.safetensors'} --dry-run" in err
+
+
+def test_an_output_is_repeated_by_the_manifest_in_it(outputs, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "--request", outputs / "cube.png", "-o", "again.png")
+    assert code == 0, err
+    assert (tmp_path / "again.png").read_bytes()[:8] == (outputs / "cube.png").read_bytes()[:8]
+    first, again = (json.loads(path.read_text()) for path in (outputs / "cube.png.json", tmp_path / "again.png.json"))
+    assert again["request"] == first["request"]
+    photograph(64, 64).save("plain.png")
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "--request", "plain.png")
+    assert code == 2 and err.startswith("error: --request plain.png: it carries no cosmos3 manifest")

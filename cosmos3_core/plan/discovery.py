@@ -34,6 +34,8 @@ from . import contract1
 
 T = TypeVar("T")
 BUILT_IN = reference.BACKEND.name
+NO_BACKENDS = ("check", "test")
+"""Extras that bring tools."""
 ALL = "all"
 """In a list of disabled backends: every one that a package provides."""
 
@@ -90,7 +92,7 @@ def extras() -> tuple[str, ...]:
         names = metadata("cosmos3").get_all("Provides-Extra") or ()
     except PackageNotFoundError:  # sources on the path, not installed
         return ()
-    return tuple(name for name in names if name != "test")
+    return tuple(name for name in names if name not in NO_BACKENDS)
 
 
 def conflict(found: Found) -> Rejected | None:
