@@ -26,6 +26,7 @@ from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.foreign import MAKERS, convert
 from cosmos3_core.scenarios.request import PROFILES, infer_task, resolve
 from cosmos3_core.settle import Wish, settle
+from scripts import pages
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
@@ -612,3 +613,11 @@ def test_the_note_names_the_model_that_runs(capsys, monkeypatch, tmp_path):
 )
 def test_a_command_that_is_not_here_is_answered_in_one_line(word, said, capsys, monkeypatch):
     assert cosmos3(capsys, monkeypatch, word, "a cup") == (2, "", f"error: No such command {said}\n")
+
+
+@pytest.mark.parametrize("letter", pages.EXAMPLES)
+def test_the_page_s_examples_are_requests_of_their_programs(letter):
+    earlier = given_of(pages.EXAMPLES[letter])
+    assert f"a request of {owners()[letter]}: " in earlier.note and earlier.profile == table()["profiles"][letter]
+    given = earlier.given | {"task": earlier.given.get("task") or infer_task(earlier.given, None)}
+    resolve(given, earlier.profile, FACTS, pick_seed=lambda: 7)
