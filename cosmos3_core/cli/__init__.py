@@ -231,9 +231,9 @@ def _usage(error: click.ClickException) -> None:
         error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
     if isinstance(error, click.NoSuchOption):
         error = shared.answered(error)
-    more = f" Type {context.command_path} --help" if context else ""
     message = error.format_message()
-    return terminal.tell(f"error: {message}{'' if message.endswith(('.', '?')) else '.'}{more}")
+    end = "" if message.endswith((".", "?")) else "."
+    return terminal.tell(f"error: {message}{end} Type {context.command_path if context else 'cosmos3'} --help")
 
 
 def _said(error: Cosmos3Error) -> list[str]:
