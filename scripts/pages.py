@@ -38,6 +38,27 @@ eval "$(_COSMOS3_COMPLETE=bash_source cosmos3)"
 ```
 
 In `~/.zshrc` it is `zsh_source`; fish reads `_COSMOS3_COMPLETE=fish_source cosmos3 | source`."""
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "F": {
+        "model_mode": "image2video",
+        "prompt": "the arm lifts the cup",
+        "vision_path": "desk.jpg",
+        "resolution": "480",
+    }
+    | {"aspect_ratio": "16,9", "num_frames": 93, "num_steps": 35, "guidance": 6.0, "seed": 7},
+    "V": {"prompt": "the arm lifts the cup", "input_reference": "desk.jpg", "size": "832x480", "num_frames": 93}
+    | {"num_inference_steps": 35, "guidance_scale": 6.0, "extra_params": {"use_duration_template": False}},
+    "S": {"prompt": "the arm lifts the cup", "image_path": "desk.jpg", "width": 832, "height": 480, "num_frames": 93}
+    | {"num_inference_steps": 35, "flow_shift": 10.0},
+    "D": {"prompt": "a cup", "output_type": "image", "width": 1024, "height": 1024, "num_inference_steps": 50}
+    | {"generator": 7, "add_resolution_template": False},
+    "N": {"model_mode": "text2video", "prompt": "a robot arm pours coffee", "resolution": "720_16_9"}
+    | {"num_output_frames": 189, "num_inference_steps": 35},
+    "T": {"prompt": "a robot arm pours coffee", "seconds": 4, "fps": 24, "size": "1280x720", "format": "mp4"}
+    | {"enable_audio": False},
+    "O": {"model": "sora-2", "prompt": "a robot arm pours coffee", "size": "1280x720", "seconds": "4"},
+}
+"""By program, a request as it is written there; tests/test_words.py converts each."""
 MADE = "Made by `python scripts/pages.py`; do not edit."
 
 
@@ -86,6 +107,14 @@ def migrating() -> str:
         "request begin beside it. A request whose keys are all ours is never taken for another's.",
         "Values have other names, too: `bf16` and `torch.float16`, `1280*720`, `720P` and `720_16_9`, `text2video`, "
         "`0,1`, a seed of -1 for a random one, `vllm_omni`, and `cpu` for the backend `reference`.",
+        "## A request of each program",
+        "Save it as `request.json` and type `cosmos3 plan --request request.json` to see what it comes to, then "
+        "`cosmos3 run --request request.json -o out.mp4`.",
+        *(f"{owners()[letter]}:\n\n```text\n{_json(example)}\n```" for letter, example in EXAMPLES.items()),
+        "A form of `curl` is the same keys: `-F prompt=... -F size=832x480 -F input_reference=@desk.jpg` becomes "
+        '`{"prompt": "...", "size": "832x480", "input_reference": "desk.jpg"}`, without the `@`, which uploads a file. '
+        "Numbers may stay text. A picture inside the request, as a `data:` URI or by a URL, is not decoded or fetched: "
+        "save it, and give its path. A chat (`messages`) is refused: give its text as `prompt`.",
         "## Whose defaults a request means",
         "What a request leaves open is filled from a profile ([fields.md](fields.md)); `--profile` chooses another.",
         _table(("request of", "profile"), profiles),
@@ -104,6 +133,11 @@ def migrating() -> str:
         _table(("why", "elsewhere"), [(_flags(means), _names(names)) for means, names in rows[UNNEEDED].items()]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _json(example: dict[str, Any]) -> str:
+    rows = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in example.items()]
+    return "{\n" + ",\n".join(rows) + "\n}"
 
 
 def _typed(means: str) -> str:

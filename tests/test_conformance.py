@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+import re
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -345,6 +346,15 @@ def test_check_exits_with_what_the_kit_found(acme, capsys, monkeypatch, tmp_path
     acme("swapped_halves")
     code, out, _ = cosmos3(capsys, monkeypatch, "check", "--backend", "acme", "-k", "silu_is_on")
     assert code == 1 and "gate 20 and up 1 give 14.6" in out
+    failed = [line for line in out.splitlines() if line.startswith("failed ")]
+    assert failed and re.search(r"gate-exp_gate +2 failed", out) and "/" not in "".join(failed)
+
+
+def test_check_names_its_tests(acme, capsys, monkeypatch):
+    code, out, _ = cosmos3(capsys, monkeypatch, "check", "--backend", "acme", "--list", "-k", "silu_is_on")
+    assert code == 0 and out.splitlines() == [
+        f"test_silu_is_on_the_first_half[exp_gate-{dtype}]" for dtype in ("float32", "bfloat16")
+    ]
 
 
 def test_check_takes_the_known_failures_of_a_test_module(acme, capsys, monkeypatch, tmp_path):

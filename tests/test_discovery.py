@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch  # before any fake package is installed: torch loads what is in the group torch.backends
 from command import cosmos3
+from sources import ROOT
 
 from cosmos3_core import reference
 from cosmos3_core.contract import API, InputError
+from cosmos3_core.files import checkout
 from cosmos3_core.plan import choose_backend, discovery
 from cosmos3_core.plan.discovery import Rejected, installed, load
 
@@ -280,8 +282,14 @@ def test_an_unknown_name(site):
 
 def test_a_backend_of_ours_that_is_not_installed(site):
     package(site, "x", project="cosmos3", group="no.group", metadata="Provides-Extra: bolt\nProvides-Extra: test\n")
-    assert refused(load, "bolt").endswith('Type pip install "cosmos3[bolt]"')
+    assert refused(load, "bolt").endswith(f'Type pip install -e "{ROOT}[bolt]"')
     assert "no installed package provides it" in refused(load, "test")
+
+
+def test_without_a_checkout_the_published_package_is_named(site, monkeypatch, tmp_path):
+    package(site, "x", project="cosmos3", group="no.group", metadata="Provides-Extra: bolt\n")
+    monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
+    assert refused(load, "bolt").endswith('Type pip install "cosmos3[bolt]"')
 
 
 # --- disabling -------------------------------------------------------------------------------------------------------
@@ -373,7 +381,7 @@ def test_without_accelerators_the_reference_is_used_and_named(site):
 def seen_by_torch(site, monkeypatch):
     """Torch sees an accelerator of type bolt, and cosmos3 has the extras acme and bolt."""
     package(site, "y", project="torch-bolt", group="torch.backends")
-    extras = "".join(f"Provides-Extra: {name}\n" for name in ("acme", "bolt", "test"))
+    extras = "".join(f"Provides-Extra: {name}\n" for name in ("acme", "bolt", "check", "test"))
     package(site, "x", project="cosmos3", group="no.group", metadata=extras)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: type("device", (), {"type": "bolt"}))
@@ -383,7 +391,7 @@ def seen_by_torch(site, monkeypatch):
 def test_an_accelerator_whose_package_is_missing_is_an_error_with_the_pip_line(seen_by_torch):
     message = refused(choose_backend)
     assert "torch sees an accelerator of type bolt" in message
-    assert 'pip install "cosmos3[acme]" or pip install "cosmos3[bolt]"' in message
+    assert f'Type pip install -e "{ROOT}[acme]" or pip install -e "{ROOT}[bolt]", or' in message
     assert message.endswith("or `backend` reference for the CPU")
     assert choose_backend("reference")[0] is reference.BACKEND
     assert choose_backend(None, ["all"])[0] is reference.BACKEND
@@ -393,7 +401,7 @@ def test_an_accelerator_whose_package_does_not_work_is_an_error_with_its_reason(
     package(seen_by_torch, "bolt", unavailable("bolt"))
     message = refused(choose_backend)
     assert "no installed backend can use it; bolt: its driver is not loaded" in message
-    assert 'Type pip install "cosmos3[acme]", or `backend` reference' in message
+    assert f'Type pip install -e "{ROOT}[acme]", or `backend` reference' in message
 
 
 def test_an_accelerator_that_nobody_has_a_package_for_is_no_error(seen_by_torch, monkeypatch):

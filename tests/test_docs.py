@@ -54,11 +54,15 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "cosmos3 run 'the camera pans on' --video pan.mp4 -o on.mp4",
         "cosmos3 run @caption.json --size 480p:16:9 --frames 93 --seed 7 -o x.mp4",
         "cosmos3 plan 'a cup' -o cup.mp4",
-        "cosmos3 run --request cup.mp4.json -o again.mp4",
+        "cosmos3 run --request cup.mp4 -o again.mp4",
         "cosmos3 run 'a cup' --profile vllm-omni -o cup.png",
         "cosmos3 run 'a cup' --format fp8 --format attention=fp8 -o cup.mp4",
     ],
-    ("README.md", "device"): ["cosmos3 warmup --size 720p", "cosmos3 check --backend acme"],
+    ("README.md", "device"): [
+        "cosmos3 warmup --size 720p",
+        "cosmos3 check --backend acme",
+        "cosmos3 plan --backend cuda --arch sm_89 --memory 12 --format fp8",
+    ],
     ("CONTRIBUTING.md", "install"): [
         "make install",
         "make quick",

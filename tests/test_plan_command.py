@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import devices
 import pytest
 from command import cosmos3
 
@@ -134,7 +135,7 @@ def test_the_json_keeps_its_keys(told):
         assert stage["peak"] > stage["weights"] + stage["text_kv"] + stage["latents"] + stage["activations"]
     assert estimate["memory"]["peak"] == max(stage["peak"] for stage in estimate["memory"]["stages"])
     assert set(estimate["work"]) == {"step_flops", "step_bytes", "run_flops", "run_bytes"}
-    assert estimate["tokens"] == {"prompt": 512, "negative": 3500, "media": 44_160}
+    assert estimate["tokens"] == {"prompt": 512, "negative": 3500, "media": 44_160, "counted": False}
     assert found["plan"]["kernels"]["attention"] == "eager"
 
 
@@ -260,3 +261,37 @@ def test_what_is_not_known_without_a_prompt_is_not_made_up(plan, told):
     ):
         assert line in out.splitlines()
     assert "video" not in out and "(any)" not in out
+
+
+def test_a_device_that_is_not_here_is_planned_for(capsys, monkeypatch):
+    """By the rows of an installed backend for an architecture; what is known of its memory is what was said."""
+    cuda = devices.backend("cuda")
+    monkeypatch.setattr("cosmos3_core.plan.survey.load", lambda name, disabled: cuda)
+    ask = ("plan", "--backend", "cuda", "--model", "nano", "--size", "480p")
+    code, out, err = cosmos3(capsys, monkeypatch, *ask, "--arch", "sm_89", "--memory", "12")
+    assert (code, err) == (1, "") and "device     cuda: not in this machine (sm_89), 12.0 GiB (--memory)" in out
+    assert "instead    --format fp8 fits" in out and "assumed    sm_89 with the torch and the packages that are" in out
+    for wrong, said in {
+        ("--arch", "sm_98", "--memory", "12"): "Did you mean sm_90?",
+        ("--arch", "sm_89"): "Give --backend and --memory too",
+    }.items():
+        code, _, err = cosmos3(capsys, monkeypatch, *ask, *wrong)
+        assert code == 2 and said in err and err.startswith("error: --arch ")
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--arch", "sm_89", "--memory", "12")
+    assert code == 2 and "cosmos3 plan" in err
+
+
+def test_the_tokens_of_a_prompt_are_counted(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = cosmos3(capsys, monkeypatch, "plan", *TINY)
+    assert "assumed    a prompt" not in out and all(len(line) <= 120 for line in out.splitlines())
+    _, out, _ = cosmos3(capsys, monkeypatch, "plan", *TINY, "--json")
+    tokens = json.loads(out)["estimate"]["tokens"]
+    assert cosmos3(capsys, monkeypatch, "run", *TINY, "-o", "cup.mp4", "--quiet") == (0, "cup.mp4\n", "")
+    ran = json.loads((tmp_path / "cup.mp4.json").read_text())["tokens"]
+    assert tokens == ran | {"counted": True}
+
+
+def test_where_nothing_smaller_fits_the_ways_out_are_named(plan):
+    code, out, _ = plan("--model", "nano", "--size", "480p", "--memory", "12")
+    assert code == 1 and all(word in " ".join(out.split()) for word in ("--model edge", "--format", "not there yet"))

@@ -749,3 +749,9 @@ def test_listing_loads_no_tensor_library(folder):
     probe = "import sys; from cosmos3_core.cli import cli; cli(['recipes', 'list'], standalone_mode=False); "
     probe += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], cwd=folder.parent, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_the_recipes_of_the_checkout_are_found_from_anywhere(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = cosmos3(capsys, monkeypatch, "recipes", "list")
+    assert code == 0 and "tiny-t2i-256x256-cpux1" in out and all(len(line) <= 100 for line in out.splitlines())

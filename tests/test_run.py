@@ -412,6 +412,7 @@ def test_a_stop_before_the_first_step_loads_no_more(run, monkeypatch):
     monkeypatch.setattr(UnderstandingTower, "prefill", stopped)
     code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
     assert code == 130 and "load generation" not in err and not list(Path().iterdir())
+    assert err.splitlines()[-2:] == ["nothing was computed yet, so nothing is kept", "stopped"]
 
 
 def test_half_a_step_is_undone(run, monkeypatch):

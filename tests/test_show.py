@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from command import cosmos3
 from inputs import photograph
+from sources import ROOT
 
 from cosmos3_core.contract import Bytes
 from cosmos3_core.files.images import write_image
@@ -173,3 +175,34 @@ def test_a_devices_peak_is_its_memorys_and_none_where_it_is_not_counted():
     memory = SimpleNamespace(peak=lambda device: peaks["cpu" if device.type == "cpu" else "acme"])
     assert peak_device_memory(memory, "meta") == {"allocated": 5, "reserved": None}
     assert peak_device_memory(memory, "cpu") is None
+
+
+def test_a_stopped_run_is_shown_by_its_dry_run(outputs, capsys, monkeypatch):
+    (outputs / "x.state.safetensors").write_bytes(b"\0" * 16)
+    code, _, err = cosmos3(capsys, monkeypatch, "show", outputs / "x.state.safetensors")
+    assert code == 2 and f"cosmos3 run --resume {outputs / 'x.state.safetensors'} --dry-run" in err
+
+
+def test_an_output_is_repeated_by_the_manifest_in_it(outputs, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "--request", outputs / "cube.png", "-o", "again.png")
+    assert code == 0, err
+    assert (tmp_path / "again.png").read_bytes()[:8] == (outputs / "cube.png").read_bytes()[:8]
+    first, again = (json.loads(path.read_text()) for path in (outputs / "cube.png.json", tmp_path / "again.png.json"))
+    assert again["request"] == first["request"]
+    photograph(64, 64).save("plain.png")
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "--request", "plain.png")
+    assert code == 2 and err.startswith("error: --request plain.png: it carries no cosmos3 manifest")
+
+
+def test_the_page_lists_a_manifest_s_keys(outputs):
+    page = (ROOT / "docs" / "manifest.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    said = {key for row in rows for key in re.findall("`([a-z0-9_.]+)`", row)}
+    manifest = json.loads((outputs / "clip.mp4.json").read_text())
+    whole = ("request", "origin", "inputs", "seconds", "versions")  # their keys are fields, stages and libraries
+    found = set()
+    for key, value in manifest.items():
+        parts = value if isinstance(value, dict) and key not in whole else ()
+        found |= {f"{key}.{part}" for part in parts} or {key}
+    assert said - {"latents", "resumed_at_step"} == found

@@ -82,3 +82,10 @@ def test_it_refuses_what_a_run_would(capsys, monkeypatch):
     assert code == 2 and "frames" in err
     code, _, err = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--format", "fp8")
     assert code == 2 and "--format pack_linear=fp8" in err
+
+
+def test_where_nothing_compiles_there_is_nothing_to_do(capsys, monkeypatch):
+    monkeypatch.setenv("COSMOS3_DISABLE_BACKENDS", "all")
+    monkeypatch.setattr(Engine, "__init__", lambda *_, **__: pytest.fail("it began"))
+    code, out, err = cosmos3(capsys, monkeypatch, "warmup")
+    assert (code, out) == (2, "") and "(reference) compiles nothing" in err and len(err.splitlines()) == 1

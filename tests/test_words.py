@@ -8,6 +8,7 @@ for what would be lost.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.foreign import MAKERS, convert
 from cosmos3_core.scenarios.request import PROFILES, infer_task, resolve
 from cosmos3_core.settle import Wish, settle
+from scripts import pages
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
@@ -105,7 +107,7 @@ def test_a_habitual_flag_is_answered_with_ours(flag, capsys, monkeypatch):
     words = flag.replace("'", "").split(maxsplit=1)
     code, out, err = cosmos3(capsys, monkeypatch, "run", "a cup", *words)
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1].startswith(f"Error: No such option '{words[0].partition('=')[0]}': {FLAGS[flag]}")
+    assert err.splitlines()[-1].startswith(f"error: No such option '{words[0].partition('=')[0]}': {FLAGS[flag]}")
 
 
 def test_there_are_more_flags_than_the_issue_counts():
@@ -124,7 +126,7 @@ def test_letters_decide_where_nobody_has_the_word(flag, hint, capsys, monkeypatc
 @pytest.mark.parametrize("flag", ["--zap", "--gpu-id", "--foo", "--top"])
 def test_a_word_like_no_other_gets_no_guess(flag, capsys, monkeypatch):
     code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", flag, "3")
-    assert code == 2 and err.splitlines()[-1] == f"Error: No such option '{flag}'."
+    assert code == 2 and err == f"error: No such option '{flag}'. Type cosmos3 run --help\n"
 
 
 def test_the_other_commands_answer_too(capsys, monkeypatch):
@@ -567,3 +569,55 @@ def test_a_run_from_a_request_of_vllm_omni(profile, tmp_path: Path, capsys, monk
     assert manifest["profile"]["name"] == (profile or "vllm-omni")
     assert manifest["request"]["guidance"] == (4.0 if profile else 7.0)
     assert f"; defaults of profile {profile or 'vllm-omni'}\n" in err and err.count("a request of") == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "frames"),
+    [({"seconds": 0.5}, 13), ({"seconds": "0.5", "model": "sora-2"}, 13), ({"duration": 0.25, "fps": 16}, 5)],
+)
+def test_parts_of_a_second_are_taken(keys, frames):
+    assert given_of({"num_inference_steps": 4} | keys).given["frames"] == frames
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"seconds": 0.01}, "seconds = 0.01: at 24 fps a clip has at least 5 frames"),
+        ({"num_frames": 0.5}, "num_frames = 0.5: it is no number of frames"),
+        ({"input_reference": "@desk.jpg"}, "curl's @ uploads a file. Give the path alone, desk.jpg"),
+        ({"input_reference": "data:image/png;base64,AAAA"}, "Save it, and give its path"),
+        ({"messages": [{"role": "user", "content": "a cup"}]}, "a chat; give its text as `prompt`"),
+    ],
+)
+def test_what_stands_in_the_way_is_explained(keys, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        given_of({"num_inference_steps": 4} | keys)
+
+
+def test_the_note_names_the_model_that_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("q.json").write_text(json.dumps({"prompt": "a cup", "model": "nvidia/Cosmos3-Nano", "num_inference_steps": 2}))
+    small = ("--size", "64x64", "--frames", "1", "--backend", "reference", "-o", "a.png")
+    code, _, err = cosmos3(capsys, monkeypatch, "plan", "--request", "q.json", "--model", "tiny", *small)
+    assert code == 0 and "; model tiny in the place of nvidia/Cosmos3-Nano; defaults of profile" in err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("serve", "'serve': not yet: a server. Type cosmos3 --help"),
+        ("generate", "'generate'. Did you mean cosmos3 run? Type cosmos3 --help"),
+        ("warmpu", "'warmpu'. Did you mean cosmos3 warmup? Type cosmos3 --help"),
+        ("zap", "'zap'. Type cosmos3 --help"),
+    ],
+)
+def test_a_command_that_is_not_here_is_answered_in_one_line(word, said, capsys, monkeypatch):
+    assert cosmos3(capsys, monkeypatch, word, "a cup") == (2, "", f"error: No such command {said}\n")
+
+
+@pytest.mark.parametrize("letter", pages.EXAMPLES)
+def test_the_page_s_examples_are_requests_of_their_programs(letter):
+    earlier = given_of(pages.EXAMPLES[letter])
+    assert f"a request of {owners()[letter]}: " in earlier.note and earlier.profile == table()["profiles"][letter]
+    given = earlier.given | {"task": earlier.given.get("task") or infer_task(earlier.given, None)}
+    resolve(given, earlier.profile, FACTS, pick_seed=lambda: 7)

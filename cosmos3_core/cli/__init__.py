@@ -40,7 +40,7 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=shared.Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-V",
     "--version",
@@ -167,12 +167,13 @@ def capabilities(model: str, profile: str, as_json: bool) -> None:
 @click.option("--record", type=click.Path(), help="Write the result here, as JSON.")
 @click.option("-k", "keyword", metavar="EXPR", help="Only tests whose name matches, as in pytest.")
 @click.option("--module", type=click.Path(), help="Your test module of the kit: its KNOWN_FAILURES hold here too.")
+@click.option("--list", "only_list", is_flag=True, help="Name the tests and run none.")
 @click.pass_obj
-def check(disabled: tuple[str, ...], backend: str, record: str | None, keyword: str | None, module: str | None) -> None:
+def check(disabled: tuple[str, ...], **options) -> None:
     """Run the conformance kit over a backend on this machine. Exit code 0: it does all it declares."""
     from .check import execute
 
-    execute(backend, disabled, record, keyword, module)
+    execute(disabled, **options)
 
 
 cli.add_command(recipes)
@@ -224,11 +225,15 @@ def _run() -> int:
 
 def _usage(error: click.ClickException) -> None:
     context = getattr(error, "ctx", None)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.show()
     if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):
         error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
     if isinstance(error, click.NoSuchOption):
         error = shared.answered(error)
-    error.show()
+    message = error.format_message()
+    end = "" if message.endswith((".", "?")) else "."
+    return terminal.tell(f"error: {message}{end} Type {context.command_path if context else 'cosmos3'} --help")
 
 
 def _said(error: Cosmos3Error) -> list[str]:

@@ -12,10 +12,16 @@ from .. import testing
 from ..contract import InputError, Unavailable
 from ..files.atomic import check_writable
 from ..plan import discovery
+from .terminal import printable
 
 
 def execute(
-    backend: str, disabled: Collection[str], record: str | None, keyword: str | None, module: str | None
+    disabled: Collection[str],
+    backend: str,
+    record: str | None,
+    keyword: str | None,
+    module: str | None,
+    only_list: bool,
 ) -> None:
     """Run the kit, or the test module that star-imports it, and exit with pytest's status. Raises InputError where
     there is nothing to run it on or with."""
@@ -29,20 +35,25 @@ def execute(
         check_writable(Path(record))
     found = discovery.load(backend, disabled)
     try:
-        discovery.probe(found)
+        device = discovery.probe(found)
     except Unavailable as reason:
         raise InputError(f"--backend {backend}", str(reason), "Run the check on a machine with this device") from None
     if module and not Path(module).is_file():
         raise InputError(f"--module {module}", "there is no such file", "Name the test module that imports the kit")
     import pytest
 
+    from .lines import Lines
+
     # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
     suite = Path(module).resolve() if module else Path(testing.__file__).parent / "suite" / "__init__.py"
     alone = ["-c", os.devnull, "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
-    arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "-q", "--tb=short", "--color=no"]
-    arguments += ["--backend", backend, *(["--record", record] if record else [])]
-    arguments += ["-k", keyword] if keyword else []
-    status = pytest.main(arguments)
+    arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "--tb=no", "--color=no"]
+    arguments += ["--backend", backend, *(["--record", record] if record and not only_list else [])]
+    arguments += [*(["-k", keyword] if keyword else []), *(["--collect-only"] if only_list else [])]
+    package = discovery.installed()[backend]
+    if not only_list:
+        print(printable(f"{backend}: {device.name} ({device.arch}), {package.package} {package.version}"))
+    status = pytest.main(arguments, plugins=[Lines(only_list)])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         if keyword:
             raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")

@@ -11,6 +11,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from . import terminal
+
 Decorator = Callable[[Callable], Callable]
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 CONTEXT = {"max_content_width": 110}
@@ -93,6 +95,12 @@ def _format_names() -> list[str]:
     return [f"{op}{name}" for op in ("", "attention=") for name in FORMATS]
 
 
+def _sizes() -> Iterator[str]:
+    from ..scenarios.sizes import TIERS
+
+    yield from (f"{tier}p" for tier in TIERS)
+
+
 def _settings() -> Iterator[str]:
     from ..scenarios.fields import FIELDS
 
@@ -144,6 +152,27 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+COMMANDS = {"generate": "run", "infer": "run", "inference": "run", "sample": "run", "devices": "backends"}
+"""What other programs call a command of ours."""
+
+
+class Commands(click.Group):
+    """The commands; an unknown one is answered with the one that is meant, or with what is not here yet."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in self.commands or name.startswith("-"):
+            return super().resolve_command(context, args)
+        from ..scenarios.aliases import LATER, known
+        from ..spelling import nearest
+
+        row, meant = known(name), COMMANDS.get(name.lower()) or nearest(name, self.commands)
+        answer = f": {row.answer}" if row and row.kind == LATER else f". Did you mean cosmos3 {meant}?" if meant else ""
+        raise click.UsageError(f"No such command {name!r}{answer}", context)
+
+
 class WithFields(click.Command):
     """A command that takes the fields of a request: by --set, which it declares with `SET`, and by options of single
     fields, which are put before it. These are made when the command is parsed or explained, as the group's --help has
@@ -181,13 +210,14 @@ def _of_fields(costs: bool) -> tuple[click.Option, ...]:
     for name, field in FIELDS.items():
         if field.option and (field.costs or not costs):
             default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
-            is_path, choices = field.kind is PATH, field.kind.schema.get("enum", ())
+            is_path = field.kind is PATH
+            choices = _sizes if name == "size" else partial(tuple, field.kind.schema.get("enum", ()))
             made = Option(
                 [flag(name)],
                 heading=field.group,
                 type=field.kind.type,
                 metavar="PATH" if is_path else None,
-                shell_complete=files if is_path else one_of(partial(tuple, choices)),
+                shell_complete=files if is_path else one_of(choices),
                 help=f"{field.help}{default}",
             )
             options.append(made)
@@ -259,6 +289,15 @@ def model(**keywords: Any) -> Decorator:
 
 
 OVERWRITE = option(OUTPUT, "--overwrite", is_flag=True, help="Replace files that are there; else they are refused.")
+QUIET = option(
+    OUTPUT,
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda context, parameter, asked: terminal.be_quiet(asked),
+    help="Print the output's name, and errors, and nothing else.",
+)
 RUN = (
     model(),
     option(MODEL, "--revision", help="Branch, tag or commit of a hub id."),
@@ -291,11 +330,18 @@ RUN = (
         INPUT, "--changed", is_flag=True, help="Take an earlier run's files as they are now, where they have changed."
     ),
     option(CONTROL, "--anyway", is_flag=True, help="Run even what does not fit by the estimate of cosmos3 plan."),
+    QUIET,
 )
 """Of `cosmos3 run`, and of `cosmos3 plan`, which is its dry run."""
 REPORT = (
     option(
         CONTROL, "--memory", type=float, metavar="GIB", help="Plan for this much device memory instead of what is here."
+    ),
+    option(
+        CONTROL,
+        "--arch",
+        metavar="ARCH",
+        help="Plan for a device that is not here, such as sm_89, with --backend and --memory.",
     ),
     option(CONTROL, "--json", "as_json", is_flag=True, help="Print the plan as JSON."),
 )

@@ -5,22 +5,34 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from ..contract import Ceiling
-from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD, Estimate
+from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..scenarios.fields import FIELDS, NOT_GIVEN, PROFILE
 from ..settle import Settled
 from .terminal import console, printable
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 LONGEST = 60
 """Characters of a text that are shown to a person; --json has it whole."""
+
+
+NONE_FITS = (
+    "no smaller request of this model fits here: choose a smaller model (--model edge), a device that has quantized "
+    "formats (--format), or a larger one. Weights kept on the host (offload) are not there yet"
+)
+WIDEST = 120
+"""Columns of a line; a terminal may have fewer."""
 
 
 def show(settled: Settled, resolved: Mapping[str, Any], notes: Iterable[str], *, as_json: bool) -> None:
@@ -45,6 +57,7 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             "prompt": job.prompt_tokens,
             "negative": sum(job.texts[1:]),
             "media": estimated.execution.tokens,
+            "counted": settled.counted,
         },
         "memory": {
             "device": plan.device.memory,
@@ -64,16 +77,18 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             "run_bytes": sum(work.bytes for work in run),
         },
         "seconds": estimated.seconds(ceiling),
-        "assumed": _assumed(estimated, ceiling, {work.rate for work in step}),
+        "assumed": _assumed(settled, ceiling, {work.rate for work in step}),
     }
 
 
-def _assumed(estimated: Estimate, ceiling: Ceiling | None, rates: set[str]) -> list[str]:
+def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list[str]:
     """The estimate's assumptions, as sentences without a full stop."""
-    prompt, *negative = estimated.job.texts
+    prompt, *negative = settled.estimate.job.texts
     texts = f"a prompt of {prompt} tokens" + "".join(f" and a negative one of {count}" for count in negative)
-    sentences = [
-        texts,
+    sentences = [] if settled.counted else [texts]
+    if settled.wish.arch:
+        sentences.append(f"{settled.wish.arch} with the torch and the packages that are installed here")
+    sentences += [
         "activations as eager torch allocates them; kernels that fuse need less",
         f"allocator, context and workspaces take {OVERHEAD:.0%}, {VAE_OVERHEAD:.0%} in the VAE, and "
         f"{OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions can take more)",
@@ -110,19 +125,30 @@ def _print(report: dict[str, Any]) -> None:
         ("placement", "text tower, media tower and VAE one after the other, as cosmos3 run does"),
         ("decode", tile),
     ]
-    for name, text in lines:
-        screen.print(f"{name:<10} {printable(text)}")
+    tokens = report["estimate"]["tokens"]
+    if tokens["counted"]:
+        lines.append(("texts", f"{tokens['prompt']} tokens, and {tokens['negative']} of the negative prompt"))
+    parts = (f"{name.replace('_', ' ')} {_bytes(count)}" for name, count in memory["weights"].items() if count)
+    below = [("weights", ", ".join(parts)), *_verdict(report)]
+    below += [("assumed", sentence) for sentence in report["estimate"]["assumed"]]
+    below += [("note", note) for note in report["notes"]]
+    _print_lines(screen, lines)
     screen.print()
     screen.print(_table(memory))
     screen.print()
-    parts = (f"{name.replace('_', ' ')} {gib(count)}" for name, count in memory["weights"].items() if count)
-    screen.print(f"{'weights':<10} {', '.join(parts)}")
-    for name, text in _verdict(report):
-        screen.print(f"{name:<10} {printable(text)}")
-    for sentence in report["estimate"]["assumed"]:
-        screen.print(f"assumed    {sentence}")
-    for note in report["notes"]:
-        screen.print(f"note       {printable(note)}")
+    _print_lines(screen, below)
+
+
+def _print_lines(screen: Console, lines: Iterable[tuple[str, str]]) -> None:
+    """Each text beside its name, on as many lines as it takes."""
+    width = min(screen.width, WIDEST) if screen.is_terminal else WIDEST
+    for name, text in lines:
+        indent = " " * (len(f"{name:<10}") + 1)
+        screen.print(textwrap.fill(printable(text), width, initial_indent=f"{name:<10} ", subsequent_indent=indent))
+
+
+def _bytes(count: int) -> str:
+    return gib(count) if count >= GIB / 10 else f"{count / (1 << 20):.1f} MiB"
 
 
 def _values(report: dict[str, Any]) -> list[str]:
@@ -173,7 +199,7 @@ def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
     for change in estimate["nearest"]:
         lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])})"))
     if not estimate["nearest"]:
-        lines.append(("instead", "no smaller request of this model fits: choose a smaller model or a larger device"))
+        lines.append(("instead", NONE_FITS))
     return lines
 
 

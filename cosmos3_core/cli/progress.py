@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .terminal import tell, unescaped
+from .terminal import quiet, remark, unescaped
 
 
 class Display:
@@ -19,7 +19,7 @@ class Display:
         self.stage, console = "", Console(file=unescaped(sys.stderr), force_terminal=terminal)
         counts, times = (BarColumn(), MofNCompleteColumn()), (TimeElapsedColumn(), TimeRemainingColumn())
         columns = TextColumn("{task.description:<20}"), *counts, *times
-        self.plain = not terminal or console.is_dumb_terminal
+        self.plain = quiet() or not terminal or console.is_dumb_terminal
         self.progress = Progress(*columns, console=console, transient=True, disable=self.plain)
         self.task = self.progress.add_task("starting", total=None)
 
@@ -40,6 +40,6 @@ class Display:
         if not self.plain:
             return
         if stage == "steps" and (begins or done == total or done % max(total // 10, 1) == 0):
-            tell(f"step {done} of {total}")
+            remark(f"step {done} of {total}")
         elif begins:
-            tell(stage)
+            remark(stage)

@@ -16,12 +16,22 @@ if TYPE_CHECKING:
     from ..evidence.recipe import Recipe
     from ..evidence.state import State
 
-FOLDER = "recipes"
+FOLDER = Path("recipes")
+LONGEST = 100
+"""Characters of a line of the list; `show` has it whole."""
+
+
+def _folder() -> Path:
+    """The recipes of the folder that one stands in, else those of the checkout."""
+    from ..files.checkout import sources
+
+    checkout = sources()
+    return FOLDER if FOLDER.is_dir() or not checkout else checkout / FOLDER
 
 
 def _names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes the name of a recipe."""
-    folder = Path((context.parent and context.parent.params.get("folder")) or FOLDER)
+    folder = Path((context.parent and context.parent.params.get("folder")) or _folder())
     return one_of(lambda: sorted(path.stem for path in folder.glob("*.toml")), files)(context, parameter, incomplete)
 
 
@@ -29,14 +39,16 @@ NAME = click.argument("name", shell_complete=_names)
 
 
 @click.group()
-@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, show_default=True, help="Where they are.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where they are.  [default: ./recipes, else the checkout's]"
+)
 @click.pass_context
-def recipes(context: click.Context, folder: Path) -> None:
+def recipes(context: click.Context, folder: Path | None) -> None:
     """Runs that are known to work, as files: one model on one device.
 
     NAME is a recipe's name, or the path of its file.
     """
-    context.meta[__name__] = folder
+    context.meta[__name__] = folder or _folder()
 
 
 def _find(name: str) -> Recipe:
@@ -92,7 +104,8 @@ def list_(as_json: bool) -> None:
         return
     widths = [max(len(row[key]) for row in listed) for key in ("name", "state")] if listed else []
     for row in listed:
-        click.echo(printable(f"{row['name']:<{widths[0]}}  {row['state']:<{widths[1]}}  {row['why']}"))
+        line = f"{row['name']:<{widths[0]}}  {row['state']:<{widths[1]}}  {row['why']}"
+        click.echo(printable(line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."))
 
 
 @recipes.command()

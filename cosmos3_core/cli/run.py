@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shlex
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..contract import InputError, RunError
+from ..engine.stages import Cancelled
 from ..plan.cost.units import GIB
 from ..runs import generation, outputs, saved
 from ..runs import manifest as manifests
@@ -19,12 +21,13 @@ from ..runs.keeping import Keeper, stopped_runs
 from ..runs.outputs import Moved, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
+from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import show
 from .stopping import Stop, stop_signal
-from .terminal import tell
+from .terminal import remark, tell
 from .texts import files_of, read_text, texts, texts_read
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
-REPORT = {"memory": "--memory", "as_json": "--json"}
+REPORT = {"memory": "--memory", "arch": "--arch", "as_json": "--json"}
 """Options of a dry run alone."""
 FREE = (
     "output",
@@ -92,6 +95,7 @@ class Options:
     manifest: str | None
     dry_run: bool
     memory: float | None
+    arch: str | None
     as_json: bool
     anyway: bool
     disabled: tuple[str, ...]
@@ -109,9 +113,6 @@ def execute(options: Options) -> None:
         _report(options, settled, manifests.resolved(settled, named))
     paths = _paths(options, settled.request)
     _check_kernels(options, earlier, settled)
-    refusal = generation.refusal(settled, stopped=stopped is not None)
-    if refusal and not (options.dry_run or options.anyway):
-        raise refusal
 
     from ..engine.engine import Engine
 
@@ -130,19 +131,28 @@ def execute(options: Options) -> None:
         asked=f"`resume` {options.resume}" if stopped else f"`request` {options.request}",
         texts=texts_read(vars(options)),
     )
+    settled = settled.with_texts(len(run.inputs.prompt), len(run.inputs.negative))
     if options.dry_run:
         _report(options, settled, run.resolved, run.inputs.notes)
+    refusal = generation.refusal(settled, stopped=stopped is not None)
+    if refusal and not options.anyway:
+        raise refusal
     for line in settled.why.splitlines():
-        tell(line)
+        remark(line)
     _name_stopped(paths, options)
-    _generate(run, paths, options, anyway=refusal is not None)
+    try:
+        _generate(run, paths, options, anyway=refusal is not None)
+    except (KeyboardInterrupt, Cancelled):
+        if not (options.resume or (run.state and run.state.index)):
+            tell("nothing was computed yet, so nothing is kept")
+        raise
 
 
 def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str] = ()) -> NoReturn:
     """What a dry run ends with. Exit code 1 where the run would be refused because it does not fit."""
     show(settled, resolved, notes, as_json=options.as_json)
     for line in settled.why.splitlines():
-        tell(line)
+        remark(line)
     sys.exit(0 if settled.fits or options.anyway else 1)
 
 
@@ -159,14 +169,23 @@ def _repeated(options: Options) -> Earlier:
     if not options.request:
         return Earlier(given={})
     asked = f"--request {options.request}"
-    text = read_text(options.request, asked)
+    text = _request_text(options.request, asked)
     earlier = saved.read_request(text, asked, options.request, changed=options.changed)
     if earlier.note:
-        tell(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}")
+        model = f"; model {options.model or earlier.model}" if earlier.model else ""
+        other = f" in the place of {earlier.model}" if options.model and earlier.model else ""
+        remark(f"note: {earlier.note}{model}{other}; defaults of profile {options.profile or earlier.profile}")
     elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
     return earlier
+
+
+def _request_text(name: str, asked: str) -> str:
+    """A request file; of a picture or clip that a run wrote, the manifest in it."""
+    if Path(name).suffix.lower() in {task.suffix for task in TASKS.values()}:
+        return json.dumps(manifests.read_manifest(name, asked))
+    return read_text(name, asked)
 
 
 def _why_named(options: Options, earlier: Earlier) -> str:
@@ -218,6 +237,7 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         formats=options.formats,
         required=options.required,
         memory=None if options.memory is None else int(options.memory * GIB),
+        arch=options.arch,
     )
 
 
@@ -226,7 +246,7 @@ def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None
     if options.resume:
         generation.check_same_kernels(earlier, settled, f"`resume` {options.resume}")
     for op, used, here in generation.other_kernels(earlier, settled):
-        tell(f"note: {op} ran on {used} in that run, and is {here} here")
+        remark(f"note: {op} ran on {used} in that run, and is {here} here")
 
 
 def _check_given(options: Options) -> None:
@@ -302,7 +322,7 @@ def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> 
         with stop.at(1):
             run.open_weights()  # before the display begins: a download has progress bars of its own
         for note in run.inputs.notes:
-            tell(f"note: {note}")
+            remark(f"note: {note}")
         keeper = Keeper(run, paths.state, options.resume)
         with display:
             with stop.at(2):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from ..contract import InputError
 from ..plan.cost.units import GIB
 from ..runs.manifest import read_manifest
 from ..scenarios.families import TASKS
@@ -23,7 +26,11 @@ PIPED_WIDTH = 160
 
 def execute(file: str, as_json: bool) -> None:
     """Print the manifest in an .mp4 or .png, or in a manifest file. Raises InputError where there is none."""
-    manifest = read_manifest(file)
+    asked = f"cosmos3 show {file}"
+    if Path(file).suffix == ".safetensors" and Path(file).is_file():
+        next_step = f"Of a stopped run type cosmos3 run --resume {shlex.quote(file)} --dry-run"
+        raise InputError(asked, "it holds tensors and no manifest", next_step)
+    manifest = read_manifest(file, asked)
     if as_json:
         print(json.dumps(manifest, indent=2))
     else:

@@ -144,7 +144,7 @@ def _warnings_as_notes() -> Iterator[None]:
         said = f"note: {library}: {str(message).strip().partition(chr(10))[0]}"
         if said not in told:
             told.add(said)
-            tell(said)
+            remark(said)
 
     def show(message: Any, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
         if not issubclass(category, DEVELOPERS):
@@ -186,6 +186,26 @@ def tell(line: str) -> None:
     """A line on stderr, which may be gone."""
     with suppress(OSError, ValueError):
         print(printable(line, LONGEST * PARTS), file=sys.stderr, flush=True)
+
+
+_quiet = False
+
+
+def be_quiet(asked: bool) -> None:
+    """Whether `remark` is silent from now on."""
+    global _quiet
+    _quiet = asked
+
+
+def quiet() -> bool:
+    """Whether remarks are left out."""
+    return _quiet
+
+
+def remark(line: str) -> None:
+    """A line that nobody has to read: progress, notes, why a backend was chosen. None with --quiet."""
+    if not quiet():
+        tell(line)
 
 
 def file_is_the_answer() -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ..contract import InputError
+from ..plan.discovery import BUILT_IN
 from ..plan.execution import KEPT_SHARE
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.request import PROFILES
@@ -64,9 +66,13 @@ class Options:
 
 
 def execute(options: Options, as_json: bool) -> None:
-    """Run a request twice on random weights, in part of the layers, and print both runs' seconds. Raises InputError."""
+    """Run a request twice on random weights, in part of the layers, and print both runs' seconds. Raises InputError,
+    also where no backend is that compiles."""
     settled = settle(options.wish())
     plan = settled.plan
+    if plan.backend.name == BUILT_IN and settled.wish.backend is None:
+        found = f"no accelerator is here, and eager torch on the CPU ({BUILT_IN}) compiles nothing"
+        raise InputError("cosmos3 warmup", found, f"There is nothing to do; `backend` {BUILT_IN} times such a run")
     for line in settled.why.splitlines():
         tell(line)
 

@@ -13,6 +13,12 @@ DIGITS = 9
 """Of a commit."""
 
 
+def sources() -> Path | None:
+    """The folder of the sources that this cosmos3 runs from: a clone, or what was unpacked of one. None where it was
+    installed from a package."""
+    return CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else None
+
+
 @functools.cache
 def build_version(checkout: Path = CHECKOUT) -> str:
     """The version, such as 0.1.0. In a git checkout with the commit, 0.1.0+g1a2b3c4d5, which ends in ".dirty" if its

@@ -28,11 +28,14 @@ from ..contract import (
     Tuning,
     Unavailable,
 )
+from ..files.checkout import sources
 from ..spelling import did_you_mean, nearest
 from . import contract1
 
 T = TypeVar("T")
 BUILT_IN = reference.BACKEND.name
+NO_BACKENDS = ("check", "test")
+"""Extras that bring tools."""
 ALL = "all"
 """In a list of disabled backends: every one that a package provides."""
 
@@ -89,7 +92,7 @@ def extras() -> tuple[str, ...]:
         names = metadata("cosmos3").get_all("Provides-Extra") or ()
     except PackageNotFoundError:  # sources on the path, not installed
         return ()
-    return tuple(name for name in names if name != "test")
+    return tuple(name for name in names if name not in NO_BACKENDS)
 
 
 def conflict(found: Found) -> Rejected | None:
@@ -137,7 +140,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def pip_install(extra: str) -> str:
-    return f'pip install "cosmos3[{extra}]"'
+    """The command that installs a backend: in a checkout from its folder, as the extra there means it."""
+    folder = sources()
+    return f'pip install -e "{folder}[{extra}]"' if folder else f'pip install "cosmos3[{extra}]"'
 
 
 def check_op(op: str) -> None:

@@ -103,9 +103,10 @@ def complete(
     }
 
 
-def read_manifest(name: str) -> dict[str, Any]:
-    """The manifest in an output, or in the .json beside it. Raises InputError where there is none."""
-    path, asked = Path(name), f"cosmos3 show {name}"
+def read_manifest(name: str, asked: str = "") -> dict[str, Any]:
+    """The manifest in an output, or in the .json beside it. `asked` names it in messages. Raises InputError where there
+    is none."""
+    path, asked = Path(name), asked or f"cosmos3 show {name}"
     next_step = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
     text: str | None
     if path.suffix.lower() == ".json":

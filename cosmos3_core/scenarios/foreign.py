@@ -34,6 +34,8 @@ ROUNDING: dict[str, Callable[[float], int]] = {"F": math.ceil, "V": math.ceil, "
 SERVED_ELSEWHERE = ("sora", "gpt-image", "dall-e")
 """How OpenAI's own models are called."""
 FPS = 24
+SHORTEST = 1 + TEMPORAL_COMPRESSION
+"""Frames of a clip; 1 is a picture."""
 MOST = 1e6
 """Frames or seconds above any that a request can have."""
 
@@ -203,6 +205,8 @@ def _input(work: _Work, key: str, value: Any) -> None:
         value = next((value[name] for name in ("image_url", "video_url", "url") if name in value), value)
     if not isinstance(value, str):
         work.wrong.append(f"{key}: it names no file. Give the path of a picture or a clip")
+    elif value.startswith("@"):
+        work.wrong.append(f"{key}: curl's @ uploads a file. Give the path alone, {value[1:]}")
     elif value.startswith(("http:", "https:", "data:", "s3:")) or len(value) > 4096:
         work.wrong.append(f"{key}: files are not fetched or decoded from text. Save it, and give its path")
     elif value and (path := work.path(key, value)):
@@ -217,7 +221,7 @@ def _model(work: _Work, key: str, value: Any) -> None:
         work.dropped.append(f"{key} {value} (OpenAI's own)")
     elif isinstance(value, str) and value:
         work.model = f"nvidia/{value}" if value.startswith("Cosmos3-") else value
-        work.said.append(f"{'' if key == 'model' else f'{key} → '}model {work.model}")
+        work.said.append(key if key == "model" else f"{key} → model")
 
 
 def _frames(work: _Work, keys: Mapping[str, Any]) -> None:
@@ -229,7 +233,8 @@ def _frames(work: _Work, keys: Mapping[str, Any]) -> None:
         work.dropped += [f"{key} (the number of frames says it)" for key in lasting]
         counts = {key: count for key, count in counts.items() if key not in lasting}
     for key, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int | float) or not 1 <= count <= MOST:
+        possible = isinstance(count, int | float) and not isinstance(count, bool) and 0 < count <= MOST
+        if not possible or (count < 1 and key not in lasting):
             work.wrong.append(f"{key} = {keys[key]!r}: it is no number of {'seconds' if key in lasting else 'frames'}")
             continue
         rate = work.given.get("fps", FPS)
@@ -238,6 +243,9 @@ def _frames(work: _Work, keys: Mapping[str, Any]) -> None:
         whole = int(count * rate) if key in lasting else int(count)
         rounded = ROUNDING.get(work.owner, math.ceil if key in lasting else None)
         number = rounded((whole - 1) / TEMPORAL_COMPRESSION) * TEMPORAL_COMPRESSION + 1 if rounded else whole
+        if key in lasting and number < SHORTEST:
+            work.wrong.append(f"{key} = {keys[key]!r}: at {rate:g} fps a clip has at least {SHORTEST} frames")
+            continue
         work.put(key, "frames", number)
         work.said[-1] += f" {number}" if number != count else ""
 

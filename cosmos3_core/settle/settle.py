@@ -17,6 +17,7 @@ from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
 from ..plan.cost.units import GIB
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
+from ..plan.survey import described_device
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.faults import about
@@ -37,7 +38,8 @@ STOCK_NEGATIVE_TOKENS = 3500
 class Settled:
     """What a `wish` comes to on this machine. `origin` says of each request field where its value is from; `why` is
     what to tell the user of the backend's choice ("" where it was named). `asked` is the estimate of the request as it
-    was asked for, `estimate` that of the request as it is, which may have a tile that was chosen here."""
+    was asked for, `estimate` that of the request as it is, which may have a tile that was chosen here; `counted` is
+    whether they know how long the texts are."""
 
     wish: Wish
     model: Model
@@ -47,6 +49,13 @@ class Settled:
     asked: Estimate
     estimate: Estimate
     why: str
+    counted: bool = False
+
+    def with_texts(self, prompt: int, negative: int) -> Settled:
+        """The same with the prompts' numbers of tokens, which were counted, in the place of guesses."""
+        texts = {"prompt_tokens": prompt, "negative_tokens": negative}
+        asked, estimate = (replace(one, job=replace(one.job, **texts)) for one in (self.asked, self.estimate))
+        return replace(self, asked=asked, estimate=estimate, counted=True)
 
     @property
     def execution(self) -> Execution:
@@ -158,6 +167,8 @@ def _opened(wish: Wish) -> Model:
 
 def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Ground:
     with about("backend"):
+        if wish.arch is not None:
+            on = described_device(wish.arch, wish.backend, wish.memory, wish.disabled)
         backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)

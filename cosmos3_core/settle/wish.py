@@ -30,8 +30,9 @@ class Wish:
 
     `backend` None takes the accelerator that is here, none of those that are `disabled`. `kernels` and `formats` by op
     are met or refused, `required` kernels asserted. `dtype` None is the checkpoint's. `memory` in bytes stands in the
-    place of the device's own. `resident`: what is loaded stays for the next request. Other programs' names of a
-    profile, a backend and a dtype become ours.
+    place of the device's own; with it and a `backend`, `arch` asks for the plan of a device that need not be here.
+    `resident`: what is loaded stays for the next request. Other programs' names of a profile, a backend and a dtype
+    become ours.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Wish:
     formats: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, str] = field(default_factory=dict)
     memory: int | None = None
+    arch: str | None = None
     resident: bool = False
 
     def __post_init__(self) -> None:
@@ -57,10 +59,10 @@ class Wish:
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
                 raise InputError(f"{name} = {value!r}", "it is no mapping by name", f"Pass {name} as a dict", name)
-        texts = {"model": False, "revision": True, "suffix": True, "profile": False, "backend": True, "dtype": True}
-        for name, may_lack in texts.items():
+        always = ("model", "profile")
+        for name in (*always, "revision", "suffix", "backend", "dtype", "arch"):
             value = getattr(self, name)
-            if not isinstance(value, str) and not (may_lack and value is None):
+            if not isinstance(value, str) and (value is not None or name in always):
                 raise InputError(f"{name} = {value!r}", "it is not text", f"Pass {name} as a string", name)
         if isinstance(self.disabled, str):
             found = "it is one text, and each of its letters would be a name"
