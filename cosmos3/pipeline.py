@@ -17,10 +17,11 @@ from cosmos3_core.runs import generation, saved
 from cosmos3_core.runs.generation import IN_MEMORY, Generation
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
+from cosmos3_core.scenarios.captions import check_no_file
 from cosmos3_core.scenarios.families import INPUTS, TASKS
 from cosmos3_core.scenarios.request import PROFILES
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
-from cosmos3_core.spelling import did_you_mean
+from cosmos3_core.spelling import did_you_mean, shown
 
 from .plans import Plan, plan_of
 from .questions import path_of
@@ -65,9 +66,9 @@ def load(
     if unknown:
         names = ("backend", "formats", "kernels", "dtype", "revision", "profile", "resident")
         hint = did_you_mean(name := next(iter(unknown)), names, f"It takes {', '.join(names)}")
-        raise InputError(f"load({name}={unknown[name]!r})", "there is no such argument", hint, name)
+        raise InputError(f"load({name}={shown(unknown[name])})", "there is no such argument", hint, name)
     if not isinstance(resident, bool):
-        raise InputError(f"resident = {resident!r}", "it is a switch", "Give True or False", "resident")
+        raise InputError(f"resident = {shown(resident)}", "it is a switch", "Give True or False", "resident")
     wish = Wish(
         model=path_of("model", model),
         revision=revision,
@@ -246,6 +247,8 @@ class Pipeline:
         return f"<cosmos3 pipeline: {self.model} in {plan.dtype} on {plan.backend.name} ({plan.device.name})>"
 
     def _settled(self, given: Mapping[str, Any], suffix: str | None = None, *, partial: bool = False) -> Settled:
+        for name in ("prompt", "negative_prompt"):
+            check_no_file(name, given.get(name))
         return settle(replace(self._wish, given=given, suffix=suffix, partial=partial), ground=self._ground)
 
     def _several(

@@ -39,7 +39,7 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=shared.Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-V",
     "--version",

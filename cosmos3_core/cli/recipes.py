@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.shell_completion import CompletionItem
 
-from .options import files, one_of
+from .options import Group, files, one_of
 from .terminal import printable, tell
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def _names(context: click.Context, parameter: click.Parameter, incomplete: str) 
 NAME = click.argument("name", shell_complete=_names)
 
 
-@click.group()
+@click.group(cls=Group)
 @click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, show_default=True, help="Where they are.")
 @click.pass_context
 def recipes(context: click.Context, folder: Path) -> None:

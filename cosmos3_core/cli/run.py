@@ -17,13 +17,14 @@ from ..runs import manifest as manifests
 from ..runs.generation import Generation, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
+from ..scenarios.captions import check_no_file
 from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import show
 from .stopping import stop_signal
 from .terminal import tell
-from .texts import read_text, texts, texts_read
+from .texts import PROMPTS, read_text, texts, texts_read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +85,7 @@ def execute(options: Options) -> None:
     _check_given(options)
     stopped = _stopped(options)
     earlier = stopped.earlier if stopped else _repeated(options)
-    given, named = _given(options, earlier.given), _why_named(options, earlier)
+    given, named = _given(options, earlier), _why_named(options, earlier)
     options = _joined(options, earlier, stopped is not None)
     settled = settle(_wish(options, given))
     if settled.wish.partial:
@@ -227,8 +228,11 @@ def _check_given(options: Options) -> None:
         raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
 
 
-def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
+def _given(options: Options, earlier: Earlier) -> dict[str, Any]:
     """The request fields the user set: those of the request file, then --set's and the options'."""
+    given = earlier.given
+    for name in PROMPTS:
+        check_no_file(name, (options.fields if earlier.ran_on else given | options.fields).get(name))
     typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
     typed |= texts(vars(options))
     if twice := sorted(options.fields.keys() & typed.keys()):

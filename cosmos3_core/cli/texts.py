@@ -14,6 +14,8 @@ from ..scenarios.captions import check_caption
 
 MAX_TEXT_BYTES = 1 << 20
 STANDARD_INPUT = "-"
+LITERAL = "@@"
+"""What a text that itself begins with @ is typed with: @@cup is "@cup"."""
 PROMPTS = ("prompt", "negative_prompt")
 """Fields whose option also takes a file, as @FILE."""
 
@@ -27,7 +29,7 @@ def texts(options: Mapping[str, Any]) -> dict[str, str]:
     for name, text in _typed(options).items():
         file, what = _file(text), name.replace("_", " ")
         asked = f"{what} {text if file is not None else repr(text[:40])}"
-        found[name] = text if file is None else read_text(file, asked).strip()
+        found[name] = text.removeprefix("@") if file is None else read_text(file, asked).strip()
         check_caption(found[name], asked)
     return found
 
@@ -67,4 +69,4 @@ def _typed(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _file(text: str) -> str | None:
-    return text[1:] if text.startswith("@") else None
+    return text[1:] if text.startswith("@") and not text.startswith(LITERAL) else None
