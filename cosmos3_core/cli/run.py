@@ -149,7 +149,8 @@ def _repeated(options: Options) -> Earlier:
     asked = f"--request {options.request}"
     earlier = saved.read_request(read_text(options.request, asked), asked, options.request)
     if earlier.note:
-        tell(f"note: {earlier.note}; defaults of profile {options.profile or earlier.profile}")
+        whose = options.profile or f"{earlier.profile} (--profile chooses another)"
+        tell(f"note: {earlier.note}; defaults of profile {whose}")
     elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")

@@ -67,11 +67,9 @@ def convert(value: Mapping[str, Any], asked: str, folder: Path | None) -> Conver
         raise InputError(work.asked, "; ".join(wrong), "Change that, or take it out; cosmos3 capabilities lists fields")
     profiles = table()["profiles"]
     parts = [", ".join(work.said), f"ignored: {', '.join(work.dropped)}" if work.dropped else ""]
-    parts += [
-        f"if it is one of {owners()[other]}, choose the profile {profiles[other]}"
-        for other in whose
-        if profiles[other] != profiles[owner]
-    ]
+    if others := [letter for letter in whose if profiles[letter] != profiles[owner]]:
+        named = [f"{owners()[letter]} (profile {profiles[letter]})" for letter in others]
+        parts.append(f"it may also be one of {' or '.join(named)}")
     said = "; ".join(filter(None, parts))
     return Converted(work.given, profiles[owner], work.model, f"{work.asked}{f': {said}' if said else ''}")
 
@@ -102,7 +100,7 @@ def _inside(work: Work, twice: Mapping[str, tuple[Any, Any]]) -> None:
         if work.owner == "V" and key in WINNING:
             work.drop(f"{key} {shown(outside)}", f"in extra_params it is {shown(inside)}, which wins")
         else:
-            work.differs(f"{key} at the top and inside", key, outside, inside)
+            work.wrong.append(f"{key} is {shown(outside)} at the top and {shown(inside)} inside")
 
 
 def _whose(keys: Mapping[str, Any], wrappers: list[str]) -> str:
@@ -150,7 +148,7 @@ def _one(work: Work, key: str, value: Any) -> None:
     elif not asks_nothing(row.name, number_of(value)):
         work.lacking.setdefault(row.answer, []).append(key)
     else:
-        work.drop(key, row.answer if value else f"{json.dumps(value)} asks for nothing")
+        work.drop(key, row.answer if value and table()["off"].get(row.name) == "any" else _nothing(value))
 
 
 def _renamed(work: Work, row: Alias, value: Any) -> None:
@@ -164,7 +162,7 @@ def _renamed(work: Work, row: Alias, value: Any) -> None:
         if row.means == "output":
             work.drop(row.name, row.answer)
         elif asks_nothing(row.name, number_of(value)):
-            work.drop(row.name, f"{json.dumps(value)} asks for nothing")
+            work.drop(row.name, _nothing(value))
         else:
             work.wrong.append(f"{row.name} is no part of a request: {row.answer}")
         return None
@@ -253,7 +251,7 @@ def _metadata_kept(work: Work, key: str, value: Any) -> None:
         work.given["negative_metadata"] = "same"
         work.said.append(f"{key} → negative_metadata same")
     else:
-        work.drop(key, "false asks for nothing" if not number_of(value) else "negative_metadata says it")
+        work.drop(key, "negative_metadata says it" if number_of(value) else _nothing(value))
 
 
 def _text_of_file(work: Work, key: str, value: Any) -> None:
@@ -281,7 +279,7 @@ def _schedule(work: Work, key: str, value: Any) -> None:
         if number_of(value):
             work.put(key, "schedule", "native")
         else:
-            work.drop(key, "false asks for nothing")
+            work.drop(key, _nothing(value))
     elif value == "unipc":
         work.drop(f"{key} unipc", "it is the one that runs")
     else:
@@ -329,6 +327,11 @@ MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "max_sequence_length": _longest,
 }
 """By key, how its value becomes ours where it is more than another name for it."""
+
+
+def _nothing(value: Any) -> str:
+    """Why a key that is understood does nothing with this value."""
+    return f"{json.dumps(value)} asks for nothing more"
 
 
 def _text(value: Any) -> Any:

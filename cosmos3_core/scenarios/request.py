@@ -153,7 +153,7 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
 
 
 def _check_profile(profile: str) -> None:
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise InputError(f"profile {shown(profile)}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
 
 
@@ -319,8 +319,8 @@ def _check_clean(request: Request) -> None:
     if clean and clean[-1] >= latent_frames:
         raise InputError(
             f"condition_frame_indexes {shown(list(clean))}",
-            f"of {frames} frames the latent frames are 0 to {latent_frames - 1}",
-            "Take indices of these, or ask for more frames",
+            f"{frames} frames are {latent_frames} latent frames",
+            f"Use indices from 0 to {latent_frames - 1}",
         )
     if len(clean) == latent_frames:
         next_step = f"Ask for {frames + TEMPORAL_COMPRESSION} frames or more"

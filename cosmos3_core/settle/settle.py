@@ -163,7 +163,7 @@ def _auto_size(given: Mapping[str, Any], task: Task, wish: Wish, model: Model) -
     name = task.input and given.get(task.input)
     if not isinstance(name, str):
         found = "it follows from a picture or clip, and this run starts from none"
-        raise InputError(f"size {shown(given['size'])}", found, FORMS)
+        raise InputError(f"size {shown(given['size'])}", found, FORMS, "size")
     if said := SAID.fullmatch(name):
         source = int(said[1]), int(said[2])
     else:
