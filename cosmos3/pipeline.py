@@ -19,10 +19,12 @@ from cosmos3_core.runs.keeping import Keeper
 from cosmos3_core.runs.outputs import Moved
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
+from cosmos3_core.scenarios.captions import check_no_file
 from cosmos3_core.scenarios.families import INPUTS, TASKS
 from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.request import PROFILES
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
+from cosmos3_core.spelling import shown
 
 from .plans import Plan, plan_of
 from .questions import path_of
@@ -67,7 +69,7 @@ def load(
     from cosmos3_core.engine.engine import Engine
 
     for name, value in others.items():
-        raise InputError(f"load({name}={value!r})", "there is no such argument", unknown(name, LOAD), name)
+        raise InputError(f"load({name}={shown(value)})", "there is no such argument", unknown(name, LOAD), name)
     wish = _wish(model, backend, formats, kernels, dtype, profile, resident, revision=revision)
     wish, ground = _ground(wish)
     return Pipeline(wish, ground, Engine(ground.model, ground.plan, resident=resident))
@@ -91,10 +93,17 @@ def plan(
     return plan_of(_planned(wish, ground, fields))
 
 
+def _settled(wish: Wish, ground: Ground, given: Mapping[str, Any], **other: Any) -> Settled:
+    """A request whose texts were typed: none is the name of a file."""
+    for name in ("prompt", "negative_prompt"):
+        check_no_file(name, given.get(name))
+    return settle(replace(wish, given=given, **other), ground=ground)
+
+
 def _planned(wish: Wish, ground: Ground, fields: dict[str, Any]) -> Settled:
     """A request that may lack its prompt and its input."""
     inputs, _ = _media(fields.pop("image", None), fields.pop("video", None))
-    return settle(replace(wish, given=fields | inputs, partial=True), ground=ground)
+    return _settled(wish, ground, fields | inputs, partial=True)
 
 
 def _wish(
@@ -102,7 +111,7 @@ def _wish(
 ) -> Wish:
     """What is no request's. Functions among the kernels get their names in `_ground`."""
     if not isinstance(resident, bool):
-        raise InputError(f"resident = {resident!r}", "it is a switch", "Give True or False", "resident")
+        raise InputError(f"resident = {shown(resident)}", "it is a switch", "Give True or False", "resident")
     return Wish(
         model=path_of("model", model),
         profile=PROFILES[0] if profile is None else profile,
@@ -326,7 +335,7 @@ class Pipeline(Answering):
             given = given | {"prompt": prompt}
             first: Generation | None = None
             for _ in range(count):
-                settled = settle(replace(self._wish, given=given, suffix=suffix), ground=self._ground)
+                settled = _settled(self._wish, self._ground, given, suffix=suffix)
                 self._check_fits(settled, anyway)
                 if runs:
                     counted = settled.origin | {"seed": f"counted on from {runs[0].seed}"}

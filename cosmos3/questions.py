@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from cosmos3_core.contract.errors import InputError
+from cosmos3_core.spelling import shown
 
 
 def backends() -> list[dict[str, Any]]:
@@ -36,6 +37,8 @@ def show(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def path_of(name: str, value: Any) -> str:
     """A path as text. Raises InputError for what is none; `name` is the argument's."""
-    if isinstance(value, str | os.PathLike) and isinstance(path := os.fspath(value), str) and "\0" not in path and path:
+    from cosmos3_core.scenarios import kinds
+
+    if path := kinds.path_of(value):
         return path
-    raise InputError(f"{name} = {value!r}", "it is not a path", f"Give {name} as a string or a pathlib.Path", name)
+    raise InputError(f"{name} = {shown(value)}", "it is not a path", f"Give {name} as a string or a pathlib.Path", name)

@@ -14,6 +14,7 @@ from cosmos3_core.contract import InputError
 from cosmos3_core.engine.stages import Cancelled
 from cosmos3_core.files.atomic import check_writable
 from cosmos3_core.runs.generation import Generation
+from cosmos3_core.spelling import shown
 
 from .questions import path_of
 from .results import Preview, Result
@@ -183,7 +184,7 @@ def check_callable(name: str, value: Any, arguments: int) -> None:
     """Raises InputError unless `value` is None or can be called with so many arguments."""
     if value is None:
         return
-    asked, next_step = f"{name} = {value!r}", f"Give a function of {arguments} argument{'s' * (arguments > 1)}"
+    asked, next_step = f"{name} = {shown(value)}", f"Give a function of {arguments} argument{'s' * (arguments > 1)}"
     if not callable(value):
         raise InputError(asked, "it cannot be called", next_step, name)
     try:

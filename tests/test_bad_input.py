@@ -55,6 +55,16 @@ CLIP = f"'a cup on a table' {ANY} --frames 5 -o {{out}}/clip.mp4 "
 LONGER = f"'a cup on a table' {ANY} --frames 9 -o {{out}}/clip.mp4 "
 
 
+def once(words: list[str]) -> list[str]:
+    """A command line with the last of each option that takes one value."""
+    ones = {
+        o for p in RUN.get_params(click.Context(RUN)) if not (p.multiple or getattr(p, "is_flag", 1)) for o in p.opts
+    }
+    last = {word: at for at, word in enumerate(words) if word in ones}
+    dropped = {at for at, word in enumerate(words) if word in ones and last[word] != at}
+    return [word for at, word in enumerate(words) if not dropped & {at, at - 1}]
+
+
 class User:
     """Types commands in `out`, a folder with results of earlier runs. `reads` lists the checkpoint folders from which
     weights were read."""
@@ -81,7 +91,8 @@ class User:
         return re.sub(r"\{(\w+)\}", lambda match: str(self.names[match[1]]), text)
 
     def argv(self, command: str) -> list[str]:
-        return shlex.split(self.fill(command))
+        """The words of a row. What it adds stands in the place of what it begins with."""
+        return once(shlex.split(self.fill(command)))
 
     def holds(self) -> dict[str, bytes | None]:
         """Every file of the output folder with its bytes."""
@@ -135,7 +146,7 @@ REQUESTS = {
     "-3 frames": (CLIP + "--frames -3", "frames = -3", "a whole number from 1 to 4001"),
     "a million frames": (CLIP + "--frames 1000001", "frames = 1000001", "a whole number from 1 to 4001"),
     "frames of a picture": (PICTURE + "--task t2i --frames 5", "5 frames with task t2i", "or use --task t2v"),
-    "a clip of one frame": (CLIP + "--task t2v --frames 1", "1 frames with task t2v", "Ask for 5 frames or more"),
+    "a clip of one frame": (CLIP + "--task t2v --frames 1", "1 frame with task t2v", "Ask for 5 frames or more"),
     "0 steps": (CLIP + "--steps 0", "steps = 0", "a whole number from 1 to 1000"),
     "-1 steps": (CLIP + "--steps -1", "steps = -1", "a whole number from 1 to 1000"),
     "5000 steps": (CLIP + "--steps 5000", "steps = 5000", "a whole number from 1 to 1000"),

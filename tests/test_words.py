@@ -97,6 +97,22 @@ FLAGS = {
     "--vae-use-tiling": NOT_HERE.format("tiles are taken where memory does not suffice; --tile sets them."),
     "--enforce-eager": NOT_HERE.format("the plan says what is compiled and captured."),
     "--use-torch-compile": NOT_HERE.format("the plan says what is compiled and captured."),
+    "-p 'a cup'": OURS.format("the argument PROMPT, a text or @FILE."),
+    "--prompts cups.txt": OURS.format("the argument PROMPT, a text or @FILE."),
+    "--outdir out": OURS.format("--output."),
+    "--seeds 1": OURS.format("--seed."),
+    "--gpu 0": OURS.format("--backend."),
+    "--fp16": OURS.format("--dtype."),
+    "--bf16": OURS.format("--dtype."),
+    "--karras": OURS.format("--set schedule=VALUE."),
+    "--no-system-prompt": OURS.format("--set system_prompt=false."),
+    "--tp 2": NOT_YET.format("several devices."),
+    "--sound": NOT_YET.format("sound."),
+    "--strength 0.5": NOT_YET.format("editing pictures."),
+    "--disable-guardrails": NOT_YET.format("guardrails."),
+    "--vae-slicing": NOT_HERE.format("tiles are taken where memory does not suffice; --tile sets them."),
+    "--torch-compile": NOT_HERE.format("the plan says what is compiled and captured."),
+    "--quiet": NOT_HERE.format("progress is written to standard error"),
     "--enable-frame-interpolation": NOT_HERE.format("frames come from the model"),
     "--video-save-quality 9": NOT_HERE.format("files are written at one quality."),
 }
@@ -123,7 +139,7 @@ def test_letters_decide_where_nobody_has_the_word(flag, hint, capsys, monkeypatc
     assert f"No such option '{flag}'. Did you mean '{hint or '--negative-prompt'}'?" in err
 
 
-@pytest.mark.parametrize("flag", ["--zap", "--gpu-id", "--foo", "--top"])
+@pytest.mark.parametrize("flag", ["--zap", "--gpu-id", "--foo", "--top", "--bison", "--inquiet"])
 def test_a_word_like_no_other_gets_no_guess(flag, capsys, monkeypatch):
     code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", flag, "3")
     assert code == 2 and err == f"error: No such option '{flag}'. Type cosmos3 run --help\n"
@@ -165,6 +181,12 @@ def test_what_a_row_leads_to_is_there():
         ("lora", "Not yet: LoRA"),
         ("true_cfg_scale", "Not here: other models have it"),
         ("stesp", "Did you mean steps?"),
+        ("Prompt", "Did you mean prompt?"),
+        ("guidance-Interval", "Did you mean guidance_interval?"),
+        ("model", "It is chosen with the model: `model`, from Python load(model=...)"),
+        ("format", "It is chosen with the model: `format`, from Python load(formats=...)"),
+        ("attention_backend", "It is chosen with the model: `kernel`, from Python load(kernels=...)"),
+        ("torch_dtype", "It is chosen with the model: `dtype`, from Python load(dtype=...)"),
     ],
 )
 def test_a_key_of_others_is_answered_from_python_too(key, answer):
@@ -425,6 +447,49 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
         {"task": "t2v", "width": 832, "frames": 93},
     ),
     "one side": ({"height": 480, "num_frames": 5}, "one of width and height alone is no size"),
+    "two sizes": ({"size": "832x480", "width": 1280, "height": 720}, "size '832x480' and width 1280 do not agree"),
+    "a size of another tier": ({"size": "832x480", "resolution": "720"}, "size '832x480' and resolution 720 do not"),
+    "a size of another shape": (
+        {"width": 832, "height": 480, "aspect_ratio": "9,16"},
+        "width and height '832x480' and aspect_ratio '9,16' do not agree",
+    ),
+    "sizes that agree": (
+        {"size": "832x480", "width": "832", "height": 480, "resolution": "480", "aspect_ratio": "16,9"},
+        "reference",
+        {"width": 832, "height": 480},
+    ),
+    "two lengths": ({"seconds": 4, "num_frames": 33}, "seconds 4 and 33 frames at 24 a second do not agree"),
+    "two lengths by the rate": (
+        {"seconds": "4", "num_frames": 93, "fps": 10},
+        "seconds 4 and 93 frames at 10 a second",
+    ),
+    "lengths that agree": ({"seconds": "4", "num_frames": 93}, "vllm-omni", {"frames": 93}),
+    "inside and outside": (
+        {"num_inference_steps": 5, "extra_params": {"num_inference_steps": 9}},
+        "num_inference_steps is 5 at the top and 9 inside",
+    ),
+    "alike inside and outside": (
+        {"num_inference_steps": 5, "extra_params": '{"num_inference_steps": "5"}'},
+        "vllm-omni",
+        {"steps": 5},
+    ),
+    "inside and outside, where one is known to win": (
+        {"flow_shift": 5, "extra_params": {"flow_shift": 9}},
+        "vllm-omni",
+        {"shift": 9.0},
+    ),
+    "no output": ({"num_frames": 5, "n": 0}, "n = 0: a run makes one output"),
+    "a form's switches": (
+        {"num_frames": "5", "n": "1", "use_system_prompt": "True", "enable_teacache": "False"},
+        "sglang",
+        {"system_prompt": True},
+    ),
+    "frames in another order": (
+        {"video_path": "a.mp4", "save_output": True, "condition_frame_indexes_vision": [0, 1]},
+        "sglang",
+        {"condition_frame_indexes": (0, 1)},
+    ),
+    "a path of a URL": ({"model_mode": "image2video", "vision_path": "https:/e.com/r.jpg"}, "vision_path: files are"),
     "said twice": ({"steps": 5, "num_inference_steps": 6, "num_frames": 5}, "set steps, to 6 and 5"),
 }
 
@@ -448,8 +513,8 @@ def test_a_request_of_another_program(name):
     found = {key: earlier.model if key == "model" else getattr(request, key) for key in parts}
     assert (earlier.profile, found) == (profile, parts)
     assert earlier.note.startswith("--request q.json, a request of ")
-    # Every key is ours, or the note says what became of it; those that ask for nothing may go without a word.
-    told = [key for key in keys if key not in FIELDS and keys[key] and key not in ("extra_params", "n")]
+    # Every key is ours, or the note says what became of it.
+    told = [key for key in keys if key not in FIELDS and key != "extra_params"]
     assert not [key for key in told if key not in earlier.note]
 
 
@@ -476,6 +541,42 @@ def test_what_is_ignored_says_why():
     note = given_of(B720 | {"extra_params": X0, "user": "me", "quality": "high"}).note
     assert "guardrails (not yet: guardrails)" in note and "quality (files are written at one quality)" in note
     assert "num_inference_steps → steps, guidance_scale → guidance" in note
+
+
+def test_what_asks_for_nothing_is_named_too():
+    keys = {"num_frames": 5, "guardrails": False, "generate_sound": "False", "lora": None, "n": 1, "seed": None}
+    note = given_of(keys).note
+    for said in ("guardrails (false", 'generate_sound ("False"', "lora (null", "n (1"):
+        assert f"{said} asks for nothing more)" in note
+    assert "seed null (the default)" in note
+
+
+def test_what_wins_inside_is_named():
+    assert (
+        "flow_shift 5 (in extra_params it is 9, which wins)"
+        in given_of({"flow_shift": 5, "extra_params": {"flow_shift": 9}}).note
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "profile", "others"),
+    [
+        ({"extra_params": {"guidance_interval": [400, 1000]}}, "vllm-omni", "sglang (profile sglang)"),
+        ({"extra_params": {"guidance_interval": [4, 10]}, "num_frames": 5}, "vllm-omni", "sglang (profile sglang)"),
+        ({"extra_params": {}, "num_frames": 5, "shift": 3, "guidance": 2}, "vllm-omni", "sglang (profile sglang)"),
+        ({"extra_params": {}, "reference_url": "a.png"}, "sglang", ""),
+        ({"extra_body": {"num_frames": 5}}, "sglang", ""),
+        ({"num_frames": 5, "enforce_eager": True}, "vllm-omni", ""),
+        ({"num_frames": 5, "num_output_frames": 5}, "reference", ""),
+        ({"num_frames": 5, "add_resolution_template": True}, "diffusers", ""),
+        ({"num_inference_steps": 5, "size": "64x64"}, "vllm-omni", "sglang (profile sglang)"),
+    ],
+)
+def test_whose_a_request_is(keys, profile, others):
+    """The wrapper says it, then the keys that one program alone has; where that leaves several, the note names them."""
+    earlier = given_of(keys)
+    assert earlier.profile == profile and ("it may also be one of" in earlier.note) == bool(others)
+    assert others in earlier.note
 
 
 OWN = [
@@ -549,7 +650,7 @@ def test_a_run_from_the_frameworks_json(tmp_path: Path, capsys, monkeypatch):
     assert (code, out) == (0, "out.mp4\n"), err
     (note,) = [line for line in err.splitlines() if "a request of" in line]
     assert note.startswith("note: --request specs/i2v.json, a request of NVIDIA's framework: model_mode → task")
-    assert note.endswith("; defaults of profile reference")
+    assert note.endswith("; defaults of profile reference (--profile chooses another)")
     manifest = json.loads((tmp_path / "out.mp4.json").read_text())
     asked = manifest["request"]
     assert (asked["task"], asked["steps"], asked["frames"], asked["fps"]) == ("i2v", 2, 5, 10.0)
@@ -568,7 +669,8 @@ def test_a_run_from_a_request_of_vllm_omni(profile, tmp_path: Path, capsys, monk
     manifest = json.loads((tmp_path / "out.png.json").read_text())
     assert manifest["profile"]["name"] == (profile or "vllm-omni")
     assert manifest["request"]["guidance"] == (4.0 if profile else 7.0)
-    assert f"; defaults of profile {profile or 'vllm-omni'}\n" in err and err.count("a request of") == 1
+    assert f"; defaults of profile {profile or 'vllm-omni (--profile chooses another)'}\n" in err
+    assert err.count("a request of") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from .options import Command
 
-@click.command()
+
+@click.command(cls=Command)
 @click.option("--check", is_flag=True, help="Write nothing; exit code 1 if the page is out of date.")
 def matrix(check: bool) -> None:
     """Write docs/SUPPORT.md: what runs where, by what evidence."""

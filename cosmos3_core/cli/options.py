@@ -152,11 +152,36 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+class _Once:
+    """A command that refuses an option of one value that is given twice: of two values the last would win without a
+    word. A flag says the same however often it is there."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if not context.resilient_parsing:
+            command: Any = self
+            _, _, given = command.make_parser(context).parse_args(list(args))
+            options = [p for p in given if isinstance(p, click.Option) and not (p.multiple or p.is_flag or p.count)]
+            if twice := next((option for option in options if options.count(option) > 1), None):
+                name = max(twice.opts, key=len)
+                raise click.UsageError(f"Option {name!r} is given {options.count(twice)} times. Keep one", context)
+        return super().parse_args(context, args)  # type: ignore[misc]
+
+
+class Command(_Once, click.Command):
+    """A command of cosmos3."""
+
+
+class Group(_Once, click.Group):
+    """A group of commands."""
+
+    command_class = Command
+
+
 COMMANDS = {"generate": "run", "infer": "run", "inference": "run", "sample": "run", "devices": "backends"}
 """What other programs call a command of ours."""
 
 
-class Commands(click.Group):
+class Commands(Group):
     """The commands; an unknown one is answered with the one that is meant, or with what is not here yet."""
 
     def resolve_command(
@@ -173,7 +198,7 @@ class Commands(click.Group):
         raise click.UsageError(f"No such command {name!r}{answer}", context)
 
 
-class WithFields(click.Command):
+class WithFields(Command):
     """A command that takes the fields of a request: by --set, which it declares with `SET`, and by options of single
     fields, which are put before it. These are made when the command is parsed or explained, as the group's --help has
     to answer at once. With `costs` they are only those that decide what a run costs. Its help lists every field, those
@@ -310,7 +335,12 @@ RUN = (
     ),
     OVERWRITE,
     SET,
-    option(INPUT, "--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat."),
+    option(
+        INPUT,
+        "--request",
+        type=click.Path(),
+        help="JSON of request fields, whose paths begin in this folder, or a manifest to repeat.",
+    ),
     *PLAN,
     option(
         DEVICE,
@@ -363,8 +393,9 @@ def with_options(options: Iterable[Decorator]) -> Decorator:
 def answered(error: click.NoSuchOption) -> click.UsageError:
     """The error of an option that does not exist, with the one that is meant: by other programs' names first, else by
     its letters."""
-    from ..scenarios.aliases import known
+    from ..scenarios.aliases import known, positive
     from ..scenarios.fields import FIELDS
+    from ..scenarios.kinds import SWITCH
     from ..spelling import nearest
 
     context, name = error.ctx, error.option_name
@@ -379,7 +410,9 @@ def answered(error: click.NoSuchOption) -> click.UsageError:
             return f"--set {meant}=VALUE"
         return flag(meant) if flag(meant) in here else f"{flag(meant)} of cosmos3 run"
 
-    row = known(name)
+    row, off = known(name), positive(name)
+    if off != own and off in FIELDS and FIELDS[off].kind is SWITCH:
+        return click.UsageError(f"No such option {name!r}: here it is --set {off}=false.", context)
     if row or own in FIELDS:
         answer = re.sub(r"`([a-z_]+)`", typed, row.answer if row else f"here it is `{own}`")
         return click.UsageError(f"No such option {name!r}: {answer}.", context)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.shell_completion import CompletionItem
 
-from .options import files, one_of
+from .options import Group, files, one_of
 from .terminal import printable, tell
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _names(context: click.Context, parameter: click.Parameter, incomplete: str) 
 NAME = click.argument("name", shell_complete=_names)
 
 
-@click.group()
+@click.group(cls=Group)
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where they are.  [default: ./recipes, else the checkout's]"
 )

@@ -21,6 +21,7 @@ from ..runs.keeping import Keeper, stopped_runs
 from ..runs.outputs import Moved, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
+from ..scenarios.captions import check_no_file
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
@@ -28,7 +29,7 @@ from .options import DEFAULT_MODEL
 from .plan import show
 from .stopping import Stop, stop_signal
 from .terminal import remark, tell
-from .texts import files_of, read_text, texts, texts_read
+from .texts import PROMPTS, files_of, read_text, texts, texts_read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +107,7 @@ def execute(options: Options) -> None:
     _check_given(options)
     stopped = _stopped(options)
     earlier = stopped.earlier if stopped else _repeated(options)
-    given, named = _given(options, earlier.given), _why_named(options, earlier)
+    given, named = _given(options, earlier), _why_named(options, earlier)
     options = _joined(options, earlier, stopped is not None)
     settled = settle(_wish(options, given))
     if settled.wish.partial:
@@ -174,7 +175,8 @@ def _repeated(options: Options) -> Earlier:
     if earlier.note:
         model = f"; model {options.model or earlier.model}" if earlier.model else ""
         other = f" in the place of {earlier.model}" if options.model and earlier.model else ""
-        remark(f"note: {earlier.note}{model}{other}; defaults of profile {options.profile or earlier.profile}")
+        whose = options.profile or f"{earlier.profile} (--profile chooses another)"
+        remark(f"note: {earlier.note}{model}{other}; defaults of profile {whose}")
     elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
@@ -264,8 +266,11 @@ def _check_given(options: Options) -> None:
         raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
 
 
-def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
+def _given(options: Options, earlier: Earlier) -> dict[str, Any]:
     """The request fields the user set: those of the request file, then --set's and the options'."""
+    given = earlier.given
+    for name in PROMPTS:
+        check_no_file(name, (options.fields if earlier.ran_on else given | options.fields).get(name))
     typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
     typed |= texts(vars(options))
     if twice := sorted(options.fields.keys() & typed.keys()):

@@ -14,6 +14,8 @@ from ..scenarios.captions import check_caption
 
 MAX_TEXT_BYTES = 1 << 20
 STANDARD_INPUT = "-"
+LITERAL = "@@"
+"""What a text that itself begins with @ is typed with: @@cup is "@cup"."""
 PROMPTS = ("prompt", "negative_prompt")
 """Fields whose option also takes a file, as @FILE."""
 
@@ -25,7 +27,7 @@ def texts(options: Mapping[str, Any]) -> dict[str, str]:
         raise InputError("two texts from standard input", "it can be read once", "Put one of them into a file")
     found = {}
     for name, text in _typed(options).items():
-        found[name], file = text, _file(text)
+        found[name], file = text.removeprefix("@"), _file(text)
         if file is not None:
             asked = f"{name.replace('_', ' ')} {text}"
             found[name] = read_text(file, asked).strip()
@@ -73,4 +75,4 @@ def _typed(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _file(text: str) -> str | None:
-    return text[1:] if text.startswith("@") else None
+    return text[1:] if text.startswith("@") and not text.startswith(LITERAL) else None

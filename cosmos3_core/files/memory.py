@@ -156,8 +156,11 @@ def _stacked(pictures: Sequence[Reading], value: Any) -> Reading:
 def _bytes(field: str, value: np.ndarray | torch.Tensor) -> np.ndarray:
     """The same shape as uint8; floats from 0 to 1 become 0 to 255, rounded."""
     if isinstance(value, torch.Tensor):
-        plain = value.detach().cpu()
-        array = plain.float().numpy() if plain.is_floating_point() else plain.numpy()
+        try:
+            plain = value.detach().cpu()
+            array = plain.float().numpy() if plain.is_floating_point() else plain.numpy()
+        except (RuntimeError, TypeError) as error:  # a meta or a sparse tensor
+            raise _refusal(field, value, f"it cannot be read ({error})", TAKEN[field]) from None
     else:
         array = value
     if not array.size:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..contract import Backend, InputError, Kernel, ops
+from ..spelling import shown
 from .choice import OWN
 from .discovery import check_op
 
@@ -59,7 +60,7 @@ def _row(op: str, function: Callable[..., Any]) -> Kernel:
 def _called(function: Any) -> str:
     """A function's name; that of its type where it has none."""
     if not callable(function):
-        return repr(function)
+        return shown(function)
     return getattr(function, "__name__", type(function).__name__)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..contract import COMPOSITES, FORMATTED, OPS, Ask, Backend, Device, InputError, Kernel
+from ..spelling import shown
 from .choice import Choice, Plan, Refusal, Want, rows
 from .discovery import check_op, reason_of
 
@@ -69,6 +70,8 @@ def _ask(op: str, want: Want, device: Device, format: str) -> Ask:
 
 def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
     for op, name in formats.items():
+        if not isinstance(name, str):
+            raise InputError(f"`format` {op}={shown(name)}", "it is not text", "Give the name of a format, such as fp8")
         asked = f"`format` {op}={name}"
         if op in COMPOSITES:
             found = f"{op} multiplies in the format of the layers' weights"

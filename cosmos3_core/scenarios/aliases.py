@@ -12,6 +12,19 @@ from typing import Any
 from ..spelling import did_you_mean
 
 HERE, LATER, NEVER, UNNEEDED = "here", "later", "never", "unneeded"
+LOADED = {
+    "model": "model",
+    "revision": "revision",
+    "profile": "profile",
+    "backend": "backend",
+    "dtype": "dtype",
+    "kernel": "kernels",
+    "kernels": "kernels",
+    "format": "formats",
+    "formats": "formats",
+    "resident": "resident",
+}
+"""What is chosen with the model and not by a request: by option and argument, the argument of `cosmos3.load`."""
 INPUT = "input"
 """In a row: the file that a task starts from, `image` or `video` by what it holds."""
 
@@ -70,14 +83,29 @@ def aliases() -> dict[str, Alias]:
 
 def known(word: str) -> Alias | None:
     """The row of an option or a key as somebody typed it, if there is one."""
-    name = word.lstrip("-").replace("-", "_").lower()
-    return aliases().get(name) or aliases().get(name.removeprefix("no_"))
+    return next((aliases()[name] for name in (named(word), positive(word)) if name in aliases()), None)
+
+
+def named(word: str) -> str:
+    """An option or a key, spelt as a key."""
+    return word.lstrip("-").replace("-", "_").lower()
+
+
+def positive(word: str) -> str:
+    """What an option or a key would switch off, if it is of that kind."""
+    return named(word).removeprefix("no_").removeprefix("disable_")
 
 
 def next_step(word: str, ours: Iterable[str], otherwise: str) -> str:
     """What to do about a key that is not among `ours`: what other programs mean by it, else a name that is much like
     it, else `otherwise`."""
+    if named(word) in (ours := tuple(ours)):
+        return f"Did you mean {named(word)}?"
     found = known(word)
+    means = found.means if found and found.kind == HERE else named(word)
+    if argument := LOADED.get(named(word)) or LOADED.get(means):
+        option = next(name for name in LOADED if LOADED[name] == argument)
+        return f"It is chosen with the model: `{option}`, from Python load({argument}=...)"
     if found is None:
         return did_you_mean(word, ours, otherwise)
     return found.answer[0].upper() + found.answer[1:]
@@ -91,12 +119,17 @@ def in_python(word: str) -> str | None:
 
 
 def spelled(kind: str, word: str, ours: Iterable[str] = ()) -> str:
-    """The one of our names of a profile or a backend that is meant by another; any other word as it is."""
+    """The one of our names of a profile or a backend that is meant by another; any other word as it is, and what is no
+    word."""
+    if not isinstance(word, str):
+        return word
     name = word.strip().lower().replace("_", "-")
     return name if name in ours else table()["values"][kind].get(name, word)
 
 
 def asks_nothing(name: str, value: Any) -> bool:
-    """Whether this value of a key leaves the feature off."""
+    """Whether this value of a key leaves the feature off. Of a number of outputs that is one."""
     off = table()["off"].get(name)
-    return value in (None, False, "", "false", [], {}) or (off is not None and off in ("any", value))
+    if type(off) is int:
+        return value is None or (type(value) in (int, float) and value == off)
+    return off == "any" or value in (None, False, "", [], {})

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from ..contract import InputError
+from ..spelling import shown
 
 MEANT = re.compile(
     r"""\{\s*(["'“”{/#}]|\w+\s*:)"""  # {"caption", {'caption', {caption:, {// a comment
@@ -29,7 +30,7 @@ def check_caption(text: str, asked: str) -> None:
     if not MEANT.match(text.lstrip()):
         return
     try:
-        value = json.loads(text, object_pairs_hook=_once)
+        value = json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text[error.pos :].lstrip(" ,\r\n").startswith("{"):
             found = f"a second JSON object begins at line {error.lineno}"
@@ -45,8 +46,15 @@ def check_caption(text: str, asked: str) -> None:
         raise InputError(asked, found, "Give that file to `request`, or only its prompt here")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. One of two values of a key would be dropped without a word."""
+def check_no_file(name: str, text: Any) -> None:
+    """Raises InputError for a prompt that is one word @FILE: only the command line's arguments are read from files."""
+    if isinstance(text, str) and re.fullmatch(r"@\S+", text):
+        found = "files of prompts are read for the command line's arguments alone"
+        raise InputError(f"{name} {shown(text)}", found, f"Give the text of {shown(text[1:])} itself", name)
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where one of two values of a key would be dropped without a word."""
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [key for key, _ in pairs]

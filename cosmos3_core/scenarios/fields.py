@@ -13,7 +13,7 @@ from typing import Any
 from . import kinds
 from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
-from .families import TASKS
+from .families import INPUTS, TASKS
 from .kinds import Kind
 from .task import Task
 
@@ -344,4 +344,6 @@ def understood(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
     but for a kind that has a use for it."""
     values = {name: kinds.plain(value) for name, value in given.items()}
+    paths = {name: path for name in INPUTS if (path := kinds.path_of(values.get(name))) is not None}
+    values |= paths
     return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}

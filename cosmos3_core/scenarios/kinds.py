@@ -12,6 +12,7 @@ from typing import Any
 
 from ..contract import InputError
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ..spelling import shown
 from . import aliases
 from .families import TASKS
 from .sizes import FORMS, LARGEST, SMALLEST, check_size, parse_size
@@ -24,6 +25,13 @@ LONGEST = 4001
 """Frames of the longest video."""
 TILE_STEP = 64
 """Pixels by which a tile grows."""
+LONGEST_PATH = 4096
+"""Bytes of the longest path: no file system has a longer one."""
+NO_TILE = "none"
+"""What is typed for a picture in one piece."""
+
+URL = re.compile(r"(https?|ftp|s3|gs|file|hf):/|data:\w+/", re.IGNORECASE)
+"""How a URL begins, or what a Path leaves of it."""
 
 Read = Callable[[str, Any, Task], Any]
 
@@ -47,13 +55,19 @@ class Kind:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: numbers and lists of numpy and torch, paths, and tuples of them. Anything else as it
-    is."""
+    """A value as JSON has it: numbers and lists of numpy and torch, and a list or tuple of them. Anything else as it
+    is, and so what has no values that could be read: torch's meta and sparse tensors, numpy's NaT."""
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value.tolist() if hasattr(value, "tolist") else value
+        return [_listless(part) for part in value]
+    return _listless(value)
+
+
+def _listless(value: Any) -> Any:
+    try:
+        listed = value.tolist()
+    except Exception:  # no array has it, or this one cannot be read
+        return value
+    return value if listed is None else listed
 
 
 def number(low: float, high: float) -> Kind:
@@ -75,28 +89,41 @@ def whole(low: int, high: int) -> Kind:
     def read(name: str, value: Any, task: Task) -> int:
         _bounded(name, value, low, high, words)
         if value != int(value):
-            raise _out_of_range(name, value, words)
+            raise _no(name, value, words, "it is not whole")
         return int(value)
 
     return Kind("whole number", words, schema, int, read)
 
 
 def _bounded(name: str, value: Any, low: float, high: float, words: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise _out_of_range(name, value, words)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _no(name, value, words, f"it is {what(value)}")
+    if not low <= value <= high:
+        raise _no(name, value, words, "it is out of range" if value == value else "it is not a number")
     return value
 
 
-def _out_of_range(name: str, value: Any, words: str) -> InputError:
-    return InputError(f"{name} = {value!r}", "it is out of range", f"{name} is {words}", name)
+def _no(name: str, value: Any, words: str, found: str) -> InputError:
+    return InputError(f"{name} = {shown(value)}", found, f"{name} is {words}", name)
+
+
+def what(value: Any) -> str:
+    """What a value of the wrong type is, in words."""
+    if isinstance(value, bool):
+        return "a switch"
+    of = {str: "text", list: "a list", tuple: "a list", dict: "an object", int: "a number", float: "a number"}
+    name = next((words for kind, words in of.items() if isinstance(value, kind)), None)
+    return name or ("nothing" if value is None else f"of type {type(value).__name__}")
 
 
 def choice(*names: str) -> Kind:
     """One of a few names."""
 
     def read(name: str, value: Any, task: Task) -> str:
-        if value not in names:
-            raise InputError(f"{name} = {value!r}", "there is no such choice", f"{name} is one of {', '.join(names)}")
+        if not isinstance(value, str) or value not in names:
+            raise InputError(
+                f"{name} = {shown(value)}", "there is no such choice", f"{name} is one of {', '.join(names)}"
+            )
         return value
 
     return Kind("choice", ", ".join(names[:-1]) + f" or {names[-1]}", {"enum": list(names)}, str, read)
@@ -104,16 +131,18 @@ def choice(*names: str) -> Kind:
 
 def _switch(name: str, value: Any, task: Task) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"{name} = {value!r}", "it is a switch", f"{name} is true or false")
+        raise InputError(f"{name} = {shown(value)}", f"it is {what(value)}, and no switch", f"{name} is true or false")
     return value
 
 
 def _text(name: str, value: Any, task: Task) -> str:
     if isinstance(value, Mapping) and value:  # a caption in JSON, which the model reads as its text
         value = _json(name, value)
+    if isinstance(value, os.PathLike):
+        raise InputError(f"{name} = {shown(value)}", "it is a path and no text", "Give its text: path.read_text()")
     if not isinstance(value, str):
         found = "it is a list, and a run has one" if isinstance(value, list) else "it is not text"
-        raise InputError(f"{name} = {value!r}", found, f"Give {name} as a string, or a caption as a dict")
+        raise InputError(f"{name} = {shown(value)}", found, f"Give {name} as a string, or a caption as a dict")
     if len(value) > MAX_PROMPT_CHARS:
         raise InputError(
             f"a {name} of {len(value):,} characters", "that is no prompt", f"Keep it under {MAX_PROMPT_CHARS:,}"
@@ -139,9 +168,24 @@ def _prompt(name: str, value: Any, task: Task) -> str:
 
 
 def _path(name: str, value: Any, task: Task) -> str | None:
-    if value is not None and (not isinstance(value, str) or "\0" in value):
-        raise InputError(f"{name} = {value!r}", "it is not a path", f"Give {name} as the path of a file")
-    return value
+    if value is None:
+        return None
+    path = path_of(value)
+    if path is None:
+        raise InputError(f"{name} = {shown(value)}", "it is not a path", f"Give {name} as the path of a file")
+    if URL.match(path):
+        raise InputError(f"{name} = {shown(path)}", "it is a URL, and only files are read", "Download it first")
+    return path
+
+
+def path_of(value: Any) -> str | None:
+    """A path as text; None for what no file system takes as one."""
+    try:
+        path = os.fspath(value)
+        may = isinstance(path, str) and "\0" not in path and 0 < len(os.fsencode(path)) <= LONGEST_PATH
+    except Exception:  # no path, or one with characters that no file's name has
+        return None
+    return path if may else None
 
 
 def task_named(value: Any) -> Any:
@@ -159,7 +203,8 @@ def _listed(value: Any) -> Any:
     """A list that was typed without its brackets, or in round ones: 0,1 is [0, 1]. Anything else as it is."""
     if isinstance(value, str):
         try:
-            return json.loads(f"[{value.strip().strip('()[]')}]")
+            bare = re.sub(r"^[(\[]|[)\]]$", "", value.strip())
+            return json.loads(f"[{bare}]")
         except (ValueError, RecursionError):
             return value
     return value
@@ -167,19 +212,19 @@ def _listed(value: Any) -> Any:
 
 def _task(name: str, value: Any, task: Task) -> str:
     task_name = task_named(value)
-    if task_name not in tuple(TASKS):  # a list from a JSON file cannot be looked up in a dict
+    if not isinstance(task_name, str) or task_name not in TASKS:
         otherwise = f"Tasks are {', '.join(TASKS)}"
         next_step = aliases.next_step(value, (), otherwise) if isinstance(value, str) else otherwise
-        raise InputError(f"task {value!r}", "there is no such task", next_step)
+        raise InputError(f"task {shown(value)}", "there is no such task", next_step)
     return task_name
 
 
-def _size_spelled(text: str) -> str:
+def size_spelled(text: str) -> str:
     """Our spelling of 1280*720, (1280, 720), 720P and 720_16_9; any other text as it is. Raises InputError for an
     aspect ratio alone."""
     if aspect := re.fullmatch(r"\s*(\d{1,2})\s*[:,/]\s*(\d{1,2})\s*", text):
         next_step = f"Put the tier before it, such as 720p:{aspect[1]}:{aspect[2]}"
-        raise InputError(f"size {text!r}", "it is an aspect ratio, and sizes have tiers", next_step)
+        raise InputError(f"size {shown(text)}", "it is an aspect ratio, and sizes have tiers", next_step)
     if sides := re.fullmatch(r"\s*[(\[]?\s*(\d+)\s*[*,]\s*(\d+)\s*[)\]]?\s*", text):
         return f"{sides[1]}x{sides[2]}"
     if tier := re.fullmatch(r"\s*(\d+)P?(?:[:_](\d+)[:,/_](\d+))?\s*", text):
@@ -189,11 +234,11 @@ def _size_spelled(text: str) -> str:
 
 def _size(name: str, value: Any, task: Task) -> tuple[int, int]:
     if isinstance(value, str):
-        return parse_size(_size_spelled(value), task.aspect)
+        return parse_size(size_spelled(value), task.aspect)
     if isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value):
         width, height = value
-        return check_size(width, height, f"size {width}x{height}")
-    raise InputError(f"size {value!r}", "it is no size", "Type it as WIDTHxHEIGHT")
+        return check_size(width, height, f"size {shown(width)}x{shown(height)}")
+    raise InputError(f"size {shown(value)}", "it is no size", "Type it as WIDTHxHEIGHT")
 
 
 def _frames(name: str, value: Any, task: Task) -> int:
@@ -213,11 +258,11 @@ TIMESTEP = number(0, 1000)
 
 def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
     value = _listed(value)
-    if value is None or value == [] or value == ():
+    if value is None or (isinstance(value, list | tuple) and not value):
         return None
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise InputError(
-            f"{name} = {value!r}", "it is no interval", "Give two timesteps from 0 to 1000, such as [400, 1000]"
+            f"{name} = {shown(value)}", "it is no interval", "Give two timesteps from 0 to 1000, such as [400, 1000]"
         )
     low, high = (TIMESTEP.read(name, end, task) for end in value)
     if low > high:
@@ -231,25 +276,32 @@ def _seed(name: str, value: Any, task: Task) -> int | str:
     """A seed, or "random" for what leaves it to chance."""
     if isinstance(value, list):
         found, next_step = "a run has one seed", "Give the first: those of several outputs count on from it"
-        raise InputError(f"{name} = {value!r}", found, next_step)
+        raise InputError(f"{name} = {shown(value)}", found, next_step)
     if callable(of := getattr(value, "initial_seed", None)):  # of torch, which draws from the lower 32 bits
         found = "it is a generator, and a seed is the number that one begins with"
-        raise InputError(f"{name} = {value!r}", found, f"Give generator.initial_seed(), here {of() % 2**32}")
-    return "random" if value in CHANCE else SEED_RANGE.read(name, value, task)
+        raise InputError(f"{name} = {shown(value)}", found, f"Give generator.initial_seed(), here {of() % 2**32}")
+    return "random" if isinstance(value, int | float | str) and value in CHANCE else SEED_RANGE.read(name, value, task)
 
 
 def _indices(name: str, value: Any, task: Task) -> tuple[int, ...]:
     value = _listed(value)
     if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
-        raise InputError(f"{name} = {value!r}", "latent frames are numbered 0, 1, 2 ...", "Give a list such as [0, 1]")
-    return tuple(sorted(set(value)))
+        found = "latent frames are numbered 0, 1, 2 ..."
+        raise InputError(f"{name} = {shown(value)}", found, "Give a list such as [0, 1]")
+    if (ascending := sorted(set(value))) != list(value):
+        found = "each is named once, in their order"
+        raise InputError(f"{name} = {shown(value)}", found, f"Did you mean {shown(ascending)}?")
+    return tuple(value)
 
 
 def _tile(name: str, value: Any, task: Task) -> int | None:
-    if value is not None and (type(value) is not int or value < TILE_STEP or value % TILE_STEP):
+    if value is None or (isinstance(value, str) and value == NO_TILE):
+        return None
+    tile = whole(TILE_STEP, LARGEST).read(name, value, task)
+    if tile % TILE_STEP:
         found = f"tiles are multiples of {TILE_STEP} pixels"
-        raise InputError(f"{name} = {value!r}", found, f"Try {4 * TILE_STEP}, or leave it out")
-    return value
+        raise InputError(f"{name} = {shown(value)}", found, f"Try {4 * TILE_STEP}, or leave it out")
+    return tile
 
 
 def _pair(items: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,7 +357,13 @@ SEED = Kind(
 TILE = Kind(
     "tile",
     f"a multiple of {TILE_STEP} pixels, or none",
-    {"type": ["integer", "null"], "minimum": TILE_STEP, "multipleOf": TILE_STEP},
+    {
+        "anyOf": [
+            {"type": "integer", "minimum": TILE_STEP, "maximum": LARGEST, "multipleOf": TILE_STEP},
+            {"type": "null"},
+            {"enum": [NO_TILE]},
+        ]
+    },
     int,
     _tile,
 )

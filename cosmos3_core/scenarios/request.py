@@ -7,7 +7,6 @@ from. An option that would change nothing is an error, as is a key that does not
 from __future__ import annotations
 
 import itertools
-import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
+from ..spelling import shown
 from . import aliases, kinds
 from .captions import check_caption
 from .facts import ModelFacts
@@ -158,8 +158,8 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
 
 
 def _check_profile(profile: str) -> None:
-    if profile not in PROFILES:
-        raise InputError(f"profile {profile!r}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
+    if not isinstance(profile, str) or profile not in PROFILES:
+        raise InputError(f"profile {shown(profile)}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
 
 
 def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
@@ -175,7 +175,10 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
     fitting = [task for task in TASKS.values() if task.input == source]
     if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
         return made_for
-    single = given.get("frames") == 1 or any(task.single and task.suffix == suffix for task in fitting)
+    frames = given.get("frames")
+    single = (isinstance(frames, int | float) and frames == 1) or any(
+        task.single and task.suffix == suffix for task in fitting
+    )
     return next((task for task in fitting if task.single == single), fitting[0]).name
 
 
@@ -191,7 +194,7 @@ def check_keys(given: Mapping[str, Any]) -> None:
 def _check_key(key: str) -> None:
     if key not in FIELDS:
         hint = aliases.next_step(key, FIELDS, f"Fields are {', '.join(sorted(FIELDS))}")
-        raise InputError(f"request field {key!r}", "there is no such field", hint)
+        raise InputError(f"request field {shown(key)}", "there is no such field", hint)
 
 
 def check(
@@ -272,7 +275,7 @@ def resolve(
     for name, value in changed.items():
         with faults.of(name):
             if reason := FIELDS[name].useless(values, task):
-                raise InputError(f"{name} = {value!r}", f"it would change nothing: {reason}", f"Drop {name}")
+                raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")
     faults.report()
     return request, origin
 
@@ -306,7 +309,7 @@ def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model
         with faults.of(name):
             if FIELDS[name].distilled:
                 found = f"{model.name} is distilled: its steps and guidance are fixed"
-                raise InputError(f"{name} = {value!r}", found, f"Drop {name}")
+                raise InputError(f"{name} = {shown(value)}", found, f"Drop {name}")
 
 
 def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial: bool) -> None:
@@ -326,7 +329,8 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
                 other = TASKS[DEFAULT_TASK]
                 found = f"{task.result} has one frame"
                 next_step = f"Drop frames, or use `task` {other.name} and an output ending in {other.suffix}"
-            raise InputError(f"{values['frames']} frames with task {task.name}", found, next_step)
+            frames = "1 frame" if values["frames"] == 1 else f"{values['frames']} frames"
+            raise InputError(f"{frames} with task {task.name}", found, next_step)
 
 
 def _check_clean(request: Request) -> None:
@@ -335,7 +339,7 @@ def _check_clean(request: Request) -> None:
     latent_frames = (frames - 1) // TEMPORAL_COMPRESSION + 1
     if clean and clean[-1] >= latent_frames:
         raise InputError(
-            f"condition_frame_indexes {json.dumps(clean)}",
+            f"condition_frame_indexes {shown(list(clean))}",
             f"{frames} frames are {latent_frames} latent frames",
             f"Use indices from 0 to {latent_frames - 1}",
         )

@@ -7,6 +7,7 @@ import re
 
 from ..contract import InputError
 from ..model.config import SPATIAL_COMPRESSION
+from ..spelling import shown
 
 TIERS: dict[str, dict[str, tuple[int, int]]] = {
     "256": {"1:1": (256, 256), "4:3": (320, 256), "3:4": (256, 320), "16:9": (320, 192), "9:16": (192, 320)},
@@ -27,15 +28,17 @@ FORMS = "Type WIDTHxHEIGHT such as 1280x720, or TIER:ASPECT such as 720p:16:9"
 
 def parse_size(text: str, default_aspect: str) -> tuple[int, int]:
     """(width, height) in pixels of "1280x720", "720p:16:9", "720:16:9" or "720p" (then of `default_aspect`)."""
-    asked = f"size {text!r}"
+    asked = f"size {shown(text)}"
     if match := re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text):
         return check_size(int(match[1]), int(match[2]), asked)
     if match := re.fullmatch(r"\s*(\d+)p?(?::(\d+[:,/]\d+))?\s*", text):
         tier, aspect = match[1], re.sub("[,/]", ":", match[2] or default_aspect)
         if tier not in TIERS:
-            raise InputError(asked, f"there is no tier {tier}p", f"Tiers are {', '.join(f'{t}p' for t in TIERS)}")
+            raise InputError(asked, f"there is no tier {tier[:9]}p", f"Tiers are {', '.join(f'{t}p' for t in TIERS)}")
         if aspect not in TIERS[tier]:
-            raise InputError(asked, f"there is no aspect ratio {aspect}", f"Aspect ratios are {', '.join(TIERS[tier])}")
+            raise InputError(
+                asked, f"there is no aspect ratio {aspect[:19]}", f"Aspect ratios are {', '.join(TIERS[tier])}"
+            )
         return TIERS[tier][aspect]
     raise InputError(asked, "it is neither a size in pixels nor a tier", FORMS)
 

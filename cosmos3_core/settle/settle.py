@@ -24,6 +24,7 @@ from ..scenarios.faults import about
 from ..scenarios.fields import understood
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
+from ..spelling import shown
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -188,7 +189,7 @@ def _auto_size(given: Mapping[str, Any], task: Task, wish: Wish, model: Model) -
     name = task.input and given.get(task.input)
     if not isinstance(name, str):
         found = "it follows from a picture or clip, and this run starts from none"
-        raise InputError(f"size {given['size']!r}", found, FORMS)
+        raise InputError(f"size {shown(given['size'])}", found, FORMS, "size")
     if said := SAID.fullmatch(name):
         source = int(said[1]), int(said[2])
     else:
