@@ -207,15 +207,16 @@ class Generation:
         with self._at_work():
             context = self._read()
             state = self.engine.begin(context, self.request, self._watch)
-        if self.stopped:
-            state.restore(self.stopped.tensors, self.stopped.numbers)
-        self.state = state
-        return state
+            if self.stopped:
+                state.restore(self.stopped.tensors, self.stopped.numbers)
+            self.state = self.state or state  # another thread may have, while the caller's functions were called
+        return self.state
 
     def _read(self) -> Context:
         if self._context is None:
             shared = self.first._read() if self.first else None
-            self._context = shared or self.engine.prepare(self.request, self.inputs, self._watch)
+            context = shared or self.engine.prepare(self.request, self.inputs, self._watch)
+            self._context = self._context or context
         return self._context
 
     @property

@@ -19,7 +19,7 @@ from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
-from ..scenarios.fields import understood
+from ..scenarios.fields import is_whole, understood
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
 from .wish import Wish
@@ -108,7 +108,13 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         size = _auto_size(given, task, wish, model)
         sized["size"] = size.size
     request, origin = requests.resolve(
-        sized, wish.profile, model.facts, wish.pick_seed, wish.suffix, partial=wish.partial
+        sized,
+        wish.profile,
+        model.facts,
+        wish.pick_seed,
+        wish.suffix,
+        partial=wish.partial,
+        whole=is_whole(wish.given),
     )
     if auto:
         origin |= {"size": size.origin}
