@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
+from ..contract.errors import about
 from ..files.digests import sha256_file
 from ..files.frames import Reading
 from ..files.images import read_image
@@ -61,12 +62,14 @@ def read_inputs(
     `media.said`. Raises InputError for what is unusable."""
     for name in INPUTS:
         check_same(name, getattr(request, name), media)
-    checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
+    with about("noise"):
+        checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
-    reading = _read_input(request, media)
+    name = "image" if request.image is not None else "video"
+    with about(name):
+        reading = _read_input(request, media)
     if reading is None:
         return Inputs(prompt, negative, None, checked, notes)
-    name = "image" if request.image is not None else "video"
     return Inputs(
         prompt,
         negative,

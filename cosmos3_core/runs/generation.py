@@ -139,9 +139,14 @@ def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
     return [tensors[key] for key in wanted], Source(name, sha256_file(Path(name)))
 
 
+def draws_more(settled: Settled) -> bool:
+    """Whether the sampler draws noise after the initial one."""
+    return settled.request.schedule == "distilled"
+
+
 def check_seed_matters(settled: Settled, given: bool) -> None:
     """Raises InputError for a seed that was `given` beside initial noise: only the distilled sampler draws more."""
-    if given and settled.request.schedule != "distilled":
+    if given and not draws_more(settled):
         found = "it would change nothing: the noise is given"
         raise InputError(f"`seed` {settled.request.seed} with `latents`", found, "Drop one")
 
@@ -328,7 +333,8 @@ def prepare(
             raise InputError(asked, found, "Put the old file back, or start the run again")
         engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)
-    resolved |= {"latents": asdict(latents)} if latents else {}
+    if latents:
+        resolved |= {"latents": asdict(latents)} | ({} if draws_more(settled) else manifests.seedless(resolved))
     resolved |= {"inputs": {**texts, **inputs.facts}}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
     resumable = Earlier.of(settled, inputs, latents, save_latents=save_latents, manifest=manifest)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
+from ..contract.errors import about
 from ..files.images import read_image
 from ..files.sources import SAID
 from ..files.video import read_video
@@ -61,6 +62,13 @@ class Settled:
     def fits(self) -> bool:
         """Whether every stage fits in the device's memory, by the estimate."""
         return self.worst.peak <= self.plan.device.memory
+
+    def known(self) -> dict[str, Any]:
+        """The request as JSON, with None where something stands in for a text or a file that is not known."""
+        unknown = {name for name, source in self.origin.items() if source == requests.STANDS_IN}
+        if _from_table(self.wish) and self.origin["negative_prompt"].startswith("checkpoint"):
+            unknown.add("negative_prompt")
+        return self.request.to_json() | dict.fromkeys(unknown)
 
     def nearest(self) -> list[Change]:
         """The changes that would make it fit, the least harmful first; none where it does."""
@@ -145,11 +153,13 @@ def _from_table(wish: Wish) -> bool:
 
 
 def _opened(wish: Wish) -> Model:
-    return describe(wish.model) if _from_table(wish) else open_model(wish.model, wish.revision)
+    with about("model"):
+        return describe(wish.model) if _from_table(wish) else open_model(wish.model, wish.revision)
 
 
 def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Ground:
-    backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
+    with about("backend"):
+        backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)
