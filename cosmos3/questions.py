@@ -7,7 +7,10 @@ from typing import Any
 
 from cosmos3_core.contract.errors import InputError
 
+from .words import bound
 
+
+@bound
 def backends() -> list[dict[str, Any]]:
     """The installed backends, `reference` first: for each its name, package, version, state ("available",
     "unavailable", "broken" ...) with the reason, device and kernels, as `cosmos3 backends --json` prints them."""
@@ -16,6 +19,7 @@ def backends() -> list[dict[str, Any]]:
     return backends()
 
 
+@bound
 def capabilities(
     model: str | os.PathLike[str] = "nvidia/Cosmos3-Nano", *, profile: str = "reference"
 ) -> dict[str, Any]:
@@ -27,6 +31,7 @@ def capabilities(
     return capabilities(path_of("model", model), profile)
 
 
+@bound
 def show(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest in a picture or clip that cosmos3 wrote, or in the .json beside it. Raises InputError."""
     from cosmos3_core.runs.manifest import read_manifest

@@ -54,8 +54,10 @@ WANTED: dict[str, Callable[..., list[Wanted]]] = {
     "norm_silu": _norm_silu,
 }
 """The ops whose every call returns tensors: what those are, by the call's arguments. See contract.ops."""
-MAKERS = {"pack_linear": "tensors", "project": "tensors", "finish": "tensors", "capture": "__call__"}
-"""The ops that make a function of their own, and the method that it has."""
+FRESH = ("attention", "rms_norm", "norm_rope", "patch_embed")
+"""Those whose first result is in no case a part of an input."""
+MAKERS = {"pack_linear": ("tensors",), "project": ("tensors",), "finish": ("tensors",), "capture": ()}
+"""The ops that make a function of their own, and the methods that it has beside."""
 
 
 def witnessed(op: str, called: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,9 +69,9 @@ def witnessed(op: str, called: str, function: Callable[..., Any]) -> Callable[..
 def _maker(asked: str, op: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def make(*arguments: Any, **options: Any) -> Any:
         made = function(*arguments, **options)
-        if not callable(made) or not callable(getattr(made, MAKERS[op], None)):
-            wanted = f"an object that has the methods `__call__` and `{MAKERS[op]}` is wanted"
-            raise _fault(asked, f"it returned {_described(made)}, and {wanted}")
+        if not callable(made) or not all(hasattr(made, name) for name in MAKERS[op]):
+            wanted = "a function" + "".join(f" with a method `{name}`" for name in MAKERS[op])
+            raise _fault(asked, f"it returned {_described(made)}, and {wanted} is wanted")
         return _Packed(asked, made, len(arguments[0])) if op == "pack_linear" else made
 
     return make
@@ -94,16 +96,16 @@ class _Packed:
 
 class Witness:
     """A function of tensors. Of each form of call, by its options, the first is checked: shape, dtype and device of the
-    results, and that the inputs stayed as they were; and that a second call returns memory of its own."""
+    results, and that the inputs stayed as they were; and of the next one that it returns memory of its own."""
 
     def __init__(self, asked: str, op: str, function: Callable[..., Any]):
         self.asked, self.op, self.function = asked, op, function
         self.seen: set[tuple[Any, ...]] = set()
-        self.held: list[Tensor] = []
+        self.held: dict[tuple[Any, ...], list[Tensor]] = {}
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         form = tuple(sorted((name, value is None or value is True) for name, value in options.items()))
-        held, self.held = self.held, []
+        held = self.held.pop(form, ())
         result = self.function(*arguments, **options) if form in self.seen else self._first(form, arguments, options)
         if held and _memory(held) & _memory(_tensors(result)):
             raise _fault(self.asked, "it returned the memory of an earlier result, and a fresh tensor is wanted")
@@ -122,10 +124,10 @@ class Witness:
         self._check(result, WANTED[self.op](*arguments, **options))
         if changed := [one for one, was in staying if not one.equal(was)]:
             raise _fault(self.asked, f"it changed an input, {_described(changed[0])}, which is to stay as it is")
-        if self.op == "attention" and _memory(_tensors(result)) & _memory(inputs):
+        made = list(_tensors(result))
+        if self.op in FRESH and _memory(made[:1]) & _memory(inputs):
             raise _fault(self.asked, "it returned the memory of an input, and a fresh tensor is wanted")
-        if not self.seen:
-            self.held = [one for one in _tensors(result) if not _memory([one]) & _memory(inputs)]
+        self.held[form] = [one for one in made if not _memory([one]) & _memory(inputs)]
         self.seen.add(form)
         return result
 

@@ -29,6 +29,7 @@ from ..files.video import write_video
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
 from ..plan.execution import SEQUENTIAL
+from ..scenarios.fields import is_whole
 from . import manifest as manifests
 from . import saved
 from .saved import Earlier, Source, Stopped
@@ -326,6 +327,9 @@ def prepare(
     with, which messages call `asked`. `save_latents` and `manifest` are paths that a run which goes on with this one
     writes to. `texts` are the facts of prompts that were in files. Raises InputError.
     """
+    if noise is None and not stopped and is_whole(given := settled.wish.given) and given["seed"] is None:
+        found = "the request is of a run whose noise was given, and has no seed for another"
+        raise InputError("`seed` None", found, "Give its noise as `latents`, or a `seed`", "seed")
     inputs = engine.read_inputs(settled.request, noise, media)
     if stopped:
         if stopped.earlier.pixels != saved.pixels_digest(inputs.pixels):

@@ -243,9 +243,9 @@ def resolve(
 
     `given` holds the fields that the user set; a task that is not among them follows from them and from the output's
     `suffix`. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial` request something stands
-    in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole` request has every field, also
-    those that its own profile filled: one of these that changes nothing here was nobody's wish. Raises InputError, for
-    all faults of the given fields at once, or then for all that the model and the values together do not allow.
+    in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole` request has every field,
+    also those that its own profile filled: one of these that changes nothing here was nobody's wish. Raises InputError,
+    for all faults of the given fields at once, or then for all that the model and the values together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
     values, origin = defaults(task.name, profile, model)
