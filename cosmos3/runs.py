@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from cosmos3_core.contract import InputError
@@ -43,6 +44,7 @@ class Run(Answering):
     def __init__(self, generation: Generation):
         self._generation = generation
         self._result: Result | None = None
+        self._lock = Lock()
         self._saved: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -137,7 +139,9 @@ class Run(Answering):
             self._generation.watch(progress, cancel)
             embedded = self._generation.manifest()
             frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
-            self._result = self._result or Result(self._generation, frames, embedded)
+            result = Result(self._generation, frames, embedded)
+            with self._lock:
+                self._result = self._result or result  # another thread may have been at it, too
         return self._result
 
     @bound
