@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from cosmos3_core.contract import InputError
-from cosmos3_core.contract.errors import about
 from cosmos3_core.plan import choose_backend
 from cosmos3_core.plan.own import with_own
 from cosmos3_core.runs import generation, saved
@@ -19,6 +18,7 @@ from cosmos3_core.runs.generation import IN_MEMORY, Generation
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.families import INPUTS, TASKS
+from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.fields import is_whole
 from cosmos3_core.scenarios.request import PROFILES, check_profile
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
@@ -143,8 +143,10 @@ def _ground(wish: Wish) -> tuple[Wish, Ground]:
     """What all requests share, with the caller's functions as rows of the backend."""
     if all(isinstance(kernel, str) for kernel in wish.kernels.values()):
         return wish, ground_of(wish)
-    backend, device, why = choose_backend(wish.backend)
-    backend, named = with_own(backend, wish.kernels)
+    with about("backend"):
+        backend, device, why = choose_backend(wish.backend)
+    with about("kernels"):
+        backend, named = with_own(backend, wish.kernels)
     wish = replace(wish, kernels=named)
     return wish, replace(ground_of(wish, (backend, device)), why=why)
 

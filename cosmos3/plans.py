@@ -9,6 +9,8 @@ from typing import Any
 from cosmos3_core.plan.cost.units import ceiling_of, gib
 from cosmos3_core.settle import Settled
 
+from .words import in_arguments
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -61,6 +63,7 @@ class Plan:
 def plan_of(settled: Settled) -> Plan:
     """The numbers of what was settled."""
     estimate, plan = settled.estimate, settled.plan
+    apart = ["`resident` False"] if not settled.fits and settled.wish.resident and settled.fits_in_turn else []
     seconds = estimate.seconds(ceiling_of(plan.backend, plan.device)) or {}
     stages = [Stage(one.name, one.peak, one.weights, seconds.get(one.name)) for one in estimate.stages]
     return Plan(
@@ -71,7 +74,7 @@ def plan_of(settled: Settled) -> Plan:
         step_seconds=seconds.get("step"),
         stages=tuple(stages),
         kernels=plan.to_json(settled.execution.tokens)["kernels"],
-        nearest=tuple(str(change) for change in settled.nearest()),
+        nearest=(*apart, *(in_arguments(str(change)) for change in settled.nearest())),
         request=json.loads(json.dumps(settled.known())),
         origin=settled.origin,
     )

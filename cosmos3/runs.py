@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -128,7 +128,7 @@ class Run(Answering):
         self, *, progress: Callable[[str, int, int], object] | None = None, cancel: Event | None = None
     ) -> Result:
         """Decode after the last step; called again, the same result. Raises InputError before that, and RunError for
-        latents that are not finite. `progress` and `cancel` are as for `run`."""
+        latents that are not finite. `progress`, `cancel` and errors are as for `run`."""
         import torch
 
         check_hooks(None, progress, cancel)
@@ -136,9 +136,9 @@ class Run(Answering):
             found = f"{self.steps - self.index} of its {self.steps} steps are to be taken"
             raise InputError("finishing a run", found, "Call run(), which takes them, or look at preview()")
         if self._result is None:
-            self._generation.watch(progress, cancel)
-            embedded = self._generation.manifest()
-            frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
+            with self._watched(progress, cancel):
+                embedded = self._generation.manifest()
+                frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
             result = Result(self._generation, frames, embedded)
             with self._lock:
                 self._result = self._result or result  # another thread may have been at it, too
@@ -161,18 +161,26 @@ class Run(Answering):
         call this: they share the steps that are left and return the same result.
         """
         check_hooks(on_step, progress, cancel)
-        self._generation.watch(progress, cancel)
-        try:
+        with self._watched(progress, cancel):
             while self._take():
                 if on_step is not None:
                     on_step(self)
             return self.finish(progress=progress, cancel=cancel)
+
+    @contextmanager
+    def _watched(self, progress: Progress | None, cancel: Event | None) -> Iterator[None]:
+        """What is done inside is told and may be stopped; an error has this run, which goes on."""
+        self._generation.watch(progress, cancel)
+        try:
+            yield
         except BaseException as error:
             if isinstance(error, Cancelled):
                 error.next_step = f"{self.index} of {self.steps} steps are done: error.run.run() goes on"
             with suppress(AttributeError):  # an exception of a class that takes no attributes
                 error.run = self  # type: ignore[attr-defined]
             raise
+        finally:
+            self._generation.watch(None, None)
 
     def __reduce__(self) -> NoReturn:
         found = "it works on a loaded model, which cannot be copied"

@@ -9,9 +9,8 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cosmos3_core.contract import InputError
-from cosmos3_core.contract.errors import NAMED
 from cosmos3_core.scenarios.aliases import in_python
-from cosmos3_core.scenarios.faults import together
+from cosmos3_core.scenarios.faults import NAMED, field_of, together
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.spelling import did_you_mean
 
@@ -83,6 +82,11 @@ def bound(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def in_arguments(text: str) -> str:
+    """A message of the core with Python's arguments in it."""
+    return NAMED.sub(lambda match: f"`{OURS.get(match[1], match[1])}`", text)
+
+
 @contextmanager
 def as_arguments(here: str) -> Iterator[None]:
     """An InputError raised inside names Python's arguments, in its message and in the `field` of each fault; one that
@@ -91,11 +95,11 @@ def as_arguments(here: str) -> Iterator[None]:
         yield
     except InputError as error:
         for fault in error.faults:
-            name = fault.field
+            name = field_of(fault)
             if name is not None and name not in TAKES[here] and fault.asked == f"request field {name!r}":
                 fault.next_step = unknown(name, here)
-            fault.field = OURS.get(name or "", name)
+            else:
+                fault.field = OURS.get(name or "", name)
             for part in ("asked", "found", "next_step"):
-                text = NAMED.sub(lambda match: f"`{OURS.get(match[1], match[1])}`", getattr(fault, part))
-                setattr(fault, part, text)
+                setattr(fault, part, in_arguments(getattr(fault, part)))
         raise together(error.faults) from error.__cause__

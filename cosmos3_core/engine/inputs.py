@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
-from ..contract.errors import about
 from ..files.digests import sha256_file
 from ..files.frames import Reading
 from ..files.images import read_image
@@ -25,6 +24,7 @@ from ..model.text import SYSTEM_PROMPTS, ChatTokenizer
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.conditioning import fit, kept
 from ..scenarios.families import INPUTS
+from ..scenarios.faults import about
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request

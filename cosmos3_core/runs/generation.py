@@ -28,7 +28,6 @@ from ..files.outputs import check_output
 from ..files.video import write_video
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
-from ..plan.execution import SEQUENTIAL
 from ..scenarios.fields import is_whole
 from . import manifest as manifests
 from . import saved
@@ -101,7 +100,7 @@ def refusal(settled: Settled, *, stopped: bool = False) -> InputError | None:
     found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and there are {gib(device.memory)}"
     changes = [change for change in settled.nearest() if not stopped or change.values.keys() == {"tile"}]
     next_step = "Use a smaller model or a larger device (see cosmos3 plan)"
-    if settled.wish.resident and replace(settled.estimate, placement=SEQUENTIAL).peak <= device.memory:
+    if settled.wish.resident and settled.fits_in_turn:
         next_step = "Load the model with `resident` False, which fits"
     elif changes:
         next_step = f"Add {changes[0]}, which fits (cosmos3 plan lists other ways)"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..contract import InputError
+
+NAMED = re.compile(r"`([a-z_]+)`")
+"""A field in a message."""
 
 
 class RequestError(InputError):
@@ -43,13 +47,28 @@ class Faults:
 
     def add(self, name: str, error: InputError) -> None:
         """A fault of the field of this name."""
-        error.field = error.field or name
+        error.field = field_of(error) or name
         self.found.setdefault(name, error)
 
     def report(self) -> None:
         """Raises InputError if there are faults: the one, or a RequestError with all of them."""
         if self.found:
             raise together(list(self.found.values()))
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """An InputError raised inside is about this field, unless it names one itself."""
+    try:
+        yield
+    except InputError as error:
+        error.field = field_of(error) or field
+        raise
+
+
+def field_of(error: InputError) -> str | None:
+    """The field that an error is about, else the first that its `asked` names."""
+    return error.field or ((named := NAMED.search(error.asked)) and named[1])
 
 
 def together(faults: Sequence[InputError]) -> InputError:

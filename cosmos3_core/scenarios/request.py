@@ -165,7 +165,9 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
     `made_for`. Raises InputError for two inputs."""
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
-        raise InputError(" with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one")
+        raise InputError(
+            " with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one", inputs[1]
+        )
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
     if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:

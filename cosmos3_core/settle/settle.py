@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
-from ..contract.errors import about
 from ..files.images import read_image
 from ..files.sources import SAID
 from ..files.video import read_video
@@ -20,6 +19,7 @@ from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.faults import about
 from ..scenarios.fields import is_whole, understood
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
@@ -62,6 +62,11 @@ class Settled:
     def fits(self) -> bool:
         """Whether every stage fits in the device's memory, by the estimate."""
         return self.worst.peak <= self.plan.device.memory
+
+    @property
+    def fits_in_turn(self) -> bool:
+        """Whether it would fit if what is loaded did not stay."""
+        return replace(self.estimate, placement=SEQUENTIAL).peak <= self.plan.device.memory
 
     def known(self) -> dict[str, Any]:
         """The request as JSON, with None where something stands in for a text or a file that is not known."""
