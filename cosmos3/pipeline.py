@@ -6,9 +6,9 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.plan import choose_backend
@@ -22,15 +22,16 @@ from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.captions import check_no_file
 from cosmos3_core.scenarios.families import INPUTS, TASKS
 from cosmos3_core.scenarios.faults import about
-from cosmos3_core.scenarios.request import PROFILES
+from cosmos3_core.scenarios.fields import is_whole
+from cosmos3_core.scenarios.request import PROFILES, check_profile
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
 from cosmos3_core.spelling import shown
 
 from .plans import Plan, plan_of
 from .questions import path_of
 from .results import Result
-from .runs import Event, Progress, Run, check_callable
-from .words import CALL, LOAD, OF_A_PIPE, PLAN, START, Answering, as_arguments, elsewhere, unknown
+from .runs import Event, Progress, Run, check_hooks
+from .words import CALL, LOAD, OF_A_PIPE, PLAN, START, Answering, as_arguments, bound, elsewhere, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,12 +41,29 @@ if TYPE_CHECKING:
 
 Prompt = str | Mapping[str, Any]
 """Text, or a caption in JSON."""
+P = ParamSpec("P")
+R = TypeVar("R")
 MOST = 10_000
 """Outputs of one call."""
 MODEL = "nvidia/Cosmos3-Nano"
 
 
+def _plainly(function: Callable[P, R]) -> Callable[P, R]:
+    """What the caller has set of torch plays no part in it."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        from cosmos3_core.engine.surroundings import plain_torch
+
+        with plain_torch():
+            return function(*arguments, **options)
+
+    return call
+
+
 @as_arguments(LOAD)
+@bound
+@_plainly
 def load(
     model: str | os.PathLike[str] = MODEL,
     *,
@@ -76,6 +94,7 @@ def load(
 
 
 @as_arguments(PLAN)
+@bound
 def plan(
     model: str | os.PathLike[str] = MODEL,
     *,
@@ -110,9 +129,8 @@ def _wish(
     model: Any, backend: Any, formats: Any, kernels: Any, dtype: Any, profile: Any, resident: Any, **more: Any
 ) -> Wish:
     """What is no request's. Functions among the kernels get their names in `_ground`."""
-    if not isinstance(resident, bool):
-        raise InputError(f"resident = {shown(resident)}", "it is a switch", "Give True or False", "resident")
-    return Wish(
+    _check_switch("resident", resident)
+    wish = Wish(
         model=path_of("model", model),
         profile=PROFILES[0] if profile is None else profile,
         backend=backend,
@@ -123,6 +141,13 @@ def _wish(
         pick_seed=lambda: secrets.randbelow(2**31),
         **more,
     )
+    check_profile(wish.profile)
+    return wish
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} = {shown(value)}", "it is a switch", "Give True or False", name)
 
 
 def _ground(wish: Wish) -> tuple[Wish, Ground]:
@@ -186,6 +211,7 @@ class Pipeline(Answering):
     def __call__(self, prompt: Sequence[Prompt], *, n: int | None = None, **fields: Any) -> list[Result]: ...
 
     @as_arguments(CALL)
+    @bound
     def __call__(
         self,
         prompt: Prompt | Sequence[Prompt] | None = None,
@@ -212,8 +238,7 @@ class Pipeline(Answering):
         are all others of docs/fields.md: size, frames, steps, guidance, seed ... `anyway` runs what does not fit by the
         estimate. Every request is checked before a weight is read. Raises InputError, RunError and Cancelled.
         """
-        check_callable("on_step", on_step, 1)
-        check_callable("progress", progress, 3)
+        check_hooks(on_step, progress, cancel)
         many = isinstance(prompt, list | tuple)
         prompts: Sequence[Any] = prompt if isinstance(prompt, list | tuple) else [prompt]
         count = 1 if n is None else kinds.whole(1, MOST).read("n", kinds.plain(n), TASKS["t2v"])
@@ -236,6 +261,7 @@ class Pipeline(Answering):
         return results if several else results[0]
 
     @as_arguments(START)
+    @bound
     def start(
         self,
         prompt: Prompt | None = None,
@@ -259,6 +285,8 @@ class Pipeline(Answering):
         return self._several([prompt], 1, image, video, noise, None, anyway, fields)[0]
 
     @as_arguments(CALL)
+    @bound
+    @_plainly
     def resume(
         self,
         path: str | os.PathLike[str],
@@ -273,6 +301,7 @@ class Pipeline(Answering):
         formats and kernels that the run began with."""
         self._check_open()
         asked = f"resume {path_of('path', path)}"
+        _check_switch("anyway", anyway)
         stopped = saved.read_stopped(path_of("path", path), asked)
         earlier = stopped.earlier
         self._check_same(earlier, asked)
@@ -294,6 +323,7 @@ class Pipeline(Answering):
         return Run(ready)
 
     @as_arguments(OF_A_PIPE)
+    @bound
     def plan(self, prompt: Prompt | None = None, **fields: Any) -> Plan:
         """What a request would take: bytes, seconds, and whether it fits. `fields` are those of a call; the prompt and
         the input may be left out. Reads no weight. Raises InputError."""
@@ -314,6 +344,7 @@ class Pipeline(Answering):
     def _elsewhere(name: str) -> str | None:
         return elsewhere(name)
 
+    @_plainly
     def _several(
         self,
         prompts: Sequence[Any],
@@ -327,10 +358,12 @@ class Pipeline(Answering):
     ) -> list[Run]:
         """A run for each output, all of them checked."""
         self._check_open()
+        _check_switch("anyway", anyway)
         inputs, media = _media(image, video)
         suffix = None if output is None else Path(path_of("output", output)).suffix
         runs: list[Run] = []
-        given, seeded = dict(fields) | inputs, fields.get("seed") is not None
+        given = {**dict.fromkeys(INPUTS), **fields, **inputs}
+        seeded = fields.get("seed") is not None and not is_whole(given | {"prompt": None})
         for prompt in prompts:
             given = given | {"prompt": prompt}
             first: Generation | None = None
@@ -420,6 +453,8 @@ def _noise(noise: Any, settled: Settled) -> tuple[list[Tensor], Source]:
         return generation.read_noise(path_of("noise", noise), settled)
     try:
         tensor = torch.as_tensor(noise).detach().cpu()
+        if tensor.is_complex():
+            raise TypeError("its numbers are complex")
         tensor = (tensor[0] if tensor.ndim == 5 and len(tensor) == 1 else tensor).float().contiguous()
     except (TypeError, ValueError, RuntimeError) as error:
         found = f"it cannot be read as a tensor ({error})"

@@ -8,7 +8,10 @@ from typing import Any
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.spelling import shown
 
+from .words import bound
 
+
+@bound
 def backends() -> list[dict[str, Any]]:
     """The installed backends, `reference` first: for each its name, package, version, state ("available",
     "unavailable", "broken" ...) with the reason, device and kernels, as `cosmos3 backends --json` prints them."""
@@ -17,6 +20,7 @@ def backends() -> list[dict[str, Any]]:
     return backends()
 
 
+@bound
 def capabilities(
     model: str | os.PathLike[str] = "nvidia/Cosmos3-Nano", *, profile: str = "reference"
 ) -> dict[str, Any]:
@@ -28,6 +32,7 @@ def capabilities(
     return capabilities(path_of("model", model), profile)
 
 
+@bound
 def show(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest in a picture or clip that cosmos3 wrote, or in the .json beside it. Raises InputError."""
     from cosmos3_core.runs.manifest import read_manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,7 +15,7 @@ from cosmos3_core.runs.generation import Generation
 from cosmos3_core.runs.outputs import Paths
 
 from .questions import path_of
-from .words import Answering
+from .words import Answering, bound
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ class Preview(Answering):
     """Frames on the host."""
 
     def __init__(self, frames: Tensor):
-        self._frames = frames
+        self._frames = plain(frames)
 
     @property
     def tensor(self) -> Tensor:
@@ -45,6 +46,7 @@ class Preview(Answering):
 
         return [Image.fromarray(frame) for frame in self.numpy]
 
+    @bound
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the first frame as a .png, read it back, and return its path. Raises InputError for what cannot be
         written, and for a file that is there unless it may `overwrite` it."""
@@ -68,24 +70,24 @@ class Result(Preview):
         super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
         self._request, self._embedded = run.request, embedded
         self._manifest: dict[str, Any] = json.loads(json.dumps(run.manifest()))
-        self._latents = run.latents()
+        self._latents = {name: plain(tensor) for name, tensor in run.latents().items()}
 
     @property
     def manifest(self) -> dict[str, Any]:
         """What was done, as `cosmos3 run` writes it beside its output: every value of the request and where it is from,
         kernels, versions, seconds by stage, peak memory in bytes."""
-        return self._manifest
+        return deepcopy(self._manifest)
 
     @property
     def latents(self) -> Tensor:
-        """The final latents of the picture or clip: fp32 [C, T, h, w] on the host, h and w in 16 pixels, T in 4 frames
-        after the first."""
-        return self._latents["final.vision"]
+        """A copy of the final latents of the picture or clip: fp32 [C, T, h, w] on the host, h and w in 16 pixels, T in
+        4 frames after the first."""
+        return plain(self._latents["final.vision"])
 
     @property
     def noise(self) -> Tensor:
-        """The initial noise, in the shape of `latents`: another run takes it as `noise`."""
-        return self._latents["noise.vision"]
+        """A copy of the initial noise, in the shape of `latents`: another run takes it as `noise`."""
+        return plain(self._latents["noise.vision"])
 
     @property
     def seed(self) -> int | None:
@@ -96,14 +98,15 @@ class Result(Preview):
     @property
     def request(self) -> dict[str, Any]:
         """Every field of the request, by name: `pipe(**result.request)` makes the same again, of given noise with
-        `noise=result.noise`."""
-        return dict(self._manifest["request"])
+        `noise=result.noise`, without which it is refused."""
+        return deepcopy(dict(self._manifest["request"]))
 
     @property
     def fps(self) -> float:
         """Frames per second."""
         return self._request.fps
 
+    @bound
     def save(
         self,
         path: str | os.PathLike[str],
@@ -137,3 +140,11 @@ class Result(Preview):
         outputs.write(
             paths, lambda: self.numpy, self._request, self._embedded, lambda: self._manifest, lambda: self._latents
         )
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A copy that its owner may change, whatever mode of torch's made it or holds here."""
+    import torch
+
+    with torch.inference_mode(False):
+        return tensor.clone()

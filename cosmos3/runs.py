@@ -8,17 +8,18 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from cosmos3_core.contract import InputError
-from cosmos3_core.engine.stages import Cancelled
+from cosmos3_core.engine.stages import Cancelled, Watch
 from cosmos3_core.files.atomic import check_writable
 from cosmos3_core.runs.generation import Generation
 from cosmos3_core.spelling import shown
 
 from .questions import path_of
-from .results import Preview, Result
-from .words import Answering
+from .results import Preview, Result, plain
+from .words import Answering, bound
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,8 @@ class Run(Answering):
     def __init__(self, generation: Generation):
         self._generation = generation
         self._result: Result | None = None
-        self._saved: set[str] = set()
+        self._lock = Lock()
+        self._saved: dict[str, tuple[int, ...]] = {}
 
     @property
     def index(self) -> int:
@@ -65,7 +67,7 @@ class Run(Answering):
     @property
     def request(self) -> dict[str, Any]:
         """Every field of the request, by name."""
-        return plain(self._generation.resolved["request"])
+        return as_json(self._generation.resolved["request"])
 
     @property
     def seed(self) -> int | None:
@@ -76,40 +78,53 @@ class Run(Answering):
     @property
     def manifest(self) -> dict[str, Any]:
         """What was settled, and done so far."""
-        return plain(self._generation.manifest())
+        return as_json(self._generation.manifest())
 
     @property
     def latents(self) -> Tensor:
         """A copy of the latents as they are: fp32 [C, T, h, w] on the host."""
-        return self._generation.latents()["final.vision"].clone()
+        return plain(self._generation.latents()["final.vision"])
 
+    @bound
     def step(self) -> int:
         """Take one step and return how many are done. Raises InputError where there is none left."""
         return self._generation.step()
 
     def __iter__(self) -> Iterator[int]:
-        while not self.done:
-            yield self.step()
+        while step := self._take():
+            yield step
 
+    def _take(self) -> int:
+        """Take a step and return how many are done; 0 where there is none left."""
+        try:
+            return 0 if self.done else self._generation.step()
+        except InputError:
+            if self.done:  # another thread took the last one meanwhile
+                return 0
+            raise
+
+    @bound
     def preview(self) -> Preview:
         """What the last step takes the finished picture for, or the first frame of a clip: decoded from the predicted
         clean latents, without another pass. Raises InputError before the first step."""
         return Preview(self._generation.preview())
 
+    @bound
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Keep what was computed in a .safetensors file and return its path. `pipe.resume` goes on with it in any
         process, and `cosmos3 run --resume` too. Raises InputError before the first step and for a path that cannot be
         written or that holds a file: none is overwritten but what this run saved there itself."""
         file = Path(path_of("path", path))
-        if os.path.lexists(file) and os.path.realpath(file) not in self._saved:
+        if os.path.lexists(file) and self._saved.get(os.path.realpath(file)) != _identity(file):
             raise InputError(f"writing {file}", "there is a file of that name", "Choose another name", "path")
         check_writable(file)
         if not self._generation.keep(file):
             found = "nothing was computed yet" if self.index == 0 else "its latents are not finite"
             raise InputError(f"keeping a run after {self.index} steps", found, "Take a step first, or start it again")
-        self._saved.add(os.path.realpath(file))
+        self._saved[os.path.realpath(file)] = _identity(file)
         return file
 
+    @bound
     def finish(
         self, *, progress: Callable[[str, int, int], object] | None = None, cancel: Event | None = None
     ) -> Result:
@@ -117,6 +132,7 @@ class Run(Answering):
         latents that are not finite. `progress`, `cancel` and errors are as for `run`."""
         import torch
 
+        check_hooks(None, progress, cancel)
         if not self.done:
             found = f"{self.steps - self.index} of its {self.steps} steps are to be taken"
             raise InputError("finishing a run", found, "Call run(), which takes them, or look at preview()")
@@ -124,9 +140,12 @@ class Run(Answering):
             with self._watched(progress, cancel):
                 embedded = self._generation.manifest()
                 frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
-            self._result = Result(self._generation, frames, embedded)
+            result = Result(self._generation, frames, embedded)
+            with self._lock:
+                self._result = self._result or result  # another thread may have been at it, too
         return self._result
 
+    @bound
     def run(
         self,
         *,
@@ -138,14 +157,13 @@ class Run(Answering):
 
         `on_step` is called with this run after every step. `progress(stage, done, total)` hears of every stage: layers
         of the prompts' reading, steps, frames of the decode. `cancel` is asked between two pieces of work; once it is
-        set, `Cancelled` is raised. What the two functions raise comes through. Every error has this run as its `run`,
-        which goes on from its last whole step.
+        set, `Cancelled` is raised. What the functions raise comes through. Every error has this run as its `run`, which
+        goes on from its last whole step. While a function is called other threads have their turn. Several threads may
+        call this: they share the steps that are left and return the same result.
         """
-        check_callable("on_step", on_step, 1)
-        check_callable("progress", progress, 3)
+        check_hooks(on_step, progress, cancel)
         with self._watched(progress, cancel):
-            while not self.done:
-                self.step()
+            while self._take():
                 if on_step is not None:
                     on_step(self)
             return self.finish(progress=progress, cancel=cancel)
@@ -175,18 +193,39 @@ class Run(Answering):
         return f"<cosmos3 run: {size}, step {self.index} of {self.steps}>"
 
 
-def plain(value: dict[str, Any]) -> dict[str, Any]:
+def _identity(file: Path) -> tuple[int, ...]:
+    """What tells a file from another one of its name; nothing for a name without a file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
     """As JSON has it: lists in the place of tuples."""
     return dict(json.loads(json.dumps(value)))
+
+
+def check_hooks(on_step: Any, progress: Any, cancel: Any) -> None:
+    """Raises InputError for what cannot be called as a run calls it."""
+    check_callable("on_step", on_step, 1)
+    check_callable("progress", progress, 3)
+    if callable(asks := getattr(cancel, "is_set", cancel)) and not isinstance(cancel, type):
+        check_callable("cancel", asks, 0)
+    Watch(None, cancel)
 
 
 def check_callable(name: str, value: Any, arguments: int) -> None:
     """Raises InputError unless `value` is None or can be called with so many arguments."""
     if value is None:
         return
-    asked, next_step = f"{name} = {shown(value)}", f"Give a function of {arguments} argument{'s' * (arguments > 1)}"
+    asked, next_step = f"{name} = {shown(value)}", f"Give a function of {arguments} argument{'s' * (arguments != 1)}"
     if not callable(value):
         raise InputError(asked, "it cannot be called", next_step, name)
+    later = inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction
+    if any(is_one(called) for is_one in later for called in (value, type(value).__call__)):
+        raise InputError(asked, "a call of it would run nothing: it is async or a generator", next_step, name)
     try:
         inspect.signature(value).bind(*[None] * arguments)
     except TypeError as error:

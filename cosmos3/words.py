@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cosmos3_core.contract import InputError
 from cosmos3_core.scenarios.aliases import in_python
@@ -12,6 +14,8 @@ from cosmos3_core.scenarios.faults import NAMED, field_of, together
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.spelling import did_you_mean
 
+P = ParamSpec("P")
+R = TypeVar("R")
 OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
 """Arguments by what the core calls them, which is what the command line does."""
 CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
@@ -56,6 +60,26 @@ def elsewhere(word: str, here: str = "") -> str | None:
 def unknown(word: str, here: str) -> str:
     """What to do about an argument that `here`, of TAKES, does not take."""
     return elsewhere(word, here) or did_you_mean(word, TAKES[here], f"It takes {', '.join(sorted(TAKES[here]))}")
+
+
+def bound(function: Callable[P, R]) -> Callable[P, R]:
+    """A public function whose wrong arguments are an InputError, as its wrong values are: one to catch for all."""
+    signature = inspect.signature(function)
+    names = [name for name in signature.parameters if name not in ("self", "fields", "others")]
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            signature.bind(*arguments, **options)
+        except TypeError as error:
+            word = next((name for name in options if name not in names), None)
+            takes = f"It takes {', '.join(names)}" if names else "It takes nothing"
+            hint = takes if word is None else did_you_mean(word, names, takes)
+            name = "pipe" if function.__name__ == "__call__" else function.__name__
+            raise InputError(f"calling {name}()", str(error), hint, word) from None
+        return function(*arguments, **options)
+
+    return call
 
 
 def in_arguments(text: str) -> str:

@@ -452,18 +452,19 @@ def test_a_function_may_serve_an_op_and_is_named(picture):
     pipe = cosmos3.load("tiny", backend="reference", kernels={"attention": mine, "gate": "eager"})
     result = pipe("a cup", **PICTURE)
     plan = result.manifest["plan"]
-    assert pipe.kernels["attention"] == plan["kernels"]["attention"] == "mine (yours)"
+    assert pipe.kernels["attention"] == plan["kernels"]["attention"]
+    assert plan["kernels"]["attention"].startswith("mine (yours, ")
     assert plan["named"] == ["attention", "gate"] and torch.equal(result.latents, picture.latents)
     run = pipe.start("a cup", **PICTURE)
     run.step()
     run.save("mine.st")
-    with pytest.raises(cosmos3.InputError, match="its attention ran on mine .yours., and here it would be eager"):
+    with pytest.raises(cosmos3.InputError, match="its attention ran on mine .yours, .*, and here it would be eager"):
         cosmos3.load("tiny", backend="reference").resume("mine.st")
 
 
 def test_every_op_that_is_a_function_may_be_one_of_the_callers():
     backend, named = with_own(BACKEND, {op: getattr(build_ops(), op) for op in PROTOCOLS})
-    assert set(named) == set(OPS) - {"memory", "comm"} and all(name.endswith(" (yours)") for name in named.values())
+    assert set(named) == set(OPS) - {"memory", "comm"} and all(" (yours" in name for name in named.values())
     assert len(backend.kernels) == len(BACKEND.kernels) + len(named)
 
 
@@ -473,7 +474,7 @@ def broken(q, segments, *, causal=False, want_lse=False):
 
 def test_a_function_that_fails_is_named():
     pipe = cosmos3.load("tiny", backend="reference", kernels={"attention": broken})
-    with pytest.raises(cosmos3.RunError, match=r"attention=broken \(yours\): .*RuntimeError") as failed:
+    with pytest.raises(cosmos3.RunError, match=r"attention=broken \(yours, .*\): .*RuntimeError") as failed:
         pipe("a cup", **PICTURE)
     assert failed.value.next_step == "Correct it, or drop it from `kernels`"
     with pytest.raises(ZeroDivisionError):  # what is no kernel's is not said to be

@@ -17,7 +17,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from threading import RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -47,6 +46,7 @@ from .inputs import Inputs, read_inputs
 from .passes import Passes
 from .pool import Asked, Pool
 from .stages import SILENT, Stages, Watch
+from .surroundings import plain_torch
 
 RESOLVE = "Pass what resolve or settle made of your fields"
 PER_GENERATION = ("steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift", "seed", "tile")
@@ -62,18 +62,20 @@ class Engine:
     stage took, summed over the engine's life. What an engine is made of cannot be changed afterwards.
 
     Any number of threads may use one engine, each with states of its own: a lock lets one of them at a time read
-    prompts, predict and advance, or decode a group of frames. Between those pieces the others take their turn, and
-    results are bit-equal to those of one thread.
+    prompts, predict and advance, or decode a group of frames. Between those pieces, and while a `watch` is told or
+    asked, the others take their turn, and results are bit-equal to those of one thread.
     """
 
     def __init__(self, model: Model, plan: Plan, *, resident: bool = False, weights: Weights | None = None):
         check_type("an engine's `model`", model, Model, "Pass what open_model returns")
         check_type("an engine's `plan`", plan, Plan, "Pass what settle or resolve found")
+        check_type("an engine's `resident`", resident, bool, "Pass True or False")
         self._model, self._plan, self._resident = model, plan, resident
         self._target = plan.target(model.config)
         self._tokenizer = model.tokenizer()
         self._origin = Origin(model.name, model.repository.revision, plan.dtype, str(self._target.device))
-        self._lock, self._stages = RLock(), Stages()
+        self._stages = Stages()
+        self._lock = self._stages.turn
         self._pool = Pool(model, self._target, self._stages, resident, weights)
         self._passes: WeakValueDictionary[Context, Passes] = WeakValueDictionary()
 
@@ -125,7 +127,7 @@ class Engine:
     def _working(self, watch: Watch | None) -> Iterator[None]:
         """The engine's one piece of work."""
         check_type("a generation's `watch`", watch, Watch | None, "Pass a Watch")
-        with self._lock:
+        with self._lock, plain_torch(self.device):
             before, self._stages.watch = self._stages.watch, watch or SILENT
             try:
                 yield
@@ -134,15 +136,14 @@ class Engine:
 
     @contextmanager
     def counting(self, seconds: dict[str, float]) -> Iterator[None]:
-        """The engine is this thread's, and what its stages take inside is added to `seconds`."""
+        """The engine is this thread's but while a caller's function is called, and what its stages take inside is added
+        to `seconds`."""
         with self._lock:
-            before = dict(self.seconds)
+            before, self._stages.own = self._stages.own, seconds
             try:
                 yield
             finally:
-                for stage, total in self.seconds.items():
-                    if spent := total - before.get(stage, 0.0):
-                        seconds[stage] = seconds.get(stage, 0.0) + spent
+                self._stages.own = before
 
     def open_weights(self, watch: Watch | None = None) -> Weights:
         """Download the weight files if need be and check their headers; nothing is loaded. Components call this
@@ -164,7 +165,8 @@ class Engine:
         check_type("a `request`", request, Request, RESOLVE)
         check_type("initial noise", noise, list | tuple | None, "Pass a list with a tensor for each latent")
         check_type("a request's `media`", media, Media | None, "Pass what Media.of makes of it")
-        return read_inputs(request, self.model, self.tokenizer, noise, media)
+        with plain_torch(self.device):
+            return read_inputs(request, self.model, self.tokenizer, noise, media)
 
     def start(self, request: Request, inputs: Inputs | None = None, watch: Watch | None = None) -> State:
         """The state before step 0. `inputs` is what `read_inputs` returned, if the caller has it; `watch` is told of
@@ -184,7 +186,7 @@ class Engine:
             clean = pinned = None
             if inputs.pixels is not None:
                 clean, pinned = self._encode(inputs.pixels, items[0])
-        packing = Packing(items, self.model.config, self.device)
+            packing = Packing(items, self.model.config, self.device)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
     @torch.inference_mode()
@@ -194,7 +196,6 @@ class Engine:
         negative prompt was read, and for the context of another model, dtype or device."""
         check_type("a `context`", context, Context, "Pass what prepare returned")
         check_type("a `request`", request, Request, RESOLVE)
-        check_type("a generation's `watch`", watch, Watch | None, "Pass a Watch")
         self._check_ours(context, "beginning a generation")
         now, prepared = request.to_json(), context.request.to_json()
         if other := [name for name in now if name not in PER_GENERATION and now[name] != prepared[name]]:
@@ -203,15 +204,17 @@ class Engine:
         if len(branches_of(request.guidance)) > len(context.texts):
             found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
             raise InputError("beginning a generation", found, "Prepare this request")
-        state = self._first(context, request)
+        with self._working(watch):
+            state = self._first(context, request)
         state.watch = watch
         return state
 
     def check_saved(self, request: Request, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Raises InputError unless `State.restore` takes these on a state of this request. Reads no weight."""
         check_type("a `request`", request, Request, RESOLVE)
-        packing = Packing(items_of(request, self.model.config), self.model.config, self.device)
-        self._first(Context(request, packing, ()), request).restore(tensors, numbers)
+        with plain_torch(self.device):
+            packing = Packing(items_of(request, self.model.config), self.model.config, self.device)
+            self._first(Context(request, packing, ()), request).restore(tensors, numbers)
 
     def _first(self, context: Context, request: Request) -> State:
         solver, stream = solver_of(request, self.model).to(self.device), generator(request.seed)
@@ -260,8 +263,9 @@ class Engine:
         velocities = []
         for state in states:
             with self._working(state.watch):
-                self._stages.watch.check("steps", state.index, state.steps)
+                self._stages.check("steps", state.index, state.steps)
                 passes = self._passes_of(state)  # loading the tower is no part of the step
+                _check_goes_on(state)  # the last one may have been taken while the caller's functions were called
                 with self._stages.timed("steps"):
                     velocity = passes.velocity(state)
                     # A velocity is noise - x0 (docs/model.md, section 4.6): what is left if the way were straight.
@@ -272,14 +276,13 @@ class Engine:
     def _passes_of(self, state: State) -> Passes:
         """The state's passes, which it shares with the others on its context."""
         context = state.context
-        if state.passes is None:
-            state.passes = self._passes.get(context)
-        if state.passes is None:
-            execution = self.execution(context.request)
-            state.passes = Passes(self._pool.lease("generation"), context, execution)
-            self._passes[context] = state.passes
-            self._stages.watch.tell("steps", state.index, state.steps)
-        return state.passes
+        passes = state.passes = state.passes or self._passes.get(context)
+        if passes is None:
+            tower = self._pool.lease("generation")
+            passes = self._passes.get(context) or Passes(tower, context, self.execution(context.request))
+            state.passes = self._passes[context] = passes
+            self._stages.tell("steps", state.index, state.steps)
+        return passes
 
     @torch.inference_mode()
     def advance(self, state: State, velocity: Tensor) -> State:
@@ -298,7 +301,7 @@ class Engine:
                 state.pin()
                 state.index += 1
                 state.torn = False
-            self._stages.watch.tell("steps", state.index, state.steps)
+            self._stages.tell("steps", state.index, state.steps)
         return state
 
     def step(self, state: State) -> State:
@@ -367,15 +370,15 @@ class Engine:
         try:
             while done < total:
                 with self._working(state.watch):
-                    self._stages.watch.check("decode", done, total)
-                    self._stages.watch.tell("decode", done, total)
+                    self._stages.check("decode", done, total)
+                    self._stages.tell("decode", done, total)
                     with self._stages.timed("decode"):  # not the consumer's work between two groups
                         group = next(groups)
                 done += len(group)
                 yield group
             with self._working(state.watch):  # asked while the last group was written, it is not too late either
-                self._stages.watch.check("decode", total, total)
-                self._stages.watch.tell("decode", total, total)
+                self._stages.check("decode", total, total)
+                self._stages.tell("decode", total, total)
         finally:  # also where the consumer wants no more
             with self._lock:
                 del component, groups

@@ -86,13 +86,16 @@ def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Ten
         found = f"this request needs {len(items)}, for {', '.join(item.modality for item in items)}"
         raise InputError(f"initial noise as {len(noise)} latents", found, "Pass a list with a tensor for each")
     for tensor, item in zip(noise, items, strict=True):
+        if tensor.is_complex() or tensor.is_meta or tensor.layout != torch.strided:
+            found = f"it is {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise InputError(f"initial {item.modality} noise", found, "Give real numbers, dense, on a device", "noise")
         if tuple(tensor.shape) != item.shape or not torch.isfinite(tensor).all():
             raise InputError(
                 f"initial {item.modality} noise of shape {list(tensor.shape)}",
                 f"this request needs finite values of shape {list(item.shape)}",
                 "Save it from a request of the same size and length",
             )
-    return [tensor.float() for tensor in noise]
+    return [tensor.to(torch.float32, copy=True) for tensor in noise]  # the caller's may change afterwards
 
 
 def _read_prompts(

@@ -56,7 +56,7 @@ class Pool:
         """Download the weight files if need be and check their headers; nothing is loaded."""
         if self._weights is None:
             with self.stages.stage("check weights"):
-                self._weights = Weights(self.model)
+                self._weights = self._weights or Weights(self.model)  # another thread may have, while one was told
         return self._weights
 
     def lease(self, name: str) -> Any:
@@ -65,10 +65,11 @@ class Pool:
         component, weights = self._loaded.get(name), self.open_weights()
         if component is None:
             with self.stages.stage(f"load {name}"):
-                component = LOAD[name](weights, self.target)
-            self._loaded[name] = component
-            if self.resident:
-                self._staying.append(component)
+                component = self._loaded.get(name)  # as above
+                if component is None:
+                    component = self._loaded[name] = LOAD[name](weights, self.target)
+                    if self.resident:
+                        self._staying.append(component)
         return component
 
     def close(self) -> None:

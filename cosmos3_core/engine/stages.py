@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 from ..contract import Cosmos3Error, InputError
@@ -29,14 +30,24 @@ class Watch:
     def __init__(self, progress: Callable[[str, int, int], object] | None = None, cancel: Any = None):
         asks = getattr(cancel, "is_set", cancel)
         for name, value in (("progress", progress), ("cancel", asks)):
-            if value is not None and not callable(value):
-                found = f"{value!r} cannot be called"
-                raise InputError(f"`{name}` of a generation", found, "Give a function, or for `cancel` an Event")
+            if value is not None and (not callable(value) or isinstance(cancel, type)):
+                found = f"{cancel!r} is a class" if isinstance(cancel, type) else f"{value!r} cannot be called"
+                raise InputError(f"`{name}` of a generation", found, "Give a function, or for `cancel` an Event", name)
         self._tell, self._asks = progress, asks
+        self.asked()
+
+    def asked(self) -> bool:
+        """Whether to stop. Raises InputError for an answer that is neither yes nor no."""
+        if self._asks is None or (answer := self._asks()) is False:
+            return False
+        if answer is not True:
+            found = f"asked whether to stop, it returned a {type(answer).__name__}"
+            raise InputError("`cancel` of a generation", found, "Return True or False", "cancel")
+        return True
 
     def check(self, stage: str, done: int, total: int) -> None:
         """Raises Cancelled if it was asked for."""
-        if self._asks is not None and self._asks():
+        if self.asked():
             next_step = "Start it again, or go on with its state if it has begun"
             raise Cancelled(f"{stage}, {done} of {total} done", "the generation was cancelled", next_step)
 
@@ -49,19 +60,77 @@ class Watch:
 SILENT = Watch()
 
 
-class Stages:
-    """`watch` is that of the generation in hand; `seconds` sums up how long each stage took."""
+class Turn:
+    """A lock that its holder may hand on for a while, however many times over it is held."""
 
     def __init__(self) -> None:
-        self.watch = SILENT
+        self._lock, self._depth = RLock(), 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        self._lock.release()
+
+    @contextmanager
+    def handed_on(self) -> Iterator[None]:
+        """What runs inside holds nothing."""
+        depth, self._depth = self._depth, 0
+        for _ in range(depth):
+            self._lock.release()
+        try:
+            yield
+        finally:
+            for _ in range(depth):
+                self._lock.acquire()
+            self._depth = depth
+
+
+class Stages:
+    """`watch` is that of the generation in hand; `seconds` sums up how long each stage took, and `own` how long of it
+    for this generation. The caller's functions are called with the `turn` handed on: they may wait for a thread that
+    uses the same engine, and none waits for them."""
+
+    def __init__(self) -> None:
+        self.turn, self.watch = Turn(), SILENT
         self.seconds: dict[str, float] = {}
+        self.own: dict[str, float] = {}
+        self._away = 0.0
+
+    @contextmanager
+    def _outside(self) -> Iterator[Watch]:
+        """The watch, to be told or asked. Its time is no stage's, and what others do meanwhile changes nothing here."""
+        import torch  # this module is a part of the command line's start
+
+        watch, own, away, begin = self.watch, self.own, self._away, time.perf_counter()
+        try:
+            with self.turn.handed_on(), torch.inference_mode(False):
+                yield watch
+        finally:
+            self.watch, self.own, self._away = watch, own, away + time.perf_counter() - begin
+
+    def check(self, stage: str, done: int, total: int) -> None:
+        """As Watch.check."""
+        if self.watch is not SILENT:
+            with self._outside() as watch:
+                watch.check(stage, done, total)
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """As Watch.tell."""
+        if self.watch is not SILENT:
+            with self._outside() as watch:
+                watch.tell(stage, done, total)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Count what runs inside to a stage, without telling: a stage may come in pieces."""
-        begin = time.perf_counter()
+        begin, away = time.perf_counter(), self._away
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        spent = time.perf_counter() - begin - (self._away - away)
+        for seconds in (self.seconds, self.own):
+            seconds[name] = seconds.get(name, 0.0) + spent
 
     @contextmanager
     def stage(self, name: str, parts: int = 0) -> Iterator[Callable[[], None]]:
@@ -70,12 +139,12 @@ class Stages:
 
         def begin_part() -> None:
             nonlocal done
-            self.watch.check(name, done, total)
-            self.watch.tell(name, done, total)
+            self.check(name, done, total)
+            self.tell(name, done, total)
             done += 1
 
         if not parts:
             begin_part()
         with self.timed(name):
             yield begin_part
-        self.watch.tell(name, total, total)
+        self.tell(name, total, total)

@@ -124,6 +124,8 @@ def _picture(field: str, value: Any) -> Reading:
             raise _refusal(field, value, f"a picture has 2 or 3 axes, not {frame.ndim}", next_step)
         return _rgb(_channels_last(field, value, frame))
     if isinstance(value, Image.Image):
+        if 0 in value.size:
+            raise _refusal(field, value, "it is empty", TAKEN[field])
         try:
             return decoded(value)
         except Exception as error:  # as for files: Pillow reads an opened one only now
@@ -159,8 +161,9 @@ def _bytes(field: str, value: np.ndarray | torch.Tensor) -> np.ndarray:
         try:
             plain = value.detach().cpu()
             array = plain.float().numpy() if plain.is_floating_point() else plain.numpy()
-        except (RuntimeError, TypeError) as error:  # a meta or a sparse tensor
-            raise _refusal(field, value, f"it cannot be read ({error})", TAKEN[field]) from None
+        except (RuntimeError, TypeError) as error:  # of no memory, or of a layout that numpy has not
+            found = f"it is {value.layout} on {value.device}, and cannot be read ({error})".partition("\n")[0]
+            raise _refusal(field, value, found, f"{TAKEN[field]}, dense and on a device") from None
     else:
         array = value
     if not array.size:

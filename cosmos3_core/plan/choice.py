@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ..model.config import TransformerConfig
     from ..model.weights import Target
 
-OWN = " (yours)"
-"""How the name of a row ends that is a caller's own function. No package's row has a space in its name."""
+OWN = " (yours"
+"""In the name of a row that is a caller's own function, before what tells it from others of that name. No package's row
+has a space in its name."""
 USED_IN: dict[str, tuple[str, ...]] = {
     "gate": ("finish",),
     "norm_rope": ("project",),
@@ -125,8 +126,8 @@ class Plan:
 
     @property
     def own(self) -> list[str]:
-        """The caller's own functions that run in the place of a kernel, as "op=name (yours)"."""
-        return [f"{choice.op}={choice.kernel.name}" for choice in self.choices if choice.kernel.name.endswith(OWN)]
+        """The caller's own functions that run in the place of a kernel, as "op=name (yours, digest)"."""
+        return [f"{choice.op}={choice.kernel.name}" for choice in self.choices if OWN in choice.kernel.name]
 
     @property
     def format(self) -> str:

@@ -3,6 +3,7 @@ backend, and has no evidence."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from ..contract import Backend, InputError, Kernel, ops
 from ..spelling import shown
 from .choice import OWN
 from .discovery import check_op
+from .witness import witnessed
 
 PROTOCOLS: dict[str, Any] = {
     "attention": ops.Attention,
@@ -48,13 +50,34 @@ def _row(op: str, function: Callable[..., Any]) -> Kernel:
     if not callable(function):
         found = "it is neither a kernel's name nor a function"
         raise InputError(asked, found, "cosmos3.backends() lists the names")
+    if isinstance(function, type):
+        found = "it is a class, and a call would make an object"
+        raise InputError(asked, found, f"Give {_called(function)}() if that can be called, or a function")
     if op not in PROTOCOLS:
         raise InputError(asked, f"{op} is an object with methods, and no function", "Write a backend package for it")
     if reason := _cannot_be_called(function, PROTOCOLS[op].__call__):
         raise InputError(asked, reason, f"Write it like cosmos3_core.contract.{PROTOCOLS[op].__name__}.__call__")
+    name = f"{_called(function)}{OWN}{_digest(function)})"
     return Kernel(
-        op=op, name=_called(function) + OWN, build=lambda device: function, notes="a function of the caller's"
+        op=op, name=name, build=lambda device: witnessed(op, name, function), notes="a function of the caller's"
     )
+
+
+def _digest(function: Any) -> str:
+    """A comma and the start of a SHA-256 of a function's source, or of its code where there is no source; nothing for a
+    function that is not Python's. What the function calls is no part of it."""
+    while inspect.ismethod(function) or hasattr(function, "func"):
+        function = function.__func__ if inspect.ismethod(function) else function.func
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    try:
+        data = inspect.getsource(function).encode()
+    except (OSError, TypeError):  # typed into a console, or of no Python
+        code = getattr(function, "__code__", None)
+        if code is None:
+            return ""
+        data = code.co_code + repr((code.co_names, [one for one in code.co_consts if not inspect.iscode(one)])).encode()
+    return f", {hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def _called(function: Any) -> str:

@@ -23,6 +23,7 @@ from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import SILENT, Watch
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
+from ..scenarios.fields import is_whole
 from . import manifest as manifests
 from . import saved, sealed
 from .outputs import Paths, write
@@ -181,15 +182,16 @@ class Generation:
         with self._at_work():
             context = self._read()
             state = self.engine.begin(context, self.request, self._watch)
-        if self.stopped:
-            state.restore(self.stopped.tensors, self.stopped.numbers)
-        self.state = state
-        return state
+            if self.stopped:
+                state.restore(self.stopped.tensors, self.stopped.numbers)
+            self.state = self.state or state  # another thread may have, while the caller's functions were called
+        return self.state
 
     def _read(self) -> Context:
         if self._context is None:
             shared = self.first._read() if self.first else None
-            self._context = shared or self.engine.prepare(self.request, self.inputs, self._watch)
+            context = shared or self.engine.prepare(self.request, self.inputs, self._watch)
+            self._context = self._context or context
         return self._context
 
     @property
@@ -307,6 +309,9 @@ def prepare(
     with, or `repeated` the one that this is again, which messages call `asked`; their files may have `changed`.
     `texts` are the facts of prompts that were in files. Raises InputError.
     """
+    if noise is None and not stopped and is_whole(given := settled.wish.given) and given["seed"] is None:
+        found = "the request is of a run whose noise was given, and has no seed for another"
+        raise InputError("`seed` None", found, "Give its noise as `latents`, or a `seed`", "seed")
     inputs = engine.read_inputs(settled.request, noise, media)
     changes = [*repeated.changes(settled.request, inputs, latents)] if repeated else []
     if stopped:

@@ -340,6 +340,11 @@ _ROWS = (
 FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
 
 
+def is_whole(given: Mapping[str, Any]) -> bool:
+    """Whether these fields are a manifest's request, which has all of them."""
+    return FIELDS.keys() <= given.keys()
+
+
 def understood(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
     but for a kind that has a use for it."""

@@ -143,7 +143,7 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     """What the fields of a task are where they are not given, by a profile for a model, and where each value comes
     from. A field without a default (a prompt) is absent; the seed is "random" where the profile leaves it to chance.
     Raises InputError for an unknown profile."""
-    _check_profile(profile)
+    check_profile(profile)
     row = _tables()["profile"][profile] | _tables()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
     special, _, _ = variants.get(model.variant, {}), row.pop("source"), row.pop(NO_GUIDANCE_UP_TO, None)
@@ -157,7 +157,8 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     return row, origin
 
 
-def _check_profile(profile: str) -> None:
+def check_profile(profile: str) -> None:
+    """Raises InputError for a name that is no profile's."""
     if not isinstance(profile, str) or profile not in PROFILES:
         raise InputError(f"profile {shown(profile)}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
 
@@ -210,7 +211,7 @@ def check(
     values, a missing prompt or input. A `partial` request may lack these two."""
     faults, task, values = Faults(), TASKS[DEFAULT_TASK], {}
     with faults.of("profile"):
-        _check_profile(profile)
+        check_profile(profile)
     with faults.of("task"):
         name = given["task"] if "task" in given else infer_task(given, suffix, made_for)
         task = TASKS[FIELDS["task"].check(name, task)]
@@ -245,13 +246,15 @@ def resolve(
     suffix: str | None = None,
     *,
     partial: bool = False,
+    whole: bool = False,
 ) -> tuple[Request, dict[str, str]]:
     """The full request, and for each of `FIELDS` where its value came from.
 
     `given` holds the fields that the user set; a task that is not among them follows from them and from the output's
     `suffix`. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial` request something stands
-    in for a prompt and an input that are not given; their origin is `STANDS_IN`. Raises InputError, for all faults of
-    the given fields at once, or then for all that the model and the values together do not allow.
+    in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole` request has every field,
+    also those that its own profile filled: one of these that changes nothing here was nobody's wish. Raises InputError,
+    for all faults of the given fields at once, or then for all that the model and the values together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
     values, origin = defaults(task.name, profile, model)
@@ -273,6 +276,8 @@ def resolve(
     with faults.of("condition_frame_indexes"):
         _check_clean(request)
     for name, value in changed.items():
+        if whole and FIELDS[name].default == PROFILE:
+            continue
         with faults.of(name):
             if reason := FIELDS[name].useless(values, task):
                 raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")

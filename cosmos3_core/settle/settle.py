@@ -21,7 +21,7 @@ from ..plan.survey import described_device
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.faults import about
-from ..scenarios.fields import understood
+from ..scenarios.fields import is_whole, understood
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
 from ..spelling import shown
@@ -131,7 +131,13 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         size = _auto_size(given, task, wish, model)
         sized["size"] = size.size
     request, origin = requests.resolve(
-        sized, wish.profile, model.facts, wish.pick_seed, wish.suffix, partial=wish.partial
+        sized,
+        wish.profile,
+        model.facts,
+        wish.pick_seed,
+        wish.suffix,
+        partial=wish.partial,
+        whole=is_whole(wish.given),
     )
     if auto:
         origin |= {"size": size.origin}
