@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-CLOSE = 0.7
+CLOSE = 0.66
 """Letters that two words share, as a part of all their letters: `stpes` is close to `steps`, `cfg` not to `fps`."""
 LONGEST = 64
 """Characters of the longest word that can be a misspelt name."""

@@ -110,7 +110,7 @@ def test_a_model_cannot_steer_the_terminal(damage, tmp_path, capsys, monkeypatch
     shutil.copytree(TINY, tmp_path / "model")
     damage(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    code, out, err = cosmos3(capsys, monkeypatch, *RUN, "--model", "model", "-o", "a.png")
+    code, out, err = cosmos3(capsys, monkeypatch, *RUN[:2], "--model", "model", *RUN[4:], "-o", "a.png")
     *progress, message = err.splitlines()
     assert (code, out) == (2, "") and message.startswith("error: ") and progress in ([], ["check weights"])
     assert plain(err) and len(message) < 4 * LONGEST + 100

@@ -167,7 +167,7 @@ def test_require_on_the_command_line(capsys, monkeypatch):
     assert err == "error: --require gate=fused: the plan has eager; reference has no such kernel. It has eager\n"
     code, _, err = cosmos3(capsys, monkeypatch, *dry, "--require", "gates=eager")
     assert code == 2 and "a kernel for 'gates'" in err
-    large = [*dry, "--size", "1280x720", "--frames", 93, "--require", "capture=eager"]
+    large = [{"64x64": "1280x720", 5: 93}.get(word, word) for word in dry] + ["--require", "capture=eager"]
     assert cosmos3(capsys, monkeypatch, *dry, "--require", "capture=eager")[0] == 0
     code, _, err = cosmos3(capsys, monkeypatch, *large)
     assert code == 2 and "--require capture=eager: no pass of this request is captured. Drop it, or" in err
