@@ -2,14 +2,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT := a robot arm pours coffee into a cup
 
-.PHONY: install demo quick test test-slow lint release clean
+.PHONY: install demo quick test fuzz test-slow stops lint release clean
 
 install: .venv/installed
 
 demo: .venv/installed
 	@mkdir -p demo
-	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --backend reference -o demo/coffee.png
-	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 --backend reference -o demo/coffee.mp4
+	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --backend reference -o demo/coffee.png --overwrite
+	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 --backend reference -o demo/coffee.mp4 --overwrite
 
 # The gate before every commit, under a minute on two cores once mypy has its cache: lint, types, who imports whom, one
 # run of the tiny model and one op against its formula. `make test` is the gate before a merge.
@@ -23,9 +23,18 @@ test: lint
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q backends/triton/tests/interpreted backends/cuda/tests/interpreted
 	$(BIN)/python -m pytest -q backends/triton/tests/compiled
 
+# Damaged files for ten minutes, other ones each time; `make test` takes the same few.
+fuzz: .venv/installed
+	end=$$(($$(date +%s) + 600)); while [ $$(date +%s) -lt $$end ]; do \
+		COSMOS3_FUZZ=1 $(BIN)/python -m pytest -q -x tests/test_fuzz.py || exit 1; done
+
 # What takes longer than it is worth on every change: installing from a checkout, whole kits over plugins of contract 1.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q --durations=10 tests/slow
+
+# 200 runs of the tiny model stopped at random by signals and 100 killed, each gone on with: some minutes.
+stops: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/stops.py
 
 # The six distributions, in dist/: built, checked, installed in an empty environment and run. Publishes nothing.
 release: .venv/installed

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
-from cosmos3_core.contract import InputError
+from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.plan import choose_backend
 from cosmos3_core.plan.own import with_own
-from cosmos3_core.runs import generation, saved
+from cosmos3_core.runs import generation, outputs, saved
 from cosmos3_core.runs.generation import IN_MEMORY, Generation
+from cosmos3_core.runs.keeping import Keeper
+from cosmos3_core.runs.outputs import Moved
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.families import INPUTS, TASKS
@@ -138,6 +140,7 @@ class Pipeline:
         video: Any = None,
         noise: Any = None,
         output: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
         on_step: Callable[[Run], object] | None = None,
         progress: Progress | None = None,
         cancel: Event | None = None,
@@ -149,7 +152,8 @@ class Pipeline:
         `prompt` is text or a caption as a dict. `n` outputs are made of each prompt, and seeds count on over all of
         them. `image`, `video` and `noise` are as for `start`, `on_step`, `progress` and `cancel` as for `Run.run`.
         `output` is a path to write the result to, which is checked before the first step, and whose suffix may say that
-        a picture is wanted; a run that fails or is cancelled is kept beside it, in OUTPUT.state.safetensors. `fields`
+        a picture is wanted; a file that is there is refused unless it may be `overwrite`n; a run that fails or is
+        cancelled is kept beside it, in OUTPUT.state.safetensors. `fields`
         are all others of docs/fields.md: size, frames, steps, guidance, seed ... `anyway` runs what does not fit by the
         estimate. Every request is checked before a weight is read. Raises InputError, RunError and Cancelled.
         """
@@ -170,7 +174,7 @@ class Pipeline:
         runs = self._several(prompts, count, image, video, noise, output, anyway, fields)
         hooks = partial(Run.run, on_step=on_step, progress=progress, cancel=cancel)
         if output is not None:
-            return self._written(runs[0], path_of("output", output), hooks)
+            return self._written(runs[0], path_of("output", output), overwrite, hooks)
         results = []
         while runs:  # a run that is done gives back what it holds on the device
             results.append(hooks(runs.pop(0)))
@@ -227,8 +231,6 @@ class Pipeline:
             media=media,
             stopped=stopped,
             asked=asked,
-            save_latents=earlier.save_latents,
-            manifest=earlier.manifest,
         )
         return Run(ready)
 
@@ -304,23 +306,25 @@ class Pipeline:
             found = f"it began with formats {earlier.formats or 'none'}, and this pipe has {plan.formats or 'none'}"
             raise InputError(asked, found, "Load the same formats", "path")
 
-    def _written(self, run: Run, output: str, make: Callable[[Run], Result]) -> Result:
+    def _written(self, run: Run, output: str, overwrite: bool, make: Callable[[Run], Result]) -> Result:
         """The result of a run, in its file; a run that does not get there is kept beside it."""
         ready = run._generation
-        paths = generation.checked_paths(output, ready.request)
-        ready.resumable = replace(ready.resumable, manifest=os.path.abspath(paths.manifest))
-        try:
-            result = make(run)
-            result.save(paths.output)
-            return result
-        except BaseException as error:
-            kept, done = saved.unused(paths.state, None), f"{run.index} of {run.steps} steps are"
+        paths = outputs.checked_paths(output, ready.request, model=self.model, overwrite=overwrite)
+        with paths.alone():
             try:
-                if ready.state and ready.keep(kept):
-                    error.add_note(f"{done} kept; go on with pipe.resume({str(kept)!r})")
-            except Exception as second:  # a full disk, a device that no longer answers: the first error is the cause
-                error.add_note(f"{done} lost: {second}")
-            raise
+                result = make(run)
+                result._write(paths)
+                return result
+            except Moved:
+                raise
+            except BaseException as error:
+                try:
+                    if ready.state and (kept := Keeper(ready, paths.state).keep()):
+                        done = f"{run.index} of {run.steps} steps are"
+                        error.add_note(f"{done} kept; go on with pipe.resume({str(kept)!r})")
+                except RunError as second:  # the first error is the cause
+                    error.add_note(str(second))
+                raise
 
 
 def _media(image: Any, video: Any) -> tuple[dict[str, Any], Media | None]:

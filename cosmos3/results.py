@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.outputs import check_output
-from cosmos3_core.runs import generation
+from cosmos3_core.runs import outputs
 from cosmos3_core.runs.generation import Generation
+from cosmos3_core.runs.outputs import Paths
 
 from .questions import path_of
 
@@ -43,12 +44,12 @@ class Preview:
 
         return [Image.fromarray(frame) for frame in self.numpy]
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the first frame as a .png, read it back, and return its path. Raises InputError for what cannot be
-        written."""
+        written, and for a file that is there unless it may `overwrite` it."""
         file = Path(path_of("path", path))
-        check_output(file, clip=False)
-        write_image(file, self.numpy[0], {})
+        check_output(file, clip=False, overwrite=overwrite)
+        write_image(file, self.numpy[0], {}, overwrite=overwrite)
         return file
 
     def __repr__(self) -> str:
@@ -103,16 +104,30 @@ class Result(Preview):
         *,
         manifest: str | os.PathLike[str] | None = None,
         latents: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
     ) -> Path:
         """Write a picture as .png or a clip as .mp4, read it back, and return its path. The manifest goes into the file
         and beside it, to PATH.json or `manifest`; with `latents` the noise and the latents go to that file, for
-        `noise=`. What was at these paths stays as it was unless all went well. Raises InputError for what cannot be
-        written, and RunError for a picture of one flat colour and for a file that does not read back."""
+        `noise=`. What is at these paths is refused, or with `overwrite` replaced if all went well. Raises InputError
+        for what cannot be written, and RunError for a picture of one flat colour and for a file that does not read
+        back."""
         names = [None if one is None else path_of("path", one) for one in (manifest, latents)]
-        noise = self._manifest.get("latents", {}).get("file")
-        paths = generation.checked_paths(
-            path_of("path", path), self._request, manifest=names[0], latents=names[1], read=(noise,)
+        noise, model = self._manifest.get("latents", {}).get("file"), self._manifest["model"]["name"]
+        paths = outputs.checked_paths(
+            path_of("path", path),
+            self._request,
+            manifest=names[0],
+            latents=names[1],
+            read=(noise,),
+            model=model,
+            overwrite=overwrite,
         )
-        whole, tensors = self._manifest, self._latents
-        generation.write(paths, self.numpy, self._request, self._embedded, lambda: whole, lambda: tensors)
+        with paths.alone():
+            self._write(paths)
         return paths.output
+
+    def _write(self, paths: Paths) -> None:
+        """The files, whose names are this thread's own."""
+        outputs.write(
+            paths, lambda: self.numpy, self._request, self._embedded, lambda: self._manifest, lambda: self._latents
+        )

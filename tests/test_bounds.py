@@ -120,7 +120,7 @@ BEYOND: dict[str, tuple[Damage, str]] = {
     "a rate of 400 digits": (digits(CONFIG, "base_fps", 400), "it holds a number of 400 digits, and at most 64"),
     "a rate of 64 digits": (digits(CONFIG, "base_fps", MOST_DIGITS), "and 1000 is the most that is read"),
     "a decoration of 5000 digits": (digits(CONFIG, "note", 5000), "it holds a number of 5,000 digits"),
-    "an infinite float": (saying_text(CONFIG, "rope_theta", "1e999"), "rope_theta is inf, not a positive number"),
+    "an infinite float": (saying_text(CONFIG, "rope_theta", "1e999"), "1e999 is too large a number"),
     "train steps": (saying(SCHEDULER, num_train_timesteps=10**12), "num_train_timesteps is 1000000000000, and"),
     "train steps of 400 digits": (digits(SCHEDULER, "num_train_timesteps", 400), "it holds a number of 400 digits"),
     "a shift": (saying(SCHEDULER, flow_shift=1e30), "flow_shift is 1e+30, not a positive number up to 1000"),
@@ -134,7 +134,7 @@ BEYOND: dict[str, tuple[Damage, str]] = {
     ),
     "a distilled sigma that is no number": (
         holding("modular_model_index.json", '{"is_distilled": true, "distilled_sigmas": [NaN]}'),
-        "it has no distilled sigmas",
+        "NaN is no number of JSON",
     ),
     "VAE blocks": (saying(VAE_CONFIG, num_res_blocks=10**7), "num_res_blocks is 10000000, and 64 is the most"),
     "VAE channels": (saying(VAE_CONFIG, base_dim=10**9), "base_dim is 1000000000, and 4096 is the most"),

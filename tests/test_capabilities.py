@@ -54,8 +54,9 @@ def test_every_choice_that_is_listed_is_taken(model):
         given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
+                beside = {"interval_ends": {"guidance_interval": [1, 9]}, "system_prompt_text": {"system_prompt": True}}
                 if name != "task":
-                    resolve(given | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
+                    resolve(given | beside.get(name, {}) | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -80,7 +81,7 @@ def test_a_distilled_model_has_two_tasks_and_fixed_fields(told):
     assert set(found["tasks"]) == {"t2i", "i2v"} and not found["fields"]["video"]["tasks"]
     fixed = {name for name, field in found["fields"].items() if field["fixed"]}
     of_negatives = {"negative_prompt", "negative_metadata"}
-    assert fixed == {"steps", "guidance", "guidance_interval", "schedule", "shift"} | of_negatives
+    assert fixed == {"steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift"} | of_negatives
     assert found["fields"]["steps"]["defaults"]["t2i"] == {"value": 4, "source": "checkpoint (its distilled sigmas)"}
 
 
@@ -158,7 +159,7 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["warmup", "--dtype", "b"], ["bfloat16"]),
         (["capabilities", "--profile", "d"], ["diffusers", "diffusers-docs"]),
         (["check", "--backend", "ref"], ["reference"]),
-        (["run", "--set", "video_fi"], ["video_fit=crop", "video_fit=stretch"]),
+        (["run", "--set", "video_f"], ["video_fit=crop", "video_fit=stretch", "video_fps=resample", "video_fps=keep"]),
         (["run", "--set", "max_t"], ["max_text_tokens="]),
         (["run", "--kernel", "rms"], ["rms_norm="]),
         (["run", "--format", "attention=nvfp4a"], ["attention=nvfp4a16"]),

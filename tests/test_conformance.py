@@ -380,9 +380,13 @@ def test_check_takes_the_known_failures_of_a_test_module(acme, capsys, monkeypat
         (["--backend", "acmee"], "Did you mean acme?"),
         (["--backend", "acme", "-k", "no_such_test"], "no test of the kit matches it"),
         (["--backend", "acme", "--record", "/nowhere/at/all.json"], "no file can be written there"),
+        (["--backend", "acme", "--record", "pipe"], "it exists and is not an ordinary file"),
+        (["--backend", "acme", "--record", "t.py", "--module", "./t.py"], "it is the module of the kit"),
     ],
 )
-def test_check_refuses_what_it_cannot_do(acme, capsys, monkeypatch, options, said):
+def test_check_refuses_what_it_cannot_do(acme, capsys, monkeypatch, tmp_path, options, said):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
     code, _, err = cosmos3(capsys, monkeypatch, "check", *options)
     assert code == 2 and said in err and "Traceback" not in err
 

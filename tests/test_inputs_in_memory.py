@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import inputs
@@ -184,7 +185,7 @@ def test_a_stopped_run_goes_on_with_the_same_picture_and_not_in_the_command_line
     settled_ = settled("image", media.said)
     read = running.read_inputs(settled_.request, media=media)
     state = running.step(running.start(settled_.request, read))
-    saved.save(Path("stopped.st"), state, Earlier.of(settled_, read, None, save_latents=None, manifest=None))
+    saved.save(Path("stopped.st"), *state.to_tensors(), Earlier.of(settled_, read, None))
     expected = running.step(state).x
 
     stopped = saved.read_stopped("stopped.st", "the state")
@@ -197,3 +198,21 @@ def test_a_stopped_run_goes_on_with_the_same_picture_and_not_in_the_command_line
     code, out, err = cosmos3(capsys, monkeypatch, "run", "--resume", "stopped.st", "-o", "x.mp4")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1
     assert "a Python program handed it over in memory, so no file has it. Hand the same one over again in Python" in err
+
+
+SDE = {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True}
+DISTILLED = replace(open_model("tiny"), scheduler=SDE, distilled_sigmas=(1.0, 0.8, 0.6, 0.3))
+
+
+@pytest.mark.parametrize("schedule", ["native", "karras", "distilled"])
+@pytest.mark.parametrize(("field", "clean"), [("image", [0]), ("video", [0, 1])])
+def test_clean_frames_are_the_input_to_the_bit_after_every_step(running, field, clean, schedule):
+    value = np.random.default_rng(0).integers(0, 256, (len(clean) * 4, 64, 64, 3), np.uint8)
+    media = Media.of(field, value[0] if field == "image" else np.concatenate([value, value]))
+    asked = replace(settled(field, media.said, steps=4).request, schedule=schedule)
+    engine = Engine(DISTILLED, PLAN) if schedule == "distilled" else running
+    state = engine.start(asked, engine.read_inputs(asked, media=media))
+    before = state.latents()[0][:, clean].clone()
+    while not state.done:
+        engine.step(state)
+        assert torch.equal(state.latents()[0][:, clean], before)

@@ -108,6 +108,16 @@ def test_no_tick_without_a_record_that_holds(copy, change):
     assert ticks(copy) == 0 and "stale" in render(copy)
 
 
+def test_a_file_that_is_no_recipe_stands_in_the_page_with_its_fault(copy):
+    (copy / "recipes" / "bad.toml").write_text('title = "x"')
+    assert ticks(copy) == 2
+    assert "| [bad](../recipes/bad.toml) | broken | bad.toml: it has no run | – |" in render(copy)
+
+
+def test_the_page_says_what_a_record_proves():
+    assert "does not prove that a measurement took place" in render(ROOT)
+
+
 def test_a_message_changes_nothing(copy):
     file = copy / "cosmos3_core" / "checkpoint" / "repository.py"
     text = file.read_text()

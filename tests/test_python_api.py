@@ -61,8 +61,8 @@ PUBLIC = {
     "Cosmos3Error": "(asked, found, next_step, field=None)",
     "InputError": "(asked, found, next_step, field=None)",
     "Pipeline": {
-        "__call__": "(prompt=None, *, n=None, image=None, video=None, noise=None, output=None, on_step=None, "
-        "progress=None, cancel=None, anyway=False, **fields)",
+        "__call__": "(prompt=None, *, n=None, image=None, video=None, noise=None, output=None, overwrite=False, "
+        "on_step=None, progress=None, cancel=None, anyway=False, **fields)",
         "backend": "",
         "kernels": "",
         "model": "",
@@ -72,7 +72,7 @@ PUBLIC = {
         "why": "",
     },
     "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin)",
-    "Preview": {"images": "", "numpy": "", "save": "(path)", "tensor": ""},
+    "Preview": {"images": "", "numpy": "", "save": "(path, *, overwrite=False)", "tensor": ""},
     "Result": {
         "fps": "",
         "images": "",
@@ -81,7 +81,7 @@ PUBLIC = {
         "noise": "",
         "numpy": "",
         "request": "",
-        "save": "(path, *, manifest=None, latents=None)",
+        "save": "(path, *, manifest=None, latents=None, overwrite=False)",
         "seed": "",
         "tensor": "",
     },
@@ -167,7 +167,7 @@ def test_the_module_is_the_command_line():
 
 # --- the same as the command line ------------------------------------------------------------------------------------
 
-OF_THE_RUN = ("started", "seconds", "peak_host_memory_bytes", "output")
+OF_THE_RUN = ("started", "seconds", "peak_host_memory_bytes", "output", "sha256")
 
 
 def comparable(manifest: dict) -> dict:

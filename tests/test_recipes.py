@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -540,6 +541,79 @@ def test_a_failed_verdict_cannot_be_turned_by_computing_the_hashes_anew(acme):
     for bent in (resealed(state="validated"), resealed(state="validated", verdict=passed)):
         assert bent.name == "stale" and "does not follow from its comparisons" in bent.why
     assert resealed().name == "runs"
+
+
+BETTER = {
+    "an error": (lambda r: r["comparisons"]["error"]["candidate"].update(velocity_first=1e-4), "by its samples"),
+    "no error": (lambda r: r["comparisons"]["error"]["candidate"].update(velocity_first=0.0), "digests are different"),
+    "the noise": (lambda r: r["comparisons"]["noise"]["restart"].update(velocity_middle=0.2), "digests are equal"),
+    "the output": (
+        lambda r: r["comparisons"]["output"]["candidate"].update(psnr_db=None),
+        "have digests that are different",
+    ),
+    "itself": (lambda r: r.update(same=True), "does not follow from their plans"),
+    "a name": (lambda r: r.update(recipe="other-t2i-64x64-acme9x1"), "it is the record of other-t2i-64x64-acme9x1"),
+    "a request": (lambda r: r["request"].update(steps=99), "its request's steps is 99, and the recipe's 2"),
+    "a device": (lambda r: r["fingerprint"]["device"].update(name="Other"), "it was measured on Other, and the recipe"),
+    "a model": (lambda r: r["model"].update(name="nvidia/Cosmos3-Nano"), "its model is nvidia/Cosmos3-Nano"),
+    "kernels": (lambda r: r["fingerprint"].update(kernels=[]), "its fingerprint is without the kernel"),
+    "samples": (lambda r: r["samples"]["exact"].clear(), "samples of its velocity_first are missing"),
+    "a type": (lambda r: r["comparisons"]["output"]["restart"].update(ssim="1"), 'ssim is "1", not a number'),
+    "a key": (lambda r: r.update(signature="x"), 'has the key "signature", which nothing reads'),
+}
+
+
+def test_a_record_that_was_made_better_and_sealed_anew_is_found(acme):
+    measured = acme(kernel(0.1))
+    ((_, found),) = validate([measured], launch=worker.measure)
+    for name, (change, said) in BETTER.items():
+        bent = copy.deepcopy({key: value for key, value in found.items() if key != "sha256"})
+        bent["measurements"] = {name: entry["raw"] for name, entry in bent["measurements"].items()}
+        change(bent)
+        record.write(recipe.load(measured.path), record.seal(bent))
+        told = state.state_of(recipe.load(measured.path))
+        assert told.name == "stale" and said in told.why and told.record is None, name
+
+
+BROKEN = {
+    "no TOML": b"title = ",
+    "not UTF-8": b"\xff\xfe",
+    "too large": b"#" * (1 << 19),
+    "too deep": b"x = " + b"[" * 100_000,
+    "nothing": b"",
+    "another type": b'title = "x"\nrun = 7\ndevice = {name = "x"}',
+    "a date": b"title = 1979-05-27",
+    "a path that is a number": b'title = "x"\n[run]\nmodel = "tiny"\ntask = "i2v"\nsize = "64x64"\n'
+    b'backend = "reference"\n[run.request]\nimage = 7\n[device]\nname = "CPU"',
+}
+
+
+def test_one_bad_file_never_hides_the_others(folder, recipes):
+    for number, data in enumerate(BROKEN.values()):
+        (folder / f"bad{number}.toml").write_bytes(data)
+    (folder / "pipe.toml").mkdir()
+    code, out, err = recipes("list")
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0 and not err and NAME in rows and " broken " not in rows[NAME]
+    for name in ("pipe", *(f"bad{number}" for number in range(len(BROKEN)))):
+        assert " broken " in rows[name], name
+    listed = {row["name"]: row for row in json.loads(recipes("list", "--json")[1])}
+    assert listed["bad4"]["why"] and listed[NAME]["state"] != "broken"
+    assert recipes("show", NAME)[0] == 0
+    code, _, err = recipes("show", "bad0")
+    assert code == 2 and len(err.splitlines()) == 1 and "it is not TOML" in err
+
+
+RECORDS = [b"", b"7", b"[]", b"{}", b"null", b"\xff", b'{"schema": 4}', b'{"schema": "4"}', b"[" * 100_000, b"{" * 99]
+
+
+@pytest.mark.parametrize("data", RECORDS)
+def test_a_bad_record_is_a_state_with_its_reason(folder, recipes, data):
+    (folder / "evidence").mkdir(exist_ok=True)
+    (folder / "evidence" / f"{NAME}.json").write_bytes(data)
+    code, out, err = recipes("list")
+    assert code == 0 and not err and "stale" in out and "damaged" in out
+    assert recipes("show", NAME)[0] == 0
 
 
 def test_a_change_of_code_versions_or_device_makes_a_record_stale(acme):

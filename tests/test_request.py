@@ -16,6 +16,8 @@ import pytest
 
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract.errors import InputError
+from cosmos3_core.model.text import SYSTEM_PROMPTS, system_prompt_of
+from cosmos3_core.sampling.guidance import guided
 from cosmos3_core.scenarios.facts import ModelFacts
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.faults import RequestError
@@ -142,6 +144,66 @@ def test_each_profile_treats_text_and_pictures_as_its_engine_does(task, profile)
     assert profile_source(profile)
 
 
+ENDS = {
+    "reference": "open",
+    "diffusers": "closed",
+    "diffusers-docs": "closed",
+    "vllm-omni": "closed",
+    "sglang": "closed",
+}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_guidance_is_what_the_engine_does(profile):
+    """The framework's interval is open, and it guides below 1 too; vllm-omni and sglang guide above 1 alone."""
+    request, origin = ask("t2i", profile, guidance=0.5)
+    above_one = profile in ("vllm-omni", "sglang")
+    assert request.guidance == (1.0 if above_one else 0.5)
+    assert origin["guidance"] == (f"user (0.5); profile {profile} has no guidance up to 1" if above_one else "user")
+    given = {"guidance": 3.0, "guidance_interval": [400, 1000]}
+    request, _ = ask("t2i", profile, **given)
+    assert (request.guidance, request.interval_ends) == (3.0, ENDS[profile])
+    assert guided(3.0, request.guidance_interval, 400, request.interval_ends) is (ENDS[profile] == "closed")
+    with pytest.raises(InputError, match="negative_prompt.*no negative branch"):
+        ask("t2i", "sglang", guidance=0.5, negative_prompt="blur")
+
+
+@pytest.mark.parametrize(
+    ("karras", "native", "found"),
+    [(True, True, "karras"), (True, False, "karras"), (False, True, "native"), (False, False, "flow")],
+)
+def test_diffusers_schedule_is_what_the_checkpoint_says(tmp_path, karras, native, found):
+    """While Karras' sigmas are on, diffusers drops the native grid."""
+    scheduler = {"use_karras_sigmas": karras, "flow_shift": 8.0}
+    edits = {"scheduler/scheduler_config.json": scheduler, "model_index.json": {"use_native_flow_schedule": native}}
+    model = open_model(checkpoint(tmp_path / "model", edits))
+    request, origin = resolve({"task": "t2v", "prompt": "x"}, "diffusers", model.facts, lambda: 0)
+    assert (request.schedule, request.shift) == (found, 1.0 if karras else 8.0)
+    assert origin["schedule"].startswith("checkpoint")
+
+
+def test_edge_has_its_native_grid_in_the_examples_of_diffusers():
+    assert [ask("t2v", "diffusers-docs", variant)[0].schedule for variant in ("base", "edge")] == ["flow", "native"]
+
+
+def test_the_system_prompt_has_the_spelling_of_its_engine():
+    wordings = {profile: ask("t2i", profile, system_prompt=True)[0].system_prompt_text for profile in PROFILES}
+    assert wordings == dict.fromkeys(PROFILES, "trained") | {"sglang": "corrected"}
+    assert system_prompt_of("image", "corrected") == (
+        "You are a helpful assistant who will generate images from a given prompt."
+    )
+    assert system_prompt_of("video", "trained") == SYSTEM_PROMPTS["video"]
+    with pytest.raises(InputError, match="there is no system_prompt"):
+        ask("t2i", "reference", system_prompt_text="corrected")
+
+
+def test_the_framework_has_one_size_of_2_to_3():
+    request, _ = ask("t2v", "reference", size="480p:2:3")
+    assert (request.width, request.height) == (512, 768)
+    with pytest.raises(InputError, match="no aspect ratio 2:3"):
+        ask("t2v", "reference", size="720p:2:3")
+
+
 @pytest.mark.parametrize("default", [True, False])
 def test_the_system_prompt_follows_the_checkpoint_where_the_engine_does(default):
     found = {}
@@ -149,8 +211,8 @@ def test_the_system_prompt_follows_the_checkpoint_where_the_engine_does(default)
         given = {"task": task, "prompt": "A cat.", **INPUTS.get(task, {})}
         request, _ = resolve(given, profile, facts(system_prompt=default), pick_seed=lambda: 0)
         found[profile, task] = request.system_prompt
-    assert {found["reference", task] for task in TASKS} == {default} == {found["diffusers", task] for task in TASKS}
-    assert not any(found["sglang", task] for task in TASKS)
+    assert {found["diffusers", task] for task in TASKS} == {default}
+    assert not any(found[profile, task] for profile in ("reference", "sglang") for task in TASKS)
     assert [task for task in TASKS if found["vllm-omni", task]] == ["v2v"]
 
 
@@ -175,7 +237,7 @@ def test_every_value_says_where_it_came_from():
     assert set(origin) == set(FIELDS)
     users = {"task", "prompt", "video", "steps", "size", "condition_frame_indexes"}
     assert {key for key, source in origin.items() if source == "user"} == users
-    assert origin["system_prompt"] == "checkpoint (model_index.json)"
+    assert origin["system_prompt"] == "profile reference"
     assert origin["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert origin["seed"] == "random"
     rest = set(FIELDS) - users - {"system_prompt", "negative_prompt", "seed"}
@@ -185,8 +247,8 @@ def test_every_value_says_where_it_came_from():
 
 
 def test_a_choice_of_the_users_overrides_each_source():
-    request, origin = ask("t2v", seed=11, system_prompt=False, negative_prompt="blurry")
-    assert (request.seed, request.system_prompt, request.negative_prompt) == (11, False, "blurry")
+    request, origin = ask("t2v", seed=11, system_prompt=True, negative_prompt="blurry")
+    assert (request.seed, request.system_prompt, request.negative_prompt) == (11, True, "blurry")
     assert origin["seed"] == origin["system_prompt"] == origin["negative_prompt"] == "user"
     _, origin = ask("t2v", "vllm-omni")
     assert origin["seed"] == "profile vllm-omni" == origin["system_prompt"]
@@ -457,7 +519,8 @@ ASPECTS = ("1:1", "4:3", "3:4", "16:9", "9:16")
 
 
 def test_the_tiers_are_those_of_the_specification():
-    assert TIERS == {tier: dict(zip(ASPECTS, sizes, strict=True)) for tier, sizes in SIZES.items()}
+    tiers = {tier: dict(zip(ASPECTS, sizes, strict=True)) for tier, sizes in SIZES.items()}
+    assert TIERS == tiers | {"480": tiers["480"] | {"2:3": (512, 768)}}
 
 
 @pytest.mark.parametrize("tier", SIZES)
@@ -676,7 +739,8 @@ def test_the_checkpoint_says_which_variant_it_is(tmp_path, edits, variant, syste
     assert (model.facts.variant, model.facts.system_prompt) == (variant, system_prompt)
     assert model.distilled_sigmas is None
     request, _ = resolve({"task": "t2v", "prompt": "x"}, "reference", model.facts, pick_seed=lambda: 0)
-    assert request.frames == {"base": 189, "edge": 121}[variant] and request.system_prompt is system_prompt
+    assert request.frames == {"base": 189, "edge": 121}[variant] and request.system_prompt is False
+    assert resolve({"prompt": "x"}, "diffusers", model.facts, lambda: 0)[0].system_prompt is system_prompt
     stock = json.loads((TINY / "assets/negative_prompt.json").read_text())
     assert json.loads(request.negative_prompt) == stock
 

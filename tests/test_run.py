@@ -119,7 +119,7 @@ def test_video_to_video_keeps_the_end_asked_for(run, tmp_path):
 
 def test_the_prompt_and_the_seed_matter_and_the_same_request_repeats(run):
     def pixels(*arguments):
-        code, _, err = run(*arguments, *SMALL, "-o", "x.png")
+        code, _, err = run(*arguments, *SMALL, "-o", "x.png", "--overwrite")
         assert code == 0, err
         return np.asarray(Image.open("x.png"))
 
@@ -218,7 +218,7 @@ def test_only_what_the_task_needs_is_opened(run, tmp_path, monkeypatch):
     asked: list[str] = []
     read = TensorFiles.read
     monkeypatch.setattr(TensorFiles, "read", lambda self, names: read(self, asked.append(list(names)) or asked[-1]))
-    arguments = ["--model", "model", "--size", "64x64", "--steps", "1", "--frames", 5, "-o", "x.mp4"]
+    arguments = ["--model", "model", "--size", "64x64", "--steps", "1", "--frames", 5, "-o", "x.mp4", "--overwrite"]
     assert run("a cup", *arguments)[0] == 0
     names = [name for group in asked for name in group]
     assert any(name.startswith("decoder.") for name in names)
@@ -238,7 +238,10 @@ def test_latents_are_saved_and_injected(run):
     code, _, err = run("a cup", *SMALL, "-o", "y.png", "--latents", "l.safetensors")
     assert code == 0, err
     digest = hashlib.sha256(Path("l.safetensors").read_bytes()).hexdigest()
-    assert json.loads(Path("y.png.json").read_text())["latents"] == {"file": "l.safetensors", "sha256": digest}
+    assert json.loads(Path("y.png.json").read_text())["latents"] == {
+        "file": str(Path("l.safetensors").absolute()),
+        "sha256": digest,
+    }
     code, _, err = run("a cup", *SMALL, "-o", "z.png", "--latents", "l.safetensors", "--seed", 99)
     assert code == 2 and "--seed 99 with --latents: it would change nothing" in err
     assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(Image.open("y.png")))
@@ -378,13 +381,16 @@ def full(monkeypatch):
 
 
 def test_too_small_a_memory_costs_no_step(run, full):
-    """The steps go on in the same dtype, with the same assertions and files, and in tiles if need be."""
-    options = ["--dtype", "float32", "--require", "gate=eager", "--save-latents", "cup.st", "--manifest", "cup.json"]
+    """The steps go on in the same dtype, with the same assertions, and in tiles if need be. Its line names the files
+    again: a state names none that is written."""
+    files = ["--save-latents", "cup.st", "--manifest", "cup.json"]
+    options = ["--dtype", "float32", "--require", "gate=eager", *files]
     code, _, err = run("a cup", *STEPS, "--seed", 2, "-o", "cup.mp4", *options)
+    assert "-o cup.mp4 --manifest cup.json --save-latents cup.st" in err
     assert code == 1 and err.splitlines()[-2].startswith("3 of 3 steps are kept; go on with: cosmos3 run --resume cup")
     assert "Acme out of memory. Tried to allocate 20.00 GiB" in err and "--tile" in err and "Traceback" not in err
     full.undo()
-    code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4", "--tile", 128)
+    code, _, err = run("--resume", "cup.mp4.state.safetensors", "-o", "cup.mp4", "--tile", 128, *files)
     assert code == 0, err
     manifest = json.loads(Path("cup.json").read_text())
     assert manifest["plan"]["dtypes"]["generation"] == "float32" and manifest["resumed_at_step"] == 3
@@ -409,7 +415,8 @@ def test_a_stop_before_the_first_step_loads_no_more(run, monkeypatch):
     assert err.splitlines()[-2:] == ["nothing was computed yet, so nothing is kept", "stopped"]
 
 
-def test_half_a_step_is_not_kept(run, monkeypatch):
+def test_half_a_step_is_undone(run, monkeypatch):
+    """So that the whole ones before it can be kept."""
     pin, calls = State.pin, iter(range(9))
 
     def interrupted(self):
@@ -418,9 +425,13 @@ def test_half_a_step_is_not_kept(run, monkeypatch):
         pin(self)
 
     monkeypatch.setattr(State, "pin", interrupted)
-    code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
-    assert code == 130 and "1 of 3 steps are lost: keeping step 2: it was interrupted half way" in err
-    assert not list(Path().iterdir())
+    code, _, err = run("a cup", *STEPS, "--seed", 3, "-o", "cup.mp4")
+    assert code == 130 and "1 of 3 steps are kept" in err
+    monkeypatch.setattr(State, "pin", pin)
+    state = "cup.mp4.state.safetensors"
+    assert run("--resume", state, "-o", "cup.mp4", "--save-latents", "cup.st")[0] == 0
+    assert run("a cup", *STEPS, "--seed", 3, "-o", "whole.mp4", "--save-latents", "whole.st")[0] == 0
+    assert torch.equal(load_file("cup.st")["final.vision"], load_file("whole.st")["final.vision"])
 
 
 def test_a_run_goes_on_with_its_own_picture(run, full, tmp_path, monkeypatch):
@@ -511,8 +522,8 @@ def test_a_run_from_latents_is_repeated_from_them(run):
     code, _, err = run("--request", "y.png.json", "-o", "z.png", "--save-latents", "z.st")
     assert code == 0, err
     assert torch.equal(load_file("y.st")["final.vision"], load_file("z.st")["final.vision"])
-    assert run("a cup", *SMALL, "-o", "x.png", "--seed", 2, "--save-latents", "l.st")[0] == 0
-    code, _, err = run("--request", "y.png.json", "-o", "z.png")
+    assert run("a cup", *SMALL, "-o", "x.png", "--seed", 2, "--save-latents", "l.st", "--overwrite")[0] == 0
+    code, _, err = run("--request", "y.png.json", "-o", "z.png", "--overwrite")
     assert code == 2 and "l.st has changed since the run of that manifest" in err
 
 
@@ -553,7 +564,7 @@ def test_an_existing_file_is_replaced_only_by_a_finished_one(run):
     Path("x.png").write_bytes(b"precious")
     code, _, _ = run("a cup", *SMALL, "-o", "x.png", "--steps", "0")
     assert code == 2 and Path("x.png").read_bytes() == b"precious"
-    assert run("a cup", *SMALL, "-o", "x.png")[0] == 0
+    assert run("a cup", *SMALL, "-o", "x.png", "--overwrite")[0] == 0
     assert Path("x.png").read_bytes()[:4] == b"\x89PNG"
 
 

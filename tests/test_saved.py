@@ -7,19 +7,26 @@ state of a run that was stopped after 2 of them, and the manifest of a whole run
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
+import inputs
 import pytest
 import torch
 from command import cosmos3
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cosmos3_core.runs.saved import KEY, Earlier
+from cosmos3_core.checkpoint import identity
+from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.contract import InputError
+from cosmos3_core.model.vae import VideoVAE
+from cosmos3_core.runs.saved import KEY, Earlier, read_stopped
 
 OLD = Path(__file__).parent / "goldens" / "0.1.0"
 REQUEST = "--model tiny --size 64x64 --steps 3 --seed 4 --dtype float32 --backend reference".split()
+REQUEST += ["--set", "system_prompt=true"]  # as the profile had it then
 
 
 @pytest.fixture
@@ -65,8 +72,11 @@ def test_a_manifest_of_0_1_0_is_repeated(run, straight):
 def test_what_is_kept_is_read_back():
     value = settled_in(OLD / "stopped.safetensors")
     numbers = value.pop("numbers")
-    assert Earlier.from_json(value).to_json() == value and numbers["index"] == 2
-    assert Earlier.from_json(value).model == "tiny" and Earlier.from_json(value).dtype == "float32"
+    earlier = Earlier.from_json(value)
+    assert Earlier.from_json(earlier.to_json()) == earlier and numbers["index"] == 2
+    assert earlier.model == "tiny" and earlier.dtype == "float32"
+    kept = earlier.to_json() | {"options": earlier.to_json()["options"] | {"save_latents": None, "manifest": None}}
+    assert {key: kept[key] for key in value} == value
 
 
 DAMAGED = {
@@ -133,3 +143,166 @@ def test_a_damaged_manifest_is_refused_in_one_line(run, change):
     code, out, err = run("--request", "bad.json", "-o", "x.png")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1
     assert "--request bad.json: its model, profile or plan is missing or damaged" in err
+
+
+# What one command knows, another does --------------------------------------------------------------------------------
+
+CHECKPOINT = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
+CLIP = ["a cup", "--model", "model", "--image", "desk.png", "--size", "64x64", "--frames", 5, "--steps", 2]
+CLIP += ["--backend", "reference"]
+
+
+def stopped(run, *arguments) -> str:
+    """A run that is stopped after its last step: what it said."""
+
+    def interrupted(self, latents, tiling):
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoVAE, "decode", interrupted)
+        code, _, err = run(*arguments)
+    assert code == 130, err
+    return err
+
+
+@pytest.fixture
+def model(run) -> Path:
+    """A model in a folder, and a picture."""
+    shutil.copytree(CHECKPOINT, "model")
+    inputs.photograph(80, 70).save("desk.png")
+    return Path("model")
+
+
+def scale_a_weight(folder: Path) -> None:
+    """One tensor of the media tower times 2, under the same names and shapes."""
+    file = next(folder.glob("transformer/*.safetensors"))
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if "proj_out" in name and tensors[name].ndim > 1)
+    save_file(tensors | {name: tensors[name] * 2}, file)
+
+
+def edit_the_template(folder: Path) -> None:
+    """Another chat template: the prompt becomes other tokens."""
+    file = folder / "text_tokenizer" / "chat_template.jinja"
+    file.write_text(file.read_text() + " ")
+
+
+CHANGES = {
+    "desk.png": lambda: inputs.photograph(70, 80).save("desk.png"),
+    "noise.st": lambda: shutil.copy("other.st", "noise.st"),
+    "the weights of model": lambda: scale_a_weight(Path("model")),
+}
+
+
+def test_a_repeated_run_finds_what_has_changed(run, model):
+    for name, seed in (("noise", 1), ("other", 2)):
+        assert run(*CLIP, "--seed", seed, "-o", f"{name}.mp4", "--save-latents", f"{name}.st")[0] == 0
+    assert run(*CLIP, "-o", "x.mp4", "--latents", "noise.st")[0] == 0
+    kept = {name: Path(name).read_bytes() for name in ("desk.png", "noise.st")}
+    for what, change in CHANGES.items():
+        change()
+        code, out, err = run("--request", "x.mp4.json", "-o", "again.mp4")
+        assert (code, out) == (2, ""), err
+        error = err.splitlines()[-1]
+        assert what in error and "changed since" in error and "--changed" in error and not Path("again.mp4").exists()
+        code, _, err = run("--request", "x.mp4.json", "-o", "again.mp4", "--changed")
+        assert code == 0 and what in err and "changed since" in err
+        assert any("changed since" in note for note in json.loads(Path("again.mp4.json").read_text())["notes"])
+        Path("again.mp4").unlink()
+        for name, data in kept.items():
+            Path(name).write_bytes(data)
+
+
+def test_a_run_is_repeated_from_another_folder(run, model, monkeypatch):
+    assert run(*CLIP, "-o", "x.mp4", "--seed", 1, "--save-latents", "x.st")[0] == 0
+    Path("elsewhere").mkdir()
+    inputs.photograph(70, 80).save("elsewhere/desk.png")
+    monkeypatch.chdir("elsewhere")
+    code, _, err = run("--request", "../x.mp4.json", "--model", "../model", "-o", "y.mp4", "--save-latents", "y.st")
+    assert code == 0, err
+    assert torch.equal(load_file("y.st")["final.vision"], load_file("../x.st")["final.vision"])
+
+
+@pytest.mark.parametrize("change", [scale_a_weight, edit_the_template])
+def test_a_run_does_not_go_on_with_other_weights(run, model, change):
+    stopped(run, *CLIP, "--seed", 1, "-o", "x.mp4")
+    change(model)
+    code, out, err = run("--resume", "x.mp4.state.safetensors", "-o", "x.mp4")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: --resume x.mp4.state.safetensors: the weights of model have changed")
+    assert Path("x.mp4.state.safetensors").exists() and not Path("x.mp4").exists()
+
+
+def test_weights_of_a_large_file_are_told_apart_by_a_tensor(model, monkeypatch):
+    """Above the size up to which every byte counts."""
+    monkeypatch.setattr(identity, "WHOLE", 0)
+    before = Weights(open_model("model")).identity
+    assert before == Weights(open_model("model")).identity
+    scale_a_weight(model)
+    assert Weights(open_model("model")).identity != before
+
+
+def test_changed_without_a_manifest_is_refused(run):
+    code, _, err = run("a cup", *REQUEST, "--changed", "-o", "x.png")
+    assert code == 2 and "--changed without --request or --resume" in err
+
+
+# Files that the program wrote ----------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_anywhere_in_a_state_is_found(run):
+    stopped(run, "a cup", *REQUEST, "-o", "x.png")
+    data = Path("x.png.state.safetensors").read_bytes()
+    header = int.from_bytes(data[:8], "little") + 8
+    chance = random.Random(0)
+    places = [*range(8), *chance.sample(range(8, header), 40), *chance.sample(range(header, len(data)), 20)]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << chance.randrange(8)
+        Path("bad.st").write_bytes(flipped)
+        with pytest.raises(InputError, match="bad.st"):
+            read_stopped("bad.st", "bad.st")
+    assert read_stopped("x.png.state.safetensors", "the state").numbers["index"] == 3
+
+
+def test_a_changed_value_of_a_manifest_is_found(run):
+    assert run("a cup", *REQUEST, "-o", "x.png")[0] == 0
+    manifest = json.loads(Path("x.png.json").read_text())
+    Path("spaced.json").write_text(json.dumps(manifest, indent=7, sort_keys=True))
+    assert run("--request", "spaced.json", "--dry-run")[0] == 0, "spaces and order are no values"
+    manifest["request"]["prompt"] = "a bowl"
+    Path("edited.json").write_text(json.dumps(manifest))
+    code, out, err = run("--request", "edited.json", "-o", "y.png")
+    assert (code, out) == (2, "") and "was changed or damaged since it was written" in err and "--changed" in err
+    assert run("--request", "edited.json", "--dry-run", "--changed")[0] == 0
+
+
+def test_a_state_of_a_stranger_names_no_file_that_is_written(run):
+    """0.1.0 kept where a run wrote its manifest and its latents, and went on to write there."""
+    value = settled_in(OLD / "stopped.safetensors")
+    for name in ("precious.txt", "precious.st"):
+        Path(name).write_text("mine")
+    value["options"] |= {"manifest": str(Path("precious.txt").absolute()), "save_latents": "precious.st"}
+    save_file(load_file(OLD / "stopped.safetensors"), "theirs.st", {KEY: json.dumps(value)})
+    code, _, err = run("--resume", "theirs.st", "-o", "x.png")
+    assert code == 0, err
+    assert Path("precious.txt").read_text() == Path("precious.st").read_text() == "mine"
+    assert Path("x.png.json").exists()
+
+
+def test_a_later_versions_files_are_refused_with_its_number(run):
+    stopped(run, "a cup", *REQUEST, "-o", "x.png")
+    value = settled_in(Path("x.png.state.safetensors")) | {"schema": 9}
+    save_file(load_file("x.png.state.safetensors"), "later.st", {KEY: json.dumps(value)})
+    code, _, err = run("--resume", "later.st", "-o", "y.png")
+    assert code == 2 and "its schema is 9, of a later version of cosmos3" in err
+
+
+def test_a_file_that_would_be_too_deep_or_too_large_is_not_parsed(run):
+    Path("deep.json").write_text('{"request": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    code, _, err = run("--request", "deep.json", "-o", "x.png")
+    assert code == 2 and "nested deeper than the 64 levels" in err and len(err.splitlines()) == 1
+    Path("wide.st").write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+    code, _, err = run("--resume", "wide.st", "-o", "x.png")
+    assert code == 2 and "its header would have 1,099,511,627,776 bytes" in err and len(err.splitlines()) == 1

@@ -589,10 +589,15 @@ def test_the_global_generator_is_neither_read_nor_moved():
 @pytest.mark.parametrize(
     ("timestep", "inside"), [(399, False), (399.999, False), (400, True), (400.0, True), (999, True), (1000, True)]
 )
-def test_the_guidance_interval_includes_both_ends(timestep, inside):
+def test_a_closed_interval_includes_both_ends(timestep, inside):
     assert guided(7.0, (400.0, 1000.0), timestep) is inside
     assert guided(7.0, (0.0, 1000.0 - timestep), 1000.0 - timestep) is True
     assert guided(7.0, (0.0, 999.0), 1000) is False
+
+
+@pytest.mark.parametrize(("timestep", "inside"), [(400, False), (400.001, True), (999, True), (1000, False)])
+def test_an_open_interval_is_without_its_ends(timestep, inside):
+    assert guided(7.0, (400.0, 1000.0), timestep, "open") is inside
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.5, 7.0])

@@ -103,7 +103,16 @@ def peer_ids(peer, text: str, system: str | None, template: str | None = None) -
     return ids + [peer.eos_token_id, peer.convert_tokens_to_ids("<|vision_start|>")]
 
 
-@pytest.mark.parametrize("template", [None, QWEN_LIKE, UNTRIMMED], ids=["own", "qwen-like", "untrimmed"])
+GENERATION = """{% set who = 'x' %}{% for message in messages %}
+{% if message.role == 'user' %}
+{% generation %}{% set who = 'y' %}<|im_start|>{{ message.content }}{{ who }}{% endgeneration %}
+{% endif %}
+{{- who }}{% endfor %}{{ strftime_now('%Y') }}"""
+
+
+@pytest.mark.parametrize(
+    "template", [None, QWEN_LIKE, UNTRIMMED, GENERATION], ids=["own", "qwen-like", "untrimmed", "generation"]
+)
 @pytest.mark.parametrize("system", [None, SYSTEM_PROMPTS["image"], SYSTEM_PROMPTS["video"]], ids=["none", "i", "v"])
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_equal_those_of_transformers(peer, text, system, template):
@@ -303,6 +312,7 @@ def request(**changes: Any) -> Request:
         "steps": 4,
         "guidance": 6.0,
         "guidance_interval": None,
+        "interval_ends": "open",
         "schedule": "native",
         "shift": 10.0,
         "seed": 0,
@@ -311,6 +321,7 @@ def request(**changes: Any) -> Request:
         "condition_frame_indexes": (0, 1),
         "condition_video_keep": "first",
         "system_prompt": True,
+        "system_prompt_text": "trained",
         "duration_template": True,
         "resolution_template": True,
         "json_metadata": True,

@@ -88,7 +88,7 @@ def test_where_they_fit_there_is_no_tile(run):
 
 def test_a_tile_that_was_asked_for_is_the_one(run):
     for memory, anyway in ((needed(128), ["--anyway"]), (needed(None), [])):
-        request, origin = run(memory, "--tile", 192, *anyway)
+        request, origin = run(memory, "--tile", 192, "--overwrite", *anyway)
         assert request["tile"] == 192 and not origin["tile"].startswith("plan")
 
 

@@ -553,7 +553,7 @@ def test_a_run_from_the_frameworks_json(tmp_path: Path, capsys, monkeypatch):
     manifest = json.loads((tmp_path / "out.mp4.json").read_text())
     asked = manifest["request"]
     assert (asked["task"], asked["steps"], asked["frames"], asked["fps"]) == ("i2v", 2, 5, 10.0)
-    assert asked["prompt"] == '{"subjects": "a cup"}' and asked["image"] == "specs/first.png"
+    assert asked["prompt"] == '{"subjects": "a cup"}' and asked["image"] == str(tmp_path / "specs/first.png")
     assert manifest["profile"]["name"] == "reference"
 
 

@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,6 +88,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
+        **_schedule(index, scheduler),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
     vae = _object(repo, "vae/config.json")
@@ -117,6 +118,15 @@ def describe(name: str) -> Model:
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
         facts=ModelFacts(name, row["variant"], config.gated, negative, steps, made_for(name)),
     )
+
+
+def _schedule(index: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
+    """What diffusers' pipeline makes of a checkpoint's files: `schedule` and `shift` of `ModelFacts`. While Karras'
+    sigmas are on, diffusers drops the native grid that `use_native_flow_schedule` asks for, and the shift."""
+    shift = scheduler.get("flow_shift", 1.0)
+    if scheduler.get("use_karras_sigmas", False) or type(shift) not in (int, float):  # who loads the scheduler refuses
+        return {"schedule": "karras", "shift": 1.0}
+    return {"schedule": "native" if index.get("use_native_flow_schedule") else "flow", "shift": float(shift)}
 
 
 @cache
@@ -204,6 +214,14 @@ class Weights:
         self.vae_files = open_tensors(model.repository, "vae")
         expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
         check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)
+
+    @cached_property
+    def identity(self) -> str | None:
+        """What tells these weights from others of the same names (`identity`); None of weights that are no files."""
+        from .identity import identity
+
+        files = {"transformer": self.transformer.tensors, "vae": self.vae_files.tensors}
+        return identity(self.model.repository, {folder: tensors.values() for folder, tensors in files.items()})
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         canonical = {self.raw_names[name]: name for name in names}

@@ -27,6 +27,7 @@ class RandomWeights(Weights):
         self.transformer = _RandomTensors(tensors, device)
         self.raw_names = {name: name for name in tensors}
         self.vae_files = _RandomTensors(VideoVAE.names(model.vae, f"{model.name}/vae"), device)
+        self.identity = None
 
 
 class _RandomTensors:

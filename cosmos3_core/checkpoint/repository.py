@@ -7,6 +7,7 @@ Nothing here looks inside a weight file and nothing is ever unpickled. `HF_HOME`
 from __future__ import annotations
 
 import errno
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -128,7 +129,8 @@ class Repository(ABC):
         try:
             value = parse_json(text)
         except ValueError as error:
-            raise InputError(f"{self.name}/{path}", str(error), self.repair(path)) from None
+            found = f"not valid JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise InputError(f"{self.name}/{path}", found, self.repair(path)) from None
         if not isinstance(value, dict):
             found = f"a JSON object was expected, this is a {type(value).__name__}"
             raise InputError(f"{self.name}/{path}", found, self.repair(path))

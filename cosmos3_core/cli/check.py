@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import testing
 from ..contract import InputError, Unavailable
+from ..files.atomic import check_writable
 from ..plan import discovery
 from .terminal import printable
 
@@ -28,6 +29,10 @@ def execute(
         raise InputError("cosmos3 check", "pytest is not installed", "Type pip install pytest")
     if record and (Path(record).is_dir() or not Path(record).absolute().parent.is_dir()):
         raise InputError(f"--record {record}", "no file can be written there", "Name a file in a folder that exists")
+    if record:
+        if module and Path(record).resolve() == Path(module).resolve():
+            raise InputError(f"--record {record}", "it is the module of the kit", "Choose another name")
+        check_writable(Path(record))
     found = discovery.load(backend, disabled)
     try:
         device = discovery.probe(found)

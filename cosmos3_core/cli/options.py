@@ -297,10 +297,18 @@ QUIET = option(
     callback=lambda context, parameter, asked: terminal.be_quiet(asked),
     help="Print the output's name, and errors, and nothing else.",
 )
+OVERWRITE = option(OUTPUT, "--overwrite", is_flag=True, help="Replace files that are there; else they are refused.")
 RUN = (
     model(),
     option(MODEL, "--revision", help="Branch, tag or commit of a hub id."),
-    option(OUTPUT, "-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: cosmos3-SEED]"),
+    option(
+        OUTPUT,
+        "-o",
+        "--output",
+        type=click.Path(),
+        help="out.mp4 or out.png  [default: the next free cosmos3-SEED]",
+    ),
+    OVERWRITE,
     SET,
     option(INPUT, "--request", type=click.Path(), help="JSON file of request fields, or a manifest to repeat."),
     *PLAN,
@@ -318,6 +326,9 @@ RUN = (
     option(OUTPUT, "--save-latents", type=click.Path(), help="Save the initial noise and the final latents here."),
     option(OUTPUT, "--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]"),
     option(CONTROL, "--resume", type=click.Path(), help="Go on with a run that was stopped."),
+    option(
+        INPUT, "--changed", is_flag=True, help="Take an earlier run's files as they are now, where they have changed."
+    ),
     option(CONTROL, "--anyway", is_flag=True, help="Run even what does not fit by the estimate of cosmos3 plan."),
     QUIET,
 )

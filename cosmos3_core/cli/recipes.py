@@ -88,17 +88,23 @@ def _command_line(recipe: Recipe, output: str | None = None) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def list_(as_json: bool) -> None:
     """Every recipe with its state, and why."""
-    from ..evidence.recipe import load_all
+    from ..evidence.recipe import Recipe, load_all
+    from ..evidence.state import BROKEN
 
-    folder = click.get_current_context().meta[__name__]
-    listed = [(recipe, _state(recipe)) for recipe in load_all(folder)]
+    listed = []
+    for found in load_all(click.get_current_context().meta[__name__]):
+        if isinstance(found, Recipe):
+            state = _state(found)
+            row = {"title": found.tables["title"], "state": state.name, "why": state.why}
+        else:
+            row = {"title": None, "state": BROKEN, "why": found.fault}
+        listed.append({"name": found.name} | row)
     if as_json:
-        keys = [{"name": r.name, "title": r.tables["title"], "state": s.name, "why": s.why} for r, s in listed]
-        click.echo(json.dumps(keys, indent=2))
+        click.echo(json.dumps(listed, indent=2))
         return
-    widths = [max(map(len, column)) for column in zip(*((r.name, s.name) for r, s in listed), strict=True)]
-    for recipe, state in listed:
-        line = f"{recipe.name:<{widths[0]}}  {state.name:<{widths[1]}}  {state.why}"
+    widths = [max(len(row[key]) for row in listed) for key in ("name", "state")] if listed else []
+    for row in listed:
+        line = f"{row['name']:<{widths[0]}}  {row['state']:<{widths[1]}}  {row['why']}"
         click.echo(printable(line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."))
 
 
@@ -123,7 +129,8 @@ def show(name: str) -> None:
 @recipes.command()
 @NAME
 @click.option("-o", "--output", type=click.Path(), help="out.mp4 or out.png  [default: NAME.mp4 or NAME.png]")
-def run(name: str, output: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace files that are there; else they are refused.")
+def run(name: str, output: str | None, overwrite: bool) -> None:
     """Run a recipe as `cosmos3 run` does; its plan is asserted before, its expectations after."""
     from ..evidence.settle import check_expect, settle
     from ..runs.memory import counted
@@ -131,7 +138,7 @@ def run(name: str, output: str | None) -> None:
     recipe = _find(name)
     settle(recipe)
     arguments = _command_line(recipe, output)
-    _invoke("run", arguments)
+    _invoke("run", [*arguments, "--overwrite"] if overwrite else arguments)
     manifest = json.loads(Path(f"{arguments[-1]}.json").read_text("utf-8"))
     stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
     memory = counted(manifest["peak_host_memory_bytes"], manifest["peak_device_memory_bytes"])

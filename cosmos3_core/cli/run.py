@@ -6,17 +6,19 @@ import json
 import secrets
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..contract import InputError
+from ..contract import InputError, RunError
 from ..engine.stages import Cancelled
 from ..plan.cost.units import GIB
-from ..runs import generation, saved
+from ..runs import generation, outputs, saved
 from ..runs import manifest as manifests
-from ..runs.generation import Generation, Paths
+from ..runs.generation import Generation
+from ..runs.keeping import Keeper, stopped_runs
+from ..runs.outputs import Moved, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.families import TASKS
@@ -24,18 +26,32 @@ from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import show
-from .stopping import stop_signal
+from .stopping import Stop, stop_signal
 from .terminal import remark, tell
-from .texts import read_text, texts, texts_read
+from .texts import files_of, read_text, texts, texts_read
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
 REPORT = {"memory": "--memory", "arch": "--arch", "as_json": "--json"}
 """Options of a dry run alone."""
-FREE = ("output", "tile", "resume", "dry_run", "anyway", "disabled", *STAYING, *REPORT)
+FREE = (
+    "output",
+    "overwrite",
+    "changed",
+    "save_latents",
+    "manifest",
+    "tile",
+    "resume",
+    "dry_run",
+    "anyway",
+    "disabled",
+    *STAYING,
+    *REPORT,
+)
 """Options that may stand beside --resume; all others a stopped run has settled. A tile may, because memory may be what
 stopped it."""
 NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
@@ -50,6 +66,7 @@ class Options:
     model: str | None
     revision: str | None
     output: str | None
+    overwrite: bool
     task: str | None
     image: str | None
     video: str | None
@@ -74,6 +91,7 @@ class Options:
     latents: str | None
     save_latents: str | None
     resume: str | None
+    changed: bool
     manifest: str | None
     dry_run: bool
     memory: float | None
@@ -100,7 +118,7 @@ def execute(options: Options) -> None:
 
     noise, latents = None, earlier.latents
     if options.latents:
-        noise, latents = _read_noise(options.latents, options, settled, earlier)
+        noise, latents = _read_noise(options.latents, options, settled)
     run = generation.prepare(
         Engine(settled.model, settled.plan),
         settled,
@@ -108,9 +126,9 @@ def execute(options: Options) -> None:
         noise=noise,
         latents=latents,
         stopped=stopped,
-        asked=f"`resume` {options.resume}",
-        save_latents=options.save_latents,
-        manifest=options.manifest,
+        repeated=earlier if options.request else None,
+        changed=options.changed,
+        asked=f"`resume` {options.resume}" if stopped else f"`request` {options.request}",
         texts=texts_read(vars(options)),
     )
     settled = settled.with_texts(len(run.inputs.prompt), len(run.inputs.negative))
@@ -121,18 +139,13 @@ def execute(options: Options) -> None:
         raise refusal
     for line in settled.why.splitlines():
         remark(line)
+    _name_stopped(paths, options)
     try:
-        _generate(run, paths, options.resume, anyway=refusal is not None)
+        _generate(run, paths, options, anyway=refusal is not None)
     except (KeyboardInterrupt, Cancelled):
         if not (options.resume or (run.state and run.state.index)):
             tell("nothing was computed yet, so nothing is kept")
         raise
-    print(paths.output)
-    if options.resume:
-        try:
-            Path(options.resume).unlink(missing_ok=True)
-        except OSError as error:
-            tell(f"note: {options.resume} is used up and could not be deleted ({error.strerror})")
 
 
 def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str] = ()) -> NoReturn:
@@ -156,7 +169,8 @@ def _repeated(options: Options) -> Earlier:
     if not options.request:
         return Earlier(given={})
     asked = f"--request {options.request}"
-    earlier = saved.read_request(_request_text(options.request, asked), asked, options.request)
+    text = _request_text(options.request, asked)
+    earlier = saved.read_request(text, asked, options.request, changed=options.changed)
     if earlier.note:
         model = f"; model {options.model or earlier.model}" if earlier.model else ""
         other = f" in the place of {earlier.model}" if options.model and earlier.model else ""
@@ -184,7 +198,7 @@ def _why_named(options: Options, earlier: Earlier) -> str:
 def _refuse_settled(options: Options) -> None:
     """InputError for an option that the stopped run has settled."""
     for name, value in vars(options).items():
-        if name not in FREE and value not in (None, {}):
+        if name not in FREE and value is not False and value not in (None, {}):
             option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
             raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
 
@@ -243,6 +257,9 @@ def _check_given(options: Options) -> None:
         if name in REPORT and value not in (None, False) and not options.dry_run:
             found = "a run that is no dry run takes what is here and reports in its manifest"
             raise InputError(REPORT[name], found, "Type cosmos3 plan, or add --dry-run")
+    if options.changed and not (options.request or options.resume):
+        found = "it says that files of an earlier run may have changed"
+        raise InputError("`changed` without `request` or `resume`", found, "Name that run by one of them, or drop it")
     if options.memory is not None and not 0 < options.memory < 1 << 20:
         raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
 
@@ -258,49 +275,102 @@ def _given(options: Options, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _paths(options: Options, request: requests.Request) -> Paths:
-    output = options.output or f"cosmos3-{request.seed}{'.mp4' if request.is_video else '.png'}"
-    read = (options.latents, options.resume, options.request)
-    return generation.checked_paths(output, request, manifest=options.manifest, latents=options.save_latents, read=read)
+    output = options.output
+    if output is None:
+        named = Path(f"cosmos3-{request.seed}{'.mp4' if request.is_video else '.png'}")
+        output = str(named if options.overwrite else outputs.free_output(named))
+    return outputs.checked_paths(
+        output,
+        request,
+        manifest=options.manifest,
+        latents=options.save_latents,
+        read=(options.latents, options.resume, options.request, *files_of(vars(options))),
+        model=options.model,
+        overwrite=options.overwrite,
+    )
 
 
-def _read_noise(name: str, options: Options, settled: Settled, earlier: Earlier) -> tuple[list[Tensor], Source]:
+def _read_noise(name: str, options: Options, settled: Settled) -> tuple[list[Tensor], Source]:
     generation.check_seed_matters(settled, options.seed is not None or "seed" in options.fields)
-    noise, source = generation.read_noise(name, settled)
-    if earlier.latents and earlier.latents.file == name and earlier.latents != source:
-        found = f"{name} has changed since the run of that manifest"
-        raise InputError(f"--request {options.request}", found, "Put the old file back, or name another by --latents")
-    return noise, source
+    return generation.read_noise(name, settled)
 
 
-def _generate(run: Generation, paths: Paths, resumed: str | None, anyway: bool) -> None:
+def _name_stopped(paths: Paths, options: Options) -> None:
+    """Steps of an earlier run of this output, which was stopped or killed, are said to be there."""
+    if not options.resume and (found := stopped_runs(paths.state)):
+        others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        resume = _resume(found[-1], paths, options, anyway=False)
+        remark(f"note: an earlier run of {paths.output} was stopped{others}; to go on with it instead: {resume}")
+
+
+def _resume(state: Path, paths: Paths, options: Options, anyway: bool) -> str:
+    """The command line that goes on with a stopped run."""
+    words = ["cosmos3", "run", "--resume", str(state), "-o", str(paths.output)]
+    for option, value in {"--manifest": options.manifest, "--save-latents": options.save_latents}.items():
+        words += [option, value] if value else []
+    words += ["--overwrite"] if options.overwrite else []
+    return shlex.join(words + (["--anyway"] if anyway else []))
+
+
+def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> None:
+    """From the weights to the files. Until they are there, no signal ends more than the piece of work in hand."""
     from .progress import Display
 
-    for note in run.inputs.notes:
-        remark(f"note: {note}")
     display = Display()
-    run.watch(display.show, None)
-    run.open_weights()  # before the display begins: a download has progress bars of its own
-    with display, stop_signal() as asked_to_stop:
-        run.watch(display.show, asked_to_stop)
-        state = run.begin()
-        try:
-            while not state.done:
-                run.step()
-            run.write(paths, run.frames())
-        except BaseException:
-            _keep(run, paths, resumed, anyway)
-            raise
+    with stop_signal() as stop, paths.alone():
+        run.watch(display.show, stop)
+        with stop.at(1):
+            run.open_weights()  # before the display begins: a download has progress bars of its own
+        for note in run.inputs.notes:
+            remark(f"note: {note}")
+        keeper = Keeper(run, paths.state, options.resume)
+        with display:
+            with stop.at(2):
+                state = run.begin()
+            try:
+                while not state.done:
+                    with stop.at(2):
+                        run.step()
+                    keeper.between_steps()
+                run.write(paths, lambda: _stoppable(run, stop))
+            except Moved:
+                _use_up(keeper, options)
+                raise
+            except BaseException:
+                _keep(keeper, paths, options, anyway)
+                raise
+        _use_up(keeper, options)
+        print(paths.output)
 
 
-def _keep(run: Generation, paths: Paths, resumed: str | None, anyway: bool) -> None:
-    """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
-    path, done = saved.unused(paths.state, resumed), f"{run.begun.index} of {run.begun.steps} steps are"
-    try:
-        if not run.keep(path):
+def _stoppable(run: Generation, stop: Stop) -> Iterator[np.ndarray]:
+    """The frames. The second signal ends the decode of one, and not the writing of it."""
+    frames = run.frames()
+    while True:
+        with stop.at(2):
+            frame = next(frames, None)
+        if frame is None:
             return
-    except Exception as error:  # a full disk, a device that no longer answers
-        still = f"; {resumed} still holds those before it" if resumed else ""
-        tell(f"{done} lost: {error}{still}")
+        yield frame
+
+
+def _use_up(keeper: Keeper, options: Options) -> None:
+    """The files with the steps of a run that is whole go."""
+    try:
+        keeper.discard()
+        if options.resume:
+            Path(options.resume).unlink(missing_ok=True)
+    except OSError as error:
+        tell(f"note: {error.filename} is used up and could not be deleted ({error.strerror})")
+
+
+def _keep(keeper: Keeper, paths: Paths, options: Options, anyway: bool) -> None:
+    """Save what was computed, so that a stop, a full disk or too small a memory does not cost it, and say so."""
+    try:
+        path = keeper.keep()
+    except RunError as error:
+        tell(str(error))
         return
-    resume = ["cosmos3", "run", "--resume", str(path), "-o", str(paths.output), *(["--anyway"] if anyway else [])]
-    tell(f"{done} kept; go on with: {shlex.join(resume)}")
+    if path:
+        done = f"{keeper.run.begun.index} of {keeper.run.begun.steps} steps are"
+        tell(f"{done} kept; go on with: {_resume(path, paths, options, anyway)}")

@@ -65,7 +65,7 @@ def _rows(value: Any, name: str = "") -> list[tuple[str, str, str]]:
     """A value as (dotted name, text, ""): one row for each leaf."""
     if isinstance(value, dict) and value:
         return [row for key, inner in value.items() for row in _rows(inner, f"{name}.{key}".lstrip("."))]
-    if isinstance(value, int) and "memory" in name:
+    if isinstance(value, int) and "memory" in name and abs(value) < 1 << 60:
         value = f"{value} ({value / GIB:.2f} GiB)"
     return [(name, _text(value), "")] if value not in ({}, []) else []
 

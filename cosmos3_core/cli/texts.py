@@ -42,6 +42,11 @@ def texts_read(options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     }
 
 
+def files_of(options: Mapping[str, Any]) -> list[str | None]:
+    """The files that prompts are in."""
+    return [file for text in _typed(options).values() if (file := _file(text)) != STANDARD_INPUT]
+
+
 def read_text(name: str, asked: str) -> str:
     """A small text file, or standard input for "-". Its size is bounded before it is read; a byte order mark is no part
     of the text."""

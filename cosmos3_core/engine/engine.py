@@ -49,7 +49,7 @@ from .pool import Asked, Pool
 from .stages import SILENT, Stages, Watch
 
 RESOLVE = "Pass what resolve or settle made of your fields"
-PER_GENERATION = ("steps", "guidance", "guidance_interval", "schedule", "shift", "seed", "tile")
+PER_GENERATION = ("steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift", "seed", "tile")
 """The request's fields that leave a context as it is."""
 
 

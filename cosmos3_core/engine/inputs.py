@@ -20,7 +20,7 @@ from ..files.timing import same_rate
 from ..files.video import read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
-from ..model.text import SYSTEM_PROMPTS, ChatTokenizer
+from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.conditioning import fit, kept
 from ..scenarios.families import INPUTS
@@ -97,7 +97,7 @@ def _read_prompts(
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """Token ids of the prompt and the negative prompt (none without guidance), and notes."""
     kind = "video" if request.is_video else "image"
-    system, notes = SYSTEM_PROMPTS[kind] if request.system_prompt else None, []
+    system, notes = system_prompt_of(kind, request.system_prompt_text) if request.system_prompt else None, []
     written = {PROMPT: positive_text, NEGATIVE: negative_text}
     texts = {branch: written[branch](request) for branch in branches_of(request.guidance)}
     ids = {name: tokenizer.encode(text, system) for name, text in texts.items()}

@@ -44,7 +44,7 @@ class Passes:
         """What the solver is handed for the state's next step: flat, fp32 and of its own memory."""
         request, timestep = state.request, state.solver.timesteps[state.index]
         timestep_1 = torch.full((1,), timestep, device=state.x.device)
-        if not guided(request.guidance, request.guidance_interval, timestep):
+        if not guided(request.guidance, request.guidance_interval, timestep, request.interval_ends):
             (run,) = self.unguided
             return run(state.x, timestep_1)[0].clone()
         prompt, negative = (velocity for run in self.guided for velocity in run(state.x, timestep_1))

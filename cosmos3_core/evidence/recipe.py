@@ -26,10 +26,11 @@ from typing import Any
 
 from ..contract import FORMATTED, OPS, Device, InputError
 from ..files.digests import sha256_json
+from ..files.sources import check_source
 from ..plan.cost.units import GIB
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
-from ..scenarios.request import PROFILES, check_keys
+from ..scenarios.request import PROFILES, check, check_keys
 from ..spelling import did_you_mean
 
 FOLDER = Path("recipes")
@@ -37,8 +38,13 @@ STOCK_PROMPT = "a robot arm pours coffee into a cup"
 STOCK_SEED = 0
 """A measurement that draws another seed each time measures the seed."""
 KNOWN_STATES = ("rehearsed", "help wanted", "unsupported")
+LARGEST = 1 << 18
+"""Bytes of a recipe's file."""
 SIZED_ALIKE = 0.9
 """A device reports less than the memory it is sold with."""
+
+MOST = 1e9
+"""Of any number here: counts, GiB and seconds."""
 
 NUMBER = (int, float)
 TABLES: dict[str, dict[str, Any]] = {
@@ -164,23 +170,48 @@ def names_alike(wanted: str, found: str) -> bool:
 
 def load(path: Path) -> Recipe:
     """Read and check a recipe. Raises InputError that names the file, the table and the key."""
+    asked, next_step = f"recipe {path}", "See cosmos3 recipes list"
+    check_source(path, asked, next_step)
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise InputError(asked, f"it is larger than {LARGEST >> 10} KiB, which no recipe is", next_step)
+        tables = tomllib.loads(data.decode())
     except OSError as error:
-        raise InputError(f"recipe {path}", error.strerror or str(error), "See cosmos3 recipes list") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path}", f"it is not TOML ({error})", "Correct it, or copy another recipe") from None
+        raise InputError(asked, error.strerror or str(error), next_step) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(asked, f"it is not TOML ({error})", "Correct it, or copy another recipe") from None
     _check_table(path.name, "", tables)
     recipe = Recipe(path, tables, sha256_json({key: table for key, table in tables.items() if key != "validated"}))
     _check_values(recipe)
     return recipe
 
 
-def load_all(folder: Path = FOLDER) -> list[Recipe]:
-    """Every recipe of a folder, by name. Raises InputError if there is no such folder."""
+@dataclass(frozen=True)
+class Broken:
+    """A file that should be a recipe, and what is wrong with it in one line."""
+
+    path: Path
+    fault: str
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def load_all(folder: Path = FOLDER) -> list[Recipe | Broken]:
+    """Every recipe of a folder, by name, and in their places the files that are none. Raises InputError if there is no
+    such folder."""
     if not folder.is_dir():
         raise InputError(f"recipes in {folder}", "there is no such folder", "Run in a checkout, or name their `folder`")
-    return [load(path) for path in sorted(folder.glob("*.toml"))]
+    found: list[Recipe | Broken] = []
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            found.append(load(path))
+        except InputError as error:
+            found.append(Broken(path, f"{error.asked.removeprefix(f'{path.name}: ')}: {error.found}"))
+    return found
 
 
 def find(name: str, folder: Path = FOLDER) -> Recipe:
@@ -203,7 +234,7 @@ def file_name(recipe: Recipe) -> str:
         f"{'attn' if op == 'attention' else ''}{name}" for op, name in sorted(recipe.formats.items(), reverse=True)
     ]
     parts = [model, recipe.run["task"], recipe.run["size"].replace(":", "_"), *formats]
-    return "-".join([*parts, f"{device}x{recipe.device['count']}.toml"])
+    return re.sub(r"[^\w.-]", "_", "-".join([*parts, f"{device}x{recipe.device['count']}.toml"]))
 
 
 def _check_table(file: str, name: str, table: Mapping[str, Any]) -> None:
@@ -238,11 +269,20 @@ def _check_values(recipe: Recipe) -> None:
         check_keys(extra)
     except InputError as error:
         raise InputError(f"{file}: [run.request] {error.asked}", error.found, error.next_step) from None
+    given = {key: run[key] for key in FIELDS if key in run} | extra
+    try:
+        check(given, run.get("profile", PROFILES[0]), partial=True)
+    except InputError as error:
+        raise InputError(f"{file}: [run] {error.asked}", error.found, error.next_step) from None
     if "note" in recipe.known and "source" not in recipe.known:
         raise InputError(f"{file}: [known] note", "a number without whose it is", "Add source: who published it")
     bounds = {"count": recipe.device["count"], "memory_gib": recipe.device.get("memory_gib", 1)} | recipe.expect
     for key, value in bounds.items():
-        if value <= 0:
-            raise InputError(f"{file}: {key} = {value}", "it is not above zero", f"Correct {key}")
+        if not 0 < value < MOST:
+            raise InputError(
+                f"{file}: {key} = {value}",
+                "it is not above zero" if value <= 0 else "no device has that",
+                f"Correct {key}",
+            )
     if file != file_name(recipe):
         raise InputError(f"recipe {file}", "its name is not what it holds", f"Name it {file_name(recipe)}")

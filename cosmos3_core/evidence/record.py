@@ -1,24 +1,47 @@
 """Records: what a validation measured, chained by hashes to what went in, and what the code and machine were.
 
-A record holds the SHA-256 of the recipe, of the noise, of each measurement and of itself. The chain shows a slip of the
-hand and a file from another run; it is no signature, and does not stop someone who computes the hashes anew.
+A record holds the SHA-256 of the recipe, of the noise, of each measurement and of itself, and samples of what every
+measurement computed, from which the errors are computed again. That shows a slip of the hand, a file from another run
+and a number that was made better; it is no signature, and does not stop someone who invents a measurement as a whole.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import math
 import re
+import sys
+from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..bounds import parse_json
+from ..checkpoint.repository import full_name
 from ..contract import InputError
 from ..files.atomic import atomic, check_writable
 from ..files.digests import sha256_file, sha256_json
+from ..files.schema import Anything, Listed, Number, Switch, Table, Text
+from ..scenarios.families import TASKS
+from ..scenarios.fields import FIELDS
 from . import verdict as verdicts
-from .recipe import Recipe
+from .recipe import Recipe, names_alike
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised whenever what is measured, or how, changes: records of another schema are stale."""
+BEFORE = 3
+"""The one before, whose records have no samples; they are read for what they say."""
+SAMPLES = 512
+"""Elements of every velocity and trajectory that a record keeps."""
+AGREES = 1.6
+"""How far an error on the samples may be from that on all elements: their mean differs from theirs by chance, some 10 %
+where single elements are far off."""
+LEAST = 1e-5
+"""An error that two ways of adding up may disagree on."""
+LARGEST = 4 << 20
+"""Bytes of a record's file."""
 MEDIA = ("image", "video")
 """Fields of a request that name a file."""
 REMAKE = "Measure it again: cosmos3 recipes validate"
@@ -40,26 +63,33 @@ def load(recipe: Recipe) -> dict[str, Any]:
     """The recipe's record, its chain checked. Raises InputError that says which link does not hold."""
     path, asked = path_of(recipe), f"the record of {recipe.name}"
     try:
-        record = json.loads(path.read_text("utf-8"))
-        found = _broken_link(recipe, record)
+        record = _read(path)
+        found = _outdated(recipe, record)
+        if found is None:
+            RECORD.check(record, "it")
+            found = _broken_link(recipe, record) or _other_recipe(recipe, record) or _not_measured(record)
         if found is None:
             verdict = verdicts.judge(record["comparisons"], record["same"])
             if (verdict, verdicts.state(verdict, record["model"]["weights"])) != (record["verdict"], record["state"]):
                 found = "its verdict does not follow from its comparisons"
     except OSError as error:
         raise InputError(asked, f"{path.name}: {error.strerror or error}", REMAKE) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"it is damaged ({type(error).__name__}: {error})"
+    except (ValueError, RecursionError) as error:
+        found = f"it is damaged: {error}"
     if found:
         raise InputError(asked, found, REMAKE)
     return record
 
 
-def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
-    if record["schema"] != SCHEMA:
+def _outdated(recipe: Recipe, record: dict[str, Any]) -> str | None:
+    if record["schema"] not in (BEFORE, SCHEMA):
         return f"it was written by another version of the tool (schema {record['schema']}, now {SCHEMA})"
     if record["recipe_sha256"] != recipe.sha256:
         return "the recipe was changed after it was measured"
+    return None
+
+
+def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
     if bool(recipe.formats) != ("formats" in record["comparisons"]["error"]):
         return "it does not say what eager torch loses in the recipe's formats"
     for name, measurement in record["measurements"].items():
@@ -73,6 +103,102 @@ def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
         if written[key] != value:
             return f"the recipe's [validated] has {key} = {value}, and the record {written[key]}"
     return None if recipe.validated else "the recipe has no [validated], so it was not written for this record"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record of any schema. Raises OSError and ValueError."""
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+    record = parse_json(data.decode())
+    VERSIONED.check(record, "it")
+    return record
+
+
+def _other_recipe(recipe: Recipe, record: dict[str, Any]) -> str | None:
+    """What of a record is of another recipe, in words."""
+    if record["recipe"] != recipe.name:
+        return f"it is the record of {record['recipe']}"
+    device, here = recipe.device, record["fingerprint"]["device"]
+    raw = {name: measurement["raw"] for name, measurement in record["measurements"].items()}
+    plan, task = raw["candidate"]["plan"], TASKS[recipe.run["task"]]
+    asked = {"backend": recipe.run["backend"], "model": full_name(recipe.run["model"]), "formats": dict(recipe.formats)}
+    asked |= {"arch": device["arch"]} if "arch" in device else {}
+    asked |= {"dtype": recipe.run["dtype"]} if "dtype" in recipe.run else {}
+    formats = {op: name for op, name in plan["formats"].items() if name != "none"}
+    has = {"backend": here["backend"], "model": record["model"]["name"], "arch": here["arch"]}
+    has |= {"formats": formats, "dtype": plan["dtype"]}
+    if other := [key for key in asked if asked[key] != has[key]]:
+        return f"its {other[0]} is {has[other[0]]}, and the recipe's {asked[other[0]]}"
+    if not names_alike(device["name"], f"{here['name']} {here['arch']}"):
+        return f"it was measured on {here['name']}, and the recipe is for {device['name']}"
+    kernels = {tuple(kernel) for kernel in record["fingerprint"]["kernels"]}
+    if lost := [f"{op} {name}" for op, name in plan["kernels"].items() if (op, name) not in kernels]:
+        return f"its fingerprint is without the kernel {lost[0]}, which it was measured with"
+    for key, value in recipe.given().items():
+        if key in MEDIA:
+            continue
+        measured = record["request"].get(key)
+        if FIELDS[key].check(measured, task) != FIELDS[key].check(value, task):
+            return f"its request's {key} is {measured}, and the recipe's {value}"
+    return None
+
+
+def _not_measured(record: dict[str, Any]) -> str | None:
+    """What of the comparisons does not follow from the measurements, in words."""
+    raw = {name: measurement["raw"] for name, measurement in record["measurements"].items()}
+    if same(raw) != record["same"]:
+        return "whether the candidate is the baseline does not follow from their plans"
+    pairs = [(name, "", "exact", claimed) for name, claimed in record["comparisons"]["error"].items()]
+    noise = record["comparisons"]["noise"]
+    pairs += [("baseline", ".again", "baseline", noise["repeat"]), ("restart", "", "baseline", noise["restart"])]
+    for name, suffix, truth, claimed in pairs:
+        for quantity in verdicts.QUANTITIES:
+            said, one, other = claimed[quantity], raw[name], raw[truth]
+            equal = one["tensors"][quantity + suffix] == other["tensors"][quantity]
+            if equal != (said == 0):
+                return f"its {quantity} of {name} is {said:g} from {truth}, and their digests are {_alike(equal)}"
+            if record["schema"] == BEFORE:
+                continue
+            samples = _samples(record, name, quantity + suffix), _samples(record, truth, quantity)
+            found = _distance(*samples)
+            if not found / AGREES - LEAST <= said <= found * AGREES + LEAST:
+                return f"its {quantity} of {name} is {said:.3g} from {truth}, and by its samples {found:.3g}"
+    for name, claimed in record["comparisons"]["output"].items():
+        equal = raw[name]["tensors"]["frames"] == raw["baseline"]["tensors"]["frames"]
+        if equal != (claimed["psnr_db"] is None):
+            return f"its output of {name} and the baseline's have digests that are {_alike(equal)}"
+    return None
+
+
+def same(raw: Mapping[str, Any]) -> bool:
+    """Whether a candidate is its baseline, by their measurements: the same rows, formats and dtype."""
+    first, second = ([raw[name]["plan"].get(key) for key in PLANNED] for name in ("baseline", "candidate"))
+    return first == second
+
+
+def _alike(equal: bool) -> str:
+    return "equal" if equal else "different"
+
+
+def _samples(record: dict[str, Any], name: str, quantity: str) -> array[float]:
+    """Of a measurement. Raises ValueError unless there are as many as there should be, all of them finite."""
+    try:
+        values = array("f", base64.b64decode(record["samples"][name][quantity], validate=True))
+    except (KeyError, ValueError, binascii.Error):
+        raise ValueError(f"the samples of its {quantity} are missing or damaged") from None
+    if sys.byteorder == "big":
+        values.byteswap()
+    if len(values) != SAMPLES or not all(map(math.isfinite, values)):
+        raise ValueError(f"the samples of its {quantity} are missing or damaged")
+    return values
+
+
+def _distance(values: array[float], truth: array[float]) -> float:
+    """Relative L1, as `quality.relative_l1`."""
+    whole = math.fsum(map(abs, truth))
+    return math.fsum(abs(one - other) for one, other in zip(values, truth, strict=True)) / whole if whole else 0.0
 
 
 def check_both_writable(recipe: Recipe) -> None:
@@ -115,3 +241,71 @@ def changed_media(recipe: Recipe, record: dict[str, Any]) -> list[str]:
 def media_digest(path: Path) -> str:
     """What a record holds in the place of a file."""
     return f"sha256:{sha256_file(path)}"
+
+
+PLANNED = ("dtype", "kernels", "formats", "below", "fused", "kept")
+"""Of a plan, as JSON has it: what computes."""
+POSITIVE = Number(0, 1e15)
+SHA256 = Text(pattern="[0-9a-f]{64}")
+ERRORS = Table(dict.fromkeys(verdicts.QUANTITIES, Number(0, 1e9)))
+OUTPUT = Table({"psnr_db": Number(-1000, 1000, none=True), "ssim": Number(-1.001, 1.001)})
+TIMES = Table({"seconds": POSITIVE}, {"stages": Table(others=POSITIVE)})
+PLAN = Table(
+    {"dtype": Text(), "kernels": Table(others=Text()), "formats": Table(others=Text())},
+    others=Anything(),
+)
+MEMORY = Table({"host_bytes": POSITIVE}, dict.fromkeys(("allocated_bytes", "reserved_bytes"), POSITIVE))
+PROBED = {"plan": PLAN, "tensors": Table(dict.fromkeys(verdicts.QUANTITIES, Text()), others=Text())}
+
+
+def _measured(**needed: Any) -> Table:
+    return Table({"sha256": SHA256, "raw": Table(PROBED | needed)})
+
+
+RECORD = Table(
+    {
+        "schema": Number(whole=True),
+        "sha256": SHA256,
+        "recipe": Text(),
+        "recipe_sha256": SHA256,
+        "date": Text(pattern=r"\d{4}-\d\d-\d\d"),
+        "state": Text(),
+        "model": Table(
+            {"name": Text(), "revision": Text(none=True), "weights": Text(choices=("random", "checkpoint"))}
+        ),
+        "request": Table(dict.fromkeys(MEDIA, Text(none=True)), others=Anything()),
+        "same": Switch(),
+        "verdict": Table(
+            {"passed": Switch(), "rule": Text(), "checks": Listed(Table(others=Anything()))}, {"note": Text()}
+        ),
+        "noise_sha256": SHA256,
+        "fingerprint": Table(
+            {
+                "kernels": Listed(Listed(Text(), 2, 2)),
+                "rows": Text(),
+                "versions": Table(others=Text(none=True)),
+                "device": Table({"backend": Text(), "name": Text(), "arch": Text()}, others=Anything()),
+                "tuning": Table(others=Anything()),
+            },
+            {"files": Table(others=Text()), "builds": Listed(Text())},
+        ),
+        "measurements": Table(
+            {
+                "baseline": _measured(cold=TIMES, memory=MEMORY),
+                "restart": _measured(cold=TIMES, memory=MEMORY),
+                "exact": _measured(),
+                "candidate": _measured(cold=TIMES, warm=TIMES, memory=MEMORY),
+            },
+            {"formats": _measured()},
+        ),
+        "comparisons": Table(
+            {
+                "error": Table(dict.fromkeys(("baseline", "restart", "candidate"), ERRORS), {"formats": ERRORS}),
+                "noise": Table({"repeat": ERRORS, "restart": ERRORS}),
+                "output": Table({"restart": OUTPUT, "candidate": OUTPUT}),
+            }
+        ),
+    },
+    {"samples": Table(others=Table(others=Text(longest=8 * SAMPLES)))},
+)
+VERSIONED = Table({"schema": Number(0, 1000, whole=True), "recipe_sha256": SHA256}, others=Anything())

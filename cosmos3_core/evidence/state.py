@@ -13,6 +13,7 @@ from .fingerprint import ROOT, differences, files_now, fingerprint, named
 from .recipe import Recipe
 from .verdict import failures
 
+BROKEN = "broken"
 LEGEND = {
     "validated": "measured on the device, with an error against float32 within the stated bounds; has a record",
     "validated on random weights": "as validated, with random values in the place of the checkpoint's: shows that it "
@@ -22,6 +23,7 @@ LEGEND = {
     "rehearsed": "its parts were tried, on the device or on a stand-in; never run and measured there as a whole",
     "help wanted": "nothing stands against it, and nobody has run it; numbers, where given, are other people's",
     "unsupported": "cannot run today, for the reason given",
+    BROKEN: "its file is no recipe, for the reason given",
 }
 
 
@@ -51,7 +53,10 @@ def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path | Non
     why = f"measured on {record['date']} on {device['name']} ({device['arch']}){weights}"
     if said := verdict.get("note") or (None if verdict["passed"] else failures(verdict)):
         why += f"; {said}"
-    if changed := differences(old, now) + records.changed_media(recipe, record):
+    changed = differences(old, now) + records.changed_media(recipe, record)
+    if record["schema"] < records.SCHEMA:
+        changed.append("records hold samples, from which errors are recomputed, and this one has none")
+    if changed:
         return State("stale", f"{record['state']}, {why}; since then {'; '.join(changed)}", record)
     return State(record["state"], why, record)
 

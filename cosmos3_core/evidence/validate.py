@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import math
@@ -24,8 +25,9 @@ from .settle import BASELINE, CANDIDATE, EXACT, FORMATS, Settled, check_expect, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..plan import Plan
 
+TENSORS = "tensors.safetensors"
+"""What a measurement computed."""
 SHARED = {"baseline": BASELINE, "restart": BASELINE, "exact": EXACT}
 """What recipes for one request have in common: measurements, each a process of its own, and what each runs."""
 
@@ -86,7 +88,7 @@ def _answer(
             say(f"measuring {recipe.name}: {job}")
             out = folder / job
             out.mkdir(exist_ok=True)
-            middle = None if job == "baseline" else str(folder / "baseline" / "tensors.safetensors")
+            middle = None if job == "baseline" else str(folder / "baseline" / TENSORS)
             file = str(recipe.path.resolve())
             launch(worker.Job(file, role, random_weights, str(noise), middle, str(out), time.time()))
             return json.loads((out / "raw.json").read_text())
@@ -101,20 +103,21 @@ def _answer(
             check_expect(recipe, sum(cold["stages"].values()), memory)
             say(f"comparing {recipe.name}")
             compared = compare(folder, bool(recipe.formats))
+            samples = {name: sample(folder / name / TENSORS) for name in raw}
             if changed := differences(fingerprint, question.fingerprint()):
                 found = f"{'; '.join(changed)} while it was measured"
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
             drawn = worker.are_random(question.candidate.model, random_weights)
             model = {"weights": "random" if drawn else "checkpoint"}
             entries = {"noise_sha256": sha256_file(noise), "fingerprint": fingerprint, "measurements": raw}
-            record = _record(question, model, entries | {"comparisons": compared})
+            record = _record(question, model, entries | {"comparisons": compared, "samples": samples})
             records.write(recipe, record)
             yield recipe, record
 
 
 def _record(question: Question, model: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What was `found`, the verdict on it and what it was found of."""
-    recipe, candidate, same = question.recipe, question.candidate, _same(question.baseline, question.candidate)
+    recipe, candidate, same = question.recipe, question.candidate, records.same(found["measurements"])
     verdict = verdicts.judge(found["comparisons"], same)
     origin = {"name": candidate.model.name, "revision": candidate.model.repository.revision}
     return records.seal(
@@ -142,7 +145,7 @@ def compare(folder: Path, formats: bool) -> dict[str, Any]:
     from . import quality
 
     def read(name: str, key: str) -> Tensor:
-        with safe_open(folder / name / "tensors.safetensors", framework="pt") as file:
+        with safe_open(folder / name / TENSORS, framework="pt") as file:
             return file.get_tensor(key)
 
     def distance(name: str, truth: str, suffix: str = "") -> dict[str, float]:
@@ -165,6 +168,22 @@ def compare(folder: Path, formats: bool) -> dict[str, Any]:
     }
 
 
+def sample(file: Path) -> dict[str, str]:
+    """Of each velocity and trajectory in a measurement's tensors: `records.SAMPLES` elements in float32, the same
+    places for all of one size, in base64. A record's errors are recomputed from them."""
+    import torch
+    from safetensors import safe_open
+
+    found = {}
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():
+            if name.partition(".")[0] in verdicts.QUANTITIES:
+                flat = tensors.get_tensor(name).float().flatten()
+                places = torch.randint(len(flat), (records.SAMPLES,), generator=torch.Generator().manual_seed(0))
+                found[name] = base64.b64encode(flat[places].numpy().astype("<f4").tobytes()).decode()
+    return found
+
+
 def _write_noise(folder: Path, settled: Settled) -> Path:
     """The initial noise of the request, drawn once and read by every measurement."""
     from safetensors.torch import save_file
@@ -176,13 +195,6 @@ def _write_noise(folder: Path, settled: Settled) -> Path:
     noise = initial_noise(items, generator(settled.request.seed))
     save_file({item.modality: tensor for item, tensor in zip(items, noise, strict=True)}, path)
     return path
-
-
-def _same(baseline: Settled, candidate: Settled) -> bool:
-    def key(plan: Plan) -> tuple:
-        return plan.dtype, [(choice.kernel, choice.format) for choice in plan.choices]
-
-    return key(baseline.plan) == key(candidate.plan)
 
 
 def _portable(request: dict[str, Any]) -> dict[str, Any]:

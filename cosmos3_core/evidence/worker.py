@@ -9,11 +9,14 @@ run` does, so that the peak is that of a user's run; the stages' seconds tell lo
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, RunError
@@ -141,13 +144,27 @@ def launch(job: Job) -> None:
     """Take a measurement in a fresh process. Raises RunError with what the process said if it fails."""
     file = Path(job.out) / "job.json"
     file.write_text(json.dumps(asdict(job)))
-    done = subprocess.run([sys.executable, "-m", __name__, str(file)], stderr=subprocess.PIPE, text=True)
+    alive, own = os.pipe()  # the second end is closed with this process, however that ends
+    try:
+        program = [sys.executable, "-m", __name__, str(file)]
+        done = subprocess.run(program, stdin=alive, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(alive)
+        os.close(own)
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise RunError(f"measuring the {job.role}", said[0].removeprefix("error: "), "Try cosmos3 recipes run first")
 
 
+def _end_with_parent() -> None:
+    """Wait until the process that launched this one is gone, and end this one."""
+    os.read(0, 1)
+    os._exit(1)
+
+
 def main() -> None:
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         measure(Job(**json.loads(Path(sys.argv[1]).read_text())))
     except Cosmos3Error as error:

@@ -187,11 +187,12 @@ def _formats(head: bytes, asked: str) -> tuple[str, ...]:
     return (*FORMATS, "HEIF")
 
 
-def write_image(path: Path, frame: np.ndarray, metadata: dict[str, str]) -> None:
+def write_image(path: Path, frame: np.ndarray, metadata: dict[str, str], *, overwrite: bool = True) -> None:
     """Writes a uint8 [H, W, 3] picture to a .png with `metadata` as text chunks (keys: 1 to 79 Latin-1 characters).
 
     Raises InputError if the disk is full or the folder cannot be written to, and RunError if the picture is one flat
-    colour or does not read back. Then nothing is left behind and an older file at `path` is untouched.
+    colour or does not read back. Then nothing is left behind and an older file at `path` is untouched, as it always is
+    without `overwrite`.
     """
     import numpy as np
     from PIL import Image, PngImagePlugin
@@ -202,7 +203,7 @@ def write_image(path: Path, frame: np.ndarray, metadata: dict[str, str]) -> None
     info = PngImagePlugin.PngInfo()
     for key, value in metadata.items():
         info.add_text(key, value)
-    with atomic(path) as temp:
+    with atomic(path, overwrite=overwrite) as temp:
         # Level 6, the default, takes two to five times as long for a sixth less.
         Image.fromarray(frame).save(temp, format="PNG", pnginfo=info, compress_level=1)
         try:

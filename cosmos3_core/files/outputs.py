@@ -15,9 +15,10 @@ from . import images, video
 from .atomic import check_writable, mode_at
 
 
-def check_output(path: Path, clip: bool) -> None:
+def check_output(path: Path, clip: bool, *, overwrite: bool = True) -> None:
     """Raises InputError if a clip (`clip`) or a picture cannot be written to `path`: wrong suffix, a folder or device
-    in its place, a missing or unwritable folder, or no H.264 encoder. Costs nothing next to loading weights."""
+    in its place, a file unless it may `overwrite` one, a missing or unwritable folder, or no H.264 encoder. Costs
+    nothing next to loading weights."""
     asked = f"writing {path}"
     kind, suffix = ("clip", video.VIDEO_SUFFIX) if clip else ("picture", images.IMAGE_SUFFIX)
     another = "Choose another `output`"
@@ -26,7 +27,7 @@ def check_output(path: Path, clip: bool) -> None:
     if path.suffix.lower() != suffix:
         found = f"this run makes a {kind}, which is written as {suffix}"
         raise InputError(asked, found, f"Pass `output` {path.with_suffix(suffix)}")
-    check_writable(path, another)
+    check_writable(path, another, overwrite=overwrite)
     if clip:
         import av
 

@@ -104,7 +104,8 @@ def _clip(source: Path | bytes) -> Iterator[_Playing]:
             raise InputError(asked, "the file has no video in it", "Pass a clip, such as an .mp4 file")
         stream = streams[0]
         if stream.codec_context is None:
-            raise InputError(asked, "there is no decoder for its video", "Save it as H.264 in an .mp4 file")
+            found = "there is no decoder for its video, or it is cut off"
+            raise InputError(asked, found, f"{NEXT_STEP} in H.264")
         _check_area(source, stream.width, stream.height)
         stream.thread_type = "AUTO"
         if not (rate := stream.average_rate or stream.guessed_rate):
@@ -153,7 +154,9 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     return np.stack(arrays)
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, metadata: dict[str, str]) -> WrittenVideo:
+def write_video(
+    path: Path, frames: Iterable[np.ndarray], fps: float, metadata: dict[str, str], *, overwrite: bool = True
+) -> WrittenVideo:
     """Writes frames, each uint8 [H, W, 3] with even H and W, to an .mp4: H.264 High, 4:2:0, BT.709 limited range,
     visually lossless, playable while it downloads. Each frame is encoded as the iterator gives it.
 
@@ -162,16 +165,17 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, metadata: 
 
     Raises InputError if the disk is full or the folder cannot be written to, and RunError if every frame is one flat
     colour or the finished file does not read back as what was written. What the iterator raises passes through. In
-    all these cases nothing is left behind and an older file at `path` is untouched.
+    all these cases nothing is left behind and an older file at `path` is untouched, as it always is without
+    `overwrite`.
     """
     import av
 
     rate = _exact_rate(fps)
-    with atomic(path) as temp:
+    with atomic(path, overwrite=overwrite) as temp:
         try:
             sent = encode(temp, frames, rate, metadata)
         except av.error.FFmpegError as error:
-            if error.errno in DISK_FULL:
+            if error.errno in DISK_FULL or not temp.exists():
                 raise
             raise RunError(
                 f"writing {path}",

@@ -7,7 +7,12 @@ sandbox.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 
 from ..contract import InputError
 from .untrusted import BoundedEnvironment, contained
@@ -21,7 +26,26 @@ LONGEST_TEMPLATE = 1 << 18
 """Characters; published templates have up to 8,000."""
 MOST_TOKENS = 1 << 17
 """Of one text. The longest published one, a negative prompt, has 3,500."""
+CORRECTED = "corrected"
 START_OF_VISION = "<|vision_start|>"
+
+
+def system_prompt_of(kind: str, text: str) -> str:
+    """The system prompt of an "image" or a "video" as it is in the training data ("trained"), or "corrected", as sglang
+    0.5.23 has it."""
+    trained = SYSTEM_PROMPTS[kind]
+    return trained.replace("a give prompt", "a given prompt") if text == CORRECTED else trained
+
+
+class _Generation(Extension):
+    """`{% generation %}`, by which a template marks what the assistant says for training: its body is rendered."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
 
 
 class ChatTokenizer:
@@ -63,9 +87,6 @@ class ChatTokenizer:
         return found
 
     def _compile(self, template: str | None):
-        from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
-
         if template is None:
             raise self._unusable("there is no chat template, neither chat_template.jinja nor in tokenizer_config.json")
 
@@ -76,9 +97,10 @@ class ChatTokenizer:
         def raise_exception(message: str):
             raise TemplateError(message)
 
-        environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        extensions = [_Generation, loopcontrols]
+        environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = raise_exception
+        environment.globals |= {"raise_exception": raise_exception, "strftime_now": _strftime_now}
         try:
             return environment.from_string(template)
         except Exception as error:  # the template is code, so anything can go wrong
@@ -112,6 +134,11 @@ class ChatTokenizer:
             found = f"the tokenizer makes {len(ids):,} tokens of it, and {MOST_TOKENS:,} are the most"
             raise InputError(f"a text of {len(text):,} characters", found, "Shorten it")
         return ids[:limit] + [self.end_of_text, self.start_of_vision]
+
+
+def _strftime_now(form: str) -> str:
+    """The time of this machine, as transformers gives it to templates that write the date into the prompt."""
+    return datetime.now().strftime(form)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:

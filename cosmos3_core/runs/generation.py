@@ -5,12 +5,11 @@ the order in which things can go wrong cheaply.
     state = generation.begin()
     while not state.done:
         generation.step()
-    generation.write(paths, generation.frames())
+    generation.write(paths, generation.frames)
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,16 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import SILENT, Watch
-from ..files.atomic import atomic, check_writable, mode_at
-from ..files.images import write_image
-from ..files.outputs import check_output
-from ..files.video import write_video
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
 from ..plan.execution import SEQUENTIAL
 from . import manifest as manifests
-from . import saved
-from .saved import Earlier, Source, Stopped
+from . import saved, sealed
+from .outputs import Paths, write
+from .saved import CHANGED, Earlier, Source, Stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,46 +44,6 @@ TILE = 256
 """Pixels, to propose where memory does not suffice for the decode."""
 IN_MEMORY = "in memory"
 """In a manifest, in the place of a file's path: what was handed over by the caller."""
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where a run writes: its picture or clip, the manifest beside it, and its latents if they are asked for."""
-
-    output: Path
-    manifest: Path
-    latents: Path | None = None
-
-    @property
-    def state(self) -> Path:
-        """Where a stopped run is kept."""
-        return self.output.with_name(f"{self.output.name}.state.safetensors")
-
-
-def checked_paths(
-    output: str | os.PathLike[str],
-    request: Request,
-    *,
-    manifest: str | os.PathLike[str] | None = None,
-    latents: str | os.PathLike[str] | None = None,
-    read: Iterable[str | None] = (),
-) -> Paths:
-    """Where a run of this request writes. Raises InputError for what cannot be written, and for a name that is taken
-    by another of its files or by one that it `read`."""
-    output = Path(output)
-    check_output(output, clip=request.is_video)
-    paths = Paths(output, Path(manifest or f"{output}.json"), Path(latents) if latents else None)
-    taken = {os.path.realpath(name) for name in (request.image, request.video, *read) if name}
-    for path in filter(None, (paths.output, paths.manifest, paths.latents)):
-        if (real := os.path.realpath(path)) in taken:
-            raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
-        taken.add(real)
-        check_writable(path)
-    mode_at(paths.state, "Choose another `output`")
-    if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (paths.manifest, paths.latents))):
-        found = "a stop would keep the run there, and another file of this run has that name"
-        raise InputError(f"writing {paths.state}", found, "Choose another file name")
-    return paths
 
 
 def refusal(settled: Settled, *, stopped: bool = False) -> InputError | None:
@@ -132,11 +88,11 @@ def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
     if name == IN_MEMORY:
         found = "a Python program handed the noise over, so no file has it"
         raise InputError(asked, found, "Name a file of saved latents, or hand it over again in Python")
-    tensors, _ = saved.read_tensors(name, asked)
+    tensors, _ = sealed.read_tensors(name, asked)
     wanted = [f"noise.{item.modality}" for item in items_of(settled.request, settled.model.config)]
     if missing := [key for key in wanted if key not in tensors]:
         raise InputError(asked, f"it has no tensor {missing[0]}", "Use a file that `save_latents` wrote")
-    return [tensors[key] for key in wanted], Source(name, sha256_file(Path(name)))
+    return [tensors[key] for key in wanted], Source(os.path.abspath(name), sha256_file(Path(name)))
 
 
 def check_seed_matters(settled: Settled, given: bool) -> None:
@@ -150,7 +106,8 @@ def check_seed_matters(settled: Settled, given: bool) -> None:
 class Generation:
     """A settled request on an engine: its inputs, the first half of its manifest (`resolved`), where its noise is from
     (None: its seed), what another run needs to go on with it (`resumable`), the run that it goes on with itself
-    (`stopped`), and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by
+    (`stopped`), the run before it whose files it has to find as they were (`earlier`, called `asked`) unless they may
+    be `changed`, and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by
     stage. Runs of one engine may be in several threads."""
 
     engine: Engine
@@ -159,6 +116,9 @@ class Generation:
     resolved: dict[str, Any]
     resumable: Earlier
     stopped: Stopped | None = None
+    earlier: Earlier | None = None
+    changed: bool = False
+    asked: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     first: Generation | None = None
     state: State | None = None
@@ -198,12 +158,22 @@ class Generation:
         return self.settled.request
 
     def open_weights(self) -> None:
-        """Download the weight files if need be and check their headers. `begin` does, too."""
+        """Download the weight files if need be, check their headers, and that they are the earlier run's. `begin` does,
+        too. Raises InputError."""
+        if self.resumable.weights:
+            return
         with self._at_work():
-            self.engine.open_weights(self._watch)
+            weights = self.engine.open_weights(self._watch).identity
+        if self.earlier and (change := self.earlier.other_weights(self.settled, weights)):
+            if not self.changed:
+                raise InputError(self.asked, change, CHANGED)
+            self.inputs = replace(self.inputs, notes=(*self.inputs.notes, change))
+        self.resolved = self.resolved | {"weights": weights}
+        self.resumable = replace(self.resumable, weights=weights)
 
     def begin(self) -> State:
         """The state before the next step. The prompts are read, unless another run on the same inputs did."""
+        self.open_weights()
         with self._at_work():
             context = self._read()
             state = self.engine.begin(context, self.request, self._watch)
@@ -224,10 +194,19 @@ class Generation:
         return self.state or self.begin()
 
     def step(self) -> int:
-        """One solver step; the number of steps that are done. Raises InputError for a run that has had all of them."""
+        """One solver step; the number of steps that are done. What interrupts one leaves the state as it was before.
+        Raises InputError for a run that has had all of them."""
         state = self.begun
-        with self._at_work():
-            self.engine.step(state)
+        x, memory, index, stream = state.x, state.memory, state.index, state.stream.get_state()  # replaced, not changed
+        try:
+            with self._at_work():
+                self.engine.step(state)
+        except BaseException:
+            if state.torn:
+                state.x, state.memory, state.index = x, memory, index
+                state.stream.set_state(stream)
+                state.torn = False
+            raise
         return state.index
 
     def preview(self) -> Tensor:
@@ -250,9 +229,9 @@ class Generation:
         """What was done so far."""
         return manifests.complete(self.resolved, self.engine, self.inputs, self.begun, self.seconds)
 
-    def write(self, paths: Paths, frames: Iterable[np.ndarray]) -> None:
-        """Write the frames, uint8 [H, W, 3], as they come. What was known before the first of them goes into the
-        file."""
+    def write(self, paths: Paths, frames: Callable[[], Iterable[np.ndarray]]) -> None:
+        """Write the frames, uint8 [H, W, 3], as they come; they are asked for again where they have to go elsewhere.
+        What was known before the first of them goes into the file. Raises as `outputs.write`."""
         write(paths, frames, self.request, self.manifest(), self.manifest, self.latents)
 
     def latents(self) -> dict[str, Tensor]:
@@ -263,11 +242,15 @@ class Generation:
         tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
         return tensors | {f"final.{item.modality}": one for item, one in zip(state.items, latents, strict=True)}
 
-    def keep(self, path: Path) -> bool:
-        """Save what was computed, for another run to go on with; False where there is nothing."""
+    def computed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state as `State.to_tensors` has it. No later step changes these tensors: each makes new ones."""
         state = self.begun
         with self._at_work():
-            return state.index > 0 and saved.save(path, state, self.resumable)
+            return state.to_tensors()
+
+    def keep(self, path: Path) -> bool:
+        """Save what was computed, for another run to go on with; False where there is nothing."""
+        return self.begun.index > 0 and saved.save(path, *self.computed(), self.resumable)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -308,53 +291,40 @@ def prepare(
     latents: Source | None = None,
     media: Media | None = None,
     stopped: Stopped | None = None,
+    repeated: Earlier | None = None,
+    changed: bool = False,
     asked: str = "",
-    save_latents: str | None = None,
-    manifest: str | None = None,
     texts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Generation:
     """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
     `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
-    with, which messages call `asked`. `save_latents` and `manifest` are paths that a run which goes on with this one
-    writes to. `texts` are the facts of prompts that were in files. Raises InputError.
+    with, or `repeated` the one that this is again, which messages call `asked`; their files may have `changed`.
+    `texts` are the facts of prompts that were in files. Raises InputError.
     """
     inputs = engine.read_inputs(settled.request, noise, media)
+    changes = [*repeated.changes(settled.request, inputs, latents)] if repeated else []
     if stopped:
         if stopped.earlier.pixels != saved.pixels_digest(inputs.pixels):
-            found = "the picture or clip that it began with has changed since"
-            raise InputError(asked, found, "Put the old file back, or start the run again")
+            changes.append("the picture or clip that it began with has changed since")
         engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)
+    for change in changes:
+        if not changed:
+            raise InputError(asked, change, CHANGED)
+        inputs = replace(inputs, notes=(*inputs.notes, change))
     resolved |= {"latents": asdict(latents)} if latents else {}
     resolved |= {"inputs": {**texts, **inputs.facts}}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
-    resumable = Earlier.of(settled, inputs, latents, save_latents=save_latents, manifest=manifest)
     return Generation(
-        engine=engine, settled=settled, inputs=inputs, resolved=resolved, resumable=resumable, stopped=stopped
+        engine=engine,
+        settled=settled,
+        inputs=inputs,
+        resolved=resolved,
+        resumable=Earlier.of(settled, inputs, latents),
+        stopped=stopped,
+        earlier=stopped.earlier if stopped else repeated,
+        changed=changed,
+        asked=asked,
     )
-
-
-def write(
-    paths: Paths,
-    frames: Iterable[np.ndarray],
-    request: Request,
-    embedded: dict[str, Any],
-    manifest: Callable[[], dict[str, Any]],
-    latents: Callable[[], dict[str, Tensor]],
-) -> None:
-    """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
-    knows the decode, and the `latents` if there is a path for them."""
-    inside = {manifests.KEY: json.dumps(embedded)}
-    if request.is_video:
-        written = vars(write_video(paths.output, frames, request.fps, inside))
-    else:
-        (frame,) = frames
-        write_image(paths.output, frame, inside)
-        written = {"frames": 1, "width": request.width, "height": request.height}
-    text = json.dumps(beside := manifest() | {"output": {"file": paths.output.name} | written}, indent=2)
-    with atomic(paths.manifest) as temporary:
-        temporary.write_text(text + "\n")
-    if paths.latents:
-        saved.write_tensors(paths.latents, latents(), {manifests.KEY: json.dumps(beside)})

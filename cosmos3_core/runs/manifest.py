@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,10 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bounds import parse_json
 from ..contract import InputError
 from ..files.checkout import build_version
 from ..files.outputs import read_metadata
 from ..scenarios.request import profile_source
+from . import saved
 from .memory import peak_device_memory, peak_host_memory
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
             "variant": model.facts.variant,
         },
         "profile": {"name": profile, "source": profile_source(profile)},
-        "request": request.to_json(),
+        "request": request.to_json() | saved.whole_paths(request),
         "origin": settled.origin,
         "plan": plan.to_json(settled.execution.tokens)
         | {
@@ -111,8 +112,8 @@ def read_manifest(name: str, asked: str = "") -> dict[str, Any]:
     elif (text := read_metadata(path).get(KEY)) is None:
         raise InputError(asked, "it carries no cosmos3 manifest", next_step)
     try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError):
+        manifest = parse_json(text)
+    except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
         raise InputError(asked, "what it carries is no cosmos3 manifest", next_step)

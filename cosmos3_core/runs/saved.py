@@ -1,36 +1,43 @@
 """Runs that came before this one: a stopped one, which goes on, and one whose manifest is repeated.
 
-Their files are read like a stranger's: what does not have today's keys and types is refused in one line.
+Their files are read like a stranger's: what does not have the keys, types and ranges of the tables below is refused in
+one line, as is what was changed since it was written. No file names one that will be written.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bounds import parse_json
 from ..checkpoint.tensors import tensor_digest
 from ..contract import InputError
-from ..files.atomic import atomic
-from ..files.sources import check_source
+from ..files.digests import sha256_json
+from ..files.schema import Anything, Listed, Number, Shape, Table, Text
+from ..files.sources import SAID
 from ..scenarios.families import INPUTS
 from ..scenarios.foreign import convert
+from .sealed import SEAL, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..engine.inputs import Inputs
-    from ..sampling.state import State
+    from ..scenarios.request import Request
     from ..settle import Settled
 
 KEY = "cosmos3.state"
 PLAN_OPTIONS = ("backend", "dtype", "kernels", "formats")
 """What a stopped run has settled of its plan."""
-STAYING = ("required", "save_latents", "manifest")
+STAYING = ("required",)
 """Options that a stopped run goes on with, where they are not given anew."""
+SCHEMA = 2
+"""Of states and manifests. Version 0.1.0 wrote none, and no digests."""
+CHANGED = "Put the old one back, or add `changed` to take what is there now"
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,9 @@ class Source:
 class Earlier:
     """What a run before this one settles for it: `given` request fields, and where it was a whole run its model, the
     profile, its plan (`kernels` and `formats` that were named), the kernels that it ran on by op (`ran_on`), the
-    `latents` that it began with, and of a stopped one the options of `STAYING` and `pixels`, a digest of its picture or
-    clip. `note` says what was made of a request of another program."""
+    `latents` that it began with, the SHA-256 of its input files by field (`inputs`), which `weights` it had
+    (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of its picture or clip.
+    `note` says what was made of a request of another program. A file of version 0.1.0 has no digests."""
 
     given: dict[str, Any]
     model: str | None = None
@@ -58,27 +66,18 @@ class Earlier:
     formats: Mapping[str, str] = field(default_factory=dict)
     ran_on: Mapping[str, str] = field(default_factory=dict)
     latents: Source | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    weights: str | None = None
     required: Mapping[str, str] = field(default_factory=dict)
-    save_latents: str | None = None
-    manifest: str | None = None
     pixels: str | None = None
     note: str = ""
 
     @classmethod
-    def of(
-        cls,
-        settled: Settled,
-        inputs: Inputs,
-        latents: Source | None,
-        *,
-        save_latents: str | None,
-        manifest: str | None,
-    ) -> Earlier:
+    def of(cls, settled: Settled, inputs: Inputs, latents: Source | None) -> Earlier:
         """This run, for one that goes on with it. Paths become whole ones: that may be in another folder."""
-        given, plan, wish = settled.request.to_json(), settled.plan, settled.wish
-        files = {} if inputs.in_memory else {key: _whole(given[key]) for key in INPUTS}
+        plan, wish = settled.plan, settled.wish
         return cls(
-            given=given | files,
+            given=settled.request.to_json() | whole_paths(settled.request),
             model=settled.model.name,
             revision=settled.model.repository.revision,
             profile=wish.profile,
@@ -88,60 +87,87 @@ class Earlier:
             formats=dict(wish.formats),
             ran_on=plan.to_json(settled.execution.tokens)["kernels"],
             latents=latents,
+            inputs=_digests(inputs.facts),
             required=dict(wish.required),
-            save_latents=_whole(save_latents),
-            manifest=_whole(manifest),
             pixels=pixels_digest(inputs.pixels),
         )
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "schema": SCHEMA,
             "given": self.given,
             "profile": self.profile,
             "model": [self.model, self.revision],
+            "weights": self.weights,
             "options": {name: getattr(self, name) for name in PLAN_OPTIONS + STAYING},
             "kernels": self.ran_on,
             "latents": self.latents and asdict(self.latents),
+            "inputs": self.inputs,
             "pixels": self.pixels,
         }
 
     @classmethod
     def from_json(cls, value: Any) -> Earlier:
-        """What `to_json` made, here or in version 0.1.0. Raises KeyError, TypeError or ValueError for anything else."""
+        """What `to_json` made, here or in version 0.1.0. Raises ValueError, a sentence, for anything else."""
+        _check_version(value)
+        (STATE if "schema" in value else STATE_0_1_0).check(value, "it")
         options, (model, revision) = value["options"], value["model"]
         return cls(
-            given=_object(value["given"]),
-            model=_text(model),
-            revision=_text(revision, or_none=True),
-            profile=_text(value["profile"]),
-            backend=_text(options["backend"]),
-            dtype=_text(options["dtype"]),
-            kernels=_texts(options["kernels"]),
-            formats=_texts(options["formats"]),
-            ran_on=_texts(value["kernels"]),
+            given=value["given"],
+            model=model,
+            revision=revision,
+            profile=value["profile"],
+            backend=options["backend"],
+            dtype=options["dtype"],
+            kernels=options["kernels"],
+            formats=options["formats"],
+            ran_on=value["kernels"],
             latents=_source(value["latents"]),
-            required=_texts(options["required"]),
-            save_latents=_text(options["save_latents"], or_none=True),
-            manifest=_text(options["manifest"], or_none=True),
-            pixels=_text(value["pixels"], or_none=True),
+            inputs=value.get("inputs", {}),
+            weights=value.get("weights"),
+            required=options["required"],
+            pixels=value["pixels"],
         )
 
     @classmethod
     def from_manifest(cls, value: Any) -> Earlier:
-        """A run whose manifest this is. Raises KeyError, TypeError or ValueError for anything else."""
-        model, plan, kernels = value["model"], value["plan"], _texts(value["plan"]["kernels"])
+        """A run whose manifest this is. Raises ValueError, a sentence, for anything else."""
+        _check_version(value)
+        MANIFEST.check(value, "it")
+        model, plan, kernels = value["model"], value["plan"], value["plan"]["kernels"]
+        if lost := [op for op in plan["named"] if op not in kernels]:
+            raise ValueError(f"it.plan.named has {lost[0]!r}, and it.plan.kernels has not")
         return cls(
-            given=_object(value["request"]),
-            model=_text(model["name"]),
-            revision=_text(model["revision"], or_none=True),
-            profile=_text(value["profile"]["name"]),
-            backend=_text(plan["backend"]),
-            dtype=_text(plan["dtype"]),
+            given=value["request"],
+            model=model["name"],
+            revision=model["revision"],
+            profile=value["profile"]["name"],
+            backend=plan["backend"],
+            dtype=plan["dtype"],
             kernels={op: kernels[op] for op in plan["named"]},
-            formats=_texts(plan["formats"]),
+            formats=plan["formats"],
             ran_on=kernels,
             latents=_source(value.get("latents")),
+            inputs=_digests(value.get("inputs", {})),
+            weights=value.get("weights"),
         )
+
+    def changes(self, request: Request, inputs: Inputs, latents: Source | None) -> Iterator[str]:
+        """What of this run's input files is no longer what it was, in words. Who names another file asks for it."""
+        now, found = whole_paths(request), _digests(inputs.facts)
+        for name, digest in self.inputs.items():
+            path = self.given.get(name)
+            if path and path == now[name] and found.get(name) != digest:
+                yield f"its {name} {path} has changed since the run of that manifest"
+        if self.latents and latents and self.latents.file == latents.file and self.latents != latents:
+            yield f"the file of its noise {latents.file} has changed since the run of that manifest"
+
+    def other_weights(self, settled: Settled, weights: str | None) -> str | None:
+        """That the model of this run has other weights than it had, in words. Who names another model asks for it."""
+        model = settled.model
+        if self.weights in (None, weights) or (self.model, self.revision) != (model.name, model.repository.revision):
+            return None
+        return f"the weights of {self.model} have changed since"
 
 
 @dataclass(frozen=True)
@@ -153,31 +179,42 @@ class Stopped:
     numbers: dict[str, Any]
 
 
-def read_request(text: str, asked: str, name: str) -> Earlier:
+def read_request(text: str, asked: str, name: str, *, changed: bool = False) -> Earlier:
     """A JSON object of request fields, a manifest, or a request of another program. `asked` names it in messages; it is
-    the file `name`, beside which another program's paths begin ("-": standard input)."""
+    the file `name`, beside which another program's paths begin ("-": standard input). A manifest that is not as it was
+    written is taken where it may be `changed`."""
     value = _one_request(text, asked, name)
     if not (isinstance(value.get("request"), dict) and "cosmos3" in value):
         if (theirs := convert(value, asked, Path(name).parent)) is None:
             return Earlier(given=value)
         return Earlier(given=theirs.given, model=theirs.model, profile=theirs.profile, note=theirs.note)
     try:
-        return Earlier.from_manifest(value)
-    except (KeyError, TypeError, ValueError):
-        found = "its model, profile or plan is missing or damaged"
+        earlier = Earlier.from_manifest(value)
+    except ValueError as error:
+        found = f"its model, profile or plan is missing or damaged ({error})"
         raise InputError(asked, found, "Give a whole manifest, or a JSON object of request fields") from None
+    if "sha256" in value and sealed(value) != value and not changed:
+        next_step = "Give the request fields in a file of their own, or add `changed` to take what it says now"
+        raise InputError(asked, "the manifest was changed or damaged since it was written", next_step)
+    return earlier
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with its schema and, last, the digest of its other values, however they are spelt and spaced."""
+    value = {key: part for key, part in manifest.items() if key != "sha256"} | {"schema": SCHEMA}
+    return value | {"sha256": sha256_json(value)}
 
 
 def _one_request(text: str, asked: str, name: str) -> dict[str, Any]:
     """The object in a file. Other programs take a list of them, or one in each line: a run makes one."""
     try:
-        value = json.loads(text, object_pairs_hook=_once)
+        value = parse_json(text)
         pick = f"jq '.[0]' {name}"
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         try:
             lines = [line for line in text.splitlines() if line.strip()]
-            value, pick = [json.loads(line, object_pairs_hook=_once) for line in lines], f"sed -n 1p {name}"
-        except (ValueError, RecursionError):
+            value, pick = [parse_json(line) for line in lines], f"sed -n 1p {name}"
+        except ValueError:
             value = []
         if not value or not all(isinstance(one, dict) for one in value):
             raise InputError(asked, f"it is not JSON ({error})", "Give a JSON object of request fields") from None
@@ -195,16 +232,21 @@ def read_stopped(name: str, asked: str) -> Stopped:
     """The run in the file that `save` wrote. `asked` names it in messages."""
     state, metadata = read_tensors(name, asked)
     try:
-        saved = json.loads(metadata[KEY])
-        return Stopped(Earlier.from_json(saved), state, _numbers(saved["numbers"]))
-    except (KeyError, TypeError, ValueError, RecursionError):
-        found = "it is not a stopped run"
-        raise InputError(asked, found, "Give the file a stopped run named") from None
+        saved = parse_json(metadata[KEY])
+        NUMBERED.check(saved, "it")
+        earlier = Earlier.from_json({key: value for key, value in saved.items() if key != "numbers"})
+    except (KeyError, ValueError) as error:
+        next_step = "Give the file a stopped run named"
+        if isinstance(error, ValueError):
+            next_step += f"; in this one {error}"
+        raise InputError(asked, "it is not a stopped run", next_step) from None
+    if "schema" in saved and SEAL not in metadata:
+        raise InputError(asked, "its digest is gone, so it was changed", "Give the file a stopped run named")
+    return Stopped(earlier, state, saved["numbers"])
 
 
-def save(path: Path, state: State, run: Earlier) -> bool:
-    """Write what was computed; False where there is nothing to go on with."""
-    kept, numbers = state.to_tensors()
+def save(path: Path, kept: dict[str, Tensor], numbers: dict[str, Any], run: Earlier) -> bool:
+    """Write what was computed, as `State.to_tensors` has it; False where there is nothing to go on with."""
     if not kept["x"].isfinite().all():
         return False
     write_tensors(path, kept, {KEY: json.dumps(run.to_json() | {"numbers": numbers})})
@@ -215,12 +257,17 @@ def unused(path: Path, own: str | None) -> Path:
     """Where to keep a run that was to be kept at `path`: another stopped run that is there stays. The file `own`, which
     this run went on from, is replaced."""
     taken, count = own and os.path.realpath(own), 1
-    name, _, suffix = path.name.rpartition(".")
     free = path
     while os.path.lexists(free) and os.path.realpath(free) != taken:
         count += 1
-        free = path.with_name(f"{name}-{count}.{suffix}")
+        free = numbered(path, count)
     return free
+
+
+def numbered(path: Path, count: int) -> Path:
+    """The name of a further stopped run that was to be kept at `path`."""
+    name, _, suffix = path.name.rpartition(".")
+    return path.with_name(f"{name}-{count}.{suffix}")
 
 
 def pixels_digest(pixels: Tensor | None) -> str | None:
@@ -228,61 +275,80 @@ def pixels_digest(pixels: Tensor | None) -> str | None:
     return None if pixels is None else tensor_digest(pixels)
 
 
-def read_tensors(name: str, asked: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file. `asked` names it in messages."""
-    from safetensors import SafetensorError, safe_open
-
-    check_source(name, asked, "Give a safetensors file that cosmos3 wrote")
-    try:
-        with safe_open(name, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(asked, f"it cannot be read ({error})", "Give a safetensors file that cosmos3 wrote") from None
+def whole_paths(request: Request) -> dict[str, Any]:
+    """The paths of a request's input files as whole ones, by field. What was handed over in memory has none."""
+    named = {name: getattr(request, name) for name in INPUTS}
+    return {name: path if not path or SAID.match(path) else os.path.abspath(path) for name, path in named.items()}
 
 
-def write_tensors(path: Path, named: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file that is there as a whole or not at all."""
-    from safetensors.torch import save as to_bytes
-
-    with atomic(path) as temporary:
-        temporary.write_bytes(to_bytes(named, metadata))
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. One of two values of a key would be dropped without a word."""
-    value: dict[str, Any] = {}
-    for key, part in pairs:
-        if key in value:
-            raise ValueError(f"{key!r} is there twice")
-        value[key] = part
-    return value
-
-
-def _whole(path: str | None) -> str | None:
-    return os.path.abspath(path) if path else None
-
-
-def _text(value: Any, or_none: bool = False) -> Any:
-    if not (isinstance(value, str) or (or_none and value is None)):
-        raise TypeError(f"{value!r} is not text")
-    return value
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not an object")
-    return value
-
-
-def _texts(value: Any) -> dict[str, str]:
-    return {key: _text(text) for key, text in _object(value).items()}
+def _digests(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of the files that a run starts from, by field, of the facts that a manifest has of its inputs."""
+    return {name: facts[name]["sha256"] for name in INPUTS if "sha256" in facts.get(name, {})}
 
 
 def _source(value: Any) -> Source | None:
-    return None if value is None else Source(_text(value["file"]), _text(value["sha256"]))
+    return None if value is None else Source(value["file"], value["sha256"])
 
 
-def _numbers(value: Any) -> dict[str, Any]:
-    if type(value["index"]) is not int or value["index"] < 0:
-        raise ValueError(f"{value['index']!r} is no step")
-    return value
+def _check_version(value: Any) -> None:
+    """Raises ValueError for a file of a later version, whose keys nobody here knows."""
+    found = value.get("schema", SCHEMA) if isinstance(value, dict) else SCHEMA
+    if type(found) is int and found > SCHEMA:
+        raise ValueError(f"its schema is {found}, of a later version of cosmos3 than this, which knows {SCHEMA}")
+
+
+NAME = Text(longest=200)
+NAMES = Table(others=NAME)
+PATH = Text(longest=4096)
+SHA256 = Text(pattern="[0-9a-f]{64}")
+LATENTS = Table({"file": PATH, "sha256": Text(pattern="[0-9a-f]{16}|[0-9a-f]{64}")}, none=True)
+PLAN: dict[str, Shape] = {"backend": NAME, "dtype": NAME, "kernels": NAMES, "formats": NAMES}
+OLD_PATHS: dict[str, Shape] = {"save_latents": Text(none=True), "manifest": Text(none=True)}
+"""What 0.1.0 kept of the files that a run writes: it is read, and not used."""
+_COMMON: dict[str, Shape] = {
+    "given": Table(others=Anything()),
+    "profile": NAME,
+    "kernels": NAMES,
+    "latents": LATENTS,
+    "pixels": Text(none=True),
+}
+MODEL = Listed(Text(none=True), 2, 2)
+STATE_0_1_0 = Table(
+    _COMMON | {"model": MODEL, "options": Table(PLAN | {"required": NAMES}, OLD_PATHS)},
+)
+STATE = Table(
+    _COMMON
+    | {
+        "schema": Number(2, SCHEMA, whole=True),
+        "model": MODEL,
+        "weights": Text(none=True),
+        "options": Table(PLAN | {"required": NAMES}),
+        "inputs": Table(allowed=dict.fromkeys(INPUTS, SHA256)),
+    }
+)
+NUMBERED = Table(
+    {
+        "numbers": Table(
+            {"index": Number(0, 1000, whole=True)},
+            {"request": Table(others=Anything()), "solver": Anything()},
+        )
+    },
+    others=Anything(),
+)
+MANIFEST = Table(
+    {
+        "cosmos3": Text(longest=40),
+        "model": Table({"name": Text(), "revision": Text(none=True)}, others=Anything()),
+        "profile": Table({"name": NAME}, others=Anything()),
+        "request": Table(others=Anything()),
+        "plan": Table(PLAN | {"named": Listed(NAME)}, others=Anything()),
+    },
+    {
+        "schema": Number(2, SCHEMA, whole=True),
+        "sha256": SHA256,
+        "weights": Text(none=True),
+        "latents": LATENTS,
+        "inputs": Table(others=Table(allowed={"sha256": SHA256}, others=Anything())),
+    },
+    Anything(),
+)

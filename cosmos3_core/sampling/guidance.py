@@ -7,12 +7,16 @@ from torch import Tensor
 from ..scenarios.branches import NEGATIVE, branches_of
 
 
-def guided(guidance: float, interval: tuple[float, float] | None, timestep: float) -> bool:
-    """Whether a step needs the unconditional branch: never at guidance 1, else inside the interval, ends included.
+def guided(guidance: float, interval: tuple[float, float] | None, timestep: float, ends: str = "closed") -> bool:
+    """Whether a step needs the unconditional branch: never at guidance 1, else inside the interval, whose ends are
+    inside it where `ends` are "closed" and outside where they are "open".
 
     `timestep` and `interval` are on the scheduler's scale of 0 to 1000.
     """
-    return NEGATIVE in branches_of(guidance) and (interval is None or interval[0] <= timestep <= interval[1])
+    if NEGATIVE not in branches_of(guidance) or interval is None:
+        return NEGATIVE in branches_of(guidance)
+    low, high = interval
+    return low < timestep < high if ends == "open" else low <= timestep <= high
 
 
 def combine(cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:

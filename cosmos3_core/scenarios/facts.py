@@ -11,7 +11,8 @@ NEGATIVE_PROMPT = "assets/negative_prompt.json"
 @dataclass(frozen=True)
 class ModelFacts:
     """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
-    number that a distilled model was made for; `made_for` the task that it was trained for above others, if any."""
+    number that a distilled model was made for; `made_for` the task that it was trained for above others, if any.
+    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json."""
 
     name: str
     variant: str
@@ -19,3 +20,5 @@ class ModelFacts:
     negative_prompt: str | None
     steps: int | None = None
     made_for: str | None = None
+    schedule: str = "karras"
+    shift: float = 1.0

@@ -106,6 +106,14 @@ def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
     return None if NEGATIVE in branches_of(values["guidance"]) else "guidance 1 uses no negative branch"
 
 
+def _no_interval(values: Mapping[str, Any], task: Task) -> str | None:
+    return _unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
+
+
+def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
+    return None if values["system_prompt"] else "there is no system_prompt"
+
+
 def _no_template(values: Mapping[str, Any], task: Task) -> str | None:
     on = values["resolution_template"] or (values["duration_template"] and not task.single)
     return _unguided(values, task) or (None if on else "no template is on")
@@ -198,10 +206,19 @@ _ROWS = (
         distilled=True,
     ),
     Field(
+        name="interval_ends",
+        group=SAMPLING,
+        kind=kinds.choice("open", "closed"),
+        help="Whether the interval's own ends are outside it (open) or inside.",
+        idle=_no_interval,
+        distilled=True,
+    ),
+    Field(
         name="schedule",
         group=SAMPLING,
         kind=kinds.choice(*SCHEDULES),
         help="Noise schedule and its solver.",
+        checkpoint=lambda model: (model.schedule, "checkpoint (its scheduler and model_index.json)"),
         distilled=True,
     ),
     Field(
@@ -209,6 +226,7 @@ _ROWS = (
         group=SAMPLING,
         kind=kinds.number(0.01, 100),
         help="Shift of the noise schedule.",
+        checkpoint=lambda model: (model.shift, "checkpoint (its scheduler)"),
         idle=_unshifted,
         option=True,
         distilled=True,
@@ -261,6 +279,13 @@ _ROWS = (
         kind=kinds.SWITCH,
         help="Put the system prompt of the media before each text.",
         checkpoint=lambda model: (model.system_prompt, "checkpoint (model_index.json)"),
+    ),
+    Field(
+        name="system_prompt_text",
+        group=TEXTS,
+        kind=kinds.choice("trained", "corrected"),
+        help="The system prompt as in training, with its slip, or in sglang's spelling.",
+        idle=_no_system_prompt,
     ),
     Field(
         name="duration_template",

@@ -28,6 +28,8 @@ PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
 CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
+NO_GUIDANCE_UP_TO = "no_guidance_up_to"
+"""In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
 DISTILLED = "distilled"
 """A variant of models, and the schedule that only these have."""
 VARIANTS = ("edge", DISTILLED)
@@ -40,7 +42,7 @@ STANDS_IN = "not given; no plan depends on it"
 @dataclass(frozen=True)
 class Request:
     """One generation, fully resolved. Sizes in pixels, `fps` in frames per second, `shift` of the noise schedule,
-    `guidance_interval` on the timestep scale of 0 to 1000 with both ends included (None: every step),
+    `guidance_interval` on the timestep scale of 0 to 1000 (None: every step), its ends "open" or "closed",
     `condition_frame_indexes` latent frame indices, `tile` the VAE decode's tile in pixels (None: whole)."""
 
     task: str
@@ -53,6 +55,7 @@ class Request:
     steps: int
     guidance: float
     guidance_interval: tuple[float, float] | None
+    interval_ends: str
     schedule: str
     shift: float
     seed: int
@@ -61,6 +64,7 @@ class Request:
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
     system_prompt: bool
+    system_prompt_text: str
     duration_template: bool
     resolution_template: bool
     json_metadata: bool
@@ -111,7 +115,7 @@ def read_defaults(text: str) -> Tables:
         row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
         special = [row[variant] for variant in VARIANTS if variant in row]
         missing = wanted - row.keys()
-        unknown = set(row).union(*special) - wanted - {"source", *VARIANTS}
+        unknown = set(row).union(*special) - wanted - {"source", NO_GUIDANCE_UP_TO, *VARIANTS}
         for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
             if keys:
                 asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
@@ -141,7 +145,7 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     _check_profile(profile)
     row = _tables()["profile"][profile] | _tables()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
-    special, _ = variants.get(model.variant, {}), row.pop("source")
+    special, _, _ = variants.get(model.variant, {}), row.pop("source"), row.pop(NO_GUIDANCE_UP_TO, None)
     where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
     row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
     for name, field in FIELDS.items():
@@ -253,6 +257,7 @@ def resolve(
     values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
+    values, origin = _without_guidance(values, origin, profile)
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
     faults = Faults()
@@ -265,6 +270,17 @@ def resolve(
                 raise InputError(f"{name} = {value!r}", f"it would change nothing: {reason}", f"Drop {name}")
     faults.report()
     return request, origin
+
+
+def _without_guidance(
+    values: dict[str, Any], origin: dict[str, str], profile: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values with guidance 1, which is none, where the profile's engine takes theirs for none."""
+    most = _tables()["profile"][profile].get(NO_GUIDANCE_UP_TO)
+    if most is None or values["guidance"] > most or values["guidance"] == 1:
+        return values, origin
+    said = f"{origin['guidance']} ({values['guidance']:g}); profile {profile} has no guidance up to {most:g}"
+    return values | {"guidance": 1.0}, origin | {"guidance": said}
 
 
 def _plain(value: Any) -> Any:

@@ -193,8 +193,8 @@ def _guided_steps(request: requests.Request, model: Model, described: bool) -> i
     from ..sampling.guidance import guided
     from ..sampling.solver import solver_of
 
-    timesteps = solver_of(request, model).timesteps
-    return sum(guided(request.guidance, request.guidance_interval, timestep) for timestep in timesteps)
+    where = request.guidance, request.guidance_interval
+    return sum(guided(*where, timestep, request.interval_ends) for timestep in solver_of(request, model).timesteps)
 
 
 def _job(request: requests.Request, origin: dict[str, str], model: Model, guided_steps: int) -> Job:

@@ -12,6 +12,7 @@ import pytest
 
 from ..contract import API, Device
 from ..evidence.fingerprint import row_facts, versions_of
+from ..files.atomic import atomic
 from ..files.checkout import build_version
 from ..files.digests import sha256_files, sha256_json
 from .subject import Subject
@@ -97,4 +98,5 @@ class Record:
             "exit_status": int(exitstatus),
             "tests": self.tests,
         }
-        Path(self.file).write_text(json.dumps(written, indent=1, default=list) + "\n", encoding="utf-8")
+        with atomic(Path(self.file)) as temporary:
+            temporary.write_text(json.dumps(written, indent=1, default=list) + "\n", encoding="utf-8")

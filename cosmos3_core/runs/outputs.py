@@ -1,0 +1,176 @@
+"""Where a run writes: names that are checked before it, are its own while it goes on, and get files at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..contract import InputError, RunError
+from ..files.atomic import Unwritable, alone, atomic, check_writable, elsewhere, free, mode_at
+from ..files.images import write_image
+from ..files.locks import sweep
+from ..files.outputs import check_output
+from ..files.video import write_video
+from . import manifest as manifests
+from . import saved, sealed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ..scenarios.request import Request
+
+T = TypeVar("T")
+MANIFEST = ".json"
+"""What the manifest's name adds to that of its output."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run writes: its picture or clip, the manifest beside it, and its latents if they are asked for; and
+    whether it may `overwrite` what is there."""
+
+    output: Path
+    manifest: Path
+    latents: Path | None = None
+    overwrite: bool = False
+
+    @property
+    def state(self) -> Path:
+        """Where a stopped run is kept."""
+        return self.output.with_name(f"{self.output.name}.state.safetensors")
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """What a whole run leaves."""
+        return tuple(filter(None, (self.output, self.manifest, self.latents)))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For the time of the block no other run writes to one of these. Raises InputError where one does."""
+        with alone((*self.written, self.state)):
+            yield
+
+
+class Moved(RunError):
+    """The run succeeded, and what it made could not be written where it was asked for and is in another place."""
+
+
+def checked_paths(
+    output: str | os.PathLike[str],
+    request: Request,
+    *,
+    manifest: str | os.PathLike[str] | None = None,
+    latents: str | os.PathLike[str] | None = None,
+    read: Iterable[str | None] = (),
+    model: str | None = None,
+    overwrite: bool = False,
+) -> Paths:
+    """Where a run of this request writes. Raises InputError for what cannot be written, for what is there unless it may
+    `overwrite`, and for a name that is taken by another of its files, by one that it `read` or by one of its `model`,
+    under whatever name. What dead runs left in these folders goes."""
+    output = Path(output)
+    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), Path(latents) if latents else None, overwrite)
+    for path in (*paths.written, saved.numbered(paths.state, 9999)):  # the longest that a stop would choose
+        mode_at(path, "Choose another name" if path in (paths.manifest, paths.latents) else "Choose another `output`")
+    for folder in {path.parent for path in paths.written}:
+        sweep(folder)
+    inputs = [name for name in (request.image, request.video, *read) if name]
+    _check_apart(paths, inputs, model)
+    check_output(output, clip=request.is_video, overwrite=overwrite)
+    for path in paths.written:
+        check_writable(path, overwrite=overwrite)
+    return paths
+
+
+def _check_apart(paths: Paths, inputs: Iterable[str], model: str | None) -> None:
+    """Each file of the run has a name of its own, and none is one of its inputs, by whatever link or spelling."""
+    taken, read = {os.path.realpath(name) for name in inputs}, {_identity(name) for name in inputs} - {None}
+    for path in paths.written:
+        if (real := os.path.realpath(path)) in taken or _identity(path) in read:
+            raise InputError(f"writing {path}", "another file of this run has that name", "Choose another file name")
+        taken.add(real)
+        if model and os.path.isdir(model) and _identity(path) in _files_of(model):
+            raise InputError(f"writing {path}", f"it is a file of the model {model}", "Choose another file name")
+    if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (paths.manifest, paths.latents))):
+        found = "a stop would keep the run there, and another file of this run has that name"
+        raise InputError(f"writing {paths.state}", found, "Choose another file name")
+
+
+def _files_of(model: str) -> set[tuple[int, int] | None]:
+    """The files of a model's folder, which has no folders inside its components'."""
+    root = Path(model)
+    return {_identity(path) for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_file()}
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """What is the same for all names of a file; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def free_output(path: Path) -> Path:
+    """The first name like this one that neither an output nor its manifest has."""
+    return free(path, (MANIFEST,))
+
+
+def write(
+    paths: Paths,
+    frames: Callable[[], Iterable[np.ndarray]],
+    request: Request,
+    embedded: dict[str, Any],
+    manifest: Callable[[], dict[str, Any]],
+    latents: Callable[[], dict[str, Tensor]],
+) -> None:
+    """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
+    knows the decode, and the `latents` if there is a path for them. What can no longer be written where it was to be
+    goes to another folder, and then Moved is raised at the end; Unwritable where no folder takes it."""
+    moved: list[Moved] = []
+    inside = {manifests.KEY: json.dumps(saved.sealed(embedded))}
+
+    def media(path: Path, overwrite: bool) -> dict[str, Any]:
+        if request.is_video:
+            return {"file": path.name} | vars(write_video(path, frames(), request.fps, inside, overwrite=overwrite))
+        (frame,) = frames()
+        write_image(path, frame, inside, overwrite=overwrite)
+        return {"file": path.name, "frames": 1, "width": request.width, "height": request.height}
+
+    written = _somewhere(paths.output, paths.overwrite, media, moved)
+    beside = saved.sealed(manifest() | {"output": written})
+
+    def text(path: Path, overwrite: bool) -> None:
+        with atomic(path, overwrite=overwrite) as temporary:
+            temporary.write_text(json.dumps(beside, indent=2) + "\n")
+
+    _somewhere(paths.manifest, paths.overwrite, text, moved)
+    if paths.latents:
+        tensors = latents()
+
+        def save(path: Path, overwrite: bool) -> None:
+            sealed.write_tensors(path, tensors, {manifests.KEY: json.dumps(beside)}, overwrite=overwrite)
+
+        _somewhere(paths.latents, paths.overwrite, save, moved)
+    if moved:
+        raise moved[0]
+
+
+def _somewhere(path: Path, overwrite: bool, put: Callable[[Path, bool], T], moved: list[Moved]) -> T:
+    try:
+        return put(path, overwrite)
+    except Unwritable as error:
+        for other in elsewhere(path):
+            try:
+                found = put(other, False)
+            except Unwritable:
+                continue
+            moved.append(Moved(error.asked, error.found, f"It is in {other} instead"))
+            return found
+        raise
