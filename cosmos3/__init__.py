@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cosmos3_core.contract.errors import Cosmos3Error, InputError, RunError
     from cosmos3_core.engine.stages import Cancelled
 
-    from .pipeline import Pipeline, load
+    from .pipeline import Pipeline, load, plan
     from .plans import Plan, Stage
     from .questions import backends, capabilities, show
     from .results import Preview, Result
@@ -42,6 +42,7 @@ __all__ = [
     "backends",
     "capabilities",
     "load",
+    "plan",
     "show",
 ]
 
@@ -49,7 +50,7 @@ _HOMES = {
     "cosmos3_core": ("__version__",),
     "cosmos3_core.contract.errors": ("Cosmos3Error", "InputError", "RunError"),
     "cosmos3_core.engine.stages": ("Cancelled",),
-    "cosmos3.pipeline": ("Pipeline", "load"),
+    "cosmos3.pipeline": ("Pipeline", "load", "plan"),
     "cosmos3.plans": ("Plan", "Stage"),
     "cosmos3.questions": ("backends", "capabilities", "show"),
     "cosmos3.results": ("Preview", "Result"),

@@ -20,14 +20,15 @@ from cosmos3_core.runs.outputs import Moved
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.families import INPUTS, TASKS
+from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.request import PROFILES
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
-from cosmos3_core.spelling import did_you_mean
 
 from .plans import Plan, plan_of
 from .questions import path_of
 from .results import Result
 from .runs import Event, Progress, Run, check_callable
+from .words import CALL, LOAD, OF_A_PIPE, PLAN, START, Answering, as_arguments, elsewhere, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,7 @@ MOST = 10_000
 MODEL = "nvidia/Cosmos3-Nano"
 
 
+@as_arguments(LOAD)
 def load(
     model: str | os.PathLike[str] = MODEL,
     *,
@@ -52,7 +54,7 @@ def load(
     revision: str | None = None,
     profile: str | None = None,
     resident: bool = True,
-    **unknown: Any,
+    **others: Any,
 ) -> Pipeline:
     """Open a model and plan it for this machine. Its weights are read by the first run that needs them.
 
@@ -64,45 +66,88 @@ def load(
     """
     from cosmos3_core.engine.engine import Engine
 
-    if unknown:
-        names = ("backend", "formats", "kernels", "dtype", "revision", "profile", "resident")
-        hint = did_you_mean(name := next(iter(unknown)), names, f"It takes {', '.join(names)}")
-        raise InputError(f"load({name}={unknown[name]!r})", "there is no such argument", hint, name)
+    for name, value in others.items():
+        raise InputError(f"load({name}={value!r})", "there is no such argument", unknown(name, LOAD), name)
+    wish = _wish(model, backend, formats, kernels, dtype, profile, resident, revision=revision)
+    wish, ground = _ground(wish)
+    return Pipeline(wish, ground, Engine(ground.model, ground.plan, resident=resident))
+
+
+@as_arguments(PLAN)
+def plan(
+    model: str | os.PathLike[str] = MODEL,
+    *,
+    backend: str | None = None,
+    formats: Mapping[str, str] | None = None,
+    kernels: Mapping[str, str | Callable[..., Any]] | None = None,
+    dtype: str | None = None,
+    profile: str | None = None,
+    resident: bool = True,
+    **fields: Any,
+) -> Plan:
+    """What a request would take with a model, which is not loaded: as `load` and then `Pipeline.plan`, and of a
+    published model nothing is downloaded. Raises InputError."""
+    wish, ground = _ground(_wish(model, backend, formats, kernels, dtype, profile, resident, described=True))
+    return plan_of(_planned(wish, ground, fields))
+
+
+def _planned(wish: Wish, ground: Ground, fields: dict[str, Any]) -> Settled:
+    """A request that may lack its prompt and its input."""
+    inputs, _ = _media(fields.pop("image", None), fields.pop("video", None))
+    return settle(replace(wish, given=fields | inputs, partial=True), ground=ground)
+
+
+def _wish(
+    model: Any, backend: Any, formats: Any, kernels: Any, dtype: Any, profile: Any, resident: Any, **more: Any
+) -> Wish:
+    """What is no request's. Functions among the kernels get their names in `_ground`."""
     if not isinstance(resident, bool):
         raise InputError(f"resident = {resident!r}", "it is a switch", "Give True or False", "resident")
-    wish = Wish(
+    return Wish(
         model=path_of("model", model),
-        revision=revision,
         profile=PROFILES[0] if profile is None else profile,
         backend=backend,
         dtype=str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype,
-        kernels={} if kernels is None else kernels,  # type: ignore[arg-type]  # functions get names in _ground
+        kernels={} if kernels is None else kernels,
         formats={} if formats is None else formats,
         resident=resident,
         pick_seed=lambda: secrets.randbelow(2**31),
+        **more,
     )
-    wish, ground = _ground(wish)
-    return Pipeline(wish, ground, Engine(ground.model, ground.plan, resident=resident))
 
 
 def _ground(wish: Wish) -> tuple[Wish, Ground]:
     """What all requests share, with the caller's functions as rows of the backend."""
     if all(isinstance(kernel, str) for kernel in wish.kernels.values()):
         return wish, ground_of(wish)
-    backend, device, why = choose_backend(wish.backend)
-    backend, named = with_own(backend, wish.kernels)
+    with about("backend"):
+        backend, device, why = choose_backend(wish.backend)
+    with about("kernels"):
+        backend, named = with_own(backend, wish.kernels)
     wish = replace(wish, kernels=named)
     return wish, replace(ground_of(wish, (backend, device)), why=why)
 
 
-class Pipeline:
+class Pipeline(Answering):
     """A model on a device; `cosmos3.load` makes one. Called, it makes a picture or a clip.
 
-    One thread works on the device at a time, so that several may share a pipe: steps of their runs take turns.
+    One thread works on the device at a time, so that several may share a pipe: steps of their runs take turns. As a
+    context manager it closes itself.
     """
 
     def __init__(self, wish: Wish, ground: Ground, engine: Engine):
-        self._wish, self._ground, self._engine = wish, ground, engine
+        self._wish, self._ground, self._engine, self._closed = wish, ground, engine, False
+
+    def close(self) -> None:
+        """Free what is loaded. Runs in hand go on, and what they load again goes with them; new ones are refused."""
+        self._closed = True
+        self._engine.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def model(self) -> str:
@@ -131,6 +176,7 @@ class Pipeline:
     @overload
     def __call__(self, prompt: Sequence[Prompt], *, n: int | None = None, **fields: Any) -> list[Result]: ...
 
+    @as_arguments(CALL)
     def __call__(
         self,
         prompt: Prompt | Sequence[Prompt] | None = None,
@@ -180,6 +226,7 @@ class Pipeline:
             results.append(hooks(runs.pop(0)))
         return results if several else results[0]
 
+    @as_arguments(START)
     def start(
         self,
         prompt: Prompt | None = None,
@@ -194,13 +241,15 @@ class Pipeline:
 
         `image` and `video` are a path, the bytes of a file, a PIL image, or an array or tensor [H, W, 3], of a clip a
         list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. `noise` is the initial noise, fp32 in the shape of
-        `Result.latents`, or a path to a file of saved latents. Raises InputError.
+        `Result.latents`, also with an axis of length 1 before it, or a path to a file of saved latents. Raises
+        InputError.
         """
         if isinstance(prompt, list | tuple):
             found = "a run has one prompt"
             raise InputError(f"start() with a list of {len(prompt)} prompts", found, "Start one for each", "prompt")
         return self._several([prompt], 1, image, video, noise, None, anyway, fields)[0]
 
+    @as_arguments(CALL)
     def resume(
         self,
         path: str | os.PathLike[str],
@@ -213,6 +262,7 @@ class Pipeline:
         """The run that `Run.save` or a stopped `cosmos3 run` left in this file, to go on with. An `image` or `video`
         that was handed over in memory is handed over again. Raises InputError unless this pipe has the model, dtype,
         formats and kernels that the run began with."""
+        self._check_open()
         asked = f"resume {path_of('path', path)}"
         stopped = saved.read_stopped(path_of("path", path), asked)
         earlier = stopped.earlier
@@ -234,11 +284,11 @@ class Pipeline:
         )
         return Run(ready)
 
+    @as_arguments(OF_A_PIPE)
     def plan(self, prompt: Prompt | None = None, **fields: Any) -> Plan:
         """What a request would take: bytes, seconds, and whether it fits. `fields` are those of a call; the prompt and
         the input may be left out. Reads no weight. Raises InputError."""
-        inputs, _ = _media(fields.pop("image", None), fields.pop("video", None))
-        return plan_of(self._settled({"prompt": prompt} | fields | inputs, partial=True))
+        return plan_of(_planned(self._wish, self._ground, {"prompt": prompt} | fields))
 
     def __reduce__(self) -> NoReturn:
         raise InputError("copying or pickling a pipe", "it holds a loaded model", "Load it where it is needed")
@@ -247,8 +297,13 @@ class Pipeline:
         plan = self._ground.plan
         return f"<cosmos3 pipeline: {self.model} in {plan.dtype} on {plan.backend.name} ({plan.device.name})>"
 
-    def _settled(self, given: Mapping[str, Any], suffix: str | None = None, *, partial: bool = False) -> Settled:
-        return settle(replace(self._wish, given=given, suffix=suffix, partial=partial), ground=self._ground)
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("a run on a closed pipe", "its model was freed", "Load it again")
+
+    @staticmethod
+    def _elsewhere(name: str) -> str | None:
+        return elsewhere(name)
 
     def _several(
         self,
@@ -262,6 +317,7 @@ class Pipeline:
         fields: Mapping[str, Any],
     ) -> list[Run]:
         """A run for each output, all of them checked."""
+        self._check_open()
         inputs, media = _media(image, video)
         suffix = None if output is None else Path(path_of("output", output)).suffix
         runs: list[Run] = []
@@ -270,7 +326,7 @@ class Pipeline:
             given = given | {"prompt": prompt}
             first: Generation | None = None
             for _ in range(count):
-                settled = self._settled(given, suffix)
+                settled = settle(replace(self._wish, given=given, suffix=suffix), ground=self._ground)
                 self._check_fits(settled, anyway)
                 if runs:
                     counted = settled.origin | {"seed": f"counted on from {runs[0].seed}"}
@@ -309,7 +365,8 @@ class Pipeline:
     def _written(self, run: Run, output: str, overwrite: bool, make: Callable[[Run], Result]) -> Result:
         """The result of a run, in its file; a run that does not get there is kept beside it."""
         ready = run._generation
-        paths = outputs.checked_paths(output, ready.request, model=self.model, overwrite=overwrite)
+        with about("output"):
+            paths = outputs.checked_paths(output, ready.request, model=self.model, overwrite=overwrite)
         with paths.alone():
             try:
                 result = make(run)

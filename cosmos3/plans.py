@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from cosmos3_core.plan.cost.units import ceiling_of
+from cosmos3_core.plan.cost.units import ceiling_of, gib
 from cosmos3_core.settle import Settled
+
+from .words import in_arguments
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,15 @@ class Stage:
     seconds: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What a request would take on this machine, by the estimate of `cosmos3 plan`.
 
     `peak_bytes` is that of the worst of the `stages`, `device_bytes` the device's memory, and `fits` whether it
     suffices. `seconds` sums up the stages without loading, `step_seconds` is the slowest step; both are None where no
     peak rate of the device is known. `kernels` are the rows that run, by op. `nearest` are the changes that would make
-    it fit, in words. `request` has every field and `origin` where each is from.
+    it fit, in words. `request` has every field, None where it is not
+    known yet, and `origin` where each is from.
     """
 
     fits: bool
@@ -42,10 +45,25 @@ class Plan:
     request: dict[str, Any]
     origin: dict[str, str]
 
+    def __repr__(self) -> str:
+        request, fits = self.request, "fits" if self.fits else "does not fit"
+        what = f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps"
+        lasts = "" if self.seconds is None else f" and {self.seconds:.1f} s"
+        return f"<cosmos3 plan: {what}: {gib(self.peak_bytes)} of {gib(self.device_bytes)}{lasts}, {fits}>"
+
+    def __str__(self) -> str:
+        """A line for the whole, one for each stage, and one for each change that would make it fit."""
+        lines = [repr(self)[len("<cosmos3 plan: ") : -1]]
+        for stage in self.stages:
+            lasts = "" if stage.seconds is None else f", {stage.seconds:.1f} s"
+            lines.append(f"  {stage.name}: {gib(stage.peak_bytes)}{lasts}")
+        return "\n".join([*lines, *(f"  {change} would fit" for change in self.nearest)])
+
 
 def plan_of(settled: Settled) -> Plan:
     """The numbers of what was settled."""
     estimate, plan = settled.estimate, settled.plan
+    apart = ["`resident` False"] if not settled.fits and settled.wish.resident and settled.fits_in_turn else []
     seconds = estimate.seconds(ceiling_of(plan.backend, plan.device)) or {}
     stages = [Stage(one.name, one.peak, one.weights, seconds.get(one.name)) for one in estimate.stages]
     return Plan(
@@ -56,7 +74,7 @@ def plan_of(settled: Settled) -> Plan:
         step_seconds=seconds.get("step"),
         stages=tuple(stages),
         kernels=plan.to_json(settled.execution.tokens)["kernels"],
-        nearest=tuple(str(change) for change in settled.nearest()),
-        request=json.loads(json.dumps(settled.request.to_json())),
+        nearest=(*apart, *(in_arguments(str(change)) for change in settled.nearest())),
+        request=json.loads(json.dumps(settled.known())),
         origin=settled.origin,
     )

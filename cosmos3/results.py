@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.outputs import check_output
@@ -14,6 +14,7 @@ from cosmos3_core.runs.generation import Generation
 from cosmos3_core.runs.outputs import Paths
 
 from .questions import path_of
+from .words import Answering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Preview:
+class Preview(Answering):
     """Frames on the host."""
 
     def __init__(self, frames: Tensor):
@@ -51,6 +52,9 @@ class Preview:
         check_output(file, clip=False, overwrite=overwrite)
         write_image(file, self.numpy[0], {}, overwrite=overwrite)
         return file
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__.lower()} is one picture or clip: its frames are in .images and .numpy")
 
     def __repr__(self) -> str:
         frames, height, width, _ = self._frames.shape
@@ -84,13 +88,15 @@ class Result(Preview):
         return self._latents["noise.vision"]
 
     @property
-    def seed(self) -> int:
-        """Of the noise."""
-        return self._request.seed
+    def seed(self) -> int | None:
+        """Of the noise; None where all of it was given."""
+        seed: int | None = self._manifest["request"]["seed"]
+        return seed
 
     @property
     def request(self) -> dict[str, Any]:
-        """Every field of the request, by name: `pipe(**result.request)` makes the same again."""
+        """Every field of the request, by name: `pipe(**result.request)` makes the same again, of given noise with
+        `noise=result.noise`."""
         return dict(self._manifest["request"])
 
     @property

@@ -6,22 +6,25 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from cosmos3_core.contract import Cosmos3Error, InputError
+from cosmos3_core.contract import InputError
+from cosmos3_core.engine.stages import Cancelled
 from cosmos3_core.files.atomic import check_writable
 from cosmos3_core.runs.generation import Generation
 
 from .questions import path_of
 from .results import Preview, Result
+from .words import Answering
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 Progress = Callable[[str, int, int], object]
-"""Told a stage's name, how many of its parts are done, and how many there are."""
+"""Told a stage's name, how many of its parts are done, and how many there are: docs/python.md lists the stages."""
 
 
 class Event(Protocol):
@@ -30,7 +33,7 @@ class Event(Protocol):
     def is_set(self) -> bool: ...
 
 
-class Run:
+class Run(Answering):
     """A generation between two of its steps. `pipe.start` and `pipe.resume` make one.
 
     Iterating takes the steps that are left and yields the number of those done after each. Between two steps it may be
@@ -61,12 +64,13 @@ class Run:
     @property
     def request(self) -> dict[str, Any]:
         """Every field of the request, by name."""
-        return plain(self._generation.request.to_json())
+        return plain(self._generation.resolved["request"])
 
     @property
-    def seed(self) -> int:
-        """Of the noise."""
-        return self._generation.request.seed
+    def seed(self) -> int | None:
+        """Of the noise; None where all of it was given."""
+        seed: int | None = self._generation.resolved["request"]["seed"]
+        return seed
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -109,16 +113,16 @@ class Run:
         self, *, progress: Callable[[str, int, int], object] | None = None, cancel: Event | None = None
     ) -> Result:
         """Decode after the last step; called again, the same result. Raises InputError before that, and RunError for
-        latents that are not finite. `progress` and `cancel` are as for `run`."""
+        latents that are not finite. `progress`, `cancel` and errors are as for `run`."""
         import torch
 
         if not self.done:
             found = f"{self.steps - self.index} of its {self.steps} steps are to be taken"
             raise InputError("finishing a run", found, "Call run(), which takes them, or look at preview()")
         if self._result is None:
-            self._generation.watch(progress, cancel)
-            embedded = self._generation.manifest()
-            frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
+            with self._watched(progress, cancel):
+                embedded = self._generation.manifest()
+                frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
             self._result = Result(self._generation, frames, embedded)
         return self._result
 
@@ -133,21 +137,32 @@ class Run:
 
         `on_step` is called with this run after every step. `progress(stage, done, total)` hears of every stage: layers
         of the prompts' reading, steps, frames of the decode. `cancel` is asked between two pieces of work; once it is
-        set, `Cancelled` is raised. That and any other error of ours has this run as its `run`, which goes on from its
-        last whole step. What the two functions raise comes through.
+        set, `Cancelled` is raised. What the two functions raise comes through. Every error has this run as its `run`,
+        which goes on from its last whole step.
         """
         check_callable("on_step", on_step, 1)
         check_callable("progress", progress, 3)
-        self._generation.watch(progress, cancel)
-        try:
+        with self._watched(progress, cancel):
             while not self.done:
                 self.step()
                 if on_step is not None:
                     on_step(self)
             return self.finish(progress=progress, cancel=cancel)
-        except Cosmos3Error as error:
-            error.run = self
+
+    @contextmanager
+    def _watched(self, progress: Progress | None, cancel: Event | None) -> Iterator[None]:
+        """What is done inside is told and may be stopped; an error has this run, which goes on."""
+        self._generation.watch(progress, cancel)
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, Cancelled):
+                error.next_step = f"{self.index} of {self.steps} steps are done: error.run.run() goes on"
+            with suppress(AttributeError):  # an exception of a class that takes no attributes
+                error.run = self  # type: ignore[attr-defined]
             raise
+        finally:
+            self._generation.watch(None, None)
 
     def __reduce__(self) -> NoReturn:
         found = "it works on a loaded model, which cannot be copied"

@@ -123,6 +123,9 @@ def migrating() -> str:
         "## Not yet",
         "Of these only `guardrails` and the length of a sound may stand in a request; the note names them.",
         _table(("what", "elsewhere"), [(means, _names(names)) for means, names in rows[LATER].items()]),
+        "## From Python",
+        "Where [Python](python.md) has another answer than the command line.",
+        _table(("here", "elsewhere"), _in_python(rows)),
         "## Not here",
         _table(("why", "elsewhere"), [(_flags(means), _names(names)) for means, names in rows[NEVER].items()]),
         "## Without effect here",
@@ -148,6 +151,16 @@ def _typed(means: str) -> str:
 
 def _flags(sentence: str) -> str:
     return re.sub("`([a-z_]+)`", lambda match: f"`{flag(match[1])}`", sentence)
+
+
+def _in_python(rows: dict[str, Any]) -> list[tuple[str, str]]:
+    """What to do from Python, and the names that ask for it; those of the rows of [here] and [later] with their
+    owners."""
+    named, found = rows[HERE] | rows[LATER], dict[str, list[str]]()
+    for name, answer in rows["python"].items():
+        names = _names(named[name]) if name in named else f"`{name}`"
+        found.setdefault(answer.removeprefix("here it is "), []).append(names)
+    return [(answer, ", ".join(names)) for answer, names in found.items()]
 
 
 def _names(names: dict[str, str]) -> str:

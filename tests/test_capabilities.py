@@ -159,7 +159,7 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["warmup", "--dtype", "b"], ["bfloat16"]),
         (["capabilities", "--profile", "d"], ["diffusers", "diffusers-docs"]),
         (["check", "--backend", "ref"], ["reference"]),
-        (["run", "--set", "video_f"], ["video_fit=crop", "video_fit=stretch", "video_fps=resample", "video_fps=keep"]),
+        (["run", "--set", "video_fi"], ["video_fit=crop", "video_fit=stretch"]),
         (["run", "--set", "max_t"], ["max_text_tokens="]),
         (["run", "--kernel", "rms"], ["rms_norm="]),
         (["run", "--format", "attention=nvfp4a"], ["attention=nvfp4a16"]),

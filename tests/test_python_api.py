@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cosmos3
+from cosmos3 import words
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.contract import OPS
@@ -31,6 +33,7 @@ from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.plan.own import PROTOCOLS, with_own
 from cosmos3_core.reference import BACKEND, build_ops, ops
 from cosmos3_core.runs.generation import Generation
+from cosmos3_core.scenarios.fields import FIELDS
 
 SMALL = {"size": "64x64", "steps": 2, "guidance": 1, "seed": 7}
 PICTURE = {"frames": 1, **SMALL}
@@ -61,9 +64,11 @@ PUBLIC = {
     "Cosmos3Error": "(asked, found, next_step, field=None)",
     "InputError": "(asked, found, next_step, field=None)",
     "Pipeline": {
+        "__enter__": "()",
         "__call__": "(prompt=None, *, n=None, image=None, video=None, noise=None, output=None, overwrite=False, "
         "on_step=None, progress=None, cancel=None, anyway=False, **fields)",
         "backend": "",
+        "close": "()",
         "kernels": "",
         "model": "",
         "plan": "(prompt=None, **fields)",
@@ -106,7 +111,9 @@ PUBLIC = {
     "backends": "()",
     "capabilities": "(model='nvidia/Cosmos3-Nano', *, profile='reference')",
     "load": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, kernels=None, dtype=None, revision=None, "
-    "profile=None, resident=True, **unknown)",
+    "profile=None, resident=True, **others)",
+    "plan": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, kernels=None, dtype=None, profile=None, "
+    "resident=True, **fields)",
     "show": "(path)",
 }
 """Every public name with its signature; of a class that callers do not make themselves, its public members. Something
@@ -120,7 +127,7 @@ def signature(value) -> str:
 
 
 def members(kind: type) -> dict[str, str]:
-    names = [name for name in dir(kind) if not name.startswith("_") or name in ("__call__", "__iter__")]
+    names = [name for name in dir(kind) if not name.startswith("_") or name in ("__call__", "__enter__", "__iter__")]
     names = [name for name in names if name != "__call__" or "__call__" in vars(kind)]
     found = {name: getattr(kind, name) for name in names}
     return {name: "" if isinstance(value, property) else signature(value) for name, value in found.items()}
@@ -144,7 +151,7 @@ def test_everything_public_says_what_it_does():
         if name != "__version__":
             assert value.__doc__
         for member in members(value) if isinstance(PUBLIC[name], dict) else ():
-            assert getattr(value, member).__doc__ or member == "__iter__"
+            assert getattr(value, member).__doc__ or member in ("__enter__", "__iter__")
 
 
 def test_importing_it_imports_nothing_heavy():
@@ -315,7 +322,12 @@ def test_noise_may_be_handed_over_or_be_in_a_file(pipe, picture):
     plain = {"frames": 1, "size": "64x64", "steps": 2, "guidance": 1}
     for noise in ("a.st", Path("a.st"), picture.noise, picture.noise.numpy(), picture.noise[None]):
         assert torch.equal(pipe("a cup", noise=noise, **plain).latents, picture.latents)
-    assert pipe("a cup", noise=picture.noise, **plain).manifest["latents"]["file"] == "in memory"
+    own = pipe("a cup", noise=picture.noise, **plain)
+    assert own.manifest["latents"]["file"] == "in memory" and own.seed is own.request["seed"] is None
+    assert own.manifest["origin"]["seed"] == "no effect: the noise was given"
+    run = pipe.start("a cup", noise=picture.noise, **plain)
+    assert run.seed is None and run.step() == 1
+    assert torch.equal(pipe.resume(run.save("own.st")).run().latents, picture.latents)
     assert torch.equal(picture.noise, torch.randn(48, 1, 4, 4, generator=torch.Generator().manual_seed(7)))
 
 
@@ -349,12 +361,24 @@ def test_an_output_that_was_named_keeps_what_was_computed(pipe):
     assert result.request["task"] == "t2i" and cosmos3.show("cup.png")["request"] == result.request
 
 
-def test_what_on_step_raises_comes_through(pipe):
+def test_what_on_step_raises_comes_through_with_its_run(pipe, picture):
     def boom(run):
         raise ZeroDivisionError("mine")
 
-    with pytest.raises(ZeroDivisionError, match="mine"):
+    with pytest.raises(ZeroDivisionError, match="mine") as raised:
         pipe("a cup", on_step=boom, **PICTURE)
+    run = raised.value.run
+    assert run.index == 1 and run.save("kept.st") == Path("kept.st")
+    assert torch.equal(run.run().latents, picture.latents), "and what was asked to stop it is no part of it"
+
+
+def test_what_was_cancelled_says_where_it_goes_on(pipe):
+    for stage, done in (("read prompts", 0), ("decode", 2)):
+        event = threading.Event()
+        with pytest.raises(cosmos3.Cancelled) as stop:
+            pipe("a cup", cancel=event, progress=lambda name, *_, s=stage, e=event: name == s and e.set(), **PICTURE)
+        assert stop.value.next_step == f"{done} of 2 steps are done: error.run.run() goes on"
+    assert stop.value.run.finish().seed == 7
 
 
 def test_a_preview_is_the_first_frame_of_what_is_foreseen(pipe):
@@ -382,6 +406,25 @@ def test_a_plan_has_the_commands_numbers(pipe, capsys, monkeypatch):
     assert pipe.plan(task="i2v").request["task"] == "i2v" and pipe.plan("a cup", image="x.png").request["task"] == "i2v"
 
 
+def test_a_plan_needs_no_pipe(pipe, monkeypatch):
+    told = cosmos3.plan("tiny", backend="reference", prompt="a cup", **CLIP)
+    assert (told.stages, told.kernels) == (pipe.plan(**CLIP).stages, pipe.kernels) and told.request["prompt"] == "a cup"
+    monkeypatch.setattr(importlib.import_module("cosmos3_core.settle.settle"), "open_model", None)
+    nano = cosmos3.plan(backend="reference", resident=False, size="720p", image=SHOT)
+    assert nano.request["task"] == "i2v" and nano.request["negative_prompt"] is nano.request["prompt"] is None
+    with pytest.raises(cosmos3.InputError) as refused:
+        cosmos3.plan("tiny", backend="reference", stpes=3, n=2)
+    assert [fault.next_step for fault in refused.value.faults] == ["Did you mean steps?", "It is an argument of a call"]
+
+
+def test_a_plan_prints_as_a_few_lines(pipe):
+    plan = pipe.plan(**CLIP)
+    first, *stages = str(plan).splitlines()
+    assert repr(plan) == f"<cosmos3 plan: {first}>" and first.startswith("t2v 64x64, 5 frames, 2 steps: ")
+    assert [line.split(":")[0].strip() for line in stages] == [stage.name for stage in plan.stages]
+    assert "fits" in first and max(map(len, str(plan).splitlines())) <= 120
+
+
 def test_a_request_that_does_not_fit_is_refused_before_a_weight_is_read(pipe, monkeypatch):
     monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a weight was read"))
     settling = importlib.import_module("cosmos3_core.settle.settle")
@@ -394,6 +437,9 @@ def test_a_request_that_does_not_fit_is_refused_before_a_weight_is_read(pipe, mo
         with pytest.raises(cosmos3.InputError, match="there are") as refused:
             tight("a cup", **CLIP)
         assert refused.value.next_step.startswith(then) and "`anyway`" in refused.value.next_step
+        said, apart = str(tight.plan(**CLIP)), memory == one_by_one
+        assert "does not fit" in said and said.endswith("\n  `resident` False would fit") is apart
+        assert tight.plan(**CLIP).nearest == (("`resident` False",) if apart else ())
         assert not tight.plan(**CLIP).fits and tight.plan(**CLIP).device_bytes == memory
         tight.start("a cup", anyway=True, **CLIP)
 
@@ -483,8 +529,17 @@ LOAD = {
     "profile unknown": ({"profile": "comfyui"}, "comfyui", "reference"),
     "profile a number": ({"profile": 1}, "profile = 1", "as a string"),
     "resident a text": ({"resident": "yes"}, "resident = 'yes'", "True or False"),
-    "an argument of another library": ({"torch_dtype": "bfloat16"}, "load(torch_dtype='bfloat16')", "dtype"),
-    "no such argument": ({"device": "cpu"}, "load(device='cpu')", ""),
+    "a dtype by another name": ({"torch_dtype": "bfloat16"}, "load(torch_dtype='bfloat16')", "`dtype` of"),
+    "a device by another name": ({"device": "cpu"}, "load(device='cpu')", "`backend` of"),
+    "a map of devices": ({"device_map": "auto"}, "device_map", "`backend` of"),
+    "formats by another name": (
+        {"quantization": "fp8"},
+        "quantization",
+        '`formats` of cosmos3.load, such as {"pack_li',
+    ),
+    "offload": ({"offload": True}, "offload", "`resident` False"),
+    "a field of a request": ({"steps": 3}, "load(steps=3)", "It is an argument of a call"),
+    "no such argument": ({"bakend": "cpu"}, "load(bakend='cpu')", "Did you mean backend?"),
 }
 
 
@@ -526,9 +581,21 @@ CALLS = {
     "prompt with NaN": ({"prompt": {"a": float("nan")}}, "prompt as a dict", "Give text"),
     "no prompts": ({"prompt": []}, "empty list of prompts", "Give a prompt"),
     "a prompt of several is wrong": ({"prompt": ["a cup", 3]}, "prompt = 3", "as a string"),
-    "negative prompt a list": ({"negative_prompt": ["x"]}, "negative_prompt", "as a string"),
+    "negative prompt a list": ({"negative_prompt": ["x"]}, "a run has one", "as a string"),
+    "prompt a list as text": ({"prompt": '["a cup"]'}, "it is a JSON list", "Give prose"),
+    "prompt no JSON after all": ({"prompt": "{'caption': 'a cup'}"}, "it looks like JSON", "Give prose"),
+    "prompt a whole request": ({"prompt": {"prompt": "a cup", "steps": 3}}, "it is a whole request", "only its prompt"),
+    "negative prompt no JSON": ({"negative_prompt": '{"a": 1,}', "guidance": 4}, "it looks like JSON", "Give prose"),
     "unknown field": ({"heights": 64}, "heights", ""),
-    "field of another library": ({"num_inference_steps": 3}, "num_inference_steps", ""),
+    "field of another library": ({"num_inference_steps": 3}, "num_inference_steps", "Here it is `steps`"),
+    "outputs by another name": ({"num_videos_per_prompt": 2}, "num_videos_per_prompt", "Here it is `n` of a call"),
+    "noise by another name": ({"latents": torch.zeros(1)}, "latents", "Here it is `noise`"),
+    "a hook by another name": ({"callback_on_step_end": two}, "callback_on_step_end", "Here it is `on_step`"),
+    "a generator by its name": ({"generator": torch.Generator()}, "generator", "generator.initial_seed()"),
+    "the form of the output": ({"output_type": "np"}, "output_type", "Every result has .images"),
+    "an argument misspelt": ({"cancle": None, "nois": 3}, "nois", "Did you mean noise?"),
+    "an argument of loading": ({"backend": "cpu"}, "backend", "It is an argument of cosmos3.load"),
+    "what is not yet": ({"lora": "x"}, "lora", "Not yet: LoRA"),
     "task unknown": ({"task": "t2x"}, "t2x", "t2v"),
     "task a list": ({"task": ["t2v"]}, "t2v", ""),
     "size words": ({"size": "large"}, "size 'large'", "WIDTHxHEIGHT"),
@@ -547,7 +614,8 @@ CALLS = {
     "seed negative": ({"seed": -2}, "seed = -2", ""),
     "seed too large": ({"seed": 2**64}, "seed", "0 to"),
     "seeds count too far": ({"seed": 2**64 - 1, "n": 2}, "seed", "0 to"),
-    "seed a generator": ({"seed": torch.Generator()}, "seed", "whole number"),
+    "seed a generator": ({"seed": torch.Generator().manual_seed(7)}, "seed", "generator.initial_seed(), here 7"),
+    "seed a list": ({"seed": [1, 2]}, "a run has one seed", "count on from it"),
     "guidance NaN": ({"guidance": float("nan")}, "guidance = nan", "0 to 20"),
     "guidance a tensor": ({"guidance": torch.ones(2)}, "guidance", "0 to 20"),
     "fps of a picture": ({"fps": 12}, "fps", "Drop"),
@@ -612,10 +680,67 @@ def test_all_faults_of_a_call_are_told_at_once_and_name_their_fields(unread):
         unread("a cup", frames=10, size="large", heigth=3)
     assert str(refused.value).startswith("3 faults in one request:")
     assert [fault.field for fault in refused.value.faults] == ["frames", "size", "heigth"]
-    for field, value in {"steps": 0, "seed": "x", "image": 3, "n": 0, "output": 3, "frames": 10}.items():
+    assert refused.value.field == "frames" and pickle.loads(pickle.dumps(refused.value)).faults[2].field == "heigth"
+    fields = {"steps": 0, "seed": "x", "image": 3, "n": 0, "output": 3, "frames": 10, "profile": "x", "latents": 3}
+    fields |= {"output": "no/a.mp4", "noise": "no.st", "prompt": None, "negative_prompt": "[[]]", "video": "no.mp4"}
+    for field, value in (fields | {"image": "no.png"}).items():
         with pytest.raises(cosmos3.InputError) as refused:
-            unread(**{"prompt": "a cup", "frames": 5, field: value})
+            unread(**{"prompt": "a cup", "frames": 9, field: value})
+        assert refused.value.field == field and refused.value.faults == (refused.value,), refused.value
+        assert pickle.loads(pickle.dumps(refused.value)).field == field
+    with pytest.raises(cosmos3.InputError) as refused:
+        unread("a cup", task="i2v", steps=0)
+    assert [fault.field for fault in refused.value.faults] == ["steps", "image"]
+    wrong = {"model": "no-such", "backend": "no", "dtype": "int8", "profile": 3, "revision": "x", "resident": 3}
+    wrong |= {"kernels": {"attention": "x"}, "formats": {"pack_linear": "x"}, "bakend": 3}
+    several = [("kernels", {"attn": mine}), ("kernels", {"attn": "eager"}), ("kernels", {"attention": lambda q: q})]
+    for field, value in [*wrong.items(), *several]:
+        with pytest.raises(cosmos3.InputError) as refused:
+            cosmos3.load(**{"model": "tiny", "backend": "reference", field: value})
         assert refused.value.field == field, refused.value
+
+
+def test_what_each_place_takes_is_what_its_function_takes():
+    places = {words.CALL: cosmos3.Pipeline.__call__, words.START: cosmos3.Pipeline.start, words.LOAD: cosmos3.load}
+    for place, function in places.items() | {(words.PLAN, cosmos3.plan), (words.OF_A_PIPE, cosmos3.Pipeline.plan)}:
+        named = {p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD}
+        fields = set() if place == words.LOAD else set(FIELDS)
+        assert set(words.TAKES[place]) == (named | fields) - {"self"}
+
+
+def test_an_attribute_of_another_library_is_answered(pipe, picture):
+    answers = {
+        (pipe, "to"): "Here it is `backend` of cosmos3.load",
+        (pipe, "enable_model_cpu_offload"): "`resident` False of cosmos3.load",
+        (pipe, "enable_vae_tiling"): "Not here: tiles are taken",
+        (pipe, "scheduler"): "Here it is `schedule`",
+        (pipe, "frames"): "It is an argument of a call",
+        (pipe, "vae"): "It has backend, close,",
+        (picture, "frames"): "It has fps, images,",
+        (picture, "image"): "Did you mean images?",
+        (pipe.start("a cup", **PICTURE), "result"): "It has done, finish,",
+    }
+    for (value, name), answer in answers.items():
+        with pytest.raises(AttributeError, match=f"has no '{name}'") as raised:
+            getattr(value, name)
+        assert answer in str(raised.value)
+    assert not hasattr(pipe, "_repr_html_") and copy.copy(picture).seed == 7
+    for use in (lambda: picture[0], lambda: list(picture)):
+        with pytest.raises(TypeError, match="its frames are in .images"):
+            use()
+
+
+def test_a_closed_pipe_frees_its_model_and_refuses_runs(picture):
+    with cosmos3.load("tiny", backend="reference") as pipe:
+        run = pipe.start("a cup", **PICTURE)
+        run.step()
+        loaded = weakref.ref(pipe._engine._pool.lease("understanding"))
+    assert loaded() is None, "nobody holds it"
+    for use in (lambda: pipe("a cup", **PICTURE), lambda: pipe.start("a cup"), lambda: pipe.resume("x.st")):
+        with pytest.raises(cosmos3.InputError, match="closed pipe"):
+            use()
+    assert torch.equal(run.run().latents, picture.latents) and not pipe._engine._pool._loaded
+    pipe.close()
 
 
 def test_the_table_is_long_enough():

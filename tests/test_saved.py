@@ -202,11 +202,11 @@ def test_a_repeated_run_finds_what_has_changed(run, model):
     kept = {name: Path(name).read_bytes() for name in ("desk.png", "noise.st")}
     for what, change in CHANGES.items():
         change()
-        code, out, err = run("--request", "x.mp4.json", "-o", "again.mp4")
+        code, out, err = run("--request", "x.mp4.json", "-o", "again.mp4", "--overwrite")
         assert (code, out) == (2, ""), err
         error = err.splitlines()[-1]
         assert what in error and "changed since" in error and "--changed" in error and not Path("again.mp4").exists()
-        code, _, err = run("--request", "x.mp4.json", "-o", "again.mp4", "--changed")
+        code, _, err = run("--request", "x.mp4.json", "-o", "again.mp4", "--changed", "--overwrite")
         assert code == 0 and what in err and "changed since" in err
         assert any("changed since" in note for note in json.loads(Path("again.mp4.json").read_text())["notes"])
         Path("again.mp4").unlink()

@@ -239,7 +239,7 @@ def _usage(error: click.ClickException) -> None:
 def _said(error: Cosmos3Error) -> list[str]:
     """The lines of an error's message: one, or one for each fault of a request. Each part of a line is cut by itself,
     so that what to do next is never what is left out."""
-    if faults := getattr(error, "faults", ()):
+    if len(faults := getattr(error, "faults", ())) > 1:
         return [f"{len(faults)} faults in one request:", *(f"  {line}" for fault in faults for line in _said(fault))]
     asked, found, next_step = (terminal.printable(part) for part in (error.asked, error.found, error.next_step))
     return [shared.in_flags(f"{asked}: {found}. {next_step}", cli.commands.values())]

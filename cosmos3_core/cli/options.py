@@ -288,6 +288,7 @@ def model(**keywords: Any) -> Decorator:
     )
 
 
+OVERWRITE = option(OUTPUT, "--overwrite", is_flag=True, help="Replace files that are there; else they are refused.")
 QUIET = option(
     OUTPUT,
     "-q",
@@ -297,7 +298,6 @@ QUIET = option(
     callback=lambda context, parameter, asked: terminal.be_quiet(asked),
     help="Print the output's name, and errors, and nothing else.",
 )
-OVERWRITE = option(OUTPUT, "--overwrite", is_flag=True, help="Replace files that are there; else they are refused.")
 RUN = (
     model(),
     option(MODEL, "--revision", help="Branch, tag or commit of a hub id."),

@@ -17,7 +17,6 @@ from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..scenarios.fields import FIELDS, NOT_GIVEN, PROFILE
-from ..scenarios.request import STANDS_IN
 from ..settle import Settled
 from .terminal import console, printable
 
@@ -38,19 +37,11 @@ WIDEST = 120
 
 def show(settled: Settled, resolved: Mapping[str, Any], notes: Iterable[str], *, as_json: bool) -> None:
     """Print the report. `resolved` is the first half of the manifest that the run would leave."""
-    report = {**resolved, "request": _known(settled), "notes": list(notes), "estimate": _estimate(settled)}
+    report = {**resolved, "request": settled.known(), "notes": list(notes), "estimate": _estimate(settled)}
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
-
-
-def _known(settled: Settled) -> dict[str, Any]:
-    """The request, with None where something stands in for a text that is not known here."""
-    texts = {name for name, source in settled.origin.items() if source == STANDS_IN}
-    if settled.wish.described and settled.origin["negative_prompt"].startswith("checkpoint"):
-        texts.add("negative_prompt")
-    return settled.request.to_json() | dict.fromkeys(texts)
 
 
 def _estimate(settled: Settled) -> dict[str, Any]:

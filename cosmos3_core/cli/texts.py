@@ -25,10 +25,11 @@ def texts(options: Mapping[str, Any]) -> dict[str, str]:
         raise InputError("two texts from standard input", "it can be read once", "Put one of them into a file")
     found = {}
     for name, text in _typed(options).items():
-        file, what = _file(text), name.replace("_", " ")
-        asked = f"{what} {text if file is not None else repr(text[:40])}"
-        found[name] = text if file is None else read_text(file, asked).strip()
-        check_caption(found[name], asked)
+        found[name], file = text, _file(text)
+        if file is not None:
+            asked = f"{name.replace('_', ' ')} {text}"
+            found[name] = read_text(file, asked).strip()
+            check_caption(found[name], asked)  # as every request is, but here the message names the file
     return found
 
 

@@ -127,7 +127,6 @@ class Kernel:
 @dataclass(frozen=True, kw_only=True)
 class Backend:
     """A device, as data. `torch_device` is torch's device type; `collectives` the torch.distributed backend name.
-
     `probe()` returns a `Device` or raises `Unavailable`; it is the only place that touches a driver. Rows are in order
     of preference: "auto" takes the first that does not refuse, else eager torch. `ceilings` is keyed by how
     `Device.name` ends ("RTX 5090", which its laptop namesake does not), or by its arch, as `tuning` is."""

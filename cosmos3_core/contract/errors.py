@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class Cosmos3Error(Exception):
-    """A failure with a message made for a person. `exit_code` is the command line's, `field` the request's field to
+    """A failure with a message made for a person. `exit_code` is the command line's, `field` the field or argument to
     change, where there is one, `run` the `cosmos3.Run` that can go on, which no copy in another process has."""
 
     exit_code = 1
@@ -16,7 +16,7 @@ class Cosmos3Error(Exception):
         super().__init__(asked, found, next_step, field)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), self.args
+        return type(self), (self.asked, self.found, self.next_step, self.field)
 
     def __str__(self) -> str:
         return f"{self.asked}: {self.found}. {self.next_step}"
@@ -26,6 +26,11 @@ class InputError(Cosmos3Error):
     """A request, a file or the environment is not usable; no weight was read. Exit code 2; a server answers 4xx."""
 
     exit_code = 2
+
+    @property
+    def faults(self) -> tuple[InputError, ...]:
+        """Each fault of a request as an error, with a field of its own: this one, where there is no other."""
+        return (self,)
 
 
 class RunError(Cosmos3Error):

@@ -49,8 +49,7 @@ class Attention(Protocol):
     copy them together, and may scale each on its own.
 
     Query head j reads key/value head `j * K // H`. `causal` needs one segment with T == S. Returns out_BSHD in q's
-    dtype, and with `want_lse` the natural log-sum-exp of the scaled scores as fp32 lse_BHS (else None).
-    """
+    dtype, and with `want_lse` the natural log-sum-exp of the scaled scores as fp32 lse_BHS (else None)."""
 
     def __call__(
         self, q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
@@ -236,15 +235,13 @@ class Pending(Protocol):
 
 
 class Memory(Protocol):
-    """Device memory, in bytes, and the way between it and the host; one object serves several devices.
-
+    """Device memory, in bytes, and the way between it and the host; one object serves several devices:
     free, total  what the device can still give, and what there is
     used, peak   by this process: now, when all work is done; at most, since it started or since the last `reset`
     empty        give back what the allocator holds and no tensor uses
     limit        let allocations fail that would take more than `size` in all; Unavailable where there is no such limit
     pinned       an empty tensor on the host that the device copies to and from without a detour
-    copy         start to copy, after the device's work so far; `wait()` returns the target
-    """
+    copy         start to copy, after the device's work so far; `wait()` returns the target"""
 
     def free(self, device: torch.device) -> int: ...
     def total(self, device: torch.device) -> int: ...
@@ -260,8 +257,7 @@ class Memory(Protocol):
 class Comm(Protocol):
     """Collectives over a group of P processes (None: all of them), which all make the same calls in the same order.
     Tensors are contiguous and of any dtype; floats of 8 bits travel as bytes. Every call starts the work; `wait()`
-    returns the result, fresh unless it is said to be x.
-
+    returns the result, fresh unless it is said to be x:
     all_to_all      the p-th part of x's rows (its first axis) goes to process p, and the parts that are received follow
                     each other; parts are equal, or of `sent` and `received` rows
     all_gather      [P, *x.shape]: everyone's x, all of one shape

@@ -116,6 +116,11 @@ class Engine:
     def seconds(self) -> dict[str, float]:
         return self._stages.seconds
 
+    def close(self) -> None:
+        """Free what stays loaded. Generations that began go on, and nothing stays after them."""
+        with self._lock:
+            self._pool.close()
+
     @contextmanager
     def _working(self, watch: Watch | None) -> Iterator[None]:
         """The engine's one piece of work."""

@@ -24,6 +24,7 @@ from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.conditioning import fit, kept
 from ..scenarios.families import INPUTS
+from ..scenarios.faults import about
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
@@ -61,12 +62,14 @@ def read_inputs(
     `media.said`. Raises InputError for what is unusable."""
     for name in INPUTS:
         check_same(name, getattr(request, name), media)
-    checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
+    with about("noise"):
+        checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
-    reading = _read_input(request, media)
+    name = "image" if request.image is not None else "video"
+    with about(name):
+        reading = _read_input(request, media)
     if reading is None:
         return Inputs(prompt, negative, None, checked, notes)
-    name = "image" if request.image is not None else "video"
     return Inputs(
         prompt,
         negative,

@@ -71,6 +71,12 @@ class Pool:
                 self._staying.append(component)
         return component
 
+    def close(self) -> None:
+        """Keep nothing from now on: what somebody holds stays until he drops it."""
+        self.resident = False
+        self._staying.clear()
+        self.target.ops.memory.empty(torch.device(self.target.device))
+
     def give_back(self) -> None:
         """Return what the allocator holds and nothing uses, if it is much: the next part wants blocks of other
         sizes. To be called once a part is done and what it held is dropped."""

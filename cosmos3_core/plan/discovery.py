@@ -148,7 +148,7 @@ def pip_install(extra: str) -> str:
 def check_op(op: str) -> None:
     """InputError for an op that does not exist."""
     if op not in OPS:
-        raise InputError(f"a kernel for {op!r}", "there is no such op", f"Ops are {', '.join(OPS)}")
+        raise InputError(f"a kernel for {op!r}", "there is no such op", f"Ops are {', '.join(OPS)}", "kernel")
 
 
 def _find(name: str, disabled: Collection[str]) -> Found:

@@ -24,7 +24,8 @@ def dtype_named(text: str) -> str:
 def resolve(want: Want, backend: Backend, device: Device) -> Plan:
     """Choose one row for each op on this device. Raises InputError for a choice that cannot be met."""
     if want.dtype not in DTYPES:
-        raise InputError(f"dtype {want.dtype!r}", "weights are not run in it", f"Dtypes are {', '.join(DTYPES)}")
+        next_step = f"Dtypes are {', '.join(DTYPES)}"
+        raise InputError(f"dtype {want.dtype!r}", "weights are not run in it", next_step, "dtype")
     for op in want.kernels:
         check_op(op)
     _check_formats(want.formats, backend)

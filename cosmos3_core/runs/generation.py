@@ -23,7 +23,6 @@ from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import SILENT, Watch
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
-from ..plan.execution import SEQUENTIAL
 from . import manifest as manifests
 from . import saved, sealed
 from .outputs import Paths, write
@@ -56,7 +55,7 @@ def refusal(settled: Settled, *, stopped: bool = False) -> InputError | None:
     found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and there are {gib(device.memory)}"
     changes = [change for change in settled.nearest() if not stopped or change.values.keys() == {"tile"}]
     next_step = "Use a smaller model or a larger device (see cosmos3 plan)"
-    if settled.wish.resident and replace(settled.estimate, placement=SEQUENTIAL).peak <= device.memory:
+    if settled.wish.resident and settled.fits_in_turn:
         next_step = "Load the model with `resident` False, which fits"
     elif changes:
         next_step = f"Add {changes[0]}, which fits (cosmos3 plan lists other ways)"
@@ -95,9 +94,14 @@ def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
     return [tensors[key] for key in wanted], Source(os.path.abspath(name), sha256_file(Path(name)))
 
 
+def draws_more(settled: Settled) -> bool:
+    """Whether the sampler draws noise after the initial one."""
+    return settled.request.schedule == "distilled"
+
+
 def check_seed_matters(settled: Settled, given: bool) -> None:
     """Raises InputError for a seed that was `given` beside initial noise: only the distilled sampler draws more."""
-    if given and settled.request.schedule != "distilled":
+    if given and not draws_more(settled):
         found = "it would change nothing: the noise is given"
         raise InputError(f"`seed` {settled.request.seed} with `latents`", found, "Drop one")
 
@@ -314,7 +318,8 @@ def prepare(
         if not changed:
             raise InputError(asked, change, CHANGED)
         inputs = replace(inputs, notes=(*inputs.notes, change))
-    resolved |= {"latents": asdict(latents)} if latents else {}
+    if latents:
+        resolved |= {"latents": asdict(latents)} | ({} if draws_more(settled) else manifests.seedless(resolved))
     resolved |= {"inputs": {**texts, **inputs.facts}}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
     return Generation(

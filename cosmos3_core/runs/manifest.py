@@ -70,6 +70,12 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     }
 
 
+def seedless(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The request and the origins of a run whose noise was given, so that its seed had no effect."""
+    origin = resolved["origin"] | {"seed": "no effect: the noise was given"}
+    return {"request": resolved["request"] | {"seed": None}, "origin": origin}
+
+
 def complete(
     resolved: dict[str, Any], engine: Engine, inputs: Inputs, state: State, seconds: Mapping[str, float]
 ) -> dict[str, Any]:

@@ -83,6 +83,13 @@ def next_step(word: str, ours: Iterable[str], otherwise: str) -> str:
     return found.answer[0].upper() + found.answer[1:]
 
 
+def in_python(word: str) -> str | None:
+    """What to do from Python about a name that other programs have; None for a name of none of them."""
+    rows, found = table()["python"], known(word)
+    said = rows.get(word.lower()) or (rows.get(found.means, found.answer) if found else "")
+    return said[0].upper() + said[1:] if said else None
+
+
 def spelled(kind: str, word: str, ours: Iterable[str] = ()) -> str:
     """The one of our names of a profile or a backend that is meant by another; any other word as it is."""
     name = word.strip().lower().replace("_", "-")

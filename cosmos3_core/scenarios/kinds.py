@@ -112,7 +112,8 @@ def _text(name: str, value: Any, task: Task) -> str:
     if isinstance(value, Mapping) and value:  # a caption in JSON, which the model reads as its text
         value = _json(name, value)
     if not isinstance(value, str):
-        raise InputError(f"{name} = {value!r}", "it is not text", f"Give {name} as a string, or a caption as a dict")
+        found = "it is a list, and a run has one" if isinstance(value, list) else "it is not text"
+        raise InputError(f"{name} = {value!r}", found, f"Give {name} as a string, or a caption as a dict")
     if len(value) > MAX_PROMPT_CHARS:
         raise InputError(
             f"a {name} of {len(value):,} characters", "that is no prompt", f"Keep it under {MAX_PROMPT_CHARS:,}"
@@ -228,6 +229,12 @@ def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
 
 def _seed(name: str, value: Any, task: Task) -> int | str:
     """A seed, or "random" for what leaves it to chance."""
+    if isinstance(value, list):
+        found, next_step = "a run has one seed", "Give the first: those of several outputs count on from it"
+        raise InputError(f"{name} = {value!r}", found, next_step)
+    if callable(of := getattr(value, "initial_seed", None)):  # of torch, which draws from the lower 32 bits
+        found = "it is a generator, and a seed is the number that one begins with"
+        raise InputError(f"{name} = {value!r}", found, f"Give generator.initial_seed(), here {of() % 2**32}")
     return "random" if value in CHANCE else SEED_RANGE.read(name, value, task)
 
 

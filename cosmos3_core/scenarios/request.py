@@ -18,6 +18,7 @@ from typing import Any
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
 from . import aliases, kinds
+from .captions import check_caption
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .faults import Faults
@@ -167,7 +168,9 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
     `made_for`. Raises InputError for two inputs."""
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
-        raise InputError(" with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one")
+        raise InputError(
+            " with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one", inputs[1]
+        )
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
     if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
@@ -212,9 +215,11 @@ def check(
         with faults.of(key):
             _check_key(key)
             values[key] = FIELDS[key].check(value, task)
+            if FIELDS[key].kind in (kinds.PROMPT, kinds.TEXT):
+                check_caption(values[key], f"{key.replace('_', ' ')} {values[key][:40]!r}")
     if not partial and "prompt" in _missing(given, task):
         said = "there is nothing to generate", 'Give a `prompt`, such as "a cup on a table"'
-        faults.found["prompt"] = InputError("a run without a prompt", *said)
+        faults.add("prompt", InputError("a run without a prompt", *said))
     if "task" not in faults.found:
         _check_inputs(faults, task, values, partial)
     faults.report()
@@ -308,7 +313,7 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
     """The file that the task starts from and no other, and one frame or several."""
     if task.input and not partial and values.get(task.input) is None:
         missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
-        faults.found.setdefault(task.input, missing)
+        faults.add(task.input, missing)
     for name in INPUTS:
         with faults.of(name):
             if values.get(name) is not None and (reason := FIELDS[name].refusal(task)):

@@ -20,6 +20,7 @@ from ..plan.resolve import formats_of
 from ..plan.survey import described_device
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.faults import about
 from ..scenarios.fields import understood
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
@@ -70,6 +71,18 @@ class Settled:
     def fits(self) -> bool:
         """Whether every stage fits in the device's memory, by the estimate."""
         return self.worst.peak <= self.plan.device.memory
+
+    @property
+    def fits_in_turn(self) -> bool:
+        """Whether it would fit if what is loaded did not stay."""
+        return replace(self.estimate, placement=SEQUENTIAL).peak <= self.plan.device.memory
+
+    def known(self) -> dict[str, Any]:
+        """The request as JSON, with None where something stands in for a text or a file that is not known."""
+        unknown = {name for name, source in self.origin.items() if source == requests.STANDS_IN}
+        if _from_table(self.wish) and self.origin["negative_prompt"].startswith("checkpoint"):
+            unknown.add("negative_prompt")
+        return self.request.to_json() | dict.fromkeys(unknown)
 
     def nearest(self) -> list[Change]:
         """The changes that would make it fit, the least harmful first; none where it does."""
@@ -148,13 +161,15 @@ def _from_table(wish: Wish) -> bool:
 
 
 def _opened(wish: Wish) -> Model:
-    return describe(wish.model) if _from_table(wish) else open_model(wish.model, wish.revision)
+    with about("model"):
+        return describe(wish.model) if _from_table(wish) else open_model(wish.model, wish.revision)
 
 
 def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Ground:
-    if wish.arch is not None:
-        on = described_device(wish.arch, wish.backend, wish.memory, wish.disabled)
-    backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
+    with about("backend"):
+        if wish.arch is not None:
+            on = described_device(wish.arch, wish.backend, wish.memory, wish.disabled)
+        backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)

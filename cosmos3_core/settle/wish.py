@@ -58,15 +58,15 @@ class Wish:
         for name in ("given", "kernels", "formats", "required"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-                raise InputError(f"{name} = {value!r}", "it is no mapping by name", f"Pass {name} as a dict")
+                raise InputError(f"{name} = {value!r}", "it is no mapping by name", f"Pass {name} as a dict", name)
         always = ("model", "profile")
         for name in (*always, "revision", "suffix", "backend", "dtype", "arch"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in always):
-                raise InputError(f"{name} = {value!r}", "it is not text", f"Pass {name} as a string")
+                raise InputError(f"{name} = {value!r}", "it is not text", f"Pass {name} as a string", name)
         if isinstance(self.disabled, str):
             found = "it is one text, and each of its letters would be a name"
-            raise InputError(f"disabled = {self.disabled!r}", found, f"Pass [{self.disabled!r}]")
+            raise InputError(f"disabled = {self.disabled!r}", found, f"Pass [{self.disabled!r}]", "disabled")
         object.__setattr__(self, "profile", spelled("profile", self.profile, PROFILES))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", None if self.dtype == "auto" else dtype_named(self.dtype))
@@ -74,7 +74,7 @@ class Wish:
             object.__setattr__(self, "backend", _backend_named(self.backend))
         memory = self.memory
         if memory is not None and not (isinstance(memory, int | float) and 0 < memory < math.inf):
-            raise InputError(f"memory = {memory!r}", "that is no memory", "Give it in bytes")
+            raise InputError(f"memory = {memory!r}", "that is no memory", "Give it in bytes", "memory")
 
 
 def _backend_named(text: str) -> str:

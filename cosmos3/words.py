@@ -1,0 +1,81 @@
+"""What Python calls the fields of a request and of a plan, and what to do about a name that is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cosmos3_core.contract import InputError
+from cosmos3_core.scenarios.aliases import in_python
+from cosmos3_core.scenarios.faults import NAMED, field_of, together
+from cosmos3_core.scenarios.fields import FIELDS
+from cosmos3_core.spelling import did_you_mean
+
+OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
+"""Arguments by what the core calls them, which is what the command line does."""
+CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
+_OPENING = ("model", "backend", "formats", "kernels", "dtype", "profile", "resident")
+TAKES: dict[str, tuple[str, ...]] = {
+    CALL: (*FIELDS, "n", "noise", "output", "on_step", "progress", "cancel", "anyway"),
+    START: (*FIELDS, "noise", "anyway"),
+    OF_A_PIPE: tuple(FIELDS),
+    LOAD: (*_OPENING, "revision"),
+    PLAN: (*_OPENING, *FIELDS),
+}
+"""What each place takes by name."""
+
+
+class Answering:
+    """Has words for an attribute that it lacks."""
+
+    if not TYPE_CHECKING:  # to a type checker it is an error as it was
+
+        def __getattr__(self, name: str) -> Any:
+            called = type(self).__name__
+            if name.startswith("_"):
+                raise AttributeError(f"{called!r} object has no attribute {name!r}", name=name, obj=self)
+            here = [member for member in dir(type(self)) if not member.startswith("_")]
+            hint = self._elsewhere(name) or did_you_mean(name, here, f"It has {', '.join(here)}")
+            raise AttributeError(f"a {called.lower()} has no {name!r}. {hint}", name=name, obj=self)
+
+    @staticmethod
+    def _elsewhere(name: str) -> str | None:
+        """What to do about an attribute that other programs have."""
+        return None
+
+
+def elsewhere(word: str, here: str = "") -> str | None:
+    """What to do about an argument of another place than `here`, or of another program; None for one of neither."""
+    for place, names in TAKES.items():
+        if word in names and place != here:
+            return f"It is an argument of {place}"
+    return in_python(word)
+
+
+def unknown(word: str, here: str) -> str:
+    """What to do about an argument that `here`, of TAKES, does not take."""
+    return elsewhere(word, here) or did_you_mean(word, TAKES[here], f"It takes {', '.join(sorted(TAKES[here]))}")
+
+
+def in_arguments(text: str) -> str:
+    """A message of the core with Python's arguments in it."""
+    return NAMED.sub(lambda match: f"`{OURS.get(match[1], match[1])}`", text)
+
+
+@contextmanager
+def as_arguments(here: str) -> Iterator[None]:
+    """An InputError raised inside names Python's arguments, in its message and in the `field` of each fault; one that
+    there is not `here`, of TAKES, is answered."""
+    try:
+        yield
+    except InputError as error:
+        for fault in error.faults:
+            name = field_of(fault)
+            if name is not None and name not in TAKES[here] and fault.asked == f"request field {name!r}":
+                fault.next_step = unknown(name, here)
+            else:
+                fault.field = OURS.get(name or "", name)
+            for part in ("asked", "found", "next_step"):
+                setattr(fault, part, in_arguments(getattr(fault, part)))
+        raise together(error.faults) from error.__cause__
