@@ -183,9 +183,12 @@ def _repeated(options: Options) -> Earlier:
 
 def _request_text(name: str, asked: str) -> str:
     """A request file; of a picture or clip that a run wrote, the manifest in it."""
-    if Path(name).suffix.lower() in {task.suffix for task in TASKS.values()}:
-        return json.dumps(manifests.read_manifest(name, asked))
-    return read_text(name, asked)
+    try:
+        return read_text(name, asked)
+    except InputError:
+        if Path(name).suffix.lower() not in {task.suffix for task in TASKS.values()}:
+            raise
+    return json.dumps(manifests.read_manifest(name, asked))
 
 
 def _why_named(options: Options, earlier: Earlier) -> str:
