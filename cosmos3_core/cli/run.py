@@ -185,9 +185,12 @@ def _repeated(options: Options) -> Earlier:
 
 def _request_text(name: str, asked: str) -> str:
     """A request file; of a picture or clip that a run wrote, the manifest in it."""
-    if Path(name).suffix.lower() in {task.suffix for task in TASKS.values()}:
-        return json.dumps(manifests.read_manifest(name, asked))
-    return read_text(name, asked)
+    try:
+        return read_text(name, asked)
+    except InputError:
+        if Path(name).suffix.lower() not in {task.suffix for task in TASKS.values()}:
+            raise
+    return json.dumps(manifests.read_manifest(name, asked))
 
 
 def _why_named(options: Options, earlier: Earlier) -> str:
@@ -305,7 +308,7 @@ def _name_stopped(paths: Paths, options: Options) -> None:
     if not options.resume and (found := stopped_runs(paths.state)):
         others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         resume = _resume(found[-1], paths, options, anyway=False)
-        tell(f"note: an earlier run of {paths.output} was stopped{others}; to go on with it instead: {resume}")
+        remark(f"note: an earlier run of {paths.output} was stopped{others}; to go on with it instead: {resume}")
 
 
 def _resume(state: Path, paths: Paths, options: Options, anyway: bool) -> str:
