@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,22 @@ def test_progress_and_cancel_may_wait_for_a_thread_that_uses_the_same_run(pipe, 
     result = run.run(cancel=ask, progress=ask)
     assert others[1] is result and torch.equal(result.latents, picture.latents)
     assert torch.equal(pipe.resume("half.st").run().latents, picture.latents)
+
+
+def test_an_interrupt_while_others_have_their_turn_leaves_the_lock_as_it_was():
+    turn, taken, main = stages.Turn(), threading.Event(), threading.get_ident()
+
+    def other():
+        with turn:
+            taken.set()
+            threading.Event().wait(0.2)  # in which the first waits for its turn
+            signal.pthread_kill(main, signal.SIGINT)
+            threading.Event().wait(0.2)
+
+    with pytest.raises(KeyboardInterrupt), turn, turn, turn.handed_on():
+        threading.Thread(target=other, daemon=True).start()
+        taken.wait(30)
+    waited_for(turn.__enter__)
 
 
 def test_the_time_of_the_callers_functions_is_no_stages(pipe, monkeypatch):

@@ -83,9 +83,17 @@ class Turn:
         try:
             yield
         finally:
+            interrupt = None
             for _ in range(depth):
-                self._lock.acquire()
+                while True:
+                    try:
+                        self._lock.acquire()
+                        break
+                    except BaseException as error:  # Ctrl-C: its holder is to have what it then gives back
+                        interrupt = error
             self._depth = depth
+            if interrupt is not None:
+                raise interrupt
 
 
 class Stages:
