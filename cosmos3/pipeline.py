@@ -14,10 +14,9 @@ from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.plan import choose_backend
 from cosmos3_core.plan.own import with_own
 from cosmos3_core.runs import generation, outputs, saved
-from cosmos3_core.runs.generation import IN_MEMORY, Generation
+from cosmos3_core.runs.generation import Generation
 from cosmos3_core.runs.keeping import Keeper
 from cosmos3_core.runs.outputs import Moved
-from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.captions import check_no_file
 from cosmos3_core.scenarios.families import INPUTS, TASKS
@@ -27,6 +26,7 @@ from cosmos3_core.scenarios.request import PROFILES, check_profile
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
 from cosmos3_core.spelling import shown
 
+from .inputs import media_of, noise_of
 from .plans import Plan, plan_of
 from .questions import path_of
 from .results import Result
@@ -34,8 +34,6 @@ from .runs import Event, Progress, Run, check_hooks
 from .words import CALL, LOAD, OF_A_PIPE, PLAN, START, Answering, as_arguments, bound, elsewhere, unknown
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from cosmos3_core.engine.engine import Engine
     from cosmos3_core.files.memory import Media
 
@@ -121,7 +119,7 @@ def _settled(wish: Wish, ground: Ground, given: Mapping[str, Any], **other: Any)
 
 def _planned(wish: Wish, ground: Ground, fields: dict[str, Any]) -> Settled:
     """A request that may lack its prompt and its input."""
-    inputs, _ = _media(fields.pop("image", None), fields.pop("video", None))
+    inputs, _ = media_of(fields.pop("image", None), fields.pop("video", None))
     return _settled(wish, ground, fields | inputs, partial=True)
 
 
@@ -305,7 +303,7 @@ class Pipeline(Answering):
         stopped = saved.read_stopped(path_of("path", path), asked)
         earlier = stopped.earlier
         self._check_same(earlier, asked)
-        given, media = _media(image, video)
+        given, media = media_of(image, video)
         given = earlier.given | given | ({} if tile is None else {"tile": tile})
         settled = settle(
             replace(self._wish, given=given, profile=earlier.profile or self._wish.profile), ground=self._ground
@@ -359,7 +357,7 @@ class Pipeline(Answering):
         """A run for each output, all of them checked."""
         self._check_open()
         _check_switch("anyway", anyway)
-        inputs, media = _media(image, video)
+        inputs, media = media_of(image, video)
         suffix = None if output is None else Path(path_of("output", output)).suffix
         runs: list[Run] = []
         given = {**dict.fromkeys(INPUTS), **fields, **inputs}
@@ -383,7 +381,7 @@ class Pipeline(Answering):
         tensors, source = None, None
         if noise is not None:
             generation.check_seed_matters(settled, seeded)
-            tensors, source = _noise(noise, settled)
+            tensors, source = noise_of(noise, settled)
         return generation.prepare(self._engine, settled, noise=tensors, latents=source, media=media)
 
     def _check_fits(self, settled: Settled, anyway: bool, *, stopped: bool = False) -> None:
@@ -424,39 +422,3 @@ class Pipeline(Answering):
                 except RunError as second:  # the first error is the cause
                     error.add_note(str(second))
                 raise
-
-
-def _media(image: Any, video: Any) -> tuple[dict[str, Any], Media | None]:
-    """Request fields for the inputs, and what was handed over in memory."""
-    given: dict[str, Any] = {}
-    media: Media | None = None
-    for name, value in zip(INPUTS, (image, video), strict=True):
-        if value is None:
-            continue
-        if isinstance(value, str | os.PathLike):
-            given[name] = path_of(name, value)
-            continue
-        from cosmos3_core.files.memory import Media
-
-        media = Media.of(name, value)
-        given[name] = media.said
-    return given, media
-
-
-def _noise(noise: Any, settled: Settled) -> tuple[list[Tensor], Source]:
-    """Initial noise of one item, and what the manifest says of it."""
-    import torch
-
-    from cosmos3_core.checkpoint.tensors import tensor_digest
-
-    if isinstance(noise, str | os.PathLike):
-        return generation.read_noise(path_of("noise", noise), settled)
-    try:
-        tensor = torch.as_tensor(noise).detach().cpu()
-        if tensor.is_complex():
-            raise TypeError("its numbers are complex")
-        tensor = (tensor[0] if tensor.ndim == 5 and len(tensor) == 1 else tensor).float().contiguous()
-    except (TypeError, ValueError, RuntimeError) as error:
-        found = f"it cannot be read as a tensor ({error})"
-        raise InputError(f"noise of type {type(noise).__name__}", found, "Give a tensor or an array", "noise") from None
-    return [tensor], Source(IN_MEMORY, tensor_digest(tensor))

@@ -21,7 +21,7 @@ OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
 CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
 _OPENING = ("model", "backend", "formats", "kernels", "dtype", "profile", "resident")
 TAKES: dict[str, tuple[str, ...]] = {
-    CALL: (*FIELDS, "n", "noise", "output", "on_step", "progress", "cancel", "anyway"),
+    CALL: (*FIELDS, "n", "noise", "output", "overwrite", "on_step", "progress", "cancel", "anyway"),
     START: (*FIELDS, "noise", "anyway"),
     OF_A_PIPE: tuple(FIELDS),
     LOAD: (*_OPENING, "revision"),

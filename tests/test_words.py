@@ -112,7 +112,6 @@ FLAGS = {
     "--disable-guardrails": NOT_YET.format("guardrails."),
     "--vae-slicing": NOT_HERE.format("tiles are taken where memory does not suffice; --tile sets them."),
     "--torch-compile": NOT_HERE.format("the plan says what is compiled and captured."),
-    "--quiet": NOT_HERE.format("progress is written to standard error"),
     "--enable-frame-interpolation": NOT_HERE.format("frames come from the model"),
     "--video-save-quality 9": NOT_HERE.format("files are written at one quality."),
 }
