@@ -92,6 +92,7 @@ def fork(arguments: list[str], seen: Seen | None = None) -> int:
     """The process of `cosmos3 run ARGUMENTS`; what it says goes to the file `said`."""
     if child := os.fork():
         return child
+    torch.set_num_threads(1)  # OpenMP's threads are not there after a fork, and it would wait for them
     said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)

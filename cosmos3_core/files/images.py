@@ -99,7 +99,10 @@ def _by_adobe(image: Image.Image) -> bool:
     """Whether a camera says that it wrote Adobe RGB: R03 in the interoperability part of the EXIF data."""
     from PIL import ExifTags
 
-    return image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
+    try:
+        return image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
+    except KeyError:  # from Pillow before 13, where there is no such part
+        return False
 
 
 @contextmanager

@@ -19,10 +19,14 @@ from ..checkpoint.tensors import tensor_digest
 from .subject import Subject, environment, row_id
 from .suite import CASES
 
+TORCH_S_OWN = ("TORCHINDUCTOR_CACHE_DIR",)
+"""Environment variables that torch sets to its own default when a library first asks it to compile."""
+
 
 def surroundings() -> dict[str, Any]:
     """Everything a kernel shares with the program around it, by the name a vendor knows it by."""
-    return {f"environment variable {name}": value for name, value in environment().items()} | {
+    shared = {name: value for name, value in environment().items() if name not in TORCH_S_OWN}
+    return {f"environment variable {name}": value for name, value in shared.items()} | {
         "torch.get_default_dtype()": str(torch.get_default_dtype()),
         "torch.get_default_device()": str(torch.get_default_device()),
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
