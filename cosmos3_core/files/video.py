@@ -107,7 +107,7 @@ def _clip(source: Path | bytes) -> Iterator[_Playing]:
             found = "there is no decoder for its video, or it is cut off"
             raise InputError(asked, found, f"{NEXT_STEP} in H.264")
         _check_area(source, stream.width, stream.height)
-        stream.thread_type = "AUTO"
+        stream.thread_type = "SLICE"  # with a frame a thread, a damaged one would cost all that are under way
         if not (rate := stream.average_rate or stream.guessed_rate):
             raise InputError(asked, "it has no frame rate", "Pass a clip, such as an .mp4 file")
         shower = Shower(source, stream.sample_aspect_ratio)
