@@ -108,5 +108,5 @@ def test_a_recipe_names_its_formats(acme, capsys, monkeypatch, tmp_path):
     )
     assert code == 0 and "--format pack_linear=int8" in out, err
     (tmp_path / "tiny-t2i-256x256-int8-acmeonex1.toml").rename(tmp_path / "tiny-t2i-256x256-acmeonex1.toml")
-    code, out, _ = cosmos3(capsys, monkeypatch, "recipes", "--folder", tmp_path, "list", "--json")
-    assert code == 0 and "Name it tiny-t2i-256x256-int8-acmeonex1.toml" in out
+    code, _, err = cosmos3(capsys, monkeypatch, "recipes", "--folder", tmp_path, "show", "tiny-t2i-256x256-acmeonex1")
+    assert code == 2 and "Name it tiny-t2i-256x256-int8-acmeonex1.toml" in err
