@@ -232,9 +232,9 @@ class Pipeline(Answering):
         them. `image`, `video` and `noise` are as for `start`, `on_step`, `progress` and `cancel` as for `Run.run`.
         `output` is a path to write the result to, which is checked before the first step, and whose suffix may say that
         a picture is wanted; a file that is there is refused unless it may be `overwrite`n; a run that fails or is
-        cancelled is kept beside it, in OUTPUT.state.safetensors. `fields`
-        are all others of docs/fields.md: size, frames, steps, guidance, seed ... `anyway` runs what does not fit by the
-        estimate. Every request is checked before a weight is read. Raises InputError, RunError and Cancelled.
+        cancelled is kept beside it, in OUTPUT.state.safetensors. `fields` are all others of docs/fields.md: size,
+        frames, steps, guidance, seed ... `anyway` runs what does not fit by the estimate. Every request is checked
+        before a weight is read. Raises InputError, RunError and Cancelled.
         """
         check_hooks(on_step, progress, cancel)
         many = isinstance(prompt, list | tuple)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from cosmos3_core.plan.cost.units import ceiling_of, gib
 from cosmos3_core.settle import Settled
 
+from .questions import as_json
 from .words import in_arguments
 
 
@@ -30,8 +30,7 @@ class Plan:
     `peak_bytes` is that of the worst of the `stages`, `device_bytes` the device's memory, and `fits` whether it
     suffices. `seconds` sums up the stages without loading, `step_seconds` is the slowest step; both are None where no
     peak rate of the device is known. `kernels` are the rows that run, by op. `nearest` are the changes that would make
-    it fit, in words. `request` has every field, None where it is not
-    known yet, and `origin` where each is from.
+    it fit, in words. `request` has every field, None where it is not known yet, and `origin` where each is from.
     """
 
     fits: bool
@@ -75,6 +74,6 @@ def plan_of(settled: Settled) -> Plan:
         stages=tuple(stages),
         kernels=plan.to_json(settled.execution.tokens)["kernels"],
         nearest=(*apart, *(in_arguments(str(change)) for change in settled.nearest())),
-        request=json.loads(json.dumps(settled.known())),
+        request=as_json(settled.known()),
         origin=settled.origin,
     )

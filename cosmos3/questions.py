@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -38,6 +39,11 @@ def show(path: str | os.PathLike[str]) -> dict[str, Any]:
     from cosmos3_core.runs.manifest import read_manifest
 
     return read_manifest(path_of("path", path))
+
+
+def as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """A copy as JSON has it: lists in the place of tuples."""
+    return dict(json.loads(json.dumps(value)))
 
 
 def path_of(name: str, value: Any) -> str:

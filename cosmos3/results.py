@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from copy import deepcopy
 from pathlib import Path
@@ -14,7 +13,7 @@ from cosmos3_core.runs import outputs
 from cosmos3_core.runs.generation import Generation
 from cosmos3_core.runs.outputs import Paths
 
-from .questions import path_of
+from .questions import as_json, path_of
 from .words import Answering, bound
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Result(Preview):
     def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any]):
         super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
         self._request, self._embedded = run.request, embedded
-        self._manifest: dict[str, Any] = json.loads(json.dumps(run.manifest()))
+        self._manifest = as_json(run.manifest())
         self._latents = {name: plain(tensor) for name, tensor in run.latents().items()}
 
     @property

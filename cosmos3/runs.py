@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from cosmos3_core.files.atomic import check_writable
 from cosmos3_core.runs.generation import Generation
 from cosmos3_core.spelling import shown
 
-from .questions import path_of
+from .questions import as_json, path_of
 from .results import Preview, Result, plain
 from .words import Answering, bound
 
@@ -200,11 +199,6 @@ def _identity(file: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it: lists in the place of tuples."""
-    return dict(json.loads(json.dumps(value)))
 
 
 def check_hooks(on_step: Any, progress: Any, cancel: Any) -> None:

@@ -461,6 +461,15 @@ def test_a_run_that_goes_on_uses_up_its_own_state(run, full):
     assert Path("b.mp4.state.safetensors").exists() and not Path("a.mp4.state.safetensors").exists()
 
 
+def test_a_run_that_goes_on_leaves_a_file_that_somebody_named(run, full):
+    assert run("a cup", *STEPS, "-o", "a.mp4")[0] == 1
+    full.undo()
+    Path("a.mp4.state.safetensors").rename("mine.safetensors")
+    before = Path("mine.safetensors").read_bytes()
+    code, _, err = run("--resume", "mine.safetensors", "-o", "a.mp4")
+    assert code == 0 and Path("mine.safetensors").read_bytes() == before, err
+
+
 def test_another_stopped_run_stays_where_it_is_kept(run, full):
     """Typed again and stopped again, a command does not write over the steps that it had."""
     assert run("a cup", *STEPS, "-o", "cup.mp4")[0] == 1

@@ -195,8 +195,6 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code of the command line; what went wrong is said."""
-    from ..contract.errors import Cosmos3Error
-
     try:
         try:
             code = cli(prog_name="cosmos3", standalone_mode=False)
@@ -209,7 +207,11 @@ def _run() -> int:
                 raise stop.__cause__ from None
             terminal.tell("stopped")
             return EXIT_CANCELLED
-        except Cosmos3Error as error:
+        except Exception as error:
+            from ..contract.errors import Cosmos3Error  # which `--help` does without
+
+            if not isinstance(error, Cosmos3Error):
+                raise
             first, *others = _said(error)
             for line in ("stopped",) if error.exit_code == EXIT_CANCELLED else (f"error: {first}", *others):
                 terminal.tell(line)

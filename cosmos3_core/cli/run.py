@@ -363,10 +363,10 @@ def _stoppable(run: Generation, stop: Stop) -> Iterator[np.ndarray]:
 
 
 def _use_up(keeper: Keeper, options: Options) -> None:
-    """The files with the steps of a run that is whole go."""
+    """The files in which a run that is whole was kept go; one that somebody gave a name stays."""
     try:
         keeper.discard()
-        if options.resume:
+        if options.resume and saved.named_here(options.resume):
             Path(options.resume).unlink(missing_ok=True)
     except OSError as error:
         tell(f"note: {error.filename} is used up and could not be deleted ({error.strerror})")

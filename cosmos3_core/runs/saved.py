@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -268,6 +269,11 @@ def numbered(path: Path, count: int) -> Path:
     """The name of a further stopped run that was to be kept at `path`."""
     name, _, suffix = path.name.rpartition(".")
     return path.with_name(f"{name}-{count}.{suffix}")
+
+
+def named_here(name: str) -> bool:
+    """Whether a stopped run of the command line chose this name for its file, and no person did."""
+    return re.fullmatch(r".+\.state(-\d+)?\.safetensors", os.path.basename(name)) is not None
 
 
 def pixels_digest(pixels: Tensor | None) -> str | None:

@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+from ..bounds import parse_json
 from ..contract import InputError
 from ..spelling import shown
 
@@ -30,14 +31,14 @@ def check_caption(text: str, asked: str) -> None:
     if not MEANT.match(text.lstrip()):
         return
     try:
-        value = json.loads(text, object_pairs_hook=once)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text[error.pos :].lstrip(" ,\r\n").startswith("{"):
             found = f"a second JSON object begins at line {error.lineno}"
             raise InputError(asked, found, "A run has one caption: give each its own file") from None
         found = f"it looks like JSON and is not: {error.msg} (line {error.lineno}, column {error.colno})"
         raise InputError(asked, found, CAPTION) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(asked, f"it looks like JSON and cannot be read ({error})", CAPTION) from None
     if not isinstance(value, dict):
         raise InputError(asked, "it is a JSON list, which no caption is", CAPTION)
@@ -51,12 +52,3 @@ def check_no_file(name: str, text: Any) -> None:
     if isinstance(text, str) and re.fullmatch(r"@\S+", text):
         found = "files of prompts are read for the command line's arguments alone"
         raise InputError(f"{name} {shown(text)}", found, f"Give the text of {shown(text[1:])} itself", name)
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where one of two values of a key would be dropped without a word."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in names if names.count(key) > 1)!r} is there twice")
-    return value

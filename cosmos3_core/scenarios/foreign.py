@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bounds import parse_json
 from ..contract import InputError
 from ..spelling import nearest, shown
 from .aliases import HERE, INPUT, LATER, UNNEEDED, Alias, aliases, asks_nothing, known, owners, table
-from .captions import once
 from .conversion import Work, number_of
 from .families import INPUTS, TASKS
 from .fields import FIELDS
@@ -82,8 +82,8 @@ def _unwrapped(value: Mapping[str, Any], asked: str) -> tuple[dict[str, Any], di
         inner = value.get(name)
         if isinstance(inner, str) and inner.strip():
             try:
-                inner = json.loads(inner, object_pairs_hook=once)
-            except (ValueError, RecursionError) as error:
+                inner = parse_json(inner)
+            except ValueError as error:
                 raise InputError(f"{asked}: {name}", f"it is not JSON ({error})", "Give it as an object") from None
         if inner not in (None, "") and not isinstance(inner, dict):
             raise InputError(f"{asked}: {name}", "it is not an object", "Give it as an object")
