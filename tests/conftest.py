@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import cosmos3
 from installed import install
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,3 +38,14 @@ def acme(site, monkeypatch):
 
     plant()
     return plant
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """`cosmos3 run ARGUMENTS` in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return cosmos3(capsys, monkeypatch, "run", *arguments)
+
+    return call

@@ -17,7 +17,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from command import cosmos3
 from inputs import clip, photograph
 from PIL import Image
 from safetensors.torch import load_file
@@ -32,16 +31,6 @@ from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
 
 SMALL = ["--model", "tiny", "--size", "112x80", "--steps", "3"]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        return cosmos3(capsys, monkeypatch, "run", *arguments)
-
-    return call
 
 
 def decoded(path: Path) -> np.ndarray:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import cosmos3
 from inputs import clip, photograph
 from PIL import Image
 
@@ -24,16 +23,6 @@ from cosmos3_core.scenarios.sizes import auto_size, keeping
 
 SMALL = ["--model", "tiny", "--steps", "2"]
 SETTLE = [*SMALL, "--dry-run", "--json"]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        return cosmos3(capsys, monkeypatch, "run", *arguments)
-
-    return call
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from pathlib import Path
 import inputs
 import pytest
 import torch
-from command import cosmos3
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -27,16 +26,6 @@ from cosmos3_core.runs.saved import KEY, Earlier, read_stopped
 OLD = Path(__file__).parent / "goldens" / "0.1.0"
 REQUEST = "--model tiny --size 64x64 --steps 3 --seed 4 --dtype float32 --backend reference".split()
 REQUEST += ["--set", "system_prompt=true"]  # as the profile had it then
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        return cosmos3(capsys, monkeypatch, "run", *arguments)
-
-    return call
 
 
 @pytest.fixture
