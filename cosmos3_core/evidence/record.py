@@ -243,7 +243,7 @@ def media_digest(path: Path) -> str:
     return f"sha256:{sha256_file(path)}"
 
 
-PLANNED = ("dtype", "kernels", "formats", "below", "fused", "kept")
+PLANNED = ("dtype", "kernels", "formats", "below", "fused", "kept", "kept_below")
 """Of a plan, as JSON has it: what computes."""
 POSITIVE = Number(0, 1e15)
 SHA256 = Text(pattern="[0-9a-f]{64}")
