@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from cosmos3_core.checkpoint.tensors import tensor_digest
 from cosmos3_core.contract import InputError
 from cosmos3_core.runs import generation
 from cosmos3_core.runs.generation import IN_MEMORY
@@ -40,8 +41,6 @@ def media_of(image: Any, video: Any) -> tuple[dict[str, Any], Media | None]:
 def noise_of(noise: Any, settled: Settled) -> tuple[list[Tensor], Source]:
     """Initial noise of one item, and what the manifest says of it."""
     import torch
-
-    from cosmos3_core.checkpoint.tensors import tensor_digest
 
     if isinstance(noise, str | os.PathLike):
         return generation.read_noise(path_of("noise", noise), settled)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
+from .identity import identity
 from .repository import Repository, full_name, open_repository
+from .tensors import TensorInfo, open_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
     from ..model.weights import Target
-    from .tensors import TensorInfo
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
@@ -198,7 +199,6 @@ class Weights:
     def __init__(self, model: Model):
         from ..model.vae import VideoVAE
         from ..model.weights import canonical_name, check_names, check_tensors
-        from .tensors import open_tensors
 
         self.model = model
         self.transformer = open_tensors(model.repository, "transformer")
@@ -218,8 +218,6 @@ class Weights:
     @cached_property
     def identity(self) -> str | None:
         """What tells these weights from others of the same names (`identity`); None of weights that are no files."""
-        from .identity import identity
-
         files = {"transformer": self.transformer.tensors, "vae": self.vae_files.tensors}
         return identity(self.model.repository, {folder: tensors.values() for folder, tensors in files.items()})
 

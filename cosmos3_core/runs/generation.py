@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import SILENT, Watch
+from ..files.digests import sha256_file
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
 from ..scenarios.fields import is_whole
@@ -81,7 +82,6 @@ def check_same_kernels(earlier: Earlier, settled: Settled, asked: str) -> None:
 
 def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
     """The initial noise in a file, a tensor for each item of the request, and what the manifest says of it."""
-    from ..files.digests import sha256_file
     from ..scenarios.items import items_of
 
     asked = f"`latents` {name}"
