@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import shutil
@@ -94,38 +93,6 @@ def parameters(tower: str) -> int:
 
 def interrupt(*_):
     raise KeyboardInterrupt
-
-
-class Loaded:
-    """What `Weights` has loaded so far, by stage, without holding any of it."""
-
-    def __init__(self, monkeypatch):
-        self.seen = []
-        for name in ("understanding", "generation", "vae"):
-            monkeypatch.setattr(Weights, name, self._watched(getattr(Weights, name)))
-
-    def _watched(self, load):
-        def watched(weights, target, *halves):
-            component = load(weights, target, *halves)
-            self.seen.append((" ".join((load.__name__, *halves)), weakref.ref(component)))
-            return component
-
-        return watched
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.seen]
-
-    @property
-    def alive(self) -> list[str]:
-        return sorted(name for name, component in self.seen if component() is not None)
-
-
-@pytest.fixture
-def loaded(monkeypatch):
-    gc.disable()  # what only a collection frees has leaked: on a device its memory lacks until then
-    yield Loaded(monkeypatch)
-    gc.enable()
 
 
 def model_of(schedule):

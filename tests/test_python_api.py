@@ -12,7 +12,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -731,16 +730,16 @@ def test_an_attribute_of_another_library_is_answered(pipe, picture):
             use()
 
 
-def test_a_closed_pipe_frees_its_model_and_refuses_runs(picture):
+def test_a_closed_pipe_frees_its_model_and_refuses_runs(picture, loaded):
     with cosmos3.load("tiny", backend="reference") as pipe:
         run = pipe.start("a cup", **PICTURE)
         run.step()
-        loaded = weakref.ref(pipe._engine._pool.lease("understanding"))
-    assert loaded() is None, "nobody holds it"
+        assert loaded.alive == ["generation", "understanding"]
+    assert loaded.alive == ["generation"], "the run holds it"
     for use in (lambda: pipe("a cup", **PICTURE), lambda: pipe.start("a cup"), lambda: pipe.resume("x.st")):
         with pytest.raises(cosmos3.InputError, match="closed pipe"):
             use()
-    assert torch.equal(run.run().latents, picture.latents) and not pipe._engine._pool._loaded
+    assert torch.equal(run.run().latents, picture.latents) and not loaded.alive
     pipe.close()
 
 
