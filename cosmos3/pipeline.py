@@ -28,7 +28,7 @@ from cosmos3_core.spelling import shown
 
 from .inputs import media_of, noise_of
 from .plans import Plan, plan_of
-from .questions import path_of
+from .questions import check_switch, path_of
 from .results import Result
 from .runs import Event, Progress, Run, check_hooks
 from .words import CALL, LOAD, OF_A_PIPE, PLAN, START, Answering, as_arguments, bound, elsewhere, unknown
@@ -127,7 +127,7 @@ def _wish(
     model: Any, backend: Any, formats: Any, kernels: Any, dtype: Any, profile: Any, resident: Any, **more: Any
 ) -> Wish:
     """What is no request's. Functions among the kernels get their names in `_ground`."""
-    _check_switch("resident", resident)
+    check_switch("resident", resident)
     wish = Wish(
         model=path_of("model", model),
         profile=PROFILES[0] if profile is None else profile,
@@ -141,11 +141,6 @@ def _wish(
     )
     check_profile(wish.profile)
     return wish
-
-
-def _check_switch(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InputError(f"{name} = {shown(value)}", "it is a switch", "Give True or False", name)
 
 
 def _ground(wish: Wish) -> tuple[Wish, Ground]:
@@ -237,6 +232,7 @@ class Pipeline(Answering):
         request is checked before a weight is read. Raises InputError, RunError and Cancelled.
         """
         check_hooks(on_step, progress, cancel)
+        check_switch("overwrite", overwrite)
         many = isinstance(prompt, list | tuple)
         prompts: Sequence[Any] = prompt if isinstance(prompt, list | tuple) else [prompt]
         count = 1 if n is None else kinds.whole(1, MOST).read("n", kinds.plain(n), TASKS["t2v"])
@@ -299,7 +295,7 @@ class Pipeline(Answering):
         formats and kernels that the run began with."""
         self._check_open()
         asked = f"resume {path_of('path', path)}"
-        _check_switch("anyway", anyway)
+        check_switch("anyway", anyway)
         stopped = saved.read_stopped(path_of("path", path), asked)
         earlier = stopped.earlier
         self._check_same(earlier, asked)
@@ -356,7 +352,7 @@ class Pipeline(Answering):
     ) -> list[Run]:
         """A run for each output, all of them checked."""
         self._check_open()
-        _check_switch("anyway", anyway)
+        check_switch("anyway", anyway)
         inputs, media = media_of(image, video)
         suffix = None if output is None else Path(path_of("output", output)).suffix
         runs: list[Run] = []

@@ -13,7 +13,7 @@ from cosmos3_core.runs import outputs
 from cosmos3_core.runs.generation import Generation
 from cosmos3_core.runs.outputs import Paths
 
-from .questions import as_json, path_of
+from .questions import as_json, check_switch, path_of
 from .words import Answering, bound
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Preview(Answering):
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the first frame as a .png, read it back, and return its path. Raises InputError for what cannot be
         written, and for a file that is there unless it may `overwrite` it."""
+        check_switch("overwrite", overwrite)
         file = Path(path_of("path", path))
         check_output(file, clip=False, overwrite=overwrite)
         write_image(file, self.numpy[0], {}, overwrite=overwrite)
@@ -119,6 +120,7 @@ class Result(Preview):
         `noise=`. What is at these paths is refused, or with `overwrite` replaced if all went well. Raises InputError
         for what cannot be written, and RunError for a picture of one flat colour and for a file that does not read
         back."""
+        check_switch("overwrite", overwrite)
         names = [None if one is None else path_of("path", one) for one in (manifest, latents)]
         noise, model = self._manifest.get("latents", {}).get("file"), self._manifest["model"]["name"]
         paths = outputs.checked_paths(

@@ -470,6 +470,8 @@ OUTPUTS = {
     ),
     "folder a file": (CLIP + "-o clip.mp4/a.mp4", "writing clip.mp4/a.mp4", "there is no folder clip.mp4"),
     "a folder": (CLIP + "-o folder", "writing folder", "Pass a file name, such as --output folder/out.mp4"),
+    "the folder itself": (CLIP + "-o .", "writing .", "Pass a file name, such as --output out.mp4"),
+    "the root": (CLIP + "-o /", "writing /", "Pass a file name, such as --output /out.mp4"),
     "name too long": (CLIP + f"-o {'a' * 300}.mp4", "writing aaa", "File name too long). Choose another --output"),
     "manifest in a missing folder": (CLIP + "--manifest none/a.json", "writing none/a.json", "there is no folder none"),
     "manifest a folder": (CLIP + "--manifest folder", "writing folder", "Pass the name of a file"),

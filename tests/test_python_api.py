@@ -598,6 +598,11 @@ def two(a, b):
     return None
 
 
+class Wordless:
+    def __repr__(self):
+        raise ValueError("it cannot be written")
+
+
 CALLS = {
     "no prompt": ({"prompt": None}, "prompt", ""),
     "empty prompt": ({"prompt": " "}, "an empty prompt", "Describe"),
@@ -684,6 +689,10 @@ CALLS = {
     "cancel a number": ({"cancel": 3}, "cancel", "Event"),
     "output a number": ({"output": 3}, "output = 3", "pathlib.Path"),
     "output of another kind": ({"output": "cup.mp4"}, "cup.mp4", "cup.png"),
+    "output a folder": ({"output": "."}, "it is a folder", "out.png"),
+    "output the root": ({"output": "/"}, "it is a folder", "out.png"),
+    "overwrite a text": ({"output": "cup.png", "overwrite": "no"}, "overwrite = 'no'", "True or False"),
+    "cancel that has no words": ({"cancel": Wordless()}, "<Wordless", "Event"),
     "output without a folder": ({"output": "no/cup.png"}, "no/cup.png", "mkdir"),
     "output of several": ({"output": "cup.png", "n": 2}, "output with several", "save()"),
 }
@@ -838,6 +847,18 @@ USES = {
     "planned an unknown field": (lambda pipe: pipe.plan(heigth=3), "heigth", ""),
     "a result saved as another kind": (lambda pipe: pipe("a cup", **PICTURE).save("x.mp4"), "x.mp4", "x.png"),
     "a result saved without a suffix": (lambda pipe: pipe("a cup", **PICTURE).save("x"), "writing x", "x.png"),
+    "a result saved with a word": (
+        lambda pipe: pipe("a cup", **PICTURE).save("x.png", overwrite="no"),
+        "overwrite = 'no'",
+        "True or False",
+    ),
+    "a preview saved with a word": (
+        lambda pipe: next(run.preview() for run in [pipe.start("a cup", **CLIP)] if run.step()).save(
+            "x.png", overwrite=0
+        ),
+        "overwrite = 0",
+        "True or False",
+    ),
     "a result saved to None": (lambda pipe: pipe("a cup", **PICTURE).save(None), "path = None", "pathlib.Path"),
     "a result saved over its manifest": (
         lambda pipe: pipe("a cup", **PICTURE).save("x.png", manifest="x.png"),

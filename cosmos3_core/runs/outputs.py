@@ -43,7 +43,7 @@ class Paths:
     @property
     def state(self) -> Path:
         """Where a stopped run is kept."""
-        return self.output.with_name(f"{self.output.name}.state.safetensors")
+        return Path(f"{self.output}.state.safetensors")
 
     @property
     def written(self) -> tuple[Path, ...]:
