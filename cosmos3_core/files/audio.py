@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import av
     import numpy as np
 
-SOUND_SUFFIXES = (".wav", ".flac")
 CODECS = {".wav": "pcm_s16le", ".flac": "flac"}
 COMMENT = "comment"
 """In a .wav: a file of that kind has a fixed list of keys, and all that is stored goes into this one as JSON."""

@@ -104,9 +104,7 @@ class Decoder:
         for i, (pair, stride) in enumerate(zip(pairwise(widths), strides, strict=True)):
             name = f"decoder.block.{i}"
             self.layers.append(Snake.of(take, f"{name}.snake1", pair[0]))
-            self.layers.append(
-                Conv(take, f"{name}.conv_t1", pair, 2 * stride, dtype, stride=stride, transposed=True)
-            )
+            self.layers.append(Conv(take, f"{name}.conv_t1", pair, 2 * stride, dtype, stride=stride, transposed=True))
             for unit, dilation in enumerate(DILATIONS, 1):
                 self.layers.append(ResidualUnit(take, f"{name}.res_unit{unit}", pair[1], dilation, dtype))
         self.layers.append(Snake.of(take, "decoder.snake1", widths[-1]))

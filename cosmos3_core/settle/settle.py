@@ -233,4 +233,7 @@ def _job(request: requests.Request, origin: dict[str, str], model: Model, guided
         negative_tokens=STOCK_NEGATIVE_TOKENS if stock else SHORT_NEGATIVE_TOKENS,
         input_frames=request.conditioning_pixel_frames,
         tile=request.tile,
+        fps=request.fps,
+        sound=request.sound,
+        sound_length=request.sound_length,
     )
