@@ -227,7 +227,7 @@ def _encode(temp: Path, suffix: str, sound: Sound, metadata: dict[str, str]) -> 
     # Absolute, because FFmpeg takes a relative name with a colon in it for an address.
     with av.open(str(temp.absolute()), "w", format=suffix.removeprefix(".")) as output:
         output.metadata.update({COMMENT: json.dumps(metadata)} if suffix == ".wav" else metadata)
-        stream = output.add_stream(CODECS[suffix], rate=sound.rate, layout="stereo")
+        stream: Any = output.add_stream(CODECS[suffix], rate=sound.rate, layout="stereo")
         for frame in _frames(sound, "s16", 4096):
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))

@@ -241,7 +241,8 @@ def _exact_rate(fps: float) -> Fraction:
 
 @dataclass
 class Sent:
-    """What the encoder was given: `cells` has one entry for each frame, see `_cells`; `sound` is as the track has it."""
+    """What the encoder was given: `cells` has one entry for each frame, see `_cells`, and `sound` is as the track has
+    it."""
 
     rate: Fraction
     width: int = 0

@@ -95,12 +95,23 @@ class ResidualUnit:
         return self.conv2(self.snake2(self.conv1(self.snake1(x)))).add_(x)
 
 
-class Decoder:
+class _Layers:
+    """Layers one after the other."""
+
+    layers: list[Any]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Decoder(_Layers):
     """Latents [1, C, S] to a waveform [1, 2, S hop]."""
 
     def __init__(self, take: Take, config: SoundConfig, dtype: torch.dtype):
         widths, strides = config.decoder_widths, tuple(reversed(config.dec_strides))
-        self.layers: list[Any] = [Conv(take, "decoder.conv1", (config.vocoder_input_dim, widths[0]), 7, dtype)]
+        self.layers = [Conv(take, "decoder.conv1", (config.vocoder_input_dim, widths[0]), 7, dtype)]
         for i, (pair, stride) in enumerate(zip(pairwise(widths), strides, strict=True)):
             name = f"decoder.block.{i}"
             self.layers.append(Snake.of(take, f"{name}.snake1", pair[0]))
@@ -109,11 +120,6 @@ class Decoder:
                 self.layers.append(ResidualUnit(take, f"{name}.res_unit{unit}", pair[1], dilation, dtype))
         self.layers.append(Snake.of(take, "decoder.snake1", widths[-1]))
         self.layers.append(Conv(take, "decoder.conv2", (widths[-1], CHANNELS), 7, dtype, bias=False))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 class ConvNeXt:
@@ -132,12 +138,12 @@ class ConvNeXt:
         return self.down(self.snake(self.up(normed))).add_(x)
 
 
-class Encoder:
+class Encoder(_Layers):
     """A spectrogram [1, 2 (n_fft + 2), positions] to mean and scale of the latents, [1, 2 C, S]."""
 
     def __init__(self, take: Take, config: SoundConfig, dtype: torch.dtype):
         widths, spectrum = config.encoder_widths, CHANNELS * (config.enc_n_fft + 2)
-        self.layers: list[Any] = []
+        self.layers = []
 
         def name() -> str:
             return f"encoder.layers.{len(self.layers)}"
@@ -148,8 +154,6 @@ class Encoder:
                 self.layers.append(ConvNeXt(take, name(), pair[0], dtype))
             self.layers.append(Conv(take, name(), pair, 2 * stride, dtype, stride=stride))
         self.layers.append(Conv(take, name(), (widths[-1], config.enc_latent_dim), 1, dtype, bias=False))
-
-    __call__ = Decoder.__call__
 
 
 class SoundCodec:

@@ -53,7 +53,8 @@ class Pass:
 class Execution:
     """Decided before a weight is read. `branches` are the texts that are read; `unguided` and `guided` the passes of a
     step without and with guidance; `latent` the latents' frames, height and width; `tokens` the media tokens of a
-    branch, `sound`'s among them (None: there is none); `kept_layers` how many of the media tower's first layers no format quantizes, 0 where there is no format."""
+    branch, those of its `sound` among them (None: there is none); `kept_layers` how many of the media tower's first
+    layers no format quantizes, 0 where there is no format."""
 
     branches: tuple[str, ...]
     latent: tuple[int, int, int]

@@ -56,11 +56,11 @@ class Field:
     `default` says where a value comes from that was not given: `PROFILE`, `NOT_GIVEN`, `THE_INPUTS` or `REQUIRED`. In a
     profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
     `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
-    beside the other values of a request; None where it does something. `lacking` returns what a model lacks to take a
-    value other than the default, None where it lacks nothing; `elsewhere` is what to do then. `option` says that the command line has an
-    option for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in
-    [run] itself, and `distilled` that a distilled model has settled it. `group` is the heading it stands under for a
-    reader.
+    beside the other values of a request; None where it does something. `lacking` returns what a model lacks to take
+    another value than the default, None where it lacks nothing, and `elsewhere` says what to do then. `option` says
+    that the command line has an option for it (--set takes every field), `costs` that it bears on time or memory,
+    `headline` that a recipe has it in [run] itself, and `distilled` that a distilled model has settled it. `group` is
+    the heading it stands under for a reader.
     """
 
     name: str
@@ -211,7 +211,7 @@ _ROWS = (
         name="sound_length",
         group=SIZE,
         kind=kinds.choice(*LENGTHS),
-        help="Samples of the sound: the video's seconds cut off to a whole sample (down), rounded to one, or to latents.",
+        help="The video's seconds as sound: cut off to a whole sample (down), or rounded to one or to latent frames.",
         refusal=_silent,
         idle=_no_sound,
     ),

@@ -47,7 +47,8 @@ THE_OUTPUT = "the output"
 class Request:
     """One generation, fully resolved. Sizes in pixels, `fps` in frames per second, `shift` of the noise schedule,
     `guidance_interval` on the timestep scale of 0 to 1000 (None: every step), its ends "open" or "closed",
-    `condition_frame_indexes` latent frame indices, `sound_length` one of `sound.LENGTHS`, `tile` the VAE decode's tile in pixels (None: whole)."""
+    `condition_frame_indexes` latent frame indices, `sound_length` one of `sound.LENGTHS`, `tile` the VAE decode's tile
+    in pixels (None: whole)."""
 
     task: str
     prompt: str
@@ -256,10 +257,11 @@ def resolve(
     """The full request, and for each of `FIELDS` where its value came from.
 
     `given` holds the fields that the user set; a task that is not among them follows from them and from the output's
-    `suffix`, and so does sound from that of a sound file. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial` request something stands
-    in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole` request has every field,
-    also those that its own profile filled: one of these that changes nothing here was nobody's wish. Raises InputError,
-    for all faults of the given fields at once, or then for all that the model and the values together do not allow.
+    `suffix`, and sound from the latter. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial`
+    request something stands in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole`
+    request has every field, also those that its own profile filled: one of these that changes nothing here was nobody's
+    wish. Raises InputError, for all faults of the given fields at once, or then for all that the model and the values
+    together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
     values, origin = defaults(task.name, profile, model)
