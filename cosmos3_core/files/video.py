@@ -259,7 +259,7 @@ def encode(
     ValueError for frames that cannot be a clip."""
     import av
     import numpy as np
-    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+    from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
     sent, reformatter = Sent(rate), VideoReformatter()
     waiting: deque[Future[None]] = deque()
@@ -270,14 +270,8 @@ def encode(
     # Whoever makes the frames, and what is done to them here, goes on while the encoder is at work.
     with ThreadPoolExecutor(1) as encoder, closed_by(encoder, output, waiting):
         output.metadata.update(metadata)
-        stream = output.add_stream("libx264", rate=rate, options={"crf": "16"})
+        stream = _stream(output, rate)
         codec = stream.codec_context
-        codec.profile = PROFILE
-        codec.pix_fmt = PIXELS
-        codec.colorspace = Colorspace.ITU709
-        codec.color_primaries = ColorPrimaries.BT709
-        codec.color_trc = ColorTrc.BT709
-        codec.color_range = ColorRange.MPEG
         track = Track(output, sound) if sound else None
         sent.sound = track.sent if track else None
 
@@ -317,6 +311,18 @@ def encode(
         while waiting:
             waiting.popleft().result()
     return sent
+
+
+def _stream(output: av.container.OutputContainer, rate: Fraction) -> av.VideoStream:
+    """A clip's frames, not yet of any size."""
+    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+    stream: av.VideoStream = output.add_stream("libx264", rate=rate, options={"crf": "16"})
+    codec = stream.codec_context
+    codec.profile, codec.pix_fmt = PROFILE, PIXELS
+    codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+    codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return stream
 
 
 @contextmanager
