@@ -30,7 +30,7 @@ LEVELS = 1 << 15
 """Of 16 bits, on each side of zero."""
 SMOOTHED = 8
 """Samples whose mean is compared of a track that lost what AAC leaves out: 6 kHz and below."""
-ALIKE, LOUD, SHARE = 0.5, 1e-3, 0.1
+ALIKE, LOUD, SHARE = 0.5, 1e-3, 0.25
 """How alike the track has to be to what was encoded, from -1 to 1, where there is something below 6 kHz to compare:
 louder than this, and than this share of the whole. Of music, speech, noise and clicks it is above 0.97; of the same
 noise a packet late about 0."""
@@ -200,7 +200,7 @@ def _alike(found: np.ndarray, sent: np.ndarray) -> bool:
     loudness = float(np.sqrt((b**2).mean()))
     if loudness < max(LOUD, SHARE * float(np.sqrt((sent.astype(np.float64) ** 2).mean()))):
         return True
-    return float((a * b).sum()) >= ALIKE * float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum()) > ALIKE * float(np.sqrt((a**2).sum() * (b**2).sum()))
 
 
 def write_sound(path: Path, sound: Sound, metadata: dict[str, str], *, overwrite: bool = True) -> dict[str, Any]:
