@@ -39,17 +39,23 @@ def media_of(image: Any, video: Any) -> tuple[dict[str, Any], Media | None]:
 
 
 def noise_of(noise: Any, settled: Settled) -> tuple[list[Tensor], Source]:
-    """Initial noise of one item, and what the manifest says of it."""
-    import torch
+    """Initial noise of each latent, of several a list, and what the manifest says of it."""
 
     if isinstance(noise, str | os.PathLike):
         return generation.read_noise(path_of("noise", noise), settled)
+    several = settled.request.sound and isinstance(noise, list | tuple)
+    tensors = [_tensor(one) for one in (noise if several else [noise])]
+    return tensors, Source(IN_MEMORY, tensor_digest(*tensors))
+
+
+def _tensor(noise: Any) -> Tensor:
+    import torch
+
     try:
         tensor = torch.as_tensor(noise).detach().cpu()
         if tensor.is_complex():
             raise TypeError("its numbers are complex")
-        tensor = (tensor[0] if tensor.ndim == 5 and len(tensor) == 1 else tensor).float().contiguous()
+        return (tensor[0] if tensor.ndim == 5 and len(tensor) == 1 else tensor).float().contiguous()
     except (TypeError, ValueError, RuntimeError) as error:
         found = f"it cannot be read as a tensor ({error})"
         raise InputError(f"noise of type {type(noise).__name__}", found, "Give a tensor or an array", "noise") from None
-    return [tensor], Source(IN_MEMORY, tensor_digest(tensor))

@@ -138,9 +138,9 @@ class Run(Answering):
             raise InputError("finishing a run", found, "Call run(), which takes them, or look at preview()")
         if self._result is None:
             with self._watched(progress, cancel):
-                embedded = self._generation.manifest()
+                embedded, sound = self._generation.manifest(), self._generation.sound()
                 frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
-            result = Result(self._generation, frames, embedded)
+            result = Result(self._generation, frames, embedded, sound)
             with self._lock:
                 self._result = self._result or result  # another thread may have been at it, too
         return self._result

@@ -55,6 +55,7 @@ def test_every_choice_that_is_listed_is_taken(model):
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
                 beside = {"interval_ends": {"guidance_interval": [1, 9]}, "system_prompt_text": {"system_prompt": True}}
+                beside |= {"sound_length": {"sound": True}}
                 if name != "task":
                     resolve(given | beside.get(name, {}) | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
 

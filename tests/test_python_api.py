@@ -89,8 +89,10 @@ PUBLIC = {
         "noise": "",
         "numpy": "",
         "request": "",
-        "save": "(path, *, manifest=None, latents=None, overwrite=False)",
+        "save": "(path, *, manifest=None, latents=None, sound=None, overwrite=False)",
         "seed": "",
+        "sound": "",
+        "sound_rate": "",
         "tensor": "",
     },
     "Run": {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
+from ..model.sound_config import SoundConfig
 from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
 from .identity import identity
 from .repository import Repository, full_name, open_repository
@@ -20,6 +21,7 @@ from .tensors import TensorInfo, open_tensors
 if TYPE_CHECKING:
     import torch
 
+    from ..model.sound import SoundCodec
     from ..model.text import ChatTokenizer
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
@@ -77,7 +79,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
             f"Cosmos3 checkpoints say {PIPELINES[0]}",
         )
     raw = _object(repo, "transformer/config.json")
-    config = TransformerConfig.from_json(raw, f"{name}/transformer/config.json")
+    config, silent = _with_sound(repo, TransformerConfig.from_json(raw, f"{name}/transformer/config.json"))
     scheduler = _object(repo, "scheduler/scheduler_config.json")
     sigmas = _distilled_sigmas(repo, scheduler)
     variant = "distilled" if sigmas else "base" if config.gated else "edge"
@@ -89,6 +91,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
+        silent=silent,
         **_schedule(index, scheduler),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
@@ -108,6 +111,7 @@ def describe(name: str) -> Model:
         return open_model(name)
     row = table["models"][table["repositories"][name]]
     tiny, config = open_model("tiny"), TransformerConfig.from_json(row["transformer"], name)
+    config = replace(config, sound=SoundConfig() if config.sound_gen else None)
     steps: int | None = row.get("steps")
     negative = (tiny.facts.negative_prompt or "") * LONG_NEGATIVE
     return replace(
@@ -117,8 +121,32 @@ def describe(name: str) -> Model:
         vae=tiny.vae | table["vae"],
         dtype=DTYPE,
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
-        facts=ModelFacts(name, row["variant"], config.gated, negative, steps, made_for(name)),
+        facts=ModelFacts(name, row["variant"], config.gated, negative, steps, made_for(name), silent=_silent(config)),
     )
+
+
+def _with_sound(repo: Repository, config: TransformerConfig) -> tuple[TransformerConfig, str | None]:
+    """The config with that of the sound codec, and why the model makes no sound if it makes none. What is wrong with
+    the codec is nothing to who wants no sound."""
+    if reason := _silent(config):
+        return config, reason
+    folder = f"{repo.name}/sound_tokenizer"
+    try:
+        if (raw := repo.read_json("sound_tokenizer/config.json")) is None:
+            return config, "has no sound_tokenizer/config.json"
+        sound = SoundConfig.from_json(raw, folder)
+    except InputError as error:
+        return config, f"has a sound codec that cannot be used: {error.asked}: {error.found}"
+    ours = sound.vocoder_input_dim, sound.sampling_rate / sound.hop
+    theirs = config.sound_dim, config.sound_latent_fps
+    if ours != theirs:
+        said = "has a sound codec of {} channels at {:g} latent frames a second and a transformer of {} at {:g}"
+        return config, said.format(*ours, *theirs)
+    return replace(config, sound=sound), None
+
+
+def _silent(config: TransformerConfig) -> str | None:
+    return None if config.sound_gen else "has no sound head (sound_gen in its transformer/config.json)"
 
 
 def _schedule(index: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +223,8 @@ class Weights:
 
     transformer: Tensors
     vae_files: Tensors
+    sound_files: Tensors | None = None
+    """Opened by `open_sound`, as most runs have no use for them."""
 
     def __init__(self, model: Model):
         from ..model.vae import VideoVAE
@@ -215,11 +245,35 @@ class Weights:
         expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
         check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)
 
+    def open_sound(self) -> Tensors:
+        """Find and check the sound codec's files. A codec without an encoder is one that only decodes. Raises
+        InputError."""
+        from ..model.sound import HALVES, SoundCodec
+        from ..model.weights import check_tensors
+
+        if self.sound_files is None:
+            files, config = open_tensors(self.model.repository, "sound_tokenizer"), self.model.config.sound
+            assert config is not None, "a request of a model without a codec has no sound"
+            halves = [half for half in HALVES if any(name.startswith(half) for name in files.tensors)]
+            expected = SoundCodec.names(config, {*halves, "decoder"})
+            found = {name: _kind(info) for name, info in files.tensors.items()}
+            check_tensors(expected, found, f"{self.model.name}/sound_tokenizer")
+            self.sound_files = files
+        return self.sound_files
+
     @cached_property
     def identity(self) -> str | None:
         """What tells these weights from others of the same names (`identity`); None of weights that are no files."""
-        files = {"transformer": self.transformer.tensors, "vae": self.vae_files.tensors}
-        return identity(self.model.repository, {folder: tensors.values() for folder, tensors in files.items()})
+        return self._identity({"transformer": self.transformer, "vae": self.vae_files})
+
+    @cached_property
+    def identity_with_sound(self) -> str | None:
+        """The same of these and the sound codec's."""
+        files = {"transformer": self.transformer, "vae": self.vae_files, "sound_tokenizer": self.open_sound()}
+        return self._identity(files)
+
+    def _identity(self, files: Mapping[str, Tensors]) -> str | None:
+        return identity(self.model.repository, {folder: one.tensors.values() for folder, one in files.items()})
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         canonical = {self.raw_names[name]: name for name in names}
@@ -252,3 +306,13 @@ class Weights:
             dtype=target.dtype,
             halves=halves,
         )
+
+    def sound(self, target: Target, half: str) -> SoundCodec:
+        """Load the sound codec's "encoder" or "decoder"."""
+        from ..model.sound import SoundCodec
+
+        config, files = self.model.config.sound, self.open_sound()
+        assert config is not None, "a request of a model without a codec has no sound"
+        names = [name for name in files.tensors if name.startswith(f"{half}.")]
+        device, dtype = target.device, target.dtype
+        return SoundCodec.load(config, files.read(names), device=device, dtype=dtype, halves=(half,))

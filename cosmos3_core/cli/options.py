@@ -229,18 +229,20 @@ class WithFields(Command):
 @cache
 def _of_fields(costs: bool) -> tuple[click.Option, ...]:
     from ..scenarios.fields import FIELDS, THE_INPUTS
-    from ..scenarios.kinds import PATH
+    from ..scenarios.kinds import PATH, SWITCH
 
     options = []
     for name, field in FIELDS.items():
         if field.option and (field.costs or not costs):
             default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
             is_path = field.kind is PATH
+            switch = field.kind is SWITCH
             choices = _sizes if name == "size" else partial(tuple, field.kind.schema.get("enum", ()))
             made = Option(
-                [flag(name)],
+                [f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name)],
                 heading=field.group,
                 type=field.kind.type,
+                default=None,
                 metavar="PATH" if is_path else None,
                 shell_complete=files if is_path else one_of(choices),
                 help=f"{field.help}{default}",
@@ -331,7 +333,7 @@ RUN = (
         "-o",
         "--output",
         type=click.Path(),
-        help="out.mp4 or out.png  [default: the next free cosmos3-SEED]",
+        help="out.mp4, out.png, or the sound alone, out.wav or out.flac  [default: the next free cosmos3-SEED]",
     ),
     OVERWRITE,
     SET,
@@ -354,6 +356,10 @@ RUN = (
     ),
     option(SAMPLING, "--latents", type=click.Path(), help="Start from this saved noise."),
     option(OUTPUT, "--save-latents", type=click.Path(), help="Save the initial noise and the final latents here."),
+    option(OUTPUT, "--save-sound", type=click.Path(), help="Write the video's sound here too: a .wav or .flac."),
+    option(
+        OUTPUT, "--sound-only", is_flag=True, help="Write the sound alone; so does an output ending in .wav or .flac."
+    ),
     option(OUTPUT, "--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]"),
     option(CONTROL, "--resume", type=click.Path(), help="Go on with a run that was stopped."),
     option(

@@ -24,6 +24,7 @@ from ..scenarios import request as requests
 from ..scenarios.captions import check_no_file
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
+from ..scenarios.sound import SOUND_SUFFIXES
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import show
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from ..files.audio import Sound
+
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
 REPORT = {"memory": "--memory", "arch": "--arch", "as_json": "--json"}
@@ -44,6 +47,8 @@ FREE = (
     "overwrite",
     "changed",
     "save_latents",
+    "save_sound",
+    "sound_only",
     "manifest",
     "tile",
     "resume",
@@ -78,6 +83,7 @@ class Options:
     steps: int | None
     guidance: float | None
     shift: float | None
+    sound: bool | None
     seed: int | None
     negative_prompt: str | None
     tile: int | None
@@ -91,6 +97,8 @@ class Options:
     dtype: str | None
     latents: str | None
     save_latents: str | None
+    save_sound: str | None
+    sound_only: bool
     resume: str | None
     changed: bool
     manifest: str | None
@@ -188,7 +196,7 @@ def _request_text(name: str, asked: str) -> str:
     try:
         return read_text(name, asked)
     except InputError:
-        if Path(name).suffix.lower() not in {task.suffix for task in TASKS.values()}:
+        if Path(name).suffix.lower() not in {*SOUND_SUFFIXES, *(task.suffix for task in TASKS.values())}:
             raise
     return json.dumps(manifests.read_manifest(name, asked))
 
@@ -203,7 +211,8 @@ def _why_named(options: Options, earlier: Earlier) -> str:
 def _refuse_settled(options: Options) -> None:
     """InputError for an option that the stopped run has settled."""
     for name, value in vars(options).items():
-        if name not in FREE and value is not False and value not in (None, {}):
+        untyped = value is None or value == {} or (value is False and name not in SHORTHANDS)
+        if name not in FREE and not untyped:
             option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
             raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
 
@@ -232,7 +241,7 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         described=partial,
         partial=partial,
         given=given,
-        suffix=Path(options.output).suffix if options.output else None,
+        suffix=Path(options.output).suffix if options.output else SOUND_SUFFIXES[0] if options.sound_only else None,
         profile=options.profile or requests.PROFILES[0],
         pick_seed=lambda: secrets.randbelow(2**31),
         backend=options.backend,
@@ -262,6 +271,9 @@ def _check_given(options: Options) -> None:
         if name in REPORT and value not in (None, False) and not options.dry_run:
             found = "a run that is no dry run takes what is here and reports in its manifest"
             raise InputError(REPORT[name], found, "Type cosmos3 plan, or add --dry-run")
+    if options.sound_only and options.output and Path(options.output).suffix.lower() not in SOUND_SUFFIXES:
+        found, another = "the sound alone is a .wav or .flac", Path(options.output).with_suffix(SOUND_SUFFIXES[0])
+        raise InputError(f"--sound-only with `output` {options.output}", found, f"Pass `output` {another}")
     if options.changed and not (options.request or options.resume):
         found = "it says that files of an earlier run may have changed"
         raise InputError("`changed` without `request` or `resume`", found, "Name that run by one of them, or drop it")
@@ -285,13 +297,15 @@ def _given(options: Options, earlier: Earlier) -> dict[str, Any]:
 def _paths(options: Options, request: requests.Request) -> Paths:
     output = options.output
     if output is None:
-        named = Path(f"cosmos3-{request.seed}{'.mp4' if request.is_video else '.png'}")
+        suffix = SOUND_SUFFIXES[0] if options.sound_only else ".mp4" if request.is_video else ".png"
+        named = Path(f"cosmos3-{request.seed}{suffix}")
         output = str(named if options.overwrite else outputs.free_output(named))
     return outputs.checked_paths(
         output,
         request,
         manifest=options.manifest,
         latents=options.save_latents,
+        sound=options.save_sound,
         read=(options.latents, options.resume, options.request, *files_of(vars(options))),
         model=options.model,
         overwrite=options.overwrite,
@@ -314,9 +328,11 @@ def _name_stopped(paths: Paths, options: Options) -> None:
 def _resume(state: Path, paths: Paths, options: Options, anyway: bool) -> str:
     """The command line that goes on with a stopped run."""
     words = ["cosmos3", "run", "--resume", str(state), "-o", str(paths.output)]
-    for option, value in {"--manifest": options.manifest, "--save-latents": options.save_latents}.items():
-        words += [option, value] if value else []
+    written = {"manifest": options.manifest, "save-latents": options.save_latents, "save-sound": options.save_sound}
+    for option, value in written.items():
+        words += [f"--{option}", value] if value else []
     words += ["--overwrite"] if options.overwrite else []
+    words += ["--sound-only"] if options.sound_only else []
     return shlex.join(words + (["--anyway"] if anyway else []))
 
 
@@ -340,7 +356,7 @@ def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> 
                     with stop.at(2):
                         run.step()
                     keeper.between_steps()
-                run.write(paths, lambda: _stoppable(run, stop))
+                run.write(paths, lambda: _stoppable(run, stop), lambda: _heard(run, stop))
             except Moved:
                 _use_up(keeper, options)
                 raise
@@ -360,6 +376,12 @@ def _stoppable(run: Generation, stop: Stop) -> Iterator[np.ndarray]:
         if frame is None:
             return
         yield frame
+
+
+def _heard(run: Generation, stop: Stop) -> Sound | None:
+    """The sound, as `_stoppable` the frames."""
+    with stop.at(2):
+        return run.sound()
 
 
 def _use_up(keeper: Keeper, options: Options) -> None:

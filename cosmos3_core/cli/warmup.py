@@ -36,6 +36,7 @@ class Options:
     task: str | None
     size: str | None
     frames: int | None
+    sound: bool | None
     steps: int | None
     guidance: float | None
     tile: int | None
@@ -49,7 +50,7 @@ class Options:
 
     def wish(self) -> Wish:
         """What is asked for, of a published model without a download."""
-        names = ("task", "size", "frames", "steps", "guidance", "tile")
+        names = ("task", "size", "frames", "sound", "steps", "guidance", "tile")
         typed = {key: value for key in names if (value := getattr(self, key)) is not None}
         return Wish(
             model=self.model,
@@ -103,7 +104,7 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     from ..engine.stages import Watch
 
     before = dict(engine.seconds)
-    given: tuple[torch.Tensor, ...] = ()
+    given: tuple[torch.Tensor | None, ...] = ()
 
     def show(stage: str, done: int, total: int) -> None:
         if not done:
@@ -112,6 +113,7 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     watch = Watch(show)
     if request.conditioning_pixel_frames:
         given = (torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width),)
+        given += (None,) * request.sound
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if NEGATIVE in branches_of(request.guidance) else []
     context = engine.prepare(request, Inputs(tokens, negative, given), watch)
@@ -124,6 +126,8 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
         while not state.done:
             engine.step(state)
     states.clear()  # what was captured goes with the last state that holds it
+    for _ in engine.finish(state, "sound") if request.sound else ():
+        pass
     for _ in islice(engine.finish(state), GROUPS):
         pass
     spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in engine.seconds.items()}

@@ -43,6 +43,12 @@ def _encode_vision(vae: Any, pixels: Tensor, begin_chunk: Callable[[], None]) ->
     return latents
 
 
+def _decode_sound(codec: Any, latent: Tensor, execution: Execution) -> Iterator[Tensor]:
+    """[C, S] to fp32 [2, N] in one piece, less what fills up the last latent frame."""
+    assert execution.sound is not None, "there is a latent of it"
+    yield codec.decode(latent)[:, : execution.sound.samples]
+
+
 def _after(first: Callable[[], None], then: Callable[..., Any], *arguments: Any) -> Any:
     first()
     return then(*arguments)
@@ -58,5 +64,14 @@ CODECS = {
         length=lambda item: (item.frames - 1) * TEMPORAL_COMPRESSION + 1,
         count=len,
     ),
+    "sound": Codec(
+        encoder="sound encoder",
+        encode=lambda codec, waveform, begin_chunk: _after(begin_chunk, codec.encode, waveform),
+        chunks=lambda waveform: 1,
+        decoder="sound decoder",
+        decode=_decode_sound,
+        length=lambda item: 1,
+        count=lambda waveform: 1,
+    ),
 }
-"""Vision decodes to uint8 [F, H, W, 3]."""
+"""Vision decodes to uint8 [F, H, W, 3], sound to one waveform, fp32 [2, N] in [-1, 1]."""

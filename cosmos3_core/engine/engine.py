@@ -144,11 +144,11 @@ class Engine:
             finally:
                 self._stages.own = before
 
-    def open_weights(self, watch: Watch | None = None) -> Weights:
-        """Download the weight files if need be and check their headers; nothing is loaded. Components call this
-        themselves; a caller does so to have the download behind it."""
+    def open_weights(self, watch: Watch | None = None, *, sound: bool = False) -> Weights:
+        """Download the weight files if need be, those of the sound codec where there is to be `sound`, and check their
+        headers; nothing is loaded. Components call this themselves; a caller does so to have the download behind it."""
         with self._working(watch):
-            return self._pool.open_weights()
+            return self._pool.open_weights(sound=sound)
 
     def execution(self, request: Request) -> Execution:
         """How this request runs here."""
@@ -181,6 +181,7 @@ class Engine:
         items = items_of(request, self.model.config)
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
         with self._working(watch):
+            self._pool.open_weights(sound=request.sound)
             texts = self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
             clean, pinned = self._conditions(items, inputs.given)
             packing = Packing(items, self.model.config, self.device)
@@ -348,9 +349,9 @@ class Engine:
 
     def finish(self, state: State, modality: str = "vision") -> Iterator[Tensor]:
         """Decode what the generation has of a modality, on the host, in pieces as they are ready: of vision uint8
-        [F, H, W, 3]. Raises InputError before the last step or for what the generation has not, RunError for latents
-        that are not finite, which would decode to a black or grey picture, and Cancelled if the state's watch says so;
-        the state is as it was."""
+        [F, H, W, 3], of sound one waveform, fp32 [2, N]. Raises InputError before the last step or for what the
+        generation has not, RunError for latents that are not finite, which would decode to a black or grey picture, and
+        Cancelled if the state's watch says so; the state is as it was."""
         self._check_state(state, "finishing")
         if modality not in (has := [item.modality for item in state.items]):
             found = f"the generation has {' and '.join(has)}"
@@ -381,18 +382,19 @@ class Engine:
             component = codec.decoder and self._pool.lease(codec.decoder)
             pieces = codec.decode(component, latent, self.execution(state.request))
         done, total = 0, codec.length(item)
+        stage = "decode" if modality == "vision" else f"decode {modality}"
         try:
             while done < total:
                 with self._working(state.watch):
-                    self._stages.check("decode", done, total)
-                    self._stages.tell("decode", done, total)
-                    with self._stages.timed("decode"):  # not the consumer's work between two pieces
+                    self._stages.check(stage, done, total)
+                    self._stages.tell(stage, done, total)
+                    with self._stages.timed(stage):  # not the consumer's work between two pieces
                         piece = next(pieces)
                 done += codec.count(piece)
                 yield piece
             with self._working(state.watch):  # asked while the last piece was written, it is not too late either
-                self._stages.check("decode", total, total)
-                self._stages.tell("decode", total, total)
+                self._stages.check(stage, total, total)
+                self._stages.tell(stage, total, total)
         finally:  # also where the consumer wants no more
             with self._lock:
                 del component, pieces

@@ -25,6 +25,8 @@ LOAD: dict[str, Callable[[Weights, Target], Any]] = {
     "generation": lambda weights, target: weights.generation(target),
     "vae encoder": lambda weights, target: weights.vae(target, "encoder"),
     "vae decoder": lambda weights, target: weights.vae(target, "decoder"),
+    "sound encoder": lambda weights, target: weights.sound(target, "encoder"),
+    "sound decoder": lambda weights, target: weights.sound(target, "decoder"),
 }
 """The components by name: how each is loaded."""
 
@@ -52,11 +54,14 @@ class Pool:
         self._loaded: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._staying: list[Any] = []
 
-    def open_weights(self) -> Weights:
-        """Download the weight files if need be and check their headers; nothing is loaded."""
-        if self._weights is None:
+    def open_weights(self, *, sound: bool = False) -> Weights:
+        """Download the weight files if need be, with those of the sound codec where there is to be `sound`, and check
+        their headers; nothing is loaded."""
+        if self._weights is None or (sound and self._weights.sound_files is None):
             with self.stages.stage("check weights"):
                 self._weights = self._weights or Weights(self.model)  # another thread may have, while one was told
+                if sound:
+                    self._weights.open_sound()
         return self._weights
 
     def lease(self, name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..contract import InputError, RunError
 from . import images
 from .atomic import DISK_FULL, atomic
+from .audio import Sound, Track, WrittenSound, check_track
 from .decoding import Shower, scaler
 from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
 from .sources import called, head_of, open_source
@@ -47,7 +48,8 @@ ENCODE_QUEUE = 8
 
 @dataclass(frozen=True)
 class WrittenVideo:
-    """What the finished file holds, as read back from it. `fps` in frames per second, `bytes` is the file's size."""
+    """What the finished file holds, as read back from it. `fps` in frames per second, `bytes` is the file's size,
+    `sound` None where it has none."""
 
     frames: int
     width: int
@@ -57,6 +59,7 @@ class WrittenVideo:
     profile: str
     pix_fmt: str
     bytes: int
+    sound: WrittenSound | None = None
 
 
 def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = None) -> Reading:
@@ -155,10 +158,17 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def write_video(
-    path: Path, frames: Iterable[np.ndarray], fps: float, metadata: dict[str, str], *, overwrite: bool = True
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    metadata: dict[str, str],
+    sound: Sound | None = None,
+    *,
+    overwrite: bool = True,
 ) -> WrittenVideo:
     """Writes frames, each uint8 [H, W, 3] with even H and W, to an .mp4: H.264 High, 4:2:0, BT.709 limited range,
-    visually lossless, playable while it downloads. Each frame is encoded as the iterator gives it.
+    visually lossless, playable while it downloads. Each frame is encoded as the iterator gives it. A `sound` begins
+    with the first frame and is AAC (`audio.Track`).
 
     `fps` near an NTSC rate (23.976, 29.97...) is written as the exact fraction. `metadata` comes back from
     `read_metadata`; the keys `encoder`, `major_brand`, `minor_version` and `compatible_brands` belong to the muxer.
@@ -173,7 +183,7 @@ def write_video(
     rate = _exact_rate(fps)
     with atomic(path, overwrite=overwrite) as temp:
         try:
-            sent = encode(temp, frames, rate, metadata)
+            sent = encode(temp, frames, rate, metadata, sound)
         except av.error.FFmpegError as error:
             if error.errno in DISK_FULL or not temp.exists():
                 raise
@@ -231,21 +241,25 @@ def _exact_rate(fps: float) -> Fraction:
 
 @dataclass
 class Sent:
-    """What the encoder was given: `cells` has one entry for each frame, see `_cells`."""
+    """What the encoder was given: `cells` has one entry for each frame, see `_cells`, and `sound` is as the track has
+    it."""
 
     rate: Fraction
     width: int = 0
     height: int = 0
     flat: bool = True
     cells: list[np.ndarray] = field(default_factory=list)
+    sound: Sound | None = None
 
 
-def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: dict[str, str]) -> Sent:
-    """Encodes the frames into the file `temp`, each as the iterator gives it. Raises ValueError for frames that cannot
-    be a clip."""
+def encode(
+    temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: dict[str, str], sound: Sound | None = None
+) -> Sent:
+    """Encodes the frames into the file `temp`, each as the iterator gives it, and what is heard beside it. Raises
+    ValueError for frames that cannot be a clip."""
     import av
     import numpy as np
-    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+    from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
     sent, reformatter = Sent(rate), VideoReformatter()
     waiting: deque[Future[None]] = deque()
@@ -256,17 +270,15 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
     # Whoever makes the frames, and what is done to them here, goes on while the encoder is at work.
     with ThreadPoolExecutor(1) as encoder, closed_by(encoder, output, waiting):
         output.metadata.update(metadata)
-        stream = output.add_stream("libx264", rate=rate, options={"crf": "16"})
+        stream = _stream(output, rate)
         codec = stream.codec_context
-        codec.profile = PROFILE
-        codec.pix_fmt = PIXELS
-        codec.colorspace = Colorspace.ITU709
-        codec.color_primaries = ColorPrimaries.BT709
-        codec.color_trc = ColorTrc.BT709
-        codec.color_range = ColorRange.MPEG
+        track = Track(output, sound) if sound else None
+        sent.sound = track.sent if track else None
 
-        def send(picture: av.VideoFrame | None) -> None:
+        def send(picture: av.VideoFrame | None, shown: float) -> None:
             output.mux(stream.encode(picture))
+            if track:
+                track.until(shown)
 
         for index, frame in enumerate(frames):
             check_frame(frame)
@@ -288,15 +300,29 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
             sent.flat = sent.flat and is_flat(frame)
             sent.cells.append(_cells(picture))
             picture.pts, picture.time_base = index, 1 / rate
-            waiting.append(encoder.submit(send, picture))
+            waiting.append(encoder.submit(send, picture, float((index + 1) / rate)))
             if len(waiting) > ENCODE_QUEUE:
                 waiting.popleft().result()
         if not sent.cells:
             raise ValueError("a clip has at least one frame")
-        waiting.append(encoder.submit(send, None))
+        waiting.append(encoder.submit(send, None, float("inf")))
+        if track:
+            waiting.append(encoder.submit(track.close))
         while waiting:
             waiting.popleft().result()
     return sent
+
+
+def _stream(output: av.container.OutputContainer, rate: Fraction) -> av.VideoStream:
+    """A clip's frames, not yet of any size."""
+    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+    stream: av.VideoStream = output.add_stream("libx264", rate=rate, options={"crf": "16"})
+    codec = stream.codec_context
+    codec.profile, codec.pix_fmt = PROFILE, PIXELS
+    codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+    codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return stream
 
 
 @contextmanager
@@ -322,7 +348,7 @@ def _cells(picture: av.VideoFrame) -> np.ndarray:
 
 def _verified(path: Path, temp: Path, sent: Sent, metadata: dict[str, str]) -> WrittenVideo:
     """Decodes the finished file and compares it with what the encoder was given. Raises RunError if they differ."""
-    expected = (sent.width, sent.height, sent.rate, CODEC, PROFILE, PIXELS)
+    expected, heard = (sent.width, sent.height, sent.rate, CODEC, PROFILE, PIXELS), None
     try:
         with _opened(temp) as container:
             stream = container.streams.video[0]
@@ -337,8 +363,12 @@ def _verified(path: Path, temp: Path, sent: Sent, metadata: dict[str, str]) -> W
                     raise read_back_error(path, f"frame {count} shows something else")
             if count != len(sent.cells):
                 raise read_back_error(path, f"it has {count} frames, not {len(sent.cells)}")
+        if sent.sound:
+            with _opened(temp) as container:
+                heard = check_track(path, container, sent.sound)
         if read_metadata(temp) != metadata:
             raise read_back_error(path, "its metadata differ")
     except InputError as error:
         raise read_back_error(path, error.found) from error
-    return WrittenVideo(count, sent.width, sent.height, float(sent.rate), CODEC, PROFILE, PIXELS, temp.stat().st_size)
+    size = temp.stat().st_size
+    return WrittenVideo(count, sent.width, sent.height, float(sent.rate), CODEC, PROFILE, PIXELS, size, heard)

@@ -11,6 +11,7 @@ from typing import Protocol
 from ..contract import Tuning
 from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, latent_size
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
+from ..scenarios.sound import Lasting, SoundSize, sound_size
 
 TILE_OVERLAP = 0.25
 """Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
@@ -22,7 +23,7 @@ SEQUENTIAL, RESIDENT = "sequential", "resident"
 """Placements: text tower, media tower and VAE follow each other on the device, or all components stay."""
 
 
-class Numbers(Protocol):
+class Numbers(Lasting, Protocol):
     """What of a request decides how it runs, sizes in pixels; `guidance` 1 is none, `tile` None the whole picture."""
 
     @property
@@ -30,9 +31,6 @@ class Numbers(Protocol):
 
     @property
     def height(self) -> int: ...
-
-    @property
-    def frames(self) -> int: ...
 
     @property
     def guidance(self) -> float: ...
@@ -55,7 +53,8 @@ class Pass:
 class Execution:
     """Decided before a weight is read. `branches` are the texts that are read; `unguided` and `guided` the passes of a
     step without and with guidance; `latent` the latents' frames, height and width; `tokens` the media tokens of a
-    branch; `kept_layers` how many of the media tower's first layers no format quantizes, 0 where there is no format."""
+    branch, those of its `sound` among them (None: there is none); `kept_layers` how many of the media tower's first
+    layers no format quantizes, 0 where there is no format."""
 
     branches: tuple[str, ...]
     latent: tuple[int, int, int]
@@ -65,6 +64,7 @@ class Execution:
     tiling: Tiling
     kept_layers: int
     placement: str
+    sound: SoundSize | None = None
 
     @classmethod
     def of(
@@ -79,7 +79,9 @@ class Execution:
         """`format` is that of the layers' weights."""
         frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
         patch, branches = config.latent_patch_size, branches_of(numbers.guidance)
+        sound = sound_size(numbers, config.sound)
         tokens = frames * -(-height // patch) * -(-width // patch)  # an odd row or column is padded to a whole patch
+        tokens += sound.frames if sound else 0
 
         def one(*texts: str) -> Pass:
             rows = len(texts) * tokens
@@ -94,6 +96,7 @@ class Execution:
             tiling=tiling_of(height, width, numbers.tile, tuning.chunk_area),
             kept_layers=kept_layers_of(config, format),
             placement=placement,
+            sound=sound,
         )
 
     @property

@@ -27,7 +27,7 @@ from ..plan.discovery import reason_of
 from ..scenarios.fields import is_whole
 from . import manifest as manifests
 from . import saved, sealed
-from .outputs import Paths, write
+from .outputs import Made, Paths, write
 from .saved import CHANGED, Earlier, Source, Stopped
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from ..engine.engine import Engine
     from ..engine.inputs import Inputs
+    from ..files.audio import Sound
     from ..files.memory import Media
     from ..sampling.state import Context, State
     from ..scenarios.request import Request
@@ -128,6 +129,7 @@ class Generation:
     first: Generation | None = None
     state: State | None = None
     _context: Context | None = None
+    _sound: Sound | None = None
     _watch: Watch = SILENT
     _started: bool = False
     _raised: BaseException | None = None
@@ -137,7 +139,14 @@ class Generation:
         resolved = self.resolved | manifests.resolved(settled, self.resolved["plan"]["backend_why"])
         resumable = replace(self.resumable, given=self.resumable.given | {"seed": settled.request.seed})
         return replace(
-            self, settled=settled, resolved=resolved, resumable=resumable, seconds={}, first=self, state=None
+            self,
+            settled=settled,
+            resolved=resolved,
+            resumable=resumable,
+            seconds={},
+            first=self,
+            state=None,
+            _sound=None,
         )
 
     def watch(self, progress: Callable[[str, int, int], object] | None, cancel: Any) -> None:
@@ -168,7 +177,8 @@ class Generation:
         if self.resumable.weights:
             return
         with self._at_work():
-            weights = self.engine.open_weights(self._watch).identity
+            opened = self.engine.open_weights(self._watch, sound=self.request.sound)
+            weights = opened.identity_with_sound if self.request.sound else opened.identity
         if self.earlier and (change := self.earlier.other_weights(self.settled, weights)):
             if not self.changed:
                 raise InputError(self.asked, change, CHANGED)
@@ -231,14 +241,28 @@ class Generation:
                 return
             yield from group.numpy()
 
+    def sound(self) -> Sound | None:
+        """Decode the sound; None of a run that has none."""
+        from ..files.audio import Sound
+
+        size = self.settled.execution.sound
+        if size is not None and self._sound is None:
+            with self._at_work():
+                (waveform,) = self.engine.finish(self.begun, "sound")
+            self._sound = Sound(waveform.numpy(), size.rate)
+        return self._sound
+
     def manifest(self) -> dict[str, Any]:
         """What was done so far."""
         return manifests.complete(self.resolved, self.engine, self.inputs, self.begun, self.seconds)
 
-    def write(self, paths: Paths, frames: Callable[[], Iterable[np.ndarray]]) -> None:
-        """Write the frames, uint8 [H, W, 3], as they come; they are asked for again where they have to go elsewhere.
-        What was known before the first of them goes into the file. Raises as `outputs.write`."""
-        write(paths, frames, self.request, self.manifest(), self.manifest, self.latents)
+    def write(
+        self, paths: Paths, frames: Callable[[], Iterable[np.ndarray]], sound: Callable[[], Sound | None] | None = None
+    ) -> None:
+        """Write the frames, uint8 [H, W, 3], as they come, and the `sound` (None: this run's own); they are asked for
+        again where they have to go elsewhere. What was known before the first of them goes into the file. Raises as
+        `outputs.write`."""
+        write(paths, Made(frames, sound or self.sound), self.request, self.manifest(), self.manifest, self.latents)
 
     def latents(self) -> dict[str, Tensor]:
         """The initial noise and the latents as they are, on the host, by name: what `read_noise` reads."""

@@ -38,6 +38,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `named` says why this backend, where it
     was not chosen here."""
     model, request, plan, execution = settled.model, settled.request, settled.plan, settled.execution
+    sound = execution.sound
     profile = settled.wish.profile
     towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
     return {
@@ -54,7 +55,8 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
         "plan": plan.to_json(settled.execution.tokens)
         | {
             "backend_why": settled.why or named,
-            "latents": {"vision": [model.config.latent_channel, *execution.latent]},
+            "latents": {"vision": [model.config.latent_channel, *execution.latent]}
+            | ({"sound": [model.config.sound_dim, sound.frames]} if sound else {}),
             "guidance": execution.guidance,
             "execution": asdict(execution),
             "solver_dtype": "float32",
@@ -64,7 +66,8 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
                 "timestep": "float32",
                 "vae": plan.dtype,
                 "solver": "float32",
-            },
+            }
+            | ({"sound": plan.dtype} if sound else {}),
         },
         "guardrail": {"requested": False, "effective": False},
     }
@@ -84,7 +87,7 @@ def complete(
     import torch  # `show` knows the manifest's key and has no need of it
 
     rounded = {stage: round(count, 4) for stage, count in seconds.items()}
-    if "decode" in rounded:
+    if any(stage.startswith("decode") for stage in rounded):
         rounded["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
     return resolved | {
         "tokens": {

@@ -6,15 +6,16 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..contract import InputError, RunError
 from ..files.atomic import Unwritable, alone, atomic, check_writable, elsewhere, free, mode_at
+from ..files.audio import Sound, write_sound
 from ..files.images import write_image
 from ..files.locks import sweep
-from ..files.outputs import check_output
+from ..files.outputs import check_output, check_sound, is_sound
 from ..files.video import write_video
 from . import manifest as manifests
 from . import saved, sealed
@@ -32,13 +33,14 @@ MANIFEST = ".json"
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run writes: its picture or clip, the manifest beside it, and its latents if they are asked for; and
-    whether it may `overwrite` what is there."""
+    """Where a run writes: its picture, clip or sound, the manifest beside it, and its latents and a clip's `sound` in
+    files of their own if they are asked for; and whether it may `overwrite` what is there."""
 
     output: Path
     manifest: Path
     latents: Path | None = None
     overwrite: bool = False
+    sound: Path | None = None
 
     @property
     def state(self) -> Path:
@@ -48,13 +50,21 @@ class Paths:
     @property
     def written(self) -> tuple[Path, ...]:
         """What a whole run leaves."""
-        return tuple(filter(None, (self.output, self.manifest, self.latents)))
+        return tuple(filter(None, (self.output, self.manifest, self.latents, self.sound)))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """For the time of the block no other run writes to one of these. Raises InputError where one does."""
         with alone((*self.written, self.state)):
             yield
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run made, asked for when it is written: the frames, uint8 [H, W, 3] each, and the sound, if it has one."""
+
+    frames: Callable[[], Iterable[np.ndarray]]
+    sound: Callable[[], Sound | None]
 
 
 class Moved(RunError):
@@ -67,6 +77,7 @@ def checked_paths(
     *,
     manifest: str | os.PathLike[str] | None = None,
     latents: str | os.PathLike[str] | None = None,
+    sound: str | os.PathLike[str] | None = None,
     read: Iterable[str | None] = (),
     model: str | None = None,
     overwrite: bool = False,
@@ -75,14 +86,18 @@ def checked_paths(
     `overwrite`, and for a name that is taken by another of its files, by one that it `read` or by one of its `model`,
     under whatever name. What dead runs left in these folders goes."""
     output = Path(output)
-    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), Path(latents) if latents else None, overwrite)
+    beside = [Path(name) if name else None for name in (latents, sound)]
+    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), beside[0], overwrite, beside[1])
     for path in (*paths.written, saved.numbered(paths.state, 9999)):  # the longest that a stop would choose
-        mode_at(path, "Choose another name" if path in (paths.manifest, paths.latents) else "Choose another `output`")
+        another = "Choose another name" if path in (paths.manifest, *beside) else "Choose another `output`"
+        mode_at(path, another)
     for folder in {path.parent for path in paths.written}:
         sweep(folder)
     inputs = [name for name in (request.image, request.video, *read) if name]
     _check_apart(paths, inputs, model)
-    check_output(output, clip=request.is_video, overwrite=overwrite)
+    check_output(output, clip=request.is_video, sound=request.sound, overwrite=overwrite)
+    if paths.sound:
+        check_sound(paths.sound, request.sound)
     for path in paths.written:
         check_writable(path, overwrite=overwrite)
     return paths
@@ -97,7 +112,7 @@ def _check_apart(paths: Paths, inputs: Iterable[str], model: str | None) -> None
         taken.add(real)
         if model and os.path.isdir(model) and _identity(path) in _files_of(model):
             raise InputError(f"writing {path}", f"it is a file of the model {model}", "Choose another file name")
-    if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (paths.manifest, paths.latents))):
+    if os.path.realpath(paths.state) in map(os.path.realpath, paths.written[1:]):
         found = "a stop would keep the run there, and another file of this run has that name"
         raise InputError(f"writing {paths.state}", found, "Choose another file name")
 
@@ -124,22 +139,27 @@ def free_output(path: Path) -> Path:
 
 def write(
     paths: Paths,
-    frames: Callable[[], Iterable[np.ndarray]],
+    made: Made,
     request: Request,
     embedded: dict[str, Any],
     manifest: Callable[[], dict[str, Any]],
     latents: Callable[[], dict[str, Tensor]],
 ) -> None:
     """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
-    knows the decode, and the `latents` if there is a path for them. What can no longer be written where it was to be
+    knows the decode, and the sound and the `latents` if there is a path for them. Of what is the sound alone no frame
+    is asked for. What can no longer be written where it was to be
     goes to another folder, and then Moved is raised at the end; Unwritable where no folder takes it."""
     moved: list[Moved] = []
     inside = {manifests.KEY: json.dumps(saved.sealed(embedded))}
 
     def media(path: Path, overwrite: bool) -> dict[str, Any]:
+        sound = made.sound()
+        if sound and is_sound(path):
+            return {"file": path.name} | write_sound(path, sound, inside, overwrite=overwrite)
         if request.is_video:
-            return {"file": path.name} | vars(write_video(path, frames(), request.fps, inside, overwrite=overwrite))
-        (frame,) = frames()
+            written = write_video(path, made.frames(), request.fps, inside, sound, overwrite=overwrite)
+            return {"file": path.name} | {key: value for key, value in asdict(written).items() if value is not None}
+        (frame,) = made.frames()
         write_image(path, frame, inside, overwrite=overwrite)
         return {"file": path.name, "frames": 1, "width": request.width, "height": request.height}
 
@@ -151,6 +171,12 @@ def write(
             temporary.write_text(json.dumps(beside, indent=2) + "\n")
 
     _somewhere(paths.manifest, paths.overwrite, text, moved)
+    if paths.sound and (alone := made.sound()):
+
+        def track(path: Path, overwrite: bool) -> None:
+            write_sound(path, alone, inside, overwrite=overwrite)
+
+        _somewhere(paths.sound, paths.overwrite, track, moved)
     if paths.latents:
         tensors = latents()
 

@@ -50,7 +50,8 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, Any]:
-    tasks, kind = [name for name in field.tasks if name in rows], _kind(field, model, rows)
+    lacking = field.lacking(model)
+    tasks, kind = [name for name in field.tasks if name in rows and not lacking], _kind(field, model, rows)
     return {
         "help": field.help,
         "kind": kind.name,
@@ -59,6 +60,7 @@ def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, A
         "required": field.default == REQUIRED,
         "fixed": field.distilled and model.variant == DISTILLED,
         "tasks": tasks,
+        "lacking": lacking,
         "defaults": {name: _default(field, *rows[name]) for name in tasks if field.name in rows[name][0]},
     }
 

@@ -12,6 +12,7 @@ NEGATIVE_PROMPT = "assets/negative_prompt.json"
 class ModelFacts:
     """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
     number that a distilled model was made for; `made_for` the task that it was trained for above others, if any.
+    `silent` is why it makes no sound, as "has no sound head", and None where it makes some.
     `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json."""
 
     name: str
@@ -22,3 +23,4 @@ class ModelFacts:
     made_for: str | None = None
     schedule: str = "karras"
     shift: float = 1.0
+    silent: str | None = None

@@ -6,15 +6,19 @@ capabilities` and docs/fields.md are loops over `FIELDS`. The values of the defa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..contract import InputError
+from ..spelling import shown
 from . import kinds
 from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import INPUTS, TASKS
 from .kinds import Kind
+from .sound import LENGTHS
 from .task import Task
 
 SCHEDULES = ("native", "flow", "karras", "distilled")
@@ -37,6 +41,10 @@ def _taken(task: Task) -> str | None:
     return None
 
 
+def _able(model: ModelFacts) -> str | None:
+    return None
+
+
 def _at_work(values: Mapping[str, Any], task: Task) -> str | None:
     return None
 
@@ -48,10 +56,11 @@ class Field:
     `default` says where a value comes from that was not given: `PROFILE`, `NOT_GIVEN`, `THE_INPUTS` or `REQUIRED`. In a
     profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
     `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
-    beside the other values of a request; None where it does something. `option` says that the command line has an
-    option for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in
-    [run] itself, and `distilled` that a distilled model has settled it. `group` is the heading it stands under for a
-    reader.
+    beside the other values of a request; None where it does something. `lacking` returns what a model lacks to take
+    another value than the default, None where it lacks nothing, and `elsewhere` says what to do then. `option` says
+    that the command line has an option for it (--set takes every field), `costs` that it bears on time or memory,
+    `headline` that a recipe has it in [run] itself, and `distilled` that a distilled model has settled it. `group` is
+    the heading it stands under for a reader.
     """
 
     name: str
@@ -62,6 +71,8 @@ class Field:
     checkpoint: Callable[[ModelFacts], tuple[Any, str]] | None = None
     refusal: Callable[[Task], str | None] = _taken
     idle: Callable[[Mapping[str, Any], Task], str | None] = _at_work
+    lacking: Callable[[ModelFacts], str | None] = _able
+    elsewhere: str = ""
     option: bool = False
     costs: bool = False
     headline: bool = False
@@ -100,6 +111,14 @@ def _clip(task: Task) -> str | None:
 
 def _lasting(task: Task) -> str | None:
     return f"{task.result} has no duration" if task.single else None
+
+
+def _silent(task: Task) -> str | None:
+    return _lasting(task) or (None if task.sounding else f"{task.title} has no sound")
+
+
+def _no_sound(values: Mapping[str, Any], task: Task) -> str | None:
+    return None if values["sound"] else "there is no sound"
 
 
 def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
@@ -177,6 +196,25 @@ _ROWS = (
         headline=True,
     ),
     Field(name="fps", group=SIZE, kind=kinds.number(1, 240), help="Frames per second.", refusal=_lasting, option=True),
+    Field(
+        name="sound",
+        group=INPUT,
+        kind=kinds.SWITCH,
+        help="Make the sound of the video, too.",
+        refusal=_silent,
+        lacking=lambda model: model.silent,
+        elsewhere="Use a `model` with sound, such as nano or super, or drop it",
+        option=True,
+        costs=True,
+    ),
+    Field(
+        name="sound_length",
+        group=SIZE,
+        kind=kinds.choice(*LENGTHS),
+        help="The video's seconds as sound: cut off to a whole sample (down), or rounded to one or to latent frames.",
+        refusal=_silent,
+        idle=_no_sound,
+    ),
     Field(
         name="steps",
         group=SAMPLING,
@@ -350,5 +388,15 @@ def understood(given: Mapping[str, Any]) -> dict[str, Any]:
     but for a kind that has a use for it."""
     values = {name: kinds.plain(value) for name, value in given.items()}
     paths = {name: path for name in INPUTS if (path := kinds.path_of(values.get(name))) is not None}
-    values |= paths
+    values |= paths | _sounding(values)
     return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}
+
+
+def _sounding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Task and sound of a task that is called t2vs, i2vs or v2vs."""
+    name = values.get("task")
+    if not isinstance(name, str) or not (task := re.fullmatch(r"([tiv]2v)s", name.strip().lower())):
+        return {}
+    if values.get("sound") is False:
+        raise InputError(f"task {shown(name)} with sound false", "that task has sound", f"Use `task` {task[1]}", "task")
+    return {"task": task[1], "sound": True}

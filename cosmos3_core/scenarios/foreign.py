@@ -19,12 +19,13 @@ from .conversion import Work, number_of
 from .families import INPUTS, TASKS
 from .fields import FIELDS
 from .kinds import URL, task_named
-from .measures import SIDES, frames_of, sides
+from .measures import FPS, SIDES, frames_of, sides
 
 WRAPPERS = {"extra_params": "VST", "extra_body": "S"}
 """Keys that hold further keys, as an object or as its JSON text, and whose they are."""
 WINNING = ("flow_shift", "generate_sound", "sound_duration")
 """Keys of vllm-omni's that win inside `extra_params` over the same outside of it."""
+SOUND_SECONDS = ("sound_duration", "audio_duration")
 ORDER = "FOVSDNT"
 """Whose request it is where several programs know its keys."""
 CLIPS = (".mp4", ".mov", ".avi", ".webm", ".mkv", ".m4v", ".gif")
@@ -62,6 +63,8 @@ def convert(value: Mapping[str, Any], asked: str, folder: Path | None) -> Conver
     for key in sorted(keys, key=lambda key: key == "negative_prompt_keep_metadata"):  # which amends another
         _one(work, key, keys[key])
     frames_of(work, keys)
+    for key in SOUND_SECONDS:
+        _lasts_as_video(work, key, number_of(keys.get(key)))
     _task(work, keys)
     if wrong := [f"{what} ({', '.join(of)})" for what, of in work.lacking.items()] + work.wrong:
         raise InputError(work.asked, "; ".join(wrong), "Change that, or take it out; cosmos3 capabilities lists fields")
@@ -299,6 +302,19 @@ def _seed(work: Work, key: str, value: Any) -> None:
         work.put(key, key, number_of(value))
 
 
+def _lasts_as_video(work: Work, key: str, seconds: Any) -> None:
+    """How long the sound is, once it is known how long the video is: here it is as long."""
+    frames, rate = work.given.get("frames"), work.given.get("fps", FPS)
+    if seconds is None:
+        return
+    if not work.given.get("sound"):
+        work.drop(key, "there is no sound")
+    elif type(frames) is int and type(seconds) in (int, float) and abs(frames / rate - seconds) < 1 / rate:
+        work.drop(key, "the sound is as long as the video")
+    else:
+        work.lacking.setdefault(aliases()[key].answer, []).append(f"{key} {shown(seconds)}")
+
+
 def _longest(work: Work, key: str, value: Any) -> None:
     """sglang keeps two of its tokens for the ends of the text."""
     value = number_of(value)
@@ -327,6 +343,7 @@ MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "sample_solver": _schedule,
     "seed": _seed,
     "max_sequence_length": _longest,
+    **dict.fromkeys(SOUND_SECONDS, lambda work, key, value: None),
 }
 """By key, how its value becomes ours where it is more than another name for it."""
 

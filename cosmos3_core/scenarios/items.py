@@ -6,11 +6,16 @@ from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, Transforme
 from ..model.packing import Item
 from .families import TASKS
 from .request import Request
+from .sound import sound_size
 
 
 def items_of(request: Request, config: TransformerConfig) -> tuple[Item, ...]:
-    """The request's items on a model of this config, in the order of its task's `latents`."""
-    return tuple(_MAKERS[modality](request, config) for modality in TASKS[request.task].latents)
+    """The request's items on a model of this config, in the order of its task's `latents`, and its sound
+    after its vision."""
+    modalities = [*TASKS[request.task].latents]
+    if request.sound:
+        modalities.insert(1, "sound")
+    return tuple(_MAKERS[modality](request, config) for modality in modalities)
 
 
 def _vision(request: Request, config: TransformerConfig) -> Item:
@@ -20,4 +25,10 @@ def _vision(request: Request, config: TransformerConfig) -> Item:
     return Item("vision", shape, clean=request.clean_frames, fps=request.fps)
 
 
-_MAKERS = {"vision": _vision}
+def _sound(request: Request, config: TransformerConfig) -> Item:
+    size = sound_size(request, config.sound)
+    assert size is not None, "a request of a model without a codec has no sound"
+    return Item("sound", (config.sound_dim, size.frames))
+
+
+_MAKERS = {"vision": _vision, "sound": _sound}

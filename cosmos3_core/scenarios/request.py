@@ -23,6 +23,7 @@ from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .faults import Faults
 from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .sound import SOUND_SUFFIXES
 from .task import Task
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
@@ -38,13 +39,16 @@ VARIANTS = ("edge", DISTILLED)
 ANY = "(any)"
 """What stands in for a text or a file that a partial request lacks."""
 STANDS_IN = "not given; no plan depends on it"
+THE_OUTPUT = "the output"
+"""Where a value is from that follows from the output's name."""
 
 
 @dataclass(frozen=True)
 class Request:
     """One generation, fully resolved. Sizes in pixels, `fps` in frames per second, `shift` of the noise schedule,
     `guidance_interval` on the timestep scale of 0 to 1000 (None: every step), its ends "open" or "closed",
-    `condition_frame_indexes` latent frame indices, `tile` the VAE decode's tile in pixels (None: whole)."""
+    `condition_frame_indexes` latent frame indices, `sound_length` one of `sound.LENGTHS`, `tile` the VAE decode's tile
+    in pixels (None: whole)."""
 
     task: str
     prompt: str
@@ -62,6 +66,8 @@ class Request:
     seed: int
     image: str | None
     video: str | None
+    sound: bool
+    sound_length: str
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
     system_prompt: bool
@@ -251,13 +257,16 @@ def resolve(
     """The full request, and for each of `FIELDS` where its value came from.
 
     `given` holds the fields that the user set; a task that is not among them follows from them and from the output's
-    `suffix`. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial` request something stands
-    in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole` request has every field,
-    also those that its own profile filled: one of these that changes nothing here was nobody's wish. Raises InputError,
-    for all faults of the given fields at once, or then for all that the model and the values together do not allow.
+    `suffix`, and sound from the latter. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial`
+    request something stands in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole`
+    request has every field, also those that its own profile filled: one of these that changes nothing here was nobody's
+    wish. Raises InputError, for all faults of the given fields at once, or then for all that the model and the values
+    together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
     values, origin = defaults(task.name, profile, model)
+    heard = (suffix or "").lower() in SOUND_SUFFIXES and given.get("sound") is None
+    given = {**given, "sound": True} if heard else given
     if given.get("seed") in kinds.CHANCE:
         values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
@@ -267,6 +276,7 @@ def resolve(
     missing = dict.fromkeys(_missing(given, task), ANY)
     values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
+    origin |= {"sound": THE_OUTPUT} if heard else {}
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
     values, origin = _without_guidance(values, origin, profile)
     width, height = values["size"]
@@ -281,6 +291,8 @@ def resolve(
         with faults.of(name):
             if reason := FIELDS[name].useless(values, task):
                 raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")
+            if reason := FIELDS[name].lacking(model):
+                raise InputError(f"{name} = {shown(value)}", f"{model.name} {reason}", FIELDS[name].elsewhere)
     faults.report()
     return request, origin
 

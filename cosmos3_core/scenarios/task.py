@@ -26,7 +26,8 @@ class Task:
     file, and `aspect` its aspect ratio where only a tier is given. `single` says that it has one frame. `input` is the
     field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip". `latents`
     names the modalities of the items that it asks the model for. `distilled` says that there are distilled models of
-    it. `clean` returns the latent frames that are taken from the input instead of noise, ascending.
+    it, and `sounding` that sound can be made beside it. `clean` returns the latent frames that are taken from the input
+    instead of noise, ascending.
     """
 
     name: str
@@ -39,4 +40,5 @@ class Task:
     input: str | None = None
     source: str | None = None
     distilled: bool = False
+    sounding: bool = False
     clean: Callable[[Conditions], tuple[int, ...]] = _none

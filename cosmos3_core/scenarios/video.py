@@ -14,6 +14,7 @@ T2V = Task(
     aspect="16:9",
     single=False,
     latents=("vision",),
+    sounding=True,
 )
 TASKS = (
     T2V,

@@ -54,8 +54,10 @@ class Settled:
 
     def with_texts(self, prompt: int, negative: int) -> Settled:
         """The same with the prompts' numbers of tokens, which were counted, in the place of guesses."""
-        texts = {"prompt_tokens": prompt, "negative_tokens": negative}
-        asked, estimate = (replace(one, job=replace(one.job, **texts)) for one in (self.asked, self.estimate))
+        asked, estimate = (
+            replace(one, job=replace(one.job, prompt_tokens=prompt, negative_tokens=negative))
+            for one in (self.asked, self.estimate)
+        )
         return replace(self, asked=asked, estimate=estimate, counted=True)
 
     @property
@@ -233,4 +235,7 @@ def _job(request: requests.Request, origin: dict[str, str], model: Model, guided
         negative_tokens=STOCK_NEGATIVE_TOKENS if stock else SHORT_NEGATIVE_TOKENS,
         input_frames=request.conditioning_pixel_frames,
         tile=request.tile,
+        fps=request.fps,
+        sound=request.sound,
+        sound_length=request.sound_length,
     )

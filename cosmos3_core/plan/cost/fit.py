@@ -11,8 +11,9 @@ from ...contract import Ceiling, Tuning
 from ...model.config import TEMPORAL_COMPRESSION, TransformerConfig
 from ...scenarios.branches import branches_of
 from ...scenarios.sizes import LARGEST, TIERS
+from ...scenarios.sound import DOWN
 from ..execution import RESIDENT, SEQUENTIAL, Execution
-from . import transformer, vae
+from . import sound, transformer, vae
 from .units import GIB, WIDTH, Work, weight_bytes
 
 TILES = (1024, 768, 512, 384, 256, 192, 128)
@@ -34,7 +35,8 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
-    frames are encoded first; `tile` is the decode's, in pixels (None: whole)."""
+    frames are encoded first; `tile` is the decode's, in pixels (None: whole). `fps` and `sound_length` say how long the
+    `sound` is."""
 
     width: int
     height: int
@@ -46,6 +48,9 @@ class Job:
     negative_tokens: int
     input_frames: int = 0
     tile: int | None = None
+    fps: float = 24.0
+    sound: bool = False
+    sound_length: str = DOWN
 
     @property
     def texts(self) -> tuple[int, ...]:
@@ -105,7 +110,8 @@ class Estimate:
     def weights(self) -> dict[str, int]:
         """Bytes of each component that a run may load."""
         towers = transformer.weights(self.config, self.dtype, self.format, self.execution.kept_layers)
-        return towers | vae.weights(self.vae, self.dtype)
+        codec = sound.weights(self.config.sound, self.dtype) if self.job.sound and self.config.sound else {}
+        return towers | vae.weights(self.vae, self.dtype) | codec
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -114,7 +120,7 @@ class Estimate:
         parts, longest = self.weights, max(job.texts)
         kv = transformer.und_kv_bytes(c, sum(job.texts), self.dtype)
         frames, height, width = run.latent
-        latent = 4 * c.latent_channel * frames * height * width
+        latent = 4 * (c.latent_channel * frames * height * width + (run.sound.frames * c.sound_dim if run.sound else 0))
         # cos and sin for each branch of each kind of pass.
         tables = 2 * c.head_dim * run.tokens * size * sum(len(one.branches) for one in run.passes)
         text_tower = parts["understanding"] + parts["embedding"]
@@ -127,10 +133,18 @@ class Estimate:
             encoding = vae.encode_bytes(self.vae, (height, width), job.input_frames, self.dtype)
             stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
         stages.append(Stage("steps", media_tower, kv, FP32_COPIES * latent + tables, step))
+        if self._speaker:
+            stages.append(Stage("decode sound", parts["sound_decoder"], kv, 3 * latent + tables, self._speaker.worst))
         stages.append(Stage("decode", parts["vae_decoder"], kv, 3 * latent + tables, decoding, VAE_OVERHEAD))
         if self.placement == RESIDENT:
             stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
         return tuple(stages)
+
+    @cached_property
+    def _speaker(self) -> sound.Tally | None:
+        """The decode of the sound, if there is one."""
+        size, config = self.execution.sound, self.config.sound
+        return sound.decoder(config, size.frames, WIDTH[self.dtype]) if size and config else None
 
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises KeyError."""
@@ -164,6 +178,8 @@ class Estimate:
             "steps": guided * self.step(True) + (job.steps - guided) * self.step(False),
             "decode": [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
         }
+        if self._speaker:
+            parts["decode sound"] = [sound.work(self._speaker, self.dtype)]
         if job.input_frames:
             parts["encode input"] = [vae.encode_work(self.vae, (height, width), job.input_frames, self.dtype)]
         return parts
