@@ -37,7 +37,9 @@ def told(capsys, monkeypatch):
 
 def test_it_lists_every_task_field_size_and_format(told):
     found = told("--model", "tiny")
-    assert found["model"] == {"name": "tiny", "variant": "base"} and found["profiles"] == list(PROFILES)
+    assert (found["model"]["name"], found["model"]["variant"]) == ("tiny", "base")
+    assert found["model"]["modalities"] == ["vision", "sound", "action"] and found["cannot"] == {}
+    assert found["profiles"] == list(PROFILES)
     assert set(found["tasks"]) == set(TASKS) and set(found["fields"]) == set(FIELDS)
     assert found["tasks"]["v2v"]["input"] == "video" and found["tasks"]["t2i"]["single_frame"] is True
     assert found["sizes"]["tiers"]["720"]["16:9"] == "1280x720" and found["frames"]["step"] == 4

@@ -12,7 +12,8 @@ NEGATIVE_PROMPT = "assets/negative_prompt.json"
 class ModelFacts:
     """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
     number that a distilled model was made for; `made_for` the task that it was trained for above others, if any.
-    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json."""
+    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json. `modalities` are
+    those that it has heads for, and `preset` names a table of defaults of its own, if there is one."""
 
     name: str
     variant: str
@@ -22,3 +23,5 @@ class ModelFacts:
     made_for: str | None = None
     schedule: str = "karras"
     shift: float = 1.0
+    modalities: tuple[str, ...] = ("vision", "sound", "action")
+    preset: str | None = None

@@ -23,7 +23,8 @@ from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .faults import Faults
 from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
-from .task import Task
+from .task import DISTILLED, Task
+from .variants import check_able
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
@@ -31,10 +32,9 @@ CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
 NO_GUIDANCE_UP_TO = "no_guidance_up_to"
 """In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
-DISTILLED = "distilled"
-"""A variant of models, and the schedule that only these have."""
-VARIANTS = ("edge", DISTILLED)
-"""Variants of models that may have defaults of their own, in a table of their name."""
+VARIANTS = ("edge", DISTILLED, "droid")
+"""Variants and presets of models that may have defaults of their own, in a table of their name. A preset's go before
+its variant's."""
 ANY = "(any)"
 """What stands in for a text or a file that a partial request lacks."""
 STANDS_IN = "not given; no plan depends on it"
@@ -146,9 +146,13 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     check_profile(profile)
     row = _tables()["profile"][profile] | _tables()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
-    special, _, _ = variants.get(model.variant, {}), row.pop("source"), row.pop(NO_GUIDANCE_UP_TO, None)
-    where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
-    row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
+    del row["source"]
+    row.pop(NO_GUIDANCE_UP_TO, None)
+    origin = dict.fromkeys(row, f"profile {profile}")
+    for name in (model.variant, model.preset):
+        special = variants.get(name, {}) if name else {}
+        where = f"profile {profile}, {name}" + (f" ({special.pop('source')})" if "source" in special else "")
+        row, origin = row | special, origin | dict.fromkeys(special, where)
     for name, field in FIELDS.items():
         if field.default == NOT_GIVEN:
             row[name], origin[name] = None, NOT_GIVEN
@@ -302,14 +306,13 @@ def _plain(value: Any) -> Any:
 
 
 def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+    with faults.of("task"):
+        check_able(task, model)
     if model.variant != DISTILLED:
         with faults.of("schedule"):
             if changed.get("schedule") == DISTILLED:
                 raise InputError("schedule 'distilled'", f"{model.name} is not a distilled model", "Drop schedule")
         return
-    if not task.distilled:
-        names = " and ".join(name for name, other in TASKS.items() if other.distilled)
-        raise InputError(f"task {task.name}", f"{model.name} is distilled for {names} only", "Use the full model")
     for name, value in changed.items():
         with faults.of(name):
             if FIELDS[name].distilled:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+FULL, DISTILLED = ("base", "edge"), "distilled"
+"""Kinds of checkpoint: those with a schedule of any number of steps, and those with a fixed one."""
+
+
 class Conditions(Protocol):
     """What of a request a task's clean frames follow from."""
 
@@ -25,8 +29,8 @@ class Task:
     `title` is its name in words, and `result` what comes out, "an image" or "a video". `suffix` is that of its output
     file, and `aspect` its aspect ratio where only a tier is given. `single` says that it has one frame. `input` is the
     field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip". `latents`
-    names the modalities of the items that it asks the model for. `distilled` says that there are distilled models of
-    it. `clean` returns the latent frames that are taken from the input instead of noise, ascending.
+    names the modalities of the items that it asks the model for. `variants` are the kinds of checkpoint that do it.
+    `clean` returns the latent frames that are taken from the input instead of noise, ascending.
     """
 
     name: str
@@ -38,5 +42,5 @@ class Task:
     latents: tuple[str, ...]
     input: str | None = None
     source: str | None = None
-    distilled: bool = False
+    variants: tuple[str, ...] = FULL
     clean: Callable[[Conditions], tuple[int, ...]] = _none
