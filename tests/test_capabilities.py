@@ -102,7 +102,10 @@ def test_it_can_be_read(capsys, monkeypatch):
         "      one, or 4k+1 up to 4001: 5, 9, 13 ...; every task",
         "      default i2v: 81",
         "      a whole number from 1 to 1000; fixed by distillation",
-        "  720p  1:1 960x960, 4:3 1104x832, 3:4 832x1104, 16:9 1280x720, 9:16 720x1280",
+        "  no t2v: nvidia/Cosmos3-Super-Image2Video-4Step is distilled for t2i and i2v only; nvidia/Cosmos3-Nano can",
+        "  480p  1:1 640x640, 4:3 736x544, 3:4 544x736, 16:9 832x480, 9:16 480x832, 2:3 512x768; 24 to 300 frames",
+        "  720p  1:1 960x960, 4:3 1104x832, 3:4 832x1104, 16:9 1280x720, 9:16 720x1280; not in training",
+        "  768p  1:1 1024x1024, 4:3 1184x880, 3:4 880x1184, 16:9 1360x768, 9:16 768x1360; pictures",
     ):
         assert line in out.splitlines()
     assert "video_fit" not in out, "no task of this model has a clip"
@@ -156,7 +159,7 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["run", "--ta"], ["--task"]),
         (["run", "--task", ""], list(TASKS)),
         (["run", "--profile", "s"], ["sglang"]),
-        (["run", "--model", "nvidia/Cosmos3-N"], ["nvidia/Cosmos3-Nano"]),
+        (["run", "--model", "nvidia/Cosmos3-Nano-"], ["nvidia/Cosmos3-Nano-Policy-DROID"]),
         (["plan", "--model", "./mod"], ["dir"]),
         (["warmup", "--dtype", "b"], ["bfloat16"]),
         (["capabilities", "--profile", "d"], ["diffusers", "diffusers-docs"]),

@@ -150,7 +150,7 @@ def _table() -> dict[str, Any]:
 def made_for(name: str) -> str | None:
     """The task that a published model was trained for above others; None for any other model."""
     known = checkpoints().get(full_name(name))
-    return known and known.made_for
+    return known.made_for if known else None
 
 
 def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:

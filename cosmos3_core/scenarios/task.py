@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-
 FULL, DISTILLED = ("base", "edge"), "distilled"
 """Kinds of checkpoint: those with a schedule of any number of steps, and those with a fixed one."""
 

@@ -43,10 +43,10 @@ class Checkpoint:
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """What the training of a kind of checkpoint covered: resolution `tiers`, and by tier the least and the largest
-    number of `frames`. `words` say what it is; `source` is where all this is from."""
+    number of `frames`. `only` is what to say of another task than `{tasks}`; `source` is where all this is from."""
 
     name: str
-    words: str
+    only: str
     tiers: tuple[str, ...]
     frames: Mapping[str, tuple[int, int]]
     source: str
@@ -96,7 +96,7 @@ def lacking(task: Task, variant: str, modalities: Collection[str], beside: Colle
             return f"has no {modality} head ({modality}_gen in its transformer/config.json)"
     if variant not in task.variants:
         names = [name for name, other in TASKS.items() if variant in other.variants]
-        return f"is {variants()[variant].words}, for {', '.join(names[:-1])} and {names[-1]} only"
+        return variants()[variant].only.format(tasks=f"{', '.join(names[:-1])} and {names[-1]}")
     return None
 
 
