@@ -44,7 +44,10 @@ def test_it_lists_every_task_field_size_and_format(told):
     assert found["tasks"]["v2v"]["input"] == "video" and found["tasks"]["t2i"]["single_frame"] is True
     assert found["sizes"]["tiers"]["720"]["16:9"] == "1280x720" and found["frames"]["step"] == 4
     assert found["dtypes"]["checkpoint"] == "bfloat16" and "fp8" in found["formats"]["names"]
-    assert found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v"] and found["fields"]["prompt"]["required"] is True
+    assert (
+        found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v", "extend", "keyframes"]
+        and found["fields"]["prompt"]["required"] is True
+    )
 
 
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", DISTILLED])
@@ -53,7 +56,7 @@ def test_every_choice_that_is_listed_is_taken(model):
     found = capabilities(facts, PROFILES[0])
     assert found["fields"]["task"]["schema"]["enum"] == list(found["tasks"])
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "0=a"} if TASKS[task].input else {})
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
                 beside = {"interval_ends": {"guidance_interval": [1, 9]}, "system_prompt_text": {"system_prompt": True}}
@@ -67,7 +70,7 @@ def test_a_default_is_what_a_run_fills_in(model, profile):
     facts = describe(model).facts
     found = capabilities(facts, profile)
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "0=a"} if TASKS[task].input else {})
         request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)
         filled = json.loads(json.dumps(request.to_json()))
         for name in found["fields"].keys() - given.keys():
@@ -215,7 +218,10 @@ def test_what_a_row_says_of_tasks_is_what_a_request_takes():
     other = {"fps": 12, "video_fit": "stretch", "image_filter": "lanczos", "duration_template": False}
     for name, value in (other | {"condition_video_keep": "last", "condition_frame_indexes": [0]}).items():
         for task in TASKS.values():
-            given = {"task": task.name, "prompt": "a cup", name: value} | ({task.input: "a"} if task.input else {})
+            other_end = {"condition_video_keep": "first"} if task.name == "extend" else {}
+            given = {"task": task.name, "prompt": "a cup", name: other_end.get(name, value)} | (
+                {task.input: "0=a"} if task.input else {}
+            )
             if task.name in FIELDS[name].tasks:
                 assert resolve(given, "reference", facts, pick_seed=lambda: 0)[1][name] == "user"
             else:

@@ -76,12 +76,12 @@ def test_the_distilled_video_model_counts_time_by_16_frames_a_second(folder):
 
 def ours(folder: Path, given: dict[str, Any], clip: np.ndarray | None = None):
     """A finished state of a request in fp32, and the request."""
-    model, media = open_model(str(folder)), None
+    model, media = open_model(str(folder)), []
     name = {"i2v": "image", "v2v": "video"}.get(given["task"])
     if name:
         assert clip is not None
-        media = Media.of(name, clip if name == "video" else clip[0])
-        given = given | {name: media.said}
+        media = [Media.of(name, clip if name == "video" else clip[0])]
+        given = given | {name: media[0].said}
     request, _ = requests.resolve(given | {"seed": 5}, "diffusers", model.facts, pick_seed=lambda: 0)
     engine = Engine(model, peer.reference_plan(model.config))
     state = engine.start(request, engine.read_inputs(request, media=media))

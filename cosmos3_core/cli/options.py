@@ -241,7 +241,8 @@ def _of_fields(costs: bool) -> tuple[click.Option, ...]:
                 [flag(name)],
                 heading=field.group,
                 type=field.kind.type,
-                metavar="PATH" if is_path else None,
+                multiple=field.kind.many,
+                metavar="INDEX=PATH" if field.kind.many else "PATH" if is_path else None,
                 shell_complete=files if is_path else one_of(choices),
                 help=f"{field.help}{default}",
             )

@@ -22,7 +22,8 @@ from .captions import check_caption
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .faults import Faults
-from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .fields import FIELDS, FILES, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS, sources
+from .keyframes import Keyframe, placed
 from .task import DISTILLED, Task
 from .variants import check_able
 
@@ -62,6 +63,9 @@ class Request:
     seed: int
     image: str | None
     video: str | None
+    keyframe: tuple[Keyframe, ...] | None
+    extend: str | None
+    with_input: bool
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
     system_prompt: bool
@@ -90,9 +94,17 @@ class Request:
         """Input frames that the clean latent frames cover."""
         return max(self.clean_frames) * TEMPORAL_COMPRESSION + 1 if self.clean_frames else 0
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The paths of its files, as `fields.sources` calls them."""
+        values = self.to_json()
+        return sources({name: values[name] for name in FILES})
+
     def to_json(self) -> dict[str, Any]:
         """The request as `resolve` takes it: giving it back yields the same request."""
         values = asdict(self)
+        if self.keyframe is not None:
+            values["keyframe"] = {str(one.frame): one.image for one in self.keyframe}
         return values | {"size": f"{values.pop('width')}x{values.pop('height')}"}
 
 
@@ -105,10 +117,14 @@ def _tables() -> Tables:
 
 
 def read_defaults(text: str) -> Tables:
-    """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. Raises
-    InputError unless for each task every profile has the default of every field that takes it from there, and no other
-    key."""
+    """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. A task may be
+    `like` another, and say in its rows what differs. Raises InputError unless for each task every profile has the
+    default of every field that takes it from there, and no other key."""
     tables = tomllib.loads(text)
+    for name in TASKS:
+        own = tables.get(name, {})
+        if like := own.pop("like", None):
+            tables[name] = {key: row | own.get(key, {}) for key, row in tables[like].items()}
     for name, profile in tables["profile"].items():
         _inherit(tables, name, profile.pop("like", None))
     wanted = {name for name, field in FIELDS.items() if field.default == PROFILE}
@@ -173,9 +189,10 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
     `made_for`. Raises InputError for two inputs."""
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
-        raise InputError(
-            " with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one", inputs[1]
-        )
+        asked, next_step = " with ".join(f"`{name}`" for name in inputs), "Drop one"
+        if inputs == ["image", "keyframe"]:
+            next_step = "Give the first picture as `keyframe` 0=FILE too"
+        raise InputError(asked, "a run starts from one of them", next_step, inputs[1])
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
     if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
@@ -268,16 +285,20 @@ def resolve(
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
-    missing = dict.fromkeys(_missing(given, task), ANY)
+    missing = {name: f"-1={ANY}" if FIELDS[name].kind.many else ANY for name in _missing(given, task)}
     values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
     values, origin = _without_guidance(values, origin, profile)
+    faults = Faults()
+    if values["keyframe"]:
+        with faults.of("keyframe"):
+            values["keyframe"] = placed(values["keyframe"], values["frames"])
+    faults.report()
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
-    faults = Faults()
     _check_variant(faults, task, changed, model)
-    with faults.of("condition_frame_indexes"):
+    with faults.of("keyframe" if request.keyframe else "condition_frame_indexes"):
         _check_clean(request)
     for name, value in changed.items():
         if whole and FIELDS[name].default == PROFILE:
@@ -323,7 +344,8 @@ def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model
 def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial: bool) -> None:
     """The file that the task starts from and no other, and one frame or several."""
     if task.input and not partial and values.get(task.input) is None:
-        missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
+        form = "INDEX=FILE" if FIELDS[task.input].kind.many else "FILE"
+        missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` {form}")
         faults.add(task.input, missing)
     for name in INPUTS:
         with faults.of(name):

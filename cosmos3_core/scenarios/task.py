@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .keyframes import Keyframe
 
 FULL, DISTILLED = ("base", "edge"), "distilled"
 """Kinds of checkpoint: those with a schedule of any number of steps, and those with a fixed one."""
@@ -15,6 +18,9 @@ class Conditions(Protocol):
 
     @property
     def condition_frame_indexes(self) -> tuple[int, ...]: ...
+
+    @property
+    def keyframe(self) -> tuple[Keyframe, ...] | None: ...
 
 
 def _none(request: Conditions) -> tuple[int, ...]:

@@ -1,10 +1,17 @@
-"""Videos: several frames, from text, from a picture that they begin with, or from a clip that they go on from."""
+"""Videos: several frames, from text, from pictures that some of them are, or from a clip that they go on from."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from .task import DISTILLED, FULL, Task
+from ..model.config import TEMPORAL_COMPRESSION
+from .task import DISTILLED, FULL, Conditions, Task
+
+
+def _keyframes(request: Conditions) -> tuple[int, ...]:
+    """The latent frame of each keyframe: the first pixel frame has one of its own (docs/model.md, section 5.1)."""
+    return tuple(-(-one.frame // TEMPORAL_COMPRESSION) for one in request.keyframe or ())
+
 
 T2V = Task(
     name="t2v",
@@ -33,5 +40,21 @@ TASKS = (
         input="video",
         source="clip",
         clean=lambda request: request.condition_frame_indexes,
+    ),
+    replace(
+        T2V,
+        name="extend",
+        title="going on from a clip",
+        input="extend",
+        source="clip",
+        clean=lambda request: request.condition_frame_indexes,
+    ),
+    replace(
+        T2V,
+        name="keyframes",
+        title="keyframes to video",
+        input="keyframe",
+        source="picture",
+        clean=_keyframes,
     ),
 )
