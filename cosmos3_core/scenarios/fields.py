@@ -14,7 +14,7 @@ from . import kinds
 from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import INPUTS, TASKS
-from .keyframes import KEYFRAMES
+from .keyframe_kind import KEYFRAMES
 from .kinds import Kind
 from .task import Task
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..model.config import TEMPORAL_COMPRESSION
+from .keyframes import held
 from .task import DISTILLED, FULL, Conditions, Task
 
 
 def _keyframes(request: Conditions) -> tuple[int, ...]:
-    """The latent frame of each keyframe: the first pixel frame has one of its own (docs/model.md, section 5.1)."""
-    return tuple(-(-one.frame // TEMPORAL_COMPRESSION) for one in request.keyframe or ())
+    """The latent frame of each keyframe."""
+    return tuple(held(one.frame)[1] // TEMPORAL_COMPRESSION for one in request.keyframe or ())
 
 
 T2V = Task(
