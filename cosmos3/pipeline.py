@@ -119,7 +119,7 @@ def _settled(wish: Wish, ground: Ground, given: Mapping[str, Any], **other: Any)
 
 def _planned(wish: Wish, ground: Ground, fields: dict[str, Any]) -> Settled:
     """A request that may lack its prompt and its input."""
-    inputs, _ = media_of(fields.pop("image", None), fields.pop("video", None))
+    inputs, _ = media_of(fields)
     return _settled(wish, ground, fields | inputs, partial=True)
 
 
@@ -245,7 +245,8 @@ class Pipeline(Answering):
         if count * len(prompts) > 1 and noise is not None:
             found = f"all {count * len(prompts)} outputs would begin with the same"
             raise InputError("noise with several outputs", found, "Call once for each noise", "noise")
-        runs = self._several(prompts, count, image, video, noise, output, anyway, fields)
+        fields |= {"image": image, "video": video}
+        runs = self._several(prompts, count, noise, output, anyway, fields)
         hooks = partial(Run.run, on_step=on_step, progress=progress, cancel=cancel)
         if output is not None:
             return self._written(runs[0], path_of("output", output), overwrite, hooks)
@@ -269,14 +270,15 @@ class Pipeline(Answering):
         """A run before its first step. Everything is checked and no weight is read.
 
         `image` and `video` are a path, the bytes of a file, a PIL image, or an array or tensor [H, W, 3], of a clip a
-        list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. `noise` is the initial noise, fp32 in the shape of
+        list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. So are `extend`, a clip, and the pictures of
+        `keyframe`, a dict by frame. `noise` is the initial noise, fp32 in the shape of
         `Result.latents`, also with an axis of length 1 before it, or a path to a file of saved latents. Raises
         InputError.
         """
         if isinstance(prompt, list | tuple):
             found = "a run has one prompt"
             raise InputError(f"start() with a list of {len(prompt)} prompts", found, "Start one for each", "prompt")
-        return self._several([prompt], 1, image, video, noise, None, anyway, fields)[0]
+        return self._several([prompt], 1, noise, None, anyway, fields | {"image": image, "video": video})[0]
 
     @as_arguments(CALL)
     @bound
@@ -287,19 +289,21 @@ class Pipeline(Answering):
         *,
         image: Any = None,
         video: Any = None,
+        keyframe: Any = None,
+        extend: Any = None,
         tile: int | None = None,
         anyway: bool = False,
     ) -> Run:
-        """The run that `Run.save` or a stopped `cosmos3 run` left in this file, to go on with. An `image` or `video`
-        that was handed over in memory is handed over again. Raises InputError unless this pipe has the model, dtype,
-        formats and kernels that the run began with."""
+        """The run that `Run.save` or a stopped `cosmos3 run` left in this file, to go on with. What was handed over in
+        memory, `image`, `video`, `keyframe` or `extend`, is handed over again. Raises InputError unless this pipe has
+        the model, dtype, formats and kernels that the run began with."""
         self._check_open()
         asked = f"resume {path_of('path', path)}"
         check_switch("anyway", anyway)
         stopped = saved.read_stopped(path_of("path", path), asked)
         earlier = stopped.earlier
         self._check_same(earlier, asked)
-        given, media = media_of(image, video)
+        given, media = media_of({"image": image, "video": video, "keyframe": keyframe, "extend": extend})
         given = earlier.given | given | ({} if tile is None else {"tile": tile})
         settled = settle(
             replace(self._wish, given=given, profile=earlier.profile or self._wish.profile), ground=self._ground
@@ -343,8 +347,6 @@ class Pipeline(Answering):
         self,
         prompts: Sequence[Any],
         count: int,
-        image: Any,
-        video: Any,
         noise: Any,
         output: str | os.PathLike[str] | None,
         anyway: bool,
@@ -353,10 +355,10 @@ class Pipeline(Answering):
         """A run for each output, all of them checked."""
         self._check_open()
         check_switch("anyway", anyway)
-        inputs, media = media_of(image, video)
+        inputs, media = media_of(fields)
         suffix = None if output is None else Path(path_of("output", output)).suffix
         runs: list[Run] = []
-        given = {**dict.fromkeys(INPUTS), **fields, **inputs}
+        given = {**fields, **dict.fromkeys(INPUTS), **inputs}
         seeded = fields.get("seed") is not None and not is_whole(given | {"prompt": None})
         for prompt in prompts:
             given = given | {"prompt": prompt}
@@ -373,7 +375,7 @@ class Pipeline(Answering):
                 given = given | {"seed": settled.request.seed + 1}
         return runs
 
-    def _prepared(self, settled: Settled, noise: Any, seeded: bool, media: Media | None) -> Generation:
+    def _prepared(self, settled: Settled, noise: Any, seeded: bool, media: list[Media]) -> Generation:
         tensors, source = None, None
         if noise is not None:
             generation.check_seed_matters(settled, seeded)

@@ -1,5 +1,5 @@
-"""Write docs/fields.md, docs/commands.md and docs/migrating.md from the rows of a request's fields, from the commands
-themselves and from the names that other programs have.
+"""Write docs/fields.md, docs/commands.md, docs/migrating.md and docs/variants.md from the rows of a request's fields,
+from the commands themselves, from the names that other programs have and from the table of checkpoints.
 
 python scripts/pages.py          # or with --check: write nothing, name the pages that are out of date, exit code 1
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
 from cosmos3_core.scenarios.aliases import HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.fields import FIELDS
+from cosmos3_core.scenarios.variants import checkpoints, conflicts, variants
 from cosmos3_core.settle.questions import capabilities
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -135,6 +136,62 @@ def migrating() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def variants_page() -> str:
+    """docs/variants.md: what each checkpoint can do, and where engines disagree."""
+    told = {name: capabilities(name, PROFILE) for name in checkpoints()}
+    tasks = list(told[MODEL]["tasks"])
+    can = [(f"`{name}`", *("yes" if task in row["tasks"] else "no" for task in tasks)) for name, row in told.items()]
+    parts = [
+        "# Checkpoints and what each can do",
+        f"{MADE} The rows stand in [variants.toml](../cosmos3_core/scenarios/variants.toml); requests are checked by "
+        "them, and `cosmos3 capabilities --model MODEL` prints them. A model of yours is judged by its config files.",
+        "## Checkpoints",
+        _table(("checkpoint", "kind", "heads", "made for", "defaults of its own"), [_checkpoint(n) for n in told]),
+        "## Tasks",
+        "A task that a checkpoint cannot do is an error before a weight is read, which names checkpoints that can.",
+        _table(("checkpoint", *tasks), can),
+        "## What training covered",
+        "With other sizes and lengths a checkpoint runs, and nobody has said how well.",
+        _table(("kind", "tiers", "frames", "source"), [_variant(name) for name in variants()]),
+        "## Where engines disagree",
+        "Defaults of whole engines are profiles ([fields.md](fields.md)). Of what no profile holds, this was chosen:",
+        _table(("about", "what is said", "here"), [(c.about, _says(c.says), c.here) for c in conflicts()]),
+        "The profiles differ in these defaults, for Nano:",
+        _table(("field", "task", *told[MODEL]["profiles"]), _differing(MODEL)),
+        "And for Edge:",
+        _table(("field", "task", *told[MODEL]["profiles"]), _differing(OTHER_MODELS["Cosmos3-Edge"])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _checkpoint(name: str) -> tuple[str, ...]:
+    row = checkpoints()[name]
+    return f"`{name}`", row.variant, ", ".join(row.modalities), row.made_for or "", row.preset or ""
+
+
+def _variant(name: str) -> tuple[str, ...]:
+    row = variants()[name]
+    frames = ", ".join(f"{least} to {most} at {tier}" for tier, (least, most) in row.frames.items())
+    return name, ", ".join(row.tiers), frames, row.source
+
+
+def _says(says: Mapping[str, str]) -> str:
+    return "; ".join(f"{who}: {what}" for who, what in says.items())
+
+
+def _differing(model: str) -> list[tuple[str, ...]]:
+    """The defaults of a model that are not the same in all profiles: a row for each field and the tasks that share
+    them."""
+    told = {profile: capabilities(model, profile)["fields"] for profile in capabilities(model, PROFILE)["profiles"]}
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, field in told[PROFILE].items():
+        for task in field["tasks"]:
+            cells = [_cells(fields[name]).get(task, "") for fields in told.values()]
+            if len(set(cells)) > 1:
+                rows.setdefault((f"`{name}`", *cells), []).append(task)
+    return [(name, ", ".join(tasks), *cells) for (name, *cells), tasks in rows.items()]
+
+
 def _json(example: dict[str, Any]) -> str:
     rows = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in example.items()]
     return "{\n" + ",\n".join(rows) + "\n}"
@@ -213,7 +270,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-PAGES = {"fields.md": fields, "commands.md": commands, "migrating.md": migrating}
+PAGES = {"fields.md": fields, "commands.md": commands, "migrating.md": migrating, "variants.md": variants_page}
 
 
 @click.command()

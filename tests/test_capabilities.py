@@ -37,12 +37,17 @@ def told(capsys, monkeypatch):
 
 def test_it_lists_every_task_field_size_and_format(told):
     found = told("--model", "tiny")
-    assert found["model"] == {"name": "tiny", "variant": "base"} and found["profiles"] == list(PROFILES)
+    assert (found["model"]["name"], found["model"]["variant"]) == ("tiny", "base")
+    assert found["model"]["modalities"] == ["vision", "sound", "action"] and found["cannot"] == {}
+    assert found["profiles"] == list(PROFILES)
     assert set(found["tasks"]) == set(TASKS) and set(found["fields"]) == set(FIELDS)
     assert found["tasks"]["v2v"]["input"] == "video" and found["tasks"]["t2i"]["single_frame"] is True
     assert found["sizes"]["tiers"]["720"]["16:9"] == "1280x720" and found["frames"]["step"] == 4
     assert found["dtypes"]["checkpoint"] == "bfloat16" and "fp8" in found["formats"]["names"]
-    assert found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v"] and found["fields"]["prompt"]["required"] is True
+    assert (
+        found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v", "extend", "keyframes"]
+        and found["fields"]["prompt"]["required"] is True
+    )
 
 
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", DISTILLED])
@@ -51,7 +56,7 @@ def test_every_choice_that_is_listed_is_taken(model):
     found = capabilities(facts, PROFILES[0])
     assert found["fields"]["task"]["schema"]["enum"] == list(found["tasks"])
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "0=a"} if TASKS[task].input else {})
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
                 beside = {"interval_ends": {"guidance_interval": [1, 9]}, "system_prompt_text": {"system_prompt": True}}
@@ -66,7 +71,7 @@ def test_a_default_is_what_a_run_fills_in(model, profile):
     facts = describe(model).facts
     found = capabilities(facts, profile)
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "0=a"} if TASKS[task].input else {})
         request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)
         filled = json.loads(json.dumps(request.to_json()))
         for name in found["fields"].keys() - given.keys():
@@ -101,7 +106,10 @@ def test_it_can_be_read(capsys, monkeypatch):
         "      one, or 4k+1 up to 4001: 5, 9, 13 ...; every task",
         "      default i2v: 81",
         "      a whole number from 1 to 1000; fixed by distillation",
-        "  720p  1:1 960x960, 4:3 1104x832, 3:4 832x1104, 16:9 1280x720, 9:16 720x1280",
+        "  no t2v: nvidia/Cosmos3-Super-Image2Video-4Step is distilled for t2i and i2v only; nvidia/Cosmos3-Nano can",
+        "  480p  1:1 640x640, 4:3 736x544, 3:4 544x736, 16:9 832x480, 9:16 480x832, 2:3 512x768; 24 to 300 frames",
+        "  720p  1:1 960x960, 4:3 1104x832, 3:4 832x1104, 16:9 1280x720, 9:16 720x1280; not in training",
+        "  768p  1:1 1024x1024, 4:3 1184x880, 3:4 880x1184, 16:9 1360x768, 9:16 768x1360; pictures",
     ):
         assert line in out.splitlines()
     assert "video_fit" not in out, "no task of this model has a clip"
@@ -155,7 +163,7 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["run", "--ta"], ["--task"]),
         (["run", "--task", ""], list(TASKS)),
         (["run", "--profile", "s"], ["sglang"]),
-        (["run", "--model", "nvidia/Cosmos3-N"], ["nvidia/Cosmos3-Nano"]),
+        (["run", "--model", "nvidia/Cosmos3-Nano-"], ["nvidia/Cosmos3-Nano-Policy-DROID"]),
         (["plan", "--model", "./mod"], ["dir"]),
         (["warmup", "--dtype", "b"], ["bfloat16"]),
         (["capabilities", "--profile", "d"], ["diffusers", "diffusers-docs"]),
@@ -211,7 +219,10 @@ def test_what_a_row_says_of_tasks_is_what_a_request_takes():
     other = {"fps": 12, "video_fit": "stretch", "image_filter": "lanczos", "duration_template": False}
     for name, value in (other | {"condition_video_keep": "last", "condition_frame_indexes": [0]}).items():
         for task in TASKS.values():
-            given = {"task": task.name, "prompt": "a cup", name: value} | ({task.input: "a"} if task.input else {})
+            other_end = {"condition_video_keep": "first"} if task.name == "extend" else {}
+            given = {"task": task.name, "prompt": "a cup", name: other_end.get(name, value)} | (
+                {task.input: "0=a"} if task.input else {}
+            )
             if task.name in FIELDS[name].tasks:
                 assert resolve(given, "reference", facts, pick_seed=lambda: 0)[1][name] == "user"
             else:

@@ -75,7 +75,7 @@ PUBLIC = {
         "kernels": "",
         "model": "",
         "plan": "(prompt=None, **fields)",
-        "resume": "(path, *, image=None, video=None, tile=None, anyway=False)",
+        "resume": "(path, *, image=None, video=None, keyframe=None, extend=None, tile=None, anyway=False)",
         "start": "(prompt=None, *, image=None, video=None, noise=None, anyway=False, **fields)",
         "why": "",
     },

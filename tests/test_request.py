@@ -27,7 +27,12 @@ from cosmos3_core.scenarios.sizes import TIERS, check_size, parse_size
 
 TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
 VARIANTS = ("base", "edge", "distilled")
-INPUTS = {"i2v": {"image": "in.png"}, "v2v": {"video": "in.mp4"}}
+INPUTS: dict[str, dict[str, Any]] = {
+    "i2v": {"image": "in.png"},
+    "v2v": {"video": "in.mp4"},
+    "extend": {"extend": "in.mp4"},
+    "keyframes": {"keyframe": {"0": "in.png"}},
+}
 ROWS = [
     (task, profile, variant)
     for task, profile, variant in itertools.product(TASKS, PROFILES, VARIANTS)
@@ -140,7 +145,8 @@ def test_each_profile_treats_text_and_pictures_as_its_engine_does(task, profile)
         request.max_text_tokens,
     )
     assert found == TREATMENT[profile]
-    assert request.condition_frame_indexes == (0, 1) and request.condition_video_keep == "first"
+    assert request.condition_frame_indexes == (0, 1)
+    assert request.condition_video_keep == ("last" if task == "extend" else "first")
     assert profile_source(profile)
 
 
@@ -213,7 +219,7 @@ def test_the_system_prompt_follows_the_checkpoint_where_the_engine_does(default)
         found[profile, task] = request.system_prompt
     assert {found["diffusers", task] for task in TASKS} == {default}
     assert not any(found[profile, task] for profile in ("reference", "sglang") for task in TASKS)
-    assert [task for task in TASKS if found["vllm-omni", task]] == ["v2v"]
+    assert [task for task in TASKS if found["vllm-omni", task]] == ["v2v", "extend", "keyframes"]
 
 
 @pytest.mark.parametrize("variant", ["base", "edge"])
@@ -241,8 +247,9 @@ def test_every_value_says_where_it_came_from():
     assert origin["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert origin["seed"] == "random"
     rest = set(FIELDS) - users - {"system_prompt", "negative_prompt", "seed"}
-    assert {origin.pop(key) for key in ("image", "tile")} == {"not given"}
-    rest -= {"image", "tile"}
+    others = {"image", "tile", "keyframe", "extend"}
+    assert {origin.pop(key) for key in others} == {"not given"}
+    rest -= others
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"
 
 
@@ -276,7 +283,7 @@ def test_a_profile_like_another_differs_in_its_own_rows_only():
     for task in TASKS:
         plain, docs = (ask(task, profile)[0] for profile in ("diffusers", "diffusers-docs"))
         found = {key for key, value in vars(plain).items() if getattr(docs, key) != value}
-        assert found == ({"schedule", "shift"} if task in ("t2v", "v2v") else set())
+        assert found == ({"schedule", "shift"} if task in ("t2v", "v2v", "extend", "keyframes") else set())
         assert plain.schedule == "karras"
 
 

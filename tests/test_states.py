@@ -114,7 +114,7 @@ def test_a_pickle_goes_on_in_another_process_without_reading_prompts(running, tm
     """Of a run whose picture was handed over in memory: it is not asked for again."""
     media = Media.of("image", inputs.photograph(90, 70))
     wanted = request(task="i2v", image=media.said)
-    state = running.step(running.start(wanted, running.read_inputs(wanted, media=media), Watch(cancel=lambda: False)))
+    state = running.step(running.start(wanted, running.read_inputs(wanted, media=[media]), Watch(cancel=lambda: False)))
     (tmp_path / "state").write_bytes(pickle.dumps(state))
     command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "state"), str(tmp_path / "result")]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -143,7 +143,7 @@ def test_a_state_is_moved_whole(running):
     """As one from a pickle is to the device of its engine; what is drawn stays on the host."""
     media = Media.of("image", inputs.photograph(90, 70))
     wanted = request(task="i2v", image=media.said)
-    state = running.step(running.start(wanted, running.read_inputs(wanted, media=media)))
+    state = running.step(running.start(wanted, running.read_inputs(wanted, media=[media])))
     state.place("meta")
     context = state.context
     keys = [t for text in context.texts for segment in text.segments for t in segment]
@@ -223,7 +223,7 @@ def test_a_run_is_cancelled_before_it_begins(stage, done, loaded):
     wanted = request(**given)
     watch, told = stops_at(stage, done)
     with pytest.raises(Cancelled, match=f"{'load understanding' if stage == 'check weights' else stage}, "):
-        running.start(wanted, running.read_inputs(wanted, media=clip), watch)
+        running.start(wanted, running.read_inputs(wanted, media=[clip]), watch)
     assert told[-1][:2] in ((stage, done), (stage, 1))
     gc.collect()  # the exception is gone, and its traceback
     assert not loaded.alive and (loaded.names or stage == "check weights")

@@ -200,7 +200,7 @@ def test_a_key_of_others_is_answered_from_python_too(key, answer):
     [
         ("image2image", "Not yet: editing pictures"),
         ("policy", "Not yet: robot actions"),
-        ("t3v", "Tasks are t2i, t2v, i2v, v2v"),
+        ("t3v", "Tasks are t2i, t2v, i2v, v2v, extend, keyframes"),
     ],
 )
 def test_a_task_that_is_not_here_is_answered(task, answer):

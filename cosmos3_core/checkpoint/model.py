@@ -14,6 +14,7 @@ from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..model.sound_config import SoundConfig
 from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
+from ..scenarios.variants import VISION, checkpoints
 from .identity import identity
 from .repository import Repository, full_name, open_repository
 from .tensors import TensorInfo, open_tensors
@@ -92,6 +93,8 @@ def open_model(name: str, revision: str | None = None) -> Model:
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
         silent=silent,
+        modalities=(VISION, *(kind for kind in ("sound", "action") if getattr(config, f"{kind}_gen"))),
+        preset=checkpoints()[name].preset if name in checkpoints() else None,
         **_schedule(index, scheduler),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
@@ -107,12 +110,12 @@ def describe(name: str) -> Model:
     model's, and so is the scheduler of one that is not distilled; its negative prompt is as long as the checkpoint's.
     Any other model from its own JSON files. Raises InputError."""
     name, table = full_name(name), _table()
-    if name not in table["repositories"] or Path(name).is_dir():
+    if name not in checkpoints() or Path(name).is_dir():
         return open_model(name)
-    row = table["models"][table["repositories"][name]]
-    tiny, config = open_model("tiny"), TransformerConfig.from_json(row["transformer"], name)
+    known = checkpoints()[name]
+    tiny, config = open_model("tiny"), TransformerConfig.from_json(table["transformer"][known.config], name)
     config = replace(config, sound=SoundConfig() if config.sound_gen else None)
-    steps: int | None = row.get("steps")
+    steps = known.steps
     negative = (tiny.facts.negative_prompt or "") * LONG_NEGATIVE
     return replace(
         tiny,
@@ -121,7 +124,17 @@ def describe(name: str) -> Model:
         vae=tiny.vae | table["vae"],
         dtype=DTYPE,
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
-        facts=ModelFacts(name, row["variant"], config.gated, negative, steps, made_for(name), silent=_silent(config)),
+        facts=ModelFacts(
+            name,
+            known.variant,
+            config.gated,
+            negative,
+            steps,
+            known.made_for,
+            silent=_silent(config),
+            modalities=known.modalities,
+            preset=known.preset,
+        ),
     )
 
 
@@ -166,7 +179,8 @@ def _table() -> dict[str, Any]:
 
 def made_for(name: str) -> str | None:
     """The task that a published model was trained for above others; None for any other model."""
-    return _table()["made_for"].get(full_name(name))
+    known = checkpoints().get(full_name(name))
+    return known.made_for if known else None
 
 
 def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:

@@ -18,18 +18,11 @@ from typing import Any
 
 from ..bounds import parse_json
 from ..contract import InputError
+from ..scenarios.variants import checkpoints
 from ..spelling import nearest
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
-PUBLISHED = (
-    "nvidia/Cosmos3-Nano",
-    "nvidia/Cosmos3-Super",
-    "nvidia/Cosmos3-Edge",
-    "nvidia/Cosmos3-Super-Text2Image",
-    "nvidia/Cosmos3-Super-Image2Video",
-    "nvidia/Cosmos3-Super-Text2Image-4Step",
-    "nvidia/Cosmos3-Super-Image2Video-4Step",
-)
+PUBLISHED = tuple(checkpoints())
 SHORT = {"nano": "nvidia/Cosmos3-Nano", "super": "nvidia/Cosmos3-Super", "edge": "nvidia/Cosmos3-Edge"}
 """Hub ids by the names that everybody calls them by."""
 LFS_POINTER = b"version https://git-lfs"

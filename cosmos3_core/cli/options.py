@@ -242,8 +242,9 @@ def _of_fields(costs: bool) -> tuple[click.Option, ...]:
                 [f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name)],
                 heading=field.group,
                 type=field.kind.type,
-                default=None,
-                metavar="PATH" if is_path else None,
+                default=() if field.kind.many else None,
+                multiple=field.kind.many,
+                metavar="INDEX=PATH" if field.kind.many else "PATH" if is_path else None,
                 shell_complete=files if is_path else one_of(choices),
                 help=f"{field.help}{default}",
             )

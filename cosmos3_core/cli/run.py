@@ -76,6 +76,8 @@ class Options:
     task: str | None
     image: str | None
     video: str | None
+    keyframe: tuple[str, ...]
+    extend: str | None
     video_fps: str | None
     size: str | None
     frames: int | None
@@ -211,7 +213,7 @@ def _why_named(options: Options, earlier: Earlier) -> str:
 def _refuse_settled(options: Options) -> None:
     """InputError for an option that the stopped run has settled."""
     for name, value in vars(options).items():
-        untyped = value is None or value == {} or (value is False and name not in SHORTHANDS)
+        untyped = value in (None, {}, ()) or (value is False and name not in SHORTHANDS)
         if name not in FREE and not untyped:
             option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
             raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
@@ -286,7 +288,7 @@ def _given(options: Options, earlier: Earlier) -> dict[str, Any]:
     given = earlier.given
     for name in PROMPTS:
         check_no_file(name, (options.fields if earlier.ran_on else given | options.fields).get(name))
-    typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
+    typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) not in (None, ())}
     typed |= texts(vars(options))
     if twice := sorted(options.fields.keys() & typed.keys()):
         found = f"it is set by an option of its own too, to {typed[twice[0]]!r}"

@@ -156,14 +156,14 @@ class Engine:
         return self.plan.execution(self.model.config, request, RESIDENT if self.resident else SEQUENTIAL)
 
     def read_inputs(
-        self, request: Request, noise: Sequence[Tensor] | None = None, media: Media | None = None
+        self, request: Request, noise: Sequence[Tensor] | None = None, media: Sequence[Media] = ()
     ) -> Inputs:
-        """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor
-        per item of `items_of`). `media` is a picture or clip that a program hands over: the request's field says
+        """Tokenize the prompts, read the pictures or the clip, check the `noise` that replaces the request's own (one
+        tensor per item of `items_of`). `media` are those that a program hands over: the request's fields say
         `media.said`. Reads no weight; raises InputError for what is unusable."""
         check_type("a `request`", request, Request, RESOLVE)
         check_type("initial noise", noise, list | tuple | None, "Pass a list with a tensor for each latent")
-        check_type("a request's `media`", media, Media | None, "Pass what Media.of makes of it")
+        check_type("a request's `media`", media, list | tuple, "Pass a list of what Media.of makes of them")
         with plain_torch(self.device):
             return read_inputs(request, self.model, self.tokenizer, noise, media)
 

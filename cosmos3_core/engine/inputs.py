@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,15 +18,16 @@ from ..files.frames import Reading
 from ..files.images import read_image
 from ..files.memory import Media, check_same
 from ..files.timing import same_rate
-from ..files.video import read_video
+from ..files.video import play_video, read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.conditioning import fit, kept
-from ..scenarios.families import INPUTS
+from ..scenarios.families import INPUTS, TASKS
 from ..scenarios.faults import about
 from ..scenarios.items import items_of
+from ..scenarios.keyframes import held
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
 from ..scenarios.sizes import keeping
@@ -35,19 +37,28 @@ MUCH = 0.05
 
 
 @dataclass(frozen=True)
+class Before:
+    """`frames`, each uint8 [H, W, 3], that an output begins with. They stand in the place of the first `replaced`
+    frames of what is generated, which show the same."""
+
+    frames: Callable[[], Iterator[np.ndarray]]
+    replaced: int
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What a request brings: its prompts as token ids, what is `given` for each item of `items_of` (vision: a picture
     or clip, fp32 [3, F, H, W] in [-1, 1]; None where everything is noise, and empty where all items are), the initial
     noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`, JSON by
-    field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a program
-    handed the picture or clip over, and no file has it."""
+    input, as `Request.sources` calls them: what was found in its file, what was assumed of it and what was changed.
+    `before` is what the output has before what is generated; None for nothing."""
 
     prompt: list[int]
     negative: list[int]
     given: tuple[Tensor | None, ...] = ()
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
-    in_memory: bool = False
+    before: Before | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,31 +67,44 @@ def read_inputs(
     model: Model,
     tokenizer: ChatTokenizer,
     noise: Sequence[Tensor] | None = None,
-    media: Media | None = None,
+    media: Sequence[Media] = (),
 ) -> Inputs:
-    """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor per
-    item of `items_of`). `media` is the picture or clip where a program hands it over; the request's field then says
+    """Tokenize the prompts, read the pictures or the clip, check the `noise` that replaces the request's own (one
+    tensor per item of `items_of`). `media` are those that a program hands over; the request's fields then say
     `media.said`. Raises InputError for what is unusable."""
-    for name in INPUTS:
-        check_same(name, getattr(request, name), media)
+    named = {label: path for label, path in request.sources.items() if label.partition(".")[0] in INPUTS}
+    handed = _handed(named, media)
+    for label in named | handed:
+        check_same(label, named.get(label), handed.get(label))
     items = items_of(request, model.config)
     with about("noise"):
         checked = None if noise is None else _checked_noise(noise, items)
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
-    name = "image" if request.image is not None else "video"
-    with about(name):
-        reading = _read_input(request, media)
-    if reading is None:
-        return Inputs(prompt, negative, (), checked, notes)
+    readings = {}
+    for label, path in named.items():
+        with about(label.partition(".")[0]):
+            readings[label] = _read_input(request, label, path, handed.get(label))
+    given: tuple[Tensor | None, ...] = ()
+    if readings:
+        with about(next(iter(named)).partition(".")[0]):
+            given = (_vision(request, readings), *[None] * (len(items) - 1))
+    of_media = (note for label, reading in readings.items() for note in _notes(request, label, reading))
     return Inputs(
         prompt,
         negative,
-        (_fitted(request, reading), *[None] * (len(items) - 1)),
+        given,
         checked,
-        (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading)),
-        in_memory=media is not None,
-        facts={name: reading.facts},
+        (*notes, *dict.fromkeys(of_media)),
+        before=_before(request, handed.get("extend")),
+        facts={label: reading.facts for label, reading in readings.items()},
     )
+
+
+def _handed(named: Mapping[str, str], media: Sequence[Media]) -> dict[str, Media]:
+    """What was handed over for each file that the request names: what it says, else what is of its name."""
+    said = {one.said: one for one in media}
+    found = {label: said[path] for label, path in named.items() if path in said}
+    return {one.field: one for one in media if one not in found.values()} | found
 
 
 def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
@@ -124,29 +148,52 @@ def _read_prompts(
     return prompt, negative, tuple(notes)
 
 
-def _read_input(request: Request, media: Media | None) -> Reading | None:
-    """The picture or clip that the request starts from, with its digest."""
-    count, keep = request.conditioning_pixel_frames, request.condition_video_keep
-    fps = request.fps if request.video_fps == "resample" else None
+def _read_input(request: Request, label: str, path: str, media: Media | None) -> Reading:
+    """One picture or clip that the request starts from, with its digest."""
+    clip = TASKS[request.task].source == "clip"
+    count = request.conditioning_pixel_frames if clip else 1
+    how = count, request.condition_video_keep, request.fps if request.video_fps == "resample" else None
     if media is not None:
-        reading = media.read(count, keep, fps)
-    elif request.image is not None:
-        reading = read_image(Path(request.image))
-    elif request.video is not None:
-        reading = read_video(Path(request.video), count, keep, fps)
+        reading = media.read(*how)
     else:
-        return None
+        reading = read_video(Path(path), *how) if clip else read_image(Path(path))
     if (frames := len(reading.frames)) < count:
         at = f" at {request.fps:g} a second" if "resampled_to_fps" in reading.facts else ""
         raise InputError(
-            f"`video` {request.video}",
+            f"`{label}` {path}",
             f"it has {frames} frames{at}, and condition_frame_indexes {list(request.condition_frame_indexes)} "
             f"cover {count}",
             f"Use a longer clip, or condition_frame_indexes up to {(frames - 1) // TEMPORAL_COMPRESSION}",
-            "video",
+            label,
         )
     digest = media.sha256 if media else sha256_file(Path(reading.facts["file"]))
     return replace(reading, facts=reading.facts | {"sha256": digest})
+
+
+def _before(request: Request, media: Media | None) -> Before | None:
+    """The clip that a request goes on from, where its output holds that too: fitted, and else as it is."""
+    if request.extend is None or not request.with_input:
+        return None
+    path, fps = Path(request.extend), request.fps if request.video_fps == "resample" else None
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame in media.play(fps) if media else play_video(path, fps):
+            pixels = _fitted(request, Reading(frame[None], {}))
+            yield ((pixels[:, 0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+    return Before(frames, request.conditioning_pixel_frames)
+
+
+def _vision(request: Request, readings: Mapping[str, Reading]) -> Tensor:
+    """What the vision item is conditioned on: a picture or clip; or of several pictures a clip in which each frame is
+    the next one's. The VAE is causal: what a picture's latent frame becomes does not depend on what comes after it, and
+    before it there is nothing but the same picture, or as little else as can be."""
+    fitted = [_fitted(request, reading) for reading in readings.values()]
+    if request.keyframe is None:
+        return fitted[0]
+    ends = [held(one.frame)[1] + 1 for one in request.keyframe]
+    lengths = [end - begin for begin, end in zip((0, *ends), ends, strict=False)]
+    return torch.cat([one.expand(-1, length, -1, -1) for one, length in zip(fitted, lengths, strict=True)], dim=1)
 
 
 def _fitted(request: Request, reading: Reading) -> Tensor:
@@ -160,7 +207,14 @@ def _fitted(request: Request, reading: Reading) -> Tensor:
 
 
 def _stretches(request: Request) -> bool:
-    return request.video is not None and request.video_fit == "stretch"
+    return TASKS[request.task].source == "clip" and request.video_fit == "stretch"
+
+
+def _notes(request: Request, label: str, reading: Reading) -> Iterator[str]:
+    """Sentences on what a user would see changed of an input."""
+    which = label.partition(".")[2]
+    for note in (*reading.notes, *_pace(request, reading), *_loss(request, reading)):
+        yield f"keyframe {which}: {note}" if which else note
 
 
 def _pace(request: Request, reading: Reading) -> Iterator[str]:
@@ -178,7 +232,7 @@ def _pace(request: Request, reading: Reading) -> Iterator[str]:
 def _loss(request: Request, reading: Reading) -> Iterator[str]:
     """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
     source, size = (reading.frames.shape[2], reading.frames.shape[1]), (request.width, request.height)
-    what = "picture" if request.image is not None else "clip"
+    what = TASKS[request.task].source
     if (lost := 1 - kept(source, size)) < MUCH:
         return
     done = f"is stretched by {1 / (1 - lost) - 1:.0%}" if _stretches(request) else f"loses {lost:.0%} of itself"

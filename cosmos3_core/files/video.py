@@ -42,6 +42,8 @@ OPENING = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
 MAX_AREA = 8192 * 4608
 """Pixels of the largest frame that is decoded: 8K and a little. A damaged file can say that it has more."""
 NEXT_STEP = "Pass a whole clip, such as an .mp4 file"
+MOST_HELD = 1000
+"""New frames that one frame of a resampled clip is shown for at most."""
 ENCODE_QUEUE = 8
 """Frames that wait for the encoder at most: it takes several at once, after it has looked ahead."""
 
@@ -82,6 +84,19 @@ def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = 
     if fps is not None and not same_rate(clip.rate, fps):
         facts["resampled_to_fps"] = fps
     return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), clip.rate)
+
+
+def play_video(source: Path | bytes, fps: float | None = None) -> Iterator[np.ndarray]:
+    """All frames of a clip one by one, uint8 [H, W, 3] of the first one's size, as `read_video` reads them. Raises
+    InputError as that does."""
+    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
+    with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
+        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, MOST_HELD)
+        size: tuple[int, ...] = ()
+        for one in shown:
+            array = clip.show(one.frame)
+            size = size or array.shape
+            yield array if array.shape == size else _sized(array, size)
 
 
 @dataclass(frozen=True)
@@ -148,13 +163,16 @@ def _check_area(source: Path | bytes, width: int, height: int) -> None:
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     """One array. A stream may change its size on the way; all frames of the result have the first one's."""
     import numpy as np
+
+    size = arrays[0].shape
+    return np.stack([array if array.shape == size else _sized(array, size) for array in arrays])
+
+
+def _sized(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    import numpy as np
     from PIL import Image
 
-    height, width, _ = arrays[0].shape
-    for i, array in enumerate(arrays):
-        if array.shape != arrays[0].shape:
-            arrays[i] = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
-    return np.stack(arrays)
+    return np.asarray(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def write_video(

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -232,7 +233,13 @@ class Generation:
             return self.engine.preview(state, 1)
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Decode: uint8 [H, W, 3] each."""
+        """Decode: uint8 [H, W, 3] each, after those that the output begins with."""
+        before = self.inputs.before
+        if before:
+            yield from before.frames()
+        yield from islice(self._generated(), before.replaced if before else 0, None)
+
+    def _generated(self) -> Iterator[np.ndarray]:
         groups = self.engine.finish(self.begun)
         while True:
             with self._at_work():
@@ -319,7 +326,7 @@ def prepare(
     named: str = "it was named",
     noise: Sequence[Tensor] | None = None,
     latents: Source | None = None,
-    media: Media | None = None,
+    media: Sequence[Media] = (),
     stopped: Stopped | None = None,
     repeated: Earlier | None = None,
     changed: bool = False,
@@ -329,7 +336,7 @@ def prepare(
     """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
-    `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
+    `latents` says where it is from. `media` are pictures or clips that were handed over. `stopped` is the run to go on
     with, or `repeated` the one that this is again, which messages call `asked`; their files may have `changed`.
     `texts` are the facts of prompts that were in files. Raises InputError.
     """

@@ -93,7 +93,7 @@ def checked_paths(
         mode_at(path, another)
     for folder in {path.parent for path in paths.written}:
         sweep(folder)
-    inputs = [name for name in (request.image, request.video, *read) if name]
+    inputs = [name for name in (*request.sources.values(), *read) if name]
     _check_apart(paths, inputs, model)
     check_output(output, clip=request.is_video, sound=request.sound, overwrite=overwrite)
     if paths.sound:

@@ -20,7 +20,7 @@ from ..contract import InputError
 from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text
 from ..files.sources import SAID
-from ..scenarios.families import INPUTS
+from ..scenarios.fields import FILES, sources
 from ..scenarios.foreign import convert
 from .sealed import SEAL, read_tensors, write_tensors
 
@@ -156,11 +156,12 @@ class Earlier:
 
     def changes(self, request: Request, inputs: Inputs, latents: Source | None) -> Iterator[str]:
         """What of this run's input files is no longer what it was, in words. Who names another file asks for it."""
-        now, found = whole_paths(request), _digests(inputs.facts)
-        for name, digest in self.inputs.items():
-            path = self.given.get(name)
-            if path and path == now[name] and found.get(name) != digest:
-                yield f"its {name} {path} has changed since the run of that manifest"
+        now, found = sources(whole_paths(request)), _digests(inputs.facts)
+        then = sources({name: self.given.get(name) for name in FILES})
+        for label, digest in self.inputs.items():
+            path = then.get(label)
+            if path and path == now.get(label) and found.get(label) != digest:
+                yield f"its {label} {path} has changed since the run of that manifest"
         if self.latents and latents and self.latents.file == latents.file and self.latents != latents:
             yield f"the file of its noise {latents.file} has changed since the run of that manifest"
 
@@ -284,14 +285,23 @@ def given_digest(given: Sequence[Tensor | None]) -> str | None:
 
 
 def whole_paths(request: Request) -> dict[str, Any]:
-    """The paths of a request's input files as whole ones, by field. What was handed over in memory has none."""
-    named = {name: getattr(request, name) for name in INPUTS}
-    return {name: path if not path or SAID.match(path) else os.path.abspath(path) for name, path in named.items()}
+    """The paths of a request's files as whole ones, as JSON by field. What was handed over in memory has none."""
+    values = request.to_json()
+    return {name: _whole(values[name]) for name in FILES}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(path) for key, path in value.items()}
+    return value if not value or SAID.match(value) else os.path.abspath(value)
 
 
 def _digests(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of the files that a run starts from, by field, of the facts that a manifest has of its inputs."""
-    return {name: facts[name]["sha256"] for name in INPUTS if "sha256" in facts.get(name, {})}
+    """The SHA-256 of the files that a run starts from, as `Request.sources` calls them, of the facts that a manifest
+    has of its inputs: those of a prompt's file are not among them, as its text is in the request."""
+    return {
+        label: fact["sha256"] for label, fact in facts.items() if label.partition(".")[0] in FILES and "sha256" in fact
+    }
 
 
 def _source(value: Any) -> Source | None:
@@ -331,7 +341,7 @@ STATE = Table(
         "model": MODEL,
         "weights": Text(none=True),
         "options": Table(PLAN | {"required": NAMES}),
-        "inputs": Table(allowed=dict.fromkeys(INPUTS, SHA256)),
+        "inputs": Table(others=SHA256),
     }
 )
 NUMBERED = Table(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..contract import InputError, RunError, Segment
 from ..model.packing import Packing
 from ..model.transformer import TextContext
+from ..scenarios.fields import FILES
 from .solver import Solver
 
 if TYPE_CHECKING:
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
 
 
-NOT_COMPARED = ("image", "video", "tile")
-"""Request fields that a saved state may differ in: the same pixels may come from another place, and tiles are the
-decode's matter."""
+NOT_COMPARED = ("tile", "with_input")
+"""Request fields that a saved state may differ in: they are the decode's matter."""
 
 
 def views(flat: Tensor, items: Sequence[Item]) -> list[Tensor]:
@@ -189,7 +189,9 @@ class State:
     def _compared(self) -> dict[str, Any]:
         """Of the request, what a saved state has to agree with, as JSON has it."""
         plain = json.loads(json.dumps(self.request.to_json()))
-        return {name: value for name, value in plain.items() if name not in NOT_COMPARED}
+        # The same pixels may come from another file, for the same frames.
+        frames = {name: list(plain[name]) if isinstance(plain[name], dict) else None for name in FILES}
+        return {name: value for name, value in (plain | frames).items() if name not in NOT_COMPARED}
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors on the host, numbers as JSON): with the request, enough to continue. Prompts and input media are

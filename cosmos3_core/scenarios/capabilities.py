@@ -10,9 +10,10 @@ from .facts import ModelFacts
 from .families import TASKS
 from .fields import FIELDS, REQUIRED, Field
 from .kinds import LONGEST, Kind, choice
-from .request import DISTILLED, PROFILES, defaults, profile_source
+from .request import PROFILES, defaults, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
-from .task import Task
+from .task import DISTILLED, Task
+from .variants import Variant, able, lacking, variants
 
 Row = tuple[dict[str, Any], dict[str, str]]
 
@@ -21,13 +22,23 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
     """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
     unknown profile."""
     profile = spelled("profile", profile, PROFILES)
-    tasks = [task for task in TASKS.values() if task.distilled or model.variant != DISTILLED]
+    cannot = {name: lacking(task, model.variant, model.modalities) for name, task in TASKS.items()}
+    tasks = [task for task in TASKS.values() if cannot[task.name] is None]
     rows = {task.name: defaults(task.name, profile, model) for task in tasks}
     return {
-        "model": {"name": model.name, "variant": model.variant},
+        "model": {
+            "name": model.name,
+            "variant": model.variant,
+            "modalities": list(model.modalities),
+            "made_for": model.made_for,
+            "trained": _trained(variants()[model.variant]),
+        },
         "profile": {"name": profile, "source": profile_source(profile)},
         "profiles": list(PROFILES),
         "tasks": {task.name: _task(task) for task in tasks},
+        "cannot": {
+            name: {"why": f"{model.name} {why}", "instead": able(TASKS[name])} for name, why in cannot.items() if why
+        },
         "fields": {name: _field(field, model, rows) for name, field in FIELDS.items()},
         "sizes": {
             "smallest": SMALLEST,
@@ -36,6 +47,14 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
             "tiers": {tier: {aspect: f"{w}x{h}" for aspect, (w, h) in row.items()} for tier, row in TIERS.items()},
         },
         "frames": {"first": 1, "step": TEMPORAL_COMPRESSION, "most": LONGEST},
+    }
+
+
+def _trained(variant: Variant) -> dict[str, Any]:
+    return {
+        "tiers": list(variant.tiers),
+        "frames": {tier: list(range_) for tier, range_ in variant.frames.items()},
+        "source": variant.source,
     }
 
 

@@ -17,6 +17,7 @@ from . import kinds
 from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import INPUTS, TASKS
+from .keyframe_kind import KEYFRAMES
 from .kinds import Kind
 from .sound import LENGTHS
 from .task import Task
@@ -178,6 +179,31 @@ _ROWS = (
         option=True,
     ),
     Field(
+        name="keyframe",
+        group=INPUT,
+        kind=KEYFRAMES,
+        help="Make a frame of the video be this picture, such as 0=a.png, 188=b.png or -1=b.png; several times.",
+        default=NOT_GIVEN,
+        refusal=_input("keyframe"),
+        option=True,
+    ),
+    Field(
+        name="extend",
+        group=INPUT,
+        kind=kinds.PATH,
+        help="Go on from the end of this clip; the output holds both.",
+        default=NOT_GIVEN,
+        refusal=_input("extend"),
+        option=True,
+    ),
+    Field(
+        name="with_input",
+        group=INPUT,
+        kind=kinds.SWITCH,
+        help="Write the clip before what goes on from it.",
+        refusal=_input("extend"),
+    ),
+    Field(
         name="size",
         group=SIZE,
         kind=kinds.SIZE,
@@ -309,7 +335,7 @@ _ROWS = (
         group=INPUT,
         kind=kinds.choice("first", "last"),
         help="Which end of the clip they are taken from.",
-        refusal=_clip,
+        refusal=lambda task: _clip(task) or (None if task.input == "video" else "they are taken from its end"),
     ),
     Field(
         name="system_prompt",
@@ -376,6 +402,18 @@ _ROWS = (
     ),
 )
 FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
+FILES = tuple(name for name, field in FIELDS.items() if field.kind.files)
+"""The fields that name files."""
+
+
+def sources(files: Mapping[str, Any]) -> dict[str, str]:
+    """The paths of files as JSON has them by field: by the field, and of several of one field by that and their key,
+    such as keyframe.188."""
+    found: dict[str, str] = {}
+    for name, value in files.items():
+        parts = {f"{name}.{key}": path for key, path in value.items()} if isinstance(value, dict) else {name: value}
+        found |= {label: path for label, path in parts.items() if isinstance(path, str)}
+    return found
 
 
 def is_whole(given: Mapping[str, Any]) -> bool:

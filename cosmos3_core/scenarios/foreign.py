@@ -175,8 +175,8 @@ def _renamed(work: Work, row: Alias, value: Any) -> None:
 # --- keys that are more than another name ----------------------------------------------------------------------------
 
 
-def _input(work: Work, key: str, value: Any) -> None:
-    """A file to start from, named by its path."""
+def _named(work: Work, key: str, value: Any) -> str | None:
+    """The file that a value names, as somebody wrote it; None where it names none that is read here."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, str) and value.lstrip().startswith("{"):
@@ -193,10 +193,28 @@ def _input(work: Work, key: str, value: Any) -> None:
     elif URL.match(value) or value.startswith("data:") or len(value) > 4096:
         work.wrong.append(f"{key}: files are not fetched or decoded from text. Save it, and give its path")
     elif value and (path := work.path(key, value)):
-        row = known(key)
-        clip = key == "video" or (row is not None and row.means == "video")
-        clip = clip or (key != "image" and Path(value).suffix.lower() in CLIPS)
-        work.put(key, "video" if clip else "image", str(path))
+        return str(path)
+    return None
+
+
+def _input(work: Work, key: str, value: Any) -> None:
+    """A file to start from, named by its path."""
+    if (path := _named(work, key, value)) is None:
+        return
+    row = known(key)
+    if row is not None and row.means == "extend":
+        work.put(key, "extend", path)
+        return
+    clip = key == "video" or (row is not None and row.means == "video")
+    clip = clip or (key != "image" and Path(path).suffix.lower() in CLIPS)
+    work.put(key, "video" if clip else "image", path)
+
+
+def _last_picture(work: Work, key: str, value: Any) -> None:
+    """The picture that a clip ends with."""
+    if path := _named(work, key, value):
+        work.given["keyframe"] = {"-1": path}
+        work.said.append(f"{key} → keyframe -1")
 
 
 def _model(work: Work, key: str, value: Any) -> None:
@@ -210,6 +228,10 @@ def _model(work: Work, key: str, value: Any) -> None:
 def _task(work: Work, keys: Mapping[str, Any]) -> None:
     """The task where the keys say it, and none of the fields that it does not take."""
     given = work.given
+    if "keyframe" in given and "image" in given:
+        given["keyframe"] = {"0": given.pop("image")} | given["keyframe"]
+        given.pop("task", None)
+        work.said.append("image → keyframe 0")
     if "task" not in given and not any(name in given for name in INPUTS):
         moving = "frames" in given and given["frames"] != 1
         if given.get("frames") == 1 or (not moving and "fps" not in given and any(k in keys for k in PICTURE_ONLY)):
@@ -327,6 +349,8 @@ MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "inference_type": _asked_task,
     "output_type": _asked_task,
     "task": _asked_task,
+    **dict.fromkeys((name for name in table()["here"]["keyframe"] if name != "keyframes"), _last_picture),
+    "keyframes": lambda work, key, value: work.put(key, "keyframe", value),
     "image": _input,
     "video": _input,
     "duration_template": _template,

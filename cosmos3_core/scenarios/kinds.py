@@ -40,13 +40,16 @@ Read = Callable[[str, Any, Task], Any]
 class Kind:
     """A kind of value. `schema` is its JSON schema, `words` what it is in words, `type` what one is on a command line
     or in a recipe. `read` takes a field's name, a value and the request's task; it returns the value as a `Request`
-    holds it, or raises InputError."""
+    holds it, or raises InputError. `files` says that it is the path of a file, or several, and `many` that its option
+    may be given several times."""
 
     name: str
     words: str
     schema: Mapping[str, Any]
     type: type
     read: Read
+    files: bool = False
+    many: bool = False
 
     @property
     def null(self) -> bool:
@@ -196,6 +199,7 @@ def task_named(value: Any) -> Any:
         for (a, start), (b, end) in itertools.product(of.items(), of.items()):
             if re.fullmatch(f"({start}|{a})[-_ ]?(2|to)[-_ ]?({end}|{b})", word):
                 return f"{a}2{b}"
+        return aliases.spelled("task", value, TASKS)
     return value
 
 
@@ -315,7 +319,7 @@ TASK = Kind("choice", ", ".join(TASKS), {"enum": list(TASKS)}, str, _task)
 SWITCH = Kind("switch", "true or false", {"type": "boolean"}, bool, _switch)
 TEXT = Kind("text", f"text of up to {MAX_PROMPT_CHARS:,} characters", TEXT_SCHEMA, str, _text)
 PROMPT = Kind("text", TEXT.words, TEXT_SCHEMA | {"minLength": 1}, str, _prompt)
-PATH = Kind("path", "the path of a file", {"type": ["string", "null"]}, str, _path)
+PATH = Kind("path", "the path of a file", {"type": ["string", "null"]}, str, _path, files=True)
 SIZE = Kind(
     "size",
     f"1280x720, in multiples of {SPATIAL_COMPRESSION} from {SMALLEST} to {LARGEST}; or a tier, 720p or 720p:16:9; "

@@ -22,9 +22,11 @@ from .captions import check_caption
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .faults import Faults
-from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .fields import FIELDS, FILES, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS, sources
+from .keyframes import Keyframe, placed
 from .sound import SOUND_SUFFIXES
-from .task import Task
+from .task import DISTILLED, Task
+from .variants import check_able
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
@@ -32,10 +34,9 @@ CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
 NO_GUIDANCE_UP_TO = "no_guidance_up_to"
 """In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
-DISTILLED = "distilled"
-"""A variant of models, and the schedule that only these have."""
-VARIANTS = ("edge", DISTILLED)
-"""Variants of models that may have defaults of their own, in a table of their name."""
+VARIANTS = ("edge", DISTILLED, "droid")
+"""Variants and presets of models that may have defaults of their own, in a table of their name. A preset's go before
+its variant's."""
 ANY = "(any)"
 """What stands in for a text or a file that a partial request lacks."""
 STANDS_IN = "not given; no plan depends on it"
@@ -68,6 +69,9 @@ class Request:
     video: str | None
     sound: bool
     sound_length: str
+    keyframe: tuple[Keyframe, ...] | None
+    extend: str | None
+    with_input: bool
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
     system_prompt: bool
@@ -96,9 +100,17 @@ class Request:
         """Input frames that the clean latent frames cover."""
         return max(self.clean_frames) * TEMPORAL_COMPRESSION + 1 if self.clean_frames else 0
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The paths of its files, as `fields.sources` calls them."""
+        values = self.to_json()
+        return sources({name: values[name] for name in FILES})
+
     def to_json(self) -> dict[str, Any]:
         """The request as `resolve` takes it: giving it back yields the same request."""
         values = asdict(self)
+        if self.keyframe is not None:
+            values["keyframe"] = {str(one.frame): one.image for one in self.keyframe}
         return values | {"size": f"{values.pop('width')}x{values.pop('height')}"}
 
 
@@ -111,10 +123,14 @@ def _tables() -> Tables:
 
 
 def read_defaults(text: str) -> Tables:
-    """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. Raises
-    InputError unless for each task every profile has the default of every field that takes it from there, and no other
-    key."""
+    """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. A task may be
+    `like` another, and say in its rows what differs. Raises InputError unless for each task every profile has the
+    default of every field that takes it from there, and no other key."""
     tables = tomllib.loads(text)
+    for name in TASKS:
+        own = tables.get(name, {})
+        if like := own.pop("like", None):
+            tables[name] = {key: row | own.get(key, {}) for key, row in tables[like].items()}
     for name, profile in tables["profile"].items():
         _inherit(tables, name, profile.pop("like", None))
     wanted = {name for name, field in FIELDS.items() if field.default == PROFILE}
@@ -152,9 +168,13 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     check_profile(profile)
     row = _tables()["profile"][profile] | _tables()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
-    special, _, _ = variants.get(model.variant, {}), row.pop("source"), row.pop(NO_GUIDANCE_UP_TO, None)
-    where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
-    row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
+    del row["source"]
+    row.pop(NO_GUIDANCE_UP_TO, None)
+    origin = dict.fromkeys(row, f"profile {profile}")
+    for name in (model.variant, model.preset):
+        special = variants.get(name, {}) if name else {}
+        where = f"profile {profile}, {name}" + (f" ({special.pop('source')})" if "source" in special else "")
+        row, origin = row | special, origin | dict.fromkeys(special, where)
     for name, field in FIELDS.items():
         if field.default == NOT_GIVEN:
             row[name], origin[name] = None, NOT_GIVEN
@@ -175,9 +195,10 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
     `made_for`. Raises InputError for two inputs."""
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
-        raise InputError(
-            " with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one", inputs[1]
-        )
+        asked, next_step = " with ".join(f"`{name}`" for name in inputs), "Drop one"
+        if inputs == ["image", "keyframe"]:
+            next_step = "Give the first picture as `keyframe` 0=FILE too"
+        raise InputError(asked, "a run starts from one of them", next_step, inputs[1])
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
     if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
@@ -273,17 +294,21 @@ def resolve(
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
-    missing = dict.fromkeys(_missing(given, task), ANY)
+    missing = {name: f"-1={ANY}" if FIELDS[name].kind.many else ANY for name in _missing(given, task)}
     values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     origin |= {"sound": THE_OUTPUT} if heard else {}
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
     values, origin = _without_guidance(values, origin, profile)
+    faults = Faults()
+    if values["keyframe"]:
+        with faults.of("keyframe"):
+            values["keyframe"] = placed(values["keyframe"], values["frames"])
+    faults.report()
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
-    faults = Faults()
     _check_variant(faults, task, changed, model)
-    with faults.of("condition_frame_indexes"):
+    with faults.of("keyframe" if request.keyframe else "condition_frame_indexes"):
         _check_clean(request)
     for name, value in changed.items():
         if whole and FIELDS[name].default == PROFILE:
@@ -314,14 +339,13 @@ def _plain(value: Any) -> Any:
 
 
 def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+    with faults.of("task"):
+        check_able(task, model)
     if model.variant != DISTILLED:
         with faults.of("schedule"):
             if changed.get("schedule") == DISTILLED:
                 raise InputError("schedule 'distilled'", f"{model.name} is not a distilled model", "Drop schedule")
         return
-    if not task.distilled:
-        names = " and ".join(name for name, other in TASKS.items() if other.distilled)
-        raise InputError(f"task {task.name}", f"{model.name} is distilled for {names} only", "Use the full model")
     for name, value in changed.items():
         with faults.of(name):
             if FIELDS[name].distilled:
@@ -332,7 +356,8 @@ def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model
 def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial: bool) -> None:
     """The file that the task starts from and no other, and one frame or several."""
     if task.input and not partial and values.get(task.input) is None:
-        missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
+        form = "INDEX=FILE" if FIELDS[task.input].kind.many else "FILE"
+        missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` {form}")
         faults.add(task.input, missing)
     for name in INPUTS:
         with faults.of(name):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .keyframes import Keyframe
+
+FULL, DISTILLED = ("base", "edge"), "distilled"
+"""Kinds of checkpoint: those with a schedule of any number of steps, and those with a fixed one."""
 
 
 class Conditions(Protocol):
@@ -12,6 +18,9 @@ class Conditions(Protocol):
 
     @property
     def condition_frame_indexes(self) -> tuple[int, ...]: ...
+
+    @property
+    def keyframe(self) -> tuple[Keyframe, ...] | None: ...
 
 
 def _none(request: Conditions) -> tuple[int, ...]:
@@ -25,9 +34,9 @@ class Task:
     `title` is its name in words, and `result` what comes out, "an image" or "a video". `suffix` is that of its output
     file, and `aspect` its aspect ratio where only a tier is given. `single` says that it has one frame. `input` is the
     field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip". `latents`
-    names the modalities of the items that it asks the model for. `distilled` says that there are distilled models of
-    it, and `sounding` that sound can be made beside it. `clean` returns the latent frames that are taken from the input
-    instead of noise, ascending.
+    names the modalities of the items that it asks the model for, and `sounding` says that sound can be made beside
+    them. `variants` are the kinds of checkpoint that do it. `clean` returns the latent frames that are taken from the
+    input instead of noise, ascending.
     """
 
     name: str
@@ -39,6 +48,6 @@ class Task:
     latents: tuple[str, ...]
     input: str | None = None
     source: str | None = None
-    distilled: bool = False
     sounding: bool = False
+    variants: tuple[str, ...] = FULL
     clean: Callable[[Conditions], tuple[int, ...]] = _none

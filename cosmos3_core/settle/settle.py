@@ -21,7 +21,7 @@ from ..plan.survey import described_device
 from ..scenarios import request as requests
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.faults import about
-from ..scenarios.fields import is_whole, understood
+from ..scenarios.fields import FIELDS, is_whole, understood
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
 from ..spelling import shown
@@ -194,8 +194,9 @@ class _Auto(NamedTuple):
 
 def _auto_size(given: Mapping[str, Any], task: Task, wish: Wish, model: Model) -> _Auto:
     """The size of the input for the size "auto". Reads the picture or clip; its errors are those of any reading."""
-    name = task.input and given.get(task.input)
-    if not isinstance(name, str):
+    value = FIELDS[task.input].check(given.get(task.input), task) if task.input else None
+    name = value if isinstance(value, str | None) else value[0].image  # of several pictures the first
+    if name is None:
         found = "it follows from a picture or clip, and this run starts from none"
         raise InputError(f"size {shown(given['size'])}", found, FORMS, "size")
     if said := SAID.fullmatch(name):
