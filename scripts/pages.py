@@ -166,7 +166,7 @@ def variants_page() -> str:
 
 def _checkpoint(name: str) -> tuple[str, ...]:
     row = checkpoints()[name]
-    return f"`{name}`", row.variant, ", ".join(row.modalities), row.made_for or "", row.preset or ""
+    return f"`{name}`", row.variant, ", ".join(("vision", *row.heads)), row.made_for or "", row.preset or ""
 
 
 def _variant(name: str) -> tuple[str, ...]:

@@ -551,7 +551,8 @@ def test_what_is_ignored_says_why():
 def test_what_asks_for_nothing_is_named_too():
     keys = {"num_frames": 5, "guardrails": False, "generate_sound": "False", "lora": None, "n": 1, "seed": None}
     note = given_of(keys).note
-    for said in ("guardrails (false", 'generate_sound ("False"', "lora (null", "n (1"):
+    assert "generate_sound → sound" in note
+    for said in ("guardrails (false", "lora (null", "n (1"):
         assert f"{said} asks for nothing more)" in note
     assert "seed null (the default)" in note
 

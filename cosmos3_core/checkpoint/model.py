@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..model.sound_config import SoundConfig
-from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
-from ..scenarios.variants import VISION, checkpoints
+from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts, lacking_heads
+from ..scenarios.variants import checkpoints
 from .identity import identity
 from .repository import Repository, full_name, open_repository
 from .tensors import TensorInfo, open_tensors
@@ -80,7 +80,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
             f"Cosmos3 checkpoints say {PIPELINES[0]}",
         )
     raw = _object(repo, "transformer/config.json")
-    config, silent = _with_sound(repo, TransformerConfig.from_json(raw, f"{name}/transformer/config.json"))
+    config, lacks = _with_codecs(repo, TransformerConfig.from_json(raw, f"{name}/transformer/config.json"))
     scheduler = _object(repo, "scheduler/scheduler_config.json")
     sigmas = _distilled_sigmas(repo, scheduler)
     variant = "distilled" if sigmas else "base" if config.gated else "edge"
@@ -92,8 +92,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
-        silent=silent,
-        modalities=(VISION, *(kind for kind in ("sound", "action") if getattr(config, f"{kind}_gen"))),
+        lacks=lacks,
         preset=checkpoints()[name].preset if name in checkpoints() else None,
         **_schedule(index, scheduler),
     )
@@ -131,35 +130,36 @@ def describe(name: str) -> Model:
             negative,
             steps,
             known.made_for,
-            silent=_silent(config),
-            modalities=known.modalities,
+            lacks=known.lacks,
             preset=known.preset,
         ),
     )
 
 
-def _with_sound(repo: Repository, config: TransformerConfig) -> tuple[TransformerConfig, str | None]:
-    """The config with that of the sound codec, and why the model makes no sound if it makes none. What is wrong with
-    the codec is nothing to who wants no sound."""
-    if reason := _silent(config):
-        return config, reason
+def _with_codecs(repo: Repository, config: TransformerConfig) -> tuple[TransformerConfig, dict[str, str]]:
+    """The config with that of the sound codec, and what the model lacks, as `ModelFacts` has it. What is wrong with the
+    codec is nothing to who wants no sound."""
+    heads = [name for name, has in (("sound", config.sound_gen), ("action", config.action_gen)) if has]
+    lacks = lacking_heads(heads)
+    sound, reason = _sound_codec(repo, config) if config.sound_gen else (None, None)
+    return replace(config, sound=sound), lacks | ({"sound": reason} if reason else {})
+
+
+def _sound_codec(repo: Repository, config: TransformerConfig) -> tuple[SoundConfig | None, str | None]:
+    """The sound codec's config, or why there is none that could be used."""
     folder = f"{repo.name}/sound_tokenizer"
     try:
         if (raw := repo.read_json("sound_tokenizer/config.json")) is None:
-            return config, "has no sound_tokenizer/config.json"
+            return None, "has no sound_tokenizer/config.json"
         sound = SoundConfig.from_json(raw, folder)
     except InputError as error:
-        return config, f"has a sound codec that cannot be used: {error.asked}: {error.found}"
+        return None, f"has a sound codec that cannot be used: {error.asked}: {error.found}"
     ours = sound.vocoder_input_dim, sound.sampling_rate / sound.hop
     theirs = config.sound_dim, config.sound_latent_fps
     if ours != theirs:
         said = "has a sound codec of {} channels at {:g} latent frames a second and a transformer of {} at {:g}"
-        return config, said.format(*ours, *theirs)
-    return replace(config, sound=sound), None
-
-
-def _silent(config: TransformerConfig) -> str | None:
-    return None if config.sound_gen else "has no sound head (sound_gen in its transformer/config.json)"
+        return None, said.format(*ours, *theirs)
+    return sound, None
 
 
 def _schedule(index: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:

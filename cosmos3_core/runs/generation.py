@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import SILENT, Watch
+from ..files.audio import Sound
 from ..files.digests import sha256_file
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from ..engine.engine import Engine
     from ..engine.inputs import Inputs
-    from ..files.audio import Sound
     from ..files.memory import Media
     from ..sampling.state import Context, State
     from ..scenarios.request import Request
@@ -250,8 +250,6 @@ class Generation:
 
     def sound(self) -> Sound | None:
         """Decode the sound; None of a run that has none."""
-        from ..files.audio import Sound
-
         size = self.settled.execution.sound
         if size is not None and self._sound is None:
             with self._at_work():

@@ -22,7 +22,7 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
     """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
     unknown profile."""
     profile = spelled("profile", profile, PROFILES)
-    cannot = {name: lacking(task, model.variant, model.modalities) for name, task in TASKS.items()}
+    cannot = {name: lacking(task, model.variant, model.lacks) for name, task in TASKS.items()}
     tasks = [task for task in TASKS.values() if cannot[task.name] is None]
     rows = {task.name: defaults(task.name, profile, model) for task in tasks}
     return {
@@ -69,7 +69,7 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, Any]:
-    lacking = field.lacking(model)
+    lacking = model.lacks.get(field.modality or "")
     tasks, kind = [name for name in field.tasks if name in rows and not lacking], _kind(field, model, rows)
     return {
         "help": field.help,

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 NEGATIVE_PROMPT = "assets/negative_prompt.json"
 """Where a checkpoint keeps the negative prompt that its authors use for video."""
+MODALITIES = ("vision", "sound", "action")
+"""Of latents. Every checkpoint makes the first."""
+
+
+def lacking_heads(heads: Collection[str]) -> dict[str, str]:
+    """The modalities, besides vision, without a head, and what is said of each."""
+    return {
+        name: f"has no {name} head ({name}_gen in its transformer/config.json)"
+        for name in MODALITIES[1:]
+        if name not in heads
+    }
 
 
 @dataclass(frozen=True)
 class ModelFacts:
     """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
     number that a distilled model was made for; `made_for` the task that it was trained for above others, if any.
-    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json. `modalities` are
-    those that it has heads for, and `silent` is why it makes no sound, as "has no sound head", and None where it makes
-    some. `preset` names a table of defaults of its own, if there is one."""
+    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json. `lacks`
+    says of each modality that it cannot make why, as "has no sound head". `preset` names a table of defaults of its
+    own, if there is one."""
 
     name: str
     variant: str
@@ -24,6 +36,10 @@ class ModelFacts:
     made_for: str | None = None
     schedule: str = "karras"
     shift: float = 1.0
-    silent: str | None = None
-    modalities: tuple[str, ...] = ("vision", "sound", "action")
+    lacks: Mapping[str, str] = field(default_factory=dict)
     preset: str | None = None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it makes latents of."""
+        return tuple(modality for modality in MODALITIES if modality not in self.lacks)

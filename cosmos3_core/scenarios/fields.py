@@ -42,10 +42,6 @@ def _taken(task: Task) -> str | None:
     return None
 
 
-def _able(model: ModelFacts) -> str | None:
-    return None
-
-
 def _at_work(values: Mapping[str, Any], task: Task) -> str | None:
     return None
 
@@ -57,11 +53,10 @@ class Field:
     `default` says where a value comes from that was not given: `PROFILE`, `NOT_GIVEN`, `THE_INPUTS` or `REQUIRED`. In a
     profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
     `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
-    beside the other values of a request; None where it does something. `lacking` returns what a model lacks to take
-    another value than the default, None where it lacks nothing, and `elsewhere` says what to do then. `option` says
-    that the command line has an option for it (--set takes every field), `costs` that it bears on time or memory,
-    `headline` that a recipe has it in [run] itself, and `distilled` that a distilled model has settled it. `group` is
-    the heading it stands under for a reader.
+    beside the other values of a request; None where it does something. `modality` is one that a model has to make,
+    beside those of the task, where the field is on or does something. `option` says that the command line has an option for it (--set takes every
+    field), `costs` that it bears on time or memory, `headline` that a recipe has it in [run] itself, and `distilled`
+    that a distilled model has settled it. `group` is the heading it stands under for a reader.
     """
 
     name: str
@@ -72,8 +67,7 @@ class Field:
     checkpoint: Callable[[ModelFacts], tuple[Any, str]] | None = None
     refusal: Callable[[Task], str | None] = _taken
     idle: Callable[[Mapping[str, Any], Task], str | None] = _at_work
-    lacking: Callable[[ModelFacts], str | None] = _able
-    elsewhere: str = ""
+    modality: str | None = None
     option: bool = False
     costs: bool = False
     headline: bool = False
@@ -228,8 +222,7 @@ _ROWS = (
         kind=kinds.SWITCH,
         help="Make the sound of the video, too.",
         refusal=_silent,
-        lacking=lambda model: model.silent,
-        elsewhere="Use a `model` with sound, such as nano or super, or drop it",
+        modality="sound",
         option=True,
         costs=True,
     ),
@@ -240,6 +233,7 @@ _ROWS = (
         help="The video's seconds as sound: cut off to a whole sample (down), or rounded to one or to latent frames.",
         refusal=_silent,
         idle=_no_sound,
+        modality="sound",
     ),
     Field(
         name="steps",

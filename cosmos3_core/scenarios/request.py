@@ -307,7 +307,7 @@ def resolve(
     faults.report()
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
-    _check_variant(faults, task, changed, model)
+    _check_variant(faults, task, values, changed, model)
     with faults.of("keyframe" if request.keyframe else "condition_frame_indexes"):
         _check_clean(request)
     for name, value in changed.items():
@@ -316,8 +316,6 @@ def resolve(
         with faults.of(name):
             if reason := FIELDS[name].useless(values, task):
                 raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")
-            if reason := FIELDS[name].lacking(model):
-                raise InputError(f"{name} = {shown(value)}", f"{model.name} {reason}", FIELDS[name].elsewhere)
     faults.report()
     return request, origin
 
@@ -338,9 +336,15 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else [] if value is None else value
 
 
-def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+def _check_variant(
+    faults: Faults, task: Task, values: Mapping[str, Any], changed: Mapping[str, Any], model: ModelFacts
+) -> None:
     with faults.of("task"):
         check_able(task, model)
+    for field in FIELDS.values():
+        if field.modality and values[field.name] is True and field.refusal(task) is None:
+            with faults.of(field.name):
+                check_able(task, model, (field.modality,))
     if model.variant != DISTILLED:
         with faults.of("schedule"):
             if changed.get("schedule") == DISTILLED:

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
-from .facts import ModelFacts
+from .facts import ModelFacts, lacking_heads
 from .families import TASKS
 from .task import Task
 
-VISION = "vision"
-"""The modality that every checkpoint has a head for."""
 ADVISED = 2
 """Checkpoints that an error names."""
 
@@ -35,9 +33,9 @@ class Checkpoint:
     steps: int | None = None
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """What it makes latents of."""
-        return (VISION, *self.heads)
+    def lacks(self) -> dict[str, str]:
+        """As `ModelFacts` has it."""
+        return lacking_heads(self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +86,12 @@ def conflicts() -> list[Conflict]:
     return [Conflict(**row) for row in _table()["conflict"]]
 
 
-def lacking(task: Task, variant: str, modalities: Collection[str], beside: Collection[str] = ()) -> str | None:
-    """Why a checkpoint of this variant and with heads for these modalities cannot do a task, and the modalities
-    `beside` those of the task, such as sound; None where it can."""
+def lacking(task: Task, variant: str, lacks: Mapping[str, str], beside: Collection[str] = ()) -> str | None:
+    """Why a checkpoint of this variant that `lacks` these modalities cannot do a task, and the modalities `beside`
+    those of the task, such as sound; None where it can."""
     for modality in (*task.latents, *beside):
-        if modality not in modalities:
-            return f"has no {modality} head ({modality}_gen in its transformer/config.json)"
+        if modality in lacks:
+            return lacks[modality]
     if variant not in task.variants:
         names = [name for name, other in TASKS.items() if variant in other.variants]
         return variants()[variant].only.format(tasks=f"{', '.join(names[:-1])} and {names[-1]}")
@@ -102,15 +100,16 @@ def lacking(task: Task, variant: str, modalities: Collection[str], beside: Colle
 
 def able(task: Task, beside: Collection[str] = ()) -> list[str]:
     """The published checkpoints that can do a task, and those first that were made for it or for no other."""
-    can = [row for row in checkpoints().values() if lacking(task, row.variant, row.modalities, beside) is None]
+    can = [row for row in checkpoints().values() if lacking(task, row.variant, row.lacks, beside) is None]
     return [row.name for row in sorted(can, key=lambda row: row.made_for not in (task.name, None))]
 
 
 def check_able(task: Task, model: ModelFacts, beside: Collection[str] = ()) -> None:
     """Raises InputError for a task, or what is wanted `beside` its own modalities, that this checkpoint cannot do. It
     names checkpoints that can."""
-    if (reason := lacking(task, model.variant, model.modalities, beside)) is None:
+    if (reason := lacking(task, model.variant, model.lacks, beside)) is None:
         return
     asked = f"task {task.name}" + (f" with {' and '.join(beside)}" if beside else "")
     names = " or ".join(able(task, beside)[:ADVISED])
-    raise InputError(asked, f"{model.name} {reason}", f"Use `model` {names}, or another task")
+    drop = f"drop {' and '.join(beside)}" if beside else "another task"
+    raise InputError(asked, f"{model.name} {reason}", f"Use `model` {names}, or {drop}")
