@@ -54,9 +54,9 @@ class Field:
     profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
     `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
     beside the other values of a request; None where it does something. `modality` is one that a model has to make,
-    beside those of the task, where the field is on or does something. `option` says that the command line has an option for it (--set takes every
-    field), `costs` that it bears on time or memory, `headline` that a recipe has it in [run] itself, and `distilled`
-    that a distilled model has settled it. `group` is the heading it stands under for a reader.
+    beside those of the task, where the field is on or does something. `option` says that the command line has an option
+    for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in [run]
+    itself, and `distilled` that a distilled model has settled it. `group` is the heading it stands under for a reader.
     """
 
     name: str
