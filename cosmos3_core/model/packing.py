@@ -26,7 +26,8 @@ class Item:
     `modality` is "vision" (latent [C, T, h, w]), "sound" ([C, T]) or "action" ([T, C]); `shape` the latent's shape;
     `clean` the indices of conditioned frames; `fps` the media's frames per second (unused for sound, whose rate is the
     model's); `domain` the embodiment of an action; `start` the first action's offset in frames: 1 when the actions lie
-    between the frames, 0 when there is one per frame (docs/model.md, section 2.3).
+    between the frames, 0 when there is one per frame (docs/model.md, section 2.3); `used` how many of an action's
+    channels the embodiment has, the others being zero (None: all, or no action).
 
     `control` is the hint that a control clip is of, such as "edge"; all its frames are clean. Where controls have a
     `weight`, attention goes to one control at a time (`Packing.weighted`); None where it goes to all of them at once.
@@ -43,6 +44,7 @@ class Item:
     control: str = ""
     weight: float | None = None
     follows: str = ""
+    used: int | None = None
 
     @property
     def name(self) -> str:
@@ -50,8 +52,17 @@ class Item:
         return f"{self.modality}.{self.control}" if self.control else self.modality
 
     @property
+    def axis(self) -> int:
+        """The latent's axis of frames."""
+        return 0 if self.modality == "action" else 1
+
+    @property
     def frames(self) -> int:
-        return self.shape[0] if self.modality == "action" else self.shape[1]
+        return self.shape[self.axis]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
 
     def grid(self, patch: int) -> tuple[int, int, int]:
         """Tokens along frames, height and width; an odd latent row or column is padded to a whole patch."""
