@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ class Inputs:
     or clip, fp32 [3, F, H, W] in [-1, 1]; None where everything is noise, and empty where all items are), the initial
     noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`, JSON by
     field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a program
-    handed the picture or clip over, and no file has it."""
+    handed the picture or clip over, and no file has it. `following` returns what is given for the items of a later
+    chunk: it takes the chunk's number and the frames that it begins with, fp32 [3, F, H, W] in [-1, 1]."""
 
     prompt: list[int]
     negative: list[int]
@@ -48,6 +49,7 @@ class Inputs:
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
     in_memory: bool = False
+    following: Callable[[int, Tensor], tuple[Tensor | None, ...]] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,9 +65,9 @@ def read_inputs(
     `media.said`. Raises InputError for what is unusable."""
     for name in INPUTS:
         check_same(name, getattr(request, name), media)
-    items = items_of(request, model.config)
+    items = items_of(request.chunk(0), model.config)
     with about("noise"):
-        checked = None if noise is None else _checked_noise(noise, items)
+        checked = None if noise is None else _checked_noise(noise, [item for item in items if not item.control])
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
     name = "image" if request.image is not None else "video"
     with about(name):
@@ -83,7 +85,7 @@ def read_inputs(
     )
 
 
-def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
+def _checked_noise(noise: Sequence[Tensor], items: Sequence[Item]) -> list[Tensor]:
     if len(noise) != len(items) or not all(isinstance(tensor, Tensor) for tensor in noise):
         found = f"this request needs {len(items)}, for {', '.join(item.modality for item in items)}"
         raise InputError(f"initial noise as {len(noise)} latents", found, "Pass a list with a tensor for each")

@@ -62,7 +62,8 @@ class Pass:
 class Execution:
     """Decided before a weight is read. `branches` are the texts that are read; `unguided` and `guided` the passes of a
     step without and with guidance, and `control` those that control guidance adds to either; `latent` the latents'
-    frames, height and width; `tokens` the media tokens of a branch, control clips included; `kept_layers` how many of the media tower's first layers no format quantizes, 0 where there is no format."""
+    frames, height and width; `tokens` the media tokens of a branch, control clips included; `kept_layers` how many of
+    the media tower's first layers no format quantizes, 0 where there is no format."""
 
     branches: tuple[str, ...]
     latent: tuple[int, int, int]

@@ -338,7 +338,7 @@ NUMBERED = Table(
     {
         "numbers": Table(
             {"index": Number(0, 1000, whole=True)},
-            {"request": Table(others=Anything()), "solver": Anything()},
+            {"request": Table(others=Anything()), "solver": Anything(), "chunk": Number(0, 4000, whole=True)},
         )
     },
     others=Anything(),

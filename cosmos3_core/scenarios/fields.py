@@ -13,10 +13,14 @@ from typing import Any
 from . import kinds
 from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
-from .families import INPUTS, TASKS
+from .families import FILES, TASKS
 from .kinds import Kind
 from .task import Task
+from .transfer import AUTO, DERIVED, HINTS, hints_of
 
+EDGES = ("none", "very_low", "low", "medium", "high", "very_high")
+BLURS = EDGES
+"""Presets of controls that are made here: scenarios.controls has their numbers."""
 SCHEDULES = ("native", "flow", "karras", "distilled")
 PROFILE = "profile"
 """A field's default stands in defaults.toml, by task, profile and model variant."""
@@ -27,6 +31,7 @@ THE_INPUTS = "the inputs"
 REQUIRED = "required"
 
 INPUT = "Prompt and inputs"
+CONTROL = "Controls"
 TEXTS = "How texts are written"
 SIZE = "Size and length"
 SAMPLING = "Sampling"
@@ -87,15 +92,23 @@ def _stock_negative(model: ModelFacts) -> tuple[str, str]:
 
 
 def _input(name: str) -> Callable[[Task], str | None]:
-    return lambda task: None if task.input == name else f"{task.title} takes no {name}"
+    return lambda task: None if name in (task.input, *task.takes) else f"{task.title} takes no {name}"
 
 
 def _any_input(task: Task) -> str | None:
-    return None if task.input else f"{task.title} has no input picture"
+    return None if task.input or task.takes else f"{task.title} has no input picture"
 
 
 def _clip(task: Task) -> str | None:
-    return None if task.source == "clip" else f"{task.title} has no input clip"
+    return None if task.source == "clip" or task.takes else f"{task.title} has no input clip"
+
+
+def _continued(task: Task) -> str | None:
+    return None if task.source == "clip" else f"{task.title} continues no clip"
+
+
+def _controlled(task: Task) -> str | None:
+    return None if HINTS[0] in task.takes else f"{task.title} has no controls"
 
 
 def _lasting(task: Task) -> str | None:
@@ -106,8 +119,36 @@ def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
     return None if NEGATIVE in branches_of(values["guidance"]) else "guidance 1 uses no negative branch"
 
 
+def _uncontrolled(values: Mapping[str, Any], task: Task) -> str | None:
+    return "control_guidance 1 uses no branch without controls" if values["control_guidance"] == 1 else None
+
+
+def _one_guidance(values: Mapping[str, Any], task: Task) -> str | None:
+    return _unguided(values, task) or _uncontrolled(values, task)
+
+
 def _no_interval(values: Mapping[str, Any], task: Task) -> str | None:
+    if values["control_guidance_interval"] and not _uncontrolled(values, task):
+        return None
     return _unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
+
+
+def _given_edges(hint: str) -> Callable[[Mapping[str, Any], Task], str | None]:
+    return lambda values, task: None if values[hint] == AUTO else f"no {hint} control is made of the input clip"
+
+
+def _one_control(values: Mapping[str, Any], task: Task) -> str | None:
+    return "there is one control" if len(hints_of(values)) < 2 else None
+
+
+def _joint(values: Mapping[str, Any], task: Task) -> str | None:
+    joint = values["control_attention"] == "joint"
+    return _one_control(values, task) or ("control_attention joint has no weights" if joint else None)
+
+
+def _one_chunk(values: Mapping[str, Any], task: Task) -> str | None:
+    chunk = values["chunk_frames"]
+    return "the clip is one chunk" if chunk is None or values["frames"] <= chunk else None
 
 
 def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
@@ -153,7 +194,7 @@ _ROWS = (
         name="video",
         group=INPUT,
         kind=kinds.PATH,
-        help="Continue this clip.",
+        help="Continue this clip, or make controls of it.",
         default=NOT_GIVEN,
         refusal=_input("video"),
         option=True,
@@ -264,14 +305,14 @@ _ROWS = (
         group=INPUT,
         kind=kinds.INDICES,
         help="Latent frames that are taken from the clip.",
-        refusal=_clip,
+        refusal=_continued,
     ),
     Field(
         name="condition_video_keep",
         group=INPUT,
         kind=kinds.choice("first", "last"),
         help="Which end of the clip they are taken from.",
-        refusal=_clip,
+        refusal=_continued,
     ),
     Field(
         name="system_prompt",
@@ -330,6 +371,127 @@ _ROWS = (
         refusal=_clip,
         option=True,
     ),
+    *(
+        Field(
+            name=hint,
+            group=CONTROL,
+            kind=kinds.control(hint in DERIVED),
+            help=f"Follow this {what}{f', or {AUTO}: made of the input clip' if hint in DERIVED else ''}.",
+            default=NOT_GIVEN,
+            refusal=_controlled,
+            option=True,
+            costs=True,
+        )
+        for hint, what in zip(
+            HINTS,
+            ("clip of edges", "blurred clip", "clip of depth", "clip of segments", "world scenario map"),
+            strict=True,
+        )
+    ),
+    Field(
+        name="edge_preset",
+        group=CONTROL,
+        kind=kinds.choice(*EDGES),
+        help="How strong an edge has to be.",
+        refusal=_controlled,
+        idle=_given_edges("edge"),
+    ),
+    Field(
+        name="blur_preset",
+        group=CONTROL,
+        kind=kinds.choice(*BLURS),
+        help="How much is blurred.",
+        refusal=_controlled,
+        idle=_given_edges("blur"),
+    ),
+    Field(
+        name="control_guidance",
+        group=CONTROL,
+        kind=kinds.number(0, 10),
+        help="How closely controls are followed; 1 is as the model does by itself.",
+        refusal=_controlled,
+        option=True,
+        costs=True,
+        distilled=True,
+    ),
+    Field(
+        name="control_guidance_interval",
+        group=CONTROL,
+        kind=kinds.INTERVAL,
+        help="Timesteps between which control_guidance is used.",
+        refusal=_controlled,
+        idle=_uncontrolled,
+    ),
+    Field(
+        name="control_formula",
+        group=CONTROL,
+        kind=kinds.choice("nested", "separate"),
+        help="Whether guidance multiplies what control_guidance adds (nested) or not (separate).",
+        refusal=_controlled,
+        idle=_one_guidance,
+    ),
+    Field(
+        name="control_weights",
+        group=CONTROL,
+        kind=kinds.WEIGHTS,
+        help="Shares of several controls, such as edge=2,depth=1; 1 each unless given.",
+        default=NOT_GIVEN,
+        refusal=_controlled,
+        idle=_joint,
+    ),
+    Field(
+        name="control_attention",
+        group=CONTROL,
+        kind=kinds.choice("weighted", "joint"),
+        help="Several controls: attention to one at a time, by weights, or to all at once.",
+        refusal=_controlled,
+        idle=_one_control,
+    ),
+    Field(
+        name="control_positions",
+        group=CONTROL,
+        kind=kinds.choice("shared", "ceil", "floor"),
+        help="Controls and the clip at the same positions, or one after another, from the last position rounded so.",
+        refusal=_controlled,
+    ),
+    Field(
+        name="emphasize_controls",
+        group=TEXTS,
+        kind=kinds.SWITCH,
+        help="Add a sentence to the prompt that controls are to be followed.",
+        refusal=_controlled,
+    ),
+    Field(
+        name="chunk_frames",
+        group=CONTROL,
+        kind=kinds.CHUNK,
+        help="Frames of each chunk that a long clip is made in; none is the whole.",
+        refusal=_controlled,
+        costs=True,
+    ),
+    Field(
+        name="carry_frames",
+        group=CONTROL,
+        kind=kinds.whole(0, kinds.LONGEST),
+        help="Frames of a chunk that the next one begins with.",
+        refusal=_controlled,
+        idle=_one_chunk,
+    ),
+    Field(
+        name="first_frames",
+        group=CONTROL,
+        kind=kinds.whole(0, kinds.LONGEST),
+        help="Frames of the input clip that the first chunk begins with.",
+        refusal=_controlled,
+    ),
+    Field(
+        name="chunk_noise",
+        group=CONTROL,
+        kind=kinds.choice("stream", "seed"),
+        help="A chunk draws on in the noise of the one before (stream), or from the seed plus its number (seed).",
+        refusal=_controlled,
+        idle=_one_chunk,
+    ),
     Field(
         name="max_text_tokens",
         group=TEXTS,
@@ -349,6 +511,6 @@ def understood(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
     but for a kind that has a use for it."""
     values = {name: kinds.plain(value) for name, value in given.items()}
-    paths = {name: path for name in INPUTS if (path := kinds.path_of(values.get(name))) is not None}
+    paths = {name: path for name in FILES if (path := kinds.path_of(values.get(name))) is not None}
     values |= paths
     return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}

@@ -19,11 +19,13 @@ from ..model.config import TEMPORAL_COMPRESSION
 from ..spelling import shown
 from . import aliases, kinds
 from .captions import check_caption
+from .chunks import Chunks
 from .facts import ModelFacts
-from .families import INPUTS, TASKS
+from .families import FILES, INPUTS, TASKS
 from .faults import Faults
 from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
 from .task import Task
+from .transfer import HINTS, TRANSFER, check_controls, hints_of
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
@@ -33,6 +35,8 @@ NO_GUIDANCE_UP_TO = "no_guidance_up_to"
 """In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
 DISTILLED = "distilled"
 """A variant of models, and the schedule that only these have."""
+SINGLE = "single"
+"""In a task of a profile: defaults for a request with one control, by its kind."""
 VARIANTS = ("edge", DISTILLED)
 """Variants of models that may have defaults of their own, in a table of their name."""
 ANY = "(any)"
@@ -62,6 +66,24 @@ class Request:
     seed: int
     image: str | None
     video: str | None
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    edge_preset: str
+    blur_preset: str
+    control_guidance: float
+    control_guidance_interval: tuple[float, float] | None
+    control_formula: str
+    control_weights: tuple[tuple[str, float], ...]
+    control_attention: str
+    control_positions: str
+    emphasize_controls: bool
+    chunk_frames: int | None
+    carry_frames: int
+    first_frames: int
+    chunk_noise: str
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
     system_prompt: bool
@@ -90,9 +112,25 @@ class Request:
         """Input frames that the clean latent frames cover."""
         return max(self.clean_frames) * TEMPORAL_COMPRESSION + 1 if self.clean_frames else 0
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The kinds of control that it has, in their order."""
+        return hints_of(vars(self))
+
+    @property
+    def chunks(self) -> Chunks:
+        """In which chunks it is made: one, for most tasks."""
+        return TASKS[self.task].chunks(self)
+
+    def chunk(self, index: int) -> Request:
+        """The request that a chunk is a generation of."""
+        chunk: Request = TASKS[self.task].chunk(self, index)
+        return chunk
+
     def to_json(self) -> dict[str, Any]:
         """The request as `resolve` takes it: giving it back yields the same request."""
         values = asdict(self)
+        values["control_weights"] = dict(self.control_weights) or None
         return values | {"size": f"{values.pop('width')}x{values.pop('height')}"}
 
 
@@ -116,7 +154,8 @@ def read_defaults(text: str) -> Tables:
         row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
         special = [row[variant] for variant in VARIANTS if variant in row]
         missing = wanted - row.keys()
-        unknown = set(row).union(*special) - wanted - {"source", NO_GUIDANCE_UP_TO, *VARIANTS}
+        special += row.get(SINGLE, {}).values()
+        unknown = set(row).union(*special) - wanted - {"source", NO_GUIDANCE_UP_TO, SINGLE, *VARIANTS}
         for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
             if keys:
                 asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
@@ -139,15 +178,21 @@ def profile_source(profile: str) -> str:
     return _tables()["profile"][profile]["source"]
 
 
-def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the fields of a task are where they are not given, by a profile for a model, and where each value comes
-    from. A field without a default (a prompt) is absent; the seed is "random" where the profile leaves it to chance.
-    Raises InputError for an unknown profile."""
+def defaults(
+    task: str, profile: str, model: ModelFacts, controls: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the fields of a task are where they are not given, by a profile for a model and what it has for a single one
+    of `controls`, and where each value comes from. A field without a default (a prompt) is absent; the seed is "random"
+    where the profile leaves it to chance. Raises InputError for an unknown profile."""
     check_profile(profile)
     row = _tables()["profile"][profile] | _tables()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
     special, _, _ = variants.get(model.variant, {}), row.pop("source"), row.pop(NO_GUIDANCE_UP_TO, None)
-    where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
+    where = f"profile {profile}, {model.variant}"
+    if len(controls) == 1 and SINGLE in row:
+        special, where = dict(row[SINGLE].get(controls[0], {})), f"profile {profile}, {controls[0]} alone"
+    row.pop(SINGLE, None)
+    where += f" ({special.pop('source')})" if "source" in special else ""
     row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
     for name, field in FIELDS.items():
         if field.default == NOT_GIVEN:
@@ -164,9 +209,11 @@ def check_profile(profile: str) -> None:
 
 
 def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
-    """The task that the given fields call for: one that starts from the input given, and of those the one of a single
-    frame where one frame or a single frame's file is asked for; where nothing says, the one that the model was
-    `made_for`. Raises InputError for two inputs."""
+    """The task that the given fields call for: transfer where there is a control, else one that starts from the input
+    given, and of those the one of a single frame where one frame or a single frame's file is asked for; where nothing
+    says, the one that the model was `made_for`. Raises InputError for two inputs."""
+    if hints_of(given):
+        return TRANSFER
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
         raise InputError(
@@ -257,7 +304,7 @@ def resolve(
     for all faults of the given fields at once, or then for all that the model and the values together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
-    values, origin = defaults(task.name, profile, model)
+    values, origin = defaults(task.name, profile, model, hints_of(given))
     if given.get("seed") in kinds.CHANCE:
         values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
@@ -268,13 +315,15 @@ def resolve(
     values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
-    values, origin = _without_guidance(values, origin, profile)
+    values, origin = _without_guidance(values, origin, profile, task)
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
     faults = Faults()
     _check_variant(faults, task, changed, model)
     with faults.of("condition_frame_indexes"):
-        _check_clean(request)
+        _check_clean(request.chunk(0))
+    if task.name == TRANSFER:
+        check_controls(faults, request)
     for name, value in changed.items():
         if whole and FIELDS[name].default == PROFILE:
             continue
@@ -286,10 +335,10 @@ def resolve(
 
 
 def _without_guidance(
-    values: dict[str, Any], origin: dict[str, str], profile: str
+    values: dict[str, Any], origin: dict[str, str], profile: str, task: Task
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values with guidance 1, which is none, where the profile's engine takes theirs for none."""
-    most = _tables()["profile"][profile].get(NO_GUIDANCE_UP_TO)
+    most = (_tables()["profile"][profile] | _tables()[task.name][profile]).get(NO_GUIDANCE_UP_TO)
     if most is None or values["guidance"] > most or values["guidance"] == 1:
         return values, origin
     said = f"{origin['guidance']} ({values['guidance']:g}); profile {profile} has no guidance up to {most:g}"
@@ -322,7 +371,10 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
     if task.input and not partial and values.get(task.input) is None:
         missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
         faults.add(task.input, missing)
-    for name in INPUTS:
+    if task.name == TRANSFER and not partial and not hints_of(values):
+        names = f"{', '.join(f'`{hint}`' for hint in HINTS[:-1])} or `{HINTS[-1]}`"
+        faults.add("task", InputError("transfer without a control", "there is nothing to follow", f"Add {names} FILE"))
+    for name in FILES:
         with faults.of(name):
             if values.get(name) is not None and (reason := FIELDS[name].refusal(task)):
                 next_step = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"
