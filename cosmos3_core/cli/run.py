@@ -72,6 +72,12 @@ class Options:
     image: str | None
     video: str | None
     video_fps: str | None
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    control_guidance: float | None
     size: str | None
     frames: int | None
     fps: float | None

@@ -8,6 +8,15 @@ from typing import Any
 from ..contract import InputError, RunError
 from ..plan import Plan
 from ..plan.discovery import BUILT_IN
+from ..sampling.state import Context
+from ..scenarios.branches import branches_of
+from ..scenarios.request import Request
+
+PER_GENERATION = (
+    *("steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift", "seed", "tile"),
+    *("control_guidance", "control_guidance_interval", "control_formula"),
+)
+"""The request's fields that leave a context as it is."""
 
 
 def check_type(asked: str, value: Any, kind: type | UnionType, next_step: str) -> None:
@@ -15,6 +24,21 @@ def check_type(asked: str, value: Any, kind: type | UnionType, next_step: str) -
     if not isinstance(value, kind):
         wanted = kind.__name__ if isinstance(kind, type) else str(kind)
         raise InputError(asked, f"{type(value).__name__} is given where {wanted} is wanted", next_step)
+
+
+def check_prepared(context: Context, request: Request) -> None:
+    """Raises InputError unless a generation of this request can begin on the context."""
+    asked, next_step = "beginning a generation", "Prepare this request"
+    now, prepared = request.to_json(), context.request.to_json()
+    if other := [name for name in now if name not in PER_GENERATION and now[name] != prepared[name]]:
+        found = f"its {', '.join(other)} differ from those of the request that was prepared"
+        raise InputError(asked, found, next_step)
+    if len(branches_of(request.guidance)) > len(context.texts):
+        found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
+        raise InputError(asked, found, next_step)
+    if request.control_guidance != 1 and context.request.control_guidance == 1:
+        found = "it has control guidance, and the request that was prepared had none"
+        raise InputError(asked, found, next_step)
 
 
 def not_finite(steps: int, plan: Plan) -> RunError:

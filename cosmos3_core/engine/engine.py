@@ -39,7 +39,7 @@ from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
 from ..spelling import shown
-from .checks import check_type, not_finite
+from .checks import check_prepared, check_type, not_finite
 from .codecs import CODECS, UNROUNDED, Codec
 from .inputs import Inputs, read_inputs
 from .passes import Passes
@@ -48,8 +48,6 @@ from .stages import SILENT, Stages, Watch
 from .surroundings import plain_torch
 
 RESOLVE = "Pass what resolve or settle made of your fields"
-PER_GENERATION = ("steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift", "seed", "tile")
-"""The request's fields that leave a context as it is."""
 
 
 class Engine:
@@ -201,13 +199,7 @@ class Engine:
         check_type("a `context`", context, Context, "Pass what prepare returned")
         check_type("a `request`", request, Request, RESOLVE)
         self._check_ours(context, "beginning a generation")
-        now, prepared = request.to_json(), context.request.to_json()
-        if other := [name for name in now if name not in PER_GENERATION and now[name] != prepared[name]]:
-            found = f"its {', '.join(other)} differ from those of the request that was prepared"
-            raise InputError("beginning a generation", found, "Prepare this request")
-        if len(branches_of(request.guidance)) > len(context.texts):
-            found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
-            raise InputError("beginning a generation", found, "Prepare this request")
+        check_prepared(context, request)
         with self._working(watch):
             state = self._first(context, request)
         state.watch = watch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,18 @@ from ..files.digests import sha256_file
 from ..files.frames import Reading
 from ..files.images import read_image
 from ..files.memory import Media, check_same
-from ..files.timing import same_rate
 from ..files.video import read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
-from ..scenarios.conditioning import fit, kept
-from ..scenarios.families import INPUTS
+from ..scenarios.families import INPUTS, TASKS
 from ..scenarios.faults import about
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
-from ..scenarios.sizes import keeping
-
-MUCH = 0.05
-"""Share of a picture whose loss is worth a note."""
+from .control_clips import with_controls
+from .fitting import fitted, fitting_notes
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,9 @@ def read_inputs(
     items = items_of(request.chunk(0), model.config)
     with about("noise"):
         checked = None if noise is None else _checked_noise(noise, [item for item in items if not item.control])
-    prompt, negative, notes = _read_prompts(request, model, tokenizer)
+    prompt, negative, notes = _read_prompts(request.chunk(0), model, tokenizer)
+    if request.controls:
+        return with_controls(Inputs(prompt, negative, (), checked, notes), request, media)
     name = "image" if request.image is not None else "video"
     with about(name):
         reading = _read_input(request, media)
@@ -77,9 +75,9 @@ def read_inputs(
     return Inputs(
         prompt,
         negative,
-        (_fitted(request, reading), *[None] * (len(items) - 1)),
+        (fitted(request, reading), *[None] * (len(items) - 1)),
         checked,
-        (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading)),
+        (*notes, *fitting_notes(request, name, reading)),
         in_memory=media is not None,
         facts={name: reading.facts},
     )
@@ -106,7 +104,7 @@ def _read_prompts(
     request: Request, model: Model, tokenizer: ChatTokenizer
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """Token ids of the prompt and the negative prompt (none without guidance), and notes."""
-    kind = "video" if request.is_video else "image"
+    kind = TASKS[request.task].system or ("video" if request.is_video else "image")
     system, notes = system_prompt_of(kind, request.system_prompt_text) if request.system_prompt else None, []
     written = {PROMPT: positive_text, NEGATIVE: negative_text}
     texts = {branch: written[branch](request) for branch in branches_of(request.guidance)}
@@ -149,41 +147,3 @@ def _read_input(request: Request, media: Media | None) -> Reading | None:
         )
     digest = media.sha256 if media else sha256_file(Path(reading.facts["file"]))
     return replace(reading, facts=reading.facts | {"sha256": digest})
-
-
-def _fitted(request: Request, reading: Reading) -> Tensor:
-    return fit(
-        torch.from_numpy(reading.frames),
-        request.width,
-        request.height,
-        image_filter=request.image_filter,
-        stretch=_stretches(request),
-    )
-
-
-def _stretches(request: Request) -> bool:
-    return request.video is not None and request.video_fit == "stretch"
-
-
-def _pace(request: Request, reading: Reading) -> Iterator[str]:
-    """What becomes of a clip's own frame rate, in a sentence where it is another than the request's."""
-    own, fps = reading.fps, request.fps
-    if own is None or same_rate(own, fps):
-        return
-    if request.video_fps == "resample":
-        yield f"the clip's {own:g} frames a second were resampled to {fps:g} (video_fps keep takes them one by one)"
-        return
-    pace = f"{own / fps:.2g} times slower" if own > fps else f"{fps / own:.2g} times faster"
-    yield f"the clip's {own:g} frames a second are shown at {fps:g}: {pace} (fps {own:g} keeps its pace)"
-
-
-def _loss(request: Request, reading: Reading) -> Iterator[str]:
-    """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
-    source, size = (reading.frames.shape[2], reading.frames.shape[1]), (request.width, request.height)
-    what = "picture" if request.image is not None else "clip"
-    if (lost := 1 - kept(source, size)) < MUCH:
-        return
-    done = f"is stretched by {1 / (1 - lost) - 1:.0%}" if _stretches(request) else f"loses {lost:.0%} of itself"
-    better = keeping(source, size)
-    advice = f": size {better[0]}x{better[1]} loses {1 - kept(source, better):.0%}" if better != size else ""
-    yield f"the {what} of {source[0]}x{source[1]} {done} to the size {size[0]}x{size[1]}{advice}"

@@ -57,8 +57,8 @@ class Passes:
         timestep_1 = torch.full((1,), timestep, device=state.x.device)
         with_text = guided(request.guidance, request.guidance_interval, timestep, request.interval_ends)
         passes = self.execution.guided if with_text else self.execution.unguided
-        interval = request.control_guidance_interval
-        if interval is None or inside(interval, timestep, request.interval_ends):
+        interval, used = request.control_guidance_interval, request.control_guidance != 1
+        if used and (interval is None or inside(interval, timestep, request.interval_ends)):
             passes = (*passes, *self.execution.control)
         velocities: dict[str, Tensor] = {}
         for one in passes:

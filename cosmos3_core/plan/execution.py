@@ -62,12 +62,14 @@ class Pass:
 class Execution:
     """Decided before a weight is read. `branches` are the texts that are read; `unguided` and `guided` the passes of a
     step without and with guidance, and `control` those that control guidance adds to either; `latent` the latents'
-    frames, height and width; `tokens` the media tokens of a branch, control clips included; `kept_layers` how many of
-    the media tower's first layers no format quantizes, 0 where there is no format."""
+    frames, height and width; `tokens` the media tokens of a branch, control clips included, and `made` those of what is
+    made alone; `kept_layers` how many of the media tower's first layers no format quantizes, 0 where there is no
+    format."""
 
     branches: tuple[str, ...]
     latent: tuple[int, int, int]
     tokens: int
+    made: int
     unguided: tuple[Pass, ...]
     guided: tuple[Pass, ...]
     control: tuple[Pass, ...]
@@ -99,6 +101,7 @@ class Execution:
             branches=branches,
             latent=latent,
             tokens=tokens,
+            made=made,
             unguided=(one(PROMPT),),
             guided=(one(*branches),) if tokens <= tuning.one_pass_tokens else tuple(map(one, branches)),
             control=() if numbers.control_guidance == 1 else (one(UNCONTROLLED),),

@@ -16,6 +16,7 @@ from ..files.images import write_image
 from ..files.locks import sweep
 from ..files.outputs import check_output
 from ..files.video import write_video
+from ..scenarios.families import FILES
 from . import manifest as manifests
 from . import saved, sealed
 
@@ -80,7 +81,7 @@ def checked_paths(
         mode_at(path, "Choose another name" if path in (paths.manifest, paths.latents) else "Choose another `output`")
     for folder in {path.parent for path in paths.written}:
         sweep(folder)
-    inputs = [name for name in (request.image, request.video, *read) if name]
+    inputs = [name for name in (*(getattr(request, file) for file in FILES), *read) if name]
     _check_apart(paths, inputs, model)
     check_output(output, clip=request.is_video, overwrite=overwrite)
     for path in paths.written:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..contract import InputError, RunError, Segment
 from ..model.packing import Packing
 from ..model.transformer import TextContext
+from ..scenarios.families import FILES
 from .solver import Solver
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
 
 
-NOT_COMPARED = ("image", "video", "tile")
+NOT_COMPARED = (*FILES, "tile")
 """Request fields that a saved state may differ in: the same pixels may come from another place, and tiles are the
 decode's matter."""
 

@@ -16,11 +16,8 @@ from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import FILES, TASKS
 from .kinds import Kind
 from .task import Task
-from .transfer import AUTO, DERIVED, HINTS, hints_of
+from .transfer import AUTO, BLURS, DERIVED, EDGES, HINTS, hints_of
 
-EDGES = ("none", "very_low", "low", "medium", "high", "very_high")
-BLURS = EDGES
-"""Presets of controls that are made here: scenarios.controls has their numbers."""
 SCHEDULES = ("native", "flow", "karras", "distilled")
 PROFILE = "profile"
 """A field's default stands in defaults.toml, by task, profile and model variant."""

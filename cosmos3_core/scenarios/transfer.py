@@ -10,7 +10,7 @@ from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
 from .chunks import Chunks
 from .faults import Faults
-from .task import Task
+from .task import Conditions, Task
 
 if TYPE_CHECKING:
     from .request import Request
@@ -19,6 +19,17 @@ DERIVED = ("edge", "blur")
 """Hints that can be made of the input clip."""
 HINTS = (*DERIVED, "depth", "seg", "wsm")
 """The kinds of control, in the order in which their clips are packed."""
+EDGES = {
+    "none": (20, 50),
+    "very_low": (20, 50),
+    "low": (50, 100),
+    "medium": (100, 200),
+    "high": (200, 300),
+    "very_high": (300, 400),
+}
+"""Canny's two thresholds."""
+BLURS = {"none": (1, 1), "very_low": (1, 4), "low": (4, 4), "medium": (2, 10), "high": (1, 16), "very_high": (4, 16)}
+"""By how much a frame is shrunk before the bilateral filter, and after it, before it is enlarged again."""
 AUTO = "auto"
 """What stands in the place of a control's file where it is made of the input clip."""
 TRANSFER = "transfer"
@@ -40,7 +51,7 @@ def shares(values: Mapping[str, Any]) -> dict[str, float]:
     return {hint: dict(values["control_weights"] or ()).get(hint, 1.0) for hint in hints_of(values)}
 
 
-def _clean(request: Request) -> tuple[int, ...]:
+def _clean(request: Conditions) -> tuple[int, ...]:
     """The latent frames that the frames which a chunk begins with reach into, as all engines count them."""
     return tuple(range((request.first_frames - 1) // TEMPORAL_COMPRESSION + 1)) if request.first_frames else ()
 

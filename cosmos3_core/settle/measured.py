@@ -1,0 +1,101 @@
+"""What of a request follows from its clips: the size, the length and the frame rate for which "auto" stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.model import Model
+from ..contract import InputError
+from ..files.images import read_image
+from ..files.sources import SAID
+from ..files.video import length_of, read_video
+from ..scenarios import request as requests
+from ..scenarios.faults import about
+from ..scenarios.kinds import LONGEST
+from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
+from ..scenarios.task import Task
+from ..scenarios.transfer import AUTO as MADE
+from ..scenarios.transfer import hints_of
+from ..spelling import shown
+
+FPS, FRAMES = 24.0, 93
+"""Where nothing says how many frames a second there are, and how many frames a plan without a clip has."""
+
+
+def measured(given: Mapping[str, Any], task: Task, profile: str, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values for what is "auto", whether it was typed or is the profile's default, and where each comes from. Reads the
+    clips that it follows from; their errors are those of any reading."""
+    usual, _ = requests.defaults(task.name, profile, model.facts, hints_of(given))
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    source = _source(given, task)
+    wanted = given.get("size", usual["size"])
+    if isinstance(wanted, str) and AUTO.fullmatch(wanted):
+        values["size"], origin["size"] = _size(wanted, source, given, task, usual["size"])
+    if not task.chunked:
+        return values, origin
+    if "fps" not in given and usual["fps"] == "auto":
+        values["fps"], origin["fps"] = _rate(given)
+    if "frames" not in given:
+        settled = {**usual, **given, **values}
+        values["frames"], origin["frames"] = _length(settled, usual["frames"])
+    return values, origin
+
+
+def _source(given: Mapping[str, Any], task: Task) -> str | None:
+    """The file that sizes follow from: what the task starts from, or the first of its clips."""
+    names = [task.input] if task.input else list(task.takes)
+    files = [given.get(name) for name in names if name]
+    return next((file for file in files if isinstance(file, str) and file not in (MADE, requests.ANY)), None)
+
+
+def _size(wanted: str, name: str | None, given: Mapping[str, Any], task: Task, usual: str) -> tuple[str, str]:
+    bare = ":".join(part for part in usual.split(":") if part != "auto")
+    if name is None and "size" not in given:
+        width, height = parse_size(bare, task.aspect)
+        return f"{width}x{height}", f"{wanted}: there is no clip, so {task.aspect}"
+    if name is None:
+        found = "it follows from a picture or clip, and this run starts from none"
+        raise InputError(f"size {shown(wanted)}", found, FORMS, "size")
+    if said := SAID.fullmatch(name):
+        source = int(said[1]), int(said[2])
+    else:
+        frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
+        source = frames.shape[2], frames.shape[1]
+    width, height = auto_size(wanted, source, parse_size(bare, task.aspect))
+    return f"{width}x{height}", f"{wanted}: nearest to the input's {source[0]}x{source[1]}"
+
+
+def _rate(given: Mapping[str, Any]) -> tuple[float, str]:
+    """The input clip's, as NVIDIA's framework has it; a control's own says nothing."""
+    name = given.get("video")
+    if isinstance(name, str) and name != requests.ANY and not SAID.fullmatch(name):
+        with about("video"):
+            return float(length_of(Path(name), 1)[1]), "auto: the input clip's"
+    return FPS, "auto: there is no clip with a rate"
+
+
+def _length(values: Mapping[str, Any], usual: Any) -> tuple[int, str]:
+    """As many frames as the first control has that is no picture, and no more than the profile's number if it has
+    one."""
+    most = usual if isinstance(usual, int) else LONGEST
+    fps = values["fps"] if values["video_fps"] == "resample" else None
+    hints = hints_of(values)
+    for hint in hints:
+        name = values["video"] if values[hint] == MADE else values[hint]
+        if not isinstance(name, str) or name == requests.ANY:
+            continue
+        field = "video" if values[hint] == MADE else hint
+        if SAID.fullmatch(name):
+            found = "its frames are in memory, and are not counted before the request is checked"
+            raise InputError(f"`{field}` {name}", found, "Give `frames`", "frames")
+        with about(field):
+            found_frames = length_of(Path(name), most, fps)[0]
+        if found_frames > 1:
+            return found_frames, f"auto: the {hint} control has {'as many' if found_frames < most else 'no fewer'}"
+    if any(values[hint] not in (MADE, requests.ANY) for hint in hints):
+        found = "a picture has no length"
+        raise InputError(f"a transfer from {' and '.join(hints)} as pictures", found, "Give `frames`", "frames")
+    return most if most != LONGEST else FRAMES, "auto: there is no clip"
