@@ -249,8 +249,9 @@ class Engine:
                 latent = self._encode(item, media, held).to(values).index_select(item.axis, frames)
                 values.index_copy_(item.axis, frames, latent)
                 mask.index_fill_(item.axis, frames, True)
-        held.clear()
-        self._pool.give_back()
+        if held:
+            held.clear()
+            self._pool.give_back()
         return (clean, pinned) if pinned.any() else (None, None)
 
     def _encode(self, item: Item, media: Tensor, held: dict[str | None, Any]) -> Tensor:
