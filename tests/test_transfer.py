@@ -4,7 +4,6 @@ made of an input clip."""
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from cosmos3_core.contract import InputError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.runs import generation
 from cosmos3_core.settle import Wish, settle

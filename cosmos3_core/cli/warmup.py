@@ -110,7 +110,7 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     from ..engine.stages import Watch
     from ..scenarios.items import items_of
 
-    before, request = dict(engine.seconds), request.chunk(0)
+    before, request = dict(engine.seconds), request.of_chunk(0)
 
     def show(stage: str, done: int, total: int) -> None:
         if not done:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -21,8 +22,17 @@ from ..scenarios.request import Request
 from ..scenarios.transfer import AUTO
 from .fitting import fitted, fitting_notes
 
-if TYPE_CHECKING:
-    from .inputs import Inputs
+Given = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """What controls bring to a request's inputs, as `Inputs` has it."""
+
+    given: Given
+    following: Callable[[int, Tensor], Given]
+    notes: tuple[str, ...]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,10 @@ class Clip:
         return self.media.sha256 if self.media else sha256_file(self.path)
 
 
-def with_controls(inputs: Inputs, request: Request, media: Media | None) -> Inputs:
-    """The inputs with what a request with controls is conditioned on: each control and, of the clip that is made, the
+def read_controls(request: Request, media: Media | None) -> Controlled:
+    """What a request with controls is conditioned on: each control and, of the clip that is made, the
     frames that its first chunk begins with. Reads no more than that chunk. Raises InputError for what is unusable."""
-    clips, facts, notes = {}, {}, list(inputs.notes)
+    clips, facts, notes = {}, {}, []
     for name in _sources(request):
         with about(name):
             handed = media if media is not None and media.field == name else None
@@ -68,14 +78,7 @@ def with_controls(inputs: Inputs, request: Request, media: Media | None) -> Inpu
         with about("video"):
             begun = _first(request, clips["video"])
     given = partial(_given, request, clips)
-    return replace(
-        inputs,
-        given=given(0, begun),
-        notes=tuple(dict.fromkeys(notes)),
-        in_memory=media is not None,
-        facts=facts,
-        following=given,
-    )
+    return Controlled(given(0, begun), given, tuple(dict.fromkeys(notes)), facts)
 
 
 def _rate(request: Request) -> float | None:
@@ -120,7 +123,7 @@ def _first(request: Request, clip: Clip) -> Tensor:
     return fitted(request, clip.read(request, 0, request.first_frames))
 
 
-def _given(request: Request, clips: dict[str, Clip], index: int, begun: Tensor | None) -> tuple[Tensor | None, ...]:
+def _given(request: Request, clips: dict[str, Clip], index: int, begun: Tensor | None) -> Given:
     """What a chunk's items are conditioned on: the controls, and the clip that is made, which begins with the frames
     `begun`."""
     seen: dict[str, Tensor] = {}

@@ -26,7 +26,7 @@ from ..scenarios.faults import about
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
-from .control_clips import with_controls
+from .control_clips import read_controls
 from .fitting import fitted, fitting_notes
 
 
@@ -61,12 +61,22 @@ def read_inputs(
     `media.said`. Raises InputError for what is unusable."""
     for name in INPUTS:
         check_same(name, getattr(request, name), media)
-    items = items_of(request.chunk(0), model.config)
+    items = items_of(request.of_chunk(0), model.config)
     with about("noise"):
         checked = None if noise is None else _checked_noise(noise, [item for item in items if not item.control])
-    prompt, negative, notes = _read_prompts(request.chunk(0), model, tokenizer)
+    prompt, negative, notes = _read_prompts(request.of_chunk(0), model, tokenizer)
     if request.controls:
-        return with_controls(Inputs(prompt, negative, (), checked, notes), request, media)
+        found = read_controls(request, media)
+        return Inputs(
+            prompt,
+            negative,
+            found.given,
+            checked,
+            (*notes, *found.notes),
+            in_memory=media is not None,
+            facts=found.facts,
+            following=found.following,
+        )
     name = "image" if request.image is not None else "video"
     with about(name):
         reading = _read_input(request, media)

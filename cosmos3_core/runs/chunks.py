@@ -68,13 +68,13 @@ def split(stopped: Stopped, request: Request, engine: Engine) -> tuple[Stopped, 
         progress = _progress({name: tensors[name] for name in tensors.keys() - state}, index, request, engine)
     else:
         progress, state = FIRST, tensors
-    engine.check_saved(request.chunk(index), state, own)
+    engine.check_saved(request.of_chunk(index), state, own)
     return replace(stopped, tensors=state, numbers=own), progress
 
 
 def _progress(found: dict[str, Tensor], index: int, request: Request, engine: Engine) -> Progress:
     chunks = request.chunks
-    items = [item for item in items_of(request.chunk(0), engine.model.config) if not item.control]
+    items = [item for item in items_of(request.of_chunk(0), engine.model.config) if not item.control]
     wanted = {f"{DONE}{i}.{item.name}": item.shape for i in range(index) for item in items}
     wanted |= {CARRIED: (3, chunks.carry)}
     fits = index < chunks.count and found.keys() == wanted.keys()
@@ -116,7 +116,7 @@ def next_chunk(
     count = request.chunks.carry
     carried = engine.tail(state, count) if count else torch.zeros(3, 0, request.height, request.width)
     after = Progress((*progress.done, latents_of(state)), carried)
-    following = request.chunk(after.index)
+    following = request.of_chunk(after.index)
     given = given_to(inputs, after)
     stream = None
     if following.seed == request.seed:

@@ -89,7 +89,7 @@ def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
         found = "a Python program handed the noise over, so no file has it"
         raise InputError(asked, found, "Name a file of saved latents, or hand it over again in Python")
     tensors, _ = sealed.read_tensors(name, asked)
-    items = items_of(settled.request.chunk(0), settled.model.config)
+    items = items_of(settled.request.of_chunk(0), settled.model.config)
     wanted = [f"noise.{item.name}" for item in items if not item.control]
     if missing := [key for key in wanted if key not in tensors]:
         raise InputError(asked, f"it has no tensor {missing[0]}", "Use a file that `save_latents` wrote")
@@ -202,7 +202,7 @@ class Generation:
         self.open_weights()
         with self._at_work():
             context = self._read()
-            state = self.engine.begin(context, self.request.chunk(self.progress.index), self._watch)
+            state = self.engine.begin(context, self.request.of_chunk(self.progress.index), self._watch)
             if self.stopped:
                 state.restore(self.stopped.tensors, self.stopped.numbers)
             self.state = self.state or state  # another thread may have, while the caller's functions were called
@@ -212,7 +212,7 @@ class Generation:
         if self._context is None:
             shared = self.first._read() if self.first else None
             inputs, number = chunks.given_to(self.inputs, self.progress), self.progress.index
-            context = shared or self.engine.prepare(self.request.chunk(number), inputs, self._watch)
+            context = shared or self.engine.prepare(self.request.of_chunk(number), inputs, self._watch)
             self._context = self._context or context
         return self._context
 

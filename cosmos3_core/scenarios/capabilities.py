@@ -8,11 +8,12 @@ from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from .aliases import spelled
 from .facts import ModelFacts
 from .families import TASKS
-from .fields import FIELDS, REQUIRED, Field
+from .field import REQUIRED, Field
+from .fields import FIELDS
 from .kinds import LONGEST, Kind, choice
-from .request import DISTILLED, PROFILES, defaults, profile_source
+from .request import PROFILES, defaults, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
-from .task import Task
+from .task import DISTILLED, Task
 
 Row = tuple[dict[str, Any], dict[str, str]]
 
@@ -21,7 +22,7 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
     """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
     unknown profile."""
     profile = spelled("profile", profile, PROFILES)
-    tasks = [task for task in TASKS.values() if task.distilled or model.variant != DISTILLED]
+    tasks = [task for task in TASKS.values() if model.variant in task.variants]
     rows = {task.name: defaults(task.name, profile, model) for task in tasks}
     return {
         "model": {"name": model.name, "variant": model.variant},

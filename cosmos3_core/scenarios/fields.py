@@ -7,80 +7,28 @@ capabilities` and docs/fields.md are loops over `FIELDS`. The values of the defa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from . import kinds
-from .branches import NEGATIVE, branches_of
+from .control_fields import CONTROLS
 from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import FILES, TASKS
-from .kinds import Kind
+from .field import (
+    DECODE,
+    INPUT,
+    NOT_GIVEN,
+    REQUIRED,
+    SAMPLING,
+    SIZE,
+    TEXTS,
+    THE_INPUTS,
+    Field,
+    uncontrolled,
+    unguided,
+)
 from .task import Task
-from .transfer import AUTO, BLURS, DERIVED, EDGES, HINTS, hints_of
 
 SCHEDULES = ("native", "flow", "karras", "distilled")
-PROFILE = "profile"
-"""A field's default stands in defaults.toml, by task, profile and model variant."""
-NOT_GIVEN = "not given"
-"""A field's default is none."""
-THE_INPUTS = "the inputs"
-"""A field's default follows from the other fields."""
-REQUIRED = "required"
-
-INPUT = "Prompt and inputs"
-CONTROL = "Controls"
-TEXTS = "How texts are written"
-SIZE = "Size and length"
-SAMPLING = "Sampling"
-DECODE = "Device and kernels"
-
-
-def _taken(task: Task) -> str | None:
-    return None
-
-
-def _at_work(values: Mapping[str, Any], task: Task) -> str | None:
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """One field of a request.
-
-    `default` says where a value comes from that was not given: `PROFILE`, `NOT_GIVEN`, `THE_INPUTS` or `REQUIRED`. In a
-    profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
-    `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
-    beside the other values of a request; None where it does something. `option` says that the command line has an
-    option for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in
-    [run] itself, and `distilled` that a distilled model has settled it. `group` is the heading it stands under for a
-    reader.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    group: str
-    default: str = PROFILE
-    checkpoint: Callable[[ModelFacts], tuple[Any, str]] | None = None
-    refusal: Callable[[Task], str | None] = _taken
-    idle: Callable[[Mapping[str, Any], Task], str | None] = _at_work
-    option: bool = False
-    costs: bool = False
-    headline: bool = False
-    distilled: bool = False
-
-    def check(self, value: Any, task: Task) -> Any:
-        """The value as a `Request` holds it. Raises InputError."""
-        return self.kind.read(self.name, value, task)
-
-    def useless(self, values: Mapping[str, Any], task: Task) -> str | None:
-        """Why the field would change nothing in a request of these checked values; None if it does something."""
-        return self.refusal(task) or self.idle(values, task)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks that take it."""
-        return tuple(name for name, task in TASKS.items() if self.refusal(task) is None)
 
 
 def _stock_negative(model: ModelFacts) -> tuple[str, str]:
@@ -104,48 +52,14 @@ def _continued(task: Task) -> str | None:
     return None if task.source == "clip" else f"{task.title} continues no clip"
 
 
-def _controlled(task: Task) -> str | None:
-    return None if HINTS[0] in task.takes else f"{task.title} has no controls"
-
-
 def _lasting(task: Task) -> str | None:
     return f"{task.result} has no duration" if task.single else None
 
 
-def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
-    return None if NEGATIVE in branches_of(values["guidance"]) else "guidance 1 uses no negative branch"
-
-
-def _uncontrolled(values: Mapping[str, Any], task: Task) -> str | None:
-    return "control_guidance 1 uses no branch without controls" if values["control_guidance"] == 1 else None
-
-
-def _one_guidance(values: Mapping[str, Any], task: Task) -> str | None:
-    return _unguided(values, task) or _uncontrolled(values, task)
-
-
 def _no_interval(values: Mapping[str, Any], task: Task) -> str | None:
-    if values["control_guidance_interval"] and not _uncontrolled(values, task):
+    if values["control_guidance_interval"] and not uncontrolled(values, task):
         return None
-    return _unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
-
-
-def _given_edges(hint: str) -> Callable[[Mapping[str, Any], Task], str | None]:
-    return lambda values, task: None if values[hint] == AUTO else f"no {hint} control is made of the input clip"
-
-
-def _one_control(values: Mapping[str, Any], task: Task) -> str | None:
-    return "there is one control" if len(hints_of(values)) < 2 else None
-
-
-def _joint(values: Mapping[str, Any], task: Task) -> str | None:
-    joint = values["control_attention"] == "joint"
-    return _one_control(values, task) or ("control_attention joint has no weights" if joint else None)
-
-
-def _one_chunk(values: Mapping[str, Any], task: Task) -> str | None:
-    chunk = values["chunk_frames"]
-    return "the clip is one chunk" if chunk is None or values["frames"] <= chunk else None
+    return unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
 
 
 def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
@@ -154,7 +68,7 @@ def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
 
 def _no_template(values: Mapping[str, Any], task: Task) -> str | None:
     on = values["resolution_template"] or (values["duration_template"] and not task.single)
-    return _unguided(values, task) or (None if on else "no template is on")
+    return unguided(values, task) or (None if on else "no template is on")
 
 
 def _unshifted(values: Mapping[str, Any], task: Task) -> str | None:
@@ -240,7 +154,7 @@ _ROWS = (
         group=SAMPLING,
         kind=kinds.INTERVAL,
         help="Timesteps between which guidance is used.",
-        idle=_unguided,
+        idle=unguided,
         distilled=True,
     ),
     Field(
@@ -283,7 +197,7 @@ _ROWS = (
         kind=kinds.TEXT,
         help="What to keep away from.",
         checkpoint=_stock_negative,
-        idle=_unguided,
+        idle=unguided,
         option=True,
         distilled=True,
     ),
@@ -368,127 +282,7 @@ _ROWS = (
         refusal=_clip,
         option=True,
     ),
-    *(
-        Field(
-            name=hint,
-            group=CONTROL,
-            kind=kinds.control(hint in DERIVED),
-            help=f"Follow this {what}{f', or {AUTO}: made of the input clip' if hint in DERIVED else ''}.",
-            default=NOT_GIVEN,
-            refusal=_controlled,
-            option=True,
-            costs=True,
-        )
-        for hint, what in zip(
-            HINTS,
-            ("clip of edges", "blurred clip", "clip of depth", "clip of segments", "world scenario map"),
-            strict=True,
-        )
-    ),
-    Field(
-        name="edge_preset",
-        group=CONTROL,
-        kind=kinds.choice(*EDGES),
-        help="How strong an edge has to be.",
-        refusal=_controlled,
-        idle=_given_edges("edge"),
-    ),
-    Field(
-        name="blur_preset",
-        group=CONTROL,
-        kind=kinds.choice(*BLURS),
-        help="How much is blurred.",
-        refusal=_controlled,
-        idle=_given_edges("blur"),
-    ),
-    Field(
-        name="control_guidance",
-        group=CONTROL,
-        kind=kinds.number(0, 10),
-        help="How closely controls are followed; 1 is as the model does by itself.",
-        refusal=_controlled,
-        option=True,
-        costs=True,
-        distilled=True,
-    ),
-    Field(
-        name="control_guidance_interval",
-        group=CONTROL,
-        kind=kinds.INTERVAL,
-        help="Timesteps between which control_guidance is used.",
-        refusal=_controlled,
-        idle=_uncontrolled,
-    ),
-    Field(
-        name="control_formula",
-        group=CONTROL,
-        kind=kinds.choice("nested", "separate"),
-        help="Whether guidance multiplies what control_guidance adds (nested) or not (separate).",
-        refusal=_controlled,
-        idle=_one_guidance,
-    ),
-    Field(
-        name="control_weights",
-        group=CONTROL,
-        kind=kinds.WEIGHTS,
-        help="Shares of several controls, such as edge=2,depth=1; 1 each unless given.",
-        default=NOT_GIVEN,
-        refusal=_controlled,
-        idle=_joint,
-    ),
-    Field(
-        name="control_attention",
-        group=CONTROL,
-        kind=kinds.choice("weighted", "joint"),
-        help="Several controls: attention to one at a time, by weights, or to all at once.",
-        refusal=_controlled,
-        idle=_one_control,
-    ),
-    Field(
-        name="control_positions",
-        group=CONTROL,
-        kind=kinds.choice("shared", "ceil", "floor"),
-        help="Controls and the clip at the same positions, or one after another, from the last position rounded so.",
-        refusal=_controlled,
-    ),
-    Field(
-        name="emphasize_controls",
-        group=TEXTS,
-        kind=kinds.SWITCH,
-        help="Add a sentence to the prompt that controls are to be followed.",
-        refusal=_controlled,
-    ),
-    Field(
-        name="chunk_frames",
-        group=CONTROL,
-        kind=kinds.CHUNK,
-        help="Frames of each chunk that a long clip is made in; none is the whole.",
-        refusal=_controlled,
-        costs=True,
-    ),
-    Field(
-        name="carry_frames",
-        group=CONTROL,
-        kind=kinds.whole(0, kinds.LONGEST),
-        help="Frames of a chunk that the next one begins with.",
-        refusal=_controlled,
-        idle=_one_chunk,
-    ),
-    Field(
-        name="first_frames",
-        group=CONTROL,
-        kind=kinds.whole(0, kinds.LONGEST),
-        help="Frames of the input clip that the first chunk begins with.",
-        refusal=_controlled,
-    ),
-    Field(
-        name="chunk_noise",
-        group=CONTROL,
-        kind=kinds.choice("stream", "seed"),
-        help="A chunk draws on in the noise of the one before (stream), or from the seed plus its number (seed).",
-        refusal=_controlled,
-        idle=_one_chunk,
-    ),
+    *CONTROLS,
     Field(
         name="max_text_tokens",
         group=TEXTS,

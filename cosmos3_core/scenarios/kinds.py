@@ -30,8 +30,6 @@ LONGEST_PATH = 4096
 """Bytes of the longest path: no file system has a longer one."""
 NO_TILE = "none"
 """What is typed for a picture in one piece."""
-WHOLE = "none"
-"""What is typed for a clip in one chunk."""
 
 URL = re.compile(r"(https?|ftp|s3|gs|file|hf):/|data:\w+/", re.IGNORECASE)
 """How a URL begins, or what a Path leaves of it."""
@@ -309,14 +307,12 @@ def _tile(name: str, value: Any, task: Task) -> int | None:
     return tile
 
 
-def _chunk(name: str, value: Any, task: Task) -> int | None:
-    if value is None or value == WHOLE:
-        return None
+def _chunk(name: str, value: Any, task: Task) -> int:
+    if (whole(0, LONGEST).read(name, value, task)) == 0:
+        return 0
     frames = _frames(name, value, task)
     if frames == 1:
-        raise InputError(
-            f"{name} = 1", "a chunk has several frames", f"Use {TEMPORAL_COMPRESSION + 1} or more, or {WHOLE}"
-        )
+        raise InputError(f"{name} = 1", "a chunk has several frames", f"Use {TEMPORAL_COMPRESSION + 1} or more, or 0")
     return frames
 
 
@@ -394,9 +390,9 @@ INTERVAL = Kind(
 )
 CHUNK = Kind(
     "frames",
-    f"{TEMPORAL_COMPRESSION}k+1, such as 93, or {WHOLE}",
-    {"anyOf": [{"type": "integer", "minimum": 5, "maximum": LONGEST}, {"type": "null"}, {"enum": [WHOLE]}]},
-    str,
+    f"{TEMPORAL_COMPRESSION}k+1, such as 93, or 0 for the whole",
+    {"type": "integer", "minimum": 0, "maximum": LONGEST, "description": f"{TEMPORAL_COMPRESSION}k+1, or 0"},
+    int,
     _chunk,
 )
 WEIGHTS = Kind(
@@ -405,7 +401,6 @@ WEIGHTS = Kind(
     {
         "anyOf": [
             {"type": "object", "properties": dict.fromkeys(HINTS, WEIGHT.schema), "additionalProperties": False},
-            {"type": "string"},
             {"type": "null"},
         ]
     },

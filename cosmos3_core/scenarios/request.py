@@ -23,9 +23,10 @@ from .chunks import Chunks
 from .facts import ModelFacts
 from .families import FILES, INPUTS, TASKS
 from .faults import Faults
-from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
-from .task import Task
-from .transfer import HINTS, TRANSFER, check_controls, hints_of
+from .field import NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .fields import FIELDS
+from .task import DISTILLED, Task
+from .transfer import DEFAULT_HINT, HINTS, TRANSFER, check_controls, hints_of
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
@@ -33,12 +34,14 @@ CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
 NO_GUIDANCE_UP_TO = "no_guidance_up_to"
 """In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
-DISTILLED = "distilled"
-"""A variant of models, and the schedule that only these have."""
 SINGLE = "single"
 """In a task of a profile: defaults for a request with one control, by its kind."""
 VARIANTS = ("edge", DISTILLED)
 """Variants of models that may have defaults of their own, in a table of their name."""
+FROM_CLIP = "auto"
+"""In defaults.toml: what the clip has, which `settle` reads."""
+WITHOUT_CLIP = {"frames": 93, "fps": 24.0}
+"""What stands in where a plan has no clip."""
 ANY = "(any)"
 """What stands in for a text or a file that a partial request lacks."""
 STANDS_IN = "not given; no plan depends on it"
@@ -80,7 +83,7 @@ class Request:
     control_attention: str
     control_positions: str
     emphasize_controls: bool
-    chunk_frames: int | None
+    chunk_frames: int
     carry_frames: int
     first_frames: int
     chunk_noise: str
@@ -122,9 +125,9 @@ class Request:
         """In which chunks it is made: one, for most tasks."""
         return TASKS[self.task].chunks(self)
 
-    def chunk(self, index: int) -> Request:
+    def of_chunk(self, index: int) -> Request:
         """The request that a chunk is a generation of."""
-        chunk: Request = TASKS[self.task].chunk(self, index)
+        chunk: Request = TASKS[self.task].of_chunk(self, index)
         return chunk
 
     def to_json(self) -> dict[str, Any]:
@@ -279,10 +282,9 @@ def check(
 
 def _missing(given: Mapping[str, Any], task: Task) -> list[str]:
     """What a request of this task has to have and has not."""
-    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED]
-    return [name for name in needed if name not in given] + [
-        name for name in INPUTS if name == task.input and given.get(name) is None
-    ]
+    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED and name not in given]
+    needed += [name for name in INPUTS if name == task.input and given.get(name) is None]
+    return needed + ([DEFAULT_HINT] if task.name == TRANSFER and not hints_of(given) else [])
 
 
 def resolve(
@@ -304,15 +306,15 @@ def resolve(
     for all faults of the given fields at once, or then for all that the model and the values together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
-    values, origin = defaults(task.name, profile, model, hints_of(given))
+    missing = dict.fromkeys(_missing(given, task), ANY)
+    values, origin = defaults(task.name, profile, model, hints_of({**given, **missing}))
     if given.get("seed") in kinds.CHANCE:
         values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
-    missing = dict.fromkeys(_missing(given, task), ANY)
-    values = {**values, **given, **missing, "task": task.name}
+    values = {**_unmeasured(values, task), **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
     values, origin = _without_guidance(values, origin, profile, task)
@@ -321,7 +323,7 @@ def resolve(
     faults = Faults()
     _check_variant(faults, task, changed, model)
     with faults.of("condition_frame_indexes"):
-        _check_clean(request.chunk(0))
+        _check_clean(request.of_chunk(0))
     if task.name == TRANSFER:
         check_controls(faults, request)
     for name, value in changed.items():
@@ -332,6 +334,13 @@ def resolve(
                 raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")
     faults.report()
     return request, origin
+
+
+def _unmeasured(values: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The values with something in the place of defaults that follow from a clip, where there is none."""
+    size = ":".join(part for part in str(values["size"]).split(":") if part != FROM_CLIP)
+    length = {name: number for name, number in WITHOUT_CLIP.items() if values[name] == FROM_CLIP}
+    return values | length | ({"size": size} if size != values["size"] else {})
 
 
 def _without_guidance(
@@ -351,14 +360,15 @@ def _plain(value: Any) -> Any:
 
 
 def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+    if model.variant not in task.variants:
+        names = " and ".join(name for name, other in TASKS.items() if model.variant in other.variants)
+        found = f"{model.name} is {model.variant}, which does {names} only"
+        raise InputError(f"task {task.name}", found, "Use `model` nvidia/Cosmos3-Nano or nvidia/Cosmos3-Super", "task")
     if model.variant != DISTILLED:
         with faults.of("schedule"):
             if changed.get("schedule") == DISTILLED:
                 raise InputError("schedule 'distilled'", f"{model.name} is not a distilled model", "Drop schedule")
         return
-    if not task.distilled:
-        names = " and ".join(name for name, other in TASKS.items() if other.distilled)
-        raise InputError(f"task {task.name}", f"{model.name} is distilled for {names} only", "Use the full model")
     for name, value in changed.items():
         with faults.of(name):
             if FIELDS[name].distilled:

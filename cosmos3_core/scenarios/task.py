@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from .chunks import Chunks
 
+FULL, DISTILLED = ("base", "edge"), "distilled"
+"""Kinds of checkpoint: those with a schedule of any number of steps, and those with a fixed one."""
+
 
 class Conditions(Protocol):
     """What of a request a task's clean frames follow from."""
@@ -39,10 +42,10 @@ class Task:
     file, and `aspect` its aspect ratio where only a tier is given. `single` says that it has one frame. `input` is the
     field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip"; `takes`
     are the fields of files that it may have besides. `latents` names the modalities of the items that it asks the model
-    for. `distilled` says that there are distilled models of it, and `system` whose system prompt it has, where that
+    for. `variants` are the kinds of checkpoint that do it, and `system` whose system prompt it has, where that
     does not follow from the media. `clean` returns the latent frames that are taken from the input instead of noise,
-    ascending. `chunks` says in which chunks a request is made, and `chunk` returns the request for one of them, by its
-    number.
+    ascending. `chunks` says in which chunks a request is made, and `of_chunk` returns the request for one of them, by
+    its number.
     """
 
     name: str
@@ -55,13 +58,13 @@ class Task:
     input: str | None = None
     takes: tuple[str, ...] = ()
     source: str | None = None
-    distilled: bool = False
+    variants: tuple[str, ...] = FULL
     system: str | None = None
     clean: Callable[[Conditions], tuple[int, ...]] = _none
     chunks: Callable[[Any], Chunks] = _at_once
-    chunk: Callable[[Any, int], Any] = _whole
+    of_chunk: Callable[[Any, int], Any] = _whole
 
     @property
     def chunked(self) -> bool:
         """Whether it is made in chunks, of which the last is cut to any number of frames."""
-        return self.chunk is not _whole
+        return self.of_chunk is not _whole

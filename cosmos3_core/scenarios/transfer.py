@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
 from .chunks import Chunks
 from .faults import Faults
 from .task import Conditions, Task
-
-if TYPE_CHECKING:
-    from .request import Request
 
 DERIVED = ("edge", "blur")
 """Hints that can be made of the input clip."""
@@ -32,6 +29,8 @@ BLURS = {"none": (1, 1), "very_low": (1, 4), "low": (4, 4), "medium": (2, 10), "
 """By how much a frame is shrunk before the bilateral filter, and after it, before it is enlarged again."""
 AUTO = "auto"
 """What stands in the place of a control's file where it is made of the input clip."""
+DEFAULT_HINT = HINTS[0]
+"""What a plan has that names none."""
 TRANSFER = "transfer"
 """The task's name."""
 SUFFIX = (
@@ -56,15 +55,15 @@ def _clean(request: Conditions) -> tuple[int, ...]:
     return tuple(range((request.first_frames - 1) // TEMPORAL_COMPRESSION + 1)) if request.first_frames else ()
 
 
-def _chunk_frames(request: Request) -> int:
+def _chunk_frames(request: Any) -> int:
     return request.chunk_frames or -(-(request.frames - 1) // TEMPORAL_COMPRESSION) * TEMPORAL_COMPRESSION + 1
 
 
-def _chunks(request: Request) -> Chunks:
+def _chunks(request: Any) -> Chunks:
     return Chunks(request.frames, _chunk_frames(request), request.carry_frames)
 
 
-def _chunk(request: Request, index: int) -> Request:
+def _of_chunk(request: Any, index: int) -> Any:
     chunks = request.chunks
     seed = request.seed + index if request.chunk_noise == "seed" else request.seed
     first = min(chunks.carry, chunks.frames) if index else request.first_frames
@@ -82,14 +81,15 @@ TASKS = (
         latents=("vision",),
         takes=("video", *HINTS),
         system="transfer",
+        variants=("base",),
         clean=_clean,
         chunks=_chunks,
-        chunk=_chunk,
+        of_chunk=_of_chunk,
     ),
 )
 
 
-def check_controls(faults: Faults, request: Request) -> None:
+def check_controls(faults: Faults, request: Any) -> None:
     """Controls, chunks and frames to begin with that do not go together are added to the faults."""
     hints, frames = request.controls, _chunk_frames(request)
     for name, _ in request.control_weights:

@@ -20,9 +20,6 @@ from ..scenarios.transfer import AUTO as MADE
 from ..scenarios.transfer import hints_of
 from ..spelling import shown
 
-FPS, FRAMES = 24.0, 93
-"""Where nothing says how many frames a second there are, and how many frames a plan without a clip has."""
-
 
 def measured(given: Mapping[str, Any], task: Task, profile: str, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
     """Values for what is "auto", whether it was typed or is the profile's default, and where each comes from. Reads the
@@ -33,14 +30,14 @@ def measured(given: Mapping[str, Any], task: Task, profile: str, model: Model) -
     source = _source(given, task)
     wanted = given.get("size", usual["size"])
     if isinstance(wanted, str) and AUTO.fullmatch(wanted):
-        values["size"], origin["size"] = _size(wanted, source, given, task, usual["size"])
+        if found := _size(wanted, source, given, task, usual["size"]):
+            values["size"], origin["size"] = found
     if not task.chunked:
         return values, origin
-    if "fps" not in given and usual["fps"] == "auto":
-        values["fps"], origin["fps"] = _rate(given)
-    if "frames" not in given:
-        settled = {**usual, **given, **values}
-        values["frames"], origin["frames"] = _length(settled, usual["frames"])
+    if "fps" not in given and usual["fps"] == requests.FROM_CLIP and (rate := _rate(given)):
+        values["fps"], origin["fps"] = rate, "auto: the input clip's"
+    if "frames" not in given and (length := _length({**usual, **given, **values}, usual["frames"])):
+        values["frames"], origin["frames"] = length
     return values, origin
 
 
@@ -51,11 +48,10 @@ def _source(given: Mapping[str, Any], task: Task) -> str | None:
     return next((file for file in files if isinstance(file, str) and file not in (MADE, requests.ANY)), None)
 
 
-def _size(wanted: str, name: str | None, given: Mapping[str, Any], task: Task, usual: str) -> tuple[str, str]:
-    bare = ":".join(part for part in usual.split(":") if part != "auto")
+def _size(wanted: str, name: str | None, given: Mapping[str, Any], task: Task, usual: str) -> tuple[str, str] | None:
+    bare = ":".join(part for part in usual.split(":") if part != requests.FROM_CLIP)
     if name is None and "size" not in given:
-        width, height = parse_size(bare, task.aspect)
-        return f"{width}x{height}", f"{wanted}: there is no clip, so {task.aspect}"
+        return None
     if name is None:
         found = "it follows from a picture or clip, and this run starts from none"
         raise InputError(f"size {shown(wanted)}", found, FORMS, "size")
@@ -68,34 +64,35 @@ def _size(wanted: str, name: str | None, given: Mapping[str, Any], task: Task, u
     return f"{width}x{height}", f"{wanted}: nearest to the input's {source[0]}x{source[1]}"
 
 
-def _rate(given: Mapping[str, Any]) -> tuple[float, str]:
+def _rate(given: Mapping[str, Any]) -> float | None:
     """The input clip's, as NVIDIA's framework has it; a control's own says nothing."""
     name = given.get("video")
-    if isinstance(name, str) and name != requests.ANY and not SAID.fullmatch(name):
-        with about("video"):
-            return float(length_of(Path(name), 1)[1]), "auto: the input clip's"
-    return FPS, "auto: there is no clip with a rate"
+    if not isinstance(name, str) or name == requests.ANY or SAID.fullmatch(name):
+        return None
+    with about("video"):
+        return float(length_of(Path(name), 1)[1])
 
 
-def _length(values: Mapping[str, Any], usual: Any) -> tuple[int, str]:
-    """As many frames as the first control has that is no picture, and no more than the profile's number if it has
-    one."""
-    most = usual if isinstance(usual, int) else LONGEST
+def _length(values: Mapping[str, Any], usual: Any) -> tuple[int, str] | None:
+    """As many frames as the first control has that is no picture, and no more than the profile's number if it has one;
+    None where there is no clip."""
+    most, hints = usual if isinstance(usual, int) else LONGEST, hints_of(values)
     fps = values["fps"] if values["video_fps"] == "resample" else None
-    hints = hints_of(values)
+    pictures = 0
     for hint in hints:
-        name = values["video"] if values[hint] == MADE else values[hint]
+        field = "video" if values[hint] == MADE else hint
+        name = values[field]
         if not isinstance(name, str) or name == requests.ANY:
             continue
-        field = "video" if values[hint] == MADE else hint
         if SAID.fullmatch(name):
             found = "its frames are in memory, and are not counted before the request is checked"
             raise InputError(f"`{field}` {name}", found, "Give `frames`", "frames")
         with about(field):
-            found_frames = length_of(Path(name), most, fps)[0]
-        if found_frames > 1:
-            return found_frames, f"auto: the {hint} control has {'as many' if found_frames < most else 'no fewer'}"
-    if any(values[hint] not in (MADE, requests.ANY) for hint in hints):
+            length = length_of(Path(name), most, fps)[0]
+        if length > 1:
+            return length, f"auto: those of the {hint} control" + (f", up to {most}" if length == most else "")
+        pictures += 1
+    if pictures and not isinstance(usual, int):
         found = "a picture has no length"
-        raise InputError(f"a transfer from {' and '.join(hints)} as pictures", found, "Give `frames`", "frames")
-    return most if most != LONGEST else FRAMES, "auto: there is no clip"
+        raise InputError(f"controls {' and '.join(hints)} as pictures", found, "Give `frames`", "frames")
+    return None

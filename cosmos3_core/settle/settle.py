@@ -201,7 +201,7 @@ def _guided_steps(request: requests.Request, model: Model, described: bool) -> t
 
 def _job(request: requests.Request, origin: dict[str, str], guided_steps: tuple[int, int]) -> Job:
     """The numbers of a request, with a guess at how long its texts are."""
-    stock, chunks, first = origin["negative_prompt"].startswith("checkpoint"), request.chunks, request.chunk(0)
+    stock, chunks, first = origin["negative_prompt"].startswith("checkpoint"), request.chunks, request.of_chunk(0)
     return Job(
         width=request.width,
         height=request.height,
