@@ -79,7 +79,6 @@ CONTROLS = (
         refusal=_controlled,
         option=True,
         costs=True,
-        distilled=True,
     ),
     Field(
         name="control_guidance_interval",

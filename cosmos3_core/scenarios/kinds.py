@@ -347,7 +347,7 @@ def _weights(name: str, value: Any, task: Task) -> tuple[tuple[str, float], ...]
         return ()
     if isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value):
         value = dict(value)
-    if not isinstance(value, Mapping) or not all(hint in HINTS for hint in value):
+    if not isinstance(value, Mapping) or not value or not all(hint in HINTS for hint in value):
         found = f"weights are numbers by control, and controls are {', '.join(HINTS)}"
         raise InputError(f"{name} = {shown(value)}", found, f"Give {name} like edge=2,depth=1", name)
     return tuple((hint, WEIGHT.read(f"{name} of {hint}", value[hint], task)) for hint in HINTS if hint in value)

@@ -205,6 +205,11 @@ def defaults(
     return row, origin
 
 
+def of_single_controls(task: str, profile: str) -> dict[str, dict[str, Any]]:
+    """The defaults that a request with a single control has, by its kind."""
+    return {hint: dict(values) for hint, values in _tables()[task][profile].get(SINGLE, {}).items()}
+
+
 def check_profile(profile: str) -> None:
     """Raises InputError for a name that is no profile's."""
     if not isinstance(profile, str) or profile not in PROFILES:
