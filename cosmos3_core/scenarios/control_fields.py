@@ -128,6 +128,13 @@ CONTROLS = (
         refusal=_controlled,
     ),
     Field(
+        name="max_frames",
+        group=CONTROL,
+        kind=kinds.whole(1, kinds.LONGEST),
+        help="Most frames of a clip whose length follows from its controls.",
+        refusal=_controlled,
+    ),
+    Field(
         name="chunk_frames",
         group=CONTROL,
         kind=kinds.CHUNK,

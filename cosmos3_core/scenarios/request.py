@@ -83,6 +83,7 @@ class Request:
     control_attention: str
     control_positions: str
     emphasize_controls: bool
+    max_frames: int
     chunk_frames: int
     carry_frames: int
     first_frames: int

@@ -106,11 +106,6 @@ def check_controls(faults: Faults, request: Any) -> None:
         if request.first_frames and request.video is None:
             found = "they are taken from the input clip, and there is none"
             raise InputError(f"first_frames = {request.first_frames}", found, "Add `video` FILE, or drop first_frames")
-    with faults.of("video"):
-        unused = request.video and not request.first_frames and AUTO not in [getattr(request, h) for h in hints]
-        if unused:
-            found = "no control is made of it, and first_frames is 0, so it would change nothing"
-            raise InputError(f"`video` {request.video}", found, f"Drop it, or make a control of it: `edge` {AUTO}")
     for name, count in (("carry_frames", request.carry_frames), ("first_frames", request.first_frames)):
         with faults.of(name):
             if count >= frames:

@@ -38,7 +38,18 @@ def measured(given: Mapping[str, Any], task: Task, profile: str, model: Model) -
         values["fps"], origin["fps"] = rate, "auto: the input clip's"
     if "frames" not in given and (length := _length({**usual, **given, **values}, usual["frames"])):
         values["frames"], origin["frames"] = length
+    _check_used(given, values)
     return values, origin
+
+
+def _check_used(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raises InputError for a clip of which nothing is made, and from which nothing follows."""
+    made = any(given.get(hint) == MADE for hint in hints_of(given))
+    if given.get("video") and not made and not given.get("first_frames") and not {"size", "fps"} & values.keys():
+        found = "no control is made of it and no frame taken, and neither the size nor fps follows from it"
+        raise InputError(
+            f"`video` {given['video']}", found, f"Drop it, or make a control of it: `edge` {MADE}", "video"
+        )
 
 
 def _source(given: Mapping[str, Any], task: Task) -> str | None:
@@ -76,7 +87,7 @@ def _rate(given: Mapping[str, Any]) -> float | None:
 def _length(values: Mapping[str, Any], usual: Any) -> tuple[int, str] | None:
     """As many frames as the first control has that is no picture, and no more than the profile's number if it has one;
     None where there is no clip."""
-    most, hints = usual if isinstance(usual, int) else LONGEST, hints_of(values)
+    most, hints = min(usual if isinstance(usual, int) else LONGEST, values["max_frames"]), hints_of(values)
     fps = values["fps"] if values["video_fps"] == "resample" else None
     pictures = 0
     for hint in hints:
