@@ -329,7 +329,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     "transfer by upload": (
         {"num_frames": 121, "control_reference": "wsm.mp4", "control_type": "wsm"},
         "vllm-omni",
-        {"task": "transfer", "wsm": "wsm.mp4", "max_frames": 121, "fps": 10.0, "guidance": 1.0, "chunk_frames": 101},
+        {"task": "transfer", "wsm": "in/wsm.mp4", "max_frames": 121, "fps": 10.0, "guidance": 1.0, "chunk_frames": 101},
     ),
     "video with sound": (
         B720 | {"generate_sound": True, "sound_duration": 7.875, "extra_params": X0},
@@ -400,7 +400,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     "framework transfer": (
         {"model_mode": "video2video", "vision_path": "p.mp4", "edge": {"preset_edge_threshold": "medium"}},
         "reference",
-        {"task": "transfer", "edge": "auto", "video": "p.mp4", "guidance": 3.0, "control_formula": "nested"},
+        {"task": "transfer", "edge": "auto", "video": "in/p.mp4", "guidance": 3.0, "control_formula": "nested"},
     ),
     "framework transfer of two": (
         {"edge": {"control_path": "e.mp4", "control_weight": 2}, "depth": {"control_path": "d.mp4"}, "num_steps": 9}

@@ -375,6 +375,8 @@ def prepare(
     if latents:
         resolved |= {"latents": asdict(latents)} | ({} if draws_more(settled) else manifests.seedless(resolved))
     resolved |= {"inputs": {**texts, **inputs.facts}}
+    if (whole := settled.request.chunks).count > 1:
+        resolved |= {"chunks": {"count": whole.count, "frames": whole.frames, "carry": whole.carry}}
     if stopped:
         resolved |= {"resumed_at_step": progress.index * settled.request.steps + stopped.numbers["index"]}
     return Generation(

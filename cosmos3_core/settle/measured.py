@@ -14,7 +14,6 @@ from ..files.video import length_of, read_video
 from ..scenarios import request as requests
 from ..scenarios.faults import about
 from ..scenarios.fields import FIELDS
-from ..scenarios.kinds import LONGEST
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
 from ..scenarios.transfer import AUTO as MADE
@@ -37,7 +36,7 @@ def measured(given: Mapping[str, Any], task: Task, profile: str, model: Model) -
         return values, origin
     if "fps" not in given and usual["fps"] == requests.FROM_CLIP and (rate := _rate(given)):
         values["fps"], origin["fps"] = rate, "auto: the input clip's"
-    if "frames" not in given and (length := _length({**usual, **given, **values}, usual["frames"])):
+    if "frames" not in given and (length := _length({**usual, **given, **values}, _most(given, usual))):
         values["frames"], origin["frames"] = length
     _check_used(given, values)
     return values, origin
@@ -92,10 +91,16 @@ def _rate(given: Mapping[str, Any]) -> float | None:
         return float(length_of(Path(name), 1)[1])
 
 
-def _length(values: Mapping[str, Any], usual: Any) -> tuple[int, str] | None:
-    """As many frames as the first control has that is no picture, and no more than the profile's number if it has one;
-    None where there is no clip."""
-    most, hints = min(usual if isinstance(usual, int) else LONGEST, values["max_frames"]), hints_of(values)
+def _most(given: Mapping[str, Any], usual: Mapping[str, Any]) -> int:
+    """The limit of a length that is not given: the user's, or the profile's number of frames if it has one."""
+    frames: int = usual["max_frames"] if isinstance(usual["frames"], str) else usual["frames"]
+    return int(given.get("max_frames", frames))
+
+
+def _length(values: Mapping[str, Any], most: int) -> tuple[int, str] | None:
+    """As many frames as the first control has that is no picture, and no more than `most`; None where there is no
+    clip."""
+    hints = hints_of(values)
     fps = values["fps"] if values["video_fps"] == "resample" else None
     pictures = 0
     for hint in hints:
@@ -111,7 +116,7 @@ def _length(values: Mapping[str, Any], usual: Any) -> tuple[int, str] | None:
         if length > 1:
             return length, f"auto: those of the {hint} control" + (f", up to {most}" if length == most else "")
         pictures += 1
-    if pictures and not isinstance(usual, int):
+    if pictures and values["frames"] == requests.FROM_CLIP:
         found = "a picture has no length"
         raise InputError(f"controls {' and '.join(hints)} as pictures", found, "Give `frames`", "frames")
     return None
