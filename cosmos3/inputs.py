@@ -11,7 +11,7 @@ from cosmos3_core.contract import InputError
 from cosmos3_core.runs import generation
 from cosmos3_core.runs.generation import IN_MEMORY
 from cosmos3_core.runs.saved import Source
-from cosmos3_core.scenarios.families import INPUTS
+from cosmos3_core.scenarios.families import FILES
 from cosmos3_core.scenarios.fields import FIELDS
 
 from .questions import path_of
@@ -27,7 +27,7 @@ def media_of(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Media]]:
     """Request fields for the inputs among these, and what of them was handed over in memory."""
     given: dict[str, Any] = {}
     media: list[Media] = []
-    for name in INPUTS:
+    for name in FILES:
         value = values.get(name)
         if value is None:
             continue

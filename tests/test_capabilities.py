@@ -20,9 +20,24 @@ from cosmos3_core.scenarios.capabilities import capabilities
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.request import PROFILES, Request, resolve
+from cosmos3_core.scenarios.task import Task
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+BESIDE = {
+    "interval_ends": {"guidance_interval": [1, 9]},
+    "system_prompt_text": {"system_prompt": True},
+    "edge_preset": {"edge": "auto", "video": "a"},
+    "blur_preset": {"blur": "auto", "video": "a"},
+    "control_formula": {"control_guidance": 2},
+    "chunk_noise": {"frames": 200},
+}
+"""What a field needs beside it to do something."""
 DISTILLED = "nvidia/Cosmos3-Super-Image2Video-4Step"
+
+
+def inputs_of(task: Task) -> dict[str, str]:
+    """The files that a request of this task has."""
+    return {name: "0=a" for name in (["edge", "depth"] if "edge" in task.takes else [task.input]) if name}
 
 
 @pytest.fixture
@@ -45,7 +60,7 @@ def test_it_lists_every_task_field_size_and_format(told):
     assert found["sizes"]["tiers"]["720"]["16:9"] == "1280x720" and found["frames"]["step"] == 4
     assert found["dtypes"]["checkpoint"] == "bfloat16" and "fp8" in found["formats"]["names"]
     assert (
-        found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v", "extend", "keyframes"]
+        found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v", "extend", "keyframes", "transfer"]
         and found["fields"]["prompt"]["required"] is True
     )
 
@@ -56,13 +71,12 @@ def test_every_choice_that_is_listed_is_taken(model):
     found = capabilities(facts, PROFILES[0])
     assert found["fields"]["task"]["schema"]["enum"] == list(found["tasks"])
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "0=a"} if TASKS[task].input else {})
+        given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
-                beside = {"interval_ends": {"guidance_interval": [1, 9]}, "system_prompt_text": {"system_prompt": True}}
-                beside |= {"sound_length": {"sound": True}}
+                beside = BESIDE.get(name, {}) | ({"sound": True} if name == "sound_length" else {})
                 if name != "task":
-                    resolve(given | beside.get(name, {}) | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
+                    resolve(given | beside | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -71,12 +85,14 @@ def test_a_default_is_what_a_run_fills_in(model, profile):
     facts = describe(model).facts
     found = capabilities(facts, profile)
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "0=a"} if TASKS[task].input else {})
+        given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)
         filled = json.loads(json.dumps(request.to_json()))
         for name in found["fields"].keys() - given.keys():
             default = found["fields"][name]["defaults"].get(task, {"value": None, "source": "no task of its own"})
-            if default["value"] == "random":
+            if "auto" in str(default["value"]):
+                assert name in ("size", "frames", "fps")  # follows from the clip, which settle reads
+            elif default["value"] == "random":
                 assert (name, filled[name]) == ("seed", 7)
             elif default["value"] is not None:
                 assert (default["value"] or None, default["source"]) == (filled[name] or None, origin[name])
@@ -87,7 +103,8 @@ def test_a_distilled_model_has_two_tasks_and_fixed_fields(told):
     assert set(found["tasks"]) == {"t2i", "i2v"} and not found["fields"]["video"]["tasks"]
     fixed = {name for name, field in found["fields"].items() if field["fixed"]}
     of_negatives = {"negative_prompt", "negative_metadata"}
-    assert fixed == {"steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift"} | of_negatives
+    of_guidance = {"guidance", "guidance_interval", "interval_ends"}
+    assert fixed == {"steps", "schedule", "shift"} | of_guidance | of_negatives
     assert found["fields"]["steps"]["defaults"]["t2i"] == {"value": 4, "source": "checkpoint (its distilled sigmas)"}
 
 
@@ -220,9 +237,7 @@ def test_what_a_row_says_of_tasks_is_what_a_request_takes():
     for name, value in (other | {"condition_video_keep": "last", "condition_frame_indexes": [0]}).items():
         for task in TASKS.values():
             other_end = {"condition_video_keep": "first"} if task.name == "extend" else {}
-            given = {"task": task.name, "prompt": "a cup", name: other_end.get(name, value)} | (
-                {task.input: "0=a"} if task.input else {}
-            )
+            given = {"task": task.name, "prompt": "a cup"} | inputs_of(task) | {name: other_end.get(name, value)}
             if task.name in FIELDS[name].tasks:
                 assert resolve(given, "reference", facts, pick_seed=lambda: 0)[1][name] == "user"
             else:

@@ -29,6 +29,8 @@ class Numbers:
     frames: int = 1
     guidance: float = 4.0
     tile: int | None = None
+    control_guidance: float = 1.0
+    controls: tuple[str, ...] = ()
 
 
 def of(tuning: Tuning | None = None, format: str = "none", **numbers) -> Execution:

@@ -32,11 +32,12 @@ INPUTS: dict[str, dict[str, Any]] = {
     "v2v": {"video": "in.mp4"},
     "extend": {"extend": "in.mp4"},
     "keyframes": {"keyframe": {"0": "in.png"}},
+    "transfer": {"edge": "in.mp4", "depth": "in.png"},
 }
 ROWS = [
     (task, profile, variant)
     for task, profile, variant in itertools.product(TASKS, PROFILES, VARIANTS)
-    if variant != "distilled" or task in ("t2i", "i2v")
+    if variant in TASKS[task].variants
 ]
 
 
@@ -129,6 +130,11 @@ TREATMENT = {
     "vllm-omni": ("inverse", False, False, True, "lanczos", "crop", 4096),
     "sglang": ("none", True, False, False, "lanczos", "crop", 4094),
 }
+TREATMENT_OF_TRANSFER = {
+    "diffusers": ("inverse", False, False, False, "bilinear", "stretch", 0),
+    "diffusers-docs": ("inverse", False, False, False, "bilinear", "stretch", 0),
+    "vllm-omni": ("same", True, True, True, "bilinear", "crop", 4096),
+}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -144,7 +150,7 @@ def test_each_profile_treats_text_and_pictures_as_its_engine_does(task, profile)
         request.video_fit,
         request.max_text_tokens,
     )
-    assert found == TREATMENT[profile]
+    assert found == (TREATMENT | (TREATMENT_OF_TRANSFER if task == "transfer" else {}))[profile]
     assert request.condition_frame_indexes == (0, 1)
     assert request.condition_video_keep == ("last" if task == "extend" else "first")
     assert profile_source(profile)
@@ -217,14 +223,17 @@ def test_the_system_prompt_follows_the_checkpoint_where_the_engine_does(default)
         given = {"task": task, "prompt": "A cat.", **INPUTS.get(task, {})}
         request, _ = resolve(given, profile, facts(system_prompt=default), pick_seed=lambda: 0)
         found[profile, task] = request.system_prompt
-    assert {found["diffusers", task] for task in TASKS} == {default}
-    assert not any(found[profile, task] for profile in ("reference", "sglang") for task in TASKS)
-    assert [task for task in TASKS if found["vllm-omni", task]] == ["v2v", "extend", "keyframes"]
+    assert all(found.pop((profile, "transfer")) for profile in PROFILES), "it has a system prompt of its own"
+    assert {value for (profile, _), value in found.items() if profile == "diffusers"} == {default}
+    assert not any(value for (profile, _), value in found.items() if profile in ("reference", "sglang"))
+    with_prompt = [task for (profile, task), value in found.items() if profile == "vllm-omni" and value]
+    assert with_prompt == ["v2v", "extend", "keyframes"]
 
 
 @pytest.mark.parametrize("variant", ["base", "edge"])
 def test_the_stock_negative_prompt_is_for_videos_of_the_reference_profile(variant):
-    for task, profile in itertools.product(TASKS, PROFILES):
+    tasks = [name for name, task in TASKS.items() if variant in task.variants]
+    for task, profile in itertools.product(tasks, PROFILES):
         stock = profile == "reference" and task != "t2i"
         assert ask(task, profile, variant)[0].negative_prompt == ('{"subjects": "worst"}' if stock else "")
 
@@ -247,9 +256,9 @@ def test_every_value_says_where_it_came_from():
     assert origin["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert origin["seed"] == "random"
     rest = set(FIELDS) - users - {"system_prompt", "negative_prompt", "seed"}
-    others = {"image", "tile", "keyframe", "extend"}
-    assert {origin.pop(key) for key in others} == {"not given"}
-    rest -= others
+    never = {"image", "tile", "keyframe", "extend", "edge", "blur", "depth", "seg", "wsm", "control_weights"}
+    assert {origin.pop(key) for key in never} == {"not given"}
+    rest -= never
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"
 
 

@@ -22,7 +22,7 @@ DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 # Headings of a command's help, in their order. Those of fields are the groups of their rows.
 MODEL, INPUT, SAMPLING = "Model", "Prompt and inputs", "Sampling"
 DEVICE, OUTPUT, CONTROL = "Device and kernels", "Output", "Run control"
-HEADINGS = (MODEL, INPUT, "Size and length", SAMPLING, "How texts are written", DEVICE, OUTPUT, CONTROL)
+HEADINGS = (MODEL, INPUT, "Controls", "Size and length", SAMPLING, "How texts are written", DEVICE, OUTPUT, CONTROL)
 
 
 class Option(click.Option):
@@ -228,7 +228,8 @@ class WithFields(Command):
 
 @cache
 def _of_fields(costs: bool) -> tuple[click.Option, ...]:
-    from ..scenarios.fields import FIELDS, THE_INPUTS
+    from ..scenarios.field import THE_INPUTS
+    from ..scenarios.fields import FIELDS
     from ..scenarios.kinds import PATH, SWITCH
 
     options = []
@@ -255,7 +256,8 @@ def _of_fields(costs: bool) -> tuple[click.Option, ...]:
 
 def _settings_help() -> Iterator[tuple[str, tuple[str, str]]]:
     """(heading, row) of each field that has no option of its own."""
-    from ..scenarios.fields import FIELDS, REQUIRED
+    from ..scenarios.field import REQUIRED
+    from ..scenarios.fields import FIELDS
 
     for name, field in FIELDS.items():
         if not field.option and field.default != REQUIRED:

@@ -17,23 +17,19 @@ from ..files.digests import sha256_file
 from ..files.frames import Reading
 from ..files.images import read_image
 from ..files.memory import Media, check_same
-from ..files.timing import same_rate
 from ..files.video import play_video, read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
-from ..scenarios.conditioning import fit, kept
-from ..scenarios.families import INPUTS, TASKS
+from ..scenarios.families import TASKS
 from ..scenarios.faults import about
 from ..scenarios.items import items_of
 from ..scenarios.keyframes import held
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
-from ..scenarios.sizes import keeping
-
-MUCH = 0.05
-"""Share of a picture whose loss is worth a note."""
+from .control_clips import read_controls
+from .fitting import fitted, fitting_notes
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,9 @@ class Inputs:
     or clip, fp32 [3, F, H, W] in [-1, 1]; None where everything is noise, and empty where all items are), the initial
     noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`, JSON by
     input, as `Request.sources` calls them: what was found in its file, what was assumed of it and what was changed.
-    `before` is what the output has before what is generated; None for nothing."""
+    `before` is what the output has before what is generated; None for nothing. `following` returns what is given for
+    the items of a later chunk: it takes the chunk's number and the frames that it begins with, fp32 [3, F, H, W] in
+    [-1, 1]."""
 
     prompt: list[int]
     negative: list[int]
@@ -59,6 +57,7 @@ class Inputs:
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
     before: Before | None = None
+    following: Callable[[int, Tensor], tuple[Tensor | None, ...]] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,14 +71,18 @@ def read_inputs(
     """Tokenize the prompts, read the pictures or the clip, check the `noise` that replaces the request's own (one
     tensor per item of `items_of`). `media` are those that a program hands over; the request's fields then say
     `media.said`. Raises InputError for what is unusable."""
-    named = {label: path for label, path in request.sources.items() if label.partition(".")[0] in INPUTS}
+    named, chunk = request.sources, request.of_chunk(0)
     handed = _handed(named, media)
     for label in named | handed:
         check_same(label, named.get(label), handed.get(label))
-    items = items_of(request, model.config)
+    items = items_of(chunk, model.config)
     with about("noise"):
-        checked = None if noise is None else _checked_noise(noise, items)
-    prompt, negative, notes = _read_prompts(request, model, tokenizer)
+        checked = None if noise is None else _checked_noise(noise, [item for item in items if not item.control])
+    prompt, negative, notes = _read_prompts(chunk, model, tokenizer)
+    if request.controls:
+        found = read_controls(request, handed)
+        notes = (*notes, *found.notes)
+        return Inputs(prompt, negative, found.given, checked, notes, following=found.following, facts=found.facts)
     readings = {}
     for label, path in named.items():
         with about(label.partition(".")[0]):
@@ -88,7 +91,7 @@ def read_inputs(
     if readings:
         with about(next(iter(named)).partition(".")[0]):
             given = (_vision(request, readings), *[None] * (len(items) - 1))
-    of_media = (note for label, reading in readings.items() for note in _notes(request, label, reading))
+    of_media = (note for label, reading in readings.items() for note in fitting_notes(request, label, reading))
     return Inputs(
         prompt,
         negative,
@@ -107,7 +110,7 @@ def _handed(named: Mapping[str, str], media: Sequence[Media]) -> dict[str, Media
     return {one.field: one for one in media if one not in found.values()} | found
 
 
-def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
+def _checked_noise(noise: Sequence[Tensor], items: Sequence[Item]) -> list[Tensor]:
     if len(noise) != len(items) or not all(isinstance(tensor, Tensor) for tensor in noise):
         found = f"this request needs {len(items)}, for {', '.join(item.modality for item in items)}"
         raise InputError(f"initial noise as {len(noise)} latents", found, "Pass a list with a tensor for each")
@@ -128,7 +131,7 @@ def _read_prompts(
     request: Request, model: Model, tokenizer: ChatTokenizer
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """Token ids of the prompt and the negative prompt (none without guidance), and notes."""
-    kind = "video" if request.is_video else "image"
+    kind = TASKS[request.task].system or ("video" if request.is_video else "image")
     system, notes = system_prompt_of(kind, request.system_prompt_text) if request.system_prompt else None, []
     written = {PROMPT: positive_text, NEGATIVE: negative_text}
     texts = {branch: written[branch](request) for branch in branches_of(request.guidance)}
@@ -178,7 +181,7 @@ def _before(request: Request, media: Media | None) -> Before | None:
 
     def frames() -> Iterator[np.ndarray]:
         for frame in media.play(fps) if media else play_video(path, fps):
-            pixels = _fitted(request, Reading(frame[None], {}))
+            pixels = fitted(request, Reading(frame[None], {}))
             yield ((pixels[:, 0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
     return Before(frames, request.conditioning_pixel_frames)
@@ -188,54 +191,9 @@ def _vision(request: Request, readings: Mapping[str, Reading]) -> Tensor:
     """What the vision item is conditioned on: a picture or clip; or of several pictures a clip in which each frame is
     the next one's. The VAE is causal: what a picture's latent frame becomes does not depend on what comes after it, and
     before it there is nothing but the same picture, or as little else as can be."""
-    fitted = [_fitted(request, reading) for reading in readings.values()]
+    clips = [fitted(request, reading) for reading in readings.values()]
     if request.keyframe is None:
-        return fitted[0]
+        return clips[0]
     ends = [held(one.frame)[1] + 1 for one in request.keyframe]
     lengths = [end - begin for begin, end in zip((0, *ends), ends, strict=False)]
-    return torch.cat([one.expand(-1, length, -1, -1) for one, length in zip(fitted, lengths, strict=True)], dim=1)
-
-
-def _fitted(request: Request, reading: Reading) -> Tensor:
-    return fit(
-        torch.from_numpy(reading.frames),
-        request.width,
-        request.height,
-        image_filter=request.image_filter,
-        stretch=_stretches(request),
-    )
-
-
-def _stretches(request: Request) -> bool:
-    return TASKS[request.task].source == "clip" and request.video_fit == "stretch"
-
-
-def _notes(request: Request, label: str, reading: Reading) -> Iterator[str]:
-    """Sentences on what a user would see changed of an input."""
-    which = label.partition(".")[2]
-    for note in (*reading.notes, *_pace(request, reading), *_loss(request, reading)):
-        yield f"keyframe {which}: {note}" if which else note
-
-
-def _pace(request: Request, reading: Reading) -> Iterator[str]:
-    """What becomes of a clip's own frame rate, in a sentence where it is another than the request's."""
-    own, fps = reading.fps, request.fps
-    if own is None or same_rate(own, fps):
-        return
-    if request.video_fps == "resample":
-        yield f"the clip's {own:g} frames a second were resampled to {fps:g} (video_fps keep takes them one by one)"
-        return
-    pace = f"{own / fps:.2g} times slower" if own > fps else f"{fps / own:.2g} times faster"
-    yield f"the clip's {own:g} frames a second are shown at {fps:g}: {pace} (fps {own:g} keeps its pace)"
-
-
-def _loss(request: Request, reading: Reading) -> Iterator[str]:
-    """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
-    source, size = (reading.frames.shape[2], reading.frames.shape[1]), (request.width, request.height)
-    what = TASKS[request.task].source
-    if (lost := 1 - kept(source, size)) < MUCH:
-        return
-    done = f"is stretched by {1 / (1 - lost) - 1:.0%}" if _stretches(request) else f"loses {lost:.0%} of itself"
-    better = keeping(source, size)
-    advice = f": size {better[0]}x{better[1]} loses {1 - kept(source, better):.0%}" if better != size else ""
-    yield f"the {what} of {source[0]}x{source[1]} {done} to the size {size[0]}x{size[1]}{advice}"
+    return torch.cat([clip.expand(-1, length, -1, -1) for clip, length in zip(clips, lengths, strict=True)], dim=1)

@@ -30,8 +30,8 @@ from .video import play_video, read_video
 
 CHANNELS = (1, 3, 4)
 """Of an array: grey, RGB, or RGB with transparency."""
-CLIPS = ("video", "extend")
-"""Fields that hold a clip; all others hold a picture."""
+PICTURES = ("image", "keyframe")
+"""Fields that hold a picture, or several; all others hold a clip."""
 PICTURE = "Give a path, the bytes of a picture file, a PIL image, or an array or tensor [H, W, 3]"
 CLIP = "Give a path, the bytes of a clip, a list of pictures, or an array or tensor [F, H, W, 3]"
 
@@ -59,13 +59,13 @@ class Media:
     def of(cls, field: str, value: Any) -> Media:
         """What was handed over as `field`. The pixels are copied: the value may change afterwards. Raises InputError
         for what is no picture or no clip."""
-        if field in CLIPS and isinstance(value, bytes | bytearray | memoryview):
+        if _moves(field) and isinstance(value, bytes | bytearray | memoryview):
             data = bytes(value)
             _, height, width, _ = read_video(data, 1, "first").frames.shape
             sha256 = hashlib.sha256(data).hexdigest()
             what, play = f"{_called(value)}, {width}x{height}", partial(play_video, data)
             return cls(field, what, sha256, partial(read_video, data), play)
-        reading = _clip(field, value) if field in CLIPS else _picture(field, value)
+        reading = _clip(field, value) if _moves(field) else _picture(field, value)
         count, height, width, _ = reading.frames.shape
         sha256 = hashlib.sha256(f"{count}x{height}x{width}:".encode() + reading.frames.tobytes()).hexdigest()
 
@@ -99,8 +99,12 @@ def _refusal(field: str, value: Any, found: str, next_step: str) -> InputError:
     return InputError(f"`{field}` handed over as {_called(value)}", found, next_step, field.partition(".")[0])
 
 
+def _moves(field: str) -> bool:
+    return field.partition(".")[0] not in PICTURES
+
+
 def _taken(field: str) -> str:
-    return CLIP if field in CLIPS else PICTURE
+    return CLIP if _moves(field) else PICTURE
 
 
 def _called(value: Any) -> str:
@@ -137,7 +141,7 @@ def _picture(field: str, value: Any) -> Reading:
             return decoded(value)
         except Exception as error:  # as for files: Pillow reads an opened one only now
             raise _refusal(field, value, f"the picture cannot be read ({error})", _taken(field)) from None
-    raise _refusal(field, value, f"that is no {'clip' if field in CLIPS else 'picture'}", _taken(field))
+    raise _refusal(field, value, f"that is no {'clip' if _moves(field) else 'picture'}", _taken(field))
 
 
 def _clip(field: str, value: Any) -> Reading:

@@ -20,8 +20,9 @@ from ..contract import InputError
 from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text
 from ..files.sources import SAID
-from ..scenarios.fields import FILES, sources
+from ..scenarios.families import FILES, sources
 from ..scenarios.foreign import convert
+from ..scenarios.transfer import AUTO
 from .sealed import SEAL, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def whole_paths(request: Request) -> dict[str, Any]:
 def _whole(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _whole(path) for key, path in value.items()}
-    return value if not value or SAID.match(value) else os.path.abspath(value)
+    return value if value in (None, "", AUTO) or SAID.match(value) else os.path.abspath(value)
 
 
 def _digests(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -348,7 +349,7 @@ NUMBERED = Table(
     {
         "numbers": Table(
             {"index": Number(0, 1000, whole=True)},
-            {"request": Table(others=Anything()), "solver": Anything()},
+            {"request": Table(others=Anything()), "solver": Anything(), "chunk": Number(0, 4000, whole=True)},
         )
     },
     others=Anything(),

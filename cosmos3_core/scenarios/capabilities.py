@@ -8,11 +8,13 @@ from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from .aliases import spelled
 from .facts import ModelFacts
 from .families import TASKS
-from .fields import FIELDS, REQUIRED, Field
+from .field import REQUIRED, Field
+from .fields import FIELDS
 from .kinds import LONGEST, Kind, choice
-from .request import PROFILES, defaults, profile_source
+from .request import PROFILES, defaults, of_single_controls, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
 from .task import DISTILLED, Task
+from .transfer import HINTS
 from .variants import Variant, able, lacking, variants
 
 Row = tuple[dict[str, Any], dict[str, str]]
@@ -35,7 +37,7 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
         },
         "profile": {"name": profile, "source": profile_source(profile)},
         "profiles": list(PROFILES),
-        "tasks": {task.name: _task(task) for task in tasks},
+        "tasks": {task.name: _task(task, profile) for task in tasks},
         "cannot": {
             name: {"why": f"{model.name} {why}", "instead": able(TASKS[name])} for name, why in cannot.items() if why
         },
@@ -58,13 +60,15 @@ def _trained(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _task(task: Task) -> dict[str, Any]:
+def _task(task: Task, profile: str) -> dict[str, Any]:
     return {
         "title": task.title,
         "input": task.input,
         "single_frame": task.single,
         "output": task.suffix,
         "latents": list(task.latents),
+        "controls": list(HINTS) if HINTS[0] in task.takes else [],
+        "single_control": of_single_controls(task.name, profile),
     }
 
 

@@ -8,83 +8,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..contract import InputError
 from ..spelling import shown
 from . import kinds
-from .branches import NEGATIVE, branches_of
+from .control_fields import CONTROLS
 from .facts import NEGATIVE_PROMPT, ModelFacts
-from .families import INPUTS, TASKS
+from .families import FILES, TASKS
+from .field import (
+    DECODE,
+    INPUT,
+    NOT_GIVEN,
+    REQUIRED,
+    SAMPLING,
+    SIZE,
+    TEXTS,
+    THE_INPUTS,
+    Field,
+    uncontrolled,
+    unguided,
+)
 from .keyframe_kind import KEYFRAMES
-from .kinds import Kind
 from .sound import LENGTHS
 from .task import Task
 
 SCHEDULES = ("native", "flow", "karras", "distilled")
-PROFILE = "profile"
-"""A field's default stands in defaults.toml, by task, profile and model variant."""
-NOT_GIVEN = "not given"
-"""A field's default is none."""
-THE_INPUTS = "the inputs"
-"""A field's default follows from the other fields."""
-REQUIRED = "required"
-
-INPUT = "Prompt and inputs"
-TEXTS = "How texts are written"
-SIZE = "Size and length"
-SAMPLING = "Sampling"
-DECODE = "Device and kernels"
-
-
-def _taken(task: Task) -> str | None:
-    return None
-
-
-def _at_work(values: Mapping[str, Any], task: Task) -> str | None:
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """One field of a request.
-
-    `default` says where a value comes from that was not given: `PROFILE`, `NOT_GIVEN`, `THE_INPUTS` or `REQUIRED`. In a
-    profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
-    `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
-    beside the other values of a request; None where it does something. `modality` is one that a model has to make,
-    beside those of the task, where the field is on or does something. `option` says that the command line has an option
-    for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in [run]
-    itself, and `distilled` that a distilled model has settled it. `group` is the heading it stands under for a reader.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    group: str
-    default: str = PROFILE
-    checkpoint: Callable[[ModelFacts], tuple[Any, str]] | None = None
-    refusal: Callable[[Task], str | None] = _taken
-    idle: Callable[[Mapping[str, Any], Task], str | None] = _at_work
-    modality: str | None = None
-    option: bool = False
-    costs: bool = False
-    headline: bool = False
-    distilled: bool = False
-
-    def check(self, value: Any, task: Task) -> Any:
-        """The value as a `Request` holds it. Raises InputError."""
-        return self.kind.read(self.name, value, task)
-
-    def useless(self, values: Mapping[str, Any], task: Task) -> str | None:
-        """Why the field would change nothing in a request of these checked values; None if it does something."""
-        return self.refusal(task) or self.idle(values, task)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks that take it."""
-        return tuple(name for name, task in TASKS.items() if self.refusal(task) is None)
 
 
 def _stock_negative(model: ModelFacts) -> tuple[str, str]:
@@ -93,15 +42,19 @@ def _stock_negative(model: ModelFacts) -> tuple[str, str]:
 
 
 def _input(name: str) -> Callable[[Task], str | None]:
-    return lambda task: None if task.input == name else f"{task.title} takes no {name}"
+    return lambda task: None if name in (task.input, *task.takes) else f"{task.title} takes no {name}"
 
 
 def _any_input(task: Task) -> str | None:
-    return None if task.input else f"{task.title} has no input picture"
+    return None if task.input or task.takes else f"{task.title} has no input picture"
 
 
 def _clip(task: Task) -> str | None:
-    return None if task.source == "clip" else f"{task.title} has no input clip"
+    return None if task.source == "clip" or task.takes else f"{task.title} has no input clip"
+
+
+def _continued(task: Task) -> str | None:
+    return None if task.source == "clip" else f"{task.title} continues no clip"
 
 
 def _lasting(task: Task) -> str | None:
@@ -116,12 +69,10 @@ def _no_sound(values: Mapping[str, Any], task: Task) -> str | None:
     return None if values["sound"] else "there is no sound"
 
 
-def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
-    return None if NEGATIVE in branches_of(values["guidance"]) else "guidance 1 uses no negative branch"
-
-
 def _no_interval(values: Mapping[str, Any], task: Task) -> str | None:
-    return _unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
+    if values["control_guidance_interval"] and not uncontrolled(values, task):
+        return None
+    return unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
 
 
 def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
@@ -130,7 +81,7 @@ def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
 
 def _no_template(values: Mapping[str, Any], task: Task) -> str | None:
     on = values["resolution_template"] or (values["duration_template"] and not task.single)
-    return _unguided(values, task) or (None if on else "no template is on")
+    return unguided(values, task) or (None if on else "no template is on")
 
 
 def _unshifted(values: Mapping[str, Any], task: Task) -> str | None:
@@ -167,7 +118,7 @@ _ROWS = (
         name="video",
         group=INPUT,
         kind=kinds.PATH,
-        help="Continue this clip.",
+        help="Continue this clip, or make controls of it.",
         default=NOT_GIVEN,
         refusal=_input("video"),
         option=True,
@@ -260,7 +211,7 @@ _ROWS = (
         group=SAMPLING,
         kind=kinds.INTERVAL,
         help="Timesteps between which guidance is used.",
-        idle=_unguided,
+        idle=unguided,
         distilled=True,
     ),
     Field(
@@ -303,7 +254,7 @@ _ROWS = (
         kind=kinds.TEXT,
         help="What to keep away from.",
         checkpoint=_stock_negative,
-        idle=_unguided,
+        idle=unguided,
         option=True,
         distilled=True,
     ),
@@ -322,14 +273,14 @@ _ROWS = (
         group=INPUT,
         kind=kinds.INDICES,
         help="Latent frames that are taken from the clip.",
-        refusal=_clip,
+        refusal=_continued,
     ),
     Field(
         name="condition_video_keep",
         group=INPUT,
         kind=kinds.choice("first", "last"),
         help="Which end of the clip they are taken from.",
-        refusal=lambda task: _clip(task) or (None if task.input == "video" else "they are taken from its end"),
+        refusal=lambda task: _continued(task) or (None if task.input == "video" else "they are taken from its end"),
     ),
     Field(
         name="system_prompt",
@@ -388,6 +339,7 @@ _ROWS = (
         refusal=_clip,
         option=True,
     ),
+    *CONTROLS,
     Field(
         name="max_text_tokens",
         group=TEXTS,
@@ -396,18 +348,6 @@ _ROWS = (
     ),
 )
 FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
-FILES = tuple(name for name, field in FIELDS.items() if field.kind.files)
-"""The fields that name files."""
-
-
-def sources(files: Mapping[str, Any]) -> dict[str, str]:
-    """The paths of files as JSON has them by field: by the field, and of several of one field by that and their key,
-    such as keyframe.188."""
-    found: dict[str, str] = {}
-    for name, value in files.items():
-        parts = {f"{name}.{key}": path for key, path in value.items()} if isinstance(value, dict) else {name: value}
-        found |= {label: path for label, path in parts.items() if isinstance(path, str)}
-    return found
 
 
 def is_whole(given: Mapping[str, Any]) -> bool:
@@ -419,7 +359,7 @@ def understood(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
     but for a kind that has a use for it."""
     values = {name: kinds.plain(value) for name, value in given.items()}
-    paths = {name: path for name in INPUTS if (path := kinds.path_of(values.get(name))) is not None}
+    paths = {name: path for name in FILES if (path := kinds.path_of(values.get(name))) is not None}
     values |= paths | _sounding(values)
     return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}
 

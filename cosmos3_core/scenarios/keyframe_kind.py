@@ -80,6 +80,5 @@ KEYFRAMES = Kind(
     },
     str,
     _read,
-    files=True,
     many=True,
 )

@@ -19,13 +19,16 @@ from ..model.config import TEMPORAL_COMPRESSION
 from ..spelling import shown
 from . import aliases, kinds
 from .captions import check_caption
+from .chunks import Chunks
 from .facts import ModelFacts
-from .families import INPUTS, TASKS
+from .families import FILES, INPUTS, TASKS, sources
 from .faults import Faults
-from .fields import FIELDS, FILES, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS, sources
+from .field import NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .fields import FIELDS
 from .keyframes import Keyframe, placed
 from .sound import SOUND_SUFFIXES
 from .task import DISTILLED, Task
+from .transfer import DEFAULT_HINT, HINTS, TRANSFER, check_controls, hints_of
 from .variants import check_able
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
@@ -34,9 +37,15 @@ CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
 NO_GUIDANCE_UP_TO = "no_guidance_up_to"
 """In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
+SINGLE = "single"
+"""In a task of a profile: defaults for a request with one control, by its kind."""
 VARIANTS = ("edge", DISTILLED, "droid")
 """Variants and presets of models that may have defaults of their own, in a table of their name. A preset's go before
 its variant's."""
+FROM_CLIP = "auto"
+"""In defaults.toml: what the clip has, which `settle` reads."""
+WITHOUT_CLIP = {"frames": 93, "fps": 24.0}
+"""What stands in where a plan has no clip."""
 ANY = "(any)"
 """What stands in for a text or a file that a partial request lacks."""
 STANDS_IN = "not given; no plan depends on it"
@@ -72,6 +81,25 @@ class Request:
     keyframe: tuple[Keyframe, ...] | None
     extend: str | None
     with_input: bool
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    edge_preset: str
+    blur_preset: str
+    control_guidance: float
+    control_guidance_interval: tuple[float, float] | None
+    control_formula: str
+    control_weights: tuple[tuple[str, float], ...]
+    control_attention: str
+    control_positions: str
+    emphasize_controls: bool
+    max_frames: int
+    chunk_frames: int
+    carry_frames: int
+    first_frames: int
+    chunk_noise: str
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
     system_prompt: bool
@@ -102,15 +130,31 @@ class Request:
 
     @property
     def sources(self) -> dict[str, str]:
-        """The paths of its files, as `fields.sources` calls them."""
+        """The paths of its files, as `families.sources` calls them."""
         values = self.to_json()
         return sources({name: values[name] for name in FILES})
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The kinds of control that it has, in their order."""
+        return hints_of(vars(self))
+
+    @property
+    def chunks(self) -> Chunks:
+        """In which chunks it is made: one, for most tasks."""
+        return TASKS[self.task].chunks(self)
+
+    def of_chunk(self, index: int) -> Request:
+        """The request that a chunk is a generation of."""
+        chunk: Request = TASKS[self.task].of_chunk(self, index)
+        return chunk
 
     def to_json(self) -> dict[str, Any]:
         """The request as `resolve` takes it: giving it back yields the same request."""
         values = asdict(self)
         if self.keyframe is not None:
             values["keyframe"] = {str(one.frame): one.image for one in self.keyframe}
+        values["control_weights"] = dict(self.control_weights) or None
         return values | {"size": f"{values.pop('width')}x{values.pop('height')}"}
 
 
@@ -138,7 +182,8 @@ def read_defaults(text: str) -> Tables:
         row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
         special = [row[variant] for variant in VARIANTS if variant in row]
         missing = wanted - row.keys()
-        unknown = set(row).union(*special) - wanted - {"source", NO_GUIDANCE_UP_TO, *VARIANTS}
+        special += row.get(SINGLE, {}).values()
+        unknown = set(row).union(*special) - wanted - {"source", NO_GUIDANCE_UP_TO, SINGLE, *VARIANTS}
         for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
             if keys:
                 asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
@@ -161,18 +206,22 @@ def profile_source(profile: str) -> str:
     return _tables()["profile"][profile]["source"]
 
 
-def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the fields of a task are where they are not given, by a profile for a model, and where each value comes
-    from. A field without a default (a prompt) is absent; the seed is "random" where the profile leaves it to chance.
-    Raises InputError for an unknown profile."""
+def defaults(
+    task: str, profile: str, model: ModelFacts, controls: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the fields of a task are where they are not given, by a profile for a model and what it has for a single one
+    of `controls`, and where each value comes from. A field without a default (a prompt) is absent; the seed is "random"
+    where the profile leaves it to chance. Raises InputError for an unknown profile."""
     check_profile(profile)
     row = _tables()["profile"][profile] | _tables()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
     del row["source"]
     row.pop(NO_GUIDANCE_UP_TO, None)
-    origin = dict.fromkeys(row, f"profile {profile}")
-    for name in (model.variant, model.preset):
-        special = variants.get(name, {}) if name else {}
+    single, origin = row.pop(SINGLE, {}), dict.fromkeys(row, f"profile {profile}")
+    tables = [(name, variants.get(name, {})) for name in (model.variant, model.preset) if name]
+    if len(controls) == 1:
+        tables.append((f"{controls[0]} alone", dict(single.get(controls[0], {}))))
+    for name, special in tables:
         where = f"profile {profile}, {name}" + (f" ({special.pop('source')})" if "source" in special else "")
         row, origin = row | special, origin | dict.fromkeys(special, where)
     for name, field in FIELDS.items():
@@ -183,6 +232,11 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     return row, origin
 
 
+def of_single_controls(task: str, profile: str) -> dict[str, dict[str, Any]]:
+    """The defaults that a request with a single control has, by its kind."""
+    return {hint: dict(values) for hint, values in _tables()[task][profile].get(SINGLE, {}).items()}
+
+
 def check_profile(profile: str) -> None:
     """Raises InputError for a name that is no profile's."""
     if not isinstance(profile, str) or profile not in PROFILES:
@@ -190,9 +244,11 @@ def check_profile(profile: str) -> None:
 
 
 def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
-    """The task that the given fields call for: one that starts from the input given, and of those the one of a single
-    frame where one frame or a single frame's file is asked for; where nothing says, the one that the model was
-    `made_for`. Raises InputError for two inputs."""
+    """The task that the given fields call for: transfer where there is a control, else one that starts from the input
+    given, and of those the one of a single frame where one frame or a single frame's file is asked for; where nothing
+    says, the one that the model was `made_for`. Raises InputError for two inputs."""
+    if hints_of(given):
+        return TRANSFER
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
         asked, next_step = " with ".join(f"`{name}`" for name in inputs), "Drop one"
@@ -259,10 +315,9 @@ def check(
 
 def _missing(given: Mapping[str, Any], task: Task) -> list[str]:
     """What a request of this task has to have and has not."""
-    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED]
-    return [name for name in needed if name not in given] + [
-        name for name in INPUTS if name == task.input and given.get(name) is None
-    ]
+    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED and name not in given]
+    needed += [name for name in INPUTS if name == task.input and given.get(name) is None]
+    return needed + ([DEFAULT_HINT] if task.name == TRANSFER and not hints_of(given) else [])
 
 
 def resolve(
@@ -285,21 +340,21 @@ def resolve(
     together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
-    values, origin = defaults(task.name, profile, model)
     heard = (suffix or "").lower() in SOUND_SUFFIXES and given.get("sound") is None
     given = {**given, "sound": True} if heard else given
+    missing = {name: f"-1={ANY}" if FIELDS[name].kind.many else ANY for name in _missing(given, task)}
+    values, origin = defaults(task.name, profile, model, hints_of({**given, **missing}))
     if given.get("seed") in kinds.CHANCE:
         values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
-    missing = {name: f"-1={ANY}" if FIELDS[name].kind.many else ANY for name in _missing(given, task)}
-    values = {**values, **given, **missing, "task": task.name}
+    values = {**_unmeasured(values, task), **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     origin |= {"sound": THE_OUTPUT} if heard else {}
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
-    values, origin = _without_guidance(values, origin, profile)
+    values, origin = _without_guidance(values, origin, profile, task)
     faults = Faults()
     if values["keyframe"]:
         with faults.of("keyframe"):
@@ -309,7 +364,9 @@ def resolve(
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
     _check_variant(faults, task, values, changed, model)
     with faults.of("keyframe" if request.keyframe else "condition_frame_indexes"):
-        _check_clean(request)
+        _check_clean(request.of_chunk(0))
+    if task.name == TRANSFER:
+        check_controls(faults, request)
     for name, value in changed.items():
         if whole and FIELDS[name].default == PROFILE:
             continue
@@ -320,11 +377,18 @@ def resolve(
     return request, origin
 
 
+def _unmeasured(values: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The values with something in the place of defaults that follow from a clip, where there is none."""
+    size = ":".join(part for part in str(values["size"]).split(":") if part != FROM_CLIP)
+    length = {name: number for name, number in WITHOUT_CLIP.items() if values[name] == FROM_CLIP}
+    return values | length | ({"size": size} if size != values["size"] else {})
+
+
 def _without_guidance(
-    values: dict[str, Any], origin: dict[str, str], profile: str
+    values: dict[str, Any], origin: dict[str, str], profile: str, task: Task
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values with guidance 1, which is none, where the profile's engine takes theirs for none."""
-    most = _tables()["profile"][profile].get(NO_GUIDANCE_UP_TO)
+    most = (_tables()["profile"][profile] | _tables()[task.name][profile]).get(NO_GUIDANCE_UP_TO)
     if most is None or values["guidance"] > most or values["guidance"] == 1:
         return values, origin
     said = f"{origin['guidance']} ({values['guidance']:g}); profile {profile} has no guidance up to {most:g}"
@@ -363,7 +427,10 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
         form = "INDEX=FILE" if FIELDS[task.input].kind.many else "FILE"
         missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` {form}")
         faults.add(task.input, missing)
-    for name in INPUTS:
+    if task.name == TRANSFER and not partial and not hints_of(values):
+        names = f"{', '.join(f'`{hint}`' for hint in HINTS[:-1])} or `{HINTS[-1]}`"
+        faults.add("task", InputError("transfer without a control", "there is nothing to follow", f"Add {names} FILE"))
+    for name in FILES:
         with faults.of(name):
             if values.get(name) is not None and (reason := FIELDS[name].refusal(task)):
                 next_step = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"

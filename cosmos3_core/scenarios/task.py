@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .chunks import Chunks
 
 if TYPE_CHECKING:
     from .keyframes import Keyframe
@@ -22,6 +24,17 @@ class Conditions(Protocol):
     @property
     def keyframe(self) -> tuple[Keyframe, ...] | None: ...
 
+    @property
+    def first_frames(self) -> int: ...
+
+
+def _at_once(request: Any) -> Chunks:
+    return Chunks(request.frames, request.frames)
+
+
+def _whole(request: Any, index: int) -> Any:
+    return request
+
 
 def _none(request: Conditions) -> tuple[int, ...]:
     return ()
@@ -33,10 +46,12 @@ class Task:
 
     `title` is its name in words, and `result` what comes out, "an image" or "a video". `suffix` is that of its output
     file, and `aspect` its aspect ratio where only a tier is given. `single` says that it has one frame. `input` is the
-    field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip". `latents`
-    names the modalities of the items that it asks the model for, and `sounding` says that sound can be made beside
-    them. `variants` are the kinds of checkpoint that do it. `clean` returns the latent frames that are taken from the
-    input instead of noise, ascending.
+    field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip"; `takes`
+    are the fields of files that it may have besides. `latents` names the modalities of the items that it asks the model
+    for, and `sounding` says that sound can be made beside them. `variants` are the kinds of checkpoint that do it, and
+    `system` whose system prompt it has, where that does not follow from the media. `clean` returns the latent frames
+    that are taken from the input instead of noise, ascending. `chunks` says in which chunks a request is made, and
+    `of_chunk` returns the request for one of them, by its number.
     """
 
     name: str
@@ -47,7 +62,16 @@ class Task:
     single: bool
     latents: tuple[str, ...]
     input: str | None = None
+    takes: tuple[str, ...] = ()
     source: str | None = None
     sounding: bool = False
     variants: tuple[str, ...] = FULL
+    system: str | None = None
     clean: Callable[[Conditions], tuple[int, ...]] = _none
+    chunks: Callable[[Any], Chunks] = _at_once
+    of_chunk: Callable[[Any, int], Any] = _whole
+
+    @property
+    def chunked(self) -> bool:
+        """Whether it is made in chunks, of which the last is cut to any number of frames."""
+        return self.of_chunk is not _whole
