@@ -308,7 +308,7 @@ def check(
         said = "there is nothing to generate", 'Give a `prompt`, such as "a cup on a table"'
         faults.add("prompt", InputError("a run without a prompt", *said))
     if "task" not in faults.found:
-        _check_inputs(faults, task, values, partial)
+        _check_inputs(faults, task, values, partial or any(name in faults.found for name in HINTS))
     faults.report()
     return task
 
