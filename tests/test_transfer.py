@@ -119,7 +119,7 @@ def test_whole_runs_equal_diffusers(repository, pipeline, tmp_path, name):
         height=request.height,
         width=request.width,
         num_frames=request.frames,
-        num_video_frames_per_chunk=request.chunk_frames,
+        num_video_frames_per_chunk=request.chunk_frames or request.frames,
         num_conditional_frames=request.carry_frames,
         num_first_chunk_conditional_frames=request.first_frames,
         fps=request.fps,
