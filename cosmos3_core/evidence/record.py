@@ -24,6 +24,7 @@ from ..contract import InputError
 from ..files.atomic import atomic, check_writable
 from ..files.digests import sha256_file, sha256_json
 from ..files.schema import Anything, Listed, Number, Switch, Table, Text
+from ..files.sources import check_source
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from . import verdict as verdicts
@@ -106,7 +107,8 @@ def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A record of any schema. Raises OSError and ValueError."""
+    """A record of any schema. Raises OSError and ValueError, and InputError for what is no ordinary file."""
+    check_source(path, f"the record {path.name}", REMAKE)
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:

@@ -112,8 +112,8 @@ class Generation:
     """A settled request on an engine: its inputs, the first half of its manifest (`resolved`), where its noise is from
     (None: its seed), what another run needs to go on with it (`resumable`), the run that it goes on with itself
     (`stopped`), the run before it whose files it has to find as they were (`earlier`, called `asked`) unless they may
-    be `changed`, and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by
-    stage. Runs of one engine may be in several threads."""
+    be `changed`, notes that were `said` to its user before, and the one whose inputs it shares (`first`).
+    `begin` makes its `state`. `seconds` are its own, by stage. Runs of one engine may be in several threads."""
 
     engine: Engine
     settled: Settled
@@ -123,6 +123,7 @@ class Generation:
     stopped: Stopped | None = None
     earlier: Earlier | None = None
     changed: bool = False
+    said: tuple[str, ...] = ()
     asked: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     first: Generation | None = None
@@ -233,7 +234,8 @@ class Generation:
 
     def manifest(self) -> dict[str, Any]:
         """What was done so far."""
-        return manifests.complete(self.resolved, self.engine, self.inputs, self.begun, self.seconds)
+        inputs = replace(self.inputs, notes=(*self.said, *self.inputs.notes))
+        return manifests.complete(self.resolved, self.engine, inputs, self.begun, self.seconds)
 
     def write(self, paths: Paths, frames: Callable[[], Iterable[np.ndarray]]) -> None:
         """Write the frames, uint8 [H, W, 3], as they come; they are asked for again where they have to go elsewhere.
@@ -301,13 +303,14 @@ def prepare(
     changed: bool = False,
     asked: str = "",
     texts: Mapping[str, Any] = MappingProxyType({}),
+    said: Sequence[str] = (),
 ) -> Generation:
     """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
     `latents` says where it is from. `media` is a picture or clip that was handed over. `stopped` is the run to go on
     with, or `repeated` the one that this is again, which messages call `asked`; their files may have `changed`.
-    `texts` are the facts of prompts that were in files. Raises InputError.
+    `texts` are the facts of prompts that were in files, and `said` notes that its user was told. Raises InputError.
     """
     if noise is None and not stopped and is_whole(given := settled.wish.given) and given["seed"] is None:
         found = "the request is of a run whose noise was given, and has no seed for another"
@@ -337,4 +340,5 @@ def prepare(
         earlier=stopped.earlier if stopped else repeated,
         changed=changed,
         asked=asked,
+        said=tuple(said),
     )
