@@ -107,8 +107,11 @@ def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A record of any schema. Raises OSError and ValueError, and InputError for what is no ordinary file."""
-    check_source(path, f"the record {path.name}", REMAKE)
+    """A record of any schema. Raises OSError, for a pipe too, and ValueError."""
+    try:
+        check_source(path, f"reading {path}", REMAKE)
+    except InputError as error:
+        raise OSError(error.found) from None
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
