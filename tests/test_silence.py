@@ -6,6 +6,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -167,8 +169,15 @@ def test_a_report_outlives_a_hub_library_that_fails(monkeypatch):
         def get_token(self):
             raise ValueError("invalid literal for int()")
 
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", Hub())
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub())
     assert unexpected.without_secrets("token=abc") == "token=[left out]"
+
+
+def test_a_setting_of_the_hubs_library_that_is_no_number_is_a_line():
+    words = [sys.executable, "-m", "cosmos3", "run", "a cup", "--model", "nano", "--steps", "1"]
+    done = subprocess.run(words, env=os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "abc"}, capture_output=True, text=True)
+    assert done.returncode == 2 and "huggingface_hub cannot read its settings" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # Pictures and clips -------------------------------------------------------------------------------------------------

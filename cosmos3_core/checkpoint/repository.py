@@ -68,6 +68,8 @@ def open_repository(model: str, revision: str | None = None) -> Repository:
     if model and exists:
         raise InputError(asked, "this is a file", "Pass the folder that holds the checkpoint's model_index.json")
     try:
+        from huggingface_hub import snapshot_download  # noqa: F401
+
         is_id = _is_hub_id(model)
     except ValueError as error:  # the library reads its settings when it is imported
         found = f"huggingface_hub cannot read its settings ({error})"
