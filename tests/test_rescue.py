@@ -281,6 +281,15 @@ def test_a_result_that_cannot_be_written_any_more_is_put_elsewhere(run, monkeypa
     assert json.loads(beside.read_text())["output"]["file"] == "cup.png"
 
 
+def test_a_result_that_is_put_elsewhere_has_its_manifest_beside_it(run, monkeypatch, tmp_path):
+    (tmp_path / "out").mkdir()
+    Path("cup.png").write_bytes(b"precious")
+    at_step(monkeypatch, 3, lambda: shutil.rmtree(tmp_path / "out"))
+    code, _, err = run("a cup", *SMALL, "-o", tmp_path / "out" / "cup.png")
+    assert code == 1 and f"It is in {os.getcwd()}/cup-2.png instead" in err
+    assert sorted(os.listdir()) == ["cup-2.png", "cup-2.png.json", "cup.png"]
+
+
 def test_steps_that_cannot_be_kept_beside_the_output_are_kept_elsewhere(run, monkeypatch, tmp_path):
     (tmp_path / "out").mkdir()
     stop = interrupt(signal.SIGTERM)

@@ -147,6 +147,7 @@ def execute(options: Options) -> None:
         changed=options.changed,
         asked=f"`resume` {options.resume}" if stopped else f"`request` {options.request}",
         texts=texts_read(vars(options)),
+        said=[earlier.note] if earlier.note else [],
     )
     settled = settled.with_texts(len(run.inputs.prompt), len(run.inputs.negative))
     if options.dry_run:
@@ -192,7 +193,8 @@ def _repeated(options: Options) -> Earlier:
         model = f"; model {options.model or earlier.model}" if earlier.model else ""
         other = f" in the place of {earlier.model}" if options.model and earlier.model else ""
         whose = options.profile or f"{earlier.profile} (--profile chooses another)"
-        remark(f"note: {earlier.note}{model}{other}; defaults of profile {whose}")
+        earlier = replace(earlier, note=f"{earlier.note}{model}{other}; defaults of profile {whose}")
+        remark(f"note: {earlier.note}")
     elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")

@@ -18,6 +18,8 @@ from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from .terminal import console, printable
 
+MOST = 2000
+"""Rows that are shown; a manifest has about 150."""
 LONGEST = 200
 """Characters of a value that are shown; --json has it whole."""
 PIPED_WIDTH = 160
@@ -54,10 +56,14 @@ def _print(manifest: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for _ in range(3):
         table.add_column(overflow="fold")
+    left = MOST
     for block in filter(None, blocks):
-        for row in block:
+        for row in block[:left]:
             table.add_row(*(Text(printable(cell)) for cell in row))
         table.add_row()
+        left = max(0, left - len(block))
+    if not left:
+        table.add_row("", f"and more than {MOST:,} rows: --json has them whole", "")
     screen.print(table)
 
 

@@ -17,6 +17,7 @@ The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats b
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -219,7 +220,7 @@ def find(name: str, folder: Path = FOLDER) -> Recipe:
     if name.endswith(".toml"):
         return load(Path(name))
     path = folder / f"{name}.toml"
-    if not path.is_file():
+    if not os.path.lexists(path):
         names = [path.stem for path in sorted(folder.glob("*.toml"))]
         hint = did_you_mean(name, names, "See cosmos3 recipes list")
         raise InputError(f"recipe {name!r}", f"there is none of that name in {folder}", hint)

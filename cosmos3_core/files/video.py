@@ -19,7 +19,7 @@ from .audio import Sound, Track, WrittenSound, check_track
 from .decoding import Shower, scaler
 from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
 from .sources import called, head_of, open_source
-from .timing import Shown, resampled, same_rate, timed
+from .timing import Shown, resampled, same_rate, timed, watched
 
 if TYPE_CHECKING:
     import av
@@ -75,7 +75,9 @@ def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = 
     """
     head = head_of(source, f"reading {called(source)}", NEXT_STEP)
     with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
-        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, skip + count)
+        shown = watched(clip.shown, clip.rate, clip.notes, fps is not None)
+        if fps is not None:
+            shown = resampled(shown, fps, clip.rate, skip + count)
         frames = deque(islice(shown, skip, skip + count) if keep == "first" else shown, maxlen=count)
         if not frames:
             raise InputError(f"reading {called(source)}", "no frame of it could be decoded", NEXT_STEP)
@@ -138,7 +140,7 @@ def _clip(source: Path | bytes) -> Iterator[_Playing]:
         if not (rate := stream.average_rate or stream.guessed_rate):
             raise InputError(asked, "it has no frame rate", "Pass a clip, such as an .mp4 file")
         shower = Shower(source, stream.sample_aspect_ratio)
-        frames = timed(_decoded(container, stream), float(rate))
+        frames = timed(_decoded(container, stream, shower.notes), float(rate))
         yield _Playing(frames, float(rate), shower.show, shower.facts, shower.notes)
 
 
@@ -248,7 +250,9 @@ def _opened(source: Path | bytes) -> Iterator[av.container.InputContainer]:
         raise InputError(f"reading {called(source)}", found, NEXT_STEP) from error
 
 
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, notes: list[str]
+) -> Iterator[av.VideoFrame]:
     import av
 
     for packet in container.demux(stream):
@@ -256,7 +260,7 @@ def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> 
             yield from packet.decode()
         except av.error.InvalidDataError:
             # A damaged packet costs its own frames; a player goes on after it, too.
-            continue
+            notes.append("the clip is damaged: frames that do not decode are left out")
 
 
 def _exact_rate(fps: float) -> Fraction:

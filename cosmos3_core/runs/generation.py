@@ -115,9 +115,9 @@ class Generation:
     """A settled request on an engine: its inputs, the first half of its manifest (`resolved`), where its noise is from
     (None: its seed), what another run needs to go on with it (`resumable`), the run that it goes on with itself
     (`stopped`), the run before it whose files it has to find as they were (`earlier`, called `asked`) unless they may
-    be `changed`, and the one whose inputs it shares (`first`). `begin` makes its `state`, that of
-    the chunk in hand; `progress` is what the chunks before it came to. `seconds` are its own, by stage. Runs of one
-    engine may be in several threads."""
+    be `changed`, notes that were `said` to its user before, and the one whose inputs it shares (`first`). `begin` makes
+    its `state`, that of the chunk in hand; `progress` is what the chunks before it came to. `seconds` are its own, by
+    stage. Runs of one engine may be in several threads."""
 
     engine: Engine
     settled: Settled
@@ -127,6 +127,7 @@ class Generation:
     stopped: Stopped | None = None
     earlier: Earlier | None = None
     changed: bool = False
+    said: tuple[str, ...] = ()
     asked: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     first: Generation | None = None
@@ -294,7 +295,8 @@ class Generation:
 
     def manifest(self) -> dict[str, Any]:
         """What was done so far."""
-        return manifests.complete(self.resolved, self.engine, self.inputs, self.begun, self.seconds)
+        inputs = replace(self.inputs, notes=(*self.said, *self.inputs.notes))
+        return manifests.complete(self.resolved, self.engine, inputs, self.begun, self.seconds)
 
     def write(
         self, paths: Paths, frames: Callable[[], Iterable[np.ndarray]], sound: Callable[[], Sound | None] | None = None
@@ -369,13 +371,14 @@ def prepare(
     changed: bool = False,
     asked: str = "",
     texts: Mapping[str, Any] = MappingProxyType({}),
+    said: Sequence[str] = (),
 ) -> Generation:
     """A run that is ready to begin: everything that can be wrong with it was checked, and no weight was read.
 
     `named` says why its backend was taken, where it was not chosen here. `noise` replaces the request's own, and
     `latents` says where it is from. `media` are pictures or clips that were handed over. `stopped` is the run to go on
     with, or `repeated` the one that this is again, which messages call `asked`; their files may have `changed`.
-    `texts` are the facts of prompts that were in files. Raises InputError.
+    `texts` are the facts of prompts that were in files, and `said` notes that its user was told. Raises InputError.
     """
     if noise is None and not stopped and is_whole(given := settled.wish.given) and given["seed"] is None:
         found = "the request is of a run whose noise was given, and has no seed for another"
@@ -412,4 +415,5 @@ def prepare(
         changed=changed,
         asked=asked,
         progress=progress,
+        said=tuple(said),
     )

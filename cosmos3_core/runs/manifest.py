@@ -14,6 +14,7 @@ from ..bounds import parse_json
 from ..contract import InputError
 from ..files.checkout import build_version
 from ..files.outputs import read_metadata
+from ..files.sources import check_source
 from ..scenarios.request import profile_source
 from . import saved
 from .memory import peak_device_memory, peak_host_memory
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 KEY = "cosmos3"
 """The metadata key in an mp4 or PNG."""
+LARGEST = 4 << 20
+"""Bytes of a manifest's file. The longest prompts make it some 500 KB."""
 LIBRARIES = ("tokenizers", "safetensors", "av")
 
 
@@ -113,11 +116,16 @@ def read_manifest(name: str, asked: str = "") -> dict[str, Any]:
     next_step = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
     text: str | None
     if path.suffix.lower() == ".json":
+        check_source(path, asked, next_step)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                data = file.read(LARGEST + 1)
+            text = data.decode()
         except (OSError, UnicodeDecodeError) as error:
             found = f"it cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})"
             raise InputError(asked, found, next_step) from None
+        if len(data) > LARGEST:
+            raise InputError(asked, f"it is larger than {LARGEST >> 20} MiB, which no manifest is", next_step)
     elif (text := read_metadata(path).get(KEY)) is None:
         raise InputError(asked, "it carries no cosmos3 manifest", next_step)
     try:

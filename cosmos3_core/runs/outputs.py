@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from ..files.audio import Sound, write_sound
 from ..files.images import write_image
 from ..files.locks import sweep
 from ..files.outputs import check_output, check_sound, is_sound
+from ..files.sources import check_name
 from ..files.video import write_video
 from . import manifest as manifests
 from . import saved, sealed
@@ -45,7 +47,7 @@ class Paths:
     @property
     def state(self) -> Path:
         """Where a stopped run is kept."""
-        return Path(f"{self.output}.state.safetensors")
+        return Path(f"{self.output}.state.safetensors")  # also of a folder, which is refused below
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -68,7 +70,9 @@ class Made:
 
 
 class Moved(RunError):
-    """The run succeeded, and what it made could not be written where it was asked for and is in another place."""
+    """The run succeeded, and what it made could not be written where it was asked for and is at another `path`."""
+
+    path: Path
 
 
 def checked_paths(
@@ -88,12 +92,16 @@ def checked_paths(
     output = Path(output)
     beside = [Path(name) if name else None for name in (latents, sound)]
     paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), beside[0], overwrite, beside[1])
+    inputs = [name for name in (*request.sources.values(), *read) if name]
+    for path in paths.written:
+        check_name(path, f"writing {path}")
+    for name in inputs:
+        check_name(os.path.abspath(name), f"reading {name}")
     for path in (*paths.written, saved.numbered(paths.state, 9999)):  # the longest that a stop would choose
         another = "Choose another name" if path in (paths.manifest, *beside) else "Choose another `output`"
         mode_at(path, another)
     for folder in {path.parent for path in paths.written}:
         sweep(folder)
-    inputs = [name for name in (*request.sources.values(), *read) if name]
     _check_apart(paths, inputs, model)
     check_output(output, clip=request.is_video, sound=request.sound, overwrite=overwrite)
     if paths.sound:
@@ -163,40 +171,46 @@ def write(
         write_image(path, frame, inside, overwrite=overwrite)
         return {"file": path.name, "frames": 1, "width": request.width, "height": request.height}
 
-    written = _somewhere(paths.output, paths.overwrite, media, moved)
+    written = _somewhere(paths.output, paths.overwrite, media, moved, elsewhere(paths.output, (MANIFEST,)))
     beside = saved.sealed(manifest() | {"output": written})
 
     def text(path: Path, overwrite: bool) -> None:
         with atomic(path, overwrite=overwrite) as temporary:
             temporary.write_text(json.dumps(beside, indent=2) + "\n")
 
-    _somewhere(paths.manifest, paths.overwrite, text, moved)
+    # Beside the output, where that has moved.
+    others = [Path(f"{error.path}{MANIFEST}") for error in moved]
+    _somewhere(paths.manifest, paths.overwrite, text, moved, chain(others, elsewhere(paths.manifest)))
     if paths.sound and (alone := made.sound()):
 
         def track(path: Path, overwrite: bool) -> None:
             write_sound(path, alone, inside, overwrite=overwrite)
 
-        _somewhere(paths.sound, paths.overwrite, track, moved)
+        _somewhere(paths.sound, paths.overwrite, track, moved, elsewhere(paths.sound))
     if paths.latents:
         tensors = latents()
 
         def save(path: Path, overwrite: bool) -> None:
             sealed.write_tensors(path, tensors, {manifests.KEY: json.dumps(beside)}, overwrite=overwrite)
 
-        _somewhere(paths.latents, paths.overwrite, save, moved)
+        _somewhere(paths.latents, paths.overwrite, save, moved, elsewhere(paths.latents))
     if moved:
         raise moved[0]
 
 
-def _somewhere(path: Path, overwrite: bool, put: Callable[[Path, bool], T], moved: list[Moved]) -> T:
+def _somewhere(
+    path: Path, overwrite: bool, put: Callable[[Path, bool], T], moved: list[Moved], others: Iterable[Path]
+) -> T:
+    """What `put` makes at `path`, or where that cannot be written to at the first of `others` that can."""
     try:
         return put(path, overwrite)
     except Unwritable as error:
-        for other in elsewhere(path):
+        for other in others:
             try:
                 found = put(other, False)
             except Unwritable:
                 continue
             moved.append(Moved(error.asked, error.found, f"It is in {other} instead"))
+            moved[-1].path = other
             return found
         raise
