@@ -3,6 +3,7 @@ made of an input clip."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import peer
 import pytest
 import torch
+from command import cosmos3
 from PIL import Image
 
 from cosmos3_core.contract import InputError, Residual
@@ -479,3 +481,15 @@ def test_the_plan_counts_attention_to_one_control_at_a_time_and_chunks():
         counted = [sum(work.flops for work in one.estimate.parts[stage]) for one in (weighted, long)]
         assert counted[1] == pytest.approx(times * counted[0])
     assert long.estimate.peak == weighted.estimate.peak, "a chunk is what has to fit"
+
+
+def test_what_does_not_fit_names_the_chunk(capsys, monkeypatch):
+    """Frames beyond a chunk take no more memory, so fewer of them would not help."""
+    arguments = ("--model", "nano", "--backend", "reference", "--edge", "e.mp4", "--frames", "400", "--size", "720p")
+    code, out, err = cosmos3(capsys, monkeypatch, "plan", *arguments, "--memory", "18", "--json")
+    options = [change["options"] for change in json.loads(out)["estimate"]["nearest"]]
+    assert code == 1 and err.count("\n") <= 1
+    assert any("--chunk-frames " in typed for typed in options) and not any("--frames" in typed for typed in options)
+    (typed,) = [typed for typed in options if "--chunk-frames " in typed]
+    code, out, _ = cosmos3(capsys, monkeypatch, "plan", *arguments, "--memory", "18", *typed.split(), "--json")
+    assert code == 0 and json.loads(out)["estimate"]["fits"]
