@@ -162,7 +162,7 @@ BAD = {
     "a clip to edit": (["--task", "edit", "--video", "desk.png"], "editing a picture takes no video"),
     "an edit with frames a second": (
         ["--task", "edit", "--image", "desk.png", "--fps", "12"],
-        "an image has no duration",
+        "has no duration",
     ),
     "an edit that is no picture": (["--task", "edit", "--image", "note.png"], "note.png"),
 }
