@@ -29,6 +29,7 @@ TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
 VARIANTS = ("base", "edge", "distilled")
 INPUTS: dict[str, dict[str, Any]] = {
     "i2v": {"image": "in.png"},
+    "edit": {"image": "in.png"},
     "v2v": {"video": "in.mp4"},
     "extend": {"extend": "in.mp4"},
     "keyframes": {"keyframe": {"0": "in.png"}},
@@ -70,10 +71,12 @@ def test_every_row_resolves_to_a_whole_request(task, profile, variant):
     assert all(hasattr(request, field.name) for field in fields(Request))
     assert set(origin) == set(FIELDS)
     assert request.task == task and request.prompt == "A cat."
-    assert (request.frames == 1) == (task == "t2i") and request.frames % 4 == 1
+    assert (request.frames == 1) == TASKS[task].single and request.frames % 4 == 1
     assert request.width % 16 == request.height % 16 == 0
     assert request.fps == 24.0
-    assert request.seed == (42 if profile == "vllm-omni" and task != "t2i" else 7), "its pictures have a random seed"
+    assert request.seed == (42 if profile == "vllm-omni" and not TASKS[task].single else 7), (
+        "its pictures have a random seed"
+    )
     if variant == "distilled":
         assert (request.steps, request.guidance, request.schedule) == (4, 1.0, "distilled")
         assert request.negative_prompt == "" and request.guidance_interval is None
@@ -150,7 +153,8 @@ def test_each_profile_treats_text_and_pictures_as_its_engine_does(task, profile)
         request.video_fit,
         request.max_text_tokens,
     )
-    assert found == (TREATMENT | (TREATMENT_OF_TRANSFER if task == "transfer" else {}))[profile]
+    expected = (TREATMENT | (TREATMENT_OF_TRANSFER if task == "transfer" else {}))[profile]
+    assert found == ((*expected[:4], "lanczos", *expected[5:]) if task == "edit" else expected)
     assert request.condition_frame_indexes == (0, 1)
     assert request.condition_video_keep == ("last" if task == "extend" else "first")
     assert profile_source(profile)
@@ -223,7 +227,8 @@ def test_the_system_prompt_follows_the_checkpoint_where_the_engine_does(default)
         given = {"task": task, "prompt": "A cat.", **INPUTS.get(task, {})}
         request, _ = resolve(given, profile, facts(system_prompt=default), pick_seed=lambda: 0)
         found[profile, task] = request.system_prompt
-    assert all(found.pop((profile, "transfer")) for profile in PROFILES), "it has a system prompt of its own"
+    own = [found.pop((profile, task)) for profile, task in itertools.product(PROFILES, ("transfer", "edit"))]
+    assert all(own), "they have a system prompt of their own"
     assert {value for (profile, _), value in found.items() if profile == "diffusers"} == {default}
     assert not any(value for (profile, _), value in found.items() if profile in ("reference", "sglang"))
     with_prompt = [task for (profile, task), value in found.items() if profile == "vllm-omni" and value]
@@ -234,7 +239,7 @@ def test_the_system_prompt_follows_the_checkpoint_where_the_engine_does(default)
 def test_the_stock_negative_prompt_is_for_videos_of_the_reference_profile(variant):
     tasks = [name for name, task in TASKS.items() if variant in task.variants]
     for task, profile in itertools.product(tasks, PROFILES):
-        stock = profile == "reference" and task != "t2i"
+        stock = profile == "reference" and not TASKS[task].single
         assert ask(task, profile, variant)[0].negative_prompt == ('{"subjects": "worst"}' if stock else "")
 
 
@@ -293,7 +298,7 @@ def test_a_profile_like_another_differs_in_its_own_rows_only():
         plain, docs = (ask(task, profile)[0] for profile in ("diffusers", "diffusers-docs"))
         found = {key for key, value in vars(plain).items() if getattr(docs, key) != value}
         assert found == ({"schedule", "shift"} if task in ("t2v", "v2v", "extend", "keyframes") else set())
-        assert plain.schedule == "karras"
+        assert plain.schedule == ("native" if task == "edit" else "karras"), "no engine but NVIDIA's edits"
 
 
 # Replay ----------------------------------------------------------------------------------------------------------
@@ -323,7 +328,7 @@ def test_a_request_given_back_is_the_same_request(task, profile, variant):
         changes.append({"condition_frame_indexes": [0, 3], "condition_video_keep": "last", "video_fit": "stretch"})
     if task in ("i2v", "v2v"):
         changes += [{"image_filter": "lanczos"}, {"image_filter": "bilinear"}]
-    if task != "t2i":
+    if not TASKS[task].single:
         changes.append({"fps": 12, "frames": 21, "duration_template": False, "tile": 64})
     for change in changes:
         request, _ = ask(task, profile, variant, **change)
@@ -681,7 +686,11 @@ def test_what_is_taken_from_the_input(task, given, clean, pixels):
         ({"frames": 1}, None, "t2i"),
         ({"frames": 9}, ".png", "t2i"),
         ({"image": "a"}, None, "i2v"),
-        ({"image": "a"}, ".png", "i2v"),
+        ({"image": "a"}, ".png", "edit"),
+        ({"image": "a", "frames": 1}, None, "edit"),
+        ({"image": "a"}, ".mp4", "i2v"),
+        ({"keyframe": "0=a"}, None, "keyframes"),
+        ({"extend": "a"}, ".mp4", "extend"),
         ({"video": "a"}, ".mp4", "v2v"),
         ({"video": "a", "image": None}, None, "v2v"),
     ],

@@ -111,7 +111,7 @@ FLAGS = {
     "--karras": OURS.format("--set schedule=VALUE."),
     "--no-system-prompt": OURS.format("--set system_prompt=false."),
     "--tp 2": NOT_YET.format("several devices."),
-    "--strength 0.5": NOT_YET.format("editing pictures."),
+    "--strength 0.5": NOT_HERE.format("an edit follows the text: none of the picture is made noise."),
     "--disable-guardrails": NOT_YET.format("guardrails."),
     "--vae-slicing": NOT_HERE.format("tiles are taken where memory does not suffice; --tile sets them."),
     "--torch-compile": NOT_HERE.format("the plan says what is compiled and captured."),
@@ -200,9 +200,8 @@ def test_a_key_of_others_is_answered_from_python_too(key, answer):
 @pytest.mark.parametrize(
     ("task", "answer"),
     [
-        ("image2image", "Not yet: editing pictures"),
         ("policy", "Not yet: robot actions"),
-        ("t3v", "Tasks are t2i, t2v, i2v, v2v, extend, keyframes, transfer"),
+        ("t3v", "Tasks are t2i, edit, t2v, i2v, v2v, extend, keyframes, transfer"),
     ],
 )
 def test_a_task_that_is_not_here_is_answered(task, answer):

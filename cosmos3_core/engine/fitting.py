@@ -13,7 +13,7 @@ from ..files.timing import same_rate
 from ..scenarios.conditioning import fit, kept
 from ..scenarios.families import TASKS
 from ..scenarios.request import Request
-from ..scenarios.sizes import keeping
+from ..scenarios.sizes import keeping, longest_side
 
 MUCH = 0.05
 """Share of a picture whose loss is worth a note."""
@@ -26,7 +26,7 @@ def fitted(request: Request, reading: Reading) -> Tensor:
         request.width,
         request.height,
         image_filter=request.image_filter,
-        stretch=_stretches(request),
+        stretch=_stretches(request, _size(reading)),
     )
 
 
@@ -38,8 +38,18 @@ def fitting_notes(request: Request, name: str, reading: Reading) -> Iterator[str
         yield f"{field} {which}: {note}" if which else note
 
 
-def _stretches(request: Request) -> bool:
-    return TASKS[request.task].source != "picture" and request.video_fit == "stretch"
+def _size(reading: Reading) -> tuple[int, int]:
+    """Width and height."""
+    return reading.frames.shape[2], reading.frames.shape[1]
+
+
+def _stretches(request: Request, source: tuple[int, int]) -> bool:
+    """Whether an input is resized without regard to its aspect. One that is edited is where the size is what became of
+    its own by rounding, so that nothing of it is lost; as in NVIDIA's framework."""
+    task, size = TASKS[request.task], (request.width, request.height)
+    if task.beside:
+        return size == longest_side(source, max(size))
+    return task.source != "picture" and request.video_fit == "stretch"
 
 
 def _pace(request: Request, reading: Reading) -> Iterator[str]:
@@ -56,10 +66,10 @@ def _pace(request: Request, reading: Reading) -> Iterator[str]:
 
 def _loss(request: Request, what: str, reading: Reading) -> Iterator[str]:
     """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
-    source, size = (reading.frames.shape[2], reading.frames.shape[1]), (request.width, request.height)
+    source, size = _size(reading), (request.width, request.height)
     if (lost := 1 - kept(source, size)) < MUCH:
         return
-    done = f"is stretched by {1 / (1 - lost) - 1:.0%}" if _stretches(request) else f"loses {lost:.0%} of itself"
+    done = f"is stretched by {1 / (1 - lost) - 1:.0%}" if _stretches(request, source) else f"loses {lost:.0%} of itself"
     better = keeping(source, size)
     advice = f": size {better[0]}x{better[1]} loses {1 - kept(source, better):.0%}" if better != size else ""
     yield f"the {what} of {source[0]}x{source[1]} {done} to the size {size[0]}x{size[1]}{advice}"

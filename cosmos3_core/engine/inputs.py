@@ -28,6 +28,7 @@ from ..scenarios.items import items_of
 from ..scenarios.keyframes import held
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
+from ..scenarios.transfer import hints_of
 from .control_clips import read_controls
 from .fitting import fitted, fitting_notes
 
@@ -79,7 +80,7 @@ def read_inputs(
     with about("noise"):
         checked = None if noise is None else _checked_noise(noise, [item for item in items if not item.control])
     prompt, negative, notes = _read_prompts(chunk, model, tokenizer)
-    if request.controls:
+    if hints_of(vars(request)):
         found = read_controls(request, handed)
         notes = (*notes, *found.notes)
         return Inputs(prompt, negative, found.given, checked, notes, following=found.following, facts=found.facts)

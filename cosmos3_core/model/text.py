@@ -21,6 +21,7 @@ SYSTEM_PROMPTS = {
     # "give" is in the training data; correcting it would change the tokens.
     "image": "You are a helpful assistant who will generate images from a give prompt.",
     "video": "You are a helpful assistant who will generate videos from a give prompt.",
+    "edit": "You are a helpful assistant who will edit images based on the user's instructions.",
     "transfer": "You are a helpful assistant that generates images or videos following the user's instructions and "
     "control signals (edge maps, blur, depth, or segmentation).",
 }

@@ -20,6 +20,7 @@ def items_of(request: Request, config: TransformerConfig) -> tuple[Item, ...]:
         modalities.insert(1, "sound")
     made = [_MAKERS[modality](request, config) for modality in modalities]
     follows = "" if request.control_positions == "shared" else request.control_positions
+    follows = "ceil" if TASKS[request.task].beside else follows
     if not request.controls:
         return tuple(made)
     weights = shares(vars(request)) if request.control_attention == "weighted" else {}

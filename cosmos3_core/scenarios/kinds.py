@@ -197,8 +197,8 @@ def task_named(value: Any) -> Any:
         word = value.strip().lower()
         for (a, start), (b, end) in itertools.product(of.items(), of.items()):
             if re.fullmatch(f"({start}|{a})[-_ ]?(2|to)[-_ ]?({end}|{b})", word):
-                return f"{a}2{b}"
-        return aliases.spelled("task", value, TASKS)
+                word = f"{a}2{b}"
+        return aliases.spelled("task", word, TASKS)
     return value
 
 

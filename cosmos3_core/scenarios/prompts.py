@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .sizes import TIERS
-from .transfer import SUFFIX
+from .transfer import SUFFIX, hints_of
 
 if TYPE_CHECKING:
     from .request import Request
@@ -21,8 +21,8 @@ def positive_text(request: Request) -> str:
         text = json.dumps(_with_metadata(caption, request))
     else:
         text = _with_sentences(request.prompt, request, inverse=False)
-    if request.controls and request.emphasize_controls:
-        text = text.rstrip() + SUFFIX.format(hints=", ".join(request.controls))
+    if request.emphasize_controls and (hints := hints_of(vars(request))):
+        text = text.rstrip() + SUFFIX.format(hints=", ".join(hints))
     return text
 
 

@@ -26,6 +26,7 @@ from .faults import Faults
 from .field import NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
 from .fields import FIELDS
 from .keyframes import Keyframe, placed
+from .sizes import without_input
 from .sound import SOUND_SUFFIXES
 from .task import DISTILLED, Task
 from .transfer import DEFAULT_HINT, HINTS, TRANSFER, check_controls, hints_of
@@ -136,8 +137,10 @@ class Request:
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """The kinds of control that it has, in their order."""
-        return hints_of(vars(self))
+        """What stands before what is made, as clean items of their own: the kinds of control that it has, in their
+        order, or the picture that it edits."""
+        beside = TASKS[self.task].beside
+        return hints_of(vars(self)) + ((beside,) if beside else ())
 
     @property
     def chunks(self) -> Chunks:
@@ -379,7 +382,7 @@ def resolve(
 
 def _unmeasured(values: dict[str, Any], task: Task) -> dict[str, Any]:
     """The values with something in the place of defaults that follow from a clip, where there is none."""
-    size = ":".join(part for part in str(values["size"]).split(":") if part != FROM_CLIP)
+    size = without_input(str(values["size"]))
     length = {name: number for name, number in WITHOUT_CLIP.items() if values[name] == FROM_CLIP}
     return values | length | ({"size": size} if size != values["size"] else {})
 
@@ -433,7 +436,8 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
     for name in FILES:
         with faults.of(name):
             if values.get(name) is not None and (reason := FIELDS[name].refusal(task)):
-                next_step = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"
+                takers = sorted(FIELDS[name].tasks, key=lambda one: TASKS[one].single != task.single)
+                next_step = f"Use `task` {' or '.join(takers)} or drop it"
                 raise InputError(f"`{name}` with task {task.name}", reason, next_step)
     with faults.of("frames"):
         if "frames" in values and task.single != (values["frames"] == 1):

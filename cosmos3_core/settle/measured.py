@@ -14,7 +14,7 @@ from ..files.video import length_of, read_video
 from ..scenarios import request as requests
 from ..scenarios.faults import about
 from ..scenarios.fields import FIELDS
-from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
+from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size, without_input
 from ..scenarios.task import Task
 from ..scenarios.transfer import AUTO as MADE
 from ..scenarios.transfer import hints_of
@@ -67,7 +67,6 @@ def _first(value: Any, task: Task) -> Any:
 
 
 def _size(wanted: str, name: str | None, given: Mapping[str, Any], task: Task, usual: str) -> tuple[str, str] | None:
-    bare = ":".join(part for part in usual.split(":") if part != requests.FROM_CLIP)
     if name is None and "size" not in given:
         return None
     if name is None:
@@ -78,7 +77,8 @@ def _size(wanted: str, name: str | None, given: Mapping[str, Any], task: Task, u
     else:
         frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
         source = frames.shape[2], frames.shape[1]
-    width, height = auto_size(wanted, source, parse_size(bare, task.aspect))
+    wanted = usual if wanted == "auto" and usual.startswith("auto") else wanted
+    width, height = auto_size(wanted, source, parse_size(without_input(usual), task.aspect))
     return f"{width}x{height}", f"{wanted}: nearest to the input's {source[0]}x{source[1]}"
 
 
