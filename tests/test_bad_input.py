@@ -185,7 +185,7 @@ REQUESTS = {
     "unknown task": (CLIP + "--task t3v", "task 't3v'", "Tasks are t2i, t2v, i2v, v2v, transfer"),
     "task a list": (CLIP + "--set task=[1]", "task [1]", "Tasks are t2i, t2v, i2v, v2v, transfer"),
     "image and video": (CLIP + "--image a.png --video b.mp4", "--image with --video", "Drop one"),
-    "image of a t2i": (PICTURE + "--task t2i --image a.png", "--image with task t2i", "Use --task i2v or drop it"),
+    "image of a t2i": (PICTURE + "--task t2i --image a.png", "--image with task t2i", "Use --task edit or i2v or drop it"),
     "video of an i2v": (CLIP + "--task i2v --image a --video b.mp4", "--video with task i2v", "Use --task v2v"),
     "i2v without an image": (CLIP + "--task i2v", "task i2v", "Add --image FILE"),
     "v2v without a video": (CLIP + "--task v2v", "task v2v", "Add --video FILE"),
