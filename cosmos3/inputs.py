@@ -12,6 +12,7 @@ from cosmos3_core.runs import generation
 from cosmos3_core.runs.generation import IN_MEMORY
 from cosmos3_core.runs.saved import Source
 from cosmos3_core.scenarios.families import FILES
+from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.fields import FIELDS
 
 from .questions import path_of
@@ -52,7 +53,8 @@ def _said(name: str, label: str, value: Any, media: list[Media]) -> str:
         return path_of(name, value)
     from cosmos3_core.files.memory import Media
 
-    media.append(Media.of(label, value))
+    with about(name):
+        media.append(Media.of(label, value))
     return media[-1].said
 
 

@@ -671,7 +671,7 @@ CALLS = {
     "image of no picture": ({"image": b"abc", "frames": 5}, "3 bytes", "PNG"),
     "image of four axes": ({"image": np.zeros((1, 8, 8, 3), np.uint8), "frames": 5}, "image", "x[0]"),
     "image empty": ({"image": np.zeros((0, 8, 3), np.uint8), "frames": 5}, "image", ""),
-    "image of a picture": ({"image": SHOT, "frames": 1}, "image", ""),
+    "image of a t2i": ({"task": "t2i", "image": SHOT, "frames": 1}, "image", ""),
     "image and video": ({"image": SHOT, "video": [SHOT], "frames": 5}, "image", "Drop one"),
     "video of no frames": ({"video": [], "frames": 9}, "video", ""),
     "video too short": ({"video": [SHOT], "frames": 9}, "video", "longer clip"),

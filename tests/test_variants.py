@@ -3,21 +3,26 @@ what each refuses."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
+import inputs
 import numpy as np
 import peer
 import published
 import pytest
 import torch
+from command import cosmos3
 
 from cosmos3_core.checkpoint.model import Weights, describe, open_model
+from cosmos3_core.contract import InputError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.files.memory import Media
 from cosmos3_core.scenarios import request as requests
-from cosmos3_core.scenarios.variants import checkpoints
+from cosmos3_core.scenarios.families import TASKS
+from cosmos3_core.scenarios.variants import able, check_able, checkpoints
 
 EDGE = "nvidia/Cosmos3-Edge"
 PICTURES, CLIPS = (f"nvidia/Cosmos3-Super-{made_for}-4Step" for made_for in ("Text2Image", "Image2Video"))
@@ -193,3 +198,95 @@ def _check_clean(state) -> None:
     clean = state.context.clean
     for frame in state.items[0].clean:
         assert torch.equal(state.latents()[0][:, frame], clean.view(state.items[0].shape)[:, frame])
+
+
+# What each refuses -----------------------------------------------------------------------------------------------
+
+CLIP = ("--size", "64x64", "--frames", "9")
+DISTILLED_ONLY = "is distilled for t2i and i2v only. Use --model nvidia/Cosmos3-Nano or nvidia/Cosmos3-Super"
+SETTLED = "is distilled: its steps and guidance are fixed"
+TRANSFER = ("--depth", "a.png", *CLIP)
+REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "transfer on Edge": (EDGE, TRANSFER, "was not trained for it, but for t2i, "),
+    "transfer on Edge names who can": (EDGE, TRANSFER, "Use --model nvidia/Cosmos3-Nano or nvidia/Cosmos3-Super"),
+    "transfer, distilled": (CLIPS, TRANSFER, DISTILLED_ONLY),
+    "t2v, distilled": (PICTURES, ("-o", "out.mp4", *CLIP), DISTILLED_ONLY),
+    "v2v, distilled": (CLIPS, ("--video", "c.mp4", *CLIP), DISTILLED_ONLY),
+    "keyframes, distilled": (CLIPS, ("--keyframe", "0=a.png", *CLIP), DISTILLED_ONLY),
+    "extend, distilled": (CLIPS, ("--extend", "c.mp4", *CLIP), DISTILLED_ONLY),
+    "edit, distilled": (PICTURES, ("--image", "a.png", "-o", "out.png"), DISTILLED_ONLY),
+    "steps, distilled": (PICTURES, ("--task", "t2i", "--steps", "8"), SETTLED),
+    "guidance, distilled": (PICTURES, ("--task", "t2i", "--guidance", "4"), f"{SETTLED}. Drop guidance"),
+    "a negative prompt, distilled": (CLIPS, ("--image", "a.png", "--negative-prompt", "blur", *CLIP), SETTLED),
+    "a shift, distilled": (CLIPS, ("--image", "a.png", "--shift", "3", *CLIP), SETTLED),
+    "another schedule, distilled": (PICTURES, ("--task", "t2i", "--set", "schedule=native"), SETTLED),
+    "an interval, distilled": (PICTURES, ("--task", "t2i", "--set", "guidance_interval=[1, 9]"), SETTLED),
+    "the distilled schedule on Edge": (EDGE, ("--set", "schedule=distilled", *CLIP), "is not a distilled model"),
+}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A published checkpoint without weights: who reads one finds none."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = published.repository(tmp_path_factory.mktemp("bare"), name, weights=False)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_checkpoint_cannot_do_is_one_error_before_loading(case, bare, run, tmp_path):
+    name, typed, said = REFUSED[case]
+    inputs.photograph(64, 64).save("a.png")
+    inputs.clip(Path("c.mp4"))
+    code, out, err = run("a cup", "--model", bare(name), "--backend", "reference", *typed)
+    assert (code, out) == (2, "") and said in " ".join(err.split()), err
+    assert err.count("error:") == 1 and "weights" not in err and "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "c.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "plan"),
+    [
+        (EDGE, (), {"task": "t2v", "size": "832x480", "frames": 121, "guidance": 5.0, "shift": 3.0, "steps": 35}),
+        (EDGE, ("--task", "t2i"), {"size": "640x640", "guidance": 7.0, "schedule": "native"}),
+        (EDGE, ("--task", "v2v", "--profile", "vllm-omni"), {"size": "832x480", "guidance": 5.0, "shift": 3.0}),
+        (EDGE, ("--task", "t2i", "--profile", "vllm-omni"), {"size": "640x640", "guidance": 7.0}),
+        (PICTURES, (), {"task": "t2i", "size": "1024x1024", "steps": 4, "guidance": 1.0, "schedule": "distilled"}),
+        (CLIPS, ("--task", "i2v"), {"size": "832x480", "frames": 189, "fps": 24.0, "steps": 4, "negative_prompt": ""}),
+        ("nvidia/Cosmos3-Super-Text2Image", (), {"task": "t2i", "size": "1024x1024", "steps": 50, "guidance": 4.0}),
+        ("nvidia/Cosmos3-Super-Image2Video", ("--task", "i2v"), {"size": "1280x720", "shift": 10.0, "guidance": 6.0}),
+    ],
+)
+def test_defaults_are_the_checkpoints_own(name, typed, plan, run):
+    code, out, err = run("--model", name, *typed, "--dry-run", "--json")
+    assert code == 0 or "does not fit" in err or json.loads(out)["estimate"]["fits"] is False, err
+    request = json.loads(out)["request"]
+    assert {key: request[key] for key in plan} == plan
+
+
+def test_advice_begins_with_checkpoints_for_every_task():
+    assert able(TASKS["transfer"])[:2] == ["nvidia/Cosmos3-Nano", "nvidia/Cosmos3-Super"]
+    assert able(TASKS["t2i"], ["sound"])[:2] == ["nvidia/Cosmos3-Nano", "nvidia/Cosmos3-Super"]
+    assert not [name for name in able(TASKS["t2v"], ["sound"]) if "Edge" in name or "4Step" in name]
+    assert "4Step" not in "".join(able(TASKS["transfer"]))
+
+
+def test_a_head_that_is_not_there_is_named():
+    edge = describe(EDGE).facts
+    with pytest.raises(InputError, match="task t2v with sound: nvidia/Cosmos3-Edge has no sound head"):
+        check_able(TASKS["t2v"], edge, ["sound"])
+    check_able(TASKS["t2v"], edge, ["action"])
+
+
+def test_capabilities_say_what_a_checkpoint_cannot_do_and_who_can(capsys, monkeypatch):
+    code, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", "edge", "--json")
+    told = json.loads(out)
+    assert code == 0 and list(told["cannot"]) == ["transfer"] and "transfer" not in told["tasks"]
+    assert told["cannot"]["transfer"]["instead"][0] == "nvidia/Cosmos3-Nano"
+    assert told["model"]["trained"]["frames"] == {"256": [50, 150], "480": [50, 150]}
+    assert told["model"]["modalities"] == ["vision", "action"]
