@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
+from ..files.audio import read_sound
 from ..files.digests import sha256_file
 from ..files.frames import Reading
 from ..files.images import read_image
@@ -29,6 +30,7 @@ from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
 from ..scenarios.sizes import keeping
+from ..scenarios.sound import sound_size
 
 MUCH = 0.05
 """Share of a picture whose loss is worth a note."""
@@ -37,10 +39,10 @@ MUCH = 0.05
 @dataclass(frozen=True)
 class Inputs:
     """What a request brings: its prompts as token ids, what is `given` for each item of `items_of` (vision: a picture
-    or clip, fp32 [3, F, H, W] in [-1, 1]; None where everything is noise, and empty where all items are), the initial
-    noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`, JSON by
-    field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a program
-    handed the picture or clip over, and no file has it."""
+    or clip, fp32 [3, F, H, W] in [-1, 1]; sound: a waveform, fp32 [2, N]; None where everything is noise, and empty
+    where all items are), the initial noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user
+    should read, and `facts`, JSON by field: what was found in the file of the input, what was assumed of it and what
+    was changed. `in_memory`: a program handed the picture or clip over, and no file has it."""
 
     prompt: list[int]
     negative: list[int]
@@ -70,17 +72,37 @@ def read_inputs(
     name = "image" if request.image is not None else "video"
     with about(name):
         reading = _read_input(request, media)
-    if reading is None:
-        return Inputs(prompt, negative, (), checked, notes)
+    given: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    if reading is not None:
+        given["vision"], facts[name] = _fitted(request, reading), reading.facts
+        notes = (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading))
+    if request.audio is not None:
+        with about("audio"):
+            given["sound"], facts["audio"] = _read_audio(request, model)
     return Inputs(
         prompt,
         negative,
-        (_fitted(request, reading), *[None] * (len(items) - 1)),
+        tuple(given.get(item.modality) for item in items) if given else (),
         checked,
-        (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading)),
+        notes,
         in_memory=media is not None,
-        facts={name: reading.facts},
+        facts=facts,
     )
+
+
+def _read_audio(request: Request, model: Model) -> tuple[Tensor, dict[str, Any]]:
+    """The sound that the video is made for, as long as it is, and what was found in its file."""
+    size = sound_size(request, model.config.sound)
+    assert size is not None and request.audio is not None, "a field that would change nothing is refused"
+    sound, facts = read_sound(Path(request.audio), size.rate, size.samples)
+    if sound.length < size.samples:
+        lasts = sound.length / size.rate
+        frames = max(int(lasts * request.fps) - 1, 0) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1
+        wanted = f"{request.frames} frames at {request.fps:g} a second {size.samples / size.rate:.3g}"
+        next_step = f"Use a longer one, or `frames` {frames}" if frames > 1 else "Use a longer one"
+        raise InputError(f"`audio` {request.audio}", f"it lasts {lasts:.3g} s, and {wanted}", next_step, "audio")
+    return torch.from_numpy(sound.samples), facts | {"sha256": sha256_file(Path(request.audio))}
 
 
 def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from ..files.images import write_image
 from ..files.locks import sweep
 from ..files.outputs import check_output, check_sound, is_sound
 from ..files.video import write_video
+from ..scenarios.families import FILES
 from . import manifest as manifests
 from . import saved, sealed
 
@@ -93,7 +94,7 @@ def checked_paths(
         mode_at(path, another)
     for folder in {path.parent for path in paths.written}:
         sweep(folder)
-    inputs = [name for name in (request.image, request.video, *read) if name]
+    inputs = [name for name in (*(getattr(request, name) for name in FILES), *read) if name]
     _check_apart(paths, inputs, model)
     check_output(output, clip=request.is_video, sound=request.sound, overwrite=overwrite)
     if paths.sound:

@@ -8,3 +8,5 @@ from .task import Task
 TASKS: dict[str, Task] = {task.name: task for task in (*image.TASKS, *video.TASKS)}
 INPUTS = tuple(dict.fromkeys(task.input for task in TASKS.values() if task.input))
 """The fields that hold the file a task starts from."""
+FILES = (*INPUTS, "audio")
+"""The fields that name a file which a run reads."""

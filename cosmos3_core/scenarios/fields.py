@@ -16,7 +16,7 @@ from ..spelling import shown
 from . import kinds
 from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
-from .families import INPUTS, TASKS
+from .families import FILES, TASKS
 from .kinds import Kind
 from .sound import LENGTHS
 from .task import Task
@@ -30,6 +30,7 @@ THE_INPUTS = "the inputs"
 """A field's default follows from the other fields."""
 REQUIRED = "required"
 
+SOUNDING_MODEL = "Use a `model` with sound, such as nano or super, or drop it"
 INPUT = "Prompt and inputs"
 TEXTS = "How texts are written"
 SIZE = "Size and length"
@@ -203,9 +204,21 @@ _ROWS = (
         help="Make the sound of the video, too.",
         refusal=_silent,
         lacking=lambda model: model.silent,
-        elsewhere="Use a `model` with sound, such as nano or super, or drop it",
+        elsewhere=SOUNDING_MODEL,
         option=True,
         costs=True,
+    ),
+    Field(
+        name="audio",
+        group=INPUT,
+        kind=kinds.PATH,
+        help="Make the video for this sound: a .wav, or any file with sound in it.",
+        default=NOT_GIVEN,
+        refusal=_silent,
+        idle=_no_sound,
+        lacking=lambda model: model.silent,
+        elsewhere=SOUNDING_MODEL,
+        option=True,
     ),
     Field(
         name="sound_length",
@@ -387,7 +400,7 @@ def understood(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
     but for a kind that has a use for it."""
     values = {name: kinds.plain(value) for name, value in given.items()}
-    paths = {name: path for name in INPUTS if (path := kinds.path_of(values.get(name))) is not None}
+    paths = {name: path for name in FILES if (path := kinds.path_of(values.get(name))) is not None}
     values |= paths | _sounding(values)
     return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}
 

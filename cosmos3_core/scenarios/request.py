@@ -67,6 +67,7 @@ class Request:
     image: str | None
     video: str | None
     sound: bool
+    audio: str | None
     sound_length: str
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
@@ -265,7 +266,8 @@ def resolve(
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
     values, origin = defaults(task.name, profile, model)
-    heard = (suffix or "").lower() in SOUND_SUFFIXES and given.get("sound") is None
+    named = (suffix or "").lower() in SOUND_SUFFIXES
+    heard = given.get("sound") is None and (named or given.get("audio") is not None)
     given = {**given, "sound": True} if heard else given
     if given.get("seed") in kinds.CHANCE:
         values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
@@ -276,7 +278,7 @@ def resolve(
     missing = dict.fromkeys(_missing(given, task), ANY)
     values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
-    origin |= {"sound": THE_OUTPUT} if heard else {}
+    origin |= {"sound": THE_OUTPUT if named else THE_INPUTS} if heard else {}
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
     values, origin = _without_guidance(values, origin, profile)
     width, height = values["size"]

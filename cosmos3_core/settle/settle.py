@@ -238,4 +238,5 @@ def _job(request: requests.Request, origin: dict[str, str], model: Model, guided
         fps=request.fps,
         sound=request.sound,
         sound_length=request.sound_length,
+        audio=request.audio is not None,
     )

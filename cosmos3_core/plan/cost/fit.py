@@ -36,7 +36,7 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 class Job:
     """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
     frames are encoded first; `tile` is the decode's, in pixels (None: whole). `fps` and `sound_length` say how long the
-    `sound` is."""
+    `sound` is, which is encoded where it is given (`audio`) and decoded where it is not."""
 
     width: int
     height: int
@@ -51,6 +51,7 @@ class Job:
     fps: float = 24.0
     sound: bool = False
     sound_length: str = DOWN
+    audio: bool = False
 
     @property
     def texts(self) -> tuple[int, ...]:
@@ -132,19 +133,22 @@ class Estimate:
         if job.input_frames:
             encoding = vae.encode_bytes(self.vae, (height, width), job.input_frames, self.dtype)
             stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
+        elif job.audio and self._codec:  # beside a picture or clip it is less
+            stages.append(Stage("encode input", parts["sound_encoder"], kv, 0, self._codec.worst))
         stages.append(Stage("steps", media_tower, kv, FP32_COPIES * latent + tables, step))
-        if self._speaker:
-            stages.append(Stage("decode sound", parts["sound_decoder"], kv, 3 * latent + tables, self._speaker.worst))
+        if self._codec and not job.audio:
+            stages.append(Stage("decode sound", parts["sound_decoder"], kv, 3 * latent + tables, self._codec.worst))
         stages.append(Stage("decode", parts["vae_decoder"], kv, 3 * latent + tables, decoding, VAE_OVERHEAD))
         if self.placement == RESIDENT:
             stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
         return tuple(stages)
 
     @cached_property
-    def _speaker(self) -> sound.Tally | None:
-        """The decode of the sound, if there is one."""
+    def _codec(self) -> sound.Tally | None:
+        """The decode of the sound, or the encode of one that is given, if there is sound."""
         size, config = self.execution.sound, self.config.sound
-        return sound.decoder(config, size.frames, WIDTH[self.dtype]) if size and config else None
+        half = sound.encoder if self.job.audio else sound.decoder
+        return half(config, size.frames, WIDTH[self.dtype]) if size and config else None
 
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises KeyError."""
@@ -178,10 +182,11 @@ class Estimate:
             "steps": guided * self.step(True) + (job.steps - guided) * self.step(False),
             "decode": [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
         }
-        if self._speaker:
-            parts["decode sound"] = [sound.work(self._speaker, self.dtype)]
         if job.input_frames:
             parts["encode input"] = [vae.encode_work(self.vae, (height, width), job.input_frames, self.dtype)]
+        if self._codec:
+            stage = "encode input" if job.audio else "decode sound"
+            parts[stage] = [*parts.get(stage, []), sound.work(self._codec, self.dtype)]
         return parts
 
     def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:
