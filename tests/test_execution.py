@@ -29,6 +29,9 @@ class Numbers:
     frames: int = 1
     guidance: float = 4.0
     tile: int | None = None
+    fps: float = 24.0
+    sound: bool = False
+    sound_length: str = "down"
 
 
 def of(tuning: Tuning | None = None, format: str = "none", **numbers) -> Execution:

@@ -227,6 +227,8 @@ _ROWS = (
         help="The video's seconds as sound: cut off to a whole sample (down), or rounded to one or to latent frames.",
         refusal=_silent,
         idle=_no_sound,
+        lacking=lambda model: model.silent,
+        elsewhere=SOUNDING_MODEL,
     ),
     Field(
         name="steps",

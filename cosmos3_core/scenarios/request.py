@@ -288,8 +288,8 @@ def resolve(
     with faults.of("condition_frame_indexes"):
         _check_clean(request)
     for name, value in changed.items():
-        if whole and FIELDS[name].default == PROFILE:
-            continue
+        if (whole and FIELDS[name].default == PROFILE) or (name == "sound" and heard and not named):
+            continue  # of sound that `audio` asks for, that one's row says what is wrong
         with faults.of(name):
             if reason := FIELDS[name].useless(values, task):
                 raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")
