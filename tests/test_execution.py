@@ -31,6 +31,9 @@ class Numbers:
     tile: int | None = None
     control_guidance: float = 1.0
     controls: tuple[str, ...] = ()
+    fps: float = 24.0
+    sound: bool = False
+    sound_length: str = "down"
 
 
 def of(tuning: Tuning | None = None, format: str = "none", **numbers) -> Execution:

@@ -25,6 +25,7 @@ from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.contract import InputError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
+from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.sound import SoundCodec
 from cosmos3_core.model.sound_config import SoundConfig
 from cosmos3_core.plan.cost import sound as cost
@@ -208,6 +209,19 @@ def test_whole_run(repositories, name, codec):
     assert waveform.shape == (2, size.samples) and theirs.sound.shape == (2, size.frames * model.config.sound.hop)
     assert relative_error(waveform, theirs.sound[:, : size.samples]) <= 1e-4
     assert sum(len(group) for group in engine.finish(state)) == request.frames
+
+
+@torch.inference_mode()
+def test_one_forward_with_a_sound_that_is_given():
+    """Clean sound frames are attended to, get no timestep and are not predicted."""
+    module = peer.diffusers_transformer(peer.TINY)
+    ours, tokens = peer.towers(module), [7, 300, 2, 2, 91, 15]
+    items = [Item("vision", (48, 3, 4, 5)), Item("sound", (8, 10), clean=tuple(range(10)))]
+    packing, latents = Packing(items, ours.config, "cpu"), [noise(*item.shape, seed=i) for i, item in enumerate(items)]
+    branches = ours.generation.branches(packing, [ours.understanding.prefill(tokens)])
+    vision, sound = ours.generation.forward(branches, latents, 537.0)[0]
+    theirs = module(**peer.diffusers_inputs(packing, tokens, latents, 537.0))
+    assert relative_error(vision, theirs[0][0].view(vision.shape)) <= 1e-5 and not sound.any()
 
 
 # --- lengths ---------------------------------------------------------------------------------------------------------

@@ -396,7 +396,8 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     ),
     "framework sound": (
         {"model_mode": "audio_image2video", "vision_path": "r.jpg", "sound_path": "a.wav"},
-        "not yet: sound from a file (model_mode audio_image2video, sound_path)",
+        "reference",
+        {"task": "i2v", "image": "in/r.jpg", "audio": "in/a.wav", "sound": True},
     ),
     "framework policy": (
         {"model_mode": "policy", "vision_path": "f.jpg", "domain_name": "av", "action_chunk_size": 16},
@@ -574,10 +575,9 @@ def test_what_is_ignored_says_why():
 
 
 def test_what_asks_for_nothing_is_named_too():
-    keys = {"num_frames": 5, "guardrails": False, "generate_sound": "False", "lora": None, "n": 1, "seed": None}
+    keys = {"num_frames": 5, "guardrails": False, "teacache": "False", "lora": None, "n": 1, "seed": None}
     note = given_of(keys).note
-    assert "generate_sound → sound" in note
-    for said in ("guardrails (false", "lora (null", "n (1"):
+    for said in ("guardrails (false", 'teacache ("False"', "lora (null", "n (1"):
         assert f"{said} asks for nothing more)" in note
     assert "seed null (the default)" in note
 

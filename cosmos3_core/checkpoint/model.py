@@ -259,9 +259,9 @@ class Weights:
         expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
         check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)
 
-    def open_sound(self) -> Tensors:
-        """Find and check the sound codec's files. A codec without an encoder is one that only decodes. Raises
-        InputError."""
+    def open_sound(self, *, encoder: bool = False) -> Tensors:
+        """Find and check the sound codec's files. A codec without an encoder only decodes. Raises InputError, also for
+        such a one where its `encoder` is needed."""
         from ..model.sound import HALVES, SoundCodec
         from ..model.weights import check_tensors
 
@@ -270,9 +270,12 @@ class Weights:
             assert config is not None, "a request of a model without a codec has no sound"
             halves = [half for half in HALVES if any(name.startswith(half) for name in files.tensors)]
             expected = SoundCodec.names(config, {*halves, "decoder"})
-            found = {name: _kind(info) for name, info in files.tensors.items()}
-            check_tensors(expected, found, f"{self.model.name}/sound_tokenizer")
+            kinds = {name: _kind(info) for name, info in files.tensors.items()}
+            check_tensors(expected, kinds, f"{self.model.name}/sound_tokenizer")
             self.sound_files = files
+        if encoder and not any(name.startswith("encoder.") for name in self.sound_files.tensors):
+            found = "its sound codec has no encoder, so no sound can be given"
+            raise InputError(f"`audio` with {self.model.name}", found, "Drop audio, or get the whole sound_tokenizer")
         return self.sound_files
 
     @cached_property

@@ -93,6 +93,7 @@ class Options:
     guidance: float | None
     shift: float | None
     sound: bool | None
+    audio: str | None
     seed: int | None
     negative_prompt: str | None
     tile: int | None

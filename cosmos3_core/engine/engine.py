@@ -142,11 +142,11 @@ class Engine:
             finally:
                 self._stages.own = before
 
-    def open_weights(self, watch: Watch | None = None, *, sound: bool = False) -> Weights:
-        """Download the weight files if need be, those of the sound codec where there is to be `sound`, and check their
+    def open_weights(self, watch: Watch | None = None, request: Request | None = None) -> Weights:
+        """Download the weight files if need be, those of the sound codec for a `request` with sound, and check their
         headers; nothing is loaded. Components call this themselves; a caller does so to have the download behind it."""
         with self._working(watch):
-            return self._pool.open_weights(sound=sound)
+            return self._pool.open_weights(request)
 
     def execution(self, request: Request) -> Execution:
         """How this request runs here."""
@@ -186,7 +186,7 @@ class Engine:
         items = items_of(request, self.model.config)
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
         with self._working(watch):
-            self._pool.open_weights(sound=request.sound)
+            self._pool.open_weights(request)
             texts = texts or self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
             clean, pinned = self._conditions(items, inputs.given)
             packing = Packing(items, self.model.config, self.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
+from ..files.audio import read_sound
 from ..files.digests import sha256_file
 from ..files.frames import Reading
 from ..files.images import read_image
@@ -28,6 +29,7 @@ from ..scenarios.items import items_of
 from ..scenarios.keyframes import held
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
+from ..scenarios.sound import sound_size
 from ..scenarios.transfer import hints_of
 from .control_clips import read_controls
 from .fitting import fitted, fitting_notes
@@ -45,12 +47,12 @@ class Before:
 @dataclass(frozen=True)
 class Inputs:
     """What a request brings: its prompts as token ids, what is `given` for each item of `items_of` (vision: a picture
-    or clip, fp32 [3, F, H, W] in [-1, 1]; None where everything is noise, and empty where all items are), the initial
-    noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`, JSON by
-    input, as `Request.sources` calls them: what was found in its file, what was assumed of it and what was changed.
-    `before` is what the output has before what is generated; None for nothing. `following` returns what is given for
-    the items of a later chunk: it takes the chunk's number and the frames that it begins with, fp32 [3, F, H, W] in
-    [-1, 1]."""
+    or clip, fp32 [3, F, H, W] in [-1, 1]; sound: a waveform, fp32 [2, N]; None where everything is noise, and empty
+    where all items are), the initial noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user
+    should read, and `facts`, JSON by input, as `Request.sources` calls them: what was found in its file, what was
+    assumed of it and what was changed. `before` is what the output has before what is generated; None for nothing.
+    `following` returns what is given for the items of a later chunk: it takes the chunk's number and the frames that it
+    begins with, fp32 [3, F, H, W] in [-1, 1]."""
 
     prompt: list[int]
     negative: list[int]
@@ -88,19 +90,23 @@ def read_inputs(
     for label, path in named.items():
         with about(label.partition(".")[0]):
             readings[label] = _read_input(request, label, path, handed.get(label))
-    given: tuple[Tensor | None, ...] = ()
+    given: dict[str, Tensor] = {}
+    facts = {label: reading.facts for label, reading in readings.items()}
     if readings:
         with about(next(iter(named)).partition(".")[0]):
-            given = (_vision(request, readings), *[None] * (len(items) - 1))
+            given["vision"] = _vision(request, readings)
+    if request.audio is not None:
+        with about("audio"):
+            given["sound"], facts["audio"] = _read_audio(request, model)
     of_media = (note for label, reading in readings.items() for note in fitting_notes(request, label, reading))
     return Inputs(
         prompt,
         negative,
-        given,
+        tuple(given.get(item.modality) for item in items) if given else (),
         checked,
         (*notes, *dict.fromkeys(of_media)),
         before=_before(request, handed.get("extend")),
-        facts={label: reading.facts for label, reading in readings.items()},
+        facts=facts,
     )
 
 
@@ -109,6 +115,20 @@ def _handed(named: Mapping[str, str], media: Sequence[Media]) -> dict[str, Media
     said = {one.said: one for one in media}
     found = {label: said[path] for label, path in named.items() if path in said}
     return {one.field: one for one in media if one not in found.values()} | found
+
+
+def _read_audio(request: Request, model: Model) -> tuple[Tensor, dict[str, Any]]:
+    """The sound that the video is made for, as long as it is, and what was found in its file."""
+    size = sound_size(request, model.config.sound)
+    assert size is not None and request.audio is not None, "a field that would change nothing is refused"
+    sound, facts = read_sound(Path(request.audio), size.rate, size.samples)
+    if sound.length < size.samples:
+        lasts = sound.length / size.rate
+        frames = max(int(lasts * request.fps) - 1, 0) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1
+        wanted = f"{request.frames} frames at {request.fps:g} a second {size.samples / size.rate:.3g}"
+        next_step = f"Use a longer one, or `frames` {frames}" if frames > 1 else "Use a longer one"
+        raise InputError(f"`audio` {request.audio}", f"it lasts {lasts:.3g} s, and {wanted}", next_step, "audio")
+    return torch.from_numpy(sound.samples), facts | {"sha256": sha256_file(Path(request.audio))}
 
 
 def _checked_noise(noise: Sequence[Tensor], items: Sequence[Item]) -> list[Tensor]:

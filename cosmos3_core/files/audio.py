@@ -32,8 +32,8 @@ SMOOTHED = 8
 """Samples whose mean is compared of a track that lost what AAC leaves out: 6 kHz and below."""
 ALIKE, LOUD, SHARE = 0.5, 1e-3, 0.25
 """How alike the track has to be to what was encoded, from -1 to 1, where there is something below 6 kHz to compare:
-louder than this, and than this share of the whole. Of music, speech, noise and clicks it is above 0.97; of the same
-noise a packet late about 0."""
+louder than this, and than this share of the whole. Of noise, speech and clicks it is 0.96 and more; of noise
+that is a packet late it is 0."""
 
 CONTAINERS = "wav,flac,mp3,aac,ogg,mov,matroska,webm,aiff,caf,w64,avi,mpegts,asf,au,opus"
 """What is opened as sound, by FFmpeg's names."""

@@ -200,7 +200,7 @@ class Generation:
         if self.resumable.weights:
             return
         with self._at_work():
-            opened = self.engine.open_weights(self._watch, sound=self.request.sound)
+            opened = self.engine.open_weights(self._watch, self.request)
             weights = opened.identity_with_sound if self.request.sound else opened.identity
         if self.earlier and (change := self.earlier.other_weights(self.settled, weights)):
             if not self.changed:
@@ -285,11 +285,15 @@ class Generation:
                 count += len(group)
 
     def sound(self) -> Sound | None:
-        """Decode the sound; None of a run that has none."""
+        """Decode the sound, or take that which was given; None of a run that has none."""
         size = self.settled.execution.sound
         if size is not None and self._sound is None:
-            with self._at_work():
-                (waveform,) = self.engine.finish(self.begun, "sound")
+            if self.request.audio is not None:
+                waveform = self.inputs.given[1]
+            else:
+                with self._at_work():
+                    (waveform,) = self.engine.finish(self.begun, "sound")
+            assert waveform is not None, "it was read before the run"
             self._sound = Sound(waveform.numpy(), size.rate)
         return self._sound
 

@@ -178,6 +178,17 @@ _ROWS = (
         costs=True,
     ),
     Field(
+        name="audio",
+        group=INPUT,
+        kind=kinds.PATH,
+        help="Make the video for this sound: a .wav, or any file with sound in it.",
+        default=NOT_GIVEN,
+        refusal=_silent,
+        idle=_no_sound,
+        modality="sound",
+        option=True,
+    ),
+    Field(
         name="sound_length",
         group=SIZE,
         kind=kinds.choice(*LENGTHS),

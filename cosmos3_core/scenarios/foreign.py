@@ -20,7 +20,7 @@ from .conversion import Work, file_of, number_of
 from .families import INPUTS, TASKS
 from .fields import FIELDS
 from .foreign_controls import control, controls_of
-from .kinds import LONGEST, task_named
+from .kinds import LONGEST, URL, task_named
 from .measures import FPS, SIDES, frames_of, sides
 from .transfer import HINTS, TRANSFER, hints_of
 
@@ -241,6 +241,8 @@ def _asked_task(work: Work, key: str, value: Any) -> None:
     row = known(value) if isinstance(value, str) else None
     if row and row.kind == LATER:
         work.lacking.setdefault(row.answer, []).append(f"{key} {value}")
+    elif value == "audio_image2video":
+        work.put(key, "task", "i2v")
     elif key == "output_type" and value != "image":
         work.drop(f"{key} {value}", "the output's name says which file it is")
     else:
@@ -316,6 +318,14 @@ def _seed(work: Work, key: str, value: Any) -> None:
         work.put(key, key, number_of(value))
 
 
+def _audio(work: Work, key: str, value: Any) -> None:
+    """The file of a sound."""
+    if not isinstance(value, str) or URL.match(value):
+        work.wrong.append(f"{key}: files are not fetched or decoded. Save it, and give its path")
+    elif value and (path := work.path(key, value)):
+        work.put(key, "audio", str(path))
+
+
 def _lasts_as_video(work: Work, key: str, seconds: Any) -> None:
     """How long the sound is, once it is known how long the video is: here it is as long."""
     frames, rate = work.given.get("frames"), work.given.get("fps", FPS)
@@ -371,6 +381,7 @@ MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "sample_solver": _schedule,
     "seed": _seed,
     "max_sequence_length": _longest,
+    **dict.fromkeys(("sound_path", "audio_reference"), _audio),
     **dict.fromkeys(SOUND_SECONDS, lambda work, key, value: None),
     "max_frames": _limit,
     "share_vision_temporal_positions": _positions,

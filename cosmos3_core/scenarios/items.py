@@ -39,7 +39,8 @@ def _vision(request: Request, config: TransformerConfig) -> Item:
 def _sound(request: Request, config: TransformerConfig) -> Item:
     size = sound_size(request, config.sound)
     assert size is not None, "a request of a model without a codec has no sound"
-    return Item("sound", (config.sound_dim, size.frames))
+    clean = range(size.frames) if request.audio is not None else ()
+    return Item("sound", (config.sound_dim, size.frames), clean=tuple(clean))
 
 
 _MAKERS = {"vision": _vision, "sound": _sound}

@@ -78,6 +78,7 @@ class Request:
     image: str | None
     video: str | None
     sound: bool
+    audio: str | None
     sound_length: str
     keyframe: tuple[Keyframe, ...] | None
     extend: str | None
@@ -343,7 +344,8 @@ def resolve(
     together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
-    heard = (suffix or "").lower() in SOUND_SUFFIXES and given.get("sound") is None
+    named = (suffix or "").lower() in SOUND_SUFFIXES
+    heard = given.get("sound") is None and (named or given.get("audio") is not None)
     given = {**given, "sound": True} if heard else given
     missing = {name: f"-1={ANY}" if FIELDS[name].kind.many else ANY for name in _missing(given, task)}
     values, origin = defaults(task.name, profile, model, hints_of({**given, **missing}))
@@ -355,7 +357,7 @@ def resolve(
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
     values = {**_unmeasured(values, task), **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
-    origin |= {"sound": THE_OUTPUT} if heard else {}
+    origin |= {"sound": THE_OUTPUT if named else THE_INPUTS} if heard else {}
     values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
     values, origin = _without_guidance(values, origin, profile, task)
     faults = Faults()
@@ -371,8 +373,8 @@ def resolve(
     if task.name == TRANSFER:
         check_controls(faults, request)
     for name, value in changed.items():
-        if whole and FIELDS[name].default == PROFILE:
-            continue
+        if (whole and FIELDS[name].default == PROFILE) or (name == "sound" and heard and not named):
+            continue  # of sound that `audio` asks for, that one's row says what is wrong
         with faults.of(name):
             if reason := FIELDS[name].useless(values, task):
                 raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")

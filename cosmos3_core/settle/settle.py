@@ -223,4 +223,5 @@ def _job(request: requests.Request, origin: dict[str, str], guided_steps: tuple[
         control_steps=guided_steps[1],
         weighted=request.control_attention == "weighted",
         chunks=chunks.count,
+        audio=request.audio is not None,
     )

@@ -36,7 +36,7 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 class Job:
     """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
     frames are encoded first; `tile` is the decode's, in pixels (None: whole). `fps` and `sound_length` say how long the
-    `sound` is.
+    `sound` is, which is encoded where it is given (`audio`) and decoded where it is not.
 
     `controls` are the hints of control clips, of as many frames, to each of which attention goes alone if it is
     `weighted`, and `control_steps` of the steps run with control guidance. All of it is done in each of the `chunks`.
@@ -55,6 +55,7 @@ class Job:
     fps: float = 24.0
     sound: bool = False
     sound_length: str = DOWN
+    audio: bool = False
     controls: tuple[str, ...] = ()
     control_guidance: float = 1.0
     control_steps: int = 0
@@ -147,20 +148,23 @@ class Estimate:
         if job.encoded:
             encoding = vae.encode_bytes(self.vae, (height, width), max(job.encoded), self.dtype)
             stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
+        elif job.audio and self._codec:  # beside a picture or clip it is less
+            stages.append(Stage("encode input", parts["sound_encoder"], kv, 0, self._codec.worst))
         stages.append(Stage("steps", media_tower, kv, FP32_COPIES * latent + tables, step))
         held = 2 * latent + made + tables
-        if self._speaker:
-            stages.append(Stage("decode sound", parts["sound_decoder"], kv, held, self._speaker.worst))
+        if self._codec and not job.audio:
+            stages.append(Stage("decode sound", parts["sound_decoder"], kv, held, self._codec.worst))
         stages.append(Stage("decode", parts["vae_decoder"], kv, held, decoding, VAE_OVERHEAD))
         if self.placement == RESIDENT:
             stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
         return tuple(stages)
 
     @cached_property
-    def _speaker(self) -> sound.Tally | None:
-        """The decode of the sound, if there is one."""
+    def _codec(self) -> sound.Tally | None:
+        """The decode of the sound, or the encode of one that is given, if there is sound."""
         size, config = self.execution.sound, self.config.sound
-        return sound.decoder(config, size.frames, WIDTH[self.dtype]) if size and config else None
+        half = sound.encoder if self.job.audio else sound.decoder
+        return half(config, size.frames, WIDTH[self.dtype]) if size and config else None
 
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises KeyError."""
@@ -204,11 +208,12 @@ class Estimate:
             "steps": job.chunks * steps,
             "decode": decodes * [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
         }
-        if self._speaker:
-            parts["decode sound"] = [sound.work(self._speaker, self.dtype)]
         if job.encoded:
             encoded = [vae.encode_work(self.vae, (height, width), count, self.dtype) for count in job.encoded]
             parts["encode input"] = job.chunks * encoded
+        if self._codec:
+            stage = "encode input" if job.audio else "decode sound"
+            parts[stage] = [*parts.get(stage, []), sound.work(self._codec, self.dtype)]
         return parts
 
     def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:
