@@ -74,7 +74,7 @@ def read_inputs(
     """Tokenize the prompts, read the pictures or the clip, check the `noise` that replaces the request's own (one
     tensor per item of `items_of`). `media` are those that a program hands over; the request's fields then say
     `media.said`. Raises InputError for what is unusable."""
-    named, chunk = request.sources, request.of_chunk(0)
+    named, chunk = {label: path for label, path in request.sources.items() if label != "audio"}, request.of_chunk(0)
     handed = _handed(named, media)
     for label in named | handed:
         check_same(label, named.get(label), handed.get(label))
