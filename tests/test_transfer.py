@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,13 +16,17 @@ import torch
 from command import cosmos3
 from PIL import Image
 
+from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import InputError, Residual
 from cosmos3_core.engine.engine import Engine
+from cosmos3_core.model.packing import Packing
 from cosmos3_core.model.rope import rotary_table
 from cosmos3_core.runs import generation, saved
 from cosmos3_core.sampling.noise import generator
+from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.chunks import Chunks
 from cosmos3_core.scenarios.controls import bounced, derived
+from cosmos3_core.scenarios.items import items_of
 from cosmos3_core.scenarios.transfer import EDGES
 from cosmos3_core.settle import Settled, Wish, settle
 
@@ -250,6 +255,37 @@ def test_weights_and_both_formulas_equal_a_replay(repository, tmp_path, profile,
     for hint, latent in controls.items():
         now = dict(zip([item.name for item in state.items], state.latents(), strict=True))[f"vision.{hint}"]
         assert torch.equal(now, latent), "a control is what it was, bit for bit"
+
+
+@pytest.mark.parametrize(("rounded", "second"), [("ceil", 15109), ("floor", 15108)])
+def test_controls_may_stand_before_the_clip(rounded, second):
+    """At 10 frames a second the last of four latent frames is at 7.2, so the next item begins at 9 or at 8 more than
+    its own beginning; without controls the clip begins where the first item does."""
+    given = {"task": "transfer", "prompt": "x", "edge": "e", "frames": 13, "fps": 10, "size": "64x64"}
+    model = open_model("tiny")
+    given |= {"chunk_frames": 0, "control_positions": rounded}
+    request, _ = requests.resolve(given, "reference", model.facts, pick_seed=lambda: 0)
+    packing = Packing(items_of(request.of_chunk(0), model.config), model.config, "cpu")
+    assert [item.name for item in packing.items] == ["vision.edge", "vision"]
+    control, made = packing.positions(100)[0].chunk(2)
+    assert control[0] == 15100 and control[-1] == pytest.approx(15107.2, abs=2e-3)
+    assert made[0] == second
+    assert packing.without_controls("cpu").positions(100)[0, 0] == 15100
+
+
+def test_a_context_without_control_guidance_has_none(repository, tmp_path):
+    """A generation may leave control guidance out, and may not bring it where the third pass was not planned."""
+    edge = lossless(tmp_path / "edge.png", moving(5))
+    run = prepared(repository, edge=edge, steps=1, control_guidance=2.0)
+    state, request = run.begin(), run.request.of_chunk(0)
+    without = run.engine.begin(state.context, replace(request, control_guidance=1.0))
+    assert not torch.equal(*run.engine.predict([state, without]))
+    plain = prepared(repository, edge=edge, steps=1)
+    context = plain.begin().context
+    (alone,) = plain.engine.predict([plain.state])
+    assert torch.equal(alone, run.engine.predict([without])[0])
+    with pytest.raises(InputError, match="it has control guidance, and the request that was prepared had none"):
+        plain.engine.begin(context, replace(plain.request.of_chunk(0), control_guidance=2.0))
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
