@@ -355,7 +355,7 @@ def test_the_components_of_a_resident_engine_stay(loaded, tmp_path):
     state = finish_state(running, running.start(wanted))
     assert loaded.alive == ["generation", "understanding", "vae decoder", "vae encoder"] == sorted(loaded.names)
     encoder = Weights(running.model).vae(running.target, "encoder")
-    assert torch.equal(state.latents()[0][:, 0], encoder.encode(running.read_inputs(wanted).pixels)[:, 0])
+    assert torch.equal(state.latents()[0][:, 0], encoder.encode(running.read_inputs(wanted).given[0])[:, 0])
     del running, state
     assert loaded.alive == ["vae encoder"]  # this test's own
 

@@ -40,9 +40,9 @@ def settled(field: str, said: str, **given):
 def pixels(running: Engine, field: str, value, **given) -> torch.Tensor:
     """Of a path, or of what is handed over."""
     if isinstance(value, Path):
-        return running.read_inputs(settled(field, str(value), **given).request).pixels
+        return running.read_inputs(settled(field, str(value), **given).request).given[0]
     media = Media.of(field, value)
-    return running.read_inputs(settled(field, media.said, **given).request, media=media).pixels
+    return running.read_inputs(settled(field, media.said, **given).request, media=media).given[0]
 
 
 def data_of(picture: Image.Image, **options) -> bytes:
@@ -119,7 +119,7 @@ def test_the_pixels_are_those_of_the_moment(running):
     media = Media.of("image", array)
     array[:] = 0
     request = settled("image", media.said).request
-    assert torch.equal(running.read_inputs(request, media=media).pixels, expected)
+    assert torch.equal(running.read_inputs(request, media=media).given[0], expected)
 
 
 RGB = np.full((8, 8, 3), 0.5)

@@ -339,6 +339,11 @@ def test_finishing_early_is_refused_with_the_way_to_look(running):
         running.finish(stepped(running, 2))
 
 
+def test_finishing_what_a_generation_has_not_is_refused(running):
+    with pytest.raises(InputError, match="finishing 'sound': the generation has vision. Ask for vision"):
+        running.finish(stepped(running, 4), "sound")
+
+
 @pytest.mark.parametrize("name", ["ops", "plan", "target", "model", "device", "resident", "on_stage"])
 def test_an_engine_stays_what_it_is(running, name):
     with pytest.raises(InputError, match=f"setting `{name}` of an engine.*Make another Engine"):

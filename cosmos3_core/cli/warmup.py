@@ -102,7 +102,8 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
     from ..engine.inputs import Inputs
     from ..engine.stages import Watch
 
-    before, pixels = dict(engine.seconds), None
+    before = dict(engine.seconds)
+    given: tuple[torch.Tensor, ...] = ()
 
     def show(stage: str, done: int, total: int) -> None:
         if not done:
@@ -110,10 +111,10 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
 
     watch = Watch(show)
     if request.conditioning_pixel_frames:
-        pixels = torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width)
+        given = (torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width),)
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if NEGATIVE in branches_of(request.guidance) else []
-    context = engine.prepare(request, Inputs(tokens, negative, pixels), watch)
+    context = engine.prepare(request, Inputs(tokens, negative, given), watch)
     # Both kinds of step, whichever of them the guidance interval has first.
     short = replace(request, steps=min(STEPS, request.steps))
     kinds = [replace(short, guidance_interval=None)]

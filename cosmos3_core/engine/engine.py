@@ -14,9 +14,8 @@ preview, look at the latents, or take a step of another generation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -26,7 +25,6 @@ from torch import Tensor
 from ..checkpoint.model import Model, Weights
 from ..contract import InputError, Ops, RunError
 from ..files.memory import Media
-from ..model.config import latent_size
 from ..model.packing import Item, Packing
 from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
@@ -40,8 +38,9 @@ from ..sampling.state import Context, Origin, State, views
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
+from ..spelling import shown
 from .checks import check_type
-from .decoders import DECODERS
+from .codecs import CODECS
 from .inputs import Inputs, read_inputs
 from .passes import Passes
 from .pool import Asked, Pool
@@ -183,9 +182,7 @@ class Engine:
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
         with self._working(watch):
             texts = self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
-            clean = pinned = None
-            if inputs.pixels is not None:
-                clean, pinned = self._encode(inputs.pixels, items[0])
+            clean, pinned = self._conditions(items, inputs.given)
             packing = Packing(items, self.model.config, self.device)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
@@ -235,20 +232,32 @@ class Engine:
         self._pool.give_back()
         return texts
 
-    def _encode(self, pixels: Tensor, item: Item) -> tuple[Tensor, Tensor]:
-        """(flat values, flat mask) of the clean frames. Only the frames given are encoded: the VAE is causal."""
-        vae = self._pool.lease("vae encoder")
-        with self._stages.stage("encode input", latent_size(1, 1, pixels.shape[1])[0]) as begin_chunk:
-            asked = copy.copy(vae)
-            asked.encoder = partial(_after, begin_chunk, vae.encoder)
-            latents = asked.encode(pixels)
-        del vae, asked
+    def _conditions(self, items: Sequence[Item], given: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+        """(flat values, flat mask) of what no step changes: the clean frames, and an action's channels that are not in
+        use, which are zero. None where there is nothing of it."""
+        length = sum(item.numel for item in items)
+        clean = torch.zeros(length, device=self.device)
+        pinned = torch.zeros(length, dtype=torch.bool, device=self.device)
+        parts = zip(items, views(clean, items), views(pinned, items), strict=True)
+        for (item, values, mask), media in zip(parts, given or [None] * len(items), strict=True):
+            if item.used is not None:
+                mask[:, item.used :] = True
+            if media is not None:
+                frames = torch.tensor(item.clean, device=self.device)
+                latent = self._encode(item, media).to(values).index_select(item.axis, frames)
+                values.index_copy_(item.axis, frames, latent)
+                mask.index_fill_(item.axis, frames, True)
+        return (clean, pinned) if pinned.any() else (None, None)
+
+    def _encode(self, item: Item, media: Tensor) -> Tensor:
+        """The latent of what was given for an item. Only the frames given are encoded: the codecs are causal."""
+        codec = CODECS[item.modality]
+        component = codec.encoder and self._pool.lease(codec.encoder)
+        with self._stages.stage("encode input", codec.chunks(media)) as begin_chunk:
+            latent = codec.encode(component, media, begin_chunk)
+        del component
         self._pool.give_back()
-        clean = torch.zeros(item.shape, device=self.device)
-        pinned = torch.zeros(item.shape, dtype=torch.bool, device=self.device)
-        for frame in item.clean:
-            clean[:, frame], pinned[:, frame] = latents[:, frame], True
-        return clean.flatten(), pinned.flatten()
+        return latent
 
     @torch.inference_mode()
     def predict(self, states: Sequence[State]) -> list[Tensor]:
@@ -322,30 +331,34 @@ class Engine:
         if state.foreseen is None:
             found = "nothing was predicted since it began or was restored"
             raise InputError(f"a preview after {state.index} steps", found, "Take a step first")
-        latent = self._vision(state, state.foreseen)
+        _, latent = self._latent(state, state.foreseen, "vision")
         whole = latent.shape[1]
         if latent_frames is not None and (type(latent_frames) is not int or not 1 <= latent_frames <= whole):
             next_step = f"Give a whole number from 1 to {whole}"
             raise InputError(f"a preview of {latent_frames!r} latent frames", f"the video has {whole}", next_step)
-        decoder = DECODERS["vision"]
+        codec = CODECS["vision"]
         with self._working(state.watch):
-            component = self._pool.lease(decoder.component)
+            component = codec.decoder and self._pool.lease(codec.decoder)
             with self._stages.timed("preview"):
-                groups = decoder.groups(component, latent[:, :latent_frames], self.execution(state.request))
+                groups = codec.decode(component, latent[:, :latent_frames], self.execution(state.request))
                 frames = torch.cat(list(groups))
             del component, groups
             self._pool.give_back()
         return frames
 
-    def finish(self, state: State) -> Iterator[Tensor]:
-        """Decode: uint8 [F, H, W, 3] on the host, in groups as they are ready. Raises InputError before the last step,
-        RunError for latents that are not finite, which would decode to a black or grey picture, and Cancelled if the
-        state's watch says so; the state is as it was."""
+    def finish(self, state: State, modality: str = "vision") -> Iterator[Tensor]:
+        """Decode what the generation has of a modality, on the host, in pieces as they are ready: of vision uint8
+        [F, H, W, 3]. Raises InputError before the last step or for what the generation has not, RunError for latents
+        that are not finite, which would decode to a black or grey picture, and Cancelled if the state's watch says so;
+        the state is as it was."""
         self._check_state(state, "finishing")
+        if modality not in (has := [item.modality for item in state.items]):
+            found = f"the generation has {' and '.join(has)}"
+            raise InputError(f"finishing {shown(modality)}", found, f"Ask for {' or '.join(has)}")
         if not state.done:
             found = f"the generation has {state.steps} steps, and had {state.index}"
             raise InputError(f"finishing after step {state.index}", found, "Take the others, or look with preview")
-        return self._frames(state)
+        return self._decoded(state, modality)
 
     def _not_finite(self, steps: int) -> RunError:
         found = "the latents hold NaN or infinity, so a kernel or a weight is wrong"
@@ -355,7 +368,7 @@ class Engine:
             next_step = "Run again with `dtype` float32; if it does not help, get the model's weights again"
         return RunError(f"decoding after {steps} steps", found, next_step)
 
-    def _frames(self, state: State) -> Iterator[Tensor]:
+    def _decoded(self, state: State, modality: str) -> Iterator[Tensor]:
         with self._working(state.watch):
             with self._stages.timed("steps"):  # the first look at a value: the device may still be at the last ones
                 finite = bool(torch.isfinite(state.x).all())
@@ -363,31 +376,33 @@ class Engine:
                 raise self._not_finite(state.index)
             state.passes = None
             self._pool.give_back()
-            decoder = DECODERS["vision"]
-            component = self._pool.lease(decoder.component)
-            groups = decoder.groups(component, self._vision(state, state.x), self.execution(state.request))
-        done, total = 0, state.request.frames
+            codec = CODECS[modality]
+            item, latent = self._latent(state, state.x, modality)
+            component = codec.decoder and self._pool.lease(codec.decoder)
+            pieces = codec.decode(component, latent, self.execution(state.request))
+        done, total = 0, codec.length(item)
         try:
             while done < total:
                 with self._working(state.watch):
                     self._stages.check("decode", done, total)
                     self._stages.tell("decode", done, total)
-                    with self._stages.timed("decode"):  # not the consumer's work between two groups
-                        group = next(groups)
-                done += len(group)
-                yield group
-            with self._working(state.watch):  # asked while the last group was written, it is not too late either
+                    with self._stages.timed("decode"):  # not the consumer's work between two pieces
+                        piece = next(pieces)
+                done += codec.count(piece)
+                yield piece
+            with self._working(state.watch):  # asked while the last piece was written, it is not too late either
                 self._stages.check("decode", total, total)
                 self._stages.tell("decode", total, total)
         finally:  # also where the consumer wants no more
             with self._lock:
-                del component, groups
+                del component, pieces
                 self._pool.give_back()
 
     @staticmethod
-    def _vision(state: State, x: Tensor) -> Tensor:
-        """The vision latent [C, T, h, w] in a flat vector like the state's."""
-        return next(v for item, v in zip(state.items, views(x, state.items), strict=True) if item.modality == "vision")
+    def _latent(state: State, x: Tensor, modality: str) -> tuple[Item, Tensor]:
+        """The item of a modality, and its latent in a flat vector like the state's."""
+        parts = zip(state.items, views(x, state.items), strict=True)
+        return next(part for part in parts if part[0].modality == modality)
 
     def _check_state(self, state: State, doing: str) -> None:
         """InputError for what is no state, or none of this engine's kind, RunError for a torn one. One that lies on the
@@ -411,11 +426,6 @@ class Engine:
         if other:
             found = f"it belongs to an engine of another kind: {', '.join(other)}"
             raise InputError(doing, found, "Use that engine, or restore what the state's to_tensors gives")
-
-
-def _after(first: Callable[[], None], then: Callable[..., Any], *arguments: Any) -> Any:
-    first()
-    return then(*arguments)
 
 
 def _described(x: Tensor) -> str:

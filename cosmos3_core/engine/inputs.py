@@ -36,14 +36,15 @@ MUCH = 0.05
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a request brings: its prompts as token ids, its picture or clip as fp32 [3, F, H, W] in [-1, 1] or None, the
-    initial noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`,
-    JSON by field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a
-    program handed the picture or clip over, and no file has it."""
+    """What a request brings: its prompts as token ids, what is `given` for each item of `items_of` (vision: a picture
+    or clip, fp32 [3, F, H, W] in [-1, 1]; None where everything is noise, and empty where all items are), the initial
+    noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`, JSON by
+    field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a program
+    handed the picture or clip over, and no file has it."""
 
     prompt: list[int]
     negative: list[int]
-    pixels: Tensor | None
+    given: tuple[Tensor | None, ...] = ()
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
     in_memory: bool = False
@@ -62,18 +63,19 @@ def read_inputs(
     `media.said`. Raises InputError for what is unusable."""
     for name in INPUTS:
         check_same(name, getattr(request, name), media)
+    items = items_of(request, model.config)
     with about("noise"):
-        checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
+        checked = None if noise is None else _checked_noise(noise, items)
     prompt, negative, notes = _read_prompts(request, model, tokenizer)
     name = "image" if request.image is not None else "video"
     with about(name):
         reading = _read_input(request, media)
     if reading is None:
-        return Inputs(prompt, negative, None, checked, notes)
+        return Inputs(prompt, negative, (), checked, notes)
     return Inputs(
         prompt,
         negative,
-        _fitted(request, reading),
+        (_fitted(request, reading), *[None] * (len(items) - 1)),
         checked,
         (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading)),
         in_memory=media is not None,

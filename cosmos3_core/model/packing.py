@@ -7,6 +7,7 @@ their order does not matter to the result, since generation attention is unmaske
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ class Item:
     `modality` is "vision" (latent [C, T, h, w]), "sound" ([C, T]) or "action" ([T, C]); `shape` the latent's shape;
     `clean` the indices of conditioned frames; `fps` the media's frames per second (unused for sound, whose rate is the
     model's); `domain` the embodiment of an action; `start` the first action's offset in frames: 1 when the actions lie
-    between the frames, 0 when there is one per frame (docs/model.md, section 2.3).
+    between the frames, 0 when there is one per frame (docs/model.md, section 2.3); `used` how many of an action's
+    channels the embodiment has, the others being zero (None: all, or no action).
     """
 
     modality: str
@@ -33,10 +35,20 @@ class Item:
     fps: float = 24.0
     domain: int = 0
     start: int = 1
+    used: int | None = None
+
+    @property
+    def axis(self) -> int:
+        """The latent's axis of frames."""
+        return 0 if self.modality == "action" else 1
 
     @property
     def frames(self) -> int:
-        return self.shape[0] if self.modality == "action" else self.shape[1]
+        return self.shape[self.axis]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
 
     def grid(self, patch: int) -> tuple[int, int, int]:
         """Tokens along frames, height and width; an odd latent row or column is padded to a whole patch."""

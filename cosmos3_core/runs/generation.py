@@ -315,7 +315,7 @@ def prepare(
     inputs = engine.read_inputs(settled.request, noise, media)
     changes = [*repeated.changes(settled.request, inputs, latents)] if repeated else []
     if stopped:
-        if stopped.earlier.pixels != saved.pixels_digest(inputs.pixels):
+        if stopped.earlier.pixels != saved.given_digest(inputs.given):
             changes.append("the picture or clip that it began with has changed since")
         engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
     resolved = manifests.resolved(settled, named)

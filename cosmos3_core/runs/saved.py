@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +54,9 @@ class Earlier:
     """What a run before this one settles for it: `given` request fields, and where it was a whole run its model, the
     profile, its plan (`kernels` and `formats` that were named), the kernels that it ran on by op (`ran_on`), the
     `latents` that it began with, the SHA-256 of its input files by field (`inputs`), which `weights` it had
-    (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of its picture or clip.
-    `note` says what was made of a request of another program. A file of version 0.1.0 has no digests."""
+    (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of all media that it is
+    conditioned on. `note` says what was made of a request of another program. A file of version 0.1.0 has no
+    digests."""
 
     given: dict[str, Any]
     model: str | None = None
@@ -90,7 +91,7 @@ class Earlier:
             latents=latents,
             inputs=_digests(inputs.facts),
             required=dict(wish.required),
-            pixels=pixels_digest(inputs.pixels),
+            pixels=given_digest(inputs.given),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -276,9 +277,10 @@ def named_here(name: str) -> bool:
     return re.fullmatch(r".+\.state(-\d+)?\.safetensors", os.path.basename(name)) is not None
 
 
-def pixels_digest(pixels: Tensor | None) -> str | None:
-    """Of a picture or clip, if there is one."""
-    return None if pixels is None else tensor_digest(pixels)
+def given_digest(given: Sequence[Tensor | None]) -> str | None:
+    """Of what a run is conditioned on, if there is something. The request says which shapes these are."""
+    tensors = [tensor for tensor in given if tensor is not None]
+    return tensor_digest(*tensors) if tensors else None
 
 
 def whole_paths(request: Request) -> dict[str, Any]:
