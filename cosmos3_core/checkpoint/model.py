@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
-from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
+from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, ModelFacts
 from .repository import Repository, full_name, open_repository
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
+        action_stats=ACTION_STATS if repo.read_json(ACTION_STATS) is not None else None,
         **_schedule(index, scheduler),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE

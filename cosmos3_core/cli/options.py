@@ -228,7 +228,8 @@ class WithFields(Command):
 
 @cache
 def _of_fields(costs: bool) -> tuple[click.Option, ...]:
-    from ..scenarios.fields import FIELDS, THE_INPUTS
+    from ..scenarios.field import THE_INPUTS
+    from ..scenarios.fields import FIELDS
     from ..scenarios.kinds import PATH
 
     options = []
@@ -252,7 +253,8 @@ def _of_fields(costs: bool) -> tuple[click.Option, ...]:
 
 def _settings_help() -> Iterator[tuple[str, tuple[str, str]]]:
     """(heading, row) of each field that has no option of its own."""
-    from ..scenarios.fields import FIELDS, REQUIRED
+    from ..scenarios.field import REQUIRED
+    from ..scenarios.fields import FIELDS
 
     for name, field in FIELDS.items():
         if not field.option and field.default != REQUIRED:

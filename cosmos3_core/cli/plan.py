@@ -16,7 +16,8 @@ from ..contract import Ceiling
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
-from ..scenarios.fields import FIELDS, NOT_GIVEN, PROFILE
+from ..scenarios.field import NOT_GIVEN, PROFILE
+from ..scenarios.fields import FIELDS
 from ..settle import Settled
 from .terminal import console, printable
 

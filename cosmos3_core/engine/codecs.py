@@ -48,6 +48,12 @@ def _after(first: Callable[[], None], then: Callable[..., Any], *arguments: Any)
     return then(*arguments)
 
 
+def _encode_actions(component: None, rows: Tensor, begin_chunk: Callable[[], None]) -> Tensor:
+    """fp32 [T, C], normalised: the latent itself."""
+    begin_chunk()
+    return rows
+
+
 CODECS = {
     "vision": Codec(
         encoder="vae encoder",
@@ -58,5 +64,14 @@ CODECS = {
         length=lambda item: (item.frames - 1) * TEMPORAL_COMPRESSION + 1,
         count=len,
     ),
+    "action": Codec(
+        encoder=None,
+        encode=_encode_actions,
+        chunks=lambda rows: 1,
+        decoder=None,
+        decode=lambda component, latent, execution: iter([latent.cpu()]),
+        length=lambda item: item.frames,
+        count=len,
+    ),
 }
-"""Vision decodes to uint8 [F, H, W, 3]."""
+"""Vision decodes to uint8 [F, H, W, 3], actions to fp32 [T, D], normalised, of the channels in use."""

@@ -257,7 +257,9 @@ class Engine:
             latent = codec.encode(component, media, begin_chunk)
         del component
         self._pool.give_back()
-        return latent
+        # An action's canvas is larger than what its input covers, and the model sees the latter.
+        kept = (slice(None if axis == item.axis else size) for axis, size in enumerate(item.shape))
+        return latent[tuple(kept)]
 
     @torch.inference_mode()
     def predict(self, states: Sequence[State]) -> list[Tensor]:
@@ -348,7 +350,7 @@ class Engine:
 
     def finish(self, state: State, modality: str = "vision") -> Iterator[Tensor]:
         """Decode what the generation has of a modality, on the host, in pieces as they are ready: of vision uint8
-        [F, H, W, 3]. Raises InputError before the last step or for what the generation has not, RunError for latents
+        [F, H, W, 3], of actions fp32 [T, D]. Raises InputError before the last step or for what the generation has not, RunError for latents
         that are not finite, which would decode to a black or grey picture, and Cancelled if the state's watch says so;
         the state is as it was."""
         self._check_state(state, "finishing")
@@ -400,9 +402,10 @@ class Engine:
 
     @staticmethod
     def _latent(state: State, x: Tensor, modality: str) -> tuple[Item, Tensor]:
-        """The item of a modality, and its latent in a flat vector like the state's."""
+        """The item of a modality, and its latent in a flat vector like the state's, of the channels in use."""
         parts = zip(state.items, views(x, state.items), strict=True)
-        return next(part for part in parts if part[0].modality == modality)
+        item, latent = next(part for part in parts if part[0].modality == modality)
+        return item, latent if item.used is None else latent[:, : item.used]
 
     def _check_state(self, state: State, doing: str) -> None:
         """InputError for what is no state, or none of this engine's kind, RunError for a torn one. One that lies on the

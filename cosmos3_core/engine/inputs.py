@@ -22,13 +22,15 @@ from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
+from ..scenarios.canvas import placed
 from ..scenarios.conditioning import fit, kept
-from ..scenarios.families import INPUTS
+from ..scenarios.families import INPUTS, TASKS
 from ..scenarios.faults import about
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
 from ..scenarios.sizes import keeping
+from .actions import Actions, read_actions
 
 MUCH = 0.05
 """Share of a picture whose loss is worth a note."""
@@ -40,7 +42,8 @@ class Inputs:
     or clip, fp32 [3, F, H, W] in [-1, 1]; None where everything is noise, and empty where all items are), the initial
     noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`, JSON by
     field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a program
-    handed the picture or clip over, and no file has it."""
+    handed the picture or clip over, and no file has it. `actions` says what the request's actions are, if it has
+    some."""
 
     prompt: list[int]
     negative: list[int]
@@ -49,6 +52,7 @@ class Inputs:
     notes: tuple[str, ...] = ()
     in_memory: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    actions: Actions | None = None
 
 
 def read_inputs(
@@ -70,16 +74,22 @@ def read_inputs(
     name = "image" if request.image is not None else "video"
     with about(name):
         reading = _read_input(request, media)
+    actions = read_actions(request, model) if request.domain else None
     if reading is None:
         return Inputs(prompt, negative, (), checked, notes)
+    given: dict[str, Tensor | None] = {"vision": _fitted(request, reading)}
+    if actions:
+        given["action"] = None if actions.given is None else actions.given[0]
+        notes = (*notes, *actions.notes)
     return Inputs(
         prompt,
         negative,
-        (_fitted(request, reading), *[None] * (len(items) - 1)),
+        tuple(given.get(item.modality) for item in items),
         checked,
         (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading)),
         in_memory=media is not None,
-        facts={name: reading.facts},
+        facts={name: reading.facts} | (dict(actions.facts) if actions else {}),
+        actions=actions,
     )
 
 
@@ -140,18 +150,34 @@ def _read_input(request: Request, media: Media | None) -> Reading | None:
         at = f" at {request.fps:g} a second" if "resampled_to_fps" in reading.facts else ""
         raise InputError(
             f"`video` {request.video}",
-            f"it has {frames} frames{at}, and condition_frame_indexes {list(request.condition_frame_indexes)} "
-            f"cover {count}",
-            f"Use a longer clip, or condition_frame_indexes up to {(frames - 1) // TEMPORAL_COMPRESSION}",
+            f"it has {frames} frames{at}, and {_covers(request)} {count}",
+            f"Use a longer clip, or {_fewer(request, frames)}",
             "video",
         )
     digest = media.sha256 if media else sha256_file(Path(reading.facts["file"]))
     return replace(reading, facts=reading.facts | {"sha256": digest})
 
 
+def _covers(request: Request) -> str:
+    if TASKS[request.task].chooses_frames:
+        return f"condition_frame_indexes {list(request.condition_frame_indexes)} cover"
+    return f"task {request.task} takes"
+
+
+def _fewer(request: Request, frames: int) -> str:
+    """What a clip of so many frames would do for."""
+    last = (frames - 1) // TEMPORAL_COMPRESSION
+    if TASKS[request.task].chooses_frames:
+        return f"condition_frame_indexes up to {last}"
+    return f"frames {last * TEMPORAL_COMPRESSION + 1}" if last else "another task"
+
+
 def _fitted(request: Request, reading: Reading) -> Tensor:
+    frames = torch.from_numpy(reading.frames)
+    if request.canvas:
+        return placed(frames, request.canvas, request.image_filter)
     return fit(
-        torch.from_numpy(reading.frames),
+        frames,
         request.width,
         request.height,
         image_filter=request.image_filter,
@@ -177,6 +203,8 @@ def _pace(request: Request, reading: Reading) -> Iterator[str]:
 
 def _loss(request: Request, reading: Reading) -> Iterator[str]:
     """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
+    if request.canvas:  # which crops less than 16 pixels
+        return
     source, size = (reading.frames.shape[2], reading.frames.shape[1]), (request.width, request.height)
     what = "picture" if request.image is not None else "clip"
     if (lost := 1 - kept(source, size)) < MUCH:

@@ -1,11 +1,11 @@
 """Tables of actions in: one row for each action, one column for each of its channels, as fp64 [T, D].
 
-    .json          a list of rows, or an object with `actions` and, if they are named, `channels`
-    .npy           an array
-    .npz           an array, alone or called actions or action
-    .safetensors   a tensor, alone or called actions or action
-    .csv           numbers between commas, under a line of names or none
-    .parquet       the column action or actions, of lists: a LeRobot episode, for which pyarrow is needed
+.json          a list of rows, or an object with `actions` and, if they are named, `channels`
+.npy           an array
+.npz           an array, alone or called actions or action
+.safetensors   a tensor, alone or called actions or action
+.csv           numbers between commas, under a line of names or none
+.parquet       the column action or actions, of lists: a LeRobot episode, for which pyarrow is needed
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..bounds import parse_json
 from ..contract import InputError
+from ..scenarios.action_kinds import NORMALIZATIONS, THEIRS
 from ..spelling import did_you_mean
 from .digests import sha256_file
 from .sources import check_source
@@ -63,23 +64,14 @@ class Method:
 
 
 QUANTILES = ("q01", "q99")
-METHODS: dict[str, Method] = {
-    "quantile": Method(QUANTILES, True),
-    "mean-std": Method(("mean", "std"), False),
-    "min-max": Method(("min", "max"), True),
-    "asinh": Method(
-        QUANTILES, True, lambda y: np.arcsinh(y) / math.asinh(1), lambda y: np.sinh(y * math.asinh(1))
-    ),
-    "piecewise-asinh": Method(QUANTILES, True, _tails, _heads),
-}
-THEIRS = {
-    "meanstd": "mean-std",
-    "minmax": "min-max",
-    "quantile_rot": "quantile",
-    "asinh_rot": "asinh",
-    "piecewise_asinh_rot": "piecewise-asinh",
-}
-"""NVIDIA's names of these."""
+_MADE = (
+    Method(QUANTILES, True),
+    Method(("mean", "std"), False),
+    Method(("min", "max"), True),
+    Method(QUANTILES, True, lambda y: np.arcsinh(y) / math.asinh(1), lambda y: np.sinh(y * math.asinh(1))),
+    Method(QUANTILES, True, _tails, _heads),
+)
+METHODS = dict(zip(NORMALIZATIONS, _MADE, strict=True))
 
 
 @dataclass(frozen=True)
@@ -122,25 +114,30 @@ def read_normalizer(path: Path, method: str | None = None) -> Normalizer:
         if (size := path.stat().st_size) > LARGEST_FILE:
             raise ValueError(f"it has {size:,} bytes, and at most {LARGEST_FILE:,} are read")
         value = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise InputError(asked, f"{getattr(error, 'strerror', None) or error}", NEXT_STEP, "action_stats") from None
+    return normalizer_of(value, method, asked, sha256_file(path))
+
+
+def normalizer_of(value: Any, method: str | None, asked: str, sha256: str) -> Normalizer:
+    """The statistics in a JSON value. `asked` names it in messages. Raises InputError."""
+    try:
         if not isinstance(value, dict):
             raise ValueError("it is no JSON object")
         stats = value | next((value[name] for name in BLOCKS if isinstance(value.get(name), dict)), {})
-        return _of(stats, _method(stats, method, asked), sha256_file(path))
-    except (OSError, ValueError) as error:
-        raise InputError(asked, f"{getattr(error, 'strerror', None) or error}", NEXT_STEP, "action_stats") from None
-
-
-def method_named(word: str) -> str:
-    """Our name of a method by NVIDIA's; any other word as it is."""
-    return THEIRS.get(word, word)
+        return _of(stats, _method(stats, method, asked), sha256)
+    except ValueError as error:
+        raise InputError(asked, str(error), NEXT_STEP, "action_stats") from None
 
 
 def _method(stats: dict[str, Any], asked_for: str | None, asked: str) -> str:
     said = stats.get("method")
     if said is not None:
-        said = method_named(str(said))
+        said = THEIRS.get(str(said), str(said))
         if said not in METHODS:
-            raise ValueError(f"its method is {said!r}: {did_you_mean(said, METHODS, f'it is one of {_listed(METHODS)}')}")
+            raise ValueError(
+                f"its method is {said!r}: {did_you_mean(said, METHODS, f'it is one of {_listed(METHODS)}')}"
+            )
         if asked_for not in (None, said):
             raise ValueError(f"its method is {said}, and action_normalization says {asked_for}")
         return said

@@ -23,7 +23,8 @@ SEQUENTIAL, RESIDENT = "sequential", "resident"
 
 
 class Numbers(Protocol):
-    """What of a request decides how it runs, sizes in pixels; `guidance` 1 is none, `tile` None the whole picture."""
+    """What of a request decides how it runs, sizes in pixels; `guidance` 1 is none, `tile` None the whole picture,
+    `other_tokens` those of other media than vision."""
 
     @property
     def width(self) -> int: ...
@@ -39,6 +40,9 @@ class Numbers(Protocol):
 
     @property
     def tile(self) -> int | None: ...
+
+    @property
+    def other_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Execution:
         """`format` is that of the layers' weights."""
         frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
         patch, branches = config.latent_patch_size, branches_of(numbers.guidance)
-        tokens = frames * -(-height // patch) * -(-width // patch)  # an odd row or column is padded to a whole patch
+        vision = frames * -(-height // patch) * -(-width // patch)  # an odd row or column is padded to a whole patch
+        tokens = vision + numbers.other_tokens
 
         def one(*texts: str) -> Pass:
             rows = len(texts) * tokens

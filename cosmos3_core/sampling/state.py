@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
 
 
-NOT_COMPARED = ("image", "video", "tile")
-"""Request fields that a saved state may differ in: the same pixels may come from another place, and tiles are the
-decode's matter."""
+NOT_COMPARED = ("image", "video", "actions", "history", "state", "action_stats", "action_rows", "tile")
+"""Request fields that a saved state may differ in: the same pixels and numbers may come from another place, and tiles
+are the decode's matter."""
 
 
 def views(flat: Tensor, items: Sequence[Item]) -> list[Tensor]:

@@ -8,7 +8,8 @@ from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from .aliases import spelled
 from .facts import ModelFacts
 from .families import TASKS
-from .fields import FIELDS, REQUIRED, Field
+from .field import REQUIRED, Field
+from .fields import FIELDS
 from .kinds import LONGEST, Kind, choice
 from .request import DISTILLED, PROFILES, defaults, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS

@@ -7,78 +7,18 @@ capabilities` and docs/fields.md are loops over `FIELDS`. The values of the defa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from . import kinds
+from . import action_fields, action_kinds, kinds
+from .action import acts
+from .action_prompts import JSON
 from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
-from .families import INPUTS, TASKS
-from .kinds import Kind
+from .families import TASKS
+from .field import DECODE, INPUT, NOT_GIVEN, REQUIRED, SAMPLING, SIZE, TEXTS, THE_INPUTS, Field
 from .task import Task
 
 SCHEDULES = ("native", "flow", "karras", "distilled")
-PROFILE = "profile"
-"""A field's default stands in defaults.toml, by task, profile and model variant."""
-NOT_GIVEN = "not given"
-"""A field's default is none."""
-THE_INPUTS = "the inputs"
-"""A field's default follows from the other fields."""
-REQUIRED = "required"
-
-INPUT = "Prompt and inputs"
-TEXTS = "How texts are written"
-SIZE = "Size and length"
-SAMPLING = "Sampling"
-DECODE = "Device and kernels"
-
-
-def _taken(task: Task) -> str | None:
-    return None
-
-
-def _at_work(values: Mapping[str, Any], task: Task) -> str | None:
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """One field of a request.
-
-    `default` says where a value comes from that was not given: `PROFILE`, `NOT_GIVEN`, `THE_INPUTS` or `REQUIRED`. In a
-    profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
-    `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
-    beside the other values of a request; None where it does something. `option` says that the command line has an
-    option for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in
-    [run] itself, and `distilled` that a distilled model has settled it. `group` is the heading it stands under for a
-    reader.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    group: str
-    default: str = PROFILE
-    checkpoint: Callable[[ModelFacts], tuple[Any, str]] | None = None
-    refusal: Callable[[Task], str | None] = _taken
-    idle: Callable[[Mapping[str, Any], Task], str | None] = _at_work
-    option: bool = False
-    costs: bool = False
-    headline: bool = False
-    distilled: bool = False
-
-    def check(self, value: Any, task: Task) -> Any:
-        """The value as a `Request` holds it. Raises InputError."""
-        return self.kind.read(self.name, value, task)
-
-    def useless(self, values: Mapping[str, Any], task: Task) -> str | None:
-        """Why the field would change nothing in a request of these checked values; None if it does something."""
-        return self.refusal(task) or self.idle(values, task)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks that take it."""
-        return tuple(name for name, task in TASKS.items() if self.refusal(task) is None)
 
 
 def _stock_negative(model: ModelFacts) -> tuple[str, str]:
@@ -98,8 +38,20 @@ def _clip(task: Task) -> str | None:
     return None if task.source == "clip" else f"{task.title} has no input clip"
 
 
+def _cropped(task: Task) -> str | None:
+    return _clip(task) or ("actions have a rule of their own for it, by `canvas`" if acts(task) else None)
+
+
+def _chosen(task: Task) -> str | None:
+    return _clip(task) or (None if task.chooses_frames else f"{task.title} takes all of its clip")
+
+
 def _lasting(task: Task) -> str | None:
     return f"{task.result} has no duration" if task.single else None
+
+
+def _said_as_json(values: Mapping[str, Any], task: Task) -> str | None:
+    return "a JSON action prompt says it in keys" if acts(task) and values["action_prompt"] == JSON else None
 
 
 def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
@@ -115,6 +67,8 @@ def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
 
 
 def _no_template(values: Mapping[str, Any], task: Task) -> str | None:
+    if reason := _said_as_json(values, task):
+        return reason
     on = values["resolution_template"] or (values["duration_template"] and not task.single)
     return _unguided(values, task) or (None if on else "no template is on")
 
@@ -264,7 +218,7 @@ _ROWS = (
         group=INPUT,
         kind=kinds.INDICES,
         help="Latent frames that are taken from the clip.",
-        refusal=_clip,
+        refusal=_chosen,
     ),
     Field(
         name="condition_video_keep",
@@ -293,12 +247,21 @@ _ROWS = (
         kind=kinds.SWITCH,
         help="Add a sentence on duration and frame rate to a plain prompt.",
         refusal=_lasting,
+        idle=_said_as_json,
     ),
     Field(
-        name="resolution_template", group=TEXTS, kind=kinds.SWITCH, help="Add a sentence on the size to a plain prompt."
+        name="resolution_template",
+        group=TEXTS,
+        kind=kinds.SWITCH,
+        help="Add a sentence on the size to a plain prompt.",
+        idle=_said_as_json,
     ),
     Field(
-        name="json_metadata", group=TEXTS, kind=kinds.SWITCH, help="Add duration and size to a JSON prompt, as keys."
+        name="json_metadata",
+        group=TEXTS,
+        kind=kinds.SWITCH,
+        help="Add duration and size to a JSON prompt, as keys.",
+        idle=_said_as_json,
     ),
     Field(
         name="negative_metadata",
@@ -311,7 +274,7 @@ _ROWS = (
     Field(
         name="image_filter",
         group=INPUT,
-        kind=kinds.choice("bilinear", "lanczos"),
+        kind=kinds.FILTER,
         help="Filter that scales the input to the size.",
         refusal=_any_input,
     ),
@@ -320,7 +283,7 @@ _ROWS = (
         group=INPUT,
         kind=kinds.choice("crop", "stretch"),
         help="How a clip of another shape is made to fit.",
-        refusal=_clip,
+        refusal=_cropped,
     ),
     Field(
         name="video_fps",
@@ -337,7 +300,9 @@ _ROWS = (
         help="Tokens at which a text is cut; 0 is never.",
     ),
 )
-FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
+FIELDS: dict[str, Field] = {field.name: field for field in (*_ROWS, *action_fields.ROWS)}
+FILES = tuple(name for name, field in FIELDS.items() if field.kind in (kinds.PATH, action_kinds.ROWS))
+"""The fields that may name a file which is read."""
 
 
 def is_whole(given: Mapping[str, Any]) -> bool:
@@ -349,6 +314,6 @@ def understood(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
     but for a kind that has a use for it."""
     values = {name: kinds.plain(value) for name, value in given.items()}
-    paths = {name: path for name in INPUTS if (path := kinds.path_of(values.get(name))) is not None}
+    paths = {name: path for name in FILES if (path := kinds.path_of(values.get(name))) is not None}
     values |= paths
     return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}

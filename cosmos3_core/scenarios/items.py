@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
 from ..model.packing import Item
+from .action import layout_of
+from .domains import domains
 from .families import TASKS
 from .request import Request
 
@@ -20,4 +22,17 @@ def _vision(request: Request, config: TransformerConfig) -> Item:
     return Item("vision", shape, clean=request.clean_frames, fps=request.fps)
 
 
-_MAKERS = {"vision": _vision}
+def _action(request: Request, config: TransformerConfig) -> Item:
+    layout, domain = layout_of(request), 0 if request.domain is None else domains()[request.domain].id
+    return Item(
+        "action",
+        (layout.rows, config.action_dim),
+        clean=layout.clean,
+        fps=request.fps,
+        domain=domain,
+        start=layout.start,
+        used=request.action_width,
+    )
+
+
+_MAKERS = {"vision": _vision, "action": _action}

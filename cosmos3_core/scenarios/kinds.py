@@ -199,7 +199,7 @@ def task_named(value: Any) -> Any:
     return value
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """A list that was typed without its brackets, or in round ones: 0,1 is [0, 1]. Anything else as it is."""
     if isinstance(value, str):
         try:
@@ -253,11 +253,24 @@ def _frames(name: str, value: Any, task: Task) -> int:
     return frames
 
 
+BICUBIC, DIFFUSERS = "bicubic", "diffusers"
+FILTERS = ("bilinear", "lanczos")
+"""Of an input that fills the size; those above are of one on an action's canvas."""
+
+
+def _filter(name: str, value: Any, task: Task) -> str:
+    names = (BICUBIC, DIFFUSERS) if "action" in task.latents else FILTERS
+    if value not in names:
+        asked = f"{name} = {shown(value)} with task {task.name}"
+        raise InputError(asked, "there is no such choice", f"{name} is one of {', '.join(names)}", name)
+    return value
+
+
 TIMESTEP = number(0, 1000)
 
 
 def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
-    value = _listed(value)
+    value = listed(value)
     if value is None or (isinstance(value, list | tuple) and not value):
         return None
     if not isinstance(value, list | tuple) or len(value) != 2:
@@ -284,7 +297,7 @@ def _seed(name: str, value: Any, task: Task) -> int | str:
 
 
 def _indices(name: str, value: Any, task: Task) -> tuple[int, ...]:
-    value = _listed(value)
+    value = listed(value)
     if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
         found = "latent frames are numbered 0, 1, 2 ..."
         raise InputError(f"{name} = {shown(value)}", found, "Give a list such as [0, 1]")
@@ -311,6 +324,13 @@ def _pair(items: Mapping[str, Any]) -> dict[str, Any]:
 TEXT_SCHEMA = {"type": ["string", "object"], "maxLength": MAX_PROMPT_CHARS}
 SIDE_SCHEMA = {"type": "integer", "minimum": SMALLEST, "maximum": LARGEST, "multipleOf": SPATIAL_COMPRESSION}
 
+FILTER = Kind(
+    "choice",
+    f"{', '.join(FILTERS)}, or with actions {BICUBIC} or {DIFFUSERS}",
+    {"enum": [*FILTERS, BICUBIC, DIFFUSERS]},
+    str,
+    _filter,
+)
 TASK = Kind("choice", ", ".join(TASKS), {"enum": list(TASKS)}, str, _task)
 SWITCH = Kind("switch", "true or false", {"type": "boolean"}, bool, _switch)
 TEXT = Kind("text", f"text of up to {MAX_PROMPT_CHARS:,} characters", TEXT_SCHEMA, str, _text)

@@ -17,12 +17,15 @@ from typing import Any
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
 from ..spelling import shown
-from . import aliases, kinds
+from . import action, aliases, kinds
+from .action import acts
+from .action_kinds import Table
 from .captions import check_caption
 from .facts import ModelFacts
 from .families import INPUTS, TASKS
 from .faults import Faults
-from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .field import NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .fields import FIELDS
 from .task import Task
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
@@ -44,7 +47,9 @@ STANDS_IN = "not given; no plan depends on it"
 class Request:
     """One generation, fully resolved. Sizes in pixels, `fps` in frames per second, `shift` of the noise schedule,
     `guidance_interval` on the timestep scale of 0 to 1000 (None: every step), its ends "open" or "closed",
-    `condition_frame_indexes` latent frame indices, `tile` the VAE decode's tile in pixels (None: whole)."""
+    `condition_frame_indexes` latent frame indices, `tile` the VAE decode's tile in pixels (None: whole). The fields
+    from `domain` on are None where the task has no actions; `canvas` is in pixels, and `width` and `height` are then
+    those of the part of it that the input covers."""
 
     task: str
     prompt: str
@@ -75,10 +80,37 @@ class Request:
     video_fps: str
     max_text_tokens: int
     tile: int | None
+    domain: str | None
+    actions: str | Table | None
+    history: str | Table | None
+    state: str | Table | None
+    chunk: int | None
+    rollout: int | None
+    canvas: tuple[int, int] | None
+    view: str | None
+    view_detail: str | None
+    action_prompt: str | None
+    action_stats: str | None
+    action_normalization: str | None
+    pad_actions: bool | None
+    action_rows: tuple[int, int] | None
+    history_length: int | None
+    action_space: str | None
+    action_width: int | None
 
     @property
     def is_video(self) -> bool:
         return self.frames > 1
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """(width, height) of what the model is shown, which texts tell it: with actions the canvas."""
+        return self.canvas or (self.width, self.height)
+
+    @property
+    def other_tokens(self) -> int:
+        """Media tokens besides those of vision: one for each row of actions."""
+        return action.layout_of(self).rows if acts(TASKS[self.task]) else 0
 
     @property
     def clean_frames(self) -> tuple[int, ...]:
@@ -93,7 +125,8 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         """The request as `resolve` takes it: giving it back yields the same request."""
         values = asdict(self)
-        return values | {"size": f"{values.pop('width')}x{values.pop('height')}"}
+        canvas = self.canvas and f"{self.canvas[0]}x{self.canvas[1]}"
+        return values | {"size": f"{values.pop('width')}x{values.pop('height')}", "canvas": canvas}
 
 
 Tables = dict[str, dict[str, Any]]
@@ -106,17 +139,17 @@ def _tables() -> Tables:
 
 def read_defaults(text: str) -> Tables:
     """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. Raises
-    InputError unless for each task every profile has the default of every field that takes it from there, and no other
-    key."""
+    InputError unless for each task every profile has the default of every field of the task that takes it from there,
+    and no other key."""
     tables = tomllib.loads(text)
     for name, profile in tables["profile"].items():
         _inherit(tables, name, profile.pop("like", None))
-    wanted = {name for name, field in FIELDS.items() if field.default == PROFILE}
+    fields = {name: field for name, field in FIELDS.items() if field.default == PROFILE}
     for name, profile in itertools.product(TASKS, PROFILES):
         row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
         special = [row[variant] for variant in VARIANTS if variant in row]
-        missing = wanted - row.keys()
-        unknown = set(row).union(*special) - wanted - {"source", NO_GUIDANCE_UP_TO, *VARIANTS}
+        missing = {key for key, field in fields.items() if field.refusal(TASKS[name]) is None} - row.keys()
+        unknown = set(row).union(*special) - fields.keys() - {"source", NO_GUIDANCE_UP_TO, *VARIANTS}
         for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
             if keys:
                 asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
@@ -150,8 +183,11 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
     row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
     for name, field in FIELDS.items():
-        if field.default == NOT_GIVEN:
+        if field.refusal(TASKS[task]) is not None and name not in row:
             row[name], origin[name] = None, NOT_GIVEN
+        elif field.default == NOT_GIVEN:
+            found = field.checkpoint(model) if field.checkpoint else (None, NOT_GIVEN)
+            row[name], origin[name] = (None, NOT_GIVEN) if found[0] is None else found
         elif field.default == PROFILE and field.checkpoint and row[name] == CHECKPOINT:
             row[name], origin[name] = field.checkpoint(model)
     return row, origin
@@ -165,8 +201,8 @@ def check_profile(profile: str) -> None:
 
 def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
     """The task that the given fields call for: one that starts from the input given, and of those the one of a single
-    frame where one frame or a single frame's file is asked for; where nothing says, the one that the model was
-    `made_for`. Raises InputError for two inputs."""
+    frame where one frame or a single frame's file is asked for, or one with actions where something of these is given;
+    where nothing says, the one that the model was `made_for`. Raises InputError for two inputs."""
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
         raise InputError(
@@ -174,6 +210,9 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
         )
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
+    acting = any(given.get(name) is not None for name in action.SAYING) or (made_for and acts(TASKS[made_for]))
+    fitting = [task for task in fitting if acts(task) == bool(acting)] or fitting
+    fitting = sorted((task for task in fitting if _has(given, task.needs)), key=lambda task: -len(task.needs))
     if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
         return made_for
     frames = given.get("frames")
@@ -181,6 +220,10 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
         task.single and task.suffix == suffix for task in fitting
     )
     return next((task for task in fitting if task.single == single), fitting[0]).name
+
+
+def _has(given: Mapping[str, Any], names: tuple[str, ...]) -> bool:
+    return all(given.get(name) is not None for name in names)
 
 
 def check_keys(given: Mapping[str, Any]) -> None:
@@ -234,7 +277,7 @@ def _missing(given: Mapping[str, Any], task: Task) -> list[str]:
     """What a request of this task has to have and has not."""
     needed = [name for name, field in FIELDS.items() if field.default == REQUIRED]
     return [name for name in needed if name not in given] + [
-        name for name in INPUTS if name == task.input and given.get(name) is None
+        name for name in (*task.needs, *filter(None, [task.input])) if given.get(name) is None
     ]
 
 
@@ -267,7 +310,9 @@ def resolve(
     missing = dict.fromkeys(_missing(given, task), ANY)
     values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
-    values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
+    values = {name: None if value is None else FIELDS[name].check(value, task) for name, value in values.items()}
+    if acts(task):
+        action.derive(values, origin, given, partial)
     values, origin = _without_guidance(values, origin, profile)
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
@@ -322,6 +367,10 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
     if task.input and not partial and values.get(task.input) is None:
         missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
         faults.add(task.input, missing)
+    for name in () if partial else task.needs:
+        if values.get(name) is None:
+            missing = InputError(f"task {task.name}", f"there is no `{name}`", f"Add `{name}` FILE")
+            faults.add(name, missing)
     for name in INPUTS:
         with faults.of(name):
             if values.get(name) is not None and (reason := FIELDS[name].refusal(task)):
@@ -348,6 +397,6 @@ def _check_clean(request: Request) -> None:
             f"{frames} frames are {latent_frames} latent frames",
             f"Use indices from 0 to {latent_frames - 1}",
         )
-    if len(clean) == latent_frames:
+    if len(clean) == latent_frames and not acts(TASKS[request.task]):
         next_step = f"Ask for {frames + TEMPORAL_COMPRESSION} frames or more"
         raise InputError("every frame as conditioning", "there is nothing left to generate", next_step)

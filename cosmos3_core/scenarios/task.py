@@ -11,6 +11,9 @@ class Conditions(Protocol):
     """What of a request a task's clean frames follow from."""
 
     @property
+    def frames(self) -> int: ...
+
+    @property
     def condition_frame_indexes(self) -> tuple[int, ...]: ...
 
 
@@ -26,7 +29,8 @@ class Task:
     file, and `aspect` its aspect ratio where only a tier is given. `single` says that it has one frame. `input` is the
     field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip". `latents`
     names the modalities of the items that it asks the model for. `distilled` says that there are distilled models of
-    it. `clean` returns the latent frames that are taken from the input instead of noise, ascending.
+    it. `needs` are fields besides the prompt and the input that it has to be given. `clean` returns the latent frames
+    that are taken from the input instead of noise, ascending; with `chooses_frames` a request says which.
     """
 
     name: str
@@ -39,4 +43,6 @@ class Task:
     input: str | None = None
     source: str | None = None
     distilled: bool = False
+    needs: tuple[str, ...] = ()
+    chooses_frames: bool = False
     clean: Callable[[Conditions], tuple[int, ...]] = _none

@@ -19,12 +19,14 @@ from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..plan.survey import described_device
 from ..scenarios import request as requests
+from ..scenarios.action import acts
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.faults import about
 from ..scenarios.fields import is_whole, understood
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
 from ..spelling import shown
+from .actions import check_width, found_in_files
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -127,7 +129,10 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     sized = {key: value for key, value in given.items() if not (auto and key == "size")}
     task = requests.check(sized, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
     model = ground.model if ground else _opened(wish)
-    if auto:
+    found = found_in_files(given, task, wish, model, _source_size) if acts(task) else None
+    if found:
+        sized |= found.given
+    elif auto:
         size = _auto_size(given, task, wish, model)
         sized["size"] = size.size
     request, origin = requests.resolve(
@@ -139,7 +144,10 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         partial=wish.partial,
         whole=is_whole(wish.given),
     )
-    if auto:
+    if found:
+        origin |= found.origin
+        check_width(request, model)
+    elif auto:
         origin |= {"size": size.origin}
     ground = ground or _planned(wish, model, on)
     plan, device = ground.plan, ground.plan.device
@@ -196,14 +204,18 @@ def _auto_size(given: Mapping[str, Any], task: Task, wish: Wish, model: Model) -
     if not isinstance(name, str):
         found = "it follows from a picture or clip, and this run starts from none"
         raise InputError(f"size {shown(given['size'])}", found, FORMS, "size")
-    if said := SAID.fullmatch(name):
-        source = int(said[1]), int(said[2])
-    else:
-        frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
-        source = frames.shape[2], frames.shape[1]
+    source = _source_size(name, task)
     usual = parse_size(requests.defaults(task.name, wish.profile, model.facts)[0]["size"], task.aspect)
     width, height = auto_size(given["size"], source, usual)
     return _Auto(f"{width}x{height}", f"{given['size']}: nearest to the input's {source[0]}x{source[1]}")
+
+
+def _source_size(name: str, task: Task) -> tuple[int, int]:
+    """(width, height) of a picture or clip. Raises InputError for one that cannot be read."""
+    if said := SAID.fullmatch(name):
+        return int(said[1]), int(said[2])
+    frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
+    return frames.shape[2], frames.shape[1]
 
 
 def _guided_steps(request: requests.Request, model: Model, described: bool) -> int:
@@ -233,4 +245,5 @@ def _job(request: requests.Request, origin: dict[str, str], model: Model, guided
         negative_tokens=STOCK_NEGATIVE_TOKENS if stock else SHORT_NEGATIVE_TOKENS,
         input_frames=request.conditioning_pixel_frames,
         tile=request.tile,
+        other_tokens=request.other_tokens,
     )

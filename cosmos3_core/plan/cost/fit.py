@@ -34,7 +34,8 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
-    frames are encoded first; `tile` is the decode's, in pixels (None: whole)."""
+    frames are encoded first; `tile` is the decode's, in pixels (None: whole); `other_tokens` are those of other media
+    than vision."""
 
     width: int
     height: int
@@ -46,6 +47,7 @@ class Job:
     negative_tokens: int
     input_frames: int = 0
     tile: int | None = None
+    other_tokens: int = 0
 
     @property
     def texts(self) -> tuple[int, ...]:
