@@ -67,6 +67,7 @@ class Result(Preview):
 
     def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any]):
         super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
+        self._actions = run.actions() if run.request.predicts_actions else None
         self._request, self._embedded = run.request, embedded
         self._manifest = as_json(run.manifest())
         self._latents = {name: plain(tensor) for name, tensor in run.latents().items()}
@@ -82,6 +83,12 @@ class Result(Preview):
         """A copy of the final latents of the picture or clip: fp32 [C, T, h, w] on the host, h and w in 16 pixels, T in
         4 frames after the first."""
         return plain(self._latents["final.vision"])
+
+    @property
+    def actions(self) -> np.ndarray | None:
+        """A copy of the actions that were predicted: fp64 [T, D], one row for each, in the units of `action_stats`,
+        else in the model's. None where the task predicts none. `manifest["actions"]` says what a row is."""
+        return None if self._actions is None else self._actions[0].copy()
 
     @property
     def noise(self) -> Tensor:
@@ -136,8 +143,15 @@ class Result(Preview):
 
     def _write(self, paths: Paths) -> None:
         """The files, whose names are this thread's own."""
+        actions = self._actions
         outputs.write(
-            paths, lambda: self.numpy, self._request, self._embedded, lambda: self._manifest, lambda: self._latents
+            paths,
+            lambda: self.numpy,
+            self._request,
+            self._embedded,
+            lambda: self._manifest,
+            lambda: self._latents,
+            actions and (lambda: actions),
         )
 
 

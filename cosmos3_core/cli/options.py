@@ -229,22 +229,23 @@ class WithFields(Command):
 @cache
 def _of_fields(costs: bool) -> tuple[click.Option, ...]:
     from ..scenarios.field import THE_INPUTS
-    from ..scenarios.fields import FIELDS
-    from ..scenarios.kinds import PATH
+    from ..scenarios.fields import FIELDS, FILES
+    from ..scenarios.kinds import SWITCH
 
     options = []
     for name, field in FIELDS.items():
         if field.option and (field.costs or not costs):
             default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
-            is_path = field.kind is PATH
+            is_path = name in FILES
             choices = _sizes if name == "size" else partial(tuple, field.kind.schema.get("enum", ()))
+            switch = {"is_flag": True, "default": None} if field.kind is SWITCH else {"type": field.kind.type}
             made = Option(
                 [flag(name)],
                 heading=field.group,
-                type=field.kind.type,
                 metavar="PATH" if is_path else None,
                 shell_complete=files if is_path else one_of(choices),
                 help=f"{field.help}{default}",
+                **switch,
             )
             options.append(made)
     whose = f"Whose defaults: {', '.join(profiles())}.  [default: {profiles()[0]}]"

@@ -81,6 +81,17 @@ class Options:
     seed: int | None
     negative_prompt: str | None
     tile: int | None
+    domain: str | None
+    actions: str | None
+    history: str | None
+    state: str | None
+    chunk: int | None
+    rollout: int | None
+    canvas: str | None
+    view: str | None
+    action_stats: str | None
+    pad_actions: bool | None
+    action_rows: str | None
     fields: dict[str, Any]
     request: str | None
     profile: str | None

@@ -350,9 +350,9 @@ class Engine:
 
     def finish(self, state: State, modality: str = "vision") -> Iterator[Tensor]:
         """Decode what the generation has of a modality, on the host, in pieces as they are ready: of vision uint8
-        [F, H, W, 3], of actions fp32 [T, D]. Raises InputError before the last step or for what the generation has not, RunError for latents
-        that are not finite, which would decode to a black or grey picture, and Cancelled if the state's watch says so;
-        the state is as it was."""
+        [F, H, W, 3], of actions fp32 [T, D]. Raises InputError before the last step or for what the generation has not,
+        RunError for latents that are not finite, which would decode to a black or grey picture, and Cancelled if the
+        state's watch says so; the state is as it was."""
         self._check_state(state, "finishing")
         if modality not in (has := [item.modality for item in state.items]):
             found = f"the generation has {' and '.join(has)}"

@@ -11,21 +11,24 @@ import stat
 from pathlib import Path
 
 from ..contract import InputError
-from . import images, video
+from . import action_tables, images, video
 from .atomic import check_writable, mode_at
 
 
-def check_output(path: Path, clip: bool, *, overwrite: bool = True) -> None:
-    """Raises InputError if a clip (`clip`) or a picture cannot be written to `path`: wrong suffix, a folder or device
-    in its place, a file unless it may `overwrite` one, a missing or unwritable folder, or no H.264 encoder. Costs
-    nothing next to loading weights."""
+def check_output(path: Path, clip: bool, *, actions: bool = False, overwrite: bool = True) -> None:
+    """Raises InputError if a clip (`clip`) or a picture cannot be written to `path`, or where the run makes `actions` a
+    table of these alone: wrong suffix, a folder or device in its place, a file unless it may `overwrite` one, a missing
+    or unwritable folder, or no H.264 encoder. Costs nothing next to loading weights."""
     asked = f"writing {path}"
     kind, suffix = ("clip", video.VIDEO_SUFFIX) if clip else ("picture", images.IMAGE_SUFFIX)
     another = "Choose another `output`"
     if stat.S_ISDIR(mode_at(path, another)):
         raise InputError(asked, "it is a folder", f"Pass a file name, such as `output` {path / 'out'}{suffix}")
+    if actions and path.suffix.lower() in action_tables.SUFFIXES:
+        return check_writable(path, another, overwrite=overwrite)
     if path.suffix.lower() != suffix:
         found = f"this run makes a {kind}, which is written as {suffix}"
+        found += f", and actions, which alone are {' or '.join(action_tables.SUFFIXES)}" if actions else ""
         raise InputError(asked, found, f"Pass `output` {path.with_suffix(suffix)}")
     check_writable(path, another, overwrite=overwrite)
     if clip:
@@ -46,4 +49,5 @@ def read_metadata(path: Path) -> dict[str, str]:
 
     Raises InputError if the file cannot be read as what its suffix says.
     """
-    return (images if path.suffix.lower() == images.IMAGE_SUFFIX else video).read_metadata(path)
+    reader = {images.IMAGE_SUFFIX: images, action_tables.SUFFIXES[1]: action_tables}.get(path.suffix.lower(), video)
+    return reader.read_metadata(path)

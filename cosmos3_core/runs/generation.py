@@ -231,6 +231,17 @@ class Generation:
                 return
             yield from group.numpy()
 
+    def actions(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """The actions that were predicted, fp64 [T, D] in the robot's units, and what one is."""
+        import torch
+
+        io = self.inputs.actions
+        if io is None:
+            raise InputError(f"the actions of task {self.request.task}", "it has none", "Ask for its frames")
+        with self._at_work():
+            latent = torch.cat(list(self.engine.finish(self.begun, "action")))
+        return io.predicted(latent), io.to_json()
+
     def manifest(self) -> dict[str, Any]:
         """What was done so far."""
         return manifests.complete(self.resolved, self.engine, self.inputs, self.begun, self.seconds)
@@ -238,7 +249,7 @@ class Generation:
     def write(self, paths: Paths, frames: Callable[[], Iterable[np.ndarray]]) -> None:
         """Write the frames, uint8 [H, W, 3], as they come; they are asked for again where they have to go elsewhere.
         What was known before the first of them goes into the file. Raises as `outputs.write`."""
-        write(paths, frames, self.request, self.manifest(), self.manifest, self.latents)
+        write(paths, frames, self.request, self.manifest(), self.manifest, self.latents, self.actions)
 
     def latents(self) -> dict[str, Tensor]:
         """The initial noise and the latents as they are, on the host, by name: what `read_noise` reads."""
@@ -326,6 +337,7 @@ def prepare(
     if latents:
         resolved |= {"latents": asdict(latents)} | ({} if draws_more(settled) else manifests.seedless(resolved))
     resolved |= {"inputs": {**texts, **inputs.facts}}
+    resolved |= {"actions": inputs.actions.to_json()} if inputs.actions else {}
     resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
     return Generation(
         engine=engine,

@@ -37,6 +37,8 @@ def now() -> str:
 def resolved(settled: Settled, named: str) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `named` says why this backend, where it
     was not chosen here."""
+    from ..scenarios.items import items_of
+
     model, request, plan, execution = settled.model, settled.request, settled.plan, settled.execution
     profile = settled.wish.profile
     towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
@@ -54,7 +56,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
         "plan": plan.to_json(settled.execution.tokens)
         | {
             "backend_why": settled.why or named,
-            "latents": {"vision": [model.config.latent_channel, *execution.latent]},
+            "latents": {item.modality: list(item.shape) for item in items_of(request, model.config)},
             "guidance": execution.guidance,
             "execution": asdict(execution),
             "solver_dtype": "float32",
@@ -121,6 +123,8 @@ def read_manifest(name: str, asked: str = "") -> dict[str, Any]:
         manifest = parse_json(text)
     except ValueError:
         manifest = None
+    if isinstance(manifest, dict) and "actions" in manifest and isinstance(manifest.get(KEY), dict):
+        manifest = manifest[KEY]  # of a table of actions, which carries one as a clip does
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
         raise InputError(asked, "what it carries is no cosmos3 manifest", next_step)
     return manifest

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..contract import InputError, RunError
+from ..files.action_tables import SUFFIXES, write_actions
 from ..files.atomic import Unwritable, alone, atomic, check_writable, elsewhere, free, mode_at
 from ..files.images import write_image
 from ..files.locks import sweep
 from ..files.outputs import check_output
 from ..files.video import write_video
+from ..scenarios.fields import FILES
 from . import manifest as manifests
 from . import saved, sealed
 
@@ -32,13 +34,14 @@ MANIFEST = ".json"
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run writes: its picture or clip, the manifest beside it, and its latents if they are asked for; and
-    whether it may `overwrite` what is there."""
+    """Where a run writes: its picture or clip, the manifest beside it, its latents if they are asked for, and tables of
+    the actions that it predicts, if any; and whether it may `overwrite` what is there."""
 
     output: Path
     manifest: Path
     latents: Path | None = None
     overwrite: bool = False
+    tables: tuple[Path, ...] = ()
 
     @property
     def state(self) -> Path:
@@ -48,7 +51,12 @@ class Paths:
     @property
     def written(self) -> tuple[Path, ...]:
         """What a whole run leaves."""
-        return tuple(filter(None, (self.output, self.manifest, self.latents)))
+        return tuple(filter(None, (self.output, self.manifest, self.latents, *self.tables)))
+
+    @property
+    def only_actions(self) -> bool:
+        """Whether the output is a table of actions, and nothing is decoded to be looked at."""
+        return self.output.suffix.lower() in SUFFIXES
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -75,17 +83,27 @@ def checked_paths(
     `overwrite`, and for a name that is taken by another of its files, by one that it `read` or by one of its `model`,
     under whatever name. What dead runs left in these folders goes."""
     output = Path(output)
-    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), Path(latents) if latents else None, overwrite)
+    tables = _tables(output) if request.predicts_actions else ()
+    paths = Paths(
+        output, Path(manifest or f"{output}{MANIFEST}"), Path(latents) if latents else None, overwrite, tables
+    )
     for path in (*paths.written, saved.numbered(paths.state, 9999)):  # the longest that a stop would choose
         mode_at(path, "Choose another name" if path in (paths.manifest, paths.latents) else "Choose another `output`")
     for folder in {path.parent for path in paths.written}:
         sweep(folder)
-    inputs = [name for name in (request.image, request.video, *read) if name]
+    inputs = [name for name in (*(getattr(request, name) for name in FILES), *read) if isinstance(name, str)]
     _check_apart(paths, inputs, model)
-    check_output(output, clip=request.is_video, overwrite=overwrite)
+    check_output(output, clip=request.is_video, actions=request.predicts_actions, overwrite=overwrite)
     for path in paths.written:
         check_writable(path, overwrite=overwrite)
     return paths
+
+
+def _tables(output: Path) -> tuple[Path, ...]:
+    """Where the actions go beside an output that shows them; one of their own files has them itself."""
+    if output.suffix.lower() in SUFFIXES:
+        return ()
+    return tuple(output.with_name(f"{output.stem}.actions{suffix}") for suffix in SUFFIXES)
 
 
 def _check_apart(paths: Paths, inputs: Iterable[str], model: str | None) -> None:
@@ -129,14 +147,22 @@ def write(
     embedded: dict[str, Any],
     manifest: Callable[[], dict[str, Any]],
     latents: Callable[[], dict[str, Tensor]],
+    actions: Callable[[], tuple[np.ndarray, dict[str, Any]]] | None = None,
 ) -> None:
     """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
-    knows the decode, and the `latents` if there is a path for them. What can no longer be written where it was to be
-    goes to another folder, and then Moved is raised at the end; Unwritable where no folder takes it."""
+    knows the decode, and the `actions` (rows, and what a row is) and `latents` if there are paths for them. What can no
+    longer be written where it was to be goes to another folder, and then Moved is raised at the end; Unwritable where
+    no folder takes it."""
     moved: list[Moved] = []
     inside = {manifests.KEY: json.dumps(saved.sealed(embedded))}
 
+    def table(path: Path, overwrite: bool) -> dict[str, Any]:
+        assert actions is not None
+        return write_actions(path, *actions(), inside, overwrite=overwrite)
+
     def media(path: Path, overwrite: bool) -> dict[str, Any]:
+        if paths.only_actions:
+            return table(path, overwrite)
         if request.is_video:
             return {"file": path.name} | vars(write_video(path, frames(), request.fps, inside, overwrite=overwrite))
         (frame,) = frames()
@@ -144,6 +170,8 @@ def write(
         return {"file": path.name, "frames": 1, "width": request.width, "height": request.height}
 
     written = _somewhere(paths.output, paths.overwrite, media, moved)
+    tables = [_somewhere(path, paths.overwrite, table, moved)["file"] for path in paths.tables]
+    written |= {"actions": tables} if tables else {}
     beside = saved.sealed(manifest() | {"output": written})
 
     def text(path: Path, overwrite: bool) -> None:

@@ -20,7 +20,8 @@ from ..contract import InputError
 from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text
 from ..files.sources import SAID
-from ..scenarios.families import INPUTS
+from ..scenarios.action_kinds import CHECKPOINT, NO_STATS
+from ..scenarios.fields import FILES
 from ..scenarios.foreign import convert
 from .sealed import SEAL, read_tensors, write_tensors
 
@@ -36,6 +37,8 @@ PLAN_OPTIONS = ("backend", "dtype", "kernels", "formats")
 """What a stopped run has settled of its plan."""
 STAYING = ("required",)
 """Options that a stopped run goes on with, where they are not given anew."""
+WORDS = (CHECKPOINT, NO_STATS)
+"""What a field says in the place of a file."""
 SCHEMA = 2
 """Of states and manifests. Version 0.1.0 wrote none, and no digests."""
 CHANGED = "Put the old one back, or add `changed` to take what is there now"
@@ -285,13 +288,16 @@ def given_digest(given: Sequence[Tensor | None]) -> str | None:
 
 def whole_paths(request: Request) -> dict[str, Any]:
     """The paths of a request's input files as whole ones, by field. What was handed over in memory has none."""
-    named = {name: getattr(request, name) for name in INPUTS}
-    return {name: path if not path or SAID.match(path) else os.path.abspath(path) for name, path in named.items()}
+    named = {name: getattr(request, name) for name in FILES}
+    return {
+        name: os.path.abspath(path) if isinstance(path, str) and not SAID.match(path) and path not in WORDS else path
+        for name, path in named.items()
+    }
 
 
 def _digests(facts: Mapping[str, Any]) -> dict[str, str]:
     """The SHA-256 of the files that a run starts from, by field, of the facts that a manifest has of its inputs."""
-    return {name: facts[name]["sha256"] for name in INPUTS if "sha256" in facts.get(name, {})}
+    return {name: facts[name]["sha256"] for name in FILES if "sha256" in facts.get(name, {})}
 
 
 def _source(value: Any) -> Source | None:
@@ -331,7 +337,7 @@ STATE = Table(
         "model": MODEL,
         "weights": Text(none=True),
         "options": Table(PLAN | {"required": NAMES}),
-        "inputs": Table(allowed=dict.fromkeys(INPUTS, SHA256)),
+        "inputs": Table(allowed=dict.fromkeys(FILES, SHA256)),
     }
 )
 NUMBERED = Table(

@@ -7,8 +7,7 @@ from typing import Any
 
 from . import action_kinds, kinds
 from .action import GIVEN, acts
-from .action_kinds import NO_STATS
-from .action_prompts import JSON, TEXT, VIEWS
+from .action_kinds import JSON, NO_STATS, TEXT, VIEWS
 from .domains import domains
 from .facts import ModelFacts
 from .field import NOT_GIVEN, SIZE, TEXTS, Field

@@ -27,6 +27,19 @@ THEIRS = {
     "piecewise_asinh_rot": "piecewise-asinh",
 }
 """NVIDIA's names of these."""
+VIEWS = {
+    "ego_view": "This video is captured from a first-person perspective looking at the scene.",
+    "third_person_view": "This video is captured from a third-person perspective looking towards the agent from the "
+    "front.",
+    "wrist_view": "This video is captured from a wrist-mounted camera.",
+    "concat_view": "This video contains concatenated views from multiple camera perspectives.",
+    "top_down_2d_view": "This video is captured from a top-down view of a flat 2D scene.",
+    "video_game_view": "This video is captured from an in-game camera perspective in a virtual environment.",
+}
+"""The framing sentence by view, word for word as NVIDIA's framework has it (viewpoint_utils.py); the last two are the
+framework's alone."""
+JSON, TEXT = "json", "text"
+"""How an action prompt is written."""
 CHECKPOINT, NO_STATS = "checkpoint", "none"
 """What `action_stats` says in the place of a file: the checkpoint's own statistics, or none."""
 
@@ -142,8 +155,8 @@ ROWS = Kind("table", "the path of a table, or its rows", ROWS_SCHEMA, str, _rows
 DOMAIN = Kind("choice", ", ".join(domains()), {"enum": list(domains())}, str, _domain)
 CANVAS = Kind(
     "canvas",
-    f"a tier, {', '.join(f'{tier}p' for tier in CANVAS_TIERS[:-1])} or {CANVAS_TIERS[-1]}p, or 320x256, in multiples of "
-    f"{SPATIAL_COMPRESSION}",
+    f"a tier, {', '.join(f'{tier}p' for tier in CANVAS_TIERS[:-1])} or {CANVAS_TIERS[-1]}p, or 320x256, in "
+    f"multiples of {SPATIAL_COMPRESSION}",
     SIZE.schema,
     str,
     _canvas,

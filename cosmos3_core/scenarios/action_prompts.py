@@ -1,7 +1,7 @@
 """The prompt of an action as the model was trained on it: a JSON caption that says where the camera is, what is done
 and for how long, at which size.
 
-docs/model.md, section 4.2; the sentences are those of NVIDIA's framework (viewpoint_utils.py), word for word.
+docs/model.md, section 4.2.
 """
 
 from __future__ import annotations
@@ -10,23 +10,12 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from .action_kinds import VIEWS
 from .sizes import TIERS
 
 if TYPE_CHECKING:
     from .request import Request
 
-VIEWS = {
-    "ego_view": "This video is captured from a first-person perspective looking at the scene.",
-    "third_person_view": "This video is captured from a third-person perspective looking towards the agent from the "
-    "front.",
-    "wrist_view": "This video is captured from a wrist-mounted camera.",
-    "concat_view": "This video contains concatenated views from multiple camera perspectives.",
-    "top_down_2d_view": "This video is captured from a top-down view of a flat 2D scene.",
-    "video_game_view": "This video is captured from an in-game camera perspective in a virtual environment.",
-}
-"""The framing sentence by view; the last two are the framework's alone."""
-JSON, TEXT = "json", "text"
-"""How an action prompt is written."""
 ENDS = (".", "!", "?")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import action_fields, action_kinds, kinds
 from .action import acts
-from .action_prompts import JSON
+from .action_kinds import JSON
 from .branches import NEGATIVE, branches_of
 from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import TASKS

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .action_prompts import JSON, action_text
+from .action_kinds import JSON
+from .action_prompts import action_text
 from .sizes import TIERS
 
 if TYPE_CHECKING:

@@ -108,6 +108,10 @@ class Request:
         return self.canvas or (self.width, self.height)
 
     @property
+    def predicts_actions(self) -> bool:
+        return acts(TASKS[self.task]) and self.task != action.GIVEN
+
+    @property
     def other_tokens(self) -> int:
         """Media tokens besides those of vision: one for each row of actions."""
         return action.layout_of(self).rows if acts(TASKS[self.task]) else 0
