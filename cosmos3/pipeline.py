@@ -231,10 +231,10 @@ class Pipeline(Answering):
         `prompt` is text or a caption as a dict. `n` outputs are made of each prompt, and seeds count on over all of
         them. `image`, `video` and `noise` are as for `start`, `on_step`, `progress` and `cancel` as for `Run.run`.
         `output` is a path to write the result to, which is checked before the first step, and whose suffix may say that
-        a picture is wanted; a file that is there is refused unless it may be `overwrite`n; a run that fails or is
-        cancelled is kept beside it, in OUTPUT.state.safetensors. `fields` are all others of docs/fields.md: size,
-        frames, steps, guidance, seed ... `anyway` runs what does not fit by the estimate. Every request is checked
-        before a weight is read. Raises InputError, RunError and Cancelled.
+        a picture is wanted; a file that is there is refused unless it may be `overwrite`n; a run is kept beside it, in
+        OUTPUT.state.safetensors, every minute and where it fails or is cancelled. `fields` are all others of
+        docs/fields.md: size, frames, steps, guidance, seed ... `anyway` runs what does not fit by the estimate. Every
+        request is checked before a weight is read. Raises InputError, RunError and Cancelled.
         """
         check_hooks(on_step, progress, cancel)
         many = isinstance(prompt, list | tuple)
@@ -403,20 +403,25 @@ class Pipeline(Answering):
             raise InputError(asked, found, "Load the same formats", "path")
 
     def _written(self, run: Run, output: str, overwrite: bool, make: Callable[[Run], Result]) -> Result:
-        """The result of a run, in its file; a run that does not get there is kept beside it."""
+        """The result of a run, in its file; what was computed is kept beside it now and then, and where it does not get
+        there."""
         ready = run._generation
         with about("output"):
             paths = outputs.checked_paths(output, ready.request, model=self.model, overwrite=overwrite)
+        keeper = Keeper(ready, paths.state)
+        run._between_steps = keeper.between_steps
         with paths.alone():
             try:
                 result = make(run)
                 result._write(paths)
+                keeper.discard()
                 return result
             except Moved:
+                keeper.discard()
                 raise
             except BaseException as error:
                 try:
-                    if ready.state and (kept := Keeper(ready, paths.state).keep()):
+                    if ready.state and (kept := keeper.keep()):
                         done = f"{run.index} of {run.steps} steps are"
                         error.add_note(f"{done} kept; go on with pipe.resume({str(kept)!r})")
                 except RunError as second:  # the first error is the cause

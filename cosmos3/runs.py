@@ -46,6 +46,7 @@ class Run(Answering):
         self._result: Result | None = None
         self._lock = Lock()
         self._saved: dict[str, tuple[int, ...]] = {}
+        self._between_steps: Callable[[], object] = lambda: None
 
     @property
     def index(self) -> int:
@@ -163,6 +164,7 @@ class Run(Answering):
         check_hooks(on_step, progress, cancel)
         with self._watched(progress, cancel):
             while self._take():
+                self._between_steps()
                 if on_step is not None:
                     on_step(self)
             return self.finish(progress=progress, cancel=cancel)

@@ -8,10 +8,12 @@ import importlib
 import inspect
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,7 @@ from cosmos3_core.files.outputs import read_metadata
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.plan.own import PROTOCOLS, with_own
 from cosmos3_core.reference import BACKEND, build_ops, ops
+from cosmos3_core.runs import keeping
 from cosmos3_core.runs.generation import Generation
 from cosmos3_core.scenarios.fields import FIELDS
 
@@ -359,6 +362,23 @@ def test_an_output_that_was_named_keeps_what_was_computed(pipe):
     assert [path.name for path in Path().iterdir()] == ["cup.mp4.state.safetensors"]
     result = pipe("a cup", output="cup.png", **SMALL)  # a picture, by its suffix
     assert result.request["task"] == "t2i" and cosmos3.show("cup.png")["request"] == result.request
+
+
+def test_an_output_that_was_named_is_kept_while_it_is_made(pipe, monkeypatch):
+    """A process that is killed loses little; what was kept goes with the result."""
+    monkeypatch.setattr(keeping, "EVERY", 0.0)
+    seen = []
+
+    def look(run):
+        deadline = time.monotonic() + 60
+        while not os.path.exists("cup.png.state.safetensors") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if run.index == 2:
+            seen.append(pipe.resume("cup.png.state.safetensors"))
+
+    result = pipe("a cup", output="cup.png", on_step=look, **SMALL | {"steps": 3})
+    assert sorted(os.listdir()) == ["cup.png", "cup.png.json"]
+    assert seen[0].index in (1, 2) and torch.equal(seen[0].run().latents, result.latents)
 
 
 def test_what_on_step_raises_comes_through_with_its_run(pipe, picture):

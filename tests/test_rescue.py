@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -239,6 +240,26 @@ def test_what_dead_runs_left_goes_and_what_is_alive_stays(run):
     locks.sweep(Path("nowhere"))
     assert run("a cup", *SMALL, "-o", "cup.png")[0] == 0
     assert sorted(os.listdir()) == sorted([*own, "cup.png", "cup.png.json"])
+
+
+def test_a_dead_measurements_folder_goes_with_the_next_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import sys; from cosmos3_core.files.locks import workspace\n"
+        "with workspace() as folder:\n"
+        "    (folder / 'job').mkdir(); (folder / 'job' / 'a').touch(); print(flush=True); sys.stdin.read()"
+    )
+    here = {"env": os.environ | {"TMPDIR": str(tmp_path)}, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **here) as process:
+        process.stdout.readline()
+        (other,) = os.listdir(tmp_path)
+        with locks.workspace() as folder:
+            assert sorted(os.listdir(tmp_path)) == sorted([other, folder.name])
+        assert os.listdir(tmp_path) == [other]
+        process.kill()
+    with locks.workspace() as folder:
+        assert os.listdir(tmp_path) == [folder.name] and folder.stat().st_mode & 0o77 == 0
+    assert os.listdir(tmp_path) == []
 
 
 # --- what becomes impossible -----------------------------------------------------------------------------------------
