@@ -17,6 +17,7 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.cli.options import HEADINGS, flag
 from cosmos3_core.contract import InputError
 from cosmos3_core.scenarios.capabilities import capabilities
+from cosmos3_core.scenarios.domains import domains
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.request import PROFILES, Request, resolve
@@ -42,7 +43,20 @@ def test_it_lists_every_task_field_size_and_format(told):
     assert found["tasks"]["v2v"]["input"] == "video" and found["tasks"]["t2i"]["single_frame"] is True
     assert found["sizes"]["tiers"]["720"]["16:9"] == "1280x720" and found["frames"]["step"] == 4
     assert found["dtypes"]["checkpoint"] == "bfloat16" and "fp8" in found["formats"]["names"]
-    assert found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v"] and found["fields"]["prompt"]["required"] is True
+    assert found["fields"]["fps"]["tasks"] == [name for name in TASKS if name != "t2i"]
+    assert found["fields"]["prompt"]["required"] is True
+
+
+def takes(task) -> tuple[str, ...]:
+    """The filters of a task's input."""
+    return ("bicubic", "diffusers") if "action" in task.latents else ("bilinear", "lanczos")
+
+
+def whole(task: str) -> dict:
+    """The least that a task has to be given."""
+    row = TASKS[task]
+    acting = {"domain": "droid_lerobot"} if "action" in row.latents else {}
+    return {"task": task, "prompt": "a cup"} | acting | {name: "a" for name in (row.input, *row.needs) if name}
 
 
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", DISTILLED])
@@ -51,10 +65,19 @@ def test_every_choice_that_is_listed_is_taken(model):
     found = capabilities(facts, PROFILES[0])
     assert found["fields"]["task"]["schema"]["enum"] == list(found["tasks"])
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        given = whole(task)
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
                 beside = {"interval_ends": {"guidance_interval": [1, 9]}, "system_prompt_text": {"system_prompt": True}}
+                beside |= {"action_normalization": {"action_stats": "a"}}
+                if "action" in TASKS[task].latents:  # without guidance, if nothing else is said
+                    beside["interval_ends"] |= {"guidance": 2.0}
+                    beside["negative_metadata"] = {"guidance": 2.0, "action_prompt": "text"}
+                    beside["action_space"] = {"domain": next((d.name for d in domains().values() if choice in d.spaces), "av")}
+                    if name == "domain" and domains()[choice].channels() is None:
+                        beside["domain"] = {"action_width": 7}
+                if name == "image_filter" and choice not in takes(TASKS[task]):
+                    continue
                 if name != "task":
                     resolve(given | beside.get(name, {}) | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
 
@@ -65,10 +88,11 @@ def test_a_default_is_what_a_run_fills_in(model, profile):
     facts = describe(model).facts
     found = capabilities(facts, profile)
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        given = whole(task)
         request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)
         filled = json.loads(json.dumps(request.to_json()))
-        for name in found["fields"].keys() - given.keys():
+        by_input = {"canvas", "size"} if "action" in TASKS[task].latents else set()
+        for name in found["fields"].keys() - given.keys() - by_input:
             default = found["fields"][name]["defaults"].get(task, {"value": None, "source": "no task of its own"})
             if default["value"] == "random":
                 assert (name, filled[name]) == ("seed", 7)

@@ -29,6 +29,7 @@ class Numbers:
     frames: int = 1
     guidance: float = 4.0
     tile: int | None = None
+    other_tokens: int = 0
 
 
 def of(tuning: Tuning | None = None, format: str = "none", **numbers) -> Execution:

@@ -82,6 +82,7 @@ PUBLIC = {
     "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin)",
     "Preview": {"images": "", "numpy": "", "save": "(path, *, overwrite=False)", "tensor": ""},
     "Result": {
+        "actions": "",
         "fps": "",
         "images": "",
         "latents": "",
@@ -737,7 +738,7 @@ def test_an_attribute_of_another_library_is_answered(pipe, picture):
         (pipe, "scheduler"): "Here it is `schedule`",
         (pipe, "frames"): "It is an argument of a call",
         (pipe, "vae"): "It has backend, close,",
-        (picture, "frames"): "It has fps, images,",
+        (picture, "frames"): "It has actions, fps, images,",
         (picture, "image"): "Did you mean images?",
         (pipe.start("a cup", **PICTURE), "result"): "It has done, finish,",
     }

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ..contract import RunError
-from .actions import read_rows
 from .atomic import atomic
 from .frames import read_back_error
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUFFIXES = (".json", ".safetensors")
 
@@ -28,6 +28,10 @@ def write_actions(
     """Write values, [T, D], to a file of one of `SUFFIXES`; `about` says what a row is and `metadata` are texts for the
     file. Returns what a manifest says of the file. Raises RunError for values that are not finite and for a file that
     does not read back."""
+    import numpy as np
+
+    from .actions import read_rows
+
     if not np.isfinite(values).all():
         found = "the actions hold NaN or infinity"
         raise RunError(f"writing {path}", found, "Check `action_stats`, and the weights")

@@ -14,6 +14,8 @@ from ..bounds import parse_json
 from ..contract import InputError
 from ..files.checkout import build_version
 from ..files.outputs import read_metadata
+from ..scenarios.action import acts, layout_of
+from ..scenarios.families import TASKS
 from ..scenarios.request import profile_source
 from . import saved
 from .memory import peak_device_memory, peak_host_memory
@@ -37,8 +39,6 @@ def now() -> str:
 def resolved(settled: Settled, named: str) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `named` says why this backend, where it
     was not chosen here."""
-    from ..scenarios.items import items_of
-
     model, request, plan, execution = settled.model, settled.request, settled.plan, settled.execution
     profile = settled.wish.profile
     towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
@@ -56,7 +56,8 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
         "plan": plan.to_json(settled.execution.tokens)
         | {
             "backend_why": settled.why or named,
-            "latents": {item.modality: list(item.shape) for item in items_of(request, model.config)},
+            "latents": {"vision": [model.config.latent_channel, *execution.latent]}
+            | ({"action": [layout_of(request).rows, model.config.action_dim]} if acts(TASKS[request.task]) else {}),
             "guidance": execution.guidance,
             "execution": asdict(execution),
             "solver_dtype": "float32",

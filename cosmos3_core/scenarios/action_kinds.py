@@ -62,9 +62,17 @@ def _rows(name: str, value: Any, task: Task) -> str | Table | None:
         raise InputError(f"`{name}` of {len(rows):,} rows", found, "Save it as .npy and give its path", name)
     for at, row in enumerate(rows):
         for channel, number in enumerate(row):
-            if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+            if not _finite(number):
                 raise _no_table(name, value, f"row {at}, channel {channel} is {shown(number)}")
     return tuple(tuple(float(number) for number in row) for row in rows)
+
+
+def _finite(number: Any) -> bool:
+    """Whether it is a number that a float holds."""
+    try:
+        return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def _no_table(name: str, value: Any, found: str) -> InputError:
@@ -90,7 +98,7 @@ def _canvas(name: str, value: Any, task: Task) -> tuple[int, int] | str | None:
     if isinstance(value, str) and (auto := AUTO.fullmatch(value)):
         if auto[1] not in CANVAS_TIERS:
             tiers = " or ".join(f"{tier}p" for tier in CANVAS_TIERS)
-            found = f"canvases have no tier {auto[1]}p" if auto[1] else "it has no tier"
+            found = f"canvases have no tier {auto[1][:9]}p" if auto[1] else "it has no tier"
             raise InputError(f"{name} = {shown(value)}", found, f"Give {tiers}", name)
         return value
     return None if value is None else SIZE.read(name, value, task)

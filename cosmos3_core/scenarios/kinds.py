@@ -260,7 +260,7 @@ FILTERS = ("bilinear", "lanczos")
 
 def _filter(name: str, value: Any, task: Task) -> str:
     names = (BICUBIC, DIFFUSERS) if "action" in task.latents else FILTERS
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         asked = f"{name} = {shown(value)} with task {task.name}"
         raise InputError(asked, "there is no such choice", f"{name} is one of {', '.join(names)}", name)
     return value

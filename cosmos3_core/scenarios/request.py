@@ -146,6 +146,10 @@ def read_defaults(text: str) -> Tables:
     InputError unless for each task every profile has the default of every field of the task that takes it from there,
     and no other key."""
     tables = tomllib.loads(text)
+    for name in TASKS:
+        if like := tables.get(name, {}).pop("like", None):
+            own = tables[name]
+            tables[name] = {profile: row | own.get(profile, {}) for profile, row in tables[like].items()}
     for name, profile in tables["profile"].items():
         _inherit(tables, name, profile.pop("like", None))
     fields = {name: field for name, field in FIELDS.items() if field.default == PROFILE}
@@ -187,7 +191,7 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
     row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
     for name, field in FIELDS.items():
-        if field.refusal(TASKS[task]) is not None and name not in row:
+        if name not in row and field.refusal(TASKS[task]) is not None:
             row[name], origin[name] = None, NOT_GIVEN
         elif field.default == NOT_GIVEN:
             found = field.checkpoint(model) if field.checkpoint else (None, NOT_GIVEN)
@@ -265,6 +269,8 @@ def check(
     for key, value in given.items():
         with faults.of(key):
             _check_key(key)
+            if value is None and FIELDS[key].refusal(task):  # as a whole request has it
+                continue
             values[key] = FIELDS[key].check(value, task)
             if FIELDS[key].kind in (kinds.PROMPT, kinds.TEXT):
                 check_caption(values[key], f"{key.replace('_', ' ')} {values[key][:40]!r}")
@@ -314,7 +320,8 @@ def resolve(
     missing = dict.fromkeys(_missing(given, task), ANY)
     values = {**values, **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
-    values = {name: None if value is None else FIELDS[name].check(value, task) for name, value in values.items()}
+    taken = {name for name, value in values.items() if value is not None or not FIELDS[name].refusal(task)}
+    values |= {name: FIELDS[name].check(values[name], task) for name in taken}
     if acts(task):
         action.derive(values, origin, given, partial)
     values, origin = _without_guidance(values, origin, profile)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.model import Model
 from ..contract import InputError
-from ..files.actions import read_rows
 from ..scenarios import request as requests
 from ..scenarios.action import shown_size
 from ..scenarios.action_kinds import canvas_for
@@ -60,6 +59,8 @@ def _history(found: Found, given: Mapping[str, Any]) -> None:
     if not isinstance(name, str) or given.get("history_length") is not None:
         return
     if isinstance(FIELDS["history"].check(name, requests.TASKS["policy"]), str):
+        from ..files.actions import read_rows  # and numpy, which a plan mostly does without
+
         with about("history"):
             found.given["history_length"] = len(read_rows(Path(name), f"`history` {name}").values)
         found.origin["history_length"] = "the rows of history"
