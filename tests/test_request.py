@@ -306,7 +306,7 @@ def test_a_request_given_back_is_the_same_request(task, profile, variant):
     if "action" in TASKS[task].latents:
         changes = [{}, {"prompt": '{"a": 1}', "size": "320x256", "canvas": "320x256", "tile": None, "fps": 10}]
         changes += [{"guidance": 2.0, "negative_prompt": "no"}, {"action_prompt": "text", "duration_template": False}]
-        changes += [{"state": [0.5] * 10, "history": [[0.1] * 10] * 3}, {"chunk": 8, "view": "wrist_view"}]
+        changes += [{"state": [0.5] * 10, "history": [[0.1] * 10] * 3}, {"chunk": 8}]
         changes += [{"domain": "libero", "action_width": 7}, {"action_stats": "stats.json"}]
     elif variant != "distilled":
         changes += [

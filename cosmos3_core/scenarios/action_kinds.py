@@ -91,7 +91,7 @@ def _domain(name: str, value: Any, task: Task) -> str | None:
     return found.name
 
 
-def _canvas(name: str, value: Any, task: Task) -> tuple[int, int] | str | None:
+def _canvas(name: str, value: Any, task: Task) -> tuple[int, int] | str:
     """A size, or "256p:auto" where the tier's canvas is that nearest to the input."""
     if isinstance(value, str) and (tier := re.fullmatch(r"\s*(\d+)p?\s*", value)):
         value = f"{tier[1]}p:auto"
@@ -101,7 +101,7 @@ def _canvas(name: str, value: Any, task: Task) -> tuple[int, int] | str | None:
             found = f"canvases have no tier {auto[1][:9]}p" if auto[1] else "it has no tier"
             raise InputError(f"{name} = {shown(value)}", found, f"Give {tiers}", name)
         return value
-    return None if value is None else SIZE.read(name, value, task)
+    return SIZE.read(name, value, task)
 
 
 def canvas_for(tier: str, source: tuple[int, int]) -> tuple[int, int]:
