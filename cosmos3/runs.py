@@ -51,13 +51,12 @@ class Run(Answering):
     @property
     def index(self) -> int:
         """How many steps are done."""
-        state, stopped = self._generation.state, self._generation.stopped
-        return state.index if state else stopped.numbers["index"] if stopped else 0
+        return self._generation.index
 
     @property
     def steps(self) -> int:
         """How many steps there are in all."""
-        return self._generation.request.steps
+        return self._generation.steps
 
     @property
     def done(self) -> bool:

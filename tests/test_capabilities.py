@@ -21,9 +21,41 @@ from cosmos3_core.scenarios.domains import domains
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.request import PROFILES, Request, resolve
+from cosmos3_core.scenarios.task import Task
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+BESIDE = {
+    "interval_ends": {"guidance_interval": [1, 9]},
+    "system_prompt_text": {"system_prompt": True},
+    "edge_preset": {"edge": "auto", "video": "a"},
+    "blur_preset": {"blur": "auto", "video": "a"},
+    "control_formula": {"control_guidance": 2},
+    "chunk_noise": {"frames": 200},
+    "action_normalization": {"action_stats": "a"},
+}
+"""What a field needs beside it to do something."""
 DISTILLED = "nvidia/Cosmos3-Super-Image2Video-4Step"
+
+
+def inputs_of(task: Task) -> dict[str, str]:
+    """The files that a request of this task has."""
+    acting = {"domain": "droid_lerobot"} if "action" in task.latents else {}
+    files = ["edge", "depth"] if "edge" in task.takes else [task.input, *task.needs]
+    return acting | {name: "a" for name in files if name}
+
+
+def beside(task: Task, name: str, choice: str) -> dict[str, Any]:
+    """What a field with this choice needs beside it to do something."""
+    found = BESIDE.get(name, {})
+    if "action" not in task.latents:
+        return found
+    if name in ("interval_ends", "negative_metadata"):  # actions have no guidance, if nothing is said of it
+        return found | {"guidance": 2.0} | ({"action_prompt": "text"} if name == "negative_metadata" else {})
+    if name == "action_space":
+        return {"domain": next((row.name for row in domains().values() if choice in row.spaces), "av")}
+    if name == "domain" and domains()[choice].channels() is None:
+        return {"action_width": 7}
+    return found
 
 
 @pytest.fixture
@@ -47,39 +79,24 @@ def test_it_lists_every_task_field_size_and_format(told):
     assert found["fields"]["prompt"]["required"] is True
 
 
-def takes(task) -> tuple[str, ...]:
-    """The filters of a task's input."""
-    return ("bicubic", "diffusers") if "action" in task.latents else ("bilinear", "lanczos")
-
-
-def whole(task: str) -> dict:
-    """The least that a task has to be given."""
-    row = TASKS[task]
-    acting = {"domain": "droid_lerobot"} if "action" in row.latents else {}
-    return {"task": task, "prompt": "a cup"} | acting | {name: "a" for name in (row.input, *row.needs) if name}
-
-
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", DISTILLED])
 def test_every_choice_that_is_listed_is_taken(model):
     facts = describe(model).facts
     found = capabilities(facts, PROFILES[0])
     assert found["fields"]["task"]["schema"]["enum"] == list(found["tasks"])
     for task in found["tasks"]:
-        given = whole(task)
+        given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
-                beside = {"interval_ends": {"guidance_interval": [1, 9]}, "system_prompt_text": {"system_prompt": True}}
-                beside |= {"action_normalization": {"action_stats": "a"}}
-                if "action" in TASKS[task].latents:  # without guidance, if nothing else is said
-                    beside["interval_ends"] |= {"guidance": 2.0}
-                    beside["negative_metadata"] = {"guidance": 2.0, "action_prompt": "text"}
-                    beside["action_space"] = {"domain": next((d.name for d in domains().values() if choice in d.spaces), "av")}
-                    if name == "domain" and domains()[choice].channels() is None:
-                        beside["domain"] = {"action_width": 7}
-                if name == "image_filter" and choice not in takes(TASKS[task]):
+                if name == "image_filter" and (choice in ("bicubic", "diffusers")) != ("action" in TASKS[task].latents):
                     continue
                 if name != "task":
-                    resolve(given | beside.get(name, {}) | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
+                    resolve(
+                        given | beside(TASKS[task], name, choice) | {name: choice},
+                        PROFILES[0],
+                        facts,
+                        pick_seed=lambda: 7,
+                    )
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -88,13 +105,15 @@ def test_a_default_is_what_a_run_fills_in(model, profile):
     facts = describe(model).facts
     found = capabilities(facts, profile)
     for task in found["tasks"]:
-        given = whole(task)
+        given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)
         filled = json.loads(json.dumps(request.to_json()))
         by_input = {"canvas", "size"} if "action" in TASKS[task].latents else set()
         for name in found["fields"].keys() - given.keys() - by_input:
             default = found["fields"][name]["defaults"].get(task, {"value": None, "source": "no task of its own"})
-            if default["value"] == "random":
+            if "auto" in str(default["value"]):
+                assert name in ("size", "frames", "fps")  # follows from the clip, which settle reads
+            elif default["value"] == "random":
                 assert (name, filled[name]) == ("seed", 7)
             elif default["value"] is not None:
                 assert (default["value"] or None, default["source"]) == (filled[name] or None, origin[name])
@@ -105,7 +124,8 @@ def test_a_distilled_model_has_two_tasks_and_fixed_fields(told):
     assert set(found["tasks"]) == {"t2i", "i2v"} and not found["fields"]["video"]["tasks"]
     fixed = {name for name, field in found["fields"].items() if field["fixed"]}
     of_negatives = {"negative_prompt", "negative_metadata"}
-    assert fixed == {"steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift"} | of_negatives
+    of_guidance = {"guidance", "guidance_interval", "interval_ends"}
+    assert fixed == {"steps", "schedule", "shift"} | of_guidance | of_negatives
     assert found["fields"]["steps"]["defaults"]["t2i"] == {"value": 4, "source": "checkpoint (its distilled sigmas)"}
 
 
@@ -234,7 +254,7 @@ def test_what_a_row_says_of_tasks_is_what_a_request_takes():
     other = {"fps": 12, "video_fit": "stretch", "image_filter": "lanczos", "duration_template": False}
     for name, value in (other | {"condition_video_keep": "last", "condition_frame_indexes": [0]}).items():
         for task in TASKS.values():
-            given = {"task": task.name, "prompt": "a cup", name: value} | ({task.input: "a"} if task.input else {})
+            given = {"task": task.name, "prompt": "a cup"} | inputs_of(task) | {name: value}
             if task.name in FIELDS[name].tasks:
                 assert resolve(given, "reference", facts, pick_seed=lambda: 0)[1][name] == "user"
             else:

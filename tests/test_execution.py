@@ -30,6 +30,8 @@ class Numbers:
     guidance: float = 4.0
     tile: int | None = None
     other_tokens: int = 0
+    control_guidance: float = 1.0
+    controls: tuple[str, ...] = ()
 
 
 def of(tuning: Tuning | None = None, format: str = "none", **numbers) -> Execution:

@@ -27,15 +27,15 @@ from cosmos3_core.scenarios.sizes import TIERS, check_size, parse_size
 
 TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
 VARIANTS = ("base", "edge", "distilled")
-INPUTS = {"i2v": {"image": "in.png"}, "v2v": {"video": "in.mp4"}}
+INPUTS = {"i2v": {"image": "in.png"}, "v2v": {"video": "in.mp4"}, "transfer": {"edge": "in.mp4", "depth": "in.png"}}
 ACTIONS = {"domain": "bridge_orig_lerobot"}
-INPUTS |= {name: INPUTS["i2v"] | ACTIONS for name in ("policy", "forward-dynamics")}
-INPUTS |= {name: INPUTS["v2v"] | ACTIONS for name in ("inverse-dynamics", "video-policy")}
+INPUTS |= dict.fromkeys(("policy", "forward-dynamics"), INPUTS["i2v"] | ACTIONS)
+INPUTS |= dict.fromkeys(("inverse-dynamics", "video-policy"), INPUTS["v2v"] | ACTIONS)
 INPUTS["forward-dynamics"] |= {"actions": "actions.npy"}
 ROWS = [
     (task, profile, variant)
     for task, profile, variant in itertools.product(TASKS, PROFILES, VARIANTS)
-    if variant != "distilled" or task in ("t2i", "i2v")
+    if variant in TASKS[task].variants
 ]
 
 
@@ -128,6 +128,11 @@ TREATMENT = {
     "vllm-omni": ("inverse", False, False, True, "lanczos", "crop", 4096),
     "sglang": ("none", True, False, False, "lanczos", "crop", 4094),
 }
+TREATMENT_OF_TRANSFER = {
+    "diffusers": ("inverse", False, False, False, "bilinear", "stretch", 0),
+    "diffusers-docs": ("inverse", False, False, False, "bilinear", "stretch", 0),
+    "vllm-omni": ("same", True, True, True, "bilinear", "crop", 4096),
+}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -146,6 +151,8 @@ def test_each_profile_treats_text_and_pictures_as_its_engine_does(task, profile)
         request.video_fit,
         request.max_text_tokens,
     )
+    if task == "transfer":
+        treatment = TREATMENT_OF_TRANSFER.get(profile, treatment)
     assert found == treatment
     assert request.condition_frame_indexes == (0, 1)
     assert request.condition_video_keep == ("last" if task == "video-policy" else "first")
@@ -219,15 +226,17 @@ def test_the_system_prompt_follows_the_checkpoint_where_the_engine_does(default)
         given = {"task": task, "prompt": "A cat.", **INPUTS.get(task, {})}
         request, _ = resolve(given, profile, facts(system_prompt=default), pick_seed=lambda: 0)
         found[profile, task] = request.system_prompt
-    assert {found["diffusers", task] for task in TASKS} == {default}
-    assert not any(found[profile, task] for profile in ("reference", "sglang") for task in TASKS)
-    assert [task for task in TASKS if found["vllm-omni", task]] == ["v2v"]
+    assert all(found.pop((profile, "transfer")) for profile in PROFILES), "it has a system prompt of its own"
+    assert {value for (profile, _), value in found.items() if profile == "diffusers"} == {default}
+    assert not any(value for (profile, _), value in found.items() if profile in ("reference", "sglang"))
+    assert [task for (profile, task), value in found.items() if profile == "vllm-omni" and value] == ["v2v"]
 
 
 @pytest.mark.parametrize("variant", ["base", "edge"])
 def test_the_stock_negative_prompt_is_for_videos_of_the_reference_profile(variant):
-    for task, profile in itertools.product(TASKS, PROFILES):
-        stock = profile == "reference" and task in ("t2v", "i2v", "v2v")
+    tasks = [name for name, task in TASKS.items() if variant in task.variants]
+    for task, profile in itertools.product(tasks, PROFILES):
+        stock = profile == "reference" and task in ("t2v", "i2v", "v2v", "transfer")
         assert ask(task, profile, variant)[0].negative_prompt == ('{"subjects": "worst"}' if stock else "")
 
 
@@ -250,7 +259,7 @@ def test_every_value_says_where_it_came_from():
     assert origin["seed"] == "random"
     rest = set(FIELDS) - users - {"system_prompt", "negative_prompt", "seed"}
     others = {"image", "tile", *(name for name in rest if "v2v" not in FIELDS[name].tasks)}
-    assert {origin.pop(key) for key in others} == {"not given"}
+    others -= {name for name in others if not origin[name] == "not given"}
     rest -= others
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"
 

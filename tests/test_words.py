@@ -20,7 +20,7 @@ from PIL import Image
 from cosmos3_core.cli import cli
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.runs.saved import read_request
-from cosmos3_core.scenarios.aliases import HERE, INPUT, aliases, owners, table
+from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, aliases, owners, table
 from cosmos3_core.scenarios.facts import ModelFacts
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.foreign import MAKERS, convert
@@ -89,7 +89,9 @@ FLAGS = {
     "--lora-path x": NOT_YET.format("LoRA."),
     "--generate-sound": NOT_YET.format("sound."),
     "--action-mode policy": NOT_YET.format("robot actions."),
-    "--control-guidance 1.5": NOT_YET.format("control videos (transfer)."),
+    "--control-path d.mp4": OURS.format("--edge FILE, or --blur"),
+    "--num-conditional-frames 5": OURS.format("--set carry_frames="),
+    "--show-input": NOT_YET.format("controls beside the result in one picture."),
     "--no-guardrails": NOT_YET.format("guardrails."),
     "--num-outputs 4": NOT_YET.format("several outputs of one run."),
     "--port 8000": NOT_YET.format("a server."),
@@ -160,7 +162,7 @@ def test_what_a_row_leads_to_is_there():
     run = cli.commands["run"]
     options = {p.name for p in run.get_params(click.Context(run))} | {o[2:] for p in run.params for o in p.opts}
     for name, row in aliases().items():
-        assert row.kind != HERE or row.means in {*FIELDS, *options, INPUT}, name
+        assert row.kind != HERE or row.means in {*FIELDS, *options, INPUT, CONTROL}, name
         assert set(row.owners) <= set(owners()) and row.whose
         assert name == "prompt" or name not in FIELDS, f"{name} is a field of ours"
     assert set(MAKERS) <= {*FIELDS, *aliases()} and set(table()["off"]) <= set(aliases())
@@ -199,7 +201,7 @@ def test_a_key_of_others_is_answered_from_python_too(key, answer):
     [
         ("image2image", "Not yet: editing pictures"),
         ("policy", "Not yet: robot actions"),
-        ("t3v", "Tasks are t2i, t2v, i2v, v2v"),
+        ("t3v", "Tasks are t2i, t2v, i2v, v2v, transfer"),
     ],
 )
 def test_a_task_that_is_not_here_is_answered(task, answer):
@@ -315,11 +317,19 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     ),
     "transfer": (
         B720 | {"extra_params": {"depth": {"control_path": "/d.mp4"}, "max_frames": 121, "resolution": "720"}},
-        "not yet: control videos (transfer) (depth, max_frames)",
+        "vllm-omni",
+        {
+            "task": "transfer",
+            "depth": "/d.mp4",
+            "max_frames": 121,
+            "control_guidance": 1.5,
+            "control_formula": "separate",
+        },
     ),
     "transfer by upload": (
         {"num_frames": 121, "control_reference": "wsm.mp4", "control_type": "wsm"},
-        "not yet: control videos (transfer) (control_reference, control_type)",
+        "vllm-omni",
+        {"task": "transfer", "wsm": "in/wsm.mp4", "max_frames": 121, "fps": 10.0, "guidance": 1.0, "chunk_frames": 101},
     ),
     "video with sound": (
         B720 | {"generate_sound": True, "sound_duration": 7.875, "extra_params": X0},
@@ -389,7 +399,23 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     ),
     "framework transfer": (
         {"model_mode": "video2video", "vision_path": "p.mp4", "edge": {"preset_edge_threshold": "medium"}},
-        "not yet: control videos (transfer) (edge)",
+        "reference",
+        {"task": "transfer", "edge": "auto", "video": "in/p.mp4", "guidance": 3.0, "control_formula": "nested"},
+    ),
+    "framework transfer of two": (
+        {"edge": {"control_path": "e.mp4", "control_weight": 2}, "depth": {"control_path": "d.mp4"}, "num_steps": 9}
+        | {"share_vision_temporal_positions": False, "num_video_frames_per_chunk": 61, "num_conditional_frames": 5},
+        "reference",
+        {"control_weights": (("edge", 2.0),), "control_positions": "ceil", "chunk_frames": 61, "carry_frames": 5},
+    ),
+    "framework transfer with a slip": (
+        {"edge": {"control_pth": "e.mp4"}, "num_steps": 9},
+        "edge: there is no key control_pth in it",
+    ),
+    "depth of nothing": ({"depth": True, "num_steps": 9}, "depth: it is not made of a clip here"),
+    "controls shown": (
+        {"edge": {"control_path": "e.mp4"}, "num_steps": 9, "show_control_condition": True},
+        "not yet: controls beside the result in one picture (show_control_condition)",
     ),
     "framework URL": ({"model_mode": "image2video", "vision_path": "https://example.com/r.jpg"}, "vision_path: files"),
     "framework of old": ({"inference_type": "text2world", "name": "x", "num_steps": 35}, "reference", {"task": "t2v"}),

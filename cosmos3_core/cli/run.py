@@ -72,6 +72,12 @@ class Options:
     image: str | None
     video: str | None
     video_fps: str | None
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    control_guidance: float | None
     size: str | None
     frames: int | None
     fps: float | None
@@ -155,7 +161,7 @@ def execute(options: Options) -> None:
     try:
         _generate(run, paths, options, anyway=refusal is not None)
     except (KeyboardInterrupt, Cancelled):
-        if not (options.resume or (run.state and run.state.index)):
+        if not (options.resume or run.index):
             tell("nothing was computed yet, so nothing is kept")
         raise
 
@@ -345,9 +351,9 @@ def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> 
         keeper = Keeper(run, paths.state, options.resume)
         with display:
             with stop.at(2):
-                state = run.begin()
+                run.begin()
             try:
-                while not state.done:
+                while not run.done:
                     with stop.at(2):
                         run.step()
                     keeper.between_steps()
@@ -391,5 +397,5 @@ def _keep(keeper: Keeper, paths: Paths, options: Options, anyway: bool) -> None:
         tell(str(error))
         return
     if path:
-        done = f"{keeper.run.begun.index} of {keeper.run.begun.steps} steps are"
+        done = f"{keeper.run.index} of {keeper.run.steps} steps are"
         tell(f"{done} kept; go on with: {_resume(path, paths, options, anyway)}")

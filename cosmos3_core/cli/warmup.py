@@ -11,6 +11,7 @@ from ..contract import InputError
 from ..plan.discovery import BUILT_IN
 from ..plan.execution import KEPT_SHARE
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.fields import FIELDS
 from ..scenarios.request import PROFILES
 from ..settle import Wish, settle
 from ..settle.settle import PROMPT_TOKENS
@@ -38,6 +39,12 @@ class Options:
     frames: int | None
     steps: int | None
     guidance: float | None
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    control_guidance: float | None
     tile: int | None
     fields: dict[str, Any]
     profile: str | None
@@ -49,7 +56,7 @@ class Options:
 
     def wish(self) -> Wish:
         """What is asked for, of a published model without a download."""
-        names = ("task", "size", "frames", "steps", "guidance", "tile")
+        names = [name for name, field in FIELDS.items() if field.option and field.costs]
         typed = {key: value for key in names if (value := getattr(self, key)) is not None}
         return Wish(
             model=self.model,
@@ -101,24 +108,26 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
 
     from ..engine.inputs import Inputs
     from ..engine.stages import Watch
+    from ..scenarios.items import items_of
 
-    before = dict(engine.seconds)
-    given: tuple[torch.Tensor, ...] = ()
+    before, request = dict(engine.seconds), request.of_chunk(0)
 
     def show(stage: str, done: int, total: int) -> None:
         if not done:
             tell(stage)
 
     watch = Watch(show)
-    if request.conditioning_pixel_frames:
-        given = (torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width),)
+    begun = request.conditioning_pixel_frames
+    lengths = [request.frames if item.control else begun for item in items_of(request, engine.model.config)]
+    given = tuple(torch.zeros(3, length, request.height, request.width) if length else None for length in lengths)
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if NEGATIVE in branches_of(request.guidance) else []
     context = engine.prepare(request, Inputs(tokens, negative, given), watch)
     # Both kinds of step, whichever of them the guidance interval has first.
     short = replace(request, steps=min(STEPS, request.steps))
-    kinds = [replace(short, guidance_interval=None)]
-    kinds += [replace(short, guidance=1.0)] if request.guidance_interval else []
+    kinds = [replace(short, guidance_interval=None, control_guidance_interval=None)]
+    kinds += [replace(kinds[0], guidance=1.0)] if request.guidance_interval else []
+    kinds += [replace(kinds[0], control_guidance=1.0)] if request.control_guidance_interval else []
     states = [engine.begin(context, kind, watch) for kind in kinds]
     for state in states:
         while not state.done:

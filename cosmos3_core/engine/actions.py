@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from ..files.actions import Rows, read_rows, rows_of
 from ..files.digests import sha256_file, sha256_json
 from ..files.normalizers import Normalizer, normalizer_of, read_normalizer
 from ..model.config import TEMPORAL_COMPRESSION
-from ..scenarios.action import Layout, inline, layout_of, said
+from ..scenarios.action import OBSERVED, Layout, inline, layout_of, said
 from ..scenarios.action_kinds import CHECKPOINT, NO_STATS
+from ..scenarios.canvas import filled
 from ..scenarios.domains import domains, unnamed
 from ..scenarios.facts import ACTION_STATS
 from ..scenarios.faults import about
@@ -26,6 +27,7 @@ from ..scenarios.request import Request
 
 NORMALISED = "normalised"
 """The unit of the model's own values."""
+Given = tuple[Tensor | None, ...]
 CHANNELS = 8
 """Names that a message lists."""
 
@@ -45,6 +47,32 @@ class Actions:
     normalizer: Normalizer | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> Tensor | None:
+        """What is known of the first chunk."""
+        return None if self.given is None else self.given[0]
+
+    def following(self, request: Request, pixels: Tensor) -> Callable[[int, Tensor, Mapping[str, Tensor]], Given]:
+        """What later chunks of a rollout are given, as `Inputs.following` has it: the canvas with the frames that the
+        chunk before ended with, or of a clip `pixels` the next ones; the last actions as history, and the last one as
+        the state; and actions of their own, if those are given."""
+        layout, frames = self.layout, request.frames
+
+        def given(index: int, carried: Tensor, before: Mapping[str, Tensor]) -> Given:
+            if request.task == OBSERVED:
+                start = request.chunks.start(index)
+                vision = pixels[:, start : start + frames]
+            else:
+                vision = filled(carried, request.canvas or (carried.shape[3], carried.shape[2]))
+            rows = before["action"]
+            moved = torch.cat([rows[: layout.history], rows[layout.known :]])
+            known = [moved[len(moved) - layout.history :]] + [moved[-1:]] * layout.state
+            known += [self.given[index][layout.known :]] if layout.all_given and self.given is not None else []
+            action = torch.cat(known)
+            return vision, action if len(action) else None
+
+        return given
 
     def predicted(self, latent: Tensor) -> np.ndarray:
         """The rows that were predicted out of all of a chunk, [A, D] normalised, as fp64 in the robot's units."""

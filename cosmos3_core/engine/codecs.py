@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -75,3 +75,7 @@ CODECS = {
     ),
 }
 """Vision decodes to uint8 [F, H, W, 3], actions to fp32 [T, D], normalised, of the channels in use."""
+UNROUNDED = replace(
+    CODECS["vision"], decode=lambda vae, latent, execution: vae.decode(latent, execution.tiling, rounded=False)
+)
+"""Vision as another run begins with it: [F, H, W, 3] in [-1, 1], in the VAE's dtype."""

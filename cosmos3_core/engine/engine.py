@@ -14,6 +14,7 @@ preview, look at the latents, or take a step of another generation.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,14 +24,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.model import Model, Weights
-from ..contract import InputError, Ops, RunError
+from ..contract import InputError, Ops
 from ..files.memory import Media
 from ..model.packing import Item, Packing
 from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
 from ..model.weights import Target
 from ..plan import Plan
-from ..plan.discovery import BUILT_IN
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
@@ -39,8 +39,8 @@ from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
 from ..spelling import shown
-from .checks import check_type
-from .codecs import CODECS
+from .checks import check_prepared, check_type, not_finite
+from .codecs import CODECS, UNROUNDED, Codec
 from .inputs import Inputs, read_inputs
 from .passes import Passes
 from .pool import Asked, Pool
@@ -48,8 +48,6 @@ from .stages import SILENT, Stages, Watch
 from .surroundings import plain_torch
 
 RESOLVE = "Pass what resolve or settle made of your fields"
-PER_GENERATION = ("steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift", "seed", "tile")
-"""The request's fields that leave a context as it is."""
 
 
 class Engine:
@@ -173,15 +171,22 @@ class Engine:
         return self.begin(self.prepare(request, inputs, watch), request, watch)
 
     @torch.inference_mode()
-    def prepare(self, request: Request, inputs: Inputs | None = None, watch: Watch | None = None) -> Context:
-        """Read the prompts and encode the conditioning. Raises Cancelled if `watch` says so."""
+    def prepare(
+        self,
+        request: Request,
+        inputs: Inputs | None = None,
+        watch: Watch | None = None,
+        texts: tuple[TextContext, ...] | None = None,
+    ) -> Context:
+        """Read the prompts, unless their `texts` are there from a context with the same ones, and encode the
+        conditioning. Raises Cancelled if `watch` says so."""
         inputs = self.read_inputs(request) if inputs is None else inputs
         check_type("a `request`", request, Request, RESOLVE)
         check_type("a request's `inputs`", inputs, Inputs, "Pass what read_inputs returned")
         items = items_of(request, self.model.config)
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
         with self._working(watch):
-            texts = self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
+            texts = texts or self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
             clean, pinned = self._conditions(items, inputs.given)
             packing = Packing(items, self.model.config, self.device)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
@@ -194,13 +199,7 @@ class Engine:
         check_type("a `context`", context, Context, "Pass what prepare returned")
         check_type("a `request`", request, Request, RESOLVE)
         self._check_ours(context, "beginning a generation")
-        now, prepared = request.to_json(), context.request.to_json()
-        if other := [name for name in now if name not in PER_GENERATION and now[name] != prepared[name]]:
-            found = f"its {', '.join(other)} differ from those of the request that was prepared"
-            raise InputError("beginning a generation", found, "Prepare this request")
-        if len(branches_of(request.guidance)) > len(context.texts):
-            found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
-            raise InputError("beginning a generation", found, "Prepare this request")
+        check_prepared(context, request)
         with self._working(watch):
             state = self._first(context, request)
         state.watch = watch
@@ -215,9 +214,11 @@ class Engine:
 
     def _first(self, context: Context, request: Request) -> State:
         solver, stream = solver_of(request, self.model).to(self.device), generator(request.seed)
-        drawn = initial_noise(context.items, stream)  # whatever noise is taken: what a sampler draws comes after it
+        drawn = initial_noise(context.made, stream)  # whatever noise is taken: what a sampler draws comes after it
         noise = context.noise or drawn
-        x = torch.cat([n.flatten() for n in noise]).to(self.device)
+        begun = dict(zip(context.made, noise, strict=True))
+        parts = [begun[item].flatten() if item in begun else torch.zeros(item.numel) for item in context.items]
+        x = torch.cat(parts).to(self.device)
         state = State(request, context, x, solver, solver.start(x), stream, noise)
         state.pin()
         return state
@@ -239,24 +240,28 @@ class Engine:
         clean = torch.zeros(length, device=self.device)
         pinned = torch.zeros(length, dtype=torch.bool, device=self.device)
         parts = zip(items, views(clean, items), views(pinned, items), strict=True)
+        held: dict[str | None, Any] = {}  # an encoder serves all items of its modality
         for (item, values, mask), media in zip(parts, given or [None] * len(items), strict=True):
             if item.used is not None:
                 mask[:, item.used :] = True
             if media is not None:
                 frames = torch.tensor(item.clean, device=self.device)
-                latent = self._encode(item, media).to(values).index_select(item.axis, frames)
+                latent = self._encode(item, media, held).to(values).index_select(item.axis, frames)
                 values.index_copy_(item.axis, frames, latent)
                 mask.index_fill_(item.axis, frames, True)
+        if held:
+            held.clear()
+            self._pool.give_back()
         return (clean, pinned) if pinned.any() else (None, None)
 
-    def _encode(self, item: Item, media: Tensor) -> Tensor:
+    def _encode(self, item: Item, media: Tensor, held: dict[str | None, Any]) -> Tensor:
         """The latent of what was given for an item. Only the frames given are encoded: the codecs are causal."""
         codec = CODECS[item.modality]
-        component = codec.encoder and self._pool.lease(codec.encoder)
+        if codec.encoder not in held:
+            held.clear()  # before the next one is loaded
+            held[codec.encoder] = codec.encoder and self._pool.lease(codec.encoder)
         with self._stages.stage("encode input", codec.chunks(media)) as begin_chunk:
-            latent = codec.encode(component, media, begin_chunk)
-        del component
-        self._pool.give_back()
+            latent = codec.encode(held[codec.encoder], media, begin_chunk)
         # An action's canvas is larger than what its input covers, and the model sees the latter.
         kept = (slice(None if axis == item.axis else size) for axis, size in enumerate(item.shape))
         return latent[tuple(kept)]
@@ -353,6 +358,19 @@ class Engine:
         [F, H, W, 3], of actions fp32 [T, D]. Raises InputError before the last step or for what the generation has not,
         RunError for latents that are not finite, which would decode to a black or grey picture, and Cancelled if the
         state's watch says so; the state is as it was."""
+        self._check_finished(state, modality)
+        return self._decoded(state, modality, CODECS[modality])
+
+    def tail(self, state: State, count: int) -> Tensor:
+        """The last frames of a finished clip, which another one begins with: fp32 [3, count, H, W] in [-1, 1] on the
+        host, as the VAE gives them and not rounded. Raises as `finish`."""
+        self._check_finished(state, "vision")
+        kept: deque[Tensor] = deque(maxlen=count)
+        for piece in self._decoded(state, "vision", UNROUNDED):
+            kept.extend(piece.float())
+        return torch.stack(list(kept)).permute(3, 0, 1, 2).contiguous()
+
+    def _check_finished(self, state: State, modality: str) -> None:
         self._check_state(state, "finishing")
         if modality not in (has := [item.modality for item in state.items]):
             found = f"the generation has {' and '.join(has)}"
@@ -360,25 +378,15 @@ class Engine:
         if not state.done:
             found = f"the generation has {state.steps} steps, and had {state.index}"
             raise InputError(f"finishing after step {state.index}", found, "Take the others, or look with preview")
-        return self._decoded(state, modality)
 
-    def _not_finite(self, steps: int) -> RunError:
-        found = "the latents hold NaN or infinity, so a kernel or a weight is wrong"
-        next_step = "Run again with `backend` reference to tell which"
-        if self.plan.backend.name == BUILT_IN and not self.plan.formats:
-            found = "the latents hold NaN or infinity, and no kernel but eager torch's ran"
-            next_step = "Run again with `dtype` float32; if it does not help, get the model's weights again"
-        return RunError(f"decoding after {steps} steps", found, next_step)
-
-    def _decoded(self, state: State, modality: str) -> Iterator[Tensor]:
+    def _decoded(self, state: State, modality: str, codec: Codec) -> Iterator[Tensor]:
         with self._working(state.watch):
             with self._stages.timed("steps"):  # the first look at a value: the device may still be at the last ones
                 finite = bool(torch.isfinite(state.x).all())
             if not finite:
-                raise self._not_finite(state.index)
+                raise not_finite(state.index, self.plan)
             state.passes = None
             self._pool.give_back()
-            codec = CODECS[modality]
             item, latent = self._latent(state, state.x, modality)
             component = codec.decoder and self._pool.lease(codec.decoder)
             pieces = codec.decode(component, latent, self.execution(state.request))
@@ -402,9 +410,10 @@ class Engine:
 
     @staticmethod
     def _latent(state: State, x: Tensor, modality: str) -> tuple[Item, Tensor]:
-        """The item of a modality, and its latent in a flat vector like the state's, of the channels in use."""
+        """The item of a modality that is made, and its latent in a flat vector like the state's, of the channels in
+        use."""
         parts = zip(state.items, views(x, state.items), strict=True)
-        item, latent = next(part for part in parts if part[0].modality == modality)
+        item, latent = next(part for part in parts if part[0].name == modality)
         return item, latent if item.used is None else latent[:, : item.used]
 
     def _check_state(self, state: State, doing: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,21 @@ from ..files.digests import sha256_file
 from ..files.frames import Reading
 from ..files.images import read_image
 from ..files.memory import Media, check_same
-from ..files.timing import same_rate
 from ..files.video import read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
-from ..scenarios.canvas import placed
-from ..scenarios.conditioning import fit, kept
 from ..scenarios.families import INPUTS, TASKS
 from ..scenarios.faults import about
 from ..scenarios.items import items_of
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
-from ..scenarios.sizes import keeping
 from .actions import Actions, read_actions
+from .control_clips import read_controls
+from .fitting import fitted, fitting_notes
 
-MUCH = 0.05
-"""Share of a picture whose loss is worth a note."""
+Following = Callable[[int, Tensor, Mapping[str, Tensor]], tuple[Tensor | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,10 @@ class Inputs:
     or clip, fp32 [3, F, H, W] in [-1, 1]; None where everything is noise, and empty where all items are), the initial
     noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`, JSON by
     field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a program
-    handed the picture or clip over, and no file has it. `actions` says what the request's actions are, if it has
-    some."""
+    handed the picture or clip over, and no file has it. `following` returns what is given for the items of a later
+    chunk: it takes the chunk's number, the frames that it begins with, fp32 [3, F, H, W] in [-1, 1], and the latents of
+    the chunk before, by item. `actions` says
+    what the request's actions are, if it has some."""
 
     prompt: list[int]
     negative: list[int]
@@ -51,6 +50,7 @@ class Inputs:
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
     in_memory: bool = False
+    following: Following | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     actions: Actions | None = None
 
@@ -67,33 +67,48 @@ def read_inputs(
     `media.said`. Raises InputError for what is unusable."""
     for name in INPUTS:
         check_same(name, getattr(request, name), media)
-    items = items_of(request, model.config)
+    items = items_of(request.of_chunk(0), model.config)
     with about("noise"):
-        checked = None if noise is None else _checked_noise(noise, items)
-    prompt, negative, notes = _read_prompts(request, model, tokenizer)
+        checked = None if noise is None else _checked_noise(noise, [item for item in items if not item.control])
+    prompt, negative, notes = _read_prompts(request.of_chunk(0), model, tokenizer)
+    if request.controls:
+        found = read_controls(request, media)
+        return Inputs(
+            prompt,
+            negative,
+            found.given,
+            checked,
+            (*notes, *found.notes),
+            in_memory=media is not None,
+            facts=found.facts,
+            following=found.following,
+        )
     name = "image" if request.image is not None else "video"
     with about(name):
         reading = _read_input(request, media)
     actions = read_actions(request, model) if request.domain else None
     if reading is None:
         return Inputs(prompt, negative, (), checked, notes)
-    given: dict[str, Tensor | None] = {"vision": _fitted(request, reading)}
+    pixels, following = fitted(request, reading), None
+    given: dict[str, Tensor | None] = {"vision": pixels}
     if actions:
-        given["action"] = None if actions.given is None else actions.given[0]
+        given |= {"vision": pixels[:, : request.conditioning_pixel_frames], "action": actions.first}
+        following = actions.following(request, pixels) if request.chunks.count > 1 else None
         notes = (*notes, *actions.notes)
     return Inputs(
         prompt,
         negative,
         tuple(given.get(item.modality) for item in items),
         checked,
-        (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading)),
+        (*notes, *fitting_notes(request, name, reading)),
         in_memory=media is not None,
+        following=following,
         facts={name: reading.facts} | (dict(actions.facts) if actions else {}),
         actions=actions,
     )
 
 
-def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
+def _checked_noise(noise: Sequence[Tensor], items: Sequence[Item]) -> list[Tensor]:
     if len(noise) != len(items) or not all(isinstance(tensor, Tensor) for tensor in noise):
         found = f"this request needs {len(items)}, for {', '.join(item.modality for item in items)}"
         raise InputError(f"initial noise as {len(noise)} latents", found, "Pass a list with a tensor for each")
@@ -114,7 +129,7 @@ def _read_prompts(
     request: Request, model: Model, tokenizer: ChatTokenizer
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """Token ids of the prompt and the negative prompt (none without guidance), and notes."""
-    kind = "video" if request.is_video else "image"
+    kind = TASKS[request.task].system or ("video" if request.is_video else "image")
     system, notes = system_prompt_of(kind, request.system_prompt_text) if request.system_prompt else None, []
     written = {PROMPT: positive_text, NEGATIVE: negative_text}
     texts = {branch: written[branch](request) for branch in branches_of(request.guidance)}
@@ -136,7 +151,7 @@ def _read_prompts(
 
 def _read_input(request: Request, media: Media | None) -> Reading | None:
     """The picture or clip that the request starts from, with its digest."""
-    count, keep = request.conditioning_pixel_frames, request.condition_video_keep
+    count, keep = request.input_frames, request.condition_video_keep
     fps = request.fps if request.video_fps == "resample" else None
     if media is not None:
         reading = media.read(count, keep, fps)
@@ -170,46 +185,3 @@ def _fewer(request: Request, frames: int) -> str:
     if TASKS[request.task].chooses_frames:
         return f"condition_frame_indexes up to {last}"
     return f"frames {last * TEMPORAL_COMPRESSION + 1}" if last else "another task"
-
-
-def _fitted(request: Request, reading: Reading) -> Tensor:
-    frames = torch.from_numpy(reading.frames)
-    if request.canvas:
-        return placed(frames, request.canvas, request.image_filter)
-    return fit(
-        frames,
-        request.width,
-        request.height,
-        image_filter=request.image_filter,
-        stretch=_stretches(request),
-    )
-
-
-def _stretches(request: Request) -> bool:
-    return request.video is not None and request.video_fit == "stretch"
-
-
-def _pace(request: Request, reading: Reading) -> Iterator[str]:
-    """What becomes of a clip's own frame rate, in a sentence where it is another than the request's."""
-    own, fps = reading.fps, request.fps
-    if own is None or same_rate(own, fps):
-        return
-    if request.video_fps == "resample":
-        yield f"the clip's {own:g} frames a second were resampled to {fps:g} (video_fps keep takes them one by one)"
-        return
-    pace = f"{own / fps:.2g} times slower" if own > fps else f"{fps / own:.2g} times faster"
-    yield f"the clip's {own:g} frames a second are shown at {fps:g}: {pace} (fps {own:g} keeps its pace)"
-
-
-def _loss(request: Request, reading: Reading) -> Iterator[str]:
-    """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
-    if request.canvas:  # which crops less than 16 pixels
-        return
-    source, size = (reading.frames.shape[2], reading.frames.shape[1]), (request.width, request.height)
-    what = "picture" if request.image is not None else "clip"
-    if (lost := 1 - kept(source, size)) < MUCH:
-        return
-    done = f"is stretched by {1 / (1 - lost) - 1:.0%}" if _stretches(request) else f"loses {lost:.0%} of itself"
-    better = keeping(source, size)
-    advice = f": size {better[0]}x{better[1]} loses {1 - kept(source, better):.0%}" if better != size else ""
-    yield f"the {what} of {source[0]}x{source[1]} {done} to the size {size[0]}x{size[1]}{advice}"

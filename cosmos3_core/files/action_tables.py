@@ -39,7 +39,7 @@ def write_actions(
     with atomic(path, overwrite=overwrite) as temporary:
         if path.suffix.lower() == ".json":
             rows = ",\n    ".join(json.dumps(row) for row in values.tolist())
-            parts = {key: json.dumps(value) for key, value in about.items()} | metadata
+            parts = {key: json.dumps(value) for key, value in about.items()} | dict(metadata)
             rest = "".join(f",\n  {json.dumps(key)}: {text}" for key, text in parts.items())
             temporary.write_text(f'{{\n  "actions": [\n    {rows}\n  ]{rest}\n}}\n', encoding="utf-8")
         else:

@@ -59,19 +59,19 @@ class WrittenVideo:
     bytes: int
 
 
-def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = None) -> Reading:
-    """Up to `count` frames, the "first" or the "last" of a clip or of an animated picture, as they are meant to be seen
-    (`decoding.Shower`, `images.decoded`). With `fps` the clip is resampled to as many frames a second, by the times at
-    which its frames are shown; without, its frames are taken one by one. Fewer than `count` if the clip is shorter.
-    Holds `count` frames in memory, however long the clip. A clip that is cut off or damaged gives the frames that
-    decode.
+def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = None, skip: int = 0) -> Reading:
+    """Up to `count` frames, the "first" after `skip` or the "last" of a clip or of an animated picture, as they are
+    meant to be seen (`decoding.Shower`, `images.decoded`). With `fps` the clip is resampled to as many frames a second,
+    by the times at which its frames are shown; without, its frames are taken one by one. Fewer than `count` if the clip
+    is shorter. Holds `count` frames in memory, however long the clip. A clip that is cut off or damaged gives the
+    frames that decode.
 
     Raises InputError if the file cannot be read, has no video, or not one frame of it decodes.
     """
     head = head_of(source, f"reading {called(source)}", NEXT_STEP)
     with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
-        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, count)
-        frames = deque(islice(shown, count) if keep == "first" else shown, maxlen=count)
+        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, skip + count)
+        frames = deque(islice(shown, skip, skip + count) if keep == "first" else shown, maxlen=count)
         if not frames:
             raise InputError(f"reading {called(source)}", "no frame of it could be decoded", NEXT_STEP)
         arrays = [clip.show(one.frame) for one in frames]
@@ -79,6 +79,15 @@ def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = 
     if fps is not None and not same_rate(clip.rate, fps):
         facts["resampled_to_fps"] = fps
     return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), clip.rate)
+
+
+def length_of(source: Path | bytes, most: int, fps: float | None = None) -> tuple[int, float]:
+    """How many frames `read_video` would find, up to `most`, and the clip's own number of frames per second. Raises
+    InputError as that does."""
+    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
+    with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
+        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, most)
+        return sum(1 for _ in islice(shown, most)), clip.rate
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 the order in which things can go wrong cheaply.
 
     generation = prepare(engine, settled)
-    state = generation.begin()
-    while not state.done:
+    generation.begin()
+    while not generation.done:
         generation.step()
     generation.write(paths, generation.frames)
 """
@@ -24,8 +24,8 @@ from ..engine.stages import SILENT, Watch
 from ..plan.cost.units import gib
 from ..plan.discovery import reason_of
 from ..scenarios.fields import is_whole
+from . import chunks, saved, sealed
 from . import manifest as manifests
-from . import saved, sealed
 from .outputs import Paths, write
 from .saved import CHANGED, Earlier, Source, Stopped
 
@@ -89,7 +89,8 @@ def read_noise(name: str, settled: Settled) -> tuple[list[Tensor], Source]:
         found = "a Python program handed the noise over, so no file has it"
         raise InputError(asked, found, "Name a file of saved latents, or hand it over again in Python")
     tensors, _ = sealed.read_tensors(name, asked)
-    wanted = [f"noise.{item.modality}" for item in items_of(settled.request, settled.model.config)]
+    items = items_of(settled.request.of_chunk(0), settled.model.config)
+    wanted = [f"noise.{item.name}" for item in items if not item.control]
     if missing := [key for key in wanted if key not in tensors]:
         raise InputError(asked, f"it has no tensor {missing[0]}", "Use a file that `save_latents` wrote")
     return [tensors[key] for key in wanted], Source(os.path.abspath(name), sha256_file(Path(name)))
@@ -112,8 +113,9 @@ class Generation:
     """A settled request on an engine: its inputs, the first half of its manifest (`resolved`), where its noise is from
     (None: its seed), what another run needs to go on with it (`resumable`), the run that it goes on with itself
     (`stopped`), the run before it whose files it has to find as they were (`earlier`, called `asked`) unless they may
-    be `changed`, and the one whose inputs it shares (`first`). `begin` makes its `state`. `seconds` are its own, by
-    stage. Runs of one engine may be in several threads."""
+    be `changed`, and the one whose inputs it shares (`first`). `begin` makes its `state`, that of
+    the chunk in hand; `progress` is what the chunks before it came to. `seconds` are its own, by stage. Runs of one
+    engine may be in several threads."""
 
     engine: Engine
     settled: Settled
@@ -127,6 +129,7 @@ class Generation:
     seconds: dict[str, float] = field(default_factory=dict)
     first: Generation | None = None
     state: State | None = None
+    progress: chunks.Progress = chunks.FIRST
     _context: Context | None = None
     _watch: Watch = SILENT
     _started: bool = False
@@ -150,6 +153,8 @@ class Generation:
         """What the caller's function raises is told from what a kernel does."""
 
         def tell(stage: str, done: int, total: int) -> None:
+            if stage == "steps":  # a state knows those of its own chunk
+                done, total = done + self.progress.index * total, self.steps
             try:
                 progress(stage, done, total)
             except BaseException as error:
@@ -161,6 +166,22 @@ class Generation:
     @property
     def request(self) -> Request:
         return self.settled.request
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are in all, of all chunks."""
+        return self.request.steps * self.request.chunks.count
+
+    @property
+    def index(self) -> int:
+        """How many of them are done."""
+        begun = self.state.index if self.state else self.stopped.numbers["index"] if self.stopped else 0
+        return self.progress.index * self.request.steps + begun
+
+    @property
+    def done(self) -> bool:
+        """Whether all of them are."""
+        return self.index >= self.steps
 
     def open_weights(self) -> None:
         """Download the weight files if need be, check their headers, and that they are the earlier run's. `begin` does,
@@ -181,7 +202,7 @@ class Generation:
         self.open_weights()
         with self._at_work():
             context = self._read()
-            state = self.engine.begin(context, self.request, self._watch)
+            state = self.engine.begin(context, self.request.of_chunk(self.progress.index), self._watch)
             if self.stopped:
                 state.restore(self.stopped.tensors, self.stopped.numbers)
             self.state = self.state or state  # another thread may have, while the caller's functions were called
@@ -190,7 +211,8 @@ class Generation:
     def _read(self) -> Context:
         if self._context is None:
             shared = self.first._read() if self.first else None
-            context = shared or self.engine.prepare(self.request, self.inputs, self._watch)
+            inputs, number = chunks.given_to(self.inputs, self.progress), self.progress.index
+            context = shared or self.engine.prepare(self.request.of_chunk(number), inputs, self._watch)
             self._context = self._context or context
         return self._context
 
@@ -200,9 +222,11 @@ class Generation:
         return self.state or self.begin()
 
     def step(self) -> int:
-        """One solver step; the number of steps that are done. What interrupts one leaves the state as it was before.
-        Raises InputError for a run that has had all of them."""
+        """One solver step, and before it the next chunk where one is done; the number of steps that are done. What
+        interrupts one leaves the state as it was before. Raises InputError for a run that has had all of them."""
         state = self.begun
+        if state.done and not self.done:
+            state = self._next_chunk(state)
         x, memory, index, stream = state.x, state.memory, state.index, state.stream.get_state()  # replaced, not changed
         try:
             with self._at_work():
@@ -213,7 +237,16 @@ class Generation:
                 state.stream.set_state(stream)
                 state.torn = False
             raise
-        return state.index
+        return self.index
+
+    def _next_chunk(self, state: State) -> State:
+        with self._at_work():
+            begun, progress = chunks.next_chunk(
+                self.engine, self.request, self.inputs, state, self.progress, self._watch
+            )
+            if self.state is state:  # another thread may have, while the caller's functions were called
+                self.state, self.progress = begun, progress
+            return self.begun
 
     def preview(self) -> Tensor:
         """What the last step takes the picture for, or the first frame of a clip: uint8 [1, H, W, 3] on the host."""
@@ -223,24 +256,30 @@ class Generation:
 
     def frames(self) -> Iterator[np.ndarray]:
         """Decode: uint8 [H, W, 3] each."""
-        groups = self.engine.finish(self.begun)
-        while True:
-            with self._at_work():
-                group = next(groups, None)
-            if group is None:
-                return
-            yield from group.numpy()
+        for number, state in enumerate(chunks.finished(self.begun, self.progress)):
+            groups, kept, count = self.engine.finish(state), self.request.chunks.kept(number), 0
+            while True:
+                with self._at_work():
+                    group = next(groups, None)
+                if group is None:
+                    break
+                yield from (frame for i, frame in enumerate(group.numpy(), count) if i in kept)
+                count += len(group)
 
     def actions(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The actions that were predicted, fp64 [T, D] in the robot's units, and what one is."""
+        import numpy as np
         import torch
 
         io = self.inputs.actions
         if io is None:
             raise InputError(f"the actions of task {self.request.task}", "it has none", "Ask for its frames")
-        with self._at_work():
-            latent = torch.cat(list(self.engine.finish(self.begun, "action")))
-        return io.predicted(latent), io.to_json()
+        rows: list[np.ndarray] = []
+        for number, state in enumerate(chunks.finished(self.begun, self.progress)):
+            with self._at_work():
+                latent = torch.cat(list(self.engine.finish(state, "action")))
+            rows.extend(io.predicted(latent)[self.request.chunks.carry - 1 if number else 0 :])
+        return np.stack(rows), io.to_json()
 
     def manifest(self) -> dict[str, Any]:
         """What was done so far."""
@@ -252,22 +291,26 @@ class Generation:
         write(paths, frames, self.request, self.manifest(), self.manifest, self.latents, self.actions)
 
     def latents(self) -> dict[str, Tensor]:
-        """The initial noise and the latents as they are, on the host, by name: what `read_noise` reads."""
+        """The initial noise and the latents as they are, on the host, by name: what `read_noise` reads. Of several
+        chunks, those of the one in hand, and what `Progress` keeps of the others."""
         state = self.begun
         with self._at_work():  # not while another thread is in a step
-            latents = [latent.cpu().contiguous() for latent in state.latents()]
-        tensors = {f"noise.{item.modality}": noise for item, noise in zip(state.items, state.noise, strict=True)}
-        return tensors | {f"final.{item.modality}": one for item, one in zip(state.items, latents, strict=True)}
+            latents = chunks.latents_of(state)
+        tensors = {f"noise.{item.name}": noise for item, noise in zip(state.context.made, state.noise, strict=True)}
+        before, _ = self.progress.to_tensors()
+        return tensors | {f"final.{name}": one for name, one in latents.items()} | before
 
     def computed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state as `State.to_tensors` has it. No later step changes these tensors: each makes new ones."""
-        state = self.begun
+        """The state as `State.to_tensors` has it, and what the chunks before came to. No later step changes these
+        tensors: each makes new ones."""
+        state, (before, number) = self.begun, self.progress.to_tensors()
         with self._at_work():
-            return state.to_tensors()
+            tensors, numbers = state.to_tensors()
+        return tensors | before, numbers | number
 
     def keep(self, path: Path) -> bool:
         """Save what was computed, for another run to go on with; False where there is nothing."""
-        return self.begun.index > 0 and saved.save(path, *self.computed(), self.resumable)
+        return self.index > 0 and saved.save(path, *self.computed(), self.resumable)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -323,12 +366,15 @@ def prepare(
     if noise is None and not stopped and is_whole(given := settled.wish.given) and given["seed"] is None:
         found = "the request is of a run whose noise was given, and has no seed for another"
         raise InputError("`seed` None", found, "Give its noise as `latents`, or a `seed`", "seed")
-    inputs = engine.read_inputs(settled.request, noise, media)
+    if noise is not None and settled.request.chunks.count > 1:
+        found = f"its {settled.request.chunks.count} chunks each draw noise of their own, from the seed"
+        raise InputError("`noise` of a run of several chunks", found, "Give a `seed`", "noise")
+    progress, inputs = chunks.FIRST, engine.read_inputs(settled.request, noise, media)
     changes = [*repeated.changes(settled.request, inputs, latents)] if repeated else []
     if stopped:
         if stopped.earlier.pixels != saved.given_digest(inputs.given):
             changes.append("the picture or clip that it began with has changed since")
-        engine.check_saved(settled.request, stopped.tensors, stopped.numbers)
+        stopped, progress = chunks.split(stopped, settled.request, engine)
     resolved = manifests.resolved(settled, named)
     for change in changes:
         if not changed:
@@ -338,7 +384,10 @@ def prepare(
         resolved |= {"latents": asdict(latents)} | ({} if draws_more(settled) else manifests.seedless(resolved))
     resolved |= {"inputs": {**texts, **inputs.facts}}
     resolved |= {"actions": inputs.actions.to_json()} if inputs.actions else {}
-    resolved |= {"resumed_at_step": stopped.numbers["index"]} if stopped else {}
+    if (whole := settled.request.chunks).count > 1:
+        resolved |= {"chunks": {"count": whole.count, "frames": whole.frames, "carry": whole.carry}}
+    if stopped:
+        resolved |= {"resumed_at_step": progress.index * settled.request.steps + stopped.numbers["index"]}
     return Generation(
         engine=engine,
         settled=settled,
@@ -349,4 +398,5 @@ def prepare(
         earlier=stopped.earlier if stopped else repeated,
         changed=changed,
         asked=asked,
+        progress=progress,
     )

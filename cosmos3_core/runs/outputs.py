@@ -17,7 +17,7 @@ from ..files.images import write_image
 from ..files.locks import sweep
 from ..files.outputs import check_output
 from ..files.video import write_video
-from ..scenarios.fields import FILES
+from ..scenarios.families import FILES
 from . import manifest as manifests
 from . import saved, sealed
 

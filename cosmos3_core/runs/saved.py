@@ -21,8 +21,9 @@ from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text
 from ..files.sources import SAID
 from ..scenarios.action_kinds import CHECKPOINT, NO_STATS
-from ..scenarios.fields import FILES
+from ..scenarios.families import FILES
 from ..scenarios.foreign import convert
+from ..scenarios.transfer import AUTO
 from .sealed import SEAL, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ PLAN_OPTIONS = ("backend", "dtype", "kernels", "formats")
 """What a stopped run has settled of its plan."""
 STAYING = ("required",)
 """Options that a stopped run goes on with, where they are not given anew."""
-WORDS = (CHECKPOINT, NO_STATS)
-"""What a field says in the place of a file."""
 SCHEMA = 2
 """Of states and manifests. Version 0.1.0 wrote none, and no digests."""
 CHANGED = "Put the old one back, or add `changed` to take what is there now"
@@ -289,8 +288,9 @@ def given_digest(given: Sequence[Tensor | None]) -> str | None:
 def whole_paths(request: Request) -> dict[str, Any]:
     """The paths of a request's input files as whole ones, by field. What was handed over in memory has none."""
     named = {name: getattr(request, name) for name in FILES}
+    kept = (AUTO, CHECKPOINT, NO_STATS)
     return {
-        name: os.path.abspath(path) if isinstance(path, str) and not SAID.match(path) and path not in WORDS else path
+        name: path if not isinstance(path, str) or path in kept or SAID.match(path) else os.path.abspath(path)
         for name, path in named.items()
     }
 
@@ -344,7 +344,7 @@ NUMBERED = Table(
     {
         "numbers": Table(
             {"index": Number(0, 1000, whole=True)},
-            {"request": Table(others=Anything()), "solver": Anything()},
+            {"request": Table(others=Anything()), "solver": Anything(), "chunk": Number(0, 4000, whole=True)},
         )
     },
     others=Anything(),

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ..contract import InputError
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..spelling import shown
+from .chunks import Chunks
 from .domains import domains
 from .sizes import parse_size
 from .task import Conditions, Task
@@ -23,6 +24,20 @@ Values = dict[str, Any]
 
 def _all_frames(request: Conditions) -> tuple[int, ...]:
     return tuple(range((request.frames - 1) // TEMPORAL_COMPRESSION + 1))
+
+
+def _chunks(request: Any) -> Chunks:
+    """A rollout: each chunk begins with the frames that the one before it ends with; those of a clip overlap by one."""
+    carry = 1 if request.task == OBSERVED else request.conditioning_pixel_frames
+    total = request.frames + ((request.rollout or 1) - 1) * (request.frames - carry)
+    return Chunks(total, request.frames, carry)
+
+
+def _of_chunk(request: Any, index: int) -> Any:
+    """One chunk of a rollout, whose seed is so many higher."""
+    if request.rollout in (None, 1):
+        return request
+    return replace(request, rollout=1, seed=(request.seed + index) % 2**64)
 
 
 POLICY = Task(
@@ -35,11 +50,21 @@ POLICY = Task(
     latents=("vision", "action"),
     input="image",
     source="picture",
+    tables=("history", "state", "action_stats"),
     clean=lambda request: (0,),
+    chunks=_chunks,
+    of_chunk=_of_chunk,
 )
 TASKS = (
     POLICY,
-    replace(POLICY, name="forward-dynamics", title="forward dynamics", result="a video", needs=("actions",)),
+    replace(
+        POLICY,
+        name="forward-dynamics",
+        title="forward dynamics",
+        result="a video",
+        tables=("actions", *POLICY.tables),
+        needs=("actions",),
+    ),
     replace(POLICY, name="inverse-dynamics", title="inverse dynamics", input="video", source="clip", clean=_all_frames),
     replace(
         POLICY,
@@ -53,10 +78,12 @@ TASKS = (
 )
 SAYING = ("domain", "actions", "history", "state")
 """Fields that ask for a task with actions."""
+ABSOLUTE = ("joints", "plane")
+"""Layouts whose actions say where the embodiment is to be, so that the last one is its state after them."""
 ASPECT = "16:9"
 """Of a canvas whose input is not known."""
-GIVEN = "forward-dynamics"
-"""The task whose actions are all given."""
+GIVEN, OBSERVED = "forward-dynamics", "inverse-dynamics"
+"""The tasks whose actions are all given, and whose frames are."""
 
 
 class Acting(Protocol):
@@ -146,9 +173,18 @@ def derive(values: Values, origin: dict[str, str], given: Mapping[str, Any], par
         raise InputError(f"history_length {values['history_length']}", found, "Add `history` FILE", "history_length")
     if values["domain"] is not None:
         _fill_width(values, origin)
+        _check_rollout(values)
     elif not partial:
         found = "it has no domain, and the action heads have weights for each embodiment"
         raise InputError(f"task {values['task']}", found, f"Add `domain`, one of {', '.join(domains())}", "domain")
+
+
+def _check_rollout(values: Values) -> None:
+    """InputError for a rollout whose state nobody knows after its first chunk."""
+    if values["rollout"] in (None, 1) or values["state"] is None or values["action_space"] in ABSOLUTE:
+        return
+    found = "after a chunk the state is not known: these actions are changes, and not where the embodiment is"
+    raise InputError(f"rollout {values['rollout']} with a state", found, "Drop `state`, or run chunk by chunk", "state")
 
 
 def _fill_chunk(values: Values, origin: dict[str, str], given: Mapping[str, Any]) -> None:

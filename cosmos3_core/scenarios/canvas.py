@@ -33,11 +33,18 @@ def placed(frames: Tensor, canvas: tuple[int, int], image_filter: str) -> Tensor
         pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
     if not exact:
         pixels = pixels.round().clamp(0, 255) / 127.5 - 1
+    return filled(pixels.transpose(0, 1), canvas)
+
+
+def filled(pixels: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """[3, F, H, W] at the top left of a canvas (width, height) that is as large or larger: its own reflection fills the
+    rest, or its edges where they are too far away."""
+    height, width = pixels.shape[2:]
     right, bottom = canvas[0] - width, canvas[1] - height
-    if right or bottom:
-        mode = "reflect" if right < width and bottom < height else "replicate"
-        pixels = F.pad(pixels, (0, right, 0, bottom), mode=mode)
-    return pixels.transpose(0, 1)
+    if not (right or bottom):
+        return pixels
+    mode = "reflect" if right < width and bottom < height else "replicate"
+    return F.pad(pixels.transpose(0, 1), (0, right, 0, bottom), mode=mode).transpose(0, 1)
 
 
 def _to_multiples(frames: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from .families import TASKS
 from .field import REQUIRED, Field
 from .fields import FIELDS
 from .kinds import LONGEST, Kind, choice
-from .request import DISTILLED, PROFILES, defaults, profile_source
+from .request import PROFILES, defaults, of_single_controls, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
-from .task import Task
+from .task import DISTILLED, Task
+from .transfer import HINTS
 
 Row = tuple[dict[str, Any], dict[str, str]]
 
@@ -22,13 +23,13 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
     """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
     unknown profile."""
     profile = spelled("profile", profile, PROFILES)
-    tasks = [task for task in TASKS.values() if task.distilled or model.variant != DISTILLED]
+    tasks = [task for task in TASKS.values() if model.variant in task.variants]
     rows = {task.name: defaults(task.name, profile, model) for task in tasks}
     return {
         "model": {"name": model.name, "variant": model.variant},
         "profile": {"name": profile, "source": profile_source(profile)},
         "profiles": list(PROFILES),
-        "tasks": {task.name: _task(task) for task in tasks},
+        "tasks": {task.name: _task(task, profile) for task in tasks},
         "fields": {name: _field(field, model, rows) for name, field in FIELDS.items()},
         "sizes": {
             "smallest": SMALLEST,
@@ -40,13 +41,15 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
     }
 
 
-def _task(task: Task) -> dict[str, Any]:
+def _task(task: Task, profile: str) -> dict[str, Any]:
     return {
         "title": task.title,
         "input": task.input,
         "single_frame": task.single,
         "output": task.suffix,
         "latents": list(task.latents),
+        "controls": list(HINTS) if HINTS[0] in task.takes else [],
+        "single_control": of_single_controls(task.name, profile),
     }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from . import action, image, video
+from . import action, image, transfer, video
 from .task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (*image.TASKS, *video.TASKS, *action.TASKS)}
+FAMILIES = (image, video, transfer, action)
+TASKS: dict[str, Task] = {task.name: task for family in FAMILIES for task in family.TASKS}
 INPUTS = tuple(dict.fromkeys(task.input for task in TASKS.values() if task.input))
 """The fields that hold the file a task starts from."""
+FILES = tuple(dict.fromkeys([*INPUTS, *(name for task in TASKS.values() for name in (*task.takes, *task.tables))]))
+"""The fields that hold a file which a run reads: these, controls, and tables of actions and their statistics."""

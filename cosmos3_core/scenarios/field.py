@@ -1,4 +1,4 @@
-"""What a field of a request is. The rows are in `fields`, and those of actions in `action_fields`."""
+"""What a field of a request is: the row that fields.py, control_fields.py and action_fields.py write for each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .branches import NEGATIVE, branches_of
 from .facts import ModelFacts
 from .families import TASKS
 from .kinds import Kind
@@ -20,6 +21,7 @@ THE_INPUTS = "the inputs"
 REQUIRED = "required"
 
 INPUT = "Prompt and inputs"
+CONTROL = "Controls"
 TEXTS = "How texts are written"
 SIZE = "Size and length"
 SAMPLING = "Sampling"
@@ -72,3 +74,15 @@ class Field:
     def tasks(self) -> tuple[str, ...]:
         """The tasks that take it."""
         return tuple(name for name, task in TASKS.items() if self.refusal(task) is None)
+
+
+def unguided(values: Mapping[str, Any], task: Task) -> str | None:
+    return None if NEGATIVE in branches_of(values["guidance"]) else "guidance 1 uses no negative branch"
+
+
+def uncontrolled(values: Mapping[str, Any], task: Task) -> str | None:
+    return "control_guidance 1 uses no branch without controls" if values["control_guidance"] == 1 else None
+
+
+def one_guidance(values: Mapping[str, Any], task: Task) -> str | None:
+    return unguided(values, task) or uncontrolled(values, task)

@@ -9,13 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import action_fields, action_kinds, kinds
+from . import kinds
 from .action import acts
+from .action_fields import ROWS as ACTIONS
 from .action_kinds import JSON
-from .branches import NEGATIVE, branches_of
+from .control_fields import CONTROLS
 from .facts import NEGATIVE_PROMPT, ModelFacts
-from .families import TASKS
-from .field import DECODE, INPUT, NOT_GIVEN, REQUIRED, SAMPLING, SIZE, TEXTS, THE_INPUTS, Field
+from .families import FILES, TASKS
+from .field import (
+    DECODE,
+    INPUT,
+    NOT_GIVEN,
+    REQUIRED,
+    SAMPLING,
+    SIZE,
+    TEXTS,
+    THE_INPUTS,
+    Field,
+    uncontrolled,
+    unguided,
+)
 from .task import Task
 
 SCHEDULES = ("native", "flow", "karras", "distilled")
@@ -27,15 +40,19 @@ def _stock_negative(model: ModelFacts) -> tuple[str, str]:
 
 
 def _input(name: str) -> Callable[[Task], str | None]:
-    return lambda task: None if task.input == name else f"{task.title} takes no {name}"
+    return lambda task: None if name in (task.input, *task.takes) else f"{task.title} takes no {name}"
 
 
 def _any_input(task: Task) -> str | None:
-    return None if task.input else f"{task.title} has no input picture"
+    return None if task.input or task.takes else f"{task.title} has no input picture"
 
 
 def _clip(task: Task) -> str | None:
-    return None if task.source == "clip" else f"{task.title} has no input clip"
+    return None if task.source == "clip" or task.takes else f"{task.title} has no input clip"
+
+
+def _continued(task: Task) -> str | None:
+    return None if task.source == "clip" else f"{task.title} continues no clip"
 
 
 def _cropped(task: Task) -> str | None:
@@ -54,12 +71,10 @@ def _said_as_json(values: Mapping[str, Any], task: Task) -> str | None:
     return "a JSON action prompt says it in keys" if acts(task) and values["action_prompt"] == JSON else None
 
 
-def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
-    return None if NEGATIVE in branches_of(values["guidance"]) else "guidance 1 uses no negative branch"
-
-
 def _no_interval(values: Mapping[str, Any], task: Task) -> str | None:
-    return _unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
+    if values["control_guidance_interval"] and not uncontrolled(values, task):
+        return None
+    return unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
 
 
 def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
@@ -70,7 +85,7 @@ def _no_template(values: Mapping[str, Any], task: Task) -> str | None:
     if reason := _said_as_json(values, task):
         return reason
     on = values["resolution_template"] or (values["duration_template"] and not task.single)
-    return _unguided(values, task) or (None if on else "no template is on")
+    return unguided(values, task) or (None if on else "no template is on")
 
 
 def _unshifted(values: Mapping[str, Any], task: Task) -> str | None:
@@ -107,7 +122,7 @@ _ROWS = (
         name="video",
         group=INPUT,
         kind=kinds.PATH,
-        help="Continue this clip.",
+        help="Continue this clip, or make controls of it.",
         default=NOT_GIVEN,
         refusal=_input("video"),
         option=True,
@@ -156,7 +171,7 @@ _ROWS = (
         group=SAMPLING,
         kind=kinds.INTERVAL,
         help="Timesteps between which guidance is used.",
-        idle=_unguided,
+        idle=unguided,
         distilled=True,
     ),
     Field(
@@ -199,7 +214,7 @@ _ROWS = (
         kind=kinds.TEXT,
         help="What to keep away from.",
         checkpoint=_stock_negative,
-        idle=_unguided,
+        idle=unguided,
         option=True,
         distilled=True,
     ),
@@ -225,7 +240,7 @@ _ROWS = (
         group=INPUT,
         kind=kinds.choice("first", "last"),
         help="Which end of the clip they are taken from.",
-        refusal=_clip,
+        refusal=_continued,
     ),
     Field(
         name="system_prompt",
@@ -293,6 +308,7 @@ _ROWS = (
         refusal=_clip,
         option=True,
     ),
+    *CONTROLS,
     Field(
         name="max_text_tokens",
         group=TEXTS,
@@ -300,9 +316,7 @@ _ROWS = (
         help="Tokens at which a text is cut; 0 is never.",
     ),
 )
-FIELDS: dict[str, Field] = {field.name: field for field in (*_ROWS, *action_fields.ROWS)}
-FILES = tuple(name for name, field in FIELDS.items() if field.kind in (kinds.PATH, action_kinds.ROWS))
-"""The fields that may name a file which is read."""
+FIELDS: dict[str, Field] = {field.name: field for field in (*_ROWS, *ACTIONS)}
 
 
 def is_whole(given: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ The keys are those of aliases.toml. A request whose keys are all fields of ours 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 from ..bounds import parse_json
 from ..contract import InputError
 from ..spelling import nearest, shown
-from .aliases import HERE, INPUT, LATER, UNNEEDED, Alias, aliases, asks_nothing, known, owners, table
-from .conversion import Work, number_of
+from .aliases import CONTROL, HERE, INPUT, LATER, UNNEEDED, Alias, aliases, asks_nothing, known, owners, table
+from .conversion import Work, file_of, number_of
 from .families import INPUTS, TASKS
 from .fields import FIELDS
-from .kinds import URL, task_named
+from .foreign_controls import control, controls_of
+from .kinds import LONGEST, task_named
 from .measures import SIDES, frames_of, sides
+from .transfer import HINTS, TRANSFER, hints_of
 
 WRAPPERS = {"extra_params": "VST", "extra_body": "S"}
 """Keys that hold further keys, as an object or as its JSON text, and whose they are."""
@@ -61,6 +64,7 @@ def convert(value: Mapping[str, Any], asked: str, folder: Path | None) -> Conver
     sides(work, keys)
     for key in sorted(keys, key=lambda key: key == "negative_prompt_keep_metadata"):  # which amends another
         _one(work, key, keys[key])
+    controls_of(work, keys)
     frames_of(work, keys)
     _task(work, keys)
     if wrong := [f"{what} ({', '.join(of)})" for what, of in work.lacking.items()] + work.wrong:
@@ -154,6 +158,8 @@ def _one(work: Work, key: str, value: Any) -> None:
 def _renamed(work: Work, row: Alias, value: Any) -> None:
     if row.means in (INPUT, *INPUTS):
         return _input(work, row.name, value)
+    if row.means == CONTROL:
+        return None  # the kind of control is another key
     if row.means == "model":
         return _model(work, row.name, value)
     if row.means == "frames":
@@ -174,26 +180,11 @@ def _renamed(work: Work, row: Alias, value: Any) -> None:
 
 def _input(work: Work, key: str, value: Any) -> None:
     """A file to start from, named by its path."""
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            pass
-    if isinstance(value, dict):
-        value = next((value[name] for name in ("image_url", "video_url", "url") if name in value), value)
-    if not isinstance(value, str):
-        work.wrong.append(f"{key}: it names no file. Give the path of a picture or a clip")
-    elif value.startswith("@"):
-        work.wrong.append(f"{key}: curl's @ uploads a file. Give the path alone, {value[1:]}")
-    elif URL.match(value) or value.startswith("data:") or len(value) > 4096:
-        work.wrong.append(f"{key}: files are not fetched or decoded from text. Save it, and give its path")
-    elif value and (path := work.path(key, value)):
+    if path := file_of(work, key, value):
         row = known(key)
         clip = key == "video" or (row is not None and row.means == "video")
-        clip = clip or (key != "image" and Path(value).suffix.lower() in CLIPS)
-        work.put(key, "video" if clip else "image", str(path))
+        clip = clip or (key != "image" and Path(path).suffix.lower() in CLIPS)
+        work.put(key, "video" if clip else "image", path)
 
 
 def _model(work: Work, key: str, value: Any) -> None:
@@ -207,6 +198,15 @@ def _model(work: Work, key: str, value: Any) -> None:
 def _task(work: Work, keys: Mapping[str, Any]) -> None:
     """The task where the keys say it, and none of the fields that it does not take."""
     given = work.given
+    if hints_of(given):
+        if given.get("task") != TRANSFER:
+            given["task"] = TRANSFER
+            work.said.append("its controls → task transfer")
+        if re.fullmatch(r"\d+p?", str(given.get("size"))):  # a tier, whose aspect is the clip's
+            given["size"] = f"{given['size'].removesuffix('p')}p:auto"
+        if "frames" in given:  # which is a limit with them
+            given["max_frames"] = min(given.pop("frames"), given.get("max_frames", LONGEST))
+            work.said.append("frames → max_frames")
     if "task" not in given and not any(name in given for name in INPUTS):
         moving = "frames" in given and given["frames"] != 1
         if given.get("frames") == 1 or (not moving and "fps" not in given and any(k in keys for k in PICTURE_ONLY)):
@@ -305,6 +305,18 @@ def _longest(work: Work, key: str, value: Any) -> None:
     work.put(key, "max_text_tokens", value - 2 if work.owner == "S" and type(value) is int else value)
 
 
+def _limit(work: Work, key: str, value: Any) -> None:
+    """No clip is longer than ours may be."""
+    value = number_of(value)
+    work.put(key, key, min(value, LONGEST) if type(value) is int else value)
+
+
+def _positions(work: Work, key: str, value: Any) -> None:
+    """Where controls do not share the clip's positions, vllm-omni rounds down."""
+    apart = "floor" if work.owner == "V" else "ceil"
+    work.put(key, "control_positions", "shared" if number_of(value) else apart)
+
+
 MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "model_mode": _asked_task,
     "task_type": _asked_task,
@@ -327,6 +339,9 @@ MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "sample_solver": _schedule,
     "seed": _seed,
     "max_sequence_length": _longest,
+    "max_frames": _limit,
+    "share_vision_temporal_positions": _positions,
+    **dict.fromkeys(HINTS, control),
 }
 """By key, how its value becomes ours where it is more than another name for it."""
 

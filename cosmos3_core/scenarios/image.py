@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .task import Task
+from .task import DISTILLED, FULL, Task
 
 TASKS = (
     Task(
@@ -13,6 +13,6 @@ TASKS = (
         aspect="1:1",
         single=True,
         latents=("vision",),
-        distilled=True,
+        variants=(*FULL, DISTILLED),
     ),
 )

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
 from ..model.packing import Item
 from .action import layout_of
 from .domains import domains
 from .families import TASKS
 from .request import Request
+from .transfer import shares
 
 
 def items_of(request: Request, config: TransformerConfig) -> tuple[Item, ...]:
-    """The request's items on a model of this config, in the order of its task's `latents`."""
-    return tuple(_MAKERS[modality](request, config) for modality in TASKS[request.task].latents)
+    """The request's items on a model of this config: its controls, then what is made, in the order of its task's
+    `latents`."""
+    made = [_MAKERS[modality](request, config) for modality in TASKS[request.task].latents]
+    follows = "" if request.control_positions == "shared" else request.control_positions
+    if not request.controls:
+        return tuple(made)
+    weights = shares(vars(request)) if request.control_attention == "weighted" else {}
+    like = replace(made[0], clean=tuple(range(made[0].frames)), follows=follows)
+    controls = [replace(like, control=hint, weight=weights.get(hint)) for hint in request.controls]
+    return (*controls, *(replace(item, follows=follows) for item in made))
 
 
 def _vision(request: Request, config: TransformerConfig) -> Item:

@@ -17,6 +17,7 @@ from . import aliases
 from .families import TASKS
 from .sizes import FORMS, LARGEST, SMALLEST, check_size, parse_size
 from .task import Task
+from .transfer import AUTO, HINTS
 
 CHANCE = (-1, "random")
 """Seeds that leave it to chance: -1 is other tools' word for it."""
@@ -243,6 +244,8 @@ def _size(name: str, value: Any, task: Task) -> tuple[int, int]:
 
 def _frames(name: str, value: Any, task: Task) -> int:
     frames = whole(1, LONGEST).read(name, value, task)
+    if task.chunked and name == "frames":
+        return frames
     if (frames - 1) % TEMPORAL_COMPRESSION:
         below = (frames - 1) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1
         raise InputError(
@@ -317,6 +320,52 @@ def _tile(name: str, value: Any, task: Task) -> int | None:
     return tile
 
 
+def _chunk(name: str, value: Any, task: Task) -> int:
+    if (whole(0, LONGEST).read(name, value, task)) == 0:
+        return 0
+    frames = _frames(name, value, task)
+    if frames == 1:
+        raise InputError(f"{name} = 1", "a chunk has several frames", f"Use {TEMPORAL_COMPRESSION + 1} or more, or 0")
+    return frames
+
+
+def control(derived: bool) -> Kind:
+    """The file of a control clip, or "auto" where it can be made of the input clip; true is that, too."""
+    words = "the path of a clip or a picture" + (f", or {AUTO}: made of the input clip" if derived else "")
+    schema = {"type": ["string", "boolean", "null"] if derived else ["string", "null"]}
+
+    def read(name: str, value: Any, task: Task) -> str | None:
+        if value is True or (isinstance(value, str) and value == AUTO):
+            if not derived:
+                found = f"{name} cannot be made of the input clip, as edge and blur can"
+                raise InputError(f"{name} = {shown(value)}", found, f"Give `{name}` the path of a clip", name)
+            return AUTO
+        return _path(name, value, task)
+
+    return Kind("control", words, schema, str, read)
+
+
+WEIGHT = number(0.001, 1000)
+
+
+def _weights(name: str, value: Any, task: Task) -> tuple[tuple[str, float], ...]:
+    """(hint, weight) of each that has one, in the hints' order."""
+    if isinstance(value, str):
+        parts = [part.partition("=") for part in value.split(",")]
+        try:
+            value = {hint.strip(): float(weight) for hint, _, weight in parts}
+        except ValueError:
+            value = dict.fromkeys([value])
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return ()
+    if isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value):
+        value = dict(value)
+    if not isinstance(value, Mapping) or not value or not all(hint in HINTS for hint in value):
+        found = f"weights are numbers by control, and controls are {', '.join(HINTS)}"
+        raise InputError(f"{name} = {shown(value)}", found, f"Give {name} like edge=2,depth=1", name)
+    return tuple((hint, WEIGHT.read(f"{name} of {hint}", value[hint], task)) for hint in HINTS if hint in value)
+
+
 def _pair(items: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items, "minItems": 2, "maxItems": 2}
 
@@ -358,6 +407,25 @@ INTERVAL = Kind(
     {"anyOf": [_pair(TIMESTEP.schema), {"type": "array", "maxItems": 0}, {"type": "null"}]},
     str,
     _interval,
+)
+CHUNK = Kind(
+    "frames",
+    f"{TEMPORAL_COMPRESSION}k+1, such as 93, or 0 for the whole",
+    {"type": "integer", "minimum": 0, "maximum": LONGEST, "description": f"{TEMPORAL_COMPRESSION}k+1, or 0"},
+    int,
+    _chunk,
+)
+WEIGHTS = Kind(
+    "weights",
+    "numbers by control, such as edge=2,depth=1",
+    {
+        "anyOf": [
+            {"type": "object", "properties": dict.fromkeys(HINTS, WEIGHT.schema), "additionalProperties": False},
+            {"type": "null"},
+        ]
+    },
+    str,
+    _weights,
 )
 INDICES = Kind(
     "indices",

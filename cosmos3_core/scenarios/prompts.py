@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Any
 from .action_kinds import JSON
 from .action_prompts import action_text
 from .sizes import TIERS
+from .transfer import SUFFIX
 
 if TYPE_CHECKING:
     from .request import Request
 
 
 def positive_text(request: Request) -> str:
-    """The prompt with its metadata."""
+    """The prompt with its metadata, and with emphasis on its controls."""
     if request.action_prompt == JSON:
         return action_text(request)
     if request.json_metadata and (caption := _json_object(request.prompt)) is not None:
-        return json.dumps(_with_metadata(caption, request))
-    return _with_sentences(request.prompt, request, inverse=False)
+        text = json.dumps(_with_metadata(caption, request))
+    else:
+        text = _with_sentences(request.prompt, request, inverse=False)
+    if request.controls and request.emphasize_controls:
+        text = text.rstrip() + SUFFIX.format(hints=", ".join(request.controls))
+    return text
 
 
 def negative_text(request: Request) -> str:

@@ -21,12 +21,14 @@ from . import action, aliases, kinds
 from .action import acts
 from .action_kinds import Table
 from .captions import check_caption
+from .chunks import Chunks
 from .facts import ModelFacts
-from .families import INPUTS, TASKS
+from .families import FILES, INPUTS, TASKS
 from .faults import Faults
 from .field import NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
 from .fields import FIELDS
-from .task import Task
+from .task import DISTILLED, Task
+from .transfer import DEFAULT_HINT, HINTS, TRANSFER, check_controls, hints_of
 
 PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
@@ -34,10 +36,14 @@ CHECKPOINT = "checkpoint"
 """In defaults.toml: what the field's row finds in the checkpoint."""
 NO_GUIDANCE_UP_TO = "no_guidance_up_to"
 """In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
-DISTILLED = "distilled"
-"""A variant of models, and the schedule that only these have."""
+SINGLE = "single"
+"""In a task of a profile: defaults for a request with one control, by its kind."""
 VARIANTS = ("edge", DISTILLED)
 """Variants of models that may have defaults of their own, in a table of their name."""
+FROM_CLIP = "auto"
+"""In defaults.toml: what the clip has, which `settle` reads."""
+WITHOUT_CLIP = {"frames": 93, "fps": 24.0}
+"""What stands in where a plan has no clip."""
 ANY = "(any)"
 """What stands in for a text or a file that a partial request lacks."""
 STANDS_IN = "not given; no plan depends on it"
@@ -67,6 +73,25 @@ class Request:
     seed: int
     image: str | None
     video: str | None
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    edge_preset: str
+    blur_preset: str
+    control_guidance: float
+    control_guidance_interval: tuple[float, float] | None
+    control_formula: str
+    control_weights: tuple[tuple[str, float], ...]
+    control_attention: str
+    control_positions: str
+    emphasize_controls: bool
+    max_frames: int
+    chunk_frames: int
+    carry_frames: int
+    first_frames: int
+    chunk_noise: str
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
     system_prompt: bool
@@ -112,6 +137,11 @@ class Request:
         return acts(TASKS[self.task]) and self.task != action.GIVEN
 
     @property
+    def input_frames(self) -> int:
+        """Frames of its picture or clip that a request takes: with all of them observed, those of every chunk."""
+        return self.chunks.total if self.task == action.OBSERVED else self.conditioning_pixel_frames
+
+    @property
     def other_tokens(self) -> int:
         """Media tokens besides those of vision: one for each row of actions."""
         return action.layout_of(self).rows if acts(TASKS[self.task]) else 0
@@ -126,11 +156,27 @@ class Request:
         """Input frames that the clean latent frames cover."""
         return max(self.clean_frames) * TEMPORAL_COMPRESSION + 1 if self.clean_frames else 0
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The kinds of control that it has, in their order."""
+        return hints_of(vars(self))
+
+    @property
+    def chunks(self) -> Chunks:
+        """In which chunks it is made: one, for most tasks."""
+        return TASKS[self.task].chunks(self)
+
+    def of_chunk(self, index: int) -> Request:
+        """The request that a chunk is a generation of."""
+        chunk: Request = TASKS[self.task].of_chunk(self, index)
+        return chunk
+
     def to_json(self) -> dict[str, Any]:
         """The request as `resolve` takes it: giving it back yields the same request."""
         values = asdict(self)
         canvas = self.canvas and f"{self.canvas[0]}x{self.canvas[1]}"
-        return values | {"size": f"{values.pop('width')}x{values.pop('height')}", "canvas": canvas}
+        size = f"{values.pop('width')}x{values.pop('height')}"
+        return values | {"size": size, "canvas": canvas, "control_weights": dict(self.control_weights) or None}
 
 
 Tables = dict[str, dict[str, Any]]
@@ -157,7 +203,8 @@ def read_defaults(text: str) -> Tables:
         row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
         special = [row[variant] for variant in VARIANTS if variant in row]
         missing = {key for key, field in fields.items() if field.refusal(TASKS[name]) is None} - row.keys()
-        unknown = set(row).union(*special) - fields.keys() - {"source", NO_GUIDANCE_UP_TO, *VARIANTS}
+        special += row.get(SINGLE, {}).values()
+        unknown = set(row).union(*special) - fields.keys() - {"source", NO_GUIDANCE_UP_TO, SINGLE, *VARIANTS}
         for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
             if keys:
                 asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
@@ -180,15 +227,21 @@ def profile_source(profile: str) -> str:
     return _tables()["profile"][profile]["source"]
 
 
-def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the fields of a task are where they are not given, by a profile for a model, and where each value comes
-    from. A field without a default (a prompt) is absent; the seed is "random" where the profile leaves it to chance.
-    Raises InputError for an unknown profile."""
+def defaults(
+    task: str, profile: str, model: ModelFacts, controls: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the fields of a task are where they are not given, by a profile for a model and what it has for a single one
+    of `controls`, and where each value comes from. A field without a default (a prompt) is absent; the seed is "random"
+    where the profile leaves it to chance. Raises InputError for an unknown profile."""
     check_profile(profile)
     row = _tables()["profile"][profile] | _tables()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
     special, _, _ = variants.get(model.variant, {}), row.pop("source"), row.pop(NO_GUIDANCE_UP_TO, None)
-    where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
+    where = f"profile {profile}, {model.variant}"
+    if len(controls) == 1 and SINGLE in row:
+        special, where = dict(row[SINGLE].get(controls[0], {})), f"profile {profile}, {controls[0]} alone"
+    row.pop(SINGLE, None)
+    where += f" ({special.pop('source')})" if "source" in special else ""
     row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
     for name, field in FIELDS.items():
         if name not in row and field.refusal(TASKS[task]) is not None:
@@ -201,6 +254,11 @@ def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any]
     return row, origin
 
 
+def of_single_controls(task: str, profile: str) -> dict[str, dict[str, Any]]:
+    """The defaults that a request with a single control has, by its kind."""
+    return {hint: dict(values) for hint, values in _tables()[task][profile].get(SINGLE, {}).items()}
+
+
 def check_profile(profile: str) -> None:
     """Raises InputError for a name that is no profile's."""
     if not isinstance(profile, str) or profile not in PROFILES:
@@ -208,9 +266,12 @@ def check_profile(profile: str) -> None:
 
 
 def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
-    """The task that the given fields call for: one that starts from the input given, and of those the one of a single
-    frame where one frame or a single frame's file is asked for, or one with actions where something of these is given;
-    where nothing says, the one that the model was `made_for`. Raises InputError for two inputs."""
+    """The task that the given fields call for: transfer where there is a control, else one that starts from the input
+    given, and of those the one of a single frame where one frame or a single frame's file is asked for, or one with
+    actions where something of these is given; where nothing says, the one that the model was `made_for`. Raises
+    InputError for two inputs."""
+    if hints_of(given):
+        return TRANSFER
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
         raise InputError(
@@ -278,17 +339,16 @@ def check(
         said = "there is nothing to generate", 'Give a `prompt`, such as "a cup on a table"'
         faults.add("prompt", InputError("a run without a prompt", *said))
     if "task" not in faults.found:
-        _check_inputs(faults, task, values, partial)
+        _check_inputs(faults, task, values, partial or any(name in faults.found for name in HINTS))
     faults.report()
     return task
 
 
 def _missing(given: Mapping[str, Any], task: Task) -> list[str]:
     """What a request of this task has to have and has not."""
-    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED]
-    return [name for name in needed if name not in given] + [
-        name for name in (*task.needs, *filter(None, [task.input])) if given.get(name) is None
-    ]
+    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED and name not in given]
+    needed += [name for name in (*task.needs, *filter(None, [task.input])) if given.get(name) is None]
+    return needed + ([DEFAULT_HINT] if task.name == TRANSFER and not hints_of(given) else [])
 
 
 def resolve(
@@ -310,27 +370,30 @@ def resolve(
     for all faults of the given fields at once, or then for all that the model and the values together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
-    values, origin = defaults(task.name, profile, model)
+    missing = dict.fromkeys(_missing(given, task), ANY)
+    values, origin = defaults(task.name, profile, model, hints_of({**given, **missing}))
     if given.get("seed") in kinds.CHANCE:
         values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
-    missing = dict.fromkeys(_missing(given, task), ANY)
-    values = {**values, **given, **missing, "task": task.name}
+    values = {**_unmeasured(values, task), **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
-    taken = {name for name, value in values.items() if value is not None or not FIELDS[name].refusal(task)}
-    values |= {name: FIELDS[name].check(values[name], task) for name in taken}
+    empty = {name for name, value in values.items() if value is None and FIELDS[name].default == PROFILE}
+    empty = {name for name in empty if FIELDS[name].refusal(task)}  # no default, as the task has not the field
+    values |= {name: FIELDS[name].check(value, task) for name, value in values.items() if name not in empty}
     if acts(task):
         action.derive(values, origin, given, partial)
-    values, origin = _without_guidance(values, origin, profile)
+    values, origin = _without_guidance(values, origin, profile, task)
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
     faults = Faults()
     _check_variant(faults, task, changed, model)
     with faults.of("condition_frame_indexes"):
-        _check_clean(request)
+        _check_clean(request.of_chunk(0))
+    if task.name == TRANSFER:
+        check_controls(faults, request)
     for name, value in changed.items():
         if whole and FIELDS[name].default == PROFILE:
             continue
@@ -341,11 +404,18 @@ def resolve(
     return request, origin
 
 
+def _unmeasured(values: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The values with something in the place of defaults that follow from a clip, where there is none."""
+    size = ":".join(part for part in str(values["size"]).split(":") if part != FROM_CLIP)
+    length = {name: number for name, number in WITHOUT_CLIP.items() if values[name] == FROM_CLIP}
+    return values | length | ({"size": size} if size != values["size"] else {})
+
+
 def _without_guidance(
-    values: dict[str, Any], origin: dict[str, str], profile: str
+    values: dict[str, Any], origin: dict[str, str], profile: str, task: Task
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values with guidance 1, which is none, where the profile's engine takes theirs for none."""
-    most = _tables()["profile"][profile].get(NO_GUIDANCE_UP_TO)
+    most = (_tables()["profile"][profile] | _tables()[task.name][profile]).get(NO_GUIDANCE_UP_TO)
     if most is None or values["guidance"] > most or values["guidance"] == 1:
         return values, origin
     said = f"{origin['guidance']} ({values['guidance']:g}); profile {profile} has no guidance up to {most:g}"
@@ -358,14 +428,15 @@ def _plain(value: Any) -> Any:
 
 
 def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+    if model.variant not in task.variants:
+        names = " and ".join(name for name, other in TASKS.items() if model.variant in other.variants)
+        found = f"{model.name} is {model.variant}, which does {names} only"
+        raise InputError(f"task {task.name}", found, "Use `model` nvidia/Cosmos3-Nano or nvidia/Cosmos3-Super", "task")
     if model.variant != DISTILLED:
         with faults.of("schedule"):
             if changed.get("schedule") == DISTILLED:
                 raise InputError("schedule 'distilled'", f"{model.name} is not a distilled model", "Drop schedule")
         return
-    if not task.distilled:
-        names = " and ".join(name for name, other in TASKS.items() if other.distilled)
-        raise InputError(f"task {task.name}", f"{model.name} is distilled for {names} only", "Use the full model")
     for name, value in changed.items():
         with faults.of(name):
             if FIELDS[name].distilled:
@@ -382,7 +453,10 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
         if values.get(name) is None:
             missing = InputError(f"task {task.name}", f"there is no `{name}`", f"Add `{name}` FILE")
             faults.add(name, missing)
-    for name in INPUTS:
+    if task.name == TRANSFER and not partial and not hints_of(values):
+        names = f"{', '.join(f'`{hint}`' for hint in HINTS[:-1])} or `{HINTS[-1]}`"
+        faults.add("task", InputError("transfer without a control", "there is nothing to follow", f"Add {names} FILE"))
+    for name in FILES:
         with faults.of(name):
             if values.get(name) is not None and (reason := FIELDS[name].refusal(task)):
                 next_step = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"

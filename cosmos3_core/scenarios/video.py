@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .task import Task
+from .task import DISTILLED, FULL, Task
 
 T2V = Task(
     name="t2v",
@@ -23,7 +23,7 @@ TASKS = (
         title="image to video",
         input="image",
         source="picture",
-        distilled=True,
+        variants=(*FULL, DISTILLED),
         clean=lambda request: (0,),
     ),
     replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ..scenarios.fields import FIELDS
 from ..scenarios.sizes import AUTO
 from ..scenarios.task import Task
 from ..spelling import shown
-from .wish import Wish
+from .measured import source_size
 
 
 class Found(NamedTuple):
@@ -26,18 +26,16 @@ class Found(NamedTuple):
     origin: dict[str, str]
 
 
-def found_in_files(
-    given: Mapping[str, Any], task: Task, wish: Wish, model: Model, source_of: Callable[[str, Task], tuple[int, int]]
-) -> Found:
-    """`source_of` says the size of an input. Raises InputError for files that cannot be read, for a `size` that is
-    another than the input's on the canvas, and for a checkpoint whose heads are too narrow."""
+def found_in_files(given: Mapping[str, Any], task: Task, profile: str, model: Model) -> Found:
+    """Raises InputError for files that cannot be read, and for a `size` that is another than the input's on the
+    canvas."""
     found = Found({}, {})
     _history(found, given)
     name = task.input and given.get(task.input)
     if not isinstance(name, str):
         return found
-    source = source_of(name, task)
-    asked = given.get("canvas", requests.defaults(task.name, wish.profile, model.facts)[0]["canvas"])
+    source = source_size(name, task)
+    asked = given.get("canvas", requests.defaults(task.name, profile, model.facts)[0]["canvas"])
     canvas = FIELDS["canvas"].check(asked, task)
     if isinstance(canvas, str):
         canvas = canvas_for(AUTO.fullmatch(canvas)[1], source)  # type: ignore[index]

@@ -35,7 +35,11 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 class Job:
     """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
     frames are encoded first; `tile` is the decode's, in pixels (None: whole); `other_tokens` are those of other media
-    than vision."""
+    than vision.
+
+    `controls` are the hints of control clips, of as many frames, to each of which attention goes alone if it is
+    `weighted`, and `control_steps` of the steps run with control guidance. All of it is done in each of the `chunks`.
+    """
 
     width: int
     height: int
@@ -48,6 +52,16 @@ class Job:
     input_frames: int = 0
     tile: int | None = None
     other_tokens: int = 0
+    controls: tuple[str, ...] = ()
+    control_guidance: float = 1.0
+    control_steps: int = 0
+    weighted: bool = False
+    chunks: int = 1
+
+    @property
+    def encoded(self) -> tuple[int, ...]:
+        """Pixel frames of each clip that is encoded in a chunk."""
+        return (*[self.frames] * len(self.controls), *[self.input_frames] * bool(self.input_frames))
 
     @property
     def texts(self) -> tuple[int, ...]:
@@ -116,20 +130,21 @@ class Estimate:
         parts, longest = self.weights, max(job.texts)
         kv = transformer.und_kv_bytes(c, sum(job.texts), self.dtype)
         frames, height, width = run.latent
-        latent = 4 * c.latent_channel * frames * height * width
+        made = 4 * c.latent_channel * frames * height * width
+        latent = made * (1 + len(job.controls))
         # cos and sin for each branch of each kind of pass.
-        tables = 2 * c.head_dim * run.tokens * size * sum(len(one.branches) for one in run.passes)
+        tables = 2 * c.head_dim * size * sum(one.rows for one in run.passes)
         text_tower = parts["understanding"] + parts["embedding"]
         media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
         reading = transformer.layer_bytes(c, longest, 0, size)
         step = transformer.layer_bytes(c, run.widest * run.tokens, longest, size, run.widest)
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self.dtype)
         stages = [Stage("read prompts", text_tower, kv, 0, reading)]
-        if job.input_frames:
-            encoding = vae.encode_bytes(self.vae, (height, width), job.input_frames, self.dtype)
+        if job.encoded:
+            encoding = vae.encode_bytes(self.vae, (height, width), max(job.encoded), self.dtype)
             stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
         stages.append(Stage("steps", media_tower, kv, FP32_COPIES * latent + tables, step))
-        stages.append(Stage("decode", parts["vae_decoder"], kv, 3 * latent + tables, decoding, VAE_OVERHEAD))
+        stages.append(Stage("decode", parts["vae_decoder"], kv, 2 * latent + made + tables, decoding, VAE_OVERHEAD))
         if self.placement == RESIDENT:
             stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
         return tuple(stages)
@@ -143,15 +158,21 @@ class Estimate:
         """Bytes of the stage that takes most."""
         return max(stage.peak for stage in self.stages)
 
-    def step(self, guided: bool) -> list[Work]:
-        """One solver step."""
-        texts = self.job.texts if guided else self.job.texts[:1]
-        return [work for text in texts for work in self._forward(self.execution.tokens, text)]
+    def step(self, guided: bool, controlled: bool = False) -> list[Work]:
+        """One solver step, with guidance or without, and with control guidance or without."""
+        run, texts = self.execution, self.job.texts if guided else self.job.texts[:1]
+        work = [work for text in texts for work in self._forward(run.tokens, text, self._attended(text))]
+        return work + (self._forward(run.made, self.job.texts[0]) if controlled else [])
 
-    def _forward(self, tokens: int, context: int) -> list[Work]:
+    def _attended(self, context: int) -> tuple[tuple[int, int], ...] | None:
+        """(queries, keys) of each of a pass's attentions, where attention goes to one control at a time."""
+        job, pair = self.job, 2 * self.execution.made
+        return ((pair, pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
+
+    def _forward(self, tokens: int, context: int, attended: tuple[tuple[int, int], ...] | None = None) -> list[Work]:
         kept = self.execution.kept_layers
         return transformer.forward_work(
-            self.config, tokens, context, self.dtype, formats=self.formats, kept_layers=kept
+            self.config, tokens, context, self.dtype, formats=self.formats, kept_layers=kept, attended=attended
         )
 
     def _prefill(self, tokens: int) -> list[Work]:
@@ -161,13 +182,18 @@ class Estimate:
     def parts(self) -> dict[str, list[Work]]:
         """The run's work by stage."""
         job, guided, (frames, height, width) = self.job, self.job.guided_steps, self.execution.latent
+        steps = guided * self.step(True) + (job.steps - guided) * self.step(False)
+        steps += job.control_steps * self._forward(self.execution.made, job.texts[0])
+        # The frames that a chunk begins with are decoded before, and all of them at the end.
+        decodes = 2 * job.chunks - 1
         parts = {
             "read prompts": [work for tokens in job.texts for work in self._prefill(tokens)],
-            "steps": guided * self.step(True) + (job.steps - guided) * self.step(False),
-            "decode": [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
+            "steps": job.chunks * steps,
+            "decode": decodes * [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
         }
-        if job.input_frames:
-            parts["encode input"] = [vae.encode_work(self.vae, (height, width), job.input_frames, self.dtype)]
+        if job.encoded:
+            encoded = [vae.encode_work(self.vae, (height, width), count, self.dtype) for count in job.encoded]
+            parts["encode input"] = job.chunks * encoded
         return parts
 
     def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:
@@ -177,7 +203,8 @@ class Estimate:
         if ceiling is None or not rates <= set(ceiling.tflops):
             return None
         stages = {name: sum(w.seconds(ceiling) for w in work) for name, work in self.parts.items()}
-        step = sum(w.seconds(ceiling) for w in self.step(self.job.guided_steps > 0))
+        slowest = self.step(self.job.guided_steps > 0, self.job.control_steps > 0)
+        step = sum(w.seconds(ceiling) for w in slowest)
         return stages | {"step": step, "total": sum(stages.values())}
 
 
