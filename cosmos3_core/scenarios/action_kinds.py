@@ -93,6 +93,7 @@ def _domain(name: str, value: Any, task: Task) -> str | None:
 
 def _canvas(name: str, value: Any, task: Task) -> tuple[int, int] | str:
     """A size, or "256p:auto" where the tier's canvas is that nearest to the input."""
+    value = str(value) if type(value) is int else value
     if isinstance(value, str) and (tier := re.fullmatch(r"\s*(\d+)p?\s*", value)):
         value = f"{tier[1]}p:auto"
     if isinstance(value, str) and (auto := AUTO.fullmatch(value)):
@@ -131,9 +132,7 @@ def _span(name: str, value: Any, task: Task) -> tuple[int, int] | None:
         found = "it is no pair of row numbers"
         raise InputError(f"{name} = {shown(value)}", found, "Give the first row and the one after the last: [0, 16]")
     if value[0] >= value[1]:
-        raise InputError(
-            f"{name} = {shown(value)}", "it ends before it begins", "The last row is the one before the 2nd"
-        )
+        raise InputError(f"{name} = {shown(value)}", "it ends before it begins", "Give the lower one first")
     return value[0], value[1]
 
 

@@ -31,6 +31,9 @@ LONGEST_PATH = 4096
 NO_TILE = "none"
 """What is typed for a picture in one piece."""
 
+THEIR_TASKS = {"wam": "policy"}
+"""NVIDIA's names of tasks that nobody else calls so."""
+
 URL = re.compile(r"(https?|ftp|s3|gs|file|hf):/|data:\w+/", re.IGNORECASE)
 """How a URL begins, or what a Path leaves of it."""
 
@@ -194,6 +197,8 @@ def task_named(value: Any) -> Any:
     of = {"t": "text|txt", "i": "image|img", "v": "video|vid|world"}
     if isinstance(value, str):
         word = value.strip().lower()
+        if word.replace("_", "-") in TASKS or word in THEIR_TASKS:
+            return THEIR_TASKS.get(word, word.replace("_", "-"))
         for (a, start), (b, end) in itertools.product(of.items(), of.items()):
             if re.fullmatch(f"({start}|{a})[-_ ]?(2|to)[-_ ]?({end}|{b})", word):
                 return f"{a}2{b}"
