@@ -18,7 +18,7 @@ import click
 from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
-from cosmos3_core.scenarios.aliases import HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
+from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.settle.questions import capabilities
 
@@ -75,12 +75,14 @@ def fields() -> str:
         f"## Defaults of profile {PROFILE}",
         f"{_source(told)} For Nano and Super; `cosmos3 capabilities --model MODEL` prints those of any model.",
         _defaults(told),
+        *_single_controls(told),
     ]
     for title, model in OTHER_MODELS.items():
         parts += [f"## Where {title} differs", _defaults(capabilities(model, PROFILE), told)]
     for profile in told["profiles"][1:]:
         other = capabilities(MODEL, profile)
         parts += [f"## Where profile {profile} differs", _source(other), _defaults(other, told)]
+        parts += _single_controls(other, told)
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,6 +146,8 @@ def _typed(means: str) -> str:
     """How a field or an option is typed."""
     if means == INPUT:
         return "`--image` or `--video`"
+    if means == CONTROL:
+        return "`--edge`, or `--blur`, `--depth`, `--seg` or `--wsm`"
     if means == "prompt":
         return "the argument `PROMPT`, a text or `@FILE`"
     return f"`--set {means}=`" if means in FIELDS and not FIELDS[means].option else f"`{flag(means)}`"
@@ -197,6 +201,24 @@ def _defaults(told: dict[str, Any], beside: dict[str, Any] | None = None) -> str
         if cells and (beside is None or any(_cells(beside["fields"][name])[task] != cells[task] for task in cells)):
             rows.append((f"`{name}`", *(cells.get(task, "") for task in tasks)))
     return _table(("field", *tasks), rows)
+
+
+def _single_controls(told: dict[str, Any], beside: dict[str, Any] | None = None) -> list[str]:
+    """What a request with one control has instead, a row for each kind; `beside` where it differs."""
+    rows = {task: row["single_control"] for task, row in told["tasks"].items() if row["single_control"]}
+    if beside and rows == {t: row["single_control"] for t, row in beside["tasks"].items() if row["single_control"]}:
+        return []
+    if beside and not rows:
+        return ["It has no defaults of its own for a single control."] if "transfer" in told["tasks"] else []
+    parts = []
+    for task, by_hint in rows.items():
+        names = list(dict.fromkeys(name for values in by_hint.values() for name in values if name != "source"))
+        cells = [(f"`{h}`", *(f"`{json.dumps(v[n])}`" if n in v else "" for n in names)) for h, v in by_hint.items()]
+        parts += [
+            f"A {task} with a single control has instead:",
+            _table(("control", *map("`{}`".format, names)), cells),
+        ]
+    return parts
 
 
 def _cells(field: dict[str, Any]) -> dict[str, str]:

@@ -140,7 +140,7 @@ def test_it_can_be_read(capsys, monkeypatch):
     for line in (
         f"{DISTILLED} (distilled), defaults of profile sglang: sglang 0.5.23, multimodal_gen",
         "  i2v  image to video from --image, into .mp4",
-        "  frames (--frames): 1, 5, 9, 13 ... pixel frames.",
+        "  frames (--frames): 1, 5, 9, 13 ... pixel frames; with controls any number.",
         "      one, or 4k+1 up to 4001: 5, 9, 13 ...; every task",
         "      default i2v: 81",
         "      a whole number from 1 to 1000; fixed by distillation",

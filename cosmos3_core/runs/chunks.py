@@ -11,18 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ..contract import InputError
-from ..sampling.noise import initial_noise
-from ..sampling.state import State, views
-from ..scenarios.items import items_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..engine.engine import Engine
     from ..engine.inputs import Inputs
     from ..engine.stages import Watch
+    from ..model.packing import Item
+    from ..sampling.state import State
     from ..scenarios.request import Request
     from .saved import Stopped
 
@@ -72,9 +70,18 @@ def split(stopped: Stopped, request: Request, engine: Engine) -> tuple[Stopped, 
     return replace(stopped, tensors=state, numbers=own), progress
 
 
+def _made(request: Request, engine: Engine) -> list[Item]:
+    """A chunk's items but for the controls."""
+    from ..scenarios.items import items_of
+
+    return [item for item in items_of(request, engine.model.config) if not item.control]
+
+
 def _progress(found: dict[str, Tensor], index: int, request: Request, engine: Engine) -> Progress:
+    import torch  # plans, which know runs too, do without it
+
     chunks = request.chunks
-    items = [item for item in items_of(request.of_chunk(0), engine.model.config) if not item.control]
+    items = _made(request.of_chunk(0), engine)
     wanted = {f"{DONE}{i}.{item.name}": item.shape for i in range(index) for item in items}
     wanted |= {CARRIED: (3, chunks.carry)}
     fits = index < chunks.count and found.keys() == wanted.keys()
@@ -97,6 +104,8 @@ def latents_of(state: State) -> dict[str, Tensor]:
 
 def finished(state: State, progress: Progress) -> Iterator[State]:
     """A state for each chunk, which the engine can finish; `state` is the last one."""
+    from ..sampling.state import views
+
     if progress.done:
         state.passes = None  # they hold the media tower, and a decode wants its room
     for latents in progress.done:
@@ -113,6 +122,10 @@ def next_chunk(
 ) -> tuple[State, Progress]:
     """The chunk after the one that `state` has finished, before its first step. The prompts are not read again. A chunk
     whose seed is the request's own draws on in the stream of the one before."""
+    import torch
+
+    from ..sampling.noise import initial_noise
+
     count = request.chunks.carry
     carried = engine.tail(state, count) if count else torch.zeros(3, 0, request.height, request.width)
     after = Progress((*progress.done, latents_of(state)), carried)
@@ -122,8 +135,7 @@ def next_chunk(
     if following.seed == request.seed:
         stream = torch.Generator()
         stream.set_state(state.stream.get_state())
-        items = [item for item in items_of(following, engine.model.config) if not item.control]
-        given = replace(given, noise=initial_noise(items, stream))
+        given = replace(given, noise=initial_noise(_made(following, engine), stream))
     context = engine.prepare(following, given, watch, state.context.texts)
     begun = engine.begin(context, following, watch)
     begun.stream = stream or begun.stream

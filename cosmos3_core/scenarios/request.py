@@ -427,11 +427,17 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else [] if value is None else value
 
 
-def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+def check_able(task: Task, model: ModelFacts) -> None:
+    """Raises InputError for a task that this checkpoint cannot do. It names checkpoints that can."""
     if model.variant not in task.variants:
         names = " and ".join(name for name, other in TASKS.items() if model.variant in other.variants)
-        found = f"{model.name} is {model.variant}, which does {names} only"
+        kind = "distilled for" if model.variant == DISTILLED else f"of the variant {model.variant}, which does"
+        found = f"{model.name} is {kind} {names} only"
         raise InputError(f"task {task.name}", found, "Use `model` nvidia/Cosmos3-Nano or nvidia/Cosmos3-Super", "task")
+
+
+def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+    check_able(task, model)
     if model.variant != DISTILLED:
         with faults.of("schedule"):
             if changed.get("schedule") == DISTILLED:

@@ -125,6 +125,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     sized = {key: value for key, value in given.items() if not (auto and key == "size")}
     task = requests.check(sized, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
     model = ground.model if ground else _opened(wish)
+    requests.check_able(task, model.facts)  # before a file is read
     values, followed = (found_in_files if acts(task) else measured)(given, task, wish.profile, model)
     sized |= values
     request, origin = requests.resolve(
