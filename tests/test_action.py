@@ -1,4 +1,4 @@
-"""Actions as a user meets them: tables in and out, statistics, rollouts, and what is refused before a weight is read."""
+"""Actions as a user meets them: tables in and out, statistics, rollouts, and what is refused before a weight."""
 
 from __future__ import annotations
 
@@ -329,7 +329,11 @@ REFUSED = [
     (f"{POLICY} --action-stats {{files}}/empty.json", "it has no statistics of quantile", "Give statistics"),
     (f"{POLICY} --action-stats checkpoint", "tiny has no statistics of bridge_orig_lerobot", "Give a file of them"),
     (f"{FORWARD}four.npy --action-stats {{files}}/tight.json", "its statistics say 0 within 5e-09", "of this robot's"),
-    (f"{INVERSE} --chunk 16", "it has 13 frames, and task inverse-dynamics takes 17", "Use a longer clip, or frames 13"),
+    (
+        f"{INVERSE} --chunk 16",
+        "it has 13 frames, and task inverse-dynamics takes 17",
+        "Use a longer clip, or frames 13",
+    ),
     (f"{INVERSE} --set condition_frame_indexes=[0]", "takes all of its clip", "Drop condition_frame_indexes"),
     ("--task t2v --domain pusht", "text to video has no actions", "Drop domain"),
     (f"{POLICY} -o {{files}}/x.wav", "and actions, which alone are .json or .safetensors", "Pass"),

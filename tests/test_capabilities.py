@@ -17,10 +17,11 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.cli.options import HEADINGS, flag
 from cosmos3_core.contract import InputError
 from cosmos3_core.scenarios.capabilities import capabilities
+from cosmos3_core.scenarios.defaults import PROFILES
 from cosmos3_core.scenarios.domains import domains
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.request import PROFILES, Request, resolve
+from cosmos3_core.scenarios.request import Request, resolve
 from cosmos3_core.scenarios.task import Task
 
 RECIPES = Path(__file__).parents[1] / "recipes"

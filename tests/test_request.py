@@ -18,11 +18,12 @@ from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.model.text import SYSTEM_PROMPTS, system_prompt_of
 from cosmos3_core.sampling.guidance import guided
+from cosmos3_core.scenarios.defaults import PROFILES, profile_source, read_defaults
 from cosmos3_core.scenarios.facts import ModelFacts
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.faults import RequestError
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.request import PROFILES, Request, infer_task, profile_source, read_defaults, resolve
+from cosmos3_core.scenarios.request import Request, infer_task, resolve
 from cosmos3_core.scenarios.sizes import TIERS, check_size, parse_size
 
 TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"

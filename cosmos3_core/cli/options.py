@@ -65,7 +65,7 @@ def _models() -> Iterator[str]:
 
 def profiles() -> tuple[str, ...]:
     """Whose defaults there are."""
-    from ..scenarios.request import PROFILES
+    from ..scenarios.defaults import PROFILES
 
     return PROFILES
 

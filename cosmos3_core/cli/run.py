@@ -22,6 +22,7 @@ from ..runs.outputs import Moved, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.captions import check_no_file
+from ..scenarios.defaults import PROFILES
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from ..settle import Settled, Wish, settle
@@ -250,7 +251,7 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         partial=partial,
         given=given,
         suffix=Path(options.output).suffix if options.output else None,
-        profile=options.profile or requests.PROFILES[0],
+        profile=options.profile or PROFILES[0],
         pick_seed=lambda: secrets.randbelow(2**31),
         backend=options.backend,
         disabled=options.disabled,

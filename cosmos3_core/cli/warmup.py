@@ -11,8 +11,8 @@ from ..contract import InputError
 from ..plan.discovery import BUILT_IN
 from ..plan.execution import KEPT_SHARE
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.defaults import PROFILES
 from ..scenarios.fields import FIELDS
-from ..scenarios.request import PROFILES
 from ..settle import Wish, settle
 from ..settle.settle import PROMPT_TOKENS
 from .terminal import tell

@@ -15,8 +15,8 @@ from ..contract import InputError
 from ..files.checkout import build_version
 from ..files.outputs import read_metadata
 from ..scenarios.action import acts, layout_of
+from ..scenarios.defaults import profile_source
 from ..scenarios.families import TASKS
-from ..scenarios.request import profile_source
 from . import saved
 from .memory import peak_device_memory, peak_host_memory
 

@@ -144,6 +144,19 @@ def _method(name: str, value: Any, task: Task) -> str | None:
     return word
 
 
+BICUBIC, DIFFUSERS = "bicubic", "diffusers"
+FILTERS = ("bilinear", "lanczos")
+"""Of an input that fills the size; those above are of one on an action's canvas."""
+
+
+def _filter(name: str, value: Any, task: Task) -> str:
+    names = (BICUBIC, DIFFUSERS) if "action" in task.latents else FILTERS
+    if not isinstance(value, str) or value not in names:
+        asked = f"{name} = {shown(value)} with task {task.name}"
+        raise InputError(asked, "there is no such choice", f"{name} is one of {', '.join(names)}", name)
+    return value
+
+
 def optional(kind: Kind) -> Kind:
     """The kind, or None where nothing is given."""
     return Kind(
@@ -183,3 +196,10 @@ SPAN = Kind(
     _span,
 )
 METHOD = Kind("choice", ", ".join(NORMALIZATIONS), {"enum": list(NORMALIZATIONS)}, str, _method)
+FILTER = Kind(
+    "choice",
+    f"{', '.join(FILTERS)}, or with actions {BICUBIC} or {DIFFUSERS}",
+    {"enum": [*FILTERS, BICUBIC, DIFFUSERS]},
+    str,
+    _filter,
+)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..model.config import SPATIAL_COMPRESSION
 from .action import content
-from .kinds import DIFFUSERS
+from .action_kinds import DIFFUSERS
 
 
 def placed(frames: Tensor, canvas: tuple[int, int], image_filter: str) -> Tensor:

@@ -6,12 +6,12 @@ from typing import Any
 
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from .aliases import spelled
+from .defaults import PROFILES, defaults, of_single_controls, profile_source
 from .facts import ModelFacts
 from .families import TASKS
 from .field import REQUIRED, Field
 from .fields import FIELDS
 from .kinds import LONGEST, Kind, choice
-from .request import PROFILES, defaults, of_single_controls, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
 from .task import DISTILLED, Task
 from .transfer import HINTS

@@ -12,7 +12,7 @@ from typing import Any
 from . import kinds
 from .action import acts
 from .action_fields import ROWS as ACTIONS
-from .action_kinds import JSON
+from .action_kinds import FILTER, JSON
 from .control_fields import CONTROLS
 from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import FILES, TASKS
@@ -289,7 +289,7 @@ _ROWS = (
     Field(
         name="image_filter",
         group=INPUT,
-        kind=kinds.FILTER,
+        kind=FILTER,
         help="Filter that scales the input to the size.",
         refusal=_any_input,
     ),

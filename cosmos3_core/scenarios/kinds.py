@@ -261,19 +261,6 @@ def _frames(name: str, value: Any, task: Task) -> int:
     return frames
 
 
-BICUBIC, DIFFUSERS = "bicubic", "diffusers"
-FILTERS = ("bilinear", "lanczos")
-"""Of an input that fills the size; those above are of one on an action's canvas."""
-
-
-def _filter(name: str, value: Any, task: Task) -> str:
-    names = (BICUBIC, DIFFUSERS) if "action" in task.latents else FILTERS
-    if not isinstance(value, str) or value not in names:
-        asked = f"{name} = {shown(value)} with task {task.name}"
-        raise InputError(asked, "there is no such choice", f"{name} is one of {', '.join(names)}", name)
-    return value
-
-
 TIMESTEP = number(0, 1000)
 
 
@@ -378,13 +365,6 @@ def _pair(items: Mapping[str, Any]) -> dict[str, Any]:
 TEXT_SCHEMA = {"type": ["string", "object"], "maxLength": MAX_PROMPT_CHARS}
 SIDE_SCHEMA = {"type": "integer", "minimum": SMALLEST, "maximum": LARGEST, "multipleOf": SPATIAL_COMPRESSION}
 
-FILTER = Kind(
-    "choice",
-    f"{', '.join(FILTERS)}, or with actions {BICUBIC} or {DIFFUSERS}",
-    {"enum": [*FILTERS, BICUBIC, DIFFUSERS]},
-    str,
-    _filter,
-)
 TASK = Kind("choice", ", ".join(TASKS), {"enum": list(TASKS)}, str, _task)
 SWITCH = Kind("switch", "true or false", {"type": "boolean"}, bool, _switch)
 TEXT = Kind("text", f"text of up to {MAX_PROMPT_CHARS:,} characters", TEXT_SCHEMA, str, _text)

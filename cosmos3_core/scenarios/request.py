@@ -6,12 +6,8 @@ from. An option that would change nothing is an error, as is a key that does not
 
 from __future__ import annotations
 
-import itertools
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
@@ -22,24 +18,16 @@ from .action import acts
 from .action_kinds import Table
 from .captions import check_caption
 from .chunks import Chunks
+from .defaults import NO_GUIDANCE_UP_TO, check_profile, defaults, tables_read
 from .facts import ModelFacts
 from .families import FILES, INPUTS, TASKS
 from .faults import Faults
-from .field import NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .field import PROFILE, REQUIRED, THE_INPUTS
 from .fields import FIELDS
 from .task import DISTILLED, Task
 from .transfer import DEFAULT_HINT, HINTS, TRANSFER, check_controls, hints_of
 
-PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
-CHECKPOINT = "checkpoint"
-"""In defaults.toml: what the field's row finds in the checkpoint."""
-NO_GUIDANCE_UP_TO = "no_guidance_up_to"
-"""In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
-SINGLE = "single"
-"""In a task of a profile: defaults for a request with one control, by its kind."""
-VARIANTS = ("edge", DISTILLED)
-"""Variants of models that may have defaults of their own, in a table of their name."""
 FROM_CLIP = "auto"
 """In defaults.toml: what the clip has, which `settle` reads."""
 WITHOUT_CLIP = {"frames": 93, "fps": 24.0}
@@ -177,92 +165,6 @@ class Request:
         canvas = self.canvas and f"{self.canvas[0]}x{self.canvas[1]}"
         size = f"{values.pop('width')}x{values.pop('height')}"
         return values | {"size": size, "canvas": canvas, "control_weights": dict(self.control_weights) or None}
-
-
-Tables = dict[str, dict[str, Any]]
-
-
-@cache
-def _tables() -> Tables:
-    return read_defaults(Path(__file__).with_name("defaults.toml").read_text(encoding="utf-8"))
-
-
-def read_defaults(text: str) -> Tables:
-    """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. Raises
-    InputError unless for each task every profile has the default of every field of the task that takes it from there,
-    and no other key."""
-    tables = tomllib.loads(text)
-    for name in TASKS:
-        if like := tables.get(name, {}).pop("like", None):
-            own = tables[name]
-            tables[name] = {profile: row | own.get(profile, {}) for profile, row in tables[like].items()}
-    for name, profile in tables["profile"].items():
-        _inherit(tables, name, profile.pop("like", None))
-    fields = {name: field for name, field in FIELDS.items() if field.default == PROFILE}
-    for name, profile in itertools.product(TASKS, PROFILES):
-        row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
-        special = [row[variant] for variant in VARIANTS if variant in row]
-        missing = {key for key, field in fields.items() if field.refusal(TASKS[name]) is None} - row.keys()
-        special += row.get(SINGLE, {}).values()
-        unknown = set(row).union(*special) - fields.keys() - {"source", NO_GUIDANCE_UP_TO, SINGLE, *VARIANTS}
-        for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
-            if keys:
-                asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
-                raise InputError(asked, said, f"Correct [{name}.{profile}] or [profile.{profile}]")
-    return tables
-
-
-def _inherit(tables: Tables, profile: str, like: str | None) -> None:
-    """Fill a profile with the rows of the one that it is like; what it says itself holds for every task."""
-    if like is None:
-        return
-    own = tables["profile"][profile]
-    tables["profile"][profile] = tables["profile"][like] | own
-    for name in TASKS:
-        tables[name][profile] = tables[name][like] | own | tables[name].get(profile, {})
-
-
-def profile_source(profile: str) -> str:
-    """Where a profile's values were read."""
-    return _tables()["profile"][profile]["source"]
-
-
-def defaults(
-    task: str, profile: str, model: ModelFacts, controls: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the fields of a task are where they are not given, by a profile for a model and what it has for a single one
-    of `controls`, and where each value comes from. A field without a default (a prompt) is absent; the seed is "random"
-    where the profile leaves it to chance. Raises InputError for an unknown profile."""
-    check_profile(profile)
-    row = _tables()["profile"][profile] | _tables()[task][profile]
-    variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
-    special, _, _ = variants.get(model.variant, {}), row.pop("source"), row.pop(NO_GUIDANCE_UP_TO, None)
-    where = f"profile {profile}, {model.variant}"
-    if len(controls) == 1 and SINGLE in row:
-        special, where = dict(row[SINGLE].get(controls[0], {})), f"profile {profile}, {controls[0]} alone"
-    row.pop(SINGLE, None)
-    where += f" ({special.pop('source')})" if "source" in special else ""
-    row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
-    for name, field in FIELDS.items():
-        if name not in row and field.refusal(TASKS[task]) is not None:
-            row[name], origin[name] = None, NOT_GIVEN
-        elif field.default == NOT_GIVEN:
-            found = field.checkpoint(model) if field.checkpoint else (None, NOT_GIVEN)
-            row[name], origin[name] = (None, NOT_GIVEN) if found[0] is None else found
-        elif field.default == PROFILE and field.checkpoint and row[name] == CHECKPOINT:
-            row[name], origin[name] = field.checkpoint(model)
-    return row, origin
-
-
-def of_single_controls(task: str, profile: str) -> dict[str, dict[str, Any]]:
-    """The defaults that a request with a single control has, by its kind."""
-    return {hint: dict(values) for hint, values in _tables()[task][profile].get(SINGLE, {}).items()}
-
-
-def check_profile(profile: str) -> None:
-    """Raises InputError for a name that is no profile's."""
-    if not isinstance(profile, str) or profile not in PROFILES:
-        raise InputError(f"profile {shown(profile)}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
 
 
 def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
@@ -415,7 +317,7 @@ def _without_guidance(
     values: dict[str, Any], origin: dict[str, str], profile: str, task: Task
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values with guidance 1, which is none, where the profile's engine takes theirs for none."""
-    most = (_tables()["profile"][profile] | _tables()[task.name][profile]).get(NO_GUIDANCE_UP_TO)
+    most = (tables_read()["profile"][profile] | tables_read()[task.name][profile]).get(NO_GUIDANCE_UP_TO)
     if most is None or values["guidance"] > most or values["guidance"] == 1:
         return values, origin
     said = f"{origin['guidance']} ({values['guidance']:g}); profile {profile} has no guidance up to {most:g}"

@@ -11,6 +11,7 @@ from ..contract import InputError
 from ..scenarios import request as requests
 from ..scenarios.action import shown_size
 from ..scenarios.action_kinds import canvas_for
+from ..scenarios.defaults import defaults
 from ..scenarios.faults import about
 from ..scenarios.fields import FIELDS
 from ..scenarios.sizes import AUTO
@@ -35,7 +36,7 @@ def found_in_files(given: Mapping[str, Any], task: Task, profile: str, model: Mo
     if not isinstance(name, str):
         return found
     source = source_size(name, task)
-    asked = given.get("canvas", requests.defaults(task.name, profile, model.facts)[0]["canvas"])
+    asked = given.get("canvas", defaults(task.name, profile, model.facts)[0]["canvas"])
     canvas = FIELDS["canvas"].check(asked, task)
     if isinstance(canvas, str):
         canvas = canvas_for(AUTO.fullmatch(canvas)[1], source)  # type: ignore[index]

@@ -12,6 +12,7 @@ from ..files.images import read_image
 from ..files.sources import SAID
 from ..files.video import length_of, read_video
 from ..scenarios import request as requests
+from ..scenarios.defaults import defaults
 from ..scenarios.faults import about
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
 from ..scenarios.task import Task
@@ -23,7 +24,7 @@ from ..spelling import shown
 def measured(given: Mapping[str, Any], task: Task, profile: str, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
     """Values for what is "auto", whether it was typed or is the profile's default, and where each comes from. Reads the
     clips that it follows from; their errors are those of any reading."""
-    usual, _ = requests.defaults(task.name, profile, model.facts, hints_of(given))
+    usual, _ = defaults(task.name, profile, model.facts, hints_of(given))
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     source = _source(given, task)
