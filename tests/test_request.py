@@ -32,7 +32,7 @@ INPUTS = {"i2v": {"image": "in.png"}, "v2v": {"video": "in.mp4"}, "transfer": {"
 ACTIONS = {"domain": "bridge_orig_lerobot"}
 INPUTS |= dict.fromkeys(("policy", "forward-dynamics"), INPUTS["i2v"] | ACTIONS)
 INPUTS |= dict.fromkeys(("inverse-dynamics", "video-policy"), INPUTS["v2v"] | ACTIONS)
-INPUTS["forward-dynamics"] |= {"actions": "actions.npy"}
+INPUTS["forward-dynamics"] = INPUTS["policy"] | {"actions": "actions.npy"}
 ROWS = [
     (task, profile, variant)
     for task, profile, variant in itertools.product(TASKS, PROFILES, VARIANTS)

@@ -22,7 +22,18 @@ DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 # Headings of a command's help, in their order. Those of fields are the groups of their rows.
 MODEL, INPUT, SAMPLING = "Model", "Prompt and inputs", "Sampling"
 DEVICE, OUTPUT, CONTROL = "Device and kernels", "Output", "Run control"
-HEADINGS = (MODEL, INPUT, "Controls", "Size and length", SAMPLING, "How texts are written", DEVICE, OUTPUT, CONTROL)
+HEADINGS = (
+    MODEL,
+    INPUT,
+    "Controls",
+    "Actions",
+    "Size and length",
+    SAMPLING,
+    "How texts are written",
+    DEVICE,
+    OUTPUT,
+    CONTROL,
+)
 
 
 class Option(click.Option):

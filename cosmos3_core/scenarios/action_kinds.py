@@ -11,7 +11,7 @@ from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..spelling import shown
 from .domains import domain_named, domains, nearest_domain
 from .kinds import LONGEST, PATH, SIZE, Kind, listed, whole
-from .sizes import AUTO, TIERS
+from .sizes import AUTO, LARGEST, TIERS
 from .task import Task
 
 MOST_VALUES = 100_000
@@ -93,7 +93,7 @@ def _domain(name: str, value: Any, task: Task) -> str | None:
 
 def _canvas(name: str, value: Any, task: Task) -> tuple[int, int] | str:
     """A size, or "256p:auto" where the tier's canvas is that nearest to the input."""
-    value = str(value) if type(value) is int else value
+    value = str(value) if type(value) is int and 0 < value < LARGEST else value
     if isinstance(value, str) and (tier := re.fullmatch(r"\s*(\d+)p?\s*", value)):
         value = f"{tier[1]}p:auto"
     if isinstance(value, str) and (auto := AUTO.fullmatch(value)):
@@ -102,7 +102,10 @@ def _canvas(name: str, value: Any, task: Task) -> tuple[int, int] | str:
             found = f"canvases have no tier {auto[1][:9]}p" if auto[1] else "it has no tier"
             raise InputError(f"{name} = {shown(value)}", found, f"Give {tiers}", name)
         return value
-    return SIZE.read(name, value, task)
+    try:
+        return SIZE.read(name, value, task)
+    except InputError as error:
+        raise InputError(f"{name} = {shown(value)}", error.found, error.next_step, name) from None
 
 
 def canvas_for(tier: str, source: tuple[int, int]) -> tuple[int, int]:
@@ -138,7 +141,7 @@ def _span(name: str, value: Any, task: Task) -> tuple[int, int] | None:
 
 def _method(name: str, value: Any, task: Task) -> str | None:
     word = THEIRS.get(value, value) if isinstance(value, str) else value
-    if word is not None and word not in NORMALIZATIONS:
+    if word is not None and not (isinstance(word, str) and word in NORMALIZATIONS):
         found = "there is no such choice"
         raise InputError(f"{name} = {shown(value)}", found, f"{name} is one of {', '.join(NORMALIZATIONS)}", name)
     return word
