@@ -361,3 +361,76 @@ def test_a_checkpoint_without_action_heads_names_some_that_have_them(capsys, mon
     words = "plan --model nvidia/Cosmos3-Super-Image2Video-4Step --task policy --domain av".split()
     code, _, err = cosmos3(capsys, monkeypatch, *words)
     assert code == 2 and "nvidia/Cosmos3-Nano" in err, err
+
+
+# --- a policy in a loop ----------------------------------------------------------------------------------------------
+
+
+def observation(seed: int = 0) -> dict:
+    dice = np.random.default_rng(seed)
+    pictures = ("wrist_image_left", "exterior_image_1_left", "exterior_image_2_left")
+    found = {f"observation/{name}": dice.integers(0, 255, (36, 64, 3), dtype=np.uint8) for name in pictures}
+    joints = {"observation/joint_position": np.zeros(7), "observation/gripper_position": np.array([1.0])}
+    return {"prompt": "pick up the cup", **found, **joints}
+
+
+def test_a_policy_acts_on_an_observation_of_droid():
+    pipe = package.load("tiny", backend="reference")
+    policy = package.Policy(pipe, steps=1, canvas="256p", chunk=8)
+    actions = policy.act(observation())
+    assert actions.shape == (8, 8) and policy.seconds["total"] >= policy.seconds["steps"] > 0
+    assert "decode" not in policy.seconds or "load vae decoder" not in policy.seconds
+    plain = pipe.start("pick up the cup", image=policy._picture(observation()), state=[0.0] * 8, **policy._fields)
+    for _ in plain:
+        pass
+    expected = plain.actions()
+    expected[:, 7] = 1 - expected[:, 7]
+    np.testing.assert_allclose(
+        actions, expected, err_msg="the gripper is the other way round for the model, in and out"
+    )
+
+
+def test_chunks_of_a_policy_overlap():
+    pipe = package.load("tiny", backend="reference")
+    given = dict(steps=1, canvas="256p", chunk=8)
+    whole = package.Policy(pipe, **given)
+    first, second = whole.act(observation()), whole.act(observation(1))
+    policy = package.Policy(pipe, horizon=4, overlap=2, **given)
+    assert np.array_equal(policy.act(observation()), first[:4])
+    blended = policy.act(observation(1))
+    np.testing.assert_allclose(blended[0], 2 / 3 * first[4] + 1 / 3 * second[0])
+    np.testing.assert_allclose(blended[1], 1 / 3 * first[5] + 2 / 3 * second[1])
+    assert np.array_equal(blended[2:], second[2:4])
+    policy.reset()
+    assert np.array_equal(policy.act(observation(1)), second[:4])
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "said"),
+    [
+        ({"preset": "droyd"}, {}, "Did you mean droid?"),
+        ({"horizon": 99}, {}, "Give a whole number from 1 to 8"),
+        ({"horizon": 6, "overlap": 3}, {}, "behind 6 of 8 actions there are 2"),
+        ({}, {"prompt": None}, "Add 'prompt'"),
+        ({}, {"observation/wrist_image_left": None}, "Add 'observation/wrist_image_left'"),
+        ({}, {"observation/wrist_image_left": np.zeros((4, 4))}, "Give uint8"),
+        ({}, {"observation/joint_position": np.zeros(6)}, "has 7 channels|have 7 channels"),
+    ],
+)
+def test_what_a_policy_cannot_act_on_is_said(options, changes, said):
+    pipe = package.load("tiny", backend="reference")
+    seen = {key: value for key, value in (observation() | changes).items() if value is not None}
+    with pytest.raises(InputError, match=said):
+        package.Policy(pipe, **{"steps": 1, "canvas": "256p", "chunk": 8} | options).act(seen)
+
+
+def test_what_a_model_can_do_lists_the_domains(capsys, monkeypatch):
+    code, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", "tiny", "--json")
+    found = json.loads(out)["domains"]
+    assert code == 0 and found["droid_lerobot"]["id"] == 8 and len(found["droid_lerobot"]["spaces"]["joints"]) == 8
+    code, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", "tiny")
+    assert "  droid_lerobot  arm of 10 channels, joints of 8 channels" in out.splitlines()
+    code, out, _ = cosmos3(
+        capsys, monkeypatch, "capabilities", "--model", "nvidia/Cosmos3-Super-Image2Video-4Step", "--json"
+    )
+    assert code == 0 and not json.loads(out)["domains"]

@@ -94,7 +94,13 @@ PUBLIC = {
         "seed": "",
         "tensor": "",
     },
+    "Policy": {
+        "act": "(observation)",
+        "reset": "()",
+        "seconds": "",
+    },
     "Run": {
+        "actions": "()",
         "__iter__": "()",
         "done": "",
         "finish": "(*, progress=None, cancel=None)",

@@ -33,6 +33,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
     lines += ["", "sizes by tier"]
     for tier, sizes in report["sizes"]["tiers"].items():
         lines.append(f"  {tier}p  " + ", ".join(f"{aspect} {size}" for aspect, size in sizes.items()))
+    lines += ["", "domains of actions"] if report["domains"] else []
+    for name, domain in report["domains"].items():
+        spaces = ", ".join(f"{space} of {len(channels)} channels" for space, channels in domain["spaces"].items())
+        lines.append(f"  {name}  {spaces or 'as many channels as action_width says'}")
     lines += ["", f"dtypes   {', '.join(dtypes['names'])}; the checkpoint has {dtypes['checkpoint']}"]
     lines.append(f"formats  {', '.join(formats['names'])}, of {' and '.join(formats['ops'])}")
     lines.append("         cosmos3 backends lists those that a device has kernels for")
