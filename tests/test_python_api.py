@@ -80,6 +80,11 @@ PUBLIC = {
         "why": "",
     },
     "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin)",
+    "Policy": {
+        "act": "(observation)",
+        "reset": "()",
+        "seconds": "",
+    },
     "Preview": {"images": "", "numpy": "", "save": "(path, *, overwrite=False)", "tensor": ""},
     "Result": {
         "actions": "",
@@ -93,11 +98,6 @@ PUBLIC = {
         "save": "(path, *, manifest=None, latents=None, overwrite=False)",
         "seed": "",
         "tensor": "",
-    },
-    "Policy": {
-        "act": "(observation)",
-        "reset": "()",
-        "seconds": "",
     },
     "Run": {
         "actions": "()",
@@ -746,7 +746,7 @@ def test_an_attribute_of_another_library_is_answered(pipe, picture):
         (pipe, "vae"): "It has backend, close,",
         (picture, "frames"): "It has actions, fps, images,",
         (picture, "image"): "Did you mean images?",
-        (pipe.start("a cup", **PICTURE), "result"): "It has done, finish,",
+        (pipe.start("a cup", **PICTURE), "result"): "It has actions, done, finish,",
     }
     for (value, name), answer in answers.items():
         with pytest.raises(AttributeError, match=f"has no '{name}'") as raised:
