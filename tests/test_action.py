@@ -434,3 +434,10 @@ def test_what_a_model_can_do_lists_the_domains(capsys, monkeypatch):
         capsys, monkeypatch, "capabilities", "--model", "nvidia/Cosmos3-Super-Image2Video-4Step", "--json"
     )
     assert code == 0 and not json.loads(out)["domains"]
+
+
+def test_warming_up_takes_what_a_run_with_actions_is_given(capsys, monkeypatch):
+    words = ["--model", "tiny", "--backend", "reference", "--steps", 1, "--chunk", 4, "--canvas", "256p", "--json"]
+    words += ["--set", "state=[1, 2]", "--set", "domain=pusht", "--task", "forward-dynamics"]
+    code, out, err = cosmos3(capsys, monkeypatch, "warmup", *words)
+    assert code == 0 and {"encode input", "steps", "decode"} <= json.loads(out)["seconds"].keys(), err
