@@ -22,7 +22,18 @@ DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 # Headings of a command's help, in their order. Those of fields are the groups of their rows.
 MODEL, INPUT, SAMPLING = "Model", "Prompt and inputs", "Sampling"
 DEVICE, OUTPUT, CONTROL = "Device and kernels", "Output", "Run control"
-HEADINGS = (MODEL, INPUT, "Controls", "Size and length", SAMPLING, "How texts are written", DEVICE, OUTPUT, CONTROL)
+HEADINGS = (
+    MODEL,
+    INPUT,
+    "Controls",
+    "Actions",
+    "Size and length",
+    SAMPLING,
+    "How texts are written",
+    DEVICE,
+    OUTPUT,
+    CONTROL,
+)
 
 
 class Option(click.Option):
@@ -65,7 +76,7 @@ def _models() -> Iterator[str]:
 
 def profiles() -> tuple[str, ...]:
     """Whose defaults there are."""
-    from ..scenarios.request import PROFILES
+    from ..scenarios.defaults import PROFILES
 
     return PROFILES
 
@@ -229,15 +240,14 @@ class WithFields(Command):
 @cache
 def _of_fields(costs: bool) -> tuple[click.Option, ...]:
     from ..scenarios.field import THE_INPUTS
-    from ..scenarios.fields import FIELDS
-    from ..scenarios.kinds import PATH, SWITCH
+    from ..scenarios.fields import FIELDS, FILES
+    from ..scenarios.kinds import SWITCH
 
     options = []
     for name, field in FIELDS.items():
         if field.option and (field.costs or not costs):
             default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
-            is_path = field.kind is PATH
-            switch = field.kind is SWITCH
+            is_path, switch = name in FILES, field.kind is SWITCH
             choices = _sizes if name == "size" else partial(tuple, field.kind.schema.get("enum", ()))
             made = Option(
                 [f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name)],

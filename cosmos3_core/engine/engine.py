@@ -262,7 +262,10 @@ class Engine:
             held.clear()  # before the next one is loaded
             held[codec.encoder] = codec.encoder and self._pool.lease(codec.encoder)
         with self._stages.stage("encode input", codec.chunks(media)) as begin_chunk:
-            return codec.encode(held[codec.encoder], media, begin_chunk)
+            latent = codec.encode(held[codec.encoder], media, begin_chunk)
+        # An action's canvas is larger than what its input covers, and the model sees the latter.
+        kept = (slice(None if axis == item.axis else size) for axis, size in enumerate(item.shape))
+        return latent[tuple(kept)]
 
     @torch.inference_mode()
     def predict(self, states: Sequence[State]) -> list[Tensor]:
@@ -353,9 +356,9 @@ class Engine:
 
     def finish(self, state: State, modality: str = "vision") -> Iterator[Tensor]:
         """Decode what the generation has of a modality, on the host, in pieces as they are ready: of vision uint8
-        [F, H, W, 3], of sound one waveform, fp32 [2, N]. Raises InputError before the last step or for what the
-        generation has not, RunError for latents that are not finite, which would decode to a black or grey picture, and
-        Cancelled if the state's watch says so; the state is as it was."""
+        [F, H, W, 3], of sound one waveform, fp32 [2, N], of actions fp32 [T, D]. Raises InputError before the last step
+        or for what the generation has not, RunError for latents that are not finite, which would decode to a black or
+        grey picture, and Cancelled if the state's watch says so; the state is as it was."""
         self._check_finished(state, modality)
         return self._decoded(state, modality, CODECS[modality])
 
@@ -409,9 +412,11 @@ class Engine:
 
     @staticmethod
     def _latent(state: State, x: Tensor, modality: str) -> tuple[Item, Tensor]:
-        """The item of a modality that is made, and its latent in a flat vector like the state's."""
+        """The item of a modality that is made, and its latent in a flat vector like the state's, of the channels in
+        use."""
         parts = zip(state.items, views(x, state.items), strict=True)
-        return next(part for part in parts if part[0].name == modality)
+        item, latent = next(part for part in parts if part[0].name == modality)
+        return item, latent if item.used is None else latent[:, : item.used]
 
     def _check_state(self, state: State, doing: str) -> None:
         """InputError for what is no state, or none of this engine's kind, RunError for a torn one. One that lies on the

@@ -41,6 +41,7 @@ TASKS = (
         title="video to video",
         input="video",
         source="clip",
+        chooses_frames=True,
         clean=lambda request: request.condition_frame_indexes,
     ),
     replace(
