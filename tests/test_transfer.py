@@ -3,7 +3,9 @@ made of an input clip."""
 
 from __future__ import annotations
 
+import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,15 +13,20 @@ import numpy as np
 import peer
 import pytest
 import torch
+from command import cosmos3
 from PIL import Image
 
+from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import InputError, Residual
 from cosmos3_core.engine.engine import Engine
+from cosmos3_core.model.packing import Packing
 from cosmos3_core.model.rope import rotary_table
 from cosmos3_core.runs import generation, saved
 from cosmos3_core.sampling.noise import generator
+from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.chunks import Chunks
 from cosmos3_core.scenarios.controls import bounced, derived
+from cosmos3_core.scenarios.items import items_of
 from cosmos3_core.scenarios.transfer import EDGES
 from cosmos3_core.settle import Settled, Wish, settle
 
@@ -119,7 +126,7 @@ def test_whole_runs_equal_diffusers(repository, pipeline, tmp_path, name):
         height=request.height,
         width=request.width,
         num_frames=request.frames,
-        num_video_frames_per_chunk=request.chunk_frames,
+        num_video_frames_per_chunk=request.chunk_frames or None,
         num_conditional_frames=request.carry_frames,
         num_first_chunk_conditional_frames=request.first_frames,
         fps=request.fps,
@@ -213,7 +220,14 @@ def test_weights_and_both_formulas_equal_a_replay(repository, tmp_path, profile,
     given = {hint: lossless(tmp_path / f"{hint}.png", moving(9, i)) for i, hint in enumerate(names)}
     weights = {"control_weights": {"edge": 2.0, "depth": 0.5}} if len(names) > 1 else {}
     run = prepared(
-        repository, **given, **weights, profile=profile, guidance=3.0, control_guidance=1.7, negative_prompt="blurry"
+        repository,
+        **given,
+        **weights,
+        profile=profile,
+        size="48x80",
+        guidance=3.0,
+        control_guidance=1.7,
+        negative_prompt="blurry",
     )
     running = run.engine
     state = run.begin()
@@ -241,6 +255,37 @@ def test_weights_and_both_formulas_equal_a_replay(repository, tmp_path, profile,
     for hint, latent in controls.items():
         now = dict(zip([item.name for item in state.items], state.latents(), strict=True))[f"vision.{hint}"]
         assert torch.equal(now, latent), "a control is what it was, bit for bit"
+
+
+@pytest.mark.parametrize(("rounded", "second"), [("ceil", 15109), ("floor", 15108)])
+def test_controls_may_stand_before_the_clip(rounded, second):
+    """At 10 frames a second the last of four latent frames is at 7.2, so the next item begins at 9 or at 8 more than
+    its own beginning; without controls the clip begins where the first item does."""
+    given = {"task": "transfer", "prompt": "x", "edge": "e", "frames": 13, "fps": 10, "size": "64x64"}
+    model = open_model("tiny")
+    given |= {"chunk_frames": 0, "control_positions": rounded}
+    request, _ = requests.resolve(given, "reference", model.facts, pick_seed=lambda: 0)
+    packing = Packing(items_of(request.of_chunk(0), model.config), model.config, "cpu")
+    assert [item.name for item in packing.items] == ["vision.edge", "vision"]
+    control, made = packing.positions(100)[0].chunk(2)
+    assert control[0] == 15100 and control[-1] == pytest.approx(15107.2, abs=2e-3)
+    assert made[0] == second
+    assert packing.without_controls("cpu").positions(100)[0, 0] == 15100
+
+
+def test_a_context_without_control_guidance_has_none(repository, tmp_path):
+    """A generation may leave control guidance out, and may not bring it where the third pass was not planned."""
+    edge = lossless(tmp_path / "edge.png", moving(5))
+    run = prepared(repository, edge=edge, steps=1, control_guidance=2.0)
+    state, request = run.begin(), run.request.of_chunk(0)
+    without = run.engine.begin(state.context, replace(request, control_guidance=1.0))
+    assert not torch.equal(*run.engine.predict([state, without]))
+    plain = prepared(repository, edge=edge, steps=1)
+    context = plain.begin().context
+    (alone,) = plain.engine.predict([plain.state])
+    assert torch.equal(alone, run.engine.predict([without])[0])
+    with pytest.raises(InputError, match="it has control guidance, and the request that was prepared had none"):
+        plain.engine.begin(context, replace(plain.request.of_chunk(0), control_guidance=2.0))
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
@@ -479,3 +524,15 @@ def test_the_plan_counts_attention_to_one_control_at_a_time_and_chunks():
         counted = [sum(work.flops for work in one.estimate.parts[stage]) for one in (weighted, long)]
         assert counted[1] == pytest.approx(times * counted[0])
     assert long.estimate.peak == weighted.estimate.peak, "a chunk is what has to fit"
+
+
+def test_what_does_not_fit_names_the_chunk(capsys, monkeypatch):
+    """Frames beyond a chunk take no more memory, so fewer of them would not help."""
+    arguments = ("--model", "nano", "--backend", "reference", "--edge", "e.mp4", "--frames", "400", "--size", "720p")
+    code, out, err = cosmos3(capsys, monkeypatch, "plan", *arguments, "--memory", "18", "--json")
+    options = [change["options"] for change in json.loads(out)["estimate"]["nearest"]]
+    assert code == 1 and err.count("\n") <= 1
+    assert any("--chunk-frames " in typed for typed in options) and not any("--frames" in typed for typed in options)
+    (typed,) = [typed for typed in options if "--chunk-frames " in typed]
+    code, out, _ = cosmos3(capsys, monkeypatch, "plan", *arguments, "--memory", "18", *typed.split(), "--json")
+    assert code == 0 and json.loads(out)["estimate"]["fits"]

@@ -19,6 +19,7 @@ from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..scenarios.field import NOT_GIVEN, PROFILE
 from ..scenarios.fields import FIELDS
 from ..settle import Settled
+from .options import flag
 from .terminal import console, printable
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
         "nearest": [
-            {"options": re.sub("`([a-z]+)`", r"--\1", str(change)), "peak": change.estimate.peak}
+            {"options": re.sub("`([a-z_]+)`", lambda name: flag(name[1]), str(change)), "peak": change.estimate.peak}
             for change in settled.nearest()
         ],
         "work": {

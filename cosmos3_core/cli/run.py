@@ -80,6 +80,7 @@ class Options:
     seg: str | None
     wsm: str | None
     control_guidance: float | None
+    chunk_frames: int | None
     size: str | None
     frames: int | None
     fps: float | None

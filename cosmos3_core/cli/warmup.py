@@ -45,6 +45,7 @@ class Options:
     seg: str | None
     wsm: str | None
     control_guidance: float | None
+    chunk_frames: int | None
     tile: int | None
     fields: dict[str, Any]
     profile: str | None

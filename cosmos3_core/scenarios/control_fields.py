@@ -140,6 +140,7 @@ CONTROLS = (
         kind=kinds.CHUNK,
         help="Frames of each chunk that a long clip is made in; 0 is the whole.",
         refusal=_controlled,
+        option=True,
         costs=True,
     ),
     Field(

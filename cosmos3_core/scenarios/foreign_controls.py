@@ -48,7 +48,9 @@ def controls_of(work: Work, keys: Mapping[str, Any]) -> None:
     if kinds and kinds[0][1] not in HINTS:
         work.wrong.append(f"{kinds[0][0]} {shown(kinds[0][1])}: controls are {', '.join(HINTS)}")
     elif kinds:
-        control(work, kinds[0][1], files[0][1] if files else True)
+        (kind, hint), *_ = kinds
+        control(work, hint, files[0][1] if files else True)
+        work.said.append(f"{', '.join([*(key for key, _ in files), kind])} → {hint}")
     elif files:
         work.wrong.append(f"{files[0][0]}: it does not say which kind of control it is. Add {KINDS[0]}")
     if isinstance(several := keys.get("transfer"), Mapping):

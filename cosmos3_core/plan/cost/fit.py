@@ -209,7 +209,7 @@ class Estimate:
 @dataclass(frozen=True)
 class Change:
     """A smaller request that fits: the `values` that differ, of "format" (of the weights), "width", "height", "frames"
-    and "tile", and its estimate."""
+    and "tile", and its estimate. With controls "frames" are those of a chunk."""
 
     values: Mapping[str, Any]
     estimate: Estimate
@@ -219,7 +219,10 @@ class Change:
         values = dict(self.values)
         if "width" in values:
             values["size"] = f"{values.pop('width')}x{values.pop('height')}"
-        return " ".join(f"`{name}` {values[name]}" for name in ("format", "size", "frames", "tile") if name in values)
+        if "frames" in values and self.estimate.job.controls:
+            values["chunk_frames"] = values.pop("frames")
+        names = ("format", "size", "frames", "chunk_frames", "tile")
+        return " ".join(f"`{name}` {values[name]}" for name in names if name in values)
 
 
 def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> list[Change]:
