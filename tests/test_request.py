@@ -261,7 +261,7 @@ def test_every_value_says_where_it_came_from():
     assert origin["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert origin["seed"] == "random"
     rest = set(FIELDS) - users - {"system_prompt", "negative_prompt", "seed"}
-    never = {"image", "tile", "keyframe", "extend", "edge", "blur", "depth", "seg", "wsm", "control_weights"}
+    never = {"image", "tile", "keyframe", "extend", "audio", "edge", "blur", "depth", "seg", "wsm", "control_weights"}
     assert {origin.pop(key) for key in never} == {"not given"}
     rest -= never
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"

@@ -244,7 +244,7 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
-ELSEWHERE = "Use a `model` with sound, such as nano or super, or drop it".replace("`model`", "--model")
+ELSEWHERE = "Use --model nvidia/Cosmos3-Nano or nvidia/Cosmos3-Super, or drop sound"
 MISTAKES = {
     "of a picture": ("--sound -o x.png --frames 1", "sound = True", "an image has no duration. Drop sound"),
     "of one frame": ("--frames 1 -o x.wav", "sound = True", "an image has no duration. Drop sound"),
@@ -270,17 +270,21 @@ MISTAKES = {
     "given, nowhere": ("--audio none.wav", "reading none.wav", "No such file"),
     "given, by address": ("--audio https://x.org/a.wav", "audio = 'https://x.org/a.wav'", "Download it first"),
     "given and off": ("--audio short.wav --no-sound", "audio = 'short.wav'", "there is no sound. Drop audio"),
-    "given to a picture": ("--audio short.wav --frames 1", "audio = 'short.wav'", "an image has no duration"),
-    "given to Edge": ("--model {models}/headless --audio short.wav", "audio = 'short.wav'", "has no sound head"),
+    "given to a picture": ("--audio short.wav --frames 1", "--audio with task t2i", "an image has no duration"),
+    "given to Edge": ("--model {models}/headless --audio short.wav", "task t2v with sound", "has no sound head"),
     "given to a decoder": ("--model {models}/deaf --audio long.wav", "--audio with {models}/deaf", "has no encoder"),
     "over its input": ("--audio long.wav -o long.wav", "writing long.wav", "Choose another file name"),
     "of another engine": ("--generate-sound", "No such option '--generate-sound'", "here it is --sound"),
-    "of Edge": ("--model {models}/headless --sound", "sound = True", "has no sound head"),
-    "without a codec": ("--model {models}/mute -o x.wav", "sound = True", "has no sound_tokenizer/config.json"),
-    "of another codec": ("--model {models}/tanh --sound", "sound = True", "dec_final_tanh is True"),
-    "of a wider codec": ("--model {models}/wide --sound", "sound = True", "a sound codec of 16 channels at 25"),
-    "of a faster codec": ("--model {models}/fast --sound", "sound = True", "8 channels at 22.9688 latent frames"),
-    "of a broken codec": ("--model {models}/broken --sound", "sound = True", "not valid JSON"),
+    "of Edge": ("--model {models}/headless --sound", "task t2v with sound", "has no sound head"),
+    "without a codec": ("--model {models}/mute -o x.wav", "task t2v with sound", "has no sound_tokenizer/config.json"),
+    "of another codec": ("--model {models}/tanh --sound", "task t2v with sound", "dec_final_tanh is True"),
+    "of a wider codec": ("--model {models}/wide --sound", "task t2v with sound", "a sound codec of 16 channels at 25"),
+    "of a faster codec": (
+        "--model {models}/fast --sound",
+        "task t2v with sound",
+        "8 channels at 22.9688 latent frames",
+    ),
+    "of a broken codec": ("--model {models}/broken --sound", "task t2v with sound", "not valid JSON"),
     "of a torn codec": ("--model {models}/torn --sound", "loading {models}/torn/sound_tokenizer", "decoder.conv1.bias"),
 }
 
@@ -305,7 +309,7 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(run, monkeypatch, tmp_p
     line = err.splitlines()[-1]
     assert (code, out) == (2, "") and not read
     assert line.startswith("error: ") and asked in line and then in line, err
-    assert "sound = True" not in asked or "{models}/" not in arguments or ELSEWHERE in line
+    assert not asked.endswith("with sound") or ELSEWHERE in line
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -315,12 +319,13 @@ def test_a_model_that_makes_no_sound_makes_a_video(run, models):
 
 
 def test_which_published_models_have_sound():
-    silent = {name: describe(f"nvidia/Cosmos3-{name}").facts.silent for name in ("Nano", "Super", "Edge")}
-    silent |= {"4Step": describe("nvidia/Cosmos3-Super-Image2Video-4Step").facts.silent}
-    assert [name for name, reason in silent.items() if reason is None] == ["Nano", "Super"]
-    assert silent["Edge"] == silent["4Step"] == "has no sound head (sound_gen in its transformer/config.json)"
+    names = ("Nano", "Super", "Edge", "Super-Image2Video-4Step")
+    facts = {name: describe(f"nvidia/Cosmos3-{name}").facts for name in names}
+    assert [name for name in names if "sound" in facts[name].modalities] == ["Nano", "Super"]
+    lacking = {facts[name].lacks["sound"] for name in names[2:]}
+    assert lacking == {"has no sound head (sound_gen in its transformer/config.json)"}
     row = cosmos3.capabilities("nvidia/Cosmos3-Edge")["fields"]["sound"]
-    assert row["tasks"] == [] and row["lacking"] == silent["Edge"]
+    assert row["tasks"] == [] and {row["lacking"]} == lacking
 
 
 PYTHON = {

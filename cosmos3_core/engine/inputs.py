@@ -102,7 +102,7 @@ def read_inputs(
     return Inputs(
         prompt,
         negative,
-        tuple(given.get(item.modality) for item in items) if given else (),
+        tuple(given.get(item.modality) if item.clean else None for item in items) if given else (),
         checked,
         (*notes, *dict.fromkeys(of_media)),
         before=_before(request, handed.get("extend")),
