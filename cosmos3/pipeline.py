@@ -19,10 +19,10 @@ from cosmos3_core.runs.keeping import Keeper
 from cosmos3_core.runs.outputs import Moved
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.captions import check_no_file
+from cosmos3_core.scenarios.defaults import PROFILES, check_profile
 from cosmos3_core.scenarios.families import INPUTS, TASKS
 from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.fields import is_whole
-from cosmos3_core.scenarios.request import PROFILES, check_profile
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
 from cosmos3_core.spelling import shown
 

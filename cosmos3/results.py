@@ -70,6 +70,7 @@ class Result(Preview):
 
     def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any], sound: Sound | None = None):
         super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
+        self._actions = run.actions() if run.request.predicts_actions else None
         self._request, self._embedded, self._sound = run.request, embedded, sound
         self._manifest = as_json(run.manifest())
         self._latents = {name: plain(tensor) for name, tensor in run.latents().items()}
@@ -88,8 +89,8 @@ class Result(Preview):
 
     @property
     def noise(self) -> Tensor | list[Tensor]:
-        """A copy of the initial noise, in the shape of `latents`: another run takes it as `noise`. With sound a list,
-        the video's and the sound's [C, S]."""
+        """A copy of the initial noise, in the shape of `latents`: another run takes it as `noise`. Of several latents a
+        list: the video's, then the sound's [C, S] or the actions' [T, C]."""
         noise = [plain(tensor) for name, tensor in self._latents.items() if name.startswith("noise.")]
         return noise if len(noise) > 1 else noise[0]
 
@@ -102,6 +103,12 @@ class Result(Preview):
     def sound_rate(self) -> int | None:
         """Samples per second of `sound`."""
         return None if self._sound is None else self._sound.rate
+
+    @property
+    def actions(self) -> np.ndarray | None:
+        """A copy of the actions that were predicted: fp64 [T, D], one row for each, in the units of `action_stats`,
+        else in the model's. None where the task predicts none. `manifest["actions"]` says what a row is."""
+        return None if self._actions is None else self._actions[0].copy()
 
     @property
     def seed(self) -> int | None:
@@ -154,7 +161,8 @@ class Result(Preview):
 
     def _write(self, paths: Paths) -> None:
         """The files, whose names are this thread's own."""
-        made = Made(lambda: self.numpy, lambda: self._sound)
+        actions = self._actions
+        made = Made(lambda: self.numpy, lambda: self._sound, actions and (lambda: actions))
         outputs.write(paths, made, self._request, self._embedded, lambda: self._manifest, lambda: self._latents)
 
 

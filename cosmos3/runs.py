@@ -21,6 +21,7 @@ from .results import Preview, Result, plain
 from .words import Answering, bound
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -122,6 +123,13 @@ class Run(Answering):
             raise InputError(f"keeping a run after {self.index} steps", found, "Take a step first, or start it again")
         self._saved[os.path.realpath(file)] = _identity(file)
         return file
+
+    @bound
+    def actions(self) -> np.ndarray:
+        """The actions that were predicted, as `Result.actions` has them, after the last step and without a decode of
+        frames. Raises InputError before it, and for a task that predicts none."""
+        rows, _ = self._generation.actions()
+        return rows
 
     @bound
     def finish(

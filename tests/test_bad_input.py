@@ -181,7 +181,7 @@ REQUESTS = {
     "text a number": (CLIP + "--set negative_prompt=5", "negative_prompt = 5", "Give negative_prompt as a string"),
     "path a number": (CLIP + "--set image=5", "image = 5", "as the path of a file"),
     "misspelt field": (CLIP + "--set stesp=5", "request field 'stesp'", "Did you mean steps?"),
-    "field without a name": (CLIP + "--set =5", "request field ''", "Fields are blur, "),
+    "field without a name": (CLIP + "--set =5", "request field ''", "Fields are action_"),
     "unknown task": (CLIP + "--task t3v", "task 't3v'", "Tasks are t2i, edit, t2v, "),
     "task a list": (CLIP + "--set task=[1]", "task [1]", "Tasks are t2i, edit, t2v, "),
     "image and video": (CLIP + "--image a.png --video b.mp4", "--image with --video", "Drop one"),

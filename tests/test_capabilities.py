@@ -17,9 +17,11 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.cli.options import HEADINGS, flag
 from cosmos3_core.contract import InputError
 from cosmos3_core.scenarios.capabilities import capabilities
+from cosmos3_core.scenarios.defaults import PROFILES
+from cosmos3_core.scenarios.domains import domains
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.request import PROFILES, Request, resolve
+from cosmos3_core.scenarios.request import Request, resolve
 from cosmos3_core.scenarios.task import Task
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -30,6 +32,7 @@ BESIDE = {
     "blur_preset": {"blur": "auto", "video": "a"},
     "control_formula": {"control_guidance": 2},
     "chunk_noise": {"frames": 200},
+    "action_normalization": {"action_stats": "a"},
 }
 """What a field needs beside it to do something."""
 DISTILLED = "nvidia/Cosmos3-Super-Image2Video-4Step"
@@ -37,7 +40,25 @@ DISTILLED = "nvidia/Cosmos3-Super-Image2Video-4Step"
 
 def inputs_of(task: Task) -> dict[str, str]:
     """The files that a request of this task has."""
-    return {name: "0=a" for name in (["edge", "depth"] if "edge" in task.takes else [task.input]) if name}
+    acting = {"domain": "droid_lerobot"} if "action" in task.latents else {}
+    files = ["edge", "depth"] if "edge" in task.takes else [task.input, *task.needs]
+    return acting | {name: "0=a" for name in files if name}
+
+
+def beside(task: Task, name: str, choice: str) -> dict[str, Any]:
+    """What a field with this choice needs beside it to do something."""
+    found = BESIDE.get(name, {})
+    if name == "sound_length":
+        return found | {"sound": True}
+    if "action" not in task.latents:
+        return found
+    if name in ("interval_ends", "negative_metadata"):  # actions have no guidance, if nothing is said of it
+        return found | {"guidance": 2.0} | ({"action_prompt": "text"} if name == "negative_metadata" else {})
+    if name == "action_space":
+        return {"domain": next((row.name for row in domains().values() if choice in row.spaces), "av")}
+    if name == "domain" and domains()[choice].channels() is None:
+        return {"action_width": 7}
+    return found
 
 
 @pytest.fixture
@@ -59,10 +80,8 @@ def test_it_lists_every_task_field_size_and_format(told):
     assert found["tasks"]["v2v"]["input"] == "video" and found["tasks"]["t2i"]["single_frame"] is True
     assert found["sizes"]["tiers"]["720"]["16:9"] == "1280x720" and found["frames"]["step"] == 4
     assert found["dtypes"]["checkpoint"] == "bfloat16" and "fp8" in found["formats"]["names"]
-    assert (
-        found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v", "extend", "keyframes", "transfer"]
-        and found["fields"]["prompt"]["required"] is True
-    )
+    assert found["fields"]["fps"]["tasks"] == [name for name, task in TASKS.items() if not task.single]
+    assert found["fields"]["prompt"]["required"] is True
 
 
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", DISTILLED])
@@ -74,9 +93,15 @@ def test_every_choice_that_is_listed_is_taken(model):
         given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
-                beside = BESIDE.get(name, {}) | ({"sound": True} if name == "sound_length" else {})
+                if name == "image_filter" and (choice in ("bicubic", "diffusers")) != ("action" in TASKS[task].latents):
+                    continue
                 if name != "task":
-                    resolve(given | beside | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
+                    resolve(
+                        given | beside(TASKS[task], name, choice) | {name: choice},
+                        PROFILES[0],
+                        facts,
+                        pick_seed=lambda: 7,
+                    )
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -88,7 +113,8 @@ def test_a_default_is_what_a_run_fills_in(model, profile):
         given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)
         filled = json.loads(json.dumps(request.to_json()))
-        for name in found["fields"].keys() - given.keys():
+        by_input = {"canvas", "size"} if "action" in TASKS[task].latents else set()
+        for name in found["fields"].keys() - given.keys() - by_input:
             default = found["fields"][name]["defaults"].get(task, {"value": None, "source": "no task of its own"})
             if "auto" in str(default["value"]):
                 assert name in ("size", "frames", "fps")  # follows from the clip, which settle reads
@@ -225,7 +251,8 @@ def test_the_check_keeps_what_the_schema_says(name):
     bad += ["no such choice"] if "enum" in schema else []
     bad += ["x" * (schema["maxLength"] + 1)] if "maxLength" in schema else []
     for value in good:
-        assert field.check(value, task) == value
+        of_actions = name == "image_filter" and value in ("bicubic", "diffusers")
+        assert field.check(value, TASKS["policy"] if of_actions else task) == value
     for value in [*bad, {}]:
         with pytest.raises(InputError, match=name):
             field.check(value, task)
@@ -239,6 +266,10 @@ def test_what_a_row_says_of_tasks_is_what_a_request_takes():
             if (task.name, name) in (("extend", "condition_video_keep"), ("edit", "image_filter")):
                 continue  # this is its default
             given = {"task": task.name, "prompt": "a cup"} | inputs_of(task) | {name: value}
+            if "action" in task.latents:
+                last = task.name == "video-policy" and name == "condition_video_keep"  # its default
+                given |= {name: "first"} if last else {}
+                given |= {"action_prompt": "text"} | ({"image_filter": "diffusers"} if name == "image_filter" else {})
             if task.name in FIELDS[name].tasks:
                 assert resolve(given, "reference", facts, pick_seed=lambda: 0)[1][name] == "user"
             else:

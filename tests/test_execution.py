@@ -29,6 +29,7 @@ class Numbers:
     frames: int = 1
     guidance: float = 4.0
     tile: int | None = None
+    other_tokens: int = 0
     control_guidance: float = 1.0
     controls: tuple[str, ...] = ()
     fps: float = 24.0

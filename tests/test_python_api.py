@@ -80,8 +80,14 @@ PUBLIC = {
         "why": "",
     },
     "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin)",
+    "Policy": {
+        "act": "(observation)",
+        "reset": "()",
+        "seconds": "",
+    },
     "Preview": {"images": "", "numpy": "", "save": "(path, *, overwrite=False)", "tensor": ""},
     "Result": {
+        "actions": "",
         "fps": "",
         "images": "",
         "latents": "",
@@ -96,6 +102,7 @@ PUBLIC = {
         "tensor": "",
     },
     "Run": {
+        "actions": "()",
         "__iter__": "()",
         "done": "",
         "finish": "(*, progress=None, cancel=None)",
@@ -756,9 +763,9 @@ def test_an_attribute_of_another_library_is_answered(pipe, picture):
         (pipe, "scheduler"): "Here it is `schedule`",
         (pipe, "frames"): "It is an argument of a call",
         (pipe, "vae"): "It has backend, close,",
-        (picture, "frames"): "It has fps, images,",
+        (picture, "frames"): "It has actions, fps, images,",
         (picture, "image"): "Did you mean images?",
-        (pipe.start("a cup", **PICTURE), "result"): "It has done, finish,",
+        (pipe.start("a cup", **PICTURE), "result"): "It has actions, done, finish,",
     }
     for (value, name), answer in answers.items():
         with pytest.raises(AttributeError, match=f"has no '{name}'") as raised:

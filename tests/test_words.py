@@ -21,10 +21,12 @@ from cosmos3_core.cli import cli
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.runs.saved import read_request
 from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, aliases, owners, table
+from cosmos3_core.scenarios.defaults import PROFILES
 from cosmos3_core.scenarios.facts import ModelFacts
+from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.foreign import MAKERS, convert
-from cosmos3_core.scenarios.request import PROFILES, infer_task, resolve
+from cosmos3_core.scenarios.request import infer_task, resolve
 from cosmos3_core.settle import Wish, settle
 from scripts import pages
 
@@ -90,7 +92,9 @@ FLAGS = {
     "--generate-sound": OURS.format("--sound."),
     "--enable-audio": OURS.format("--sound."),
     "--sound-duration 5": NOT_YET.format("sound of another length than the video."),
-    "--action-mode policy": NOT_YET.format("robot actions."),
+    "--action-mode policy": OURS.format("--task"),
+    "--domain-name av": OURS.format("--domain"),
+    "--raw-action-dim 9": OURS.format("--set action_width="),
     "--control-path d.mp4": OURS.format("--edge FILE, or --blur"),
     "--num-conditional-frames 5": OURS.format("--set carry_frames="),
     "--show-input": NOT_YET.format("controls beside the result in one picture."),
@@ -200,8 +204,7 @@ def test_a_key_of_others_is_answered_from_python_too(key, answer):
 @pytest.mark.parametrize(
     ("task", "answer"),
     [
-        ("policy", "Not yet: robot actions"),
-        ("t3v", "Tasks are t2i, edit, t2v, i2v, v2v, extend, keyframes, transfer"),
+        ("t3v", f"Tasks are {', '.join(TASKS)}"),
     ],
 )
 def test_a_task_that_is_not_here_is_answered(task, answer):
@@ -344,7 +347,8 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     "forward dynamics": (
         {"input_reference": "f.jpg", "size": "640x480", "num_frames": 61, "fps": 10, "flow_shift": 5.0}
         | {"extra_params": {"action_mode": "forward_dynamics", "domain_name": "av", "action": [[1.0]]}},
-        "not yet: robot actions (action_mode, domain_name, action)",
+        "vllm-omni",
+        {"task": "forward-dynamics", "domain": "av", "chunk": 60, "frames": 61, "canvas": (640, 480), "shift": 5.0},
     ),
     "a short one for another device": (
         {"input_reference": "reference.jpg", "num_frames": 25, "fps": 8, "num_inference_steps": 10},
@@ -401,7 +405,8 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     ),
     "framework policy": (
         {"model_mode": "policy", "vision_path": "f.jpg", "domain_name": "av", "action_chunk_size": 16},
-        "not yet: robot actions (model_mode policy, domain_name, action_chunk_size)",
+        "reference",
+        {"task": "policy", "domain": "av", "chunk": 16, "frames": 17, "shift": 10.0},
     ),
     "framework transfer": (
         {"model_mode": "video2video", "vision_path": "p.mp4", "edge": {"preset_edge_threshold": "medium"}},

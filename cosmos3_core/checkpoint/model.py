@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..model.sound_config import SoundConfig
-from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts, lacking_heads
+from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, ModelFacts, lacking_heads
 from ..scenarios.variants import checkpoints
 from .identity import identity
 from .repository import Repository, full_name, open_repository
@@ -94,6 +94,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         made_for=made_for(name),
         lacks=lacks,
         preset=checkpoints()[name].preset if name in checkpoints() else None,
+        action_stats=ACTION_STATS if repo.read_json(ACTION_STATS) is not None else None,
         **_schedule(index, scheduler),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE

@@ -36,6 +36,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
     for tier, sizes in report["sizes"]["tiers"].items():
         listed = ", ".join(f"{aspect} {size}" for aspect, size in sizes.items())
         lines.append(f"  {tier}p  {listed}{_trained(tier, model['trained'])}")
+    lines += ["", "domains of actions"] if report["domains"] else []
+    for name, domain in report["domains"].items():
+        spaces = ", ".join(f"{space} of {len(channels)} channels" for space, channels in domain["spaces"].items())
+        lines.append(f"  {name}  {spaces or 'as many channels as action_width says'}")
     lines += ["", f"dtypes   {', '.join(dtypes['names'])}; the checkpoint has {dtypes['checkpoint']}"]
     lines.append(f"formats  {', '.join(formats['names'])}, of {' and '.join(formats['ops'])}")
     lines.append("         cosmos3 backends lists those that a device has kernels for")

@@ -22,6 +22,7 @@ from ..runs.outputs import Moved, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.captions import check_no_file
+from ..scenarios.defaults import PROFILES
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from ..scenarios.sound import SOUND_SUFFIXES
@@ -97,6 +98,17 @@ class Options:
     seed: int | None
     negative_prompt: str | None
     tile: int | None
+    domain: str | None
+    actions: str | None
+    history: str | None
+    state: str | None
+    chunk: int | None
+    rollout: int | None
+    canvas: str | None
+    view: str | None
+    action_stats: str | None
+    pad_actions: bool | None
+    action_rows: str | None
     fields: dict[str, Any]
     request: str | None
     profile: str | None
@@ -254,7 +266,7 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         partial=partial,
         given=given,
         suffix=Path(options.output).suffix if options.output else SOUND_SUFFIXES[0] if options.sound_only else None,
-        profile=options.profile or requests.PROFILES[0],
+        profile=options.profile or PROFILES[0],
         pick_seed=lambda: secrets.randbelow(2**31),
         backend=options.backend,
         disabled=options.disabled,

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..contract import InputError
+from ..files.outputs import read_metadata
 from ..plan.cost.units import GIB
-from ..runs.manifest import read_manifest
+from ..runs.manifest import KEY, read_manifest
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from .terminal import console, printable
@@ -29,7 +30,7 @@ PIPED_WIDTH = 160
 def execute(file: str, as_json: bool) -> None:
     """Print the manifest in an .mp4 or .png, or in a manifest file. Raises InputError where there is none."""
     asked = f"cosmos3 show {file}"
-    if Path(file).suffix == ".safetensors" and Path(file).is_file():
+    if Path(file).suffix == ".safetensors" and Path(file).is_file() and KEY not in read_metadata(Path(file)):
         next_step = f"Of a stopped run type cosmos3 run --resume {shlex.quote(file)} --dry-run"
         raise InputError(asked, "it holds tensors and no manifest", next_step)
     manifest = read_manifest(file, asked)

@@ -11,14 +11,17 @@ from ..contract import InputError
 from ..plan.discovery import BUILT_IN
 from ..plan.execution import KEPT_SHARE
 from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.defaults import PROFILES
 from ..scenarios.fields import FIELDS
-from ..scenarios.request import PROFILES
 from ..settle import Wish, settle
 from ..settle.settle import PROMPT_TOKENS
 from .terminal import tell
 
 if TYPE_CHECKING:
+    import torch
+
     from ..engine.engine import Engine
+    from ..model.packing import Item
     from ..scenarios.request import Request
 
 NEGATIVE_TOKENS = 127
@@ -48,6 +51,8 @@ class Options:
     control_guidance: float | None
     chunk_frames: int | None
     tile: int | None
+    chunk: int | None
+    canvas: str | None
     fields: dict[str, Any]
     profile: str | None
     backend: str | None
@@ -104,10 +109,18 @@ def execute(options: Options, as_json: bool) -> None:
         print(f"{stage:<20}{seconds['cold']:>8.2f}{seconds['warm']:>8.2f}")
 
 
-def _run(engine: Engine, request: Request) -> dict[str, float]:
-    """Seconds by stage of the prompts, a few steps and the first groups of frames."""
+def _zeros(item: Item, request: Request) -> torch.Tensor | None:
+    """As much as such a request gives for an item, all zero."""
     import torch
 
+    if item.modality == "action":
+        return torch.zeros(len(item.clean), item.shape[1]) if item.clean else None
+    length, (width, height) = request.frames if item.control else request.conditioning_pixel_frames, request.seen_size
+    return torch.zeros(3, length, height, width) if length else None
+
+
+def _run(engine: Engine, request: Request) -> dict[str, float]:
+    """Seconds by stage of the prompts, a few steps and the first groups of frames."""
     from ..engine.inputs import Inputs
     from ..engine.stages import Watch
     from ..scenarios.items import items_of
@@ -119,9 +132,7 @@ def _run(engine: Engine, request: Request) -> dict[str, float]:
             tell(stage)
 
     watch = Watch(show)
-    begun, items = request.conditioning_pixel_frames, items_of(request, engine.model.config)
-    lengths = [request.frames if item.control else begun * (item.modality == "vision") for item in items]
-    given = tuple(torch.zeros(3, length, request.height, request.width) if length else None for length in lengths)
+    given = tuple(_zeros(item, request) for item in items_of(request, engine.model.config))
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if NEGATIVE in branches_of(request.guidance) else []
     context = engine.prepare(request, Inputs(tokens, negative, given), watch)

@@ -54,6 +54,12 @@ def _after(first: Callable[[], None], then: Callable[..., Any], *arguments: Any)
     return then(*arguments)
 
 
+def _encode_actions(component: None, rows: Tensor, begin_chunk: Callable[[], None]) -> Tensor:
+    """fp32 [T, C], normalised: the latent itself."""
+    begin_chunk()
+    return rows
+
+
 CODECS = {
     "vision": Codec(
         encoder="vae encoder",
@@ -73,8 +79,18 @@ CODECS = {
         length=lambda item: 1,
         count=lambda waveform: 1,
     ),
+    "action": Codec(
+        encoder=None,
+        encode=_encode_actions,
+        chunks=lambda rows: 1,
+        decoder=None,
+        decode=lambda component, latent, execution: iter([latent.cpu()]),
+        length=lambda item: item.frames,
+        count=len,
+    ),
 }
-"""Vision decodes to uint8 [F, H, W, 3], sound to one waveform, fp32 [2, N] in [-1, 1]."""
+"""Vision decodes to uint8 [F, H, W, 3], sound to one waveform, fp32 [2, N] in [-1, 1], actions to fp32 [T, D],
+normalised, of the channels in use."""
 UNROUNDED = replace(
     CODECS["vision"], decode=lambda vae, latent, execution: vae.decode(latent, execution.tiling, rounded=False)
 )

@@ -30,7 +30,7 @@ class Controlled:
     """What controls bring to a request's inputs, as `Inputs` has it."""
 
     given: Given
-    following: Callable[[int, Tensor], Given]
+    following: Callable[[int, Tensor, Mapping[str, Tensor]], Given]
     notes: tuple[str, ...]
     facts: dict[str, Any]
 
@@ -123,7 +123,13 @@ def _first(request: Request, clip: Clip) -> Tensor:
     return fitted(request, clip.read(request, 0, request.first_frames))
 
 
-def _given(request: Request, clips: dict[str, Clip], index: int, begun: Tensor | None) -> Given:
+def _given(
+    request: Request,
+    clips: dict[str, Clip],
+    index: int,
+    begun: Tensor | None,
+    before: Mapping[str, Tensor] | None = None,
+) -> Given:
     """What a chunk's items are conditioned on: the controls, and the clip that is made, which begins with the frames
     `begun`."""
     seen: dict[str, Tensor] = {}

@@ -39,7 +39,7 @@ from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
 from ..spelling import shown
-from .checks import check_prepared, check_type, not_finite
+from .checks import check_goes_on, check_prepared, check_type, described, not_finite
 from .codecs import CODECS, UNROUNDED, Codec
 from .inputs import Inputs, read_inputs
 from .passes import Passes
@@ -262,7 +262,10 @@ class Engine:
             held.clear()  # before the next one is loaded
             held[codec.encoder] = codec.encoder and self._pool.lease(codec.encoder)
         with self._stages.stage("encode input", codec.chunks(media)) as begin_chunk:
-            return codec.encode(held[codec.encoder], media, begin_chunk)
+            latent = codec.encode(held[codec.encoder], media, begin_chunk)
+        # An action's canvas is larger than what its input covers, and the model sees the latter.
+        kept = (slice(None if axis == item.axis else size) for axis, size in enumerate(item.shape))
+        return latent[tuple(kept)]
 
     @torch.inference_mode()
     def predict(self, states: Sequence[State]) -> list[Tensor]:
@@ -273,13 +276,13 @@ class Engine:
         check_type("predicting", states, list | tuple, "Pass a list of states, also of one")
         for state in states:
             self._check_state(state, "predicting")
-            _check_goes_on(state)
+            check_goes_on(state)
         velocities = []
         for state in states:
             with self._working(state.watch):
                 self._stages.check("steps", state.index, state.steps)
                 passes = self._passes_of(state)  # loading the tower is no part of the step
-                _check_goes_on(state)  # the last one may have been taken while the caller's functions were called
+                check_goes_on(state)  # the last one may have been taken while the caller's functions were called
                 with self._stages.timed("steps"):
                     velocity = passes.velocity(state)
                     # A velocity is noise - x0 (docs/model.md, section 4.6): what is left if the way were straight.
@@ -303,10 +306,10 @@ class Engine:
         """The solver's move along a velocity, in place. Raises InputError for what is no velocity of this state, which
         stays as it is."""
         self._check_state(state, "advancing")
-        _check_goes_on(state)
+        check_goes_on(state)
         check_type(f"step {state.index + 1}", velocity, Tensor, "Pass what predict returned for this state")
         if (velocity.shape, velocity.dtype, velocity.device) != (state.x.shape, state.x.dtype, state.x.device):
-            found = f"the velocity is {_described(velocity)}, and the latents are {_described(state.x)}"
+            found = f"the velocity is {described(velocity)}, and the latents are {described(state.x)}"
             raise InputError(f"step {state.index + 1}", found, "Pass what predict returned")
         with self._working(state.watch):
             with self._stages.timed("steps"):
@@ -353,9 +356,9 @@ class Engine:
 
     def finish(self, state: State, modality: str = "vision") -> Iterator[Tensor]:
         """Decode what the generation has of a modality, on the host, in pieces as they are ready: of vision uint8
-        [F, H, W, 3], of sound one waveform, fp32 [2, N]. Raises InputError before the last step or for what the
-        generation has not, RunError for latents that are not finite, which would decode to a black or grey picture, and
-        Cancelled if the state's watch says so; the state is as it was."""
+        [F, H, W, 3], of sound one waveform, fp32 [2, N], of actions fp32 [T, D]. Raises InputError before the last step
+        or for what the generation has not, RunError for latents that are not finite, which would decode to a black or
+        grey picture, and Cancelled if the state's watch says so; the state is as it was."""
         self._check_finished(state, modality)
         return self._decoded(state, modality, CODECS[modality])
 
@@ -409,9 +412,11 @@ class Engine:
 
     @staticmethod
     def _latent(state: State, x: Tensor, modality: str) -> tuple[Item, Tensor]:
-        """The item of a modality that is made, and its latent in a flat vector like the state's."""
+        """The item of a modality that is made, and its latent in a flat vector like the state's, of the channels in
+        use."""
         parts = zip(state.items, views(x, state.items), strict=True)
-        return next(part for part in parts if part[0].name == modality)
+        item, latent = next(part for part in parts if part[0].name == modality)
+        return item, latent if item.used is None else latent[:, : item.used]
 
     def _check_state(self, state: State, doing: str) -> None:
         """InputError for what is no state, or none of this engine's kind, RunError for a torn one. One that lies on the
@@ -435,12 +440,3 @@ class Engine:
         if other:
             found = f"it belongs to an engine of another kind: {', '.join(other)}"
             raise InputError(doing, found, "Use that engine, or restore what the state's to_tensors gives")
-
-
-def _described(x: Tensor) -> str:
-    return f"{x.dtype} {list(x.shape)} on {x.device}"
-
-
-def _check_goes_on(state: State) -> None:
-    if state.done:
-        raise InputError(f"step {state.index + 1}", f"the generation has {state.steps}, and had them", "Finish it")

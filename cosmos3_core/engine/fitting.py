@@ -10,6 +10,7 @@ from torch import Tensor
 from ..files.frames import Reading
 from ..files.memory import PICTURES
 from ..files.timing import same_rate
+from ..scenarios.canvas import placed
 from ..scenarios.conditioning import fit, kept
 from ..scenarios.families import TASKS
 from ..scenarios.request import Request
@@ -20,9 +21,12 @@ MUCH = 0.05
 
 
 def fitted(request: Request, reading: Reading) -> Tensor:
-    """fp32 [3, F, H, W] in [-1, 1], of whole pixel values."""
+    """fp32 [3, F, H, W] in [-1, 1], of whole pixel values; with actions the whole canvas."""
+    frames = torch.from_numpy(reading.frames)
+    if request.canvas:
+        return placed(frames, request.canvas, request.image_filter)
     return fit(
-        torch.from_numpy(reading.frames),
+        frames,
         request.width,
         request.height,
         image_filter=request.image_filter,
@@ -66,6 +70,8 @@ def _pace(request: Request, reading: Reading) -> Iterator[str]:
 
 def _loss(request: Request, what: str, reading: Reading) -> Iterator[str]:
     """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
+    if request.canvas:  # which crops less than 16 pixels
+        return
     source, size = _size(reading), (request.width, request.height)
     if (lost := 1 - kept(source, size)) < MUCH:
         return

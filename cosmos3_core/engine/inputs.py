@@ -31,8 +31,11 @@ from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
 from ..scenarios.sound import sound_size
 from ..scenarios.transfer import hints_of
+from .actions import Actions, read_actions
 from .control_clips import read_controls
 from .fitting import fitted, fitting_notes
+
+Following = Callable[[int, Tensor, Mapping[str, Tensor]], tuple[Tensor | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class Inputs:
     where all items are), the initial noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user
     should read, and `facts`, JSON by input, as `Request.sources` calls them: what was found in its file, what was
     assumed of it and what was changed. `before` is what the output has before what is generated; None for nothing.
-    `following` returns what is given for the items of a later chunk: it takes the chunk's number and the frames that it
-    begins with, fp32 [3, F, H, W] in [-1, 1]."""
+    `following` returns what is given for the items of a later chunk: it takes the chunk's number, the frames that it
+    begins with, fp32 [3, F, H, W] in [-1, 1], and the latents of the chunk before, by item. `actions` says what the
+    request's actions are, if it has some."""
 
     prompt: list[int]
     negative: list[int]
@@ -60,8 +64,9 @@ class Inputs:
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
     before: Before | None = None
-    following: Callable[[int, Tensor], tuple[Tensor | None, ...]] | None = None
+    following: Following | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    actions: Actions | None = None
 
 
 def read_inputs(
@@ -90,11 +95,16 @@ def read_inputs(
     for label, path in named.items():
         with about(label.partition(".")[0]):
             readings[label] = _read_input(request, label, path, handed.get(label))
-    given: dict[str, Tensor] = {}
-    facts = {label: reading.facts for label, reading in readings.items()}
+    given: dict[str, Tensor | None] = {}
+    facts: dict[str, Any] = {label: reading.facts for label, reading in readings.items()}
+    actions, following = read_actions(request, model) if request.domain else None, None
     if readings:
         with about(next(iter(named)).partition(".")[0]):
-            given["vision"] = _vision(request, readings)
+            given["vision"] = pixels = _vision(request, readings)
+        if actions:
+            given |= {"vision": pixels[:, : request.conditioning_pixel_frames], "action": actions.first}
+            following = actions.following(request, pixels) if request.chunks.count > 1 else None
+            notes, facts = (*notes, *actions.notes), facts | dict(actions.facts)
     if request.audio is not None:
         with about("audio"):
             given["sound"], facts["audio"] = _read_audio(request, model)
@@ -106,6 +116,8 @@ def read_inputs(
         checked,
         (*notes, *dict.fromkeys(of_media)),
         before=_before(request, handed.get("extend")),
+        following=following,
+        actions=actions,
         facts=facts,
     )
 
@@ -175,7 +187,7 @@ def _read_prompts(
 def _read_input(request: Request, label: str, path: str, media: Media | None) -> Reading:
     """One picture or clip that the request starts from, with its digest."""
     clip = TASKS[request.task].source == "clip"
-    count = request.conditioning_pixel_frames if clip else 1
+    count = request.input_frames if clip else 1
     how = count, request.condition_video_keep, request.fps if request.video_fps == "resample" else None
     if media is not None:
         reading = media.read(*how)
@@ -185,9 +197,8 @@ def _read_input(request: Request, label: str, path: str, media: Media | None) ->
         at = f" at {request.fps:g} a second" if "resampled_to_fps" in reading.facts else ""
         raise InputError(
             f"`{label}` {path}",
-            f"it has {frames} frames{at}, and condition_frame_indexes {list(request.condition_frame_indexes)} "
-            f"cover {count}",
-            f"Use a longer clip, or condition_frame_indexes up to {(frames - 1) // TEMPORAL_COMPRESSION}",
+            f"it has {frames} frames{at}, and {_covers(request)} {count}",
+            f"Use a longer clip, or {_fewer(request, frames)}",
             label,
         )
     digest = media.sha256 if media else sha256_file(Path(reading.facts["file"]))
@@ -218,3 +229,17 @@ def _vision(request: Request, readings: Mapping[str, Reading]) -> Tensor:
     ends = [held(one.frame)[1] + 1 for one in request.keyframe]
     lengths = [end - begin for begin, end in zip((0, *ends), ends, strict=False)]
     return torch.cat([clip.expand(-1, length, -1, -1) for clip, length in zip(clips, lengths, strict=True)], dim=1)
+
+
+def _covers(request: Request) -> str:
+    if TASKS[request.task].chooses_frames:
+        return f"condition_frame_indexes {list(request.condition_frame_indexes)} cover"
+    return f"task {request.task} takes"
+
+
+def _fewer(request: Request, frames: int) -> str:
+    """What a clip of so many frames would do for."""
+    last = (frames - 1) // TEMPORAL_COMPRESSION
+    if TASKS[request.task].chooses_frames:
+        return f"condition_frame_indexes up to {last}"
+    return f"frames {last * TEMPORAL_COMPRESSION + 1}" if last else "another task"

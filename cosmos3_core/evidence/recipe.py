@@ -29,9 +29,10 @@ from ..contract import FORMATTED, OPS, Device, InputError
 from ..files.digests import sha256_json
 from ..files.sources import check_source
 from ..plan.cost.units import GIB
+from ..scenarios.defaults import PROFILES
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
-from ..scenarios.request import PROFILES, check, check_keys
+from ..scenarios.request import check, check_keys
 from ..spelling import did_you_mean
 
 FOLDER = Path("recipes")

@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 from ..contract import InputError
-from . import audio, images, video
+from . import action_tables, audio, images, video
 from .atomic import check_writable, mode_at
 
 
@@ -20,19 +20,23 @@ def is_sound(path: Path) -> bool:
     return path.suffix.lower() in audio.CODECS
 
 
-def check_output(path: Path, clip: bool, *, sound: bool = False, overwrite: bool = True) -> None:
+def check_output(path: Path, clip: bool, *, sound: bool = False, actions: bool = False, overwrite: bool = True) -> None:
     """Raises InputError if a clip (`clip`, and with `sound` also its sound alone) or a picture cannot be written to
-    `path`: wrong suffix, a folder or device in its place, a file unless it may `overwrite` one, a missing or unwritable
-    folder, or no encoder. Costs nothing next to loading weights."""
+    `path`, or where the run makes `actions` a table of these alone: wrong suffix, a folder or device in its place, a
+    file unless it may `overwrite` one, a missing or unwritable folder, or no encoder. Costs nothing next to loading
+    weights."""
     asked = f"writing {path}"
     kind, suffix = ("clip", video.VIDEO_SUFFIX) if clip else ("picture", images.IMAGE_SUFFIX)
     another = "Choose another `output`"
     if stat.S_ISDIR(mode_at(path, another)):
         raise InputError(asked, "it is a folder", f"Pass a file name, such as `output` {path / 'out'}{suffix}")
+    if actions and path.suffix.lower() in action_tables.SUFFIXES:
+        return check_writable(path, another, overwrite=overwrite)
     if is_sound(path):
         check_sound(path, sound)
     elif path.suffix.lower() != suffix:
         alone = f", its sound alone as {' or '.join(audio.CODECS)}" if sound else ""
+        alone += f", and actions, which alone are {' or '.join(action_tables.SUFFIXES)}" if actions else ""
         found = f"this run makes a {kind}, which is written as {suffix}{alone}"
         raise InputError(asked, found, f"Pass `output` {path.with_suffix(suffix)}")
     check_writable(path, another, overwrite=overwrite)
@@ -68,4 +72,5 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     if is_sound(path):
         return audio.read_metadata(path)
-    return (images if path.suffix.lower() == images.IMAGE_SUFFIX else video).read_metadata(path)
+    reader = {images.IMAGE_SUFFIX: images, action_tables.SUFFIXES[1]: action_tables}.get(path.suffix.lower(), video)
+    return reader.read_metadata(path)

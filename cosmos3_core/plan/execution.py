@@ -25,7 +25,7 @@ SEQUENTIAL, RESIDENT = "sequential", "resident"
 
 class Numbers(Lasting, Protocol):
     """What of a request decides how it runs, sizes in pixels; `guidance` and `control_guidance` 1 are none, `controls`
-    the hints of its control clips, `tile` None the whole picture."""
+    the hints of its control clips, `tile` None the whole picture, `other_tokens` those of other media than vision."""
 
     @property
     def width(self) -> int: ...
@@ -44,6 +44,9 @@ class Numbers(Lasting, Protocol):
 
     @property
     def tile(self) -> int | None: ...
+
+    @property
+    def other_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,9 @@ class Execution:
         frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
         patch, branches = config.latent_patch_size, branches_of(numbers.guidance)
         sound = sound_size(numbers, config.sound)
-        made = frames * -(-height // patch) * -(-width // patch)  # an odd row or column is padded to a whole patch
-        made += sound.frames if sound else 0
-        tokens = made * (1 + len(numbers.controls))
+        vision = frames * -(-height // patch) * -(-width // patch)  # an odd row or column is padded to a whole patch
+        made = vision + (sound.frames if sound else 0) + numbers.other_tokens
+        tokens = made + vision * len(numbers.controls)
 
         def one(*texts: str) -> Pass:
             rows = sum(made if text == UNCONTROLLED else tokens for text in texts)

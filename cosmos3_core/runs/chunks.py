@@ -147,4 +147,4 @@ def given_to(inputs: Inputs, progress: Progress) -> Inputs:
     if progress.carried is None:
         return inputs
     assert inputs.following is not None
-    return replace(inputs, given=inputs.following(progress.index, progress.carried), noise=None)
+    return replace(inputs, given=inputs.following(progress.index, progress.carried, progress.done[-1]), noise=None)

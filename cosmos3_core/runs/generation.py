@@ -297,6 +297,21 @@ class Generation:
             self._sound = Sound(waveform.numpy(), size.rate)
         return self._sound
 
+    def actions(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """The actions that were predicted, fp64 [T, D] in the robot's units, and what one is."""
+        import numpy as np
+        import torch
+
+        io = self.inputs.actions
+        if io is None:
+            raise InputError(f"the actions of task {self.request.task}", "it has none", "Ask for its frames")
+        rows: list[np.ndarray] = []
+        for number, state in enumerate(chunks.finished(self.begun, self.progress)):
+            with self._at_work():
+                latent = torch.cat(list(self.engine.finish(state, "action")))
+            rows.extend(io.predicted(latent)[self.request.chunks.carry - 1 if number else 0 :])
+        return np.stack(rows), io.to_json()
+
     def manifest(self) -> dict[str, Any]:
         """What was done so far."""
         inputs = replace(self.inputs, notes=(*self.said, *self.inputs.notes))
@@ -305,10 +320,11 @@ class Generation:
     def write(
         self, paths: Paths, frames: Callable[[], Iterable[np.ndarray]], sound: Callable[[], Sound | None] | None = None
     ) -> None:
-        """Write the frames, uint8 [H, W, 3], as they come, and the `sound` (None: this run's own); they are asked for
-        again where they have to go elsewhere. What was known before the first of them goes into the file. Raises as
-        `outputs.write`."""
-        write(paths, Made(frames, sound or self.sound), self.request, self.manifest(), self.manifest, self.latents)
+        """Write the frames, uint8 [H, W, 3], as they come, the `sound` (None: this run's own) and the actions; they are
+        asked for again where they have to go elsewhere. What was known before the first of them goes into the file.
+        Raises as `outputs.write`."""
+        made = Made(frames, sound or self.sound, self.actions)
+        write(paths, made, self.request, self.manifest(), self.manifest, self.latents)
 
     def latents(self) -> dict[str, Tensor]:
         """The initial noise and the latents as they are, on the host, by name: what `read_noise` reads. Of several
@@ -404,6 +420,7 @@ def prepare(
     if latents:
         resolved |= {"latents": asdict(latents)} | ({} if draws_more(settled) else manifests.seedless(resolved))
     resolved |= {"inputs": {**texts, **inputs.facts}}
+    resolved |= {"actions": inputs.actions.to_json()} if inputs.actions else {}
     if (whole := settled.request.chunks).count > 1:
         resolved |= {"chunks": {"count": whole.count, "frames": whole.frames, "carry": whole.carry}}
     if stopped:

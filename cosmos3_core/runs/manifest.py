@@ -15,7 +15,9 @@ from ..contract import InputError
 from ..files.checkout import build_version
 from ..files.outputs import read_metadata
 from ..files.sources import check_source
-from ..scenarios.request import profile_source
+from ..scenarios.action import acts, layout_of
+from ..scenarios.defaults import profile_source
+from ..scenarios.families import TASKS
 from . import saved
 from .memory import peak_device_memory, peak_host_memory
 
@@ -59,7 +61,8 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
         | {
             "backend_why": settled.why or named,
             "latents": {"vision": [model.config.latent_channel, *execution.latent]}
-            | ({"sound": [model.config.sound_dim, sound.frames]} if sound else {}),
+            | ({"sound": [model.config.sound_dim, sound.frames]} if sound else {})
+            | ({"action": [layout_of(request).rows, model.config.action_dim]} if acts(TASKS[request.task]) else {}),
             "guidance": execution.guidance,
             "execution": asdict(execution),
             "solver_dtype": "float32",
@@ -132,6 +135,8 @@ def read_manifest(name: str, asked: str = "") -> dict[str, Any]:
         manifest = parse_json(text)
     except ValueError:
         manifest = None
+    if isinstance(manifest, dict) and "actions" in manifest and isinstance(manifest.get(KEY), dict):
+        manifest = manifest[KEY]  # of a table of actions, which carries one as a clip does
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
         raise InputError(asked, "what it carries is no cosmos3 manifest", next_step)
     return manifest

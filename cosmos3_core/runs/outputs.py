@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..contract import InputError, RunError
+from ..files.action_tables import SUFFIXES, write_actions
 from ..files.atomic import Unwritable, alone, atomic, check_writable, elsewhere, free, mode_at
 from ..files.audio import Sound, write_sound
 from ..files.images import write_image
@@ -35,14 +36,16 @@ MANIFEST = ".json"
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run writes: its picture, clip or sound, the manifest beside it, and its latents and a clip's `sound` in
-    files of their own if they are asked for; and whether it may `overwrite` what is there."""
+    """Where a run writes: its picture, clip or sound, the manifest beside it, its latents and a clip's `sound` in files
+    of their own if they are asked for, and tables of the actions that it predicts, if any; and whether it may
+    `overwrite` what is there."""
 
     output: Path
     manifest: Path
     latents: Path | None = None
     overwrite: bool = False
     sound: Path | None = None
+    tables: tuple[Path, ...] = ()
 
     @property
     def state(self) -> Path:
@@ -52,7 +55,12 @@ class Paths:
     @property
     def written(self) -> tuple[Path, ...]:
         """What a whole run leaves."""
-        return tuple(filter(None, (self.output, self.manifest, self.latents, self.sound)))
+        return tuple(filter(None, (self.output, self.manifest, self.latents, self.sound, *self.tables)))
+
+    @property
+    def only_actions(self) -> bool:
+        """Whether the output is a table of actions, and nothing is decoded to be looked at."""
+        return self.output.suffix.lower() in SUFFIXES
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -63,10 +71,12 @@ class Paths:
 
 @dataclass(frozen=True)
 class Made:
-    """What a run made, asked for when it is written: the frames, uint8 [H, W, 3] each, and the sound, if it has one."""
+    """What a run made, asked for when it is written: the frames, uint8 [H, W, 3] each, the sound, if it has one, and
+    the actions (rows, and what a row is), if it predicts some."""
 
     frames: Callable[[], Iterable[np.ndarray]]
     sound: Callable[[], Sound | None]
+    actions: Callable[[], tuple[np.ndarray, dict[str, Any]]] | None = None
 
 
 class Moved(RunError):
@@ -91,7 +101,8 @@ def checked_paths(
     under whatever name. What dead runs left in these folders goes."""
     output = Path(output)
     beside = [Path(name) if name else None for name in (latents, sound)]
-    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), beside[0], overwrite, beside[1])
+    tables = _tables(output) if request.predicts_actions else ()
+    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), beside[0], overwrite, beside[1], tables)
     inputs = [name for name in (*request.sources.values(), *read) if name]
     for path in paths.written:
         check_name(path, f"writing {path}")
@@ -103,12 +114,20 @@ def checked_paths(
     for folder in {path.parent for path in paths.written}:
         sweep(folder)
     _check_apart(paths, inputs, model)
-    check_output(output, clip=request.is_video, sound=request.sound, overwrite=overwrite)
+    kinds = {"sound": request.sound, "actions": request.predicts_actions}
+    check_output(output, clip=request.is_video, **kinds, overwrite=overwrite)
     if paths.sound:
         check_sound(paths.sound, request.sound)
     for path in paths.written:
         check_writable(path, overwrite=overwrite)
     return paths
+
+
+def _tables(output: Path) -> tuple[Path, ...]:
+    """Where the actions go beside an output that shows them; one of their own files has them itself."""
+    if output.suffix.lower() in SUFFIXES:
+        return ()
+    return tuple(output.with_name(f"{output.stem}.actions{suffix}") for suffix in SUFFIXES)
 
 
 def _check_apart(paths: Paths, inputs: Iterable[str], model: str | None) -> None:
@@ -152,15 +171,22 @@ def write(
     embedded: dict[str, Any],
     manifest: Callable[[], dict[str, Any]],
     latents: Callable[[], dict[str, Tensor]],
+    actions: Callable[[], tuple[np.ndarray, dict[str, Any]]] | None = None,
 ) -> None:
     """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
-    knows the decode, and the sound and the `latents` if there is a path for them. Of what is the sound alone no frame
-    is asked for. What can no longer be written where it was to be
-    goes to another folder, and then Moved is raised at the end; Unwritable where no folder takes it."""
+    knows the decode, and the sound, the actions and the `latents` if there are paths for them. Of what is the sound or
+    the actions alone no frame is asked for. What can no longer be written where it was to be goes to another folder,
+    and then Moved is raised at the end; Unwritable where no folder takes it."""
     moved: list[Moved] = []
     inside = {manifests.KEY: json.dumps(saved.sealed(embedded))}
 
+    def table(path: Path, overwrite: bool) -> dict[str, Any]:
+        assert made.actions is not None, "a run that predicts none has no table"
+        return write_actions(path, *made.actions(), inside, overwrite=overwrite)
+
     def media(path: Path, overwrite: bool) -> dict[str, Any]:
+        if paths.only_actions:
+            return table(path, overwrite)
         sound = made.sound()
         if sound and is_sound(path):
             return {"file": path.name} | write_sound(path, sound, inside, overwrite=overwrite)
@@ -172,6 +198,8 @@ def write(
         return {"file": path.name, "frames": 1, "width": request.width, "height": request.height}
 
     written = _somewhere(paths.output, paths.overwrite, media, moved, elsewhere(paths.output, (MANIFEST,)))
+    tables = [_somewhere(path, paths.overwrite, table, moved, elsewhere(path))["file"] for path in paths.tables]
+    written |= {"actions": tables} if tables else {}
     beside = saved.sealed(manifest() | {"output": written})
 
     def text(path: Path, overwrite: bool) -> None:

@@ -20,9 +20,8 @@ from ..contract import InputError
 from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text
 from ..files.sources import SAID
-from ..scenarios.families import FILES, sources
+from ..scenarios.families import FILES, WORDS, sources
 from ..scenarios.foreign import convert
-from ..scenarios.transfer import AUTO
 from .sealed import SEAL, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -294,7 +293,8 @@ def whole_paths(request: Request) -> dict[str, Any]:
 def _whole(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _whole(path) for key, path in value.items()}
-    return value if value in (None, "", AUTO) or SAID.match(value) else os.path.abspath(value)
+    kept = not isinstance(value, str) or value in ("", *WORDS) or SAID.match(value)
+    return value if kept else os.path.abspath(value)
 
 
 def _digests(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
 
 
-NOT_COMPARED = ("tile", "with_input")
-"""Request fields that a saved state may differ in: they are the decode's matter."""
+NOT_COMPARED = ("action_rows", "tile", "with_input")
+"""Request fields that a saved state may differ in: the same numbers may come from another place, and the others are the
+decode's matter."""
 
 
 def views(flat: Tensor, items: Sequence[Item]) -> list[Tensor]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .action import acts
 from .aliases import spelled
+from .defaults import PROFILES, defaults, of_single_controls, profile_source
+from .domains import Domain, domains
 from .facts import ModelFacts
 from .families import TASKS
 from .field import REQUIRED, Field
 from .fields import FIELDS
 from .kinds import LONGEST, Kind, choice
-from .request import PROFILES, defaults, of_single_controls, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
 from .task import DISTILLED, Task
 from .transfer import HINTS
@@ -48,6 +50,7 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
             "step": SPATIAL_COMPRESSION,
             "tiers": {tier: {aspect: f"{w}x{h}" for aspect, (w, h) in row.items()} for tier, row in TIERS.items()},
         },
+        "domains": {name: _of_domain(row) for name, row in domains().items()} if any(map(acts, tasks)) else {},
         "frames": {"first": 1, "step": TEMPORAL_COMPRESSION, "most": LONGEST},
     }
 
@@ -58,6 +61,11 @@ def _trained(variant: Variant) -> dict[str, Any]:
         "frames": {tier: list(range_) for tier, range_ in variant.frames.items()},
         "source": variant.source,
     }
+
+
+def _of_domain(domain: Domain) -> dict[str, Any]:
+    spaces = {space: list(channels) for space, channels in domain.spaces.items()}
+    return {"id": domain.id, "spaces": spaces, "known_to": list(domain.whose), "note": domain.note}
 
 
 def _task(task: Task, profile: str) -> dict[str, Any]:

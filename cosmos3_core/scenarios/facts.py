@@ -20,13 +20,19 @@ def lacking_heads(heads: Collection[str]) -> dict[str, str]:
     }
 
 
+ACTION_STATS = "assets/action_stats.json"
+"""Where a checkpoint may keep statistics of actions, by domain, in the form of files/normalizers.py. No published
+checkpoint is known to have this file."""
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
     number that a distilled model was made for; `made_for` the task that it was trained for above others, if any.
-    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json. `lacks`
-    says of each modality that it cannot make why, as "has no sound head". `preset` names a table of defaults of its
-    own, if there is one."""
+    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json. `lacks` says of
+    each modality that it cannot make why, as "has no sound head". `preset` names a table of defaults of its own, if
+    there is one. `domain` is the embodiment that it was trained for alone, if any, `action_stats` its file of action
+    statistics, if it has one."""
 
     name: str
     variant: str
@@ -38,6 +44,8 @@ class ModelFacts:
     shift: float = 1.0
     lacks: Mapping[str, str] = field(default_factory=dict)
     preset: str | None = None
+    domain: str | None = None
+    action_stats: str | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a field of a request is: the row that fields.py and control_fields.py write for each."""
+"""What a field of a request is: the row that fields.py, control_fields.py and action_fields.py write for each."""
 
 from __future__ import annotations
 

@@ -13,6 +13,9 @@ from typing import Any
 from ..contract import InputError
 from ..spelling import shown
 from . import kinds
+from .action import acts
+from .action_fields import ROWS as ACTIONS
+from .action_kinds import FILTER, JSON
 from .control_fields import CONTROLS
 from .facts import NEGATIVE_PROMPT, ModelFacts
 from .families import FILES, TASKS
@@ -57,6 +60,14 @@ def _continued(task: Task) -> str | None:
     return None if task.source == "clip" else f"{task.title} continues no clip"
 
 
+def _cropped(task: Task) -> str | None:
+    return _clip(task) or ("actions have a rule of their own for it, by `canvas`" if acts(task) else None)
+
+
+def _chosen(task: Task) -> str | None:
+    return _clip(task) or (None if task.chooses_frames else f"{task.title} takes all of its clip")
+
+
 def _lasting(task: Task) -> str | None:
     return f"{task.result} has no duration" if task.single else None
 
@@ -67,6 +78,10 @@ def _silent(task: Task) -> str | None:
 
 def _no_sound(values: Mapping[str, Any], task: Task) -> str | None:
     return None if values["sound"] else "there is no sound"
+
+
+def _said_as_json(values: Mapping[str, Any], task: Task) -> str | None:
+    return "a JSON action prompt says it in keys" if acts(task) and values["action_prompt"] == JSON else None
 
 
 def _no_interval(values: Mapping[str, Any], task: Task) -> str | None:
@@ -80,6 +95,8 @@ def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
 
 
 def _no_template(values: Mapping[str, Any], task: Task) -> str | None:
+    if reason := _said_as_json(values, task):
+        return reason
     on = values["resolution_template"] or (values["duration_template"] and not task.single)
     return unguided(values, task) or (None if on else "no template is on")
 
@@ -284,7 +301,7 @@ _ROWS = (
         group=INPUT,
         kind=kinds.INDICES,
         help="Latent frames that are taken from the clip.",
-        refusal=_continued,
+        refusal=_chosen,
     ),
     Field(
         name="condition_video_keep",
@@ -313,12 +330,21 @@ _ROWS = (
         kind=kinds.SWITCH,
         help="Add a sentence on duration and frame rate to a plain prompt.",
         refusal=_lasting,
+        idle=_said_as_json,
     ),
     Field(
-        name="resolution_template", group=TEXTS, kind=kinds.SWITCH, help="Add a sentence on the size to a plain prompt."
+        name="resolution_template",
+        group=TEXTS,
+        kind=kinds.SWITCH,
+        help="Add a sentence on the size to a plain prompt.",
+        idle=_said_as_json,
     ),
     Field(
-        name="json_metadata", group=TEXTS, kind=kinds.SWITCH, help="Add duration and size to a JSON prompt, as keys."
+        name="json_metadata",
+        group=TEXTS,
+        kind=kinds.SWITCH,
+        help="Add duration and size to a JSON prompt, as keys.",
+        idle=_said_as_json,
     ),
     Field(
         name="negative_metadata",
@@ -331,7 +357,7 @@ _ROWS = (
     Field(
         name="image_filter",
         group=INPUT,
-        kind=kinds.choice("bilinear", "lanczos"),
+        kind=FILTER,
         help="Filter that scales the input to the size.",
         refusal=_any_input,
     ),
@@ -340,7 +366,7 @@ _ROWS = (
         group=INPUT,
         kind=kinds.choice("crop", "stretch"),
         help="How a clip of another shape is made to fit.",
-        refusal=_clip,
+        refusal=_cropped,
     ),
     Field(
         name="video_fps",
@@ -358,7 +384,7 @@ _ROWS = (
         help="Tokens at which a text is cut; 0 is never.",
     ),
 )
-FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
+FIELDS: dict[str, Field] = {field.name: field for field in (*_ROWS, *ACTIONS)}
 
 
 def is_whole(given: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from ..bounds import parse_json
 from ..contract import InputError
 from ..spelling import nearest, shown
+from .action import acts
 from .aliases import CONTROL, HERE, INPUT, LATER, UNNEEDED, Alias, aliases, asks_nothing, known, owners, table
 from .conversion import Work, file_of, number_of
 from .families import INPUTS, TASKS
@@ -22,6 +23,7 @@ from .fields import FIELDS
 from .foreign_controls import control, controls_of
 from .kinds import LONGEST, URL, task_named
 from .measures import FPS, SIDES, frames_of, sides
+from .task import Task
 from .transfer import HINTS, TRANSFER, hints_of
 
 WRAPPERS = {"extra_params": "VST", "extra_body": "S"}
@@ -230,10 +232,28 @@ def _task(work: Work, keys: Mapping[str, Any]) -> None:
             given["task"] = "t2i"
             work.said.append("a picture → task t2i")
     task = TASKS.get(str(task_named(given.get("task"))))
+    if task and acts(task):
+        task = _acting(work, task)
     for name in list(given):
         if task and name not in INPUTS and (reason := FIELDS[name].refusal(task)):
             work.drop(name, reason)
             del given[name]
+
+
+def _acting(work: Work, task: Task) -> Task:
+    """What other programs say otherwise of actions: the canvas as a size, a chunk's own number of frames, a policy that
+    begins with the first frame of a clip."""
+    given = work.given
+    if "size" in given:
+        given.setdefault("canvas", given.pop("size"))
+        work.said.append("size → canvas")
+    if given.get("frames") is not None and given.get("frames") == given.get("chunk"):
+        del given["frames"]
+        work.said.append("frames as many as actions → chunk")
+    if task.name == "policy" and "video" in given:
+        given |= {"task": "video-policy", "condition_frame_indexes": [0], "condition_video_keep": "first"}
+        work.said.append("a policy from a clip → task video-policy, from its first frame")
+    return TASKS[str(task_named(given["task"]))]
 
 
 def _asked_task(work: Work, key: str, value: Any) -> None:
@@ -359,6 +379,7 @@ def _positions(work: Work, key: str, value: Any) -> None:
 
 MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "model_mode": _asked_task,
+    "action_mode": _asked_task,
     "task_type": _asked_task,
     "inference_type": _asked_task,
     "output_type": _asked_task,

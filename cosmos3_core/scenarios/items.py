@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
 from ..model.packing import Item
+from .action import layout_of
+from .domains import domains
 from .families import TASKS
 from .request import Request
 from .sound import sound_size
@@ -43,4 +45,17 @@ def _sound(request: Request, config: TransformerConfig) -> Item:
     return Item("sound", (config.sound_dim, size.frames), clean=tuple(clean))
 
 
-_MAKERS = {"vision": _vision, "sound": _sound}
+def _action(request: Request, config: TransformerConfig) -> Item:
+    layout, domain = layout_of(request), 0 if request.domain is None else domains()[request.domain].id
+    return Item(
+        "action",
+        (layout.rows, config.action_dim),
+        clean=layout.clean,
+        fps=request.fps,
+        domain=domain,
+        start=layout.start,
+        used=request.action_width,
+    )
+
+
+_MAKERS = {"vision": _vision, "sound": _sound, "action": _action}

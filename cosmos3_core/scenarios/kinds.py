@@ -31,6 +31,9 @@ LONGEST_PATH = 4096
 NO_TILE = "none"
 """What is typed for a picture in one piece."""
 
+THEIR_TASKS = {"wam": "policy"}
+"""NVIDIA's names of tasks that nobody else calls so."""
+
 URL = re.compile(r"(https?|ftp|s3|gs|file|hf):/|data:\w+/", re.IGNORECASE)
 """How a URL begins, or what a Path leaves of it."""
 
@@ -195,6 +198,8 @@ def task_named(value: Any) -> Any:
     of = {"t": "text|txt", "i": "image|img", "v": "video|vid|world"}
     if isinstance(value, str):
         word = value.strip().lower()
+        if word.replace("_", "-") in TASKS or word in THEIR_TASKS:
+            return THEIR_TASKS.get(word, word.replace("_", "-"))
         for (a, start), (b, end) in itertools.product(of.items(), of.items()):
             if re.fullmatch(f"({start}|{a})[-_ ]?(2|to)[-_ ]?({end}|{b})", word):
                 word = f"{a}2{b}"
@@ -202,7 +207,7 @@ def task_named(value: Any) -> Any:
     return value
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """A list that was typed without its brackets, or in round ones: 0,1 is [0, 1]. Anything else as it is."""
     if isinstance(value, str):
         try:
@@ -262,7 +267,7 @@ TIMESTEP = number(0, 1000)
 
 
 def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
-    value = _listed(value)
+    value = listed(value)
     if value is None or (isinstance(value, list | tuple) and not value):
         return None
     if not isinstance(value, list | tuple) or len(value) != 2:
@@ -289,7 +294,7 @@ def _seed(name: str, value: Any, task: Task) -> int | str:
 
 
 def _indices(name: str, value: Any, task: Task) -> tuple[int, ...]:
-    value = _listed(value)
+    value = listed(value)
     if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
         found = "latent frames are numbered 0, 1, 2 ..."
         raise InputError(f"{name} = {shown(value)}", found, "Give a list such as [0, 1]")

@@ -6,24 +6,23 @@ from. An option that would change nothing is an error, as is a key that does not
 
 from __future__ import annotations
 
-import itertools
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
 from ..spelling import shown
-from . import aliases, kinds
+from . import action, aliases, kinds
+from .action import acts
+from .action_kinds import Table
 from .captions import check_caption
 from .chunks import Chunks
+from .defaults import NO_GUIDANCE_UP_TO, check_profile, defaults, tables_read
 from .facts import ModelFacts
 from .families import FILES, INPUTS, TASKS, sources
 from .faults import Faults
-from .field import NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
+from .field import PROFILE, REQUIRED, THE_INPUTS
 from .fields import FIELDS
 from .keyframes import Keyframe, placed
 from .sizes import without_input
@@ -32,17 +31,7 @@ from .task import DISTILLED, Task
 from .transfer import DEFAULT_HINT, HINTS, TRANSFER, check_controls, hints_of
 from .variants import check_able
 
-PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
-CHECKPOINT = "checkpoint"
-"""In defaults.toml: what the field's row finds in the checkpoint."""
-NO_GUIDANCE_UP_TO = "no_guidance_up_to"
-"""In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
-SINGLE = "single"
-"""In a task of a profile: defaults for a request with one control, by its kind."""
-VARIANTS = ("edge", DISTILLED, "droid")
-"""Variants and presets of models that may have defaults of their own, in a table of their name. A preset's go before
-its variant's."""
 FROM_CLIP = "auto"
 """In defaults.toml: what the clip has, which `settle` reads."""
 WITHOUT_CLIP = {"frames": 93, "fps": 24.0}
@@ -59,7 +48,8 @@ class Request:
     """One generation, fully resolved. Sizes in pixels, `fps` in frames per second, `shift` of the noise schedule,
     `guidance_interval` on the timestep scale of 0 to 1000 (None: every step), its ends "open" or "closed",
     `condition_frame_indexes` latent frame indices, `sound_length` one of `sound.LENGTHS`, `tile` the VAE decode's tile
-    in pixels (None: whole)."""
+    in pixels (None: whole). The fields from `domain` on are None where the task has no actions; `canvas` is in pixels,
+    and `width` and `height` are then those of the part of it that the input covers."""
 
     task: str
     prompt: str
@@ -115,10 +105,46 @@ class Request:
     video_fps: str
     max_text_tokens: int
     tile: int | None
+    domain: str | None
+    actions: str | Table | None
+    history: str | Table | None
+    state: str | Table | None
+    chunk: int | None
+    rollout: int | None
+    canvas: tuple[int, int] | None
+    view: str | None
+    view_detail: str | None
+    action_prompt: str | None
+    action_stats: str | None
+    action_normalization: str | None
+    pad_actions: bool | None
+    action_rows: tuple[int, int] | None
+    history_length: int | None
+    action_space: str | None
+    action_width: int | None
 
     @property
     def is_video(self) -> bool:
         return self.frames > 1
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """(width, height) of what the model is shown, which texts tell it: with actions the canvas."""
+        return self.canvas or (self.width, self.height)
+
+    @property
+    def predicts_actions(self) -> bool:
+        return acts(TASKS[self.task]) and self.task != action.GIVEN
+
+    @property
+    def input_frames(self) -> int:
+        """Frames of its picture or clip that a request takes: with all of them observed, those of every chunk."""
+        return self.chunks.total if self.task == action.OBSERVED else self.conditioning_pixel_frames
+
+    @property
+    def other_tokens(self) -> int:
+        """Media tokens besides those of vision: one for each row of actions."""
+        return action.layout_of(self).rows if acts(TASKS[self.task]) else 0
 
     @property
     def clean_frames(self) -> tuple[int, ...]:
@@ -158,99 +184,16 @@ class Request:
         values = asdict(self)
         if self.keyframe is not None:
             values["keyframe"] = {str(one.frame): one.image for one in self.keyframe}
-        values["control_weights"] = dict(self.control_weights) or None
-        return values | {"size": f"{values.pop('width')}x{values.pop('height')}"}
-
-
-Tables = dict[str, dict[str, Any]]
-
-
-@cache
-def _tables() -> Tables:
-    return read_defaults(Path(__file__).with_name("defaults.toml").read_text(encoding="utf-8"))
-
-
-def read_defaults(text: str) -> Tables:
-    """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. A task may be
-    `like` another, and say in its rows what differs. Raises InputError unless for each task every profile has the
-    default of every field that takes it from there, and no other key."""
-    tables = tomllib.loads(text)
-    for name in TASKS:
-        own = tables.get(name, {})
-        if like := own.pop("like", None):
-            tables[name] = {key: row | own.get(key, {}) for key, row in tables[like].items()}
-    for name, profile in tables["profile"].items():
-        _inherit(tables, name, profile.pop("like", None))
-    wanted = {name for name, field in FIELDS.items() if field.default == PROFILE}
-    for name, profile in itertools.product(TASKS, PROFILES):
-        row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
-        special = [row[variant] for variant in VARIANTS if variant in row]
-        missing = wanted - row.keys()
-        special += row.get(SINGLE, {}).values()
-        unknown = set(row).union(*special) - wanted - {"source", NO_GUIDANCE_UP_TO, SINGLE, *VARIANTS}
-        for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
-            if keys:
-                asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
-                raise InputError(asked, said, f"Correct [{name}.{profile}] or [profile.{profile}]")
-    return tables
-
-
-def _inherit(tables: Tables, profile: str, like: str | None) -> None:
-    """Fill a profile with the rows of the one that it is like; what it says itself holds for every task."""
-    if like is None:
-        return
-    own = tables["profile"][profile]
-    tables["profile"][profile] = tables["profile"][like] | own
-    for name in TASKS:
-        tables[name][profile] = tables[name][like] | own | tables[name].get(profile, {})
-
-
-def profile_source(profile: str) -> str:
-    """Where a profile's values were read."""
-    return _tables()["profile"][profile]["source"]
-
-
-def defaults(
-    task: str, profile: str, model: ModelFacts, controls: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the fields of a task are where they are not given, by a profile for a model and what it has for a single one
-    of `controls`, and where each value comes from. A field without a default (a prompt) is absent; the seed is "random"
-    where the profile leaves it to chance. Raises InputError for an unknown profile."""
-    check_profile(profile)
-    row = _tables()["profile"][profile] | _tables()[task][profile]
-    variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
-    del row["source"]
-    row.pop(NO_GUIDANCE_UP_TO, None)
-    single, origin = row.pop(SINGLE, {}), dict.fromkeys(row, f"profile {profile}")
-    tables = [(name, variants.get(name, {})) for name in (model.variant, model.preset) if name]
-    if len(controls) == 1:
-        tables.append((f"{controls[0]} alone", dict(single.get(controls[0], {}))))
-    for name, special in tables:
-        where = f"profile {profile}, {name}" + (f" ({special.pop('source')})" if "source" in special else "")
-        row, origin = row | special, origin | dict.fromkeys(special, where)
-    for name, field in FIELDS.items():
-        if field.default == NOT_GIVEN:
-            row[name], origin[name] = None, NOT_GIVEN
-        elif field.default == PROFILE and field.checkpoint and row[name] == CHECKPOINT:
-            row[name], origin[name] = field.checkpoint(model)
-    return row, origin
-
-
-def of_single_controls(task: str, profile: str) -> dict[str, dict[str, Any]]:
-    """The defaults that a request with a single control has, by its kind."""
-    return {hint: dict(values) for hint, values in _tables()[task][profile].get(SINGLE, {}).items()}
-
-
-def check_profile(profile: str) -> None:
-    """Raises InputError for a name that is no profile's."""
-    if not isinstance(profile, str) or profile not in PROFILES:
-        raise InputError(f"profile {shown(profile)}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
+        canvas = self.canvas and f"{self.canvas[0]}x{self.canvas[1]}"
+        size = f"{values.pop('width')}x{values.pop('height')}"
+        return values | {"size": size, "canvas": canvas, "control_weights": dict(self.control_weights) or None}
 
 
 def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
     """The task that the given fields call for: transfer where there is a control, else one that starts from the input
-    given, and of those the one of a single frame where one frame or a single frame's file is asked for; where nothing
-    says, the one that the model was `made_for`. Raises InputError for two inputs."""
+    given, and of those the one of a single frame where one frame or a single frame's file is asked for, or one with
+    actions where something of these is given; where nothing says, the one that the model was `made_for`. Raises
+    InputError for two inputs."""
     if hints_of(given):
         return TRANSFER
     inputs = [name for name in INPUTS if given.get(name) is not None]
@@ -261,6 +204,9 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
         raise InputError(asked, "a run starts from one of them", next_step, inputs[1])
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
+    acting = any(given.get(name) is not None for name in action.SAYING) or (made_for and acts(TASKS[made_for]))
+    fitting = [task for task in fitting if acts(task) == bool(acting)] or fitting
+    fitting = sorted((task for task in fitting if _has(given, task.needs)), key=lambda task: -len(task.needs))
     if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
         return made_for
     frames = given.get("frames")
@@ -268,6 +214,10 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
         task.single and task.suffix == suffix for task in fitting
     )
     return next((task for task in fitting if task.single == single), fitting[0]).name
+
+
+def _has(given: Mapping[str, Any], names: tuple[str, ...]) -> bool:
+    return all(given.get(name) is not None for name in names)
 
 
 def check_keys(given: Mapping[str, Any]) -> None:
@@ -305,6 +255,8 @@ def check(
     for key, value in given.items():
         with faults.of(key):
             _check_key(key)
+            if value is None and FIELDS[key].refusal(task):  # as a whole request has it
+                continue
             values[key] = FIELDS[key].check(value, task)
             if FIELDS[key].kind in (kinds.PROMPT, kinds.TEXT):
                 check_caption(values[key], f"{key.replace('_', ' ')} {values[key][:40]!r}")
@@ -320,7 +272,7 @@ def check(
 def _missing(given: Mapping[str, Any], task: Task) -> list[str]:
     """What a request of this task has to have and has not."""
     needed = [name for name, field in FIELDS.items() if field.default == REQUIRED and name not in given]
-    needed += [name for name in INPUTS if name == task.input and given.get(name) is None]
+    needed += [name for name in (*task.needs, *filter(None, [task.input])) if given.get(name) is None]
     return needed + ([DEFAULT_HINT] if task.name == TRANSFER and not hints_of(given) else [])
 
 
@@ -358,7 +310,11 @@ def resolve(
     values = {**_unmeasured(values, task), **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
     origin |= {"sound": THE_OUTPUT if named else THE_INPUTS} if heard else {}
-    values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
+    empty = {name for name, value in values.items() if value is None and FIELDS[name].default == PROFILE}
+    empty = {name for name in empty if FIELDS[name].refusal(task)}  # no default, as the task has not the field
+    values |= {name: FIELDS[name].check(value, task) for name, value in values.items() if name not in empty}
+    if acts(task):
+        action.derive(values, origin, given, partial)
     values, origin = _without_guidance(values, origin, profile, task)
     faults = Faults()
     if values["keyframe"]:
@@ -393,7 +349,7 @@ def _without_guidance(
     values: dict[str, Any], origin: dict[str, str], profile: str, task: Task
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values with guidance 1, which is none, where the profile's engine takes theirs for none."""
-    most = (_tables()["profile"][profile] | _tables()[task.name][profile]).get(NO_GUIDANCE_UP_TO)
+    most = (tables_read()["profile"][profile] | tables_read()[task.name][profile]).get(NO_GUIDANCE_UP_TO)
     if most is None or values["guidance"] > most or values["guidance"] == 1:
         return values, origin
     said = f"{origin['guidance']} ({values['guidance']:g}); profile {profile} has no guidance up to {most:g}"
@@ -432,6 +388,10 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
         form = "INDEX=FILE" if FIELDS[task.input].kind.many else "FILE"
         missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` {form}")
         faults.add(task.input, missing)
+    for name in () if partial else task.needs:
+        if values.get(name) is None:
+            missing = InputError(f"task {task.name}", f"there is no `{name}`", f"Add `{name}` FILE")
+            faults.add(name, missing)
     if task.name == TRANSFER and not partial and not hints_of(values):
         names = f"{', '.join(f'`{hint}`' for hint in HINTS[:-1])} or `{HINTS[-1]}`"
         faults.add("task", InputError("transfer without a control", "there is nothing to follow", f"Add {names} FILE"))
@@ -462,6 +422,6 @@ def _check_clean(request: Request) -> None:
             f"{frames} frames are {latent_frames} latent frames",
             f"Use indices from 0 to {latent_frames - 1}",
         )
-    if len(clean) == latent_frames:
+    if len(clean) == latent_frames and not acts(TASKS[request.task]):
         next_step = f"Ask for {frames + TEMPORAL_COMPRESSION} frames or more"
         raise InputError("every frame as conditioning", "there is nothing left to generate", next_step)

@@ -19,6 +19,9 @@ class Conditions(Protocol):
     """What of a request a task's clean frames follow from."""
 
     @property
+    def frames(self) -> int: ...
+
+    @property
     def condition_frame_indexes(self) -> tuple[int, ...]: ...
 
     @property
@@ -47,12 +50,13 @@ class Task:
     `title` is its name in words, and `result` what comes out, "an image" or "a video". `suffix` is that of its output
     file, and `aspect` its aspect ratio where only a tier is given. `single` says that it has one frame. `input` is the
     field of the file that it starts from, if there is one, and `source` what that holds, "picture" or "clip"; `takes`
-    are the fields of files that it may have besides. `beside` names the clean item of its own that the input is, which
-    stands before what is made; None where the input is frames of that. `latents` names the modalities of the items that
-    it asks the model for, and `sounding` says that sound can be made beside them. `variants` are the kinds of
-    checkpoint that do it, and `system` whose system prompt it has, where that does not follow from the media. `clean`
-    returns the latent frames that are taken from the input instead of noise, ascending. `chunks` says in which chunks a
-    request is made, and `of_chunk` returns the request for one of them, by its number.
+    are the fields of clips that it may have besides, `tables` those of tables, and `needs` the ones of these that it
+    has to have. `beside` names the clean item of its own that the input is, which stands before what is made; None
+    where the input is frames of that. `latents` names the modalities of the items that it asks the model for, and
+    `sounding` says that sound can be made beside them. `variants` are the kinds of checkpoint that do it, and `system`
+    whose system prompt it has, where that does not follow from the media. `clean` returns the latent frames that are
+    taken from the input instead of noise, ascending; with `chooses_frames` a request says which. `chunks` says in which
+    chunks a request is made, and `of_chunk` returns the request for one of them, by its number.
     """
 
     name: str
@@ -67,6 +71,9 @@ class Task:
     source: str | None = None
     sounding: bool = False
     beside: str | None = None
+    tables: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    chooses_frames: bool = False
     variants: tuple[str, ...] = FULL
     system: str | None = None
     clean: Callable[[Conditions], tuple[int, ...]] = _none
@@ -76,4 +83,4 @@ class Task:
     @property
     def chunked(self) -> bool:
         """Whether it is made in chunks, of which the last is cut to any number of frames."""
-        return self.of_chunk is not _whole
+        return bool(self.takes)

@@ -12,6 +12,7 @@ from ..files.images import read_image
 from ..files.sources import SAID
 from ..files.video import length_of, read_video
 from ..scenarios import request as requests
+from ..scenarios.defaults import defaults
 from ..scenarios.faults import about
 from ..scenarios.fields import FIELDS
 from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size, without_input
@@ -24,7 +25,7 @@ from ..spelling import shown
 def measured(given: Mapping[str, Any], task: Task, profile: str, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
     """Values for what is "auto", whether it was typed or is the profile's default, and where each comes from. Reads the
     clips that it follows from; their errors are those of any reading."""
-    usual, _ = requests.defaults(task.name, profile, model.facts, hints_of(given))
+    usual, _ = defaults(task.name, profile, model.facts, hints_of(given))
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     source = _source(given, task)
@@ -72,14 +73,18 @@ def _size(wanted: str, name: str | None, given: Mapping[str, Any], task: Task, u
     if name is None:
         found = "it follows from a picture or clip, and this run starts from none"
         raise InputError(f"size {shown(wanted)}", found, FORMS, "size")
-    if said := SAID.fullmatch(name):
-        source = int(said[1]), int(said[2])
-    else:
-        frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
-        source = frames.shape[2], frames.shape[1]
+    source = source_size(name, task)
     wanted = usual if wanted == "auto" and usual.startswith("auto") else wanted
     width, height = auto_size(wanted, source, parse_size(without_input(usual), task.aspect))
     return f"{width}x{height}", f"{wanted}: nearest to the input's {source[0]}x{source[1]}"
+
+
+def source_size(name: str, task: Task) -> tuple[int, int]:
+    """(width, height) of a picture or clip. Raises InputError for one that cannot be read."""
+    if said := SAID.fullmatch(name):
+        return int(said[1]), int(said[2])
+    frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
+    return frames.shape[2], frames.shape[1]
 
 
 def _rate(given: Mapping[str, Any]) -> float | None:

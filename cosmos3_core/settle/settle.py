@@ -14,11 +14,13 @@ from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..plan.survey import described_device
 from ..scenarios import request as requests
+from ..scenarios.action import acts
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.faults import about
 from ..scenarios.fields import is_whole, understood
 from ..scenarios.sizes import AUTO
 from ..scenarios.variants import check_able
+from .actions import check_width, found_in_files
 from .measured import measured
 from .wish import Wish
 
@@ -125,7 +127,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     task = requests.check(sized, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
     model = ground.model if ground else _opened(wish)
     check_able(task, model.facts)  # before a file is read
-    values, followed = measured(given, task, wish.profile, model)
+    values, followed = (found_in_files if acts(task) else measured)(given, task, wish.profile, model)
     sized |= values
     request, origin = requests.resolve(
         sized,
@@ -137,6 +139,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         whole=is_whole(wish.given),
     )
     origin |= followed
+    check_width(request, model)
     ground = ground or _planned(wish, model, on)
     plan, device = ground.plan, ground.plan.device
     job = _job(request, origin, _guided_steps(request, model, _from_table(wish)))
@@ -218,6 +221,7 @@ def _job(request: requests.Request, origin: dict[str, str], guided_steps: tuple[
         fps=request.fps,
         sound=request.sound,
         sound_length=request.sound_length,
+        other_tokens=request.other_tokens,
         controls=request.controls,
         control_guidance=request.control_guidance,
         control_steps=guided_steps[1],

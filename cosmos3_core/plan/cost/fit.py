@@ -36,7 +36,8 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 class Job:
     """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
     frames are encoded first; `tile` is the decode's, in pixels (None: whole). `fps` and `sound_length` say how long the
-    `sound` is, which is encoded where it is given (`audio`) and decoded where it is not.
+    `sound` is, which is encoded where it is given (`audio`) and decoded where it is not; `other_tokens` are those of
+    media besides vision and sound.
 
     `controls` are the hints of control clips, of as many frames, to each of which attention goes alone if it is
     `weighted`, and `control_steps` of the steps run with control guidance. All of it is done in each of the `chunks`.
@@ -56,6 +57,7 @@ class Job:
     sound: bool = False
     sound_length: str = DOWN
     audio: bool = False
+    other_tokens: int = 0
     controls: tuple[str, ...] = ()
     control_guidance: float = 1.0
     control_steps: int = 0
