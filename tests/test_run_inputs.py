@@ -61,8 +61,9 @@ NO_CAPTIONS = {
     "nested deep": ('{"a":' * 30_000, "it looks like JSON"),
     "the framework's request": (
         '{"inference_type": "text2world", "name": "x", "prompt": "a red cup", "num_steps": 35}',
-        "'inference_type', 'prompt', 'num_steps'",
+        "'inference_type', 'num_steps', 'prompt'",
     ),
+    "a number": ("7", "it is a JSON value"),
     "a request of ours": ('{"prompt": "a red cup", "steps": 5}', "it is a whole request"),
     "a manifest": ('{"cosmos3": "0.2", "request": {"prompt": "a"}}', "it is a whole request"),
 }
@@ -73,7 +74,7 @@ PROSE = {
     "a choice": "{red|blue} cup",
     "an empty pair": "() a cup",
     "quoted": '"Stop!" says the man.',
-    "a number": "7",
+    "a number": "7 cups",
     "a caption": CAPTION,
     "a caption over lines": json.dumps(json.loads(CAPTION), indent=2) + "\n",
     "a caption with lists": '{"subjects": [{"name": "cup"}], "resolution": {"H": 720, "W": 1280}}',
