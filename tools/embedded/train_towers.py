@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,7 +151,8 @@ def step_of(towers: Towers, flat: Flat, optimizer: Optimizer, banks: list[tuple[
 def train(flat: Flat, banks: list[tuple[Group, Bank]], seconds: float, losses: Losses) -> Tensor:
     """The leg itself; the averaged weights."""
     towers, optimizer = Towers(flat.config, flat.leaves, fused=flat.master.is_cuda), Optimizer(flat)
-    run, clock = recorded(lambda: step_of(towers, flat, optimizer, banks)), Clock(seconds)
+    run = recorded(lambda: step_of(towers, flat, optimizer, banks))
+    clock = Clock(seconds)
     for step in clock.steps():
         optimizer.rate.fill_(rate(PEAK, step, WARM_UP, clock.share))
         said = run()
@@ -174,7 +176,7 @@ def shrunk(mix: tuple[Group, ...], factor: int) -> tuple[Group, ...]:
     return tuple(replace(g, scenes=max(g.scenes // factor, 4), batch=max(g.batch // factor, 2)) for g in mix)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument(
@@ -185,7 +187,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=float, default=1.0, help="as a share of MIX's")
     parser.add_argument("--shrink", type=int, default=1, help="divide batches and scenes, for a rehearsal")
     parser.add_argument("--prompts", type=int, default=160, help="held-out prompts to measure on")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     mix = tuple(replace(g, scenes=max(int(g.scenes * args.scenes), 64)) for g in MIX)
     mix = shrunk(mix, args.shrink) if args.shrink > 1 else mix
     began = time.perf_counter()

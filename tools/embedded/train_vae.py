@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,21 @@ from .render import draw, on, paint
 from .text import REPOSITORY
 from .world import ACTIVE, PASSIVE, Scenes, make
 
-Phases = tuple[tuple[float, int, int], ...]
-"""(until this share of the time, frames of a clip, clips of a batch) each."""
-PHASES: Phases = ((0.2, 1, 128), (0.42, 5, 48), (1.0, 17, 24))
-LATER: Phases = ((0.65, 9, 24), (1.0, 17, 24))
+
+@dataclass(frozen=True)
+class Course:
+    """What a leg goes through: (until this share of the time, frames of a clip, clips of a batch) each, the highest
+    rate, and the seed of its scenes."""
+
+    phases: tuple[tuple[float, int, int], ...]
+    peak: float
+    seed: int
+
+
+FIRST = Course(((0.2, 1, 128), (0.42, 5, 48), (1.0, 17, 24)), 1e-3, 1)
+LATER = Course(((0.65, 9, 24), (1.0, 17, 24)), 7e-4, 2)
 """Of a leg that goes on from another."""
-PEAK, PEAK_LATER, WARM_UP = 1e-3, 7e-4, 100
+WARM_UP = 100
 BRIGHT, WEIGHT = -0.2, 4.0
 """Where a shape is: brighter than this; and how much more it counts there."""
 LOG_VARIANCE, DIVERGENCE = -6.0, 1e-6
@@ -73,12 +84,12 @@ def loss_of(codec: VideoCodec, x: Tensor) -> tuple[Tensor, Tensor]:
     return (weight * (error.abs() + error.square())).mean() + DIVERGENCE * divergence, error.square().mean()
 
 
-def train(codec: VideoCodec, phases: Phases, peak: float, seconds: float, losses: Losses, shrink: int = 1) -> None:
+def train(codec: VideoCodec, course: Course, seconds: float, losses: Losses, shrink: int = 1) -> None:
     """The leg itself. `shrink` divides batches, for a rehearsal."""
     descent, device = Descent(codec, (0.9, 0.99), 1e-4), next(codec.parameters()).device
-    pool, done = on(scenes(1 + int(1000 * peak), 30000 // shrink), device), 0
+    pool, done, peak = on(scenes(course.seed, 30000 // shrink), device), 0, course.peak
     clock = Clock(seconds)
-    for until, frames, clips in phases:
+    for until, frames, clips in course.phases:
 
         def once(frames: int = frames, clips: int = max(clips // shrink, 1)) -> dict[str, Tensor]:
             x = batch(pool, frames, clips)
@@ -130,13 +141,13 @@ def save_pictures(clips: Tensor, file: Path) -> None:
     Image.fromarray(pixels).save(file)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--from", dest="begin", type=Path, help="a folder with vae.safetensors to go on from")
     parser.add_argument("--shrink", type=int, default=1, help="divide batches and scenes, for a rehearsal")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
     torch.manual_seed(0)
@@ -146,9 +157,9 @@ def main() -> None:
     else:
         with torch.no_grad():
             codec.quant_conv.bias[codec.quant_conv.bias.numel() // 2 :].fill_(LOG_VARIANCE)
-    phases, peak = (LATER, PEAK_LATER) if args.begin else (PHASES, PEAK)
-    losses = Losses(args.out / "vae.json", seconds=args.seconds, phases=phases, peak=peak, begin=bool(args.begin))
-    train(codec, phases, peak, args.seconds, losses, args.shrink)
+    course = LATER if args.begin else FIRST
+    losses = Losses(args.out / "vae.json", seconds=args.seconds, **asdict(course))
+    train(codec, course, args.seconds, losses, args.shrink)
     keep(args.out / "vae.safetensors", codec.state_dict())
     losses.write()
     measure(codec, device, losses, max(96 // args.shrink, 2))
