@@ -164,7 +164,7 @@ class Case:
         elif keep is not None:
             weights = Keeping(self.model, files, keep)
         engine = Engine(self.model, plan, weights=weights)
-        state = engine.start(self.request(steps), Inputs(self.prompt, [], None, [self.noise]))
+        state = engine.start(self.request(steps), Inputs(self.prompt, [], noise=[self.noise]))
         (first,) = engine.predict([state])
         engine.advance(state, first)
         while not state.done:

@@ -20,6 +20,7 @@ from cosmos3_core.checkpoint.model import Model, Weights
 from cosmos3_core.contract import Device, Memory
 from cosmos3_core.files.digests import sha256_files, sha256_json
 from cosmos3_core.scenarios import request as requests
+from cosmos3_core.scenarios.defaults import PROFILES
 
 Name = TypeVar("Name")
 
@@ -29,7 +30,7 @@ def request_of(model: Model, work: str, **given: Any) -> requests.Request:
     width, height, frames = work.split("x")
     task = "t2i" if frames == "1" else "t2v"
     given |= {"task": task, "prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames)}
-    return requests.resolve(given, requests.PROFILES[0], model.facts, pick_seed=lambda: 0)[0]
+    return requests.resolve(given, PROFILES[0], model.facts, pick_seed=lambda: 0)[0]
 
 
 class TransformerWeights(Weights):

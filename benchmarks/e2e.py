@@ -80,7 +80,7 @@ def run(engine: Engine, request: Request, text: int, folder: Path) -> dict[str, 
     memory.peak(device, reset=True)
     before, begin = dict(engine.seconds), time.perf_counter()
     tokens = torch.randint(engine.model.config.vocab_size, (2, text), generator=torch.Generator().manual_seed(0))
-    state = engine.start(request, Inputs(tokens[0].tolist(), tokens[1, 3:].tolist(), None))
+    state = engine.start(request, Inputs(tokens[0].tolist(), tokens[1, 3:].tolist()))
     while not state.done:
         engine.step(state)
     frames = (next(pictures) for group in engine.finish(state) for _ in group)

@@ -149,7 +149,7 @@ class Ours:
 
     def prepare(self, work: Work) -> Context:
         negative = work.prompts[1] if len(work.prompts) > 1 else []
-        return self.engine.prepare(work.request, Inputs(work.prompts[0], negative, None, [work.noise]))
+        return self.engine.prepare(work.request, Inputs(work.prompts[0], negative, noise=[work.noise]))
 
     def first_velocities(self, work: Work) -> torch.Tensor:
         """Each branch's velocity at the first step: what equality is judged by. Guidance 1 is the prompt's alone, and

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .pipeline import Pipeline, load, plan
     from .plans import Plan, Stage
+    from .policy import Policy
     from .questions import backends, capabilities, show
     from .results import Preview, Result
     from .runs import Run
@@ -33,6 +34,7 @@ __all__ = [
     "InputError",
     "Pipeline",
     "Plan",
+    "Policy",
     "Preview",
     "Result",
     "Run",
@@ -52,6 +54,7 @@ _HOMES = {
     "cosmos3_core.engine.stages": ("Cancelled",),
     "cosmos3.pipeline": ("Pipeline", "load", "plan"),
     "cosmos3.plans": ("Plan", "Stage"),
+    "cosmos3.policy": ("Policy",),
     "cosmos3.questions": ("backends", "capabilities", "show"),
     "cosmos3.results": ("Preview", "Result"),
     "cosmos3.runs": ("Run",),

@@ -19,16 +19,16 @@ from cosmos3_core.runs.keeping import Keeper
 from cosmos3_core.runs.outputs import Moved
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.captions import check_no_file
+from cosmos3_core.scenarios.defaults import PROFILES, check_profile
 from cosmos3_core.scenarios.families import INPUTS, TASKS
 from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.fields import is_whole
-from cosmos3_core.scenarios.request import PROFILES, check_profile
 from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
 from cosmos3_core.spelling import shown
 
 from .inputs import media_of, noise_of
 from .plans import Plan, plan_of
-from .questions import path_of
+from .questions import check_switch, path_of
 from .results import Result
 from .runs import Event, Progress, Run, check_hooks
 from .words import CALL, LOAD, OF_A_PIPE, PLAN, START, Answering, as_arguments, bound, elsewhere, unknown
@@ -119,7 +119,7 @@ def _settled(wish: Wish, ground: Ground, given: Mapping[str, Any], **other: Any)
 
 def _planned(wish: Wish, ground: Ground, fields: dict[str, Any]) -> Settled:
     """A request that may lack its prompt and its input."""
-    inputs, _ = media_of(fields.pop("image", None), fields.pop("video", None))
+    inputs, _ = media_of(fields)
     return _settled(wish, ground, fields | inputs, partial=True)
 
 
@@ -127,7 +127,7 @@ def _wish(
     model: Any, backend: Any, formats: Any, kernels: Any, dtype: Any, profile: Any, resident: Any, **more: Any
 ) -> Wish:
     """What is no request's. Functions among the kernels get their names in `_ground`."""
-    _check_switch("resident", resident)
+    check_switch("resident", resident)
     wish = Wish(
         model=path_of("model", model),
         profile=PROFILES[0] if profile is None else profile,
@@ -141,11 +141,6 @@ def _wish(
     )
     check_profile(wish.profile)
     return wish
-
-
-def _check_switch(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InputError(f"{name} = {shown(value)}", "it is a switch", "Give True or False", name)
 
 
 def _ground(wish: Wish) -> tuple[Wish, Ground]:
@@ -231,12 +226,13 @@ class Pipeline(Answering):
         `prompt` is text or a caption as a dict. `n` outputs are made of each prompt, and seeds count on over all of
         them. `image`, `video` and `noise` are as for `start`, `on_step`, `progress` and `cancel` as for `Run.run`.
         `output` is a path to write the result to, which is checked before the first step, and whose suffix may say that
-        a picture is wanted; a file that is there is refused unless it may be `overwrite`n; a run that fails or is
-        cancelled is kept beside it, in OUTPUT.state.safetensors. `fields` are all others of docs/fields.md: size,
-        frames, steps, guidance, seed ... `anyway` runs what does not fit by the estimate. Every request is checked
-        before a weight is read. Raises InputError, RunError and Cancelled.
+        a picture is wanted; a file that is there is refused unless it may be `overwrite`n; a run is kept beside it, in
+        OUTPUT.state.safetensors, every minute and where it fails or is cancelled. `fields` are all others of
+        docs/fields.md: size, frames, steps, guidance, seed ... `anyway` runs what does not fit by the estimate. Every
+        request is checked before a weight is read. Raises InputError, RunError and Cancelled.
         """
         check_hooks(on_step, progress, cancel)
+        check_switch("overwrite", overwrite)
         many = isinstance(prompt, list | tuple)
         prompts: Sequence[Any] = prompt if isinstance(prompt, list | tuple) else [prompt]
         count = 1 if n is None else kinds.whole(1, MOST).read("n", kinds.plain(n), TASKS["t2v"])
@@ -249,7 +245,8 @@ class Pipeline(Answering):
         if count * len(prompts) > 1 and noise is not None:
             found = f"all {count * len(prompts)} outputs would begin with the same"
             raise InputError("noise with several outputs", found, "Call once for each noise", "noise")
-        runs = self._several(prompts, count, image, video, noise, output, anyway, fields)
+        fields |= {"image": image, "video": video}
+        runs = self._several(prompts, count, noise, output, anyway, fields)
         hooks = partial(Run.run, on_step=on_step, progress=progress, cancel=cancel)
         if output is not None:
             return self._written(runs[0], path_of("output", output), overwrite, hooks)
@@ -273,14 +270,15 @@ class Pipeline(Answering):
         """A run before its first step. Everything is checked and no weight is read.
 
         `image` and `video` are a path, the bytes of a file, a PIL image, or an array or tensor [H, W, 3], of a clip a
-        list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. `noise` is the initial noise, fp32 in the shape of
+        list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. So are `extend`, a clip, and the pictures of
+        `keyframe`, a dict by frame. `noise` is the initial noise, fp32 in the shape of
         `Result.latents`, also with an axis of length 1 before it, or a path to a file of saved latents. Raises
         InputError.
         """
         if isinstance(prompt, list | tuple):
             found = "a run has one prompt"
             raise InputError(f"start() with a list of {len(prompt)} prompts", found, "Start one for each", "prompt")
-        return self._several([prompt], 1, image, video, noise, None, anyway, fields)[0]
+        return self._several([prompt], 1, noise, None, anyway, fields | {"image": image, "video": video})[0]
 
     @as_arguments(CALL)
     @bound
@@ -291,19 +289,21 @@ class Pipeline(Answering):
         *,
         image: Any = None,
         video: Any = None,
+        keyframe: Any = None,
+        extend: Any = None,
         tile: int | None = None,
         anyway: bool = False,
     ) -> Run:
-        """The run that `Run.save` or a stopped `cosmos3 run` left in this file, to go on with. An `image` or `video`
-        that was handed over in memory is handed over again. Raises InputError unless this pipe has the model, dtype,
-        formats and kernels that the run began with."""
+        """The run that `Run.save` or a stopped `cosmos3 run` left in this file, to go on with. What was handed over in
+        memory, `image`, `video`, `keyframe` or `extend`, is handed over again. Raises InputError unless this pipe has
+        the model, dtype, formats and kernels that the run began with."""
         self._check_open()
         asked = f"resume {path_of('path', path)}"
-        _check_switch("anyway", anyway)
+        check_switch("anyway", anyway)
         stopped = saved.read_stopped(path_of("path", path), asked)
         earlier = stopped.earlier
         self._check_same(earlier, asked)
-        given, media = media_of(image, video)
+        given, media = media_of({"image": image, "video": video, "keyframe": keyframe, "extend": extend})
         given = earlier.given | given | ({} if tile is None else {"tile": tile})
         settled = settle(
             replace(self._wish, given=given, profile=earlier.profile or self._wish.profile), ground=self._ground
@@ -347,8 +347,6 @@ class Pipeline(Answering):
         self,
         prompts: Sequence[Any],
         count: int,
-        image: Any,
-        video: Any,
         noise: Any,
         output: str | os.PathLike[str] | None,
         anyway: bool,
@@ -356,11 +354,11 @@ class Pipeline(Answering):
     ) -> list[Run]:
         """A run for each output, all of them checked."""
         self._check_open()
-        _check_switch("anyway", anyway)
-        inputs, media = media_of(image, video)
+        check_switch("anyway", anyway)
+        inputs, media = media_of(fields)
         suffix = None if output is None else Path(path_of("output", output)).suffix
         runs: list[Run] = []
-        given = {**dict.fromkeys(INPUTS), **fields, **inputs}
+        given = {**fields, **dict.fromkeys(INPUTS), **inputs}
         seeded = fields.get("seed") is not None and not is_whole(given | {"prompt": None})
         for prompt in prompts:
             given = given | {"prompt": prompt}
@@ -377,7 +375,7 @@ class Pipeline(Answering):
                 given = given | {"seed": settled.request.seed + 1}
         return runs
 
-    def _prepared(self, settled: Settled, noise: Any, seeded: bool, media: Media | None) -> Generation:
+    def _prepared(self, settled: Settled, noise: Any, seeded: bool, media: list[Media]) -> Generation:
         tensors, source = None, None
         if noise is not None:
             generation.check_seed_matters(settled, seeded)
@@ -403,20 +401,25 @@ class Pipeline(Answering):
             raise InputError(asked, found, "Load the same formats", "path")
 
     def _written(self, run: Run, output: str, overwrite: bool, make: Callable[[Run], Result]) -> Result:
-        """The result of a run, in its file; a run that does not get there is kept beside it."""
+        """The result of a run, in its file; what was computed is kept beside it now and then, and where it does not get
+        there."""
         ready = run._generation
         with about("output"):
             paths = outputs.checked_paths(output, ready.request, model=self.model, overwrite=overwrite)
+        keeper = Keeper(ready, paths.state)
+        run._between_steps = keeper.between_steps
         with paths.alone():
             try:
                 result = make(run)
                 result._write(paths)
+                keeper.discard()
                 return result
             except Moved:
+                keeper.discard()
                 raise
             except BaseException as error:
                 try:
-                    if ready.state and (kept := Keeper(ready, paths.state).keep()):
+                    if ready.state and (kept := keeper.keep()):
                         done = f"{run.index} of {run.steps} steps are"
                         error.add_note(f"{done} kept; go on with pipe.resume({str(kept)!r})")
                 except RunError as second:  # the first error is the cause

@@ -53,3 +53,9 @@ def path_of(name: str, value: Any) -> str:
     if path := kinds.path_of(value):
         return path
     raise InputError(f"{name} = {shown(value)}", "it is not a path", f"Give {name} as a string or a pathlib.Path", name)
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raises InputError for what is neither True nor False; `name` is the argument's."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} = {shown(value)}", "it is a switch", "Give True or False", name)

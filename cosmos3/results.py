@@ -11,15 +11,17 @@ from cosmos3_core.files.images import write_image
 from cosmos3_core.files.outputs import check_output
 from cosmos3_core.runs import outputs
 from cosmos3_core.runs.generation import Generation
-from cosmos3_core.runs.outputs import Paths
+from cosmos3_core.runs.outputs import Made, Paths
 
-from .questions import as_json, path_of
+from .questions import as_json, check_switch, path_of
 from .words import Answering, bound
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
     from torch import Tensor
+
+    from cosmos3_core.files.audio import Sound
 
 
 class Preview(Answering):
@@ -49,6 +51,7 @@ class Preview(Answering):
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the first frame as a .png, read it back, and return its path. Raises InputError for what cannot be
         written, and for a file that is there unless it may `overwrite` it."""
+        check_switch("overwrite", overwrite)
         file = Path(path_of("path", path))
         check_output(file, clip=False, overwrite=overwrite)
         write_image(file, self.numpy[0], {}, overwrite=overwrite)
@@ -63,11 +66,12 @@ class Preview(Answering):
 
 
 class Result(Preview):
-    """A finished picture or clip."""
+    """A finished picture or clip, and its sound if it was asked for."""
 
-    def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any]):
+    def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any], sound: Sound | None = None):
         super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
-        self._request, self._embedded = run.request, embedded
+        self._actions = run.actions() if run.request.predicts_actions else None
+        self._request, self._embedded, self._sound = run.request, embedded, sound
         self._manifest = as_json(run.manifest())
         self._latents = {name: plain(tensor) for name, tensor in run.latents().items()}
 
@@ -84,9 +88,27 @@ class Result(Preview):
         return plain(self._latents["final.vision"])
 
     @property
-    def noise(self) -> Tensor:
-        """A copy of the initial noise, in the shape of `latents`: another run takes it as `noise`."""
-        return plain(self._latents["noise.vision"])
+    def noise(self) -> Tensor | list[Tensor]:
+        """A copy of the initial noise, in the shape of `latents`: another run takes it as `noise`. Of several latents a
+        list: the video's, then the sound's [C, S] or the actions' [T, C]."""
+        noise = [plain(tensor) for name, tensor in self._latents.items() if name.startswith("noise.")]
+        return noise if len(noise) > 1 else noise[0]
+
+    @property
+    def sound(self) -> np.ndarray | None:
+        """fp32 [2, N] in [-1, 1], left and right; None where `sound` was not asked for."""
+        return None if self._sound is None else self._sound.samples
+
+    @property
+    def sound_rate(self) -> int | None:
+        """Samples per second of `sound`."""
+        return None if self._sound is None else self._sound.rate
+
+    @property
+    def actions(self) -> np.ndarray | None:
+        """A copy of the actions that were predicted: fp64 [T, D], one row for each, in the units of `action_stats`,
+        else in the model's. None where the task predicts none. `manifest["actions"]` says what a row is."""
+        return None if self._actions is None else self._actions[0].copy()
 
     @property
     def seed(self) -> int | None:
@@ -112,20 +134,23 @@ class Result(Preview):
         *,
         manifest: str | os.PathLike[str] | None = None,
         latents: str | os.PathLike[str] | None = None,
+        sound: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write a picture as .png or a clip as .mp4, read it back, and return its path. The manifest goes into the file
-        and beside it, to PATH.json or `manifest`; with `latents` the noise and the latents go to that file, for
-        `noise=`. What is at these paths is refused, or with `overwrite` replaced if all went well. Raises InputError
-        for what cannot be written, and RunError for a picture of one flat colour and for a file that does not read
-        back."""
-        names = [None if one is None else path_of("path", one) for one in (manifest, latents)]
+        """Write a picture as .png, a clip as .mp4 with its sound, or the sound alone as .wav or .flac, read it back,
+        and return its path. The manifest goes into the file and beside it, to PATH.json or `manifest`; with `latents`
+        the noise and the latents go to that file, for `noise=`, and with `sound` the sound to that one, too. What is at
+        these paths is refused, or with `overwrite` replaced if all went well. Raises InputError for what cannot be
+        written, and RunError for a picture of one flat colour and for a file that does not read back."""
+        check_switch("overwrite", overwrite)
+        names = [None if one is None else path_of("path", one) for one in (manifest, latents, sound)]
         noise, model = self._manifest.get("latents", {}).get("file"), self._manifest["model"]["name"]
         paths = outputs.checked_paths(
             path_of("path", path),
             self._request,
             manifest=names[0],
             latents=names[1],
+            sound=names[2],
             read=(noise,),
             model=model,
             overwrite=overwrite,
@@ -136,9 +161,9 @@ class Result(Preview):
 
     def _write(self, paths: Paths) -> None:
         """The files, whose names are this thread's own."""
-        outputs.write(
-            paths, lambda: self.numpy, self._request, self._embedded, lambda: self._manifest, lambda: self._latents
-        )
+        actions = self._actions
+        made = Made(lambda: self.numpy, lambda: self._sound, actions and (lambda: actions))
+        outputs.write(paths, made, self._request, self._embedded, lambda: self._manifest, lambda: self._latents)
 
 
 def plain(tensor: Tensor) -> Tensor:

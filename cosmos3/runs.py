@@ -21,6 +21,7 @@ from .results import Preview, Result, plain
 from .words import Answering, bound
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -46,17 +47,17 @@ class Run(Answering):
         self._result: Result | None = None
         self._lock = Lock()
         self._saved: dict[str, tuple[int, ...]] = {}
+        self._between_steps: Callable[[], object] = lambda: None
 
     @property
     def index(self) -> int:
         """How many steps are done."""
-        state, stopped = self._generation.state, self._generation.stopped
-        return state.index if state else stopped.numbers["index"] if stopped else 0
+        return self._generation.index
 
     @property
     def steps(self) -> int:
         """How many steps there are in all."""
-        return self._generation.request.steps
+        return self._generation.steps
 
     @property
     def done(self) -> bool:
@@ -124,6 +125,13 @@ class Run(Answering):
         return file
 
     @bound
+    def actions(self) -> np.ndarray:
+        """The actions that were predicted, as `Result.actions` has them, after the last step and without a decode of
+        frames. Raises InputError before it, and for a task that predicts none."""
+        rows, _ = self._generation.actions()
+        return rows
+
+    @bound
     def finish(
         self, *, progress: Callable[[str, int, int], object] | None = None, cancel: Event | None = None
     ) -> Result:
@@ -137,9 +145,9 @@ class Run(Answering):
             raise InputError("finishing a run", found, "Call run(), which takes them, or look at preview()")
         if self._result is None:
             with self._watched(progress, cancel):
-                embedded = self._generation.manifest()
+                embedded, sound = self._generation.manifest(), self._generation.sound()
                 frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
-            result = Result(self._generation, frames, embedded)
+            result = Result(self._generation, frames, embedded, sound)
             with self._lock:
                 self._result = self._result or result  # another thread may have been at it, too
         return self._result
@@ -163,6 +171,7 @@ class Run(Answering):
         check_hooks(on_step, progress, cancel)
         with self._watched(progress, cancel):
             while self._take():
+                self._between_steps()
                 if on_step is not None:
                     on_step(self)
             return self.finish(progress=progress, cancel=cancel)

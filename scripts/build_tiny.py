@@ -90,17 +90,17 @@ VAE = {
     "latents_std": [float(x) for x in LATENTS_STD.split()],
 }
 SOUND = {
-    "sampling_rate": 1000,
+    "sampling_rate": 48000,
     "vocoder_input_dim": 8,
     "dec_dim": 8,
-    "dec_c_mults": [1, 2, 2],
-    "dec_strides": [2, 5, 4],
+    "dec_c_mults": [1, 2, 2, 2, 2],
+    "dec_strides": [2, 4, 5, 6, 8],
     "enc_dim": 8,
-    "enc_c_mults": [1, 2],
-    "enc_strides": [2, 5],
+    "enc_c_mults": [1, 2, 2],
+    "enc_strides": [4, 5, 6],
     "enc_num_blocks": 1,
-    "enc_n_fft": 16,
-    "enc_hop_length": 4,
+    "enc_n_fft": 64,
+    "enc_hop_length": 16,
     "enc_latent_dim": 16,
 }
 SCHEDULER = {
@@ -161,6 +161,8 @@ SPECIAL_TOKENS = (
 def draw(name: str, shape: tuple[int, ...], stream: torch.Generator) -> torch.Tensor:
     """A parameter at a scale that keeps a signal's size: norms and gains near 1, matrices at 1 / sqrt(fan-in)."""
     noise = torch.randn(shape, generator=stream)
+    if name.endswith("conv2.weight_g"):  # a waveform that is heard and not cut off
+        return 0.2 * (1 + 0.1 * noise)
     if "norm" in name or name.endswith(("gamma", "weight_g")):
         return 1 + 0.1 * noise
     if name.endswith("bias") or len(shape) == 1 or "snake" in name:

@@ -1,5 +1,5 @@
-"""Write docs/fields.md, docs/commands.md and docs/migrating.md from the rows of a request's fields, from the commands
-themselves and from the names that other programs have.
+"""Write docs/fields.md, docs/commands.md, docs/migrating.md and docs/variants.md from the rows of a request's fields,
+from the commands themselves, from the names that other programs have and from the table of checkpoints.
 
 python scripts/pages.py          # or with --check: write nothing, name the pages that are out of date, exit code 1
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import click
 from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
-from cosmos3_core.scenarios.aliases import HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
+from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.fields import FIELDS
+from cosmos3_core.scenarios.variants import checkpoints, conflicts, variants
 from cosmos3_core.settle.questions import capabilities
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -75,12 +76,14 @@ def fields() -> str:
         f"## Defaults of profile {PROFILE}",
         f"{_source(told)} For Nano and Super; `cosmos3 capabilities --model MODEL` prints those of any model.",
         _defaults(told),
+        *_single_controls(told),
     ]
     for title, model in OTHER_MODELS.items():
         parts += [f"## Where {title} differs", _defaults(capabilities(model, PROFILE), told)]
     for profile in told["profiles"][1:]:
         other = capabilities(MODEL, profile)
         parts += [f"## Where profile {profile} differs", _source(other), _defaults(other, told)]
+        parts += _single_controls(other, told)
     return "\n\n".join(parts) + "\n"
 
 
@@ -135,6 +138,62 @@ def migrating() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def variants_page() -> str:
+    """docs/variants.md: what each checkpoint can do, and where engines disagree."""
+    told = {name: capabilities(name, PROFILE) for name in checkpoints()}
+    tasks = list(told[MODEL]["tasks"])
+    can = [(f"`{name}`", *("yes" if task in row["tasks"] else "no" for task in tasks)) for name, row in told.items()]
+    parts = [
+        "# Checkpoints and what each can do",
+        f"{MADE} The rows stand in [variants.toml](../cosmos3_core/scenarios/variants.toml); requests are checked by "
+        "them, and `cosmos3 capabilities --model MODEL` prints them. A model of yours is judged by its config files.",
+        "## Checkpoints",
+        _table(("checkpoint", "kind", "heads", "made for", "defaults of its own"), [_checkpoint(n) for n in told]),
+        "## Tasks",
+        "A task that a checkpoint cannot do is an error before a weight is read, which names checkpoints that can.",
+        _table(("checkpoint", *tasks), can),
+        "## What training covered",
+        "With other sizes and lengths a checkpoint runs, and nobody has said how well.",
+        _table(("kind", "tiers", "frames", "source"), [_variant(name) for name in variants()]),
+        "## Where engines disagree",
+        "Defaults of whole engines are profiles ([fields.md](fields.md)). Of what no profile holds, this was chosen:",
+        _table(("about", "what is said", "here"), [(c.about, _says(c.says), c.here) for c in conflicts()]),
+        "The profiles differ in these defaults, for Nano:",
+        _table(("field", "task", *told[MODEL]["profiles"]), _differing(MODEL)),
+        "And for Edge:",
+        _table(("field", "task", *told[MODEL]["profiles"]), _differing(OTHER_MODELS["Cosmos3-Edge"])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _checkpoint(name: str) -> tuple[str, ...]:
+    row = checkpoints()[name]
+    return f"`{name}`", row.variant, ", ".join(("vision", *row.heads)), row.made_for or "", row.preset or ""
+
+
+def _variant(name: str) -> tuple[str, ...]:
+    row = variants()[name]
+    frames = ", ".join(f"{least} to {most} at {tier}" for tier, (least, most) in row.frames.items())
+    return name, ", ".join(row.tiers), frames, row.source
+
+
+def _says(says: Mapping[str, str]) -> str:
+    return "; ".join(f"{who}: {what}" for who, what in says.items())
+
+
+def _differing(model: str) -> list[tuple[str, ...]]:
+    """The defaults of a model that are not the same in all profiles: a row for each field and the tasks that share
+    them."""
+    told = {profile: capabilities(model, profile)["fields"] for profile in capabilities(model, PROFILE)["profiles"]}
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, field in told[PROFILE].items():
+        for task in field["tasks"]:
+            cells = [_cells(fields[name]).get(task, "") for fields in told.values()]
+            if len(set(cells)) > 1:
+                rows.setdefault((f"`{name}`", *cells), []).append(task)
+    return [(name, ", ".join(tasks), *cells) for (name, *cells), tasks in rows.items()]
+
+
 def _json(example: dict[str, Any]) -> str:
     rows = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in example.items()]
     return "{\n" + ",\n".join(rows) + "\n}"
@@ -144,6 +203,8 @@ def _typed(means: str) -> str:
     """How a field or an option is typed."""
     if means == INPUT:
         return "`--image` or `--video`"
+    if means == CONTROL:
+        return "`--edge`, or `--blur`, `--depth`, `--seg` or `--wsm`"
     if means == "prompt":
         return "the argument `PROMPT`, a text or `@FILE`"
     return f"`--set {means}=`" if means in FIELDS and not FIELDS[means].option else f"`{flag(means)}`"
@@ -199,6 +260,24 @@ def _defaults(told: dict[str, Any], beside: dict[str, Any] | None = None) -> str
     return _table(("field", *tasks), rows)
 
 
+def _single_controls(told: dict[str, Any], beside: dict[str, Any] | None = None) -> list[str]:
+    """What a request with one control has instead, a row for each kind; `beside` where it differs."""
+    rows = {task: row["single_control"] for task, row in told["tasks"].items() if row["single_control"]}
+    if beside and rows == {t: row["single_control"] for t, row in beside["tasks"].items() if row["single_control"]}:
+        return []
+    if beside and not rows:
+        return ["It has no defaults of its own for a single control."] if "transfer" in told["tasks"] else []
+    parts = []
+    for task, by_hint in rows.items():
+        names = list(dict.fromkeys(name for values in by_hint.values() for name in values if name != "source"))
+        cells = [(f"`{h}`", *(f"`{json.dumps(v[n])}`" if n in v else "" for n in names)) for h, v in by_hint.items()]
+        parts += [
+            f"A {task} with a single control has instead:",
+            _table(("control", *map("`{}`".format, names)), cells),
+        ]
+    return parts
+
+
 def _cells(field: dict[str, Any]) -> dict[str, str]:
     """A field's default by task, or where it comes from if that says more."""
     cells = {}
@@ -213,7 +292,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-PAGES = {"fields.md": fields, "commands.md": commands, "migrating.md": migrating}
+PAGES = {"fields.md": fields, "commands.md": commands, "migrating.md": migrating, "variants.md": variants_page}
 
 
 @click.command()

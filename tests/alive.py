@@ -1,4 +1,5 @@
-"""How many bytes of tensors are alive at once, on any torch device: also on "meta", where nothing is allocated."""
+"""What is alive: how many bytes of tensors at once, on any torch device, also on "meta", where nothing is allocated.
+And which components of a model."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import weakref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from cosmos3_core.checkpoint.model import Weights
 
 
 class Alive(TorchDispatchMode):
@@ -35,3 +38,28 @@ class Alive(TorchDispatchMode):
     def _gone(self, key, size):
         self.storages.discard(key)
         self.now -= size
+
+
+class Loaded:
+    """What `Weights` has loaded so far, by stage, without holding any of it."""
+
+    def __init__(self, monkeypatch):
+        self.seen = []
+        for name in ("understanding", "generation", "vae"):
+            monkeypatch.setattr(Weights, name, self._watched(getattr(Weights, name)))
+
+    def _watched(self, load):
+        def watched(weights, target, *halves):
+            component = load(weights, target, *halves)
+            self.seen.append((" ".join((load.__name__, *halves)), weakref.ref(component)))
+            return component
+
+        return watched
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.seen]
+
+    @property
+    def alive(self) -> list[str]:
+        return sorted(name for name, component in self.seen if component() is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -49,3 +50,12 @@ def run(capsys, monkeypatch, tmp_path):
         return cosmos3(capsys, monkeypatch, "run", *arguments)
 
     return call
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    from alive import Loaded  # torch, which not every test needs
+
+    gc.disable()  # what only a collection frees has leaked: on a device its memory lacks until then
+    yield Loaded(monkeypatch)
+    gc.enable()

@@ -298,6 +298,9 @@ def test_short_calls_of_flash_attention_3_are_cudnn_s(hopper, queries, serving):
     in_fp8 = hopper(fp8=["attention"])
     assert chosen_for(in_fp8, "attention").serving(queries).name == "fa3-fp8"
     assert [choice.serving(queries).name for choice in in_fp8.kept if choice.op == "attention"] == [serving]
+    told = in_fp8.to_json(queries)
+    assert (told["below"], told["kept"]["attention"]) == ({}, "fa3")
+    assert told["kept_below"] == {"attention": {"sdpa-cudnn": 2048}}
 
 
 def test_an_older_cudnn_gets_no_calls(hopper, monkeypatch):

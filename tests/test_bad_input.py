@@ -38,9 +38,11 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
 from cosmos3_core.cli import EXIT_CODES, cli, main
+from cosmos3_core.contract import InputError
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import read_video, write_video
 from cosmos3_core.runs.memory import peak_host_memory
+from cosmos3_core.settle import Wish, settle
 
 RUN, CORE = cli.commands["run"], Path(cosmos3_core.__file__).parent
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -179,11 +181,15 @@ REQUESTS = {
     "text a number": (CLIP + "--set negative_prompt=5", "negative_prompt = 5", "Give negative_prompt as a string"),
     "path a number": (CLIP + "--set image=5", "image = 5", "as the path of a file"),
     "misspelt field": (CLIP + "--set stesp=5", "request field 'stesp'", "Did you mean steps?"),
-    "field without a name": (CLIP + "--set =5", "request field ''", "Fields are condition_frame_indexes, "),
-    "unknown task": (CLIP + "--task t3v", "task 't3v'", "Tasks are t2i, t2v, i2v, v2v"),
-    "task a list": (CLIP + "--set task=[1]", "task [1]", "Tasks are t2i, t2v, i2v, v2v"),
+    "field without a name": (CLIP + "--set =5", "request field ''", "Fields are action_"),
+    "unknown task": (CLIP + "--task t3v", "task 't3v'", "Tasks are t2i, edit, t2v, "),
+    "task a list": (CLIP + "--set task=[1]", "task [1]", "Tasks are t2i, edit, t2v, "),
     "image and video": (CLIP + "--image a.png --video b.mp4", "--image with --video", "Drop one"),
-    "image of a t2i": (PICTURE + "--task t2i --image a.png", "--image with task t2i", "Use --task i2v or drop it"),
+    "image of a t2i": (
+        PICTURE + "--task t2i --image a.png",
+        "--image with task t2i",
+        "Use --task edit or i2v or drop it",
+    ),
     "video of an i2v": (CLIP + "--task i2v --image a --video b.mp4", "--video with task i2v", "Use --task v2v"),
     "i2v without an image": (CLIP + "--task i2v", "task i2v", "Add --image FILE"),
     "v2v without a video": (CLIP + "--task v2v", "task v2v", "Add --video FILE"),
@@ -442,6 +448,106 @@ def test_a_bad_file(user: User, command: str, asked: str, then: str):
     assert not user.reads
 
 
+FOLLOW = f"'a cup on a table' {ANY} -o {{out}}/clip.mp4 "
+EDGE = FOLLOW + "--edge {files}/good.mp4 "
+CONTROLS = {
+    "no control": (FOLLOW + "--task transfer", "transfer without a control", "Add --edge, --blur, --depth"),
+    "depth made here": (FOLLOW + "--depth auto --video {files}/good.mp4", "depth = 'auto'", "Give --depth the path"),
+    "edge of nothing": (FOLLOW + "--edge auto", "--edge auto", "Add --video FILE, or give --edge a clip of its own"),
+    "a control that is not there": (
+        FOLLOW + "--edge {files}/none.mp4",
+        "reading {files}/none.mp4",
+        "Pass a whole clip",
+    ),
+    "a control that is text": (FOLLOW + "--seg {files}/text.mp4", "reading {files}/text.mp4", "Pass a whole clip"),
+    "a control by URL": (FOLLOW + "--edge https://x.org/e.mp4", "edge = 'https://x.org/e.mp4'", "Download it first"),
+    "controls of a picture's task": (EDGE + "--task t2i --frames 1", "--edge with task t2i", "Use --task transfer"),
+    "more frames than the control": (EDGE + "--frames 21", "21 frames", "Use frames 9, or a longer clip"),
+    "a picture without a length": (FOLLOW + "--edge {files}/good.png", "controls edge as pictures", "Give --frames"),
+    "a clip of no use": (
+        EDGE + "--video {files}/good.mp4 --fps 24",
+        "--video {files}/good.mp4",
+        "Drop it, or make a control of it: --edge auto",
+    ),
+    "a picture to begin with": (EDGE + "--image {files}/good.png", "--image with task transfer", "drop it"),
+    "control guidance of 11": (EDGE + "--control-guidance 11", "control_guidance = 11", "is a number from 0 to 10"),
+    "control guidance without controls": (
+        CLIP + "--control-guidance 2",
+        "control_guidance = 2",
+        "Drop control_guidance",
+    ),
+    "an interval of no guidance": (
+        EDGE + "--control-guidance 1 --set control_guidance_interval=[0,500]",
+        "control_guidance_interval",
+        "Drop control_guidance_interval",
+    ),
+    "weights of one control": (EDGE + "--set control_weights=edge=2", "control_weights", "Drop control_weights"),
+    "a weight of another": (
+        EDGE + "--depth {files}/good.mp4 --set control_weights=seg=2",
+        "a control weight of seg",
+        "Give --seg FILE, or drop its weight",
+    ),
+    "a weight of 0": (
+        EDGE + "--depth {files}/good.mp4 --set control_weights=edge=0",
+        "control_weights of edge = 0",
+        "is a number from 0.001 to 1000",
+    ),
+    "weights of words": (
+        EDGE + "--depth {files}/good.mp4 --set control_weights=much",
+        "control_weights = ",
+        "Give control_weights like edge=2,depth=1",
+    ),
+    "a preset of a file": (EDGE + "--set edge_preset=low", "edge_preset", "Drop edge_preset"),
+    "no such preset": (
+        FOLLOW + "--edge auto --video {files}/good.mp4 --set edge_preset=wild",
+        "edge_preset = 'wild'",
+        "edge_preset is one of none, very_low",
+    ),
+    "a chunk of 10": (EDGE + "--set chunk_frames=10", "10 frames", "The nearest are 9 and 13"),
+    "a chunk carried whole": (EDGE + "--set chunk_frames=5 --set carry_frames=5", "carry_frames = 5", "Use at most 4"),
+    "carrying in one chunk": (EDGE + "--set carry_frames=3", "carry_frames = 3", "Drop carry_frames"),
+    "first frames of nothing": (EDGE + "--set first_frames=3", "first_frames = 3", "Add --video FILE"),
+    "more first frames than there are": (
+        EDGE + "--frames 9 --video {files}/short.mp4 --set first_frames=5",
+        "first_frames = 5",
+        "Use 3 or fewer",
+    ),
+    "a picture for a result": (
+        EDGE.replace("clip.mp4", "clip.png"),
+        "writing {out}/clip.png",
+        "Pass --output {out}/clip.mp4",
+    ),
+    "noise for several chunks": (
+        EDGE + "--set chunk_frames=5 --latents {files}/noise.safetensors",
+        "--latents {files}/noise.safetensors",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "asked", "then"), CONTROLS.values(), ids=CONTROLS)
+def test_a_bad_control(user: User, command: str, asked: str, then: str):
+    user.refused(command, asked, then)
+    assert not user.reads
+
+
+@pytest.mark.parametrize("model", ["nvidia/Cosmos3-Edge", "nvidia/Cosmos3-Super-Image2Video-4Step"])
+def test_models_without_transfer_name_some_with_it(model: str):
+    wish = Wish(model=model, described=True, partial=True, given={"edge": "e.mp4", "frames": 9, "fps": 24})
+    with pytest.raises(InputError, match="task transfer: .* Use `model` nvidia/Cosmos3-Nano"):
+        settle(wish)
+
+
+def test_without_opencv_no_control_is_made(user: User, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    user.refused(
+        FOLLOW + "--blur auto --video {files}/good.mp4",
+        "--blur auto",
+        'pip install "cosmos3[transfer]", or give --blur a clip of its own',
+    )
+    assert not user.reads
+
+
 @pytest.mark.parametrize("option", ["@", "--request "])
 def test_a_text_of_3_gb_is_not_read(user: User, files: Path, option: str):
     before = peak_host_memory()
@@ -470,6 +576,8 @@ OUTPUTS = {
     ),
     "folder a file": (CLIP + "-o clip.mp4/a.mp4", "writing clip.mp4/a.mp4", "there is no folder clip.mp4"),
     "a folder": (CLIP + "-o folder", "writing folder", "Pass a file name, such as --output folder/out.mp4"),
+    "the folder itself": (CLIP + "-o .", "writing .", "Pass a file name, such as --output out.mp4"),
+    "the root": (CLIP + "-o /", "writing /", "Pass a file name, such as --output /out.mp4"),
     "name too long": (CLIP + f"-o {'a' * 300}.mp4", "writing aaa", "File name too long). Choose another --output"),
     "manifest in a missing folder": (CLIP + "--manifest none/a.json", "writing none/a.json", "there is no folder none"),
     "manifest a folder": (CLIP + "--manifest folder", "writing folder", "Pass the name of a file"),

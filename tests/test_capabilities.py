@@ -17,12 +17,48 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.cli.options import HEADINGS, flag
 from cosmos3_core.contract import InputError
 from cosmos3_core.scenarios.capabilities import capabilities
+from cosmos3_core.scenarios.defaults import PROFILES
+from cosmos3_core.scenarios.domains import domains
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.request import PROFILES, Request, resolve
+from cosmos3_core.scenarios.request import Request, resolve
+from cosmos3_core.scenarios.task import Task
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+BESIDE = {
+    "interval_ends": {"guidance_interval": [1, 9]},
+    "system_prompt_text": {"system_prompt": True},
+    "edge_preset": {"edge": "auto", "video": "a"},
+    "blur_preset": {"blur": "auto", "video": "a"},
+    "control_formula": {"control_guidance": 2},
+    "chunk_noise": {"frames": 200},
+    "action_normalization": {"action_stats": "a"},
+}
+"""What a field needs beside it to do something."""
 DISTILLED = "nvidia/Cosmos3-Super-Image2Video-4Step"
+
+
+def inputs_of(task: Task) -> dict[str, str]:
+    """The files that a request of this task has."""
+    acting = {"domain": "droid_lerobot"} if "action" in task.latents else {}
+    files = ["edge", "depth"] if "edge" in task.takes else [task.input, *task.needs]
+    return acting | {name: "0=a" for name in files if name}
+
+
+def beside(task: Task, name: str, choice: str) -> dict[str, Any]:
+    """What a field with this choice needs beside it to do something."""
+    found = BESIDE.get(name, {})
+    if name == "sound_length":
+        return found | {"sound": True}
+    if "action" not in task.latents:
+        return found
+    if name in ("interval_ends", "negative_metadata"):  # actions have no guidance, if nothing is said of it
+        return found | {"guidance": 2.0} | ({"action_prompt": "text"} if name == "negative_metadata" else {})
+    if name == "action_space":
+        return {"domain": next((row.name for row in domains().values() if choice in row.spaces), "av")}
+    if name == "domain" and domains()[choice].channels() is None:
+        return {"action_width": 7}
+    return found
 
 
 @pytest.fixture
@@ -37,12 +73,15 @@ def told(capsys, monkeypatch):
 
 def test_it_lists_every_task_field_size_and_format(told):
     found = told("--model", "tiny")
-    assert found["model"] == {"name": "tiny", "variant": "base"} and found["profiles"] == list(PROFILES)
+    assert (found["model"]["name"], found["model"]["variant"]) == ("tiny", "base")
+    assert found["model"]["modalities"] == ["vision", "sound", "action"] and found["cannot"] == {}
+    assert found["profiles"] == list(PROFILES)
     assert set(found["tasks"]) == set(TASKS) and set(found["fields"]) == set(FIELDS)
     assert found["tasks"]["v2v"]["input"] == "video" and found["tasks"]["t2i"]["single_frame"] is True
     assert found["sizes"]["tiers"]["720"]["16:9"] == "1280x720" and found["frames"]["step"] == 4
     assert found["dtypes"]["checkpoint"] == "bfloat16" and "fp8" in found["formats"]["names"]
-    assert found["fields"]["fps"]["tasks"] == ["t2v", "i2v", "v2v"] and found["fields"]["prompt"]["required"] is True
+    assert found["fields"]["fps"]["tasks"] == [name for name, task in TASKS.items() if not task.single]
+    assert found["fields"]["prompt"]["required"] is True
 
 
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", DISTILLED])
@@ -51,12 +90,18 @@ def test_every_choice_that_is_listed_is_taken(model):
     found = capabilities(facts, PROFILES[0])
     assert found["fields"]["task"]["schema"]["enum"] == list(found["tasks"])
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         for name, row in found["fields"].items():
             for choice in row["schema"].get("enum", ()) if task in row["tasks"] and not row["fixed"] else ():
-                beside = {"interval_ends": {"guidance_interval": [1, 9]}, "system_prompt_text": {"system_prompt": True}}
+                if name == "image_filter" and (choice in ("bicubic", "diffusers")) != ("action" in TASKS[task].latents):
+                    continue
                 if name != "task":
-                    resolve(given | beside.get(name, {}) | {name: choice}, PROFILES[0], facts, pick_seed=lambda: 7)
+                    resolve(
+                        given | beside(TASKS[task], name, choice) | {name: choice},
+                        PROFILES[0],
+                        facts,
+                        pick_seed=lambda: 7,
+                    )
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -65,12 +110,15 @@ def test_a_default_is_what_a_run_fills_in(model, profile):
     facts = describe(model).facts
     found = capabilities(facts, profile)
     for task in found["tasks"]:
-        given = {"task": task, "prompt": "a cup"} | ({TASKS[task].input: "a"} if TASKS[task].input else {})
+        given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)
         filled = json.loads(json.dumps(request.to_json()))
-        for name in found["fields"].keys() - given.keys():
+        by_input = {"canvas", "size"} if "action" in TASKS[task].latents else set()
+        for name in found["fields"].keys() - given.keys() - by_input:
             default = found["fields"][name]["defaults"].get(task, {"value": None, "source": "no task of its own"})
-            if default["value"] == "random":
+            if "auto" in str(default["value"]):
+                assert name in ("size", "frames", "fps")  # follows from the clip, which settle reads
+            elif default["value"] == "random":
                 assert (name, filled[name]) == ("seed", 7)
             elif default["value"] is not None:
                 assert (default["value"] or None, default["source"]) == (filled[name] or None, origin[name])
@@ -81,7 +129,8 @@ def test_a_distilled_model_has_two_tasks_and_fixed_fields(told):
     assert set(found["tasks"]) == {"t2i", "i2v"} and not found["fields"]["video"]["tasks"]
     fixed = {name for name, field in found["fields"].items() if field["fixed"]}
     of_negatives = {"negative_prompt", "negative_metadata"}
-    assert fixed == {"steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift"} | of_negatives
+    of_guidance = {"guidance", "guidance_interval", "interval_ends"}
+    assert fixed == {"steps", "schedule", "shift"} | of_guidance | of_negatives
     assert found["fields"]["steps"]["defaults"]["t2i"] == {"value": 4, "source": "checkpoint (its distilled sigmas)"}
 
 
@@ -96,11 +145,14 @@ def test_it_can_be_read(capsys, monkeypatch):
     for line in (
         f"{DISTILLED} (distilled), defaults of profile sglang: sglang 0.5.23, multimodal_gen",
         "  i2v  image to video from --image, into .mp4",
-        "  frames (--frames): 1, 5, 9, 13 ... pixel frames.",
+        "  frames (--frames): 1, 5, 9, 13 ... pixel frames; with controls any number.",
         "      one, or 4k+1 up to 4001: 5, 9, 13 ...; every task",
         "      default i2v: 81",
         "      a whole number from 1 to 1000; fixed by distillation",
-        "  720p  1:1 960x960, 4:3 1104x832, 3:4 832x1104, 16:9 1280x720, 9:16 720x1280",
+        "  no t2v: nvidia/Cosmos3-Super-Image2Video-4Step is distilled for t2i and i2v only; nvidia/Cosmos3-Nano can",
+        "  480p  1:1 640x640, 4:3 736x544, 3:4 544x736, 16:9 832x480, 9:16 480x832, 2:3 512x768; 24 to 300 frames",
+        "  720p  1:1 960x960, 4:3 1104x832, 3:4 832x1104, 16:9 1280x720, 9:16 720x1280; not in training",
+        "  768p  1:1 1024x1024, 4:3 1184x880, 3:4 880x1184, 16:9 1360x768, 9:16 768x1360; pictures",
     ):
         assert line in out.splitlines()
     assert "video_fit" not in out, "no task of this model has a clip"
@@ -154,7 +206,7 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["run", "--ta"], ["--task"]),
         (["run", "--task", ""], list(TASKS)),
         (["run", "--profile", "s"], ["sglang"]),
-        (["run", "--model", "nvidia/Cosmos3-N"], ["nvidia/Cosmos3-Nano"]),
+        (["run", "--model", "nvidia/Cosmos3-Nano-"], ["nvidia/Cosmos3-Nano-Policy-DROID"]),
         (["plan", "--model", "./mod"], ["dir"]),
         (["warmup", "--dtype", "b"], ["bfloat16"]),
         (["capabilities", "--profile", "d"], ["diffusers", "diffusers-docs"]),
@@ -199,7 +251,8 @@ def test_the_check_keeps_what_the_schema_says(name):
     bad += ["no such choice"] if "enum" in schema else []
     bad += ["x" * (schema["maxLength"] + 1)] if "maxLength" in schema else []
     for value in good:
-        assert field.check(value, task) == value
+        of_actions = name == "image_filter" and value in ("bicubic", "diffusers")
+        assert field.check(value, TASKS["policy"] if of_actions else task) == value
     for value in [*bad, {}]:
         with pytest.raises(InputError, match=name):
             field.check(value, task)
@@ -210,7 +263,13 @@ def test_what_a_row_says_of_tasks_is_what_a_request_takes():
     other = {"fps": 12, "video_fit": "stretch", "image_filter": "lanczos", "duration_template": False}
     for name, value in (other | {"condition_video_keep": "last", "condition_frame_indexes": [0]}).items():
         for task in TASKS.values():
-            given = {"task": task.name, "prompt": "a cup", name: value} | ({task.input: "a"} if task.input else {})
+            if (task.name, name) in (("extend", "condition_video_keep"), ("edit", "image_filter")):
+                continue  # this is its default
+            given = {"task": task.name, "prompt": "a cup"} | inputs_of(task) | {name: value}
+            if "action" in task.latents:
+                last = task.name == "video-policy" and name == "condition_video_keep"  # its default
+                given |= {name: "first"} if last else {}
+                given |= {"action_prompt": "text"} | ({"image_filter": "diffusers"} if name == "image_filter" else {})
             if task.name in FIELDS[name].tasks:
                 assert resolve(given, "reference", facts, pick_seed=lambda: 0)[1][name] == "user"
             else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import linecache
 import math
 import re
 import shlex
@@ -116,14 +117,46 @@ def test_the_marked_commands_are_those_listed():
 def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "page"}
-    for block in BLOCKS:
+    for number, block in enumerate(BLOCKS):
         if (block.page, block.language) == (page, "python"):
-            code = compile(block.text, page, "exec")
+            name = f"<{page}, block {number}>"  # where inspect finds the source of a kernel, and not the page's prose
+            monkeypatch.setitem(linecache.cache, name, (len(block.text), None, block.text.splitlines(True), name))
+            code = compile(block.text, name, "exec")
             if block.marker is None:
                 exec(code, names)
     if page == "README.md":
         assert names["clip"].numpy.shape == (9, 64, 64, 3)
         assert (tmp_path / "clip.mp4").is_file() and (tmp_path / "clip.mp4.json").is_file()
+
+
+TASKS = [
+    "Save",
+    "Many prompts on one load",
+    "Progress and preview",
+    "Cancel",
+    "Resume, in another process or on the command line",
+    "Interleave two runs",
+    "Your own noise",
+    "Forms of the output",
+    "Inputs in memory",
+    "A web handler",
+    "An own kernel",
+    "The plan's numbers",
+    "Errors",
+]
+SHORT = 9
+"""Lines of code, beside imports and what is asserted."""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_takes_few_lines_of_python(task):
+    page = (ROOT / "docs" / "python.md").read_text()
+    section = page.split(f"\n## {task}\n")[1].split("\n## ")[0]
+    _, language, text = BLOCK.search(section).groups()
+    lines = [
+        line for line in text.splitlines() if line.strip() and not line.startswith(("import ", "from ", "assert "))
+    ]
+    assert language == "python" and 0 < len(lines) <= SHORT
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.commands and not block.marker}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import shutil
@@ -94,38 +93,6 @@ def parameters(tower: str) -> int:
 
 def interrupt(*_):
     raise KeyboardInterrupt
-
-
-class Loaded:
-    """What `Weights` has loaded so far, by stage, without holding any of it."""
-
-    def __init__(self, monkeypatch):
-        self.seen = []
-        for name in ("understanding", "generation", "vae"):
-            monkeypatch.setattr(Weights, name, self._watched(getattr(Weights, name)))
-
-    def _watched(self, load):
-        def watched(weights, target, *halves):
-            component = load(weights, target, *halves)
-            self.seen.append((" ".join((load.__name__, *halves)), weakref.ref(component)))
-            return component
-
-        return watched
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.seen]
-
-    @property
-    def alive(self) -> list[str]:
-        return sorted(name for name, component in self.seen if component() is not None)
-
-
-@pytest.fixture
-def loaded(monkeypatch):
-    gc.disable()  # what only a collection frees has leaked: on a device its memory lacks until then
-    yield Loaded(monkeypatch)
-    gc.enable()
 
 
 def model_of(schedule):
@@ -355,7 +322,7 @@ def test_the_components_of_a_resident_engine_stay(loaded, tmp_path):
     state = finish_state(running, running.start(wanted))
     assert loaded.alive == ["generation", "understanding", "vae decoder", "vae encoder"] == sorted(loaded.names)
     encoder = Weights(running.model).vae(running.target, "encoder")
-    assert torch.equal(state.latents()[0][:, 0], encoder.encode(running.read_inputs(wanted).pixels)[:, 0])
+    assert torch.equal(state.latents()[0][:, 0], encoder.encode(running.read_inputs(wanted).given[0])[:, 0])
     del running, state
     assert loaded.alive == ["vae encoder"]  # this test's own
 

@@ -57,6 +57,12 @@ def test_half_here_and_half_in_another_process(example, tmp_path):
     assert clip(tmp_path / "cup.mp4").shape == (9, 64, 64, 3)
 
 
+def test_a_policy_in_a_closed_loop(example):
+    lines = example("closed_loop.py")
+    assert [line.partition(":")[0] for line in lines] == ["chunk 0", "chunk 1", "chunk 2"]
+    assert all("from the target" in line for line in lines)
+
+
 def test_every_example_is_run():
     here = Path(__file__).read_text()
     assert all(f'"{path.name}"' in here for path in EXAMPLES.glob("*.py"))

@@ -29,6 +29,12 @@ class Numbers:
     frames: int = 1
     guidance: float = 4.0
     tile: int | None = None
+    other_tokens: int = 0
+    control_guidance: float = 1.0
+    controls: tuple[str, ...] = ()
+    fps: float = 24.0
+    sound: bool = False
+    sound_length: str = "down"
 
 
 def of(tuning: Tuning | None = None, format: str = "none", **numbers) -> Execution:

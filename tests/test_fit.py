@@ -20,6 +20,7 @@ from cosmos3_core.plan.cost.fit import Estimate, nearest
 from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.scenarios import request as requests
+from cosmos3_core.scenarios.defaults import PROFILES
 
 
 @pytest.mark.parametrize("repository", PUBLISHED)
@@ -28,7 +29,7 @@ def test_every_published_repository_is_in_the_table(repository):
     assert described.facts.name == repository and described.config.num_hidden_layers in (36, 64, 28)
     assert (described.facts.variant == "distilled") == repository.endswith("4Step")
     asked = {"task": "t2i", "prompt": "(any)"}
-    request, _ = requests.resolve(asked, requests.PROFILES[0], described.facts, pick_seed=lambda: 0)
+    request, _ = requests.resolve(asked, PROFILES[0], described.facts, pick_seed=lambda: 0)
     schedule = request.schedule, request.steps, request.shift, described.scheduler, described.distilled_sigmas
     assert len(Solver.of(*schedule).timesteps) == request.steps
 

@@ -1,4 +1,5 @@
-"""Who may import whom: one table for every package of ours, and no circles between modules.
+"""Who may import whom: one table for every package of ours, no circles between modules, and no import in a function
+without a need.
 
 An import counts wherever it stands: in a function, and under TYPE_CHECKING too.
 """
@@ -148,6 +149,67 @@ def test_packages_import_what_the_table_allows():
 def test_no_modules_import_each_other():
     found = circles(graph({module: path.read_text("utf-8") for module, path in sources().items()}))
     assert not found, f"modules that import each other: {[sorted(circle) for circle in found]}"
+
+
+HEAVY = {"PIL", "av", "huggingface_hub", "jinja2", "numpy", "pytest", "rich", "safetensors", "tokenizers", "torch"}
+"""What takes so long to import that a command which does without it has to be spared it."""
+WAITING = ("cli", "cosmos3")
+"""Packages in which any import may stand in a function: `--help` and `import cosmos3` answer at once."""
+PLUGIN = "cosmos3_core.testing.plugin"
+"""Pytest loads it before it can rewrite the assertions of the suite, so it may not load that."""
+
+
+def at_the_top(module: str, text: str) -> list[str]:
+    """The full names of what is imported with a module itself: in no function, and not under TYPE_CHECKING."""
+    found, nodes = [], [ast.parse(text)]
+    while nodes:
+        for node in ast.iter_child_nodes(nodes.pop()):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found += [name for _, _, name in imported(module, ast.Module([node], []))]
+            elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not (
+                isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            ):
+                nodes.append(node)
+    return found
+
+
+def loads(name: str, tops: dict[str, list[str]]) -> set[str]:
+    """The libraries of HEAVY that the import of a full name loads, by itself or through modules of `tops`."""
+    found, seen, waiting = set(), set(), [name]
+    while waiting:
+        parts = waiting.pop().split(".")
+        found |= {parts[0]} & HEAVY
+        new = {".".join(parts[:end]) for end in range(1, len(parts) + 1)} & tops.keys() - seen
+        seen |= new
+        waiting += [name for module in new for name in tops[module]]
+    return found
+
+
+def put_off(texts: dict[str, str]) -> set[str]:
+    """Imports of ours in a function that spare nobody a heavy library."""
+    tops, found = {module.removesuffix(".__init__"): at_the_top(module, text) for module, text in texts.items()}, set()
+    for module, text in texts.items():
+        if package_of(module) in WAITING or module == PLUGIN:
+            continue
+        here = loads(module.removesuffix(".__init__"), tops)
+        for function in ast.walk(ast.parse(text)):
+            for line, _, name in imported(module, function) if isinstance(function, ast.FunctionDef) else ():
+                if name.startswith("cosmos3") and not loads(name, tops) - here:
+                    found.add(f"{module}:{line}: import {name} at the top")
+    return found
+
+
+def test_an_import_in_a_function_spares_a_heavy_library():
+    found = put_off({module: path.read_text("utf-8") for module, path in core_sources()})
+    assert not found, "\n".join(sorted(found))
+
+
+def test_an_import_in_a_function_that_spares_nothing_is_found():
+    texts = {"cosmos3_core.plan.a": "def f():\n    from ..files import b, c\n    import torch"}
+    texts |= {"cosmos3_core.files.b": "from . import d", "cosmos3_core.files.c": "import math"}
+    texts |= {"cosmos3_core.files.d": "import torch", "cosmos3_core.cli.e": "def f():\n    from ..files import c"}
+    assert put_off(texts) == {"cosmos3_core.plan.a:2: import cosmos3_core.files.c at the top"}
+    assert len(put_off(texts | {"cosmos3_core.plan.a": "import torch\n" + texts["cosmos3_core.plan.a"]})) == 2
 
 
 BAD = [

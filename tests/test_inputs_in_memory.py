@@ -40,9 +40,9 @@ def settled(field: str, said: str, **given):
 def pixels(running: Engine, field: str, value, **given) -> torch.Tensor:
     """Of a path, or of what is handed over."""
     if isinstance(value, Path):
-        return running.read_inputs(settled(field, str(value), **given).request).pixels
+        return running.read_inputs(settled(field, str(value), **given).request).given[0]
     media = Media.of(field, value)
-    return running.read_inputs(settled(field, media.said, **given).request, media=media).pixels
+    return running.read_inputs(settled(field, media.said, **given).request, media=[media]).given[0]
 
 
 def data_of(picture: Image.Image, **options) -> bytes:
@@ -119,7 +119,7 @@ def test_the_pixels_are_those_of_the_moment(running):
     media = Media.of("image", array)
     array[:] = 0
     request = settled("image", media.said).request
-    assert torch.equal(running.read_inputs(request, media=media).pixels, expected)
+    assert torch.equal(running.read_inputs(request, media=[media]).given[0], expected)
 
 
 RGB = np.full((8, 8, 3), 0.5)
@@ -171,9 +171,9 @@ def test_the_request_and_what_is_handed_over_belong_together(running, tmp_path):
     with pytest.raises(InputError, match="so no file has it. Hand the same one over again in Python"):
         running.read_inputs(request)
     with pytest.raises(InputError, match="the request was made for another one.*Hand over the same one"):
-        running.read_inputs(request, media=bowl)
+        running.read_inputs(request, media=[bowl])
     with pytest.raises(InputError, match=r"the request's image is 'cup.png'. Drop one"):
-        running.read_inputs(settled("image", "cup.png").request, media=cup)
+        running.read_inputs(settled("image", "cup.png").request, media=[cup])
 
 
 def test_a_stopped_run_goes_on_with_the_same_picture_and_not_in_the_command_line(
@@ -183,7 +183,7 @@ def test_a_stopped_run_goes_on_with_the_same_picture_and_not_in_the_command_line
     picture = inputs.photograph(90, 70)
     media = Media.of("image", picture)
     settled_ = settled("image", media.said)
-    read = running.read_inputs(settled_.request, media=media)
+    read = running.read_inputs(settled_.request, media=[media])
     state = running.step(running.start(settled_.request, read))
     saved.save(Path("stopped.st"), *state.to_tensors(), Earlier.of(settled_, read, None))
     expected = running.step(state).x
@@ -191,7 +191,7 @@ def test_a_stopped_run_goes_on_with_the_same_picture_and_not_in_the_command_line
     stopped = saved.read_stopped("stopped.st", "the state")
     assert stopped.earlier.given["image"] == media.said
     again = settled("image", stopped.earlier.given["image"]).request
-    resumed = running.start(again, running.read_inputs(again, media=Media.of("image", np.asarray(picture))))
+    resumed = running.start(again, running.read_inputs(again, media=[Media.of("image", np.asarray(picture))]))
     resumed.restore(stopped.tensors, stopped.numbers)
     assert torch.equal(running.step(resumed).x, expected)
 
@@ -211,7 +211,7 @@ def test_clean_frames_are_the_input_to_the_bit_after_every_step(running, field, 
     media = Media.of(field, value[0] if field == "image" else np.concatenate([value, value]))
     asked = replace(settled(field, media.said, steps=4).request, schedule=schedule)
     engine = Engine(DISTILLED, PLAN) if schedule == "distilled" else running
-    state = engine.start(asked, engine.read_inputs(asked, media=media))
+    state = engine.start(asked, engine.read_inputs(asked, media=[media]))
     before = state.latents()[0][:, clean].clone()
     while not state.done:
         engine.step(state)

@@ -220,7 +220,7 @@ def test_whole_run(repository, name, schedule):
     model = open_model(str(folder))
     request, _ = requests.resolve(given, "diffusers", model.facts, pick_seed=lambda: 0)
     engine = Engine(model, peer.reference_plan(model.config))
-    inputs = Inputs(*engine_prompts(engine, request), engine_pixels(request, pixels))
+    inputs = Inputs(*engine_prompts(engine, request), (engine_pixels(request, pixels),))
     state = engine.start(request, inputs)
     while not state.done:
         engine.step(state)

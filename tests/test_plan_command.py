@@ -156,6 +156,23 @@ def test_the_text_names_what_was_chosen_and_assumed(plan):
     assert "\x1b" not in out  # plain where it is no terminal
 
 
+def test_the_text_names_what_runs_inside_another_kernel_and_in_the_place_of_one(acme, capsys, monkeypatch):
+    """As JSON does. What no format quantizes, the text's attention among it, has kernels of its own."""
+    asked = ("plan", "--backend", "acme", "--model", "nano", "--memory", 80)
+    small = "attention few_queries for calls of fewer than 48 tokens"
+    _, out, err = cosmos3(capsys, monkeypatch, *asked)
+    kernels = next(line for line in out.splitlines() if line.startswith("kernels"))
+    assert "fused      gate is done inside finish=whole_half\n" in out and "gate" not in kernels, err
+    assert f"smaller    {small}\n" in out and "kept" not in out
+    asked += ("--format", "attention=int8")
+    plan = json.loads(cosmos3(capsys, monkeypatch, *asked, "--json")[1])["plan"]
+    assert (plan["below"], plan["kept"]) == ({}, {"attention": "online_softmax"})
+    assert plan["kept_below"] == {"attention": {"few_queries": 48}}
+    _, out, _ = cosmos3(capsys, monkeypatch, *asked)
+    assert "smaller" not in out and f"kept       {small}\n" in out
+    assert "kept       attention online_softmax, for what no format quantizes\n" in out
+
+
 def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
     ceiling = Ceiling(tflops={"bfloat16": 989.0}, bandwidth=3.35e12, source="the data sheet")
     device = Device(arch="x1", name="Fast One", count=1, memory=80 * GIB, unified=False)

@@ -18,20 +18,32 @@ from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.model.text import SYSTEM_PROMPTS, system_prompt_of
 from cosmos3_core.sampling.guidance import guided
+from cosmos3_core.scenarios.defaults import PROFILES, profile_source, read_defaults
 from cosmos3_core.scenarios.facts import ModelFacts
 from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.faults import RequestError
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.request import PROFILES, Request, infer_task, profile_source, read_defaults, resolve
+from cosmos3_core.scenarios.request import Request, infer_task, resolve
 from cosmos3_core.scenarios.sizes import TIERS, check_size, parse_size
 
 TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
 VARIANTS = ("base", "edge", "distilled")
-INPUTS = {"i2v": {"image": "in.png"}, "v2v": {"video": "in.mp4"}}
+INPUTS: dict[str, dict[str, Any]] = {
+    "i2v": {"image": "in.png"},
+    "edit": {"image": "in.png"},
+    "v2v": {"video": "in.mp4"},
+    "extend": {"extend": "in.mp4"},
+    "keyframes": {"keyframe": {"0": "in.png"}},
+    "transfer": {"edge": "in.mp4", "depth": "in.png"},
+}
+ACTIONS = {"domain": "bridge_orig_lerobot"}
+INPUTS |= dict.fromkeys(("policy", "forward-dynamics"), INPUTS["i2v"] | ACTIONS)
+INPUTS |= dict.fromkeys(("inverse-dynamics", "video-policy"), INPUTS["v2v"] | ACTIONS)
+INPUTS["forward-dynamics"] = INPUTS["policy"] | {"actions": "actions.npy"}
 ROWS = [
     (task, profile, variant)
     for task, profile, variant in itertools.product(TASKS, PROFILES, VARIANTS)
-    if variant != "distilled" or task in ("t2i", "i2v")
+    if variant in TASKS[task].variants
 ]
 
 
@@ -64,15 +76,17 @@ def test_every_row_resolves_to_a_whole_request(task, profile, variant):
     assert all(hasattr(request, field.name) for field in fields(Request))
     assert set(origin) == set(FIELDS)
     assert request.task == task and request.prompt == "A cat."
-    assert (request.frames == 1) == (task == "t2i") and request.frames % 4 == 1
+    assert (request.frames == 1) == TASKS[task].single and request.frames % 4 == 1
     assert request.width % 16 == request.height % 16 == 0
-    assert request.fps == 24.0
-    assert request.seed == (42 if profile == "vllm-omni" and task != "t2i" else 7), "its pictures have a random seed"
+    assert request.fps == (5.0 if profile == "sglang" and request.domain else 24.0)
+    assert request.seed == (42 if profile == "vllm-omni" and not TASKS[task].single else 7), (
+        "its pictures have a random seed"
+    )
     if variant == "distilled":
         assert (request.steps, request.guidance, request.schedule) == (4, 1.0, "distilled")
         assert request.negative_prompt == "" and request.guidance_interval is None
     else:
-        assert request.guidance > 1 and request.schedule in ("native", "flow", "karras")
+        assert (request.guidance > 1 or request.domain) and request.schedule in ("native", "flow", "karras")
 
 
 VIDEO = {"width": 1280, "height": 720, "steps": 35, "guidance_interval": None}
@@ -124,12 +138,20 @@ TREATMENT = {
     "vllm-omni": ("inverse", False, False, True, "lanczos", "crop", 4096),
     "sglang": ("none", True, False, False, "lanczos", "crop", 4094),
 }
+TREATMENT_OF_TRANSFER = {
+    "diffusers": ("inverse", False, False, False, "bilinear", "stretch", 0),
+    "diffusers-docs": ("inverse", False, False, False, "bilinear", "stretch", 0),
+    "vllm-omni": ("same", True, True, True, "bilinear", "crop", 4096),
+}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("task", TASKS)
 def test_each_profile_treats_text_and_pictures_as_its_engine_does(task, profile):
     request, _ = ask(task, profile)
+    treatment = TREATMENT[profile]
+    if request.domain:  # an action's input is placed on a canvas
+        treatment = (*treatment[:4], "diffusers" if profile.startswith("diffusers") else "bicubic", *treatment[5:])
     found = (
         request.negative_metadata,
         request.duration_template,
@@ -139,8 +161,11 @@ def test_each_profile_treats_text_and_pictures_as_its_engine_does(task, profile)
         request.video_fit,
         request.max_text_tokens,
     )
-    assert found == TREATMENT[profile]
-    assert request.condition_frame_indexes == (0, 1) and request.condition_video_keep == "first"
+    if task == "transfer":
+        treatment = TREATMENT_OF_TRANSFER.get(profile, treatment)
+    assert found == ((*treatment[:4], "lanczos", *treatment[5:]) if task == "edit" else treatment)
+    assert request.condition_frame_indexes == (0, 1)
+    assert request.condition_video_keep == ("last" if task in ("extend", "video-policy") else "first")
     assert profile_source(profile)
 
 
@@ -211,15 +236,19 @@ def test_the_system_prompt_follows_the_checkpoint_where_the_engine_does(default)
         given = {"task": task, "prompt": "A cat.", **INPUTS.get(task, {})}
         request, _ = resolve(given, profile, facts(system_prompt=default), pick_seed=lambda: 0)
         found[profile, task] = request.system_prompt
-    assert {found["diffusers", task] for task in TASKS} == {default}
-    assert not any(found[profile, task] for profile in ("reference", "sglang") for task in TASKS)
-    assert [task for task in TASKS if found["vllm-omni", task]] == ["v2v"]
+    own = [found.pop((profile, task)) for profile, task in itertools.product(PROFILES, ("transfer", "edit"))]
+    assert all(own), "they have a system prompt of their own"
+    assert {value for (profile, _), value in found.items() if profile == "diffusers"} == {default}
+    assert not any(value for (profile, _), value in found.items() if profile in ("reference", "sglang"))
+    with_prompt = [task for (profile, task), value in found.items() if profile == "vllm-omni" and value]
+    assert with_prompt == ["v2v", "extend", "keyframes"]
 
 
 @pytest.mark.parametrize("variant", ["base", "edge"])
 def test_the_stock_negative_prompt_is_for_videos_of_the_reference_profile(variant):
-    for task, profile in itertools.product(TASKS, PROFILES):
-        stock = profile == "reference" and task != "t2i"
+    tasks = [name for name, task in TASKS.items() if variant in task.variants]
+    for task, profile in itertools.product(tasks, PROFILES):
+        stock = profile == "reference" and not TASKS[task].single and "action" not in TASKS[task].latents
         assert ask(task, profile, variant)[0].negative_prompt == ('{"subjects": "worst"}' if stock else "")
 
 
@@ -241,8 +270,9 @@ def test_every_value_says_where_it_came_from():
     assert origin["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert origin["seed"] == "random"
     rest = set(FIELDS) - users - {"system_prompt", "negative_prompt", "seed"}
-    assert {origin.pop(key) for key in ("image", "tile")} == {"not given"}
-    rest -= {"image", "tile"}
+    others = {"image", "tile", *(name for name in rest if "v2v" not in FIELDS[name].tasks)}
+    others -= {name for name in others if not origin[name] == "not given"}
+    rest -= others
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"
 
 
@@ -276,8 +306,9 @@ def test_a_profile_like_another_differs_in_its_own_rows_only():
     for task in TASKS:
         plain, docs = (ask(task, profile)[0] for profile in ("diffusers", "diffusers-docs"))
         found = {key for key, value in vars(plain).items() if getattr(docs, key) != value}
-        assert found == ({"schedule", "shift"} if task in ("t2v", "v2v") else set())
-        assert plain.schedule == "karras"
+        of_actions = {"schedule", "shift", "guidance", "system_prompt"} if plain.domain else set()
+        assert found == ({"schedule", "shift"} if task in ("t2v", "v2v", "extend", "keyframes") else of_actions)
+        assert plain.schedule == ("native" if task == "edit" else "karras"), "no engine but NVIDIA's edits"
 
 
 # Replay ----------------------------------------------------------------------------------------------------------
@@ -293,7 +324,12 @@ def replay(request: Request, profile: str, variant: str) -> Request:
 @pytest.mark.parametrize(("task", "profile", "variant"), ROWS)
 def test_a_request_given_back_is_the_same_request(task, profile, variant):
     changes: list[dict[str, Any]] = [{}, {"prompt": '{"a": "\u00e9"}', "size": [48, 64], "tile": None}]
-    if variant != "distilled":
+    if "action" in TASKS[task].latents:
+        changes = [{}, {"prompt": '{"a": 1}', "size": "320x256", "canvas": "320x256", "tile": None, "fps": 10}]
+        changes += [{"guidance": 2.0, "negative_prompt": "no"}, {"action_prompt": "text", "duration_template": False}]
+        changes += [{"state": [0.5] * 10, "history": [[0.1] * 10] * 3}, {"chunk": 8}]
+        changes += [{"domain": "libero", "action_width": 7}, {"action_stats": "stats.json"}]
+    elif variant != "distilled":
         changes += [
             {"guidance": 1.0},
             {"guidance": 1},
@@ -307,7 +343,7 @@ def test_a_request_given_back_is_the_same_request(task, profile, variant):
         changes.append({"condition_frame_indexes": [0, 3], "condition_video_keep": "last", "video_fit": "stretch"})
     if task in ("i2v", "v2v"):
         changes += [{"image_filter": "lanczos"}, {"image_filter": "bilinear"}]
-    if task != "t2i":
+    if not TASKS[task].single and "action" not in TASKS[task].latents:
         changes.append({"fps": 12, "frames": 21, "duration_template": False, "tile": 64})
     for change in changes:
         request, _ = ask(task, profile, variant, **change)
@@ -457,7 +493,7 @@ DEFAULTS = (Path(__file__).parents[1] / "cosmos3_core/scenarios/defaults.toml").
 @pytest.mark.parametrize(
     ("old", "new", "asked", "found"),
     [
-        ("fps = 24.0\n", "", "task t2i, profile reference", "there is no default for fps"),
+        ("fps = 24.0\n", "", "task t2v, profile reference", "there is no default for fps"),
         ("[t2v.sglang]\n", "[t2w.sglang]\n", "task t2v, profile sglang", "no default for frames, guidance, negative_"),
         ("shift = 10.0\n", "shif = 10.0\n", "task t2v, profile reference", "there is no default for shift"),
         ("guidance = 7.0\n", "guidance = 7.0\nguidence = 7\n", "task t2i, profile vllm-omni", "the name guidence"),
@@ -665,7 +701,11 @@ def test_what_is_taken_from_the_input(task, given, clean, pixels):
         ({"frames": 1}, None, "t2i"),
         ({"frames": 9}, ".png", "t2i"),
         ({"image": "a"}, None, "i2v"),
-        ({"image": "a"}, ".png", "i2v"),
+        ({"image": "a"}, ".png", "edit"),
+        ({"image": "a", "frames": 1}, None, "edit"),
+        ({"image": "a"}, ".mp4", "i2v"),
+        ({"keyframe": "0=a"}, None, "keyframes"),
+        ({"extend": "a"}, ".mp4", "extend"),
         ({"video": "a"}, ".mp4", "v2v"),
         ({"video": "a", "image": None}, None, "v2v"),
     ],

@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -241,6 +242,26 @@ def test_what_dead_runs_left_goes_and_what_is_alive_stays(run):
     assert sorted(os.listdir()) == sorted([*own, "cup.png", "cup.png.json"])
 
 
+def test_a_dead_measurements_folder_goes_with_the_next_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import sys; from cosmos3_core.files.locks import workspace\n"
+        "with workspace() as folder:\n"
+        "    (folder / 'job').mkdir(); (folder / 'job' / 'a').touch(); print(flush=True); sys.stdin.read()"
+    )
+    here = {"env": os.environ | {"TMPDIR": str(tmp_path)}, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **here) as process:
+        process.stdout.readline()
+        (other,) = os.listdir(tmp_path)
+        with locks.workspace() as folder:
+            assert sorted(os.listdir(tmp_path)) == sorted([other, folder.name])
+        assert os.listdir(tmp_path) == [other]
+        process.kill()
+    with locks.workspace() as folder:
+        assert os.listdir(tmp_path) == [folder.name] and folder.stat().st_mode & 0o77 == 0
+    assert os.listdir(tmp_path) == []
+
+
 # --- what becomes impossible -----------------------------------------------------------------------------------------
 
 
@@ -258,6 +279,15 @@ def test_a_result_that_cannot_be_written_any_more_is_put_elsewhere(run, monkeypa
     assert Image.open("cup.png").size == (64, 64) and len(load_file("cup.st")) == 2
     beside = Path("cup.png.json") if what == "removed" else tmp_path / "out" / "cup.png.json"
     assert json.loads(beside.read_text())["output"]["file"] == "cup.png"
+
+
+def test_a_result_that_is_put_elsewhere_has_its_manifest_beside_it(run, monkeypatch, tmp_path):
+    (tmp_path / "out").mkdir()
+    Path("cup.png").write_bytes(b"precious")
+    at_step(monkeypatch, 3, lambda: shutil.rmtree(tmp_path / "out"))
+    code, _, err = run("a cup", *SMALL, "-o", tmp_path / "out" / "cup.png")
+    assert code == 1 and f"It is in {os.getcwd()}/cup-2.png instead" in err
+    assert sorted(os.listdir()) == ["cup-2.png", "cup-2.png.json", "cup.png"]
 
 
 def test_steps_that_cannot_be_kept_beside_the_output_are_kept_elsewhere(run, monkeypatch, tmp_path):

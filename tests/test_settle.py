@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from command import cosmos3
+from sources import ROOT
 
-import cosmos3_core
 from cosmos3_core import reference
 from cosmos3_core.checkpoint import model as models
 from cosmos3_core.checkpoint import repository
@@ -20,7 +19,7 @@ from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.scenarios.request import STANDS_IN
 from cosmos3_core.settle import Settled, Wish, settle
 
-SOURCES = Path(cosmos3_core.__file__).parent
+DOCSTRING = re.compile('""".*?"""', re.DOTALL)
 
 
 def settled(given: dict | None = None, **wish) -> Settled:
@@ -111,12 +110,20 @@ def test_required_kernels_are_asserted():
 
 
 def test_nobody_else_puts_model_request_and_plan_together():
-    """A backend is chosen and a request resolved here; a recipe asks for its device before its model is opened."""
-    callers = {"choose_backend": {"settle/settle.py", "evidence/settle.py"}, "requests.resolve": {"settle/settle.py"}}
-    for function, allowed in callers.items():
+    """A backend is chosen and a request resolved here. A recipe asks for its device before its model is opened, and
+    whoever brings a kernel of his own for a backend to add it to."""
+    here, recipes = "cosmos3_core/settle/settle.py", "cosmos3_core/evidence/settle.py"
+    assemble = {
+        "choose_backend": {here, recipes, "cosmos3/pipeline.py"},
+        "requests.resolve": {here},
+        "open_model": {here, "cosmos3_core/checkpoint/model.py"},
+        "Want.of": {here, recipes, "cosmos3_core/testing/suite/whole.py"},
+    }
+    paths = [path for package in ("cosmos3_core", "cosmos3") for path in (ROOT / package).rglob("*.py")]
+    code = {str(path.relative_to(ROOT)): DOCSTRING.sub("", path.read_text()) for path in paths}
+    for function, allowed in assemble.items():
         calls = re.compile(rf"(?<!def )\b{re.escape(function)}\(")
-        found = {str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.py") if calls.search(path.read_text())}
-        assert found == allowed
+        assert {path for path, text in code.items() if calls.search(text)} == allowed, function
 
 
 def test_a_request_is_checked_before_its_model_is_opened(monkeypatch):

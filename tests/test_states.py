@@ -19,7 +19,7 @@ import peer
 import pytest
 import torch
 
-from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.stages import Cancelled, Watch
@@ -102,8 +102,9 @@ OTHER_PROCESS = """
 import pickle, sys
 import torch
 import test_states
+from cosmos3_core.checkpoint.model import Weights
+Weights.understanding = lambda *_: sys.exit("the text tower was loaded")
 running = test_states.engine()
-running._pool.lease = lambda name, lease=running._pool.lease: sys.exit(name) if name == "understanding" else lease(name)
 state = pickle.loads(open(sys.argv[1], "rb").read())
 torch.save(test_states.finished(running, state), sys.argv[2])
 """
@@ -113,7 +114,7 @@ def test_a_pickle_goes_on_in_another_process_without_reading_prompts(running, tm
     """Of a run whose picture was handed over in memory: it is not asked for again."""
     media = Media.of("image", inputs.photograph(90, 70))
     wanted = request(task="i2v", image=media.said)
-    state = running.step(running.start(wanted, running.read_inputs(wanted, media=media), Watch(cancel=lambda: False)))
+    state = running.step(running.start(wanted, running.read_inputs(wanted, media=[media]), Watch(cancel=lambda: False)))
     (tmp_path / "state").write_bytes(pickle.dumps(state))
     command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "state"), str(tmp_path / "result")]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -142,7 +143,7 @@ def test_a_state_is_moved_whole(running):
     """As one from a pickle is to the device of its engine; what is drawn stays on the host."""
     media = Media.of("image", inputs.photograph(90, 70))
     wanted = request(task="i2v", image=media.said)
-    state = running.step(running.start(wanted, running.read_inputs(wanted, media=media)))
+    state = running.step(running.start(wanted, running.read_inputs(wanted, media=[media])))
     state.place("meta")
     context = state.context
     keys = [t for text in context.texts for segment in text.segments for t in segment]
@@ -178,26 +179,13 @@ def test_a_preview_shows_what_the_rest_of_the_way_would_be_if_it_were_straight(r
     assert torch.allclose(state.foreseen, x - sigma * velocity, atol=1e-5)
 
 
-def test_a_preview_leaves_the_media_tower_and_drops_the_decoder(monkeypatch):
-    loads = []
-    for name in ("generation", "vae"):
-        load = getattr(Weights, name)
-
-        def counted(self, *arguments, load=load):
-            loads.append(load.__name__)
-            return load(self, *arguments)
-
-        monkeypatch.setattr(Weights, name, counted)
-    gc.disable()
-    try:
-        running = engine(resident=False)
-        state = stepped(running, 1)
-        running.preview(state)
-        assert "vae decoder" not in running._pool._loaded and "generation" in running._pool._loaded
-        running.step(state)
-        assert loads == ["generation", "vae"]
-    finally:
-        gc.enable()
+def test_a_preview_leaves_the_media_tower_and_drops_the_decoder(loaded):
+    running = engine(resident=False)
+    state = stepped(running, 1)
+    running.preview(state)
+    assert loaded.alive == ["generation"]
+    running.step(state)
+    assert loaded.names == ["understanding", "generation", "vae decoder"]
 
 
 def test_a_preview_needs_a_prediction(running):
@@ -227,7 +215,7 @@ def stops_at(stage: str, done: int) -> tuple[Watch, list]:
 
 
 @pytest.mark.parametrize(("stage", "done"), [("check weights", 0), ("read prompts", 1), ("encode input", 1)])
-def test_a_run_is_cancelled_before_it_begins(stage, done, tmp_path):
+def test_a_run_is_cancelled_before_it_begins(stage, done, loaded):
     """Between two layers, between two chunks of the input. The engine goes on with other requests."""
     running = engine(resident=False)
     clip = Media.of("video", [inputs.photograph(90, 70)] * 9)
@@ -235,9 +223,10 @@ def test_a_run_is_cancelled_before_it_begins(stage, done, tmp_path):
     wanted = request(**given)
     watch, told = stops_at(stage, done)
     with pytest.raises(Cancelled, match=f"{'load understanding' if stage == 'check weights' else stage}, "):
-        running.start(wanted, running.read_inputs(wanted, media=clip), watch)
+        running.start(wanted, running.read_inputs(wanted, media=[clip]), watch)
     assert told[-1][:2] in ((stage, done), (stage, 1))
-    assert not running._pool._loaded or gc.collect() and not running._pool._loaded
+    gc.collect()  # the exception is gone, and its traceback
+    assert not loaded.alive and (loaded.names or stage == "check weights")
     assert stepped(running, 1).index == 1
 
 
@@ -337,6 +326,11 @@ def test_a_state_goes_on_only_from_its_own_request(running):
 def test_finishing_early_is_refused_with_the_way_to_look(running):
     with pytest.raises(InputError, match="has 4 steps, and had 2. Take the others, or look with preview"):
         running.finish(stepped(running, 2))
+
+
+def test_finishing_what_a_generation_has_not_is_refused(running):
+    with pytest.raises(InputError, match="finishing 'sound': the generation has vision. Ask for vision"):
+        running.finish(stepped(running, 4), "sound")
 
 
 @pytest.mark.parametrize("name", ["ops", "plan", "target", "model", "device", "resident", "on_stage"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +333,8 @@ def request(**changes: Any) -> Request:
         "max_text_tokens": 0,
         "tile": None,
     }
-    return Request(**values | changes)
+    others = dict.fromkeys(field.name for field in fields(Request))  # which no text follows from
+    return Request(**others | values | changes)
 
 
 DURATION = "The video is 0.4 seconds long and is of 24 FPS."

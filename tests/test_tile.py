@@ -99,7 +99,7 @@ def test_a_tile_that_was_asked_for_is_the_one(run):
 def opened(monkeypatch):
     """How often weights were opened, which may download them."""
     calls, open_weights = [], Engine.open_weights
-    monkeypatch.setattr(Engine, "open_weights", lambda engine, watch: calls.append(1) or open_weights(engine))
+    monkeypatch.setattr(Engine, "open_weights", lambda engine, watch, request: calls.append(1) or open_weights(engine))
     return calls
 
 

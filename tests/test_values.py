@@ -16,7 +16,7 @@ from command import cosmos3 as command_line
 
 import cosmos3
 from cosmos3_core.cli import cli
-from cosmos3_core.scenarios.families import INPUTS
+from cosmos3_core.scenarios.families import INPUTS, TASKS
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.spelling import SHOWN, shown
 
@@ -89,7 +89,7 @@ def test_no_value_ends_in_a_traceback(field, name, pipe):
     if field in TEXTS and name == "5000 digits and auto" or field in INPUTS and name == "bytes":
         return  # text is text, and bytes are those of a file
     given = {"prompt": "a cup", "size": "64x64", "frames": 5, field: VALUES[name]}
-    given |= {"task": {"image": "i2v", "video": "v2v"}[field]} if field in INPUTS else {}
+    given |= {"task": next(task.name for task in TASKS.values() if task.input == field)} if field in INPUTS else {}
     error = refused(pipe if field == "n" else pipe.plan, **given)
     assert error.asked and error.found and error.next_step and len(str(error)) < 8 * SHOWN
     assert error.field == field

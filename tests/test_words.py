@@ -20,11 +20,13 @@ from PIL import Image
 from cosmos3_core.cli import cli
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.runs.saved import read_request
-from cosmos3_core.scenarios.aliases import HERE, INPUT, aliases, owners, table
+from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, aliases, owners, table
+from cosmos3_core.scenarios.defaults import PROFILES
 from cosmos3_core.scenarios.facts import ModelFacts
+from cosmos3_core.scenarios.families import TASKS
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.foreign import MAKERS, convert
-from cosmos3_core.scenarios.request import PROFILES, infer_task, resolve
+from cosmos3_core.scenarios.request import infer_task, resolve
 from cosmos3_core.settle import Wish, settle
 from scripts import pages
 
@@ -87,9 +89,15 @@ FLAGS = {
     "--cache-backend sea_cache": NOT_YET.format("caches between steps."),
     "--enable-teacache": NOT_YET.format("caches between steps."),
     "--lora-path x": NOT_YET.format("LoRA."),
-    "--generate-sound": NOT_YET.format("sound."),
-    "--action-mode policy": NOT_YET.format("robot actions."),
-    "--control-guidance 1.5": NOT_YET.format("control videos (transfer)."),
+    "--generate-sound": OURS.format("--sound."),
+    "--enable-audio": OURS.format("--sound."),
+    "--sound-duration 5": NOT_YET.format("sound of another length than the video."),
+    "--action-mode policy": OURS.format("--task"),
+    "--domain-name av": OURS.format("--domain"),
+    "--raw-action-dim 9": OURS.format("--set action_width="),
+    "--control-path d.mp4": OURS.format("--edge FILE, or --blur"),
+    "--num-conditional-frames 5": OURS.format("--set carry_frames="),
+    "--show-input": NOT_YET.format("controls beside the result in one picture."),
     "--no-guardrails": NOT_YET.format("guardrails."),
     "--num-outputs 4": NOT_YET.format("several outputs of one run."),
     "--port 8000": NOT_YET.format("a server."),
@@ -107,8 +115,7 @@ FLAGS = {
     "--karras": OURS.format("--set schedule=VALUE."),
     "--no-system-prompt": OURS.format("--set system_prompt=false."),
     "--tp 2": NOT_YET.format("several devices."),
-    "--sound": NOT_YET.format("sound."),
-    "--strength 0.5": NOT_YET.format("editing pictures."),
+    "--strength 0.5": NOT_HERE.format("an edit follows the text: none of the picture is made noise."),
     "--disable-guardrails": NOT_YET.format("guardrails."),
     "--vae-slicing": NOT_HERE.format("tiles are taken where memory does not suffice; --tile sets them."),
     "--torch-compile": NOT_HERE.format("the plan says what is compiled and captured."),
@@ -160,7 +167,7 @@ def test_what_a_row_leads_to_is_there():
     run = cli.commands["run"]
     options = {p.name for p in run.get_params(click.Context(run))} | {o[2:] for p in run.params for o in p.opts}
     for name, row in aliases().items():
-        assert row.kind != HERE or row.means in {*FIELDS, *options, INPUT}, name
+        assert row.kind != HERE or row.means in {*FIELDS, *options, INPUT, CONTROL}, name
         assert set(row.owners) <= set(owners()) and row.whose
         assert name == "prompt" or name not in FIELDS, f"{name} is a field of ours"
     assert set(MAKERS) <= {*FIELDS, *aliases()} and set(table()["off"]) <= set(aliases())
@@ -176,7 +183,7 @@ def test_what_a_row_leads_to_is_there():
         ("num_inference_steps", "Here it is `steps`"),
         ("guidance-scale", "Here it is `guidance`"),
         ("height", "Here it is `size` WIDTHxHEIGHT"),
-        ("generate_sound", "Not yet: sound"),
+        ("generate_sound", "Here it is `sound`"),
         ("lora", "Not yet: LoRA"),
         ("true_cfg_scale", "Not here: other models have it"),
         ("stesp", "Did you mean steps?"),
@@ -197,9 +204,7 @@ def test_a_key_of_others_is_answered_from_python_too(key, answer):
 @pytest.mark.parametrize(
     ("task", "answer"),
     [
-        ("image2image", "Not yet: editing pictures"),
-        ("policy", "Not yet: robot actions"),
-        ("t3v", "Tasks are t2i, t2v, i2v, v2v"),
+        ("t3v", f"Tasks are {', '.join(TASKS)}"),
     ],
 )
 def test_a_task_that_is_not_here_is_answered(task, answer):
@@ -315,21 +320,35 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     ),
     "transfer": (
         B720 | {"extra_params": {"depth": {"control_path": "/d.mp4"}, "max_frames": 121, "resolution": "720"}},
-        "not yet: control videos (transfer) (depth, max_frames)",
+        "vllm-omni",
+        {
+            "task": "transfer",
+            "depth": "/d.mp4",
+            "max_frames": 121,
+            "control_guidance": 1.5,
+            "control_formula": "separate",
+        },
     ),
     "transfer by upload": (
         {"num_frames": 121, "control_reference": "wsm.mp4", "control_type": "wsm"},
-        "not yet: control videos (transfer) (control_reference, control_type)",
+        "vllm-omni",
+        {"task": "transfer", "wsm": "in/wsm.mp4", "max_frames": 121, "fps": 10.0, "guidance": 1.0, "chunk_frames": 101},
     ),
     "video with sound": (
         B720 | {"generate_sound": True, "sound_duration": 7.875, "extra_params": X0},
-        "not yet: sound (generate_sound)",
+        "vllm-omni",
+        {"task": "t2v", "sound": True, "sound_length": "nearest"},
+    ),
+    "video with a longer sound": (
+        B720 | {"generate_sound": True, "sound_duration": 9, "extra_params": X0},
+        "not yet: sound of another length than the video (sound_duration 9)",
     ),
     "video without sound": (B720 | {"generate_sound": False, "sound_duration": 7.875}, "vllm-omni", {"task": "t2v"}),
     "forward dynamics": (
         {"input_reference": "f.jpg", "size": "640x480", "num_frames": 61, "fps": 10, "flow_shift": 5.0}
         | {"extra_params": {"action_mode": "forward_dynamics", "domain_name": "av", "action": [[1.0]]}},
-        "not yet: robot actions (action_mode, domain_name, action)",
+        "vllm-omni",
+        {"task": "forward-dynamics", "domain": "av", "chunk": 60, "frames": 61, "canvas": (640, 480), "shift": 5.0},
     ),
     "a short one for another device": (
         {"input_reference": "reference.jpg", "num_frames": 25, "fps": 8, "num_inference_steps": 10},
@@ -381,15 +400,33 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]] | tuple[dict[str,
     ),
     "framework sound": (
         {"model_mode": "audio_image2video", "vision_path": "r.jpg", "sound_path": "a.wav"},
-        "not yet: sound (model_mode audio_image2video, sound_path)",
+        "reference",
+        {"task": "i2v", "image": "in/r.jpg", "audio": "in/a.wav", "sound": True},
     ),
     "framework policy": (
         {"model_mode": "policy", "vision_path": "f.jpg", "domain_name": "av", "action_chunk_size": 16},
-        "not yet: robot actions (model_mode policy, domain_name, action_chunk_size)",
+        "reference",
+        {"task": "policy", "domain": "av", "chunk": 16, "frames": 17, "shift": 10.0},
     ),
     "framework transfer": (
         {"model_mode": "video2video", "vision_path": "p.mp4", "edge": {"preset_edge_threshold": "medium"}},
-        "not yet: control videos (transfer) (edge)",
+        "reference",
+        {"task": "transfer", "edge": "auto", "video": "in/p.mp4", "guidance": 3.0, "control_formula": "nested"},
+    ),
+    "framework transfer of two": (
+        {"edge": {"control_path": "e.mp4", "control_weight": 2}, "depth": {"control_path": "d.mp4"}, "num_steps": 9}
+        | {"share_vision_temporal_positions": False, "num_video_frames_per_chunk": 61, "num_conditional_frames": 5},
+        "reference",
+        {"control_weights": (("edge", 2.0),), "control_positions": "ceil", "chunk_frames": 61, "carry_frames": 5},
+    ),
+    "framework transfer with a slip": (
+        {"edge": {"control_pth": "e.mp4"}, "num_steps": 9},
+        "edge: there is no key control_pth in it",
+    ),
+    "depth of nothing": ({"depth": True, "num_steps": 9}, "depth: it is not made of a clip here"),
+    "controls shown": (
+        {"edge": {"control_path": "e.mp4"}, "num_steps": 9, "show_control_condition": True},
+        "not yet: controls beside the result in one picture (show_control_condition)",
     ),
     "framework URL": ({"model_mode": "image2video", "vision_path": "https://example.com/r.jpg"}, "vision_path: files"),
     "framework of old": ({"inference_type": "text2world", "name": "x", "num_steps": 35}, "reference", {"task": "t2v"}),
@@ -543,9 +580,9 @@ def test_what_is_ignored_says_why():
 
 
 def test_what_asks_for_nothing_is_named_too():
-    keys = {"num_frames": 5, "guardrails": False, "generate_sound": "False", "lora": None, "n": 1, "seed": None}
+    keys = {"num_frames": 5, "guardrails": False, "teacache": "False", "lora": None, "n": 1, "seed": None}
     note = given_of(keys).note
-    for said in ("guardrails (false", 'generate_sound ("False"', "lora (null", "n (1"):
+    for said in ("guardrails (false", 'teacache ("False"', "lora (null", "n (1"):
         assert f"{said} asks for nothing more)" in note
     assert "seed null (the default)" in note
 

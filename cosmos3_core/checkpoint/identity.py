@@ -21,7 +21,7 @@ from .tensors import TensorInfo
 WHOLE = 32 << 20
 SAMPLE = 256
 DESCRIBED = ("transformer", "vae", "text_tokenizer", "scheduler")
-"""Folders whose JSON and template files bear on the result."""
+"""Folders whose JSON and template files bear on every result."""
 
 
 def identity(repository: Repository, weights: Mapping[str, Iterable[TensorInfo]]) -> str:
@@ -38,7 +38,8 @@ def identity(repository: Repository, weights: Mapping[str, Iterable[TensorInfo]]
 
 def _digest(repository: Repository, weights: Mapping[str, Iterable[TensorInfo]]) -> str:
     total = hashlib.sha256()
-    for path in ["model_index.json", *_described(repository)]:
+    folders = dict.fromkeys((*DESCRIBED, *weights))
+    for path in ["model_index.json", *_described(repository, folders)]:
         if (file := repository.path(path)) is not None:
             _add(total, path, file.read_bytes())
     for folder, tensors in weights.items():
@@ -50,10 +51,10 @@ def _digest(repository: Repository, weights: Mapping[str, Iterable[TensorInfo]])
     return total.hexdigest()
 
 
-def _described(repository: Repository) -> list[str]:
+def _described(repository: Repository, folders: Iterable[str]) -> list[str]:
     return [
         f"{folder}/{name}"
-        for folder in DESCRIBED
+        for folder in folders
         for name in repository.names(folder) or ()
         if name.endswith((".json", ".jinja"))
     ]

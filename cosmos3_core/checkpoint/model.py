@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
-from ..scenarios.facts import NEGATIVE_PROMPT, ModelFacts
+from ..model.sound_config import SoundConfig
+from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, ModelFacts, lacking_heads
+from ..scenarios.variants import checkpoints
+from .identity import identity
 from .repository import Repository, full_name, open_repository
+from .tensors import TensorInfo, open_tensors
 
 if TYPE_CHECKING:
     import torch
 
+    from ..model.sound import SoundCodec
     from ..model.text import ChatTokenizer
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
     from ..model.weights import Target
-    from .tensors import TensorInfo
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
@@ -76,7 +80,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
             f"Cosmos3 checkpoints say {PIPELINES[0]}",
         )
     raw = _object(repo, "transformer/config.json")
-    config = TransformerConfig.from_json(raw, f"{name}/transformer/config.json")
+    config, lacks = _with_codecs(repo, TransformerConfig.from_json(raw, f"{name}/transformer/config.json"))
     scheduler = _object(repo, "scheduler/scheduler_config.json")
     sigmas = _distilled_sigmas(repo, scheduler)
     variant = "distilled" if sigmas else "base" if config.gated else "edge"
@@ -88,6 +92,9 @@ def open_model(name: str, revision: str | None = None) -> Model:
         negative_prompt=None if negative is None else json.dumps(negative),
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
+        lacks=lacks,
+        preset=checkpoints()[name].preset if name in checkpoints() else None,
+        action_stats=ACTION_STATS if repo.read_json(ACTION_STATS) is not None else None,
         **_schedule(index, scheduler),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
@@ -103,11 +110,12 @@ def describe(name: str) -> Model:
     model's, and so is the scheduler of one that is not distilled; its negative prompt is as long as the checkpoint's.
     Any other model from its own JSON files. Raises InputError."""
     name, table = full_name(name), _table()
-    if name not in table["repositories"] or Path(name).is_dir():
+    if name not in checkpoints() or Path(name).is_dir():
         return open_model(name)
-    row = table["models"][table["repositories"][name]]
-    tiny, config = open_model("tiny"), TransformerConfig.from_json(row["transformer"], name)
-    steps: int | None = row.get("steps")
+    known = checkpoints()[name]
+    tiny, config = open_model("tiny"), TransformerConfig.from_json(table["transformer"][known.config], name)
+    config = replace(config, sound=SoundConfig() if config.sound_gen else None)
+    steps = known.steps
     negative = (tiny.facts.negative_prompt or "") * LONG_NEGATIVE
     return replace(
         tiny,
@@ -116,8 +124,43 @@ def describe(name: str) -> Model:
         vae=tiny.vae | table["vae"],
         dtype=DTYPE,
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
-        facts=ModelFacts(name, row["variant"], config.gated, negative, steps, made_for(name)),
+        facts=ModelFacts(
+            name,
+            known.variant,
+            config.gated,
+            negative,
+            steps,
+            known.made_for,
+            lacks=known.lacks,
+            preset=known.preset,
+        ),
     )
+
+
+def _with_codecs(repo: Repository, config: TransformerConfig) -> tuple[TransformerConfig, dict[str, str]]:
+    """The config with that of the sound codec, and what the model lacks, as `ModelFacts` has it. What is wrong with the
+    codec is nothing to who wants no sound."""
+    heads = [name for name, has in (("sound", config.sound_gen), ("action", config.action_gen)) if has]
+    lacks = lacking_heads(heads)
+    sound, reason = _sound_codec(repo, config) if config.sound_gen else (None, None)
+    return replace(config, sound=sound), lacks | ({"sound": reason} if reason else {})
+
+
+def _sound_codec(repo: Repository, config: TransformerConfig) -> tuple[SoundConfig | None, str | None]:
+    """The sound codec's config, or why there is none that could be used."""
+    folder = f"{repo.name}/sound_tokenizer"
+    try:
+        if (raw := repo.read_json("sound_tokenizer/config.json")) is None:
+            return None, "has no sound_tokenizer/config.json"
+        sound = SoundConfig.from_json(raw, folder)
+    except InputError as error:
+        return None, f"has a sound codec that cannot be used: {error.asked}: {error.found}"
+    ours = sound.vocoder_input_dim, sound.sampling_rate / sound.hop
+    theirs = config.sound_dim, config.sound_latent_fps
+    if ours != theirs:
+        said = "has a sound codec of {} channels at {:g} latent frames a second and a transformer of {} at {:g}"
+        return None, said.format(*ours, *theirs)
+    return sound, None
 
 
 def _schedule(index: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +180,8 @@ def _table() -> dict[str, Any]:
 
 def made_for(name: str) -> str | None:
     """The task that a published model was trained for above others; None for any other model."""
-    return _table()["made_for"].get(full_name(name))
+    known = checkpoints().get(full_name(name))
+    return known.made_for if known else None
 
 
 def _distilled_sigmas(repo: Repository, scheduler: dict[str, Any]) -> tuple[float, ...] | None:
@@ -194,11 +238,12 @@ class Weights:
 
     transformer: Tensors
     vae_files: Tensors
+    sound_files: Tensors | None = None
+    """Opened by `open_sound`, as most runs have no use for them."""
 
     def __init__(self, model: Model):
         from ..model.vae import VideoVAE
         from ..model.weights import canonical_name, check_names, check_tensors
-        from .tensors import open_tensors
 
         self.model = model
         self.transformer = open_tensors(model.repository, "transformer")
@@ -215,13 +260,38 @@ class Weights:
         expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
         check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)
 
+    def open_sound(self, *, encoder: bool = False) -> Tensors:
+        """Find and check the sound codec's files. A codec without an encoder only decodes. Raises InputError, also for
+        such a one where its `encoder` is needed."""
+        from ..model.sound import HALVES, SoundCodec
+        from ..model.weights import check_tensors
+
+        if self.sound_files is None:
+            files, config = open_tensors(self.model.repository, "sound_tokenizer"), self.model.config.sound
+            assert config is not None, "a request of a model without a codec has no sound"
+            halves = [half for half in HALVES if any(name.startswith(half) for name in files.tensors)]
+            expected = SoundCodec.names(config, {*halves, "decoder"})
+            kinds = {name: _kind(info) for name, info in files.tensors.items()}
+            check_tensors(expected, kinds, f"{self.model.name}/sound_tokenizer")
+            self.sound_files = files
+        if encoder and not any(name.startswith("encoder.") for name in self.sound_files.tensors):
+            found = "its sound codec has no encoder, so no sound can be given"
+            raise InputError(f"`audio` with {self.model.name}", found, "Drop audio, or get the whole sound_tokenizer")
+        return self.sound_files
+
     @cached_property
     def identity(self) -> str | None:
         """What tells these weights from others of the same names (`identity`); None of weights that are no files."""
-        from .identity import identity
+        return self._identity({"transformer": self.transformer, "vae": self.vae_files})
 
-        files = {"transformer": self.transformer.tensors, "vae": self.vae_files.tensors}
-        return identity(self.model.repository, {folder: tensors.values() for folder, tensors in files.items()})
+    @cached_property
+    def identity_with_sound(self) -> str | None:
+        """The same of these and the sound codec's."""
+        files = {"transformer": self.transformer, "vae": self.vae_files, "sound_tokenizer": self.open_sound()}
+        return self._identity(files)
+
+    def _identity(self, files: Mapping[str, Tensors]) -> str | None:
+        return identity(self.model.repository, {folder: one.tensors.values() for folder, one in files.items()})
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         canonical = {self.raw_names[name]: name for name in names}
@@ -254,3 +324,13 @@ class Weights:
             dtype=target.dtype,
             halves=halves,
         )
+
+    def sound(self, target: Target, half: str) -> SoundCodec:
+        """Load the sound codec's "encoder" or "decoder"."""
+        from ..model.sound import SoundCodec
+
+        config, files = self.model.config.sound, self.open_sound()
+        assert config is not None, "a request of a model without a codec has no sound"
+        names = [name for name in files.tensors if name.startswith(f"{half}.")]
+        device, dtype = target.device, target.dtype
+        return SoundCodec.load(config, files.read(names), device=device, dtype=dtype, halves=(half,))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ..model.sound import SoundCodec
 from ..model.vae import VideoVAE
 from ..model.weights import shapes
 from .model import Model, Weights
@@ -27,7 +28,9 @@ class RandomWeights(Weights):
         self.transformer = _RandomTensors(tensors, device)
         self.raw_names = {name: name for name in tensors}
         self.vae_files = _RandomTensors(VideoVAE.names(model.vae, f"{model.name}/vae"), device)
-        self.identity = None
+        if model.config.sound:
+            self.sound_files = _RandomTensors(SoundCodec.names(model.config.sound), device)
+        self.identity = self.identity_with_sound = None
 
 
 class _RandomTensors:

@@ -18,18 +18,11 @@ from typing import Any
 
 from ..bounds import parse_json
 from ..contract import InputError
+from ..scenarios.variants import checkpoints
 from ..spelling import nearest
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
-PUBLISHED = (
-    "nvidia/Cosmos3-Nano",
-    "nvidia/Cosmos3-Super",
-    "nvidia/Cosmos3-Edge",
-    "nvidia/Cosmos3-Super-Text2Image",
-    "nvidia/Cosmos3-Super-Image2Video",
-    "nvidia/Cosmos3-Super-Text2Image-4Step",
-    "nvidia/Cosmos3-Super-Image2Video-4Step",
-)
+PUBLISHED = tuple(checkpoints())
 SHORT = {"nano": "nvidia/Cosmos3-Nano", "super": "nvidia/Cosmos3-Super", "edge": "nvidia/Cosmos3-Edge"}
 """Hub ids by the names that everybody calls them by."""
 LFS_POINTER = b"version https://git-lfs"
@@ -67,7 +60,14 @@ def open_repository(model: str, revision: str | None = None) -> Repository:
         return _Folder(model, None, folder)
     if model and exists:
         raise InputError(asked, "this is a file", "Pass the folder that holds the checkpoint's model_index.json")
-    if not _is_hub_id(model):
+    try:
+        from huggingface_hub import snapshot_download  # noqa: F401
+
+        is_id = _is_hub_id(model)
+    except ValueError as error:  # the library reads its settings when it is imported
+        found = f"huggingface_hub cannot read its settings ({error})"
+        raise InputError(asked, found, "Correct the environment variables that begin with HF_, or unset them") from None
+    if not is_id:
         raise InputError(asked, "there is no such folder, and a hub id has the form org/name", _did_you_mean(model))
     return _open_hub(model, revision)
 
@@ -254,6 +254,9 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         found = f"the token that is sent to the hub holds the character {wrong!r}, which no token has"
         next_step = "Copy the token again, without quotes, into HF_TOKEN or with `hf auth login`"
         raise InputError(asked, found, next_step) from None
+    except UnicodeDecodeError:
+        found = f"a file of its cache, {constants.HF_HUB_CACHE}, is damaged: it is no text"
+        raise InputError(asked, found, "Delete the model's folder refs there, and run this again") from None
     # HTTPError is the base of the HTTP library's errors, whichever library this huggingface_hub is built on.
     except (errors.HTTPError, errors.RevisionResolutionError, OSError) as error:
         causes: list[BaseException] = [error]
@@ -272,6 +275,11 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
             found += f": {causes[-1]}"
             next_step = "Check the network and run this again; finished files are kept"
         raise InputError(asked, found, next_step) from error
+    except Exception as error:
+        if type(error).__name__ != "InvalidURL":  # the HTTP library's, and no HTTPError
+            raise
+        next_step = "Correct HF_ENDPOINT, or the proxy's address in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY"
+        raise InputError(asked, f"an address on the way to the hub is invalid: {error}", next_step) from None
 
 
 def _local_failure(error: OSError, cache: Path) -> tuple[str, str]:

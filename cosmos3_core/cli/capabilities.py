@@ -24,19 +24,34 @@ def _lines(report: dict[str, Any]) -> list[str]:
     for name, task in report["tasks"].items():
         source = f" from {flag(task['input'])}" if task["input"] else ""
         lines.append(f"  {name}  {task['title']}{source}, into {task['output']}")
+    for name, row in report["cannot"].items():
+        lines.append(f"  no {name}: {row['why']}" + (f"; {row['instead'][0]} can" if row["instead"] else ""))
     lines += ["", "fields, set by their option or by --set FIELD=VALUE"]
     for name, field in report["fields"].items():
         if field["tasks"]:
             lines.append(f"  {name}{f' ({flag(name)})' if FIELDS[name].option else ''}: {field['help']}")
             lines.append(f"      {field['words']}; {takers(field, report)}")
             lines += [f"      default {text}" for text in defaults(field, report)]
-    lines += ["", "sizes by tier"]
+    lines += ["", f"sizes by tier; what training covered is from {model['trained']['source']}"]
     for tier, sizes in report["sizes"]["tiers"].items():
-        lines.append(f"  {tier}p  " + ", ".join(f"{aspect} {size}" for aspect, size in sizes.items()))
+        listed = ", ".join(f"{aspect} {size}" for aspect, size in sizes.items())
+        lines.append(f"  {tier}p  {listed}{_trained(tier, model['trained'])}")
+    lines += ["", "domains of actions"] if report["domains"] else []
+    for name, domain in report["domains"].items():
+        spaces = ", ".join(f"{space} of {len(channels)} channels" for space, channels in domain["spaces"].items())
+        lines.append(f"  {name}  {spaces or 'as many channels as action_width says'}")
     lines += ["", f"dtypes   {', '.join(dtypes['names'])}; the checkpoint has {dtypes['checkpoint']}"]
     lines.append(f"formats  {', '.join(formats['names'])}, of {' and '.join(formats['ops'])}")
     lines.append("         cosmos3 backends lists those that a device has kernels for")
     return lines
+
+
+def _trained(tier: str, trained: dict[str, Any]) -> str:
+    """What training covered of a tier, in words."""
+    if tier not in trained["tiers"]:
+        return "; not in training"
+    least, most = trained["frames"].get(tier, (1, 1))
+    return f"; {least} to {most} frames" if most > 1 else "; pictures"
 
 
 def takers(field: dict[str, Any], report: dict[str, Any]) -> str:

@@ -22,7 +22,18 @@ DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
 # Headings of a command's help, in their order. Those of fields are the groups of their rows.
 MODEL, INPUT, SAMPLING = "Model", "Prompt and inputs", "Sampling"
 DEVICE, OUTPUT, CONTROL = "Device and kernels", "Output", "Run control"
-HEADINGS = (MODEL, INPUT, "Size and length", SAMPLING, "How texts are written", DEVICE, OUTPUT, CONTROL)
+HEADINGS = (
+    MODEL,
+    INPUT,
+    "Controls",
+    "Actions",
+    "Size and length",
+    SAMPLING,
+    "How texts are written",
+    DEVICE,
+    OUTPUT,
+    CONTROL,
+)
 
 
 class Option(click.Option):
@@ -65,7 +76,7 @@ def _models() -> Iterator[str]:
 
 def profiles() -> tuple[str, ...]:
     """Whose defaults there are."""
-    from ..scenarios.request import PROFILES
+    from ..scenarios.defaults import PROFILES
 
     return PROFILES
 
@@ -228,20 +239,23 @@ class WithFields(Command):
 
 @cache
 def _of_fields(costs: bool) -> tuple[click.Option, ...]:
-    from ..scenarios.fields import FIELDS, THE_INPUTS
-    from ..scenarios.kinds import PATH
+    from ..scenarios.field import THE_INPUTS
+    from ..scenarios.fields import FIELDS, FILES
+    from ..scenarios.kinds import SWITCH
 
     options = []
     for name, field in FIELDS.items():
         if field.option and (field.costs or not costs):
             default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
-            is_path = field.kind is PATH
+            is_path, switch = name in FILES, field.kind is SWITCH
             choices = _sizes if name == "size" else partial(tuple, field.kind.schema.get("enum", ()))
             made = Option(
-                [flag(name)],
+                [f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name)],
                 heading=field.group,
                 type=field.kind.type,
-                metavar="PATH" if is_path else None,
+                default=() if field.kind.many else None,
+                multiple=field.kind.many,
+                metavar="INDEX=PATH" if field.kind.many else "PATH" if is_path else None,
                 shell_complete=files if is_path else one_of(choices),
                 help=f"{field.help}{default}",
             )
@@ -252,7 +266,8 @@ def _of_fields(costs: bool) -> tuple[click.Option, ...]:
 
 def _settings_help() -> Iterator[tuple[str, tuple[str, str]]]:
     """(heading, row) of each field that has no option of its own."""
-    from ..scenarios.fields import FIELDS, REQUIRED
+    from ..scenarios.field import REQUIRED
+    from ..scenarios.fields import FIELDS
 
     for name, field in FIELDS.items():
         if not field.option and field.default != REQUIRED:
@@ -331,7 +346,7 @@ RUN = (
         "-o",
         "--output",
         type=click.Path(),
-        help="out.mp4 or out.png  [default: the next free cosmos3-SEED]",
+        help="out.mp4, out.png, or the sound alone, out.wav or out.flac  [default: the next free cosmos3-SEED]",
     ),
     OVERWRITE,
     SET,
@@ -354,6 +369,10 @@ RUN = (
     ),
     option(SAMPLING, "--latents", type=click.Path(), help="Start from this saved noise."),
     option(OUTPUT, "--save-latents", type=click.Path(), help="Save the initial noise and the final latents here."),
+    option(OUTPUT, "--save-sound", type=click.Path(), help="Write the video's sound here too: a .wav or .flac."),
+    option(
+        OUTPUT, "--sound-only", is_flag=True, help="Write the sound alone; so does an output ending in .wav or .flac."
+    ),
     option(OUTPUT, "--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]"),
     option(CONTROL, "--resume", type=click.Path(), help="Go on with a run that was stopped."),
     option(

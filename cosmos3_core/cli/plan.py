@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,10 @@ from ..contract import Ceiling
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
-from ..scenarios.fields import FIELDS, NOT_GIVEN, PROFILE
+from ..scenarios.field import NOT_GIVEN, PROFILE
+from ..scenarios.fields import FIELDS
 from ..settle import Settled
+from .options import flag
 from .terminal import console, printable
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
         "nearest": [
-            {"options": re.sub("`([a-z]+)`", r"--\1", str(change)), "peak": change.estimate.peak}
+            {"options": re.sub("`([a-z_]+)`", lambda name: flag(name[1]), str(change)), "peak": change.estimate.peak}
             for change in settled.nearest()
         ],
         "work": {
@@ -120,7 +122,7 @@ def _print(report: dict[str, Any]) -> None:
         ),
         *(("values", text) for text in _values(report)),
         ("device", f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}"),
-        ("kernels", ", ".join(f"{op} {name}" for op, name in plan["kernels"].items())),
+        *_kernels(plan),
         *((f"refused {refusal['op']} {refusal['name']}", refusal["reason"]) for refusal in plan["refused"]),
         ("placement", "text tower, media tower and VAE one after the other, as cosmos3 run does"),
         ("decode", tile),
@@ -137,6 +139,25 @@ def _print(report: dict[str, Any]) -> None:
     screen.print(_table(memory))
     screen.print()
     _print_lines(screen, below)
+
+
+def _kernels(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Which kernels run: by op, inside another one's, for small calls, and for what no format quantizes."""
+    yield "kernels", _named(plan["kernels"])
+    yield from (("fused", f"{op} is done inside {where}") for op, where in plan["fused"].items())
+    yield from _smaller("smaller", plan["below"])
+    if plan["kept"]:
+        yield "kept", f"{_named(plan['kept'])}, for what no format quantizes"
+    yield from _smaller("kept", plan["kept_below"])
+
+
+def _named(rows: dict[str, str]) -> str:
+    return ", ".join(f"{op} {name}" for op, name in rows.items())
+
+
+def _smaller(name: str, below: dict[str, dict[str, int]]) -> Iterator[tuple[str, str]]:
+    for op, rows in below.items():
+        yield from ((name, f"{op} {row} for calls of fewer than {count:,} tokens") for row, count in rows.items())
 
 
 def _print_lines(screen: Console, lines: Iterable[tuple[str, str]]) -> None:

@@ -22,8 +22,10 @@ from ..runs.outputs import Moved, Paths
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.captions import check_no_file
+from ..scenarios.defaults import PROFILES
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
+from ..scenarios.sound import SOUND_SUFFIXES
 from ..settle import Settled, Wish, settle
 from .options import DEFAULT_MODEL
 from .plan import show
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from ..files.audio import Sound
+
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
 REPORT = {"memory": "--memory", "arch": "--arch", "as_json": "--json"}
@@ -44,6 +48,8 @@ FREE = (
     "overwrite",
     "changed",
     "save_latents",
+    "save_sound",
+    "sound_only",
     "manifest",
     "tile",
     "resume",
@@ -71,16 +77,38 @@ class Options:
     task: str | None
     image: str | None
     video: str | None
+    keyframe: tuple[str, ...]
+    extend: str | None
     video_fps: str | None
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    control_guidance: float | None
+    chunk_frames: int | None
     size: str | None
     frames: int | None
     fps: float | None
     steps: int | None
     guidance: float | None
     shift: float | None
+    sound: bool | None
+    audio: str | None
     seed: int | None
     negative_prompt: str | None
     tile: int | None
+    domain: str | None
+    actions: str | None
+    history: str | None
+    state: str | None
+    chunk: int | None
+    rollout: int | None
+    canvas: str | None
+    view: str | None
+    action_stats: str | None
+    pad_actions: bool | None
+    action_rows: str | None
     fields: dict[str, Any]
     request: str | None
     profile: str | None
@@ -91,6 +119,8 @@ class Options:
     dtype: str | None
     latents: str | None
     save_latents: str | None
+    save_sound: str | None
+    sound_only: bool
     resume: str | None
     changed: bool
     manifest: str | None
@@ -131,6 +161,7 @@ def execute(options: Options) -> None:
         changed=options.changed,
         asked=f"`resume` {options.resume}" if stopped else f"`request` {options.request}",
         texts=texts_read(vars(options)),
+        said=[earlier.note] if earlier.note else [],
     )
     settled = settled.with_texts(len(run.inputs.prompt), len(run.inputs.negative))
     if options.dry_run:
@@ -144,7 +175,7 @@ def execute(options: Options) -> None:
     try:
         _generate(run, paths, options, anyway=refusal is not None)
     except (KeyboardInterrupt, Cancelled):
-        if not (options.resume or (run.state and run.state.index)):
+        if not (options.resume or run.index):
             tell("nothing was computed yet, so nothing is kept")
         raise
 
@@ -176,7 +207,8 @@ def _repeated(options: Options) -> Earlier:
         model = f"; model {options.model or earlier.model}" if earlier.model else ""
         other = f" in the place of {earlier.model}" if options.model and earlier.model else ""
         whose = options.profile or f"{earlier.profile} (--profile chooses another)"
-        remark(f"note: {earlier.note}{model}{other}; defaults of profile {whose}")
+        earlier = replace(earlier, note=f"{earlier.note}{model}{other}; defaults of profile {whose}")
+        remark(f"note: {earlier.note}")
     elif earlier.profile and options.profile:
         found = "the manifest has every value already, so there is nothing left for a profile's defaults"
         raise InputError(f"--profile {options.profile} with {asked}", found, "Drop --profile")
@@ -188,7 +220,7 @@ def _request_text(name: str, asked: str) -> str:
     try:
         return read_text(name, asked)
     except InputError:
-        if Path(name).suffix.lower() not in {task.suffix for task in TASKS.values()}:
+        if Path(name).suffix.lower() not in {*SOUND_SUFFIXES, *(task.suffix for task in TASKS.values())}:
             raise
     return json.dumps(manifests.read_manifest(name, asked))
 
@@ -203,7 +235,8 @@ def _why_named(options: Options, earlier: Earlier) -> str:
 def _refuse_settled(options: Options) -> None:
     """InputError for an option that the stopped run has settled."""
     for name, value in vars(options).items():
-        if name not in FREE and value is not False and value not in (None, {}):
+        untyped = value in (None, {}, ()) or (value is False and name not in SHORTHANDS)
+        if name not in FREE and not untyped:
             option, what = NAMES.get(name, f"--{name.replace('_', '-')}"), "plan" if name in PLAN_OPTIONS else "request"
             raise InputError(f"{option} with --resume", f"the stopped run has settled its {what}", f"Drop {option}")
 
@@ -232,8 +265,8 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         described=partial,
         partial=partial,
         given=given,
-        suffix=Path(options.output).suffix if options.output else None,
-        profile=options.profile or requests.PROFILES[0],
+        suffix=Path(options.output).suffix if options.output else SOUND_SUFFIXES[0] if options.sound_only else None,
+        profile=options.profile or PROFILES[0],
         pick_seed=lambda: secrets.randbelow(2**31),
         backend=options.backend,
         disabled=options.disabled,
@@ -262,6 +295,9 @@ def _check_given(options: Options) -> None:
         if name in REPORT and value not in (None, False) and not options.dry_run:
             found = "a run that is no dry run takes what is here and reports in its manifest"
             raise InputError(REPORT[name], found, "Type cosmos3 plan, or add --dry-run")
+    if options.sound_only and options.output and Path(options.output).suffix.lower() not in SOUND_SUFFIXES:
+        found, another = "the sound alone is a .wav or .flac", Path(options.output).with_suffix(SOUND_SUFFIXES[0])
+        raise InputError(f"--sound-only with `output` {options.output}", found, f"Pass `output` {another}")
     if options.changed and not (options.request or options.resume):
         found = "it says that files of an earlier run may have changed"
         raise InputError("`changed` without `request` or `resume`", found, "Name that run by one of them, or drop it")
@@ -274,7 +310,7 @@ def _given(options: Options, earlier: Earlier) -> dict[str, Any]:
     given = earlier.given
     for name in PROMPTS:
         check_no_file(name, (options.fields if earlier.ran_on else given | options.fields).get(name))
-    typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) is not None}
+    typed = {key: value for key in SHORTHANDS if (value := getattr(options, key)) not in (None, ())}
     typed |= texts(vars(options))
     if twice := sorted(options.fields.keys() & typed.keys()):
         found = f"it is set by an option of its own too, to {typed[twice[0]]!r}"
@@ -285,13 +321,15 @@ def _given(options: Options, earlier: Earlier) -> dict[str, Any]:
 def _paths(options: Options, request: requests.Request) -> Paths:
     output = options.output
     if output is None:
-        named = Path(f"cosmos3-{request.seed}{'.mp4' if request.is_video else '.png'}")
+        suffix = SOUND_SUFFIXES[0] if options.sound_only else ".mp4" if request.is_video else ".png"
+        named = Path(f"cosmos3-{request.seed}{suffix}")
         output = str(named if options.overwrite else outputs.free_output(named))
     return outputs.checked_paths(
         output,
         request,
         manifest=options.manifest,
         latents=options.save_latents,
+        sound=options.save_sound,
         read=(options.latents, options.resume, options.request, *files_of(vars(options))),
         model=options.model,
         overwrite=options.overwrite,
@@ -314,9 +352,11 @@ def _name_stopped(paths: Paths, options: Options) -> None:
 def _resume(state: Path, paths: Paths, options: Options, anyway: bool) -> str:
     """The command line that goes on with a stopped run."""
     words = ["cosmos3", "run", "--resume", str(state), "-o", str(paths.output)]
-    for option, value in {"--manifest": options.manifest, "--save-latents": options.save_latents}.items():
-        words += [option, value] if value else []
+    written = {"manifest": options.manifest, "save-latents": options.save_latents, "save-sound": options.save_sound}
+    for option, value in written.items():
+        words += [f"--{option}", value] if value else []
     words += ["--overwrite"] if options.overwrite else []
+    words += ["--sound-only"] if options.sound_only else []
     return shlex.join(words + (["--anyway"] if anyway else []))
 
 
@@ -334,13 +374,13 @@ def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> 
         keeper = Keeper(run, paths.state, options.resume)
         with display:
             with stop.at(2):
-                state = run.begin()
+                run.begin()
             try:
-                while not state.done:
+                while not run.done:
                     with stop.at(2):
                         run.step()
                     keeper.between_steps()
-                run.write(paths, lambda: _stoppable(run, stop))
+                run.write(paths, lambda: _stoppable(run, stop), lambda: _heard(run, stop))
             except Moved:
                 _use_up(keeper, options)
                 raise
@@ -362,6 +402,12 @@ def _stoppable(run: Generation, stop: Stop) -> Iterator[np.ndarray]:
         yield frame
 
 
+def _heard(run: Generation, stop: Stop) -> Sound | None:
+    """The sound, as `_stoppable` the frames."""
+    with stop.at(2):
+        return run.sound()
+
+
 def _use_up(keeper: Keeper, options: Options) -> None:
     """The files in which a run that is whole was kept go; one that somebody gave a name stays."""
     try:
@@ -380,5 +426,5 @@ def _keep(keeper: Keeper, paths: Paths, options: Options, anyway: bool) -> None:
         tell(str(error))
         return
     if path:
-        done = f"{keeper.run.begun.index} of {keeper.run.begun.steps} steps are"
+        done = f"{keeper.run.index} of {keeper.run.steps} steps are"
         tell(f"{done} kept; go on with: {_resume(path, paths, options, anyway)}")

@@ -12,12 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..contract import InputError
+from ..files.outputs import read_metadata
 from ..plan.cost.units import GIB
-from ..runs.manifest import read_manifest
+from ..runs.manifest import KEY, read_manifest
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from .terminal import console, printable
 
+MOST = 2000
+"""Rows that are shown; a manifest has about 150."""
 LONGEST = 200
 """Characters of a value that are shown; --json has it whole."""
 PIPED_WIDTH = 160
@@ -27,7 +30,7 @@ PIPED_WIDTH = 160
 def execute(file: str, as_json: bool) -> None:
     """Print the manifest in an .mp4 or .png, or in a manifest file. Raises InputError where there is none."""
     asked = f"cosmos3 show {file}"
-    if Path(file).suffix == ".safetensors" and Path(file).is_file():
+    if Path(file).suffix == ".safetensors" and Path(file).is_file() and KEY not in read_metadata(Path(file)):
         next_step = f"Of a stopped run type cosmos3 run --resume {shlex.quote(file)} --dry-run"
         raise InputError(asked, "it holds tensors and no manifest", next_step)
     manifest = read_manifest(file, asked)
@@ -54,10 +57,14 @@ def _print(manifest: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for _ in range(3):
         table.add_column(overflow="fold")
+    left = MOST
     for block in filter(None, blocks):
-        for row in block:
+        for row in block[:left]:
             table.add_row(*(Text(printable(cell)) for cell in row))
         table.add_row()
+        left = max(0, left - len(block))
+    if not left:
+        table.add_row("", f"and more than {MOST:,} rows: --json has them whole", "")
     screen.print(table)
 
 

@@ -32,7 +32,10 @@ BY_NUMBER = {
 }
 """What an operating system's error means, and what to do."""
 SMALLER = "Ask for a smaller --size or fewer --frames, or close other programs; cosmos3 plan says what fits"
-HOST_MEMORY = re.compile(r"can't allocate memory|not enough memory|[Cc]annot allocate memory|std::bad_alloc")
+HOST_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|[Cc]annot allocate memory|std::bad_alloc"
+    r"|could not create a (primitive|memory)"  # oneDNN
+)
 DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "huggingface_hub", "jinja2", "click", "rich", "av", "pillow")
 SECRET = "[left out]"
@@ -104,13 +107,20 @@ def report(error: BaseException) -> str:
 
 def without_secrets(text: str) -> str:
     """The text with what looks like a token, a password or a key left out."""
-    hub = sys.modules.get("huggingface_hub")
-    token = hub.get_token() if hub else None
-    if token:
+    if token := _token():
         text = text.replace(token, SECRET)
     for pattern, instead in SECRETS:
         text = pattern.sub(instead, text)
     return text
+
+
+def _token() -> str | None:
+    """The hub's, if its library is in use. That fails where an environment variable of it is what went wrong."""
+    hub = sys.modules.get("huggingface_hub")
+    try:
+        return hub.get_token() if hub else None
+    except Exception:
+        return None
 
 
 def _versions() -> list[str]:

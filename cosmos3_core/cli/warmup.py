@@ -11,13 +11,17 @@ from ..contract import InputError
 from ..plan.discovery import BUILT_IN
 from ..plan.execution import KEPT_SHARE
 from ..scenarios.branches import NEGATIVE, branches_of
-from ..scenarios.request import PROFILES
+from ..scenarios.defaults import PROFILES
+from ..scenarios.fields import FIELDS
 from ..settle import Wish, settle
 from ..settle.settle import PROMPT_TOKENS
 from .terminal import tell
 
 if TYPE_CHECKING:
+    import torch
+
     from ..engine.engine import Engine
+    from ..model.packing import Item
     from ..scenarios.request import Request
 
 NEGATIVE_TOKENS = 127
@@ -36,9 +40,19 @@ class Options:
     task: str | None
     size: str | None
     frames: int | None
+    sound: bool | None
     steps: int | None
     guidance: float | None
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    control_guidance: float | None
+    chunk_frames: int | None
     tile: int | None
+    chunk: int | None
+    canvas: str | None
     fields: dict[str, Any]
     profile: str | None
     backend: str | None
@@ -49,7 +63,7 @@ class Options:
 
     def wish(self) -> Wish:
         """What is asked for, of a published model without a download."""
-        names = ("task", "size", "frames", "steps", "guidance", "tile")
+        names = [name for name, field in FIELDS.items() if field.option and field.costs]
         typed = {key: value for key in names if (value := getattr(self, key)) is not None}
         return Wish(
             model=self.model,
@@ -95,34 +109,45 @@ def execute(options: Options, as_json: bool) -> None:
         print(f"{stage:<20}{seconds['cold']:>8.2f}{seconds['warm']:>8.2f}")
 
 
-def _run(engine: Engine, request: Request) -> dict[str, float]:
-    """Seconds by stage of the prompts, a few steps and the first groups of frames."""
+def _zeros(item: Item, request: Request) -> torch.Tensor | None:
+    """As much as such a request gives for an item, all zero."""
     import torch
 
+    if item.modality == "action":
+        return torch.zeros(len(item.clean), item.shape[1]) if item.clean else None
+    length, (width, height) = request.frames if item.control else request.conditioning_pixel_frames, request.seen_size
+    return torch.zeros(3, length, height, width) if length else None
+
+
+def _run(engine: Engine, request: Request) -> dict[str, float]:
+    """Seconds by stage of the prompts, a few steps and the first groups of frames."""
     from ..engine.inputs import Inputs
     from ..engine.stages import Watch
+    from ..scenarios.items import items_of
 
-    before, pixels = dict(engine.seconds), None
+    before, request = dict(engine.seconds), request.of_chunk(0)
 
     def show(stage: str, done: int, total: int) -> None:
         if not done:
             tell(stage)
 
     watch = Watch(show)
-    if request.conditioning_pixel_frames:
-        pixels = torch.zeros(3, request.conditioning_pixel_frames, request.height, request.width)
+    given = tuple(_zeros(item, request) for item in items_of(request, engine.model.config))
     tokens = [index % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if NEGATIVE in branches_of(request.guidance) else []
-    context = engine.prepare(request, Inputs(tokens, negative, pixels), watch)
+    context = engine.prepare(request, Inputs(tokens, negative, given), watch)
     # Both kinds of step, whichever of them the guidance interval has first.
     short = replace(request, steps=min(STEPS, request.steps))
-    kinds = [replace(short, guidance_interval=None)]
-    kinds += [replace(short, guidance=1.0)] if request.guidance_interval else []
+    kinds = [replace(short, guidance_interval=None, control_guidance_interval=None)]
+    kinds += [replace(kinds[0], guidance=1.0)] if request.guidance_interval else []
+    kinds += [replace(kinds[0], control_guidance=1.0)] if request.control_guidance_interval else []
     states = [engine.begin(context, kind, watch) for kind in kinds]
     for state in states:
         while not state.done:
             engine.step(state)
     states.clear()  # what was captured goes with the last state that holds it
+    for _ in engine.finish(state, "sound") if request.sound else ():
+        pass
     for _ in islice(engine.finish(state), GROUPS):
         pass
     spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in engine.seconds.items()}

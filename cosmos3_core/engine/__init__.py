@@ -1,1 +1,1 @@
-"""The engine: inputs, passes, the pool of components, decoders, and the steps between them."""
+"""The engine: inputs, passes, the pool of components, codecs, and the steps between them."""

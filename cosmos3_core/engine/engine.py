@@ -14,9 +14,9 @@ preview, look at the latents, or take a step of another generation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -24,15 +24,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.model import Model, Weights
-from ..contract import InputError, Ops, RunError
+from ..contract import InputError, Ops
 from ..files.memory import Media
-from ..model.config import latent_size
 from ..model.packing import Item, Packing
 from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
 from ..model.weights import Target
 from ..plan import Plan
-from ..plan.discovery import BUILT_IN
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
@@ -40,8 +38,9 @@ from ..sampling.state import Context, Origin, State, views
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
-from .checks import check_type
-from .decoders import DECODERS
+from ..spelling import shown
+from .checks import check_prepared, check_type, not_finite
+from .codecs import CODECS, UNROUNDED, Codec
 from .inputs import Inputs, read_inputs
 from .passes import Passes
 from .pool import Asked, Pool
@@ -49,8 +48,6 @@ from .stages import SILENT, Stages, Watch
 from .surroundings import plain_torch
 
 RESOLVE = "Pass what resolve or settle made of your fields"
-PER_GENERATION = ("steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift", "seed", "tile")
-"""The request's fields that leave a context as it is."""
 
 
 class Engine:
@@ -145,11 +142,11 @@ class Engine:
             finally:
                 self._stages.own = before
 
-    def open_weights(self, watch: Watch | None = None) -> Weights:
-        """Download the weight files if need be and check their headers; nothing is loaded. Components call this
-        themselves; a caller does so to have the download behind it."""
+    def open_weights(self, watch: Watch | None = None, request: Request | None = None) -> Weights:
+        """Download the weight files if need be, those of the sound codec for a `request` with sound, and check their
+        headers; nothing is loaded. Components call this themselves; a caller does so to have the download behind it."""
         with self._working(watch):
-            return self._pool.open_weights()
+            return self._pool.open_weights(request)
 
     def execution(self, request: Request) -> Execution:
         """How this request runs here."""
@@ -157,14 +154,14 @@ class Engine:
         return self.plan.execution(self.model.config, request, RESIDENT if self.resident else SEQUENTIAL)
 
     def read_inputs(
-        self, request: Request, noise: Sequence[Tensor] | None = None, media: Media | None = None
+        self, request: Request, noise: Sequence[Tensor] | None = None, media: Sequence[Media] = ()
     ) -> Inputs:
-        """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor
-        per item of `items_of`). `media` is a picture or clip that a program hands over: the request's field says
+        """Tokenize the prompts, read the pictures or the clip, check the `noise` that replaces the request's own (one
+        tensor per item of `items_of`). `media` are those that a program hands over: the request's fields say
         `media.said`. Reads no weight; raises InputError for what is unusable."""
         check_type("a `request`", request, Request, RESOLVE)
         check_type("initial noise", noise, list | tuple | None, "Pass a list with a tensor for each latent")
-        check_type("a request's `media`", media, Media | None, "Pass what Media.of makes of it")
+        check_type("a request's `media`", media, list | tuple, "Pass a list of what Media.of makes of them")
         with plain_torch(self.device):
             return read_inputs(request, self.model, self.tokenizer, noise, media)
 
@@ -174,18 +171,24 @@ class Engine:
         return self.begin(self.prepare(request, inputs, watch), request, watch)
 
     @torch.inference_mode()
-    def prepare(self, request: Request, inputs: Inputs | None = None, watch: Watch | None = None) -> Context:
-        """Read the prompts and encode the conditioning. Raises Cancelled if `watch` says so."""
+    def prepare(
+        self,
+        request: Request,
+        inputs: Inputs | None = None,
+        watch: Watch | None = None,
+        texts: tuple[TextContext, ...] | None = None,
+    ) -> Context:
+        """Read the prompts, unless their `texts` are there from a context with the same ones, and encode the
+        conditioning. Raises Cancelled if `watch` says so."""
         inputs = self.read_inputs(request) if inputs is None else inputs
         check_type("a `request`", request, Request, RESOLVE)
         check_type("a request's `inputs`", inputs, Inputs, "Pass what read_inputs returned")
         items = items_of(request, self.model.config)
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
         with self._working(watch):
-            texts = self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
-            clean = pinned = None
-            if inputs.pixels is not None:
-                clean, pinned = self._encode(inputs.pixels, items[0])
+            self._pool.open_weights(request)
+            texts = texts or self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
+            clean, pinned = self._conditions(items, inputs.given)
             packing = Packing(items, self.model.config, self.device)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
@@ -197,13 +200,7 @@ class Engine:
         check_type("a `context`", context, Context, "Pass what prepare returned")
         check_type("a `request`", request, Request, RESOLVE)
         self._check_ours(context, "beginning a generation")
-        now, prepared = request.to_json(), context.request.to_json()
-        if other := [name for name in now if name not in PER_GENERATION and now[name] != prepared[name]]:
-            found = f"its {', '.join(other)} differ from those of the request that was prepared"
-            raise InputError("beginning a generation", found, "Prepare this request")
-        if len(branches_of(request.guidance)) > len(context.texts):
-            found = "it has guidance, and the request that was prepared had none, so no negative prompt was read"
-            raise InputError("beginning a generation", found, "Prepare this request")
+        check_prepared(context, request)
         with self._working(watch):
             state = self._first(context, request)
         state.watch = watch
@@ -218,9 +215,11 @@ class Engine:
 
     def _first(self, context: Context, request: Request) -> State:
         solver, stream = solver_of(request, self.model).to(self.device), generator(request.seed)
-        drawn = initial_noise(context.items, stream)  # whatever noise is taken: what a sampler draws comes after it
+        drawn = initial_noise(context.made, stream)  # whatever noise is taken: what a sampler draws comes after it
         noise = context.noise or drawn
-        x = torch.cat([n.flatten() for n in noise]).to(self.device)
+        begun = dict(zip(context.made, noise, strict=True))
+        parts = [begun[item].flatten() if item in begun else torch.zeros(item.numel) for item in context.items]
+        x = torch.cat(parts).to(self.device)
         state = State(request, context, x, solver, solver.start(x), stream, noise)
         state.pin()
         return state
@@ -235,20 +234,38 @@ class Engine:
         self._pool.give_back()
         return texts
 
-    def _encode(self, pixels: Tensor, item: Item) -> tuple[Tensor, Tensor]:
-        """(flat values, flat mask) of the clean frames. Only the frames given are encoded: the VAE is causal."""
-        vae = self._pool.lease("vae encoder")
-        with self._stages.stage("encode input", latent_size(1, 1, pixels.shape[1])[0]) as begin_chunk:
-            asked = copy.copy(vae)
-            asked.encoder = partial(_after, begin_chunk, vae.encoder)
-            latents = asked.encode(pixels)
-        del vae, asked
-        self._pool.give_back()
-        clean = torch.zeros(item.shape, device=self.device)
-        pinned = torch.zeros(item.shape, dtype=torch.bool, device=self.device)
-        for frame in item.clean:
-            clean[:, frame], pinned[:, frame] = latents[:, frame], True
-        return clean.flatten(), pinned.flatten()
+    def _conditions(self, items: Sequence[Item], given: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+        """(flat values, flat mask) of what no step changes: the clean frames, and an action's channels that are not in
+        use, which are zero. None where there is nothing of it."""
+        length = sum(item.numel for item in items)
+        clean = torch.zeros(length, device=self.device)
+        pinned = torch.zeros(length, dtype=torch.bool, device=self.device)
+        parts = zip(items, views(clean, items), views(pinned, items), strict=True)
+        held: dict[str | None, Any] = {}  # an encoder serves all items of its modality
+        for (item, values, mask), media in zip(parts, given or [None] * len(items), strict=True):
+            if item.used is not None:
+                mask[:, item.used :] = True
+            if media is not None:
+                frames = torch.tensor(item.clean, device=self.device)
+                latent = self._encode(item, media, held).to(values).index_select(item.axis, frames)
+                values.index_copy_(item.axis, frames, latent)
+                mask.index_fill_(item.axis, frames, True)
+        if held:
+            held.clear()
+            self._pool.give_back()
+        return (clean, pinned) if pinned.any() else (None, None)
+
+    def _encode(self, item: Item, media: Tensor, held: dict[str | None, Any]) -> Tensor:
+        """The latent of what was given for an item. Only the frames given are encoded: the codecs are causal."""
+        codec = CODECS[item.modality]
+        if codec.encoder not in held:
+            held.clear()  # before the next one is loaded
+            held[codec.encoder] = codec.encoder and self._pool.lease(codec.encoder)
+        with self._stages.stage("encode input", codec.chunks(media)) as begin_chunk:
+            latent = codec.encode(held[codec.encoder], media, begin_chunk)
+        # An action's canvas is larger than what its input covers, and the model sees the latter.
+        kept = (slice(None if axis == item.axis else size) for axis, size in enumerate(item.shape))
+        return latent[tuple(kept)]
 
     @torch.inference_mode()
     def predict(self, states: Sequence[State]) -> list[Tensor]:
@@ -322,72 +339,84 @@ class Engine:
         if state.foreseen is None:
             found = "nothing was predicted since it began or was restored"
             raise InputError(f"a preview after {state.index} steps", found, "Take a step first")
-        latent = self._vision(state, state.foreseen)
+        _, latent = self._latent(state, state.foreseen, "vision")
         whole = latent.shape[1]
         if latent_frames is not None and (type(latent_frames) is not int or not 1 <= latent_frames <= whole):
             next_step = f"Give a whole number from 1 to {whole}"
             raise InputError(f"a preview of {latent_frames!r} latent frames", f"the video has {whole}", next_step)
-        decoder = DECODERS["vision"]
+        codec = CODECS["vision"]
         with self._working(state.watch):
-            component = self._pool.lease(decoder.component)
+            component = codec.decoder and self._pool.lease(codec.decoder)
             with self._stages.timed("preview"):
-                groups = decoder.groups(component, latent[:, :latent_frames], self.execution(state.request))
+                groups = codec.decode(component, latent[:, :latent_frames], self.execution(state.request))
                 frames = torch.cat(list(groups))
             del component, groups
             self._pool.give_back()
         return frames
 
-    def finish(self, state: State) -> Iterator[Tensor]:
-        """Decode: uint8 [F, H, W, 3] on the host, in groups as they are ready. Raises InputError before the last step,
-        RunError for latents that are not finite, which would decode to a black or grey picture, and Cancelled if the
-        state's watch says so; the state is as it was."""
+    def finish(self, state: State, modality: str = "vision") -> Iterator[Tensor]:
+        """Decode what the generation has of a modality, on the host, in pieces as they are ready: of vision uint8
+        [F, H, W, 3], of sound one waveform, fp32 [2, N], of actions fp32 [T, D]. Raises InputError before the last step
+        or for what the generation has not, RunError for latents that are not finite, which would decode to a black or
+        grey picture, and Cancelled if the state's watch says so; the state is as it was."""
+        self._check_finished(state, modality)
+        return self._decoded(state, modality, CODECS[modality])
+
+    def tail(self, state: State, count: int) -> Tensor:
+        """The last frames of a finished clip, which another one begins with: fp32 [3, count, H, W] in [-1, 1] on the
+        host, as the VAE gives them and not rounded. Raises as `finish`."""
+        self._check_finished(state, "vision")
+        kept: deque[Tensor] = deque(maxlen=count)
+        for piece in self._decoded(state, "vision", UNROUNDED):
+            kept.extend(piece.float())
+        return torch.stack(list(kept)).permute(3, 0, 1, 2).contiguous()
+
+    def _check_finished(self, state: State, modality: str) -> None:
         self._check_state(state, "finishing")
+        if modality not in (has := [item.modality for item in state.items]):
+            found = f"the generation has {' and '.join(has)}"
+            raise InputError(f"finishing {shown(modality)}", found, f"Ask for {' or '.join(has)}")
         if not state.done:
             found = f"the generation has {state.steps} steps, and had {state.index}"
             raise InputError(f"finishing after step {state.index}", found, "Take the others, or look with preview")
-        return self._frames(state)
 
-    def _not_finite(self, steps: int) -> RunError:
-        found = "the latents hold NaN or infinity, so a kernel or a weight is wrong"
-        next_step = "Run again with `backend` reference to tell which"
-        if self.plan.backend.name == BUILT_IN and not self.plan.formats:
-            found = "the latents hold NaN or infinity, and no kernel but eager torch's ran"
-            next_step = "Run again with `dtype` float32; if it does not help, get the model's weights again"
-        return RunError(f"decoding after {steps} steps", found, next_step)
-
-    def _frames(self, state: State) -> Iterator[Tensor]:
+    def _decoded(self, state: State, modality: str, codec: Codec) -> Iterator[Tensor]:
         with self._working(state.watch):
             with self._stages.timed("steps"):  # the first look at a value: the device may still be at the last ones
                 finite = bool(torch.isfinite(state.x).all())
             if not finite:
-                raise self._not_finite(state.index)
+                raise not_finite(state.index, self.plan)
             state.passes = None
             self._pool.give_back()
-            decoder = DECODERS["vision"]
-            component = self._pool.lease(decoder.component)
-            groups = decoder.groups(component, self._vision(state, state.x), self.execution(state.request))
-        done, total = 0, state.request.frames
+            item, latent = self._latent(state, state.x, modality)
+            component = codec.decoder and self._pool.lease(codec.decoder)
+            pieces = codec.decode(component, latent, self.execution(state.request))
+        done, total = 0, codec.length(item)
+        stage = "decode" if modality == "vision" else f"decode {modality}"
         try:
             while done < total:
                 with self._working(state.watch):
-                    self._stages.check("decode", done, total)
-                    self._stages.tell("decode", done, total)
-                    with self._stages.timed("decode"):  # not the consumer's work between two groups
-                        group = next(groups)
-                done += len(group)
-                yield group
-            with self._working(state.watch):  # asked while the last group was written, it is not too late either
-                self._stages.check("decode", total, total)
-                self._stages.tell("decode", total, total)
+                    self._stages.check(stage, done, total)
+                    self._stages.tell(stage, done, total)
+                    with self._stages.timed(stage):  # not the consumer's work between two pieces
+                        piece = next(pieces)
+                done += codec.count(piece)
+                yield piece
+            with self._working(state.watch):  # asked while the last piece was written, it is not too late either
+                self._stages.check(stage, total, total)
+                self._stages.tell(stage, total, total)
         finally:  # also where the consumer wants no more
             with self._lock:
-                del component, groups
+                del component, pieces
                 self._pool.give_back()
 
     @staticmethod
-    def _vision(state: State, x: Tensor) -> Tensor:
-        """The vision latent [C, T, h, w] in a flat vector like the state's."""
-        return next(v for item, v in zip(state.items, views(x, state.items), strict=True) if item.modality == "vision")
+    def _latent(state: State, x: Tensor, modality: str) -> tuple[Item, Tensor]:
+        """The item of a modality that is made, and its latent in a flat vector like the state's, of the channels in
+        use."""
+        parts = zip(state.items, views(x, state.items), strict=True)
+        item, latent = next(part for part in parts if part[0].name == modality)
+        return item, latent if item.used is None else latent[:, : item.used]
 
     def _check_state(self, state: State, doing: str) -> None:
         """InputError for what is no state, or none of this engine's kind, RunError for a torn one. One that lies on the
@@ -411,11 +440,6 @@ class Engine:
         if other:
             found = f"it belongs to an engine of another kind: {', '.join(other)}"
             raise InputError(doing, found, "Use that engine, or restore what the state's to_tensors gives")
-
-
-def _after(first: Callable[[], None], then: Callable[..., Any], *arguments: Any) -> Any:
-    first()
-    return then(*arguments)
 
 
 def _described(x: Tensor) -> str:

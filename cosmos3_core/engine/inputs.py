@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
+from ..files.audio import read_sound
 from ..files.digests import sha256_file
 from ..files.frames import Reading
 from ..files.images import read_image
 from ..files.memory import Media, check_same
-from ..files.timing import same_rate
-from ..files.video import read_video
+from ..files.video import play_video, read_video
 from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
-from ..scenarios.conditioning import fit, kept
-from ..scenarios.families import INPUTS
+from ..scenarios.families import TASKS
 from ..scenarios.faults import about
 from ..scenarios.items import items_of
+from ..scenarios.keyframes import held
 from ..scenarios.prompts import negative_text, positive_text
 from ..scenarios.request import Request
-from ..scenarios.sizes import keeping
+from ..scenarios.sound import sound_size
+from ..scenarios.transfer import hints_of
+from .actions import Actions, read_actions
+from .control_clips import read_controls
+from .fitting import fitted, fitting_notes
 
-MUCH = 0.05
-"""Share of a picture whose loss is worth a note."""
+Following = Callable[[int, Tensor, Mapping[str, Tensor]], tuple[Tensor | None, ...]]
+
+
+@dataclass(frozen=True)
+class Before:
+    """`frames`, each uint8 [H, W, 3], that an output begins with. They stand in the place of the first `replaced`
+    frames of what is generated, which show the same."""
+
+    frames: Callable[[], Iterator[np.ndarray]]
+    replaced: int
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a request brings: its prompts as token ids, its picture or clip as fp32 [3, F, H, W] in [-1, 1] or None, the
-    initial noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user should read, and `facts`,
-    JSON by field: what was found in the file of the input, what was assumed of it and what was changed. `in_memory`: a
-    program handed the picture or clip over, and no file has it."""
+    """What a request brings: its prompts as token ids, what is `given` for each item of `items_of` (vision: a picture
+    or clip, fp32 [3, F, H, W] in [-1, 1]; sound: a waveform, fp32 [2, N]; None where everything is noise, and empty
+    where all items are), the initial noise per item (fp32, or None: drawn from the seed), `notes`, sentences a user
+    should read, and `facts`, JSON by input, as `Request.sources` calls them: what was found in its file, what was
+    assumed of it and what was changed. `before` is what the output has before what is generated; None for nothing.
+    `following` returns what is given for the items of a later chunk: it takes the chunk's number, the frames that it
+    begins with, fp32 [3, F, H, W] in [-1, 1], and the latents of the chunk before, by item. `actions` says what the
+    request's actions are, if it has some."""
 
     prompt: list[int]
     negative: list[int]
-    pixels: Tensor | None
+    given: tuple[Tensor | None, ...] = ()
     noise: list[Tensor] | None = None
     notes: tuple[str, ...] = ()
-    in_memory: bool = False
+    before: Before | None = None
+    following: Following | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    actions: Actions | None = None
 
 
 def read_inputs(
@@ -55,33 +74,76 @@ def read_inputs(
     model: Model,
     tokenizer: ChatTokenizer,
     noise: Sequence[Tensor] | None = None,
-    media: Media | None = None,
+    media: Sequence[Media] = (),
 ) -> Inputs:
-    """Tokenize the prompts, read the picture or clip, check the `noise` that replaces the request's own (one tensor per
-    item of `items_of`). `media` is the picture or clip where a program hands it over; the request's field then says
+    """Tokenize the prompts, read the pictures or the clip, check the `noise` that replaces the request's own (one
+    tensor per item of `items_of`). `media` are those that a program hands over; the request's fields then say
     `media.said`. Raises InputError for what is unusable."""
-    for name in INPUTS:
-        check_same(name, getattr(request, name), media)
+    named, chunk = {label: path for label, path in request.sources.items() if label != "audio"}, request.of_chunk(0)
+    handed = _handed(named, media)
+    for label in named | handed:
+        check_same(label, named.get(label), handed.get(label))
+    items = items_of(chunk, model.config)
     with about("noise"):
-        checked = None if noise is None else _checked_noise(noise, items_of(request, model.config))
-    prompt, negative, notes = _read_prompts(request, model, tokenizer)
-    name = "image" if request.image is not None else "video"
-    with about(name):
-        reading = _read_input(request, media)
-    if reading is None:
-        return Inputs(prompt, negative, None, checked, notes)
+        checked = None if noise is None else _checked_noise(noise, [item for item in items if not item.control])
+    prompt, negative, notes = _read_prompts(chunk, model, tokenizer)
+    if hints_of(vars(request)):
+        found = read_controls(request, handed)
+        notes = (*notes, *found.notes)
+        return Inputs(prompt, negative, found.given, checked, notes, following=found.following, facts=found.facts)
+    readings = {}
+    for label, path in named.items():
+        with about(label.partition(".")[0]):
+            readings[label] = _read_input(request, label, path, handed.get(label))
+    given: dict[str, Tensor | None] = {}
+    facts: dict[str, Any] = {label: reading.facts for label, reading in readings.items()}
+    actions, following = read_actions(request, model) if request.domain else None, None
+    if readings:
+        with about(next(iter(named)).partition(".")[0]):
+            given["vision"] = pixels = _vision(request, readings)
+        if actions:
+            given |= {"vision": pixels[:, : request.conditioning_pixel_frames], "action": actions.first}
+            following = actions.following(request, pixels) if request.chunks.count > 1 else None
+            notes, facts = (*notes, *actions.notes), facts | dict(actions.facts)
+    if request.audio is not None:
+        with about("audio"):
+            given["sound"], facts["audio"] = _read_audio(request, model)
+    of_media = (note for label, reading in readings.items() for note in fitting_notes(request, label, reading))
     return Inputs(
         prompt,
         negative,
-        _fitted(request, reading),
+        tuple(given.get(item.modality) for item in items) if given else (),
         checked,
-        (*notes, *reading.notes, *_pace(request, reading), *_loss(request, reading)),
-        in_memory=media is not None,
-        facts={name: reading.facts},
+        (*notes, *dict.fromkeys(of_media)),
+        before=_before(request, handed.get("extend")),
+        following=following,
+        actions=actions,
+        facts=facts,
     )
 
 
-def _checked_noise(noise: Sequence[Tensor], items: tuple[Item, ...]) -> list[Tensor]:
+def _handed(named: Mapping[str, str], media: Sequence[Media]) -> dict[str, Media]:
+    """What was handed over for each file that the request names: what it says, else what is of its name."""
+    said = {one.said: one for one in media}
+    found = {label: said[path] for label, path in named.items() if path in said}
+    return {one.field: one for one in media if one not in found.values()} | found
+
+
+def _read_audio(request: Request, model: Model) -> tuple[Tensor, dict[str, Any]]:
+    """The sound that the video is made for, as long as it is, and what was found in its file."""
+    size = sound_size(request, model.config.sound)
+    assert size is not None and request.audio is not None, "a field that would change nothing is refused"
+    sound, facts = read_sound(Path(request.audio), size.rate, size.samples)
+    if sound.length < size.samples:
+        lasts = sound.length / size.rate
+        frames = max(int(lasts * request.fps) - 1, 0) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1
+        wanted = f"{request.frames} frames at {request.fps:g} a second {size.samples / size.rate:.3g}"
+        next_step = f"Use a longer one, or `frames` {frames}" if frames > 1 else "Use a longer one"
+        raise InputError(f"`audio` {request.audio}", f"it lasts {lasts:.3g} s, and {wanted}", next_step, "audio")
+    return torch.from_numpy(sound.samples), facts | {"sha256": sha256_file(Path(request.audio))}
+
+
+def _checked_noise(noise: Sequence[Tensor], items: Sequence[Item]) -> list[Tensor]:
     if len(noise) != len(items) or not all(isinstance(tensor, Tensor) for tensor in noise):
         found = f"this request needs {len(items)}, for {', '.join(item.modality for item in items)}"
         raise InputError(f"initial noise as {len(noise)} latents", found, "Pass a list with a tensor for each")
@@ -102,7 +164,7 @@ def _read_prompts(
     request: Request, model: Model, tokenizer: ChatTokenizer
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """Token ids of the prompt and the negative prompt (none without guidance), and notes."""
-    kind = "video" if request.is_video else "image"
+    kind = TASKS[request.task].system or ("video" if request.is_video else "image")
     system, notes = system_prompt_of(kind, request.system_prompt_text) if request.system_prompt else None, []
     written = {PROMPT: positive_text, NEGATIVE: negative_text}
     texts = {branch: written[branch](request) for branch in branches_of(request.guidance)}
@@ -122,64 +184,62 @@ def _read_prompts(
     return prompt, negative, tuple(notes)
 
 
-def _read_input(request: Request, media: Media | None) -> Reading | None:
-    """The picture or clip that the request starts from, with its digest."""
-    count, keep = request.conditioning_pixel_frames, request.condition_video_keep
-    fps = request.fps if request.video_fps == "resample" else None
+def _read_input(request: Request, label: str, path: str, media: Media | None) -> Reading:
+    """One picture or clip that the request starts from, with its digest."""
+    clip = TASKS[request.task].source == "clip"
+    count = request.input_frames if clip else 1
+    how = count, request.condition_video_keep, request.fps if request.video_fps == "resample" else None
     if media is not None:
-        reading = media.read(count, keep, fps)
-    elif request.image is not None:
-        reading = read_image(Path(request.image))
-    elif request.video is not None:
-        reading = read_video(Path(request.video), count, keep, fps)
+        reading = media.read(*how)
     else:
-        return None
+        reading = read_video(Path(path), *how) if clip else read_image(Path(path))
     if (frames := len(reading.frames)) < count:
         at = f" at {request.fps:g} a second" if "resampled_to_fps" in reading.facts else ""
         raise InputError(
-            f"`video` {request.video}",
-            f"it has {frames} frames{at}, and condition_frame_indexes {list(request.condition_frame_indexes)} "
-            f"cover {count}",
-            f"Use a longer clip, or condition_frame_indexes up to {(frames - 1) // TEMPORAL_COMPRESSION}",
-            "video",
+            f"`{label}` {path}",
+            f"it has {frames} frames{at}, and {_covers(request)} {count}",
+            f"Use a longer clip, or {_fewer(request, frames)}",
+            label,
         )
     digest = media.sha256 if media else sha256_file(Path(reading.facts["file"]))
     return replace(reading, facts=reading.facts | {"sha256": digest})
 
 
-def _fitted(request: Request, reading: Reading) -> Tensor:
-    return fit(
-        torch.from_numpy(reading.frames),
-        request.width,
-        request.height,
-        image_filter=request.image_filter,
-        stretch=_stretches(request),
-    )
+def _before(request: Request, media: Media | None) -> Before | None:
+    """The clip that a request goes on from, where its output holds that too: fitted, and else as it is."""
+    if request.extend is None or not request.with_input:
+        return None
+    path, fps = Path(request.extend), request.fps if request.video_fps == "resample" else None
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame in media.play(fps) if media else play_video(path, fps):
+            pixels = fitted(request, Reading(frame[None], {}))
+            yield ((pixels[:, 0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+    return Before(frames, request.conditioning_pixel_frames)
 
 
-def _stretches(request: Request) -> bool:
-    return request.video is not None and request.video_fit == "stretch"
+def _vision(request: Request, readings: Mapping[str, Reading]) -> Tensor:
+    """What the vision item is conditioned on: a picture or clip; or of several pictures a clip in which each frame is
+    the next one's. The VAE is causal: what a picture's latent frame becomes does not depend on what comes after it, and
+    before it there is nothing but the same picture, or as little else as can be."""
+    clips = [fitted(request, reading) for reading in readings.values()]
+    if request.keyframe is None:
+        return clips[0]
+    ends = [held(one.frame)[1] + 1 for one in request.keyframe]
+    lengths = [end - begin for begin, end in zip((0, *ends), ends, strict=False)]
+    return torch.cat([clip.expand(-1, length, -1, -1) for clip, length in zip(clips, lengths, strict=True)], dim=1)
 
 
-def _pace(request: Request, reading: Reading) -> Iterator[str]:
-    """What becomes of a clip's own frame rate, in a sentence where it is another than the request's."""
-    own, fps = reading.fps, request.fps
-    if own is None or same_rate(own, fps):
-        return
-    if request.video_fps == "resample":
-        yield f"the clip's {own:g} frames a second were resampled to {fps:g} (video_fps keep takes them one by one)"
-        return
-    pace = f"{own / fps:.2g} times slower" if own > fps else f"{fps / own:.2g} times faster"
-    yield f"the clip's {own:g} frames a second are shown at {fps:g}: {pace} (fps {own:g} keeps its pace)"
+def _covers(request: Request) -> str:
+    if TASKS[request.task].chooses_frames:
+        return f"condition_frame_indexes {list(request.condition_frame_indexes)} cover"
+    return f"task {request.task} takes"
 
 
-def _loss(request: Request, reading: Reading) -> Iterator[str]:
-    """What an input loses to the size, in a sentence where it is much of it; and the size that keeps most."""
-    source, size = (reading.frames.shape[2], reading.frames.shape[1]), (request.width, request.height)
-    what = "picture" if request.image is not None else "clip"
-    if (lost := 1 - kept(source, size)) < MUCH:
-        return
-    done = f"is stretched by {1 / (1 - lost) - 1:.0%}" if _stretches(request) else f"loses {lost:.0%} of itself"
-    better = keeping(source, size)
-    advice = f": size {better[0]}x{better[1]} loses {1 - kept(source, better):.0%}" if better != size else ""
-    yield f"the {what} of {source[0]}x{source[1]} {done} to the size {size[0]}x{size[1]}{advice}"
+def _fewer(request: Request, frames: int) -> str:
+    """What a clip of so many frames would do for."""
+    last = (frames - 1) // TEMPORAL_COMPRESSION
+    if TASKS[request.task].chooses_frames:
+        return f"condition_frame_indexes up to {last}"
+    return f"frames {last * TEMPORAL_COMPRESSION + 1}" if last else "another task"

@@ -15,6 +15,7 @@ import torch
 from ..checkpoint.model import Model, Weights
 from ..model.transformer import DecoderLayer, LayerSource
 from ..model.weights import Target
+from ..scenarios.request import Request
 from .stages import Stages
 
 IDLE_BYTES = 1 << 30
@@ -25,6 +26,8 @@ LOAD: dict[str, Callable[[Weights, Target], Any]] = {
     "generation": lambda weights, target: weights.generation(target),
     "vae encoder": lambda weights, target: weights.vae(target, "encoder"),
     "vae decoder": lambda weights, target: weights.vae(target, "decoder"),
+    "sound encoder": lambda weights, target: weights.sound(target, "encoder"),
+    "sound decoder": lambda weights, target: weights.sound(target, "decoder"),
 }
 """The components by name: how each is loaded."""
 
@@ -52,11 +55,17 @@ class Pool:
         self._loaded: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._staying: list[Any] = []
 
-    def open_weights(self) -> Weights:
-        """Download the weight files if need be and check their headers; nothing is loaded."""
-        if self._weights is None:
+    def open_weights(self, request: Request | None = None) -> Weights:
+        """Download the weight files if need be, with those of the sound codec for a `request` with sound, and check
+        their headers; nothing is loaded."""
+        sound = request is not None and request.sound
+        if self._weights is None or (sound and self._weights.sound_files is None):
             with self.stages.stage("check weights"):
                 self._weights = self._weights or Weights(self.model)  # another thread may have, while one was told
+                if sound:
+                    self._weights.open_sound()
+        if request is not None and request.audio is not None:
+            self._weights.open_sound(encoder=True)
         return self._weights
 
     def lease(self, name: str) -> Any:

@@ -9,6 +9,7 @@ from threading import RLock
 from typing import Any
 
 from ..contract import Cosmos3Error, InputError
+from ..spelling import shown
 
 
 class Cancelled(Cosmos3Error):
@@ -31,7 +32,8 @@ class Watch:
         asks = getattr(cancel, "is_set", cancel)
         for name, value in (("progress", progress), ("cancel", asks)):
             if value is not None and (not callable(value) or isinstance(cancel, type)):
-                found = f"{cancel!r} is a class" if isinstance(cancel, type) else f"{value!r} cannot be called"
+                a_class = isinstance(cancel, type)
+                found = f"{shown(cancel)} is a class" if a_class else f"{shown(value)} cannot be called"
                 raise InputError(f"`{name}` of a generation", found, "Give a function, or for `cancel` an Event", name)
         self._tell, self._asks = progress, asks
         self.asked()

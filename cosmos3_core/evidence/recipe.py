@@ -17,6 +17,7 @@ The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats b
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -28,9 +29,10 @@ from ..contract import FORMATTED, OPS, Device, InputError
 from ..files.digests import sha256_json
 from ..files.sources import check_source
 from ..plan.cost.units import GIB
+from ..scenarios.defaults import PROFILES
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
-from ..scenarios.request import PROFILES, check, check_keys
+from ..scenarios.request import check, check_keys
 from ..spelling import did_you_mean
 
 FOLDER = Path("recipes")
@@ -219,7 +221,7 @@ def find(name: str, folder: Path = FOLDER) -> Recipe:
     if name.endswith(".toml"):
         return load(Path(name))
     path = folder / f"{name}.toml"
-    if not path.is_file():
+    if not os.path.lexists(path):
         names = [path.stem for path in sorted(folder.glob("*.toml"))]
         hint = did_you_mean(name, names, "See cosmos3 recipes list")
         raise InputError(f"recipe {name!r}", f"there is none of that name in {folder}", hint)

@@ -24,6 +24,7 @@ from ..contract import InputError
 from ..files.atomic import atomic, check_writable
 from ..files.digests import sha256_file, sha256_json
 from ..files.schema import Anything, Listed, Number, Switch, Table, Text
+from ..files.sources import check_source
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from . import verdict as verdicts
@@ -106,7 +107,11 @@ def _broken_link(recipe: Recipe, record: dict[str, Any]) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A record of any schema. Raises OSError and ValueError."""
+    """A record of any schema. Raises OSError, for a pipe too, and ValueError."""
+    try:
+        check_source(path, f"reading {path}", REMAKE)
+    except InputError as error:
+        raise OSError(error.found) from None
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
@@ -243,7 +248,7 @@ def media_digest(path: Path) -> str:
     return f"sha256:{sha256_file(path)}"
 
 
-PLANNED = ("dtype", "kernels", "formats", "below", "fused", "kept")
+PLANNED = ("dtype", "kernels", "formats", "below", "fused", "kept", "kept_below")
 """Of a plan, as JSON has it: what computes."""
 POSITIVE = Number(0, 1e15)
 SHA256 = Text(pattern="[0-9a-f]{64}")

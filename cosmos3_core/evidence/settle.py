@@ -10,7 +10,7 @@ from .. import reference
 from ..contract import Backend, Device, InputError, RunError
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.units import GIB
-from ..scenarios.request import PROFILES
+from ..scenarios.defaults import PROFILES
 from ..settle import Settled, Wish
 from ..settle import settle as settle_wish
 from .recipe import Recipe

@@ -6,7 +6,6 @@ import base64
 import datetime
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import RunError
 from ..files.digests import sha256_file
+from ..files.locks import workspace
 from . import record as records
 from . import verdict as verdicts
 from . import worker
@@ -80,8 +80,8 @@ def _answer(
     launch: Callable[[worker.Job], None],
     say: Callable[[str], None],
 ) -> Iterator[tuple[Recipe, dict[str, Any]]]:
-    with tempfile.TemporaryDirectory(prefix="cosmos3-") as name:
-        folder, first = Path(name), questions[0]
+    first = questions[0]
+    with workspace() as folder:
         noise, before = _write_noise(folder, first.candidate), [question.fingerprint() for question in questions]
 
         def measure(recipe: Recipe, job: str, role: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.tensors import tensor_digest
 from ..contract import Cosmos3Error, RunError
 from ..runs.memory import counted, peak_device_memory, peak_host_memory
 from . import recipe as recipes
@@ -65,7 +66,6 @@ def measure(job: Job) -> None:
     from safetensors.torch import save_file
 
     from ..checkpoint.random_weights import RandomWeights
-    from ..checkpoint.tensors import tensor_digest
     from ..engine.engine import Engine
     from ..scenarios.items import items_of
 

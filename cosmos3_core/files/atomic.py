@@ -114,14 +114,14 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         os.close(held)
 
 
-def elsewhere(path: Path) -> Iterator[Path]:
-    """Where to put what cannot be written to `path`: free names like it in the current folder and in that for temporary
-    files."""
+def elsewhere(path: Path, companions: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Where to put what cannot be written to `path`: names like it, free as `free` has it, in the current folder and in
+    that for temporary files."""
     here = Path(os.path.realpath(path)).parent
     for folder in (os.getcwd, tempfile.gettempdir):
         with suppress(OSError):
             if (other := Path(os.path.realpath(folder()))) != here:
-                yield free(other / path.name)
+                yield free(other / path.name, companions)
 
 
 def free(path: Path, companions: tuple[str, ...] = ()) -> Path:

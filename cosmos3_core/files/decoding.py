@@ -21,6 +21,11 @@ MATRICES = {BT709: "BT.709", 4: "FCC", 5: "BT.601", 6: "BT.601", 7: "SMPTE 240M"
 BT601 = 6
 PLAIN_TRANSFERS = (1, UNTAGGED, 4, 5, 6, 7, 11, 13, 14, 15, 0, 3)
 """Of SDR, which players show alike, and no more than reserved numbers."""
+PRIMARIES = {1: "BT.709", 4: "BT.470 M", 5: "BT.601 625", 6: "BT.601 525", 7: "SMPTE 240M", 8: "film"}
+PRIMARIES |= {10: "XYZ", 22: "EBU 3213"} | WIDE
+"""By H.273's code points."""
+SKEW = 0.02
+"""Of a frame's side, by which a display matrix may miss a turn by quarters."""
 STRETCH = 8
 """Times that a pixel may be wider than high, or higher than wide; what says more is damaged."""
 
@@ -47,15 +52,29 @@ class Shower:
         clear = any(component.is_alpha for component in frame.format.components)
         layout = "rgb48le" if deep else "rgba" if clear else "rgb24"
         array = frame.to_ndarray(format=layout, **self._size(frame), **_swscale(frame))
+        self._tell_of(frame)
         if deep:
             array = to_srgb(_whole(array, frame), transfer, primaries)
         elif clear:
+            if array[..., 3].min() < 255:
+                self._note("the clip's transparent parts are put on white")
             array = _on_white(array)
         facts["transform"], array = _upright(frame, array)
         if first:
             self.facts |= {"width": frame.width, "height": frame.height, "pixel_aspect": str(self.aspect)} | facts
             self._tell(frame)
         return np.ascontiguousarray(array)
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def _tell_of(self, frame: av.VideoFrame) -> None:
+        """What may be of any frame, and not only of the first."""
+        if frame.is_corrupt:
+            self._note("the clip is damaged: parts of its frames are what the decoder put in their place")
+        if _is_skewed(frame):
+            self._note("the clip is to be turned by no quarter, or skewed: it is taken at the nearest quarter")
 
     def _size(self, frame: av.VideoFrame) -> dict[str, Any]:
         """With square pixels, and no row or column fewer."""
@@ -75,9 +94,9 @@ class Shower:
         return {
             "pixels": frame.format.name,
             "matrix": name if matrix in MATRICES or name == "RGB" else f"{name} (assumed by its size)",
-            "range": "full" if frame.color_range == 2 or frame.format.is_rgb else "limited",
+            "range": "full" if _is_full(frame) else "limited",
             "transfer": TRANSFERS.get(transfer, "SDR"),
-            "primaries": WIDE.get(primaries, "BT.709"),
+            "primaries": PRIMARIES.get(primaries, "BT.709 (assumed)"),
         }
 
     def _tell(self, frame: av.VideoFrame) -> None:
@@ -87,6 +106,12 @@ class Shower:
             self.notes.append(f"the clip's pixels are {self.aspect} times as wide as high: scaled to square ones")
         if frame.interlaced_frame:
             self.notes.append("the clip is interlaced: its frames are taken as they are, with both fields")
+
+
+def _is_full(frame: av.VideoFrame) -> bool:
+    """Whether black is 0; swscale takes untagged grey so."""
+    grey = frame.format.name.startswith("gray") and frame.color_range == 0
+    return grey or frame.format.is_rgb or frame.color_range == 2
 
 
 def _matrix(frame: av.VideoFrame) -> int:
@@ -137,6 +162,15 @@ def _display_matrix(frame: av.VideoFrame) -> Any:
         return frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
         return None
+
+
+def _is_skewed(frame: av.VideoFrame) -> bool:
+    """Whether the display matrix does more than to mirror a frame, to turn it by quarters and to scale it."""
+    if (data := _display_matrix(frame)) is None:
+        return False
+    a, b, _, c, d, *_ = struct.unpack("9i", bytes(data))
+    straight, turned = sorted((max(abs(a), abs(d)), max(abs(b), abs(c))), reverse=True)
+    return turned > SKEW * straight or min(abs(a), abs(d)) == 0 == min(abs(b), abs(c))
 
 
 def _upright(frame: av.VideoFrame, array: np.ndarray) -> tuple[str, np.ndarray]:

@@ -65,9 +65,14 @@ def decoded(image: Image.Image, head: bytes = b"") -> Reading:
     from PIL import Image
 
     facts: dict[str, Any] = {"format": image.format, "mode": image.mode, "width": image.width, "height": image.height}
+    notes: list[str] = []
+    try:
+        image.getexif()
+    except Exception as error:  # Pillow's reader lets anything through, as of a file; viewers show the picture
+        image.info.pop("exif", None)
+        notes.append(f"the picture's EXIF data is damaged ({error}): it is taken as upright")
     if _turn(image):
         facts["exif_orientation"] = image.getexif()[ORIENTATION]
-    notes: list[str] = []
     coded = None if image.info.get("icc_profile") and image.format != "PNG" else _coded(head)
     if coded:
         image.info.pop("icc_profile", None)  # which a PNG's own tag overrules

@@ -1,7 +1,7 @@
 """Hidden files that a process holds by a lock, which the operating system takes from it when it ends, however it ends.
 
-They are of two kinds: a `part` is a file in the making, a `lock` stands for a name that a run will write to. One of
-which nobody has the lock is what a dead process left.
+They are of two kinds: a `part` is a file in the making or a folder that is worked in, a `lock` stands for a name that a
+run will write to. One of which nobody has the lock is what a dead process left.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import struct
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,7 @@ HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 """This machine: a file system may keep the locks of one machine from the others."""
 MADE = re.compile(rf"\.cosmos3-(part-{HERE}-[0-9a-f]{{8}}(\.[^/]*)?|lock-[0-9a-f]{{16}})")
 OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
 TRIES, PAUSE = 10, 0.01
 """How often a lock is tried for, and the seconds between: who looks whether a file is a dead one's holds it, too."""
 GET_FLAGS, FLAGS = 0x80086601, {0x10: "immutable", 0x20: "append-only"}
@@ -65,27 +69,51 @@ def part(suffix: str) -> str:
 
 def created(path: Path) -> int | None:
     """A new file of that name, held; None where somebody took it for a dead process's just now. Raises OSError."""
-    file = os.open(path, OPEN | os.O_CREAT | os.O_EXCL, 0o666)
+    return _held(path, OPEN | os.O_CREAT | os.O_EXCL)
+
+
+def _held(path: Path, flags: int) -> int | None:
+    file = os.open(path, flags, 0o666)
     if _lock(file) is not False and _is(file, path):
         return file
     os.close(file)
     return None
 
 
+@contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder for temporary files, which is deleted at the end; the next one that is made sweeps up after a process
+    that was killed."""
+    sweep(Path(tempfile.gettempdir()))
+    held = None
+    while held is None:
+        folder = Path(tempfile.gettempdir()) / part("")
+        folder.mkdir(mode=0o700)
+        held = _held(folder, FOLDER)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
 def sweep(folder: Path) -> None:
     """Delete what dead processes of this user left in a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if MADE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                _delete_dead(Path(entry.path))
+            if MADE.fullmatch(entry.name):
+                if entry.is_file(follow_symlinks=False):
+                    _delete_dead(Path(entry.path), OPEN, os.unlink)
+                elif entry.is_dir(follow_symlinks=False):
+                    _delete_dead(Path(entry.path), FOLDER, shutil.rmtree)
 
 
-def _delete_dead(path: Path) -> None:
+def _delete_dead(path: Path, flags: int, delete: Callable[[Path], object]) -> None:
     with suppress(OSError):
-        file = os.open(path, OPEN)
+        file = os.open(path, flags)
         try:
             if os.fstat(file).st_uid == os.geteuid() and _lock(file) and _is(file, path):
-                path.unlink()
+                delete(path)
         finally:
             os.close(file)
 

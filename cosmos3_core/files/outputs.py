@@ -11,34 +11,58 @@ import stat
 from pathlib import Path
 
 from ..contract import InputError
-from . import images, video
+from . import action_tables, audio, images, video
 from .atomic import check_writable, mode_at
 
 
-def check_output(path: Path, clip: bool, *, overwrite: bool = True) -> None:
-    """Raises InputError if a clip (`clip`) or a picture cannot be written to `path`: wrong suffix, a folder or device
-    in its place, a file unless it may `overwrite` one, a missing or unwritable folder, or no H.264 encoder. Costs
-    nothing next to loading weights."""
+def is_sound(path: Path) -> bool:
+    """Whether a file of this name holds sound and no picture."""
+    return path.suffix.lower() in audio.CODECS
+
+
+def check_output(path: Path, clip: bool, *, sound: bool = False, actions: bool = False, overwrite: bool = True) -> None:
+    """Raises InputError if a clip (`clip`, and with `sound` also its sound alone) or a picture cannot be written to
+    `path`, or where the run makes `actions` a table of these alone: wrong suffix, a folder or device in its place, a
+    file unless it may `overwrite` one, a missing or unwritable folder, or no encoder. Costs nothing next to loading
+    weights."""
     asked = f"writing {path}"
     kind, suffix = ("clip", video.VIDEO_SUFFIX) if clip else ("picture", images.IMAGE_SUFFIX)
     another = "Choose another `output`"
     if stat.S_ISDIR(mode_at(path, another)):
         raise InputError(asked, "it is a folder", f"Pass a file name, such as `output` {path / 'out'}{suffix}")
-    if path.suffix.lower() != suffix:
-        found = f"this run makes a {kind}, which is written as {suffix}"
+    if actions and path.suffix.lower() in action_tables.SUFFIXES:
+        return check_writable(path, another, overwrite=overwrite)
+    if is_sound(path):
+        check_sound(path, sound)
+    elif path.suffix.lower() != suffix:
+        alone = f", its sound alone as {' or '.join(audio.CODECS)}" if sound else ""
+        alone += f", and actions, which alone are {' or '.join(action_tables.SUFFIXES)}" if actions else ""
+        found = f"this run makes a {kind}, which is written as {suffix}{alone}"
         raise InputError(asked, found, f"Pass `output` {path.with_suffix(suffix)}")
     check_writable(path, another, overwrite=overwrite)
-    if clip:
-        import av
+    if clip and not is_sound(path):
+        _check_encoder(asked, "libx264", "H.264 encoder (libx264)")
+        if sound:
+            _check_encoder(asked, "aac", "AAC encoder")
 
-        try:
-            av.codec.Codec("libx264", "w")
-        except av.codec.codec.UnknownCodecError:
-            raise InputError(
-                asked,
-                "the installed PyAV has no H.264 encoder (libx264)",
-                "Install the wheel that has one: pip install --force-reinstall --only-binary av av",
-            ) from None
+
+def check_sound(path: Path, sound: bool) -> None:
+    """Raises InputError unless `path` is one for the sound of a run that has `sound`."""
+    if not is_sound(path):
+        found = f"sound alone is written as {' or '.join(audio.CODECS)}"
+        raise InputError(f"writing {path}", found, f"Pass {path.with_suffix('.wav')}")
+    if not sound:
+        raise InputError(f"writing {path}", "this run makes no sound", "Ask for `sound`, or choose another file name")
+
+
+def _check_encoder(asked: str, name: str, words: str) -> None:
+    import av
+
+    try:
+        av.codec.Codec(name, "w")
+    except av.codec.codec.UnknownCodecError:
+        next_step = "Install the wheel that has one: pip install --force-reinstall --only-binary av av"
+        raise InputError(asked, f"the installed PyAV has no {words}", next_step) from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -46,4 +70,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
     Raises InputError if the file cannot be read as what its suffix says.
     """
-    return (images if path.suffix.lower() == images.IMAGE_SUFFIX else video).read_metadata(path)
+    if is_sound(path):
+        return audio.read_metadata(path)
+    reader = {images.IMAGE_SUFFIX: images, action_tables.SUFFIXES[1]: action_tables}.get(path.suffix.lower(), video)
+    return reader.read_metadata(path)

@@ -41,6 +41,16 @@ def check_source(path: str | Path, asked: str, next_step: str) -> None:
     raise InputError(asked, found, next_step)
 
 
+def check_name(path: str | Path, asked: str) -> None:
+    """Raises InputError, with `asked` in it, for a path that is not UTF-8: a manifest and a stopped run name their
+    files, as text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        found = "its path is not UTF-8 text, and a manifest could not name it"
+        raise InputError(asked, found, "Rename the file or its folder") from None
+
+
 def head_of(source: Path | bytes, asked: str, next_step: str) -> bytes:
     """The first `HEAD` bytes of an ordinary file, by which its kind is known. Raises InputError as `check_source`, and
     for a file that cannot be read."""

@@ -13,6 +13,8 @@ Frame = TypeVar("Frame")
 
 SAME_RATE = 0.002
 """Of a rate, within which another is taken for it: 23.976 for 24. The clip is then a thousandth faster or slower."""
+UNEVEN = 0.5
+"""Of the time between two frames; files that round to milliseconds stay below it, up to some 400 frames a second."""
 SLACK = 0.0006
 """Seconds by which a frame may come late: many files round their times to milliseconds."""
 
@@ -40,6 +42,20 @@ def timed(frames: Iterable[av.VideoFrame], rate: float) -> Iterator[Shown[av.Vid
         start = max(start, time - origin)
         lasting = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / rate
         yield Shown(frame, start, start + lasting)
+
+
+def watched(shown: Iterable[Shown[Frame]], rate: float, notes: list[str], resampling: bool) -> Iterator[Shown[Frame]]:
+    """The same frames. The first that comes more than `UNEVEN` of a frame's time early or late puts a sentence into
+    `notes`."""
+    before: float | None = None
+    even = True
+    for one in shown:
+        if even and before is not None and abs((one.start - before) * rate - 1) > UNEVEN:
+            even = False
+            what = "each is taken for as long as it is shown" if resampling else "they are taken one by one"
+            notes.append(f"the clip's frames do not come evenly, {rate:g} a second on the whole: {what}")
+        before = one.start
+        yield one
 
 
 def resampled(shown: Iterable[Shown[Frame]], fps: float, rate: float, limit: int) -> Iterator[Shown[Frame]]:

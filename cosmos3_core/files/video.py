@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ..contract import InputError, RunError
 from . import images
 from .atomic import DISK_FULL, atomic
+from .audio import Sound, Track, WrittenSound, check_track
 from .decoding import Shower, scaler
 from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
 from .sources import called, head_of, open_source
-from .timing import Shown, resampled, same_rate, timed
+from .timing import Shown, resampled, same_rate, timed, watched
 
 if TYPE_CHECKING:
     import av
@@ -41,13 +42,16 @@ OPENING = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
 MAX_AREA = 8192 * 4608
 """Pixels of the largest frame that is decoded: 8K and a little. A damaged file can say that it has more."""
 NEXT_STEP = "Pass a whole clip, such as an .mp4 file"
+MOST_HELD = 1000
+"""New frames that one frame of a resampled clip is shown for at most."""
 ENCODE_QUEUE = 8
 """Frames that wait for the encoder at most: it takes several at once, after it has looked ahead."""
 
 
 @dataclass(frozen=True)
 class WrittenVideo:
-    """What the finished file holds, as read back from it. `fps` in frames per second, `bytes` is the file's size."""
+    """What the finished file holds, as read back from it. `fps` in frames per second, `bytes` is the file's size,
+    `sound` None where it has none."""
 
     frames: int
     width: int
@@ -57,21 +61,24 @@ class WrittenVideo:
     profile: str
     pix_fmt: str
     bytes: int
+    sound: WrittenSound | None = None
 
 
-def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = None) -> Reading:
-    """Up to `count` frames, the "first" or the "last" of a clip or of an animated picture, as they are meant to be seen
-    (`decoding.Shower`, `images.decoded`). With `fps` the clip is resampled to as many frames a second, by the times at
-    which its frames are shown; without, its frames are taken one by one. Fewer than `count` if the clip is shorter.
-    Holds `count` frames in memory, however long the clip. A clip that is cut off or damaged gives the frames that
-    decode.
+def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = None, skip: int = 0) -> Reading:
+    """Up to `count` frames, the "first" after `skip` or the "last" of a clip or of an animated picture, as they are
+    meant to be seen (`decoding.Shower`, `images.decoded`). With `fps` the clip is resampled to as many frames a second,
+    by the times at which its frames are shown; without, its frames are taken one by one. Fewer than `count` if the clip
+    is shorter. Holds `count` frames in memory, however long the clip. A clip that is cut off or damaged gives the
+    frames that decode.
 
     Raises InputError if the file cannot be read, has no video, or not one frame of it decodes.
     """
     head = head_of(source, f"reading {called(source)}", NEXT_STEP)
     with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
-        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, count)
-        frames = deque(islice(shown, count) if keep == "first" else shown, maxlen=count)
+        shown = watched(clip.shown, clip.rate, clip.notes, fps is not None)
+        if fps is not None:
+            shown = resampled(shown, fps, clip.rate, skip + count)
+        frames = deque(islice(shown, skip, skip + count) if keep == "first" else shown, maxlen=count)
         if not frames:
             raise InputError(f"reading {called(source)}", "no frame of it could be decoded", NEXT_STEP)
         arrays = [clip.show(one.frame) for one in frames]
@@ -79,6 +86,28 @@ def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = 
     if fps is not None and not same_rate(clip.rate, fps):
         facts["resampled_to_fps"] = fps
     return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), clip.rate)
+
+
+def play_video(source: Path | bytes, fps: float | None = None) -> Iterator[np.ndarray]:
+    """All frames of a clip one by one, uint8 [H, W, 3] of the first one's size, as `read_video` reads them. Raises
+    InputError as that does."""
+    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
+    with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
+        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, MOST_HELD)
+        size: tuple[int, ...] = ()
+        for one in shown:
+            array = clip.show(one.frame)
+            size = size or array.shape
+            yield array if array.shape == size else _sized(array, size)
+
+
+def length_of(source: Path | bytes, most: int, fps: float | None = None) -> tuple[int, float]:
+    """How many frames `read_video` would find, up to `most`, and the clip's own number of frames per second. Raises
+    InputError as that does."""
+    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
+    with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
+        shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, most)
+        return sum(1 for _ in islice(shown, most)), clip.rate
 
 
 @dataclass(frozen=True)
@@ -111,7 +140,7 @@ def _clip(source: Path | bytes) -> Iterator[_Playing]:
         if not (rate := stream.average_rate or stream.guessed_rate):
             raise InputError(asked, "it has no frame rate", "Pass a clip, such as an .mp4 file")
         shower = Shower(source, stream.sample_aspect_ratio)
-        frames = timed(_decoded(container, stream), float(rate))
+        frames = timed(_decoded(container, stream, shower.notes), float(rate))
         yield _Playing(frames, float(rate), shower.show, shower.facts, shower.notes)
 
 
@@ -145,20 +174,30 @@ def _check_area(source: Path | bytes, width: int, height: int) -> None:
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     """One array. A stream may change its size on the way; all frames of the result have the first one's."""
     import numpy as np
+
+    size = arrays[0].shape
+    return np.stack([array if array.shape == size else _sized(array, size) for array in arrays])
+
+
+def _sized(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    import numpy as np
     from PIL import Image
 
-    height, width, _ = arrays[0].shape
-    for i, array in enumerate(arrays):
-        if array.shape != arrays[0].shape:
-            arrays[i] = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
-    return np.stack(arrays)
+    return np.asarray(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def write_video(
-    path: Path, frames: Iterable[np.ndarray], fps: float, metadata: dict[str, str], *, overwrite: bool = True
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    metadata: dict[str, str],
+    sound: Sound | None = None,
+    *,
+    overwrite: bool = True,
 ) -> WrittenVideo:
     """Writes frames, each uint8 [H, W, 3] with even H and W, to an .mp4: H.264 High, 4:2:0, BT.709 limited range,
-    visually lossless, playable while it downloads. Each frame is encoded as the iterator gives it.
+    visually lossless, playable while it downloads. Each frame is encoded as the iterator gives it. A `sound` begins
+    with the first frame and is AAC (`audio.Track`).
 
     `fps` near an NTSC rate (23.976, 29.97...) is written as the exact fraction. `metadata` comes back from
     `read_metadata`; the keys `encoder`, `major_brand`, `minor_version` and `compatible_brands` belong to the muxer.
@@ -173,7 +212,7 @@ def write_video(
     rate = _exact_rate(fps)
     with atomic(path, overwrite=overwrite) as temp:
         try:
-            sent = encode(temp, frames, rate, metadata)
+            sent = encode(temp, frames, rate, metadata, sound)
         except av.error.FFmpegError as error:
             if error.errno in DISK_FULL or not temp.exists():
                 raise
@@ -211,7 +250,9 @@ def _opened(source: Path | bytes) -> Iterator[av.container.InputContainer]:
         raise InputError(f"reading {called(source)}", found, NEXT_STEP) from error
 
 
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, notes: list[str]
+) -> Iterator[av.VideoFrame]:
     import av
 
     for packet in container.demux(stream):
@@ -219,7 +260,7 @@ def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> 
             yield from packet.decode()
         except av.error.InvalidDataError:
             # A damaged packet costs its own frames; a player goes on after it, too.
-            continue
+            notes.append("the clip is damaged: frames that do not decode are left out")
 
 
 def _exact_rate(fps: float) -> Fraction:
@@ -231,21 +272,25 @@ def _exact_rate(fps: float) -> Fraction:
 
 @dataclass
 class Sent:
-    """What the encoder was given: `cells` has one entry for each frame, see `_cells`."""
+    """What the encoder was given: `cells` has one entry for each frame, see `_cells`, and `sound` is as the track has
+    it."""
 
     rate: Fraction
     width: int = 0
     height: int = 0
     flat: bool = True
     cells: list[np.ndarray] = field(default_factory=list)
+    sound: Sound | None = None
 
 
-def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: dict[str, str]) -> Sent:
-    """Encodes the frames into the file `temp`, each as the iterator gives it. Raises ValueError for frames that cannot
-    be a clip."""
+def encode(
+    temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: dict[str, str], sound: Sound | None = None
+) -> Sent:
+    """Encodes the frames into the file `temp`, each as the iterator gives it, and what is heard beside it. Raises
+    ValueError for frames that cannot be a clip."""
     import av
     import numpy as np
-    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+    from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
     sent, reformatter = Sent(rate), VideoReformatter()
     waiting: deque[Future[None]] = deque()
@@ -256,17 +301,15 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
     # Whoever makes the frames, and what is done to them here, goes on while the encoder is at work.
     with ThreadPoolExecutor(1) as encoder, closed_by(encoder, output, waiting):
         output.metadata.update(metadata)
-        stream = output.add_stream("libx264", rate=rate, options={"crf": "16"})
+        stream = _stream(output, rate)
         codec = stream.codec_context
-        codec.profile = PROFILE
-        codec.pix_fmt = PIXELS
-        codec.colorspace = Colorspace.ITU709
-        codec.color_primaries = ColorPrimaries.BT709
-        codec.color_trc = ColorTrc.BT709
-        codec.color_range = ColorRange.MPEG
+        track = Track(output, sound) if sound else None
+        sent.sound = track.sent if track else None
 
-        def send(picture: av.VideoFrame | None) -> None:
+        def send(picture: av.VideoFrame | None, shown: float) -> None:
             output.mux(stream.encode(picture))
+            if track:
+                track.until(shown)
 
         for index, frame in enumerate(frames):
             check_frame(frame)
@@ -288,15 +331,29 @@ def encode(temp: Path, frames: Iterable[np.ndarray], rate: Fraction, metadata: d
             sent.flat = sent.flat and is_flat(frame)
             sent.cells.append(_cells(picture))
             picture.pts, picture.time_base = index, 1 / rate
-            waiting.append(encoder.submit(send, picture))
+            waiting.append(encoder.submit(send, picture, float((index + 1) / rate)))
             if len(waiting) > ENCODE_QUEUE:
                 waiting.popleft().result()
         if not sent.cells:
             raise ValueError("a clip has at least one frame")
-        waiting.append(encoder.submit(send, None))
+        waiting.append(encoder.submit(send, None, float("inf")))
+        if track:
+            waiting.append(encoder.submit(track.close))
         while waiting:
             waiting.popleft().result()
     return sent
+
+
+def _stream(output: av.container.OutputContainer, rate: Fraction) -> av.VideoStream:
+    """A clip's frames, not yet of any size."""
+    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+    stream: av.VideoStream = output.add_stream("libx264", rate=rate, options={"crf": "16"})
+    codec = stream.codec_context
+    codec.profile, codec.pix_fmt = PROFILE, PIXELS
+    codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+    codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return stream
 
 
 @contextmanager
@@ -322,7 +379,7 @@ def _cells(picture: av.VideoFrame) -> np.ndarray:
 
 def _verified(path: Path, temp: Path, sent: Sent, metadata: dict[str, str]) -> WrittenVideo:
     """Decodes the finished file and compares it with what the encoder was given. Raises RunError if they differ."""
-    expected = (sent.width, sent.height, sent.rate, CODEC, PROFILE, PIXELS)
+    expected, heard = (sent.width, sent.height, sent.rate, CODEC, PROFILE, PIXELS), None
     try:
         with _opened(temp) as container:
             stream = container.streams.video[0]
@@ -337,8 +394,12 @@ def _verified(path: Path, temp: Path, sent: Sent, metadata: dict[str, str]) -> W
                     raise read_back_error(path, f"frame {count} shows something else")
             if count != len(sent.cells):
                 raise read_back_error(path, f"it has {count} frames, not {len(sent.cells)}")
+        if sent.sound:
+            with _opened(temp) as container:
+                heard = check_track(path, container, sent.sound)
         if read_metadata(temp) != metadata:
             raise read_back_error(path, "its metadata differ")
     except InputError as error:
         raise read_back_error(path, error.found) from error
-    return WrittenVideo(count, sent.width, sent.height, float(sent.rate), CODEC, PROFILE, PIXELS, temp.stat().st_size)
+    size = temp.stat().st_size
+    return WrittenVideo(count, sent.width, sent.height, float(sent.rate), CODEC, PROFILE, PIXELS, size, heard)

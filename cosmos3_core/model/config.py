@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..contract import InputError, Layer
+from .sound_config import SoundConfig
 
 REQUIRED_VALUES: dict[str, Any] = {
     "attention_bias": False,
@@ -99,7 +100,8 @@ class TransformerConfig:
     """The keys of `transformer/config.json` that the mathematics needs (docs/model.md, section 1.3); the defaults are
     Nano's.
 
-    Keys that are not fields are decoration and ignored, as the published files carry many.
+    Keys that are not fields are decoration and ignored, as the published files carry many. `sound` is no key: it is
+    what `sound_tokenizer/config.json` says of the codec behind the sound head, None where there is none of them.
     """
 
     hidden_size: int = 4096
@@ -127,6 +129,7 @@ class TransformerConfig:
     action_gen: bool = False
     action_dim: int = 0
     num_embodiment_domains: int = 32
+    sound: SoundConfig | None = None
 
     @property
     def patch_dim(self) -> int:
@@ -187,6 +190,7 @@ class TransformerConfig:
                     "Check that `model` names a Cosmos3 generator",
                 )
         values = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
+        values.pop("sound", None)
         scaling = data.get("rope_scaling")
         sections = data.get("rope_axes_dim") or (scaling.get("mrope_section") if isinstance(scaling, dict) else scaling)
         if sections is not None:

@@ -21,6 +21,9 @@ SYSTEM_PROMPTS = {
     # "give" is in the training data; correcting it would change the tokens.
     "image": "You are a helpful assistant who will generate images from a give prompt.",
     "video": "You are a helpful assistant who will generate videos from a give prompt.",
+    "edit": "You are a helpful assistant who will edit images based on the user's instructions.",
+    "transfer": "You are a helpful assistant that generates images or videos following the user's instructions and "
+    "control signals (edge maps, blur, depth, or segmentation).",
 }
 LONGEST_TEMPLATE = 1 << 18
 """Characters; published templates have up to 8,000."""
@@ -31,8 +34,8 @@ START_OF_VISION = "<|vision_start|>"
 
 
 def system_prompt_of(kind: str, text: str) -> str:
-    """The system prompt of an "image" or a "video" as it is in the training data ("trained"), or "corrected", as sglang
-    0.5.23 has it."""
+    """The system prompt of an "image", a "video" or a "transfer" as it is in the training data ("trained"), or
+    "corrected", as sglang 0.5.23 has it."""
     trained = SYSTEM_PROMPTS[kind]
     return trained.replace("a give prompt", "a given prompt") if text == CORRECTED else trained
 

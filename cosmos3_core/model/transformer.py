@@ -193,11 +193,29 @@ class GenerationTower:
     def _attended(self, layer: DecoderLayer, i: int, residual: Residual, branches: Branches) -> Tensor:
         """What layer i's attention gives, out_BSHD. With the call q, k and v end: the MLP needs their room."""
         q, k, v, _ = layer.project(residual, branches.cos, branches.sin)
+        attend = self._joint if not branches.packing.weighted else self._weighted
         out = [
-            self.ops.attention(q[b : b + 1], [text[i], Segment(k[b : b + 1], v[b : b + 1])])[0]
+            attend(branches.packing, text[i], *(x[b : b + 1] for x in (q, k, v)))
             for b, text in enumerate(branches.segments)
         ]
         return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _joint(self, packing: Packing, text: Segment, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Every token attends to the text and to every token."""
+        return self.ops.attention(q, [text, Segment(k, v)])[0]
+
+    def _weighted(self, packing: Packing, text: Segment, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One pass for each control: it and what is made attend to the text, to it and to what is made. What is made
+        gets the sum of the passes by the controls' shares (docs/model.md, section 4.9)."""
+        made, out = packing.others, []
+        total: Tensor | None = None
+        for rows, share in packing.weighted:
+            one = [torch.cat((x[:, rows], x[:, made]), dim=1) for x in (q, k, v)]
+            seen = self.ops.attention(one[0], [text, Segment(one[1], one[2])])[0]
+            own, rest = seen.split((rows.stop - rows.start, made.stop - made.start), dim=1)
+            out.append(own)
+            total = rest * share if total is None else torch.add(total, rest, alpha=share)
+        return torch.cat([*out, total], dim=1)  # type: ignore[list-item]
 
     def heads(self, residual: Residual, branches: Branches) -> list[list[Tensor]]:
         """Rows to velocities, per branch and item."""
@@ -224,6 +242,9 @@ class GenerationTower:
         for item, rows, noisy in zip(packing.items, packing.rows, packing.noisy, strict=True):
             action = item.modality == "action"
             project = self.action_out[item.domain] if action else self.project_out[item.modality]
+            if noisy is not None and not len(noisy):
+                out.append(y.new_zeros(item.shape))
+                continue
             if noisy is None:
                 tokens = project(y[rows])
             else:

@@ -7,7 +7,7 @@ decoding yields frames as they are ready, so that a clip never has to fit in mem
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -82,8 +82,9 @@ class VideoVAE:
         return ((mode - self.mean) / self.std).permute(3, 0, 1, 2).contiguous()
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, tiling: Tiling) -> Iterator[Tensor]:
-        """Latents [C, T, h, w] to pixels, yielded in time order as uint8 [frames, H, W, 3] on the host.
+    def decode(self, latents: Tensor, tiling: Tiling, *, rounded: bool = True) -> Iterator[Tensor]:
+        """Latents [C, T, h, w] to pixels, yielded in time order as uint8 [frames, H, W, 3] on the host; or not
+        `rounded`, in the VAE's dtype and [-1, 1].
 
         The first latent frame gives one pixel frame, every other one four; small pictures come several latent frames
         at a time. A device works on the next group while the caller has this one. Where `tiling`, that of latents of
@@ -93,14 +94,16 @@ class VideoVAE:
         z = latents.permute(1, 2, 3, 0).to(self.device, torch.float32) * self.std + self.mean
         z = self.post_quant(z.to(self.dtype))
         queued: deque[list[list[_HostCopy]]] = deque()
-        for group in self._groups(z, tiling):
+        for group in self._groups(z, tiling, _to_bytes if rounded else _to_pixels):
             queued.append(group)
             if len(queued) > (not z.is_cpu):
                 yield _joined(queued.popleft())
         yield from map(_joined, queued)
 
-    def _groups(self, z_THWC: Tensor, tiling: Tiling) -> Iterator[list[list[_HostCopy]]]:
-        """The picture's tiles, row by row, for one group of frames after another.
+    def _groups(
+        self, z_THWC: Tensor, tiling: Tiling, shown: Callable[[Tensor], Tensor]
+    ) -> Iterator[list[list[_HostCopy]]]:
+        """The picture's tiles, row by row, for one group of frames after another, as what `shown` makes of them.
 
         A tile goes through all frames before the next one starts, and waits on the host. Streaming all tiles side by
         side would keep every tile's cached frames on the device: together more than the whole picture's, which are
@@ -129,7 +132,7 @@ class VideoVAE:
                         groups.append([])
                     if not left:
                         groups[n].append([])
-                    groups[n][-1].append(_HostCopy(self.memory, _to_bytes(y[:, :kept, :kept])))
+                    groups[n][-1].append(_HostCopy(self.memory, shown(y[:, :kept, :kept])))
                     if top == tops[-1] and left == lefts[-1]:
                         group, groups[n] = groups[n], []
                         yield group
@@ -197,6 +200,15 @@ def patchify(pixels_TCHW: Tensor) -> Tensor:
 
 def _to_bytes(y_THWC: Tensor) -> Tensor:
     """[T, H/2, W/2, 12], patched, in about [-1, 1] to uint8 [T, H, W, 3]."""
-    scaled = y_THWC.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
-    pixels = scaled.unflatten(3, (-1, VAE_PATCH, VAE_PATCH)).permute(0, 1, 5, 2, 4, 3)  # T h row w column C
+    return _unpatched(y_THWC.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8))
+
+
+def _to_pixels(y_THWC: Tensor) -> Tensor:
+    """[T, H/2, W/2, 12], patched, to [T, H, W, 3] in [-1, 1]."""
+    return _unpatched(y_THWC.clamp(-1, 1))
+
+
+def _unpatched(y_THWC: Tensor) -> Tensor:
+    """[T, H/2, W/2, 12] to [T, H, W, 3]."""
+    pixels = y_THWC.unflatten(3, (-1, VAE_PATCH, VAE_PATCH)).permute(0, 1, 5, 2, 4, 3)  # T h row w column C
     return pixels.flatten(3, 4).flatten(1, 2)

@@ -232,12 +232,18 @@ class Plan:
             "dtype": self.dtype,
             "kernels": {c.op: c.serving(queries).name for c in self.choices if c.op not in fused},
             "fused": fused,
-            "below": {c.op: {row.name: count for count, row in c.below} for c in self.choices if c.below},
+            "below": _below(self.choices),
             "formats": self.formats,
             "kept": {choice.op: choice.kernel.name for choice in self.kept},
+            "kept_below": _below(self.kept),
             "named": sorted(choice.op for choice in self.choices if choice.named),
             "refused": [vars(refusal) for refusal in self.refusals],
         }
+
+
+def _below(choices: Sequence[Choice]) -> dict[str, dict[str, int]]:
+    """By op and row, from how many queries on another row serves."""
+    return {choice.op: {row.name: count for count, row in choice.below} for choice in choices if choice.below}
 
 
 def given_defaults(pack: Callable[..., Any]) -> Callable[..., Any]:

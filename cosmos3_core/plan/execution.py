@@ -10,7 +10,8 @@ from typing import Protocol
 
 from ..contract import Tuning
 from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, latent_size
-from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
+from ..scenarios.branches import NEGATIVE, PROMPT, UNCONTROLLED, branches_of
+from ..scenarios.sound import Lasting, SoundSize, sound_size
 
 TILE_OVERLAP = 0.25
 """Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
@@ -22,8 +23,9 @@ SEQUENTIAL, RESIDENT = "sequential", "resident"
 """Placements: text tower, media tower and VAE follow each other on the device, or all components stay."""
 
 
-class Numbers(Protocol):
-    """What of a request decides how it runs, sizes in pixels; `guidance` 1 is none, `tile` None the whole picture."""
+class Numbers(Lasting, Protocol):
+    """What of a request decides how it runs, sizes in pixels; `guidance` and `control_guidance` 1 are none, `controls`
+    the hints of its control clips, `tile` None the whole picture, `other_tokens` those of other media than vision."""
 
     @property
     def width(self) -> int: ...
@@ -32,13 +34,19 @@ class Numbers(Protocol):
     def height(self) -> int: ...
 
     @property
-    def frames(self) -> int: ...
-
-    @property
     def guidance(self) -> float: ...
 
     @property
+    def control_guidance(self) -> float: ...
+
+    @property
+    def controls(self) -> tuple[str, ...]: ...
+
+    @property
     def tile(self) -> int | None: ...
+
+    @property
+    def other_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -54,17 +62,22 @@ class Pass:
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """Decided before a weight is read. `branches` are the texts that are read; `unguided` and `guided` the passes of a
-    step without and with guidance; `latent` the latents' frames, height and width; `tokens` the media tokens of a
-    branch; `kept_layers` how many of the media tower's first layers no format quantizes, 0 where there is no format."""
+    step without and with guidance, and `control` those that control guidance adds to either; `latent` the latents'
+    frames, height and width; `tokens` the media tokens of a branch, control clips included, and `made` those of what is
+    made alone, its `sound` included (None: there is none); `kept_layers` how many of the media tower's first layers no
+    format quantizes, 0 where there is no format."""
 
     branches: tuple[str, ...]
     latent: tuple[int, int, int]
     tokens: int
+    made: int
     unguided: tuple[Pass, ...]
     guided: tuple[Pass, ...]
+    control: tuple[Pass, ...]
     tiling: Tiling
     kept_layers: int
     placement: str
+    sound: SoundSize | None = None
 
     @classmethod
     def of(
@@ -79,27 +92,33 @@ class Execution:
         """`format` is that of the layers' weights."""
         frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
         patch, branches = config.latent_patch_size, branches_of(numbers.guidance)
-        tokens = frames * -(-height // patch) * -(-width // patch)  # an odd row or column is padded to a whole patch
+        sound = sound_size(numbers, config.sound)
+        vision = frames * -(-height // patch) * -(-width // patch)  # an odd row or column is padded to a whole patch
+        made = vision + (sound.frames if sound else 0) + numbers.other_tokens
+        tokens = made + vision * len(numbers.controls)
 
         def one(*texts: str) -> Pass:
-            rows = len(texts) * tokens
+            rows = sum(made if text == UNCONTROLLED else tokens for text in texts)
             return Pass(texts, rows, rows <= tuning.capture_rows)
 
         return cls(
             branches=branches,
             latent=latent,
             tokens=tokens,
+            made=made,
             unguided=(one(PROMPT),),
             guided=(one(*branches),) if tokens <= tuning.one_pass_tokens else tuple(map(one, branches)),
+            control=() if numbers.control_guidance == 1 else (one(UNCONTROLLED),),
             tiling=tiling_of(height, width, numbers.tile, tuning.chunk_area),
             kept_layers=kept_layers_of(config, format),
             placement=placement,
+            sound=sound,
         )
 
     @property
     def passes(self) -> tuple[Pass, ...]:
         """Every kind of pass once."""
-        return tuple(dict.fromkeys(self.unguided + self.guided))
+        return tuple(dict.fromkeys(self.unguided + self.guided + self.control))
 
     @property
     def captured(self) -> bool:
@@ -114,9 +133,10 @@ class Execution:
     @property
     def guidance(self) -> str:
         """In words, for people."""
-        if NEGATIVE not in self.branches:
+        passes = len(self.guided) + len(self.control)
+        if NEGATIVE not in self.branches and not self.control:
             return "none"
-        return "one pass" if len(self.guided) == 1 else "two passes"
+        return ("one pass", "two passes", "three passes")[passes - 1]
 
 
 def kept_layers_of(config: TransformerConfig, format: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import tokenize
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -72,7 +73,8 @@ def _digest(function: Any) -> str:
         function = type(function).__call__
     try:
         data = inspect.getsource(function).encode()
-    except (OSError, TypeError):  # typed into a console, or of no Python
+    # Typed into a console, of no Python, or of a file that was changed since and is none now.
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
         code = getattr(function, "__code__", None)
         if code is None:
             return ""

@@ -33,7 +33,7 @@ class Keeper:
     def __init__(self, run: Generation, path: Path, resumed: str | None = None):
         self.run, self.path, self.resumed = run, path, resumed
         self.kept: Path | None = None
-        self.cost, self.index = 0.0, 0
+        self.cost = 0.0
         self.failure: Exception | None = None
         self._begun = self._last = time.monotonic()
         self._thread: Thread | None = None
@@ -46,7 +46,7 @@ class Keeper:
 
     def between_steps(self) -> None:
         """Save the run if it is time to, and before a decode, after which no step could be lost any more."""
-        now, done = time.monotonic(), self.run.begun.done
+        now, done = time.monotonic(), self.run.done
         if now - (self._begun if done else self._last) < self.interval or (self._thread and self._thread.is_alive()):
             return
         self._last = now
@@ -60,7 +60,7 @@ class Keeper:
     def _save(self, path: Path, kept: dict[str, Tensor], numbers: dict[str, Any], began: float) -> None:
         try:
             if saved.save(path, kept, numbers, self.run.resumable):
-                self.kept, self.index = path, numbers["index"]
+                self.kept = path
         except Exception as error:  # a full disk: it may be the run's end that finds room again
             self.failure = error
         self.cost = time.monotonic() - began
@@ -87,9 +87,9 @@ class Keeper:
             raise self._lost(error) from error
 
     def _lost(self, error: Exception) -> RunError:
-        index = self.run.begun.index
+        index = self.run.index
         earlier = str(self.kept) if self.kept else self.resumed
-        found = f"{index} of {self.run.begun.steps} steps are lost"
+        found = f"{index} of {self.run.steps} steps are lost"
         return RunError(
             found, str(error), f"{earlier} still holds those before it" if earlier else "Start the run again"
         )

@@ -14,7 +14,10 @@ from ..bounds import parse_json
 from ..contract import InputError
 from ..files.checkout import build_version
 from ..files.outputs import read_metadata
-from ..scenarios.request import profile_source
+from ..files.sources import check_source
+from ..scenarios.action import acts, layout_of
+from ..scenarios.defaults import profile_source
+from ..scenarios.families import TASKS
 from . import saved
 from .memory import peak_device_memory, peak_host_memory
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 KEY = "cosmos3"
 """The metadata key in an mp4 or PNG."""
+LARGEST = 4 << 20
+"""Bytes of a manifest's file. The longest prompts make it some 500 KB."""
 LIBRARIES = ("tokenizers", "safetensors", "av")
 
 
@@ -38,6 +43,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     """What is settled before a weight is read; also what `--dry-run` prints. `named` says why this backend, where it
     was not chosen here."""
     model, request, plan, execution = settled.model, settled.request, settled.plan, settled.execution
+    sound = execution.sound
     profile = settled.wish.profile
     towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
     return {
@@ -54,7 +60,9 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
         "plan": plan.to_json(settled.execution.tokens)
         | {
             "backend_why": settled.why or named,
-            "latents": {"vision": [model.config.latent_channel, *execution.latent]},
+            "latents": {"vision": [model.config.latent_channel, *execution.latent]}
+            | ({"sound": [model.config.sound_dim, sound.frames]} if sound else {})
+            | ({"action": [layout_of(request).rows, model.config.action_dim]} if acts(TASKS[request.task]) else {}),
             "guidance": execution.guidance,
             "execution": asdict(execution),
             "solver_dtype": "float32",
@@ -64,7 +72,8 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
                 "timestep": "float32",
                 "vae": plan.dtype,
                 "solver": "float32",
-            },
+            }
+            | ({"sound": plan.dtype} if sound else {}),
         },
         "guardrail": {"requested": False, "effective": False},
     }
@@ -84,7 +93,7 @@ def complete(
     import torch  # `show` knows the manifest's key and has no need of it
 
     rounded = {stage: round(count, 4) for stage, count in seconds.items()}
-    if "decode" in rounded:
+    if any(stage.startswith("decode") for stage in rounded):
         rounded["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
     return resolved | {
         "tokens": {
@@ -110,17 +119,24 @@ def read_manifest(name: str, asked: str = "") -> dict[str, Any]:
     next_step = "Pass a picture or clip that cosmos3 run wrote, or the .json beside it"
     text: str | None
     if path.suffix.lower() == ".json":
+        check_source(path, asked, next_step)
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                data = file.read(LARGEST + 1)
+            text = data.decode()
         except (OSError, UnicodeDecodeError) as error:
             found = f"it cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})"
             raise InputError(asked, found, next_step) from None
+        if len(data) > LARGEST:
+            raise InputError(asked, f"it is larger than {LARGEST >> 20} MiB, which no manifest is", next_step)
     elif (text := read_metadata(path).get(KEY)) is None:
         raise InputError(asked, "it carries no cosmos3 manifest", next_step)
     try:
         manifest = parse_json(text)
     except ValueError:
         manifest = None
+    if isinstance(manifest, dict) and "actions" in manifest and isinstance(manifest.get(KEY), dict):
+        manifest = manifest[KEY]  # of a table of actions, which carries one as a clip does
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(key), dict) for key in ("request", "plan")):
         raise InputError(asked, "what it carries is no cosmos3 manifest", next_step)
     return manifest

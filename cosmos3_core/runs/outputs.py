@@ -6,15 +6,19 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..contract import InputError, RunError
+from ..files.action_tables import SUFFIXES, write_actions
 from ..files.atomic import Unwritable, alone, atomic, check_writable, elsewhere, free, mode_at
+from ..files.audio import Sound, write_sound
 from ..files.images import write_image
 from ..files.locks import sweep
-from ..files.outputs import check_output
+from ..files.outputs import check_output, check_sound, is_sound
+from ..files.sources import check_name
 from ..files.video import write_video
 from . import manifest as manifests
 from . import saved, sealed
@@ -32,23 +36,31 @@ MANIFEST = ".json"
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run writes: its picture or clip, the manifest beside it, and its latents if they are asked for; and
-    whether it may `overwrite` what is there."""
+    """Where a run writes: its picture, clip or sound, the manifest beside it, its latents and a clip's `sound` in files
+    of their own if they are asked for, and tables of the actions that it predicts, if any; and whether it may
+    `overwrite` what is there."""
 
     output: Path
     manifest: Path
     latents: Path | None = None
     overwrite: bool = False
+    sound: Path | None = None
+    tables: tuple[Path, ...] = ()
 
     @property
     def state(self) -> Path:
         """Where a stopped run is kept."""
-        return self.output.with_name(f"{self.output.name}.state.safetensors")
+        return Path(f"{self.output}.state.safetensors")  # also of a folder, which is refused below
 
     @property
     def written(self) -> tuple[Path, ...]:
         """What a whole run leaves."""
-        return tuple(filter(None, (self.output, self.manifest, self.latents)))
+        return tuple(filter(None, (self.output, self.manifest, self.latents, self.sound, *self.tables)))
+
+    @property
+    def only_actions(self) -> bool:
+        """Whether the output is a table of actions, and nothing is decoded to be looked at."""
+        return self.output.suffix.lower() in SUFFIXES
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -57,8 +69,20 @@ class Paths:
             yield
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a run made, asked for when it is written: the frames, uint8 [H, W, 3] each, the sound, if it has one, and
+    the actions (rows, and what a row is), if it predicts some."""
+
+    frames: Callable[[], Iterable[np.ndarray]]
+    sound: Callable[[], Sound | None]
+    actions: Callable[[], tuple[np.ndarray, dict[str, Any]]] | None = None
+
+
 class Moved(RunError):
-    """The run succeeded, and what it made could not be written where it was asked for and is in another place."""
+    """The run succeeded, and what it made could not be written where it was asked for and is at another `path`."""
+
+    path: Path
 
 
 def checked_paths(
@@ -67,6 +91,7 @@ def checked_paths(
     *,
     manifest: str | os.PathLike[str] | None = None,
     latents: str | os.PathLike[str] | None = None,
+    sound: str | os.PathLike[str] | None = None,
     read: Iterable[str | None] = (),
     model: str | None = None,
     overwrite: bool = False,
@@ -75,17 +100,34 @@ def checked_paths(
     `overwrite`, and for a name that is taken by another of its files, by one that it `read` or by one of its `model`,
     under whatever name. What dead runs left in these folders goes."""
     output = Path(output)
-    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), Path(latents) if latents else None, overwrite)
+    beside = [Path(name) if name else None for name in (latents, sound)]
+    tables = _tables(output) if request.predicts_actions else ()
+    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), beside[0], overwrite, beside[1], tables)
+    inputs = [name for name in (*request.sources.values(), *read) if name]
+    for path in paths.written:
+        check_name(path, f"writing {path}")
+    for name in inputs:
+        check_name(os.path.abspath(name), f"reading {name}")
     for path in (*paths.written, saved.numbered(paths.state, 9999)):  # the longest that a stop would choose
-        mode_at(path, "Choose another name" if path in (paths.manifest, paths.latents) else "Choose another `output`")
+        another = "Choose another name" if path in (paths.manifest, *beside) else "Choose another `output`"
+        mode_at(path, another)
     for folder in {path.parent for path in paths.written}:
         sweep(folder)
-    inputs = [name for name in (request.image, request.video, *read) if name]
     _check_apart(paths, inputs, model)
-    check_output(output, clip=request.is_video, overwrite=overwrite)
+    kinds = {"sound": request.sound, "actions": request.predicts_actions}
+    check_output(output, clip=request.is_video, **kinds, overwrite=overwrite)
+    if paths.sound:
+        check_sound(paths.sound, request.sound)
     for path in paths.written:
         check_writable(path, overwrite=overwrite)
     return paths
+
+
+def _tables(output: Path) -> tuple[Path, ...]:
+    """Where the actions go beside an output that shows them; one of their own files has them itself."""
+    if output.suffix.lower() in SUFFIXES:
+        return ()
+    return tuple(output.with_name(f"{output.stem}.actions{suffix}") for suffix in SUFFIXES)
 
 
 def _check_apart(paths: Paths, inputs: Iterable[str], model: str | None) -> None:
@@ -97,7 +139,7 @@ def _check_apart(paths: Paths, inputs: Iterable[str], model: str | None) -> None
         taken.add(real)
         if model and os.path.isdir(model) and _identity(path) in _files_of(model):
             raise InputError(f"writing {path}", f"it is a file of the model {model}", "Choose another file name")
-    if os.path.realpath(paths.state) in map(os.path.realpath, filter(None, (paths.manifest, paths.latents))):
+    if os.path.realpath(paths.state) in map(os.path.realpath, paths.written[1:]):
         found = "a stop would keep the run there, and another file of this run has that name"
         raise InputError(f"writing {paths.state}", found, "Choose another file name")
 
@@ -124,53 +166,79 @@ def free_output(path: Path) -> Path:
 
 def write(
     paths: Paths,
-    frames: Callable[[], Iterable[np.ndarray]],
+    made: Made,
     request: Request,
     embedded: dict[str, Any],
     manifest: Callable[[], dict[str, Any]],
     latents: Callable[[], dict[str, Tensor]],
+    actions: Callable[[], tuple[np.ndarray, dict[str, Any]]] | None = None,
 ) -> None:
     """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
-    knows the decode, and the `latents` if there is a path for them. What can no longer be written where it was to be
-    goes to another folder, and then Moved is raised at the end; Unwritable where no folder takes it."""
+    knows the decode, and the sound, the actions and the `latents` if there are paths for them. Of what is the sound or
+    the actions alone no frame is asked for. What can no longer be written where it was to be goes to another folder,
+    and then Moved is raised at the end; Unwritable where no folder takes it."""
     moved: list[Moved] = []
     inside = {manifests.KEY: json.dumps(saved.sealed(embedded))}
 
+    def table(path: Path, overwrite: bool) -> dict[str, Any]:
+        assert made.actions is not None, "a run that predicts none has no table"
+        return write_actions(path, *made.actions(), inside, overwrite=overwrite)
+
     def media(path: Path, overwrite: bool) -> dict[str, Any]:
+        if paths.only_actions:
+            return table(path, overwrite)
+        sound = made.sound()
+        if sound and is_sound(path):
+            return {"file": path.name} | write_sound(path, sound, inside, overwrite=overwrite)
         if request.is_video:
-            return {"file": path.name} | vars(write_video(path, frames(), request.fps, inside, overwrite=overwrite))
-        (frame,) = frames()
+            written = write_video(path, made.frames(), request.fps, inside, sound, overwrite=overwrite)
+            return {"file": path.name} | {key: value for key, value in asdict(written).items() if value is not None}
+        (frame,) = made.frames()
         write_image(path, frame, inside, overwrite=overwrite)
         return {"file": path.name, "frames": 1, "width": request.width, "height": request.height}
 
-    written = _somewhere(paths.output, paths.overwrite, media, moved)
+    written = _somewhere(paths.output, paths.overwrite, media, moved, elsewhere(paths.output, (MANIFEST,)))
+    tables = [_somewhere(path, paths.overwrite, table, moved, elsewhere(path))["file"] for path in paths.tables]
+    written |= {"actions": tables} if tables else {}
     beside = saved.sealed(manifest() | {"output": written})
 
     def text(path: Path, overwrite: bool) -> None:
         with atomic(path, overwrite=overwrite) as temporary:
             temporary.write_text(json.dumps(beside, indent=2) + "\n")
 
-    _somewhere(paths.manifest, paths.overwrite, text, moved)
+    # Beside the output, where that has moved.
+    others = [Path(f"{error.path}{MANIFEST}") for error in moved]
+    _somewhere(paths.manifest, paths.overwrite, text, moved, chain(others, elsewhere(paths.manifest)))
+    if paths.sound and (alone := made.sound()):
+
+        def track(path: Path, overwrite: bool) -> None:
+            write_sound(path, alone, inside, overwrite=overwrite)
+
+        _somewhere(paths.sound, paths.overwrite, track, moved, elsewhere(paths.sound))
     if paths.latents:
         tensors = latents()
 
         def save(path: Path, overwrite: bool) -> None:
             sealed.write_tensors(path, tensors, {manifests.KEY: json.dumps(beside)}, overwrite=overwrite)
 
-        _somewhere(paths.latents, paths.overwrite, save, moved)
+        _somewhere(paths.latents, paths.overwrite, save, moved, elsewhere(paths.latents))
     if moved:
         raise moved[0]
 
 
-def _somewhere(path: Path, overwrite: bool, put: Callable[[Path, bool], T], moved: list[Moved]) -> T:
+def _somewhere(
+    path: Path, overwrite: bool, put: Callable[[Path, bool], T], moved: list[Moved], others: Iterable[Path]
+) -> T:
+    """What `put` makes at `path`, or where that cannot be written to at the first of `others` that can."""
     try:
         return put(path, overwrite)
     except Unwritable as error:
-        for other in elsewhere(path):
+        for other in others:
             try:
                 found = put(other, False)
             except Unwritable:
                 continue
             moved.append(Moved(error.asked, error.found, f"It is in {other} instead"))
+            moved[-1].path = other
             return found
         raise

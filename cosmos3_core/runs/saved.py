@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ..contract import InputError
 from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text
 from ..files.sources import SAID
-from ..scenarios.families import INPUTS
+from ..scenarios.families import FILES, WORDS, sources
 from ..scenarios.foreign import convert
 from .sealed import SEAL, read_tensors, write_tensors
 
@@ -54,8 +54,9 @@ class Earlier:
     """What a run before this one settles for it: `given` request fields, and where it was a whole run its model, the
     profile, its plan (`kernels` and `formats` that were named), the kernels that it ran on by op (`ran_on`), the
     `latents` that it began with, the SHA-256 of its input files by field (`inputs`), which `weights` it had
-    (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of its picture or clip.
-    `note` says what was made of a request of another program. A file of version 0.1.0 has no digests."""
+    (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of all media that it is
+    conditioned on. `note` says what was made of a request of another program. A file of version 0.1.0 has no
+    digests."""
 
     given: dict[str, Any]
     model: str | None = None
@@ -90,7 +91,7 @@ class Earlier:
             latents=latents,
             inputs=_digests(inputs.facts),
             required=dict(wish.required),
-            pixels=pixels_digest(inputs.pixels),
+            pixels=given_digest(inputs.given),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -155,11 +156,12 @@ class Earlier:
 
     def changes(self, request: Request, inputs: Inputs, latents: Source | None) -> Iterator[str]:
         """What of this run's input files is no longer what it was, in words. Who names another file asks for it."""
-        now, found = whole_paths(request), _digests(inputs.facts)
-        for name, digest in self.inputs.items():
-            path = self.given.get(name)
-            if path and path == now[name] and found.get(name) != digest:
-                yield f"its {name} {path} has changed since the run of that manifest"
+        now, found = sources(whole_paths(request)), _digests(inputs.facts)
+        then = sources({name: self.given.get(name) for name in FILES})
+        for label, digest in self.inputs.items():
+            path = then.get(label)
+            if path and path == now.get(label) and found.get(label) != digest:
+                yield f"its {label} {path} has changed since the run of that manifest"
         if self.latents and latents and self.latents.file == latents.file and self.latents != latents:
             yield f"the file of its noise {latents.file} has changed since the run of that manifest"
 
@@ -276,20 +278,31 @@ def named_here(name: str) -> bool:
     return re.fullmatch(r".+\.state(-\d+)?\.safetensors", os.path.basename(name)) is not None
 
 
-def pixels_digest(pixels: Tensor | None) -> str | None:
-    """Of a picture or clip, if there is one."""
-    return None if pixels is None else tensor_digest(pixels)
+def given_digest(given: Sequence[Tensor | None]) -> str | None:
+    """Of what a run is conditioned on, if there is something. The request says which shapes these are."""
+    tensors = [tensor for tensor in given if tensor is not None]
+    return tensor_digest(*tensors) if tensors else None
 
 
 def whole_paths(request: Request) -> dict[str, Any]:
-    """The paths of a request's input files as whole ones, by field. What was handed over in memory has none."""
-    named = {name: getattr(request, name) for name in INPUTS}
-    return {name: path if not path or SAID.match(path) else os.path.abspath(path) for name, path in named.items()}
+    """The paths of a request's files as whole ones, as JSON by field. What was handed over in memory has none."""
+    values = request.to_json()
+    return {name: _whole(values[name]) for name in FILES}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(path) for key, path in value.items()}
+    kept = not isinstance(value, str) or value in ("", *WORDS) or SAID.match(value)
+    return value if kept else os.path.abspath(value)
 
 
 def _digests(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of the files that a run starts from, by field, of the facts that a manifest has of its inputs."""
-    return {name: facts[name]["sha256"] for name in INPUTS if "sha256" in facts.get(name, {})}
+    """The SHA-256 of the files that a run starts from, as `Request.sources` calls them, of the facts that a manifest
+    has of its inputs: those of a prompt's file are not among them, as its text is in the request."""
+    return {
+        label: fact["sha256"] for label, fact in facts.items() if label.partition(".")[0] in FILES and "sha256" in fact
+    }
 
 
 def _source(value: Any) -> Source | None:
@@ -329,14 +342,14 @@ STATE = Table(
         "model": MODEL,
         "weights": Text(none=True),
         "options": Table(PLAN | {"required": NAMES}),
-        "inputs": Table(allowed=dict.fromkeys(INPUTS, SHA256)),
+        "inputs": Table(others=SHA256),
     }
 )
 NUMBERED = Table(
     {
         "numbers": Table(
             {"index": Number(0, 1000, whole=True)},
-            {"request": Table(others=Anything()), "solver": Anything()},
+            {"request": Table(others=Anything()), "solver": Anything(), "chunk": Number(0, 4000, whole=True)},
         )
     },
     others=Anything(),

@@ -1,10 +1,12 @@
-"""Classifier-free guidance; docs/model.md, section 4.7."""
+"""Classifier-free guidance; docs/model.md, sections 4.7 and 4.9."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from ..scenarios.branches import NEGATIVE, branches_of
+from ..scenarios.branches import NEGATIVE, PROMPT, UNCONTROLLED, branches_of
 
 
 def guided(guidance: float, interval: tuple[float, float] | None, timestep: float, ends: str = "closed") -> bool:
@@ -15,8 +17,31 @@ def guided(guidance: float, interval: tuple[float, float] | None, timestep: floa
     """
     if NEGATIVE not in branches_of(guidance) or interval is None:
         return NEGATIVE in branches_of(guidance)
+    return inside(interval, timestep, ends)
+
+
+def inside(interval: tuple[float, float], timestep: float, ends: str) -> bool:
+    """Whether a timestep lies in the interval; its own ends do where they are "closed"."""
     low, high = interval
     return low < timestep < high if ends == "open" else low <= timestep <= high
+
+
+def combined(velocities: Mapping[str, Tensor], guidance: float, control_guidance: float, formula: str) -> Tensor:
+    """One velocity of those of the branches that ran, fp32. Without the branch `UNCONTROLLED` or `NEGATIVE` its
+    guidance is none.
+
+    With all three, `formula` "nested" is NVIDIA's framework's and diffusers', in which text guidance multiplies what
+    control guidance gives; "separate" is vllm-omni's since 0.32, in which each has a term of its own.
+    """
+    full, bare, negative = (velocities.get(name) for name in (PROMPT, UNCONTROLLED, NEGATIVE))
+    assert full is not None
+    if bare is None:
+        return full if negative is None else combine(full, negative, guidance)
+    if negative is None:
+        return combine(full, bare, control_guidance)
+    if formula == "nested":
+        return combine(combine(full, bare, control_guidance), negative, guidance)
+    return combine(bare, negative, guidance) + control_guidance * (full - bare)
 
 
 def combine(cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:

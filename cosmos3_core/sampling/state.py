@@ -13,6 +13,7 @@ from torch import Tensor
 from ..contract import InputError, RunError, Segment
 from ..model.packing import Packing
 from ..model.transformer import TextContext
+from ..scenarios.families import FILES
 from .solver import Solver
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
 
 
-NOT_COMPARED = ("image", "video", "tile")
-"""Request fields that a saved state may differ in: the same pixels may come from another place, and tiles are the
+NOT_COMPARED = ("action_rows", "tile", "with_input")
+"""Request fields that a saved state may differ in: the same numbers may come from another place, and the others are the
 decode's matter."""
 
 
@@ -47,8 +48,8 @@ class Context:
 
     `texts` are the prompt as it was read and, with guidance, the negative prompt. `pinned` marks the elements of clean
     frames and `clean` holds their values, both flat and on the device; None when nothing is conditioned. `noise` is the
-    initial noise per item that was handed over, fp32 on the host; None where every generation draws its own. Pickled,
-    it lies on the host and has all of that.
+    initial noise of each item of `made`, fp32 on the host, where it was handed over; None where every generation draws
+    its own. Pickled, it lies on the host and has all of that.
     """
 
     request: Request
@@ -63,6 +64,11 @@ class Context:
     def items(self) -> tuple[Item, ...]:
         """The latents, in the order in which `State.x` has them."""
         return self.packing.items
+
+    @property
+    def made(self) -> tuple[Item, ...]:
+        """Those that begin as noise: all but the controls."""
+        return tuple(item for item in self.items if not item.control)
 
     def to(self, device: torch.device | str) -> Context:
         """The same context with its tensors on this device."""
@@ -87,11 +93,12 @@ class Context:
 class State:
     """`x` is all items' latents as one flat fp32 vector on the device; `index` the next step.
 
-    `memory` is what the solver remembers of the steps before, by name. `noise` is the initial noise per item, on the
-    host. `stream` is the request's random stream. `torn` is true from the solver's move to the end of the step: what
-    interrupts that leaves parts of two steps. `foreseen` is what the last prediction takes the clean latents for, flat
-    fp32; None before it. `passes` and `watch` are the engine's: the forward passes of the context, which hold the tower
-    from the first step until `finish`, or until nobody has the state any more, and who is told of the steps.
+    `memory` is what the solver remembers of the steps before, by name. `noise` is the initial noise of each item that
+    is made, on the host. `stream` is the request's random stream. `torn` is true from the solver's move to the end of
+    the step: what interrupts that leaves parts of two steps. `foreseen` is what the last prediction takes the clean
+    latents for, flat fp32; None before it. `passes` and `watch` are the engine's: the forward passes of the context,
+    which hold the tower from the first step until `finish`, or until nobody has the state any more, and who is told of
+    the steps.
 
     A copy, shallow or deep, is a generation of its own that shares the context, the passes and the watch. A pickled
     state has all that the next step reads, on the host: the prompts' keys and values too (Nano: 144 KiB a token), so
@@ -183,13 +190,15 @@ class State:
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that is saved, where it is."""
-        noise = {f"noise.{item.modality}": noise for item, noise in zip(self.items, self.noise, strict=True)}
+        noise = {f"noise.{item.name}": noise for item, noise in zip(self.context.made, self.noise, strict=True)}
         return {"x": self.x, "stream": self.stream.get_state()} | self.memory | noise
 
     def _compared(self) -> dict[str, Any]:
         """Of the request, what a saved state has to agree with, as JSON has it."""
         plain = json.loads(json.dumps(self.request.to_json()))
-        return {name: value for name, value in plain.items() if name not in NOT_COMPARED}
+        # The same pixels may come from another file, for the same frames.
+        frames = {name: list(plain[name]) if isinstance(plain[name], dict) else None for name in FILES}
+        return {name: value for name, value in (plain | frames).items() if name not in NOT_COMPARED}
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors on the host, numbers as JSON): with the request, enough to continue. Prompts and input media are
@@ -223,7 +232,7 @@ class State:
         except RuntimeError:  # of the right length, and no state of the generator
             raise refusal from None
         self.stream, self.index, self.x = stream, index, tensors["x"].to(device, copy=True)
-        self.noise = [tensors[f"noise.{item.modality}"].cpu() for item in self.items]
+        self.noise = [tensors[f"noise.{item.name}"].cpu() for item in self.context.made]
         self.memory = {name: tensors[name].to(device, copy=True) for name in self.memory}
         self.foreseen, self.torn = None, False
 

@@ -25,6 +25,8 @@ LOADED = {
     "resident": "resident",
 }
 """What is chosen with the model and not by a request: by option and argument, the argument of `cosmos3.load`."""
+CONTROL = "control"
+"""In a row: a control clip, `edge` or another by its kind."""
 INPUT = "input"
 """In a row: the file that a task starts from, `image` or `video` by what it holds."""
 
@@ -53,6 +55,8 @@ class Alias:
             return f"not here: {self.means}"
         if self.means == INPUT:
             return "here it is `image` FILE or `video` FILE"
+        if self.means == CONTROL:
+            return "here it is `edge` FILE, or `blur`, `depth`, `seg` or `wsm`"
         form = table()["forms"].get(self.means)
         return f"here it is `{self.means}`{f' {form}' if form else ''}"
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .action import acts
 from .aliases import spelled
+from .defaults import PROFILES, defaults, of_single_controls, profile_source
+from .domains import Domain, domains
 from .facts import ModelFacts
 from .families import TASKS
-from .fields import FIELDS, REQUIRED, Field
+from .field import REQUIRED, Field
+from .fields import FIELDS
 from .kinds import LONGEST, Kind, choice
-from .request import DISTILLED, PROFILES, defaults, profile_source
 from .sizes import LARGEST, SMALLEST, TIERS
-from .task import Task
+from .task import DISTILLED, Task
+from .transfer import HINTS
+from .variants import Variant, able, lacking, variants
 
 Row = tuple[dict[str, Any], dict[str, str]]
 
@@ -21,13 +26,23 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
     """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
     unknown profile."""
     profile = spelled("profile", profile, PROFILES)
-    tasks = [task for task in TASKS.values() if task.distilled or model.variant != DISTILLED]
+    cannot = {name: lacking(task, model.variant, model.lacks) for name, task in TASKS.items()}
+    tasks = [task for task in TASKS.values() if cannot[task.name] is None]
     rows = {task.name: defaults(task.name, profile, model) for task in tasks}
     return {
-        "model": {"name": model.name, "variant": model.variant},
+        "model": {
+            "name": model.name,
+            "variant": model.variant,
+            "modalities": list(model.modalities),
+            "made_for": model.made_for,
+            "trained": _trained(variants()[model.variant]),
+        },
         "profile": {"name": profile, "source": profile_source(profile)},
         "profiles": list(PROFILES),
-        "tasks": {task.name: _task(task) for task in tasks},
+        "tasks": {task.name: _task(task, profile) for task in tasks},
+        "cannot": {
+            name: {"why": f"{model.name} {why}", "instead": able(TASKS[name])} for name, why in cannot.items() if why
+        },
         "fields": {name: _field(field, model, rows) for name, field in FIELDS.items()},
         "sizes": {
             "smallest": SMALLEST,
@@ -35,22 +50,39 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
             "step": SPATIAL_COMPRESSION,
             "tiers": {tier: {aspect: f"{w}x{h}" for aspect, (w, h) in row.items()} for tier, row in TIERS.items()},
         },
+        "domains": {name: _of_domain(row) for name, row in domains().items()} if any(map(acts, tasks)) else {},
         "frames": {"first": 1, "step": TEMPORAL_COMPRESSION, "most": LONGEST},
     }
 
 
-def _task(task: Task) -> dict[str, Any]:
+def _trained(variant: Variant) -> dict[str, Any]:
+    return {
+        "tiers": list(variant.tiers),
+        "frames": {tier: list(range_) for tier, range_ in variant.frames.items()},
+        "source": variant.source,
+    }
+
+
+def _of_domain(domain: Domain) -> dict[str, Any]:
+    spaces = {space: list(channels) for space, channels in domain.spaces.items()}
+    return {"id": domain.id, "spaces": spaces, "known_to": list(domain.whose), "note": domain.note}
+
+
+def _task(task: Task, profile: str) -> dict[str, Any]:
     return {
         "title": task.title,
         "input": task.input,
         "single_frame": task.single,
         "output": task.suffix,
         "latents": list(task.latents),
+        "controls": list(HINTS) if HINTS[0] in task.takes else [],
+        "single_control": of_single_controls(task.name, profile),
     }
 
 
 def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, Any]:
-    tasks, kind = [name for name in field.tasks if name in rows], _kind(field, model, rows)
+    lacking = model.lacks.get(field.modality or "")
+    tasks, kind = [name for name in field.tasks if name in rows and not lacking], _kind(field, model, rows)
     return {
         "help": field.help,
         "kind": kind.name,
@@ -59,6 +91,7 @@ def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, A
         "required": field.default == REQUIRED,
         "fixed": field.distilled and model.variant == DISTILLED,
         "tasks": tasks,
+        "lacking": lacking,
         "defaults": {name: _default(field, *rows[name]) for name in tasks if field.name in rows[name][0]},
     }
 

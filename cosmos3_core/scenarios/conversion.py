@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..spelling import shown
+from .kinds import URL
 
 
 @dataclass
@@ -45,6 +46,28 @@ class Work:
         if self.folder is None:
             self.wrong.append(f"{key}: a request from elsewhere may not name files of this machine")
         return self.folder and self.folder / name
+
+
+def file_of(work: Work, key: str, value: Any) -> str | None:
+    """The path of a file that a key names, however it is wrapped; None where it is none or an error."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass
+    if isinstance(value, dict):
+        value = next((value[name] for name in ("image_url", "video_url", "url") if name in value), value)
+    if not isinstance(value, str):
+        work.wrong.append(f"{key}: it names no file. Give the path of a picture or a clip")
+    elif value.startswith("@"):
+        work.wrong.append(f"{key}: curl's @ uploads a file. Give the path alone, {value[1:]}")
+    elif URL.match(value) or value.startswith("data:") or len(value) > 4096:
+        work.wrong.append(f"{key}: files are not fetched or decoded from text. Save it, and give its path")
+    elif value and (path := work.path(key, value)):
+        return str(path)
+    return None
 
 
 def number_of(value: Any) -> Any:

@@ -6,79 +6,37 @@ capabilities` and docs/fields.md are loops over `FIELDS`. The values of the defa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from ..contract import InputError
+from ..spelling import shown
 from . import kinds
-from .branches import NEGATIVE, branches_of
+from .action import acts
+from .action_fields import ROWS as ACTIONS
+from .action_kinds import FILTER, JSON
+from .control_fields import CONTROLS
 from .facts import NEGATIVE_PROMPT, ModelFacts
-from .families import INPUTS, TASKS
-from .kinds import Kind
+from .families import FILES, TASKS
+from .field import (
+    DECODE,
+    INPUT,
+    NOT_GIVEN,
+    REQUIRED,
+    SAMPLING,
+    SIZE,
+    TEXTS,
+    THE_INPUTS,
+    Field,
+    uncontrolled,
+    unguided,
+)
+from .keyframe_kind import KEYFRAMES
+from .sound import LENGTHS
 from .task import Task
 
 SCHEDULES = ("native", "flow", "karras", "distilled")
-PROFILE = "profile"
-"""A field's default stands in defaults.toml, by task, profile and model variant."""
-NOT_GIVEN = "not given"
-"""A field's default is none."""
-THE_INPUTS = "the inputs"
-"""A field's default follows from the other fields."""
-REQUIRED = "required"
-
-INPUT = "Prompt and inputs"
-TEXTS = "How texts are written"
-SIZE = "Size and length"
-SAMPLING = "Sampling"
-DECODE = "Device and kernels"
-
-
-def _taken(task: Task) -> str | None:
-    return None
-
-
-def _at_work(values: Mapping[str, Any], task: Task) -> str | None:
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Field:
-    """One field of a request.
-
-    `default` says where a value comes from that was not given: `PROFILE`, `NOT_GIVEN`, `THE_INPUTS` or `REQUIRED`. In a
-    profile the default "checkpoint" stands for what `checkpoint` returns: the value and the file that holds it.
-    `refusal` returns the reason why a task does not take the field, and `idle` the one why it would change nothing
-    beside the other values of a request; None where it does something. `option` says that the command line has an
-    option for it (--set takes every field), `costs` that it bears on time or memory, `headline` that a recipe has it in
-    [run] itself, and `distilled` that a distilled model has settled it. `group` is the heading it stands under for a
-    reader.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    group: str
-    default: str = PROFILE
-    checkpoint: Callable[[ModelFacts], tuple[Any, str]] | None = None
-    refusal: Callable[[Task], str | None] = _taken
-    idle: Callable[[Mapping[str, Any], Task], str | None] = _at_work
-    option: bool = False
-    costs: bool = False
-    headline: bool = False
-    distilled: bool = False
-
-    def check(self, value: Any, task: Task) -> Any:
-        """The value as a `Request` holds it. Raises InputError."""
-        return self.kind.read(self.name, value, task)
-
-    def useless(self, values: Mapping[str, Any], task: Task) -> str | None:
-        """Why the field would change nothing in a request of these checked values; None if it does something."""
-        return self.refusal(task) or self.idle(values, task)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks that take it."""
-        return tuple(name for name, task in TASKS.items() if self.refusal(task) is None)
 
 
 def _stock_negative(model: ModelFacts) -> tuple[str, str]:
@@ -87,27 +45,49 @@ def _stock_negative(model: ModelFacts) -> tuple[str, str]:
 
 
 def _input(name: str) -> Callable[[Task], str | None]:
-    return lambda task: None if task.input == name else f"{task.title} takes no {name}"
+    return lambda task: None if name in (task.input, *task.takes) else f"{task.title} takes no {name}"
 
 
 def _any_input(task: Task) -> str | None:
-    return None if task.input else f"{task.title} has no input picture"
+    return None if task.input or task.takes else f"{task.title} has no input picture"
 
 
 def _clip(task: Task) -> str | None:
-    return None if task.source == "clip" else f"{task.title} has no input clip"
+    return None if task.source == "clip" or task.takes else f"{task.title} has no input clip"
+
+
+def _continued(task: Task) -> str | None:
+    return None if task.source == "clip" else f"{task.title} continues no clip"
+
+
+def _cropped(task: Task) -> str | None:
+    return _clip(task) or ("actions have a rule of their own for it, by `canvas`" if acts(task) else None)
+
+
+def _chosen(task: Task) -> str | None:
+    return _clip(task) or (None if task.chooses_frames else f"{task.title} takes all of its clip")
 
 
 def _lasting(task: Task) -> str | None:
     return f"{task.result} has no duration" if task.single else None
 
 
-def _unguided(values: Mapping[str, Any], task: Task) -> str | None:
-    return None if NEGATIVE in branches_of(values["guidance"]) else "guidance 1 uses no negative branch"
+def _silent(task: Task) -> str | None:
+    return _lasting(task) or (None if task.sounding else f"{task.title} has no sound")
+
+
+def _no_sound(values: Mapping[str, Any], task: Task) -> str | None:
+    return None if values["sound"] else "there is no sound"
+
+
+def _said_as_json(values: Mapping[str, Any], task: Task) -> str | None:
+    return "a JSON action prompt says it in keys" if acts(task) and values["action_prompt"] == JSON else None
 
 
 def _no_interval(values: Mapping[str, Any], task: Task) -> str | None:
-    return _unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
+    if values["control_guidance_interval"] and not uncontrolled(values, task):
+        return None
+    return unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
 
 
 def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
@@ -115,8 +95,10 @@ def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
 
 
 def _no_template(values: Mapping[str, Any], task: Task) -> str | None:
+    if reason := _said_as_json(values, task):
+        return reason
     on = values["resolution_template"] or (values["duration_template"] and not task.single)
-    return _unguided(values, task) or (None if on else "no template is on")
+    return unguided(values, task) or (None if on else "no template is on")
 
 
 def _unshifted(values: Mapping[str, Any], task: Task) -> str | None:
@@ -144,7 +126,7 @@ _ROWS = (
         name="image",
         group=INPUT,
         kind=kinds.PATH,
-        help="Start a video from this picture.",
+        help="Start a video from this picture, or edit it into another.",
         default=NOT_GIVEN,
         refusal=_input("image"),
         option=True,
@@ -153,10 +135,35 @@ _ROWS = (
         name="video",
         group=INPUT,
         kind=kinds.PATH,
-        help="Continue this clip.",
+        help="Continue this clip, or make controls of it.",
         default=NOT_GIVEN,
         refusal=_input("video"),
         option=True,
+    ),
+    Field(
+        name="keyframe",
+        group=INPUT,
+        kind=KEYFRAMES,
+        help="Make a frame of the video be this picture, such as 0=a.png, 188=b.png or -1=b.png; several times.",
+        default=NOT_GIVEN,
+        refusal=_input("keyframe"),
+        option=True,
+    ),
+    Field(
+        name="extend",
+        group=INPUT,
+        kind=kinds.PATH,
+        help="Go on from the end of this clip; the output holds both.",
+        default=NOT_GIVEN,
+        refusal=_input("extend"),
+        option=True,
+    ),
+    Field(
+        name="with_input",
+        group=INPUT,
+        kind=kinds.SWITCH,
+        help="Write the clip before what goes on from it.",
+        refusal=_input("extend"),
     ),
     Field(
         name="size",
@@ -171,12 +178,42 @@ _ROWS = (
         name="frames",
         group=SIZE,
         kind=kinds.FRAMES,
-        help="1, 5, 9, 13 ... pixel frames.",
+        help="1, 5, 9, 13 ... pixel frames; with controls any number.",
         option=True,
         costs=True,
         headline=True,
     ),
     Field(name="fps", group=SIZE, kind=kinds.number(1, 240), help="Frames per second.", refusal=_lasting, option=True),
+    Field(
+        name="sound",
+        group=INPUT,
+        kind=kinds.SWITCH,
+        help="Make the sound of the video, too.",
+        refusal=_silent,
+        modality="sound",
+        option=True,
+        costs=True,
+    ),
+    Field(
+        name="audio",
+        group=INPUT,
+        kind=kinds.PATH,
+        help="Make the video for this sound: a .wav, or any file with sound in it.",
+        default=NOT_GIVEN,
+        refusal=_silent,
+        idle=_no_sound,
+        modality="sound",
+        option=True,
+    ),
+    Field(
+        name="sound_length",
+        group=SIZE,
+        kind=kinds.choice(*LENGTHS),
+        help="The video's seconds as sound: cut off to a whole sample (down), or rounded to one or to latent frames.",
+        refusal=_silent,
+        idle=_no_sound,
+        modality="sound",
+    ),
     Field(
         name="steps",
         group=SAMPLING,
@@ -202,7 +239,7 @@ _ROWS = (
         group=SAMPLING,
         kind=kinds.INTERVAL,
         help="Timesteps between which guidance is used.",
-        idle=_unguided,
+        idle=unguided,
         distilled=True,
     ),
     Field(
@@ -245,7 +282,7 @@ _ROWS = (
         kind=kinds.TEXT,
         help="What to keep away from.",
         checkpoint=_stock_negative,
-        idle=_unguided,
+        idle=unguided,
         option=True,
         distilled=True,
     ),
@@ -264,14 +301,14 @@ _ROWS = (
         group=INPUT,
         kind=kinds.INDICES,
         help="Latent frames that are taken from the clip.",
-        refusal=_clip,
+        refusal=_chosen,
     ),
     Field(
         name="condition_video_keep",
         group=INPUT,
         kind=kinds.choice("first", "last"),
         help="Which end of the clip they are taken from.",
-        refusal=_clip,
+        refusal=lambda task: _continued(task) or (None if task.input == "video" else "they are taken from its end"),
     ),
     Field(
         name="system_prompt",
@@ -293,12 +330,21 @@ _ROWS = (
         kind=kinds.SWITCH,
         help="Add a sentence on duration and frame rate to a plain prompt.",
         refusal=_lasting,
+        idle=_said_as_json,
     ),
     Field(
-        name="resolution_template", group=TEXTS, kind=kinds.SWITCH, help="Add a sentence on the size to a plain prompt."
+        name="resolution_template",
+        group=TEXTS,
+        kind=kinds.SWITCH,
+        help="Add a sentence on the size to a plain prompt.",
+        idle=_said_as_json,
     ),
     Field(
-        name="json_metadata", group=TEXTS, kind=kinds.SWITCH, help="Add duration and size to a JSON prompt, as keys."
+        name="json_metadata",
+        group=TEXTS,
+        kind=kinds.SWITCH,
+        help="Add duration and size to a JSON prompt, as keys.",
+        idle=_said_as_json,
     ),
     Field(
         name="negative_metadata",
@@ -311,7 +357,7 @@ _ROWS = (
     Field(
         name="image_filter",
         group=INPUT,
-        kind=kinds.choice("bilinear", "lanczos"),
+        kind=FILTER,
         help="Filter that scales the input to the size.",
         refusal=_any_input,
     ),
@@ -320,7 +366,7 @@ _ROWS = (
         group=INPUT,
         kind=kinds.choice("crop", "stretch"),
         help="How a clip of another shape is made to fit.",
-        refusal=_clip,
+        refusal=_cropped,
     ),
     Field(
         name="video_fps",
@@ -330,6 +376,7 @@ _ROWS = (
         refusal=_clip,
         option=True,
     ),
+    *CONTROLS,
     Field(
         name="max_text_tokens",
         group=TEXTS,
@@ -337,7 +384,7 @@ _ROWS = (
         help="Tokens at which a text is cut; 0 is never.",
     ),
 )
-FIELDS: dict[str, Field] = {field.name: field for field in _ROWS}
+FIELDS: dict[str, Field] = {field.name: field for field in (*_ROWS, *ACTIONS)}
 
 
 def is_whole(given: Mapping[str, Any]) -> bool:
@@ -349,6 +396,16 @@ def understood(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as JSON has them, by the rule of `kinds.plain`, less those that are left to their default: None is that,
     but for a kind that has a use for it."""
     values = {name: kinds.plain(value) for name, value in given.items()}
-    paths = {name: path for name in INPUTS if (path := kinds.path_of(values.get(name))) is not None}
-    values |= paths
+    paths = {name: path for name in FILES if (path := kinds.path_of(values.get(name))) is not None}
+    values |= paths | _sounding(values)
     return {name: v for name, v in values.items() if v is not None or (name in FIELDS and FIELDS[name].kind.null)}
+
+
+def _sounding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Task and sound of a task that is called t2vs, i2vs or v2vs."""
+    name = values.get("task")
+    if not isinstance(name, str) or not (task := re.fullmatch(r"([tiv]2v)s", name.strip().lower())):
+        return {}
+    if values.get("sound") is False:
+        raise InputError(f"task {shown(name)} with sound false", "that task has sound", f"Use `task` {task[1]}", "task")
+    return {"task": task[1], "sound": True}

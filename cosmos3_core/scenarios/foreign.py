@@ -6,6 +6,7 @@ The keys are those of aliases.toml. A request whose keys are all fields of ours 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,22 @@ from typing import Any
 from ..bounds import parse_json
 from ..contract import InputError
 from ..spelling import nearest, shown
-from .aliases import HERE, INPUT, LATER, UNNEEDED, Alias, aliases, asks_nothing, known, owners, table
-from .conversion import Work, number_of
+from .action import acts
+from .aliases import CONTROL, HERE, INPUT, LATER, UNNEEDED, Alias, aliases, asks_nothing, known, owners, table
+from .conversion import Work, file_of, number_of
 from .families import INPUTS, TASKS
 from .fields import FIELDS
-from .kinds import URL, task_named
-from .measures import SIDES, frames_of, sides
+from .foreign_controls import control, controls_of
+from .kinds import LONGEST, URL, task_named
+from .measures import FPS, SIDES, frames_of, sides
+from .task import Task
+from .transfer import HINTS, TRANSFER, hints_of
 
 WRAPPERS = {"extra_params": "VST", "extra_body": "S"}
 """Keys that hold further keys, as an object or as its JSON text, and whose they are."""
 WINNING = ("flow_shift", "generate_sound", "sound_duration")
 """Keys of vllm-omni's that win inside `extra_params` over the same outside of it."""
+SOUND_SECONDS = ("sound_duration", "audio_duration")
 ORDER = "FOVSDNT"
 """Whose request it is where several programs know its keys."""
 CLIPS = (".mp4", ".mov", ".avi", ".webm", ".mkv", ".m4v", ".gif")
@@ -61,7 +67,10 @@ def convert(value: Mapping[str, Any], asked: str, folder: Path | None) -> Conver
     sides(work, keys)
     for key in sorted(keys, key=lambda key: key == "negative_prompt_keep_metadata"):  # which amends another
         _one(work, key, keys[key])
+    controls_of(work, keys)
     frames_of(work, keys)
+    for key in SOUND_SECONDS:
+        _lasts_as_video(work, key, number_of(keys.get(key)))
     _task(work, keys)
     if wrong := [f"{what} ({', '.join(of)})" for what, of in work.lacking.items()] + work.wrong:
         raise InputError(work.asked, "; ".join(wrong), "Change that, or take it out; cosmos3 capabilities lists fields")
@@ -154,6 +163,8 @@ def _one(work: Work, key: str, value: Any) -> None:
 def _renamed(work: Work, row: Alias, value: Any) -> None:
     if row.means in (INPUT, *INPUTS):
         return _input(work, row.name, value)
+    if row.means == CONTROL:
+        return None  # the kind of control is another key
     if row.means == "model":
         return _model(work, row.name, value)
     if row.means == "frames":
@@ -174,26 +185,21 @@ def _renamed(work: Work, row: Alias, value: Any) -> None:
 
 def _input(work: Work, key: str, value: Any) -> None:
     """A file to start from, named by its path."""
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            pass
-    if isinstance(value, dict):
-        value = next((value[name] for name in ("image_url", "video_url", "url") if name in value), value)
-    if not isinstance(value, str):
-        work.wrong.append(f"{key}: it names no file. Give the path of a picture or a clip")
-    elif value.startswith("@"):
-        work.wrong.append(f"{key}: curl's @ uploads a file. Give the path alone, {value[1:]}")
-    elif URL.match(value) or value.startswith("data:") or len(value) > 4096:
-        work.wrong.append(f"{key}: files are not fetched or decoded from text. Save it, and give its path")
-    elif value and (path := work.path(key, value)):
+    if path := file_of(work, key, value):
         row = known(key)
+        if row is not None and row.means == "extend":
+            work.put(key, "extend", path)
+            return
         clip = key == "video" or (row is not None and row.means == "video")
-        clip = clip or (key != "image" and Path(value).suffix.lower() in CLIPS)
-        work.put(key, "video" if clip else "image", str(path))
+        clip = clip or (key != "image" and Path(path).suffix.lower() in CLIPS)
+        work.put(key, "video" if clip else "image", path)
+
+
+def _last_picture(work: Work, key: str, value: Any) -> None:
+    """The picture that a clip ends with."""
+    if path := file_of(work, key, value):
+        work.given["keyframe"] = {"-1": path}
+        work.said.append(f"{key} → keyframe -1")
 
 
 def _model(work: Work, key: str, value: Any) -> None:
@@ -207,16 +213,47 @@ def _model(work: Work, key: str, value: Any) -> None:
 def _task(work: Work, keys: Mapping[str, Any]) -> None:
     """The task where the keys say it, and none of the fields that it does not take."""
     given = work.given
+    if "keyframe" in given and "image" in given:
+        given["keyframe"] = {"0": given.pop("image")} | given["keyframe"]
+        given.pop("task", None)
+        work.said.append("image → keyframe 0")
+    if hints_of(given):
+        if given.get("task") != TRANSFER:
+            given["task"] = TRANSFER
+            work.said.append("its controls → task transfer")
+        if re.fullmatch(r"\d+p?", str(given.get("size"))):  # a tier, whose aspect is the clip's
+            given["size"] = f"{given['size'].removesuffix('p')}p:auto"
+        if "frames" in given:  # which is a limit with them
+            given["max_frames"] = min(given.pop("frames"), given.get("max_frames", LONGEST))
+            work.said.append("frames → max_frames")
     if "task" not in given and not any(name in given for name in INPUTS):
         moving = "frames" in given and given["frames"] != 1
         if given.get("frames") == 1 or (not moving and "fps" not in given and any(k in keys for k in PICTURE_ONLY)):
             given["task"] = "t2i"
             work.said.append("a picture → task t2i")
     task = TASKS.get(str(task_named(given.get("task"))))
+    if task and acts(task):
+        task = _acting(work, task)
     for name in list(given):
         if task and name not in INPUTS and (reason := FIELDS[name].refusal(task)):
             work.drop(name, reason)
             del given[name]
+
+
+def _acting(work: Work, task: Task) -> Task:
+    """What other programs say otherwise of actions: the canvas as a size, a chunk's own number of frames, a policy that
+    begins with the first frame of a clip."""
+    given = work.given
+    if "size" in given:
+        given.setdefault("canvas", given.pop("size"))
+        work.said.append("size → canvas")
+    if given.get("frames") is not None and given.get("frames") == given.get("chunk"):
+        del given["frames"]
+        work.said.append("frames as many as actions → chunk")
+    if task.name == "policy" and "video" in given:
+        given |= {"task": "video-policy", "condition_frame_indexes": [0], "condition_video_keep": "first"}
+        work.said.append("a policy from a clip → task video-policy, from its first frame")
+    return TASKS[str(task_named(given["task"]))]
 
 
 def _asked_task(work: Work, key: str, value: Any) -> None:
@@ -224,6 +261,8 @@ def _asked_task(work: Work, key: str, value: Any) -> None:
     row = known(value) if isinstance(value, str) else None
     if row and row.kind == LATER:
         work.lacking.setdefault(row.answer, []).append(f"{key} {value}")
+    elif value == "audio_image2video":
+        work.put(key, "task", "i2v")
     elif key == "output_type" and value != "image":
         work.drop(f"{key} {value}", "the output's name says which file it is")
     else:
@@ -299,18 +338,54 @@ def _seed(work: Work, key: str, value: Any) -> None:
         work.put(key, key, number_of(value))
 
 
+def _audio(work: Work, key: str, value: Any) -> None:
+    """The file of a sound."""
+    if not isinstance(value, str) or URL.match(value):
+        work.wrong.append(f"{key}: files are not fetched or decoded. Save it, and give its path")
+    elif value and (path := work.path(key, value)):
+        work.put(key, "audio", str(path))
+
+
+def _lasts_as_video(work: Work, key: str, seconds: Any) -> None:
+    """How long the sound is, once it is known how long the video is: here it is as long."""
+    frames, rate = work.given.get("frames"), work.given.get("fps", FPS)
+    if seconds is None:
+        return
+    if not work.given.get("sound"):
+        work.drop(key, "there is no sound")
+    elif type(frames) is int and type(seconds) in (int, float) and abs(frames / rate - seconds) < 1 / rate:
+        work.drop(key, "the sound is as long as the video")
+    else:
+        work.lacking.setdefault(aliases()[key].answer, []).append(f"{key} {shown(seconds)}")
+
+
 def _longest(work: Work, key: str, value: Any) -> None:
     """sglang keeps two of its tokens for the ends of the text."""
     value = number_of(value)
     work.put(key, "max_text_tokens", value - 2 if work.owner == "S" and type(value) is int else value)
 
 
+def _limit(work: Work, key: str, value: Any) -> None:
+    """No clip is longer than ours may be."""
+    value = number_of(value)
+    work.put(key, key, min(value, LONGEST) if type(value) is int else value)
+
+
+def _positions(work: Work, key: str, value: Any) -> None:
+    """Where controls do not share the clip's positions, vllm-omni rounds down."""
+    apart = "floor" if work.owner == "V" else "ceil"
+    work.put(key, "control_positions", "shared" if number_of(value) else apart)
+
+
 MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "model_mode": _asked_task,
+    "action_mode": _asked_task,
     "task_type": _asked_task,
     "inference_type": _asked_task,
     "output_type": _asked_task,
     "task": _asked_task,
+    **dict.fromkeys((name for name in table()["here"]["keyframe"] if name != "keyframes"), _last_picture),
+    "keyframes": lambda work, key, value: work.put(key, "keyframe", value),
     "image": _input,
     "video": _input,
     "duration_template": _template,
@@ -327,6 +402,11 @@ MAKERS: dict[str, Callable[[Work, str, Any], None]] = {
     "sample_solver": _schedule,
     "seed": _seed,
     "max_sequence_length": _longest,
+    **dict.fromkeys(("sound_path", "audio_reference"), _audio),
+    **dict.fromkeys(SOUND_SECONDS, lambda work, key, value: None),
+    "max_frames": _limit,
+    "share_vision_temporal_positions": _positions,
+    **dict.fromkeys(HINTS, control),
 }
 """By key, how its value becomes ours where it is more than another name for it."""
 

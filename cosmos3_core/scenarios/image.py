@@ -1,8 +1,8 @@
-"""Pictures: one frame, from text."""
+"""Pictures: one frame, from text, or from a picture and what to change of it."""
 
 from __future__ import annotations
 
-from .task import Task
+from .task import DISTILLED, FULL, Task
 
 TASKS = (
     Task(
@@ -13,6 +13,19 @@ TASKS = (
         aspect="1:1",
         single=True,
         latents=("vision",),
-        distilled=True,
+        variants=(*FULL, DISTILLED),
+    ),
+    Task(
+        name="edit",
+        title="editing a picture",
+        result="an image",
+        suffix=".png",
+        aspect="1:1",
+        single=True,
+        latents=("vision",),
+        input="image",
+        source="picture",
+        beside="source",
+        system="edit",
     ),
 )

@@ -17,6 +17,7 @@ from . import aliases
 from .families import TASKS
 from .sizes import FORMS, LARGEST, SMALLEST, check_size, parse_size
 from .task import Task
+from .transfer import AUTO, HINTS
 
 CHANCE = (-1, "random")
 """Seeds that leave it to chance: -1 is other tools' word for it."""
@@ -30,6 +31,9 @@ LONGEST_PATH = 4096
 NO_TILE = "none"
 """What is typed for a picture in one piece."""
 
+THEIR_TASKS = {"wam": "policy"}
+"""NVIDIA's names of tasks that nobody else calls so."""
+
 URL = re.compile(r"(https?|ftp|s3|gs|file|hf):/|data:\w+/", re.IGNORECASE)
 """How a URL begins, or what a Path leaves of it."""
 
@@ -40,13 +44,14 @@ Read = Callable[[str, Any, Task], Any]
 class Kind:
     """A kind of value. `schema` is its JSON schema, `words` what it is in words, `type` what one is on a command line
     or in a recipe. `read` takes a field's name, a value and the request's task; it returns the value as a `Request`
-    holds it, or raises InputError."""
+    holds it, or raises InputError. `many` says that its option may be given several times."""
 
     name: str
     words: str
     schema: Mapping[str, Any]
     type: type
     read: Read
+    many: bool = False
 
     @property
     def null(self) -> bool:
@@ -193,13 +198,16 @@ def task_named(value: Any) -> Any:
     of = {"t": "text|txt", "i": "image|img", "v": "video|vid|world"}
     if isinstance(value, str):
         word = value.strip().lower()
+        if word.replace("_", "-") in TASKS or word in THEIR_TASKS:
+            return THEIR_TASKS.get(word, word.replace("_", "-"))
         for (a, start), (b, end) in itertools.product(of.items(), of.items()):
             if re.fullmatch(f"({start}|{a})[-_ ]?(2|to)[-_ ]?({end}|{b})", word):
-                return f"{a}2{b}"
+                word = f"{a}2{b}"
+        return aliases.spelled("task", word, TASKS)
     return value
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """A list that was typed without its brackets, or in round ones: 0,1 is [0, 1]. Anything else as it is."""
     if isinstance(value, str):
         try:
@@ -243,6 +251,8 @@ def _size(name: str, value: Any, task: Task) -> tuple[int, int]:
 
 def _frames(name: str, value: Any, task: Task) -> int:
     frames = whole(1, LONGEST).read(name, value, task)
+    if task.chunked and name == "frames":
+        return frames
     if (frames - 1) % TEMPORAL_COMPRESSION:
         below = (frames - 1) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1
         raise InputError(
@@ -257,7 +267,7 @@ TIMESTEP = number(0, 1000)
 
 
 def _interval(name: str, value: Any, task: Task) -> tuple[float, float] | None:
-    value = _listed(value)
+    value = listed(value)
     if value is None or (isinstance(value, list | tuple) and not value):
         return None
     if not isinstance(value, list | tuple) or len(value) != 2:
@@ -284,7 +294,7 @@ def _seed(name: str, value: Any, task: Task) -> int | str:
 
 
 def _indices(name: str, value: Any, task: Task) -> tuple[int, ...]:
-    value = _listed(value)
+    value = listed(value)
     if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n >= 0 for n in value):
         found = "latent frames are numbered 0, 1, 2 ..."
         raise InputError(f"{name} = {shown(value)}", found, "Give a list such as [0, 1]")
@@ -302,6 +312,52 @@ def _tile(name: str, value: Any, task: Task) -> int | None:
         found = f"tiles are multiples of {TILE_STEP} pixels"
         raise InputError(f"{name} = {shown(value)}", found, f"Try {4 * TILE_STEP}, or leave it out")
     return tile
+
+
+def _chunk(name: str, value: Any, task: Task) -> int:
+    if (whole(0, LONGEST).read(name, value, task)) == 0:
+        return 0
+    frames = _frames(name, value, task)
+    if frames == 1:
+        raise InputError(f"{name} = 1", "a chunk has several frames", f"Use {TEMPORAL_COMPRESSION + 1} or more, or 0")
+    return frames
+
+
+def control(derived: bool) -> Kind:
+    """The file of a control clip, or "auto" where it can be made of the input clip; true is that, too."""
+    words = "the path of a clip or a picture" + (f", or {AUTO}: made of the input clip" if derived else "")
+    schema = {"type": ["string", "boolean", "null"] if derived else ["string", "null"]}
+
+    def read(name: str, value: Any, task: Task) -> str | None:
+        if value is True or (isinstance(value, str) and value == AUTO):
+            if not derived:
+                found = f"{name} cannot be made of the input clip, as edge and blur can"
+                raise InputError(f"{name} = {shown(value)}", found, f"Give `{name}` the path of a clip", name)
+            return AUTO
+        return _path(name, value, task)
+
+    return Kind("control", words, schema, str, read)
+
+
+WEIGHT = number(0.001, 1000)
+
+
+def _weights(name: str, value: Any, task: Task) -> tuple[tuple[str, float], ...]:
+    """(hint, weight) of each that has one, in the hints' order."""
+    if isinstance(value, str):
+        parts = [part.partition("=") for part in value.split(",")]
+        try:
+            value = {hint.strip(): float(weight) for hint, _, weight in parts}
+        except ValueError:
+            value = dict.fromkeys([value])
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return ()
+    if isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value):
+        value = dict(value)
+    if not isinstance(value, Mapping) or not value or not all(hint in HINTS for hint in value):
+        found = f"weights are numbers by control, and controls are {', '.join(HINTS)}"
+        raise InputError(f"{name} = {shown(value)}", found, f"Give {name} like edge=2,depth=1", name)
+    return tuple((hint, WEIGHT.read(f"{name} of {hint}", value[hint], task)) for hint in HINTS if hint in value)
 
 
 def _pair(items: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,6 +394,25 @@ INTERVAL = Kind(
     {"anyOf": [_pair(TIMESTEP.schema), {"type": "array", "maxItems": 0}, {"type": "null"}]},
     str,
     _interval,
+)
+CHUNK = Kind(
+    "frames",
+    f"{TEMPORAL_COMPRESSION}k+1, such as 93, or 0 for the whole",
+    {"type": "integer", "minimum": 0, "maximum": LONGEST, "description": f"{TEMPORAL_COMPRESSION}k+1, or 0"},
+    int,
+    _chunk,
+)
+WEIGHTS = Kind(
+    "weights",
+    "numbers by control, such as edge=2,depth=1",
+    {
+        "anyOf": [
+            {"type": "object", "properties": dict.fromkeys(HINTS, WEIGHT.schema), "additionalProperties": False},
+            {"type": "null"},
+        ]
+    },
+    str,
+    _weights,
 )
 INDICES = Kind(
     "indices",

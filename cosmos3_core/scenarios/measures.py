@@ -15,6 +15,7 @@ from .conversion import Work, number_of
 from .fields import FIELDS
 from .kinds import size_spelled
 from .sizes import TIERS, parse_size
+from .transfer import hints_of
 
 SIDES = ("width", "height", "resolution", "aspect_ratio")
 ROUNDING: dict[str, Callable[[float], int]] = {"F": math.ceil, "V": math.ceil, "O": math.ceil, "S": math.floor}
@@ -107,6 +108,8 @@ def frames_of(work: Work, keys: Mapping[str, Any]) -> None:
             continue  # fps has an error of its own
         whole = int(count * rate) if key in lasting else int(count)
         rounded = ROUNDING.get(work.owner, math.ceil if key in lasting else None)
+        if hints_of(work.given) and key not in lasting:  # a limit then, which need not be 4k+1
+            rounded = None
         number = rounded((whole - 1) / TEMPORAL_COMPRESSION) * TEMPORAL_COMPRESSION + 1 if rounded else whole
         if key in lasting and number < SHORTEST:
             work.wrong.append(f"{key} = {shown(keys[key])}: at {rate:g} fps a clip has at least {SHORTEST} frames")

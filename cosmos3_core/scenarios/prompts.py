@@ -8,22 +8,31 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from .action_kinds import JSON
+from .action_prompts import action_text
 from .sizes import TIERS
+from .transfer import SUFFIX, hints_of
 
 if TYPE_CHECKING:
     from .request import Request
 
 
 def positive_text(request: Request) -> str:
-    """The prompt with its metadata."""
+    """The prompt with its metadata, and with emphasis on its controls."""
+    if request.action_prompt == JSON:
+        return action_text(request)
     if request.json_metadata and (caption := _json_object(request.prompt)) is not None:
-        return json.dumps(_with_metadata(caption, request))
-    return _with_sentences(request.prompt, request, inverse=False)
+        text = json.dumps(_with_metadata(caption, request))
+    else:
+        text = _with_sentences(request.prompt, request, inverse=False)
+    if request.emphasize_controls and (hints := hints_of(vars(request))):
+        text = text.rstrip() + SUFFIX.format(hints=", ".join(hints))
+    return text
 
 
 def negative_text(request: Request) -> str:
     """The negative prompt with none, the same or the inverse metadata."""
-    if request.negative_metadata == "none":
+    if request.negative_metadata == "none" or request.action_prompt == JSON:
         return request.negative_prompt
     return _with_sentences(request.negative_prompt, request, inverse=request.negative_metadata == "inverse")
 
@@ -35,8 +44,8 @@ def _with_sentences(text: str, request: Request, inverse: bool) -> str:
         duration = request.frames / request.fps
         sentences.append(f"The video is {not_}{duration:.1f} seconds long and is {not_}of {request.fps:.0f} FPS.")
     if request.resolution_template:
-        kind = "image" if request.frames == 1 else "video"
-        sentences.append(f"This {kind} is {not_}of {request.height}x{request.width} resolution.")
+        kind, (width, height) = "image" if request.frames == 1 else "video", request.seen_size
+        sentences.append(f"This {kind} is {not_}of {height}x{width} resolution.")
     for sentence in sentences:
         text = text.rstrip(".")
         text = f"{text}. {sentence}" if text else sentence
@@ -60,8 +69,8 @@ def _with_metadata(caption: dict[str, Any], request: Request) -> dict[str, Any]:
     else:
         caption["duration"] = f"{int(request.frames / request.fps)}s"
         caption["fps"] = float(request.fps)
-    caption["resolution"] = {"H": request.height, "W": request.width}
-    size = (request.width, request.height)
+    size = width, height = request.seen_size
+    caption["resolution"] = {"H": height, "W": width}
     aspect = next((name for tier in TIERS.values() for name, known in tier.items() if known == size), None)
     if aspect:
         caption["aspect_ratio"] = aspect.replace(":", ",")

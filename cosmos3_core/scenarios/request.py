@@ -6,45 +6,50 @@ from. An option that would change nothing is an error, as is a key that does not
 
 from __future__ import annotations
 
-import itertools
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
 from ..model.config import TEMPORAL_COMPRESSION
 from ..spelling import shown
-from . import aliases, kinds
+from . import action, aliases, kinds
+from .action import acts
+from .action_kinds import Table
 from .captions import check_caption
+from .chunks import Chunks
+from .defaults import NO_GUIDANCE_UP_TO, check_profile, defaults, tables_read
 from .facts import ModelFacts
-from .families import INPUTS, TASKS
+from .families import FILES, INPUTS, TASKS, sources
 from .faults import Faults
-from .fields import FIELDS, NOT_GIVEN, PROFILE, REQUIRED, THE_INPUTS
-from .task import Task
+from .field import PROFILE, REQUIRED, THE_INPUTS
+from .fields import FIELDS
+from .keyframes import Keyframe, placed
+from .sizes import without_input
+from .sound import SOUND_SUFFIXES
+from .task import DISTILLED, Task
+from .transfer import DEFAULT_HINT, HINTS, TRANSFER, check_controls, hints_of
+from .variants import check_able
 
-PROFILES = ("reference", "diffusers", "diffusers-docs", "vllm-omni", "sglang")
 DEFAULT_TASK = "t2v"
-CHECKPOINT = "checkpoint"
-"""In defaults.toml: what the field's row finds in the checkpoint."""
-NO_GUIDANCE_UP_TO = "no_guidance_up_to"
-"""In a profile: an engine that leaves the negative branch out at such guidance, instead of at 1 alone."""
-DISTILLED = "distilled"
-"""A variant of models, and the schedule that only these have."""
-VARIANTS = ("edge", DISTILLED)
-"""Variants of models that may have defaults of their own, in a table of their name."""
+FROM_CLIP = "auto"
+"""In defaults.toml: what the clip has, which `settle` reads."""
+WITHOUT_CLIP = {"frames": 93, "fps": 24.0}
+"""What stands in where a plan has no clip."""
 ANY = "(any)"
 """What stands in for a text or a file that a partial request lacks."""
 STANDS_IN = "not given; no plan depends on it"
+THE_OUTPUT = "the output"
+"""Where a value is from that follows from the output's name."""
 
 
 @dataclass(frozen=True)
 class Request:
     """One generation, fully resolved. Sizes in pixels, `fps` in frames per second, `shift` of the noise schedule,
     `guidance_interval` on the timestep scale of 0 to 1000 (None: every step), its ends "open" or "closed",
-    `condition_frame_indexes` latent frame indices, `tile` the VAE decode's tile in pixels (None: whole)."""
+    `condition_frame_indexes` latent frame indices, `sound_length` one of `sound.LENGTHS`, `tile` the VAE decode's tile
+    in pixels (None: whole). The fields from `domain` on are None where the task has no actions; `canvas` is in pixels,
+    and `width` and `height` are then those of the part of it that the input covers."""
 
     task: str
     prompt: str
@@ -62,6 +67,31 @@ class Request:
     seed: int
     image: str | None
     video: str | None
+    sound: bool
+    audio: str | None
+    sound_length: str
+    keyframe: tuple[Keyframe, ...] | None
+    extend: str | None
+    with_input: bool
+    edge: str | None
+    blur: str | None
+    depth: str | None
+    seg: str | None
+    wsm: str | None
+    edge_preset: str
+    blur_preset: str
+    control_guidance: float
+    control_guidance_interval: tuple[float, float] | None
+    control_formula: str
+    control_weights: tuple[tuple[str, float], ...]
+    control_attention: str
+    control_positions: str
+    emphasize_controls: bool
+    max_frames: int
+    chunk_frames: int
+    carry_frames: int
+    first_frames: int
+    chunk_noise: str
     condition_frame_indexes: tuple[int, ...]
     condition_video_keep: str
     system_prompt: bool
@@ -75,10 +105,46 @@ class Request:
     video_fps: str
     max_text_tokens: int
     tile: int | None
+    domain: str | None
+    actions: str | Table | None
+    history: str | Table | None
+    state: str | Table | None
+    chunk: int | None
+    rollout: int | None
+    canvas: tuple[int, int] | None
+    view: str | None
+    view_detail: str | None
+    action_prompt: str | None
+    action_stats: str | None
+    action_normalization: str | None
+    pad_actions: bool | None
+    action_rows: tuple[int, int] | None
+    history_length: int | None
+    action_space: str | None
+    action_width: int | None
 
     @property
     def is_video(self) -> bool:
         return self.frames > 1
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """(width, height) of what the model is shown, which texts tell it: with actions the canvas."""
+        return self.canvas or (self.width, self.height)
+
+    @property
+    def predicts_actions(self) -> bool:
+        return acts(TASKS[self.task]) and self.task != action.GIVEN
+
+    @property
+    def input_frames(self) -> int:
+        """Frames of its picture or clip that a request takes: with all of them observed, those of every chunk."""
+        return self.chunks.total if self.task == action.OBSERVED else self.conditioning_pixel_frames
+
+    @property
+    def other_tokens(self) -> int:
+        """Media tokens besides those of vision: one for each row of actions."""
+        return action.layout_of(self).rows if acts(TASKS[self.task]) else 0
 
     @property
     def clean_frames(self) -> tuple[int, ...]:
@@ -90,90 +156,57 @@ class Request:
         """Input frames that the clean latent frames cover."""
         return max(self.clean_frames) * TEMPORAL_COMPRESSION + 1 if self.clean_frames else 0
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The paths of its files, as `families.sources` calls them."""
+        values = self.to_json()
+        return sources({name: values[name] for name in FILES})
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """What stands before what is made, as clean items of their own: the kinds of control that it has, in their
+        order, or the picture that it edits."""
+        beside = TASKS[self.task].beside
+        return hints_of(vars(self)) + ((beside,) if beside else ())
+
+    @property
+    def chunks(self) -> Chunks:
+        """In which chunks it is made: one, for most tasks."""
+        return TASKS[self.task].chunks(self)
+
+    def of_chunk(self, index: int) -> Request:
+        """The request that a chunk is a generation of."""
+        chunk: Request = TASKS[self.task].of_chunk(self, index)
+        return chunk
+
     def to_json(self) -> dict[str, Any]:
         """The request as `resolve` takes it: giving it back yields the same request."""
         values = asdict(self)
-        return values | {"size": f"{values.pop('width')}x{values.pop('height')}"}
-
-
-Tables = dict[str, dict[str, Any]]
-
-
-@cache
-def _tables() -> Tables:
-    return read_defaults(Path(__file__).with_name("defaults.toml").read_text(encoding="utf-8"))
-
-
-def read_defaults(text: str) -> Tables:
-    """The tables of defaults.toml: [profile.NAME] of what no task differs in, [TASK.NAME] of the rest. Raises
-    InputError unless for each task every profile has the default of every field that takes it from there, and no other
-    key."""
-    tables = tomllib.loads(text)
-    for name, profile in tables["profile"].items():
-        _inherit(tables, name, profile.pop("like", None))
-    wanted = {name for name, field in FIELDS.items() if field.default == PROFILE}
-    for name, profile in itertools.product(TASKS, PROFILES):
-        row = tables.get("profile", {}).get(profile, {}) | tables.get(name, {}).get(profile, {})
-        special = [row[variant] for variant in VARIANTS if variant in row]
-        missing = wanted - row.keys()
-        unknown = set(row).union(*special) - wanted - {"source", NO_GUIDANCE_UP_TO, *VARIANTS}
-        for keys, found in ((missing, "there is no default for"), (unknown, "no field takes a default of the name")):
-            if keys:
-                asked, said = f"defaults.toml: task {name}, profile {profile}", f"{found} {', '.join(sorted(keys))}"
-                raise InputError(asked, said, f"Correct [{name}.{profile}] or [profile.{profile}]")
-    return tables
-
-
-def _inherit(tables: Tables, profile: str, like: str | None) -> None:
-    """Fill a profile with the rows of the one that it is like; what it says itself holds for every task."""
-    if like is None:
-        return
-    own = tables["profile"][profile]
-    tables["profile"][profile] = tables["profile"][like] | own
-    for name in TASKS:
-        tables[name][profile] = tables[name][like] | own | tables[name].get(profile, {})
-
-
-def profile_source(profile: str) -> str:
-    """Where a profile's values were read."""
-    return _tables()["profile"][profile]["source"]
-
-
-def defaults(task: str, profile: str, model: ModelFacts) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the fields of a task are where they are not given, by a profile for a model, and where each value comes
-    from. A field without a default (a prompt) is absent; the seed is "random" where the profile leaves it to chance.
-    Raises InputError for an unknown profile."""
-    check_profile(profile)
-    row = _tables()["profile"][profile] | _tables()[task][profile]
-    variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
-    special, _, _ = variants.get(model.variant, {}), row.pop("source"), row.pop(NO_GUIDANCE_UP_TO, None)
-    where = f"profile {profile}, {model.variant}" + (f" ({special.pop('source')})" if "source" in special else "")
-    row, origin = row | special, dict.fromkeys(row, f"profile {profile}") | dict.fromkeys(special, where)
-    for name, field in FIELDS.items():
-        if field.default == NOT_GIVEN:
-            row[name], origin[name] = None, NOT_GIVEN
-        elif field.default == PROFILE and field.checkpoint and row[name] == CHECKPOINT:
-            row[name], origin[name] = field.checkpoint(model)
-    return row, origin
-
-
-def check_profile(profile: str) -> None:
-    """Raises InputError for a name that is no profile's."""
-    if not isinstance(profile, str) or profile not in PROFILES:
-        raise InputError(f"profile {shown(profile)}", "there is no such profile", f"Profiles are {', '.join(PROFILES)}")
+        if self.keyframe is not None:
+            values["keyframe"] = {str(one.frame): one.image for one in self.keyframe}
+        canvas = self.canvas and f"{self.canvas[0]}x{self.canvas[1]}"
+        size = f"{values.pop('width')}x{values.pop('height')}"
+        return values | {"size": size, "canvas": canvas, "control_weights": dict(self.control_weights) or None}
 
 
 def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: str | None = None) -> str:
-    """The task that the given fields call for: one that starts from the input given, and of those the one of a single
-    frame where one frame or a single frame's file is asked for; where nothing says, the one that the model was
-    `made_for`. Raises InputError for two inputs."""
+    """The task that the given fields call for: transfer where there is a control, else one that starts from the input
+    given, and of those the one of a single frame where one frame or a single frame's file is asked for, or one with
+    actions where something of these is given; where nothing says, the one that the model was `made_for`. Raises
+    InputError for two inputs."""
+    if hints_of(given):
+        return TRANSFER
     inputs = [name for name in INPUTS if given.get(name) is not None]
     if len(inputs) > 1:
-        raise InputError(
-            " with ".join(f"`{name}`" for name in inputs), "a run starts from one of them", "Drop one", inputs[1]
-        )
+        asked, next_step = " with ".join(f"`{name}`" for name in inputs), "Drop one"
+        if inputs == ["image", "keyframe"]:
+            next_step = "Give the first picture as `keyframe` 0=FILE too"
+        raise InputError(asked, "a run starts from one of them", next_step, inputs[1])
     source, suffix = next(iter(inputs), None), (output_suffix or "").lower()
     fitting = [task for task in TASKS.values() if task.input == source]
+    acting = any(given.get(name) is not None for name in action.SAYING) or (made_for and acts(TASKS[made_for]))
+    fitting = [task for task in fitting if acts(task) == bool(acting)] or fitting
+    fitting = sorted((task for task in fitting if _has(given, task.needs)), key=lambda task: -len(task.needs))
     if made_for in [task.name for task in fitting] and not suffix and "frames" not in given:
         return made_for
     frames = given.get("frames")
@@ -181,6 +214,10 @@ def infer_task(given: Mapping[str, Any], output_suffix: str | None, made_for: st
         task.single and task.suffix == suffix for task in fitting
     )
     return next((task for task in fitting if task.single == single), fitting[0]).name
+
+
+def _has(given: Mapping[str, Any], names: tuple[str, ...]) -> bool:
+    return all(given.get(name) is not None for name in names)
 
 
 def check_keys(given: Mapping[str, Any]) -> None:
@@ -218,6 +255,8 @@ def check(
     for key, value in given.items():
         with faults.of(key):
             _check_key(key)
+            if value is None and FIELDS[key].refusal(task):  # as a whole request has it
+                continue
             values[key] = FIELDS[key].check(value, task)
             if FIELDS[key].kind in (kinds.PROMPT, kinds.TEXT):
                 check_caption(values[key], f"{key.replace('_', ' ')} {values[key][:40]!r}")
@@ -225,17 +264,16 @@ def check(
         said = "there is nothing to generate", 'Give a `prompt`, such as "a cup on a table"'
         faults.add("prompt", InputError("a run without a prompt", *said))
     if "task" not in faults.found:
-        _check_inputs(faults, task, values, partial)
+        _check_inputs(faults, task, values, partial or any(name in faults.found for name in HINTS))
     faults.report()
     return task
 
 
 def _missing(given: Mapping[str, Any], task: Task) -> list[str]:
     """What a request of this task has to have and has not."""
-    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED]
-    return [name for name in needed if name not in given] + [
-        name for name in INPUTS if name == task.input and given.get(name) is None
-    ]
+    needed = [name for name, field in FIELDS.items() if field.default == REQUIRED and name not in given]
+    needed += [name for name in (*task.needs, *filter(None, [task.input])) if given.get(name) is None]
+    return needed + ([DEFAULT_HINT] if task.name == TRANSFER and not hints_of(given) else [])
 
 
 def resolve(
@@ -251,33 +289,48 @@ def resolve(
     """The full request, and for each of `FIELDS` where its value came from.
 
     `given` holds the fields that the user set; a task that is not among them follows from them and from the output's
-    `suffix`. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial` request something stands
-    in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole` request has every field,
-    also those that its own profile filled: one of these that changes nothing here was nobody's wish. Raises InputError,
-    for all faults of the given fields at once, or then for all that the model and the values together do not allow.
+    `suffix`, and sound from the latter. `pick_seed` is asked when the profile leaves the seed to chance. In a `partial`
+    request something stands in for a prompt and an input that are not given; their origin is `STANDS_IN`. A `whole`
+    request has every field, also those that its own profile filled: one of these that changes nothing here was nobody's
+    wish. Raises InputError, for all faults of the given fields at once, or then for all that the model and the values
+    together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
-    values, origin = defaults(task.name, profile, model)
+    named = (suffix or "").lower() in SOUND_SUFFIXES
+    heard = given.get("sound") is None and (named or given.get("audio") is not None)
+    given = {**given, "sound": True} if heard else given
+    missing = {name: f"-1={ANY}" if FIELDS[name].kind.many else ANY for name in _missing(given, task)}
+    values, origin = defaults(task.name, profile, model, hints_of({**given, **missing}))
     if given.get("seed") in kinds.CHANCE:
         values["seed"], given = "random", {key: value for key, value in given.items() if key != "seed"}
     if values["seed"] == "random":
         values["seed"], origin["seed"] = pick_seed(), "random"
     # What the user repeats of the defaults is no change: a manifest's request can be given back as it is.
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
-    missing = dict.fromkeys(_missing(given, task), ANY)
-    values = {**values, **given, **missing, "task": task.name}
+    values = {**_unmeasured(values, task), **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
-    values = {name: FIELDS[name].check(value, task) for name, value in values.items()}
-    values, origin = _without_guidance(values, origin, profile)
+    origin |= {"sound": THE_OUTPUT if named else THE_INPUTS} if heard else {}
+    empty = {name for name, value in values.items() if value is None and FIELDS[name].default == PROFILE}
+    empty = {name for name in empty if FIELDS[name].refusal(task)}  # no default, as the task has not the field
+    values |= {name: FIELDS[name].check(value, task) for name, value in values.items() if name not in empty}
+    if acts(task):
+        action.derive(values, origin, given, partial)
+    values, origin = _without_guidance(values, origin, profile, task)
+    faults = Faults()
+    if values["keyframe"]:
+        with faults.of("keyframe"):
+            values["keyframe"] = placed(values["keyframe"], values["frames"])
+    faults.report()
     width, height = values["size"]
     request = Request(**{key: value for key, value in values.items() if key != "size"}, width=width, height=height)
-    faults = Faults()
-    _check_variant(faults, task, changed, model)
-    with faults.of("condition_frame_indexes"):
-        _check_clean(request)
+    _check_variant(faults, task, values, changed, model)
+    with faults.of("keyframe" if request.keyframe else "condition_frame_indexes"):
+        _check_clean(request.of_chunk(0))
+    if task.name == TRANSFER:
+        check_controls(faults, request)
     for name, value in changed.items():
-        if whole and FIELDS[name].default == PROFILE:
-            continue
+        if (whole and FIELDS[name].default == PROFILE) or (name == "sound" and heard and not named):
+            continue  # of sound that `audio` asks for, that one's row says what is wrong
         with faults.of(name):
             if reason := FIELDS[name].useless(values, task):
                 raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")
@@ -285,11 +338,18 @@ def resolve(
     return request, origin
 
 
+def _unmeasured(values: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The values with something in the place of defaults that follow from a clip, where there is none."""
+    size = without_input(str(values["size"]))
+    length = {name: number for name, number in WITHOUT_CLIP.items() if values[name] == FROM_CLIP}
+    return values | length | ({"size": size} if size != values["size"] else {})
+
+
 def _without_guidance(
-    values: dict[str, Any], origin: dict[str, str], profile: str
+    values: dict[str, Any], origin: dict[str, str], profile: str, task: Task
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values with guidance 1, which is none, where the profile's engine takes theirs for none."""
-    most = _tables()["profile"][profile].get(NO_GUIDANCE_UP_TO)
+    most = (tables_read()["profile"][profile] | tables_read()[task.name][profile]).get(NO_GUIDANCE_UP_TO)
     if most is None or values["guidance"] > most or values["guidance"] == 1:
         return values, origin
     said = f"{origin['guidance']} ({values['guidance']:g}); profile {profile} has no guidance up to {most:g}"
@@ -301,15 +361,20 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else [] if value is None else value
 
 
-def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model: ModelFacts) -> None:
+def _check_variant(
+    faults: Faults, task: Task, values: Mapping[str, Any], changed: Mapping[str, Any], model: ModelFacts
+) -> None:
+    with faults.of("task"):
+        check_able(task, model)
+    for field in FIELDS.values():
+        if field.modality and values[field.name] is True and field.refusal(task) is None:
+            with faults.of(field.name):
+                check_able(task, model, (field.modality,))
     if model.variant != DISTILLED:
         with faults.of("schedule"):
             if changed.get("schedule") == DISTILLED:
                 raise InputError("schedule 'distilled'", f"{model.name} is not a distilled model", "Drop schedule")
         return
-    if not task.distilled:
-        names = " and ".join(name for name, other in TASKS.items() if other.distilled)
-        raise InputError(f"task {task.name}", f"{model.name} is distilled for {names} only", "Use the full model")
     for name, value in changed.items():
         with faults.of(name):
             if FIELDS[name].distilled:
@@ -320,12 +385,21 @@ def _check_variant(faults: Faults, task: Task, changed: Mapping[str, Any], model
 def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial: bool) -> None:
     """The file that the task starts from and no other, and one frame or several."""
     if task.input and not partial and values.get(task.input) is None:
-        missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` FILE")
+        form = "INDEX=FILE" if FIELDS[task.input].kind.many else "FILE"
+        missing = InputError(f"task {task.name}", f"there is no input {task.input}", f"Add `{task.input}` {form}")
         faults.add(task.input, missing)
-    for name in INPUTS:
+    for name in () if partial else task.needs:
+        if values.get(name) is None:
+            missing = InputError(f"task {task.name}", f"there is no `{name}`", f"Add `{name}` FILE")
+            faults.add(name, missing)
+    if task.name == TRANSFER and not partial and not hints_of(values):
+        names = f"{', '.join(f'`{hint}`' for hint in HINTS[:-1])} or `{HINTS[-1]}`"
+        faults.add("task", InputError("transfer without a control", "there is nothing to follow", f"Add {names} FILE"))
+    for name in FILES:
         with faults.of(name):
             if values.get(name) is not None and (reason := FIELDS[name].refusal(task)):
-                next_step = f"Use `task` {' or '.join(FIELDS[name].tasks)} or drop it"
+                takers = sorted(FIELDS[name].tasks, key=lambda one: TASKS[one].single != task.single)
+                next_step = f"Use `task` {' or '.join(takers)} or drop it"
                 raise InputError(f"`{name}` with task {task.name}", reason, next_step)
     with faults.of("frames"):
         if "frames" in values and task.single != (values["frames"] == 1):
@@ -348,6 +422,6 @@ def _check_clean(request: Request) -> None:
             f"{frames} frames are {latent_frames} latent frames",
             f"Use indices from 0 to {latent_frames - 1}",
         )
-    if len(clean) == latent_frames:
+    if len(clean) == latent_frames and not acts(TASKS[request.task]):
         next_step = f"Ask for {frames + TEMPORAL_COMPRESSION} frames or more"
         raise InputError("every frame as conditioning", "there is nothing left to generate", next_step)

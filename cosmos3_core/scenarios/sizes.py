@@ -22,7 +22,9 @@ TIERS: dict[str, dict[str, tuple[int, int]]] = {
 """Width and height of each tier. A tier is a name: "256" at 16:9 is 320x192, not 256 pixels of anything."""
 
 SMALLEST, LARGEST = 32, 4096
-AUTO = re.compile(r"\s*(?:(\d+)p?:)?auto\s*")
+AUTO = re.compile(r"\s*(?:(\d+)p?:)?auto\s*|\s*auto(\d{2,4})\s*")
+LONGEST_STEP = 32
+"""Of which the sides of a size like auto512 are multiples: those of NVIDIA's framework where it edits pictures."""
 FORMS = "Type WIDTHxHEIGHT such as 1280x720, or TIER:ASPECT such as 720p:16:9"
 
 
@@ -43,14 +45,32 @@ def parse_size(text: str, default_aspect: str) -> tuple[int, int]:
     raise InputError(asked, "it is neither a size in pixels nor a tier", FORMS)
 
 
+def without_input(text: str) -> str:
+    """A size with auto in it, without that: for a run that has no input yet."""
+    if (match := AUTO.fullmatch(text)) and match[2]:
+        return f"{match[2]}x{match[2]}"
+    return ":".join(part for part in text.split(":") if part != "auto")
+
+
 def auto_size(text: str, source: tuple[int, int], default: tuple[int, int]) -> tuple[int, int]:
     """(width, height) of "auto" or "720p:auto": of that tier, or of the one that `default` belongs to, the aspect
-    nearest to that of the `source`. Raises InputError for an unknown tier."""
-    tier = AUTO.fullmatch(text)[1]  # type: ignore[index]
+    nearest to that of the `source`. Of "auto512": as the `source`, with that longer side, both rounded down. Raises
+    InputError for an unknown tier."""
+    tier, longest = AUTO.fullmatch(text).groups()  # type: ignore[union-attr]
+    if longest is not None:
+        width, height = longest_side(source, int(longest))
+        return check_size(width, height, f"size {text}")
     if tier is None:
         return keeping(source, default)
     parse_size(f"{tier}:1:1", "")  # raises for an unknown tier
     return _nearest(source, tier)
+
+
+def longest_side(source: tuple[int, int], longest: int) -> tuple[int, int]:
+    """(width, height) like the `source`'s, with this longer side, both rounded down to multiples of `LONGEST_STEP`
+    (NVIDIA cosmos-framework 5eee9ed5, resize_pil_image)."""
+    width, height = (max(side * longest // max(source) // LONGEST_STEP, 1) * LONGEST_STEP for side in source)
+    return width, height
 
 
 def keeping(source: tuple[int, int], like: tuple[int, int]) -> tuple[int, int]:

@@ -1,10 +1,18 @@
-"""Videos: several frames, from text, from a picture that they begin with, or from a clip that they go on from."""
+"""Videos: several frames, from text, from pictures that some of them are, or from a clip that they go on from."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from .task import Task
+from ..model.config import TEMPORAL_COMPRESSION
+from .keyframes import held
+from .task import DISTILLED, FULL, Conditions, Task
+
+
+def _keyframes(request: Conditions) -> tuple[int, ...]:
+    """The latent frame of each keyframe."""
+    return tuple(held(one.frame)[1] // TEMPORAL_COMPRESSION for one in request.keyframe or ())
+
 
 T2V = Task(
     name="t2v",
@@ -14,6 +22,7 @@ T2V = Task(
     aspect="16:9",
     single=False,
     latents=("vision",),
+    sounding=True,
 )
 TASKS = (
     T2V,
@@ -23,7 +32,7 @@ TASKS = (
         title="image to video",
         input="image",
         source="picture",
-        distilled=True,
+        variants=(*FULL, DISTILLED),
         clean=lambda request: (0,),
     ),
     replace(
@@ -32,6 +41,23 @@ TASKS = (
         title="video to video",
         input="video",
         source="clip",
+        chooses_frames=True,
         clean=lambda request: request.condition_frame_indexes,
+    ),
+    replace(
+        T2V,
+        name="extend",
+        title="going on from a clip",
+        input="extend",
+        source="clip",
+        clean=lambda request: request.condition_frame_indexes,
+    ),
+    replace(
+        T2V,
+        name="keyframes",
+        title="keyframes to video",
+        input="keyframe",
+        source="picture",
+        clean=_keyframes,
     ),
 )

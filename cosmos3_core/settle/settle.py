@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
-from ..files.images import read_image
-from ..files.sources import SAID
-from ..files.video import read_video
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
 from ..plan.cost.units import GIB
@@ -19,12 +14,14 @@ from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..plan.survey import described_device
 from ..scenarios import request as requests
+from ..scenarios.action import acts
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.faults import about
 from ..scenarios.fields import is_whole, understood
-from ..scenarios.sizes import AUTO, FORMS, auto_size, parse_size
-from ..scenarios.task import Task
-from ..spelling import shown
+from ..scenarios.sizes import AUTO
+from ..scenarios.variants import check_able
+from .actions import check_width, found_in_files
+from .measured import measured
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -54,8 +51,10 @@ class Settled:
 
     def with_texts(self, prompt: int, negative: int) -> Settled:
         """The same with the prompts' numbers of tokens, which were counted, in the place of guesses."""
-        texts = {"prompt_tokens": prompt, "negative_tokens": negative}
-        asked, estimate = (replace(one, job=replace(one.job, **texts)) for one in (self.asked, self.estimate))
+        asked, estimate = (
+            replace(one, job=replace(one.job, prompt_tokens=prompt, negative_tokens=negative))
+            for one in (self.asked, self.estimate)
+        )
         return replace(self, asked=asked, estimate=estimate, counted=True)
 
     @property
@@ -127,9 +126,9 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     sized = {key: value for key, value in given.items() if not (auto and key == "size")}
     task = requests.check(sized, wish.profile, wish.suffix, made_for=made_for(wish.model), partial=wish.partial)
     model = ground.model if ground else _opened(wish)
-    if auto:
-        size = _auto_size(given, task, wish, model)
-        sized["size"] = size.size
+    check_able(task, model.facts)  # before a file is read
+    values, followed = (found_in_files if acts(task) else measured)(given, task, wish.profile, model)
+    sized |= values
     request, origin = requests.resolve(
         sized,
         wish.profile,
@@ -139,11 +138,11 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         partial=wish.partial,
         whole=is_whole(wish.given),
     )
-    if auto:
-        origin |= {"size": size.origin}
+    origin |= followed
+    check_width(request, model)
     ground = ground or _planned(wish, model, on)
     plan, device = ground.plan, ground.plan.device
-    job = _job(request, origin, model, _guided_steps(request, model, _from_table(wish)))
+    job = _job(request, origin, _guided_steps(request, model, _from_table(wish)))
     placement = RESIDENT if wish.resident else SEQUENTIAL
     asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, placement, plan.tuning)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
@@ -183,54 +182,50 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
     return Ground(model=model, plan=resolve(want, backend, device), why=why)
 
 
-class _Auto(NamedTuple):
-    """The size in the place of "auto", and why it is that."""
-
-    size: str
-    origin: str
-
-
-def _auto_size(given: Mapping[str, Any], task: Task, wish: Wish, model: Model) -> _Auto:
-    """The size of the input for the size "auto". Reads the picture or clip; its errors are those of any reading."""
-    name = task.input and given.get(task.input)
-    if not isinstance(name, str):
-        found = "it follows from a picture or clip, and this run starts from none"
-        raise InputError(f"size {shown(given['size'])}", found, FORMS, "size")
-    if said := SAID.fullmatch(name):
-        source = int(said[1]), int(said[2])
-    else:
-        frames = (read_image(Path(name)) if task.source == "picture" else read_video(Path(name), 1, "first")).frames
-        source = frames.shape[2], frames.shape[1]
-    usual = parse_size(requests.defaults(task.name, wish.profile, model.facts)[0]["size"], task.aspect)
-    width, height = auto_size(given["size"], source, usual)
-    return _Auto(f"{width}x{height}", f"{given['size']}: nearest to the input's {source[0]}x{source[1]}")
-
-
-def _guided_steps(request: requests.Request, model: Model, described: bool) -> int:
-    """How many steps run with guidance. InputError where the model's scheduler_config.json describes no schedule; a
-    model of the table has none of its own."""
-    if described and request.guidance_interval is None:
-        return request.steps if NEGATIVE in branches_of(request.guidance) else 0
+def _guided_steps(request: requests.Request, model: Model, described: bool) -> tuple[int, int]:
+    """How many steps run with guidance, and how many with control guidance. InputError where the model's
+    scheduler_config.json describes no schedule; a model of the table has none of its own."""
+    kinds = (
+        (NEGATIVE in branches_of(request.guidance), request.guidance_interval),
+        (request.control_guidance != 1, request.control_guidance_interval),
+    )
+    if described and all(interval is None for _, interval in kinds):
+        counts = [request.steps if used else 0 for used, _ in kinds]
+        return counts[0], counts[1]
     # Torch and diffusers take seconds to import, which a plan mostly does without.
-    from ..sampling.guidance import guided
+    from ..sampling.guidance import inside
     from ..sampling.solver import solver_of
 
-    where = request.guidance, request.guidance_interval
-    return sum(guided(*where, timestep, request.interval_ends) for timestep in solver_of(request, model).timesteps)
+    timesteps = solver_of(request, model).timesteps
+    text, control = (
+        sum(used and (interval is None or inside(interval, one, request.interval_ends)) for one in timesteps)
+        for used, interval in kinds
+    )
+    return text, control
 
 
-def _job(request: requests.Request, origin: dict[str, str], model: Model, guided_steps: int) -> Job:
+def _job(request: requests.Request, origin: dict[str, str], guided_steps: tuple[int, int]) -> Job:
     """The numbers of a request, with a guess at how long its texts are."""
-    stock = origin["negative_prompt"].startswith("checkpoint")
+    stock, chunks, first = origin["negative_prompt"].startswith("checkpoint"), request.chunks, request.of_chunk(0)
     return Job(
         width=request.width,
         height=request.height,
-        frames=request.frames,
+        frames=first.frames,
         steps=request.steps,
         guidance=request.guidance,
-        guided_steps=guided_steps,
+        guided_steps=guided_steps[0],
         prompt_tokens=PROMPT_TOKENS,
         negative_tokens=STOCK_NEGATIVE_TOKENS if stock else SHORT_NEGATIVE_TOKENS,
-        input_frames=request.conditioning_pixel_frames,
+        input_frames=first.conditioning_pixel_frames,
         tile=request.tile,
+        fps=request.fps,
+        sound=request.sound,
+        sound_length=request.sound_length,
+        other_tokens=request.other_tokens,
+        controls=request.controls,
+        control_guidance=request.control_guidance,
+        control_steps=guided_steps[1],
+        weighted=request.control_attention == "weighted",
+        chunks=chunks.count,
+        audio=request.audio is not None,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from ..contract import InputError
 from ..plan.resolve import dtype_named
 from ..scenarios.aliases import spelled
-from ..scenarios.request import PROFILES
+from ..scenarios.defaults import PROFILES
 from ..spelling import shown
 
 

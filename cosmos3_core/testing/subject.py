@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -14,6 +15,8 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..contract import COMPOSITES, Device, Kernel, Memory, Ops, Unavailable
 from ..files.digests import sha256_files, sha256_json
@@ -192,10 +195,6 @@ def row_id(kernel: Kernel) -> str:
 
 def live_bytes(memory: Memory, torch_device: str) -> int:
     """Bytes of tensors alive: as the device's memory counts, or where it does not, summed over Python's objects."""
-    import gc
-
-    import torch
-
     gc.collect()
     counted = memory.used(torch.device(torch_device)).allocated
     if counted is not None:

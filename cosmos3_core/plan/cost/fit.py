@@ -11,8 +11,9 @@ from ...contract import Ceiling, Tuning
 from ...model.config import TEMPORAL_COMPRESSION, TransformerConfig
 from ...scenarios.branches import branches_of
 from ...scenarios.sizes import LARGEST, TIERS
+from ...scenarios.sound import DOWN
 from ..execution import RESIDENT, SEQUENTIAL, Execution
-from . import transformer, vae
+from . import sound, transformer, vae
 from .units import GIB, WIDTH, Work, weight_bytes
 
 TILES = (1024, 768, 512, 384, 256, 192, 128)
@@ -34,7 +35,13 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
-    frames are encoded first; `tile` is the decode's, in pixels (None: whole)."""
+    frames are encoded first; `tile` is the decode's, in pixels (None: whole). `fps` and `sound_length` say how long the
+    `sound` is, which is encoded where it is given (`audio`) and decoded where it is not; `other_tokens` are those of
+    media besides vision and sound.
+
+    `controls` are the hints of control clips, of as many frames, to each of which attention goes alone if it is
+    `weighted`, and `control_steps` of the steps run with control guidance. All of it is done in each of the `chunks`.
+    """
 
     width: int
     height: int
@@ -46,6 +53,21 @@ class Job:
     negative_tokens: int
     input_frames: int = 0
     tile: int | None = None
+    fps: float = 24.0
+    sound: bool = False
+    sound_length: str = DOWN
+    audio: bool = False
+    other_tokens: int = 0
+    controls: tuple[str, ...] = ()
+    control_guidance: float = 1.0
+    control_steps: int = 0
+    weighted: bool = False
+    chunks: int = 1
+
+    @property
+    def encoded(self) -> tuple[int, ...]:
+        """Pixel frames of each clip that is encoded in a chunk."""
+        return (*[self.frames] * len(self.controls), *[self.input_frames] * bool(self.input_frames))
 
     @property
     def texts(self) -> tuple[int, ...]:
@@ -105,7 +127,8 @@ class Estimate:
     def weights(self) -> dict[str, int]:
         """Bytes of each component that a run may load."""
         towers = transformer.weights(self.config, self.dtype, self.format, self.execution.kept_layers)
-        return towers | vae.weights(self.vae, self.dtype)
+        codec = sound.weights(self.config.sound, self.dtype) if self.job.sound and self.config.sound else {}
+        return towers | vae.weights(self.vae, self.dtype) | codec
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -114,23 +137,36 @@ class Estimate:
         parts, longest = self.weights, max(job.texts)
         kv = transformer.und_kv_bytes(c, sum(job.texts), self.dtype)
         frames, height, width = run.latent
-        latent = 4 * c.latent_channel * frames * height * width
+        made = 4 * (c.latent_channel * frames * height * width + (run.sound.frames * c.sound_dim if run.sound else 0))
+        latent = made * (1 + len(job.controls))
         # cos and sin for each branch of each kind of pass.
-        tables = 2 * c.head_dim * run.tokens * size * sum(len(one.branches) for one in run.passes)
+        tables = 2 * c.head_dim * size * sum(one.rows for one in run.passes)
         text_tower = parts["understanding"] + parts["embedding"]
         media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
         reading = transformer.layer_bytes(c, longest, 0, size)
         step = transformer.layer_bytes(c, run.widest * run.tokens, longest, size, run.widest)
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self.dtype)
         stages = [Stage("read prompts", text_tower, kv, 0, reading)]
-        if job.input_frames:
-            encoding = vae.encode_bytes(self.vae, (height, width), job.input_frames, self.dtype)
+        if job.encoded:
+            encoding = vae.encode_bytes(self.vae, (height, width), max(job.encoded), self.dtype)
             stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
+        elif job.audio and self._codec:  # beside a picture or clip it is less
+            stages.append(Stage("encode input", parts["sound_encoder"], kv, 0, self._codec.worst))
         stages.append(Stage("steps", media_tower, kv, FP32_COPIES * latent + tables, step))
-        stages.append(Stage("decode", parts["vae_decoder"], kv, 3 * latent + tables, decoding, VAE_OVERHEAD))
+        held = 2 * latent + made + tables
+        if self._codec and not job.audio:
+            stages.append(Stage("decode sound", parts["sound_decoder"], kv, held, self._codec.worst))
+        stages.append(Stage("decode", parts["vae_decoder"], kv, held, decoding, VAE_OVERHEAD))
         if self.placement == RESIDENT:
             stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
         return tuple(stages)
+
+    @cached_property
+    def _codec(self) -> sound.Tally | None:
+        """The decode of the sound, or the encode of one that is given, if there is sound."""
+        size, config = self.execution.sound, self.config.sound
+        half = sound.encoder if self.job.audio else sound.decoder
+        return half(config, size.frames, WIDTH[self.dtype]) if size and config else None
 
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises KeyError."""
@@ -141,15 +177,21 @@ class Estimate:
         """Bytes of the stage that takes most."""
         return max(stage.peak for stage in self.stages)
 
-    def step(self, guided: bool) -> list[Work]:
-        """One solver step."""
-        texts = self.job.texts if guided else self.job.texts[:1]
-        return [work for text in texts for work in self._forward(self.execution.tokens, text)]
+    def step(self, guided: bool, controlled: bool = False) -> list[Work]:
+        """One solver step, with guidance or without, and with control guidance or without."""
+        run, texts = self.execution, self.job.texts if guided else self.job.texts[:1]
+        work = [work for text in texts for work in self._forward(run.tokens, text, self._attended(text))]
+        return work + (self._forward(run.made, self.job.texts[0]) if controlled else [])
 
-    def _forward(self, tokens: int, context: int) -> list[Work]:
+    def _attended(self, context: int) -> tuple[tuple[int, int], ...] | None:
+        """(queries, keys) of each of a pass's attentions, where attention goes to one control at a time."""
+        job, pair = self.job, 2 * self.execution.made
+        return ((pair, pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
+
+    def _forward(self, tokens: int, context: int, attended: tuple[tuple[int, int], ...] | None = None) -> list[Work]:
         kept = self.execution.kept_layers
         return transformer.forward_work(
-            self.config, tokens, context, self.dtype, formats=self.formats, kept_layers=kept
+            self.config, tokens, context, self.dtype, formats=self.formats, kept_layers=kept, attended=attended
         )
 
     def _prefill(self, tokens: int) -> list[Work]:
@@ -159,13 +201,21 @@ class Estimate:
     def parts(self) -> dict[str, list[Work]]:
         """The run's work by stage."""
         job, guided, (frames, height, width) = self.job, self.job.guided_steps, self.execution.latent
+        steps = guided * self.step(True) + (job.steps - guided) * self.step(False)
+        steps += job.control_steps * self._forward(self.execution.made, job.texts[0])
+        # The frames that a chunk begins with are decoded before, and all of them at the end.
+        decodes = 2 * job.chunks - 1
         parts = {
             "read prompts": [work for tokens in job.texts for work in self._prefill(tokens)],
-            "steps": guided * self.step(True) + (job.steps - guided) * self.step(False),
-            "decode": [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
+            "steps": job.chunks * steps,
+            "decode": decodes * [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
         }
-        if job.input_frames:
-            parts["encode input"] = [vae.encode_work(self.vae, (height, width), job.input_frames, self.dtype)]
+        if job.encoded:
+            encoded = [vae.encode_work(self.vae, (height, width), count, self.dtype) for count in job.encoded]
+            parts["encode input"] = job.chunks * encoded
+        if self._codec:
+            stage = "encode input" if job.audio else "decode sound"
+            parts[stage] = [*parts.get(stage, []), sound.work(self._codec, self.dtype)]
         return parts
 
     def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:
@@ -175,14 +225,15 @@ class Estimate:
         if ceiling is None or not rates <= set(ceiling.tflops):
             return None
         stages = {name: sum(w.seconds(ceiling) for w in work) for name, work in self.parts.items()}
-        step = sum(w.seconds(ceiling) for w in self.step(self.job.guided_steps > 0))
+        slowest = self.step(self.job.guided_steps > 0, self.job.control_steps > 0)
+        step = sum(w.seconds(ceiling) for w in slowest)
         return stages | {"step": step, "total": sum(stages.values())}
 
 
 @dataclass(frozen=True)
 class Change:
     """A smaller request that fits: the `values` that differ, of "format" (of the weights), "width", "height", "frames"
-    and "tile", and its estimate."""
+    and "tile", and its estimate. With controls "frames" are those of a chunk."""
 
     values: Mapping[str, Any]
     estimate: Estimate
@@ -192,7 +243,10 @@ class Change:
         values = dict(self.values)
         if "width" in values:
             values["size"] = f"{values.pop('width')}x{values.pop('height')}"
-        return " ".join(f"`{name}` {values[name]}" for name in ("format", "size", "frames", "tile") if name in values)
+        if "frames" in values and self.estimate.job.controls:
+            values["chunk_frames"] = values.pop("frames")
+        names = ("format", "size", "frames", "chunk_frames", "tile")
+        return " ".join(f"`{name}` {values[name]}" for name in names if name in values)
 
 
 def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> list[Change]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from ...model.config import TransformerConfig
@@ -78,14 +78,16 @@ def forward_work(
     causal: bool = False,
     formats: Mapping[str, str] = NO_FORMATS,
     kept_layers: int = 0,
+    attended: Sequence[tuple[int, float]] | None = None,
 ) -> list[Work]:
     """The parts of one pass of one branch through one tower (docs/model.md, section 3.2). The matrices of the first
-    `kept_layers` are kept in `dtype`, and so is the text's attention, which is the causal one."""
+    `kept_layers` are kept in `dtype`, and so is the text's attention, which is the causal one. `attended` has the
+    queries and keys of each attention where there are several."""
     c, keys = config, tokens / 2 if causal else tokens + context
     linear, attention = formats.get("pack_linear", "none"), "none" if causal else formats.get("attention", "none")
     split = ((kept_layers, "none"), (c.num_hidden_layers - kept_layers, linear))
     work = [_linear_work(c, tokens, layers, dtype, name) for layers, name in split if layers]
-    work.append(_attention_work(c, tokens, keys, dtype, attention))
+    work += [_attention_work(c, *one, dtype, attention) for one in attended or [(tokens, keys)]]
     up = (2 if c.gated else 1) * c.intermediate_size
     rows = 8 * c.hidden_size + 2 * (c.query_width + c.kv_width) + up + c.intermediate_size
     bytes_moved = c.num_hidden_layers * WIDTH[dtype] * tokens * rows

@@ -1,0 +1,216 @@
+"""Tables of actions in: one row for each action, one column for each of its channels, as fp64 [T, D].
+
+.json          a list of rows, or an object with `actions` and, if they are named, `channels`
+.npy           an array
+.npz           an array, alone or called actions or action
+.safetensors   a tensor, alone or called actions or action
+.csv           numbers between commas, under a line of names or none
+.parquet       the column action or actions, of lists: a LeRobot episode, for which pyarrow is needed
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bounds import parse_json
+from ..contract import InputError
+from .sources import check_source
+
+NAMES = ("actions", "action")
+"""What the one of several arrays or columns is called that holds the actions."""
+LARGEST = 64 << 20
+"""Bytes of a file: 64 channels of an hour at 30 rows a second are 55 MB in fp64."""
+WIDEST, MOST = 4096, 1_000_000
+"""Channels and rows of a table."""
+EPISODE = "episode_index"
+LISTED = 6
+"""Episodes that a message lists."""
+WHOLE = "Give a table of numbers: .json, .npy, .npz, .safetensors, .csv or .parquet"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table of actions: `values` fp64 [T, D], all finite; the `channels`' names where the file has them; `episodes`,
+    the number of each row's episode where the file says it; and `facts`, JSON: what was found."""
+
+    values: np.ndarray
+    channels: tuple[str, ...] | None = None
+    episodes: np.ndarray | None = None
+    facts: Mapping[str, Any] | None = None
+
+    def between(self, first: int, end: int, asked: str) -> Rows:
+        """Rows from `first` to before `end`. Raises InputError where there are fewer, and for those of two episodes."""
+        count = len(self.values)
+        if not 0 <= first < end <= count:
+            found = f"there are {count} rows"
+            raise InputError(f"{asked}, rows {first} to {end}", found, f"Name rows from 0 to {count}")
+        episodes = None if self.episodes is None else self.episodes[first:end]
+        taken = replace(self, values=self.values[first:end], episodes=episodes)
+        return replace(taken, facts={**(self.facts or {}), "rows": [first, end]})
+
+    def check_one_episode(self, asked: str) -> None:
+        """Raises InputError where the rows are of several episodes: between two, a robot is put back."""
+        if self.episodes is None or len(np.unique(self.episodes)) == 1:
+            return
+        starts = [0, *(np.flatnonzero(np.diff(self.episodes)) + 1).tolist(), len(self.episodes)]
+        spans = [f"{a} to {b}" for a, b in zip(starts[:LISTED], starts[1:], strict=False)]
+        more = " ..." if len(starts) - 1 > LISTED else ""
+        found = f"it holds {len(starts) - 1} episodes, in rows {', '.join(spans)}{more}"
+        raise InputError(asked, found, "Name rows of one of them as `action_rows`, such as [0, 16]")
+
+
+def read_rows(path: Path, asked: str) -> Rows:
+    """The table in a file of one of the kinds above. `asked` names it in messages. Raises InputError for a file that
+    cannot be read, is no table of numbers, is too large, or holds NaN or infinity."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        found = f"tables of actions end in {', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
+        raise InputError(asked, found, WHOLE)
+    check_source(path, asked, WHOLE)
+    if (size := path.stat().st_size) > LARGEST:
+        found = f"it has {size:,} bytes, and at most {LARGEST:,} are read"
+        raise InputError(asked, found, "Cut out the rows to use")
+    try:
+        rows = reader(path, asked)
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, EOFError, RecursionError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0] or type(error).__name__
+        raise InputError(asked, f"it cannot be read ({reason})", WHOLE) from None
+    checked = rows_of(rows.values, asked)
+    if rows.channels is not None and len(rows.channels) != checked.values.shape[1]:
+        found = f"it names {len(rows.channels)} channels, and its rows have {checked.values.shape[1]}"
+        raise InputError(asked, found, "Name each channel once")
+    count, width = checked.values.shape
+    return replace(rows, values=checked.values, facts={"file": str(path), "shape": [count, width]})
+
+
+def rows_of(values: Any, asked: str) -> Rows:
+    """A table that is at hand as lists or an array. Raises InputError as `read_rows`."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        array = np.zeros((), dtype=object)
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
+        what = f"of shape {list(array.shape)}" if array.dtype.kind in "fiu" else "not of numbers alone"
+        found = "its rows are of several lengths" if _ragged(values) else f"it is {what}"
+        raise InputError(asked, found, "Give rows of equally many numbers, such as [[0.1, 0.2], [0.3, 0.4]]")
+    if array.shape[0] > MOST or array.shape[1] > WIDEST:
+        found = f"it is of shape {list(array.shape)}, and {MOST:,} rows of {WIDEST:,} are the most that are read"
+        raise InputError(asked, found, "Cut out the rows to use")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        row, channel = np.argwhere(~np.isfinite(array))[0].tolist()
+        found = f"row {row}, channel {channel} is {array[row, channel]}"
+        raise InputError(asked, found, "Fill such gaps before: a robot would move by them")
+    return Rows(array)
+
+
+def _ragged(values: Any) -> bool:
+    """Whether these are lists of several lengths."""
+    lengths = {len(row) for row in values if isinstance(row, list | tuple)} if isinstance(values, list | tuple) else ()
+    return len(lengths) > 1
+
+
+def _json(path: Path, asked: str) -> Rows:
+    value, channels = parse_json(path.read_text(encoding="utf-8-sig")), None
+    if isinstance(value, dict):
+        if (name := next((name for name in NAMES if name in value), None)) is None:
+            raise ValueError("it is an object without actions")
+        channels = value.get("channels")
+        value = value[name]
+        if channels is not None and not (isinstance(channels, list) and all(isinstance(c, str) for c in channels)):
+            raise ValueError("its channels are no list of names")
+    return Rows(rows_of(value, asked).values, None if channels is None else tuple(channels))
+
+
+def _npy(path: Path, asked: str) -> Rows:
+    with path.open("rb") as file:
+        return Rows(np.load(file, allow_pickle=False))
+
+
+def _npz(path: Path, asked: str) -> Rows:
+    import zipfile
+
+    try:
+        if (size := sum(entry.file_size for entry in zipfile.ZipFile(path).infolist())) > LARGEST:
+            raise ValueError(f"it unpacks to {size:,} bytes, and at most {LARGEST:,} are read")
+        with np.load(path, allow_pickle=False) as archive:
+            return Rows(archive[_one_of(archive.files)])
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from None
+
+
+def _safetensors(path: Path, asked: str) -> Rows:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Rows(file.get_tensor(_one_of(file.keys())).double().numpy())
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _csv(path: Path, asked: str) -> Rows:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = [line for line in csv.reader(file) if any(cell.strip() for cell in line)]
+    if not lines:
+        raise ValueError("it is empty")
+    names = None if all(_is_number(cell) for cell in lines[0]) else tuple(cell.strip() for cell in lines.pop(0))
+    for at, line in enumerate(lines):
+        if wrong := next((cell for cell in line if not _is_number(cell)), None):
+            raise ValueError(f"row {at} has {wrong.strip()[:40]!r} where a number is wanted")
+    return Rows(rows_of([[float(cell) for cell in line] for line in lines], asked).values, names)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _parquet(path: Path, asked: str) -> Rows:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        found, next_step = "reading .parquet takes pyarrow, which is not installed", "pip install pyarrow"
+        raise InputError(asked, found, f"{next_step}, or save the table as .npy") from None
+    try:
+        file = parquet.ParquetFile(path)
+        columns = file.schema_arrow.names
+        name = next((name for name in NAMES if name in columns), None)
+        if name is None:
+            raise ValueError(f"it has no column action, and has {', '.join(columns[:8])}")
+        if (size := file.metadata.num_rows) > MOST:
+            raise ValueError(f"it has {size:,} rows, and at most {MOST:,} are read")
+        wanted = [name, *(column for column in (EPISODE,) if column in columns)]
+        table = file.read(columns=wanted).to_pydict()
+    except ArrowException as error:
+        raise ValueError(str(error)) from None
+    episodes = np.asarray(table[EPISODE]) if EPISODE in table else None
+    return Rows(rows_of(table[name], asked).values, episodes=episodes)
+
+
+READERS: dict[str, Callable[[Path, str], Rows]] = {
+    ".json": _json,
+    ".npy": _npy,
+    ".npz": _npz,
+    ".safetensors": _safetensors,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _one_of(names: list[str]) -> str:
+    """The array of actions among those of a file."""
+    if len(names) == 1:
+        return names[0]
+    if (name := next((name for name in NAMES if name in names), None)) is None:
+        raise ValueError(f"it holds {len(names)} arrays, and none is called actions: {', '.join(sorted(names)[:8])}")
+    return name
