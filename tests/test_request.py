@@ -270,7 +270,7 @@ def test_every_value_says_where_it_came_from():
     assert origin["negative_prompt"] == "checkpoint (assets/negative_prompt.json)"
     assert origin["seed"] == "random"
     rest = set(FIELDS) - users - {"system_prompt", "negative_prompt", "seed"}
-    others = {"image", "tile", *(name for name in rest if "v2v" not in FIELDS[name].tasks)}
+    others = {"image", "audio", "tile", *(name for name in rest if "v2v" not in FIELDS[name].tasks)}
     others -= {name for name in others if not origin[name] == "not given"}
     rest -= others
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"

@@ -9,12 +9,11 @@ from functools import cache, partial
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from . import terminal
+from .completion import backends, dtypes, files, folders, format_names, models, one_of, ops, profiles, settings, sizes
 
 Decorator = Callable[[Callable], Callable]
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 CONTEXT = {"max_content_width": 110}
 """Of commands whose help has long lines."""
 DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
@@ -47,76 +46,6 @@ class Option(click.Option):
 def option(heading: str, *names: str, **keywords: Any) -> Decorator:
     """click.option under a heading."""
     return click.option(*names, cls=Option, heading=heading, **keywords)
-
-
-def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the path of a file."""
-    return [CompletionItem(incomplete, type="file")]
-
-
-def one_of(words: Callable[[], Iterable[str]], otherwise: Complete | None = None) -> Complete:
-    """Completes one of some words, or `otherwise` where none begins so."""
-
-    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        found = [CompletionItem(word) for word in words() if word.startswith(incomplete)]
-        return found if found or not otherwise else otherwise(context, parameter, incomplete)
-
-    return complete
-
-
-def _folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(incomplete, type="dir")]
-
-
-def _models() -> Iterator[str]:
-    from ..checkpoint.repository import PUBLISHED, SHORT
-
-    yield from ("tiny", *SHORT, *PUBLISHED)
-
-
-def profiles() -> tuple[str, ...]:
-    """Whose defaults there are."""
-    from ..scenarios.defaults import PROFILES
-
-    return PROFILES
-
-
-def backends() -> Iterable[str]:
-    """The names of the installed backends."""
-    from ..plan.discovery import installed
-
-    return installed()
-
-
-def _dtypes() -> tuple[str, ...]:
-    from ..plan.resolve import DTYPES
-
-    return DTYPES
-
-
-def _ops() -> list[str]:
-    from ..contract import OPS
-
-    return [f"{op}=" for op in OPS]
-
-
-def _format_names() -> list[str]:
-    from ..quant import FORMATS
-
-    return [f"{op}{name}" for op in ("", "attention=") for name in FORMATS]
-
-
-def _sizes() -> Iterator[str]:
-    from ..scenarios.sizes import TIERS
-
-    yield from (f"{tier}p" for tier in TIERS)
-
-
-def _settings() -> Iterator[str]:
-    from ..scenarios.fields import FIELDS
-
-    for name, field in FIELDS.items():
-        yield from (f"{name}={choice}" for choice in field.kind.schema.get("enum", ("",)))
 
 
 def pairs(form: str) -> Callable:
@@ -248,7 +177,7 @@ def _of_fields(costs: bool) -> tuple[click.Option, ...]:
         if field.option and (field.costs or not costs):
             default = f"  [default: from {THE_INPUTS}]" if field.default == THE_INPUTS else ""
             is_path, switch = name in FILES, field.kind is SWITCH
-            choices = _sizes if name == "size" else partial(tuple, field.kind.schema.get("enum", ()))
+            choices = sizes if name == "size" else partial(tuple, field.kind.schema.get("enum", ()))
             made = Option(
                 [f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name)],
                 heading=field.group,
@@ -282,7 +211,7 @@ SET = option(
     multiple=True,
     metavar="FIELD=VALUE",
     callback=_fields,
-    shell_complete=one_of(_settings),
+    shell_complete=one_of(settings),
     help="Any request field; cosmos3 run --help lists them.",
 )
 PLAN = (
@@ -294,7 +223,7 @@ PLAN = (
         multiple=True,
         metavar="OP=NAME",
         callback=pairs("OP=NAME"),
-        shell_complete=one_of(_ops),
+        shell_complete=one_of(ops),
         help="Insist on a kernel.",
     ),
     option(
@@ -304,13 +233,13 @@ PLAN = (
         multiple=True,
         metavar="[OP=]FORMAT",
         callback=_formats,
-        shell_complete=one_of(_format_names),
+        shell_complete=one_of(format_names),
         help="Quantize: fp8 the layers' weights and what they multiply, attention=fp8 the attention.",
     ),
     option(
         DEVICE,
         "--dtype",
-        shell_complete=one_of(_dtypes),
+        shell_complete=one_of(dtypes),
         help="float32, bfloat16 or float16  [default: the checkpoint's]",
     ),
 )
@@ -323,7 +252,7 @@ def model(**keywords: Any) -> Decorator:
         MODEL,
         "--model",
         help=f'nano, super, edge, a hub id, a folder or "tiny".  [default: {DEFAULT_MODEL}]',
-        shell_complete=one_of(_models, _folders),
+        shell_complete=one_of(models, folders),
         **keywords,
     )
 
@@ -364,7 +293,7 @@ RUN = (
         multiple=True,
         metavar="OP=NAME",
         callback=pairs("OP=NAME"),
-        shell_complete=one_of(_ops),
+        shell_complete=one_of(ops),
         help="Stop unless the plan has this kernel.",
     ),
     option(SAMPLING, "--latents", type=click.Path(), help="Start from this saved noise."),

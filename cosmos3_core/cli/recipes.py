@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.shell_completion import CompletionItem
 
-from .options import Group, files, one_of
+from .completion import files, one_of
+from .options import Group
 from .terminal import printable, tell
 
 if TYPE_CHECKING:

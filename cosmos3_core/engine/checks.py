@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import UnionType
 from typing import Any
 
+from torch import Tensor
+
 from ..contract import InputError, RunError
 from ..plan import Plan
 from ..plan.discovery import BUILT_IN
-from ..sampling.state import Context
+from ..sampling.state import Context, State
 from ..scenarios.branches import branches_of
 from ..scenarios.request import Request
 
@@ -49,3 +51,14 @@ def not_finite(steps: int, plan: Plan) -> RunError:
         found = "the latents hold NaN or infinity, and no kernel but eager torch's ran"
         next_step = "Run again with `dtype` float32; if it does not help, get the model's weights again"
     return RunError(f"decoding after {steps} steps", found, next_step)
+
+
+def check_goes_on(state: State) -> None:
+    """Raises InputError for a state that has had all its steps."""
+    if state.done:
+        raise InputError(f"step {state.index + 1}", f"the generation has {state.steps}, and had them", "Finish it")
+
+
+def described(x: Tensor) -> str:
+    """A tensor, for people."""
+    return f"{x.dtype} {list(x.shape)} on {x.device}"

@@ -39,7 +39,7 @@ from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
 from ..scenarios.items import items_of
 from ..scenarios.request import Request
 from ..spelling import shown
-from .checks import check_prepared, check_type, not_finite
+from .checks import check_goes_on, check_prepared, check_type, described, not_finite
 from .codecs import CODECS, UNROUNDED, Codec
 from .inputs import Inputs, read_inputs
 from .passes import Passes
@@ -276,13 +276,13 @@ class Engine:
         check_type("predicting", states, list | tuple, "Pass a list of states, also of one")
         for state in states:
             self._check_state(state, "predicting")
-            _check_goes_on(state)
+            check_goes_on(state)
         velocities = []
         for state in states:
             with self._working(state.watch):
                 self._stages.check("steps", state.index, state.steps)
                 passes = self._passes_of(state)  # loading the tower is no part of the step
-                _check_goes_on(state)  # the last one may have been taken while the caller's functions were called
+                check_goes_on(state)  # the last one may have been taken while the caller's functions were called
                 with self._stages.timed("steps"):
                     velocity = passes.velocity(state)
                     # A velocity is noise - x0 (docs/model.md, section 4.6): what is left if the way were straight.
@@ -306,10 +306,10 @@ class Engine:
         """The solver's move along a velocity, in place. Raises InputError for what is no velocity of this state, which
         stays as it is."""
         self._check_state(state, "advancing")
-        _check_goes_on(state)
+        check_goes_on(state)
         check_type(f"step {state.index + 1}", velocity, Tensor, "Pass what predict returned for this state")
         if (velocity.shape, velocity.dtype, velocity.device) != (state.x.shape, state.x.dtype, state.x.device):
-            found = f"the velocity is {_described(velocity)}, and the latents are {_described(state.x)}"
+            found = f"the velocity is {described(velocity)}, and the latents are {described(state.x)}"
             raise InputError(f"step {state.index + 1}", found, "Pass what predict returned")
         with self._working(state.watch):
             with self._stages.timed("steps"):
@@ -440,12 +440,3 @@ class Engine:
         if other:
             found = f"it belongs to an engine of another kind: {', '.join(other)}"
             raise InputError(doing, found, "Use that engine, or restore what the state's to_tensors gives")
-
-
-def _described(x: Tensor) -> str:
-    return f"{x.dtype} {list(x.shape)} on {x.device}"
-
-
-def _check_goes_on(state: State) -> None:
-    if state.done:
-        raise InputError(f"step {state.index + 1}", f"the generation has {state.steps}, and had them", "Finish it")

@@ -50,6 +50,7 @@ TASKS = (
         title="going on from a clip",
         input="extend",
         source="clip",
+        chooses_frames=True,
         clean=lambda request: request.condition_frame_indexes,
     ),
     replace(

@@ -1,0 +1,80 @@
+"""What a shell proposes for the value of an option. Each word list is asked for only when it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import click
+from click.shell_completion import CompletionItem
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the path of a file."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def one_of(words: Callable[[], Iterable[str]], otherwise: Complete | None = None) -> Complete:
+    """Completes one of some words, or `otherwise` where none begins so."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        found = [CompletionItem(word) for word in words() if word.startswith(incomplete)]
+        return found if found or not otherwise else otherwise(context, parameter, incomplete)
+
+    return complete
+
+
+def folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def models() -> Iterator[str]:
+    from ..checkpoint.repository import PUBLISHED, SHORT
+
+    yield from ("tiny", *SHORT, *PUBLISHED)
+
+
+def profiles() -> tuple[str, ...]:
+    """Whose defaults there are."""
+    from ..scenarios.defaults import PROFILES
+
+    return PROFILES
+
+
+def backends() -> Iterable[str]:
+    """The names of the installed backends."""
+    from ..plan.discovery import installed
+
+    return installed()
+
+
+def dtypes() -> tuple[str, ...]:
+    from ..plan.resolve import DTYPES
+
+    return DTYPES
+
+
+def ops() -> list[str]:
+    from ..contract import OPS
+
+    return [f"{op}=" for op in OPS]
+
+
+def format_names() -> list[str]:
+    from ..quant import FORMATS
+
+    return [f"{op}{name}" for op in ("", "attention=") for name in FORMATS]
+
+
+def sizes() -> Iterator[str]:
+    from ..scenarios.sizes import TIERS
+
+    yield from (f"{tier}p" for tier in TIERS)
+
+
+def settings() -> Iterator[str]:
+    from ..scenarios.fields import FIELDS
+
+    for name, field in FIELDS.items():
+        yield from (f"{name}={choice}" for choice in field.kind.schema.get("enum", ("",)))
