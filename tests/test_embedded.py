@@ -27,10 +27,10 @@ from tools.embedded.assemble import assemble
 from tools.embedded.bank import MIX, padded
 from tools.embedded.captions import sentence, structured
 from tools.embedded.codecs import SoundCodec, VideoCodec
-from tools.embedded.evaluate import evaluate, prompts_of
+from tools.embedded.evaluate import evaluate, evaluate_actions, evaluate_sound, prompts_of
 from tools.embedded.inverse import Part, agent_path, judge, moved, onsets, parts, see, shape_of, turn
 from tools.embedded.render import draw, play
-from tools.embedded.text import REPOSITORY, SPECIAL_TOKENS, ids_of, texts_of, tokenizer, train_tokenizer
+from tools.embedded.text import REPOSITORY, SEEN_FROM, SPECIAL_TOKENS, ids_of, texts_of, tokenizer, train_tokenizer
 from tools.embedded.towers import Flat, Sample, Towers, drawn
 from tools.embedded.world import ACTIVE, COLOURS, EXTENT, MARGIN, PASSIVE, SHAPES, SIZE, Scenes, count_of, make
 
@@ -165,6 +165,26 @@ def test_prompts_are_those_of_the_engine():
         given = {"prompt": prompt, "negative_prompt": negative, "frames": 17, "fps": float(scenes.fps[row])}
         request = settle(Wish(model="tiny", given=given | {"size": "128x128"})).request
         assert (positive_text(request), negative_text(request)) == (text, dropped)
+
+
+def test_instructions_are_those_of_the_engine(tmp_path):
+    from PIL import Image
+
+    from cosmos3_core.scenarios.prompts import negative_text, positive_text
+    from cosmos3_core.settle import Wish, settle
+
+    Image.new("RGB", (SIZE, SIZE)).save(picture := tmp_path / "seen.png")
+    scenes, views = make(72, 4, 17, {"push": 1.0}), set()
+    for row in range(4):
+        stream = np.random.default_rng(row)
+        view = SEEN_FROM[int(stream.integers(2))]
+        given = {"prompt": sentence(scenes, row, stream), "image": str(picture), "task": "policy", "view": view}
+        given |= {"domain": "pusht", "fps": float(scenes.fps[row]), "chunk": 16}
+        request = settle(Wish(model="tiny", given=given)).request
+        text, dropped, system = texts_of(scenes, row, np.random.default_rng(row))
+        assert (positive_text(request), negative_text(request), system) == (text, dropped, None)
+        views.add(view)
+    assert len(views) == 2
 
 
 def _after_one(stream: np.random.Generator) -> np.random.Generator:
@@ -327,6 +347,9 @@ def test_every_leg_runs_and_what_it_leaves_is_a_checkpoint(tmp_path, monkeypatch
     assert max(file.stat().st_size for file in folder.rglob("*.safetensors")) <= 15_000_000
     said = evaluate(str(folder), 2, steps=2, guidance=2.0)
     assert said["colour"] == 0 and said["shape"] == 0
+    assert evaluate_sound(str(folder), 1, steps=1, guidance=1.0)["within_2_frames"] == 0
+    said = evaluate_actions(str(folder), 1, steps=1)
+    assert said["policy_reached"] == said["forward_within_5_percent"] == 0 and said["inverse_error"] > 0.1
 
 
 def test_held_out_prompts_are_the_same_each_time():

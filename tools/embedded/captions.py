@@ -27,11 +27,6 @@ WAYS = {
 }
 EDGES = {"left": "left edge", "right": "right edge", "up": "top edge", "down": "bottom edge"}
 BACKGROUND = "plain dark grey"
-FRAMINGS = (
-    "This video is captured from a first-person perspective looking at the scene.",
-    "This video is captured from a top-down view of a flat 2D scene.",
-)
-"""The sentences of the viewpoints ego_view and top_down_2d_view."""
 _COLOUR_NAMES, _WAY_NAMES = tuple(COLOURS), tuple(DIRECTIONS)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from cosmos3_core.model.text import SYSTEM_PROMPTS, ChatTokenizer
+from cosmos3_core.scenarios.action_kinds import JSON
 from cosmos3_core.scenarios.prompts import negative_text, positive_text
 
-from .captions import FRAMINGS, sentence, structured
+from .captions import sentence, structured
 from .world import ACTIVE, PASSIVE, RATES, SIZE, Scenes, make
 
 REPOSITORY = Path(__file__).with_name("repository")
@@ -25,19 +26,27 @@ SPECIAL_TOKENS = (
 """Qwen's, in its order."""
 SYSTEM_SHARE, EMPTY_SHARE = 0.1, 0.5
 """Of prompts that have the system prompt, and of dropped ones that are empty instead of the checkpoint's negative."""
+SEEN_FROM = ("ego_view", "top_down_2d_view")
+"""What the prompts of actions say of the camera: the default, and what is right."""
 CANVAS = 256
 """The side of the canvas of an action's picture, of which its prompt speaks (docs/model.md, section 4.4)."""
 
 
-def asked(scenes: Scenes, row: int, prompt: str, negative: str = "") -> Any:
-    """What the prompts of a request follow from, by its profile's defaults."""
+def asked(scenes: Scenes, row: int, prompt: str, negative: str = "", view: str | None = None) -> Any:
+    """What the prompts of a request follow from, by its profile's defaults; of an action's where it has a `view`."""
+    side = CANVAS if view else SIZE
     return SimpleNamespace(
         prompt=prompt,
         negative_prompt=negative,
         frames=scenes.frames,
         fps=float(scenes.fps[row]),
-        width=SIZE,
-        height=SIZE,
+        seen_size=(side, side),
+        width=side,
+        height=side,
+        action_prompt=JSON if view else None,
+        view=view,
+        view_detail="",
+        emphasize_controls=False,
         json_metadata=True,
         duration_template=True,
         resolution_template=True,
@@ -45,29 +54,14 @@ def asked(scenes: Scenes, row: int, prompt: str, negative: str = "") -> Any:
     )
 
 
-def action_text(instruction: str, framing: str, frames: int, fps: float) -> str:
-    """The JSON prompt of an action task (docs/model.md, section 4.2)."""
-    seconds = frames / fps
-    described = instruction if instruction.endswith((".", "!", "?")) else f"{instruction}."
-    value = {
-        "cinematography": {"framing": framing},
-        "actions": [{"time": f"0:00-0:{round(seconds):02d}", "description": described}],
-        "duration": f"{int(seconds)}s",
-        "fps": float(fps),
-        "resolution": {"H": CANVAS, "W": CANVAS},
-        "aspect_ratio": "1,1",
-    }
-    return json.dumps(value)
-
-
 def texts_of(
     scenes: Scenes, row: int, stream: np.random.Generator, *, structured_share: float = 0.0
 ) -> tuple[str, str, str | None]:
     """(prompt, what stands for it where it is dropped, system prompt) as the model reads them."""
     if scenes.kind[row] in ACTIVE:
-        framing = FRAMINGS[int(stream.integers(len(FRAMINGS)))]
-        instruction = sentence(scenes, row, stream)
-        return action_text(instruction, framing, scenes.frames, float(scenes.fps[row])), "", None
+        view = SEEN_FROM[int(stream.integers(len(SEEN_FROM)))]
+        request = asked(scenes, row, sentence(scenes, row, stream), view=view)
+        return positive_text(request), negative_text(request), None
     as_json = stream.uniform() < structured_share
     prompt = json.dumps(structured(scenes, row)) if as_json else sentence(scenes, row, stream)
     negative = "" if scenes.frames == 1 or stream.uniform() < EMPTY_SHARE else negative_prompt()
@@ -103,7 +97,10 @@ def train_tokenizer(folder: Path = REPOSITORY, vocabulary: int = 640, scenes: in
     """Write tokenizer.json: byte-level BPE on captions, instructions and what the engine adds to them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    stream, corpus = np.random.default_rng(17), [f"system\n{text}" for text in SYSTEM_PROMPTS.values()] * (scenes // 5)
+    stream, corpus = (
+        np.random.default_rng(17),
+        [f"system\n{SYSTEM_PROMPTS[kind]}" for kind in ("image", "video")] * (scenes // 5),
+    )
     for frames in RATES:
         kinds = PASSIVE if frames != 17 else PASSIVE + ACTIVE
         drawn = make(17, scenes, frames, dict.fromkeys(kinds, 1.0))
