@@ -11,7 +11,7 @@ from cosmos3_core.contract import InputError
 from cosmos3_core.runs import generation
 from cosmos3_core.runs.generation import IN_MEMORY
 from cosmos3_core.runs.saved import Source
-from cosmos3_core.scenarios.families import FILES
+from cosmos3_core.scenarios.families import MEDIA
 from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.fields import FIELDS
 
@@ -28,7 +28,7 @@ def media_of(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Media]]:
     """Request fields for the inputs among these, and what of them was handed over in memory."""
     given: dict[str, Any] = {}
     media: list[Media] = []
-    for name in FILES:
+    for name in MEDIA:
         value = values.get(name)
         if value is None:
             continue
@@ -60,10 +60,10 @@ def _said(name: str, label: str, value: Any, media: list[Media]) -> str:
 
 def noise_of(noise: Any, settled: Settled) -> tuple[list[Tensor], Source]:
     """Initial noise of each latent, of several a list, and what the manifest says of it."""
-
     if isinstance(noise, str | os.PathLike):
         return generation.read_noise(path_of("noise", noise), settled)
-    several = settled.request.sound and isinstance(noise, list | tuple)
+    request = settled.request
+    several = (request.sound or request.domain is not None) and isinstance(noise, list | tuple)
     tensors = [_tensor(one) for one in (noise if several else [noise])]
     return tensors, Source(IN_MEMORY, tensor_digest(*tensors))
 

@@ -23,7 +23,7 @@ from ..model.config import TEMPORAL_COMPRESSION
 from ..model.packing import Item
 from ..model.text import ChatTokenizer, system_prompt_of
 from ..scenarios.branches import NEGATIVE, PROMPT, branches_of
-from ..scenarios.families import TASKS
+from ..scenarios.families import MEDIA, TASKS
 from ..scenarios.faults import about
 from ..scenarios.items import items_of
 from ..scenarios.keyframes import held
@@ -79,7 +79,8 @@ def read_inputs(
     """Tokenize the prompts, read the pictures or the clip, check the `noise` that replaces the request's own (one
     tensor per item of `items_of`). `media` are those that a program hands over; the request's fields then say
     `media.said`. Raises InputError for what is unusable."""
-    named, chunk = {label: path for label, path in request.sources.items() if label != "audio"}, request.of_chunk(0)
+    named = {label: path for label, path in request.sources.items() if label.partition(".")[0] in MEDIA}
+    chunk = request.of_chunk(0)
     handed = _handed(named, media)
     for label in named | handed:
         check_same(label, named.get(label), handed.get(label))
