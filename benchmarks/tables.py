@@ -119,7 +119,11 @@ def of_scenarios(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     for found in result["results"]:
         how, device = precision(found, "bfloat16"), where(file, result)
         for name, timed in found["policy"].items():
-            stages = ", ".join(f"{stage} {1e3 * spent:.0f}" for stage, spent in timed["stages"].items() if spent > 5e-4)
+            stages = ", ".join(
+                f"{stage} {1e3 * spent:.0f}"
+                for stage, spent in timed["stages"].items()
+                if stage != "total" and spent > 5e-4
+            )
             took = "(shared CPU)" if shared else f"{1e3 * timed['median']:.0f}"
             yield name, how, took, "" if shared else stages, device
         work, ratio = f"{settings['size']}, {settings['frames']} frames, 35 steps", found["sound"]["ratio"]
