@@ -17,6 +17,7 @@ MEASURES = {
     "vae": "The decode",
     "versions": "Beside the version before",
     "e2e": "Whole runs",
+    "scenarios": "Sound and actions",
     "attention": "Attention",
     "gemm": "One layer's products",
     "accuracy": "Accuracy",
@@ -113,6 +114,22 @@ def of_e2e(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
         )
 
 
+def of_scenarios(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    settings, shared = result["settings"], result["environment"]["threads"] is not None
+    for found in result["results"]:
+        how, device = precision(found, "bfloat16"), where(file, result)
+        for name, timed in found["policy"].items():
+            stages = ", ".join(
+                f"{stage} {1e3 * spent:.0f}"
+                for stage, spent in timed["stages"].items()
+                if stage != "total" and spent > 5e-4
+            )
+            took = "(shared CPU)" if shared else f"{1e3 * timed['median']:.0f}"
+            yield name, how, took, "" if shared else stages, device
+        work, ratio = f"{settings['size']}, {settings['frames']} frames, 35 steps", found["sound"]["ratio"]
+        yield f"sound beside {work}", how, f"{ratio:.3f} of the time without", "", device
+
+
 def of_attention(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     text = result["settings"]["text"]
     for queries, kernels in result["results"].items():
@@ -187,6 +204,7 @@ TABLES = {
         ),
         of_e2e,
     ),
+    "scenarios": (("Work", "Precision", "ms", "Stages, ms", "Device, raw"), of_scenarios),
     "attention": (
         ("Media + text tokens", "Kernel", "ms", "TFLOP/s", "Ratio to torch's", "Error to fp32", "Device, raw"),
         of_attention,
