@@ -275,6 +275,11 @@ MISTAKES = {
     "given, by address": ("--audio https://x.org/a.wav", "audio = 'https://x.org/a.wav'", "Download it first"),
     "given and off": ("--audio short.wav --no-sound", "audio = 'short.wav'", "there is no sound. Drop audio"),
     "given to a picture": ("--audio short.wav --frames 1", "--audio with task t2i", "an image has no duration"),
+    "going on from a clip": (
+        "--extend short.mp4 --sound",
+        "sound = True",
+        "going on from a clip has no sound. Drop sound",
+    ),
     "given to Edge": ("--model {models}/headless --audio short.wav", "task t2v with sound", "has no sound head"),
     "given to a decoder": ("--model {models}/deaf --audio long.wav", "--audio with {models}/deaf", "has no encoder"),
     "over its input": ("--audio long.wav -o long.wav", "writing long.wav", "Choose another file name"),

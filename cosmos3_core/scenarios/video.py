@@ -50,6 +50,7 @@ TASKS = (
         title="going on from a clip",
         input="extend",
         source="clip",
+        sounding=False,  # the output begins before what is generated
         chooses_frames=True,
         clean=lambda request: request.condition_frame_indexes,
     ),
