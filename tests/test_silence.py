@@ -16,12 +16,13 @@ import av
 import numpy as np
 import pytest
 from command import cosmos3
+from inputs import photograph
 from PIL import Image
 
 from cosmos3_core.cli import unexpected
 from cosmos3_core.contract import InputError
 from cosmos3_core.files.images import read_image
-from cosmos3_core.files.video import read_video
+from cosmos3_core.files.video import length_of, read_video
 from cosmos3_core.scenarios.captions import check_caption
 
 TINY = ("--model", "tiny", "--size", "64x64", "--steps", "1", "--backend", "reference")
@@ -253,3 +254,52 @@ def test_a_turn_that_is_no_quarter_is_said(tmp_path, matrix, said):
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     assert any("no quarter" in note for note in read_video(path, 5, "first").notes) == said
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "jp2", "ppm"])
+@pytest.mark.parametrize("field", ["video", "extend"])
+def test_a_still_picture_is_no_clip(capsys, monkeypatch, tmp_path, suffix, field):
+    monkeypatch.chdir(tmp_path)
+    photograph(64, 64).save(f"a.{suffix}")
+    words = ("a cup", f"--{field}", f"a.{suffix}", "--frames", "13", "-o", "a.mp4", "--dry-run", *TINY)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", *words)
+    assert code == 2 and "it is a still picture" in err and "Give it as --image, or use a clip" in err
+
+
+def test_a_still_picture_is_a_control(tmp_path):
+    for suffix in ("jpg", "bmp", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(path)
+        assert length_of(path, 9)[0] == 1 and read_video(path, 9, "first").facts["pictures"] == 1
+    pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (9, 90)]
+    for suffix, form in (("tif", "TIFF"), ("jpg", "MPO")):  # pages, and a phone's preview
+        pictures[0].save(tmp_path / f"b.{suffix}", form, save_all=True, append_images=pictures[1:])
+        assert length_of(tmp_path / f"b.{suffix}", 9)[0] == 1
+    many = b""
+    for picture in pictures:
+        data = io.BytesIO()
+        picture.resize((64, 64)).save(data, "JPEG")
+        many += data.getvalue()
+    assert length_of(many * 4, 9)[0] == 8
+
+
+def test_a_second_video_stream_and_alpha_beside_the_colours_are_said(tmp_path):
+    def written(path, streams, codec, pixels="yuv420p"):
+        with av.open(str(path), "w") as file:
+            made = [file.add_stream(codec, rate=24) for _ in range(streams)]
+            for stream in made:
+                stream.width = stream.height = 64
+                stream.pix_fmt = pixels
+            for stream in made:
+                for index in range(3):
+                    frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 9 + 50 * index, np.uint8))
+                    file.mux(stream.encode(frame))
+                file.mux(stream.encode(None))
+        return read_video(path, 3, "first")
+
+    two = written(tmp_path / "a.mp4", 2, "libx264")
+    assert two.facts["video_streams"] == 2 and "2 video streams: the first is taken" in two.notes[0]
+    one = written(tmp_path / "b.mp4", 1, "libx264")
+    assert "video_streams" not in one.facts and not one.notes
+    clear = written(tmp_path / "a.webm", 1, "libvpx-vp9", "yuva420p")
+    assert clear.facts["alpha"] == "left out" and "transparency is beside its colours" in clear.notes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ IMAGE_SUFFIX = ".png"
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """What is opened, by Pillow's names. Its other readers stay shut: one of them would start Ghostscript."""
 NEXT_STEP = "Pass a whole PNG, JPEG or WebP file"
+PAGES = ("MPO", "TIFF")
+"""Formats whose further pictures are no animation: a phone's previews, or pages."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """What the first box of a HEIC file says that it is."""
 ORIENTATION = 0x0112
@@ -141,10 +144,13 @@ def opened(source: Path | bytes, notes: list[str]) -> Iterator[Image.Image]:
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins so is a still or animated picture, for Pillow to read."""
+    """Whether a file that begins so is a still or animated picture, for Pillow to read. Not of a JPEG, which may begin
+    a clip."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     return (
-        head.startswith((b"\x89PNG\r\n\x1a\n", b"GIF8"))
+        head.startswith((b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"))
+        or (head[:2] == b"BM" and head[6:10] == bytes(4))
+        or re.match(rb"P[1-6]\s", head) is not None
         or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
         or brand in (b"avif", b"avis", *HEIC_BRANDS)
     )
@@ -152,7 +158,7 @@ def is_picture(head: bytes) -> bool:
 
 def durations(picture: Image.Image) -> dict[int, float]:
     """The seconds that each picture of an animation is shown, by its number. A PNG's first picture may be for those
-    who cannot play it. No duration to speak of is a tenth of a second, as in browsers."""
+    who cannot play it; of `PAGES` the first is all. No duration to speak of is a tenth of a second, as in browsers."""
     first = 1 if getattr(picture, "default_image", False) else 0
     found: dict[int, float] = {}
     for index in count(first):  # the format's own count fails on a file that is cut off
@@ -165,6 +171,8 @@ def durations(picture: Image.Image) -> dict[int, float]:
             break
         shown = picture.info.get("duration", 0) or 0
         found[index] = shown / 1000 if shown > 10 else 0.1
+        if picture.format in PAGES:
+            break
     return found
 
 
