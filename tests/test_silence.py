@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from command import cosmos3
 from inputs import photograph
 from PIL import Image
 
+import cosmos3_core
 from cosmos3_core.cli import unexpected
 from cosmos3_core.contract import InputError
 from cosmos3_core.files.images import read_image
@@ -146,6 +148,34 @@ def test_show_is_bounded(capsys, monkeypatch, tmp_path):
     manifest.write_text(" " * (5 << 20) + "{}")
     code, _, err = cosmos3(capsys, monkeypatch, "show", manifest)
     assert code == 2 and "larger than 4 MiB" in err
+
+
+FILES_OF_A_MODEL = (
+    "model_index.json",
+    "transformer/config.json",
+    "scheduler/scheduler_config.json",
+    "assets/negative_prompt.json",
+    "assets/action_stats.json",
+    "text_tokenizer/chat_template.jinja",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [(name, "pipe", "it is a pipe") for name in FILES_OF_A_MODEL]
+    + [("assets/negative_prompt.json", "folder", "Is a directory")]
+    + [("assets/negative_prompt.json", "device", "it is a device")],
+)
+def test_a_file_of_a_model_that_is_none_is_refused(capsys, monkeypatch, tmp_path, name, kind, said):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(cosmos3_core.__file__).parent / "assets" / "tiny", "model")
+    path = Path("model", name)
+    path.unlink(missing_ok=True)
+    makers = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/null")}
+    makers[kind](path)
+    words = ("a cup", "-o", "a.mp4", "--dry-run", "--frames", "5", *TINY[2:], "--model", "model")
+    code, _, err = cosmos3(capsys, monkeypatch, "run", *words)
+    assert code == 2 and f"model/{name}: {said}" in err and len(err.splitlines()) == 1
 
 
 # What a run says ----------------------------------------------------------------------------------------------------
