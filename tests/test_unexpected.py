@@ -24,7 +24,7 @@ from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.checkpoint.repository import TINY, open_repository
 from cosmos3_core.checkpoint.tensors import open_tensors
 from cosmos3_core.cli.unexpected import without_secrets
-from cosmos3_core.contract import RunError
+from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.settle import questions
 
