@@ -121,6 +121,22 @@ def test_a_folder_is_no_output(capsys, monkeypatch, tmp_path, name):
     assert code == 2 and "it is a folder" in err
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--seed", "--steps", "--backend", "--format", "--kernel", "--set", "--dtype", "--task", "--profile", "-o"],
+)
+def test_a_value_of_thousands_of_digits_is_not_repeated_whole(capsys, monkeypatch, tmp_path, option):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", "tiny", option, "9" * 5000)
+    assert code == 2 and "9999" in err and len(err) < 500
+
+
+def test_a_long_path_is_repeated_whole(capsys, monkeypatch):
+    path = "/".join(["a" * 255] * 4)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", f"@{path}", *TINY, "-o", "a.png")
+    assert code == 2 and path in err
+
+
 # Files that are waited for or read without an end -------------------------------------------------------------------
 
 
