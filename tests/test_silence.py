@@ -316,7 +316,9 @@ def test_a_still_picture_is_a_control(tmp_path):
     for suffix in ("jpg", "bmp", "tif"):
         path = tmp_path / f"a.{suffix}"
         Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(path)
-        assert length_of(path, 9)[0] == 1 and read_video(path, 9, "first").facts["pictures"] == 1
+        reading = read_video(path, 9, "first", 24.0)
+        assert length_of(path, 9)[0] == 1 and reading.facts["pictures"] == 1
+        assert reading.fps is None and "fps" not in reading.facts and not reading.notes
     pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (9, 90)]
     for suffix, form in (("tif", "TIFF"), ("jpg", "MPO")):  # pages, and a phone's preview
         pictures[0].save(tmp_path / f"b.{suffix}", form, save_all=True, append_images=pictures[1:])

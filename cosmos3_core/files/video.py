@@ -82,10 +82,11 @@ def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = 
         if not frames:
             raise InputError(f"reading {called(source)}", "no frame of it could be decoded", NEXT_STEP)
         arrays = [clip.show(one.frame) for one in frames]
-    facts = {"file": called(source), "fps": clip.rate} | clip.facts
-    if fps is not None and not same_rate(clip.rate, fps):
+    still = clip.facts.get("pictures") == 1
+    facts = {"file": called(source)} | ({} if still else {"fps": clip.rate}) | clip.facts
+    if fps is not None and not still and not same_rate(clip.rate, fps):
         facts["resampled_to_fps"] = fps
-    return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), clip.rate)
+    return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), None if still else clip.rate)
 
 
 def play_video(source: Path | bytes, fps: float | None = None) -> Iterator[np.ndarray]:
