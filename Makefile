@@ -28,7 +28,8 @@ fuzz: .venv/installed
 	end=$$(($$(date +%s) + 600)); while [ $$(date +%s) -lt $$end ]; do \
 		COSMOS3_FUZZ=1 $(BIN)/python -m pytest -q -x tests/test_fuzz.py || exit 1; done
 
-# What takes longer than it is worth on every change: installing from a checkout, whole kits over plugins of contract 1.
+# What takes longer than it is worth on every change: installing from a checkout, whole kits over plugins of contract 1,
+# the legs of the embedded model's training.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q --durations=10 tests/slow
 

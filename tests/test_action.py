@@ -336,7 +336,8 @@ REFUSED = [
     ),
     (f"{INVERSE} --set condition_frame_indexes=[0]", "takes all of its clip", "Drop condition_frame_indexes"),
     ("--task t2v --domain pusht", "text to video has no actions", "Drop domain"),
-    (f"{POLICY} -o {{files}}/x.wav", "and actions, which alone are .json or .safetensors", "Pass"),
+    (f"{POLICY} -o {{files}}/x.avi", "and actions, which alone are .json or .safetensors", "Pass"),
+    (f"{POLICY} -o {{files}}/x.wav", "policy has no sound", "Use one ending in .mp4"),
     ("--task policy --image {files}/desk.png --domain hand_pose", "take 16 channels", "Use another --model"),
 ]
 

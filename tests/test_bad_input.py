@@ -188,7 +188,7 @@ REQUESTS = {
     "image of a t2i": (
         PICTURE + "--task t2i --image a.png",
         "--image with task t2i",
-        "Use --task edit or i2v or drop it",
+        "Use --task edit or i2v or policy or forward-dynamics or drop it",
     ),
     "video of an i2v": (CLIP + "--task i2v --image a --video b.mp4", "--video with task i2v", "Use --task v2v"),
     "i2v without an image": (CLIP + "--task i2v", "task i2v", "Add --image FILE"),

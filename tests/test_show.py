@@ -207,4 +207,8 @@ def test_the_page_lists_a_manifest_s_keys(outputs):
         found |= {f"{key}.{part}" for part in parts} or {key}
     sounding = {f"output.{name}" for name in ("sound", "rate", "channels", "samples")}
     chunked = {f"chunks.{name}" for name in ("count", "frames", "carry")}
-    assert said - {"latents", "resumed_at_step"} - sounding - chunked == found
+    acting = {
+        "output.actions",
+        *(f"actions.{name}" for name in ("channels", "units", "fps", "normalization", "observed")),
+    }
+    assert said - {"latents", "resumed_at_step"} - sounding - chunked - acting == found

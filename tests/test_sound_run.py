@@ -247,7 +247,11 @@ def models(tmp_path_factory) -> Path:
 ELSEWHERE = "Use --model nvidia/Cosmos3-Nano or nvidia/Cosmos3-Super, or drop sound"
 MISTAKES = {
     "of a picture": ("--sound -o x.png --frames 1", "sound = True", "an image has no duration. Drop sound"),
-    "of one frame": ("--frames 1 -o x.wav", "sound = True", "an image has no duration. Drop sound"),
+    "of one frame": (
+        "--frames 1 -o x.wav",
+        "--output ending in .wav",
+        "an image has no duration. Use one ending in .png",
+    ),
     "as a number": ("--set sound=1", "sound = 1", "sound is true or false"),
     "of no length": ("--sound --set sound_length=up", "sound_length = 'up'", "one of down, nearest, latents"),
     "length alone": ("--set sound_length=latents", "sound_length = 'latents'", "there is no sound. Drop sound_length"),

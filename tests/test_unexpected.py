@@ -25,7 +25,7 @@ from cosmos3_core.checkpoint.repository import TINY, open_repository
 from cosmos3_core.checkpoint.tensors import open_tensors
 from cosmos3_core.cli.unexpected import without_secrets
 from cosmos3_core.contract import InputError, RunError
-from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.checks import not_finite
 from cosmos3_core.settle import questions
 
 PanicException = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
@@ -390,11 +390,10 @@ def test_a_cache_that_is_read_only_is_used(tmp_path, monkeypatch):
 
 
 def test_values_that_are_not_finite_on_the_reference_itself():
-    engine = SimpleNamespace()
     for backend, formats, advice in (
         ("reference", {}, "with `dtype` float32"),
         ("reference", {"pack_linear": "fp8"}, "with `backend` reference"),
         ("acme", {}, "with `backend` reference"),
     ):
-        engine.plan = SimpleNamespace(backend=SimpleNamespace(name=backend), formats=formats)
-        assert advice in Engine._not_finite(engine, 3).next_step.replace("Run again ", "")
+        plan = SimpleNamespace(backend=SimpleNamespace(name=backend), formats=formats)
+        assert advice in not_finite(3, plan).next_step.replace("Run again ", "")

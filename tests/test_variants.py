@@ -290,3 +290,18 @@ def test_capabilities_say_what_a_checkpoint_cannot_do_and_who_can(capsys, monkey
     assert told["cannot"]["transfer"]["instead"][0] == "nvidia/Cosmos3-Nano"
     assert told["model"]["trained"]["frames"] == {"256": [50, 150], "480": [50, 150]}
     assert told["model"]["modalities"] == ["vision", "action"]
+
+
+@pytest.mark.parametrize("name", [name for name, row in checkpoints().items() if row.preset == "droid"])
+def test_a_policy_of_droid_is_asked_as_its_robots_ask_it(name):
+    """Section 4.11 of docs/model.md: the command line's defaults are those of `cosmos3.Policy`."""
+    from cosmos3.policy import presets
+    from cosmos3_core.scenarios.defaults import defaults
+
+    wanted = dict(presets()["droid"]["fields"])
+    wanted["frames"] = wanted.pop("chunk") + 1
+    for profile in ("reference", "vllm-omni"):
+        values, origin = defaults("policy", profile, describe(name).facts)
+        shared = {key: value for key, value in wanted.items() if "droid" in origin.get(key, "")}
+        assert shared.keys() >= {"frames", "steps", "guidance", "shift", "fps", "canvas", "view", "view_detail"}
+        assert {key: values[key] for key in shared} == shared

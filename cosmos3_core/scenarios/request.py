@@ -296,8 +296,7 @@ def resolve(
     together do not allow.
     """
     task = check(given, profile, suffix, made_for=model.made_for, partial=partial)
-    named = (suffix or "").lower() in SOUND_SUFFIXES
-    heard = given.get("sound") is None and (named or given.get("audio") is not None)
+    heard = _heard(given, task, suffix)
     given = {**given, "sound": True} if heard else given
     missing = {name: f"-1={ANY}" if FIELDS[name].kind.many else ANY for name in _missing(given, task)}
     values, origin = defaults(task.name, profile, model, hints_of({**given, **missing}))
@@ -309,7 +308,7 @@ def resolve(
     changed = {k: v for k, v in given.items() if _plain(v) != _plain(values.get(k))}
     values = {**_unmeasured(values, task), **given, **missing, "task": task.name}
     origin |= {"task": THE_INPUTS} | dict.fromkeys(changed, "user") | dict.fromkeys(missing, STANDS_IN)
-    origin |= {"sound": THE_OUTPUT if named else THE_INPUTS} if heard else {}
+    origin |= {"sound": heard} if heard else {}
     empty = {name for name, value in values.items() if value is None and FIELDS[name].default == PROFILE}
     empty = {name for name in empty if FIELDS[name].refusal(task)}  # no default, as the task has not the field
     values |= {name: FIELDS[name].check(value, task) for name, value in values.items() if name not in empty}
@@ -329,13 +328,25 @@ def resolve(
     if task.name == TRANSFER:
         check_controls(faults, request)
     for name, value in changed.items():
-        if (whole and FIELDS[name].default == PROFILE) or (name == "sound" and heard and not named):
+        if (whole and FIELDS[name].default == PROFILE) or (name == "sound" and heard == THE_INPUTS):
             continue  # of sound that `audio` asks for, that one's row says what is wrong
         with faults.of(name):
             if reason := FIELDS[name].useless(values, task):
                 raise InputError(f"{name} = {shown(value)}", f"it would change nothing: {reason}", f"Drop {name}")
     faults.report()
     return request, origin
+
+
+def _heard(given: Mapping[str, Any], task: Task, suffix: str | None) -> str | None:
+    """What asks for sound where the field of it is left open. Raises InputError for an output that is sound, of a task
+    that has none."""
+    if given.get("sound") is not None:
+        return None
+    if (suffix or "").lower() not in SOUND_SUFFIXES:
+        return None if given.get("audio") is None else THE_INPUTS
+    if reason := FIELDS["sound"].refusal(task):
+        raise InputError(f"`output` ending in {suffix}", reason, f"Use one ending in {task.suffix}", "output")
+    return THE_OUTPUT
 
 
 def _unmeasured(values: dict[str, Any], task: Task) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""Each leg of the embedded model's training at toy size, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+
+from cosmos3_core.checkpoint.model import Weights, open_model
+from tools.embedded import train_sound, train_towers, train_vae
+from tools.embedded.assemble import assemble
+from tools.embedded.bank import MIX
+from tools.embedded.evaluate import evaluate, evaluate_actions, evaluate_sound
+
+
+def test_every_leg_runs_and_what_it_leaves_is_a_checkpoint(tmp_path, monkeypatch):
+    """At toy size: a step or two each, then the engine. What has learned nothing fails the evaluation."""
+    few = [replace(group, scenes=128) for group in MIX if group.name in ("pictures", "clips", "actions")]
+    monkeypatch.setattr(train_towers, "MIX", tuple(few))
+    legs, folder, toy = tmp_path / "legs", tmp_path / "model", ("--seconds", "0.1", "--shrink", "64")
+    train_vae.main([*toy, "--out", str(legs)])
+    train_sound.main([*toy, "--out", str(legs)])
+    towers = ("--prompts", "1", "--codecs", str(legs), "--out", str(legs))
+    train_towers.main([*toy, *towers])
+    first = (legs / "towers.safetensors").read_bytes()
+    train_towers.main([*toy, *towers, "--from", str(legs)])
+    assert (legs / "towers.safetensors").read_bytes() != first
+    for name in ("vae", "sound", "towers"):
+        said = json.loads((legs / f"{name}.json").read_text())
+        assert said["curve"] and all(np.isfinite(list(row.values())).all() for row in said["curve"])
+    assemble(legs, folder)
+    Weights(open_model(str(folder)))
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 24_000_000
+    assert max(file.stat().st_size for file in folder.rglob("*.safetensors")) <= 15_000_000
+    said = evaluate(str(folder), 2, steps=2, guidance=2.0)
+    assert said["colour"] == 0 and said["shape"] == 0
+    assert evaluate_sound(str(folder), 1, steps=1, guidance=1.0)["within_2_frames"] == 0
+    said = evaluate_actions(str(folder), 1, steps=1)
+    assert said["policy_reached"] == said["forward_within_5_percent"] == 0 and said["inverse_error"] > 0.1
