@@ -299,7 +299,7 @@ def _check_cache(asked: str) -> None:
             raise InputError(asked, f"the {what} would be {folder}, and {there} is {kind}", f"Set {name} to a folder")
         new = folder == cache != there  # a cache that is there may be read only
         if not os.access(there, os.R_OK | os.X_OK) or (new and not os.access(there, os.W_OK)):
-            next_step = f"Change who owns {there}, or set {name} to a folder of your own"
+            next_step = f"Set {name} to a folder of your own"
             raise InputError(asked, f"the {what} would be {folder}, and this user may not use {there}", next_step)
 
 
