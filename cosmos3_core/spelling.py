@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,8 @@ LONGEST = 64
 """Characters of the longest word that can be a misspelt name."""
 SHOWN = 200
 """Characters of a value that a message repeats."""
+LONG = re.compile(r"[^\s/]{300,}")
+"""What is longer than the name of any file, and no sentence."""
 
 
 class _Values(reprlib.Repr):
@@ -41,6 +44,11 @@ def shown(value: Any) -> str:
     except Exception:
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}..."
+
+
+def bounded(text: str) -> str:
+    """A message with what is very long in it cut: a value of thousands of digits is not repeated whole."""
+    return LONG.sub(lambda long: f"{long[0][:SHOWN]}... ({len(long[0]):,} characters)", text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -357,7 +357,7 @@ FILES = {
     "clip a folder": (LONGER + "--video {files}/folder", "reading {files}/folder", "Is a directory"),
     "clip 3 GB of zeros": (LONGER + "--video {files}/huge.mp4", "reading {files}/huge.mp4", "Pass a whole clip"),
     "clip too short": (LONGER + "--video {files}/short.mp4", "--video {files}/short.mp4", "has 3 frames"),
-    "clip a picture": (LONGER + "--video {files}/good.png", "--video {files}/good.png", "Use a longer clip"),
+    "clip a picture": (LONGER + "--video {files}/good.png", "--video {files}/good.png", "Give it as --image"),
     "conditioning out of range": (
         LONGER + "--video {files}/good.mp4 --set condition_frame_indexes=[0,3]",
         "condition_frame_indexes [0, 3]",

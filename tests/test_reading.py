@@ -203,6 +203,53 @@ def test_a_png_tagged_as_srgb_changes_nothing(tmp_path):
     assert reading.frames[0, 0, 0].tolist() == [60, 180, 60] and not reading.notes
 
 
+def test_primaries_of_a_png_without_a_profile_are_applied_and_said(tmp_path):
+    def written(mode, colour, places):
+        Image.new(mode, (4, 4), colour).save(tmp_path / "a.png")
+        chunked(tmp_path / "a.png", b"gAMA", struct.pack(">I", 45455))
+        chunked(tmp_path / "a.png", b"cHRM", struct.pack(">8I", *(round(place * 1e5) for place in places)))
+        return read_image(tmp_path / "a.png")
+
+    adobe = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+    reading = written("RGB", (60, 180, 60), adobe)
+    np.testing.assert_allclose(reading.frames[0, 0, 0].astype(int), (0, 181, 42), atol=3)
+    assert "primaries of its own" in reading.notes[0] and reading.facts["primaries"][1] == [0.21, 0.71]
+    srgb = written("RGB", (60, 180, 60), (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06))
+    assert srgb.frames[0, 0, 0].tolist() == [60, 180, 60] and not srgb.notes
+    grey = written("L", 60, adobe)
+    assert grey.frames[0, 0, 0].tolist() == [60, 60, 60] and not grey.notes
+    none = written("RGB", (60, 180, 60), (0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0))
+    assert none.frames[0, 0, 0].tolist() == [60, 180, 60] and "cannot be used" in none.notes[0]
+    chunked(tmp_path / "a.png", b"sRGB", b"\0")
+    assert not read_image(tmp_path / "a.png").notes
+
+
+def test_a_png_of_limited_range_is_stretched_and_said(tmp_path):
+    picture = Image.new("RGB", (3, 1), (16, 16, 16))
+    picture.putpixel((1, 0), (235, 235, 235))
+    picture.putpixel((2, 0), (126, 126, 126))
+    picture.save(tmp_path / "a.png")
+    chunked(tmp_path / "a.png", b"cICP", bytes([1, 13, 0, 0]))
+    reading = read_image(tmp_path / "a.png")
+    assert reading.frames[0, 0, :, 0].tolist() == [0, 255, 128]
+    assert reading.facts["range"] == "limited" and "16 to 235" in reading.notes[0]
+
+
+@pytest.mark.parametrize("unit", [0, 1])
+def test_pixels_that_are_not_square_are_said(tmp_path, unit):
+    for across, down, notes in ((2000, 1000, 1), (1000, 1000, 0)):
+        Image.new("RGB", (4, 4), (60, 180, 60)).save(tmp_path / "a.png")
+        chunked(tmp_path / "a.png", b"pHYs", struct.pack(">2IB", across, down, unit))
+        Image.new("RGB", (4, 4), (60, 180, 60)).save(tmp_path / "a.jpg", dpi=(across // 10, down // 10))
+        data = bytearray((tmp_path / "a.jpg").read_bytes())
+        data[data.index(b"JFIF") + 7] = unit
+        (tmp_path / "a.jpg").write_bytes(data)
+        for name in ("a.png", "a.jpg"):
+            reading = read_image(tmp_path / name)
+            assert reading.frames.shape == (1, 4, 4, 3) and ("pixel_density" in reading.facts) == bool(notes)
+            assert [("not square" in note) for note in reading.notes] == [True] * notes
+
+
 def test_an_avif_in_pq(tmp_path):
     Image.new("RGB", (16, 16), (148, 148, 148)).save(tmp_path / "a.avif", quality=100)
     data = (tmp_path / "a.avif").read_bytes()

@@ -292,6 +292,16 @@ def test_a_clip_is_taken_frame_by_frame_on_demand(settled):
     assert settled(*CLIP, "--fps", 60)["notes"] == []
 
 
+@pytest.mark.parametrize(
+    ("rate", "fps", "pace"),
+    [(25, 24, "4.2 % slower"), (24, 25, "4.2 % faster"), (24, 24.2, "0.83 % faster"), (240, 1, "240 times slower")],
+)
+def test_the_pace_of_a_clip_is_said_whatever_the_ratio(settled, rate, fps, pace):
+    clip(Path("a.mp4"), frames=13, rate=rate)
+    (note,) = settled(*CLIP, "--video-fps", "keep", "--fps", fps)["notes"]
+    assert f"shown at {fps:g}: {pace} (" in note
+
+
 def test_a_clip_that_is_too_short_once_resampled_says_so(run):
     clip(Path("a.mp4"), frames=9, rate=60)
     code, _, err = run(*CLIP, *SETTLE)

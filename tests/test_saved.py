@@ -22,6 +22,7 @@ from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.contract import InputError
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.runs.saved import KEY, Earlier, read_stopped
+from cosmos3_core.runs.sealed import write_tensors
 
 OLD = Path(__file__).parent / "goldens" / "0.1.0"
 REQUEST = "--model tiny --size 64x64 --steps 3 --seed 4 --dtype float32 --backend reference".split()
@@ -113,6 +114,26 @@ def test_a_state_that_does_not_fit_its_request_is_refused_before_weights_are_rea
     code, out, err = run("--resume", "bad.st", "-o", "x.png")
     assert (code, out) == (2, "")
     assert err == "error: resuming: the saved latents do not fit the saved request. Start the run again\n"
+
+
+REMEMBERED = {
+    "nothing before the third step": (2, lambda memory: memory.zero_()),
+    "one prediction before the third step": (2, lambda memory: memory[1].zero_()),
+    "two predictions before the second step": (1, lambda memory: None),
+    "something before the first step": (0, lambda memory: None),
+    "one prediction before the first step": (0, lambda memory: memory[:2].zero_()),
+}
+
+
+@pytest.mark.parametrize(("index", "change"), REMEMBERED.values(), ids=REMEMBERED)
+def test_a_memory_that_no_solver_has_at_that_step_is_refused(run, index, change):
+    value, tensors = settled_in(OLD / "stopped.safetensors"), load_file(OLD / "stopped.safetensors")
+    value["numbers"]["index"] = index
+    change(tensors["solver.memory"])
+    save_file(tensors, "bad.st", {KEY: json.dumps(value)})
+    code, out, err = run("--resume", "bad.st", "-o", "x.png")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert f"its step is {index}, and what its solver remembers is of another" in err
 
 
 @pytest.mark.parametrize(
@@ -221,6 +242,16 @@ def test_a_run_does_not_go_on_with_other_weights(run, model, change):
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: --resume x.mp4.state.safetensors: the weights of model have changed")
     assert Path("x.mp4.state.safetensors").exists() and not Path("x.mp4").exists()
+
+
+def test_a_state_without_its_weights_digest_is_of_other_weights(run, model):
+    stopped(run, *CLIP, "-o", "x.mp4")
+    state = Path("x.mp4.state.safetensors")
+    value = settled_in(state) | {"weights": None}
+    write_tensors(state, load_file(state), {KEY: json.dumps(value)})
+    code, _, err = run("--resume", state, "-o", "y.mp4")
+    assert code == 2 and "the weights of model have changed" in err.splitlines()[-1]
+    assert not Path("y.mp4").exists()
 
 
 def test_weights_of_a_large_file_are_told_apart_by_a_tensor(model, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,12 +17,14 @@ import av
 import numpy as np
 import pytest
 from command import cosmos3
+from inputs import photograph
 from PIL import Image
 
+import cosmos3_core
 from cosmos3_core.cli import unexpected
 from cosmos3_core.contract import InputError
 from cosmos3_core.files.images import read_image
-from cosmos3_core.files.video import read_video
+from cosmos3_core.files.video import length_of, read_video
 from cosmos3_core.scenarios.captions import check_caption
 
 TINY = ("--model", "tiny", "--size", "64x64", "--steps", "1", "--backend", "reference")
@@ -118,6 +121,22 @@ def test_a_folder_is_no_output(capsys, monkeypatch, tmp_path, name):
     assert code == 2 and "it is a folder" in err
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--seed", "--steps", "--backend", "--format", "--kernel", "--set", "--dtype", "--task", "--profile", "-o"],
+)
+def test_a_value_of_thousands_of_digits_is_not_repeated_whole(capsys, monkeypatch, tmp_path, option):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", "tiny", option, "9" * 5000)
+    assert code == 2 and "9999" in err and len(err) < 500
+
+
+def test_a_long_path_is_repeated_whole(capsys, monkeypatch):
+    path = "/".join(["a" * 255] * 4)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", f"@{path}", *TINY, "-o", "a.png")
+    assert code == 2 and path in err
+
+
 # Files that are waited for or read without an end -------------------------------------------------------------------
 
 
@@ -145,6 +164,34 @@ def test_show_is_bounded(capsys, monkeypatch, tmp_path):
     manifest.write_text(" " * (5 << 20) + "{}")
     code, _, err = cosmos3(capsys, monkeypatch, "show", manifest)
     assert code == 2 and "larger than 4 MiB" in err
+
+
+FILES_OF_A_MODEL = (
+    "model_index.json",
+    "transformer/config.json",
+    "scheduler/scheduler_config.json",
+    "assets/negative_prompt.json",
+    "assets/action_stats.json",
+    "text_tokenizer/chat_template.jinja",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [(name, "pipe", "it is a pipe") for name in FILES_OF_A_MODEL]
+    + [("assets/negative_prompt.json", "folder", "Is a directory")]
+    + [("assets/negative_prompt.json", "device", "it is a device")],
+)
+def test_a_file_of_a_model_that_is_none_is_refused(capsys, monkeypatch, tmp_path, name, kind, said):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(cosmos3_core.__file__).parent / "assets" / "tiny", "model")
+    path = Path("model", name)
+    path.unlink(missing_ok=True)
+    makers = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/null")}
+    makers[kind](path)
+    words = ("a cup", "-o", "a.mp4", "--dry-run", "--frames", "5", *TINY[2:], "--model", "model")
+    code, _, err = cosmos3(capsys, monkeypatch, "run", *words)
+    assert code == 2 and f"model/{name}: {said}" in err and len(err.splitlines()) == 1
 
 
 # What a run says ----------------------------------------------------------------------------------------------------
@@ -253,3 +300,54 @@ def test_a_turn_that_is_no_quarter_is_said(tmp_path, matrix, said):
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     assert any("no quarter" in note for note in read_video(path, 5, "first").notes) == said
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "jp2", "ppm"])
+@pytest.mark.parametrize("field", ["video", "extend"])
+def test_a_still_picture_is_no_clip(capsys, monkeypatch, tmp_path, suffix, field):
+    monkeypatch.chdir(tmp_path)
+    photograph(64, 64).save(f"a.{suffix}")
+    words = ("a cup", f"--{field}", f"a.{suffix}", "--frames", "13", "-o", "a.mp4", "--dry-run", *TINY)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", *words)
+    assert code == 2 and "it is a still picture" in err and "Give it as --image, or use a clip" in err
+
+
+def test_a_still_picture_is_a_control(tmp_path):
+    for suffix in ("jpg", "bmp", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(path)
+        reading = read_video(path, 9, "first", 24.0)
+        assert length_of(path, 9)[0] == 1 and reading.facts["pictures"] == 1
+        assert reading.fps is None and "fps" not in reading.facts and not reading.notes
+    pictures = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (9, 90)]
+    for suffix, form in (("tif", "TIFF"), ("jpg", "MPO")):  # pages, and a phone's preview
+        pictures[0].save(tmp_path / f"b.{suffix}", form, save_all=True, append_images=pictures[1:])
+        assert length_of(tmp_path / f"b.{suffix}", 9)[0] == 1
+    many = b""
+    for picture in pictures:
+        data = io.BytesIO()
+        picture.resize((64, 64)).save(data, "JPEG")
+        many += data.getvalue()
+    assert length_of(many * 4, 9)[0] == 8
+
+
+def test_a_second_video_stream_and_alpha_beside_the_colours_are_said(tmp_path):
+    def written(path, streams, codec, pixels="yuv420p"):
+        with av.open(str(path), "w") as file:
+            made = [file.add_stream(codec, rate=24) for _ in range(streams)]
+            for stream in made:
+                stream.width = stream.height = 64
+                stream.pix_fmt = pixels
+            for stream in made:
+                for index in range(3):
+                    frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 9 + 50 * index, np.uint8))
+                    file.mux(stream.encode(frame))
+                file.mux(stream.encode(None))
+        return read_video(path, 3, "first")
+
+    two = written(tmp_path / "a.mp4", 2, "libx264")
+    assert two.facts["video_streams"] == 2 and "2 video streams: the first is taken" in two.notes[0]
+    one = written(tmp_path / "b.mp4", 1, "libx264")
+    assert "video_streams" not in one.facts and not one.notes
+    clear = written(tmp_path / "a.webm", 1, "libvpx-vp9", "yuva420p")
+    assert clear.facts["alpha"] == "left out" and "transparency is beside its colours" in clear.notes[0]

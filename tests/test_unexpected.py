@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from test_bad_input import CONFIG, TOKENIZER, TRANSFORMER, VAE, Damage, removed, saying, sharded
 
 from cosmos3_core.checkpoint.model import open_model
-from cosmos3_core.checkpoint.repository import TINY
+from cosmos3_core.checkpoint.repository import TINY, open_repository
 from cosmos3_core.checkpoint.tensors import open_tensors
 from cosmos3_core.cli.unexpected import without_secrets
-from cosmos3_core.contract import RunError
+from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.engine.checks import not_finite
 from cosmos3_core.settle import questions
 
@@ -358,6 +358,35 @@ def test_a_home_of_the_hub_that_is_a_file(tmp_path):
     program = [sys.executable, "-B", "-m", "cosmos3", "plan", "a", "--model", "nobody/nothing"]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("setting", ["HF_HOME", "HF_HUB_CACHE"])
+@pytest.mark.parametrize("damage", ["a file", "below a file", "a pipe", "not ours", "not ours, and new"])
+def test_a_folder_of_the_hub_that_cannot_be_used(tmp_path, monkeypatch, setting, damage):
+    place = tmp_path / "place"
+    folder = place / "below" if damage in ("below a file", "not ours, and new") else place
+    if "file" in damage:
+        place.write_text("")
+    elif damage == "a pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+        monkeypatch.setattr(os, "access", lambda path, mode: path != place)
+    home = folder if setting == "HF_HOME" else tmp_path
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(home))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub" if home == folder else folder))
+    with pytest.raises(InputError, match=f"{place}.* {setting} to a folder") as refused:
+        open_repository("nobody/nothing")
+    assert ("this user may not use" in refused.value.found) == ("not ours" in damage)
+
+
+def test_a_cache_that_is_read_only_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "resolve_revision", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(ZeroDivisionError):
+        open_repository("nobody/nothing")
 
 
 def test_values_that_are_not_finite_on_the_reference_itself():

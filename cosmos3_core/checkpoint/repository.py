@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..bounds import parse_json
 from ..contract import InputError
+from ..files.sources import check_source
 from ..scenarios.variants import checkpoints
 from ..spelling import nearest
 
@@ -174,8 +176,9 @@ class _Folder(Repository):
                 found = f"it is a link to {file.readlink()}, and nothing is there"
                 next_step = "Copy the files that its links lead to as well (`cp -rL`), or download the model again"
                 raise InputError(f"{self.name}/{path}", found, next_step)
-            if not file.is_file():
+            if not file.exists():
                 return None
+            check_source(file, f"{self.name}/{path}", self.repair(path))
             with file.open("rb") as stream:
                 is_pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
         if is_pointer:
@@ -219,6 +222,7 @@ def _open_hub(name: str, revision: str | None) -> Repository:
         def __init__(self, *arguments: Any, **options: Any):
             super().__init__(*arguments, **options | {"disable": True})
 
+    _check_cache(f"`model` {name}")
     with _hub_errors(name, revision):
         commit = resolve_revision(name, revision=revision).resolved
         # Leaves the commit's complete file list in the cache. So "the checkpoint has no such file" and "the file is
@@ -282,11 +286,25 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         raise InputError(asked, f"an address on the way to the hub is invalid: {error}", next_step) from None
 
 
+def _check_cache(asked: str) -> None:
+    """Raises InputError where the hub's library could not use its folders; the download would say something else."""
+    from huggingface_hub import constants
+
+    home, cache = Path(constants.HF_HOME).absolute(), Path(constants.HF_HUB_CACHE).absolute()
+    setting = "HF_HOME" if cache == home / "hub" else "HF_HUB_CACHE"
+    for folder, what, name in ((cache, "cache", setting), (home, "token's folder", "HF_HOME")):
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not os.path.isdir(there):
+            kind = "a file" if os.path.isfile(there) else "no folder"
+            raise InputError(asked, f"the {what} would be {folder}, and {there} is {kind}", f"Set {name} to a folder")
+        new = folder == cache != there  # a cache that is there may be read only
+        if not os.access(there, os.R_OK | os.X_OK) or (new and not os.access(there, os.W_OK)):
+            next_step = f"Set {name} to a folder of your own"
+            raise InputError(asked, f"the {what} would be {folder}, and this user may not use {there}", next_step)
+
+
 def _local_failure(error: OSError, cache: Path) -> tuple[str, str]:
     """What was found and what to do about an error of this machine's disk."""
-    files = [folder for folder in (cache, *cache.parents) if folder.is_file()]
-    if files:
-        return f"the cache would be {cache}, and {files[0]} is a file", "Set HF_HOME to a folder"
     if isinstance(error, PermissionError):
         where = error.filename or cache
         return f"this user may not use {where}", f"Change who owns {cache}, or set HF_HOME to a folder of your own"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..spelling import bounded
 from . import options as shared
 from . import terminal
 from .matrix import matrix
@@ -233,7 +234,7 @@ def _usage(error: click.ClickException) -> None:
         error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
     if isinstance(error, click.NoSuchOption):
         error = shared.answered(error)
-    message = error.format_message()
+    message = terminal.printable(bounded(error.format_message()))
     end = "" if message.endswith((".", "?")) else "."
     return terminal.tell(f"error: {message}{end} Type {context.command_path if context else 'cosmos3'} --help")
 
@@ -243,5 +244,7 @@ def _said(error: Cosmos3Error) -> list[str]:
     so that what to do next is never what is left out."""
     if len(faults := getattr(error, "faults", ())) > 1:
         return [f"{len(faults)} faults in one request:", *(f"  {line}" for fault in faults for line in _said(fault))]
-    asked, found, next_step = (terminal.printable(part) for part in (error.asked, error.found, error.next_step))
+    asked, found, next_step = (
+        terminal.printable(bounded(part)) for part in (error.asked, error.found, error.next_step)
+    )
     return [shared.in_flags(f"{asked}: {found}. {next_step}", cli.commands.values())]

@@ -64,8 +64,15 @@ def _pace(request: Request, reading: Reading) -> Iterator[str]:
     if request.video_fps == "resample":
         yield f"the clip's {own:g} frames a second were resampled to {fps:g} (video_fps keep takes them one by one)"
         return
-    pace = f"{own / fps:.2g} times slower" if own > fps else f"{fps / own:.2g} times faster"
+    pace = f"{_times(own / fps)} slower" if own > fps else f"{_times(fps / own)} faster"
     yield f"the clip's {own:g} frames a second are shown at {fps:g}: {pace} (fps {own:g} keeps its pace)"
+
+
+def _times(ratio: float) -> str:
+    """A ratio above 1, as "2.5 times" or, of a small one, "4.2 %"."""
+    if ratio < 1.5:
+        return f"{100 * (ratio - 1):.2g} %"
+    return f"{ratio:.2g} times" if ratio < 100 else f"{ratio:,.0f} times"
 
 
 def _loss(request: Request, what: str, reading: Reading) -> Iterator[str]:

@@ -195,6 +195,9 @@ def _read_input(request: Request, label: str, path: str, media: Media | None) ->
     else:
         reading = read_video(Path(path), *how) if clip else read_image(Path(path))
     if (frames := len(reading.frames)) < count:
+        if reading.facts.get("pictures") == 1:
+            found, next_step = "it is a still picture, and this takes a clip", "Give it as `image`, or use a clip"
+            raise InputError(f"`{label}` {path}", found, next_step, label)
         at = f" at {request.fps:g} a second" if "resampled_to_fps" in reading.facts else ""
         raise InputError(
             f"`{label}` {path}",

@@ -23,13 +23,14 @@ REFERENCE_WHITE = 203.0
 HLG_PEAK, HLG_GAMMA = 1000.0, 1.2
 """cd/m2 of the nominal display of an HLG picture, and its system gamma, BT.2100."""
 
-_RED_GREEN_BLUE_WHITE = {
+Primaries = tuple[tuple[float, float], ...]
+"""Chromaticities (x, y) of red, green, blue and white."""
+_RED_GREEN_BLUE_WHITE: dict[str, Primaries] = {
     "BT.709": ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), (0.3127, 0.3290)),
     "BT.2020": ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), (0.3127, 0.3290)),
     "DCI-P3": ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
     "Display P3": ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.3127, 0.3290)),
 }
-"""Chromaticities, x and y."""
 
 
 def to_srgb(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
@@ -43,7 +44,7 @@ def to_srgb(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
         luminance = light @ np.asarray([0.2627, 0.6780, 0.0593], np.float32)
         light *= (HLG_PEAK / REFERENCE_WHITE) * luminance[..., None] ** (HLG_GAMMA - 1)
     if primaries in WIDE:
-        light = light @ _to_bt709(WIDE[primaries]).T
+        light = light @ _to_bt709(_RED_GREEN_BLUE_WHITE[WIDE[primaries]]).T
     return _encode()[(light.clip(0, 1) * 65535 + 0.5).astype(np.uint16)]
 
 
@@ -83,19 +84,40 @@ def _encode() -> np.ndarray:
     return (value * 255 + 0.5).astype(np.uint8)
 
 
+def are_srgb(primaries: Primaries) -> bool:
+    """Whether they are sRGB's but for rounding."""
+    pairs = zip(primaries, _RED_GREEN_BLUE_WHITE["BT.709"], strict=True)
+    return all(abs(own - theirs) <= 0.005 for pair in pairs for own, theirs in zip(*pair, strict=True))
+
+
+def from_primaries(rgb: np.ndarray, primaries: Primaries, gamma: float | None) -> np.ndarray:
+    """uint8 [..., 3] of these primaries to uint8 sRGB. A sample is light to the power of `gamma`, or sRGB's for None.
+    Raises ValueError for primaries that span no colours."""
+    import numpy as np
+
+    value = np.arange(256)
+    light = (_linear(0)[value * 257] if gamma is None else (value / 255) ** (1 / gamma)).astype(np.float32)[rgb]
+    light = light @ _to_bt709(primaries).T
+    return _encode()[(light.clip(0, 1) * 65535 + 0.5).astype(np.uint16)]
+
+
 @cache
-def _to_bt709(name: str) -> np.ndarray:
+def _to_bt709(primaries: Primaries) -> np.ndarray:
     """The matrix of linear light from these primaries to BT.709's, float32 [3, 3]; white stays white."""
     import numpy as np
 
-    return (np.linalg.inv(_to_xyz("BT.709")) @ _to_xyz(name)).astype(np.float32)
+    try:
+        to_xyz = _to_xyz(primaries)
+    except (ZeroDivisionError, np.linalg.LinAlgError):
+        raise ValueError("these primaries span no colours") from None
+    return (np.linalg.inv(_to_xyz(_RED_GREEN_BLUE_WHITE["BT.709"])) @ to_xyz).astype(np.float32)
 
 
-def _to_xyz(name: str) -> np.ndarray:
+def _to_xyz(primaries: Primaries) -> np.ndarray:
     """Linear light of some primaries to CIE XYZ; white has the coordinates of BT.709's white."""
     import numpy as np
 
-    xyz = np.array([(x / y, 1, (1 - x - y) / y) for x, y in _RED_GREEN_BLUE_WHITE[name]]).T
+    xyz = np.array([(x / y, 1, (1 - x - y) / y) for x, y in primaries]).T
     matrix = xyz[:, :3] * np.linalg.solve(xyz[:, :3], xyz[:, 3])
     white = np.array([(x / y, 1, (1 - x - y) / y) for x, y in (_RED_GREEN_BLUE_WHITE["BT.709"][3],)]).T[:, 0]
     return np.diag(white / xyz[:, 3]) @ matrix

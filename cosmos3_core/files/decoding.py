@@ -45,7 +45,7 @@ class Shower:
         """uint8 sRGB [H, W, 3]. Raises InputError for colours that there is no conversion of."""
         import numpy as np
 
-        first = not self.facts
+        first = "pixels" not in self.facts
         facts = self._colours(frame)
         transfer, primaries = frame.color_trc, frame.color_primaries
         deep = transfer in TRANSFERS or primaries in WIDE

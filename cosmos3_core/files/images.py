@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from ..contract import InputError
 from .atomic import atomic
 from .colour import TRANSFERS, WIDE, to_srgb, told
 from .frames import Reading, check_frame, flat_error, is_flat, read_back_error
-from .pixels import in_srgb
+from .pixels import in_srgb, note_aspect, whole_range
 from .sources import called, head_of, open_source
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ IMAGE_SUFFIX = ".png"
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """What is opened, by Pillow's names. Its other readers stay shut: one of them would start Ghostscript."""
 NEXT_STEP = "Pass a whole PNG, JPEG or WebP file"
+PAGES = ("MPO", "TIFF")
+"""Formats whose further pictures are no animation: a phone's previews, or pages."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """What the first box of a HEIC file says that it is."""
 ORIENTATION = 0x0112
@@ -73,9 +76,12 @@ def decoded(image: Image.Image, head: bytes = b"") -> Reading:
         notes.append(f"the picture's EXIF data is damaged ({error}): it is taken as upright")
     if _turn(image):
         facts["exif_orientation"] = image.getexif()[ORIENTATION]
-    coded = None if image.info.get("icc_profile") and image.format != "PNG" else _coded(head)
+    note_aspect(image, facts, notes)
+    coded, tagged = None if image.info.get("icc_profile") and image.format != "PNG" else _coded(head), _cicp(head)
     if coded:
         image.info.pop("icc_profile", None)  # which a PNG's own tag overrules
+    for overruled in ("gamma", "chromaticity") if tagged else ():
+        image.info.pop(overruled, None)
     colours, alpha = in_srgb(image, facts, notes)
     if "icc_profile" not in facts and _by_adobe(image):
         notes.append("the picture says that it is in Adobe RGB and has no profile: its colours are taken as sRGB")
@@ -86,6 +92,9 @@ def decoded(image: Image.Image, head: bytes = b"") -> Reading:
     if turn := _turn(image):  # a TIFF is upright once its pixels are read
         colours = colours.transpose(Image.Transpose[turn])
     pixels = np.array(colours)[None]
+    if tagged and tagged[3] == 0:
+        pixels, facts["range"] = whole_range(pixels), "limited"
+        notes.append("the picture's values reach from 16 to 235 (cICP): stretched to the full range")
     if coded:
         primaries, transfer = coded
         pixels = to_srgb(pixels.astype(np.uint16) * 257, transfer, primaries)
@@ -141,10 +150,13 @@ def opened(source: Path | bytes, notes: list[str]) -> Iterator[Image.Image]:
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins so is a still or animated picture, for Pillow to read."""
+    """Whether a file that begins so is a still or animated picture, for Pillow to read. Not of a JPEG, which may begin
+    a clip."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     return (
-        head.startswith((b"\x89PNG\r\n\x1a\n", b"GIF8"))
+        head.startswith((b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"))
+        or (head[:2] == b"BM" and head[6:10] == bytes(4))
+        or re.match(rb"P[1-6]\s", head) is not None
         or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
         or brand in (b"avif", b"avis", *HEIC_BRANDS)
     )
@@ -152,7 +164,7 @@ def is_picture(head: bytes) -> bool:
 
 def durations(picture: Image.Image) -> dict[int, float]:
     """The seconds that each picture of an animation is shown, by its number. A PNG's first picture may be for those
-    who cannot play it. No duration to speak of is a tenth of a second, as in browsers."""
+    who cannot play it; of `PAGES` the first is all. No duration to speak of is a tenth of a second, as in browsers."""
     first = 1 if getattr(picture, "default_image", False) else 0
     found: dict[int, float] = {}
     for index in count(first):  # the format's own count fails on a file that is cut off
@@ -165,6 +177,8 @@ def durations(picture: Image.Image) -> dict[int, float]:
             break
         shown = picture.info.get("duration", 0) or 0
         found[index] = shown / 1000 if shown > 10 else 0.1
+        if picture.format in PAGES:
+            break
     return found
 
 
@@ -172,8 +186,8 @@ def _coded(head: bytes) -> tuple[int, int] | None:
     """(primaries, transfer) by H.273 of a PNG (cICP), AVIF or HEIC (nclx), where they are not near sRGB's. A file with
     several pictures of different coding, as one with a gain map, shows the plain one."""
     if head.startswith(b"\x89PNG"):
-        at = head.partition(b"IDAT")[0].find(b"cICP") + 4
-        found = {(head[at], head[at + 1])} if at > 3 else set()
+        tagged = _cicp(head)
+        found = {(tagged[0], tagged[1])} if tagged else set()
     else:
         parts = head.split(b"colrnclx")[1:] if head[4:8] == b"ftyp" else []
         found = {struct.unpack(">2H", part[:4]) for part in parts if len(part) > 3}
@@ -181,6 +195,12 @@ def _coded(head: bytes) -> tuple[int, int] | None:
         return None
     primaries, transfer = found.pop()
     return (primaries, transfer) if transfer in TRANSFERS or primaries in WIDE else None
+
+
+def _cicp(head: bytes) -> bytes | None:
+    """The four bytes of a PNG's cICP chunk: primaries, transfer, matrix and whether the values are of full range."""
+    _, chunk, rest = head.partition(b"IDAT")[0].partition(b"cICP")
+    return rest[:4] if head.startswith(b"\x89PNG") and chunk and len(rest) > 3 else None
 
 
 def _formats(head: bytes, asked: str) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from .colour import are_srgb, from_primaries
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image, ImageCms
@@ -14,6 +16,10 @@ DEEP = ("I", "F")
 """Modes of 32 bits; those of 16 begin with I;16."""
 PHOTOMETRIC, BITS = 262, 258
 """TIFF tags: whether 0 is white, and bits per sample."""
+SQUARE = 0.01
+"""By which a pixel's sides may differ without a note."""
+MOST_DENSE = 1e6
+"""Pixels of an inch; what says more is damaged."""
 SRGB_GAMMA = 0.45455
 """In the gAMA chunk of a PNG."""
 
@@ -39,8 +45,10 @@ def in_srgb(image: Image.Image, facts: dict[str, Any], notes: list[str]) -> tupl
         return _transformed(image, ImageCms.createProfile("LAB")), alpha
     if image.mode == "CMYK":
         notes.append("the picture is CMYK without a profile: its colours are a guess")
-    image = image.convert("RGB")
+    grey, image = image.mode == "L", image.convert("RGB")
     gamma = image.info.get("gamma")
+    if not grey and "srgb" not in image.info and (converted := _from_chromaticities(image, gamma, facts, notes)):
+        return converted, alpha
     if gamma and "srgb" not in image.info and abs(gamma - SRGB_GAMMA) > 0.01:
         return _from_gamma(image, gamma, facts, notes), alpha
     return image, alpha
@@ -86,6 +94,47 @@ def _from_gamma(image: Image.Image, gamma: float, facts: dict[str, Any], notes: 
     light = [(value / 255) ** (1 / gamma) for value in range(256)]
     srgb = [12.92 * x if x <= 0.0031308 else 1.055 * x ** (1 / 2.4) - 0.055 for x in light]
     return image.point([round(255 * value) for value in srgb] * 3)
+
+
+def _from_chromaticities(
+    image: Image.Image, gamma: float | None, facts: dict[str, Any], notes: list[str]
+) -> Image.Image | None:
+    """By the cHRM chunk of a PNG; None without one, and of one that says sRGB or cannot be used."""
+    import numpy as np
+    from PIL import Image
+
+    if len(found := image.info.get("chromaticity") or ()) != 8:
+        return None
+    white, red, green, blue = zip(found[::2], found[1::2], strict=True)
+    facts["primaries"] = [list(place) for place in (red, green, blue, white)]
+    if are_srgb(primaries := (red, green, blue, white)):
+        return None
+    try:
+        pixels = from_primaries(np.asarray(image), primaries, gamma)
+    except ValueError:
+        notes.append("the picture's primaries (cHRM) cannot be used: its colours are taken as sRGB")
+        return None
+    facts["converted_to"] = "sRGB"
+    notes.append("the picture's colours were converted from primaries of its own (cHRM) to sRGB")
+    return Image.fromarray(pixels)
+
+
+def whole_range(pixels: np.ndarray) -> np.ndarray:
+    """uint8 from 16 (black) to 235 (white) as uint8 over the full range."""
+    import numpy as np
+
+    return ((pixels.astype(np.float32) - 16) * (255 / 219)).round().clip(0, 255).astype(np.uint8)
+
+
+def note_aspect(image: Image.Image, facts: dict[str, Any], notes: list[str]) -> None:
+    """What the file says of the shape of its pixels (pHYs, JFIF, a TIFF's resolution), where they are not square:
+    picture viewers show them square, and so are they taken."""
+    found = image.info.get("aspect") or image.info.get("dpi") or image.info.get("jfif_density") or (1, 1)
+    across, down = (round(float(value), 2) for value in found)
+    if not (0 < across < MOST_DENSE and 0 < down < MOST_DENSE) or abs(down / across - 1) < SQUARE:
+        return
+    facts["pixel_density"] = [across, down]
+    notes.append(f"the picture says that its pixels are not square ({across:g} x {down:g}): they are taken as square")
 
 
 def _shallow(image: Image.Image, facts: dict[str, Any], notes: list[str]) -> tuple[Image.Image, Image.Image | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate, islice
@@ -44,6 +44,7 @@ MAX_AREA = 8192 * 4608
 NEXT_STEP = "Pass a whole clip, such as an .mp4 file"
 MOST_HELD = 1000
 """New frames that one frame of a resampled clip is shown for at most."""
+JPEG = b"\xff\xd8\xff"
 ENCODE_QUEUE = 8
 """Frames that wait for the encoder at most: it takes several at once, after it has looked ahead."""
 
@@ -73,8 +74,7 @@ def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = 
 
     Raises InputError if the file cannot be read, has no video, or not one frame of it decodes.
     """
-    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
-    with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
+    with _playing(source) as clip:
         shown = watched(clip.shown, clip.rate, clip.notes, fps is not None)
         if fps is not None:
             shown = resampled(shown, fps, clip.rate, skip + count)
@@ -82,17 +82,17 @@ def read_video(source: Path | bytes, count: int, keep: str, fps: float | None = 
         if not frames:
             raise InputError(f"reading {called(source)}", "no frame of it could be decoded", NEXT_STEP)
         arrays = [clip.show(one.frame) for one in frames]
-    facts = {"file": called(source), "fps": clip.rate} | clip.facts
-    if fps is not None and not same_rate(clip.rate, fps):
+    still = clip.facts.get("pictures") == 1
+    facts = {"file": called(source)} | ({} if still else {"fps": clip.rate}) | clip.facts
+    if fps is not None and not still and not same_rate(clip.rate, fps):
         facts["resampled_to_fps"] = fps
-    return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), clip.rate)
+    return Reading(_stacked(arrays), facts, tuple(dict.fromkeys(clip.notes)), None if still else clip.rate)
 
 
 def play_video(source: Path | bytes, fps: float | None = None) -> Iterator[np.ndarray]:
     """All frames of a clip one by one, uint8 [H, W, 3] of the first one's size, as `read_video` reads them. Raises
     InputError as that does."""
-    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
-    with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
+    with _playing(source) as clip:
         shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, MOST_HELD)
         size: tuple[int, ...] = ()
         for one in shown:
@@ -104,8 +104,7 @@ def play_video(source: Path | bytes, fps: float | None = None) -> Iterator[np.nd
 def length_of(source: Path | bytes, most: int, fps: float | None = None) -> tuple[int, float]:
     """How many frames `read_video` would find, up to `most`, and the clip's own number of frames per second. Raises
     InputError as that does."""
-    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
-    with _animation(source, head) if images.is_picture(head) else _clip(source) as clip:
+    with _playing(source) as clip:
         shown = clip.shown if fps is None else resampled(clip.shown, fps, clip.rate, most)
         return sum(1 for _ in islice(shown, most)), clip.rate
 
@@ -119,6 +118,22 @@ class _Playing:
     show: Callable[[Any], np.ndarray]
     facts: dict[str, Any]
     notes: list[str]
+
+
+def _playing(source: Path | bytes) -> AbstractContextManager[_Playing]:
+    """An open clip, or an open picture, which is one of a single frame."""
+    head = head_of(source, f"reading {called(source)}", NEXT_STEP)
+    still = images.is_picture(head) or (head.startswith(JPEG) and (b"MPF\0" in head or not _are_several(source)))
+    return _animation(source, head) if still else _clip(source)
+
+
+def _are_several(source: Path | bytes) -> bool:
+    """Whether a file that begins as a JPEG picture is a clip of them, one after another."""
+    try:
+        with _opened(source) as container:
+            return len([*islice((packet for packet in container.demux() if packet.size), 2)]) > 1
+    except InputError:
+        return False
 
 
 @contextmanager
@@ -140,6 +155,14 @@ def _clip(source: Path | bytes) -> Iterator[_Playing]:
         if not (rate := stream.average_rate or stream.guessed_rate):
             raise InputError(asked, "it has no frame rate", "Pass a clip, such as an .mp4 file")
         shower = Shower(source, stream.sample_aspect_ratio)
+        if len(streams) > 1:
+            shower.facts["video_streams"] = len(streams)
+            shower.notes.append(f"the clip has {len(streams)} video streams: the first is taken")
+        if any(key.lower() == "alpha_mode" and value != "0" for key, value in stream.metadata.items()):
+            shower.facts["alpha"] = "left out"
+            shower.notes.append(
+                "the clip's transparency is beside its colours and left out: they are taken as they are"
+            )
         frames = timed(_decoded(container, stream, shower.notes), float(rate))
         yield _Playing(frames, float(rate), shower.show, shower.facts, shower.notes)
 
@@ -154,6 +177,7 @@ def _animation(source: Path | bytes, head: bytes) -> Iterator[_Playing]:
         picture.seek(min(durations))
         first = images.decoded(picture, head)
         facts = {key: value for key, value in first.facts.items() if key != "mode"}
+        facts["pictures"] = len(durations)
 
         def show(index: int) -> np.ndarray:
             picture.seek(index)

@@ -7,7 +7,6 @@ sandbox.
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -15,7 +14,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from ..contract import InputError
-from .untrusted import BoundedEnvironment, contained
+from .untrusted import BoundedEnvironment, checked, contained, time_in
 
 SYSTEM_PROMPTS = {
     # "give" is in the training data; correcting it would change the tokens.
@@ -102,8 +101,8 @@ class ChatTokenizer:
 
         extensions = [_Generation, loopcontrols]
         environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": raise_exception, "strftime_now": _strftime_now}
+        environment.filters["tojson"] = checked("tojson", _to_json)
+        environment.globals |= {"raise_exception": raise_exception, "strftime_now": time_in}
         try:
             return environment.from_string(template)
         except Exception as error:  # the template is code, so anything can go wrong
@@ -137,11 +136,6 @@ class ChatTokenizer:
             found = f"the tokenizer makes {len(ids):,} tokens of it, and {MOST_TOKENS:,} are the most"
             raise InputError(f"a text of {len(text):,} characters", found, "Shorten it")
         return ids[:limit] + [self.end_of_text, self.start_of_vision]
-
-
-def _strftime_now(form: str) -> str:
-    """The time of this machine, as transformers gives it to templates that write the date into the prompt."""
-    return datetime.now().strftime(form)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:

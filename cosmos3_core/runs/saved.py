@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ STAYING = ("required",)
 """Options that a stopped run goes on with, where they are not given anew."""
 SCHEMA = 2
 """Of states and manifests. Version 0.1.0 wrote none, and no digests."""
+NO_FILES = "none in files"
+"""In the place of a stopped run's weights, where it had some that are no files. Version 0.1.0 said nothing of them."""
 CHANGED = "Put the old one back, or add `changed` to take what is there now"
 
 
@@ -168,7 +170,10 @@ class Earlier:
     def other_weights(self, settled: Settled, weights: str | None) -> str | None:
         """That the model of this run has other weights than it had, in words. Who names another model asks for it."""
         model = settled.model
-        if self.weights in (None, weights) or (self.model, self.revision) != (model.name, model.repository.revision):
+        if self.weights in (None, weights or NO_FILES) or (self.model, self.revision) != (
+            model.name,
+            model.repository.revision,
+        ):
             return None
         return f"the weights of {self.model} have changed since"
 
@@ -245,6 +250,8 @@ def read_stopped(name: str, asked: str) -> Stopped:
         raise InputError(asked, "it is not a stopped run", next_step) from None
     if "schema" in saved and SEAL not in metadata:
         raise InputError(asked, "its digest is gone, so it was changed", "Give the file a stopped run named")
+    if "schema" in saved and earlier.weights is None:
+        earlier = replace(earlier, weights=NO_FILES)
     return Stopped(earlier, state, saved["numbers"])
 
 

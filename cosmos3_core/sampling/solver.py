@@ -66,6 +66,15 @@ class Solver:
         """What the first step is handed as `memory`, for latents like x."""
         return {} if self.update is None else {MEMORY: x.new_zeros(self.update.shape[1] - 1, len(x))}
 
+    def handed(self, index: int, memory: dict[str, Tensor]) -> bool:
+        """Whether `memory` can be what the step `index` is handed: the first knows nothing, and the second one
+        prediction of the model."""
+        if self.update is None:
+            return True
+        older, newer = memory[MEMORY][-2:]
+        nothing = not memory[MEMORY].any()
+        return nothing if index == 0 else bool(newer.any()) and bool(older.any()) == (index > 1)
+
     def step(
         self, velocity: Tensor, x: Tensor, index: int, memory: dict[str, Tensor], stream: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -226,6 +226,9 @@ class State:
         refusal = InputError("resuming", "the saved latents do not fit the saved request", "Start the run again")
         if not fits or type(index) is not int or not 0 <= index <= self.steps:
             raise refusal
+        if not self.solver.handed(index, {name: tensors[name] for name in self.memory}):
+            found = f"its step is {index}, and what its solver remembers is of another"
+            raise InputError("resuming", found, "Start the run again")
         stream = torch.Generator()
         try:
             stream.set_state(tensors["stream"].cpu())
