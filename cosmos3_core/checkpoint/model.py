@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..model.sound_config import SoundConfig
+from ..model.text import ChatTokenizer
 from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, ModelFacts, lacking_heads
 from ..scenarios.variants import checkpoints
 from .identity import identity
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from ..model.sound import SoundCodec
-    from ..model.text import ChatTokenizer
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
     from ..model.weights import Target
@@ -55,8 +55,6 @@ class Model:
 
     def tokenizer(self) -> ChatTokenizer:
         """The checkpoint's tokenizer and chat template."""
-        from ..model.text import ChatTokenizer
-
         folder, repo = "text_tokenizer", self.repository
         tokenizer = repo.read_text(f"{folder}/tokenizer.json")
         if tokenizer is None:

@@ -6,15 +6,10 @@ sandbox.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-
 from ..contract import InputError
-from .untrusted import BoundedEnvironment, checked, contained, time_in
+from .contained import contained
 
 SYSTEM_PROMPTS = {
     # "give" is in the training data; correcting it would change the tokens.
@@ -37,17 +32,6 @@ def system_prompt_of(kind: str, text: str) -> str:
     "corrected", as sglang 0.5.23 has it."""
     trained = SYSTEM_PROMPTS[kind]
     return trained.replace("a give prompt", "a given prompt") if text == CORRECTED else trained
-
-
-class _Generation(Extension):
-    """`{% generation %}`, by which a template marks what the assistant says for training: its body is rendered."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
 
 
 class ChatTokenizer:
@@ -89,6 +73,8 @@ class ChatTokenizer:
         return found
 
     def _compile(self, template: str | None):
+        from .untrusted import compiled  # jinja2, which takes 70 ms to import
+
         if template is None:
             raise self._unusable("there is no chat template, neither chat_template.jinja nor in tokenizer_config.json")
 
@@ -96,15 +82,8 @@ class ChatTokenizer:
             found = f"the chat template has {len(template):,} characters, and {LONGEST_TEMPLATE:,} are the most"
             raise self._unusable(found)
 
-        def raise_exception(message: str):
-            raise TemplateError(message)
-
-        extensions = [_Generation, loopcontrols]
-        environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-        environment.filters["tojson"] = checked("tojson", _to_json)
-        environment.globals |= {"raise_exception": raise_exception, "strftime_now": time_in}
         try:
-            return environment.from_string(template)
+            return compiled(template)
         except Exception as error:  # the template is code, so anything can go wrong
             raise self._unusable(f"the chat template does not compile ({error})") from None
 
@@ -136,11 +115,6 @@ class ChatTokenizer:
             found = f"the tokenizer makes {len(ids):,} tokens of it, and {MOST_TOKENS:,} are the most"
             raise InputError(f"a text of {len(text):,} characters", found, "Shorten it")
         return ids[:limit] + [self.end_of_text, self.start_of_vision]
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """The filter that chat templates expect: unlike jinja's own it escapes neither HTML nor, unasked, Unicode."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _content(token: Any) -> str:
