@@ -111,6 +111,7 @@ def rewrite(folder: Path, *changes: tuple[str, str], name: str = NAME) -> Path:
         ("[expect]", '[known]\nstate = "rehearsed"\nreason = "a"\nnote = "9 s"\n[expect]', "a number without whose"),
         ("64x64", "64x80", f"its name is not what it holds. Name it {NAME.replace('64x64', '64x80')}.toml"),
         ("[run]", "[run", "it is not TOML"),
+        ("[plan]", "memory_gib = inf\n[plan]", "finite numbers (inf counts nothing)"),
     ],
 )
 def test_a_wrong_file_is_one_message(folder, old, new, message):

@@ -17,6 +17,7 @@ The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats b
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -179,15 +180,22 @@ def load(path: Path) -> Recipe:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise InputError(asked, f"it is larger than {LARGEST >> 10} KiB, which no recipe is", next_step)
-        tables = tomllib.loads(data.decode())
+        tables = tomllib.loads(data.decode(), parse_float=_finite)
     except OSError as error:
         raise InputError(asked, error.strerror or str(error), next_step) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(asked, f"it is not TOML ({error})", "Correct it, or copy another recipe") from None
+        found = f"it is not TOML with finite numbers ({error})"
+        raise InputError(asked, found, "Correct it, or copy another recipe") from None
     _check_table(path.name, "", tables)
     recipe = Recipe(path, tables, sha256_json({key: table for key, table in tables.items() if key != "validated"}))
     _check_values(recipe)
     return recipe
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} counts nothing")
+    return value
 
 
 @dataclass(frozen=True)
