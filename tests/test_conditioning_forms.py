@@ -312,10 +312,7 @@ BAD = {
     "keyframes for i2v": (["--task", "i2v", "--keyframe", "0=a.png"], "image to video takes no keyframe"),
     "the task without its pictures": (["--task", "keyframes"], "there is no input keyframe. Add --keyframe"),
     "extend without a clip": (["--task", "extend"], "there is no input extend. Add --extend FILE"),
-    "extend a picture that is too short": (
-        ["--extend", "a.png"],
-        "condition_frame_indexes [0, 1] cover 5. Use a longer clip",
-    ),
+    "extend a picture": (["--extend", "a.png"], "it is a still picture, and this takes a clip"),
     "extend with the other end": (
         ["--extend", "c.mp4", "--set", "condition_video_keep=first"],
         "they are taken from its end",
