@@ -273,6 +273,8 @@ def test_every_value_says_where_it_came_from():
     others = {"image", "audio", "tile", *(name for name in rest if "v2v" not in FIELDS[name].tasks)}
     others -= {name for name in others if not origin[name] == "not given"}
     rest -= others
+    files = {"image", "audio", "keyframe", "extend", "edge", "blur", "depth", "seg", "wsm", "actions"}
+    assert others >= files | {"tile", "control_weights", "domain"}
     assert {origin[key] for key in rest} == {"profile reference"}, "6.0 is the default: repeating it is no change"
 
 

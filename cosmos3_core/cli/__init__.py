@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..spelling import bounded
 from . import options as shared
 from . import terminal
 from .matrix import matrix
@@ -226,6 +225,13 @@ def _run() -> int:
         return 1
 
 
+def _bounded(text: str) -> str:
+    """Text of an error as a terminal may have it, without a word that fills the screen."""
+    from ..spelling import bounded
+
+    return terminal.printable(bounded(text))
+
+
 def _usage(error: click.ClickException) -> None:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -234,7 +240,7 @@ def _usage(error: click.ClickException) -> None:
         error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
     if isinstance(error, click.NoSuchOption):
         error = shared.answered(error)
-    message = terminal.printable(bounded(error.format_message()))
+    message = _bounded(error.format_message())
     end = "" if message.endswith((".", "?")) else "."
     return terminal.tell(f"error: {message}{end} Type {context.command_path if context else 'cosmos3'} --help")
 
@@ -244,7 +250,5 @@ def _said(error: Cosmos3Error) -> list[str]:
     so that what to do next is never what is left out."""
     if len(faults := getattr(error, "faults", ())) > 1:
         return [f"{len(faults)} faults in one request:", *(f"  {line}" for fault in faults for line in _said(fault))]
-    asked, found, next_step = (
-        terminal.printable(bounded(part)) for part in (error.asked, error.found, error.next_step)
-    )
+    asked, found, next_step = map(_bounded, (error.asked, error.found, error.next_step))
     return [shared.in_flags(f"{asked}: {found}. {next_step}", cli.commands.values())]
