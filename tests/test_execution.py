@@ -15,7 +15,7 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan import Want, resolve
-from cosmos3_core.plan.execution import Execution, tiling_of
+from cosmos3_core.plan.execution import KEPT_TOKENS, Execution, Keeping, tiling_of
 from cosmos3_core.runs import manifest as manifests
 from cosmos3_core.settle import Wish, settle
 
@@ -124,7 +124,8 @@ def test_engine_estimate_and_manifest_read_the_same(given):
     assert Engine(settled.model, settled.plan).execution(settled.request) == settled.execution
     assert manifests.resolved(settled, "it was named")["plan"]["execution"] == asdict(settled.execution)
     resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
-    assert resident == replace(settled.execution, placement="resident")
+    keeping = Keeping(KEPT_TOKENS, Tuning().capture_rows)
+    assert resident == replace(settled.execution, placement="resident", keeping=keeping)
 
 
 def test_the_estimate_follows_the_backends_tuning():

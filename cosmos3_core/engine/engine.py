@@ -13,12 +13,10 @@ preview, look at the latents, or take a step of another generation.
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
 from ..model.weights import Target
 from ..plan import Plan
-from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
+from ..plan.execution import RESIDENT, SEQUENTIAL, Execution, keeping_of
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
 from ..sampling.state import Context, Origin, State, views
@@ -42,8 +40,9 @@ from ..spelling import shown
 from .checks import check_goes_on, check_prepared, check_type, described, not_finite
 from .codecs import CODECS, UNROUNDED, Codec
 from .inputs import Inputs, read_inputs
-from .passes import Passes
-from .pool import Asked, Pool
+from .passes import Forwards, Passes
+from .pool import Pool
+from .prompts import Prompts
 from .stages import SILENT, Stages, Watch
 from .surroundings import plain_torch
 
@@ -53,8 +52,9 @@ RESOLVE = "Pass what resolve or settle made of your fields"
 class Engine:
     """Runs requests on one model under one plan.
 
-    With `resident` every component stays loaded for the next request; without it each is dropped once nobody needs it
-    (the text tower after the prompts, the media tower before the decode), so that no two are in memory together.
+    With `resident` every component stays loaded for the next request, and so do, within `plan.execution.Keeping`, what
+    prompts came to and captured passes; without it each is dropped once nobody needs it (the text tower after the
+    prompts, the media tower before the decode), so that no two are in memory together.
     `weights` are the model's own, opened when needed, unless they are handed over. `seconds` collects how long each
     stage took, summed over the engine's life. What an engine is made of cannot be changed afterwards.
 
@@ -74,7 +74,9 @@ class Engine:
         self._stages = Stages()
         self._lock = self._stages.turn
         self._pool = Pool(model, self._target, self._stages, resident, weights)
-        self._passes: WeakValueDictionary[Context, Passes] = WeakValueDictionary()
+        keeping = keeping_of(self._placement, plan.tuning)
+        self._prompts = Prompts(self._pool, self._stages, keeping.tokens)
+        self._forwards = Forwards(keeping.rows)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):
@@ -93,6 +95,10 @@ class Engine:
     @property
     def resident(self) -> bool:
         return self._resident
+
+    @property
+    def _placement(self) -> str:
+        return RESIDENT if self.resident else SEQUENTIAL
 
     @property
     def target(self) -> Target:
@@ -116,8 +122,10 @@ class Engine:
         return self._stages.seconds
 
     def close(self) -> None:
-        """Free what stays loaded. Generations that began go on, and nothing stays after them."""
+        """Free what stays. Generations that began go on, and nothing stays after them."""
         with self._lock:
+            self._prompts.close()
+            self._forwards.close()
             self._pool.close()
 
     @contextmanager
@@ -151,7 +159,7 @@ class Engine:
     def execution(self, request: Request) -> Execution:
         """How this request runs here."""
         check_type("a `request`", request, Request, RESOLVE)
-        return self.plan.execution(self.model.config, request, RESIDENT if self.resident else SEQUENTIAL)
+        return self.plan.execution(self.model.config, request, self._placement)
 
     def read_inputs(
         self, request: Request, noise: Sequence[Tensor] | None = None, media: Sequence[Media] = ()
@@ -187,7 +195,7 @@ class Engine:
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
         with self._working(watch):
             self._pool.open_weights(request)
-            texts = texts or self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
+            texts = texts or self._prompts.read([ids[branch] for branch in branches_of(request.guidance)])
             clean, pinned = self._conditions(items, inputs.given)
             packing = Packing(items, self.model.config, self.device)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
@@ -223,16 +231,6 @@ class Engine:
         state = State(request, context, x, solver, solver.start(x), stream, noise)
         state.pin()
         return state
-
-    def _read_prompts(self, prompts: list[list[int]]) -> tuple[TextContext, ...]:
-        tower = self._pool.lease("understanding")
-        with self._stages.stage("read prompts", len(prompts) * len(tower.layers)) as begin_layer:
-            asked = copy.copy(tower)
-            asked.layers = Asked(tower.layers, begin_layer)
-            texts = tuple(asked.prefill(ids) for ids in prompts)
-        del tower, asked
-        self._pool.give_back()
-        return texts
 
     def _conditions(self, items: Sequence[Item], given: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
         """(flat values, flat mask) of what no step changes: the clean frames, and an action's channels that are not in
@@ -291,14 +289,13 @@ class Engine:
         return velocities
 
     def _passes_of(self, state: State) -> Passes:
-        """The state's passes, which it shares with the others on its context."""
-        context = state.context
-        passes = state.passes = state.passes or self._passes.get(context)
-        if passes is None:
+        """The state's passes, which hold the tower from the first of them on."""
+        if state.passes is None:
             tower = self._pool.lease("generation")
-            passes = self._passes.get(context) or Passes(tower, context, self.execution(context.request))
-            state.passes = self._passes[context] = passes
+            execution = self.execution(state.context.request)
+            state.passes = state.passes or Passes(tower, state.context, execution, self._forwards)
             self._stages.tell("steps", state.index, state.steps)
+        passes: Passes = state.passes
         return passes
 
     @torch.inference_mode()
