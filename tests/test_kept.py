@@ -94,7 +94,7 @@ def test_an_engine_that_drops_what_it_loads_keeps_nothing(read):
 
 
 def test_a_conditioned_generation_follows_its_own_input(tmp_path):
-    """The clean frames go in with the latents: a pass that is replayed sees those of its generation."""
+    """The clean frames go in with the latents: what is replayed sees those of its generation."""
     paths = [str(tmp_path / f"{seed}.png") for seed in (1, 2)]
     for seed, path in enumerate(paths):
         pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -102,8 +102,11 @@ def test_a_conditioned_generation_follows_its_own_input(tmp_path):
     recorded: list = []
     running = engine(recorded=recorded, resident=True)
     found = [made(running, task="i2v", image=path, steps=2) for path in (*paths, paths[0])]
-    assert len(recorded) == 1 and torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+    assert len(recorded) == 2, "the encode of a picture of this size, and a pass"
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
     assert torch.equal(found[1], alone(task="i2v", image=paths[1], steps=2))
+    running.close()
+    assert not alive(recorded)
 
 
 def test_generations_of_two_sizes_in_turn_share_what_is_captured_and_equal_each_alone(read):
@@ -121,7 +124,7 @@ def test_generations_of_two_sizes_in_turn_share_what_is_captured_and_equal_each_
 def test_what_is_captured_is_kept_within_the_plans_rows(monkeypatch):
     """Of many sizes the last ones, and all that a state still holds."""
     rows = engine().execution(request()).guided[0].rows
-    monkeypatch.setattr("cosmos3_core.engine.engine.keeping_of", lambda *_: Keeping(100, 3 * rows))
+    monkeypatch.setattr("cosmos3_core.engine.engine.keeping_of", lambda *_: Keeping(rows=3 * rows))
     recorded: list = []
     running = engine(recorded=recorded, resident=True)
     for prompt in "abcde":
@@ -157,7 +160,7 @@ def test_what_is_kept_is_counted_where_weights_stay():
     wish = Wish(model="nano", described=True, backend="reference", given={"prompt": "a cup", "task": "t2i", "seed": 1})
     stays, goes = (settle(replace(wish, resident=resident)) for resident in (True, False))
     keeping = stays.execution.keeping
-    assert keeping == keeping_of("resident", stays.plan.tuning) == Keeping(4096, 8192)
+    assert keeping == keeping_of("resident", stays.plan.tuning) == Keeping(4096, 8192, 2048)
     assert goes.execution.keeping == Keeping()
     (counted,) = {stage.kept for stage in stays.estimate.stages}
     prompts = keeping.tokens * 147_456  # docs/model.md, section 3.4

@@ -39,6 +39,7 @@ from ..scenarios.request import Request
 from ..spelling import shown
 from .checks import check_goes_on, check_prepared, check_type, described, not_finite
 from .codecs import CODECS, UNROUNDED, Codec
+from .conditions import Conditions
 from .inputs import Inputs, read_inputs
 from .passes import Forwards, Passes
 from .pool import Pool
@@ -76,6 +77,7 @@ class Engine:
         self._pool = Pool(model, self._target, self._stages, resident, weights)
         keeping = keeping_of(self._placement, plan.tuning)
         self._prompts = Prompts(self._pool, self._stages, keeping.tokens)
+        self._conditions = Conditions(self._pool, self._stages, keeping.area)
         self._forwards = Forwards(keeping.rows)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -124,9 +126,8 @@ class Engine:
     def close(self) -> None:
         """Free what stays. Generations that began go on, and nothing stays after them."""
         with self._lock:
-            self._prompts.close()
-            self._forwards.close()
-            self._pool.close()
+            for part in (self._prompts, self._conditions, self._forwards, self._pool):
+                part.close()
 
     @contextmanager
     def _working(self, watch: Watch | None) -> Iterator[None]:
@@ -196,7 +197,7 @@ class Engine:
         with self._working(watch):
             self._pool.open_weights(request)
             texts = texts or self._prompts.read([ids[branch] for branch in branches_of(request.guidance)])
-            clean, pinned = self._conditions(items, inputs.given)
+            clean, pinned = self._conditions.of(items, inputs.given, self.execution(request).encode_captured)
             packing = Packing(items, self.model.config, self.device)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
@@ -231,39 +232,6 @@ class Engine:
         state = State(request, context, x, solver, solver.start(x), stream, noise)
         state.pin()
         return state
-
-    def _conditions(self, items: Sequence[Item], given: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-        """(flat values, flat mask) of what no step changes: the clean frames, and an action's channels that are not in
-        use, which are zero. None where there is nothing of it."""
-        length = sum(item.numel for item in items)
-        clean = torch.zeros(length, device=self.device)
-        pinned = torch.zeros(length, dtype=torch.bool, device=self.device)
-        parts = zip(items, views(clean, items), views(pinned, items), strict=True)
-        held: dict[str | None, Any] = {}  # an encoder serves all items of its modality
-        for (item, values, mask), media in zip(parts, given or [None] * len(items), strict=True):
-            if item.used is not None:
-                mask[:, item.used :] = True
-            if media is not None:
-                frames = torch.tensor(item.clean, device=self.device)
-                latent = self._encode(item, media, held).to(values).index_select(item.axis, frames)
-                values.index_copy_(item.axis, frames, latent)
-                mask.index_fill_(item.axis, frames, True)
-        if held:
-            held.clear()
-            self._pool.give_back()
-        return (clean, pinned) if pinned.any() else (None, None)
-
-    def _encode(self, item: Item, media: Tensor, held: dict[str | None, Any]) -> Tensor:
-        """The latent of what was given for an item. Only the frames given are encoded: the codecs are causal."""
-        codec = CODECS[item.modality]
-        if codec.encoder not in held:
-            held.clear()  # before the next one is loaded
-            held[codec.encoder] = codec.encoder and self._pool.lease(codec.encoder)
-        with self._stages.stage("encode input", codec.chunks(media)) as begin_chunk:
-            latent = codec.encode(held[codec.encoder], media, begin_chunk)
-        # An action's canvas is larger than what its input covers, and the model sees the latter.
-        kept = (slice(None if axis == item.axis else size) for axis, size in enumerate(item.shape))
-        return latent[tuple(kept)]
 
     @torch.inference_mode()
     def predict(self, states: Sequence[State]) -> list[Tensor]:

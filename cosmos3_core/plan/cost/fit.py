@@ -165,10 +165,11 @@ class Estimate:
 
     @cached_property
     def _kept(self) -> int:
-        """Keys and values of prompts, and what captured passes work in."""
+        """Keys and values of prompts, and what captured passes and encodes work in."""
         keeping, size = self.execution.keeping, WIDTH[self.dtype]
         working = transformer.layer_bytes(self.config, keeping.rows, keeping.tokens, size)
-        return transformer.und_kv_bytes(self.config, keeping.tokens, self.dtype) + working
+        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, self.dtype)
+        return transformer.und_kv_bytes(self.config, keeping.tokens, self.dtype) + working + encoding
 
     @cached_property
     def _codec(self) -> sound.Tally | None:
