@@ -37,13 +37,14 @@ class Conditions:
         length = sum(item.numel for item in items)
         clean = torch.zeros(length, device=self._device)
         pinned = torch.zeros(length, dtype=torch.bool, device=self._device)
-        parts = zip(items, views(clean, items), views(pinned, items), media, strict=True)
+        # All that the host sends is sent before: it would wait for what is encoded.
+        frames_of = [torch.tensor(item.clean, dtype=torch.long, device=self._device) for item in items]
+        parts = zip(items, views(clean, items), views(pinned, items), media, frames_of, strict=True)
         held: dict[str | None, Any] = {}  # an encoder serves all items of its modality
-        for item, values, mask, one in parts:
+        for item, values, mask, one, frames in parts:
             if item.used is not None:
                 mask[:, item.used :] = True
             if one is not None:
-                frames = torch.tensor(item.clean, device=self._device)
                 latent = self._encoded(item, one, held, captured).to(values).index_select(item.axis, frames)
                 values.index_copy_(item.axis, frames, latent)
                 mask.index_fill_(item.axis, frames, True)

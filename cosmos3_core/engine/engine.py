@@ -197,8 +197,8 @@ class Engine:
         with self._working(watch):
             self._pool.open_weights(request)
             texts = texts or self._prompts.read([ids[branch] for branch in branches_of(request.guidance)])
+            packing = Packing(items, self.model.config, self.device)  # before the device has what it would wait for
             clean, pinned = self._conditions.of(items, inputs.given, self.execution(request).encode_captured)
-            packing = Packing(items, self.model.config, self.device)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
     @torch.inference_mode()
@@ -223,8 +223,9 @@ class Engine:
             self._first(Context(request, packing, ()), request).restore(tensors, numbers)
 
     def _first(self, context: Context, request: Request) -> State:
-        solver, stream = solver_of(request, self.model).to(self.device), generator(request.seed)
+        stream = generator(request.seed)
         drawn = initial_noise(context.made, stream)  # whatever noise is taken: what a sampler draws comes after it
+        solver = solver_of(request, self.model).to(self.device)
         noise = context.noise or drawn
         begun = dict(zip(context.made, noise, strict=True))
         parts = [begun[item].flatten() if item in begun else torch.zeros(item.numel) for item in context.items]

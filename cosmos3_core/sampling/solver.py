@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
 
 SCHEDULES = 16
-"""Schedules whose steps are remembered: those of 35 steps take 20 ms to work out, and a policy has one."""
+"""Schedules whose steps are remembered: those of 35 steps take 10 ms to work out, and a policy has one."""
 MEMORY = "solver.memory"
 """The name of what UniPC remembers, fp32 [R - 1, N]: the last sample and the model outputs, oldest first."""
 
