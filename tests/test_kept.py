@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from test_engine import alternate, engine, finish, request
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cosmos3
+from cosmos3_core.contract import Kernel
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.kept import Kept
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
@@ -107,6 +109,34 @@ def test_a_conditioned_generation_follows_its_own_input(tmp_path):
     assert torch.equal(found[1], alone(task="i2v", image=paths[1], steps=2))
     running.close()
     assert not alive(recorded)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what asks the device for a value: nothing that does can be recorded."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), function
+        return function(*arguments, **(options or {}))
+
+
+def test_nothing_that_is_captured_waits_for_the_device(tmp_path):
+    """The encode of a picture, and a pass that has clean frames and actions."""
+    Image.new("RGB", (96, 64)).save(tmp_path / "g.png")
+    ran = []
+
+    def strict(function):
+        def run(*tensors):
+            ran.append(function)
+            with NoWaiting():
+                return function(*tensors)
+
+        return run
+
+    running = engine(ours=Kernel(op="capture", name="strict", build=lambda _: strict), resident=True)
+    given = {"task": "policy", "domain": "droid_lerobot", "action_space": "joints", "chunk": 4, "frames": 5}
+    given |= {"image": str(tmp_path / "g.png"), "state": [[0.1] * 8], "canvas": "96x64", "size": "96x64", "steps": 1}
+    made(running, **given)
+    assert len(set(ran)) == 2
 
 
 def test_generations_of_two_sizes_in_turn_share_what_is_captured_and_equal_each_alone(read):
