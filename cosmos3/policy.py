@@ -93,7 +93,7 @@ class Policy(Answering):
             rows[: len(self._left)] = (1 - share) * self._left + share * rows[: len(self._left)]
         end = self._horizon + self._overlap
         self._left = rows[self._horizon : end].copy() if self._overlap else None
-        self._seconds = run.manifest["seconds"] | {"total": time.perf_counter() - began}
+        self._seconds = run._generation.lasted() | {"total": time.perf_counter() - began}
         return rows[: self._horizon]
 
     def _inverted(self, width: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan import Want, resolve
-from cosmos3_core.plan.execution import Execution, tiling_of
+from cosmos3_core.plan.execution import KEPT_TOKENS, SEQUENTIAL, Execution, Keeping, tiling_of
 from cosmos3_core.runs import manifest as manifests
 from cosmos3_core.settle import Wish, settle
 
@@ -37,8 +37,8 @@ class Numbers:
     sound_length: str = "down"
 
 
-def of(tuning: Tuning | None = None, format: str = "none", **numbers) -> Execution:
-    return Execution.of(NANO, Numbers(**numbers), tuning or Tuning(), format=format)
+def of(tuning: Tuning | None = None, format: str = "none", placement: str = SEQUENTIAL, **numbers) -> Execution:
+    return Execution.of(NANO, Numbers(**numbers), tuning or Tuning(), format=format, placement=placement)
 
 
 def test_guidance_1_has_one_branch_and_every_other_two():
@@ -69,6 +69,12 @@ def test_thresholds_are_the_backends(off):
     assert one_pass.guidance == ("one pass" if off == 0 else "two passes")
     assert capture.guided[0].captured == (off == 0) and capture.unguided[0].captured
     assert of(Tuning(chunk_area=3 * 64 * 64 + off)).tiling.chunk == 3 + off
+
+
+@pytest.mark.parametrize("off", [-1, 0])
+def test_a_pictures_encode_is_captured_where_it_may_stay(off):
+    tuned = Tuning(chunk_area=64 * 64 + off)
+    assert of(tuned, placement="resident").encode_captured == (off == 0) and not of(tuned).encode_captured
 
 
 def test_a_backend_tunes_by_architecture():
@@ -124,7 +130,9 @@ def test_engine_estimate_and_manifest_read_the_same(given):
     assert Engine(settled.model, settled.plan).execution(settled.request) == settled.execution
     assert manifests.resolved(settled, "it was named")["plan"]["execution"] == asdict(settled.execution)
     resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
-    assert resident == replace(settled.execution, placement="resident")
+    keeping = Keeping(KEPT_TOKENS, Tuning().capture_rows, Tuning().chunk_area)
+    captured = resident.encode_captured
+    assert resident == replace(settled.execution, placement="resident", keeping=keeping, encode_captured=captured)
 
 
 def test_the_estimate_follows_the_backends_tuning():

@@ -131,7 +131,7 @@ def test_the_json_keeps_its_keys(told):
     assert estimate["memory"]["stages"][0]["weights"] == parts["understanding"] + parts["embedding"]
     assert estimate["memory"]["device"] == 18 * GIB and estimate["memory"]["given"] is True
     for stage in estimate["memory"]["stages"]:
-        assert set(stage) == {"name", "weights", "text_kv", "latents", "activations", "overhead", "peak"}
+        assert set(stage) == {"name", "weights", "text_kv", "latents", "activations", "overhead", "kept", "peak"}
         assert stage["peak"] > stage["weights"] + stage["text_kv"] + stage["latents"] + stage["activations"]
     assert estimate["memory"]["peak"] == max(stage["peak"] for stage in estimate["memory"]["stages"])
     assert set(estimate["work"]) == {"step_flops", "step_bytes", "run_flops", "run_bytes"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +22,10 @@ class Codec:
 
     `encoder` and `decoder` are the pool's names of what computes them; None where nothing is loaded. `encode` takes
     that, what a request gives for an item and a function to call before each of the `chunks` that this is encoded in,
-    and returns a latent with frames 0 to the last one given. `decode` takes the component, the item's latent and how
-    the request runs, and yields the media on the host, piece by piece in the order of time. An item's media are
-    `length` long, of which a piece has `count`: both are what progress is told in.
+    and returns a latent with frames 0 to the last one given; what is encoded in one chunk may be captured where `area`
+    counts its latent positions. `decode` takes the component, the item's latent and how the request runs, and yields
+    the media on the host, piece by piece in the order of time. An item's media are `length` long, of which a piece has
+    `count`: both are what progress is told in.
     """
 
     encoder: str | None
@@ -33,6 +35,7 @@ class Codec:
     decode: Callable[[Any, Tensor, Execution], Iterator[Tensor]]
     length: Callable[[Item], int]
     count: Callable[[Tensor], int]
+    area: Callable[[Tensor], int] | None = None
 
 
 def _encode_vision(vae: Any, pixels: Tensor, begin_chunk: Callable[[], None]) -> Tensor:
@@ -69,6 +72,7 @@ CODECS = {
         decode=lambda vae, latent, execution: vae.decode(latent, execution.tiling),
         length=lambda item: (item.frames - 1) * TEMPORAL_COMPRESSION + 1,
         count=len,
+        area=lambda pixels: math.prod(latent_size(pixels.shape[3], pixels.shape[2], 1)),
     ),
     "sound": Codec(
         encoder="sound encoder",

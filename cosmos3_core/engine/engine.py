@@ -13,12 +13,10 @@ preview, look at the latents, or take a step of another generation.
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
 from ..model.weights import Target
 from ..plan import Plan
-from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
+from ..plan.execution import RESIDENT, SEQUENTIAL, Execution, keeping_of
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
 from ..sampling.state import Context, Origin, State, views
@@ -41,9 +39,11 @@ from ..scenarios.request import Request
 from ..spelling import shown
 from .checks import check_goes_on, check_prepared, check_type, described, not_finite
 from .codecs import CODECS, UNROUNDED, Codec
+from .conditions import Conditions
 from .inputs import Inputs, read_inputs
-from .passes import Passes
-from .pool import Asked, Pool
+from .passes import Forwards, Passes
+from .pool import Pool
+from .prompts import Prompts
 from .stages import SILENT, Stages, Watch
 from .surroundings import plain_torch
 
@@ -53,8 +53,9 @@ RESOLVE = "Pass what resolve or settle made of your fields"
 class Engine:
     """Runs requests on one model under one plan.
 
-    With `resident` every component stays loaded for the next request; without it each is dropped once nobody needs it
-    (the text tower after the prompts, the media tower before the decode), so that no two are in memory together.
+    With `resident` every component stays loaded for the next request, and so do, within `plan.execution.Keeping`, what
+    prompts came to and captured passes; without it each is dropped once nobody needs it (the text tower after the
+    prompts, the media tower before the decode), so that no two are in memory together.
     `weights` are the model's own, opened when needed, unless they are handed over. `seconds` collects how long each
     stage took, summed over the engine's life. What an engine is made of cannot be changed afterwards.
 
@@ -74,7 +75,10 @@ class Engine:
         self._stages = Stages()
         self._lock = self._stages.turn
         self._pool = Pool(model, self._target, self._stages, resident, weights)
-        self._passes: WeakValueDictionary[Context, Passes] = WeakValueDictionary()
+        keeping = keeping_of(self._placement, plan.tuning)
+        self._prompts = Prompts(self._pool, self._stages, keeping.tokens)
+        self._conditions = Conditions(self._pool, self._stages, keeping.area)
+        self._forwards = Forwards(keeping.rows)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):
@@ -93,6 +97,10 @@ class Engine:
     @property
     def resident(self) -> bool:
         return self._resident
+
+    @property
+    def _placement(self) -> str:
+        return RESIDENT if self.resident else SEQUENTIAL
 
     @property
     def target(self) -> Target:
@@ -116,9 +124,10 @@ class Engine:
         return self._stages.seconds
 
     def close(self) -> None:
-        """Free what stays loaded. Generations that began go on, and nothing stays after them."""
+        """Free what stays. Generations that began go on, and nothing stays after them."""
         with self._lock:
-            self._pool.close()
+            for part in (self._prompts, self._conditions, self._forwards, self._pool):
+                part.close()
 
     @contextmanager
     def _working(self, watch: Watch | None) -> Iterator[None]:
@@ -151,7 +160,7 @@ class Engine:
     def execution(self, request: Request) -> Execution:
         """How this request runs here."""
         check_type("a `request`", request, Request, RESOLVE)
-        return self.plan.execution(self.model.config, request, RESIDENT if self.resident else SEQUENTIAL)
+        return self.plan.execution(self.model.config, request, self._placement)
 
     def read_inputs(
         self, request: Request, noise: Sequence[Tensor] | None = None, media: Sequence[Media] = ()
@@ -187,9 +196,9 @@ class Engine:
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
         with self._working(watch):
             self._pool.open_weights(request)
-            texts = texts or self._read_prompts([ids[branch] for branch in branches_of(request.guidance)])
-            clean, pinned = self._conditions(items, inputs.given)
-            packing = Packing(items, self.model.config, self.device)
+            texts = texts or self._prompts.read([ids[branch] for branch in branches_of(request.guidance)])
+            packing = Packing(items, self.model.config, self.device)  # before the device has what it would wait for
+            clean, pinned = self._conditions.of(items, inputs.given, self.execution(request).encode_captured)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
     @torch.inference_mode()
@@ -214,8 +223,9 @@ class Engine:
             self._first(Context(request, packing, ()), request).restore(tensors, numbers)
 
     def _first(self, context: Context, request: Request) -> State:
-        solver, stream = solver_of(request, self.model).to(self.device), generator(request.seed)
+        stream = generator(request.seed)
         drawn = initial_noise(context.made, stream)  # whatever noise is taken: what a sampler draws comes after it
+        solver = solver_of(request, self.model).to(self.device)
         noise = context.noise or drawn
         begun = dict(zip(context.made, noise, strict=True))
         parts = [begun[item].flatten() if item in begun else torch.zeros(item.numel) for item in context.items]
@@ -223,49 +233,6 @@ class Engine:
         state = State(request, context, x, solver, solver.start(x), stream, noise)
         state.pin()
         return state
-
-    def _read_prompts(self, prompts: list[list[int]]) -> tuple[TextContext, ...]:
-        tower = self._pool.lease("understanding")
-        with self._stages.stage("read prompts", len(prompts) * len(tower.layers)) as begin_layer:
-            asked = copy.copy(tower)
-            asked.layers = Asked(tower.layers, begin_layer)
-            texts = tuple(asked.prefill(ids) for ids in prompts)
-        del tower, asked
-        self._pool.give_back()
-        return texts
-
-    def _conditions(self, items: Sequence[Item], given: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-        """(flat values, flat mask) of what no step changes: the clean frames, and an action's channels that are not in
-        use, which are zero. None where there is nothing of it."""
-        length = sum(item.numel for item in items)
-        clean = torch.zeros(length, device=self.device)
-        pinned = torch.zeros(length, dtype=torch.bool, device=self.device)
-        parts = zip(items, views(clean, items), views(pinned, items), strict=True)
-        held: dict[str | None, Any] = {}  # an encoder serves all items of its modality
-        for (item, values, mask), media in zip(parts, given or [None] * len(items), strict=True):
-            if item.used is not None:
-                mask[:, item.used :] = True
-            if media is not None:
-                frames = torch.tensor(item.clean, device=self.device)
-                latent = self._encode(item, media, held).to(values).index_select(item.axis, frames)
-                values.index_copy_(item.axis, frames, latent)
-                mask.index_fill_(item.axis, frames, True)
-        if held:
-            held.clear()
-            self._pool.give_back()
-        return (clean, pinned) if pinned.any() else (None, None)
-
-    def _encode(self, item: Item, media: Tensor, held: dict[str | None, Any]) -> Tensor:
-        """The latent of what was given for an item. Only the frames given are encoded: the codecs are causal."""
-        codec = CODECS[item.modality]
-        if codec.encoder not in held:
-            held.clear()  # before the next one is loaded
-            held[codec.encoder] = codec.encoder and self._pool.lease(codec.encoder)
-        with self._stages.stage("encode input", codec.chunks(media)) as begin_chunk:
-            latent = codec.encode(held[codec.encoder], media, begin_chunk)
-        # An action's canvas is larger than what its input covers, and the model sees the latter.
-        kept = (slice(None if axis == item.axis else size) for axis, size in enumerate(item.shape))
-        return latent[tuple(kept)]
 
     @torch.inference_mode()
     def predict(self, states: Sequence[State]) -> list[Tensor]:
@@ -291,14 +258,13 @@ class Engine:
         return velocities
 
     def _passes_of(self, state: State) -> Passes:
-        """The state's passes, which it shares with the others on its context."""
-        context = state.context
-        passes = state.passes = state.passes or self._passes.get(context)
-        if passes is None:
+        """The state's passes, which hold the tower from the first of them on."""
+        if state.passes is None:
             tower = self._pool.lease("generation")
-            passes = self._passes.get(context) or Passes(tower, context, self.execution(context.request))
-            state.passes = self._passes[context] = passes
+            execution = self.execution(state.context.request)
+            state.passes = state.passes or Passes(tower, state.context, execution, self._forwards)
             self._stages.tell("steps", state.index, state.steps)
+        passes: Passes = state.passes
         return passes
 
     @torch.inference_mode()

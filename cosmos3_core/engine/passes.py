@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from ..model.packing import Packing
-from ..model.transformer import Branches, GenerationTower
-from ..plan.execution import Execution
+from ..model.packing import Item, Packing
+from ..model.transformer import Branches, GenerationTower, TextContext
+from ..plan.execution import Execution, Pass
 from ..sampling.guidance import combined, guided, inside
 from ..sampling.state import Context, State, views
 from ..scenarios.branches import UNCONTROLLED, text_of
-
-Pass = Callable[[Tensor, Tensor], list[Tensor]]
-"""(flat fp32 latents, timestep as fp32 [1]), both on the device, to a flat fp32 velocity for each branch. What it
-returns may be overwritten by its next call."""
+from .kept import Kept
 
 
-def pass_of(tower: GenerationTower, branches: Branches, whole: Packing, captured: bool) -> Pass:
-    """The forward pass of these branches, captured or not. Of the `whole` sequence's latents it takes the items that
-    the branches have; the velocity of the others is zero."""
-    taken = [whole.items.index(item) for item in branches.packing.items]
+class Forward:
+    """One forward pass of some branches, captured or not. Of the latents of `items` it takes those that the branches
+    have; the velocity of the others is zero."""
 
-    def run(x: Tensor, timestep: Tensor) -> list[Tensor]:
-        latents = views(x, whole.items)
-        predicted = tower.forward(branches, [latents[i] for i in taken], timestep)
-        return [_flat(latents, dict(zip(taken, per_item, strict=True))) for per_item in predicted]
+    def __init__(self, tower: GenerationTower, branches: Branches, items: tuple[Item, ...], captured: bool):
+        taken = [items.index(item) for item in branches.packing.items]
 
-    return tower.ops.capture(run) if captured else run
+        def run(x: Tensor, timestep: Tensor) -> list[Tensor]:
+            latents = views(x, items)
+            predicted = tower.forward(branches, [latents[i] for i in taken], timestep)
+            return [_flat(latents, dict(zip(taken, per_item, strict=True))) for per_item in predicted]
+
+        self._run = tower.ops.capture(run) if captured else run
+
+    def __call__(self, x: Tensor, timestep: Tensor) -> list[Tensor]:
+        """(flat fp32 latents, timestep as fp32 [1]), both on the device, to a flat fp32 velocity for each branch. What
+        it returns may be overwritten by its next call."""
+        return self._run(x, timestep)
 
 
 def _flat(latents: list[Tensor], predicted: dict[int, Tensor]) -> Tensor:
@@ -37,19 +42,51 @@ def _flat(latents: list[Tensor], predicted: dict[int, Tensor]) -> Tensor:
     return torch.cat([part.flatten() for part in parts]).float()
 
 
-class Passes:
-    """The passes of a context's steps, without guidance and with it, as `execution` has them. They hold the tower, and
-    the memory of those that are captured, as long as anybody holds them."""
+class Kind(NamedTuple):
+    """What a forward pass is of: of equal kinds one serves for the other. The texts are equal where they are the very
+    same: a captured pass reads them where they lie."""
 
-    def __init__(self, tower: GenerationTower, context: Context, execution: Execution):
-        self.execution, self._made = execution, {}
-        texts = dict(zip(execution.branches, context.texts, strict=True))
-        whole = context.packing
-        for one in execution.passes:
-            alone = one.branches == (UNCONTROLLED,)
-            packing = whole.without_controls(tower.device) if alone else whole
-            branches = tower.branches(packing, [texts[text_of(name)] for name in one.branches])
-            self._made[one] = pass_of(tower, branches, whole, one.captured)
+    items: tuple[Item, ...]
+    texts: tuple[TextContext, ...]
+    one: Pass
+
+
+class Forwards:
+    """Forward passes, each kind of them once as long as somebody holds it. Of the captured ones those used last stay
+    when nobody does, of so many `rows` in all."""
+
+    def __init__(self, rows: int):
+        self._held: WeakValueDictionary[Kind, Forward] = WeakValueDictionary()
+        self._kept: Kept[Kind, Forward] = Kept(rows)
+
+    def of(self, tower: GenerationTower, whole: Packing, texts: tuple[TextContext, ...], one: Pass) -> Forward:
+        """The pass `one` over a packing's items, with a text for each of its branches."""
+        kind = Kind(whole.items, texts, one)
+        found = self._held.get(kind)
+        if found is None:
+            if one.captured:
+                self._kept.make_room(one.rows)  # before it takes memory of its own
+            packing = whole.without_controls(tower.device) if one.branches == (UNCONTROLLED,) else whole
+            branches = tower.branches(packing, texts)
+            found = self._held[kind] = Forward(tower, branches, whole.items, one.captured)
+        if one.captured:
+            self._kept.keep(kind, found, one.rows)
+        return found
+
+    def close(self) -> None:
+        """Keep nothing from now on that nobody holds."""
+        self._kept.close()
+
+
+class Passes:
+    """The passes of a generation's steps, without guidance and with it, as `execution` has them; each is made when a
+    step first needs it. They hold the tower, and the memory of those that are captured, as long as anybody holds
+    them."""
+
+    def __init__(self, tower: GenerationTower, context: Context, execution: Execution, forwards: Forwards):
+        self.tower, self.packing, self.execution, self._forwards = tower, context.packing, execution, forwards
+        self._texts = dict(zip(execution.branches, context.texts, strict=True))
+        self._made: dict[Pass, Forward] = {}
 
     def velocity(self, state: State) -> Tensor:
         """What the solver is handed for the state's next step: flat, fp32 and of its own memory."""
@@ -62,6 +99,12 @@ class Passes:
             passes = (*passes, *self.execution.control)
         velocities: dict[str, Tensor] = {}
         for one in passes:
-            velocities |= zip(one.branches, self._made[one](state.x, timestep_1), strict=True)
+            velocities |= zip(one.branches, self._forward(one)(state.x, timestep_1), strict=True)
         velocity = combined(velocities, request.guidance, request.control_guidance, request.control_formula)
         return velocity.clone() if len(velocities) == 1 else velocity
+
+    def _forward(self, one: Pass) -> Forward:
+        if one not in self._made:
+            texts = tuple(self._texts[text_of(name)] for name in one.branches)
+            self._made[one] = self._forwards.of(self.tower, self.packing, texts, one)
+        return self._made[one]

@@ -52,9 +52,10 @@ class LayerSource(Protocol):
     def __getitem__(self, i: int, /) -> DecoderLayer: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextContext:
-    """What a prompt leaves behind: each layer's keys, normed and rotated, and values, and the token count."""
+    """What a prompt leaves behind: each layer's keys, normed and rotated, and values, and the token count. Two are
+    equal where they are the same object."""
 
     segments: tuple[Segment, ...]
     length: int

@@ -23,6 +23,27 @@ SEQUENTIAL, RESIDENT = "sequential", "resident"
 """Placements: text tower, media tower and VAE follow each other on the device, or all components stay."""
 
 
+KEPT_TOKENS = 4096
+"""Tokens of the prompts that stay read: the negative prompt that the checkpoints bring, of 3500, and a short one; of
+Nano they take 0.6 GB."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What stays on the device for the next request, beside the weights: the keys and values of prompts of so many
+    `tokens` in all, captured passes of so many `rows` in all, and captured encodes of pictures of so many latent
+    positions in all (`area`)."""
+
+    tokens: int = 0
+    rows: int = 0
+    area: int = 0
+
+
+def keeping_of(placement: str, tuning: Tuning) -> Keeping:
+    """With weights that stay as much stays as one request could have; with others nothing does."""
+    return Keeping(KEPT_TOKENS, tuning.capture_rows, tuning.chunk_area) if placement == RESIDENT else Keeping()
+
+
 class Numbers(Lasting, Protocol):
     """What of a request decides how it runs, sizes in pixels; `guidance` and `control_guidance` 1 are none, `controls`
     the hints of its control clips, `tile` None the whole picture, `other_tokens` those of other media than vision."""
@@ -65,7 +86,8 @@ class Execution:
     step without and with guidance, and `control` those that control guidance adds to either; `latent` the latents'
     frames, height and width; `tokens` the media tokens of a branch, control clips included, and `made` those of what is
     made alone, its `sound` included (None: there is none); `kept_layers` how many of the media tower's first layers no
-    format quantizes, 0 where there is no format."""
+    format quantizes, 0 where there is no format; `keeping` what stays for the next request, and `encode_captured`
+    whether that holds the encode of a picture of this size: its kernels are done before the host has launched them."""
 
     branches: tuple[str, ...]
     latent: tuple[int, int, int]
@@ -77,6 +99,8 @@ class Execution:
     tiling: Tiling
     kept_layers: int
     placement: str
+    keeping: Keeping
+    encode_captured: bool
     sound: SoundSize | None = None
 
     @classmethod
@@ -112,6 +136,8 @@ class Execution:
             tiling=tiling_of(height, width, numbers.tile, tuning.chunk_area),
             kept_layers=kept_layers_of(config, format),
             placement=placement,
+            keeping=(keeping := keeping_of(placement, tuning)),
+            encode_captured=height * width <= keeping.area,
             sound=sound,
         )
 

@@ -312,6 +312,10 @@ class Generation:
             rows.extend(io.predicted(latent)[self.request.chunks.carry - 1 if number else 0 :])
         return np.stack(rows), io.to_json()
 
+    def lasted(self) -> dict[str, float]:
+        """How long what was done so far took, by stage, as the manifest has it."""
+        return manifests.lasted(self.resolved, self.seconds)
+
     def manifest(self) -> dict[str, Any]:
         """What was done so far."""
         inputs = replace(self.inputs, notes=(*self.said, *self.inputs.notes))

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,9 +93,6 @@ def complete(
     in total, peak memory, versions."""
     import torch  # `show` knows the manifest's key and has no need of it
 
-    rounded = {stage: round(count, 4) for stage, count in seconds.items()}
-    if any(stage.startswith("decode") for stage in rounded):
-        rounded["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
     return resolved | {
         "tokens": {
             "prompt": len(inputs.prompt),
@@ -103,13 +101,26 @@ def complete(
         },
         "notes": list(inputs.notes),
         "timesteps": state.solver.timesteps,
-        "seconds": rounded,
+        "seconds": lasted(resolved, seconds),
         "peak_host_memory_bytes": peak_host_memory(),
         "peak_device_memory_bytes": peak_device_memory(engine.target.ops.memory, engine.device),
         # torch's own word has the build, such as +cu130, which its metadata may lack.
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
-        | {name: version(name) for name in LIBRARIES},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)} | _libraries(),
     }
+
+
+def lasted(resolved: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, float]:
+    """A run's `seconds` per stage as a manifest has them, and once the decode is done in total."""
+    rounded = {stage: round(count, 4) for stage, count in seconds.items()}
+    if any(stage.startswith("decode") for stage in rounded):
+        rounded["total"] = round((datetime.now(UTC) - datetime.fromisoformat(resolved["started"])).total_seconds(), 4)
+    return rounded
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """What is imported stays what it is: to look it up reads files."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def read_manifest(name: str, asked: str = "") -> dict[str, Any]:

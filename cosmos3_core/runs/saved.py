@@ -56,9 +56,9 @@ class Earlier:
     """What a run before this one settles for it: `given` request fields, and where it was a whole run its model, the
     profile, its plan (`kernels` and `formats` that were named), the kernels that it ran on by op (`ran_on`), the
     `latents` that it began with, the SHA-256 of its input files by field (`inputs`), which `weights` it had
-    (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of all media that it is
-    conditioned on. `note` says what was made of a request of another program. A file of version 0.1.0 has no
-    digests."""
+    (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of all `media` that it is
+    conditioned on, made as it is saved. `note` says what was made of a request of another program. A file of version
+    0.1.0 has no digests."""
 
     given: dict[str, Any]
     model: str | None = None
@@ -74,6 +74,7 @@ class Earlier:
     weights: str | None = None
     required: Mapping[str, str] = field(default_factory=dict)
     pixels: str | None = None
+    media: Sequence[Tensor | None] = ()
     note: str = ""
 
     @classmethod
@@ -93,7 +94,7 @@ class Earlier:
             latents=latents,
             inputs=_digests(inputs.facts),
             required=dict(wish.required),
-            pixels=given_digest(inputs.given),
+            media=inputs.given,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class Earlier:
             "kernels": self.ran_on,
             "latents": self.latents and asdict(self.latents),
             "inputs": self.inputs,
-            "pixels": self.pixels,
+            "pixels": self.pixels or given_digest(self.media),
         }
 
     @classmethod

@@ -31,8 +31,10 @@ def placed(frames: Tensor, canvas: tuple[int, int], image_filter: str) -> Tensor
         pixels = 2 * (pixels / 255) - 1
     if (height, width) != (source_h, source_w):
         pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
+        if not exact:
+            pixels = pixels.round().clamp(0, 255)
     if not exact:
-        pixels = pixels.round().clamp(0, 255) / 127.5 - 1
+        pixels = pixels / 127.5 - 1
     return filled(pixels.transpose(0, 1), canvas)
 
 

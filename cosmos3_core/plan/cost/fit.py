@@ -77,7 +77,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """What the device holds at the worst moment of one part of a run, in bytes."""
+    """What the device holds at the worst moment of one part of a run, in bytes; `kept` is what may be there of earlier
+    requests, for the next one."""
 
     name: str
     weights: int
@@ -85,11 +86,12 @@ class Stage:
     latents: int
     activations: int
     overhead: float = OVERHEAD
+    kept: int = 0
 
     @property
     def peak(self) -> int:
         """All of it, with what the allocator holds on top."""
-        return self._with_overhead(self.weights + self.text_kv + self.latents + self.activations)
+        return self._with_overhead(self.weights + self.text_kv + self.latents + self.activations + self.kept)
 
     @property
     def least(self) -> int:
@@ -158,8 +160,16 @@ class Estimate:
             stages.append(Stage("decode sound", parts["sound_decoder"], kv, held, self._codec.worst))
         stages.append(Stage("decode", parts["vae_decoder"], kv, held, decoding, VAE_OVERHEAD))
         if self.placement == RESIDENT:
-            stages = [replace(stage, weights=sum(parts.values())) for stage in stages]
+            stages = [replace(stage, weights=sum(parts.values()), kept=self._kept) for stage in stages]
         return tuple(stages)
+
+    @cached_property
+    def _kept(self) -> int:
+        """Keys and values of prompts, and what captured passes and encodes work in."""
+        keeping, size = self.execution.keeping, WIDTH[self.dtype]
+        working = transformer.layer_bytes(self.config, keeping.rows, keeping.tokens, size)
+        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, self.dtype)
+        return transformer.und_kv_bytes(self.config, keeping.tokens, self.dtype) + working + encoding
 
     @cached_property
     def _codec(self) -> sound.Tally | None:
