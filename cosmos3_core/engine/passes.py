@@ -10,9 +10,9 @@ from torch import Tensor
 from ..model.packing import Packing
 from ..model.transformer import Branches, GenerationTower
 from ..plan.execution import Execution
-from ..sampling.guidance import combined, guided, inside
+from ..sampling.guidance import combined, guided, inside, normalized
 from ..sampling.state import Context, State, views
-from ..scenarios.branches import UNCONTROLLED, text_of
+from ..scenarios.branches import PROMPT, UNCONTROLLED, text_of
 
 Pass = Callable[[Tensor, Tensor], list[Tensor]]
 """(flat fp32 latents, timestep as fp32 [1]), both on the device, to a flat fp32 velocity for each branch. What it
@@ -64,4 +64,6 @@ class Passes:
         for one in passes:
             velocities |= zip(one.branches, self._made[one](state.x, timestep_1), strict=True)
         velocity = combined(velocities, request.guidance, request.control_guidance, request.control_formula)
+        if request.normalize_guidance and len(velocities) > 1:
+            velocity = normalized(velocity, velocities[PROMPT], state.items)
         return velocity.clone() if len(velocities) == 1 else velocity

@@ -274,14 +274,19 @@ class Generation:
         yield from islice(self._generated(), before.replaced if before else 0, None)
 
     def _generated(self) -> Iterator[np.ndarray]:
+        import numpy as np
+
         for number, state in enumerate(chunks.finished(self.begun, self.progress)):
             groups, kept, count = self.engine.finish(state), self.request.chunks.kept(number), 0
+            left = self.inputs.beside(number).numpy() if self.inputs.beside else None
             while True:
                 with self._at_work():
                     group = next(groups, None)
                 if group is None:
                     break
-                yield from (frame for i, frame in enumerate(group.numpy(), count) if i in kept)
+                for i, frame in enumerate(group.numpy(), count):
+                    if i in kept:
+                        yield frame if left is None else np.concatenate([left[i], frame], axis=1)
                 count += len(group)
 
     def sound(self) -> Sound | None:

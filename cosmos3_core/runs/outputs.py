@@ -195,7 +195,7 @@ def write(
             return {"file": path.name} | {key: value for key, value in asdict(written).items() if value is not None}
         (frame,) = made.frames()
         write_image(path, frame, inside, overwrite=overwrite)
-        return {"file": path.name, "frames": 1, "width": request.width, "height": request.height}
+        return {"file": path.name, "frames": 1, "width": frame.shape[1], "height": frame.shape[0]}
 
     written = _somewhere(paths.output, paths.overwrite, media, moved, elsewhere(paths.output, (MANIFEST,)))
     tables = [_somewhere(path, paths.overwrite, table, moved, elsewhere(path))["file"] for path in paths.tables]
