@@ -272,8 +272,8 @@ class Pipeline(Answering):
         `image` and `video` are a path, the bytes of a file, a PIL image, or an array or tensor [H, W, 3], of a clip a
         list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. So are `extend`, the controls `edge`, `blur`,
         `depth`, `seg` and `wsm`, which are clips, and the pictures of `keyframe`, a dict by frame. `noise` is the
-        initial noise, fp32 in the shape of `Result.latents`, also with an axis of length 1 before it, or a path to a file of saved latents. Raises
-        InputError.
+        initial noise, fp32 in the shape of `Result.latents`, also with an axis of length 1 before it, or a path to a
+        file of saved latents. Raises InputError.
         """
         if isinstance(prompt, list | tuple):
             found = "a run has one prompt"

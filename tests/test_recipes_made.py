@@ -74,7 +74,9 @@ def test_sound_and_actions_are_judged_by_themselves_and_in_the_record(written):
         names = verdict.quantities(("vision", modality))
         assert tuple(check["quantity"] for check in found["verdict"]["checks"]) == names
         assert all(check["value"] > 0 for check in found["verdict"]["checks"])
-        assert compared in found["comparisons"]["output"]["restart"] and set(names) <= set(found["samples"]["candidate"])
+        assert compared in found["comparisons"]["output"]["restart"] and set(names) <= set(
+            found["samples"]["candidate"]
+        )
         assert state.state_of(one).name == "validated on random weights"
         for change, message in tampered(modality, compared).items():
             bent = json.loads(record.path_of(one).read_text())

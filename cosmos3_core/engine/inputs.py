@@ -93,16 +93,8 @@ def read_inputs(
     if hints_of(vars(request)):
         found = read_controls(request, handed)
         notes = (*notes, *found.notes)
-        return Inputs(
-            prompt,
-            negative,
-            found.given,
-            checked,
-            notes,
-            following=found.following,
-            facts=found.facts,
-            beside=found.beside,
-        )
+        controlled = Inputs(prompt, negative, found.given, checked, notes, following=found.following)
+        return replace(controlled, facts=found.facts, beside=found.beside)
     readings = {}
     for label, path in named.items():
         with about(label.partition(".")[0]):
