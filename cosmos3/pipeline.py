@@ -270,10 +270,10 @@ class Pipeline(Answering):
         """A run before its first step. Everything is checked and no weight is read.
 
         `image` and `video` are a path, the bytes of a file, a PIL image, or an array or tensor [H, W, 3], of a clip a
-        list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. So are `extend`, a clip, and the pictures of
-        `keyframe`, a dict by frame. `noise` is the initial noise, fp32 in the shape of
-        `Result.latents`, also with an axis of length 1 before it, or a path to a file of saved latents. Raises
-        InputError.
+        list of pictures or [F, H, W, 3]; uint8, or floats in [0, 1]. So are `extend`, the controls `edge`, `blur`,
+        `depth`, `seg` and `wsm`, which are clips, and the pictures of `keyframe`, a dict by frame. `noise` is the
+        initial noise, fp32 in the shape of `Result.latents`, also with an axis of length 1 before it, or a path to a
+        file of saved latents. Raises InputError.
         """
         if isinstance(prompt, list | tuple):
             found = "a run has one prompt"
@@ -291,19 +291,25 @@ class Pipeline(Answering):
         video: Any = None,
         keyframe: Any = None,
         extend: Any = None,
+        edge: Any = None,
+        blur: Any = None,
+        depth: Any = None,
+        seg: Any = None,
+        wsm: Any = None,
         tile: int | None = None,
         anyway: bool = False,
     ) -> Run:
         """The run that `Run.save` or a stopped `cosmos3 run` left in this file, to go on with. What was handed over in
-        memory, `image`, `video`, `keyframe` or `extend`, is handed over again. Raises InputError unless this pipe has
-        the model, dtype, formats and kernels that the run began with."""
+        memory, `image`, `video`, `keyframe`, `extend` or a control, is handed over again. Raises InputError unless
+        this pipe has the model, dtype, formats and kernels that the run began with."""
         self._check_open()
         asked = f"resume {path_of('path', path)}"
         check_switch("anyway", anyway)
         stopped = saved.read_stopped(path_of("path", path), asked)
         earlier = stopped.earlier
         self._check_same(earlier, asked)
-        given, media = media_of({"image": image, "video": video, "keyframe": keyframe, "extend": extend})
+        controls = {"edge": edge, "blur": blur, "depth": depth, "seg": seg, "wsm": wsm}
+        given, media = media_of({"image": image, "video": video, "keyframe": keyframe, "extend": extend} | controls)
         given = earlier.given | given | ({} if tile is None else {"tile": tile})
         settled = settle(
             replace(self._wish, given=given, profile=earlier.profile or self._wish.profile), ground=self._ground

@@ -70,7 +70,8 @@ class Result(Preview):
 
     def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any], sound: Sound | None = None):
         super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
-        self._actions = run.actions() if run.request.predicts_actions else None
+        self._acted = run.actions() if run.inputs.actions else None
+        self._actions = self._acted if run.request.predicts_actions else None
         self._request, self._embedded, self._sound = run.request, embedded, sound
         self._manifest = as_json(run.manifest())
         self._latents = {name: plain(tensor) for name, tensor in run.latents().items()}
@@ -135,15 +136,18 @@ class Result(Preview):
         manifest: str | os.PathLike[str] | None = None,
         latents: str | os.PathLike[str] | None = None,
         sound: str | os.PathLike[str] | None = None,
+        plot: str | os.PathLike[str] | None = None,
+        sheet: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
     ) -> Path:
         """Write a picture as .png, a clip as .mp4 with its sound, or the sound alone as .wav or .flac, read it back,
         and return its path. The manifest goes into the file and beside it, to PATH.json or `manifest`; with `latents`
-        the noise and the latents go to that file, for `noise=`, and with `sound` the sound to that one, too. What is at
-        these paths is refused, or with `overwrite` replaced if all went well. Raises InputError for what cannot be
-        written, and RunError for a picture of one flat colour and for a file that does not read back."""
+        the noise and the latents go to that file, for `noise=`, and with `sound` the sound to that one, too. `plot` and
+        `sheet` are a .png each: the actions, predicted or given, drawn by matplotlib, and frames of the clip with their
+        times. What is at these paths is refused, or with `overwrite` replaced if all went well. Raises InputError for
+        what cannot be written, and RunError for a picture of one flat colour and for a file that does not read back."""
         check_switch("overwrite", overwrite)
-        names = [None if one is None else path_of("path", one) for one in (manifest, latents, sound)]
+        names = [None if one is None else path_of("path", one) for one in (manifest, latents, sound, plot, sheet)]
         noise, model = self._manifest.get("latents", {}).get("file"), self._manifest["model"]["name"]
         paths = outputs.checked_paths(
             path_of("path", path),
@@ -151,6 +155,8 @@ class Result(Preview):
             manifest=names[0],
             latents=names[1],
             sound=names[2],
+            plot=names[3],
+            sheet=names[4],
             read=(noise,),
             model=model,
             overwrite=overwrite,
@@ -161,7 +167,7 @@ class Result(Preview):
 
     def _write(self, paths: Paths) -> None:
         """The files, whose names are this thread's own."""
-        actions = self._actions
+        actions = self._acted
         made = Made(lambda: self.numpy, lambda: self._sound, actions and (lambda: actions))
         outputs.write(paths, made, self._request, self._embedded, lambda: self._manifest, lambda: self._latents)
 

@@ -17,7 +17,7 @@ from cosmos3_core.contract import Device
 from cosmos3_core.evidence import fingerprint, record
 from cosmos3_core.evidence import settle as evidence
 from cosmos3_core.evidence.matrix import PAGE, TICK, in_tree_backends, render
-from cosmos3_core.evidence.recipe import Recipe, load_all
+from cosmos3_core.evidence.recipe import Recipe, files_of, load_all
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.facts import ModelFacts
@@ -151,7 +151,7 @@ def test_a_shipped_recipe_is_a_valid_request_and_says_who_measured(recipe: Recip
     assert "steps" in recipe.run  # a time without its steps says nothing
     if recipe.device["count"] > 1:
         assert recipe.known["state"] == "unsupported"
-    assert all(Path(given).is_file() for key in ("image", "video") if (given := recipe.given().get(key)))
+    assert all(Path(file).is_file() for file in files_of(recipe.given()).values())
     if recipe.validated:
         halves = {"project", "finish"} & set(recipe.plan)
         assert halves in (set(), {"project", "finish"})

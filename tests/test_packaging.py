@@ -106,7 +106,13 @@ def test_what_pip_and_uv_cloned_is_as_released(clone, tmp_path):
 
 def test_the_extras_are_the_backends_check_and_test(wheel, release_wheel):
     for built in (wheel, release_wheel):
-        assert set(metadata(built).get_all("Provides-Extra")) == BACKENDS | {"check", "test", "parquet", "transfer"}
+        assert set(metadata(built).get_all("Provides-Extra")) == BACKENDS | {
+            "check",
+            "test",
+            "parquet",
+            "plot",
+            "transfer",
+        }
         assert [line.name for line in requirements_of_extra(built, "check")] == ["pytest"]
 
 

@@ -16,12 +16,15 @@ import torch
 from command import cosmos3
 from PIL import Image
 
+from cosmos3 import load as cosmos3_load
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import InputError, Residual
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.model.packing import Packing
+from cosmos3_core.files import video
+from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import rotary_table
 from cosmos3_core.runs import generation, saved
+from cosmos3_core.sampling.guidance import normalized
 from cosmos3_core.sampling.noise import generator
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.chunks import Chunks
@@ -461,6 +464,74 @@ def test_a_picture_is_a_control_of_any_length_and_a_second_clip_may_be_short(rep
     assert longer.request.frames == 9 and "the depth control has 4 of 9 frames, and goes back and forth" in "".join(
         longer.inputs.notes
     )
+
+
+def test_controls_and_the_input_are_shown_left_of_what_is_made(repository, tmp_path):
+    """Over chunks, in the order of the frameworks: the input clip, then each control; what is made stays as it is."""
+    pipe = cosmos3_load(repository, backend="reference", dtype="float32")
+    clip, depth = lossless(tmp_path / "in.gif", moving(9, size=(64, 64))), moving(9, seed=2, size=(64, 64))
+    given = dict(video=clip, edge="auto", depth=depth, frames=9, size="64x64", steps=1, seed=1, chunk_frames=5)
+    alone = pipe("a wave", **given)
+    shown = pipe("a wave", **given, show_controls=True, show_input=True, output=tmp_path / "shown.mp4")
+    assert shown.numpy.shape == (9, 64, 4 * 64, 3)
+    source, edges, deep, made = (torch.from_numpy(part) for part in np.split(shown.numpy, 4, axis=2))
+    assert torch.equal(made, alone.tensor)
+    assert np.abs(deep.numpy().astype(int) - depth).max() <= 1
+    read = video.read_video(tmp_path / "in.gif", 9, "first").frames
+    assert np.abs(source.numpy().astype(int) - read).max() <= 1
+    canny = np.stack([cv2.Canny(frame, *EDGES["medium"]) for frame in source.numpy()])
+    assert (edges.numpy()[..., 0] == canny).mean() > 0.98  # of pixels that were rounded once more
+    written = json.loads((tmp_path / "shown.mp4.json").read_text())
+    assert written["output"]["width"] == 256 and written["request"]["size"] == "64x64"
+    only = pipe("a wave", **given, show_controls=True)
+    assert only.numpy.shape == (9, 64, 3 * 64, 3)
+
+
+def test_showing_an_input_that_is_not_there_would_change_nothing(repository):
+    pipe = cosmos3_load(repository, backend="reference")
+    with pytest.raises(InputError, match="show_input = True: it would change nothing: there is no input clip"):
+        pipe.start("a wave", depth=moving(5), frames=5, size="64x64", steps=1, show_input=True)
+    with pytest.raises(InputError, match="show_controls = True: it would change nothing: text to video has no contro"):
+        pipe.start("a wave", frames=5, size="64x64", steps=1, show_controls=True)
+
+
+def test_controls_in_memory_are_those_of_files_and_are_handed_over_again(repository, tmp_path):
+    pipe, frames = cosmos3_load(repository, backend="reference", dtype="float32"), moving(5)
+    given = dict(frames=5, size="64x64", steps=2, seed=1, control_weights={"edge": 2, "seg": 1})
+    files = {"edge": lossless(tmp_path / "e.gif", frames), "seg": lossless(tmp_path / "s.gif", moving(5, 3))}
+    readings = {name: video.read_video(Path(path), 5, "first").frames for name, path in files.items()}
+    expected = pipe("a wave", **given, **files)
+    assert torch.equal(pipe("a wave", **given, **readings).tensor, expected.tensor)
+    run = pipe.start("a wave", **given, **readings)
+    run.step()
+    run.save(tmp_path / "state.safetensors")
+    with pytest.raises(InputError, match="handed it over in memory"):
+        pipe.resume(tmp_path / "state.safetensors")
+    with pytest.raises(InputError, match="has changed since"):
+        pipe.resume(tmp_path / "state.safetensors", edge=readings["seg"], seg=readings["seg"])
+    assert torch.equal(pipe.resume(tmp_path / "state.safetensors", **readings).run().tensor, expected.tensor)
+
+
+def test_normalized_guidance_keeps_each_latent_as_long_as_the_prompts_own():
+    items = (Item("vision", (2, 3, 4, 4)), Item("action", (3, 5)))
+    prompt, guided = torch.randn(2 * 3 * 16 + 15), torch.randn(2 * 3 * 16 + 15)
+    guided[:96] *= 7  # longer than the prompt's
+    guided[96:] *= 0.1  # shorter, and left alone
+    found = normalized(guided, prompt, items)
+    torch.testing.assert_close(found[:96], guided[:96] * prompt[:96].norm() / guided[:96].norm())
+    assert torch.equal(found[96:], guided[96:])
+
+
+def test_normalized_guidance_is_a_field(repository):
+    pipe = cosmos3_load(repository, backend="reference", dtype="float32")
+    given = dict(frames=5, size="64x64", steps=1, seed=1, guidance=9)
+    plain, kept = pipe("a wave", **given), pipe("a wave", **given, normalize_guidance=True)
+    moved = [
+        (result.latents - result.noise).norm() for result in (plain, kept, pipe("a wave", **given | {"guidance": 1}))
+    ]
+    assert moved[1] < moved[0] and moved[1] <= moved[2] * (1 + 1e-5)
+    with pytest.raises(InputError, match="normalize_guidance = True: it would change nothing: guidance 1"):
+        pipe.start("a wave", **given | {"guidance": 1}, normalize_guidance=True)
 
 
 def test_what_the_model_reads_of_controls(repository, tmp_path):

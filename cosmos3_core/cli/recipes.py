@@ -184,17 +184,18 @@ def validate(names: tuple[str, ...], random_weights: bool) -> None:
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    verdict, raw, compared = record["verdict"], record["measurements"]["candidate"]["raw"], record["comparisons"]
+    from ..evidence.verdict import compared
+
+    verdict, raw, found = record["verdict"], record["measurements"]["candidate"]["raw"], record["comparisons"]
     lines = [f"cold {raw['cold']['seconds']:.1f} s, warm {raw['warm']['seconds']:.1f} s"]
     for check in verdict["checks"]:
         held = "within" if check["held"] else "OUTSIDE"
         formats = f", in the formats {check['formats']:.3g}" if "formats" in check else ""
-        noise = ", ".join(f"{name} {moved[check['quantity']]:.3g}" for name, moved in compared["noise"].items())
+        noise = ", ".join(f"{name} {moved[check['quantity']]:.3g}" for name, moved in found["noise"].items())
         lines.append(
             f"{check['quantity']}: {check['value']:.3g} from float32, {held} {check['bound']:.3g} "
             f"(eager bf16 {check['eager']:.3g}{formats}; from itself: {noise})"
         )
-    for name, output in compared["output"].items():
-        decibels = "equal" if output["psnr_db"] is None else f"{output['psnr_db']:.1f} dB, SSIM {output['ssim']:.4f}"
-        lines.append(f"output, {name} against baseline: {decibels}")
+    for name, output in found["output"].items():
+        lines.append(f"output, {name} against baseline: {compared(output)}")
     return "\n".join(map(printable, lines + ([verdict["note"]] if "note" in verdict else [])))

@@ -50,6 +50,8 @@ FREE = (
     "save_latents",
     "save_sound",
     "sound_only",
+    "plot",
+    "sheet",
     "manifest",
     "tile",
     "resume",
@@ -121,6 +123,8 @@ class Options:
     save_latents: str | None
     save_sound: str | None
     sound_only: bool
+    plot: str | None
+    sheet: str | None
     resume: str | None
     changed: bool
     manifest: str | None
@@ -330,6 +334,8 @@ def _paths(options: Options, request: requests.Request) -> Paths:
         manifest=options.manifest,
         latents=options.save_latents,
         sound=options.save_sound,
+        plot=options.plot,
+        sheet=options.sheet,
         read=(options.latents, options.resume, options.request, *files_of(vars(options))),
         model=options.model,
         overwrite=options.overwrite,
@@ -352,9 +358,9 @@ def _name_stopped(paths: Paths, options: Options) -> None:
 def _resume(state: Path, paths: Paths, options: Options, anyway: bool) -> str:
     """The command line that goes on with a stopped run."""
     words = ["cosmos3", "run", "--resume", str(state), "-o", str(paths.output)]
-    written = {"manifest": options.manifest, "save-latents": options.save_latents, "save-sound": options.save_sound}
-    for option, value in written.items():
-        words += [f"--{option}", value] if value else []
+    for name in ("manifest", "save_latents", "save_sound", "plot", "sheet"):
+        value = getattr(options, name)
+        words += [f"--{name.replace('_', '-')}", value] if value else []
     words += ["--overwrite"] if options.overwrite else []
     words += ["--sound-only"] if options.sound_only else []
     return shlex.join(words + (["--anyway"] if anyway else []))

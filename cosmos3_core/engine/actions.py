@@ -78,6 +78,14 @@ class Actions:
         rows = latent[self.layout.known :].numpy().astype(np.float64)
         return rows if self.normalizer is None else self.normalizer.denormalize(rows)
 
+    def rows(self) -> np.ndarray | None:
+        """The actions that are given, of all chunks one after the other, without the history and the state before
+        them: fp64 [T, D] in the robot's units. None where they are predicted."""
+        if self.given is None or not self.layout.all_given:
+            return None
+        rows = self.given[:, self.layout.known :, : len(self.channels)].flatten(0, 1).numpy().astype(np.float64)
+        return rows if self.normalizer is None else self.normalizer.denormalize(rows)
+
     def to_json(self) -> dict[str, Any]:
         """What a row is, for manifests and files."""
         return {

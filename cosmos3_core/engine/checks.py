@@ -15,7 +15,17 @@ from ..scenarios.branches import branches_of
 from ..scenarios.request import Request
 
 PER_GENERATION = (
-    *("steps", "guidance", "guidance_interval", "interval_ends", "schedule", "shift", "seed", "tile"),
+    *(
+        "steps",
+        "guidance",
+        "guidance_interval",
+        "interval_ends",
+        "normalize_guidance",
+        "schedule",
+        "shift",
+        "seed",
+        "tile",
+    ),
     *("control_guidance", "control_guidance_interval", "control_formula"),
 )
 """The request's fields that leave a context as it is."""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..contract import InputError
@@ -33,6 +34,7 @@ class Controlled:
     following: Callable[[int, Tensor, Mapping[str, Tensor]], Given]
     notes: tuple[str, ...]
     facts: dict[str, Any]
+    beside: Callable[[int], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def read_controls(request: Request, media: Mapping[str, Media]) -> Controlled:
         with about("video"):
             begun = _first(request, clips["video"])
     given = partial(_given, request, clips)
-    return Controlled(given(0, begun), given, tuple(dict.fromkeys(notes)), facts)
+    beside = partial(_beside, request, clips) if request.show_controls or request.show_input else None
+    return Controlled(given(0, begun), given, tuple(dict.fromkeys(notes)), facts, beside)
 
 
 def _rate(request: Request) -> float | None:
@@ -142,15 +145,35 @@ def _given(
 
 def _control(request: Request, clips: dict[str, Clip], seen: dict[str, Tensor], hint: str, index: int) -> Tensor:
     """A control's frames of one chunk, fp32 [3, F, H, W] in [-1, 1]. `seen` keeps those of the clips that were read."""
-    chunks, made = request.chunks, getattr(request, hint) == AUTO
-    clip = clips["video" if made else hint]
+    made = getattr(request, hint) == AUTO
+    first, pixels, wanted = _frames(request, clips["video" if made else hint], seen, index)
+    if made:
+        preset: Any = getattr(request, f"{hint}_preset")
+        pixels = derived(hint, pixels, preset)
+    return pixels[:, [frame - first for frame in wanted]]
+
+
+def _frames(request: Request, clip: Clip, seen: dict[str, Tensor], index: int) -> tuple[int, Tensor, list[int]]:
+    """The number of the first frame of a clip that a chunk takes, all frames from there on that it takes, and which of
+    the clip's are the chunk's, one after the other."""
+    chunks = request.chunks
     start = chunks.start(index)
     whole = bounced(list(range(clip.length)), chunks.total)[start : start + chunks.frames]
     first, last = min(whole), max(whole)
     if clip.name not in seen:
         seen[clip.name] = fitted(request, clip.read(request, first, last + 1 - first))
-    pixels = seen[clip.name]
-    if made:
-        preset: Any = getattr(request, f"{hint}_preset")
-        pixels = derived(hint, pixels, preset)
-    return pixels[:, [frame - first for frame in bounced(whole, chunks.frames)]]
+    return first, seen[clip.name], bounced(whole, chunks.frames)
+
+
+def _beside(request: Request, clips: dict[str, Clip], index: int) -> Tensor:
+    """What is shown left of a chunk's frames, uint8 [F, H, W, 3]: the input clip, then the controls, in the order of
+    NVIDIA's framework and sglang."""
+    seen: dict[str, Tensor] = {}
+    parts = []
+    if request.show_input:
+        first, pixels, wanted = _frames(request, clips["video"], seen, index)
+        parts.append(pixels[:, [frame - first for frame in wanted]])
+    if request.show_controls:
+        parts += [_control(request, clips, seen, hint, index) for hint in request.controls]
+    shown = (torch.cat(parts, dim=3) + 1) * 127.5
+    return shown.round().to(torch.uint8).permute(1, 2, 3, 0)

@@ -56,7 +56,8 @@ class Inputs:
     assumed of it and what was changed. `before` is what the output has before what is generated; None for nothing.
     `following` returns what is given for the items of a later chunk: it takes the chunk's number, the frames that it
     begins with, fp32 [3, F, H, W] in [-1, 1], and the latents of the chunk before, by item. `actions` says what the
-    request's actions are, if it has some."""
+    request's actions are, if it has some. `beside` returns what an output has left of the frames of a chunk, by
+    its number: uint8 [F, H, W, 3]; None for nothing."""
 
     prompt: list[int]
     negative: list[int]
@@ -67,6 +68,7 @@ class Inputs:
     following: Following | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     actions: Actions | None = None
+    beside: Callable[[int], Tensor] | None = None
 
 
 def read_inputs(
@@ -91,7 +93,8 @@ def read_inputs(
     if hints_of(vars(request)):
         found = read_controls(request, handed)
         notes = (*notes, *found.notes)
-        return Inputs(prompt, negative, found.given, checked, notes, following=found.following, facts=found.facts)
+        controlled = Inputs(prompt, negative, found.given, checked, notes, following=found.following)
+        return replace(controlled, facts=found.facts, beside=found.beside)
     readings = {}
     for label, path in named.items():
         with about(label.partition(".")[0]):

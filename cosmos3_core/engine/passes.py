@@ -11,9 +11,9 @@ from torch import Tensor
 from ..model.packing import Item, Packing
 from ..model.transformer import Branches, GenerationTower, TextContext
 from ..plan.execution import Execution, Pass
-from ..sampling.guidance import combined, guided, inside
+from ..sampling.guidance import combined, guided, inside, normalized
 from ..sampling.state import Context, State, views
-from ..scenarios.branches import UNCONTROLLED, text_of
+from ..scenarios.branches import PROMPT, UNCONTROLLED, text_of
 from .kept import Kept
 
 
@@ -101,6 +101,8 @@ class Passes:
         for one in passes:
             velocities |= zip(one.branches, self._forward(one)(state.x, timestep_1), strict=True)
         velocity = combined(velocities, request.guidance, request.control_guidance, request.control_formula)
+        if request.normalize_guidance and len(velocities) > 1:
+            velocity = normalized(velocity, velocities[PROMPT], state.items)
         return velocity.clone() if len(velocities) == 1 else velocity
 
     def _forward(self, one: Pass) -> Forward:

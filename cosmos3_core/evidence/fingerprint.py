@@ -27,7 +27,9 @@ ROOTS = (
     "sampling",
     "plan.execution",
     "engine.passes",
+    "scenarios.canvas",
     "scenarios.conditioning",
+    "scenarios.controls",
     "scenarios.prompts",
 )
 """The parts of the core that compute; what they import counts as well."""

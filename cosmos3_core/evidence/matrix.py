@@ -13,7 +13,7 @@ from ..contract import Backend, InputError
 from ..plan.cost.units import GIB
 from .recipe import Broken, Recipe, load_all
 from .state import BROKEN, LEGEND, State, state_of
-from .verdict import RULE
+from .verdict import QUANTITIES, RULE, compared
 
 PAGE = Path("docs") / "SUPPORT.md"
 TICK = "✅"
@@ -40,9 +40,11 @@ def render(root: Path) -> str:
         "## Legend\n",
         _table(("Mark", "Meaning"), [(_mark(name), meaning) for name, meaning in LEGEND.items()]),
         f"The bounds: {RULE}. Of a recipe with quantization formats: what eager torch loses in these, likewise. "
-        "On random weights these are taken without guidance.\n",
+        "On random weights these are taken without guidance. Sound and actions that a run makes are judged by "
+        "themselves.\n",
         "## Model, task and device\n",
-        _grid(states),
+        "A task that ends in s more, such as t2vs, makes sound too.\n",
+        *_grids(states),
         "## Recipes\n",
         _table(RECIPES, [*(_row_of(recipe, state) for recipe, state in states), *broken]),
         "## Measured\n",
@@ -70,6 +72,13 @@ def in_tree_backends(root: Path) -> list[Backend]:
     return found
 
 
+def _grids(states: Sequence[tuple[Recipe, State]]) -> Iterator[str]:
+    """A table for each model."""
+    for model in sorted({_column(recipe)[0] for recipe, _ in states}):
+        yield f"### {model}\n"
+        yield _grid([(recipe, state) for recipe, state in states if _column(recipe)[0] == model])
+
+
 def _grid(states: Sequence[tuple[Recipe, State]]) -> str:
     cells: dict[tuple[str, int], dict[tuple[str, str], list[str]]] = {}
     columns = sorted({_column(recipe) for recipe, _ in states})
@@ -81,11 +90,11 @@ def _grid(states: Sequence[tuple[Recipe, State]]) -> str:
         (f"{count} x {name}", *(", ".join(row.get(column, ["–"])) for column in columns))
         for (name, count), row in sorted(cells.items(), key=lambda item: (item[0][0].lower(), item[0][1]))
     ]
-    return _table(("Device", *(f"{model} {task}" for model, task in columns)), rows)
+    return _table(("Device", *(task for _, task in columns)), rows)
 
 
 def _column(recipe: Recipe) -> tuple[str, str]:
-    return recipe.run["model"].split("/")[-1], recipe.run["task"]
+    return recipe.run["model"].split("/")[-1], recipe.scenario
 
 
 def _mark(state: str) -> str:
@@ -131,19 +140,20 @@ def _measured(recipe: Recipe, state: State) -> tuple[str, ...]:
         f"[{record['date']}](../recipes/evidence/{recipe.name}.json), {_mark(state.name)}",
         f"{raw['cold']['seconds']:.1f} / {raw['warm']['seconds']:.1f} s",
         ", ".join("–" if peak is None else f"{peak / GIB:.1f} GiB" for peak in memory),
-        *map(_errors, record["verdict"]["checks"]),
-        f"{_output(output['restart'])}, {_output(output['candidate'])}",
+        *(_errors(name, record["verdict"]["checks"]) for name in QUANTITIES),
+        f"{compared(output['restart'])}, {compared(output['candidate'])}",
     )
 
 
-def _errors(check: dict[str, Any]) -> str:
-    formats = f" ({check['formats']:.2g})" if "formats" in check else ""
-    return f"{check['eager']:.2g}{formats}, {check['value']:.2g}"
-
-
-def _output(output: dict[str, Any]) -> str:
-    decibels, ssim = output["psnr_db"], output["ssim"]
-    return "equal" if decibels is None else f"{decibels:.1f} dB / {ssim:.3f}"
+def _errors(name: str, checks: Sequence[dict[str, Any]]) -> str:
+    """The errors of one quantity, of each modality that is judged."""
+    said = []
+    for check in checks:
+        if check["quantity"].endswith(name):
+            formats = f" ({check['formats']:.2g})" if "formats" in check else ""
+            modality = check["quantity"].removesuffix(name).strip("_")
+            said.append(f"{modality} {check['eager']:.2g}{formats}, {check['value']:.2g}".strip())
+    return "; ".join(said)
 
 
 KERNELS = ("Backend", "Op", "Kernel", "Architectures", "Dtypes", "Formats", "Needs", "Notes")

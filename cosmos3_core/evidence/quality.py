@@ -1,4 +1,5 @@
-"""How far one result is from another: velocities and latents by relative L1, frames by PSNR and SSIM."""
+"""How far one result is from another: velocities, latents and actions by relative L1, frames by PSNR and SSIM, sound
+by its ratio to the difference."""
 
 from __future__ import annotations
 
@@ -24,6 +25,16 @@ def psnr(result: Tensor, baseline: Tensor) -> float | None:
     if squares == 0:
         return None
     return float(10 * torch.log10(torch.tensor(PEAK**2 * baseline.numel() / squares, dtype=torch.float64)))
+
+
+def snr(result: Tensor, baseline: Tensor) -> float | None:
+    """Signal-to-noise ratio in dB of a waveform [C, N]: the baseline's energy to that of the difference. None where
+    they are equal, 0 where the baseline is silence."""
+    noise = float((result.double() - baseline.double()).square().sum())
+    signal = float(baseline.double().square().sum())
+    if noise == 0:
+        return None
+    return float(10 * torch.log10(torch.tensor(signal / noise, dtype=torch.float64))) if signal else 0.0
 
 
 def ssim(result: Tensor, baseline: Tensor) -> float:

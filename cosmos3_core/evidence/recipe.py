@@ -12,7 +12,7 @@
     [validated]     written by `cosmos3 recipes validate` only
 
 The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats before the device if there are any:
-`nano-t2v-1280x720-fp8-attnfp8-h100x1.toml`.
+`nano-t2v-1280x720-fp8-attnfp8-h100x1.toml`. A task with sound has an s more: t2vs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from ..contract import FORMATTED, OPS, Device, InputError
 from ..files.digests import sha256_json
 from ..files.sources import check_source
 from ..plan.cost.units import GIB
+from ..scenarios.action import GIVEN, OBSERVED
 from ..scenarios.defaults import PROFILES
-from ..scenarios.families import TASKS
+from ..scenarios.families import FILES, TASKS, sources
 from ..scenarios.fields import FIELDS
 from ..scenarios.request import check, check_keys
 from ..spelling import did_you_mean
+from .verdict import MODALITIES
 
 FOLDER = Path("recipes")
 STOCK_PROMPT = "a robot arm pours coffee into a cup"
@@ -136,8 +138,22 @@ class Recipe:
         """The request fields that the recipe sets. Paths of input media are taken from the recipe's folder."""
         given: dict[str, Any] = {"prompt": STOCK_PROMPT, "seed": STOCK_SEED}
         given |= {key: self.run[key] for key in FIELDS if key in self.run} | self.run.get("request", {})
-        media = {key: str(self.path.parent / given[key]) for key in ("image", "video") if given.get(key)}
-        return given | media
+        return put(given, {label: str(self.path.parent / path) for label, path in files_of(given).items()})
+
+    @property
+    def scenario(self) -> str:
+        """The task, with an s if sound is made or given beside it."""
+        given = self.run.get("request", {})
+        heard = given.get("sound") or given.get("audio") is not None
+        return f"{self.run['task']}s" if heard else self.run["task"]
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The modalities that its run makes, and that are judged."""
+        task, given = self.run["task"], self.run.get("request", {})
+        found = {"vision"} if task == GIVEN else {"action"} if task == OBSERVED else set(TASKS[task].latents)
+        found |= {"sound"} if given.get("sound") and given.get("audio") is None else set()
+        return tuple(one for one in MODALITIES if one in found)
 
     def check_device(self, found: Device) -> None:
         """InputError unless `found` is the device that the recipe is for."""
@@ -157,6 +173,20 @@ class Recipe:
         needed += f" with {wanted['memory_gib']:g} GiB" if "memory_gib" in wanted else ""
         next_step = "See cosmos3 recipes list, or copy the recipe and write your device into it"
         raise InputError(f"recipe {self.name}", f"it is for {needed}, and {said}", next_step)
+
+
+def files_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """The files among a request's fields, by what `families.sources` calls each."""
+    return sources({name: values[name] for name in FILES if values.get(name) is not None})
+
+
+def put(values: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """The fields with other `files` in the place of theirs."""
+    found = dict(values)
+    for label, path in files.items():
+        name, _, key = label.partition(".")
+        found[name] = {**found[name], key: path} if key else path
+    return found
 
 
 def names_alike(wanted: str, found: str) -> bool:
@@ -243,7 +273,7 @@ def file_name(recipe: Recipe) -> str:
     formats = [
         f"{'attn' if op == 'attention' else ''}{name}" for op, name in sorted(recipe.formats.items(), reverse=True)
     ]
-    parts = [model, recipe.run["task"], recipe.run["size"].replace(":", "_"), *formats]
+    parts = [model, recipe.scenario, recipe.run["size"].replace(":", "_"), *formats]
     return re.sub(r"[^\w.-]", "_", "-".join([*parts, f"{device}x{recipe.device['count']}.toml"]))
 
 

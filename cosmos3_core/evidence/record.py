@@ -28,7 +28,7 @@ from ..files.sources import check_source
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from . import verdict as verdicts
-from .recipe import Recipe, names_alike
+from .recipe import Recipe, files_of, names_alike
 
 SCHEMA = 4
 """Raised whenever what is measured, or how, changes: records of another schema are stale."""
@@ -44,7 +44,9 @@ LEAST = 1e-5
 LARGEST = 4 << 20
 """Bytes of a record's file."""
 MEDIA = ("image", "video")
-"""Fields of a request that name a file."""
+"""Fields of a request that every record has, None where there is none: the digest of a file."""
+OUTPUTS = {"frames": "psnr_db", "sound": "snr_db", "actions": "error"}
+"""What a run makes, by its tensor, and the comparison that tells whether it is equal."""
 REMAKE = "Measure it again: cosmos3 recipes validate"
 
 
@@ -68,7 +70,8 @@ def load(recipe: Recipe) -> dict[str, Any]:
         found = _outdated(recipe, record)
         if found is None:
             RECORD.check(record, "it")
-            found = _broken_link(recipe, record) or _other_recipe(recipe, record) or _not_measured(record)
+            found = _broken_link(recipe, record) or _other_recipe(recipe, record) or _other_quantities(recipe, record)
+            found = found or _not_measured(record)
         if found is None:
             verdict = verdicts.judge(record["comparisons"], record["same"])
             if (verdict, verdicts.state(verdict, record["model"]["weights"])) != (record["verdict"], record["state"]):
@@ -142,12 +145,35 @@ def _other_recipe(recipe: Recipe, record: dict[str, Any]) -> str | None:
     if lost := [f"{op} {name}" for op, name in plan["kernels"].items() if (op, name) not in kernels]:
         return f"its fingerprint is without the kernel {lost[0]}, which it was measured with"
     for key, value in recipe.given().items():
-        if key in MEDIA:
+        if files_of({key: value}):  # their digests are held against the files
             continue
         measured = record["request"].get(key)
         if FIELDS[key].check(measured, task) != FIELDS[key].check(value, task):
             return f"its request's {key} is {measured}, and the recipe's {value}"
     return None
+
+
+def _other_quantities(recipe: Recipe, record: dict[str, Any]) -> str | None:
+    """That not all of what the recipe's run makes was judged, or something else was, in words."""
+    judged, compared = set(verdicts.quantities(recipe.made)), record["comparisons"]
+    for errors in (*compared["error"].values(), *compared["noise"].values()):
+        if errors.keys() != judged:
+            return f"it judges {' and '.join(sorted(errors.keys() ^ judged))} otherwise than the recipe's task says"
+    made = {OUTPUTS["frames"], "ssim"} | {OUTPUTS[name] for name in outputs_of(recipe)}
+    for name, output in compared["output"].items():
+        if output.keys() != made:
+            return f"its output of {name} is not compared in {' and '.join(sorted(output.keys() ^ made))}"
+    return None
+
+
+def outputs_of(recipe: Recipe) -> tuple[str, ...]:
+    """What is made and written of a run, as its tensors are called: frames, which are decoded of every run, and what
+    there is besides."""
+    return (
+        "frames",
+        *(("sound",) if "sound" in recipe.made else ()),
+        *(("actions",) if "action" in recipe.made else ()),
+    )
 
 
 def _not_measured(record: dict[str, Any]) -> str | None:
@@ -159,9 +185,8 @@ def _not_measured(record: dict[str, Any]) -> str | None:
     noise = record["comparisons"]["noise"]
     pairs += [("baseline", ".again", "baseline", noise["repeat"]), ("restart", "", "baseline", noise["restart"])]
     for name, suffix, truth, claimed in pairs:
-        for quantity in verdicts.QUANTITIES:
-            said, one, other = claimed[quantity], raw[name], raw[truth]
-            equal = one["tensors"][quantity + suffix] == other["tensors"][quantity]
+        for quantity, said in claimed.items():
+            equal = _digest(raw, name, quantity + suffix) == _digest(raw, truth, quantity)
             if equal != (said == 0):
                 return f"its {quantity} of {name} is {said:g} from {truth}, and their digests are {_alike(equal)}"
             if record["schema"] == BEFORE:
@@ -171,10 +196,20 @@ def _not_measured(record: dict[str, Any]) -> str | None:
             if not found / AGREES - LEAST <= said <= found * AGREES + LEAST:
                 return f"its {quantity} of {name} is {said:.3g} from {truth}, and by its samples {found:.3g}"
     for name, claimed in record["comparisons"]["output"].items():
-        equal = raw[name]["tensors"]["frames"] == raw["baseline"]["tensors"]["frames"]
-        if equal != (claimed["psnr_db"] is None):
-            return f"its output of {name} and the baseline's have digests that are {_alike(equal)}"
+        for tensor, key in OUTPUTS.items():
+            if key not in claimed:
+                continue
+            equal = _digest(raw, name, tensor) == _digest(raw, "baseline", tensor)
+            if equal != (claimed[key] in (None, 0)):
+                return f"its {tensor} of {name} and the baseline's have digests that are {_alike(equal)}"
     return None
+
+
+def _digest(raw: Mapping[str, Any], name: str, tensor: str) -> str:
+    """Of a measurement. Raises ValueError where there is none."""
+    if (found := raw[name]["tensors"].get(tensor)) is None:
+        raise ValueError(f"its measurement {name!r} has no {tensor}")
+    return str(found)
 
 
 def same(raw: Mapping[str, Any]) -> bool:
@@ -234,12 +269,11 @@ def write(recipe: Recipe, record: dict[str, Any]) -> None:
 
 def changed_media(recipe: Recipe, record: dict[str, Any]) -> list[str]:
     """Which of the recipe's input media are not what was measured, in words."""
-    given, said = recipe.given(), []
-    for key in MEDIA:
-        if (old := record["request"][key]) is not None:
-            path = Path(given[key])
-            if not path.exists() or media_digest(path) != old:
-                said.append(f"the {key} {path.name} changed" if path.exists() else f"the {key} {path.name} is gone")
+    old, said = files_of(record["request"]), []
+    for label, name in files_of(recipe.given()).items():
+        path = Path(name)
+        if not path.exists() or media_digest(path) != old.get(label):
+            said.append(f"the {label} {path.name} changed" if path.exists() else f"the {label} {path.name} is gone")
     return said
 
 
@@ -252,15 +286,16 @@ PLANNED = ("dtype", "kernels", "formats", "below", "fused", "kept", "kept_below"
 """Of a plan, as JSON has it: what computes."""
 POSITIVE = Number(0, 1e15)
 SHA256 = Text(pattern="[0-9a-f]{64}")
-ERRORS = Table(dict.fromkeys(verdicts.QUANTITIES, Number(0, 1e9)))
-OUTPUT = Table({"psnr_db": Number(-1000, 1000, none=True), "ssim": Number(-1.001, 1.001)})
+DECIBELS = Number(-1000, 1000, none=True)
+ERRORS = Table(allowed=dict.fromkeys(verdicts.quantities(verdicts.MODALITIES), Number(0, 1e9)))
+OUTPUT = Table({"psnr_db": DECIBELS, "ssim": Number(-1.001, 1.001)}, {"snr_db": DECIBELS, "error": Number(0, 1e9)})
 TIMES = Table({"seconds": POSITIVE}, {"stages": Table(others=POSITIVE)})
 PLAN = Table(
     {"dtype": Text(), "kernels": Table(others=Text()), "formats": Table(others=Text())},
     others=Anything(),
 )
 MEMORY = Table({"host_bytes": POSITIVE}, dict.fromkeys(("allocated_bytes", "reserved_bytes"), POSITIVE))
-PROBED = {"plan": PLAN, "tensors": Table(dict.fromkeys(verdicts.QUANTITIES, Text()), others=Text())}
+PROBED = {"plan": PLAN, "tensors": Table(others=Text())}
 
 
 def _measured(**needed: Any) -> Table:

@@ -19,7 +19,7 @@ from . import record as records
 from . import verdict as verdicts
 from . import worker
 from .fingerprint import chosen, differences, fingerprint
-from .recipe import Recipe
+from .recipe import Recipe, files_of, put
 from .settle import BASELINE, CANDIDATE, EXACT, FORMATS, Settled, check_expect, settle
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _answer(
             cold, memory = raw["candidate"]["cold"], raw["candidate"]["memory"]
             check_expect(recipe, sum(cold["stages"].values()), memory)
             say(f"comparing {recipe.name}")
-            compared = compare(folder, bool(recipe.formats))
+            compared = compare(folder, recipe)
             samples = {name: sample(folder / name / TENSORS) for name in raw}
             if changed := differences(fingerprint, question.fingerprint()):
                 found = f"{'; '.join(changed)} while it was measured"
@@ -135,11 +135,11 @@ def _record(question: Question, model: dict[str, Any], found: dict[str, Any]) ->
     )
 
 
-def compare(folder: Path, formats: bool) -> dict[str, Any]:
-    """`error`: how far each measurement is from the exact baseline, the one in the `formats` included if there are any,
-    and `noise`: the baseline, repeated and restarted, from itself, both as relative L1 of the verdict's quantities.
-    `output`: PSNR (dB, None if equal) and SSIM of the decoded frames, restarted and the candidate's, against the
-    baseline's."""
+def compare(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """`error`: how far each measurement is from the exact baseline, the one in the recipe's formats included if it has
+    any, and `noise`: the baseline, repeated and restarted, from itself, both as relative L1 of the verdict's
+    quantities. `output`: PSNR (dB, None if equal) and SSIM of the decoded frames, restarted and the candidate's,
+    against the baseline's; of sound the signal-to-noise ratio (dB), of actions the relative L1 ("error")."""
     from safetensors import safe_open
 
     from . import quality
@@ -149,7 +149,7 @@ def compare(folder: Path, formats: bool) -> dict[str, Any]:
             return file.get_tensor(key)
 
     def distance(name: str, truth: str, suffix: str = "") -> dict[str, float]:
-        found = {q: quality.relative_l1(read(name, q + suffix), read(truth, q)) for q in verdicts.QUANTITIES}
+        found = {q: quality.relative_l1(read(name, q + suffix), read(truth, q)) for q in judged}
         for quantity, value in found.items():
             if not math.isfinite(value):
                 next_step = "Run again with `backend` reference to tell which kernel it is"
@@ -157,10 +157,15 @@ def compare(folder: Path, formats: bool) -> dict[str, Any]:
         return found
 
     def output(name: str) -> dict[str, float | None]:
-        frames = read(name, "frames"), read("baseline", "frames")
-        return {"psnr_db": quality.psnr(*frames), "ssim": quality.ssim(*frames)}
+        made = {tensor: (read(name, tensor), read("baseline", tensor)) for tensor in records.outputs_of(recipe)}
+        found: dict[str, float | None] = {
+            records.OUTPUTS[tensor]: measures[tensor](*two) for tensor, two in made.items()
+        }
+        return found | {"ssim": quality.ssim(*made["frames"])}
 
-    names = ("baseline", "restart", "candidate", *(["formats"] if formats else []))
+    measures = {"frames": quality.psnr, "sound": quality.snr, "actions": quality.relative_l1}
+    judged = verdicts.quantities(recipe.made)
+    names = ("baseline", "restart", "candidate", *(["formats"] if recipe.formats else []))
     return {
         "error": {name: distance(name, "exact") for name in names},
         "noise": {"repeat": distance("baseline", "baseline", ".again"), "restart": distance("restart", "baseline")},
@@ -177,7 +182,7 @@ def sample(file: Path) -> dict[str, str]:
     found = {}
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():
-            if name.partition(".")[0] in verdicts.QUANTITIES:
+            if name.partition(".")[0] in verdicts.quantities(verdicts.MODALITIES):
                 flat = tensors.get_tensor(name).float().flatten()
                 places = torch.randint(len(flat), (records.SAMPLES,), generator=torch.Generator().manual_seed(0))
                 found[name] = base64.b64encode(flat[places].numpy().astype("<f4").tobytes()).decode()
@@ -191,12 +196,13 @@ def _write_noise(folder: Path, settled: Settled) -> Path:
     from ..sampling.noise import generator, initial_noise
     from ..scenarios.items import items_of
 
-    items, path = items_of(settled.request, settled.model.config), folder / "noise.safetensors"
-    noise = initial_noise(items, generator(settled.request.seed))
+    request, path = settled.request.of_chunk(0), folder / "noise.safetensors"
+    items = [item for item in items_of(request, settled.model.config) if not item.control]
+    noise = initial_noise(items, generator(request.seed))
     save_file({item.modality: tensor for item, tensor in zip(items, noise, strict=True)}, path)
     return path
 
 
 def _portable(request: dict[str, Any]) -> dict[str, Any]:
-    """The request with the hash of its input media instead of their paths on this machine."""
-    return request | {key: records.media_digest(Path(request[key])) for key in records.MEDIA if request[key]}
+    """The request with the hash of its input files instead of their paths on this machine."""
+    return put(request, {label: records.media_digest(Path(path)) for label, path in files_of(request).items()})

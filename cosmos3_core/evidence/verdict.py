@@ -11,15 +11,21 @@ the same evaluation in float32, as in the conformance kit: the candidate may los
 Who names a quantization format has chosen what the format loses. So a recipe with formats may lose a multiple of what
 eager torch loses in these formats; what eager bf16 loses is told beside it.
 
+What a run makes besides pictures, sound and actions, is a thousandth of its latents, and an error of it would vanish
+among theirs. So each modality that is made is judged by itself; one that is given is not, as no step changes it.
+
 On random weights these three are taken without guidance. The two branches of such a model differ by chance, and
 guidance multiplies the difference, and with it every rounding, until nothing can be told from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 QUANTITIES = ("velocity_first", "velocity_middle", "short_trajectory")
+MODALITIES = ("vision", "sound", "action")
+"""What may be judged, in the order of a sequence's items."""
 MULTIPLE = 2.0
 """As the conformance kit's. Independent errors add as squares: a candidate at 2 errs as if it rounded four times where
 eager torch rounds once, and a fault of its own shows from 1.7 times what bf16 loses."""
@@ -35,14 +41,18 @@ FORMATS_RULE = RULE.replace("eager bf16 loses", "eager torch loses in the recipe
 ITSELF = "the candidate is the baseline (the same rows and dtype), so it is held against itself"
 
 
+def quantities(modalities: Iterable[str]) -> tuple[str, ...]:
+    """The names of what is judged of a run that makes these: vision's are `QUANTITIES` alone."""
+    return tuple(name if one == "vision" else f"{one}_{name}" for one in modalities for name in QUANTITIES)
+
+
 def judge(comparisons: dict[str, Any], same: bool) -> dict[str, Any]:
     """The verdict on `comparisons` (see `validate.compare`): `passed`, the `rule`, and each of its `checks` with the
     candidate's error as value, `eager`, the larger of the baseline's two, `formats`, eager torch's in the recipe's
     formats if it has any, and the bound. `same` says that candidate and baseline have one plan."""
     errors, checks = comparisons["error"], []
     formats = errors.get("formats")
-    for quantity in QUANTITIES:
-        value = errors["candidate"][quantity]
+    for quantity, value in errors["candidate"].items():
         eager = max(errors[name][quantity] for name in ("baseline", "restart"))
         check = {"quantity": quantity, "value": value, "eager": eager}
         if formats:
@@ -59,6 +69,16 @@ def state(verdict: dict[str, Any], weights: str) -> str:
     if not verdict["passed"]:
         return "runs"
     return "validated" if weights == "checkpoint" else "validated on random weights"
+
+
+def compared(output: dict[str, Any]) -> str:
+    """How far an output is from the baseline's (`validate.compare`), in words."""
+    said = ["equal" if output["psnr_db"] is None else f"{output['psnr_db']:.1f} dB / {output['ssim']:.3f}"]
+    if "snr_db" in output:
+        said.append("sound equal" if output["snr_db"] is None else f"sound {output['snr_db']:.1f} dB")
+    if "error" in output:
+        said.append(f"actions {output['error']:.2g}" if output["error"] else "actions equal")
+    return "; ".join(said)
 
 
 def failures(verdict: dict[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 A full run, cold from the start of the process, and for the candidate a warm one; then the probes: the velocity of the
 first and of the middle step from given latents, and a short trajectory, for the baseline twice. The exact baseline and
-the one in the recipe's formats are probed only. Between runs the components are dropped and loaded again, as `cosmos3
-run` does, so that the peak is that of a user's run; the stages' seconds tell loading from work.
+the one in the recipe's formats are probed only, and of several chunks the first. Between runs the components are
+dropped and loaded again, as `cosmos3 run` does, so that the peak is that of a user's run; the stages' seconds tell
+loading from work.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.tensors import tensor_digest
 from ..contract import Cosmos3Error, RunError
+from ..runs import generation
 from ..runs.memory import counted, peak_device_memory, peak_host_memory
 from . import recipe as recipes
 from .settle import BASELINE, CANDIDATE, EXACT, settle
+from .verdict import QUANTITIES, quantities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..checkpoint.model import Model
     from ..engine.engine import Engine
-    from ..engine.inputs import Inputs
+    from ..model.packing import Item
     from ..sampling.state import State
-    from ..scenarios.request import Request
+    from ..settle import Settled
 
 TINY = "tiny"
 """The checkpoint inside this package, whose weights are random."""
@@ -70,25 +73,26 @@ def measure(job: Job) -> None:
     from ..scenarios.items import items_of
 
     settled = settle(recipes.load(Path(job.recipe)), job.role, random_weights=job.random_weights)
-    model, plan, request = settled.model, settled.plan, settled.request
+    model, plan, request = settled.model, settled.plan, settled.request.of_chunk(0)
     weights = RandomWeights(model, plan.backend.torch_device) if job.random_weights else None
     if job.role == EXACT:  # where torch or its environment would let TF32 stand for float32
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
     engine = Engine(model, plan, weights=weights)
-    noise = [_read(job.noise, item.modality) for item in items_of(request, model.config)]
-    inputs = engine.read_inputs(request, noise)
+    made = [item for item in items_of(request, model.config) if not item.control]
+    noise = [_read(job.noise, item.modality) for item in made]
+    inputs = engine.read_inputs(settled.request, noise)
     raw: dict[str, Any] = {"plan": plan.to_json(settled.execution.tokens)}
     tensors = {"middle": _read(job.middle, "middle")} if job.middle else {}
     if job.role in (BASELINE, CANDIDATE):
-        tensors["frames"], middle, raw["cold"] = _generate(engine, request, inputs, job.launched)
-        tensors.setdefault("middle", middle)
+        found, raw["cold"] = _generate(engine, settled, noise, job.launched)
+        tensors = found | tensors
         raw["memory"] = counted(peak_host_memory(), peak_device_memory(engine.target.ops.memory, engine.device))
     if job.role == CANDIDATE:
-        *_, raw["warm"] = _generate(engine, request, inputs, time.time())
+        _, raw["warm"] = _generate(engine, settled, noise, time.time())
     context = engine.prepare(request, inputs)
     if are_random(model, job.random_weights):  # see `verdict`
-        request = replace(request, guidance=1.0)
+        request = replace(request, guidance=1.0, control_guidance=1.0)
     start = engine.begin(context, request)
     for suffix in ("",) if job.middle else ("", ".again"):
         probed = probe(engine, start, tensors["middle"])
@@ -106,24 +110,42 @@ def _read(file: str, name: str) -> Tensor:
         return tensors.get_tensor(name)
 
 
-def _generate(engine: Engine, request: Request, inputs: Inputs, begin: float) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(frames uint8 [F, H, W, 3], flat latents before the middle step), on the host, and the seconds since `begin`, in
-    all and by stage."""
+def _generate(
+    engine: Engine, settled: Settled, noise: list[Tensor], begin: float
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a user's run makes, on the host: `frames` uint8 [F, H, W, 3], and if there are some `sound` fp32 [2, N] and
+    `actions` fp64 [T, D], with the flat latents before the `middle` step of the first chunk; and the seconds since
+    `begin`, in all and by stage. Each of several chunks draws noise of its own."""
+    import numpy as np
     import torch
 
-    before = dict(engine.seconds)
-    state = engine.start(request, inputs)
-    while not state.done:
-        if state.index == state.steps // 2:
-            middle = state.x.cpu().clone()
-        engine.step(state)
-    frames = torch.cat(list(engine.finish(state)))
+    before, request = dict(engine.seconds), settled.request
+    run = generation.prepare(engine, settled, noise=noise if request.chunks.count == 1 else None)
+    made: dict[str, Tensor] = {}
+    while not run.done:
+        if run.index == request.steps // 2:
+            made["middle"] = run.begun.x.cpu().clone()
+        run.step()
+    if sound := run.sound():
+        made["sound"] = torch.from_numpy(sound.samples).contiguous()
+    if request.predicts_actions:
+        made["actions"] = torch.from_numpy(run.actions()[0]).contiguous()
+    made["frames"] = torch.from_numpy(np.stack(list(run.frames())))
     stages = {name: round(total - before.get(name, 0.0), 4) for name, total in engine.seconds.items()}
-    return frames, middle, {"seconds": round(time.time() - begin, 4), "stages": stages}
+    return made, {"seconds": round(time.time() - begin, 4), "stages": stages}
+
+
+def _parts(x: Tensor, items: tuple[Item, ...]) -> dict[str, Tensor]:
+    """Of what flat latents or velocities hold, that which a run makes, by modality: flat fp32 on the host."""
+    from ..sampling.state import views
+
+    parts = zip(items, views(x, items), strict=True)
+    made = [(item, part) for item, part in parts if not item.control and len(item.clean) < item.frames]
+    return {item.modality: part.flatten().cpu().clone() for item, part in made}
 
 
 def probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
-    """The two velocities and the short trajectory's final latents, flat fp32 on the host. All on the context of one
+    """The two velocities and the short trajectory's final latents, as the verdict calls them. All on the context of one
     state before step 0, which stays as it is and holds the media tower from one probe to the next."""
     request = start.request
     short = engine.begin(start.context, replace(request, steps=min(SHORT, request.steps)))
@@ -133,11 +155,11 @@ def probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
     halfway = engine.begin(start.context, request)
     halfway.x, halfway.index = middle.to(engine.device), start.steps // 2
     (second,) = engine.predict([halfway])
-    return {
-        "velocity_first": first.cpu(),
-        "velocity_middle": second.cpu(),
-        "short_trajectory": short.x.cpu(),
-    }
+    found: dict[str, Tensor] = {}
+    for name, flat in zip(QUANTITIES, (first, second, short.x), strict=True):
+        parts = _parts(flat, start.items)
+        found |= {quantities((modality,))[QUANTITIES.index(name)]: part for modality, part in parts.items()}
+    return found
 
 
 def launch(job: Job) -> None:

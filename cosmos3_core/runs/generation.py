@@ -274,14 +274,19 @@ class Generation:
         yield from islice(self._generated(), before.replaced if before else 0, None)
 
     def _generated(self) -> Iterator[np.ndarray]:
+        import numpy as np
+
         for number, state in enumerate(chunks.finished(self.begun, self.progress)):
             groups, kept, count = self.engine.finish(state), self.request.chunks.kept(number), 0
+            left = self.inputs.beside(number).numpy() if self.inputs.beside else None
             while True:
                 with self._at_work():
                     group = next(groups, None)
                 if group is None:
                     break
-                yield from (frame for i, frame in enumerate(group.numpy(), count) if i in kept)
+                for i, frame in enumerate(group.numpy(), count):
+                    if i in kept:
+                        yield frame if left is None else np.concatenate([left[i], frame], axis=1)
                 count += len(group)
 
     def sound(self) -> Sound | None:
@@ -298,13 +303,15 @@ class Generation:
         return self._sound
 
     def actions(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The actions that were predicted, fp64 [T, D] in the robot's units, and what one is."""
+        """The actions, predicted or all given, fp64 [T, D] in the robot's units, and what one is."""
         import numpy as np
         import torch
 
         io = self.inputs.actions
         if io is None:
             raise InputError(f"the actions of task {self.request.task}", "it has none", "Ask for its frames")
+        if (given := io.rows()) is not None:
+            return given, io.to_json()
         rows: list[np.ndarray] = []
         for number, state in enumerate(chunks.finished(self.begun, self.progress)):
             with self._at_work():

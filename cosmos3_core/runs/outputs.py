@@ -18,10 +18,12 @@ from ..files.audio import Sound, write_sound
 from ..files.images import write_image
 from ..files.locks import sweep
 from ..files.outputs import check_output, check_sound, is_sound
+from ..files.sheets import Sheet
 from ..files.sources import check_name
 from ..files.video import write_video
 from . import manifest as manifests
 from . import saved, sealed
+from .drawings import PLOT, SHEET, check_drawings, plot_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +39,8 @@ MANIFEST = ".json"
 @dataclass(frozen=True)
 class Paths:
     """Where a run writes: its picture, clip or sound, the manifest beside it, its latents and a clip's `sound` in files
-    of their own if they are asked for, and tables of the actions that it predicts, if any; and whether it may
-    `overwrite` what is there."""
+    of their own if they are asked for, tables of the actions that it predicts, if any, a `plot` of its actions and a
+    contact `sheet` of its clip; and whether it may `overwrite` what is there."""
 
     output: Path
     manifest: Path
@@ -46,6 +48,8 @@ class Paths:
     overwrite: bool = False
     sound: Path | None = None
     tables: tuple[Path, ...] = ()
+    plot: Path | None = None
+    sheet: Path | None = None
 
     @property
     def state(self) -> Path:
@@ -55,7 +59,9 @@ class Paths:
     @property
     def written(self) -> tuple[Path, ...]:
         """What a whole run leaves."""
-        return tuple(filter(None, (self.output, self.manifest, self.latents, self.sound, *self.tables)))
+        return tuple(
+            filter(None, (self.output, self.manifest, self.latents, self.sound, *self.tables, self.plot, self.sheet))
+        )
 
     @property
     def only_actions(self) -> bool:
@@ -72,7 +78,7 @@ class Paths:
 @dataclass(frozen=True)
 class Made:
     """What a run made, asked for when it is written: the frames, uint8 [H, W, 3] each, the sound, if it has one, and
-    the actions (rows, and what a row is), if it predicts some."""
+    the actions (rows, and what a row is), if there are some."""
 
     frames: Callable[[], Iterable[np.ndarray]]
     sound: Callable[[], Sound | None]
@@ -92,6 +98,8 @@ def checked_paths(
     manifest: str | os.PathLike[str] | None = None,
     latents: str | os.PathLike[str] | None = None,
     sound: str | os.PathLike[str] | None = None,
+    plot: str | os.PathLike[str] | None = None,
+    sheet: str | os.PathLike[str] | None = None,
     read: Iterable[str | None] = (),
     model: str | None = None,
     overwrite: bool = False,
@@ -100,9 +108,9 @@ def checked_paths(
     `overwrite`, and for a name that is taken by another of its files, by one that it `read` or by one of its `model`,
     under whatever name. What dead runs left in these folders goes."""
     output = Path(output)
-    beside = [Path(name) if name else None for name in (latents, sound)]
+    beside = [Path(name) if name else None for name in (latents, sound, plot, sheet)]
     tables = _tables(output) if request.predicts_actions else ()
-    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), beside[0], overwrite, beside[1], tables)
+    paths = Paths(output, Path(manifest or f"{output}{MANIFEST}"), beside[0], overwrite, beside[1], tables, *beside[2:])
     inputs = [name for name in (*request.sources.values(), *read) if name]
     for path in paths.written:
         check_name(path, f"writing {path}")
@@ -118,6 +126,8 @@ def checked_paths(
     check_output(output, clip=request.is_video, **kinds, overwrite=overwrite)
     if paths.sound:
         check_sound(paths.sound, request.sound)
+    alone = "actions" if paths.only_actions else "sound" if is_sound(output) else None
+    check_drawings(request, {PLOT: paths.plot, SHEET: paths.sheet}, alone)
     for path in paths.written:
         check_writable(path, overwrite=overwrite)
     return paths
@@ -171,13 +181,14 @@ def write(
     embedded: dict[str, Any],
     manifest: Callable[[], dict[str, Any]],
     latents: Callable[[], dict[str, Tensor]],
-    actions: Callable[[], tuple[np.ndarray, dict[str, Any]]] | None = None,
 ) -> None:
     """The file, with the manifest `embedded`; once the last frame was written, the `manifest` beside it, which also
     knows the decode, and the sound, the actions and the `latents` if there are paths for them. Of what is the sound or
     the actions alone no frame is asked for. What can no longer be written where it was to be goes to another folder,
     and then Moved is raised at the end; Unwritable where no folder takes it."""
     moved: list[Moved] = []
+    sheet = Sheet(request.fps)
+    frames = (lambda: sheet.watching(made.frames())) if paths.sheet else made.frames
     inside = {manifests.KEY: json.dumps(saved.sealed(embedded))}
 
     def table(path: Path, overwrite: bool) -> dict[str, Any]:
@@ -191,11 +202,11 @@ def write(
         if sound and is_sound(path):
             return {"file": path.name} | write_sound(path, sound, inside, overwrite=overwrite)
         if request.is_video:
-            written = write_video(path, made.frames(), request.fps, inside, sound, overwrite=overwrite)
+            written = write_video(path, frames(), request.fps, inside, sound, overwrite=overwrite)
             return {"file": path.name} | {key: value for key, value in asdict(written).items() if value is not None}
-        (frame,) = made.frames()
+        (frame,) = frames()
         write_image(path, frame, inside, overwrite=overwrite)
-        return {"file": path.name, "frames": 1, "width": request.width, "height": request.height}
+        return {"file": path.name, "frames": 1, "width": frame.shape[1], "height": frame.shape[0]}
 
     written = _somewhere(paths.output, paths.overwrite, media, moved, elsewhere(paths.output, (MANIFEST,)))
     tables = [_somewhere(path, paths.overwrite, table, moved, elsewhere(path))["file"] for path in paths.tables]
@@ -209,6 +220,22 @@ def write(
     # Beside the output, where that has moved.
     others = [Path(f"{error.path}{MANIFEST}") for error in moved]
     _somewhere(paths.manifest, paths.overwrite, text, moved, chain(others, elsewhere(paths.manifest)))
+    _write_more(paths, made, request, inside, beside, latents, sheet, moved)
+    if moved:
+        raise moved[0]
+
+
+def _write_more(
+    paths: Paths,
+    made: Made,
+    request: Request,
+    inside: dict[str, str],
+    beside: dict[str, Any],
+    latents: Callable[[], dict[str, Tensor]],
+    sheet: Sheet,
+    moved: list[Moved],
+) -> None:
+    """What is asked for besides the output and its manifest: these are written by now, whatever comes of the others."""
     if paths.sound and (alone := made.sound()):
 
         def track(path: Path, overwrite: bool) -> None:
@@ -222,8 +249,19 @@ def write(
             sealed.write_tensors(path, tensors, {manifests.KEY: json.dumps(beside)}, overwrite=overwrite)
 
         _somewhere(paths.latents, paths.overwrite, save, moved, elsewhere(paths.latents))
-    if moved:
-        raise moved[0]
+    if paths.plot and made.actions:
+        _draw(paths.plot, paths.overwrite, plot_of(request, made.actions()), inside, moved)
+    if paths.sheet:
+        _draw(paths.sheet, paths.overwrite, sheet.drawn(), inside, moved)
+
+
+def _draw(path: Path, overwrite: bool, picture: np.ndarray, inside: dict[str, str], moved: list[Moved]) -> None:
+    """Write a picture about the run."""
+
+    def put(path: Path, overwrite: bool) -> None:
+        write_image(path, picture, inside, overwrite=overwrite)
+
+    _somewhere(path, overwrite, put, moved, elsewhere(path))
 
 
 def _somewhere(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from ..model.packing import Item
 from ..scenarios.branches import NEGATIVE, PROMPT, UNCONTROLLED, branches_of
+from .state import views
 
 
 def guided(guidance: float, interval: tuple[float, float] | None, timestep: float, ends: str = "closed") -> bool:
@@ -42,6 +45,14 @@ def combined(velocities: Mapping[str, Tensor], guidance: float, control_guidance
     if formula == "nested":
         return combine(combine(full, bare, control_guidance), negative, guidance)
     return combine(bare, negative, guidance) + control_guidance * (full - bare)
+
+
+def normalized(velocity: Tensor, prompt: Tensor, items: Sequence[Item]) -> Tensor:
+    """A combined velocity, flat, each item's part of which is no longer than in the velocity of the prompt alone: times
+    min(1, |prompt| / (|velocity| + 1e-8)), of Euclidean norms (docs/model.md, section 4.7)."""
+    parts = zip(views(velocity, items), views(prompt, items), strict=True)
+    scaled = [part * (alone.norm() / (part.norm() + 1e-8)).clamp(0, 1) for part, alone in parts]
+    return torch.cat([part.flatten() for part in scaled])
 
 
 def combine(cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:

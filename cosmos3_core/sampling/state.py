@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
 
 
-NOT_COMPARED = ("action_rows", "tile", "with_input")
+NOT_COMPARED = ("action_rows", "show_controls", "show_input", "tile", "with_input")
 """Request fields that a saved state may differ in: the same numbers may come from another place, and the others are the
 decode's matter."""
 

@@ -36,6 +36,10 @@ def _joint(values: Mapping[str, Any], task: Task) -> str | None:
     return _one_control(values, task) or ("control_attention joint has no weights" if joint else None)
 
 
+def _no_clip(values: Mapping[str, Any], task: Task) -> str | None:
+    return "there is no input clip" if values["video"] is None else None
+
+
 def _one_chunk(values: Mapping[str, Any], task: Task) -> str | None:
     chunk = values["chunk_frames"]
     return "the clip is one chunk" if not chunk or values["frames"] <= chunk else None
@@ -126,6 +130,21 @@ CONTROLS = (
         kind=kinds.SWITCH,
         help="Add a sentence to the prompt that controls are to be followed.",
         refusal=_controlled,
+    ),
+    Field(
+        name="show_controls",
+        group=CONTROL,
+        kind=kinds.SWITCH,
+        help="Write each control left of what is made, in one picture.",
+        refusal=_controlled,
+    ),
+    Field(
+        name="show_input",
+        group=CONTROL,
+        kind=kinds.SWITCH,
+        help="Write the input clip left of what is made, in one picture.",
+        refusal=_controlled,
+        idle=_no_clip,
     ),
     Field(
         name="max_frames",

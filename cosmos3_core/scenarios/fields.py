@@ -90,6 +90,11 @@ def _no_interval(values: Mapping[str, Any], task: Task) -> str | None:
     return unguided(values, task) or (None if values["guidance_interval"] else "there is no guidance_interval")
 
 
+def _one_branch(values: Mapping[str, Any], task: Task) -> str | None:
+    controlled = not uncontrolled(values, task)
+    return None if controlled else unguided(values, task)
+
+
 def _no_system_prompt(values: Mapping[str, Any], task: Task) -> str | None:
     return None if values["system_prompt"] else "there is no system_prompt"
 
@@ -248,6 +253,14 @@ _ROWS = (
         kind=kinds.choice("open", "closed"),
         help="Whether the interval's own ends are outside it (open) or inside.",
         idle=_no_interval,
+        distilled=True,
+    ),
+    Field(
+        name="normalize_guidance",
+        group=SAMPLING,
+        kind=kinds.SWITCH,
+        help="Keep guidance from making a velocity longer than the prompt's own.",
+        idle=_one_branch,
         distilled=True,
     ),
     Field(

@@ -62,6 +62,7 @@ class Request:
     guidance: float
     guidance_interval: tuple[float, float] | None
     interval_ends: str
+    normalize_guidance: bool
     schedule: str
     shift: float
     seed: int
@@ -87,6 +88,8 @@ class Request:
     control_attention: str
     control_positions: str
     emphasize_controls: bool
+    show_controls: bool
+    show_input: bool
     max_frames: int
     chunk_frames: int
     carry_frames: int
