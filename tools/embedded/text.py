@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from cosmos3_core.evidence.embedded.captions import sentence, structured
+from cosmos3_core.evidence.embedded.world import ACTIVE, PASSIVE, RATES, SIZE, Scenes, make
 from cosmos3_core.model.text import SYSTEM_PROMPTS, ChatTokenizer
 from cosmos3_core.scenarios.action_kinds import JSON
 from cosmos3_core.scenarios.prompts import negative_text, positive_text
-
-from .captions import sentence, structured
-from .world import ACTIVE, PASSIVE, RATES, SIZE, Scenes, make
 
 REPOSITORY = Path(__file__).with_name("repository")
 """The checkpoint's files but for what training makes: weights, and the tokenizer that `train_tokenizer` wrote."""
