@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 --backend reference -o demo/coffee.mp4 --overwrite
 
 # The gate before every commit, under a minute on two cores once mypy has its cache: lint, types, who imports whom, one
-# run of the tiny model and one op against its formula. `make test` is the gate before a merge.
+# run of the tests' model and one op against its formula. `make test` is the gate before a merge.
 quick: lint
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_run.py::test_text_to_image \
 		tests/test_ops.py::test_attention_is_a_softmax_over_all_segments
@@ -33,7 +33,7 @@ fuzz: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q --durations=10 tests/slow
 
-# 200 runs of the tiny model stopped at random by signals and 100 killed, each gone on with: some minutes.
+# 200 runs of the tests' model stopped at random by signals and 100 killed, each gone on with: some minutes.
 stops: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/stops.py
 

@@ -5,8 +5,8 @@
 `sound`: steps of a 720p clip of 189 frames without sound and with it, in turn, and the decode of the sound; `ratio` is
 what a whole run of 35 steps costs with sound by these, times what it costs without. `policy`: from an observation to
 its actions, by `cosmos3.Policy` on a resident model, with the droid preset at guidance 3 and 1 and a chunk of 16 at
-256p; the share of each stage is in `stages`. The tokenizer is the tiny model's, which makes a token of every byte: the
-prompt is some four times as long as a real one.
+256p; the share of each stage is in `stages`. The tokenizer is the embedded model's, which makes a token of a few
+bytes: the prompt is longer than a real one.
 """
 
 from __future__ import annotations

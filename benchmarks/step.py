@@ -268,7 +268,7 @@ def main() -> None:
     backend, device, _ = choose_backend(args.backend)
     module = peer_model(args, backend.torch_device)
     config = TransformerConfig.from_json(dict(module.config), "the peer's config")
-    model = replace(open_model("tiny"), config=config, scheduler=SCHEDULER)
+    model = replace(open_model("embedded"), config=config, scheduler=SCHEDULER)
     theirs, results = Theirs(args, module, model, backend.torch_device), []
     for format in ["", *args.format]:
         ours = Ours(model, resolve(wanted(args, config, args.dtype, format), backend, device), module)

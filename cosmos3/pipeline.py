@@ -76,9 +76,10 @@ def load(
 ) -> Pipeline:
     """Open a model and plan it for this machine. Its weights are read by the first run that needs them.
 
-    `model` is a hub id, at a branch, tag or commit `revision`; a folder; or "tiny", the one in the package. `backend`
-    None takes the accelerator that is here. `formats` names quantization formats by op, {"pack_linear": "fp8"}, and
-    `kernels` rows by op, or functions of yours: an experiment, which manifests name. `dtype` None is the checkpoint's.
+    `model` is a hub id, at a branch, tag or commit `revision`; a folder; or "embedded", the one in the package.
+    `backend` None takes the accelerator that is here. `formats` names quantization formats by op, {"pack_linear":
+    "fp8"}, and `kernels` rows by op, or functions of yours: an experiment, which manifests name. `dtype` None is the
+    checkpoint's.
     `profile` names whose defaults fill a request. With `resident` what was loaded stays for the next request; without
     it, no two components are on the device at once, as with `cosmos3 run`. Raises InputError for what cannot be met.
     """

@@ -2,9 +2,9 @@
 
 python examples/closed_loop.py
 
-The world is a table from above: a hand pushes a block towards a target, in two dimensions, as in PushT. With the tiny
-model, whose weights are random, the hand wanders. A simulator of gymnasium takes the place of `Table` by its `render`
-and `step`.
+The world is a table from above: a hand pushes a block towards a target, in two dimensions, as in PushT. The
+embedded model has never seen this table, and the hand wanders. A simulator of gymnasium takes the place of `Table` by
+its `render` and `step`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Table:
 
 
 def main() -> None:
-    pipe = cosmos3.load("tiny", backend="reference")
+    pipe = cosmos3.load("embedded", backend="reference")
     table = Table()
     asked: dict[str, Any] = {"task": "policy", "domain": "pusht", "chunk": CHUNK, "fps": 10, "steps": 2}
     asked["view"] = "top_down_2d_view"

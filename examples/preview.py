@@ -12,7 +12,7 @@ import cosmos3
 
 
 def main(folder: Path) -> None:
-    pipe = cosmos3.load("tiny", backend="reference")
+    pipe = cosmos3.load("embedded", backend="reference")
     run = pipe.start("a cup", frames=9, size="64x64", steps=4, seed=7)
     for step in run:
         print(run.preview().save(folder / f"preview-{step}.png").name)

@@ -12,14 +12,14 @@ import cosmos3
 
 
 def begin(saved: str) -> None:
-    run = cosmos3.load("tiny", backend="reference").start("a cup", frames=9, size="64x64", steps=4, seed=7)
+    run = cosmos3.load("embedded", backend="reference").start("a cup", frames=9, size="64x64", steps=4, seed=7)
     while run.index < run.steps // 2:
         run.step()
     print(f"step {run.index} of {run.steps} is in {run.save(saved).name}")
 
 
 def go_on(saved: str, output: str) -> None:
-    run = cosmos3.load("tiny", backend="reference").resume(saved)
+    run = cosmos3.load("embedded", backend="reference").resume(saved)
     for step in run:
         print(f"step {step} of {run.steps}")
     run.finish().save(output)

@@ -11,7 +11,7 @@ import cosmos3
 
 
 def main(output: str) -> None:
-    pipe = cosmos3.load("tiny", backend="reference")
+    pipe = cosmos3.load("embedded", backend="reference")
     run = pipe.start("a cup", frames=1, size="64x64", steps=4, seed=7)
     for step in run:
         print(f"step {step} of {run.steps}: the latents' spread is {run.latents.std():.3f}")

@@ -1,9 +1,10 @@
-"""Write the tiny checkpoint that ships inside the wheel: Nano's architecture and the hub's layout at 2 MB.
+"""Write the tiny checkpoint that the tests run: Nano's architecture and the hub's layout at 2 MB.
 
     python scripts/build_tiny.py [FOLDER]
 
-The weights are random, drawn from a fixed seed at scales that keep activations near one, so the same torch gives the
-same bytes (tests/test_tiny.py compares). It shows that everything runs; what it paints means nothing.
+It lies in tests/tiny, whose weights have to go first. They are random, drawn from a fixed seed at scales that keep
+activations near one, so the same torch gives the same bytes (tests/test_tiny.py compares). It shows that everything
+runs; what it paints means nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, Cosmos3AVAEAudioTokenizer
 
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import save_tensors
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.weights import shapes
 
 SEED = 20261123
+TINY = Path(__file__).parents[1] / "tests" / "tiny"
 
 TRANSFORMER = {
     "_class_name": "Cosmos3OmniTransformer",
@@ -229,6 +230,7 @@ def build(folder: Path) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     tokenizer(folder / "text_tokenizer")
     write_json(folder / "assets" / "negative_prompt.json", NEGATIVE_PROMPT)
+    write_json(folder / "assets" / "defaults.json", {"weights": "random"})
 
 
 if __name__ == "__main__":

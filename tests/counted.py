@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+from tiny_model import TINY, TINY_MODEL
+
 from cosmos3_core.checkpoint.model import describe
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.plan.cost.fit import Estimate, Job
 from cosmos3_core.reference import build_ops
 
-TINY_CONFIG = TransformerConfig.from_json(json.loads((TINY / "transformer/config.json").read_text()), "tiny")
+TINY_CONFIG = TransformerConfig.from_json(json.loads((TINY / "transformer/config.json").read_text()), TINY_MODEL)
 TINY_VAE = json.loads((TINY / "vae/config.json").read_text())
 OPS = build_ops()
 VAE = describe("nano").vae

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import open_model
@@ -111,7 +112,7 @@ def save_repository(folder: Path, module, **index) -> Path:
     """A whole repository around a transformer as diffusers saves it; the other components are the tiny model's."""
     import shutil
 
-    tiny = open_model("tiny").repository.root
+    tiny = open_model(TINY_MODEL).repository.root
     shutil.copytree(tiny, folder, dirs_exist_ok=True)
     shutil.rmtree(folder / "transformer")
     module.save_pretrained(folder / "transformer")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import peer
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.scenarios.variants import checkpoints
@@ -121,7 +122,7 @@ def config(name: str, widths: dict[str, Any] | None = None) -> dict[str, Any]:
 def repository(folder: Path, name: str, *, weights: bool = True, seed: int = 11) -> Path:
     """The checkpoint in a folder, with the tiny model's VAE and tokenizer, and a transformer in fp32 whose weights are
     random; without `weights` only the JSON files."""
-    known, tiny = checkpoints()[name], open_model("tiny").repository.root
+    known, tiny = checkpoints()[name], open_model(TINY_MODEL).repository.root
     ignored = shutil.ignore_patterns(*([] if weights else ["*.safetensors"]))
     shutil.copytree(tiny, folder, dirs_exist_ok=True, ignore=ignored)
     shutil.rmtree(folder / "transformer")

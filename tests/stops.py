@@ -25,13 +25,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import cli
 from cosmos3_core.runs import keeping
 from cosmos3_core.runs.generation import Generation
 
 STEPS = 40
-REQUEST = f"--model tiny --size 512x320 --frames 5 --steps {STEPS} --seed 4 --backend reference".split()
+REQUEST = f"--model {TINY_MODEL} --size 512x320 --frames 5 --steps {STEPS} --seed 4 --backend reference".split()
 STATE = "cup.mp4.state.safetensors"
 EVERY = 0.1
 """Seconds between two savings here, where a run takes less than one; and what a saving may take of the time."""

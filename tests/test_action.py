@@ -12,6 +12,7 @@ import pytest
 from command import cosmos3
 from inputs import clip, photograph
 from safetensors.numpy import load_file, save_file
+from tiny_model import TINY_MODEL
 
 import cosmos3 as package
 from cosmos3_core.contract import InputError
@@ -175,7 +176,7 @@ def test_the_views_of_a_policy_are_described_behind_the_framing():
 
 # --- runs ------------------------------------------------------------------------------------------------------------
 
-TINY = ("--model", "tiny", "--backend", "reference", "--steps", 2, "--seed", 3, "--chunk", 4, "--fps", 5)
+TINY = ("--model", TINY_MODEL, "--backend", "reference", "--steps", 2, "--seed", 3, "--chunk", 4, "--fps", 5)
 BRIDGE = ("--domain", "bridge_orig_lerobot")
 
 
@@ -203,7 +204,7 @@ def test_a_policy_writes_its_actions_in_the_robots_units(run, files):
 
 
 def test_forward_dynamics_takes_robots_units_and_any_form(files):
-    pipe = package.load("tiny", backend="reference")
+    pipe = package.load(TINY_MODEL, backend="reference")
     common = dict(task="forward-dynamics", image=files / "desk.png", domain="bridge_orig_lerobot", chunk=4, steps=2)
     common |= {"action_stats": files / "stats.json", "seed": 1, "fps": 5}
     found = pipe("lift", actions=ROWS[:4], **common)
@@ -221,7 +222,7 @@ def test_forward_dynamics_takes_robots_units_and_any_form(files):
 
 
 def test_inverse_dynamics_finds_actions_for_a_clip(files):
-    pipe = package.load("tiny", backend="reference")
+    pipe = package.load(TINY_MODEL, backend="reference")
     given = dict(task="inverse-dynamics", video=files / "clip.mp4", domain="robomind-ur", chunk=8, steps=2, fps=5)
     result = pipe("what is done", **given)
     assert result.actions.shape == (8, 10) and result.numpy.shape == (9, 96, 160, 3)
@@ -232,7 +233,7 @@ def test_inverse_dynamics_finds_actions_for_a_clip(files):
 
 
 def test_policy_droid_has_33_rows_of_which_the_state_is_the_first(files):
-    pipe = package.load("tiny", backend="reference")
+    pipe = package.load(TINY_MODEL, backend="reference")
     given = dict(task="policy", image=files / "desk.png", domain="droid_lerobot", action_space="joints", chunk=32)
     run = pipe.start("pick it up", **given, steps=1, fps=15, state=[0.1] * 8, view="concat_view")
     run.step()
@@ -272,7 +273,7 @@ def test_a_long_rollout_is_gone_on_with_to_the_bit(run, files, history, monkeypa
 
 
 def test_a_rollout_takes_rows_for_each_chunk_and_begins_where_the_last_one_ended(files):
-    pipe = package.load("tiny", backend="reference")
+    pipe = package.load(TINY_MODEL, backend="reference")
     given = dict(task="forward-dynamics", image=files / "desk.png", domain="bridge_orig_lerobot", chunk=4, steps=2)
     given |= {"fps": 5, "seed": 1}
     both = pipe("lift", actions=ROWS, rollout=2, **given)
@@ -327,7 +328,11 @@ REFUSED = [
     (f"{POLICY} --action-stats {{files}}/lacking.json", "it has no q99, which asinh needs", "Give statistics"),
     (f"{POLICY} --action-stats {{files}}/method.json", "Did you mean quantile?", "Give statistics"),
     (f"{POLICY} --action-stats {{files}}/empty.json", "it has no statistics of quantile", "Give statistics"),
-    (f"{POLICY} --action-stats checkpoint", "tiny has no statistics of bridge_orig_lerobot", "Give a file of them"),
+    (
+        f"{POLICY} --action-stats checkpoint",
+        f"{TINY_MODEL} has no statistics of bridge_orig_lerobot",
+        "Give a file of them",
+    ),
     (f"{FORWARD}four.npy --action-stats {{files}}/tight.json", "its statistics say 0 within 5e-09", "of this robot's"),
     (
         f"{INVERSE} --chunk 16",
@@ -351,7 +356,7 @@ def test_a_mistake_costs_one_line(run, files, monkeypatch, command, found, then)
     words += [] if "--chunk" in words else ["--chunk", "4"]
     words = words[:-2] if "t2v" in words else words
     words += [] if "-o" in words else ["-o", "out.mp4"]
-    code, out, err = run("pick it up", "--model", "tiny", "--backend", "reference", "--fps", 5, *words)
+    code, out, err = run("pick it up", "--model", TINY_MODEL, "--backend", "reference", "--fps", 5, *words)
     assert (code, out) == (2, ""), err
     (line,) = err.splitlines()
     assert found in line and then in line, line
@@ -376,7 +381,7 @@ def observation(seed: int = 0) -> dict:
 
 
 def test_a_policy_acts_on_an_observation_of_droid():
-    pipe = package.load("tiny", backend="reference")
+    pipe = package.load(TINY_MODEL, backend="reference")
     policy = package.Policy(pipe, steps=1, canvas="256p", chunk=8)
     actions = policy.act(observation())
     assert actions.shape == (8, 8) and policy.seconds["total"] >= policy.seconds["steps"] > 0
@@ -392,7 +397,7 @@ def test_a_policy_acts_on_an_observation_of_droid():
 
 
 def test_chunks_of_a_policy_overlap():
-    pipe = package.load("tiny", backend="reference")
+    pipe = package.load(TINY_MODEL, backend="reference")
     given = dict(steps=1, canvas="256p", chunk=8)
     whole = package.Policy(pipe, **given)
     first, second = whole.act(observation()), whole.act(observation(1))
@@ -419,17 +424,17 @@ def test_chunks_of_a_policy_overlap():
     ],
 )
 def test_what_a_policy_cannot_act_on_is_said(options, changes, said):
-    pipe = package.load("tiny", backend="reference")
+    pipe = package.load(TINY_MODEL, backend="reference")
     seen = {key: value for key, value in (observation() | changes).items() if value is not None}
     with pytest.raises(InputError, match=said):
         package.Policy(pipe, **{"steps": 1, "canvas": "256p", "chunk": 8} | options).act(seen)
 
 
 def test_what_a_model_can_do_lists_the_domains(capsys, monkeypatch):
-    code, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", "tiny", "--json")
+    code, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", TINY_MODEL, "--json")
     found = json.loads(out)["domains"]
     assert code == 0 and found["droid_lerobot"]["id"] == 8 and len(found["droid_lerobot"]["spaces"]["joints"]) == 8
-    code, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", "tiny")
+    code, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", TINY_MODEL)
     assert "  droid_lerobot  arm of 10 channels, joints of 8 channels" in out.splitlines()
     code, out, _ = cosmos3(
         capsys, monkeypatch, "capabilities", "--model", "nvidia/Cosmos3-Super-Image2Video-4Step", "--json"
@@ -438,7 +443,7 @@ def test_what_a_model_can_do_lists_the_domains(capsys, monkeypatch):
 
 
 def test_warming_up_takes_what_a_run_with_actions_is_given(capsys, monkeypatch):
-    words = ["--model", "tiny", "--backend", "reference", "--steps", 1, "--chunk", 4, "--canvas", "256p", "--json"]
+    words = ["--model", TINY_MODEL, "--backend", "reference", "--steps", 1, "--chunk", 4, "--canvas", "256p", "--json"]
     words += ["--set", "state=[1, 2]", "--set", "domain=pusht", "--task", "forward-dynamics"]
     code, out, err = cosmos3(capsys, monkeypatch, "warmup", *words)
     assert code == 0 and {"encode input", "steps", "decode"} <= json.loads(out)["seconds"].keys(), err

@@ -32,10 +32,10 @@ import torch
 from command import cosmos3
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_model import TINY, TINY_MODEL
 
 import cosmos3_core
 from cosmos3_core.checkpoint.model import describe
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles, save_tensors
 from cosmos3_core.cli import EXIT_CODES, cli, main
 from cosmos3_core.contract import InputError
@@ -51,7 +51,7 @@ PROGRESS = re.compile(
     r"backend reference: CPU, .*|check weights|load [a-z ]+|read prompts|encode input|decode|step \d+ of \d+"
 )
 
-ANY = "--model tiny --size 64x64 --steps 2 --overwrite "
+ANY = f"--model {TINY_MODEL} --size 64x64 --steps 2 --overwrite "
 PICTURE = f"'a cup on a table' {ANY} -o {{out}}/picture.png "
 CLIP = f"'a cup on a table' {ANY} --frames 5 -o {{out}}/clip.mp4 "
 LONGER = f"'a cup on a table' {ANY} --frames 9 -o {{out}}/clip.mp4 "
@@ -138,8 +138,12 @@ REQUESTS = {
     "size a float": (CLIP + "--size 1e9", "size '1e9'", "Type WIDTHxHEIGHT"),
     "size a word": (CLIP + "--size foo", "size 'foo'", "TIER:ASPECT such as 720p:16:9"),
     "size empty": (CLIP + "--size ''", "--size ''", "Give it a value or leave it out"),
-    "size one number": ("x --model tiny --set size=64", "size 64", "Type it as WIDTHxHEIGHT"),
-    "size three numbers": ("x --model tiny --set size=[64,64,3]", "size [64, 64, 3]", "Type it as WIDTHxHEIGHT"),
+    "size one number": (f"x --model {TINY_MODEL} --set size=64", "size 64", "Type it as WIDTHxHEIGHT"),
+    "size three numbers": (
+        f"x --model {TINY_MODEL} --set size=[64,64,3]",
+        "size [64, 64, 3]",
+        "Type it as WIDTHxHEIGHT",
+    ),
     "size an unknown tier": (CLIP + "--size 1080p", "size '1080p'", "Tiers are 256p, 480p, 704p, 720p, 768p"),
     "size an unknown aspect": (CLIP + "--size 720p:5:7", "size '720p:5:7'", "Aspect ratios are 1:1, 4:3, 3:4, 16:9"),
     "8 frames": (CLIP + "--frames 8", "8 frames", "The nearest are 5 and 9"),
@@ -152,16 +156,20 @@ REQUESTS = {
     "0 steps": (CLIP + "--steps 0", "steps = 0", "a whole number from 1 to 1000"),
     "-1 steps": (CLIP + "--steps -1", "steps = -1", "a whole number from 1 to 1000"),
     "5000 steps": (CLIP + "--steps 5000", "steps = 5000", "a whole number from 1 to 1000"),
-    "half a step": ("x --model tiny --set steps=1.5", "steps = 1.5", "a whole number from 1 to 1000"),
-    "infinite steps": ("x --model tiny --set steps=1e400", "steps = inf", "a whole number from 1 to 1000"),
-    "steps of 400 digits": (f"x --model tiny --set steps={'9' * 400}", "steps = 999", "a whole number from 1 to 1000"),
-    "steps of 5000 digits": (f"x --model tiny --set steps={'9' * 5000}", "steps = '999", "from 1 to 1000"),
-    "steps a switch": ("x --model tiny --set steps=true", "steps = True", "a whole number from 1 to 1000"),
-    "steps nested deep": (f"x --model tiny --set steps={'[' * 50_000}", "steps = '[[[", "from 1 to 1000"),
+    "half a step": (f"x --model {TINY_MODEL} --set steps=1.5", "steps = 1.5", "a whole number from 1 to 1000"),
+    "infinite steps": (f"x --model {TINY_MODEL} --set steps=1e400", "steps = inf", "a whole number from 1 to 1000"),
+    "steps of 400 digits": (
+        f"x --model {TINY_MODEL} --set steps={'9' * 400}",
+        "steps = 999",
+        "a whole number from 1 to 1000",
+    ),
+    "steps of 5000 digits": (f"x --model {TINY_MODEL} --set steps={'9' * 5000}", "steps = '999", "from 1 to 1000"),
+    "steps a switch": (f"x --model {TINY_MODEL} --set steps=true", "steps = True", "a whole number from 1 to 1000"),
+    "steps nested deep": (f"x --model {TINY_MODEL} --set steps={'[' * 50_000}", "steps = '[[[", "from 1 to 1000"),
     "guidance NaN": (CLIP + "--guidance nan", "guidance = nan", "a number from 0 to 20"),
     "guidance infinite": (CLIP + "--guidance inf", "guidance = inf", "a number from 0 to 20"),
     "guidance negative": (CLIP + "--guidance -1", "guidance = -1", "a number from 0 to 20"),
-    "guidance NaN in JSON": ("x --model tiny --set guidance=NaN", "guidance = nan", "a number from 0 to 20"),
+    "guidance NaN in JSON": (f"x --model {TINY_MODEL} --set guidance=NaN", "guidance = nan", "a number from 0 to 20"),
     "interval of one end": (CLIP + "--set guidance_interval=[400]", "guidance_interval = [400]", "[400, 1000]"),
     "interval of words": (CLIP + "--set guidance_interval=low,high", "guidance_interval = 'low,high'", "[400, 1000]"),
     "interval backwards": (CLIP + "--set guidance_interval=[9,4]", "guidance_interval 9 to 4", "Did you mean [4, 9]?"),
@@ -199,7 +207,7 @@ REQUESTS = {
         "Drop condition_frame_indexes",
     ),
     "a field by two options": (CLIP + "--set steps=2 --steps 3", "--set steps=2", "to 3. Drop one of them"),
-    "size of 400 digits": (f"x --model tiny --set size=[{10**400},64]", "size 1000", "nearest is 4096x64"),
+    "size of 400 digits": (f"x --model {TINY_MODEL} --set size=[{10**400},64]", "size 1000", "nearest is 4096x64"),
     "no prompt": (ANY, "a run without a prompt", 'Give a PROMPT, such as "a cup on a table"'),
     "empty prompt": (f"'' {ANY}", "an empty prompt", "Describe the scene"),
     "blank prompt": (f"' \t\n ' {ANY}", "an empty prompt", "Describe the scene"),
@@ -214,7 +222,11 @@ REQUESTS = {
     "unknown op": (CLIP + "--kernel softmax=eager", "a kernel for 'softmax'", "Ops are attention, pack_linear"),
     "unknown kernel": (CLIP + "--kernel attention=flash", "--kernel attention=flash", "reference has eager"),
     "unknown model": (CLIP + "--model cosmos3-nano", "--model cosmos3-nano", "Did you mean nvidia/Cosmos3-Nano?"),
-    "model not an id": (CLIP + "--model a/b/c", "--model a/b/c", "Pass tiny, a folder, or one of nvidia/Cosmos3-Nano"),
+    "model not an id": (
+        CLIP + "--model a/b/c",
+        "--model a/b/c",
+        "Pass embedded, a folder, or one of nvidia/Cosmos3-Nano",
+    ),
     "empty model": (CLIP + "--model ''", "--model ''", "Give it a value or leave it out"),
     "empty output": (CLIP + "-o ''", "--output ''", "Give it a value or leave it out"),
     "empty latents": (CLIP + "--latents ''", "--latents ''", "Give it a value or leave it out"),
@@ -225,7 +237,7 @@ REQUESTS = {
         "--model nobody/nothing",
         "Run once without HF_HUB_OFFLINE",
     ),
-    "revision of tiny": (CLIP + "--revision main", "--revision main", "Leave --revision out"),
+    "revision of the fixture": (CLIP + "--revision main", "--revision main", "Leave --revision out"),
     "revision of a folder": (CLIP + "--model folder --revision v1", "--revision v1", "Leave --revision out"),
 }
 
@@ -389,7 +401,7 @@ FILES = {
         "'steps' is there twice",
     ),
     "request file of words": (
-        "--model tiny --request {files}/words.json",
+        f"--model {TINY_MODEL} --request {{files}}/words.json",
         "frames = 'five'",
         "a whole number from 1 to 4001",
     ),
@@ -436,7 +448,7 @@ FILES = {
             ("--seed 0", "--seed with --resume", "Drop --seed"),
             ("--negative-prompt ''", "--negative-prompt with --resume", "Drop --negative-prompt"),
             ("--set steps=5", "--set with --resume", "Drop --set"),
-            ("--model tiny", "--model with --resume", "Drop --model"),
+            (f"--model {TINY_MODEL}", "--model with --resume", "Drop --model"),
         )
     },
 }
@@ -633,7 +645,7 @@ def test_all_faults_of_a_request_come_together(user: User):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_a_command_that_is_ended_before_its_run(user: User, number: int, code: int):
     """While it reads its prompt. What Python has as -15 a shell has as 143."""
-    program = [sys.executable, "-B", "-m", "cosmos3", "run", "@-", "--model", "tiny", "-o", "x.png"]
+    program = [sys.executable, "-B", "-m", "cosmos3", "run", "@-", "--model", TINY_MODEL, "-o", "x.png"]
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(program, **pipes, text=True, cwd=user.out) as reading:
         reading.stdin.write("a cup " * 50_000)  # more than a pipe holds: it is being read once that is written
@@ -1044,7 +1056,7 @@ def test_a_damaged_decoder_does_not_cost_the_steps(user: User):
     assert clip.shape == (5, 64, 64, 3)
     # What shows that the other tests would have seen a weight being read.
     # With no step left, nothing needs the media tower. A tower reads its layers one after the other, then the rest.
-    tower = ["transformer"] * (describe("tiny").config.num_hidden_layers + 1)
+    tower = ["transformer"] * (describe(TINY_MODEL).config.num_hidden_layers + 1)
     assert user.reads == [*tower, *tower, "vae", *tower, "vae"]
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from command import cosmos3
 from test_bad_input import CONFIG, SCHEDULER, TEMPLATE, TOKENIZER, TRANSFORMER, Damage, holding, saying
+from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core.bounds import DEEPEST, MOST_DIGITS
 from cosmos3_core.checkpoint.model import describe
-from cosmos3_core.checkpoint.repository import PUBLISHED, TINY
+from cosmos3_core.checkpoint.repository import PUBLISHED
 from cosmos3_core.checkpoint.tensors import LARGEST_HEADER, TensorFiles
 from cosmos3_core.model.config import LARGEST
 
@@ -263,7 +264,7 @@ def test_a_template_leaves_the_debugger_of_this_thread_alone():
     def mine(frame, event, argument):
         return None
 
-    tokenizer, before = open_model("tiny").tokenizer(), sys.gettrace()
+    tokenizer, before = open_model(TINY_MODEL).tokenizer(), sys.gettrace()
     sys.settrace(mine)
     try:
         tokenizer.render("hi", None)

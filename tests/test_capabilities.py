@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from command import cosmos3
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.cli.options import HEADINGS, flag
@@ -72,8 +73,8 @@ def told(capsys, monkeypatch):
 
 
 def test_it_lists_every_task_field_size_and_format(told):
-    found = told("--model", "tiny")
-    assert (found["model"]["name"], found["model"]["variant"]) == ("tiny", "base")
+    found = told("--model", TINY_MODEL)
+    assert (found["model"]["name"], found["model"]["variant"]) == (TINY_MODEL, "base")
     assert found["model"]["modalities"] == ["vision", "sound", "action"] and found["cannot"] == {}
     assert found["profiles"] == list(PROFILES)
     assert set(found["tasks"]) == set(TASKS) and set(found["fields"]) == set(FIELDS)
@@ -219,8 +220,8 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["run", "--image", "desk"], ["file"]),
         (["run", "-o", "out"], ["file"]),
         (["show", "out"], ["file"]),
-        (["recipes", "show", "tiny-t2v"], ["tiny-t2v-256x256-cpux1"]),
-        (["recipes", "--folder", str(RECIPES), "show", "tiny-t2v"], ["tiny-t2v-256x256-cpux1"]),
+        (["recipes", "show", "embedded-t2v"], ["embedded-t2v-128x128-cpux1"]),
+        (["recipes", "--folder", str(RECIPES), "show", "embedded-t2v"], ["embedded-t2v-128x128-cpux1"]),
     ],
 )
 def test_a_shell_completes_files_and_choices(typed, offered, capsys, monkeypatch):
@@ -259,7 +260,7 @@ def test_the_check_keeps_what_the_schema_says(name):
 
 
 def test_what_a_row_says_of_tasks_is_what_a_request_takes():
-    facts = describe("tiny").facts
+    facts = describe(TINY_MODEL).facts
     other = {"fps": 12, "video_fit": "stretch", "image_filter": "lanczos", "duration_template": False}
     for name, value in (other | {"condition_video_keep": "last", "condition_frame_indexes": [0]}).items():
         for task in TASKS.values():

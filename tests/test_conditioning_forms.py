@@ -14,6 +14,7 @@ import published
 import pytest
 import torch
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 import cosmos3
 from cosmos3_core.checkpoint.model import open_model
@@ -23,7 +24,7 @@ from cosmos3_core.files.video import read_video
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.keyframes import held
 
-SMALL = ("--model", "tiny", "--backend", "reference", "--size", "64x48", "--frames", "13", "--steps", "2")
+SMALL = ("--model", TINY_MODEL, "--backend", "reference", "--size", "64x48", "--frames", "13", "--steps", "2")
 NANO = "nvidia/Cosmos3-Nano"
 
 
@@ -192,7 +193,7 @@ def _cropped(clip: np.ndarray) -> np.ndarray:
 
 def test_auto_size_is_that_of_the_first_keyframe_or_the_clip(files, run):
     for given in (("--keyframe", "0=a.png", "--keyframe", "12=b.png"), ("--extend", "c.mp4")):
-        code, out, err = run("a", "--model", "tiny", *given, "--size", "256p:auto", "--dry-run", "--json")
+        code, out, err = run("a", "--model", TINY_MODEL, *given, "--size", "256p:auto", "--dry-run", "--json")
         assert code == 0, err
         assert json.loads(out)["request"]["size"] == ("320x256" if given[0] == "--keyframe" else "320x192")
 
@@ -202,7 +203,7 @@ def test_auto_size_is_that_of_the_first_keyframe_or_the_clip(files, run):
 
 @pytest.fixture(scope="module")
 def pipe():
-    return cosmos3.load("tiny", backend="reference", dtype="float32")
+    return cosmos3.load(TINY_MODEL, backend="reference", dtype="float32")
 
 
 FIELDS = {"size": "64x48", "frames": 13, "steps": 3, "seed": 4}
@@ -265,7 +266,7 @@ def test_other_names_of_a_last_picture_are_answered(name, files, run):
 def test_a_request_with_a_first_and_a_last_picture_becomes_keyframes(files, run):
     theirs = {"prompt": "a cup", "image": "a.png", "last_image": "b.png", "num_frames": 13, "width": 64, "height": 48}
     Path("r.json").write_text(json.dumps(theirs | {"num_inference_steps": 2}))
-    code, out, err = run("--request", "r.json", "--model", "tiny", "--dry-run", "--json")
+    code, out, err = run("--request", "r.json", "--model", TINY_MODEL, "--dry-run", "--json")
     assert code == 0, err
     request = json.loads(out)["request"]
     assert request["task"] == "keyframes" and list(request["keyframe"]) == ["0", "12"]

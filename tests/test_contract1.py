@@ -14,6 +14,7 @@ import pytest
 from command import cosmos3
 from installed import forget, install
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.contract import Kernel, Quantized
 from cosmos3_core.evidence.closure import Sources
@@ -114,8 +115,8 @@ def test_an_image_on_its_rows_is_the_references(frozen, run, wide):
 
 def test_an_image_on_eager_rows_is_the_references_bit_for_bit(use, run):
     use(FROZEN / "guide")  # its only row refuses the tiny model's heads
-    found, manifest = run("acme", "tiny")
-    expected, _ = run("reference", "tiny")
+    found, manifest = run("acme", TINY_MODEL)
+    expected, _ = run("reference", TINY_MODEL)
     assert manifest["plan"]["kernels"]["attention"] == "eager" and np.array_equal(found, expected)
 
 
@@ -142,7 +143,7 @@ def test_nothing_goes_through_the_doors(use, run, monkeypatch):
             return kernel(*tensors, **options)
 
         monkeypatch.setattr(kernels, name, plain)
-    _, manifest = run("acme", "tiny", "--format", "int8")
+    _, manifest = run("acme", TINY_MODEL, "--format", "int8")
     assert manifest["plan"]["formats"] == {"pack_linear": "int8"}
     assert {"int8", "none", "fused_norm", "exp_gate"} <= set(products) and not extra
 
@@ -174,7 +175,9 @@ def test_another_contract_is_refused_by_name(use, capsys, monkeypatch, tmp_path,
         text = path.read_text().replace("kernels=(ATTENTION,)", f"kernels=(ATTENTION,), api={api}")
         (package / path.relative_to(FROZEN / "guide")).write_text(text)
     use(package)
-    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", "tiny", "--backend", "acme", "-o", "x.png")
+    code, _, err = cosmos3(
+        capsys, monkeypatch, "run", "a cup", "--model", TINY_MODEL, "--backend", "acme", "-o", "x.png"
+    )
     said = f"backend acme of cosmos3-acme 0.1: it is written for contract {api}, and this cosmos3 takes 1 and 2. {fix}"
     assert (code, err) == (2, f"error: {said}\n")
     code, out, _ = cosmos3(capsys, monkeypatch, "backends")

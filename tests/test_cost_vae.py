@@ -9,6 +9,7 @@ import pytest
 import torch
 from alive import Alive
 from counted import OPS, TINY_VAE, VAE
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.contract import Memory, Tuning
 from cosmos3_core.model import vae as vae_module
@@ -54,7 +55,7 @@ def test_arithmetic_does_not_depend_on_how_many_frames_are_taken_at_a_time():
 def test_weights_are_those_of_the_names(left_out):
     vae = {key: value for key, value in (TINY_VAE | {"base_dim": 12}).items() if key not in left_out}
     found = cost.weights(vae, "bfloat16")
-    shapes = vae_module.VideoVAE.names(vae, "tiny")
+    shapes = vae_module.VideoVAE.names(vae, TINY_MODEL)
     decoder = {name for name in shapes if name.startswith(("decoder.", "post_quant_conv."))}
     assert found["vae_decoder"] == 2 * sum(prod(shapes[name]) for name in decoder)
     assert found["vae_encoder"] == 2 * sum(prod(shape) for name, shape in shapes.items() if name not in decoder)

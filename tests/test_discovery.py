@@ -14,6 +14,7 @@ import pytest
 import torch  # before any fake package is installed: torch loads what is in the group torch.backends
 from command import cosmos3
 from sources import ROOT
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import reference
 from cosmos3_core.contract import API, InputError
@@ -475,7 +476,7 @@ def test_a_broken_package_breaks_no_command(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-RUN = ["run", "a cup", "--model", "tiny", "--size", "64x64", "--frames", "5", "--dry-run", "--json"]
+RUN = ["run", "a cup", "--model", TINY_MODEL, "--size", "64x64", "--frames", "5", "--dry-run", "--json"]
 
 
 def test_a_run_imports_no_backend_but_its_own(site, capsys, monkeypatch):

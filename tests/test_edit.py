@@ -12,6 +12,7 @@ import published
 import pytest
 import torch
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 import cosmos3
 from cosmos3_core.checkpoint.model import open_model
@@ -21,7 +22,7 @@ from cosmos3_core.model.text import SYSTEM_PROMPTS
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.sizes import auto_size
 
-TINY = ("--model", "tiny", "--backend", "reference", "--steps", "2")
+TINY = ("--model", TINY_MODEL, "--backend", "reference", "--steps", "2")
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_named_size_crops_and_says_so(desk, run):
 
 
 def test_the_prompt_has_the_system_prompt_of_editing(desk):
-    pipe = cosmos3.load("tiny", backend="reference")
+    pipe = cosmos3.load(TINY_MODEL, backend="reference")
     run = pipe.start("make it red", task="edit", image=Image.open("desk.png"), size="64x64")
     engine = run._generation.engine
     text = "make it red. This image is of 64x64 resolution."
@@ -144,7 +145,7 @@ def test_the_prompt_has_the_system_prompt_of_editing(desk):
 
 
 def test_an_edit_is_saved_and_goes_on(desk):
-    pipe, picture = cosmos3.load("tiny", backend="reference", dtype="float32"), Image.open("desk.png")
+    pipe, picture = cosmos3.load(TINY_MODEL, backend="reference", dtype="float32"), Image.open("desk.png")
     given = {"task": "edit", "image": picture, "size": "64x64", "steps": 3, "seed": 4}
     whole = pipe("make it red", **given)
     run = pipe.start("make it red", **given)

@@ -14,7 +14,23 @@ import numpy as np
 import pytest
 import torch
 from peer import relative_error
+from tools.embedded.evaluate import prompts_of
 
+from cosmos3_core.evidence.embedded.captions import sentence, structured
+from cosmos3_core.evidence.embedded.inverse import Part, agent_path, judge, moved, onsets, parts, see, shape_of, turn
+from cosmos3_core.evidence.embedded.render import draw, play
+from cosmos3_core.evidence.embedded.world import (
+    ACTIVE,
+    COLOURS,
+    EXTENT,
+    MARGIN,
+    PASSIVE,
+    SHAPES,
+    SIZE,
+    Scenes,
+    count_of,
+    make,
+)
 from cosmos3_core.model.config import Tiling, TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.vae import VideoVAE
@@ -22,14 +38,9 @@ from cosmos3_core.model.weights import Target, load_generation, load_understandi
 from cosmos3_core.reference import build_ops
 from tools.embedded import train_towers
 from tools.embedded.bank import MIX, padded
-from tools.embedded.captions import sentence, structured
 from tools.embedded.codecs import SoundCodec, VideoCodec
-from tools.embedded.evaluate import prompts_of
-from tools.embedded.inverse import Part, agent_path, judge, moved, onsets, parts, see, shape_of, turn
-from tools.embedded.render import draw, play
 from tools.embedded.text import REPOSITORY, SEEN_FROM, SPECIAL_TOKENS, ids_of, texts_of, tokenizer, train_tokenizer
 from tools.embedded.towers import Flat, Sample, Towers, drawn
-from tools.embedded.world import ACTIVE, COLOURS, EXTENT, MARGIN, PASSIVE, SHAPES, SIZE, Scenes, count_of, make
 
 ALL = dict.fromkeys(PASSIVE + ACTIVE, 1.0)
 

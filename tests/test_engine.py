@@ -15,9 +15,9 @@ import peer
 import pytest
 import torch
 from alive import Alive
+from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import open_tensors, save_tensors
 from cosmos3_core.contract import Bytes, InputError, Kernel, Tuning
 from cosmos3_core.engine.engine import Engine
@@ -52,7 +52,7 @@ def engine(
 ) -> Engine:
     """Of the tiny model in bf16 on eager torch, but for the op of a row of `ours`; with `recorded` its passes are
     captured."""
-    model = model or open_model("tiny")
+    model = model or open_model(TINY_MODEL)
     plan = peer.reference_plan(model.config, "bfloat16")
     if recorded is not None:
         ours = Kernel(op="capture", name="same-memory", build=lambda _: partial(capture, recorded=recorded))
@@ -70,7 +70,7 @@ def watched() -> tuple[Engine, Watch, list]:
 
 def request(**given):
     values = {"task": "t2v", "prompt": "a cup", "frames": 5, "size": "64x64", "steps": 5, "seed": 1} | given
-    return requests.resolve(values, "reference", open_model("tiny").facts, int)[0]
+    return requests.resolve(values, "reference", open_model(TINY_MODEL).facts, int)[0]
 
 
 def finish_state(running: Engine, state: State) -> State:
@@ -86,7 +86,7 @@ def finish(running: Engine, state: State) -> torch.Tensor:
 
 def parameters(tower: str) -> int:
     """How many values a tower's decoder layers have."""
-    config, media = open_model("tiny").config, tower == "generation"
+    config, media = open_model(TINY_MODEL).config, tower == "generation"
     slots = [layout.layer_slots(config, i, media=media) for i in range(config.num_hidden_layers)]
     return sum(math.prod(slot.shape) for layer in slots for slot in layer)
 
@@ -98,7 +98,7 @@ def interrupt(*_):
 def model_of(schedule):
     """The tiny model; for "distilled" as such a checkpoint describes itself: fixed noise levels, and a sampler that
     draws in every step."""
-    model = open_model("tiny")
+    model = open_model(TINY_MODEL)
     if schedule != "distilled":
         return model
     return replace(model, scheduler={"stochastic_sampling": True}, distilled_sigmas=(1.0, 0.8, 0.5))
@@ -482,7 +482,7 @@ def native_name(name: str) -> str:
 def rewritten(folder, change, **options):
     """A copy of the tiny checkpoint with its transformer's tensors changed."""
     shutil.copytree(TINY, folder)
-    files = open_tensors(open_model("tiny").repository, "transformer")
+    files = open_tensors(open_model(TINY_MODEL).repository, "transformer")
     tensors = change({name: tensor.clone() for name, tensor in files.read(files.tensors)})
     for file in (folder / "transformer").glob("*.safetensors"):
         file.unlink()
@@ -598,7 +598,7 @@ def test_loading_peaks_at_what_is_kept_plus_one_shard(tmp_path):
     del tensors
     result = subprocess.run(
         [sys.executable, "-c", MEMORY_PROBE, str(tmp_path / "big")],
-        cwd=TINY.parents[2] / "tests",
+        cwd=TINY.parent,
         capture_output=True,
         text=True,
         check=True,
@@ -610,5 +610,5 @@ def test_loading_peaks_at_what_is_kept_plus_one_shard(tmp_path):
 
 
 def test_items_of_a_request_have_the_models_channels():
-    (item,) = items_of(request(size="112x80", frames=9), open_model("tiny").config)
+    (item,) = items_of(request(size="112x80", frames=9), open_model(TINY_MODEL).config)
     assert item.shape == (48, 3, 5, 7)

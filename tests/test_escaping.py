@@ -19,8 +19,8 @@ import pytest
 from command import cosmos3
 from safetensors.torch import load_file, save_file
 from test_bad_input import CONFIG, SCHEDULER, TEMPLATE, TOKENIZER, TRANSFORMER, Damage, holding, saying, weights
+from tiny_model import TINY, TINY_MODEL
 
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.cli import main
 from cosmos3_core.cli.progress import Display
 from cosmos3_core.cli.terminal import LONGEST, Stream, guarded, printable, tell
@@ -28,7 +28,20 @@ from cosmos3_core.contract import InputError
 from cosmos3_core.settle import questions
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\nerror: forged\u202e\x7f\x00"
-RUN = ("run", "a cup", "--model", "tiny", "--size", "64x64", "--steps", "1", "--frames", "1", "--backend", "reference")
+RUN = (
+    "run",
+    "a cup",
+    "--model",
+    TINY_MODEL,
+    "--size",
+    "64x64",
+    "--steps",
+    "1",
+    "--frames",
+    "1",
+    "--backend",
+    "reference",
+)
 FORBIDDEN = set("\x1b\x07\x9b\r\u202e\x7f\x00\x08\u2028\u0085")
 
 
@@ -121,15 +134,15 @@ EVIL_NAME = "\x1b[2J\rx\u202e\udce9"
 TYPED = {
     "a prompt file": ("run", f"@{EVIL_NAME}"),
     "a model": ("run", "a", "--model", EVIL_NAME),
-    "an output": ("run", "a", "--model", "tiny", "-o", EVIL_NAME),
-    "a picture": ("run", "a", "--model", "tiny", "--image", EVIL_NAME, "-o", "a.mp4"),
-    "a clip": ("run", "a", "--model", "tiny", "--video", EVIL_NAME, "-o", "a.mp4"),
+    "an output": ("run", "a", "--model", TINY_MODEL, "-o", EVIL_NAME),
+    "a picture": ("run", "a", "--model", TINY_MODEL, "--image", EVIL_NAME, "-o", "a.mp4"),
+    "a clip": ("run", "a", "--model", TINY_MODEL, "--video", EVIL_NAME, "-o", "a.mp4"),
     "a request": ("run", "--request", EVIL_NAME),
     "a state": ("run", "--resume", EVIL_NAME),
-    "latents": ("run", "a", "--model", "tiny", "--latents", EVIL_NAME),
-    "a field": ("run", "a", "--model", "tiny", "--set", f"{EVIL_NAME}=1"),
-    "a task": ("run", "a", "--model", "tiny", "--task", EVIL_NAME),
-    "a backend": ("run", "a", "--model", "tiny", "--backend", EVIL_NAME),
+    "latents": ("run", "a", "--model", TINY_MODEL, "--latents", EVIL_NAME),
+    "a field": ("run", "a", "--model", TINY_MODEL, "--set", f"{EVIL_NAME}=1"),
+    "a task": ("run", "a", "--model", TINY_MODEL, "--task", EVIL_NAME),
+    "a backend": ("run", "a", "--model", TINY_MODEL, "--backend", EVIL_NAME),
     "an option": ("run", f"--{EVIL_NAME}"),
     "a command": (EVIL_NAME,),
     "a number": ("run", "a", "--frames", EVIL_NAME),
@@ -137,7 +150,7 @@ TYPED = {
     "a recipe": ("recipes", "show", EVIL_NAME),
     "a folder of recipes": ("recipes", "--folder", EVIL_NAME, "list"),
     "a model's capabilities": ("capabilities", "--model", EVIL_NAME),
-    "two faults": ("run", "a", "--model", "tiny", "--set", f"{EVIL_NAME}=1", "--set", f"task={EVIL_NAME}"),
+    "two faults": ("run", "a", "--model", TINY_MODEL, "--set", f"{EVIL_NAME}=1", "--set", f"task={EVIL_NAME}"),
 }
 
 
@@ -150,7 +163,7 @@ def test_what_is_typed_cannot_steer_the_terminal(typed, tmp_path, capsys, monkey
 
 def test_every_fault_of_a_request_has_its_line(tmp_path, capsys, monkeypatch):
     forged = "x\nerror: forged"
-    code, _, err = cosmos3(capsys, monkeypatch, "run", "a", "--model", "tiny", "--set", f"{forged}=1", "--fps", "0")
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a", "--model", TINY_MODEL, "--set", f"{forged}=1", "--fps", "0")
     assert code == 2 and plain(err) and len(err.splitlines()) == 3
     assert err.startswith("error: 2 faults in one request:\n  ")
 
@@ -308,13 +321,13 @@ def test_a_run_ends_well_whoever_listens(monkeypatch, tmp_path, stream, which):
 )
 def test_an_answer_that_does_not_arrive(monkeypatch, number, code):
     err = io.StringIO()
-    assert called(monkeypatch, Broken(number), err, "capabilities", "--model", "tiny") == code
+    assert called(monkeypatch, Broken(number), err, "capabilities", "--model", TINY_MODEL) == code
     assert err.getvalue().startswith("error: writing to standard output: ") is bool(code)
 
 
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_bad_input_keeps_its_code_whoever_listens(monkeypatch, stream):
-    assert called(monkeypatch, stream(), stream(), "run", "a", "--model", "tiny", "--frames", "8") == 2
+    assert called(monkeypatch, stream(), stream(), "run", "a", "--model", TINY_MODEL, "--frames", "8") == 2
 
 
 SHELL = {
@@ -331,9 +344,9 @@ def test_a_process_whoever_listens(tmp_path):
     for number, (line, code) in enumerate(SHELL.values()):
         run = f"{program} {' '.join(RUN).replace('a cup', 'cup')} -o {number}.png"
         lines.append(f"( {line.format(run=run)} ); test $? = {code} || echo {number}")
-    lines.append(f"( {program} capabilities --model tiny >/dev/full ); test $? = 1 || echo full")
+    lines.append(f"( {program} capabilities --model {TINY_MODEL} >/dev/full ); test $? = 1 || echo full")
     lines.append(
-        f"( {program} capabilities --model tiny | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}} ) || echo head"
+        f"( {program} capabilities --model {TINY_MODEL} | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}} ) || echo head"
     )
     done = subprocess.run(
         ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, cwd=tmp_path, env=environment

@@ -1,4 +1,4 @@
-"""The programs in examples/, each in a process of its own on the tiny model."""
+"""The programs in examples/, each in a process of its own on the embedded model."""
 
 from __future__ import annotations
 

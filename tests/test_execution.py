@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import pytest
 import torch
 from counted import config_of, whole
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import Weights, open_model
@@ -96,7 +97,7 @@ def test_weights_and_passes_keep_the_same_layers(formats, kept):
 
 
 def test_the_layers_that_are_kept_are_loaded_as_they_are():
-    model = open_model("tiny")
+    model = open_model(TINY_MODEL)
     device, weights = reference.BACKEND.probe(), Weights(model)
     plain, int8 = (
         eager_plan(model.config, "bfloat16", formats, reference.BACKEND, device).target(model.config)
@@ -126,7 +127,7 @@ def test_tiles_cover_the_picture_and_overlap_by_a_quarter(tile, heights, widths,
     "given", [{}, {"guidance": 1}, {"guidance_interval": [400, 1000]}, {"frames": 9, "size": "256x192", "tile": 128}]
 )
 def test_engine_estimate_and_manifest_read_the_same(given):
-    settled = settle(Wish(model="tiny", backend="reference", given={"prompt": "a cup", "frames": 1, **given}))
+    settled = settle(Wish(model=TINY_MODEL, backend="reference", given={"prompt": "a cup", "frames": 1, **given}))
     assert Engine(settled.model, settled.plan).execution(settled.request) == settled.execution
     assert manifests.resolved(settled, "it was named")["plan"]["execution"] == asdict(settled.execution)
     resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
@@ -153,7 +154,7 @@ def test_an_engine_reads_what_is_decided(monkeypatch):
 
     monkeypatch.setattr(GenerationTower, "forward", spy)
     given = {"prompt": "a cup", "frames": 1, "size": "64x64", "steps": 1, "seed": 1}
-    settled = settle(Wish(model="tiny", backend="reference", given=given))
+    settled = settle(Wish(model=TINY_MODEL, backend="reference", given=given))
     for tokens, passes in ((4096, [2]), (1, [1, 1])):
         tuned = replace(settled.plan.backend, tuning={settled.plan.device.arch: Tuning(one_pass_tokens=tokens)})
         engine = Engine(settled.model, replace(settled.plan, backend=tuned))

@@ -152,7 +152,7 @@ DOES_NOT = [
     "cosmos3_core/files/video.py",
     "cosmos3_core/runs/manifest.py",
     "cosmos3_core/testing/cases.py",
-    "cosmos3_core/assets/tiny/vae/config.json",
+    "cosmos3_core/assets/embedded/vae/config.json",
     "cosmos3_cuda/fa3.py",
     "cosmos3_plain/other.py",
     "cosmos3_plain/typed.py",
@@ -210,9 +210,14 @@ def test_a_factory_that_imports_what_nothing_names_counts_as_its_whole_package(r
     assert changed(root, then, "cosmos3_plain/unused.py") == ["the code changed: cosmos3_plain/unused.py"]
 
 
-def test_the_tiny_models_weights_count_where_it_was_run(root):
-    then, name = measured(rows(), "tiny"), "cosmos3_core/assets/tiny/transformer/diffusion_pytorch_model.safetensors"
-    assert changed(root, then, name, model="tiny") == [f"the code changed: {name}"]
+def test_the_embedded_models_weights_count_where_it_was_run(root):
+    then, name = measured(rows(), "embedded"), "cosmos3_core/assets/embedded/vae/diffusion_pytorch_model.safetensors"
+    assert changed(root, then, name, model="embedded") == [f"the code changed: {name}"]
+
+
+def test_the_embedded_models_card_does_not(root):
+    then, card = measured(rows(), "embedded"), "cosmos3_core/assets/embedded/README.md"
+    assert changed(root, then, card, model="embedded") == []
 
 
 def test_of_a_package_that_is_not_here_nothing_is_said(root):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from counted import TINY_CONFIG, TINY_VAE, VAE, config_of, job, whole
 from devices import backend
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import describe
@@ -54,8 +55,9 @@ GROWTH = """
 import sys
 from cosmos3_core import cli
 from cosmos3_core.runs.manifest import peak_host_memory
+model = sys.argv[1]
 def run(size, name):
-    options = "--model tiny --backend reference --steps 2 --frames 9".split()
+    options = f"--model {model} --backend reference --steps 2 --frames 9".split()
     sys.argv = ["cosmos3", "run", "a cube", *options, "--size", size, "-o", name]
     cli.main()
     return peak_host_memory()
@@ -66,7 +68,7 @@ print(run("512x512", "large.mp4") - small)
 
 def test_a_real_run_grows_by_what_is_estimated(tmp_path):
     """Within a factor of 3: the workspaces of the host's convolutions and the video encoder are no tensors."""
-    done = subprocess.run([sys.executable, "-c", GROWTH], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", GROWTH, TINY_MODEL], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     counted = Estimate(TINY_CONFIG, TINY_VAE, job(512, 512, 9, 2), "bfloat16")
     tensors = max(stage.weights + stage.latents + stage.activations for stage in counted.stages)

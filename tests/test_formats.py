@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from command import cosmos3
 from PIL import Image
+from tiny_model import TINY_MODEL
 
-SMALL = ("--model", "tiny", "--backend", "acme", "--size", "64x64", "--steps", "2", "--frames", "1")
+SMALL = ("--model", TINY_MODEL, "--backend", "acme", "--size", "64x64", "--steps", "2", "--frames", "1")
 
 
 def run(capsys, monkeypatch, tmp_path: Path, *options: str) -> dict:
@@ -98,15 +99,17 @@ def test_the_plan_counts_narrower_weights_and_proposes_them(acme, capsys, monkey
 
 
 def test_a_recipe_names_its_formats(acme, capsys, monkeypatch, tmp_path):
-    written = (Path(__file__).parents[1] / "recipes" / "tiny-t2i-256x256-cpux1.toml").read_text()
+    written = (Path(__file__).parents[1] / "recipes" / "embedded-t2i-128x128-cpux1.toml").read_text()
     tables = tomllib.loads(written)
     body = written[: written.index("[validated]")].replace('"reference"', '"acme"')
     body = body[: body.index("[plan]")].replace(tables["device"]["name"], "ACME One")
-    (tmp_path / "tiny-t2i-256x256-int8-acmeonex1.toml").write_text(body + '[run.formats]\npack_linear = "int8"\n')
+    (tmp_path / "embedded-t2i-128x128-int8-acmeonex1.toml").write_text(body + '[run.formats]\npack_linear = "int8"\n')
     code, out, err = cosmos3(
-        capsys, monkeypatch, "recipes", "--folder", tmp_path, "show", "tiny-t2i-256x256-int8-acmeonex1"
+        capsys, monkeypatch, "recipes", "--folder", tmp_path, "show", "embedded-t2i-128x128-int8-acmeonex1"
     )
     assert code == 0 and "--format pack_linear=int8" in out, err
-    (tmp_path / "tiny-t2i-256x256-int8-acmeonex1.toml").rename(tmp_path / "tiny-t2i-256x256-acmeonex1.toml")
-    code, _, err = cosmos3(capsys, monkeypatch, "recipes", "--folder", tmp_path, "show", "tiny-t2i-256x256-acmeonex1")
-    assert code == 2 and "Name it tiny-t2i-256x256-int8-acmeonex1.toml" in err
+    (tmp_path / "embedded-t2i-128x128-int8-acmeonex1.toml").rename(tmp_path / "embedded-t2i-128x128-acmeonex1.toml")
+    code, _, err = cosmos3(
+        capsys, monkeypatch, "recipes", "--folder", tmp_path, "show", "embedded-t2i-128x128-acmeonex1"
+    )
+    assert code == 2 and "Name it embedded-t2i-128x128-int8-acmeonex1.toml" in err

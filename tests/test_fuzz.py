@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core import cli
 from cosmos3_core.checkpoint.repository import open_repository
@@ -34,7 +35,7 @@ from cosmos3_core.runs.saved import KEY
 from cosmos3_core.runs.sealed import read_tensors
 
 ROOT = Path(__file__).parents[1]
-OLD, TINY = ROOT / "tests" / "goldens" / "0.1.0", ROOT / "cosmos3_core" / "assets" / "tiny"
+OLD = ROOT / "tests" / "goldens" / "0.1.0"
 CONFIGS = (
     *("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"),
     *("text_tokenizer/tokenizer_config.json", "assets/negative_prompt.json"),
@@ -169,7 +170,7 @@ def place(tmp_path_factory) -> Path:
     """A folder to write in, with a model of its own and the files of a run of today."""
     folder = tmp_path_factory.mktemp("fuzz")
     shutil.copytree(TINY, folder / "model")
-    options = "--model tiny --size 64x64 --steps 1 --seed 4 --backend reference".split()
+    options = f"--model {TINY_MODEL} --size 64x64 --steps 1 --seed 4 --backend reference".split()
     with contextlib.chdir(folder):
         assert answered("run", "a cup", *options, "-o", "x.png", "--save-latents", "x.st") == 0
     return folder
@@ -200,11 +201,11 @@ def test_manifests(place, value):
 def test_files_of_a_run_of_today(place, data):
     for name, arguments in {"x.st": ("--latents",), "x.png.json": ("--request",)}.items():
         (file := place / f"torn-{name}").write_bytes(data.draw(torn((place / name).read_bytes())))
-        answered("run", "a cup", "--model", "tiny", "--size", "64x64", "--steps", 1, *arguments, file, *DRY)
+        answered("run", "a cup", "--model", TINY_MODEL, "--size", "64x64", "--steps", 1, *arguments, file, *DRY)
 
 
 RECIPES = [found for found in load_all(ROOT / "recipes") if isinstance(found, Recipe)]
-MEASURED = next(found for found in RECIPES if found.name == "tiny-t2i-256x256-cpux1")
+MEASURED = next(found for found in RECIPES if found.name == "embedded-t2i-128x128-cpux1")
 
 
 @examples(150)

@@ -14,6 +14,7 @@ import pytest
 from command import cosmos3
 from installed import forget, install
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "writing-a-backend.md"
@@ -71,7 +72,7 @@ def test_its_package_passes_the_kit(package, run, tmp_path, rows, only, test):
     assert any(name.startswith(test) and outcome["outcome"] == "passed" for name, outcome in record["tests"].items())
 
 
-JOB = ("a cup", "--model", "tiny", "--size", "64x64", "--steps", 4, "--seed", 1)
+JOB = ("a cup", "--model", TINY_MODEL, "--size", "64x64", "--steps", 4, "--seed", 1)
 
 
 def test_a_backend_may_bring_one_composite_and_nothing_else(package, run, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command import cosmos3
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import InputError
@@ -24,17 +25,17 @@ from cosmos3_core.runs import saved
 from cosmos3_core.runs.saved import Earlier
 from cosmos3_core.settle import Wish, settle
 
-PLAN = peer.reference_plan(open_model("tiny").config, "bfloat16")
+PLAN = peer.reference_plan(open_model(TINY_MODEL).config, "bfloat16")
 COMMON = {"prompt": "a cup", "frames": 9, "size": "64x64", "steps": 2, "seed": 1}
 
 
 @pytest.fixture(scope="module")
 def running() -> Engine:
-    return Engine(open_model("tiny"), PLAN, resident=True)
+    return Engine(open_model(TINY_MODEL), PLAN, resident=True)
 
 
 def settled(field: str, said: str, **given):
-    return settle(Wish(model="tiny", backend="reference", given=COMMON | {field: said} | given))
+    return settle(Wish(model=TINY_MODEL, backend="reference", given=COMMON | {field: said} | given))
 
 
 def pixels(running: Engine, field: str, value, **given) -> torch.Tensor:
@@ -201,7 +202,7 @@ def test_a_stopped_run_goes_on_with_the_same_picture_and_not_in_the_command_line
 
 
 SDE = {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True}
-DISTILLED = replace(open_model("tiny"), scheduler=SDE, distilled_sigmas=(1.0, 0.8, 0.6, 0.3))
+DISTILLED = replace(open_model(TINY_MODEL), scheduler=SDE, distilled_sigmas=(1.0, 0.8, 0.6, 0.3))
 
 
 @pytest.mark.parametrize("schedule", ["native", "karras", "distilled"])

@@ -36,14 +36,14 @@ def copy(tmp_path, monkeypatch) -> Path:
     shutil.copytree(ROOT / "cosmos3_core", tmp_path / "cosmos3_core", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "recipes").mkdir()
     (tmp_path / "docs").mkdir()
-    (measured,) = [recipe for recipe in RECIPES if recipe.name == "tiny-t2i-256x256-cpux1"]
+    (measured,) = [recipe for recipe in RECIPES if recipe.name == "embedded-t2i-128x128-cpux1"]
     found = record.load(measured)
     shutil.copy(measured.path, tmp_path / "recipes")
     # As if it had been measured with the code of today, on weights that are not random: sealed anew.
     raw = {name: entry["raw"] for name, entry in found["measurements"].items()}
     monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
     device = Device(memory=1, count=1, unified=True, **{key: found["fingerprint"]["device"][key] for key in NAMED})
-    found["fingerprint"] = fingerprint.fingerprint(reference.BACKEND, device, reference.BACKEND.kernels, "tiny")
+    found["fingerprint"] = fingerprint.fingerprint(reference.BACKEND, device, reference.BACKEND.kernels, "embedded")
     found["model"]["weights"], found["state"] = "checkpoint", "validated"
     fresh = {key: value for key, value in found.items() if key != "sha256"} | {"measurements": raw}
     (copied,) = load_all(tmp_path / "recipes")

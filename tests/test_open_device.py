@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from installed import install
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 OPEN = Path(__file__).parent / "open_device"
 SILENT = """
@@ -70,13 +71,13 @@ def test_its_own_memory_is_judged_and_asked(cosmos3):
 
 def test_random_weights_are_drawn_on_the_host_for_it(cosmos3):
     """It has no generator of its own."""
-    done = cosmos3("warmup", "--backend", "open", "--model", "tiny", "--size", "64x64", "--frames", 1)
+    done = cosmos3("warmup", "--backend", "open", "--model", TINY_MODEL, "--size", "64x64", "--frames", 1)
     assert done.returncode == 0 and "steps" in done.stdout, done.stderr
 
 
 def test_an_image_is_the_reference_s_bit_for_bit(cosmos3, tmp_path):
     for name in ("reference", "open"):
-        job = ("a cup", "--model", "tiny", "--size", "64x64", "--steps", 4, "--seed", 1, "-o", f"{name}.png")
+        job = ("a cup", "--model", TINY_MODEL, "--size", "64x64", "--steps", 4, "--seed", 1, "-o", f"{name}.png")
         done = cosmos3("run", *job, "--backend", name)
         assert done.returncode == 0, done.stderr
     reference, found = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("reference", "open"))

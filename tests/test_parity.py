@@ -12,6 +12,7 @@ from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import (
     get_3d_mrope_ids_text_tokens,
     get_3d_mrope_ids_vae_tokens,
 )
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.tensors import save_tensors
@@ -315,7 +316,7 @@ def test_a_checkpoint_saved_here_loads_in_diffusers(tmp_path, shard_bytes):
 
 
 def test_items_follow_the_request():
-    model = open_model("tiny")
+    model = open_model(TINY_MODEL)
     request, _ = requests.resolve(
         {"task": "i2v", "image": "x.png", "prompt": "x", "frames": 13, "size": "112x80"}, "reference", model.facts, int
     )

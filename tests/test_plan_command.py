@@ -10,6 +10,7 @@ import sys
 import devices
 import pytest
 from command import cosmos3
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.cli import cli
 from cosmos3_core.contract import Backend, Ceiling, Device
@@ -50,7 +51,7 @@ def told(plan):
         (["--model", "super", "--memory", 80], True),
         (["--model", "super", "--memory", 48], False),
         (["--model", "edge", "--memory", 16], True),
-        (["--model", "tiny", "--size", "64x64", "--frames", 5], True),
+        (["--model", TINY_MODEL, "--size", "64x64", "--frames", 5], True),
     ],
 )
 def test_the_exit_code_says_whether_it_fits(plan, arguments, fits):
@@ -234,7 +235,7 @@ def test_asking_imports_no_torch_and_writes_nothing(tmp_path):
 
 # --- plan and a dry run ----------------------------------------------------------------------------------------------
 
-TINY = ("a cup", "--model", "tiny", "--backend", "reference", "--size", "64x64", "--frames", "5", "--seed", "3")
+TINY = ("a cup", "--model", TINY_MODEL, "--backend", "reference", "--size", "64x64", "--frames", "5", "--seed", "3")
 
 
 def test_a_plan_is_a_dry_run(capsys, monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import pytest
 import torch
 from command import cosmos3
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import reference
 from cosmos3_core.contract import (
@@ -150,7 +151,7 @@ def test_require_on_the_command_line(capsys, monkeypatch):
         "run",
         "a cup",
         "--model",
-        "tiny",
+        TINY_MODEL,
         "--size",
         "64x64",
         "--frames",

@@ -24,10 +24,10 @@ import torch
 from command import cosmos3 as command_line
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_model import TINY, TINY_MODEL
 
 import cosmos3
 from cosmos3 import words
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.contract import OPS
 from cosmos3_core.files.outputs import read_metadata
@@ -46,7 +46,7 @@ CLIP = {"frames": 5, **SMALL}
 @pytest.fixture(scope="module")
 def pipe() -> cosmos3.Pipeline:
     """One for all tests: it is resident, and what it loaded stays."""
-    return cosmos3.load("tiny", backend="reference")
+    return cosmos3.load(TINY_MODEL, backend="reference")
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +200,20 @@ def test_a_request_gives_the_same_here_and_on_the_command_line(task, picture, ca
     fields = PICTURE if task == "t2i" else {**CLIP, "image": "desk.png"}
     suffix = "png" if task == "t2i" else "mp4"
     options = [word for name, value in fields.items() for word in (f"--{name}", value)]
-    arguments = ["--model", "tiny", "--backend", "reference", *options, "-o", f"a.{suffix}", "--save-latents", "a.st"]
+    arguments = [
+        "--model",
+        TINY_MODEL,
+        "--backend",
+        "reference",
+        *options,
+        "-o",
+        f"a.{suffix}",
+        "--save-latents",
+        "a.st",
+    ]
     code, _, err = command_line(capsys, monkeypatch, "run", "a red cup", *arguments)
     assert code == 0, err
-    alike = cosmos3.load("tiny", backend="reference", resident=False)
+    alike = cosmos3.load(TINY_MODEL, backend="reference", resident=False)
     alike("a red cup", **fields).save(f"b.{suffix}", latents="b.st")
     for name, tensor in load_file("a.st").items():
         assert torch.equal(tensor, load_file("b.st")[name])
@@ -225,7 +235,7 @@ def test_a_run_goes_on_from_python_on_the_command_line_and_back(pipe, capsys, mo
     assert code == 0, err
     assert torch.equal(load_file("x")["final.vision"], whole.latents)
 
-    options = ["--model", "tiny", "--frames", 5, "--size", "64x64", "--steps", 2, "--seed", 7]
+    options = ["--model", TINY_MODEL, "--frames", 5, "--size", "64x64", "--steps", 2, "--seed", 7]
     options += ["--guidance", 1, "-o", "y.mp4"]
     with monkeypatch.context() as patch:
         patch.setattr(Generation, "step", stopping_after(1))
@@ -255,7 +265,7 @@ def test_a_result_repeats_its_request(pipe, picture):
 
 
 def test_it_is_the_same_whether_what_was_loaded_stays(picture):
-    other = cosmos3.load("tiny", backend="reference", resident=False)("a cup", **PICTURE)
+    other = cosmos3.load(TINY_MODEL, backend="reference", resident=False)("a cup", **PICTURE)
     assert torch.equal(other.latents, picture.latents)
     placements = [one.manifest["plan"]["execution"]["placement"] for one in (picture, other)]
     assert placements == ["resident", "sequential"]
@@ -315,7 +325,7 @@ def test_a_captions_dict_is_its_json(pipe, capsys, monkeypatch):
     caption = {"subjects": "a cup", "actions": ["it falls"]}
     Path("c.json").write_text(json.dumps(caption))
     code, out, _ = command_line(
-        capsys, monkeypatch, "run", "@c.json", "--model", "tiny", "--frames", 1, "--dry-run", "--json"
+        capsys, monkeypatch, "run", "@c.json", "--model", TINY_MODEL, "--frames", 1, "--dry-run", "--json"
     )
     assert code == 0
     assert pipe.start(caption, **PICTURE).request["prompt"] == json.loads(out)["request"]["prompt"]
@@ -424,10 +434,10 @@ def test_a_preview_is_the_first_frame_of_what_is_foreseen(pipe):
 
 def test_a_plan_has_the_commands_numbers(pipe, capsys, monkeypatch):
     _, out, _ = command_line(
-        capsys, monkeypatch, "plan", "--model", "tiny", "--backend", "reference", "--size", "720p", "--json"
+        capsys, monkeypatch, "plan", "--model", TINY_MODEL, "--backend", "reference", "--size", "720p", "--json"
     )
     told = json.loads(out)
-    sequential = cosmos3.load("tiny", backend="reference", resident=False).plan(size="720p")
+    sequential = cosmos3.load(TINY_MODEL, backend="reference", resident=False).plan(size="720p")
     memory = told.get("memory") or told["estimate"]["memory"]
     assert sequential.peak_bytes == memory["peak"] and sequential.fits and sequential.nearest == ()
     assert [stage.peak_bytes for stage in sequential.stages] == [stage["peak"] for stage in memory["stages"]]
@@ -436,13 +446,13 @@ def test_a_plan_has_the_commands_numbers(pipe, capsys, monkeypatch):
 
 
 def test_a_plan_needs_no_pipe(pipe, monkeypatch):
-    told = cosmos3.plan("tiny", backend="reference", prompt="a cup", **CLIP)
+    told = cosmos3.plan(TINY_MODEL, backend="reference", prompt="a cup", **CLIP)
     assert (told.stages, told.kernels) == (pipe.plan(**CLIP).stages, pipe.kernels) and told.request["prompt"] == "a cup"
     monkeypatch.setattr(importlib.import_module("cosmos3_core.settle.settle"), "open_model", None)
     nano = cosmos3.plan(backend="reference", resident=False, size="720p", image=SHOT)
     assert nano.request["task"] == "i2v" and nano.request["negative_prompt"] is nano.request["prompt"] is None
     with pytest.raises(cosmos3.InputError) as refused:
-        cosmos3.plan("tiny", backend="reference", stpes=3, n=2)
+        cosmos3.plan(TINY_MODEL, backend="reference", stpes=3, n=2)
     assert [fault.next_step for fault in refused.value.faults] == ["Did you mean steps?", "It is an argument of a call"]
 
 
@@ -457,12 +467,12 @@ def test_a_plan_prints_as_a_few_lines(pipe):
 def test_a_request_that_does_not_fit_is_refused_before_a_weight_is_read(pipe, monkeypatch):
     monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a weight was read"))
     settling = importlib.import_module("cosmos3_core.settle.settle")
-    one_by_one = cosmos3.load("tiny", backend="reference", resident=False).plan(**CLIP).peak_bytes
+    one_by_one = cosmos3.load(TINY_MODEL, backend="reference", resident=False).plan(**CLIP).peak_bytes
     assert pipe.plan(**CLIP).peak_bytes > one_by_one
     for memory, then in ((one_by_one, "Load the model with `resident` False, which fits"), (GIB // 2, "Use a smaller")):
         device = replace(BACKEND.probe(), memory=memory)
         monkeypatch.setattr(settling, "choose_backend", lambda *_, device=device: (BACKEND, device, ""))
-        tight = cosmos3.load("tiny")
+        tight = cosmos3.load(TINY_MODEL)
         with pytest.raises(cosmos3.InputError, match="there are") as refused:
             tight("a cup", **CLIP)
         assert refused.value.next_step.startswith(then) and "`anyway`" in refused.value.next_step
@@ -478,7 +488,7 @@ def mine(q, segments, *, causal=False, want_lse=False):
 
 
 def test_a_function_may_serve_an_op_and_is_named(picture):
-    pipe = cosmos3.load("tiny", backend="reference", kernels={"attention": mine, "gate": "eager"})
+    pipe = cosmos3.load(TINY_MODEL, backend="reference", kernels={"attention": mine, "gate": "eager"})
     result = pipe("a cup", **PICTURE)
     plan = result.manifest["plan"]
     assert pipe.kernels["attention"] == plan["kernels"]["attention"]
@@ -488,7 +498,7 @@ def test_a_function_may_serve_an_op_and_is_named(picture):
     run.step()
     run.save("mine.st")
     with pytest.raises(cosmos3.InputError, match="its attention ran on mine .yours, .*, and here it would be eager"):
-        cosmos3.load("tiny", backend="reference").resume("mine.st")
+        cosmos3.load(TINY_MODEL, backend="reference").resume("mine.st")
 
 
 def test_every_op_that_is_a_function_may_be_one_of_the_callers():
@@ -501,7 +511,7 @@ def test_a_function_is_known_by_its_code_where_its_file_is_another_by_now():
     text, names = inspect.getsource(mine), {"ops": ops}
     exec(compile(text, "mine.py", "exec"), names)
     Path("mine.py").write_text("x = (\n")
-    pipe = cosmos3.load("tiny", backend="reference", kernels={"attention": names["mine"]})
+    pipe = cosmos3.load(TINY_MODEL, backend="reference", kernels={"attention": names["mine"]})
     assert re.fullmatch(r"mine \(yours, [0-9a-f]{8}\)", pipe.kernels["attention"])
 
 
@@ -510,7 +520,7 @@ def broken(q, segments, *, causal=False, want_lse=False):
 
 
 def test_a_function_that_fails_is_named():
-    pipe = cosmos3.load("tiny", backend="reference", kernels={"attention": broken})
+    pipe = cosmos3.load(TINY_MODEL, backend="reference", kernels={"attention": broken})
     with pytest.raises(cosmos3.RunError, match=r"attention=broken \(yours, .*\): .*RuntimeError") as failed:
         pipe("a cup", **PICTURE)
     assert failed.value.next_step == "Correct it, or drop it from `kernels`"
@@ -540,7 +550,7 @@ LOAD = {
     "model unknown": ({"model": "no/such/folder/at/all"}, "no/such/folder/at/all", ""),
     "model a file": ({"model": __file__}, Path(__file__).name, ""),
     "revision a number": ({"revision": 3}, "revision = 3", "as a string"),
-    "revision of tiny": ({"revision": "main"}, "", ""),
+    "revision of a folder": ({"revision": "main"}, "", ""),
     "backend unknown": ({"backend": "no-such"}, "no-such", "reference"),
     "backend a number": ({"backend": 0}, "backend = 0", "as a string"),
     "dtype unknown": ({"dtype": "float8"}, "float8", "bfloat16"),
@@ -584,7 +594,7 @@ LOAD = {
 @pytest.mark.parametrize("name", LOAD)
 def test_a_wrong_load_is_refused(name):
     arguments, asked, then = LOAD[name]
-    given = {"model": "tiny", "backend": "reference"} | arguments
+    given = {"model": TINY_MODEL, "backend": "reference"} | arguments
     try:
         pipe = cosmos3.load(given.pop("model"), **given)
         pipe.plan(frames=5)  # a profile is looked up with the first request
@@ -709,7 +719,7 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def unread() -> cosmos3.Pipeline:
-    return cosmos3.load("tiny", backend="reference")
+    return cosmos3.load(TINY_MODEL, backend="reference")
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -743,7 +753,7 @@ def test_all_faults_of_a_call_are_told_at_once_and_name_their_fields(unread):
     several = [("kernels", {"attn": mine}), ("kernels", {"attn": "eager"}), ("kernels", {"attention": lambda q: q})]
     for field, value in [*wrong.items(), *several]:
         with pytest.raises(cosmos3.InputError) as refused:
-            cosmos3.load(**{"model": "tiny", "backend": "reference", field: value})
+            cosmos3.load(**{"model": TINY_MODEL, "backend": "reference", field: value})
         assert refused.value.field == field, refused.value
 
 
@@ -778,7 +788,7 @@ def test_an_attribute_of_another_library_is_answered(pipe, picture):
 
 
 def test_a_closed_pipe_frees_its_model_and_refuses_runs(picture, loaded):
-    with cosmos3.load("tiny", backend="reference") as pipe:
+    with cosmos3.load(TINY_MODEL, backend="reference") as pipe:
         run = pipe.start("a cup", **PICTURE)
         run.step()
         assert loaded.alive == ["generation", "understanding"]
@@ -807,7 +817,7 @@ def finished(pipe: cosmos3.Pipeline) -> cosmos3.Run:
 
 
 def of_another_kind(pipe: cosmos3.Pipeline, **other) -> None:
-    cosmos3.load("tiny", backend="reference", **other).resume(saved_run(pipe))
+    cosmos3.load(TINY_MODEL, backend="reference", **other).resume(saved_run(pipe))
 
 
 def changed_file(pipe: cosmos3.Pipeline) -> None:
@@ -884,7 +894,7 @@ USES = {
     "shown a file without one": (lambda pipe: (SHOT.save("x.png"), cosmos3.show("x.png")), "x.png", "cosmos3 run"),
     "asked of no model": (lambda pipe: cosmos3.capabilities("no-such-model"), "no-such-model", ""),
     "asked of a number": (lambda pipe: cosmos3.capabilities(3), "model = 3", "pathlib.Path"),
-    "asked of no profile": (lambda pipe: cosmos3.capabilities("tiny", profile="comfyui"), "comfyui", "reference"),
+    "asked of no profile": (lambda pipe: cosmos3.capabilities(TINY_MODEL, profile="comfyui"), "comfyui", "reference"),
     "noise of a stranger's file": (
         lambda pipe: (
             save_file({"x": torch.zeros(1)}, "x.st"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command import cosmos3 as command_line
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 import cosmos3
 from cosmos3_core.engine import stages
@@ -26,7 +27,7 @@ UNSEEDED = {name: value for name, value in PICTURE.items() if name != "seed"}
 
 @pytest.fixture(scope="module")
 def pipe() -> cosmos3.Pipeline:
-    return cosmos3.load("tiny", backend="reference")
+    return cosmos3.load(TINY_MODEL, backend="reference")
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,7 @@ SET = {
 @pytest.mark.parametrize("name", SET)
 def test_a_run_is_the_same_whatever_torch_is_set_to(name, pipe, picture):
     with SET[name]():
-        result = cosmos3.load("tiny", backend="reference")("a cup", **PICTURE)
+        result = cosmos3.load(TINY_MODEL, backend="reference")("a cup", **PICTURE)
         again = pipe("a cup", noise=picture.noise.tolist(), **UNSEEDED)
         run = pipe.start("it moves", image=result.images[0], **CLIP)
         run.step()
@@ -257,12 +258,12 @@ def test_the_request_of_a_run_with_noise_is_not_repeated_with_another(pipe, pict
 @pytest.mark.parametrize("profile", ["vllm-omni", "sglang", "diffusers"])
 def test_a_request_is_repeated_under_another_profile(profile, pipe, picture, capsys, monkeypatch):
     """Also what it says only because its own profile filled it, and what has no effect in it."""
-    other = cosmos3.load("tiny", backend="reference", profile=profile)
+    other = cosmos3.load(TINY_MODEL, backend="reference", profile=profile)
     theirs = other("a cup", **PICTURE)
     assert torch.equal(other(**picture.request).latents, picture.latents)
     assert torch.equal(pipe(**theirs.request).latents, theirs.latents)
     Path("theirs.json").write_text(json.dumps(theirs.request))
-    arguments = ["--request", "theirs.json", "--model", "tiny", "--backend", "reference", "-o", "ours.png"]
+    arguments = ["--request", "theirs.json", "--model", TINY_MODEL, "--backend", "reference", "-o", "ours.png"]
     code, _, err = command_line(capsys, monkeypatch, "run", *arguments)
     assert code == 0, err
     with pytest.raises(cosmos3.InputError, match="Drop tile"):  # no profile fills it
@@ -283,7 +284,7 @@ def test_a_run_overwrites_its_own_file_only(pipe):
 
 
 WRONG = {
-    "load": lambda pipe, result: cosmos3.load("tiny", "reference"),
+    "load": lambda pipe, result: cosmos3.load(TINY_MODEL, "reference"),
     "pipe": lambda pipe, result: pipe("a cup", "a plate"),
     "start": lambda pipe, result: pipe.start("a cup", "a plate"),
     "resume": lambda pipe, result: pipe.resume("x.st", nise=3),
@@ -291,7 +292,7 @@ WRONG = {
     "finish": lambda pipe, result: pipe.start("a cup", **PICTURE).finish(cancl=None),
     "save": lambda pipe, result: result.save("x.png", latens="x.st"),
     "show": lambda pipe, result: cosmos3.show(),
-    "capabilities": lambda pipe, result: cosmos3.capabilities("tiny", profil="reference"),
+    "capabilities": lambda pipe, result: cosmos3.capabilities(TINY_MODEL, profil="reference"),
     "backends": lambda pipe, result: cosmos3.backends(disabled=()),
 }
 
@@ -311,7 +312,7 @@ def test_a_switch_is_true_or_false(value, pipe):
 
 def test_an_unknown_profile_is_found_at_load():
     with pytest.raises(cosmos3.InputError, match="profile 'comfy'"):
-        cosmos3.load("tiny", backend="reference", profile="comfy")
+        cosmos3.load(TINY_MODEL, backend="reference", profile="comfy")
 
 
 # --- own kernels -----------------------------------------------------------------------------------------------------
@@ -364,7 +365,7 @@ KERNELS = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_that_breaks_its_protocol_is_named(name):
     op, function, found = KERNELS[name]
-    pipe = cosmos3.load("tiny", backend="reference", kernels={op: function})
+    pipe = cosmos3.load(TINY_MODEL, backend="reference", kernels={op: function})
     with pytest.raises(cosmos3.RunError, match=found) as failed:
         pipe("a cup", **PICTURE)
     assert f"{op}={function.__name__} (yours" in failed.value.asked
@@ -372,12 +373,12 @@ def test_a_kernel_that_breaks_its_protocol_is_named(name):
 
 def test_a_class_is_no_kernel():
     with pytest.raises(cosmos3.InputError, match="it is a class"):
-        cosmos3.load("tiny", backend="reference", kernels={"attention": Later})
+        cosmos3.load(TINY_MODEL, backend="reference", kernels={"attention": Later})
 
 
 def test_a_run_does_not_go_on_with_another_function_of_the_same_name():
     def loaded(function):
-        return cosmos3.load("tiny", backend="reference", kernels={"attention": function})
+        return cosmos3.load(TINY_MODEL, backend="reference", kernels={"attention": function})
 
     def attention(q, segments, *, causal=False, want_lse=False):
         return ops.attention(q, segments, causal=causal, want_lse=want_lse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
@@ -11,7 +12,7 @@ from cosmos3_core.reference import build_ops
 
 
 def test_values_do_not_depend_on_what_was_read_before():
-    model = describe("tiny")
+    model = describe(TINY_MODEL)
     whole = dict(RandomWeights(model, "cpu").transformer.read(RandomWeights(model, "cpu").raw_names))
     weights = RandomWeights(model, "cpu")
     for name in reversed(whole):
@@ -28,7 +29,7 @@ def test_they_are_the_same_in_float32():
     """What bf16 loses can be measured: both dtypes compute with the same weights."""
     ops = build_ops()
     half, full = (
-        RandomWeights(describe("tiny"), "cpu").generation(Target.plain(ops, "cpu", dtype))
+        RandomWeights(describe(TINY_MODEL), "cpu").generation(Target.plain(ops, "cpu", dtype))
         for dtype in (torch.bfloat16, torch.float32)
     )
     assert full.dtype == torch.float32

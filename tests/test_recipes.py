@@ -17,6 +17,7 @@ import pytest
 import torch
 from command import cosmos3
 from inputs import photograph
+from tiny_model import TINY
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import Weights
@@ -57,8 +58,10 @@ NAME = "tiny-t2i-64x64-cpux1"
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
+    (tmp_path / "tiny").symlink_to(TINY)
     (tmp_path / "recipes" / f"{NAME}.toml").write_text(GOOD)
     return tmp_path / "recipes"
 
@@ -326,7 +329,7 @@ def acme(monkeypatch, folder):
         device = replace(reference.probe(), name="Acme 9", versions={"driver": "1.0"})
         backend = Backend(name="acme", torch_device="cpu", collectives="gloo", probe=lambda: device, kernels=(row,))
         monkeypatch.setattr(settle, "backend_of", lambda _: (backend, device))
-        monkeypatch.setattr("cosmos3_core.evidence.worker.TINY", "another")  # else its weights were called random
+        monkeypatch.setattr(worker, "are_random", lambda model, drawn: drawn)  # else its weights were called random
         changes = [('"CPU"', '"Acme 9"'), ('"reference"', '"acme"'), ('attention = "eager"', 'attention = "wobbly"')]
         name, format = "tiny-t2i-64x64-acme9x1", row.formats[0]
         if format != "none":
@@ -755,4 +758,4 @@ def test_listing_loads_no_tensor_library(folder):
 def test_the_recipes_of_the_checkout_are_found_from_anywhere(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, out, _ = cosmos3(capsys, monkeypatch, "recipes", "list")
-    assert code == 0 and "tiny-t2i-256x256-cpux1" in out and all(len(line) <= 100 for line in out.splitlines())
+    assert code == 0 and "embedded-t2i-128x128-cpux1" in out and all(len(line) <= 100 for line in out.splitlines())

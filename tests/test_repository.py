@@ -312,18 +312,27 @@ def test_a_folder_goes_before_a_hub_id_of_the_same_name(checkpoint, monkeypatch)
     assert open_repository("org/transformer").read_json("config.json") == {"hidden_size": 4096}
 
 
-def test_the_tiny_checkpoint_is_part_of_the_package(checkpoint, monkeypatch):
-    monkeypatch.setattr(repository, "TINY", checkpoint)
-    opened = open_repository("tiny")
-    assert (opened.name, opened.revision) == ("tiny", None)
+def test_the_embedded_checkpoint_is_part_of_the_package(checkpoint, monkeypatch):
+    checkpoint.rename(checkpoint.with_name("embedded"))
+    monkeypatch.setattr(repository, "ASSETS", checkpoint.parent)
+    opened = open_repository("embedded")
+    assert (opened.name, opened.revision) == ("embedded", None)
     assert opened.read_json("transformer/config.json") == {"hidden_size": 4096}
-    monkeypatch.setattr(repository, "TINY", checkpoint / "lost")
+    monkeypatch.setattr(repository, "ASSETS", checkpoint.parent / "lost")
     with pytest.raises(InputError, match="Install cosmos3 again"):
+        open_repository("embedded")
+
+
+def test_a_name_that_is_gone_says_what_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is called embedded now: `model` embedded"):
         open_repository("tiny")
+    (tmp_path / "tiny").mkdir()  # a folder of one's own may have any name
+    assert open_repository("tiny").name == "tiny"
 
 
 def test_only_a_hub_repository_has_revisions(checkpoint):
-    for model in ("tiny", str(checkpoint)):
+    for model in ("embedded", str(checkpoint)):
         with pytest.raises(InputError, match="`revision` fp8: .* only a hub repository has revisions"):
             open_repository(model, "fp8")
 
@@ -337,7 +346,7 @@ def test_neither_a_folder_nor_a_hub_id(model, tmp_path, monkeypatch):
         open_repository(model)
     assert raised.value.asked == f"`model` {model}"
     assert "no such folder" in raised.value.found and "org/name" in raised.value.found
-    assert "tiny, a folder, or one of nvidia/Cosmos3-Nano" in raised.value.next_step
+    assert "embedded, a folder, or one of nvidia/Cosmos3-Nano" in raised.value.next_step
 
 
 def test_a_prompt_in_place_of_a_model():

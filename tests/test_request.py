@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_model import TINY
 
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract.errors import InputError
@@ -26,7 +27,6 @@ from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.request import Request, infer_task, resolve
 from cosmos3_core.scenarios.sizes import TIERS, check_size, parse_size
 
-TINY = Path(__file__).parents[1] / "cosmos3_core/assets/tiny"
 VARIANTS = ("base", "edge", "distilled")
 INPUTS: dict[str, dict[str, Any]] = {
     "i2v": {"image": "in.png"},

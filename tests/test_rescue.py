@@ -25,14 +25,14 @@ from inputs import photograph
 from PIL import Image
 from safetensors.torch import load_file
 from sources import ROOT
+from tiny_model import TINY, TINY_MODEL
 
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.files import atomic, locks
 from cosmos3_core.files.outputs import read_metadata
 from cosmos3_core.runs import keeping, outputs, saved
 from cosmos3_core.runs.generation import Generation
 
-SMALL = ["--model", "tiny", "--size", "64x64", "--steps", "3", "--seed", "4"]
+SMALL = ["--model", TINY_MODEL, "--size", "64x64", "--steps", "3", "--seed", "4"]
 STATE = "cup.png.state.safetensors"
 
 

@@ -20,6 +20,7 @@ import torch
 from inputs import clip, photograph
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.tensors import TensorFiles
@@ -30,7 +31,7 @@ from cosmos3_core.model.transformer import UnderstandingTower
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.sampling.state import State
 
-SMALL = ["--model", "tiny", "--size", "112x80", "--steps", "3"]
+SMALL = ["--model", TINY_MODEL, "--size", "112x80", "--steps", "3"]
 
 
 def decoded(path: Path) -> np.ndarray:
@@ -166,7 +167,7 @@ def test_the_manifest_says_what_was_done(run):
     assert code == 0, err
     assert not Path("x.mp4.json").exists()
     manifest = json.loads(Path("m.json").read_text())
-    assert manifest["model"] == {"name": "tiny", "revision": None, "variant": "base"}
+    assert manifest["model"] == {"name": TINY_MODEL, "revision": None, "variant": "base"}
     assert manifest["plan"]["backend"] == "reference" and manifest["plan"]["kernels"]["attention"] == "eager"
     assert manifest["plan"]["latents"] == {"vision": [48, 2, 5, 7]}
     execution = manifest["plan"]["execution"]
@@ -186,7 +187,9 @@ def test_the_manifest_says_what_was_done(run):
 
 def test_a_dry_run_prints_the_request_and_reads_no_weight(run, monkeypatch):
     monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a weight was read"))
-    code, out, err = run("a red cube", "--model", "tiny", "--size", "720p:9:16", "--dry-run", "--json", "-o", "x.mp4")
+    code, out, err = run(
+        "a red cube", "--model", TINY_MODEL, "--size", "720p:9:16", "--dry-run", "--json", "-o", "x.mp4"
+    )
     assert code == 0, err
     printed = json.loads(out)
     assert printed["request"]["size"] == "720x1280" and printed["request"]["frames"] == 189
@@ -199,8 +202,6 @@ def test_a_dry_run_prints_the_request_and_reads_no_weight(run, monkeypatch):
 def test_only_what_the_task_needs_is_opened(run, tmp_path, monkeypatch):
     """Without a picture to encode, the VAE's encoder stays on disk; sound and vision encoder are never touched."""
     import shutil
-
-    from cosmos3_core.checkpoint.repository import TINY
 
     shutil.copytree(TINY, "model")
     shutil.rmtree("model/sound_tokenizer")
@@ -250,8 +251,6 @@ def test_from_the_hub_only_what_the_task_needs_is_downloaded(tmp_path):
     """The whole command in a process of its own, against a hub on this machine; then again without any network."""
     from fake_hub import FakeHub
 
-    from cosmos3_core.checkpoint.repository import TINY
-
     command = [sys.executable, "-m", "cosmos3", "run", "a cup", "--model", "acme/Cosmos3-Small"]
     command += ["--revision", "stable", "--size", "64x64", "--steps", "1", "--seed", "1"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"NO_PROXY": "127.0.0.1"}
@@ -277,7 +276,7 @@ def test_from_the_hub_only_what_the_task_needs_is_downloaded(tmp_path):
 
 
 def test_tiled_decode(run):
-    big = ["--model", "tiny", "--size", "256x192", "--steps", "1", "--frames", 5, "--seed", 1]
+    big = ["--model", TINY_MODEL, "--size", "256x192", "--steps", "1", "--frames", 5, "--seed", 1]
     assert run("a cup", *big, "-o", "whole.mp4")[0] == 0
     code, _, err = run("a cup", *big, "-o", "tiled.mp4", "--tile", "128")
     assert code == 0, err
@@ -299,7 +298,7 @@ def wait_for(condition, seconds: float = 120) -> None:
 def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path, number):
     """Ctrl-C, or a scheduler's request to end, in a real process: exit code 130, one line that says how to go on, and
     then the same file as unstopped."""
-    request = ["--model", "tiny", "--size", "320x192", "--frames", "5", "--steps", "60", "--seed", "4"]
+    request = ["--model", TINY_MODEL, "--size", "320x192", "--frames", "5", "--steps", "60", "--seed", "4"]
     with open("log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cosmos3", "run", "a cup", *request, "-o", "cup.mp4"],
@@ -345,7 +344,7 @@ def test_a_stop_during_the_decode_keeps_all_steps(run, monkeypatch):
 
 @pytest.mark.parametrize(
     "option",
-    ["prompt", "--steps 4", "--negative-prompt x", "--model tiny", "--set fps=3"]
+    ["prompt", "--steps 4", "--negative-prompt x", f"--model {TINY_MODEL}", "--set fps=3"]
     + ["--backend reference", "--dtype float32", "--kernel gate=eager", "--format fp8"],
 )
 def test_resuming_refuses_what_the_stopped_run_has_settled(run, option):
@@ -354,7 +353,7 @@ def test_resuming_refuses_what_the_stopped_run_has_settled(run, option):
     assert code == 2 and "with --resume: the stopped run has settled its" in err
 
 
-STEPS = ["--model", "tiny", "--size", "320x192", "--frames", "5", "--steps", "3"]
+STEPS = ["--model", TINY_MODEL, "--size", "320x192", "--frames", "5", "--steps", "3"]
 
 
 @pytest.fixture
@@ -572,7 +571,8 @@ def test_transformers_is_not_imported(tmp_path):
     photograph(64, 64).save(tmp_path / "p.png")
     program = (
         "import sys; sys.modules['transformers'] = None; from cosmos3_core.cli import main;"
-        "sys.argv = ['cosmos3', 'run', 'a cup', '--model', 'tiny', '--size', '64x64', '--frames', '5', '--steps', '1',"
+        f"sys.argv = ['cosmos3', 'run', 'a cup', '--model', {TINY_MODEL!r}, '--size', '64x64', '--frames', '5',"
+        "'--steps', '1',"
         "'--image', 'p.png', '-o', 'x.mp4']; main()"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from inputs import clip, photograph
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.contract.errors import InputError
 from cosmos3_core.model.packing import Item
@@ -21,7 +22,7 @@ from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.scenarios.captions import check_caption
 from cosmos3_core.scenarios.sizes import auto_size, keeping
 
-SMALL = ["--model", "tiny", "--steps", "2"]
+SMALL = ["--model", TINY_MODEL, "--steps", "2"]
 SETTLE = [*SMALL, "--dry-run", "--json"]
 
 
@@ -150,7 +151,7 @@ def test_standard_input_serves_one_text(run, monkeypatch):
 )
 def test_a_pipe_or_device_is_no_input(run, arguments):
     os.mkfifo("pipe")
-    common = [] if "--resume" in arguments else ["--model", "tiny"]
+    common = [] if "--resume" in arguments else ["--model", TINY_MODEL]
     for name, kind in (("pipe", "a pipe"), ("/dev/zero", "a device")):
         code, out, err = run(*(argument.format(name) for argument in arguments), *common)
         assert (code, out) == (2, "") and f"{kind}, not an ordinary file" in err

@@ -9,11 +9,11 @@ import shutil
 import pytest
 from command import cosmos3
 from sources import ROOT
+from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint import model as models
 from cosmos3_core.checkpoint import repository
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.contract import InputError
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.scenarios.request import STANDS_IN
@@ -23,7 +23,7 @@ DOCSTRING = re.compile('""".*?"""', re.DOTALL)
 
 
 def settled(given: dict | None = None, **wish) -> Settled:
-    common = {"model": "tiny", "backend": "reference", "given": {"prompt": "a cup"} | (given or {})}
+    common = {"model": TINY_MODEL, "backend": "reference", "given": {"prompt": "a cup"} | (given or {})}
     return settle(Wish(**common | wish))
 
 
@@ -49,7 +49,7 @@ def test_what_is_left_open_is_filled_in():
 )
 def test_a_wish_of_the_wrong_kind_is_refused(wish, then):
     with pytest.raises(InputError, match=then):
-        Wish(**{"model": "tiny"} | wish)
+        Wish(**{"model": TINY_MODEL} | wish)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_seed_is_picked_where_it_is_left_to_chance():
 
 def test_a_described_model_downloads_nothing(monkeypatch):
     opened = models.open_model
-    monkeypatch.setattr(models, "open_model", lambda name, *rest: opened(name, *rest) if name == "tiny" else 1 / 0)
+    monkeypatch.setattr(models, "open_model", lambda name, *rest: opened(name, *rest) if name == "embedded" else 1 / 0)
     found = settled(model="nano", described=True, memory=20 * GIB)
     assert found.model.name == "nvidia/Cosmos3-Nano" and found.plan.device.memory == 20 * GIB
 
@@ -142,11 +142,11 @@ def test_a_request_is_checked_before_its_model_is_opened(monkeypatch):
 
 def test_a_partial_request_may_lack_its_prompt_and_its_input():
     for task, lacking in (("t2v", {"prompt"}), ("i2v", {"prompt", "image"}), ("v2v", {"prompt", "video"})):
-        found = settle(Wish(model="tiny", backend="reference", given={"task": task}, partial=True))
+        found = settle(Wish(model=TINY_MODEL, backend="reference", given={"task": task}, partial=True))
         assert {name for name, source in found.origin.items() if source == STANDS_IN} == lacking
         assert found.request.task == task and found.execution == settled(dict.fromkeys(lacking, "x")).execution
     with pytest.raises(InputError, match="without a prompt"):
-        settle(Wish(model="tiny", backend="reference", given={"task": "t2v"}))
+        settle(Wish(model=TINY_MODEL, backend="reference", given={"task": "t2v"}))
 
 
 @pytest.mark.parametrize(("short", "name"), repository.SHORT.items())

@@ -13,6 +13,7 @@ import pytest
 from command import cosmos3
 from inputs import photograph
 from sources import ROOT
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.contract import Bytes
 from cosmos3_core.files.images import write_image
@@ -29,7 +30,7 @@ def outputs(tmp_path_factory):
     try:
         with pytest.MonkeyPatch.context() as patch:
             for name, frames in (("clip.mp4", 5), ("cube.png", 1)):
-                arguments = ["a red cube", "--model", "tiny", "--size", "64x64", "--steps", "2", "--seed", "7"]
+                arguments = ["a red cube", "--model", TINY_MODEL, "--size", "64x64", "--steps", "2", "--seed", "7"]
                 arguments += ["--frames", str(frames), "-o", name, "--backend", "reference"]
                 assert cosmos3(Quiet, patch, "run", *arguments)[0] == 0
     finally:
@@ -62,7 +63,7 @@ def test_it_reads_as_text(show, name):
     code, out, err = show(name)
     assert code == 0, err
     rows = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in out.splitlines() if line.strip()}
-    assert rows["model.name"] == "tiny" and rows["plan.backend"] == "reference"
+    assert rows["model.name"] == TINY_MODEL and rows["plan.backend"] == "reference"
     assert rows["request.prompt"].split("  ")[0] == "a red cube" and rows["request.prompt"].endswith("user")
     assert rows["request.seed"].split() == ["7", "user"] and rows["request.steps"].split() == ["2", "user"]
     assert rows["request.guidance"].endswith("profile reference")

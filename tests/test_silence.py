@@ -19,15 +19,15 @@ import pytest
 from command import cosmos3
 from inputs import photograph
 from PIL import Image
+from tiny_model import TINY_MODEL
 
-import cosmos3_core
 from cosmos3_core.cli import unexpected
 from cosmos3_core.contract import InputError
 from cosmos3_core.files.images import read_image
 from cosmos3_core.files.video import length_of, read_video
 from cosmos3_core.scenarios.captions import check_caption
 
-TINY = ("--model", "tiny", "--size", "64x64", "--steps", "1", "--backend", "reference")
+TINY = ("--model", TINY_MODEL, "--size", "64x64", "--steps", "1", "--backend", "reference")
 NOT_UTF8 = os.fsdecode(b"\xff\xfe")
 
 # Prompts ---------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_folder_is_no_output(capsys, monkeypatch, tmp_path, name):
 )
 def test_a_value_of_thousands_of_digits_is_not_repeated_whole(capsys, monkeypatch, tmp_path, option):
     monkeypatch.chdir(tmp_path)
-    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", "tiny", option, "9" * 5000)
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", TINY_MODEL, option, "9" * 5000)
     assert code == 2 and "9999" in err and len(err) < 500
 
 
@@ -141,7 +141,7 @@ def test_a_long_path_is_repeated_whole(capsys, monkeypatch):
 
 
 def test_a_record_that_is_a_pipe_breaks_no_list(capsys, monkeypatch, tmp_path):
-    recipe = Path(__file__).parents[1] / "recipes" / "tiny-t2i-256x256-cpux1.toml"
+    recipe = Path(__file__).parents[1] / "recipes" / "embedded-t2i-128x128-cpux1.toml"
     (tmp_path / recipe.name).write_text(recipe.read_text())
     (tmp_path / "evidence").mkdir()
     os.mkfifo(tmp_path / "evidence" / f"{recipe.stem}.json")
@@ -184,7 +184,7 @@ FILES_OF_A_MODEL = (
 )
 def test_a_file_of_a_model_that_is_none_is_refused(capsys, monkeypatch, tmp_path, name, kind, said):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(Path(cosmos3_core.__file__).parent / "assets" / "tiny", "model")
+    shutil.copytree(TINY_MODEL, "model")
     path = Path("model", name)
     path.unlink(missing_ok=True)
     makers = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/null")}
@@ -200,7 +200,7 @@ def test_a_file_of_a_model_that_is_none_is_refused(capsys, monkeypatch, tmp_path
 def test_what_became_of_another_programs_request_is_in_the_manifest(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("q.json").write_text('{"prompt": "a cup", "num_inference_steps": 1, "output_type": "image"}')
-    words = ("--request", "q.json", "-o", "a.png", "--model", "tiny", "--size", "64x64", "--backend", "reference")
+    words = ("--request", "q.json", "-o", "a.png", "--model", TINY_MODEL, "--size", "64x64", "--backend", "reference")
     code, _, err = cosmos3(capsys, monkeypatch, "run", *words)
     (note,) = json.loads(Path("a.png.json").read_text())["notes"]
     assert code == 0 and "num_inference_steps → steps" in note and err.count(f"note: {note}") == 1

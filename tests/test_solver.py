@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from tiny_model import TINY_MODEL
 from torch import Tensor
 
 from cosmos3_core.checkpoint.model import open_model
@@ -433,7 +434,7 @@ def test_memory_is_what_makes_the_difference():
     assert not torch.allclose(after, ours(found, START)[4], rtol=0, atol=1e-5)
 
 
-REQUEST = requests.resolve({"prompt": "a cup"}, "reference", open_model("tiny").facts, int)[0]
+REQUEST = requests.resolve({"prompt": "a cup"}, "reference", open_model(TINY_MODEL).facts, int)[0]
 ITEMS = (Item("vision", (4, 3, 2, 2), clean=(0,)), Item("sound", (2, 8)))
 
 
@@ -441,7 +442,7 @@ def state(schedule: str = "native", seed: int = 1, **context) -> State:
     stream, found = generator(seed), solver(schedule, 4)
     noise = initial_noise(ITEMS, stream)
     x = torch.cat([tensor.flatten() for tensor in noise])
-    context = Context(REQUEST, Packing(ITEMS, open_model("tiny").config, "cpu"), (), **context)
+    context = Context(REQUEST, Packing(ITEMS, open_model(TINY_MODEL).config, "cpu"), (), **context)
     return State(REQUEST, context, x, found, found.start(x), stream, noise)
 
 

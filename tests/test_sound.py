@@ -18,10 +18,10 @@ from diffusers import Cosmos3AVAEAudioTokenizer, Cosmos3OmniPipeline
 from peer import relative_error
 from safetensors.torch import load_file, save_file
 from test_parity import _pil, clip, engine_pixels, engine_prompts
+from tiny_model import TINY, TINY_MODEL
 from torch import Tensor
 
 from cosmos3_core.checkpoint.model import Weights, open_model
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.contract import InputError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
@@ -80,7 +80,7 @@ def ours_of(module: Cosmos3AVAEAudioTokenizer, dtype: torch.dtype = torch.float3
 def pair(request) -> tuple[SoundCodec, Cosmos3AVAEAudioTokenizer]:
     """(ours, diffusers') on the same weights; the tiny one read from its file by our loader."""
     if request.param == "tiny":
-        weights = Weights(open_model("tiny"))
+        weights = Weights(open_model(TINY_MODEL))
         target = peer.reference_plan(weights.model.config).target(weights.model.config)
         ours = weights.sound(target, "decoder")
         ours.encoder = weights.sound(target, "encoder").encoder
@@ -242,7 +242,7 @@ def test_one_forward_with_a_sound_that_is_given():
     ],
 )
 def test_how_long_the_sound_is(frames, fps, profile, size):
-    facts = open_model("tiny").facts
+    facts = open_model(TINY_MODEL).facts
     given = {"prompt": "a cup", "sound": True, "frames": frames, "fps": fps}
     request, origin = requests.resolve(given, profile, facts, pick_seed=lambda: 0)
     assert sound_size(request, SoundConfig()) == size
@@ -329,7 +329,7 @@ def test_sound_is_no_part_of_what_silent_runs_are_told_apart_by(tmp_path):
 
 
 def test_a_waveform_is_cut_off_where_the_video_ends():
-    model = open_model("tiny")
+    model = open_model(TINY_MODEL)
     given = {"task": "t2v", "prompt": "x", "frames": 5, "fps": 7, "size": "64x64", "steps": 1, "sound": True}
     request, _ = requests.resolve(given, "reference", model.facts, int)
     engine = Engine(model, peer.reference_plan(model.config))

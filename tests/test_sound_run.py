@@ -13,22 +13,22 @@ import pytest
 import torch
 from inputs import clip, photograph
 from safetensors.torch import load_file, save_file
+from tiny_model import TINY, TINY_MODEL
 
 import cosmos3
 from cosmos3_core.checkpoint.model import Weights, describe, open_model
-from cosmos3_core.checkpoint.repository import TINY
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.files.audio import Sound, read_sound, write_sound
 
 RATE, SAMPLES = 48_000, 18_000
 FRAMES = {"size": "64x64", "frames": 9, "steps": 2, "seed": 7}
 TYPED = [str(word) for name, value in FRAMES.items() for word in (f"--{name}", value)]
-ON_TINY = ["--model", "tiny", "--backend", "reference", *TYPED]
+ON_TINY = ["--model", TINY_MODEL, "--backend", "reference", *TYPED]
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    with cosmos3.load("tiny", backend="reference") as pipe:
+    with cosmos3.load(TINY_MODEL, backend="reference") as pipe:
         yield pipe
 
 
@@ -159,7 +159,7 @@ def test_a_video_is_made_for_a_sound_that_is_given(made, run, pipe):
     assert (found["rate"], found["channels"]) == (44_100, 2) and len(found["sha256"]) == 64
     assert "load sound encoder" in manifest["seconds"] and "load sound decoder" not in manifest["seconds"]
     assert np.abs(waveform("x.wav") - sound).max() <= 1 / 32768
-    weights = Weights(open_model("tiny"))
+    weights = Weights(open_model(TINY_MODEL))
     plan = peer.reference_plan(weights.model.config, "bfloat16")
     latent = weights.sound(plan.target(weights.model.config), "encoder").encode(torch.from_numpy(sound))
     tensors = load_file("x.safetensors")

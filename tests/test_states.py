@@ -18,6 +18,7 @@ import inputs
 import peer
 import pytest
 import torch
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import InputError, RunError
@@ -29,7 +30,7 @@ from cosmos3_core.model.vae_blocks import Decoder
 from cosmos3_core.sampling.state import State
 from cosmos3_core.scenarios import request as requests
 
-TINY = open_model("tiny")
+TINY = open_model(TINY_MODEL)
 DISTILLED = replace(TINY, scheduler={"stochastic_sampling": True}, distilled_sigmas=(1.0, 0.8, 0.6, 0.3))
 SCHEDULES = pytest.mark.parametrize("schedule", ["native", "distilled"])
 
@@ -347,7 +348,7 @@ def test_a_state_of_another_engine_is_refused(running):
     others = {
         "dtype 'bfloat16' where this engine's is 'float32'": engine("float32"),
         "another config of the model": Engine(small, running.plan),
-        "model 'tiny' where this engine's is 'other/model'": Engine(named, running.plan),
+        f"model {TINY_MODEL!r} where this engine's is 'other/model'": Engine(named, running.plan),
     }
     velocity = state.x.clone()
     for words, other in others.items():

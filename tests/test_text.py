@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_model import TINY, TINY_MODEL
 from transformers import AutoTokenizer
 
 from cosmos3_core.contract.errors import InputError
@@ -20,10 +21,10 @@ from cosmos3_core.scenarios.prompts import negative_text, positive_text
 from cosmos3_core.scenarios.request import Request, resolve
 
 ROOT = Path(__file__).parents[1]
-TINY = ROOT / "cosmos3_core/assets/tiny/text_tokenizer"
-TOKENIZER = (TINY / "tokenizer.json").read_text()
-CONFIG = json.loads((TINY / "tokenizer_config.json").read_text())
-TEMPLATE = (TINY / "chat_template.jinja").read_text()
+FILES = TINY / "text_tokenizer"
+TOKENIZER = (FILES / "tokenizer.json").read_text()
+CONFIG = json.loads((FILES / "tokenizer_config.json").read_text())
+TEMPLATE = (FILES / "chat_template.jinja").read_text()
 
 # What Qwen's published template is made of: macros, content as text or parts, tools, namespace, reverse slices, loop
 # controls, tojson, raise_exception and special tokens.
@@ -84,7 +85,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def peer():
-    return AutoTokenizer.from_pretrained(str(TINY))
+    return AutoTokenizer.from_pretrained(str(FILES))
 
 
 def chat(template: str | None = TEMPLATE, **config: Any) -> ChatTokenizer:
@@ -291,7 +292,7 @@ def test_encoding_imports_neither_transformers_nor_torch():
     program = (
         "import sys\n"
         "from cosmos3_core.checkpoint.model import open_model\n"
-        "ids = open_model('tiny').tokenizer().encode('A cat.', 'Be kind.', 4096)\n"
+        f"ids = open_model({TINY_MODEL!r}).tokenizer().encode('A cat.', 'Be kind.', 4096)\n"
         "print(ids[-1], [name for name in ('transformers', 'torch') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)

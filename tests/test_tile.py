@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import cosmos3
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.engine.engine import Engine
@@ -18,7 +19,7 @@ from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan.cost.fit import Estimate, Job, fitting_tile
 from cosmos3_core.plan.cost.units import GIB
 
-MODEL = open_model("tiny")
+MODEL = open_model(TINY_MODEL)
 CLIP = Estimate(
     MODEL.config,
     MODEL.vae,
@@ -26,9 +27,8 @@ CLIP = Estimate(
     "bfloat16",
 )
 
-OPTIONS = (
-    "--backend acme --model tiny --dtype bfloat16 --size 256x192 --frames 5 --steps 1 --guidance 1 -o out.mp4".split()
-)
+OPTIONS = f"--model {TINY_MODEL}".split()
+OPTIONS += "--backend acme --dtype bfloat16 --size 256x192 --frames 5 --steps 1 --guidance 1 -o out.mp4".split()
 
 
 def needed(tile: int | None) -> int:
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused_before_any_weight(small, opened):
     memory = needed(128)
     code, out, err = small(memory, "--tile", 192)
     assert (code, out, opened, list(Path().iterdir())) == (2, "", [], []) and len(err.splitlines()) == 1
-    assert err.startswith("error: tiny: t2v 256x192, 5 frames, on ACME One: its stage 'decode' takes")
+    assert err.startswith(f"error: {TINY_MODEL}: t2v 256x192, 5 frames, on ACME One: its stage 'decode' takes")
     assert "Add --tile 128, which fits" in err and "--anyway" in err
     code, _, err = small(memory, "--tile", 128)
     assert code == 0, err

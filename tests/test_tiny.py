@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 
 import torch
+from tiny_model import TINY
 
 from cosmos3_core.checkpoint.model import Weights, open_model
-from cosmos3_core.checkpoint.repository import TINY
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "build_tiny.py"
 

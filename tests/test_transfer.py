@@ -15,6 +15,7 @@ import pytest
 import torch
 from command import cosmos3
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 from cosmos3 import load as cosmos3_load
 from cosmos3_core.checkpoint.model import open_model
@@ -265,7 +266,7 @@ def test_controls_may_stand_before_the_clip(rounded, second):
     """At 10 frames a second the last of four latent frames is at 7.2, so the next item begins at 9 or at 8 more than
     its own beginning; without controls the clip begins where the first item does."""
     given = {"task": "transfer", "prompt": "x", "edge": "e", "frames": 13, "fps": 10, "size": "64x64"}
-    model = open_model("tiny")
+    model = open_model(TINY_MODEL)
     given |= {"chunk_frames": 0, "control_positions": rounded}
     request, _ = requests.resolve(given, "reference", model.facts, pick_seed=lambda: 0)
     packing = Packing(items_of(request.of_chunk(0), model.config), model.config, "cpu")

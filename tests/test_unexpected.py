@@ -19,9 +19,10 @@ import torch
 from command import cosmos3
 from safetensors import SafetensorError
 from test_bad_input import CONFIG, TOKENIZER, TRANSFORMER, VAE, Damage, removed, saying, sharded
+from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
-from cosmos3_core.checkpoint.repository import TINY, open_repository
+from cosmos3_core.checkpoint.repository import open_repository
 from cosmos3_core.checkpoint.tensors import open_tensors
 from cosmos3_core.cli.unexpected import without_secrets
 from cosmos3_core.contract import InputError, RunError
@@ -300,7 +301,7 @@ def _as_nobody(call: Callable[[], object]) -> str:
 @pytest.mark.parametrize("fails", [SafetensorError("file is gone"), OSError(errno.EIO, "Input/output error")])
 @pytest.mark.parametrize("at", ["opening", "reading"])
 def test_a_weight_file_that_changes_during_a_run(monkeypatch, fails, at):
-    files = open_tensors(open_model("tiny").repository, "vae")
+    files = open_tensors(open_model(TINY_MODEL).repository, "vae")
 
     class Shard:
         def __enter__(self):

@@ -14,6 +14,7 @@ from alive import Alive
 from diffusers import AutoencoderKLWan
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import Cosmos3OmniPipeline
 from peer import relative_error
+from tiny_model import TINY_MODEL
 from torch import Tensor
 
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
@@ -33,7 +34,7 @@ WIDE = dict(base_dim=12, decoder_base_dim=20, num_res_blocks=2)
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return open_model("tiny")
+    return open_model(TINY_MODEL)
 
 
 @pytest.fixture(scope="module")

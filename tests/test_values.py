@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command import cosmos3 as command_line
+from tiny_model import TINY_MODEL
 
 import cosmos3
 from cosmos3_core.cli import cli
@@ -74,7 +75,7 @@ TEXTS = ("prompt", "negative_prompt")
 
 @pytest.fixture(scope="module")
 def pipe() -> cosmos3.Pipeline:
-    return cosmos3.load("tiny", backend="reference")
+    return cosmos3.load(TINY_MODEL, backend="reference")
 
 
 def refused(use: Any, *arguments: Any, **fields: Any) -> cosmos3.InputError:
@@ -98,18 +99,18 @@ def test_no_value_ends_in_a_traceback(field, name, pipe):
 @pytest.mark.parametrize("argument", ["model", "revision", "backend", "dtype", "formats", "kernels", "resident", "foo"])
 @pytest.mark.parametrize("name", ["unshown", "a list of itself", "half a character", "a signalling NaN"])
 def test_a_load_shows_any_value(argument, name):
-    error = refused(cosmos3.load, **{"model": "tiny", argument: VALUES[name]})
+    error = refused(cosmos3.load, **{"model": TINY_MODEL, argument: VALUES[name]})
     assert len(str(error)) < 8 * SHOWN
 
 
 def test_a_load_shows_any_value_by_op():
     for argument, op in (("formats", "pack_linear"), ("kernels", "attention")):
-        assert "Unshown" in str(refused(cosmos3.load, "tiny", **{argument: {op: Unshown()}}))
+        assert "Unshown" in str(refused(cosmos3.load, TINY_MODEL, **{argument: {op: Unshown()}}))
 
 
 @pytest.mark.parametrize("profile", [None, [], 3, Unshown()])
 def test_capabilities_of_no_profile(profile):
-    assert refused(cosmos3.capabilities, "tiny", profile=profile).next_step.startswith("Profiles are reference, ")
+    assert refused(cosmos3.capabilities, TINY_MODEL, profile=profile).next_step.startswith("Profiles are reference, ")
 
 
 def test_a_name_that_no_file_has(pipe, tmp_path, monkeypatch):
@@ -184,7 +185,7 @@ def test_a_tile_may_be_none_or_whole(tile, pipe):
 
 
 def test_none_is_typed_as_the_pages_say(capsys, monkeypatch):
-    code, out, _ = command_line(capsys, monkeypatch, "plan", "--model", "tiny", "--set", "tile=none", "--json")
+    code, out, _ = command_line(capsys, monkeypatch, "plan", "--model", TINY_MODEL, "--set", "tile=none", "--json")
     assert code == 0 and json.loads(out)["request"]["tile"] is None
 
 
@@ -193,14 +194,14 @@ def test_text_that_begins_with_an_at_sign(pipe, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("cup").write_text("a red cup")
     for typed, text in (("@cup", "a red cup"), ("@@cup", "@cup"), ("@@@cup", "@@cup"), ("a @cup", "a @cup")):
-        line = ["plan", typed, "--negative-prompt", typed, "--model", "tiny", "--json"]
+        line = ["plan", typed, "--negative-prompt", typed, "--model", TINY_MODEL, "--json"]
         code, out, err = command_line(capsys, monkeypatch, *line)
         told = json.loads(out)["request"]
         assert (code, told["prompt"], told["negative_prompt"]) == (0, text, text), err
     assert pipe.start("@cup is a cup", size="64x64", frames=1).request["prompt"] == "@cup is a cup"
     Path("q.json").write_text('{"prompt": "@cup"}')
     for line in (["--set", "prompt=@cup"], ["--request", "q.json"]):
-        code, _, err = command_line(capsys, monkeypatch, "plan", "--model", "tiny", *line)
+        code, _, err = command_line(capsys, monkeypatch, "plan", "--model", TINY_MODEL, *line)
         assert code == 2 and "Give the text of 'cup' itself" in err
 
 
@@ -208,7 +209,7 @@ def test_the_paths_of_a_request_of_ours_begin_in_this_folder(tmp_path, capsys, m
     (tmp_path / "specs").mkdir()
     (tmp_path / "specs/q.json").write_text('{"prompt": "a cup", "image": "first.png", "frames": 5}')
     monkeypatch.chdir(tmp_path)
-    code, _, err = command_line(capsys, monkeypatch, "plan", "--model", "tiny", "--request", "specs/q.json")
+    code, _, err = command_line(capsys, monkeypatch, "plan", "--model", TINY_MODEL, "--request", "specs/q.json")
     assert code == 2 and "reading first.png: No such file" in err
 
 
@@ -237,6 +238,6 @@ def test_an_option_is_given_once_whatever_the_command(capsys, monkeypatch):
 
 
 def test_a_flag_and_a_repeated_option_may_be_given_twice(capsys, monkeypatch):
-    line = ["plan", "--model", "tiny", "--json", "--json", "--set", "seed=1", "--set", "fps=12"]
+    line = ["plan", "--model", TINY_MODEL, "--json", "--json", "--set", "seed=1", "--set", "fps=12"]
     code, out, _ = command_line(capsys, monkeypatch, *line)
     assert code == 0 and json.loads(out)["request"]["seed"] == 1

@@ -6,12 +6,13 @@ import json
 
 import pytest
 from command import cosmos3
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import Weights
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.model.transformer import GenerationTower
 
-SMALL = ("--model", "tiny", "--backend", "reference", "--size", "64x64")
+SMALL = ("--model", TINY_MODEL, "--backend", "reference", "--size", "64x64")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_it_runs_every_kind_of_step_and_of_group(capsys, monkeypatch, options, t
 
 
 def test_a_recipe_is_warmed_up_by_name(capsys, monkeypatch):
-    code, out, _ = cosmos3(capsys, monkeypatch, "recipes", "warmup", "tiny-t2i-256x256-cpux1")
+    code, out, _ = cosmos3(capsys, monkeypatch, "recipes", "warmup", "embedded-t2i-128x128-cpux1")
     assert code == 0 and "read prompts" in out
 
 

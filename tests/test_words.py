@@ -16,6 +16,7 @@ import click
 import pytest
 from command import cosmos3
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.cli import cli
 from cosmos3_core.contract.errors import InputError
@@ -216,7 +217,7 @@ def test_a_task_that_is_not_here_is_answered(task, answer):
 
 
 def test_a_set_of_another_is_answered_with_the_option(capsys, monkeypatch):
-    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", "tiny", "--set", "num_inference_steps=3")
+    code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", TINY_MODEL, "--set", "num_inference_steps=3")
     assert code == 2 and err.strip().endswith("there is no such field. Here it is --steps")
 
 
@@ -239,13 +240,13 @@ def test_a_set_of_another_is_answered_with_the_option(capsys, monkeypatch):
     ],
 )
 def test_a_value_goes_by_its_other_names(typed, meant):
-    wish = Wish(model="tiny", **typed)
+    wish = Wish(model=TINY_MODEL, **typed)
     assert {name: getattr(wish, name) for name in meant} == meant
 
 
 def test_another_device_than_the_first_is_refused():
     with pytest.raises(InputError, match="takes the first device"):
-        Wish(model="tiny", backend="acme:1")
+        Wish(model=TINY_MODEL, backend="acme:1")
 
 
 def test_a_run_with_the_values_of_others(capsys, monkeypatch):
@@ -256,7 +257,7 @@ def test_a_run_with_the_values_of_others(capsys, monkeypatch):
         "run",
         "a cup",
         "--model",
-        "tiny",
+        TINY_MODEL,
         "--frames",
         5,
         "--seed",
@@ -273,7 +274,7 @@ def test_a_run_with_the_values_of_others(capsys, monkeypatch):
         "reference",
         "bfloat16",
     )
-    code, out, _ = cosmos3(capsys, monkeypatch, "plan", "--model", "tiny", "--task", "image2video", "--json")
+    code, out, _ = cosmos3(capsys, monkeypatch, "plan", "--model", TINY_MODEL, "--task", "image2video", "--json")
     assert json.loads(out)["request"]["task"] == "i2v"
 
 
@@ -685,7 +686,7 @@ def test_a_run_from_the_frameworks_json(tmp_path: Path, capsys, monkeypatch):
     spec = {"name": "x", "model_mode": "image2video", "prompt_path": "prompt.json", "vision_path": "first.png"}
     (tmp_path / "specs/i2v.json").write_text(json.dumps(spec | {"num_frames": 5, "num_steps": 9, "fps": 10}))
     monkeypatch.chdir(tmp_path)
-    typed = ["--model", "tiny", "--size", "64x64", "--steps", 2, "-o", "out.mp4"]
+    typed = ["--model", TINY_MODEL, "--size", "64x64", "--steps", 2, "-o", "out.mp4"]
     code, out, err = cosmos3(capsys, monkeypatch, "run", "--request", "specs/i2v.json", *typed)
     assert (code, out) == (0, "out.mp4\n"), err
     (note,) = [line for line in err.splitlines() if "a request of" in line]
@@ -700,7 +701,7 @@ def test_a_run_from_the_frameworks_json(tmp_path: Path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("profile", [None, "reference"])
 def test_a_run_from_a_request_of_vllm_omni(profile, tmp_path: Path, capsys, monkeypatch):
-    request = IMAGES | {"model": "tiny", "prompt": "a cup", "size": "64x64", "num_inference_steps": 2, "seed": 3}
+    request = IMAGES | {"model": TINY_MODEL, "prompt": "a cup", "size": "64x64", "num_inference_steps": 2, "seed": 3}
     (tmp_path / "q.json").write_text(json.dumps(request))
     monkeypatch.chdir(tmp_path)
     typed = ["--profile", profile] if profile else []
@@ -740,8 +741,8 @@ def test_the_note_names_the_model_that_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("q.json").write_text(json.dumps({"prompt": "a cup", "model": "nvidia/Cosmos3-Nano", "num_inference_steps": 2}))
     small = ("--size", "64x64", "--frames", "1", "--backend", "reference", "-o", "a.png")
-    code, _, err = cosmos3(capsys, monkeypatch, "plan", "--request", "q.json", "--model", "tiny", *small)
-    assert code == 0 and "; model tiny in the place of nvidia/Cosmos3-Nano; defaults of profile" in err
+    code, _, err = cosmos3(capsys, monkeypatch, "plan", "--request", "q.json", "--model", TINY_MODEL, *small)
+    assert code == 0 and f"; model {TINY_MODEL} in the place of nvidia/Cosmos3-Nano; defaults of profile" in err
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
 from ..model.sound_config import SoundConfig
 from ..model.text import ChatTokenizer
-from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, ModelFacts, lacking_heads
+from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, OWN, ModelFacts, lacking_heads
+from ..scenarios.own import read_own
 from ..scenarios.variants import checkpoints
 from .identity import identity
-from .repository import Repository, full_name, open_repository
+from .repository import EMBEDDED, Repository, full_name, open_repository
 from .tensors import TensorInfo, open_tensors
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
 MOST_SIGMAS = 1000
 """Steps of a distilled model's schedule: as many as a request may have. Published ones have 4."""
-LONG_NEGATIVE = 11
-"""How often the tiny model's negative prompt is as many tokens as the published one, about 3500."""
+LONG_NEGATIVE = 190
+"""How often the embedded model's negative prompt is as many tokens as the published one, about 3500."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Model:
 
 
 def open_model(name: str, revision: str | None = None) -> Model:
-    """Read and check the JSON files of a checkpoint: "tiny", a folder in the hub's layout, a hub id or its short form.
-    No weight is downloaded or read. Raises InputError."""
+    """Read and check the JSON files of a checkpoint: "embedded", a folder in the hub's layout, a hub id or its short
+    form. No weight is downloaded or read. Raises InputError."""
     name = full_name(name)
     repo = open_repository(name, revision)
     index = _object(repo, "model_index.json")
@@ -82,7 +83,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
     scheduler = _object(repo, "scheduler/scheduler_config.json")
     sigmas = _distilled_sigmas(repo, scheduler)
     variant = "distilled" if sigmas else "base" if config.gated else "edge"
-    negative = repo.read_json(NEGATIVE_PROMPT)
+    negative, own = repo.read_json(NEGATIVE_PROMPT), read_own(repo.read_json(OWN), name)
     facts = ModelFacts(
         name=name,
         variant=variant,
@@ -93,6 +94,9 @@ def open_model(name: str, revision: str | None = None) -> Model:
         lacks=lacks,
         preset=checkpoints()[name].preset if name in checkpoints() else None,
         action_stats=ACTION_STATS if repo.read_json(ACTION_STATS) is not None else None,
+        own=own.defaults,
+        note=own.note,
+        random=own.random,
         **_schedule(index, scheduler),
     )
     dtype = raw.get("dtype") or raw.get("torch_dtype") or DTYPE
@@ -104,22 +108,22 @@ def open_model(name: str, revision: str | None = None) -> Model:
 
 
 def describe(name: str) -> Model:
-    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer is the tiny
+    """A published model's configs from the table here, so that nothing is downloaded: its tokenizer is the embedded
     model's, and so is the scheduler of one that is not distilled; its negative prompt is as long as the checkpoint's.
     Any other model from its own JSON files. Raises InputError."""
     name, table = full_name(name), _table()
     if name not in checkpoints() or Path(name).is_dir():
         return open_model(name)
     known = checkpoints()[name]
-    tiny, config = open_model("tiny"), TransformerConfig.from_json(table["transformer"][known.config], name)
+    embedded, config = open_model(EMBEDDED), TransformerConfig.from_json(table["transformer"][known.config], name)
     config = replace(config, sound=SoundConfig() if config.sound_gen else None)
     steps = known.steps
-    negative = (tiny.facts.negative_prompt or "") * LONG_NEGATIVE
+    negative = (embedded.facts.negative_prompt or "") * LONG_NEGATIVE
     return replace(
-        tiny,
+        embedded,
         config=config,
-        scheduler={"stochastic_sampling": True} if steps else tiny.scheduler,
-        vae=tiny.vae | table["vae"],
+        scheduler={"stochastic_sampling": True} if steps else embedded.scheduler,
+        vae=embedded.vae | table["vae"],
         dtype=DTYPE,
         distilled_sigmas=tuple(1 - i / steps for i in range(steps)) if steps else None,
         facts=ModelFacts(

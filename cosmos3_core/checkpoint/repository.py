@@ -23,7 +23,12 @@ from ..files.sources import check_source
 from ..scenarios.variants import checkpoints
 from ..spelling import nearest
 
-TINY = Path(__file__).parents[1] / "assets" / "tiny"
+EMBEDDED = "embedded"
+"""The model inside the package."""
+NEITHER = f"To try what needs no download: `model` {EMBEDDED}"
+FORMER = {"tiny": EMBEDDED}
+"""Names that are gone."""
+ASSETS = Path(__file__).parents[1] / "assets"
 PUBLISHED = tuple(checkpoints())
 SHORT = {"nano": "nvidia/Cosmos3-Nano", "super": "nvidia/Cosmos3-Super", "edge": "nvidia/Cosmos3-Edge"}
 """Hub ids by the names that everybody calls them by."""
@@ -41,19 +46,19 @@ def full_name(model: str) -> str:
 
 
 def open_repository(model: str, revision: str | None = None) -> Repository:
-    """Open the checkpoint `model`: "tiny" (inside this package), a folder, or a hub id "org/name".
+    """Open the checkpoint `model`: "embedded" (inside this package), a folder, or a hub id "org/name".
 
     `revision` is a branch, tag or commit of a hub repository; the default branch if None. An existing folder goes
     before a hub id of the same name. No weight is downloaded. Raises InputError if there is no such checkpoint, if it
     cannot be had (gated, offline and not cached), or if `revision` is given for anything but a hub id.
     """
     asked = f"`model` {model}"
-    folder = TINY if model == "tiny" else Path(model)
+    folder = ASSETS / EMBEDDED if model == EMBEDDED else Path(model)
     try:
         is_folder, exists = folder.is_dir(), folder.exists()
     except OSError as error:
         raise InputError(asked, f"the path cannot be read: {error.strerror}", _did_you_mean(model)) from None
-    if model == "tiny" or (model and is_folder):
+    if model == EMBEDDED or (model and is_folder):
         if revision is not None:
             found = f"{model} is a folder on this machine, and only a hub repository has revisions"
             raise InputError(f"`revision` {revision}", found, "Leave `revision` out, or name a hub id as `model`")
@@ -271,13 +276,15 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
             next_step = "Run `hf auth whoami` to see which account asks, or try again later"
         elif any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
             found = "not everything it needs is in the local cache, and HF_HUB_OFFLINE forbids a download"
-            next_step = "Run once without HF_HUB_OFFLINE, or pass the folder that holds the files as `model`"
+            next_step = (
+                f"Run once without HF_HUB_OFFLINE, or pass the folder that holds the files as `model`. {NEITHER}"
+            )
         elif isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):
             found, next_step = _local_failure(error, Path(constants.HF_HUB_CACHE))
         else:
             found = f"the hub at {constants.ENDPOINT} cannot be reached, and the local cache does not hold all files"
             found += f": {causes[-1]}"
-            next_step = "Check the network and run this again; finished files are kept"
+            next_step = f"Check the network and run this again; finished files are kept. {NEITHER}"
         raise InputError(asked, found, next_step) from error
     except Exception as error:
         if type(error).__name__ != "InvalidURL":  # the HTTP library's, and no HTTPError
@@ -327,7 +334,10 @@ def _is_hub_id(model: str) -> bool:
 
 def _did_you_mean(model: str) -> str:
     names = {name.removeprefix(part): name for part in ("", "nvidia/", "nvidia/Cosmos3-") for name in PUBLISHED}
+    names |= {EMBEDDED: EMBEDDED}
+    if model in FORMER:
+        return f"The model inside the package is called {FORMER[model]} now: `model` {FORMER[model]}"
     close = nearest(re.sub(r"^\w+://[^/]*/", "", model), names)  # the address of the model's page ends in its id
     if close and names[close] != model:
         return f"Did you mean {names[close]}?"
-    return f"Pass tiny, a folder, or one of {', '.join(PUBLISHED)}"
+    return f"Pass {EMBEDDED}, a folder, or one of {', '.join(PUBLISHED)}"

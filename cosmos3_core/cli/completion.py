@@ -30,9 +30,9 @@ def folders(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def models() -> Iterator[str]:
-    from ..checkpoint.repository import PUBLISHED, SHORT
+    from ..checkpoint.repository import EMBEDDED, PUBLISHED, SHORT
 
-    yield from ("tiny", *SHORT, *PUBLISHED)
+    yield from (EMBEDDED, *SHORT, *PUBLISHED)
 
 
 def profiles() -> tuple[str, ...]:

@@ -17,6 +17,10 @@ Decorator = Callable[[Callable], Callable]
 CONTEXT = {"max_content_width": 110}
 """Of commands whose help has long lines."""
 DEFAULT_MODEL = "nvidia/Cosmos3-Nano"
+EMBEDDED = "embedded"
+"""The model inside the package, which `cosmos3 evaluate` judges by default."""
+TRY = f'cosmos3 run "a red ball rolls to the left" --model {EMBEDDED} -o ball.mp4'
+"""What needs no checkpoint and no network: what a message that advises this model tells to type."""
 
 # Headings of a command's help, in their order. Those of fields are the groups of their rows.
 MODEL, INPUT, SAMPLING = "Model", "Prompt and inputs", "Sampling"
@@ -246,12 +250,12 @@ PLAN = (
 """What decides a plan, for every command that makes one."""
 
 
-def model(**keywords: Any) -> Decorator:
-    """--model; its default stands in the help."""
+def model(said: str = DEFAULT_MODEL, **keywords: Any) -> Decorator:
+    """--model; the default that is `said` stands in the help."""
     return option(
         MODEL,
         "--model",
-        help=f'nano, super, edge, a hub id, a folder or "tiny".  [default: {DEFAULT_MODEL}]',
+        help=f'nano, super, edge, a hub id, a folder or "{EMBEDDED}".  [default: {said}]',
         shell_complete=one_of(models, folders),
         **keywords,
     )
@@ -380,4 +384,5 @@ def in_flags(message: str, commands: Iterable[click.Command]) -> str:
     known = {name: name for parameter in params if isinstance(parameter, click.Option) for name in parameter.opts}
     known |= {flag(name): flag(name) for name, field in FIELDS.items() if field.option}
     known |= {flag(p.name): p.name.upper() for p in params if isinstance(p, click.Argument) and p.name in FIELDS}
+    message = message.replace(f"`model` {EMBEDDED}", TRY)
     return re.sub(r"`([a-z_]+)`", lambda match: known.get(flag(match[1]), match[0]), message)

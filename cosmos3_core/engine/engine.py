@@ -1,6 +1,6 @@
 """The run: read the prompts and inputs, predict and advance, hand out frames.
 
-    engine = Engine(open_model("tiny"), plan)
+    engine = Engine(open_model("embedded"), plan)
     state = engine.start(request)
     while not state.done:
         engine.step(state)

@@ -170,6 +170,7 @@ def _read_prompts(
     """Token ids of the prompt and the negative prompt (none without guidance), and notes."""
     kind = TASKS[request.task].system or ("video" if request.is_video else "image")
     system, notes = system_prompt_of(kind, request.system_prompt_text) if request.system_prompt else None, []
+    notes += [model.facts.note] if model.facts.note else []
     written = {PROMPT: positive_text, NEGATIVE: negative_text}
     texts = {branch: written[branch](request) for branch in branches_of(request.guidance)}
     ids = {name: tokenizer.encode(text, system) for name, text in texts.items()}

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.repository import ASSETS, EMBEDDED
 from ..contract import Backend, Device, Kernel
 from ..files.digests import sha256_json
 from ..plan import Plan
@@ -36,8 +37,8 @@ ROOTS = (
 OUTSIDE = ("cli", "files", "checkpoint", "runs", "evidence", "testing", "contract.errors", "spelling")
 """Parts that compute nothing, whoever imports them."""
 DEFAULTS = "scenarios/defaults.toml"
-TINY, TINY_FOLDER = "tiny", "assets/tiny"
-"""The model inside the package, and its files."""
+CARD = "README.md"
+"""Of the files of the model inside the package the one that nothing is computed with."""
 LIBRARIES = ("torch",)
 IMPORTERS = {"import_module", "__import__"}
 NAMED = 5
@@ -173,8 +174,8 @@ def _files(builds: Iterable[str], model: str, sources: Sources) -> dict[str, str
     for module, name in definitions:
         found.add_definition(module, name)
     core = ROOT / CORE
-    data = [core / DEFAULTS, *((core / TINY_FOLDER).rglob("*") if model == TINY else ())]
+    data = [core / DEFAULTS, *((core / ASSETS.name / EMBEDDED).rglob("*") if model == EMBEDDED else ())]
     for file in data:
-        if file.is_file():
+        if file.is_file() and file.name != CARD:
             found.add_file(file, CORE)
     return dict(sorted(found.digests.items()))

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from ..sampling.state import State
     from ..settle import Settled
 
-TINY = "tiny"
-"""The checkpoint inside this package, whose weights are random."""
 SHORT = 4
 """Most steps of the short trajectory. In float32 a guided step of 93 frames of 832x480 takes an H100 9 s."""
 
@@ -59,8 +57,9 @@ class Job:
 
 
 def are_random(model: Model, random_weights: bool) -> bool:
-    """Whether the weights are: with `random_weights`, and those inside this package."""
-    return random_weights or model.name == TINY
+    """Whether the weights are: with `random_weights`, and those of a checkpoint that says so of its
+    own."""
+    return random_weights or model.facts.random
 
 
 def measure(job: Job) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..contract import InputError
 from ..spelling import shown
-from .facts import ModelFacts
+from .facts import OWN, ModelFacts
 from .families import TASKS
 from .field import NOT_GIVEN, PROFILE
 from .fields import FIELDS
@@ -79,8 +79,8 @@ def defaults(
     task: str, profile: str, model: ModelFacts, controls: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What the fields of a task are where they are not given, by a profile for a model and what it has for a single one
-    of `controls`, and where each value comes from. A field without a default (a prompt) is absent; the seed is "random"
-    where the profile leaves it to chance. Raises InputError for an unknown profile."""
+    of `controls`, or by the checkpoint itself, and where each value comes from. A field without a default (a prompt) is
+    absent; the seed is "random" where the profile leaves it to chance. Raises InputError for an unknown profile."""
     check_profile(profile)
     row = tables_read()["profile"][profile] | tables_read()[task][profile]
     variants = {name: dict(row.pop(name, {})) for name in VARIANTS}
@@ -101,7 +101,8 @@ def defaults(
             row[name], origin[name] = (None, NOT_GIVEN) if found[0] is None else found
         elif field.default == PROFILE and field.checkpoint and row[name] == CHECKPOINT:
             row[name], origin[name] = field.checkpoint(model)
-    return row, origin
+    own = model.own.get(task, {})
+    return row | own, origin | dict.fromkeys(own, f"the checkpoint's own ({OWN})")
 
 
 def of_single_controls(task: str, profile: str) -> dict[str, dict[str, Any]]:

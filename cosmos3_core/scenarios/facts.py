@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 NEGATIVE_PROMPT = "assets/negative_prompt.json"
 """Where a checkpoint keeps the negative prompt that its authors use for video."""
@@ -25,6 +26,10 @@ ACTION_STATS = "assets/action_stats.json"
 checkpoint is known to have this file."""
 
 
+OWN = "assets/defaults.json"
+"""Where a checkpoint may keep defaults of its own and what it says of itself (own.py)."""
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
@@ -32,7 +37,8 @@ class ModelFacts:
     `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json. `lacks` says of
     each modality that it cannot make why, as "has no sound head". `preset` names a table of defaults of its own, if
     there is one. `domain` is the embodiment that it was trained for alone, if any, `action_stats` its file of action
-    statistics, if it has one."""
+    statistics, if it has one. `own` are its own defaults by task, `note` is what it says of itself, and its weights may
+    be `random`."""
 
     name: str
     variant: str
@@ -46,6 +52,9 @@ class ModelFacts:
     preset: str | None = None
     domain: str | None = None
     action_stats: str | None = None
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    note: str | None = None
+    random: bool = False
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """From a wish to everything that is decided before a weight is read, once, for every client.
 
-settled = settle(Wish(model="tiny", given={"prompt": "a cup", "frames": 9}))
+settled = settle(Wish(model="embedded", given={"prompt": "a cup", "frames": 9}))
 engine = Engine(settled.model, settled.plan)
 state = engine.start(settled.request)
 """

@@ -21,7 +21,7 @@ def zero() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """`model` is "tiny", a folder, a hub id or its short form ("nano", "super", "edge"), at a `revision`; with
+    """`model` is "embedded", a folder, a hub id or its short form ("nano", "super", "edge"), at a `revision`; with
     `described`, and without one, a published model's facts come from the table here, so that nothing is downloaded.
 
     `given` are request fields as `scenarios.request.resolve` takes them; a task that is not among them follows from

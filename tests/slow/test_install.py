@@ -16,6 +16,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import __version__
 
@@ -66,7 +67,18 @@ def test_the_backends_are_listed_with_the_reasons_why_they_cannot_be_used(instal
 
 
 def test_the_backend_named_on_the_command_line_is_refused_with_that_reason(installed, tmp_path):
-    command = [installed / "cosmos3", "run", "a cat", "--model", "tiny", "--backend", "npu", "--dry-run", "-o", "a.png"]
+    command = [
+        installed / "cosmos3",
+        "run",
+        "a cat",
+        "--model",
+        TINY_MODEL,
+        "--backend",
+        "npu",
+        "--dry-run",
+        "-o",
+        "a.png",
+    ]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "torch_npu is not installed" in done.stderr and "Traceback" not in done.stderr

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosmos3_core.evidence.embedded.render import draw, play, samples_of
+from cosmos3_core.evidence.embedded.world import ACTIVE, PASSIVE, SIZE, Scenes, make
+
 from .codecs import SoundCodec, VideoCodec
-from .render import draw, play, samples_of
 from .text import CANVAS, ids_of
-from .world import ACTIVE, PASSIVE, SIZE, Scenes, make
 
 PIECE = 500
 """Scenes that one process makes ids of at a time."""

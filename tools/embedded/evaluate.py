@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 import cosmos3
-
-from .captions import sentence
-from .inverse import Verdict, agent_path, judge, onsets, see, turn
-from .render import draw
-from .world import PAINTS, PASSIVE, SIZE, Scenes, make
+from cosmos3_core.evidence.embedded.captions import sentence
+from cosmos3_core.evidence.embedded.inverse import Verdict, agent_path, judge, onsets, see, turn
+from cosmos3_core.evidence.embedded.render import draw
+from cosmos3_core.evidence.embedded.world import PAINTS, PASSIVE, SIZE, Scenes, make
 
 HELD_OUT, FRAMES = 90_004, 17
 REACHED = 10.0

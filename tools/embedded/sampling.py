@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmos3_core.evidence.embedded.inverse import judge, onsets, see, turn
+from cosmos3_core.evidence.embedded.world import PASSIVE, make
 from cosmos3_core.sampling.schedule import schedule_of
 
 from .bank import padded
 from .codecs import SoundCodec, VideoCodec
-from .inverse import judge, onsets, see, turn
 from .leg import Losses
 from .text import ids_of
 from .towers import Sample, Towers
 from .train_vae import save_pictures
-from .world import PASSIVE, make
 
 STEPS, SHIFT = 20, 3.0
 GUIDANCE = (1.0, 2.0)

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from cosmos3_core.checkpoint.repository import ASSETS, EMBEDDED
+from cosmos3_core.evidence.embedded.captions import sentence, structured
+from cosmos3_core.evidence.embedded.world import ACTIVE, PASSIVE, RATES, SIZE, Scenes, make
 from cosmos3_core.model.text import SYSTEM_PROMPTS, ChatTokenizer
 from cosmos3_core.scenarios.action_kinds import JSON
 from cosmos3_core.scenarios.prompts import negative_text, positive_text
 
-from .captions import sentence, structured
-from .world import ACTIVE, PASSIVE, RATES, SIZE, Scenes, make
-
-REPOSITORY = Path(__file__).with_name("repository")
-"""The checkpoint's files but for what training makes: weights, and the tokenizer that `train_tokenizer` wrote."""
+REPOSITORY = ASSETS / EMBEDDED
+"""The checkpoint in the package: all its files but the weights, which `assemble` adds, are written by hand, but for the
+tokenizer, which is `train_tokenizer`'s."""
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
     *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmos3_core.evidence.embedded.inverse import onsets
+from cosmos3_core.evidence.embedded.render import play
+from cosmos3_core.evidence.embedded.world import Scenes, make
+
 from .codecs import SoundCodec
-from .inverse import onsets
 from .leg import Clock, Descent, Losses, keep, kept, rate, recorded
-from .render import play
 from .text import REPOSITORY
-from .world import Scenes, make
 
 SOUNDING = {"bounce": 1.0, "dribble": 1.0, "collide": 1.0, "move": 0.1}
 SECONDS, CLIPS, PIECE, HOP = 1.4, 48, 16, 1920

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmos3_core.evidence.embedded.inverse import judge, see
+from cosmos3_core.evidence.embedded.render import draw, on, paint
+from cosmos3_core.evidence.embedded.world import ACTIVE, PASSIVE, Scenes, make
+
 from .codecs import Norm, VideoCodec
-from .inverse import judge, see
 from .leg import Clock, Descent, Losses, keep, kept, rate, recorded
-from .render import draw, on, paint
 from .text import REPOSITORY
-from .world import ACTIVE, PASSIVE, Scenes, make
 
 
 @dataclass(frozen=True)

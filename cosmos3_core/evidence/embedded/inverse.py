@@ -75,8 +75,8 @@ def _components(mask: np.ndarray) -> list[tuple[int, int, int, int, int]]:
     for one in np.unique(roots):
         of_it = roots == one
         area = int((ends[of_it] - begins[of_it] + 1).sum())
-        sides = begins[of_it].min(), ends[of_it].max(), rows[of_it].min(), rows[of_it].max()
-        out.append((area, *map(int, sides)))
+        left, right = int(begins[of_it].min()), int(ends[of_it].max())
+        out.append((area, left, right, int(rows[of_it].min()), int(rows[of_it].max())))
     return out
 
 
