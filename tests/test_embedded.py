@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from peer import relative_error
-from tools.embedded.evaluate import prompts_of
 
 from cosmos3_core.evidence.embedded.captions import sentence, structured
 from cosmos3_core.evidence.embedded.inverse import Part, agent_path, judge, moved, onsets, parts, see, shape_of, turn
@@ -39,6 +38,7 @@ from cosmos3_core.reference import build_ops
 from tools.embedded import train_towers
 from tools.embedded.bank import MIX, padded
 from tools.embedded.codecs import SoundCodec, VideoCodec
+from tools.embedded.evaluate import prompts_of
 from tools.embedded.text import REPOSITORY, SEEN_FROM, SPECIAL_TOKENS, ids_of, texts_of, tokenizer, train_tokenizer
 from tools.embedded.towers import Flat, Sample, Towers, drawn
 
