@@ -226,7 +226,7 @@ def _pass(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[str
     """One shape goes by another, in front of it or behind it."""
     count, (t, lasts) = len(fps), _times(fps, frames)
     direction, front = stream.integers(4, size=count), stream.integers(2, size=count)
-    mover, other = stream.uniform(12, 15, count), stream.uniform(18, 21, count)
+    mover, other = stream.uniform(14, 17, count), stream.uniform(19, 22, count)
     speed = np.minimum(stream.uniform(38, 50, count), (SIZE - 2 * MARGIN - 2 * mover - 2) / lasts)
     middle = np.stack([stream.uniform(56, 72, count), stream.uniform(56, 72, count)], axis=1)
     step = STEPS[direction]
