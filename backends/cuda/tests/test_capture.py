@@ -7,6 +7,7 @@ import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cosmos3_cuda.capture import build_capture
@@ -14,6 +15,7 @@ from cosmos3_cuda.plugin import ROWS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import cosmos3
 from cosmos3_core.reference import build_ops
 from cosmos3_core.testing import suite
 from cosmos3_core.testing.cases import Here
@@ -144,3 +146,29 @@ def test_inputs_of_another_shape_or_dtype_are_refused(other, capture):
         captured(torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"recorded for torch.float32 \[3, 4\], called with"):
         captured(other)
+
+
+def test_a_policy_replays_what_it_recorded(capture):
+    """From its third observation on the picture's encode and the pass are replays, and every answer is that of a pipe
+    that records nothing."""
+    stream = np.random.default_rng(5)
+    seen = [
+        {
+            "prompt": "pick up the cup",
+            "observation/image": stream.integers(0, 256, (64, 96, 3), dtype=np.uint8),
+            "observation/joint_position": stream.uniform(-1, 1, 7),
+            "observation/gripper_position": np.array([0.5]),
+        }
+        for _ in range(4)
+    ]
+    options, replays = {"steps": 2, "canvas": "96x64", "chunk": 4}, []
+    with torch.inference_mode(False):
+        with cosmos3.load("tiny", backend="reference", kernels={"capture": capture}) as pipe:
+            policy = cosmos3.Policy(pipe, **options)
+            for one in seen:
+                answer = policy.act(one)
+                replays.append([graph().replays for graph in Graph.made])
+                with cosmos3.load("tiny", backend="reference", resident=False) as other:
+                    assert np.array_equal(cosmos3.Policy(other, **options).act(one), answer)
+    assert replays == [[1], [3, 1], [5, 2], [7, 3]], "the pass is recorded in its second call, the encode as well"
+    assert not any(graph() for graph in Graph.made)
