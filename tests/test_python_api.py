@@ -79,7 +79,8 @@ PUBLIC = {
         "start": "(prompt=None, *, image=None, video=None, noise=None, anyway=False, **fields)",
         "why": "",
     },
-    "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin)",
+    "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin, "
+    "notes=())",
     "Policy": {
         "act": "(observation)",
         "reset": "()",
