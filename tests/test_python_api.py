@@ -75,7 +75,8 @@ PUBLIC = {
         "kernels": "",
         "model": "",
         "plan": "(prompt=None, **fields)",
-        "resume": "(path, *, image=None, video=None, keyframe=None, extend=None, tile=None, anyway=False)",
+        "resume": "(path, *, image=None, video=None, keyframe=None, extend=None, edge=None, blur=None, depth=None, "
+        "seg=None, wsm=None, tile=None, anyway=False)",
         "start": "(prompt=None, *, image=None, video=None, noise=None, anyway=False, **fields)",
         "why": "",
     },
@@ -96,7 +97,7 @@ PUBLIC = {
         "noise": "",
         "numpy": "",
         "request": "",
-        "save": "(path, *, manifest=None, latents=None, sound=None, overwrite=False)",
+        "save": "(path, *, manifest=None, latents=None, sound=None, plot=None, sheet=None, overwrite=False)",
         "seed": "",
         "sound": "",
         "sound_rate": "",
