@@ -31,6 +31,7 @@ class Plan:
     suffices. `seconds` sums up the stages without loading, `step_seconds` is the slowest step; both are None where no
     peak rate of the device is known. `kernels` are the rows that run, by op. `nearest` are the changes that would make
     it fit, in words. `request` has every field, None where it is not known yet, and `origin` where each is from.
+    `notes` say how the request lies outside of what the model was trained for.
     """
 
     fits: bool
@@ -43,6 +44,7 @@ class Plan:
     nearest: tuple[str, ...]
     request: dict[str, Any]
     origin: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         request, fits = self.request, "fits" if self.fits else "does not fit"
@@ -51,12 +53,13 @@ class Plan:
         return f"<cosmos3 plan: {what}: {gib(self.peak_bytes)} of {gib(self.device_bytes)}{lasts}, {fits}>"
 
     def __str__(self) -> str:
-        """A line for the whole, one for each stage, and one for each change that would make it fit."""
+        """A line for the whole, one for each stage, for each change that would make it fit, and for each note."""
         lines = [repr(self)[len("<cosmos3 plan: ") : -1]]
         for stage in self.stages:
             lasts = "" if stage.seconds is None else f", {stage.seconds:.1f} s"
             lines.append(f"  {stage.name}: {gib(stage.peak_bytes)}{lasts}")
-        return "\n".join([*lines, *(f"  {change} would fit" for change in self.nearest)])
+        lines += [f"  {change} would fit" for change in self.nearest]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 def plan_of(settled: Settled) -> Plan:
@@ -76,4 +79,5 @@ def plan_of(settled: Settled) -> Plan:
         nearest=(*apart, *(in_arguments(str(change)) for change in settled.nearest())),
         request=as_json(settled.known()),
         origin=settled.origin,
+        notes=settled.notes,
     )

@@ -20,7 +20,7 @@ from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
 from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.fields import FIELDS
-from cosmos3_core.scenarios.variants import checkpoints, conflicts, variants
+from cosmos3_core.scenarios.variants import action_examples, checkpoints, conflicts, variants
 from cosmos3_core.settle.questions import capabilities
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -153,8 +153,10 @@ def variants_page() -> str:
         "A task that a checkpoint cannot do is an error before a weight is read, which names checkpoints that can.",
         _table(("checkpoint", *tasks), can),
         "## What training covered",
-        "With other sizes and lengths a checkpoint runs, and nobody has said how well.",
-        _table(("kind", "tiers", "frames", "source"), [_variant(name) for name in variants()]),
+        "With other sizes and lengths a checkpoint runs, and nobody has said how well. A run or a plan outside of this "
+        "says so in a note, and so does one of a policy that is asked otherwise than published examples ask it: "
+        f"{_asked_for_actions()}.",
+        _table(("kind", "tiers", "frames", "frames per second", "source"), [_variant(name) for name in variants()]),
         "## Where engines disagree",
         "Defaults of whole engines are profiles ([fields.md](fields.md)). Of what no profile holds, this was chosen:",
         _table(("about", "what is said", "here"), [(c.about, _says(c.says), c.here) for c in conflicts()]),
@@ -174,7 +176,15 @@ def _checkpoint(name: str) -> tuple[str, ...]:
 def _variant(name: str) -> tuple[str, ...]:
     row = variants()[name]
     frames = ", ".join(f"{least} to {most} at {tier}" for tier, (least, most) in row.frames.items())
-    return name, ", ".join(row.tiers), frames, row.source
+    return name, ", ".join(row.tiers), frames, f"{row.fps[0]} to {row.fps[1]}" if row.fps else "", row.source
+
+
+def _asked_for_actions() -> str:
+    """How published examples ask for actions, in words."""
+    examples = action_examples()
+    said = [f"`{domain}` {fps:g} actions a second" for domain, fps in examples.fps.items()]
+    said += [f"`{name}` {row.chunk} actions at a time" for name, row in checkpoints().items() if row.chunk]
+    return f"{', '.join(said)} ({examples.source})"
 
 
 def _says(says: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,6 +107,22 @@ def diffusers_inputs(packing, text_ids: list[int], latents: list[torch.Tensor], 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+
+
+def pipeline_of(folder: Path):
+    """diffusers' pipeline of a repository, in fp32 and without a word."""
+    from diffusers import Cosmos3OmniPipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = Cosmos3OmniPipeline.from_pretrained(folder, enable_safety_checker=False, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_tiny(folder: Path) -> Path:
+    """The tiny model in fp32 with a transformer of ordinary scale, saved by diffusers."""
+    return save_repository(folder, diffusers_transformer(TINY, seed=11, scale=0.12))
 
 
 def save_repository(folder: Path, module, **index) -> Path:

@@ -4,8 +4,6 @@ of diffusers' result, for the latents of vision and of actions."""
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import peer
 import pytest
@@ -28,14 +26,10 @@ BOUND = 1e-4
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """The tiny model in fp32 with a transformer of ordinary scale, saved by diffusers; and its pipeline."""
-    from diffusers import Cosmos3OmniPipeline, UniPCMultistepScheduler
+    from diffusers import UniPCMultistepScheduler
 
-    folder = tmp_path_factory.mktemp("repository")
-    peer.save_repository(folder, peer.diffusers_transformer(peer.TINY, seed=11, scale=0.12))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline = Cosmos3OmniPipeline.from_pretrained(folder, enable_safety_checker=False, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    folder = peer.save_tiny(tmp_path_factory.mktemp("repository"))
+    pipeline = peer.pipeline_of(folder)
     changes = {"use_karras_sigmas": False, "flow_shift": 10.0}
     pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config, **changes)
     return folder, pipeline

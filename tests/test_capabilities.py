@@ -130,7 +130,7 @@ def test_a_distilled_model_has_two_tasks_and_fixed_fields(told):
     assert set(found["tasks"]) == {"t2i", "i2v"} and not found["fields"]["video"]["tasks"]
     fixed = {name for name, field in found["fields"].items() if field["fixed"]}
     of_negatives = {"negative_prompt", "negative_metadata"}
-    of_guidance = {"guidance", "guidance_interval", "interval_ends"}
+    of_guidance = {"guidance", "guidance_interval", "interval_ends", "normalize_guidance"}
     assert fixed == {"steps", "schedule", "shift"} | of_guidance | of_negatives
     assert found["fields"]["steps"]["defaults"]["t2i"] == {"value": 4, "source": "checkpoint (its distilled sigmas)"}
 
@@ -220,8 +220,8 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["run", "--image", "desk"], ["file"]),
         (["run", "-o", "out"], ["file"]),
         (["show", "out"], ["file"]),
-        (["recipes", "show", "embedded-t2v"], ["embedded-t2v-128x128-cpux1"]),
-        (["recipes", "--folder", str(RECIPES), "show", "embedded-t2v"], ["embedded-t2v-128x128-cpux1"]),
+        (["recipes", "show", "embedded-t2v-"], ["embedded-t2v-128x128-cpux1"]),
+        (["recipes", "--folder", str(RECIPES), "show", "embedded-t2v-"], ["embedded-t2v-128x128-cpux1"]),
     ],
 )
 def test_a_shell_completes_files_and_choices(typed, offered, capsys, monkeypatch):

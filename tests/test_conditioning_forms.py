@@ -4,7 +4,6 @@ clip's end. By the command line and from Python, beside diffusers, saved, repeat
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import inputs
@@ -48,14 +47,8 @@ def manifest(name: str) -> dict:
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory):
     """Nano at tiny width, and diffusers' pipeline of it."""
-    from diffusers import Cosmos3OmniPipeline
-
     folder = published.repository(tmp_path_factory.mktemp("model"), NANO)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline = Cosmos3OmniPipeline.from_pretrained(folder, enable_safety_checker=False, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return folder, pipeline
+    return folder, peer.pipeline_of(folder)
 
 
 def pictures(count: int) -> list[np.ndarray]:

@@ -9,19 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command import cosmos3
 from counted import TINY_CONFIG, TINY_VAE, VAE, config_of, job, whole
 from devices import backend
+from inputs import photograph
 from tiny_model import TINY_MODEL
 
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import PUBLISHED
 from cosmos3_core.contract import Ceiling
+from cosmos3_core.plan.cost import vae
 from cosmos3_core.plan.cost.fit import Estimate, nearest
 from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.defaults import PROFILES
+from cosmos3_core.settle import Wish, settle
 
 
 @pytest.mark.parametrize("repository", PUBLISHED)
@@ -203,3 +207,47 @@ def test_the_estimate_covers_what_was_measured_on_an_h100():
         for part, time in (("steps", "step"), ("decode", "decode")):
             assert 1 <= counted.stage(part).peak / measured[part]["reserved"] < 5 / 4
             assert 1 <= seconds[time] / measured[part]["seconds"] < 5 / 4
+
+
+def test_a_canvas_is_encoded_whole_whatever_of_it_is_shown(tmp_path):
+    photograph(100, 60).save(tmp_path / "small.png")
+    given = {"task": "policy", "prompt": "x", "image": str(tmp_path / "small.png"), "domain": "pusht", "canvas": "480p"}
+    settled = settle(Wish(model="nvidia/Cosmos3-Nano", described=True, given=given, backend="reference"))
+    request, estimate = settled.request, settled.estimate
+    assert (request.width, request.height, request.canvas) == (96, 48, (832, 480))
+    config, dtype = settled.model.vae, settled.plan.dtype
+    assert estimate.stage("encode input").activations == vae.encode_bytes(config, (30, 52), 1, dtype)
+    assert estimate.parts["encode input"] == [vae.encode_work(config, (30, 52), 1, dtype)]
+    assert estimate.execution.latent == (5, 3, 6)  # what the model sees and the decode makes
+
+
+@pytest.mark.parametrize("chunks, wanted, decodes", [(1, True, 1), (1, False, 0), (3, True, 5), (3, False, 2)])
+def test_of_an_output_without_the_video_only_what_a_chunk_begins_with_is_decoded(chunks, wanted, decodes):
+    given = {"task": "policy", "domain": "pusht", "rollout": chunks, "canvas": "480p:16:9"}
+    wish = Wish(model="nano", described=True, partial=True, given=given, backend="reference", decodes=wanted)
+    estimate = settle(wish).estimate
+    assert len(estimate.parts.get("decode", [])) == decodes
+    assert ("decode" in [stage.name for stage in estimate.stages]) == bool(decodes)
+
+
+@pytest.mark.parametrize(
+    "output, sound, decoded", [("x.mp4", False, True), ("x.wav", True, False), ("x.FLAC", True, False)]
+)
+def test_the_plan_of_a_sound_alone_has_no_decode_of_its_video(capsys, monkeypatch, output, sound, decoded):
+    words = ("--model", "nano", "--frames", 9, "--size", "256p:16:9", "--backend", "reference", "--memory", 80)
+    code, out, err = cosmos3(capsys, monkeypatch, "plan", *map(str, words), "-o", output, "--json")
+    assert code == 0, err
+    stages = [stage["name"] for stage in json.loads(out)["estimate"]["memory"]["stages"]]
+    assert ("decode" in stages, "decode sound" in stages) == (decoded, sound)
+    out = cosmos3(capsys, monkeypatch, "plan", *map(str, words), "-o", output)[1]
+    assert ("nothing of the video" in out) != decoded
+
+
+def test_a_decode_that_is_not_done_does_not_have_to_fit(capsys, monkeypatch):
+    """Whole frames of 1280x720 are not decoded in 8 GiB, so they get a tile, which a sound does not need."""
+    words = ("--model", "nano", "--task", "t2v", "--sound", "--backend", "reference", "--memory", 8)
+    fits = {}
+    for output in ("x.mp4", "x.wav"):
+        out = cosmos3(capsys, monkeypatch, "plan", *map(str, words), "-o", output, "--json")[1]
+        fits[output] = json.loads(out)["request"]["tile"]
+    assert fits["x.mp4"] is not None and fits["x.wav"] is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import peer
 import pytest
@@ -167,15 +165,8 @@ def test_rotary_table(dim, sections):
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """The tiny model in fp32 with a transformer of ordinary scale, saved by diffusers; and its pipeline."""
-    from diffusers import Cosmos3OmniPipeline
-
-    folder = tmp_path_factory.mktemp("repository")
-    peer.save_repository(folder, peer.diffusers_transformer(peer.TINY, seed=11, scale=0.12))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline = Cosmos3OmniPipeline.from_pretrained(folder, enable_safety_checker=False, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return folder, pipeline
+    folder = peer.save_tiny(tmp_path_factory.mktemp("repository"))
+    return folder, peer.pipeline_of(folder)
 
 
 def clip(frames: int, height: int, width: int) -> np.ndarray:

@@ -75,11 +75,13 @@ PUBLIC = {
         "kernels": "",
         "model": "",
         "plan": "(prompt=None, **fields)",
-        "resume": "(path, *, image=None, video=None, keyframe=None, extend=None, tile=None, anyway=False)",
+        "resume": "(path, *, image=None, video=None, keyframe=None, extend=None, edge=None, blur=None, depth=None, "
+        "seg=None, wsm=None, tile=None, anyway=False)",
         "start": "(prompt=None, *, image=None, video=None, noise=None, anyway=False, **fields)",
         "why": "",
     },
-    "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin)",
+    "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin, "
+    "notes=())",
     "Policy": {
         "act": "(observation)",
         "reset": "()",
@@ -95,7 +97,7 @@ PUBLIC = {
         "noise": "",
         "numpy": "",
         "request": "",
-        "save": "(path, *, manifest=None, latents=None, sound=None, overwrite=False)",
+        "save": "(path, *, manifest=None, latents=None, sound=None, plot=None, sheet=None, overwrite=False)",
         "seed": "",
         "sound": "",
         "sound_rate": "",

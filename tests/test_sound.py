@@ -14,7 +14,7 @@ import numpy as np
 import peer
 import pytest
 import torch
-from diffusers import Cosmos3AVAEAudioTokenizer, Cosmos3OmniPipeline
+from diffusers import Cosmos3AVAEAudioTokenizer
 from peer import relative_error
 from safetensors.torch import load_file, save_file
 from test_parity import _pil, clip, engine_pixels, engine_prompts
@@ -157,17 +157,13 @@ def repositories(tmp_path_factory):
 
     @cache
     def made(codec: str):
-        folder = tmp_path_factory.mktemp(codec)
-        peer.save_repository(folder, peer.diffusers_transformer(peer.TINY, seed=11, scale=0.12))
+        folder = peer.save_tiny(tmp_path_factory.mktemp(codec))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if codec == "other":
                 shutil.rmtree(folder / "sound_tokenizer")
                 random_codec(OTHER).save_pretrained(folder / "sound_tokenizer")
-            options = {"enable_safety_checker": False, "torch_dtype": torch.float32}
-            pipeline = Cosmos3OmniPipeline.from_pretrained(folder, **options)
-        pipeline.set_progress_bar_config(disable=True)
-        return folder, pipeline
+        return folder, peer.pipeline_of(folder)
 
     return made
 

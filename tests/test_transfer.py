@@ -55,19 +55,17 @@ def lossless(path: Path, frames: np.ndarray, fps: float = 24.0) -> str:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """The tiny model in fp32 with a transformer of ordinary scale, saved by diffusers."""
-    folder = tmp_path_factory.mktemp("repository")
-    return peer.save_repository(folder, peer.diffusers_transformer(peer.TINY, seed=11, scale=0.12))
+    return peer.save_tiny(tmp_path_factory.mktemp("repository"))
 
 
 @pytest.fixture(scope="module")
 def pipeline(repository):
     """diffusers' modular pipeline on it."""
-    from diffusers import Cosmos3OmniPipeline
     from diffusers.modular_pipelines.cosmos.modular_blocks_cosmos3 import Cosmos3OmniBlocks
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = Cosmos3OmniPipeline.from_pretrained(repository, enable_safety_checker=False, torch_dtype=torch.float32)
+        whole = peer.pipeline_of(repository)
         modular = Cosmos3OmniBlocks().init_pipeline()
     modular.update_components(
         transformer=whole.transformer, vae=whole.vae, text_tokenizer=whole.text_tokenizer, scheduler=whole.scheduler

@@ -125,14 +125,9 @@ EDGE_RUNS = {
 
 @pytest.fixture(scope="module")
 def edge_pipeline(folder):
-    from diffusers import Cosmos3OmniPipeline, UniPCMultistepScheduler
+    from diffusers import UniPCMultistepScheduler
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline = Cosmos3OmniPipeline.from_pretrained(
-            folder(EDGE), enable_safety_checker=False, torch_dtype=torch.float32
-        )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = peer.pipeline_of(folder(EDGE))
     config = dict(pipeline.scheduler.config) | {"use_karras_sigmas": False, "flow_shift": 3.0}
     pipeline.scheduler = UniPCMultistepScheduler.from_config(config)
     return pipeline

@@ -111,6 +111,7 @@ def _print(report: dict[str, Any]) -> None:
     plan, request, memory = report["plan"], report["request"], report["estimate"]["memory"]
     device = plan["device"]
     shared = " (--memory)" if memory["given"] else " shared with the host" if device["unified"] else ""
+    decoded = any(stage["name"] == "decode" for stage in memory["stages"])
     tile = f"in tiles of {request['tile']} pixels" if request["tile"] else "in whole frames"
     media = report["estimate"]["tokens"]["media"]
     lines = [
@@ -125,7 +126,7 @@ def _print(report: dict[str, Any]) -> None:
         *_kernels(plan),
         *((f"refused {refusal['op']} {refusal['name']}", refusal["reason"]) for refusal in plan["refused"]),
         ("placement", "text tower, media tower and VAE one after the other, as cosmos3 run does"),
-        ("decode", tile),
+        ("decode", tile if decoded else "nothing of the video: its output is something else alone"),
     ]
     tokens = report["estimate"]["tokens"]
     if tokens["counted"]:

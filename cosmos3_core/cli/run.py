@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..contract import InputError, RunError
 from ..engine.stages import Cancelled
+from ..files.action_tables import SUFFIXES
 from ..plan.cost.units import GIB
 from ..runs import generation, outputs, saved
 from ..runs import manifest as manifests
@@ -145,7 +146,7 @@ def execute(options: Options) -> None:
     options = _joined(options, earlier, stopped is not None)
     settled = settle(_wish(options, given))
     if settled.wish.partial:
-        _report(options, settled, manifests.resolved(settled, named))
+        _report(options, settled, manifests.resolved(settled, named), settled.notes)
     paths = _paths(options, settled.request)
     _check_kernels(options, earlier, settled)
 
@@ -184,7 +185,7 @@ def execute(options: Options) -> None:
         raise
 
 
-def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str] = ()) -> NoReturn:
+def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str]) -> NoReturn:
     """What a dry run ends with. Exit code 1 where the run would be refused because it does not fit."""
     show(settled, resolved, notes, as_json=options.as_json)
     for line in settled.why.splitlines():
@@ -263,13 +264,15 @@ def _joined(options: Options, earlier: Earlier, goes_on: bool) -> Options:
 def _wish(options: Options, given: dict[str, Any]) -> Wish:
     """A dry run without a prompt asks for the plan of a size and a task, of a published model without a download."""
     partial = options.dry_run and "prompt" not in given
+    suffix = Path(options.output).suffix if options.output else SOUND_SUFFIXES[0] if options.sound_only else None
     return Wish(
         model=options.model or DEFAULT_MODEL,
         revision=options.revision,
         described=partial,
         partial=partial,
         given=given,
-        suffix=Path(options.output).suffix if options.output else SOUND_SUFFIXES[0] if options.sound_only else None,
+        suffix=suffix,
+        decodes=suffix is None or suffix.lower() not in (*SOUND_SUFFIXES, *SUFFIXES),
         profile=options.profile or PROFILES[0],
         pick_seed=lambda: secrets.randbelow(2**31),
         backend=options.backend,

@@ -439,7 +439,7 @@ def prepare(
     return Generation(
         engine=engine,
         settled=settled,
-        inputs=inputs,
+        inputs=replace(inputs, notes=(*settled.notes, *inputs.notes)),
         resolved=resolved,
         resumable=Earlier.of(settled, inputs, latents),
         stopped=stopped,

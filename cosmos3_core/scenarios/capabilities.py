@@ -59,6 +59,7 @@ def _trained(variant: Variant) -> dict[str, Any]:
     return {
         "tiers": list(variant.tiers),
         "frames": {tier: list(range_) for tier, range_ in variant.frames.items()},
+        "fps": list(variant.fps) if variant.fps else None,
         "source": variant.source,
     }
 

@@ -22,7 +22,8 @@ ADVISED = 2
 class Checkpoint:
     """A published checkpoint. `config` is its row of checkpoint/models.toml, `variant` one of `variants()`, `heads` the
     modalities besides vision that it has weights for, `made_for` the task that it was trained for above others,
-    `preset` the name of a table with defaults of its own, and `steps` those that a distilled one was made for."""
+    `preset` the name of a table with defaults of its own, `steps` those that a distilled one was made for, and `chunk`
+    how many actions a policy is asked for."""
 
     name: str
     config: str
@@ -31,6 +32,7 @@ class Checkpoint:
     made_for: str | None = None
     preset: str | None = None
     steps: int | None = None
+    chunk: int | None = None
 
     @property
     def lacks(self) -> dict[str, str]:
@@ -40,13 +42,23 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What the training of a kind of checkpoint covered: resolution `tiers`, and by tier the least and the largest
-    number of `frames`. `only` is what to say of another task than `{tasks}`; `source` is where all this is from."""
+    """What the training of a kind of checkpoint covered: resolution `tiers`, by tier the least and the largest number
+    of `frames`, and frames a second (`fps`, None where nothing says). `only` is what to say of another task than
+    `{tasks}`; `source` is where all this is from."""
 
     name: str
     only: str
     tiers: tuple[str, ...]
     frames: Mapping[str, tuple[int, int]]
+    source: str
+    fps: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """How published examples ask for actions: how many a second (`fps`), by domain, and where that is from."""
+
+    fps: Mapping[str, float]
     source: str
 
 
@@ -77,8 +89,14 @@ def variants() -> dict[str, Variant]:
     found = {}
     for name, row in _table()["variant"].items():
         frames = {tier: (least, most) for tier, (least, most) in row["frames"].items()}
-        found[name] = Variant(name=name, **row | {"tiers": tuple(row["tiers"]), "frames": frames})
+        fps = tuple(row["fps"]) if "fps" in row else None
+        found[name] = Variant(name=name, **row | {"tiers": tuple(row["tiers"]), "frames": frames, "fps": fps})
     return found
+
+
+def action_examples() -> Examples:
+    """How published examples ask for actions."""
+    return Examples(**_table()["actions"])
 
 
 def conflicts() -> list[Conflict]:

@@ -19,6 +19,7 @@ from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.faults import about
 from ..scenarios.fields import is_whole, understood
 from ..scenarios.sizes import AUTO
+from ..scenarios.trained import training_notes
 from ..scenarios.variants import check_able
 from .actions import check_width, found_in_files
 from .measured import measured
@@ -61,6 +62,11 @@ class Settled:
     def execution(self) -> Execution:
         """How the request runs: passes, captures, tiles."""
         return self.estimate.execution
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the request before it runs: how it lies outside of the model's training."""
+        return training_notes(self.request, self.model.facts)
 
     @property
     def worst(self) -> Stage:
@@ -142,7 +148,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     check_width(request, model)
     ground = ground or _planned(wish, model, on)
     plan, device = ground.plan, ground.plan.device
-    job = _job(request, origin, _guided_steps(request, model, _from_table(wish)))
+    job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish))), decodes=wish.decodes)
     placement = RESIDENT if wish.resident else SEQUENTIAL
     asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, placement, plan.tuning)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
@@ -228,4 +234,5 @@ def _job(request: requests.Request, origin: dict[str, str], guided_steps: tuple[
         weighted=request.control_attention == "weighted",
         chunks=chunks.count,
         audio=request.audio is not None,
+        canvas=request.canvas,
     )

@@ -32,8 +32,8 @@ class Wish:
     `backend` None takes the accelerator that is here, none of those that are `disabled`. `kernels` and `formats` by op
     are met or refused, `required` kernels asserted. `dtype` None is the checkpoint's. `memory` in bytes stands in the
     place of the device's own; with it and a `backend`, `arch` asks for the plan of a device that need not be here.
-    `resident`: what is loaded stays for the next request. Other programs' names of a profile, a backend and a dtype
-    become ours.
+    `decodes`: the video is wanted, and not its sound or its actions alone. `resident`: what is loaded stays for the
+    next request. Other programs' names of a profile, a backend and a dtype become ours.
     """
 
     model: str
@@ -53,6 +53,7 @@ class Wish:
     memory: int | None = None
     arch: str | None = None
     resident: bool = False
+    decodes: bool = True
 
     def __post_init__(self) -> None:
         """Raises InputError for what is of another kind than it says above."""

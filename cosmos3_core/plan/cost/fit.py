@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ...contract import Ceiling, Tuning
-from ...model.config import TEMPORAL_COMPRESSION, TransformerConfig
+from ...model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
 from ...scenarios.branches import branches_of
 from ...scenarios.sizes import LARGEST, TIERS
 from ...scenarios.sound import DOWN
@@ -41,6 +41,8 @@ class Job:
 
     `controls` are the hints of control clips, of as many frames, to each of which attention goes alone if it is
     `weighted`, and `control_steps` of the steps run with control guidance. All of it is done in each of the `chunks`.
+    What is encoded has the size of the `canvas`, width and height, if there is one. Where the video itself is not
+    wanted (`decodes`), only what a further chunk begins with is decoded.
     """
 
     width: int
@@ -63,6 +65,13 @@ class Job:
     control_steps: int = 0
     weighted: bool = False
     chunks: int = 1
+    canvas: tuple[int, int] | None = None
+    decodes: bool = True
+
+    @property
+    def decoded(self) -> int:
+        """How often the frames of a chunk are decoded: what the next one begins with, and all of them at the end."""
+        return self.chunks - 1 + self.chunks * self.decodes
 
     @property
     def encoded(self) -> tuple[int, ...]:
@@ -150,7 +159,7 @@ class Estimate:
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self.dtype)
         stages = [Stage("read prompts", text_tower, kv, 0, reading)]
         if job.encoded:
-            encoding = vae.encode_bytes(self.vae, (height, width), max(job.encoded), self.dtype)
+            encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), self.dtype)
             stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
         elif job.audio and self._codec:  # beside a picture or clip it is less
             stages.append(Stage("encode input", parts["sound_encoder"], kv, 0, self._codec.worst))
@@ -158,10 +167,18 @@ class Estimate:
         held = 2 * latent + made + tables
         if self._codec and not job.audio:
             stages.append(Stage("decode sound", parts["sound_decoder"], kv, held, self._codec.worst))
-        stages.append(Stage("decode", parts["vae_decoder"], kv, held, decoding, VAE_OVERHEAD))
+        if job.decoded:
+            stages.append(Stage("decode", parts["vae_decoder"], kv, held, decoding, VAE_OVERHEAD))
         if self.placement == RESIDENT:
             stages = [replace(stage, weights=sum(parts.values()), kept=self._kept) for stage in stages]
         return tuple(stages)
+
+    @property
+    def _input_size(self) -> tuple[int, int]:
+        """Height and width of the latents of what is encoded."""
+        if self.job.canvas is None:
+            return self.execution.latent[1:]
+        return self.job.canvas[1] // SPATIAL_COMPRESSION, self.job.canvas[0] // SPATIAL_COMPRESSION
 
     @cached_property
     def _kept(self) -> int:
@@ -210,18 +227,18 @@ class Estimate:
     @property
     def parts(self) -> dict[str, list[Work]]:
         """The run's work by stage."""
-        job, guided, (frames, height, width) = self.job, self.job.guided_steps, self.execution.latent
+        job, guided, frames = self.job, self.job.guided_steps, self.execution.latent[0]
         steps = guided * self.step(True) + (job.steps - guided) * self.step(False)
         steps += job.control_steps * self._forward(self.execution.made, job.texts[0])
-        # The frames that a chunk begins with are decoded before, and all of them at the end.
-        decodes = 2 * job.chunks - 1
         parts = {
             "read prompts": [work for tokens in job.texts for work in self._prefill(tokens)],
             "steps": job.chunks * steps,
-            "decode": decodes * [vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)],
         }
+        if job.decoded:
+            work = vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)
+            parts["decode"] = job.decoded * [work]
         if job.encoded:
-            encoded = [vae.encode_work(self.vae, (height, width), count, self.dtype) for count in job.encoded]
+            encoded = [vae.encode_work(self.vae, self._input_size, count, self.dtype) for count in job.encoded]
             parts["encode input"] = job.chunks * encoded
         if self._codec:
             stage = "encode input" if job.audio else "decode sound"
@@ -276,7 +293,10 @@ def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> lis
 
 
 def fitting_tile(estimate: Estimate, memory: int) -> int | None:
-    """The largest tile with which the decode fits in `memory` bytes; None where whole frames do, or no tile does."""
+    """The largest tile with which the decode fits in `memory` bytes; None where whole frames do, or no tile does, and
+    where nothing is decoded."""
+    if not estimate.job.decoded:
+        return None
     for tile in (None, *_tiles(estimate.job)):
         tiled = replace(estimate, job=replace(estimate.job, tile=tile))
         if tiled.stage("decode").peak <= memory:
