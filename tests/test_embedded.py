@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from peer import relative_error
+from tiny_model import TINY_MODEL
 
+from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.evidence.embedded.captions import sentence, structured
 from cosmos3_core.evidence.embedded.inverse import Part, agent_path, judge, moved, onsets, parts, see, shape_of, turn
 from cosmos3_core.evidence.embedded.render import draw, play
@@ -36,6 +38,7 @@ from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.model.weights import Target, load_generation, load_understanding
 from cosmos3_core.reference import build_ops
 from tools.embedded import train_towers
+from tools.embedded.assemble import SUMS, sums
 from tools.embedded.bank import MIX, padded
 from tools.embedded.codecs import SoundCodec, VideoCodec
 from tools.embedded.evaluate import prompts_of
@@ -43,6 +46,7 @@ from tools.embedded.text import REPOSITORY, SEEN_FROM, SPECIAL_TOKENS, ids_of, t
 from tools.embedded.towers import Flat, Sample, Towers, drawn
 
 ALL = dict.fromkeys(PASSIVE + ACTIVE, 1.0)
+FIRST = make(0, 400, 17, {"move": 1.0})
 
 
 def in_unit(scenes: Scenes) -> torch.Tensor:
@@ -171,7 +175,7 @@ def test_prompts_are_those_of_the_engine():
         prompt = sentence(scenes, row, _after_one(np.random.default_rng(row)))
         negative = "" if dropped.startswith("The video") else json.dumps(json.loads(dropped[: dropped.index("}") + 1]))
         given = {"prompt": prompt, "negative_prompt": negative, "frames": 17, "fps": float(scenes.fps[row])}
-        request = settle(Wish(model="tiny", given=given | {"size": "128x128"})).request
+        request = settle(Wish(model=TINY_MODEL, given=given | {"size": "128x128"})).request
         assert (positive_text(request), negative_text(request)) == (text, dropped)
 
 
@@ -188,7 +192,7 @@ def test_instructions_are_those_of_the_engine(tmp_path):
         view = SEEN_FROM[int(stream.integers(2))]
         given = {"prompt": sentence(scenes, row, stream), "image": str(picture), "task": "policy", "view": view}
         given |= {"domain": "pusht", "fps": float(scenes.fps[row]), "chunk": 16}
-        request = settle(Wish(model="tiny", given=given)).request
+        request = settle(Wish(model=TINY_MODEL, given=given)).request
         text, dropped, system = texts_of(scenes, row, np.random.default_rng(row))
         assert (positive_text(request), negative_text(request), system) == (text, dropped, None)
         views.add(view)
@@ -338,6 +342,20 @@ def test_the_fused_kernels_are_the_plain_functions():
     assert done.returncode == 0, done.stderr
 
 
-def test_held_out_prompts_are_the_same_each_time():
-    assert prompts_of(3)[1] == prompts_of(3)[1] and len(set(prompts_of(40)[1])) > 35
+def test_the_config_is_a_cosmos3s():
     assert isinstance(train_towers.config(), TransformerConfig)
+
+
+def test_the_checkpoint_in_the_package_is_whole():
+    """Every file is the one whose checksum was written, no shard has more than 15 MB, and all have at most 24."""
+    files = [file for file in REPOSITORY.rglob("*") if file.is_file()]
+    assert (REPOSITORY / SUMS).read_text() == sums(REPOSITORY)
+    assert sum(file.stat().st_size for file in files) <= 24_000_000
+    assert max(file.stat().st_size for file in files) <= 15_000_000
+    assert {file.suffix for file in files} <= {".json", ".jinja", ".md", ".safetensors", ""}
+    Weights(open_model("embedded")).open_sound(encoder=True)
+
+
+def test_the_first_command_of_the_readme_is_in_its_words():
+    words = {word for row in range(400) for word in sentence(FIRST, row, np.random.default_rng(row)).lower().split()}
+    assert set("a red ball rolls to the left".split()) <= {word.strip(".") for word in words}

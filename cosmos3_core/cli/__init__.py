@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 EXIT_CANCELLED = 130
 EXIT_CODES = {
-    "0": "Done. Of `plan` and `run --dry-run`: it fits. Of `check`: the backend does all that it declares.",
+    "0": "Done. Of `plan` and `run --dry-run`: it fits. Of `check`: the backend does all that it declares. Of "
+    "`evaluate`: every bound is met.",
     "1": "It failed, though nothing was wrong with what was asked; a run keeps the steps that it computed. An error "
     "that nobody expected leaves a report in a file, which the message names. Of `plan` and `run --dry-run`: it does "
-    "not fit. Of `check`: a test failed. Of `matrix --check`: the page is out of date.",
+    "not fit. Of `check`: a test failed. Of `evaluate`: a bound is not met. Of `matrix --check`: the page is out of "
+    "date.",
     "2": "Bad input: the command line, a request, a file or what this machine lacks. Nothing was written.",
     str(
         EXIT_CANCELLED
@@ -125,6 +127,34 @@ def warmup(disabled: tuple[str, ...], as_json: bool, **options) -> None:
     cosmos3 warmup --size 720p --frames 189 --format fp8
     """
     from .warmup import Options, execute
+
+    execute(Options(disabled=disabled, **options), as_json)
+
+
+@cli.command(context_settings=shared.CONTEXT)
+@shared.model(shared.EMBEDDED, default=shared.EMBEDDED)
+@click.option(
+    "--depth",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="quick: 24 prompts, for two cores. full: 200 and more, for a GPU.",
+)
+@shared.with_options(shared.PLAN)
+@click.option("--profile", help="Whose defaults fill a request.", shell_complete=shared.one_of(shared.profiles))
+@shared.JSON
+@click.pass_obj
+def evaluate(disabled: tuple[str, ...], as_json: bool, **options) -> None:
+    """Measure whether what a model makes shows what was asked for.
+
+    Runs prompts of the embedded model's world that it was not trained on, and reads colours, shapes, numbers,
+    directions, impacts and actions back from the pixels and the sound, without a network. With a device, kernels or
+    formats of yours it judges these. Exit code 0 if every bound is met, 1 if not.
+
+    \b
+    cosmos3 evaluate --backend cuda --format fp8 --depth full
+    """
+    from .evaluate import Options, execute
 
     execute(Options(disabled=disabled, **options), as_json)
 

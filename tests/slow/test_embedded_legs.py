@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.evidence.embedded.evaluation import Depth, depths, evaluate
+from cosmos3_core.settle import Wish
 from tools.embedded import train_sound, train_towers, train_vae
 from tools.embedded.assemble import assemble
 from tools.embedded.bank import MIX
-from tools.embedded.evaluate import evaluate, evaluate_actions, evaluate_sound
 
 
 def test_every_leg_runs_and_what_it_leaves_is_a_checkpoint(tmp_path, monkeypatch):
@@ -33,8 +34,6 @@ def test_every_leg_runs_and_what_it_leaves_is_a_checkpoint(tmp_path, monkeypatch
     Weights(open_model(str(folder)))
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 24_000_000
     assert max(file.stat().st_size for file in folder.rglob("*.safetensors")) <= 15_000_000
-    said = evaluate(str(folder), 2, steps=2, guidance=2.0)
-    assert said["colour"] == 0 and said["shape"] == 0
-    assert evaluate_sound(str(folder), 1, steps=1, guidance=1.0)["within_2_frames"] == 0
-    said = evaluate_actions(str(folder), 1, steps=1)
-    assert said["policy_reached"] == said["forward_within_5_percent"] == 0 and said["inverse_error"] > 0.1
+    depth = Depth(dict.fromkeys(depths()["quick"].runs, 2), depths()["quick"].bounds)
+    found = evaluate(Wish(model=str(folder), backend="reference"), depth, given={"steps": 2})
+    assert not found["met"] and not any(one["met"] for one in found["measures"] if one["measure"] == "colour")

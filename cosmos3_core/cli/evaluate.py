@@ -1,0 +1,57 @@
+"""`cosmos3 evaluate`: does what a model makes show what was asked for?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from ..scenarios.defaults import PROFILES, check_profile
+from ..settle import Wish
+from .terminal import tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """As typed."""
+
+    model: str
+    depth: str
+    profile: str | None
+    backend: str | None
+    kernels: dict[str, str]
+    formats: dict[str, str]
+    dtype: str | None
+    disabled: tuple[str, ...]
+
+
+def execute(options: Options, as_json: bool) -> None:
+    """Print the measures and end with exit code 1 if a bound is not met. Raises InputError and RunError."""
+    from ..evidence.embedded.evaluation import depths, evaluate
+
+    wish = Wish(
+        model=options.model,
+        profile=options.profile or PROFILES[0],
+        backend=options.backend,
+        disabled=options.disabled,
+        dtype=options.dtype,
+        kernels=options.kernels,
+        formats=options.formats,
+    )
+    check_profile(wish.profile)
+    found = evaluate(wish, depths()[options.depth], say=tell) | {"depth": options.depth}
+    print(json.dumps(found, indent=1) if as_json else table(found))
+    sys.exit(0 if found["met"] else 1)
+
+
+def table(found: dict[str, Any]) -> str:
+    """The measures of an evaluation, a line for each, and the verdict."""
+    lines = [f"{'measure':<26}{'found':>9}{'bound':>11}{'of':>5}"]
+    for one in found["measures"]:
+        bound = next((f"{sign} {one[key]:g}" for key, sign in (("least", ">="), ("most", "<=")) if one[key]), "")
+        verdict = "" if not bound else "  met" if one["met"] else "  NOT MET"
+        lines.append(f"{one['task'] + ' ' + one['measure']:<26}{one['value']:>9.4g}{bound:>11}{one['of']:>5}{verdict}")
+    missed = sum(not one["met"] for one in found["measures"])
+    said = "all bounds are met" if found["met"] else f"{missed} bound{'s' * (missed > 1)} not met"
+    return "\n".join([*lines, f"{found['model']} on {found['device']} in {found['seconds']:.0f} s: {said}"])
