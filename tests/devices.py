@@ -31,9 +31,9 @@ GOLDENS = ROOT / "tests" / "goldens"
 CUDA = {"driver": "580.159.04", "torch": "2.11.0+cu130", "cuda": "13.0", "cudnn": "9.19.0"}
 MEASURED = {"kernel launches": "NVIDIA H100 80GB HBM3, triton 3.6.0"}
 DEFAULTS = {"kernel launches": "not measured"}
-ROCM = {"torch": "2.11.0+rocm7.2", "hip": "7.2.53150"}
+ROCM = {"torch": "2.11.0+rocm7.2", "hip": "7.2.53150"} | DEFAULTS
 NPU = {"driver": "25.5.0", "torch": "2.13.0+cpu", "torch-npu": "2.13.0", "cann": "8.5.0"}
-XPU = {"driver": "1.6.33578+38", "torch": "2.11.0+xpu", "oneapi": "20250303"}
+XPU = {"driver": "1.6.33578+38", "torch": "2.11.0+xpu", "oneapi": "20250303"} | DEFAULTS
 
 
 def _device(arch: str, name: str, memory: int, versions: dict[str, str], unified: bool = False) -> Device:
@@ -67,7 +67,7 @@ def plan_of(device: str) -> Plan:
     library, whatever is installed here."""
     want = Want.of(describe("nano").config, "bfloat16")
     name, found = DEVICES[device]
-    brought = ("triton",) if name == "cuda" else ()
+    brought = ("triton",) if name in ("cuda", "rocm", "xpu") else ()
     with (
         patch("importlib.util.find_spec", lambda package: package if package in brought else None),
         patch.dict(os.environ, clear=True),

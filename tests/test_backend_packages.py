@@ -13,7 +13,7 @@ import math
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
@@ -83,6 +83,21 @@ def test_the_kit_s_record_covers_the_kernels_that_a_backend_takes(monkeypatch):
     monkeypatch.setattr(digests, "sha256_file", lambda path: digest(path) + "#" * (path == changed))
     assert takes_kernels("cuda") and subject("cuda").sources() != before
     assert not takes_kernels("npu")
+
+
+@pytest.mark.parametrize(
+    ("device", "table"), [("mi300x", "cdna"), ("gfx1151", "rdna3"), ("rx9070", "rdna4"), ("b580", "xe")]
+)
+def test_a_fingerprint_covers_the_launches_that_a_backend_ships(device, table):
+    """Those of our kernels' rows alone, and no other backend's."""
+    name, found = DEVICES[device]
+    for ours in (True, False):
+        rows = [row for row in backend(name).kernels if ("triton" in row.needs) is ours]
+        files = fingerprint(backend(name), found, rows, "nano")["files"]
+        shipped = {file for file in files if "/launches/" in file and not file.startswith("cosmos3_triton/")}
+        assert (f"cosmos3_{name}/launches/{table}.toml" in shipped) is ours
+        assert all(file.startswith(f"cosmos3_{name}/") for file in shipped)
+        assert ("cosmos3_triton/row_wise.py" in files) is ours
 
 
 def subject(name: str) -> Subject:
@@ -224,6 +239,53 @@ def test_probe_reports_the_device(device, monkeypatch):
     assert backend(name).probe() == found
 
 
+@pytest.mark.parametrize("device", ["h100", "mi300x", "b580"])
+def test_a_damaged_file_of_measured_launches_is_said_to_be_one(device, monkeypatch, tmp_path):
+    from cosmos3_triton import tables
+
+    name, found = DEVICES[device]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine(monkeypatch, name, [SimpleNamespace(**vars(told(device)) | {"name": "Acme 9"})], found.versions)
+    file = tables.measured_here(found.arch, "Acme 9")
+    file.parent.mkdir(parents=True)
+    file.write_text("[[gate]]")
+    with pytest.raises(
+        Unavailable, match=rf"{file.name}: a launch of gate says .*\. Delete the file; python -m cosmos3_t"
+    ):
+        backend(name).probe()
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "kernel", "warps"),
+    [
+        ("rocm", "gfx942", "gate", 4),
+        ("rocm", "gfx1151", "flash", 4),
+        ("rocm", "gfx1201", "flash", 8),
+        ("rocm", "gfx1103", "gate", 8),
+        ("xpu", "bmg-g21", "flash", 16),
+        ("xpu", "acm-g10", "rms_norm", 8),
+    ],
+)
+def test_a_backend_s_launches_go_before_the_default_and_after_what_was_measured(
+    name, arch, kernel, warps, monkeypatch, tmp_path
+):
+    """Of an architecture, or a kernel, that it says nothing of, the default holds."""
+    from cosmos3_triton import tables
+    from cosmos3_triton.rows import find_of
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    find = find_of(backend(name).kernels)
+    assert find(arch).launch(kernel).warps == warps and find(arch).origin == "not measured"
+    assert find(arch).launch("norm_silu") == tables.table("default").launch("norm_silu")
+    file = tables.measured_here(arch, "Acme 9")
+    file.parent.mkdir(parents=True)
+    entry = asdict(replace(find(arch).launch(kernel), warps=32))
+    said = {field: value for field, value in entry.items() if field in tables.KERNELS[kernel]}
+    file.write_text(tables.written({kernel: [said]}, {"device": "Acme 9", "triton": "3.7.1"}))
+    assert find(arch, "Acme 9").launch(kernel).warps == 32 and find(arch).launch(kernel).warps == warps
+    assert f"{kernel}: here (" in find(arch, "Acme 9").origin
+
+
 def test_the_nvidia_driver_is_asked_through_its_own_tool(monkeypatch, tmp_path):
     import cosmos3_cuda.plugin as plugin
 
@@ -267,6 +329,17 @@ def test_versions_name_an_installed_kernel_library(name, package, monkeypatch, t
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_plan_is_the_golden_one(device):
     assert text_of(plan_of(device)) == golden(device).read_text("utf-8"), "see tests/devices.py"
+
+
+@pytest.mark.parametrize("device", ["h100", "mi300x", "b580"])
+def test_without_triton_its_rows_are_refused_in_a_line(device):
+    name, found = DEVICES[device]
+    with patch("importlib.util.find_spec", lambda package: None):
+        plan = resolve(Want.of(describe("nano").config, "bfloat16"), backend(name), found)
+    reasons = {(row["op"], row["reason"]) for row in plan.to_json()["refused"] if row["name"] == "triton"}
+    ops = ("rms_norm", "norm_rope", "gate", "patch_embed", "norm_silu")
+    assert reasons >= {(op, "needs the package triton") for op in ops}
+    assert {chosen_for(plan, op).kernel.name for op in ops} == {"eager"}
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 BACKENDS = {"cuda", "npu", "rocm", "xpu"}
 KERNELS = "triton"
 """The distribution of our kernels, which is no backend and no extra."""
-EXTRAS = {name: sorted((name, KERNELS)) if name != "npu" else [name] for name in BACKENDS}
+TAKE_KERNELS = BACKENDS - {"npu"}
+EXTRAS = {name: sorted((name, KERNELS)) if name in TAKE_KERNELS else [name] for name in BACKENDS}
 """The folders that an extra installs. Hatchling sorts requirements."""
 PACKAGES = ("cosmos3", "cosmos3_core")
 HEAVY = {"torch", "diffusers", "transformers", "huggingface_hub", "av", "PIL", "numpy"}
@@ -130,7 +131,7 @@ def test_a_package_builds_a_wheel_of_this_version(name, checkout):
     package = f"cosmos3_{name}"
     head = metadata(built, package)
     assert (head["Name"], head["Version"]) == (f"cosmos3-{name}", __version__)
-    needed = {"cosmos3", f"cosmos3-{KERNELS}"} if name == "cuda" else {"cosmos3"}
+    needed = {"cosmos3", f"cosmos3-{KERNELS}"} if name in TAKE_KERNELS else {"cosmos3"}
     assert set(head.get_all("Requires-Dist")) == {f"{part}=={__version__}" for part in needed}
     assert_shows_what_an_index_asks_for(head)
     entries = f"{package}-{__version__}.dist-info/entry_points.txt"

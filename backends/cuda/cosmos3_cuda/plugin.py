@@ -13,6 +13,7 @@ from cosmos3_triton.rows import (
     attention_rows,
     layer_rows,
     linear_rows,
+    origin,
     refuse_8_bits,
     row_wise_rows,
     uneven,
@@ -60,17 +61,13 @@ def probe() -> Device:
     check_visible(torch.cuda.is_available(), "GPU", "NVIDIA", "nvidia-smi")
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     arch = f"sm_{gpus[0].major}{gpus[0].minor}"
-    try:
-        launches = table(arch, gpus[0].name).origin
-    except ValueError as error:
-        raise Unavailable(f"{error}. Delete the file; python -m cosmos3_triton.tune measures it anew") from None
     return Device(
         arch=arch,
         name=gpus[0].name,
         count=alike([(gpu.major, gpu.minor, gpu.name) for gpu in gpus]),
         memory=gpus[0].total_memory,
         unified=bool(gpus[0].is_integrated),
-        versions=_versions() | {"kernel launches": launches},
+        versions=_versions() | origin(arch, gpus[0].name),
     )
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
+from cosmos3_triton.tables import Table, table
+
 from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
@@ -10,6 +16,22 @@ AOTRITON = ("gfx90a", "gfx942", "gfx950", "gfx1201")
 AOTRITON_SINCE_TORCH_2_13 = ("gfx1100", "gfx1151")
 AOTRITON_EXPERIMENTAL = ("gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1152", "gfx1153", "gfx1200")
 EXPERIMENTAL_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
+FAMILIES = {
+    "gfx90a": "cdna",
+    "gfx942": "cdna",
+    "gfx950": "cdna",
+    "gfx1100": "rdna3",
+    "gfx1151": "rdna3",
+    "gfx1201": "rdna4",
+}
+"""Which file in LAUNCHES has the launches of our kernels, by architecture: those for which the tests compile them."""
+LAUNCHES = Path(__file__).parent / "launches"
+REHEARSED = "compiled and interpreted, not run on a device yet"
+
+
+def find_table(arch: str, device: str | None = None) -> Table:
+    """As cosmos3_triton.tables.table, with what this package knows of the architecture."""
+    return table(arch, device, LAUNCHES / f"{FAMILIES[arch]}.toml" if arch in FAMILIES else None)
 
 
 def probe() -> Device:
@@ -30,7 +52,9 @@ def probe() -> Device:
         count=alike([(arch, gpu.name) for arch, gpu in zip(archs, gpus, strict=True)]),
         memory=gpus[0].total_memory,
         unified=bool(gpus[0].is_integrated),
-        versions={"torch": torch.__version__, "hip": torch.version.hip} | versions("amd-aiter"),
+        versions={"torch": torch.__version__, "hip": torch.version.hip}
+        | versions("amd-aiter")
+        | origin(archs[0], gpus[0].name, find_table),
     )
 
 
@@ -88,6 +112,11 @@ ROWS = (
         refuse=refuse_flash,
         notes="AOTriton's FlashAttention, inside torch; rehearsed, not run on a device yet",
     ),
+    *(
+        replace(row, notes=f"reads two segments where they lie; {REHEARSED}")
+        for row in attention_rows(tuple(FAMILIES), find=find_table)
+    ),
+    *(replace(row, notes=f"{row.notes}; {REHEARSED}") for row in row_wise_rows(tuple(FAMILIES), find=find_table)),
 )
 
 RDNA4 = (

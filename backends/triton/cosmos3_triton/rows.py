@@ -2,30 +2,61 @@
 nor triton: a row's `build` does.
 
 What an architecture has is its backend's to know. So each function is told on which the rows serve (`arch`), and of
-these, which multiply integers of 8 bits fast (`int8`) and which have floats of 8 bits (`fp8`).
+these, which multiply integers of 8 bits fast (`int8`) and which have floats of 8 bits (`fp8`). A backend that ships
+tables of launches gives `find`, which is called as `tables.table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from cosmos3_core.contract import Ask, Attention, Device, Kernel
+from cosmos3_core.contract import Ask, Attention, Device, Kernel, Unavailable
 
-from .tables import table
+from .tables import Find, table
 
 SIXTEEN_BITS = ("bfloat16", "float16")
 Refuse = Callable[[Ask], str | None]
 
 
-def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
-    """Attention in 16 bits, in int8, and in FP8, with keys in int8 where that is fast."""
+@dataclass(frozen=True)
+class Build:
+    """A row's `build`: what `name` in a module of this package makes of the device's launches."""
+
+    find: Find
+    module: str
+    name: str
+
+    def __call__(self, device: Device) -> Any:
+        made = getattr(import_module(f".{self.module}", __package__), self.name)
+        return made(self.find(device.arch, device.name))
+
+
+def origin(arch: str, device: str, find: Find = table) -> dict[str, str]:
+    """What a probe says in `Device.versions` of the launches on the device of that name. Raises Unavailable where what
+    was measured on it is damaged."""
+    try:
+        return {"kernel launches": find(arch, device).origin}
+    except ValueError as error:
+        raise Unavailable(f"{error}. Delete the file; python -m cosmos3_triton.tune measures it anew") from None
+
+
+def find_of(rows: Sequence[Kernel]) -> Find:
+    """Where the rows that are of this package find their launches."""
+    return next((row.build.find for row in rows if isinstance(row.build, Build)), table)
+
+
+def attention_rows(
+    arch: tuple[str, ...], *, int8: tuple[str, ...] = (), fp8: tuple[str, ...] = (), find: Find = table
+) -> tuple[Kernel, ...]:
+    """Attention in 16 bits, in int8, and in FP8, with keys in int8 where that is fast; no row that serves nowhere."""
 
     def build_fp8(device: Device) -> Attention:
         from . import attention_8bit
 
-        return attention_8bit.build_fp8(table(device.arch, device.name), int8=device.arch in int8)
+        return attention_8bit.build_fp8(find(device.arch, device.name), int8=device.arch in int8)
 
     common: dict[str, Any] = {
         "op": "attention",
@@ -33,17 +64,17 @@ def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[s
         "needs": ("triton",),
         "refuse": refuse_head_dim,
     }
-    return (
+    rows = (
         Kernel(
             name="triton",
-            build=_build("attention", "Flash"),
+            build=Build(find, "attention", "Flash"),
             arch=arch,
             notes="reads two segments where they lie; slower than cuDNN and FlashAttention-3 for video on an H100",
             **common,
         ),
         Kernel(
             name="triton-int8",
-            build=_build("attention_8bit", "build_int8"),
+            build=Build(find, "attention_8bit", "build_int8"),
             arch=int8,
             formats=("int8",),
             notes="the last segment (the media's) in int8, the others and causal calls in 16 bits; relative error "
@@ -60,54 +91,55 @@ def attention_rows(arch: tuple[str, ...], *, int8: tuple[str, ...], fp8: tuple[s
             **common,
         ),
     )
+    return tuple(row for row in rows if row.arch)
 
 
-def row_wise_rows(arch: tuple[str, ...]) -> tuple[Kernel, ...]:
+def row_wise_rows(arch: tuple[str, ...], *, find: Find = table) -> tuple[Kernel, ...]:
     """The ops that go over rows once: norms, rotation, gate, and the embedding of patches."""
     common: dict[str, Any] = {"name": "triton", "arch": arch, "needs": ("triton",)}
     return (
         Kernel(
             op="rms_norm",
-            build=_build("row_wise", "build_rms_norm"),
+            build=Build(find, "row_wise", "build_rms_norm"),
             notes="residual, norm and both results in one pass",
             **common,
         ),
         Kernel(
             op="norm_rope",
-            build=_build("row_wise", "build_norm_rope"),
+            build=Build(find, "row_wise", "build_norm_rope"),
             refuse=refuse_norm_rope,
             notes="all projections in one launch",
             **common,
         ),
         Kernel(
             op="gate",
-            build=_build("row_wise", "build_gate"),
+            build=Build(find, "row_wise", "build_gate"),
             notes="one pass, in place",
             **common,
         ),
         Kernel(
             op="patch_embed",
-            build=_build("patch_embed", "build_patch_embed"),
+            build=Build(find, "patch_embed", "build_patch_embed"),
             dtypes=SIXTEEN_BITS,
             notes="patches are read where they lie, the timestep is added before the result is rounded",
             **common,
         ),
         Kernel(
             op="norm_silu",
-            build=_build("row_wise", "build_norm_silu"),
+            build=Build(find, "row_wise", "build_norm_silu"),
             notes="one pass, several rows to a program",
             **common,
         ),
     )
 
 
-def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
+def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...], find: Find = table) -> tuple[Kernel, ...]:
     """Linears with weights and inputs in 8 bits, and with weights in 4."""
     common: dict[str, Any] = {"op": "pack_linear", "arch": arch, "dtypes": SIXTEEN_BITS, "needs": ("triton",)}
     return (
         Kernel(
             name="triton-scaled-mm",
-            build=_build("linears", "build_scaled_mm"),
+            build=Build(find, "linears", "build_scaled_mm"),
             formats=("int8", "fp8"),
             refuse=refuse_8_bits(fp8),
             notes="scales in the epilogue",
@@ -115,7 +147,7 @@ def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel,
         ),
         Kernel(
             name="triton-a16",
-            build=_build("linears", "build_a16"),
+            build=Build(find, "linears", "build_a16"),
             formats=("w4a16", "nvfp4a16", "mxfp4a16"),
             refuse=refuse_4_bits,
             notes="few rows are multiplied with 4-bit weights as they are, many with a 16-bit copy",
@@ -124,7 +156,7 @@ def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel,
     )
 
 
-def layer_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, ...]:
+def layer_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...], find: Find = table) -> tuple[Kernel, ...]:
     """The two halves of a decoder layer in 8 bits, with our own products."""
     common: dict[str, Any] = {
         "name": "triton-scaled-mm",
@@ -135,8 +167,8 @@ def layer_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...]) -> tuple[Kernel, 
         "refuse": refuse_8_bits(fp8),
     }
     return (
-        Kernel(op="project", build=_build("layers", "build_project"), notes=PROJECT, fuses=IN_PROJECT, **common),
-        Kernel(op="finish", build=_build("layers", "build_finish"), notes=FINISH, fuses=IN_FINISH, **common),
+        Kernel(op="project", build=Build(find, "layers", "build_project"), notes=PROJECT, fuses=IN_PROJECT, **common),
+        Kernel(op="finish", build=Build(find, "layers", "build_finish"), notes=FINISH, fuses=IN_FINISH, **common),
     )
 
 
@@ -186,12 +218,3 @@ def refuse_norm_rope(ask: Ask) -> str | None:
 
 def refuse_4_bits(ask: Ask) -> str | None:
     return uneven(ask, 128)
-
-
-def _build(module: str, name: str) -> Callable[[Device], Any]:
-    """A row's `build`: what `name` in that module makes of the device's launches."""
-
-    def build(device: Device) -> Any:
-        return getattr(import_module(f".{module}", __package__), name)(table(device.arch, device.name))
-
-    return build

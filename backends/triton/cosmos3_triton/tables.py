@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched: tables by architecture, which ship with this package.
+"""How the Triton kernels are launched: tables by architecture, which ship with this package and with backends.
 
 They are measured by `python -m cosmos3_triton.tune`, and never while a model runs. What it measures on a user's machine
 is for that GPU and that build alone, and goes before what ships: the file's name has the fingerprint of both in it.
@@ -11,7 +11,8 @@ import hashlib
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 BEFORE_TMA = ("sm_80", "sm_86", "sm_87", "sm_89")
 """NVIDIA's without the tensor memory accelerator, which on newer ones loads and stores the tiles of a matrix."""
 SHIPPED = Path(__file__).parent / "launches"
+TRITONS = ("triton", "triton-rocm", "triton-xpu", "pytorch-triton-rocm", "pytorch-triton-xpu")
+"""The packages that Triton comes in: torch's build for a vendor's GPUs brings that vendor's."""
 TILE = {"block_m", "block_n", "warps", "stages"}
 PRODUCT = TILE | {"block_k", "persistent"}
 KERNELS = {
@@ -44,9 +47,9 @@ OPTIONAL = {"persistent", "rows"}
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A tile's sizes or the elements that a program takes, warps of 32 threads, and loads that are under way at a time.
-    It holds for calls with up to `rows` rows. A `persistent` kernel has one program per multiprocessor, which loads a
-    tile while it stores the one before; others have a program per tile."""
+    """A tile's sizes or the elements that a program takes, warps (of as many threads as the architecture's have), and
+    loads that are under way at a time. It holds for calls with up to `rows` rows. A `persistent` kernel has one program
+    per multiprocessor, which loads a tile while it stores the one before; others have a program per tile."""
 
     warps: int
     stages: int = 3
@@ -85,17 +88,22 @@ class Table:
         return found
 
 
+Find = Callable[..., Table]
+"""Tables of a backend's rows: called as `table`, with an architecture and perhaps the name of a device."""
+
+
 @functools.cache
-def table(arch: str, device: str | None = None) -> Table:
-    """What ships for the architecture and, before it, what was measured here on the device of that name. Raises
-    ValueError for a file that is none of ours."""
+def table(arch: str, device: str | None = None, own: Path | None = None) -> Table:
+    """What ships for the architecture: with this package, and before that in `own`, a file of a backend. Before both,
+    what was measured here on the device of that name. Raises ValueError for a file that is none of ours."""
     launches: dict[str, tuple[Launch, ...]] = {}
     origin = Table.origin
-    for name in ["default", *(["before_sm_90"] if arch in BEFORE_TMA else []), arch]:
-        if (path := SHIPPED / f"{name}.toml").exists():
-            found, measured = read(path)
-            launches |= found
-            origin = measured or origin
+    names = ["default", *(["before_sm_90"] if arch in BEFORE_TMA else []), arch]
+    shipped = [path for name in names if (path := SHIPPED / f"{name}.toml").exists()]
+    for path in [*shipped, *([own] if own else [])]:
+        found, measured = read(path)
+        launches |= found
+        origin = measured or origin
     if device is not None and _is_file(path := measured_here(arch, device)):
         found, _ = read(path)
         launches |= found
@@ -153,10 +161,10 @@ def fingerprint(device: str) -> str:
 
 
 def triton_version() -> str:
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return "none"
+    for package in TRITONS:
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return "none"
 
 
 def written(found: Mapping[str, list[dict[str, Any]]], measured: Mapping[str, str]) -> str:

@@ -28,7 +28,8 @@ from .activations import Rows, quantize_rows
 from .attention import Flash
 from .attention_8bit import build_fp8, build_int8
 from .products import scaled_mm
-from .tables import KERNELS, OPTIONAL, Launch, Launches, Table, measured_here, read, table, triton_version, written
+from .rows import find_of
+from .tables import KERNELS, OPTIONAL, Launch, Launches, Table, measured_here, read, triton_version, written
 
 FASTER = 0.99
 """A launch is taken where it needs less than this part of the best time so far."""
@@ -246,7 +247,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         launches = read(out)[0] if out.exists() else {}
     except (Unavailable, ValueError) as reason:
         parser.error(str(reason))
-    base = table(device.arch)
+    base = find_of(backend.kernels)(device.arch)
     if unknown := set(args.kernel) - set(base.launches):
         parser.error(f"{device.arch} has no kernel {', '.join(sorted(unknown))}; it has {', '.join(base.launches)}")
     int8 = any(row.op == "attention" and "int8" in row.formats and device.arch in row.arch for row in backend.kernels)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
+from cosmos3_triton.tables import Table, table
+
 from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
@@ -23,6 +29,15 @@ CHIPS = {
 }
 INTEGRATED = ("mtl", "arl", "lnl", "ptl")
 """How the names of the chips start that share the host's memory. Torch tells it itself from 2.13 on."""
+WITH_MATRICES = ("pvc", "bmg-g21", "bmg-g31", "lnl-m")
+"""Xe-HPC and Xe2, whose matrix units and loads of blocks Intel's Triton uses."""
+LAUNCHES = Path(__file__).parent / "launches" / "xe.toml"
+INTERPRETED = "interpreted, never compiled for or run on a device yet"
+
+
+def find_table(arch: str, device: str | None = None) -> Table:
+    """As cosmos3_triton.tables.table, with this package's launches."""
+    return table(arch, device, LAUNCHES)
 
 
 def chip(architecture: int) -> str:
@@ -42,14 +57,15 @@ def probe() -> Device:
         )
     check_visible(torch.xpu.is_available(), "GPU", "Intel", "sycl-ls")
     gpus = [torch.xpu.get_device_properties(index) for index in range(torch.xpu.device_count())]
-    first = gpus[0]
+    first, arch = gpus[0], chip(gpus[0].architecture)
     return Device(
-        arch=chip(first.architecture),
+        arch=arch,
         name=first.name,
         count=alike([(gpu.architecture, gpu.name) for gpu in gpus]),
         memory=first.total_memory,
-        unified=getattr(first, "is_integrated_gpu", chip(first.architecture).startswith(INTEGRATED)),
-        versions={"driver": first.driver_version, "torch": torch.__version__, "oneapi": torch.version.xpu},
+        unified=getattr(first, "is_integrated_gpu", arch.startswith(INTEGRATED)),
+        versions={"driver": first.driver_version, "torch": torch.__version__, "oneapi": torch.version.xpu}
+        | origin(arch, first.name, find_table),
     )
 
 
@@ -71,6 +87,11 @@ ROWS = (
         refuse=refuse_wide,
         notes="oneDNN's fused attention, inside torch; rehearsed, not run on a device yet",
     ),
+    *(
+        replace(row, notes=f"reads two segments where they lie; {INTERPRETED}")
+        for row in attention_rows(WITH_MATRICES, find=find_table)
+    ),
+    *(replace(row, notes=f"{row.notes}; {INTERPRETED}") for row in row_wise_rows(WITH_MATRICES, find=find_table)),
 )
 
 CEILINGS = {

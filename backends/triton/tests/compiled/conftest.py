@@ -1,5 +1,6 @@
-"""The Triton kernels compiled here, without a GPU, for every generation that a row names: what instructions, registers
-and shared memory they take. Fixtures: `arch` runs a test for each; `compiled` compiles for one."""
+"""The Triton kernels compiled here, without a GPU, for every generation of NVIDIA's that a row names: what
+instructions, registers and shared memory they take. Fixtures: `arch` runs a test for each; `compiled` compiles for one.
+For AMD's GPUs `launched.py` does that."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import pytest
@@ -181,6 +182,32 @@ def test_attention_in_8_bits_is_measured_in_int8_where_the_backend_s_row_serves(
     monkeypatch.setattr(tune, "save", lambda *_: None)
     tune.main(["eight_bit"])
     assert asked == [arch == "sm_90"]
+
+
+def test_the_tuner_begins_with_the_launches_of_the_backend_s_rows(monkeypatch):
+    """Not with the default, which may not even run there."""
+    ours = replace(BASE, launches={"gate": (Launch(elements=512, warps=2),)})
+    rows = attention_rows(("acme_9",), find=lambda arch, device=None: ours)
+    backend = Backend(name="acme", torch_device="cpu", collectives="gloo", probe=none, kernels=rows)
+    begun = []
+    monkeypatch.setattr(tune, "found_here", lambda name: (backend, replace(GPU, arch="acme_9")))
+    monkeypatch.setattr(tune, "tune", lambda kernel, base, *_: begun.append((kernel, base)) or [])
+    monkeypatch.setattr(tune, "save", lambda *_: None)
+    tune.main([])
+    assert begun == [("gate", ours)]
+
+
+@pytest.mark.parametrize("package", ["triton", "triton-rocm", "pytorch-triton-xpu"])
+def test_triton_has_a_version_whichever_package_it_came_in(package, monkeypatch):
+    """Launches that another Triton measured are not taken."""
+
+    def version(name: str) -> str:
+        if name != package:
+            raise PackageNotFoundError(name)
+        return "3.9.8"
+
+    monkeypatch.setattr(tables, "version", version)
+    assert tables.triton_version() == "3.9.8"
 
 
 def test_what_was_measured_is_kept(cache, inputs, installed, monkeypatch, capsys):
