@@ -12,6 +12,7 @@ from command import cosmos3
 from inputs import photograph
 from matplotlib.figure import Figure
 from PIL import Image
+from tiny_model import TINY_MODEL
 
 import cosmos3 as package
 from cosmos3_core.checkpoint.model import Weights
@@ -19,7 +20,7 @@ from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.files import plots, sheets
 from cosmos3_core.files.outputs import read_metadata
 
-TINY = ("--model", "tiny", "--backend", "reference", "--steps", 1)
+TINY = ("--model", TINY_MODEL, "--backend", "reference", "--steps", 1)
 BRIDGE = ("--image", "desk.png", "--domain", "bridge_orig_lerobot", "--fps", 5, "--chunk", 4)
 STATS = {"method": "quantile", "q01": [0, 0], "q99": [10, 20], "channels": ["$x_{", "y\n側"], "units": ["m", ""]}
 PUSHED = [[1.0, 2.0], [2.0, 4.0], [3.0, 8.0], [4.0, 16.0]]
@@ -185,7 +186,7 @@ def test_what_cannot_be_drawn_costs_nothing_else(run, monkeypatch):
 
 
 def test_python_saves_both_and_refuses_the_same(run, figures):
-    pipe = package.load("tiny", backend="reference")
+    pipe = package.load(TINY_MODEL, backend="reference")
     result = pipe("pick", image="desk.png", domain="pusht", actions=PUSHED, fps=5, chunk=4, steps=1)
     assert result.actions is None
     result.save("c.mp4", plot="c.png", sheet="s.png")

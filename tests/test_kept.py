@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from test_engine import alternate, engine, finish, request
+from tiny_model import TINY_MODEL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cosmos3
@@ -214,11 +215,11 @@ def test_a_policy_reads_its_prompt_and_captures_once(read, monkeypatch):
         for _ in range(3)
     ]
     options = {"steps": 1, "canvas": "256p", "chunk": 8}
-    with cosmos3.load("tiny", backend="reference") as pipe:
+    with cosmos3.load(TINY_MODEL, backend="reference") as pipe:
         policy = cosmos3.Policy(pipe, **options)
         answers = [policy.act(one) for one in seen]
         assert (len(read), len(made)) == (2, 1), "the prompt, the negative prompt, and a pass with both"
-    with cosmos3.load("tiny", backend="reference", resident=False) as pipe:
+    with cosmos3.load(TINY_MODEL, backend="reference", resident=False) as pipe:
         alone = [cosmos3.Policy(pipe, **options).act(one) for one in seen]
     assert all(np.array_equal(*pair) for pair in zip(alone, answers, strict=True))
     assert len(read) == 2 + 2 * len(seen)

@@ -20,8 +20,8 @@ from cosmos3_core.settle import Wish
 from cosmos3_core.settle import settle as settle_wish
 
 ROOT = Path(__file__).parents[1]
-TINY = [one for one in load_all(ROOT / "recipes") if isinstance(one, Recipe) and one.run["model"] == "tiny"]
-HEAD = 'title = "t"\n[run]\nmodel = "tiny"\nbackend = "reference"\nsteps = 2\nseed = 3\n'
+EMBEDDED = [one for one in load_all(ROOT / "recipes") if isinstance(one, Recipe) and one.run["model"] == "embedded"]
+HEAD = 'title = "t"\n[run]\nmodel = "embedded"\nbackend = "reference"\nsteps = 2\nseed = 3\n'
 TAIL = '\n[device]\nname = "CPU"\n[plan]\nattention = "eager"\n'
 POLICY = 'task = "policy"\nsize = "80x80"\nframes = 5\n[run.request]\nimage = "a.png"\ndomain = "pusht"\nrollout = 2\n'
 SOUND = 'task = "t2v"\nsize = "64x64"\nframes = 5\n[run.request]\nsound = true\n'
@@ -39,17 +39,17 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("one", TINY, ids=lambda one: one.name)
+@pytest.mark.parametrize("one", EMBEDDED, ids=lambda one: one.name)
 def test_what_is_judged_is_what_the_request_leaves_to_the_model(one):
     given = one.given()
-    settled = settle_wish(Wish(model="tiny", given=given, backend="reference"))
+    settled = settle_wish(Wish(model="embedded", given=given, backend="reference"))
     items = items_of(settled.request.of_chunk(0), settled.model.config)
     made = [item.modality for item in items if not item.control and len(item.clean) < item.frames]
     assert list(one.made) == made
 
 
-def test_every_scenario_of_the_tiny_model_has_a_recipe_with_a_record():
-    scenarios = {one.scenario for one in TINY if one.validated}
+def test_every_scenario_of_the_embedded_model_has_a_recipe_with_a_record():
+    scenarios = {one.scenario for one in EMBEDDED if one.validated}
     assert scenarios >= {"t2i", "t2v", "i2v", "v2v", "t2vs", "i2vs", "v2vs", "transfer"} - {"i2v"}
     assert scenarios >= {
         "forward-dynamics",
@@ -64,8 +64,8 @@ def test_every_scenario_of_the_tiny_model_has_a_recipe_with_a_record():
 
 def test_sound_and_actions_are_judged_by_themselves_and_in_the_record(written):
     wanted = {
-        "tiny-policy-80x80-cpux1": (POLICY, "action", "error"),
-        "tiny-t2vs-64x64-cpux1": (SOUND, "sound", "snr_db"),
+        "embedded-policy-80x80-cpux1": (POLICY, "action", "error"),
+        "embedded-t2vs-64x64-cpux1": (SOUND, "sound", "snr_db"),
     }
     for name, (run, modality, compared) in wanted.items():
         one = written(name, run)
@@ -110,7 +110,7 @@ def exec_change(change: tuple, bent: dict, raw: dict) -> None:
 
 def test_a_fault_in_the_actions_alone_fails_the_verdict(written, monkeypatch):
     """A hundredth of the latents: over all of them together it would be within the bound."""
-    one, predict, shares = written("tiny-policy-80x80-cpux1", POLICY), Engine.predict, []
+    one, predict, shares = written("embedded-policy-80x80-cpux1", POLICY), Engine.predict, []
 
     @torch.inference_mode()
     def wrong(engine, states):
@@ -137,7 +137,7 @@ def test_a_fault_in_the_actions_alone_fails_the_verdict(written, monkeypatch):
 def test_files_of_every_kind_are_digests_in_the_record_and_make_it_stale(written, tmp_path):
     run = 'task = "keyframes"\nsize = "64x64"\nframes = 9\n[run.request]\nkeyframe = { 0 = "a.png", 8 = "b.png" }\n'
     photograph(90, 80).save(tmp_path / "b.png")
-    one = written("tiny-keyframes-64x64-cpux1", run)
+    one = written("embedded-keyframes-64x64-cpux1", run)
     ((_, found),) = validate([one], launch=worker.measure)
     assert all(one.startswith("sha256:") for one in found["request"]["keyframe"].values())
     one = recipe.load(one.path)
@@ -148,7 +148,7 @@ def test_files_of_every_kind_are_digests_in_the_record_and_make_it_stale(written
 
 def test_a_given_sound_is_not_judged_and_names_the_scenario(written):
     given = SOUND.replace("sound = true", 'audio = "c.mp4"')
-    assert written("tiny-t2vs-64x64-cpux1", given).made == ("vision",)
+    assert written("embedded-t2vs-64x64-cpux1", given).made == ("vision",)
 
 
 def test_the_ratio_of_sound_to_its_difference_against_known_values():

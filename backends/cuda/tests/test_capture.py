@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,9 @@ from cosmos3_core.testing import suite
 from cosmos3_core.testing.cases import Here
 from cosmos3_core.testing.subject import live_bytes
 from cosmos3_core.testing.suite.capture import CAPTURE, Step
+
+
+TINY_MODEL = str(Path(__file__).parents[3] / "tests" / "tiny")
 
 
 class Graph(TorchDispatchMode):
@@ -163,12 +167,12 @@ def test_a_policy_replays_what_it_recorded(capture):
     ]
     options, replays = {"steps": 2, "canvas": "96x64", "chunk": 4}, []
     with torch.inference_mode(False):
-        with cosmos3.load("tiny", backend="reference", kernels={"capture": capture}) as pipe:
+        with cosmos3.load(TINY_MODEL, backend="reference", kernels={"capture": capture}) as pipe:
             policy = cosmos3.Policy(pipe, **options)
             for one in seen:
                 answer = policy.act(one)
                 replays.append([graph().replays for graph in Graph.made])
-                with cosmos3.load("tiny", backend="reference", resident=False) as other:
+                with cosmos3.load(TINY_MODEL, backend="reference", resident=False) as other:
                     assert np.array_equal(cosmos3.Policy(other, **options).act(one), answer)
     assert replays == [[1], [3, 1], [5, 2], [7, 3]], "the pass is recorded in its second call, the encode as well"
     assert not any(graph() for graph in Graph.made)
