@@ -41,7 +41,6 @@ from tools.embedded import train_towers
 from tools.embedded.assemble import SUMS, sums
 from tools.embedded.bank import MIX, padded
 from tools.embedded.codecs import SoundCodec, VideoCodec
-from tools.embedded.evaluate import prompts_of
 from tools.embedded.text import REPOSITORY, SEEN_FROM, SPECIAL_TOKENS, ids_of, texts_of, tokenizer, train_tokenizer
 from tools.embedded.towers import Flat, Sample, Towers, drawn
 

@@ -23,7 +23,6 @@ from cosmos3_core.testing.cases import Here
 from cosmos3_core.testing.subject import live_bytes
 from cosmos3_core.testing.suite.capture import CAPTURE, Step
 
-
 TINY_MODEL = str(Path(__file__).parents[3] / "tests" / "tiny")
 
 
