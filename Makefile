@@ -1,15 +1,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPT := a robot arm pours coffee into a cup
+MODEL := --model embedded --backend reference --seed 1 --overwrite
+# The option draws with matplotlib, which is no part of the installation.
+PLOT = $(shell $(BIN)/cosmos3 run --help | grep -q -e --plot && $(BIN)/python -c "import matplotlib" 2>/dev/null && \
+	echo --plot demo/actions.png)
 
-.PHONY: install demo quick test fuzz test-slow stops lint release clean
+.PHONY: install demo quick test fuzz test-slow stops faults lint release clean
 
 install: .venv/installed
 
 demo: .venv/installed
 	@mkdir -p demo
-	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --backend reference -o demo/coffee.png --overwrite
-	$(BIN)/cosmos3 run "$(PROMPT)" --model tiny --size 256p:16:9 --frames 17 --steps 12 --backend reference -o demo/coffee.mp4 --overwrite
+	$(BIN)/cosmos3 run "two green squares" $(MODEL) -o demo/squares.png
+	$(BIN)/cosmos3 run "a blue ball bounces off the right edge" --sound $(MODEL) -o demo/ball.mp4
+	$(BIN)/cosmos3 run "move to the cyan ring" --image docs/images/table.png --task policy --domain pusht --chunk 16 \
+		$(MODEL) $(PLOT) -o demo/reach.json
 
 # The gate before every commit, under a minute on two cores once mypy has its cache: lint, types, who imports whom, one
 # run of the tests' model and one op against its formula. `make test` is the gate before a merge.
@@ -36,6 +41,10 @@ test-slow: .venv/installed
 # 200 runs of the tests' model stopped at random by signals and 100 killed, each gone on with: some minutes.
 stops: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/stops.py
+
+# The evaluation of the embedded model with one fault of the pipeline at a time: half an hour on two cores.
+faults: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.embedded.faults
 
 # The six distributions, in dist/: built, checked, installed in an empty environment and run. Publishes nothing.
 release: .venv/installed

@@ -9,6 +9,7 @@ COSMOS3_RELEASE the extras are the published backends of the same version (hatch
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import subprocess
@@ -27,6 +28,7 @@ PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("backends/*/pyprojec
 SAID = ("License-Expression", "License-File", "Author", "Requires-Python", "Classifier", "Description-Content-Type")
 URLS = {"Homepage", "Source", "Documentation", "Issues", "Changelog"}
 PLACEHOLDER = "example.com"
+EMBEDDED = "cosmos3_core/assets/embedded"
 
 
 def run(*command: str | Path, cwd: Path, **changes: str) -> str:
@@ -72,6 +74,20 @@ def problems(file: Path, version: str) -> Iterator[str]:
         yield f"its page links to {link}, which is nowhere on an index"
 
 
+def lacking(wheel: Path) -> Iterator[str]:
+    """The files of the embedded model that the core's wheel has not, or has otherwise than their checksums say."""
+    with ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        if f"{EMBEDDED}/SHA256SUMS" not in names:
+            yield "it has no embedded model"
+            return
+        for line in archive.read(f"{EMBEDDED}/SHA256SUMS").decode().splitlines():
+            sha256, name = line.split("  ", 1)
+            inside = f"{EMBEDDED}/{name}"
+            if inside not in names or hashlib.sha256(archive.read(inside)).hexdigest() != sha256:
+                yield f"{inside} is missing or is not what its checksum says"
+
+
 def install(wheels: list[Path], folder: Path) -> Path:
     """An environment with these wheels and, from outside, the libraries of this Python; its bin folder."""
     venv.create(folder, with_pip=False)
@@ -92,18 +108,16 @@ def try_out(bin: Path, folder: Path, version: str) -> None:
     run(
         cosmos3,
         "run",
-        "a cup",
+        "two green squares",
         "--model",
-        "tiny",
+        "embedded",
         "--backend",
         "reference",
-        "--steps",
-        "2",
         "-o",
-        "cup.png",
+        "squares.png",
         cwd=folder,
     )
-    run(cosmos3, "plan", "--model", "tiny", "--backend", "reference", "--task", "t2v", cwd=folder)
+    run(cosmos3, "plan", "--model", "embedded", "--backend", "reference", "--task", "t2v", cwd=folder)
     listed = run(cosmos3, "backends", "--json", cwd=folder)
     if absent := [
         path.name for path in PROJECTS[1:] if f'"cosmos3-{path.name}"' not in listed and path.name != "triton"
@@ -124,7 +138,9 @@ def main() -> None:
     files = sorted(into.glob("*.tar.gz")) + sorted(into.glob("*.whl"))
     assert len(files) == 2 * len(PROJECTS), files
     version = metadata(next(file for file in files if file.name.startswith("cosmos3-")))["Version"]
-    if wrong := [f"{file.name}: {problem}" for file in files for problem in problems(file, version)]:
+    wrong = [f"{file.name}: {problem}" for file in files for problem in problems(file, version)]
+    (wheel,) = into.glob("cosmos3-*.whl")
+    if wrong := [*wrong, *(f"{wheel.name}: {problem}" for problem in lacking(wheel))]:
         sys.exit("\n".join(wrong))
     with tempfile.TemporaryDirectory() as scratch:
         empty = Path(scratch, "empty")

@@ -37,7 +37,7 @@ from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.model.weights import Target, load_generation, load_understanding
 from cosmos3_core.reference import build_ops
-from tools.embedded import train_towers
+from tools.embedded import page, train_towers
 from tools.embedded.assemble import SUMS, sums
 from tools.embedded.bank import MIX, padded
 from tools.embedded.codecs import SoundCodec, VideoCodec
@@ -358,3 +358,7 @@ def test_the_checkpoint_in_the_package_is_whole():
 def test_the_first_command_of_the_readme_is_in_its_words():
     words = {word for row in range(400) for word in sentence(FIRST, row, np.random.default_rng(row)).lower().split()}
     assert set("a red ball rolls to the left".split()) <= {word.strip(".") for word in words}
+
+
+def test_the_page_has_the_results():
+    assert page.PAGE.read_text() == page.rendered(page.PAGE.read_text())

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from tiny_model import TINY
+from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core.checkpoint.model import Weights, open_model
 
@@ -46,7 +46,7 @@ def test_it_is_small_enough_for_the_wheel_and_has_the_hubs_layout():
         "assets/negative_prompt.json",
     ):
         assert (TINY / path).is_file()
-    Weights(open_model("tiny"))
+    Weights(open_model(TINY_MODEL))
 
 
 def test_diffusers_reads_all_of_it():

@@ -32,10 +32,12 @@ def _lines(report: dict[str, Any]) -> list[str]:
             lines.append(f"  {name}{f' ({flag(name)})' if FIELDS[name].option else ''}: {field['help']}")
             lines.append(f"      {field['words']}; {takers(field, report)}")
             lines += [f"      default {text}" for text in defaults(field, report)]
-    lines += ["", f"sizes by tier; what training covered is from {model['trained']['source']}"]
+    lines[1:1] = [f"it says of itself: {model['note']}"] if model["note"] else []
+    covered = model["trained"]  # of one that says itself what it knows nothing else does
+    lines += ["", "sizes by tier" + (f"; what training covered is from {covered['source']}" if covered else "")]
     for tier, sizes in report["sizes"]["tiers"].items():
         listed = ", ".join(f"{aspect} {size}" for aspect, size in sizes.items())
-        lines.append(f"  {tier}p  {listed}{_trained(tier, model['trained'])}")
+        lines.append(f"  {tier}p  {listed}{_trained(tier, covered) if covered else ''}")
     lines += ["", "domains of actions"] if report["domains"] else []
     for name, domain in report["domains"].items():
         spaces = ", ".join(f"{space} of {len(channels)} channels" for space, channels in domain["spaces"].items())

@@ -1,6 +1,6 @@
 """Is the evaluation a detector? The pipeline with one fault planted at a time, each evaluated.
 
-    python -m tools.embedded.faults [--model FOLDER] [--only NAME ...] [--out tools/embedded/faults.json]
+    python -m tools.embedded.faults [--model FOLDER] [--only NAME ...] [--jobs N] [--out tools/embedded/faults.json]
 
 A fault is found where a bound is not met that is met without it. The pipeline without a fault comes first.
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -131,31 +133,40 @@ def planted(name: str) -> Iterator[dict[str, Any]]:
         yield GIVEN.get(name, {})
 
 
-def missed(found: dict[str, Any]) -> list[str]:
-    """The measures whose bounds are not met."""
-    return [f"{one['task']} {one['measure']}" for one in found["measures"] if not one["met"]]
+def missed(values: dict[str, float], depth: str) -> list[str]:
+    """Of values by "TASK MEASURE" those that do not meet their bounds at a depth."""
+    return [name for name, value in values.items() if not depths()[depth].judged(*name.split(" "), value, 0).met]
+
+
+def evaluated(name: str, model: str, backend: str | None, depth: str) -> dict[str, float]:
+    """What the evaluation finds of the pipeline with a fault, by "TASK MEASURE"."""
+    with planted(name) as given:
+        found = evaluate(Wish(model=model, backend=backend), depths()[depth], given=given)
+    return {f"{one['task']} {one['measure']}": one["value"] for one in found["measures"]}
 
 
 def main() -> None:
+    every = [NONE, *FAULTS, *GIVEN]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--backend")
     parser.add_argument("--depth", default="quick", choices=tuple(depths()))
-    parser.add_argument("--only", nargs="+", default=[NONE, *FAULTS, *GIVEN])
+    parser.add_argument("--only", nargs="+", default=every, choices=every, metavar="NAME")
+    parser.add_argument("--jobs", type=int, default=1, help="evaluations at once, each in a process of one thread")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    for name in args.only:
-        with planted(name) as given:
-            found = evaluate(Wish(model=args.model, backend=args.backend), depths()[args.depth], given=given)
-        values = {f"{one['task']} {one['measure']}": one["value"] for one in found["measures"]}
-        report[name] = {"missed": missed(found), "values": values, "seconds": found["seconds"]}
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{name}: {', '.join(missed(found)) or 'every bound is met'}", flush=True)
-    right = report.get(NONE, {"missed": []})["missed"]
-    wrong = [name for name in args.only if name != NONE]
-    unseen = [name for name in wrong if not set(report[name]["missed"]) - set(right)]
-    print(f"{len(wrong) - len(unseen)} of {len(wrong)} faults found")
+    found: dict[str, dict[str, float]] = json.loads(args.out.read_text())["found"] if args.out.exists() else {}
+    with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(evaluated, name, args.model, args.backend, args.depth): name for name in args.only}
+        for future in as_completed(futures):
+            found[futures[future]] = future.result()
+            told = {"depth": args.depth, "found": {name: found[name] for name in every if name in found}}
+            args.out.write_text(json.dumps(told, indent=1) + "\n")
+            wrong = missed(future.result(), args.depth)
+            print(f"{futures[future]}: {', '.join(wrong) or 'every bound is met'}", flush=True)
+    right, planned = missed(found.get(NONE, {}), args.depth), [name for name in args.only if name != NONE]
+    unseen = [name for name in planned if not set(missed(found[name], args.depth)) - set(right)]
+    print(f"{len(planned) - len(unseen)} of {len(planned)} faults found")
     raise SystemExit(f"not found: {', '.join(unseen)}" if unseen or right else 0)
 
 

@@ -20,18 +20,6 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Depth:
-    """How many `runs` there are of each task, and `bounds`, (at least or at most, number), by measure or TASK.MEASURE,
-    of which the latter go before."""
-
-    runs: Mapping[str, int]
-    bounds: Mapping[str, tuple[str, float]]
-
-    def bound(self, task: str, measure: str) -> tuple[str, float] | None:
-        return self.bounds.get(f"{task}.{measure}", self.bounds.get(measure))
-
-
-@dataclass(frozen=True)
 class Measure:
     """The mean of what was judged, `of` so many cases; `least` or `most` bound it, and it may have no bound."""
 
@@ -49,14 +37,25 @@ class Measure:
         return high and low
 
 
+@dataclass(frozen=True)
+class Depth:
+    """How many `runs` there are of each task, and `bounds`, {"least" or "most": number}, by measure or TASK.MEASURE, of
+    which the latter go before."""
+
+    runs: Mapping[str, int]
+    bounds: Mapping[str, Mapping[str, float]]
+
+    def judged(self, task: str, measure: str, value: float, of: int) -> Measure:
+        """A mean beside its bound."""
+        bound = self.bounds.get(f"{task}.{measure}", self.bounds.get(measure, {}))
+        return Measure(task, measure, value, of, bound.get("least"), bound.get("most"))
+
+
 @cache
 def depths() -> dict[str, Depth]:
     """Those of depths.toml."""
-    found = {}
-    for name, row in tomllib.loads(Path(__file__).with_name("depths.toml").read_text(encoding="utf-8")).items():
-        bounds = {measure: next(iter(bound.items())) for measure, bound in row["bounds"].items()}
-        found[name] = Depth(row["runs"], bounds)
-    return found
+    tables = tomllib.loads(Path(__file__).with_name("depths.toml").read_text(encoding="utf-8"))
+    return {name: Depth(row["runs"], row["bounds"]) for name, row in tables.items()}
 
 
 def evaluate(
@@ -101,9 +100,7 @@ def _measures(task: str, depth: Depth, values: Sequence[Values]) -> list[Measure
     for name in dict.fromkeys(name for one in values for name in one):
         known = [value for one in values if (value := one.get(name)) is not None]
         if known:
-            bound = dict([depth.bound(task, name) or ("least", None)])
-            mean = round(float(np.mean(known)), 4)
-            found.append(Measure(task, name, mean, len(known), bound.get("least"), bound.get("most")))
+            found.append(depth.judged(task, name, round(float(np.mean(known)), 4), len(known)))
     return found
 
 

@@ -1,0 +1,83 @@
+"""Write the tables of docs/embedded.md from the committed results.
+
+python -m tools.embedded.page
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .faults import NONE, missed
+
+FOLDER = Path(__file__).parent
+PAGE = FOLDER.parents[1] / "docs" / "embedded.md"
+DEPTHS = {"full": "evaluation-full.json", "quick": "evaluation-quick.json"}
+"""What `cosmos3 evaluate --json` printed at each depth."""
+
+
+def read(name: str) -> Any:
+    """A result, None where there is none yet."""
+    file = FOLDER / name
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def evaluation() -> str:
+    parts = []
+    for depth, name in DEPTHS.items():
+        if found := read(name):
+            rows = (
+                (f"{one['task']} {one['measure']}", f"{one['value']:.4g}", bound(one), str(one["of"]))
+                for one in found["measures"]
+            )
+            where = f"`--depth {depth}` on {found['device']} in {found['dtype']}, {found['seconds']:.0f} s:"
+            parts.append(f"{where}\n\n{table(('Measure', 'Found', 'Bound', 'Of'), rows)}")
+    return "\n".join(parts)
+
+
+def bound(measure: dict[str, Any]) -> str:
+    sides = [f"{said} {measure[key]:g}" for key, said in (("least", "at least"), ("most", "at most")) if measure[key]]
+    return " ".join(sides) + ("" if measure["met"] else ", **not met**")
+
+
+def ranking() -> str:
+    if (found := read("ranking.json")) is None:
+        return ""
+    rows = (
+        (name, f"{one['lost']:.5f}", f"{one['worse_in']:.0%}", f"{one['shares']:.1%}")
+        for name, one in found["formats"].items()
+    )
+    head = ("Weights", "Velocity error beyond that of the weights as they are", "Worse in", "Mean of the shares")
+    return f"At depth {found['depth']} on {found['device']}:\n\n{table(head, rows)}"
+
+
+def faults() -> str:
+    if (found := read("faults.json")) is None:
+        return ""
+    rows = {name: missed(values, found["depth"]) for name, values in found["found"].items()}
+    right = set(rows.pop(NONE))
+    caught = sum(bool(set(wrong) - right) for wrong in rows.values())
+    said = table(("Fault", "Bounds missed"), ((name, ", ".join(wrong) or "none") for name, wrong in rows.items()))
+    return f"{caught} of {len(rows)} are found.\n\n{said}"
+
+
+def rendered(text: str) -> str:
+    """The page with its tables made anew."""
+    for name, make in (("evaluation", evaluation), ("ranking", ranking), ("faults", faults)):
+        begin = f"<!-- {name}: python -m tools.embedded.page -->"
+        made = f"\n{make()}" if make() else ""
+        text = re.sub(
+            f"({re.escape(begin)}\n).*?(<!-- end -->)", rf"\1{made}\n\2" if made else r"\1\2", text, flags=re.S
+        )
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text()))
