@@ -38,7 +38,7 @@ def transformer(towers: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def assemble(legs: Path, folder: Path = REPOSITORY) -> None:
     """Write the checkpoint. Raises InputError where FOLDER already holds weights."""
-    if folder != REPOSITORY:
+    if folder.resolve() != REPOSITORY.resolve():
         shutil.copytree(REPOSITORY, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*MADE))
     save_tensors(folder / "transformer", transformer(kept(legs / "towers.safetensors")), max_shard_bytes=LARGEST_SHARD)
     for name, part in (("vae", "vae"), ("sound_tokenizer", "sound")):
