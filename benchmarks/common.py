@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +74,9 @@ def environment(torch_device: str, found: Device) -> dict[str, Any]:
     """Device, versions, sources and command: what a reader needs to run the same again."""
     name = _cpu_name() if torch_device == "cpu" else torch.get_device_module(torch_device).get_device_name()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    versions = {"python": platform.python_version(), "diffusers": version("diffusers"), "torch": version("torch")}
+    versions = {"python": platform.python_version(), "torch": version("torch")}
+    if find_spec("diffusers"):
+        versions["diffusers"] = version("diffusers")
     return {
         "device": name,
         "threads": torch.get_num_threads() if torch_device == "cpu" else None,

@@ -5,8 +5,10 @@
 `sound`: steps of a 720p clip of 189 frames without sound and with it, in turn, and the decode of the sound; `ratio` is
 what a whole run of 35 steps costs with sound by these, times what it costs without. `policy`: from an observation to
 its actions, by `cosmos3.Policy` on a resident model, with the droid preset at guidance 3 and 1 and a chunk of 16 at
-256p; the share of each stage is in `stages`. The tokenizer is the embedded model's, which makes a token of a few
-bytes: the prompt is longer than a real one.
+256p; the share of each stage is in `stages`, and what lies outside them is "rest". The prompt is the same each time, as
+in an episode: `first` are two calls that may read it and capture, `seconds` those after them. The tokenizer is the
+embedded model's, which makes a token of a few bytes (in the results before 30 November 2026 of every byte): the prompt
+is longer than a real one. `--only` takes one of the two.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="1280x720", help="of the clip with sound")
     parser.add_argument("--frames", type=int, default=189)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("policy", "sound"))
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -131,7 +134,7 @@ def policies(pipe: Pipeline, repeats: int) -> dict[str, Any]:
         for _ in run:
             pass
         run.actions()
-        return time.perf_counter() - begin, run.manifest["seconds"]
+        return time.perf_counter() - begin, run._generation.lasted()
 
     found["17 frames at 256p, 30 steps"] = _timed(short, repeats)
     return found
@@ -139,25 +142,28 @@ def policies(pipe: Pipeline, repeats: int) -> dict[str, Any]:
 
 def _acted(policy: Policy, stream: np.random.Generator) -> tuple[float, dict[str, float]]:
     policy.act(observation(stream))
-    seconds = policy.seconds
-    return seconds.pop("total"), seconds
+    return policy.seconds["total"], policy.seconds
 
 
 def _timed(act: Any, repeats: int) -> dict[str, Any]:
-    cold = [act()[0] for _ in range(2)]
+    first = [act()[0] for _ in range(2)]
     runs = [act() for _ in range(repeats)]
-    totals = [total for total, _ in runs]
-    middle = sorted(range(repeats), key=totals.__getitem__)[repeats // 2]
-    return {"cold": cold, "seconds": totals, "median": statistics.median(totals), "stages": runs[middle][1]}
+    total, stages = sorted(runs, key=lambda run: run[0])[repeats // 2]
+    stages = {name: spent for name, spent in stages.items() if name != "total"}
+    rest = round(total - sum(stages.values()), 4)
+    seconds = [total for total, _ in runs]
+    return {"first": first, "seconds": seconds, "median": total, "stages": stages | {"rest": rest}}
 
 
 def main() -> None:
     args = arguments()
     pipe = pipeline(args)
-    found = {"policy": policies(pipe, args.repeats)}
-    print(found, flush=True)
-    found["sound"] = sound(pipe, args)
-    print(found["sound"], flush=True)
+    parts = {"policy": lambda: policies(pipe, args.repeats), "sound": lambda: sound(pipe, args)}
+    found: dict[str, Any] = {}
+    for name, measure in parts.items():
+        if args.only in (None, name):
+            found[name] = measure()
+            print(found[name], flush=True)
     plan = pipe._ground.plan
     results = [found | {"formats": plan.formats, "kernels": plan.to_json(44160)["kernels"]}]
     report_all("scenarios", args, results, plan.backend.torch_device, plan.device)

@@ -118,16 +118,13 @@ def of_scenarios(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     settings, shared = result["settings"], result["environment"]["threads"] is not None
     for found in result["results"]:
         how, device = precision(found, "bfloat16"), where(file, result)
-        for name, timed in found["policy"].items():
-            stages = ", ".join(
-                f"{stage} {1e3 * spent:.0f}"
-                for stage, spent in timed["stages"].items()
-                if stage != "total" and spent > 5e-4
-            )
+        for name, timed in found.get("policy", {}).items():
+            stages = ", ".join(f"{stage} {1e3 * spent:.0f}" for stage, spent in timed["stages"].items() if spent > 5e-4)
             took = "(shared CPU)" if shared else f"{1e3 * timed['median']:.0f}"
             yield name, how, took, "" if shared else stages, device
-        work, ratio = f"{settings['size']}, {settings['frames']} frames, 35 steps", found["sound"]["ratio"]
-        yield f"sound beside {work}", how, f"{ratio:.3f} of the time without", "", device
+        if "sound" in found:
+            work, ratio = f"{settings['size']}, {settings['frames']} frames, 35 steps", found["sound"]["ratio"]
+            yield f"sound beside {work}", how, f"{ratio:.3f} of the time without", "", device
 
 
 def of_attention(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
