@@ -151,8 +151,10 @@ def step_of(towers: Towers, flat: Flat, optimizer: Optimizer, banks: list[tuple[
     return said
 
 
-def train(flat: Flat, banks: list[tuple[Group, Bank]], peak: float, seconds: float, losses: Losses) -> Tensor:
-    """The leg itself; the averaged weights."""
+def train(
+    flat: Flat, banks: list[tuple[Group, Bank]], peak: float, seconds: float, losses: Losses, file: Path
+) -> Tensor:
+    """The leg itself; the averaged weights. They are in `file` now and then: a leg may be stopped at any time."""
     towers, optimizer = Towers(flat.config, flat.leaves, fused=flat.master.is_cuda), Optimizer(flat)
     run = recorded(lambda: step_of(towers, flat, optimizer, banks))
     clock = Clock(seconds)
@@ -161,6 +163,10 @@ def train(flat: Flat, banks: list[tuple[Group, Bank]], peak: float, seconds: flo
         said = run()
         if step % 500 == 0:
             losses.add(step=step, seconds=clock.passed, **said)
+            losses.write()
+        if step % 2500 == 0:
+            keep(file, flat.named(optimizer.average), torch.bfloat16)
+    keep(file, flat.named(optimizer.average), torch.bfloat16)
     losses.measured(steps=step + 1, steps_a_second=(step + 1) / clock.passed)
     return optimizer.average
 
@@ -213,9 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         losses.measured(**{f"seconds_until_{group.name}": time.perf_counter() - began})
     begin = kept(args.begin / "towers.safetensors") if args.begin else drawn(c, 0)
     flat = Flat.of(c, begin, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    average = train(flat, banks, peak, args.seconds, losses)
-    keep(args.out / "towers.safetensors", flat.named(average), torch.bfloat16)
-    losses.write()
+    average = train(flat, banks, peak, args.seconds, losses, args.out / "towers.safetensors")
     measure(Towers(c, merged(c, average.to(flat.copy.dtype))), video, sound, statistics, args.prompts, losses)
 
 
