@@ -74,6 +74,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make fuzz",
         "make test-slow",
         "make stops",
+        "make faults",
         "make release",
         "python -m pytest -q -x tests/test_run.py",
     ],

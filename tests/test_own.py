@@ -96,7 +96,7 @@ def test_random_weights_say_so_and_the_embedded_model_is_trained():
 
 def test_capabilities_have_them(model, capsys, monkeypatch):
     _, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", model(SAID))
-    assert out.splitlines()[1] == "it says of itself: it knows cups" and "training" not in out
+    assert out.splitlines()[1] == "it says of itself: it knows cups" and "not in training" not in out
     _, out, _ = cosmos3(capsys, monkeypatch, "capabilities", "--model", model(SAID), "--json")
     assert json.loads(out)["model"]["trained"] is None
     shown = json.loads(out)["fields"]["size"]["defaults"]["t2v"]

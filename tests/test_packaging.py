@@ -3,6 +3,8 @@ agree, what an index page shows, and a package and command line that load nothin
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -250,3 +252,22 @@ def test_the_engine_loads_no_diffusers():
 
 def test_a_heavy_import_would_be_seen():
     assert "numpy" in imported_by("-c", "import numpy")
+
+
+def test_a_wheel_without_the_whole_embedded_model_is_found_out(tmp_path):
+    spec = importlib.util.spec_from_file_location("release", ROOT / "scripts" / "release.py")
+    release = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(release)
+    folder, name = release.EMBEDDED, "vae/x.safetensors"
+    sums = f"{hashlib.sha256(b'weights').hexdigest()}  {name}\n"
+
+    def said(**files: str) -> list[str]:
+        with ZipFile(wheel := tmp_path / "x.whl", "w") as archive:
+            for inside, data in files.items():
+                archive.writestr(f"{folder}/{inside}", data)
+        return list(release.lacking(wheel))
+
+    wrong = f"{folder}/{name} is missing or is not what its checksum says"
+    assert said(**{"SHA256SUMS": sums, name: "weights"}) == []
+    assert said(**{"SHA256SUMS": sums, name: "weight"}) == said(SHA256SUMS=sums) == [wrong]
+    assert said() == ["it has no embedded model"]

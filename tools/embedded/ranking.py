@@ -69,7 +69,6 @@ def row(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         "lost": round(float(lost.mean()), 6),
         "worse_in": round(float((lost > 0).mean()), 4),
         "shares": round(float(np.mean(shares)), 4),
-        "met": found["met"],
         "values": values,
     }
 
