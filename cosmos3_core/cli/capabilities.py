@@ -32,7 +32,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
             lines.append(f"  {name}{f' ({flag(name)})' if FIELDS[name].option else ''}: {field['help']}")
             lines.append(f"      {field['words']}; {takers(field, report)}")
             lines += [f"      default {text}" for text in defaults(field, report)]
-    lines += ["", f"sizes by tier; what training covered is from {model['trained']['source']}"]
+    paces = model["trained"]["fps"]
+    covered = f" ({paces[0]:g} to {paces[1]:g} frames a second)" if paces else ""
+    lines += ["", f"sizes by tier; what training covered{covered} is from {model['trained']['source']}"]
     for tier, sizes in report["sizes"]["tiers"].items():
         listed = ", ".join(f"{aspect} {size}" for aspect, size in sizes.items())
         lines.append(f"  {tier}p  {listed}{_trained(tier, model['trained'])}")
