@@ -168,6 +168,15 @@ def test_a_picture_that_there_cannot_be_is_one_line_before_a_weight(run, monkeyp
     assert not Path("x.mp4").exists()
 
 
+def test_clips_beside_each_other_that_no_encoder_takes_are_refused(run, monkeypatch):
+    monkeypatch.setattr(Weights, "__init__", lambda *_: pytest.fail("weights were opened"))
+    controls = [word for hint in ("edge", "blur", "depth", "seg") for word in (f"--{hint}", "desk.png")]
+    wide = ("--size", "3296x64", "--frames", 5, "--set", "show_controls=true", *TINY, "-o", "x.mp4")
+    code, _, err = run(*controls, *wide)
+    assert code == 2 and err.count("\n") == 1, err
+    assert "5 clips of 3296 pixels beside each other: they are 16,480 wide, and an .mp4 is 16,384 at most" in err
+
+
 def test_without_matplotlib_nothing_is_begun(run, monkeypatch):
     monkeypatch.setattr(Weights, "__init__", lambda *_: pytest.fail("weights were opened"))
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:

@@ -34,7 +34,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
             lines += [f"      default {text}" for text in defaults(field, report)]
     lines[1:1] = [f"it says of itself: {model['note']}"] if model["note"] else []
     covered = model["trained"]  # of one that says itself what it knows nothing else does
-    lines += ["", "sizes by tier" + (f"; what training covered is from {covered['source']}" if covered else "")]
+    paces = covered["fps"] if covered else ()
+    pace = f" ({paces[0]:g} to {paces[1]:g} frames a second)" if paces else ""
+    said = f"; what training covered{pace} is from {covered['source']}" if covered else ""
+    lines += ["", f"sizes by tier{said}"]
     for tier, sizes in report["sizes"]["tiers"].items():
         listed = ", ".join(f"{aspect} {size}" for aspect, size in sizes.items())
         lines.append(f"  {tier}p  {listed}{_trained(tier, covered) if covered else ''}")

@@ -42,6 +42,8 @@ OPENING = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
 MAX_AREA = 8192 * 4608
 """Pixels of the largest frame that is decoded: 8K and a little. A damaged file can say that it has more."""
 NEXT_STEP = "Pass a whole clip, such as an .mp4 file"
+WIDEST = 16384
+"""Pixels of a side that libx264 takes."""
 MOST_HELD = 1000
 """New frames that one frame of a resampled clip is shown for at most."""
 JPEG = b"\xff\xd8\xff"

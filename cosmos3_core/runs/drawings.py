@@ -1,5 +1,5 @@
-"""Pictures about a run, for people who would rather look than read: a plot of its actions, a contact sheet of its clip.
-Both carry the run's manifest, as its output does."""
+"""What of a run is shown to people who would rather look than read: a plot of its actions, a contact sheet of its clip,
+which carry the manifest as the output does, and what stands beside the clip in one picture."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..contract import Cosmos3Error, InputError, RunError
 from ..files import plots
 from ..files.images import IMAGE_SUFFIX
+from ..files.video import WIDEST
 from ..plan.discovery import reason_of
 from ..scenarios.action import acts
 from ..scenarios.families import TASKS
@@ -42,6 +43,17 @@ def check_drawings(request: Request, named: Mapping[str, Path | None], alone: st
             raise InputError(asked, found, f"Drop `{name}`, or choose an `output` ending in {task.suffix}", name)
     if named.get(PLOT):
         plots.check_matplotlib(f"`{PLOT}` {named[PLOT]}")
+
+
+def check_wide(request: Request) -> None:
+    """Raises InputError for a clip that is too wide for its encoder with what it shows beside itself."""
+    beside = bool(request.show_input) + len(request.controls) * bool(request.show_controls)
+    if (width := (1 + beside) * request.width) > WIDEST:
+        asked = f"{1 + beside} clips of {request.width} pixels beside each other"
+        found = f"they are {width:,} wide, and an .mp4 is {WIDEST:,} at most"
+        raise InputError(
+            asked, found, "Use a smaller `size`, or set show_controls or show_input false", "show_controls"
+        )
 
 
 def plot_of(request: Request, actions: tuple[np.ndarray, dict[str, Any]]) -> np.ndarray:

@@ -23,7 +23,7 @@ from ..files.sources import check_name
 from ..files.video import write_video
 from . import manifest as manifests
 from . import saved, sealed
-from .drawings import PLOT, SHEET, check_drawings, plot_of
+from .drawings import PLOT, SHEET, check_drawings, check_wide, plot_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,6 +127,7 @@ def checked_paths(
     if paths.sound:
         check_sound(paths.sound, request.sound)
     alone = "actions" if paths.only_actions else "sound" if is_sound(output) else None
+    check_wide(request)
     check_drawings(request, {PLOT: paths.plot, SHEET: paths.sheet}, alone)
     for path in paths.written:
         check_writable(path, overwrite=overwrite)

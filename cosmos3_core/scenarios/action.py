@@ -224,12 +224,6 @@ def _widths(spaces: Mapping[str, tuple[str, ...]]) -> str:
     return " and ".join(f"{len(channels)} channels in its layout {space}" for space, channels in spaces.items())
 
 
-def check_rows(name: str, rows: int, wanted: int, advice: str) -> None:
-    """InputError unless a table has as many rows as are wanted."""
-    if rows != wanted:
-        raise InputError(f"`{name}` of {rows} rows", f"this run takes {wanted}", advice, name)
-
-
 def inline(value: Any) -> bool:
     """Whether a table stands in the request itself."""
     return isinstance(value, tuple)

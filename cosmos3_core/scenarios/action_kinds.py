@@ -10,7 +10,7 @@ from ..contract import InputError
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..spelling import shown
 from .domains import domain_named, domains, nearest_domain
-from .kinds import LONGEST, PATH, SIZE, Kind, listed, whole
+from .kinds import LONGEST, PATH, SIZE, Kind, choice, listed, whole
 from .sizes import AUTO, LARGEST, TIERS
 from .task import Task
 
@@ -27,6 +27,7 @@ THEIRS = {
     "piecewise_asinh_rot": "piecewise-asinh",
 }
 """NVIDIA's names of these."""
+NORMALIZATION = choice(*NORMALIZATIONS)
 VIEWS = {
     "ego_view": "This video is captured from a first-person perspective looking at the scene.",
     "third_person_view": "This video is captured from a third-person perspective looking towards the agent from the "
@@ -139,10 +140,7 @@ def _span(name: str, value: Any, task: Task) -> tuple[int, int] | None:
 
 def _method(name: str, value: Any, task: Task) -> str | None:
     word = THEIRS.get(value, value) if isinstance(value, str) else value
-    if word is not None and not (isinstance(word, str) and word in NORMALIZATIONS):
-        found = "there is no such choice"
-        raise InputError(f"{name} = {shown(value)}", found, f"{name} is one of {', '.join(NORMALIZATIONS)}", name)
-    return word
+    return None if word is None else str(NORMALIZATION.read(name, word, task))
 
 
 BICUBIC, DIFFUSERS = "bicubic", "diffusers"
@@ -196,7 +194,7 @@ SPAN = Kind(
     str,
     _span,
 )
-METHOD = Kind("choice", ", ".join(NORMALIZATIONS), {"enum": list(NORMALIZATIONS)}, str, _method)
+METHOD = Kind("choice", ", ".join(NORMALIZATIONS), NORMALIZATION.schema, str, _method)
 FILTER = Kind(
     "choice",
     f"{', '.join(FILTERS)}, or with actions {BICUBIC} or {DIFFUSERS}",
