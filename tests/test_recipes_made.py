@@ -81,7 +81,7 @@ def test_sound_and_actions_are_judged_by_themselves_and_in_the_record(written):
         for change, message in tampered(modality, compared).items():
             bent = json.loads(record.path_of(one).read_text())
             raw = {key: entry["raw"] for key, entry in bent["measurements"].items()}
-            exec_change(change, bent, raw)
+            take_out(change, bent, raw)
             bent = {key: value for key, value in bent.items() if key != "sha256"} | {"measurements": raw}
             record.write(one, record.seal(bent))
             with pytest.raises(InputError, match=message):
@@ -100,7 +100,7 @@ def tampered(modality: str, compared: str) -> dict[tuple, str]:
     }
 
 
-def exec_change(change: tuple, bent: dict, raw: dict) -> None:
+def take_out(change: tuple, bent: dict, raw: dict) -> None:
     *way, last = change
     place = {"raw": raw}.get(way[0]) or bent[way[0]]
     for key in way[1:]:
@@ -144,6 +144,12 @@ def test_files_of_every_kind_are_digests_in_the_record_and_make_it_stale(written
     assert state.state_of(one).name == "validated on random weights"
     photograph(91, 80).save(one.path.parent / "b.png")
     assert state.state_of(one).why.endswith("since then the keyframe.8 b.png changed")
+
+
+def test_keyframes_in_one_text_are_refused_with_what_to_write(written):
+    run = 'task = "keyframes"\nsize = "64x64"\nframes = 9\n[run.request]\nkeyframe = "0=a.png"\n'
+    with pytest.raises(InputError, match="Write a table: keyframe = "):
+        written("tiny-keyframes-64x64-cpux1", run)
 
 
 def test_a_given_sound_is_not_judged_and_names_the_scenario(written):

@@ -310,6 +310,9 @@ def _check_values(recipe: Recipe) -> None:
     except InputError as error:
         raise InputError(f"{file}: [run.request] {error.asked}", error.found, error.next_step) from None
     given = {key: run[key] for key in FIELDS if key in run} | extra
+    if "keyframe" in given and not isinstance(given["keyframe"], dict):
+        found, next_step = "paths in one text cannot be told apart", 'Write a table: keyframe = { 0 = "a.png" }'
+        raise InputError(f"{file}: [run.request] keyframe", found, next_step)
     try:
         check(given, run.get("profile", PROFILES[0]), partial=True)
     except InputError as error:
