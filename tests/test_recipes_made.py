@@ -77,7 +77,7 @@ def test_sound_and_actions_are_judged_by_themselves_and_in_the_record(written):
         assert compared in found["comparisons"]["output"]["restart"] and set(names) <= set(
             found["samples"]["candidate"]
         )
-        assert state.state_of(one).name == "validated on random weights"
+        assert state.state_of(one).name == "validated"
         for change, message in tampered(modality, compared).items():
             bent = json.loads(record.path_of(one).read_text())
             raw = {key: entry["raw"] for key, entry in bent["measurements"].items()}
@@ -141,7 +141,7 @@ def test_files_of_every_kind_are_digests_in_the_record_and_make_it_stale(written
     ((_, found),) = validate([one], launch=worker.measure)
     assert all(one.startswith("sha256:") for one in found["request"]["keyframe"].values())
     one = recipe.load(one.path)
-    assert state.state_of(one).name == "validated on random weights"
+    assert state.state_of(one).name == "validated"
     photograph(91, 80).save(one.path.parent / "b.png")
     assert state.state_of(one).why.endswith("since then the keyframe.8 b.png changed")
 
@@ -149,7 +149,7 @@ def test_files_of_every_kind_are_digests_in_the_record_and_make_it_stale(written
 def test_keyframes_in_one_text_are_refused_with_what_to_write(written):
     run = 'task = "keyframes"\nsize = "64x64"\nframes = 9\n[run.request]\nkeyframe = "0=a.png"\n'
     with pytest.raises(InputError, match="Write a table: keyframe = "):
-        written("tiny-keyframes-64x64-cpux1", run)
+        written("embedded-keyframes-64x64-cpux1", run)
 
 
 def test_a_given_sound_is_not_judged_and_names_the_scenario(written):
