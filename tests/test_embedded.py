@@ -58,7 +58,7 @@ def test_a_seed_gives_the_same_scenes_everywhere():
     for name in ("colour", "shape", "subject", "direction"):
         digest.update(getattr(scenes, name).astype(np.int64).tobytes())
     digest.update(np.round(scenes.path * 16).astype(np.int64).tobytes())
-    assert digest.hexdigest()[:16] == "1d671579330943ea"
+    assert digest.hexdigest()[:16] == "de560f2847e86d19"
     assert not np.array_equal(make(8, 200, 17, ALL).path, scenes.path)
 
 
@@ -123,7 +123,7 @@ def test_parts_that_touch_nothing_are_counted_apart():
     picture[:, :, 10:30, 10:30] = red
     picture[:, :, 50:70, 40:60] = red
     picture[:, :, 100:103, 100:103] = red  # nine pixels are no shape
-    assert parts(picture) == [[Part(0, 1, 400, 20.0, 20.0), Part(0, 1, 400, 50.0, 60.0)]]
+    assert parts(picture) == [[Part(0, 1, 1.0, 400, 20.0, 20.0), Part(0, 1, 1.0, 400, 50.0, 60.0)]]
     assert [SHAPES[shape_of(fill)] for fill in (1.0, 0.785, 0.5)] == ["square", "circle", "triangle"]
 
 
@@ -302,7 +302,7 @@ def test_the_towers_are_the_engines():
 
 FUSED = """
 import torch
-from tools.embedded import fused, towers
+from tools.embedded import codecs, fused, towers
 
 def same(ours, theirs, *given):
     first, second = (out if isinstance(out, tuple) else (out,) for out in (ours(), theirs()))
@@ -323,6 +323,10 @@ x, more, weight = leaf(3, 5, 256), leaf(3, 5, 256), leaf(256)
 same(lambda: fused.Added.apply(x, more, weight, 1e-6), lambda: towers.added(x, more, weight, 1e-6), x, more, weight)
 h = leaf(3, 5, 128)
 same(lambda: fused.Gated.apply(h), lambda: towers.gated(h), h)
+clip, gamma = leaf(2, 20, 3, 4, 6), leaf(20, 1, 1, 1)
+frame, weight = leaf(5, 80, 4, 6), leaf(80, 1, 1)
+for given in ((clip, gamma, True, 2), (clip, gamma, False, 0), (frame, weight, False, 0)):
+    same(lambda: fused.Normed.apply(*given), lambda: codecs.normed(*given), *given[:2])
 """
 
 

@@ -46,9 +46,12 @@ MIX = (
 )
 
 
+SHARES = {"still": 0.5, "move": 0.7, "bounce": 0.7, "pair": 0.8, "dribble": 1.2, "pass": 1.6, "collide": 1.6}
+"""Of kinds of scenes that are learned sooner than others, or later; the others have 1."""
+
+
 def share_of_kinds(kinds: tuple[str, ...]) -> dict[str, float]:
-    """What moves is the more to learn from."""
-    return {kind: 0.6 if kind in ("still", "dribble") else 1.0 for kind in kinds}
+    return {kind: SHARES.get(kind, 1.0) for kind in kinds}
 
 
 def scenes_of(group: Group, seed: int, count: int) -> Scenes:

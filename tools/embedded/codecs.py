@@ -7,7 +7,7 @@ docs/model.md, section 5; tests/test_embedded.py holds them against the engine a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -28,16 +28,24 @@ def unpatchify(x: Tensor) -> Tensor:
     return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
 
 
+def normed(x: Tensor, gamma: Tensor, lit: bool, lead: int) -> Tensor:
+    """RMS norm over channels of [B, C, ...], through SiLU if `lit`, behind `lead` frames of zeros."""
+    y = F.rms_norm(x.movedim(1, -1), (len(gamma),), gamma.view(-1).to(x.dtype), 1e-12).movedim(-1, 1)
+    y = F.silu(y) if lit else y
+    return F.pad(y, (0, 0, 0, 0, lead, 0)) if lead else y
+
+
 class Norm(nn.Module):
-    """RMS norm over channels of [B, C, ...]."""
+    """`normed` by a weight. `kernel` may be one launch that does the same."""
+
+    kernel: Callable[[Tensor, Tensor, bool, int], Tensor] = staticmethod(normed)
 
     def __init__(self, channels: int, axes: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * axes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.movedim(1, -1), (len(self.gamma),), self.gamma.view(-1).to(x.dtype), 1e-12)
-        return normed.movedim(-1, 1)
+    def forward(self, x: Tensor, lit: bool = False, lead: int = 0) -> Tensor:
+        return self.kernel(x, self.gamma, lit, lead)
 
 
 class Causal(nn.Conv3d):
@@ -46,11 +54,12 @@ class Causal(nn.Conv3d):
     def __init__(self, inputs: int, outputs: int, size: int = 3):
         super().__init__(inputs, outputs, (3, size, size), padding=(0, size // 2, size // 2))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+        """Of x, or of SiLU of x's norm."""
         if x.shape[2] == 1:  # of which only the last third of the kernel sees anything
-            weight = self.weight[:, :, -1]
+            x, weight = x if norm is None else norm(x, True), self.weight[:, :, -1]
             return F.conv2d(x[:, :, 0], weight, self.bias, padding=self.padding[1:]).unsqueeze(2)
-        return super().forward(F.pad(x, (0, 0, 0, 0, 2, 0)))
+        return super().forward(F.pad(x, (0, 0, 0, 0, 2, 0)) if norm is None else norm(x, True, 2))
 
 
 class Block(nn.Module):
@@ -61,8 +70,7 @@ class Block(nn.Module):
         self.conv_shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + self.conv2(self.conv1(x, self.norm1), self.norm2)
 
 
 class Attention(nn.Module):
@@ -193,7 +201,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
+        return self.conv_out(self.mid_block(x), self.norm_out)
 
 
 class Decoder(nn.Module):
@@ -211,7 +219,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(x, self.norm_out)
 
 
 class VideoCodec(nn.Module):

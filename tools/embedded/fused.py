@@ -1,7 +1,9 @@
-"""What stands between the towers' matrix products, forwards and backwards, each as one kernel on a GPU.
+"""What stands between matrix products of the towers and convolutions of the video codec, forwards and backwards, each
+as one kernel on a GPU.
 
-Written out as torch operations these are two thirds of a training step. The formulas are those of the plain functions
-in `towers`, which run everywhere and which tests/test_embedded.py compares with these, in Triton's interpreter.
+Written out as torch operations these are two thirds of a step of the towers and a third of one of the codec. The
+formulas are those of the plain functions in `towers` and `codecs`, which run everywhere and which
+tests/test_embedded.py compares with these, in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch import Tensor
 
 PROGRAMS = 528
 """That share a backward pass's rows: each leaves one partial sum of a weight's gradient."""
+EPSILON = 1e-12
+"""Of the video codec's norms."""
 
 
 @triton.jit
@@ -239,3 +243,80 @@ class Gated(torch.autograd.Function):
         dh = torch.empty_like(h)
         _gated_back[(triton.cdiv(dout.numel(), 2048),)](h, dout, dh, dout.numel(), dout.shape[-1], B=2048)
         return dh
+
+
+@triton.jit
+def _normed(x_at, gamma_at, out_at, rows, clip, lead, eps, C, D: tl.constexpr, R: tl.constexpr, LIT: tl.constexpr):
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    c = tl.arange(0, D)
+    inside = row % (clip + lead) - lead
+    source = row // (clip + lead) * clip + inside
+    there = ((row < rows) & (inside >= 0))[:, None] & (c < C)[None, :]
+    x = tl.load(x_at + source[:, None] * C + c[None, :], mask=there, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / C + eps)
+    y = x * scale[:, None] * tl.load(gamma_at + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    if LIT:
+        y = y * tl.sigmoid(y)
+    # Frames of zeros before a clip come out of the zeros that are loaded for them.
+    tl.store(out_at + row[:, None] * C + c[None, :], y, mask=(row < rows)[:, None] & (c < C)[None, :])
+
+
+@triton.jit
+def _normed_back(
+    x_at, gamma_at, dout_at, dx_at, part_at, rows, blocks, clip, lead, eps, C,
+    D: tl.constexpr, R: tl.constexpr, LIT: tl.constexpr,
+):  # fmt: skip
+    c = tl.arange(0, D)
+    gamma = tl.load(gamma_at + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    part = tl.zeros((D,), dtype=tl.float32)
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        row = block * R + tl.arange(0, R)
+        there = (row < rows)[:, None] & (c < C)[None, :]
+        at = row[:, None] * C + c[None, :]
+        behind = (row + (row // clip + 1) * lead)[:, None] * C + c[None, :]
+        x = tl.load(x_at + at, mask=there, other=0.0).to(tl.float32)
+        dy = tl.load(dout_at + behind, mask=there, other=0.0).to(tl.float32)
+        scale = (1.0 / tl.sqrt(tl.sum(x * x, axis=1) / C + eps))[:, None]
+        normed = x * scale
+        if LIT:
+            y = normed * gamma
+            share = tl.sigmoid(y)
+            dy = dy * share * (1 + y * (1 - share))
+        part += tl.sum(dy * normed, axis=0)
+        dy = dy * gamma
+        dx = scale * (dy - normed * (tl.sum(dy * normed, axis=1) / C)[:, None])
+        tl.store(dx_at + at, dx, mask=there)
+    tl.store(part_at + tl.program_id(0) * D + c, part)
+
+
+class Normed(torch.autograd.Function):
+    """codecs.normed, of maps [B, C, ..., H, W] whose channels lie beside each other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, lit: bool, lead: int) -> Tensor:
+        rows = x.movedim(1, -1).contiguous()
+        channels, clip = rows.shape[-1], rows[0].numel() // rows.shape[-1]
+        shape = list(rows.shape)
+        shape[1] += lead
+        out = rows.new_empty(shape)
+        ctx.how = clip, lead * clip // rows.shape[1], lit
+        width = triton.next_power_of_2(channels)
+        _normed[(triton.cdiv(out.numel() // channels, 2048 // width),)](
+            rows, gamma, out, out.numel() // channels, *ctx.how[:2], EPSILON, channels,
+            D=width, R=2048 // width, LIT=lit,
+        )  # fmt: skip
+        ctx.save_for_backward(rows, gamma)
+        return out.movedim(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, gamma = ctx.saved_tensors
+        dout, dx, channels = grads[0].movedim(1, -1).contiguous(), torch.empty_like(rows), rows.shape[-1]
+        width, count, (clip, lead, lit) = triton.next_power_of_2(channels), rows.numel() // channels, ctx.how
+        blocks = triton.cdiv(count, 2048 // width)
+        part = torch.empty(min(blocks, PROGRAMS), width, dtype=torch.float32, device=rows.device)
+        _normed_back[(len(part),)](
+            rows, gamma, dout, dx, part, count, blocks, clip, lead, EPSILON, channels,
+            D=width, R=2048 // width, LIT=lit,
+        )  # fmt: skip
+        return dx.movedim(-1, 1), part.sum(0)[:channels].view(gamma.shape).to(gamma.dtype), None, None

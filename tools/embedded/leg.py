@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -63,6 +65,21 @@ def recorded(step: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Te
         return said
 
     return replay
+
+
+def beside(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """What each of them gives; on a GPU each on a stream of its own, since one alone does not fill it. What is computed
+    backwards from it runs there too."""
+    if not torch.cuda.is_available():
+        return [job() for job in jobs]
+    now, sides, given = torch.cuda.current_stream(), [torch.cuda.Stream() for _ in jobs], []
+    for job, side in zip(jobs, sides, strict=True):
+        side.wait_stream(now)
+        with torch.cuda.stream(side):
+            given.append(job())
+    for side in sides:
+        now.wait_stream(side)
+    return given
 
 
 class Descent:

@@ -29,6 +29,9 @@ SECONDS, CLIPS, PIECE, HOP = 1.4, 48, 16, 1920
 """Of a waveform, in a batch, latents of what a step sees of one, and samples of a latent."""
 PEAK, WARM_UP = 1.5e-3, 200
 DIVERGENCE = 1e-3
+QUIET = 0.3
+"""The share of the time at first in which the posterior's noise grows from none to all of it: beside noise of its full
+size an encoder that knows nothing is not heard, and the decoder falls silent for good."""
 WINDOWS = (512, 2048, 8192)
 """Samples of the spectra that are compared, beside the waveforms."""
 
@@ -56,26 +59,27 @@ def spectra(wave: Tensor) -> list[Tensor]:
     ]
 
 
-def loss_of(codec: SoundCodec, wave: Tensor) -> tuple[Tensor, Tensor]:
-    """(what is trained on, the share of the waveforms' energy that is lost).
+def lost(y: Tensor, x: Tensor) -> Tensor:
+    """The share of a batch's energy that is missing."""
+    return (y - x).square().sum() / (x.square().sum() + 1e-3)
 
-    Errors are shares of what is to be heard. An absolute measure is nearly all silence here, and what is trained on it
-    falls silent.
+
+def loss_of(codec: SoundCodec, wave: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """(what is trained on, the share of the waveforms' energy that is lost). `noise` is the share of the posterior's.
+
+    Errors are shares of what the batch is to sound like: of a piece that is silent, which many are, a share of its own
+    is without bounds, and what is trained on it falls silent.
     """
     mean, deviation = codec.encode(wave)
-    y = codec.decode(mean + deviation * torch.randn_like(mean))
-    energy, error = wave.square().mean((1, 2)), (y - wave).square().mean((1, 2))
-    heard = sum(
-        ((a - b).square().mean((1, 2)).sqrt() / (b.square().mean((1, 2)).sqrt() + 0.05)).mean()
-        for a, b in zip(spectra(y), spectra(wave), strict=True)
-    )
+    y = codec.decode(mean + noise * deviation * torch.randn_like(mean))
+    heard, missing = sum(lost(a, b).sqrt() for a, b in zip(spectra(y), spectra(wave), strict=True)), lost(y, wave)
     divergence = (mean.square() + deviation.square() - 1 - 2 * deviation.log()).mean()
-    return (error / (energy + 1e-3)).mean() + 0.3 * heard + DIVERGENCE * divergence, error.sum() / energy.sum()
+    return missing + 0.3 * heard + DIVERGENCE * divergence, missing
 
 
 def train(codec: SoundCodec, seconds: float, device: str, losses: Losses, shrink: int = 1) -> None:
     pool, clips, length = pool_of(2, 3000 // shrink, device), max(CLIPS // shrink, 2), PIECE * HOP
-    descent = Descent(codec, (0.8, 0.99), 0.0)
+    descent, noise = Descent(codec, (0.8, 0.99), 0.0), torch.zeros((), device=device)
 
     def once() -> dict[str, Tensor]:
         row = torch.randint(len(pool), (clips, 1, 1), device=device)
@@ -83,13 +87,14 @@ def train(codec: SoundCodec, seconds: float, device: str, losses: Losses, shrink
         early = torch.randint(HOP, (clips, 1, 1), device=device)
         first = torch.where(torch.rand(clips, 1, 1, device=device) < 0.7, early, first)  # most with a first impact
         at = first + torch.arange(length, device=device)
-        loss, lost = loss_of(codec, pool[row, torch.arange(2, device=device).view(1, 2, 1), at])
+        loss, missing = loss_of(codec, pool[row, torch.arange(2, device=device).view(1, 2, 1), at], noise)
         descent.step(loss)
-        return {"loss": loss.detach(), "lost": lost.detach()}
+        return {"loss": loss.detach(), "lost": missing.detach()}
 
     run, clock = recorded(once), Clock(seconds)
     for step in clock.steps():
         descent.rate.fill_(rate(PEAK, step, WARM_UP, clock.share))
+        noise.fill_(min(clock.share / QUIET, 1.0))
         said = run()
         if step % 200 == 0:
             losses.add(step=step, seconds=clock.passed, loss=said["loss"], decibels=-10 * said["lost"].log10())
@@ -113,9 +118,9 @@ def measure(codec: SoundCodec, device: str, losses: Losses, count: int = 64) -> 
     y = codec.decode(mean).clamp(-1, 1)
     found = [(onsets(a.cpu().numpy()), onsets(b.cpu().numpy())) for a, b in zip(wave, y, strict=True)]
     same = [len(a) == len(b) and all(abs(s - t) < 0.04 for s, t in zip(a, b, strict=True)) for a, b in found]
-    lost = (y - wave).square().sum((1, 2)) / wave.square().sum((1, 2))
+    missing = (y - wave).square().sum((1, 2)) / wave.square().sum((1, 2))
     losses.measured(
-        decibels=(-10 * lost.log10()).mean().item(),
+        decibels=(-10 * missing.log10()).mean().item(),
         onsets_within_40_ms=float(np.mean(same)),
         latents_mean=mean.mean((0, 2)).tolist(),
         latents_std=mean.std((0, 2)).tolist(),
@@ -128,14 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--from", dest="begin", type=Path, help="a folder with sound.safetensors to go on from")
     parser.add_argument("--shrink", type=int, default=1, help="divide batches and scenes, for a rehearsal")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     codec = SoundCodec(config()).to(device)
     if args.begin:
         codec.load_state_dict(kept(args.begin / "sound.safetensors"))
-    losses = Losses(args.out / "sound.json", seconds=args.seconds, peak=PEAK, clips=CLIPS, begin=bool(args.begin))
+    losses = Losses(args.out / "sound.json", seconds=args.seconds, peak=PEAK, clips=CLIPS, seed=args.seed)
     train(codec, args.seconds, device, losses, args.shrink)
     with torch.inference_mode():
         wave = play(make(3, max(256 // args.shrink, 8), 17, SOUNDING), int(SECONDS * 25) * codec.hop, device)

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from cosmos3_core.model.config import TransformerConfig
 
 from .bank import MIX, Bank, Group, all_ids, fill
 from .codecs import SoundCodec, VideoCodec
-from .leg import Clock, Losses, keep, kept, rate, recorded
+from .leg import Clock, Losses, beside, keep, kept, rate, recorded
 from .sampling import measure
 from .text import REPOSITORY
 from .towers import Flat, Sample, Towers, drawn, merged
@@ -30,6 +31,8 @@ from .train_vae import channels_last
 from .train_vae import config as vae_config
 
 PEAK, WARM_UP, DECAY, BETAS, EPSILON = 1.2e-3, 400, 0.01, (0.9, 0.98), 1e-8
+LATER_PEAK = 6e-4
+"""Of a leg that goes on from another."""
 AVERAGE = 0.999
 """Of the weights over steps; what is kept is the average."""
 SHIFT = 3.0
@@ -139,8 +142,8 @@ def step_of(towers: Towers, flat: Flat, optimizer: Optimizer, banks: list[tuple[
     """One step on every group; the losses, by group and modality."""
     flat.grad.zero_()
     said, total = {}, torch.zeros((), device=flat.master.device)
-    for group, bank in banks:
-        losses = losses_of(towers, group, bank)
+    every = beside([partial(losses_of, towers, group, bank) for group, bank in banks])
+    for (group, _), losses in zip(banks, every, strict=True):
         said |= {f"{group.name}.{modality}": loss.detach() for modality, loss in losses.items()}
         total = total + sum(WEIGHTS[modality] * loss for modality, loss in losses.items()) * (group.batch / 128) ** 0.5
     total.backward()
@@ -148,13 +151,13 @@ def step_of(towers: Towers, flat: Flat, optimizer: Optimizer, banks: list[tuple[
     return said
 
 
-def train(flat: Flat, banks: list[tuple[Group, Bank]], seconds: float, losses: Losses) -> Tensor:
+def train(flat: Flat, banks: list[tuple[Group, Bank]], peak: float, seconds: float, losses: Losses) -> Tensor:
     """The leg itself; the averaged weights."""
     towers, optimizer = Towers(flat.config, flat.leaves, fused=flat.master.is_cuda), Optimizer(flat)
     run = recorded(lambda: step_of(towers, flat, optimizer, banks))
     clock = Clock(seconds)
     for step in clock.steps():
-        optimizer.rate.fill_(rate(PEAK, step, WARM_UP, clock.share))
+        optimizer.rate.fill_(rate(peak, step, WARM_UP, clock.share))
         said = run()
         if step % 500 == 0:
             losses.add(step=step, seconds=clock.passed, **said)
@@ -186,27 +189,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--from", dest="begin", type=Path, help="a folder with towers.safetensors to go on from")
     parser.add_argument("--scenes", type=float, default=1.0, help="as a share of MIX's")
     parser.add_argument("--shrink", type=int, default=1, help="divide batches and scenes, for a rehearsal")
+    parser.add_argument("--seed", type=int, default=10, help="of the scenes: another one for each leg")
     parser.add_argument("--prompts", type=int, default=160, help="held-out prompts to measure on")
     args = parser.parse_args(arguments)
     mix = tuple(replace(g, scenes=max(int(g.scenes * args.scenes), 64)) for g in MIX)
     mix = shrunk(mix, args.shrink) if args.shrink > 1 else mix
     began = time.perf_counter()
-    ids = all_ids(mix, 10)
-    losses = Losses(args.out / "towers.json", seconds=args.seconds, peak=PEAK, shift=SHIFT, begin=bool(args.begin))
+    ids = all_ids(mix, args.seed)
+    peak = LATER_PEAK if args.begin else PEAK
+    losses = Losses(
+        args.out / "towers.json", seconds=args.seconds, peak=peak, shift=SHIFT, seed=args.seed, scenes=args.scenes
+    )
     losses.measured(seconds_for_ids=time.perf_counter() - began)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = True
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     video, sound, statistics = codecs_of(args.codecs, device)
     c = config()
     banks = []
     for n, (group, of_it) in enumerate(zip(mix, ids, strict=True)):
-        banks.append((group, fill(group, 10 + n, of_it, (video, sound), statistics, c.action_dim)))
+        banks.append((group, fill(group, args.seed + n, of_it, (video, sound), statistics, c.action_dim)))
         losses.measured(**{f"seconds_until_{group.name}": time.perf_counter() - began})
     begin = kept(args.begin / "towers.safetensors") if args.begin else drawn(c, 0)
     flat = Flat.of(c, begin, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    average = train(flat, banks, args.seconds, losses)
+    average = train(flat, banks, peak, args.seconds, losses)
     keep(args.out / "towers.safetensors", flat.named(average), torch.bfloat16)
     losses.write()
     measure(Towers(c, merged(c, average.to(flat.copy.dtype))), video, sound, statistics, args.prompts, losses)

@@ -21,7 +21,7 @@ from cosmos3_core.evidence.embedded.inverse import judge, see
 from cosmos3_core.evidence.embedded.render import draw, on, paint
 from cosmos3_core.evidence.embedded.world import ACTIVE, PASSIVE, Scenes, make
 
-from .codecs import VideoCodec
+from .codecs import Norm, VideoCodec
 from .leg import Clock, Descent, Losses, keep, kept, rate, recorded
 from .text import REPOSITORY
 
@@ -36,7 +36,7 @@ class Course:
     seed: int
 
 
-FIRST = Course(((0.2, 1, 128), (0.42, 5, 48), (1.0, 17, 24)), 1e-3, 1)
+FIRST = Course(((0.15, 1, 128), (0.3, 5, 48), (0.6, 9, 24), (1.0, 17, 24)), 1e-3, 1)
 LATER = Course(((0.65, 9, 24), (1.0, 17, 24)), 7e-4, 2)
 """Of a leg that goes on from another."""
 WARM_UP = 100
@@ -51,9 +51,13 @@ def config() -> dict:
 
 
 def channels_last(codec: VideoCodec) -> VideoCodec:
-    """With the convolutions' weights as their maps lie in memory."""
+    """With the convolutions' weights as their maps lie in memory; on a GPU with norms of one kernel each."""
     for module in codec.modules():
-        if isinstance(module, torch.nn.Conv3d):
+        if isinstance(module, Norm) and module.gamma.is_cuda:
+            from .fused import Normed  # needs Triton
+
+            module.kernel = Normed.apply
+        elif isinstance(module, torch.nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
         elif isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)

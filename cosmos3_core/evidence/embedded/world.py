@@ -176,7 +176,7 @@ def _still(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[st
 def _pair(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[str, np.ndarray]:
     """Two different shapes at rest, the subject left of the other."""
     count = len(fps)
-    radius = stream.uniform(13, 19, size=(count, 2))
+    radius = stream.uniform(14, 19, size=(count, 2))
     x = np.stack([stream.uniform(24, 42, count), stream.uniform(86, 104, count)], axis=1)
     y = np.clip(stream.uniform(30, 98, (count, 1)) + stream.uniform(-12, 12, (count, 2)), 24, SIZE - 24)
     path = np.repeat(np.stack([x, y], axis=-1)[:, :, None], frames, axis=2)
@@ -201,7 +201,7 @@ def _group(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[st
 def _row(stream: np.random.Generator, fps: np.ndarray, frames: int, *, fewest: int) -> dict[str, np.ndarray]:
     count, (t, lasts) = len(fps), _times(fps, frames)
     many, direction = stream.integers(fewest, OBJECTS + 1, size=count), stream.integers(4, size=count)
-    radius = stream.uniform(10, 13, size=count)
+    radius = stream.uniform(12, 15, size=count)
     speed = np.minimum(stream.uniform(28, 44, count), (SIZE - 2 * MARGIN - 2 * radius - 2) / lasts)
     gap = 2 * radius + stream.uniform(8, 12, count)
     # The middle of the row: its path has the row's whole width to stay clear of the edge.
@@ -226,7 +226,7 @@ def _pass(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[str
     """One shape goes by another, in front of it or behind it."""
     count, (t, lasts) = len(fps), _times(fps, frames)
     direction, front = stream.integers(4, size=count), stream.integers(2, size=count)
-    mover, other = stream.uniform(10, 13, count), stream.uniform(15, 19, count)
+    mover, other = stream.uniform(14, 17, count), stream.uniform(19, 22, count)
     speed = np.minimum(stream.uniform(38, 50, count), (SIZE - 2 * MARGIN - 2 * mover - 2) / lasts)
     middle = np.stack([stream.uniform(56, 72, count), stream.uniform(56, 72, count)], axis=1)
     step = STEPS[direction]
@@ -274,7 +274,7 @@ def _bounce(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[s
 def _dribble(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[str, np.ndarray]:
     """One shape falls to the floor again and again."""
     count, (t, _) = len(fps), _times(fps, frames)
-    radius, shape = stream.uniform(12, 17, size=count), _solids(stream, count, 1)
+    radius, shape = stream.uniform(13, 17, size=count), _solids(stream, count, 1)
     period, height = stream.uniform(0.5, 0.75, count), stream.uniform(40, 66, count)
     first = period * stream.uniform(0.35, 0.65, count)
     floor = SIZE - radius * np.array(EXTENT)[shape[:, 0]]
@@ -289,7 +289,7 @@ def _dribble(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[
 def _collide(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[str, np.ndarray]:
     """Two shapes come towards each other, along a row or a column, and go back where they meet."""
     count, (t, lasts) = len(fps), _times(fps, frames)
-    radius, shape = stream.uniform(10, 13, size=(count, 2)), _solids(stream, count, 2)
+    radius, shape = stream.uniform(12, 15, size=(count, 2)), _solids(stream, count, 2)
     reach = radius * np.array(EXTENT)[shape]
     across = stream.integers(2, size=count)  # 0: along x
     hit = lasts * stream.uniform(0.42, 0.58, count)
@@ -302,9 +302,8 @@ def _collide(stream: np.random.Generator, fps: np.ndarray, frames: int) -> dict[
     side = np.broadcast_to(place[:, None, None], along.shape)
     upright = across[:, None, None].astype(bool)
     path = np.stack([np.where(upright, side, along), np.where(upright, along, side)], axis=-1)
-    direction = np.where(across == 0, 1, 3)  # the first of them goes right, or down
-    colour = _paints(stream, count, 2)
-    return dict(colour=colour, shape=shape, radius=radius, path=path, direction=direction, events=hit[:, None])
+    # No caption says which way they go, so they have no direction.
+    return dict(colour=_paints(stream, count, 2), shape=shape, radius=radius, path=path, events=hit[:, None])
 
 
 def _smooth(stream: np.random.Generator, count: int, frames: int, low: float, high: float) -> np.ndarray:
