@@ -129,7 +129,7 @@ def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch):
             if block.marker is None:
                 exec(code, names)
     if page == "README.md":
-        assert names["clip"].numpy.shape == (9, 64, 64, 3)
+        assert names["clip"].numpy.shape == (17, 128, 128, 3)
         assert (tmp_path / "clip.mp4").is_file() and (tmp_path / "clip.mp4.json").is_file()
 
 
