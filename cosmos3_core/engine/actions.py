@@ -170,10 +170,10 @@ def _exact(actions: np.ndarray, request: Request) -> tuple[np.ndarray, str]:
         filled = np.concatenate([actions, actions[-1:].repeat(wanted - count, axis=0)])
         return filled, f"the last of {count} actions was repeated up to {wanted} (pad_actions)"
     found = f"it has {count} rows, and {'a chunk' if chunks == 1 else f'{chunks} chunks'} of {chunk} takes {wanted}"
-    advice = [f"chunk {count}"] if chunks == 1 and count % TEMPORAL_COMPRESSION == 0 else []
-    advice += [f"rollout {count // chunk}"] if count % chunk == 0 else []
-    advice += [f"action_rows [0, {wanted}]"] if count > wanted else []
-    next_step = f"Use {', '.join([*advice, 'or pad_actions true'])}"
+    advice = [f"`chunk` {count}"] if chunks == 1 and count % TEMPORAL_COMPRESSION == 0 else []
+    advice += [f"`rollout` {count // chunk}"] if count % chunk == 0 else []
+    advice += [f"`action_rows` [0, {wanted}]"] if count > wanted else []
+    next_step = f"Use {', '.join([*advice, 'or `pad_actions`'])}"
     raise InputError(said("actions", request.actions), found, next_step.replace("Use or", "Use"), "actions")
 
 

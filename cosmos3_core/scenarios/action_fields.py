@@ -17,7 +17,7 @@ ACTIONS = "Actions"
 
 
 def _acts(task: Task) -> str | None:
-    return None if acts(task) else f"{task.title} has no actions"
+    return None if acts(task) else f"{task.title} has no actions, which take `domain` and a picture or clip"
 
 
 def _given(task: Task) -> str | None:
