@@ -423,6 +423,8 @@ def test_chunks_of_a_policy_overlap():
     ("options", "changes", "said"),
     [
         ({"preset": "droyd"}, {}, "Did you mean droid?"),
+        ({"domain": "pusht"}, {}, "action_space joints: pusht has plane"),
+        ({"domain": "droid"}, {}, "there is no such embodiment"),
         ({"horizon": 99}, {}, "Give a whole number from 1 to 8"),
         ({"horizon": 6, "overlap": 3}, {}, "behind 6 of 8 actions there are 2"),
         ({}, {"prompt": None}, "Add 'prompt'"),
