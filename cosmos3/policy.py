@@ -102,7 +102,9 @@ class Policy(Answering):
 
         from cosmos3_core.scenarios.domains import domains
 
-        channels = domains()[self._fields["domain"]].channels(self._fields.get("action_space")) or ()
+        domain, space = domains().get(self._fields["domain"]), self._fields.get("action_space")
+        known = domain is not None and (space is None or space in domain.spaces)  # what is not, `start` refuses
+        channels = (domain.channels(space) if domain and known else None) or ()
         names = channels if len(channels) == width else [""] * width
         return np.array([name in self._preset["inverted"] for name in names])
 

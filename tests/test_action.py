@@ -109,6 +109,8 @@ def test_rows_of_one_episode_are_taken_by_their_numbers(files):
     taken = rows.between(3, 7, "a table")
     taken.check_one_episode("a table")
     assert np.array_equal(taken.values, ROWS[3:7]) and taken.facts["rows"] == [3, 7]
+    with pytest.raises(InputError, match="2 episodes, in rows 2 to 3, 3 to 6"):
+        rows.between(2, 6, "a table").check_one_episode("a table")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -217,6 +219,8 @@ def test_forward_dynamics_takes_robots_units_and_any_form(files):
     assert np.array_equal(part.numpy, found.numpy)
     padded = pipe("lift", actions=ROWS[:3], pad_actions=True, **common)
     assert padded.manifest["notes"] == ["the last of 3 actions was repeated up to 4 (pad_actions)"]
+    raw = pipe("lift", actions=np.full((4, 10), 150.0), **common | {"action_stats": "none"})
+    assert raw.manifest["notes"][0].startswith("what is given of actions reaches 150 in the model's units")
     again = pipe(**padded.request)
     assert np.array_equal(again.numpy, padded.numpy)
 
@@ -419,6 +423,8 @@ def test_chunks_of_a_policy_overlap():
     ("options", "changes", "said"),
     [
         ({"preset": "droyd"}, {}, "Did you mean droid?"),
+        ({"domain": "pusht"}, {}, "action_space joints: pusht has plane"),
+        ({"domain": "droid"}, {}, "there is no such embodiment"),
         ({"horizon": 99}, {}, "Give a whole number from 1 to 8"),
         ({"horizon": 6, "overlap": 3}, {}, "behind 6 of 8 actions there are 2"),
         ({}, {"prompt": None}, "Add 'prompt'"),

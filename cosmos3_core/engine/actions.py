@@ -29,6 +29,8 @@ NORMALISED = "normalised"
 Given = tuple[Tensor | None, ...]
 CHANNELS = 8
 """Names that a message lists."""
+FAR = 10.0
+"""Values beyond this are no normalised ones; angles in radians, which DROID's states are, are below it."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ def read_actions(request: Request, model: Model) -> Actions:
         chunks = [np.concatenate([_normalised(*table, normalizer) for table in chunk]) for chunk in known]
         padded = np.zeros((len(chunks), len(chunks[0]), model.config.action_dim), dtype=np.float32)
         padded[:, :, :width] = np.stack(chunks)
+        if (reach := float(np.abs(padded).max())) > FAR:
+            notes.append(
+                f"what is given of actions reaches {reach:.4g} in the model's units, where most lies between -1 and 1: "
+                "a robot's own units need its statistics (action_stats)"
+            )
         given = torch.from_numpy(padded)
     return Actions(
         layout=layout,

@@ -59,7 +59,8 @@ class Rows:
         if self.episodes is None or len(np.unique(self.episodes)) == 1:
             return
         starts = [0, *(np.flatnonzero(np.diff(self.episodes)) + 1).tolist(), len(self.episodes)]
-        spans = [f"{a} to {b}" for a, b in zip(starts[:LISTED], starts[1:], strict=False)]
+        first = (self.facts or {}).get("rows", [0])[0]  # rows are counted as in the file, also behind `between`
+        spans = [f"{first + a} to {first + b}" for a, b in zip(starts[:LISTED], starts[1:], strict=False)]
         more = " ..." if len(starts) - 1 > LISTED else ""
         found = f"it holds {len(starts) - 1} episodes, in rows {', '.join(spans)}{more}"
         raise InputError(asked, found, "Name rows of one of them as `action_rows`, such as [0, 16]")
