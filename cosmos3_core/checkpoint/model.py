@@ -16,7 +16,7 @@ from ..model.sound_config import SoundConfig
 from ..model.text import ChatTokenizer
 from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, OWN, ModelFacts, lacking_heads
 from ..scenarios.own import read_own
-from ..scenarios.variants import checkpoints
+from ..scenarios.variants import Checkpoint, checkpoints
 from .identity import identity
 from .repository import EMBEDDED, Repository, full_name, open_repository
 from .tensors import TensorInfo, open_tensors
@@ -84,6 +84,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
     sigmas = _distilled_sigmas(repo, scheduler)
     variant = "distilled" if sigmas else "base" if config.gated else "edge"
     negative, own = repo.read_json(NEGATIVE_PROMPT), read_own(repo.read_json(OWN), name)
+    known = checkpoints().get(name)
     facts = ModelFacts(
         name=name,
         variant=variant,
@@ -92,7 +93,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
         lacks=lacks,
-        preset=checkpoints()[name].preset if name in checkpoints() else None,
+        **_trained_for(known),
         action_stats=ACTION_STATS if repo.read_json(ACTION_STATS) is not None else None,
         own=own.defaults,
         note=own.note,
@@ -134,9 +135,16 @@ def describe(name: str) -> Model:
             steps,
             known.made_for,
             lacks=known.lacks,
-            preset=known.preset,
+            **_trained_for(known),
         ),
     )
+
+
+def _trained_for(known: Checkpoint | None) -> dict[str, str | None]:
+    """What defaults of its own a published checkpoint has."""
+    if known is None:
+        return {}
+    return {"preset": known.preset, "domain": known.domain, "action_space": known.action_space}
 
 
 def _with_codecs(repo: Repository, config: TransformerConfig) -> tuple[TransformerConfig, dict[str, str]]:
