@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from .pipeline import Pipeline
 
+OBSERVED = ("prompt", "image", "state")
+"""Fields of a request that each observation brings."""
+SMALLEST, LARGEST = 2, 4096
+"""Pixels of a camera's side: half of it is shown, and what is larger is no camera's."""
 IMAGE = "observation/image"
 WRIST = "observation/wrist_image_left"
 SIDES = ("observation/exterior_image_1_left", "observation/exterior_image_2_left")
@@ -42,24 +46,45 @@ class Policy(Answering):
     own, so that a robot that moves while the next chunk is made does not jump. Raises InputError.
     """
 
+    @bound
     def __init__(
         self, pipe: Pipeline, preset: str = "droid", *, horizon: int | None = None, overlap: int = 0, **fields: Any
     ):
         if preset not in presets():
             hint = did_you_mean(str(preset), presets(), f"Presets are {', '.join(presets())}")
             raise InputError(f"preset {shown(preset)}", "there is no such preset", hint, "preset")
+        if not callable(getattr(pipe, "start", None)):
+            found = "it is no loaded model"
+            raise InputError(f"a policy of {shown(pipe)}", found, "Give what cosmos3.load returns", "pipe")
         self._pipe, self._preset = pipe, presets()[preset]
         self._fields = self._preset["fields"] | fields
-        chunk = self._fields["chunk"]
+        self._asked = self._settled()
+        chunk = self._asked["chunk"]
         self._horizon = chunk if horizon is None else horizon
-        if type(self._horizon) is not int or type(overlap) is not int or not 0 < self._horizon <= chunk:
+        if type(self._horizon) is not int or not 0 < self._horizon <= chunk:
             found = f"a chunk has {chunk} actions"
             raise InputError(f"horizon {shown(horizon)}", found, f"Give a whole number from 1 to {chunk}", "horizon")
-        if not 0 <= overlap <= min(self._horizon, chunk - self._horizon):
+        if type(overlap) is not int or not 0 <= overlap <= min(self._horizon, chunk - self._horizon):
             found = f"behind {self._horizon} of {chunk} actions there are {chunk - self._horizon}"
-            raise InputError(f"overlap {overlap}", found, "Give less of it, or a smaller horizon", "overlap")
+            next_step = f"Give a whole number from 0 to {min(self._horizon, chunk - self._horizon)}"
+            raise InputError(f"overlap {shown(overlap)}", found, f"{next_step}, or a smaller horizon", "overlap")
         self._overlap, self._seconds = overlap, dict[str, float]()
         self._left: np.ndarray | None = None
+
+    def _settled(self) -> dict[str, Any]:
+        """The request of every observation, as far as it is known before one. Raises InputError."""
+        for name in OBSERVED:
+            if name in self._fields:
+                found = "each observation brings its own"
+                raise InputError(f"`{name}` of a policy", found, f"Drop {name}", name)
+        if (task := self._fields["task"]) != "policy":
+            raise InputError(f"task {shown(task)} of a policy", "a policy's is policy", "Drop task", "task")
+        others = {name: value for name, value in self._fields.items() if name not in ("noise", "anyway")}
+        asked: dict[str, Any] = dict(self._pipe.plan(**others).request)
+        if asked["rollout"] not in (None, 1):
+            found = "what follows a chunk is seen by the robot, and not made up"
+            raise InputError(f"rollout {asked['rollout']} of a policy", found, "Drop rollout", "rollout")
+        return asked
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -77,11 +102,15 @@ class Policy(Answering):
 
         An observation is a dict with `prompt`, the cameras' pictures as uint8 [H, W, 3] under "observation/image", or
         the three of DROID, which are put together, and the joints [7] and the gripper [1]. Grippers are 1 where they
-        are closed in the observation and in the actions, as DROID has them. Raises InputError for what is missing.
+        are closed in the observation and in the actions, as DROID has them. Raises InputError for what is missing or
+        is not so.
         """
         import numpy as np
 
         began = time.perf_counter()
+        if not isinstance(observation, Mapping):
+            found = "it is no dict"
+            raise InputError(f"observation {shown(observation)}", found, "Give the prompt, pictures and state by name")
         image, state = self._picture(observation), self._state(observation)
         run = self._pipe.start(_of(observation, "prompt"), image=image, state=state, **self._fields)
         for _ in run:
@@ -102,9 +131,7 @@ class Policy(Answering):
 
         from cosmos3_core.scenarios.domains import domains
 
-        domain, space = domains().get(self._fields["domain"]), self._fields.get("action_space")
-        known = domain is not None and (space is None or space in domain.spaces)  # what is not, `start` refuses
-        channels = (domain.channels(space) if domain and known else None) or ()
+        channels = domains()[self._asked["domain"]].channels(self._asked["action_space"]) or ()
         names = channels if len(channels) == width else [""] * width
         return np.array([name in self._preset["inverted"] for name in names])
 
@@ -112,8 +139,13 @@ class Policy(Answering):
         """The row of the robot's state: the last one where there are several."""
         import numpy as np
 
-        parts = [np.atleast_1d(np.asarray(_of(observation, key), dtype=np.float64)) for key in self._preset["state"]]
-        row = np.concatenate([part[-1] if part.ndim == 2 else part for part in parts])
+        parts = {key: _numbers(observation, key) for key in self._preset["state"]}
+        row, width = np.concatenate(list(parts.values())), self._asked["action_width"]
+        if len(row) != width:
+            asked = f"an observation's {' and '.join(map(repr, parts))}"
+            found = f"they have {' and '.join(str(len(part)) for part in parts.values())} numbers"
+            where = f"{self._asked['domain']} ({self._asked['action_space']})"
+            raise InputError(asked, f"{found}, and {where} has {width}", f"Give {width} in all", "observation")
         return np.where(self._inverted(len(row)), 1 - row, row)
 
     def _picture(self, observation: Mapping[str, Any]) -> np.ndarray:
@@ -136,13 +168,42 @@ def _of(observation: Mapping[str, Any], key: str) -> Any:
     return observation[key]
 
 
+def _array(observation: Mapping[str, Any], key: str, form: str) -> np.ndarray:
+    """What stands under a key. Raises InputError for what is no array."""
+    import numpy as np
+
+    try:
+        return np.asarray(_of(observation, key))
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, or a tensor on a device
+        found = f"it is no array ({str(error).partition(chr(10))[0]})"
+        raise InputError(f"an observation's {key!r}", found, f"Give {form}", "observation") from None
+
+
+def _numbers(observation: Mapping[str, Any], key: str) -> np.ndarray:
+    """A row of finite numbers, fp64: the last one of several."""
+    import numpy as np
+
+    form = "a row of finite numbers"
+    value = np.atleast_1d(_array(observation, key, form))
+    fits = value.dtype.kind in "fiu" and value.ndim <= 2 and value.size
+    if not fits or not np.isfinite(value := value.astype(np.float64)).all():
+        found = "it holds NaN or infinity" if fits else f"it is {value.dtype} {list(value.shape)}"
+        raise InputError(f"an observation's {key!r}", found, f"Give {form}", "observation")
+    return value[-1] if value.ndim == 2 else value
+
+
 def _pixels(observation: Mapping[str, Any], key: str) -> np.ndarray:
     import numpy as np
 
-    value = np.asarray(_of(observation, key))
+    value = _array(observation, key, "uint8 [H, W, 3]")
     if value.ndim != 3 or value.shape[2] != 3 or value.dtype != np.uint8:
         found = f"it is {value.dtype} {list(value.shape)}"
         raise InputError(f"an observation's {key!r}", found, "Give uint8 [H, W, 3]", "observation")
+    if not SMALLEST <= min(value.shape[:2]) <= max(value.shape[:2]) <= LARGEST:
+        found = f"it has {value.shape[1]}x{value.shape[0]} pixels"
+        raise InputError(
+            f"an observation's {key!r}", found, f"Give sides from {SMALLEST} to {LARGEST} pixels", "observation"
+        )
     return value
 
 

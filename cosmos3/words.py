@@ -75,7 +75,8 @@ def bound(function: Callable[P, R]) -> Callable[P, R]:
             word = next((name for name in options if name not in names), None)
             takes = f"It takes {', '.join(names)}" if names else "It takes nothing"
             hint = takes if word is None else did_you_mean(word, names, takes)
-            name = "pipe" if function.__name__ == "__call__" else function.__name__
+            owner = {"__call__": "pipe", "__init__": function.__qualname__.partition(".")[0]}
+            name = owner.get(function.__name__, function.__name__)
             raise InputError(f"calling {name}()", str(error), hint, word) from None
         return function(*arguments, **options)
 

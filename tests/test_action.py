@@ -430,7 +430,7 @@ def test_chunks_of_a_policy_overlap():
         ({}, {"prompt": None}, "Add 'prompt'"),
         ({}, {"observation/wrist_image_left": None}, "Add 'observation/wrist_image_left'"),
         ({}, {"observation/wrist_image_left": np.zeros((4, 4))}, "Give uint8"),
-        ({}, {"observation/joint_position": np.zeros(6)}, "has 7 channels|have 7 channels"),
+        ({}, {"observation/joint_position": np.zeros(6)}, "6 and 1 numbers, and droid_lerobot .joints. has 8"),
     ],
 )
 def test_what_a_policy_cannot_act_on_is_said(options, changes, said):

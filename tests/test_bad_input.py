@@ -504,6 +504,11 @@ CONTROLS = {
         "control_weights of edge = 0",
         "is a number from 0.001 to 1000",
     ),
+    "a weight named twice": (
+        EDGE + "--depth {files}/good.mp4 --set control_weights=edge=1,edge=2",
+        "control_weights of 'edge': it is named twice",
+        "Give each control one weight",
+    ),
     "weights of words": (
         EDGE + "--depth {files}/good.mp4 --set control_weights=much",
         "control_weights = ",

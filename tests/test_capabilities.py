@@ -87,8 +87,9 @@ def test_it_lists_every_task_field_size_and_format(told):
 
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", DISTILLED])
 def test_every_choice_that_is_listed_is_taken(model):
-    facts = describe(model).facts
-    found = capabilities(facts, PROFILES[0])
+    described = describe(model)
+    facts, widest = described.facts, described.config.action_dim
+    found = capabilities(facts, PROFILES[0], widest)
     assert found["fields"]["task"]["schema"]["enum"] == list(found["tasks"])
     for task in found["tasks"]:
         given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
@@ -108,8 +109,8 @@ def test_every_choice_that_is_listed_is_taken(model):
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("model", ["nvidia/Cosmos3-Nano", "nvidia/Cosmos3-Edge", DISTILLED])
 def test_a_default_is_what_a_run_fills_in(model, profile):
-    facts = describe(model).facts
-    found = capabilities(facts, profile)
+    described = describe(model)
+    facts, found = described.facts, capabilities(described.facts, profile, described.config.action_dim)
     for task in found["tasks"]:
         given = {"task": task, "prompt": "a cup"} | inputs_of(TASKS[task])
         request, origin = resolve(given, profile, facts, pick_seed=lambda: 7)

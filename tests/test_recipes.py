@@ -115,6 +115,8 @@ def rewrite(folder: Path, *changes: tuple[str, str], name: str = NAME) -> Path:
         ("64x64", "64x80", f"its name is not what it holds. Name it {NAME.replace('64x64', '64x80')}.toml"),
         ("[run]", "[run", "it is not TOML"),
         ("[plan]", "memory_gib = inf\n[plan]", "finite numbers (inf counts nothing)"),
+        ("[device]", "[run.request]\nview = 2026-11-30\n[device]", "2026-11-30: it is a date or a time"),
+        ("[device]", "[run.request]\nstate = [[09:30:00]]\n[device]", "09:30:00: it is a date or a time"),
     ],
 )
 def test_a_wrong_file_is_one_message(folder, old, new, message):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
-from ..files.actions import Rows, read_rows, rows_of
+from ..files.actions import read_rows, rows_of
 from ..files.digests import sha256_file, sha256_json
-from ..files.normalizers import Normalizer, normalizer_of, read_normalizer
+from ..files.normalizers import FARTHEST, Normalizer, normalizer_of, read_normalizer
 from ..model.config import TEMPORAL_COMPRESSION
 from ..scenarios.action import CHECKPOINT, NO_STATS, OBSERVED, Layout, inline, layout_of, said
 from ..scenarios.canvas import filled
@@ -23,6 +23,7 @@ from ..scenarios.domains import domains, unnamed
 from ..scenarios.facts import ACTION_STATS
 from ..scenarios.faults import about
 from ..scenarios.request import Request
+from ..spelling import shown
 
 NORMALISED = "normalised"
 """The unit of the model's own values."""
@@ -107,7 +108,7 @@ def read_actions(request: Request, model: Model) -> Actions:
         normalizer = _normalizer(request, model, facts)
     width, layout = request.action_width or 0, layout_of(request)
     channels = _channels(request, normalizer, width)
-    known, notes = _known(request, layout, facts)
+    known, notes = _known(request, layout, channels, facts)
     given = None
     if known:
         chunks = [np.concatenate([_normalised(*table, normalizer) for table in chunk]) for chunk in known]
@@ -135,30 +136,36 @@ def read_actions(request: Request, model: Model) -> Actions:
 def _normalised(name: str, rows: np.ndarray, normalizer: Normalizer | None) -> np.ndarray:
     """Rows of a field in the model's units."""
     with about(name):
-        return rows if normalizer is None else normalizer.normalize(rows, f"`{name}` of {len(rows)} rows")
+        if normalizer is not None:
+            return normalizer.normalize(rows, f"`{name}` of {len(rows)} rows")
+        if (far := abs(rows) > FARTHEST).any():
+            row, channel = np.argwhere(far)[0].tolist()
+            found = f"row {row}, channel {channel} is {rows[row, channel]:g}, and the model's own values are about 1"
+            raise InputError(f"`{name}` of {len(rows)} rows", found, "Give the statistics of these as `action_stats`")
+        return rows
 
 
 def _known(
-    request: Request, layout: Layout, facts: dict[str, Any]
+    request: Request, layout: Layout, channels: tuple[str, ...], facts: dict[str, Any]
 ) -> tuple[list[list[tuple[str, np.ndarray]]], list[str]]:
     """By chunk the tables that are known, in their order, and notes."""
     notes: list[str] = []
     before: list[tuple[str, np.ndarray]] = []
     if layout.history:
-        history = _table("history", request.history, request, facts)
+        history = _table("history", request.history, request, channels, facts)
         if len(history) < layout.history:
             found = f"it has {len(history)} rows, and history_length says {layout.history}"
             raise InputError(said("history", request.history), found, "Give a longer one", "history")
         before.append(("history", history[len(history) - layout.history :]))
     if layout.state:
-        state = _table("state", request.state, request, facts)
+        state = _table("state", request.state, request, channels, facts)
         if len(state) != 1:
             found = f"it has {len(state)} rows, and a state is one"
             raise InputError(said("state", request.state), found, "Give the row of the first frame", "state")
         before.append(("state", state))
     if not layout.all_given:
         return [before] if before else [], notes
-    actions = _table("actions", request.actions, request, facts)
+    actions = _table("actions", request.actions, request, channels, facts)
     actions, note = _exact(actions, request)
     notes += [note] if note else []
     chunks = np.split(actions, request.rollout or 1)
@@ -184,26 +191,47 @@ def _exact(actions: np.ndarray, request: Request) -> tuple[np.ndarray, str]:
     raise InputError(said("actions", request.actions), found, next_step.replace("Use or", "Use"), "actions")
 
 
-def _table(name: str, value: Any, request: Request, facts: dict[str, Any]) -> np.ndarray:
-    """The table of a field, of as many channels as an action has: fp64 [T, D]."""
+def _table(name: str, value: Any, request: Request, channels: tuple[str, ...], facts: dict[str, Any]) -> np.ndarray:
+    """The table of a field, of as many channels as an action has, fp64 [T, D]. Raises InputError also for one whose
+    file says that it has them in another order, or in other units than those that are read."""
     asked = said(name, value)
     with about(name):
-        rows = rows_of(value, asked) if inline(value) else _read(name, value, request, asked, facts)
+        rows = rows_of(value, asked) if inline(value) else read_rows(Path(value), asked)
+        if name == "actions" and request.action_rows:
+            rows = rows.between(*request.action_rows, asked)
+        rows.check_one_episode(asked)
+        if not inline(value):
+            facts[name] = {**(rows.facts or {}), "sha256": sha256_file(Path(value))}
         found, width = rows.values.shape[1], request.action_width
         if found != width:
             where = f"{request.domain}{f' ({request.action_space})' if request.action_space else ''}"
             next_step = f"Give {width} columns" + _named(request)
             raise InputError(asked, f"its rows have {found} channels, and {where} has {width}", next_step)
+        _check_order(rows.channels, channels, asked)
+        _check_units(rows.units, request, asked)
     return rows.values
 
 
-def _read(name: str, value: str, request: Request, asked: str, facts: dict[str, Any]) -> Rows:
-    rows = read_rows(Path(value), asked)
-    if name == "actions" and request.action_rows:
-        rows = rows.between(*request.action_rows, asked)
-    rows.check_one_episode(asked)
-    facts[name] = {**(rows.facts or {}), "sha256": sha256_file(Path(value))}
-    return rows
+def _check_order(named: tuple[str, ...] | None, channels: tuple[str, ...], asked: str) -> None:
+    """InputError for names of which one is another column's. Names that nobody here knows say nothing."""
+    for at, name in enumerate(named or ()):
+        if name in channels and name != channels[at]:
+            found = f"its channel {at} is {shown(name)}, and that of an action is {shown(channels[at])}"
+            more = " ..." if len(channels) > CHANNELS else ""
+            raise InputError(asked, found, f"Give them in the order {', '.join(channels[:CHANNELS])}{more}")
+
+
+def _check_units(units: tuple[str, ...] | None, request: Request, asked: str) -> None:
+    """InputError for a robot's units where the model's own values are read, and the other way round."""
+    if units is None:
+        return
+    own, stats = set(units) == {NORMALISED}, request.action_stats not in (None, NO_STATS)
+    if own and stats:
+        found = "it says that it holds the model's own values, and `action_stats` are for a robot's"
+        raise InputError(asked, found, "Drop `action_stats`, or give rows in the robot's units")
+    if not own and not stats:
+        found = "it says that it holds a robot's units, and without `action_stats` the model's own values are read"
+        raise InputError(asked, found, "Add `action_stats` FILE, or drop the units")
 
 
 def _named(request: Request) -> str:
@@ -238,5 +266,8 @@ def _normalizer(request: Request, model: Model, facts: dict[str, Any]) -> Normal
 
 def _channels(request: Request, normalizer: Normalizer | None, width: int) -> tuple[str, ...]:
     """The names of an action's channels: those of the statistics, else the domain's."""
-    own = domains()[request.domain or ""].channels(request.action_space)
-    return (normalizer and normalizer.channels) or own or unnamed(width)
+    own = domains()[request.domain or ""].channels(request.action_space) or unnamed(width)
+    named = None if normalizer is None else normalizer.channels
+    with about("action_stats"):
+        _check_order(named, own, f"`action_stats` {request.action_stats}")
+    return named or own

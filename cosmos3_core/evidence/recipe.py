@@ -23,6 +23,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +217,19 @@ def load(path: Path) -> Recipe:
     except (ValueError, RecursionError) as error:
         found = f"it is not TOML with finite numbers ({error})"
         raise InputError(asked, found, "Correct it, or copy another recipe") from None
+    _check_no_date(path.name, tables)
     _check_table(path.name, "", tables)
     recipe = Recipe(path, tables, sha256_json({key: table for key, table in tables.items() if key != "validated"}))
     _check_values(recipe)
     return recipe
+
+
+def _check_no_date(name: str, value: Any) -> None:
+    """InputError for TOML's dates and times, which nothing here is, and no JSON can say."""
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(one, date | time):
+            raise InputError(f"{name}: {one}", "it is a date or a time", "Write text in quotes, or a number")
+        _check_no_date(name, one)
 
 
 def _finite(text: str) -> float:

@@ -1,6 +1,6 @@
 """Tables of actions in: one row for each action, one column for each of its channels, as fp64 [T, D].
 
-.json          a list of rows, or an object with `actions` and, if they are named, `channels`
+.json          a list of rows, or an object with `actions` and, if they are named, `channels` and `units`
 .npy           an array
 .npz           an array, alone or called actions or action
 .safetensors   a tensor, alone or called actions or action
@@ -36,13 +36,14 @@ WHOLE = "Give a table of numbers: .json, .npy, .npz, .safetensors, .csv or .parq
 
 @dataclass(frozen=True)
 class Rows:
-    """A table of actions: `values` fp64 [T, D], all finite; the `channels`' names where the file has them; `episodes`,
-    the number of each row's episode where the file says it; and `facts`, JSON: what was found."""
+    """A table of actions: `values` fp64 [T, D], all finite; the `channels`' names and `units` where the file has them;
+    `episodes`, the number of each row's episode where the file says it; and `facts`, JSON: what was found."""
 
     values: np.ndarray
     channels: tuple[str, ...] | None = None
     episodes: np.ndarray | None = None
     facts: Mapping[str, Any] | None = None
+    units: tuple[str, ...] | None = None
 
     def between(self, first: int, end: int, asked: str) -> Rows:
         """Rows from `first` to before `end`. Raises InputError where there are fewer, and for those of two episodes."""
@@ -79,13 +80,16 @@ def read_rows(path: Path, asked: str) -> Rows:
         raise InputError(asked, found, "Cut out the rows to use")
     try:
         rows = reader(path, asked)
+    except MemoryError:  # a header that lies
+        raise InputError(asked, "it cannot be read (it says that it holds more than fits in memory)", WHOLE) from None
     except (OSError, ValueError, TypeError, KeyError, OverflowError, EOFError, RecursionError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition("\n")[0] or type(error).__name__
         raise InputError(asked, f"it cannot be read ({reason})", WHOLE) from None
     checked = rows_of(rows.values, asked)
-    if rows.channels is not None and len(rows.channels) != checked.values.shape[1]:
-        found = f"it names {len(rows.channels)} channels, and its rows have {checked.values.shape[1]}"
-        raise InputError(asked, found, "Name each channel once")
+    for words, what in ((rows.channels, "channels"), (rows.units, "units")):
+        if words is not None and len(words) != checked.values.shape[1]:
+            found = f"it names {len(words)} {what}, and its rows have {checked.values.shape[1]} channels"
+            raise InputError(asked, found, "Give one name for each channel")
     count, width = checked.values.shape
     return replace(rows, values=checked.values, facts={"file": str(path), "shape": [count, width]})
 
@@ -118,15 +122,23 @@ def _ragged(values: Any) -> bool:
 
 
 def _json(path: Path, asked: str) -> Rows:
-    value, channels = parse_json(path.read_text(encoding="utf-8-sig")), None
-    if isinstance(value, dict):
-        if (name := next((name for name in NAMES if name in value), None)) is None:
-            raise ValueError("it is an object without actions")
-        channels = value.get("channels")
-        value = value[name]
-        if channels is not None and not (isinstance(channels, list) and all(isinstance(c, str) for c in channels)):
-            raise ValueError("its channels are no list of names")
-    return Rows(rows_of(value, asked).values, None if channels is None else tuple(channels))
+    about = value = parse_json(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(value, dict):
+        return Rows(rows_of(value, asked).values)
+    if (name := next((name for name in NAMES if name in value), None)) is None:
+        raise ValueError("it is an object without actions")
+    values = rows_of(value[name], asked).values
+    if about.get("shape", list(values.shape)) != list(values.shape):
+        raise ValueError(f"its rows are of shape {list(values.shape)}, and its shape says otherwise")
+    return Rows(values, _words(about, "channels"), units=_words(about, "units"))
+
+
+def _words(about: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
+    """What a file says of each channel, if it does."""
+    words = about.get(key)
+    if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ValueError(f"its {key} are no list of names")
+    return None if words is None else tuple(words)
 
 
 def _npy(path: Path, asked: str) -> Rows:
@@ -151,7 +163,10 @@ def _safetensors(path: Path, asked: str) -> Rows:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return Rows(file.get_tensor(_one_of(file.keys())).double().numpy())
+            values = file.get_tensor(_one_of(file.keys())).double().numpy()
+            about = parse_json((file.metadata() or {}).get("about", "{}"))
+            about = about if isinstance(about, dict) else {}
+            return Rows(values, _words(about, "channels"), units=_words(about, "units"))
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 
@@ -161,7 +176,8 @@ def _csv(path: Path, asked: str) -> Rows:
         lines = [line for line in csv.reader(file) if any(cell.strip() for cell in line)]
     if not lines:
         raise ValueError("it is empty")
-    names = None if all(_is_number(cell) for cell in lines[0]) else tuple(cell.strip() for cell in lines.pop(0))
+    named = not any(_is_number(cell) for cell in lines[0])
+    names = tuple(cell.strip() for cell in lines.pop(0)) if named else None
     for at, line in enumerate(lines):
         if wrong := next((cell for cell in line if not _is_number(cell)), None):
             raise ValueError(f"row {at} has {wrong.strip()[:40]!r} where a number is wanted")
@@ -173,7 +189,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell  # 1_0 is Python's way to write 10
 
 
 def _parquet(path: Path, asked: str) -> Rows:

@@ -159,8 +159,11 @@ def _of(stats: dict[str, Any], name: str, sha256: str) -> Normalizer:
         raise ValueError(f"channel {wrong[0]} ends at {high[wrong[0]]:g}, before it begins at {low[wrong[0]]:g}")
     if not method.is_range and (wrong := np.flatnonzero(high < 0)).size:
         raise ValueError(f"channel {wrong[0]} has the negative deviation {high[wrong[0]]:g}")
-    offset = (high + low) / 2 if method.is_range else low
-    scale = np.maximum(high - low, LEAST) / 2 if method.is_range else np.maximum(high, LEAST)
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+        offset = (high + low) / 2 if method.is_range else low
+        scale = np.maximum(high - low, LEAST) / 2 if method.is_range else np.maximum(high, LEAST)
+    if (wrong := np.flatnonzero(~(np.isfinite(offset) & np.isfinite(scale)))).size:
+        raise ValueError(f"channel {wrong[0]} has numbers too large to compute with")
     return Normalizer(name, offset, scale, _words(stats, "channels", low), _words(stats, "units", low), sha256)
 
 

@@ -86,8 +86,8 @@ TRAINED_FOR = "checkpoint (what it was trained for)"
 """Where a domain and a layout come from that nobody asked for."""
 CHECKPOINT, NO_STATS = "checkpoint", "none"
 """What `action_stats` says in the place of a file: the checkpoint's own statistics, or none."""
-GIVEN, OBSERVED = "forward-dynamics", "inverse-dynamics"
-"""The tasks whose actions are all given, and whose frames are."""
+GIVEN, OBSERVED, CHOSEN = "forward-dynamics", "inverse-dynamics", "video-policy"
+"""The tasks whose actions are all given, whose frames are, and that says which frames it observes."""
 
 
 class Acting(Protocol):
@@ -184,8 +184,16 @@ def derive(values: Values, origin: dict[str, str], given: Mapping[str, Any], par
 
 
 def _check_rollout(values: Values) -> None:
-    """InputError for a rollout whose state nobody knows after its first chunk."""
-    if values["rollout"] in (None, 1) or values["state"] is None or values["action_space"] in ABSOLUTE:
+    """InputError for a rollout whose state nobody knows after its first chunk, or whose chunks carry all on."""
+    if values["rollout"] in (None, 1):
+        return
+    chosen = values["condition_frame_indexes"] if values["task"] == CHOSEN else (0,)
+    if max(chosen) * TEMPORAL_COMPRESSION + 1 >= values["frames"]:
+        found = (
+            f"each begins with latent frame {max(chosen)}, and a chunk of {values['frames']} frames has no later one"
+        )
+        raise InputError(f"rollout {values['rollout']}", found, "Use a longer `chunk`", "rollout")
+    if values["state"] is None or values["action_space"] in ABSOLUTE:
         return
     found = "after a chunk the state is not known: these actions are changes, and not where the embodiment is"
     raise InputError(f"rollout {values['rollout']} with a state", found, "Drop `state`, or run chunk by chunk", "state")

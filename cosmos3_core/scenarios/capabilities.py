@@ -22,13 +22,15 @@ from .variants import Variant, able, lacking, variants
 Row = tuple[dict[str, Any], dict[str, str]]
 
 
-def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
-    """What a model takes, and by a profile the default of each field for each of its tasks. Raises InputError for an
-    unknown profile."""
+def capabilities(model: ModelFacts, profile: str, widest: int) -> dict[str, Any]:
+    """What a model takes, and by a profile the default of each field for each of its tasks; its action heads take
+    `widest` channels. Raises InputError for an unknown profile."""
     profile = spelled("profile", profile, PROFILES)
     cannot = {name: lacking(task, model.variant, model.lacks) for name, task in TASKS.items()}
     tasks = [task for task in TASKS.values() if cannot[task.name] is None]
     rows = {task.name: defaults(task.name, profile, model) for task in tasks}
+    embodiments = {name: _of_domain(row, widest) for name, row in domains().items() if _fits(row, widest)}
+    without = TASKS.keys() - rows.keys() | ({DISTILLED} - {model.variant}) | (domains().keys() - embodiments.keys())
     return {
         "model": {
             "name": model.name,
@@ -44,14 +46,14 @@ def capabilities(model: ModelFacts, profile: str) -> dict[str, Any]:
         "cannot": {
             name: {"why": f"{model.name} {why}", "instead": able(TASKS[name])} for name, why in cannot.items() if why
         },
-        "fields": {name: _field(field, model, rows) for name, field in FIELDS.items()},
+        "fields": {name: _field(field, model, rows, without) for name, field in FIELDS.items()},
         "sizes": {
             "smallest": SMALLEST,
             "largest": LARGEST,
             "step": SPATIAL_COMPRESSION,
             "tiers": {tier: {aspect: f"{w}x{h}" for aspect, (w, h) in row.items()} for tier, row in TIERS.items()},
         },
-        "domains": {name: _of_domain(row) for name, row in domains().items()} if any(map(acts, tasks)) else {},
+        "domains": embodiments if any(map(acts, tasks)) else {},
         "frames": {"first": 1, "step": TEMPORAL_COMPRESSION, "most": LONGEST},
     }
 
@@ -65,8 +67,13 @@ def _trained(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _of_domain(domain: Domain) -> dict[str, Any]:
-    spaces = {space: list(channels) for space, channels in domain.spaces.items()}
+def _fits(domain: Domain, widest: int) -> bool:
+    """Whether heads of so many channels take an embodiment, in one of its layouts or in one that a request says."""
+    return not domain.spaces or any(len(channels) <= widest for channels in domain.spaces.values())
+
+
+def _of_domain(domain: Domain, widest: int) -> dict[str, Any]:
+    spaces = {space: list(channels) for space, channels in domain.spaces.items() if len(channels) <= widest}
     return {"id": domain.id, "spaces": spaces, "known_to": list(domain.whose), "note": domain.note}
 
 
@@ -82,9 +89,9 @@ def _task(task: Task, profile: str) -> dict[str, Any]:
     }
 
 
-def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, Any]:
+def _field(field: Field, model: ModelFacts, rows: dict[str, Row], without: set[str]) -> dict[str, Any]:
     lacking = model.lacks.get(field.modality or "")
-    tasks, kind = [name for name in field.tasks if name in rows and not lacking], _kind(field, model, rows)
+    tasks, kind = [name for name in field.tasks if name in rows and not lacking], _kind(field, without)
     return {
         "help": field.help,
         "kind": kind.name,
@@ -98,11 +105,10 @@ def _field(field: Field, model: ModelFacts, rows: dict[str, Row]) -> dict[str, A
     }
 
 
-def _kind(field: Field, model: ModelFacts, rows: dict[str, Row]) -> Kind:
-    """The field's kind with what this model takes of its choices: not each has every task, and only a distilled one the
-    schedule of that name."""
+def _kind(field: Field, lacking: set[str]) -> Kind:
+    """The field's kind with what this model takes of its choices: not each has every task, only a distilled one the
+    schedule of that name, and action heads take so many channels."""
     names = field.kind.schema.get("enum", ())
-    lacking = TASKS.keys() - rows.keys() | ({DISTILLED} - {model.variant})
     return choice(*(name for name in names if name not in lacking)) if lacking & set(names) else field.kind
 
 

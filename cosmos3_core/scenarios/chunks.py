@@ -21,7 +21,9 @@ class Chunks:
 
     @property
     def count(self) -> int:
-        return 1 + max(0, -((self.frames - self.total) // self.stride))
+        if self.total <= self.frames:  # all of a chunk may be carried, where no other follows
+            return 1
+        return 1 - (self.frames - self.total) // self.stride
 
     def start(self, index: int) -> int:
         """The frame of the whole at which a chunk begins."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 from ..contract import InputError
@@ -61,6 +62,8 @@ def _pairs(name: str, value: Any) -> Iterator[tuple[Any, Any]]:
 def _index(name: str, value: Any) -> int:
     word = value.strip().lower() if isinstance(value, str) else value
     if isinstance(word, str) and re.fullmatch(r"[+-]?\d{1,9}", word):
+        word = int(word)
+    if isinstance(word, Integral) and not isinstance(word, bool):  # numpy's as well
         word = int(word)
     frame = WORDS.get(word, word) if isinstance(word, str) else word
     if type(frame) is not int or not -LONGEST <= frame < LONGEST:

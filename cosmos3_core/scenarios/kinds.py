@@ -347,12 +347,15 @@ def _weights(name: str, value: Any, task: Task) -> tuple[tuple[str, float], ...]
     if isinstance(value, str):
         parts = [part.partition("=") for part in value.split(",")]
         try:
-            value = {hint.strip(): float(weight) for hint, _, weight in parts}
+            value = [(hint.strip(), float(weight)) for hint, _, weight in parts]
         except ValueError:
             value = dict.fromkeys([value])
     if value is None or (isinstance(value, list | tuple) and not value):
         return ()
     if isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value):
+        names = [hint for hint, _ in value]
+        if twice := next((hint for hint in names if names.count(hint) > 1), None):
+            raise InputError(f"{name} of {shown(twice)}", "it is named twice", "Give each control one weight", name)
         value = dict(value)
     if not isinstance(value, Mapping) or not value or not all(hint in HINTS for hint in value):
         found = f"weights are numbers by control, and controls are {', '.join(HINTS)}"

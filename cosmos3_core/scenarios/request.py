@@ -428,6 +428,8 @@ def _check_inputs(faults: Faults, task: Task, values: Mapping[str, Any], partial
 
 def _check_clean(request: Request) -> None:
     """What is taken from the input lies in the video and leaves something to generate."""
+    if TASKS[request.task].chunked:  # first_frames says it, and is checked with the controls
+        return
     clean, frames = request.clean_frames, request.frames
     latent_frames = (frames - 1) // TEMPORAL_COMPRESSION + 1
     if clean and clean[-1] >= latent_frames:
@@ -436,6 +438,7 @@ def _check_clean(request: Request) -> None:
             f"{frames} frames are {latent_frames} latent frames",
             f"Use indices from 0 to {latent_frames - 1}",
         )
-    if len(clean) == latent_frames and not acts(TASKS[request.task]):
+    if len(clean) == latent_frames and request.task != action.OBSERVED:
         next_step = f"Ask for {frames + TEMPORAL_COMPRESSION} frames or more"
+        next_step += f", or use `task` {action.OBSERVED}" if acts(TASKS[request.task]) else ""
         raise InputError("every frame as conditioning", "there is nothing left to generate", next_step)

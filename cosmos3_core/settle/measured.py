@@ -46,8 +46,9 @@ def measured(given: Mapping[str, Any], task: Task, profile: str, model: Model) -
 def _check_used(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Raises InputError for a clip of which nothing is made, and from which nothing follows."""
     made = any(given.get(hint) == MADE for hint in hints_of(given))
-    if given.get("video") and not made and not given.get("first_frames") and not {"size", "fps"} & values.keys():
-        found = "no control is made of it and no frame taken, and neither the size nor fps follows from it"
+    used = made or given.get("first_frames") or given.get("show_input") in (True, "true")
+    if given.get("video") and not used and not {"size", "fps"} & values.keys():
+        found = "no control is made of it and no frame taken or shown, and neither the size nor fps follows from it"
         raise InputError(
             f"`video` {given['video']}", found, f"Drop it, or make a control of it: `edge` {MADE}", "video"
         )

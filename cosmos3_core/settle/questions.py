@@ -28,7 +28,7 @@ def backends(disabled: Collection[str] = ()) -> list[dict[str, Any]]:
 def capabilities(model: str, profile: str) -> dict[str, Any]:
     """What can be asked of a model, and in which dtypes and formats there may be kernels for it. Raises InputError."""
     found = describe(model)
-    return of_requests.capabilities(found.facts, profile) | {
+    return of_requests.capabilities(found.facts, profile, found.config.action_dim) | {
         "dtypes": {"checkpoint": found.dtype, "names": list(DTYPES)},
         "formats": {"ops": list(FORMATTED), "names": list(FORMATS)},
     }
