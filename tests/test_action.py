@@ -16,7 +16,7 @@ from tiny_model import TINY_MODEL
 
 import cosmos3 as package
 from cosmos3_core.contract import InputError
-from cosmos3_core.files.actions import READERS, read_rows
+from cosmos3_core.files.actions import READERS, STATES, read_rows
 from cosmos3_core.files.normalizers import METHODS, read_normalizer
 from cosmos3_core.runs.manifest import read_manifest
 from cosmos3_core.scenarios.domains import domains
@@ -100,6 +100,24 @@ def test_parquet_without_pyarrow_says_what_to_install(files, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", lacking)
     with pytest.raises(InputError, match="pip install pyarrow, or save the table as .npy"):
         read_rows(files / "actions.parquet", "a table")
+
+
+def test_a_state_is_read_where_a_file_has_it(tmp_path):
+    """The column observation.state of a LeRobot episode, and not its actions; so of every form that names its arrays."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = {"action": [[1.0, 2.0]], "observation.state": [[3.0, 4.0]]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    np.savez(tmp_path / "a.npz", **{name: np.array(rows) for name, rows in table.items()})
+    save_file({name: np.array(rows) for name, rows in table.items()}, tmp_path / "a.safetensors")
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    for form in ("parquet", "npz", "safetensors", "json"):
+        assert read_rows(tmp_path / f"a.{form}", "a state", STATES).values.tolist() == [[3.0, 4.0]]
+        assert read_rows(tmp_path / f"a.{form}", "actions").values.tolist() == [[1.0, 2.0]]
+    parquet.write_table(pyarrow.table({"action": [[1.0, 2.0]]}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="it has no column observation.state, and has action"):
+        read_rows(tmp_path / "b.parquet", "a state", STATES)
 
 
 def test_rows_of_one_episode_are_taken_by_their_numbers(files):

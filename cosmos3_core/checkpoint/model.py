@@ -16,7 +16,7 @@ from ..model.sound_config import SoundConfig
 from ..model.text import ChatTokenizer
 from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, OWN, ModelFacts, lacking_heads
 from ..scenarios.own import read_own
-from ..scenarios.variants import Checkpoint, checkpoints
+from ..scenarios.variants import checkpoints
 from .identity import identity
 from .repository import EMBEDDED, Repository, full_name, open_repository
 from .tensors import TensorInfo, open_tensors
@@ -93,7 +93,9 @@ def open_model(name: str, revision: str | None = None) -> Model:
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
         lacks=lacks,
-        **_trained_for(known),
+        preset=known.preset if known else None,
+        domain=known.domain if known else None,
+        action_space=known.action_space if known else None,
         action_stats=ACTION_STATS if repo.read_json(ACTION_STATS) is not None else None,
         own=own.defaults,
         note=own.note,
@@ -135,16 +137,11 @@ def describe(name: str) -> Model:
             steps,
             known.made_for,
             lacks=known.lacks,
-            **_trained_for(known),
+            preset=known.preset,
+            domain=known.domain,
+            action_space=known.action_space,
         ),
     )
-
-
-def _trained_for(known: Checkpoint | None) -> dict[str, str | None]:
-    """What defaults of its own a published checkpoint has."""
-    if known is None:
-        return {}
-    return {"preset": known.preset, "domain": known.domain, "action_space": known.action_space}
 
 
 def _with_codecs(repo: Repository, config: TransformerConfig) -> tuple[TransformerConfig, dict[str, str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
-from ..files.actions import read_rows, rows_of
+from ..files.actions import NAMES, STATES, read_rows, rows_of
 from ..files.digests import sha256_file, sha256_json
 from ..files.normalizers import FARTHEST, Normalizer, normalizer_of, read_normalizer
 from ..model.config import TEMPORAL_COMPRESSION
@@ -196,7 +196,11 @@ def _table(name: str, value: Any, request: Request, channels: tuple[str, ...], f
     file says that it has them in another order, or in other units than those that are read."""
     asked = said(name, value)
     with about(name):
-        rows = rows_of(value, asked) if inline(value) else read_rows(Path(value), asked)
+        rows = (
+            rows_of(value, asked)
+            if inline(value)
+            else read_rows(Path(value), asked, STATES if name == "state" else NAMES)
+        )
         if name == "actions" and request.action_rows:
             rows = rows.between(*request.action_rows, asked)
         rows.check_one_episode(asked)
