@@ -186,8 +186,8 @@ def test_an_evaluation_asks_for_what_a_user_gets(monkeypatch):
 
 def test_every_fault_can_be_planted_and_is_gone_afterwards():
     def parts() -> list[object]:
-        owners = (faults.Weights, faults.inputs, faults.engine, faults.engine.Engine, faults.passes, faults.packing)
-        owners += (faults.State, faults.VideoVAE, faults.Generation)
+        owners = (faults.Weights, faults.inputs, faults.engine, faults.passes, faults.passes.Forward, faults.packing)
+        owners += (faults.prompts.Prompts, faults.State, faults.VideoVAE, faults.Generation)
         return [value for owner in owners for value in vars(owner).values()]
 
     right = parts()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cosmos3_core.checkpoint.model import Weights
 from cosmos3_core.checkpoint.repository import EMBEDDED
-from cosmos3_core.engine import engine, inputs, passes
+from cosmos3_core.engine import engine, inputs, passes, prompts
 from cosmos3_core.evidence.embedded.evaluation import depths, evaluate
 from cosmos3_core.files.audio import Sound
 from cosmos3_core.model import packing
@@ -50,9 +50,8 @@ def _other_branches(right: Callable, velocities: dict[str, Tensor], *given: Any)
     return right(velocities | swapped, *given)
 
 
-def _half_the_time(right: Callable, *given: Any) -> Callable:
-    made = right(*given)
-    return lambda x, timestep: made(x, timestep / 2)
+def _half_the_time(right: Callable, forward: Any, x: Tensor, timestep: Tensor) -> list[Tensor]:
+    return right(forward, x, timestep / 2)
 
 
 def _scaled(scale: float, right: Callable, *given: Any) -> list[Tensor]:
@@ -96,17 +95,17 @@ class _Before:
     def __init__(self) -> None:
         self.texts: Any = None
 
-    def __call__(self, right: Callable, made: Any, prompts: Any) -> Any:
-        texts, self.texts = self.texts, right(made, prompts)
+    def __call__(self, right: Callable, made: Any, asked: Any) -> Any:
+        texts, self.texts = self.texts, right(made, asked)
         return texts if texts and len(texts) == len(self.texts) else self.texts
 
 
 FAULTS: dict[str, Callable[[], Any]] = {
     "a model that has learned nothing": lambda: around(Weights, "_read", _drawn),
     "the prompt dropped": lambda: around(inputs, "positive_text", lambda right, request: ""),
-    "the prompt of the request before": lambda: around(engine.Engine, "_read_prompts", _Before()),
+    "the prompt of the request before": lambda: around(prompts.Prompts, "read", _Before()),
     "the guidance branches swapped": lambda: around(passes, "combined", _other_branches),
-    "the timestep at half its scale": lambda: around(passes, "pass_of", _half_the_time),
+    "the timestep at half its scale": lambda: around(passes.Forward, "__call__", _half_the_time),
     "the initial noise at half its scale": lambda: around(engine, "initial_noise", partial(_scaled, 0.5)),
     "the initial noise at twice its scale": lambda: around(engine, "initial_noise", partial(_scaled, 2.0)),
     "all frames at one moment for the attention": lambda: around(packing, "grid_positions", _frozen),
