@@ -1,9 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL := --model embedded --backend reference --seed 1 --overwrite
-# The option draws with matplotlib, which is no part of the installation.
-PLOT = $(shell $(BIN)/cosmos3 run --help | grep -q -e --plot && $(BIN)/python -c "import matplotlib" 2>/dev/null && \
-	echo --plot demo/actions.png)
 
 .PHONY: install demo quick test fuzz test-slow stops faults lint release clean
 
@@ -14,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/cosmos3 run "two green squares" $(MODEL) -o demo/squares.png
 	$(BIN)/cosmos3 run "a blue ball bounces off the right edge" --sound $(MODEL) -o demo/ball.mp4
 	$(BIN)/cosmos3 run "move to the cyan ring" --image docs/images/table.png --task policy --domain pusht --chunk 16 \
-		$(MODEL) $(PLOT) -o demo/reach.json
+		$(MODEL) --plot demo/actions.png -o demo/reach.json
 
 # The gate before every commit, under a minute on two cores once mypy has its cache: lint, types, who imports whom, one
 # run of the tests' model and one op against its formula. `make test` is the gate before a merge.

@@ -19,6 +19,7 @@ from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
 from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
+from cosmos3_core.scenarios.domains import UNNAMED, Domain, domains
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.variants import action_examples, checkpoints, conflicts, variants
 from cosmos3_core.settle.questions import capabilities
@@ -30,6 +31,7 @@ MODEL, PROFILE = "nvidia/Cosmos3-Nano", "reference"
 OTHER_MODELS = {
     "Cosmos3-Edge": "nvidia/Cosmos3-Edge",
     "a distilled model of 4 steps": "nvidia/Cosmos3-Super-Text2Image-4Step",
+    "a policy for DROID": "nvidia/Cosmos3-Nano-Policy-DROID",
 }
 COMPLETION = """A shell completes commands, options, files and choices once it has read what `cosmos3` prints for it. \
 In `~/.bashrc`:
@@ -79,12 +81,13 @@ def fields() -> str:
         *_single_controls(told),
     ]
     for title, model in OTHER_MODELS.items():
-        parts += [f"## Where {title} differs", _defaults(capabilities(model, PROFILE), told)]
+        other = capabilities(model, PROFILE)
+        parts += [f"## Where {title} differs", *_own_source(other), _defaults(other, told)]
     for profile in told["profiles"][1:]:
         other = capabilities(MODEL, profile)
         parts += [f"## Where profile {profile} differs", _source(other), _defaults(other, told)]
         parts += _single_controls(other, told)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_domains()]) + "\n"
 
 
 def commands() -> str:
@@ -170,7 +173,11 @@ def variants_page() -> str:
 
 def _checkpoint(name: str) -> tuple[str, ...]:
     row = checkpoints()[name]
-    return f"`{name}`", row.variant, ", ".join(("vision", *row.heads)), row.made_for or "", row.preset or ""
+    return f"`{name}`", row.variant, ", ".join(("vision", *row.heads)), row.made_for or "", _preset(row.preset)
+
+
+def _preset(name: str | None) -> str:
+    return f"[{name}](fields.md#where-a-policy-for-droid-differs)" if name else ""
 
 
 def _variant(name: str) -> tuple[str, ...]:
@@ -258,6 +265,39 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _source(told: dict[str, Any]) -> str:
     return f"Read in {told['profile']['source']}."
+
+
+def _own_source(told: dict[str, Any]) -> list[str]:
+    """Who says the defaults that a checkpoint has of its own, in words."""
+    defaults = [default for field in told["fields"].values() for default in field["defaults"].values()]
+    own = dict.fromkeys(d["source"] for d in defaults if d["source"].startswith(f"profile {PROFILE}, "))
+    said = [source.partition("(")[2].removesuffix(")") for source in own]
+    return [f"Sources: {'; '.join(filter(None, said))}."] if any(said) else []
+
+
+def _domains() -> list[str]:
+    """The embodiments, and the channels of an action by its layout."""
+    layouts = {name: channels for row in domains().values() for name, channels in row.spaces.items() if name != UNNAMED}
+    rows = [
+        (f"`{name}`", _layouts(row), f"{row.id}", ", ".join(row.whose), row.note) for name, row in domains().items()
+    ]
+    return [
+        "## Domains of actions",
+        "An action is one row of numbers, in the order of its layout's channels. A table of yours has to have as many "
+        "columns; the first layout is the default, and `action_space` names another. Domains of one row share the "
+        "weights of the action heads. What a checkpoint does with a domain that it was not trained on is anybody's "
+        "guess: the embedded model knows `pusht` alone.",
+        _table(("domain", "layouts and their widths", "row of the weights", "known to", "note"), rows),
+        "A `plain` layout has channels without names, as nobody publishes what they mean. The others:",
+        _table(("layout", "width", "channels"), [(f"`{n}`", f"{len(c)}", ", ".join(c)) for n, c in layouts.items()]),
+        "`x`, `y` and `z` are a translation, `rot1` to `rot6` a rotation in six numbers (Zhou et al. 2019). An action "
+        "of the layouts `plane` and `joints` says where the robot is to be. Units are the model's, normalised, unless "
+        "there are [statistics](scenarios.md#a-robots-units).",
+    ]
+
+
+def _layouts(domain: Domain) -> str:
+    return ", ".join(f"`{name}` {len(channels)}" for name, channels in domain.spaces.items()) or "by `action_width`"
 
 
 def _defaults(told: dict[str, Any], beside: dict[str, Any] | None = None) -> str:

@@ -16,7 +16,7 @@ from tiny_model import TINY_MODEL
 
 import cosmos3 as package
 from cosmos3_core.contract import InputError
-from cosmos3_core.files.actions import READERS, read_rows
+from cosmos3_core.files.actions import READERS, STATES, read_rows
 from cosmos3_core.files.normalizers import METHODS, read_normalizer
 from cosmos3_core.runs.manifest import read_manifest
 from cosmos3_core.scenarios.domains import domains
@@ -102,6 +102,24 @@ def test_parquet_without_pyarrow_says_what_to_install(files, monkeypatch):
         read_rows(files / "actions.parquet", "a table")
 
 
+def test_a_state_is_read_where_a_file_has_it(tmp_path):
+    """The column observation.state of a LeRobot episode, and not its actions; so of every form that names its arrays."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = {"action": [[1.0, 2.0]], "observation.state": [[3.0, 4.0]]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    np.savez(tmp_path / "a.npz", **{name: np.array(rows) for name, rows in table.items()})
+    save_file({name: np.array(rows) for name, rows in table.items()}, tmp_path / "a.safetensors")
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    for form in ("parquet", "npz", "safetensors", "json"):
+        assert read_rows(tmp_path / f"a.{form}", "a state", STATES).values.tolist() == [[3.0, 4.0]]
+        assert read_rows(tmp_path / f"a.{form}", "actions").values.tolist() == [[1.0, 2.0]]
+    parquet.write_table(pyarrow.table({"action": [[1.0, 2.0]]}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="it has no column observation.state, and has action"):
+        read_rows(tmp_path / "b.parquet", "a state", STATES)
+
+
 def test_rows_of_one_episode_are_taken_by_their_numbers(files):
     rows = read_rows(files / "actions-episodes.parquet", "a table")
     with pytest.raises(InputError, match="2 episodes, in rows 0 to 3, 3 to 8"):
@@ -109,6 +127,8 @@ def test_rows_of_one_episode_are_taken_by_their_numbers(files):
     taken = rows.between(3, 7, "a table")
     taken.check_one_episode("a table")
     assert np.array_equal(taken.values, ROWS[3:7]) and taken.facts["rows"] == [3, 7]
+    with pytest.raises(InputError, match="2 episodes, in rows 2 to 3, 3 to 6"):
+        rows.between(2, 6, "a table").check_one_episode("a table")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -217,6 +237,8 @@ def test_forward_dynamics_takes_robots_units_and_any_form(files):
     assert np.array_equal(part.numpy, found.numpy)
     padded = pipe("lift", actions=ROWS[:3], pad_actions=True, **common)
     assert padded.manifest["notes"] == ["the last of 3 actions was repeated up to 4 (pad_actions)"]
+    raw = pipe("lift", actions=np.full((4, 10), 150.0), **common | {"action_stats": "none"})
+    assert raw.manifest["notes"][0].startswith("what is given of actions reaches 150 in the model's units")
     again = pipe(**padded.request)
     assert np.array_equal(again.numpy, padded.numpy)
 
@@ -297,8 +319,12 @@ REFUSED = [
     (f"{POLICY} --set action_space=joints", "bridge_orig_lerobot has arm", "Drop action_space"),
     (f"{POLICY} --actions {{files}}/four.npy", "policy predicts its actions", "or drop it"),
     (FORWARD.removesuffix(" --actions {files}/"), "there is no --actions", "Add --actions FILE"),
-    (f"{FORWARD}actions.npy", "8 rows, and a chunk of 4 takes 4", "chunk 8, rollout 2, action_rows [0, 4], or pad"),
-    (f"{FORWARD}four.npy --rollout 2", "4 rows, and 2 chunks of 4 takes 8", "rollout 1, or pad_actions true"),
+    (
+        f"{FORWARD}actions.npy",
+        "8 rows, and a chunk of 4 takes 4",
+        "--chunk 8, --rollout 2, --action-rows [0, 4], or --pad",
+    ),
+    (f"{FORWARD}four.npy --rollout 2", "4 rows, and 2 chunks of 4 takes 8", "--rollout 1, or --pad-actions"),
     (f"{FORWARD}nan.npy", "row 2, channel 1 is nan", "Fill such gaps"),
     (f"{FORWARD}wide.npy", "11 channels, and bridge_orig_lerobot (arm) has 10", "Give 10 columns: x, y, z"),
     (f"{FORWARD}flat.npy", "it is of shape [4]", "Give rows of equally many numbers"),
@@ -415,6 +441,8 @@ def test_chunks_of_a_policy_overlap():
     ("options", "changes", "said"),
     [
         ({"preset": "droyd"}, {}, "Did you mean droid?"),
+        ({"domain": "pusht"}, {}, "action_space joints: pusht has plane"),
+        ({"domain": "droid"}, {}, "there is no such embodiment"),
         ({"horizon": 99}, {}, "Give a whole number from 1 to 8"),
         ({"horizon": 6, "overlap": 3}, {}, "behind 6 of 8 actions there are 2"),
         ({}, {"prompt": None}, "Add 'prompt'"),

@@ -560,7 +560,7 @@ def test_without_opencv_no_control_is_made(user: User, monkeypatch: pytest.Monke
     user.refused(
         FOLLOW + "--blur auto --video {files}/good.mp4",
         "--blur auto",
-        'pip install "cosmos3[transfer]", or give --blur a clip of its own',
+        "pip install opencv-python-headless, or give --blur a clip of its own",
     )
     assert not user.reads
 

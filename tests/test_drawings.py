@@ -184,7 +184,7 @@ def test_without_matplotlib_nothing_is_begun(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run(*BRIDGE, *TINY, "-o", "b.mp4", "--plot", "b.png")
     assert code == 2 and err.count("\n") == 1
-    assert '--plot b.png: matplotlib draws it, and it is not installed. pip install "cosmos3[plot]", or drop' in err
+    assert "--plot b.png: matplotlib draws it, and it is not installed. pip install matplotlib, or drop" in err
 
 
 def test_what_cannot_be_drawn_costs_nothing_else(run, monkeypatch):

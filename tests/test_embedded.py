@@ -227,6 +227,10 @@ def randomised(module: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("frames", [1, 5, 13])
 def test_the_video_codec_is_the_engines(frames):
     config = json.loads((REPOSITORY / "vae/config.json").read_text()) | {"base_dim": 8, "decoder_base_dim": 12}
+    config |= {
+        "latents_mean": [0.0] * config["z_dim"],
+        "latents_std": [1.0] * config["z_dim"],
+    }  # the engine's come last
     codec = randomised(VideoCodec(**config))
     assert {n: tuple(t.shape) for n, t in codec.state_dict().items()} == VideoVAE.names(config, "test")
     vae = VideoVAE.load(
@@ -362,3 +366,9 @@ def test_the_first_command_of_the_readme_is_in_its_words():
 
 def test_the_page_has_the_results():
     assert page.PAGE.read_text() == page.rendered(page.PAGE.read_text())
+
+
+@pytest.mark.parametrize("name", ["faults.json", "ranking.json", *page.DEPTHS.values()])
+def test_the_results_are_of_the_checkpoint_in_the_package(name):
+    assert (page.FOLDER / name).exists(), "measure it: tools/embedded/README.md says how"
+    assert page.read(name)["weights"] == Weights(open_model("embedded")).identity_with_sound

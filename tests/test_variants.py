@@ -300,3 +300,15 @@ def test_a_policy_of_droid_is_asked_as_its_robots_ask_it(name):
         shared = {key: value for key, value in wanted.items() if "droid" in origin.get(key, "")}
         assert shared.keys() >= {"frames", "steps", "guidance", "shift", "fps", "canvas", "view", "view_detail"}
         assert {key: values[key] for key in shared} == shared
+        assert (values["domain"], values["action_space"]) == (wanted["domain"], wanted["action_space"])
+
+
+def test_another_domain_than_a_policy_was_trained_for_has_its_own_layout():
+    import cosmos3
+
+    for given, wanted in (
+        ({"domain": "bridge_orig_lerobot"}, ("bridge_orig_lerobot", "arm", 10)),
+        ({}, ("droid_lerobot", "joints", 8)),
+    ):
+        planned = cosmos3.plan(model="nvidia/Cosmos3-Nano-Policy-DROID", task="policy", backend="reference", **given)
+        assert tuple(planned.request[name] for name in ("domain", "action_space", "action_width")) == wanted

@@ -84,6 +84,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
     sigmas = _distilled_sigmas(repo, scheduler)
     variant = "distilled" if sigmas else "base" if config.gated else "edge"
     negative, own = repo.read_json(NEGATIVE_PROMPT), read_own(repo.read_json(OWN), name)
+    known = checkpoints().get(name)
     facts = ModelFacts(
         name=name,
         variant=variant,
@@ -92,7 +93,9 @@ def open_model(name: str, revision: str | None = None) -> Model:
         steps=len(sigmas) if sigmas else None,
         made_for=made_for(name),
         lacks=lacks,
-        preset=checkpoints()[name].preset if name in checkpoints() else None,
+        preset=known.preset if known else None,
+        domain=known.domain if known else None,
+        action_space=known.action_space if known else None,
         action_stats=ACTION_STATS if repo.read_json(ACTION_STATS) is not None else None,
         own=own.defaults,
         note=own.note,
@@ -135,6 +138,8 @@ def describe(name: str) -> Model:
             known.made_for,
             lacks=known.lacks,
             preset=known.preset,
+            domain=known.domain,
+            action_space=known.action_space,
         ),
     )
 

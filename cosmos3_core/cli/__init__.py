@@ -69,7 +69,8 @@ def run(disabled: tuple[str, ...], **options) -> None:
     """Generate a picture or a video.
 
     PROMPT is text, or @FILE for a text or JSON file (@- for standard input). The task follows from the inputs: --image
-    makes i2v, --video v2v, an output ending in .png (or --frames 1) t2i, anything else t2v.
+    makes i2v, --video v2v, an output ending in .png (or --frames 1) t2i, anything else t2v. With --domain, --image
+    makes policy, --image and --actions forward-dynamics, and --video inverse-dynamics.
 
     \b
     cosmos3 run "a robot arm pours coffee" -o coffee.mp4

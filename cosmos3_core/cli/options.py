@@ -306,10 +306,10 @@ RUN = (
     option(
         OUTPUT, "--sound-only", is_flag=True, help="Write the sound alone; so does an output ending in .wav or .flac."
     ),
-    option(OUTPUT, "--plot", type=click.Path(), help="Draw the actions here, a .png (pip install 'cosmos3[plot]')."),
+    option(OUTPUT, "--plot", type=click.Path(), help="Draw the actions here, a .png (pip install matplotlib)."),
     option(OUTPUT, "--sheet", type=click.Path(), help="Show frames of the video with their times here, a .png."),
     option(OUTPUT, "--manifest", type=click.Path(), help="Where the manifest goes  [default: OUTPUT.json]"),
-    option(CONTROL, "--resume", type=click.Path(), help="Go on with a run that was stopped."),
+    option(CONTROL, "--resume", type=click.Path(), help="Go on with a run that was stopped; -o says into which file."),
     option(
         INPUT, "--changed", is_flag=True, help="Take an earlier run's files as they are now, where they have changed."
     ),

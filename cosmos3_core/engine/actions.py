@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoint.model import Model
 from ..contract import InputError
-from ..files.actions import read_rows, rows_of
+from ..files.actions import NAMES, STATES, read_rows, rows_of
 from ..files.digests import sha256_file, sha256_json
 from ..files.normalizers import FARTHEST, Normalizer, normalizer_of, read_normalizer
 from ..model.config import TEMPORAL_COMPRESSION
@@ -30,6 +30,8 @@ NORMALISED = "normalised"
 Given = tuple[Tensor | None, ...]
 CHANNELS = 8
 """Names that a message lists."""
+FAR = 10.0
+"""Values beyond this are no normalised ones; angles in radians, which DROID's states are, are below it."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ def read_actions(request: Request, model: Model) -> Actions:
         chunks = [np.concatenate([_normalised(*table, normalizer) for table in chunk]) for chunk in known]
         padded = np.zeros((len(chunks), len(chunks[0]), model.config.action_dim), dtype=np.float32)
         padded[:, :, :width] = np.stack(chunks)
+        if (reach := float(np.abs(padded).max())) > FAR:
+            notes.append(
+                f"what is given of actions reaches {reach:.4g} in the model's units, where most lies between -1 and 1: "
+                "a robot's own units need its statistics (action_stats)"
+            )
         given = torch.from_numpy(padded)
     return Actions(
         layout=layout,
@@ -177,10 +184,10 @@ def _exact(actions: np.ndarray, request: Request) -> tuple[np.ndarray, str]:
         filled = np.concatenate([actions, actions[-1:].repeat(wanted - count, axis=0)])
         return filled, f"the last of {count} actions was repeated up to {wanted} (pad_actions)"
     found = f"it has {count} rows, and {'a chunk' if chunks == 1 else f'{chunks} chunks'} of {chunk} takes {wanted}"
-    advice = [f"chunk {count}"] if chunks == 1 and count % TEMPORAL_COMPRESSION == 0 else []
-    advice += [f"rollout {count // chunk}"] if count % chunk == 0 else []
-    advice += [f"action_rows [0, {wanted}]"] if count > wanted else []
-    next_step = f"Use {', '.join([*advice, 'or pad_actions true'])}"
+    advice = [f"`chunk` {count}"] if chunks == 1 and count % TEMPORAL_COMPRESSION == 0 else []
+    advice += [f"`rollout` {count // chunk}"] if count % chunk == 0 else []
+    advice += [f"`action_rows` [0, {wanted}]"] if count > wanted else []
+    next_step = f"Use {', '.join([*advice, 'or `pad_actions`'])}"
     raise InputError(said("actions", request.actions), found, next_step.replace("Use or", "Use"), "actions")
 
 
@@ -189,7 +196,11 @@ def _table(name: str, value: Any, request: Request, channels: tuple[str, ...], f
     file says that it has them in another order, or in other units than those that are read."""
     asked = said(name, value)
     with about(name):
-        rows = rows_of(value, asked) if inline(value) else read_rows(Path(value), asked)
+        rows = (
+            rows_of(value, asked)
+            if inline(value)
+            else read_rows(Path(value), asked, STATES if name == "state" else NAMES)
+        )
         if name == "actions" and request.action_rows:
             rows = rows.between(*request.action_rows, asked)
         rows.check_one_episode(asked)

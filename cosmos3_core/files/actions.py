@@ -6,6 +6,8 @@
 .safetensors   a tensor, alone or called actions or action
 .csv           numbers between commas, under a line of names or none
 .parquet       the column action or actions, of lists: a LeRobot episode, for which pyarrow is needed
+
+In files of a robot's state they are called state or observation.state.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from .sources import check_source
 
 NAMES = ("actions", "action")
 """What the one of several arrays or columns is called that holds the actions."""
+STATES = ("state", "observation.state")
+"""What the one is called that holds the states of a robot."""
+Names = tuple[str, ...]
 LARGEST = 64 << 20
 """Bytes of a file: 64 channels of an hour at 30 rows a second are 55 MB in fp64."""
 WIDEST, MOST = 4096, 1_000_000
@@ -60,15 +65,17 @@ class Rows:
         if self.episodes is None or len(np.unique(self.episodes)) == 1:
             return
         starts = [0, *(np.flatnonzero(np.diff(self.episodes)) + 1).tolist(), len(self.episodes)]
-        spans = [f"{a} to {b}" for a, b in zip(starts[:LISTED], starts[1:], strict=False)]
+        first = (self.facts or {}).get("rows", [0])[0]  # rows are counted as in the file, also behind `between`
+        spans = [f"{first + a} to {first + b}" for a, b in zip(starts[:LISTED], starts[1:], strict=False)]
         more = " ..." if len(starts) - 1 > LISTED else ""
         found = f"it holds {len(starts) - 1} episodes, in rows {', '.join(spans)}{more}"
         raise InputError(asked, found, "Name rows of one of them as `action_rows`, such as [0, 16]")
 
 
-def read_rows(path: Path, asked: str) -> Rows:
-    """The table in a file of one of the kinds above. `asked` names it in messages. Raises InputError for a file that
-    cannot be read, is no table of numbers, is too large, or holds NaN or infinity."""
+def read_rows(path: Path, asked: str, names: Names = NAMES) -> Rows:
+    """The table in a file of one of the kinds above; of several in it the one that has one of the `names`. `asked` is
+    the file in messages. Raises InputError for a file that cannot be read, is no table of numbers, is too large, or
+    holds NaN or infinity."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         found = f"tables of actions end in {', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
@@ -78,7 +85,7 @@ def read_rows(path: Path, asked: str) -> Rows:
         found = f"it has {size:,} bytes, and at most {LARGEST:,} are read"
         raise InputError(asked, found, "Cut out the rows to use")
     try:
-        rows = reader(path, asked)
+        rows = reader(path, asked, names)
     except MemoryError:  # a header that lies
         raise InputError(asked, "it cannot be read (it says that it holds more than fits in memory)", WHOLE) from None
     except (OSError, ValueError, TypeError, KeyError, OverflowError, EOFError, RecursionError) as error:
@@ -120,12 +127,12 @@ def _ragged(values: Any) -> bool:
     return len(lengths) > 1
 
 
-def _json(path: Path, asked: str) -> Rows:
+def _json(path: Path, asked: str, names: Names) -> Rows:
     about = value = parse_json(path.read_text(encoding="utf-8-sig"))
     if not isinstance(value, dict):
         return Rows(rows_of(value, asked).values)
-    if (name := next((name for name in NAMES if name in value), None)) is None:
-        raise ValueError("it is an object without actions")
+    if (name := next((name for name in names if name in value), None)) is None:
+        raise ValueError(f"it is an object without {names[0]}")
     values = rows_of(value[name], asked).values
     if about.get("shape", list(values.shape)) != list(values.shape):
         raise ValueError(f"its rows are of shape {list(values.shape)}, and its shape says otherwise")
@@ -140,29 +147,29 @@ def _words(about: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
     return None if words is None else tuple(words)
 
 
-def _npy(path: Path, asked: str) -> Rows:
+def _npy(path: Path, asked: str, names: Names) -> Rows:
     with path.open("rb") as file:
         return Rows(np.load(file, allow_pickle=False))
 
 
-def _npz(path: Path, asked: str) -> Rows:
+def _npz(path: Path, asked: str, names: Names) -> Rows:
     import zipfile
 
     try:
         if (size := sum(entry.file_size for entry in zipfile.ZipFile(path).infolist())) > LARGEST:
             raise ValueError(f"it unpacks to {size:,} bytes, and at most {LARGEST:,} are read")
         with np.load(path, allow_pickle=False) as archive:
-            return Rows(archive[_one_of(archive.files)])
+            return Rows(archive[_one_of(archive.files, names)])
     except zipfile.BadZipFile as error:
         raise ValueError(str(error)) from None
 
 
-def _safetensors(path: Path, asked: str) -> Rows:
+def _safetensors(path: Path, asked: str, names: Names) -> Rows:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            values = file.get_tensor(_one_of(file.keys())).double().numpy()
+            values = file.get_tensor(_one_of(file.keys(), names)).double().numpy()
             about = parse_json((file.metadata() or {}).get("about", "{}"))
             about = about if isinstance(about, dict) else {}
             return Rows(values, _words(about, "channels"), units=_words(about, "units"))
@@ -170,17 +177,17 @@ def _safetensors(path: Path, asked: str) -> Rows:
         raise ValueError(str(error)) from None
 
 
-def _csv(path: Path, asked: str) -> Rows:
+def _csv(path: Path, asked: str, names: Names) -> Rows:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = [line for line in csv.reader(file) if any(cell.strip() for cell in line)]
     if not lines:
         raise ValueError("it is empty")
     named = not any(_is_number(cell) for cell in lines[0])
-    names = tuple(cell.strip() for cell in lines.pop(0)) if named else None
+    titles = tuple(cell.strip() for cell in lines.pop(0)) if named else None
     for at, line in enumerate(lines):
         if wrong := next((cell for cell in line if not _is_number(cell)), None):
             raise ValueError(f"row {at} has {wrong.strip()[:40]!r} where a number is wanted")
-    return Rows(rows_of([[float(cell) for cell in line] for line in lines], asked).values, names)
+    return Rows(rows_of([[float(cell) for cell in line] for line in lines], asked).values, titles)
 
 
 def _is_number(cell: str) -> bool:
@@ -191,7 +198,7 @@ def _is_number(cell: str) -> bool:
     return "_" not in cell  # 1_0 is Python's way to write 10
 
 
-def _parquet(path: Path, asked: str) -> Rows:
+def _parquet(path: Path, asked: str, names: Names) -> Rows:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -200,9 +207,9 @@ def _parquet(path: Path, asked: str) -> Rows:
     try:
         file = parquet.ParquetFile(path)
         columns = file.schema_arrow.names
-        name = next((name for name in NAMES if name in columns), None)
+        name = next((name for name in names if name in columns), None)
         if name is None:
-            raise ValueError(f"it has no column action, and has {', '.join(columns[:8])}")
+            raise ValueError(f"it has no column {names[-1]}, and has {', '.join(columns[:8])}")
         if (size := file.metadata.num_rows) > MOST:
             raise ValueError(f"it has {size:,} rows, and at most {MOST:,} are read")
         wanted = [name, *(column for column in (EPISODE,) if column in columns)]
@@ -213,7 +220,7 @@ def _parquet(path: Path, asked: str) -> Rows:
     return Rows(rows_of(table[name], asked).values, episodes=episodes)
 
 
-READERS: dict[str, Callable[[Path, str], Rows]] = {
+READERS: dict[str, Callable[[Path, str, Names], Rows]] = {
     ".json": _json,
     ".npy": _npy,
     ".npz": _npz,
@@ -223,10 +230,10 @@ READERS: dict[str, Callable[[Path, str], Rows]] = {
 }
 
 
-def _one_of(names: list[str]) -> str:
-    """The array of actions among those of a file."""
-    if len(names) == 1:
-        return names[0]
-    if (name := next((name for name in NAMES if name in names), None)) is None:
-        raise ValueError(f"it holds {len(names)} arrays, and none is called actions: {', '.join(sorted(names)[:8])}")
+def _one_of(found: list[str], names: Names) -> str:
+    """The array of one of the names among those of a file."""
+    if len(found) == 1:
+        return found[0]
+    if (name := next((name for name in names if name in found), None)) is None:
+        raise ValueError(f"it holds {len(found)} arrays, and none is called {names[0]}: {', '.join(sorted(found)[:8])}")
     return name

@@ -29,7 +29,7 @@ def check_matplotlib(asked: str) -> None:
         found = "matplotlib draws it, and it is not installed"
         if (error.name or "").partition(".")[0] != "matplotlib":
             found = f"matplotlib draws it, and does not load ({error})"
-        raise InputError(asked, found, 'pip install "cosmos3[plot]", or drop `plot`', "plot") from None
+        raise InputError(asked, found, "pip install matplotlib, or drop `plot`", "plot") from None
     assert backend_agg
 
 

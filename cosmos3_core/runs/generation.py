@@ -307,8 +307,7 @@ class Generation:
         import numpy as np
         import torch
 
-        io = self.inputs.actions
-        if io is None:
+        if (io := self.inputs.actions) is None:
             raise InputError(f"the actions of task {self.request.task}", "it has none", "Ask for its frames")
         if (given := io.rows()) is not None:
             return given, io.to_json()

@@ -82,6 +82,8 @@ ABSOLUTE = ("joints", "plane")
 """Layouts whose actions say where the embodiment is to be, so that the last one is its state after them."""
 ASPECT = "16:9"
 """Of a canvas whose input is not known."""
+TRAINED_FOR = "checkpoint (what it was trained for)"
+"""Where a domain and a layout come from that nobody asked for."""
 CHECKPOINT, NO_STATS = "checkpoint", "none"
 """What `action_stats` says in the place of a file: the checkpoint's own statistics, or none."""
 GIVEN, OBSERVED, CHOSEN = "forward-dynamics", "inverse-dynamics", "video-policy"
@@ -209,7 +211,10 @@ def _fill_chunk(values: Values, origin: dict[str, str], given: Mapping[str, Any]
 
 
 def _fill_width(values: Values, origin: dict[str, str]) -> None:
-    domain, space, width = domains()[values["domain"]], values["action_space"], values["action_width"]
+    domain, width = domains()[values["domain"]], values["action_width"]
+    if origin["action_space"] == TRAINED_FOR and values["action_space"] not in domain.spaces:
+        values["action_space"] = None  # that of a model's own domain, and another one was asked for
+    space = values["action_space"]
     if space is not None and space not in domain.spaces:
         found = f"{domain.name} has {' and '.join(domain.spaces) or 'no layouts of its own'}"
         raise InputError(f"action_space {space}", found, "Drop action_space, or name another `domain`", "action_space")

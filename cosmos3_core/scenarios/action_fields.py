@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import action_kinds, kinds
-from .action import GIVEN, NO_STATS, acts
+from .action import GIVEN, NO_STATS, TRAINED_FOR, acts
 from .action_kinds import JSON, TEXT, VIEWS
 from .domains import domains
 from .facts import ModelFacts
@@ -17,7 +17,7 @@ ACTIONS = "Actions"
 
 
 def _acts(task: Task) -> str | None:
-    return None if acts(task) else f"{task.title} has no actions"
+    return None if acts(task) else f"{task.title} has no actions, which take `domain` and a picture or clip"
 
 
 def _given(task: Task) -> str | None:
@@ -48,7 +48,7 @@ ROWS = (
         kind=action_kinds.DOMAIN,
         help="The embodiment, by the name that the model was trained with.",
         default=NOT_GIVEN,
-        checkpoint=lambda model: (model.domain, "checkpoint (what it was trained for)"),
+        checkpoint=lambda model: (model.domain, TRAINED_FOR),
         refusal=_acts,
         option=True,
     ),
@@ -180,6 +180,7 @@ ROWS = (
         kind=action_kinds.optional(kinds.choice(*dict.fromkeys(s for d in domains().values() for s in d.spaces))),
         help="The layout of an action's channels, where the domain has several.",
         default=NOT_GIVEN,
+        checkpoint=lambda model: (model.action_space, TRAINED_FOR),
         refusal=_acts,
     ),
     Field(

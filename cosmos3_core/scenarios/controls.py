@@ -28,7 +28,7 @@ def opencv(hint: str) -> ModuleType:
         import cv2
     except ImportError:
         found = "OpenCV makes it of the input clip, and it is not installed"
-        next_step = f'pip install "cosmos3[transfer]", or give `{hint}` a clip of its own'
+        next_step = f"pip install opencv-python-headless, or give `{hint}` a clip of its own"
         raise InputError(f"`{hint}` auto", found, next_step, hint) from None
     return cv2
 

@@ -34,11 +34,11 @@ OWN = "assets/defaults.json"
 class ModelFacts:
     """What of a checkpoint bears on a request. `variant` is "base", "edge" or "distilled"; `steps` the
     number that a distilled model was made for; `made_for` the task that it was trained for above others, if any.
-    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json. `lacks` says of
-    each modality that it cannot make why, as "has no sound head". `preset` names a table of defaults of its own, if
-    there is one. `domain` is the embodiment that it was trained for alone, if any, `action_stats` its file of action
-    statistics, if it has one. `own` are its own defaults by task, `note` is what it says of itself, and its weights may
-    be `random`."""
+    `schedule` and `shift` are what diffusers makes of its scheduler_config.json and model_index.json. `lacks` says
+    of each modality that it cannot make why, as "has no sound head". `preset` names a table of defaults of its own,
+    if there is one. `domain` and `action_space` are the embodiment that it was trained for alone and the layout of
+    its actions, if any, `action_stats` its file of action statistics, if it has one. `own` are its own defaults by
+    task, `note` is what it says of itself, and its weights may be `random`."""
 
     name: str
     variant: str
@@ -51,6 +51,7 @@ class ModelFacts:
     lacks: Mapping[str, str] = field(default_factory=dict)
     preset: str | None = None
     domain: str | None = None
+    action_space: str | None = None
     action_stats: str | None = None
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     note: str | None = None

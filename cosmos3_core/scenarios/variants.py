@@ -22,8 +22,9 @@ ADVISED = 2
 class Checkpoint:
     """A published checkpoint. `config` is its row of checkpoint/models.toml, `variant` one of `variants()`, `heads` the
     modalities besides vision that it has weights for, `made_for` the task that it was trained for above others,
-    `preset` the name of a table with defaults of its own, `steps` those that a distilled one was made for, and `chunk`
-    how many actions a policy is asked for."""
+    `preset` the name of a table with defaults of its own, `domain` and `action_space` the embodiment and the layout of
+    its actions that it was trained for, `steps` those that a distilled one was made for, and `chunk` how many actions a
+    policy is asked for."""
 
     name: str
     config: str
@@ -31,6 +32,8 @@ class Checkpoint:
     heads: tuple[str, ...]
     made_for: str | None = None
     preset: str | None = None
+    domain: str | None = None
+    action_space: str | None = None
     steps: int | None = None
     chunk: int | None = None
 

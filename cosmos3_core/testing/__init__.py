@@ -5,5 +5,5 @@
     BACKEND = "acme"
 
 and `cosmos3 check --backend acme` runs the same without a folder. `suite` holds the tests, `plugin` what pytest needs
-to run them over the rows of one backend; both import pytest, which the extra `cosmos3[check]` brings.
+to run them over the rows of one backend; both import pytest.
 """

@@ -10,7 +10,7 @@ import numpy as np
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.evidence.embedded.evaluation import Depth, depths, evaluate
 from cosmos3_core.settle import Wish
-from tools.embedded import train_sound, train_towers, train_vae
+from tools.embedded import train, train_sound, train_towers, train_vae
 from tools.embedded.assemble import assemble
 from tools.embedded.bank import MIX
 
@@ -37,3 +37,10 @@ def test_every_leg_runs_and_what_it_leaves_is_a_checkpoint(tmp_path, monkeypatch
     depth = Depth(dict.fromkeys(depths()["quick"].runs, 2), depths()["quick"].bounds)
     found = evaluate(Wish(model=str(folder), backend="reference"), depth, given={"steps": 2})
     assert not found["met"] and not any(one["met"] for one in found["measures"] if one["measure"] == "colour")
+
+
+def test_one_command_trains_all_of_it(tmp_path):
+    """A step of each leg, on a few scenes."""
+    train.main([str(tmp_path), "--scale", "0.0001", "--shrink", "4096"])
+    Weights(open_model(str(tmp_path / "embedded")))
+    assert {file.name for file in tmp_path.glob("*-*.json")} == {"vae-1.json", "sound-1.json", "towers-1.json"}

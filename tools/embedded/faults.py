@@ -144,11 +144,11 @@ def missed(values: dict[str, float], depth: str) -> list[str]:
     return [name for name, value in values.items() if not depths()[depth].judged(*name.split(" "), value, 0).met]
 
 
-def evaluated(name: str, model: str, backend: str | None, depth: str) -> dict[str, float]:
-    """What the evaluation finds of the pipeline with a fault, by "TASK MEASURE"."""
+def evaluated(name: str, model: str, backend: str | None, depth: str) -> tuple[str | None, dict[str, float]]:
+    """The identity of the weights, and what the evaluation finds of the pipeline with a fault, by "TASK MEASURE"."""
     with planted(name) as given:
         found = evaluate(Wish(model=model, backend=backend), depths()[depth], given=given)
-    return {f"{one['task']} {one['measure']}": one["value"] for one in found["measures"]}
+    return found["weights"], {f"{one['task']} {one['measure']}": one["value"] for one in found["measures"]}
 
 
 def main() -> None:
@@ -165,10 +165,14 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(evaluated, name, args.model, args.backend, args.depth): name for name in args.only}
         for future in as_completed(futures):
-            found[futures[future]] = future.result()
-            told = {"depth": args.depth, "found": {name: found[name] for name in every if name in found}}
+            weights, found[futures[future]] = future.result()
+            told = {
+                "weights": weights,
+                "depth": args.depth,
+                "found": {name: found[name] for name in every if name in found},
+            }
             args.out.write_text(json.dumps(told, indent=1) + "\n")
-            wrong = missed(future.result(), args.depth)
+            wrong = missed(found[futures[future]], args.depth)
             print(f"{futures[future]}: {', '.join(wrong) or 'every bound is met'}", flush=True)
     right, planned = missed(found.get(NONE, {}), args.depth), [name for name in args.only if name != NONE]
     unseen = [name for name in planned if not set(missed(found[name], args.depth)) - set(right)]

@@ -89,7 +89,10 @@ def main() -> None:
     rows = {name: row(one, base) for name, one in found.items()}
     ordered = dict(sorted(rows.items(), key=lambda one: one[1]["lost"]))
     args.out.write_text(
-        json.dumps({"device": base["device"], "depth": args.depth, "formats": ordered}, indent=1) + "\n"
+        json.dumps(
+            {"weights": base["weights"], "device": base["device"], "depth": args.depth, "formats": ordered}, indent=1
+        )
+        + "\n"
     )
     print(f"| Weights | velocity error lost | worse in | mean of shares |\n|{'---|' * 4}")
     for name, one in ordered.items():

@@ -78,7 +78,7 @@ def loss_of(codec: SoundCodec, wave: Tensor, noise: Tensor) -> tuple[Tensor, Ten
 
 
 def train(codec: SoundCodec, seconds: float, device: str, losses: Losses, shrink: int = 1) -> None:
-    pool, clips, length = pool_of(2, 3000 // shrink, device), max(CLIPS // shrink, 2), PIECE * HOP
+    pool, clips, length = pool_of(2, max(3000 // shrink, 8), device), max(CLIPS // shrink, 2), PIECE * HOP
     descent, noise = Descent(codec, (0.8, 0.99), 0.0), torch.zeros((), device=device)
 
     def once() -> dict[str, Tensor]:

@@ -220,7 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin = kept(args.begin / "towers.safetensors") if args.begin else drawn(c, 0)
     flat = Flat.of(c, begin, device, torch.bfloat16 if device == "cuda" else torch.float32)
     average = train(flat, banks, peak, args.seconds, losses, args.out / "towers.safetensors")
-    measure(Towers(c, merged(c, average.to(flat.copy.dtype))), video, sound, statistics, args.prompts, losses)
+    measure(
+        Towers(c, merged(c, average.to(flat.copy.dtype))),
+        video,
+        sound,
+        statistics,
+        max(args.prompts // args.shrink, 1),
+        losses,
+    )
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def evaluate(
     return {
         "schema": SCHEMA,
         "model": runner.ground.model.name,
+        "weights": runner.engine.open_weights().identity_with_sound,
         "backend": plan.backend.name,
         "device": plan.device.name,
         "dtype": plan.dtype,
