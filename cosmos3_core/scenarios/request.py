@@ -342,7 +342,11 @@ def resolve(
 
 def _heard(given: Mapping[str, Any], task: Task, suffix: str | None) -> str | None:
     """What asks for sound where the field of it is left open. Raises InputError for an output that is sound, of a task
-    that has none."""
+    that has none or of a run that is given it."""
+    if given.get("audio") is not None and (suffix or "").lower() in SOUND_SUFFIXES:
+        found = "the sound is given, and what is made for it would not be written"
+        asked = f"`output` ending in {suffix} with `audio`"
+        raise InputError(asked, found, f"Use one ending in {task.suffix}", "output")
     if given.get("sound") is not None:
         return None
     if (suffix or "").lower() not in SOUND_SUFFIXES:
