@@ -103,7 +103,7 @@ def test_parquet_without_pyarrow_says_what_to_install(files, monkeypatch):
 
 
 def test_a_state_is_read_where_a_file_has_it(tmp_path):
-    """The column observation.state of a LeRobot episode, and not its actions; so of every form that names its arrays."""
+    """The column observation.state of a LeRobot episode, and not its actions; so of every form that names arrays."""
     import pyarrow
     from pyarrow import parquet
 
