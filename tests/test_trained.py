@@ -6,6 +6,7 @@ import json
 
 import pytest
 from command import cosmos3
+from tiny_model import TINY_MODEL
 
 import cosmos3 as package
 from cosmos3_core.scenarios.sizes import TIERS
@@ -66,8 +67,8 @@ def test_a_size_of_a_tier_is_of_it(tier):
     assert all(tier_of(size) == tier for size in TIERS[tier].values() if size not in others)
 
 
-def test_nothing_is_known_of_a_model_of_ones_own(capsys, monkeypatch, tmp_path):
-    assert package.plan("tiny", backend="reference", frames=5, size="64x64", fps=100).notes == ()
+def test_nothing_is_known_of_a_model_of_ones_own():
+    assert package.plan(TINY_MODEL, backend="reference", frames=5, size="64x64", fps=100).notes == ()
 
 
 def test_the_command_line_and_python_say_the_same(capsys, monkeypatch):
