@@ -291,9 +291,12 @@ def test_a_device_that_is_not_here_is_planned_for(capsys, monkeypatch):
     assert "instead    --format fp8 fits" in out and "assumed    sm_89 with the torch and the packages that are" in out
     for wrong, said in {
         ("--arch", "sm_98", "--memory", "12"): "Did you mean sm_90?",
-        ("--arch", "sm_89"): "Give --backend and --memory too",
+        ("--arch", "sm_89"): "Give --memory too",
     }.items():
         code, _, err = cosmos3(capsys, monkeypatch, *ask, *wrong)
+        assert code == 2 and said in err and err.startswith("error: --arch ")
+    for wrong, said in {(): "Give --backend and --memory too", ("--memory", "12"): "Give --backend too"}.items():
+        code, _, err = cosmos3(capsys, monkeypatch, "plan", "--model", "nano", "--arch", "sm_89", *wrong)
         assert code == 2 and said in err and err.startswith("error: --arch ")
     code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--arch", "sm_89", "--memory", "12")
     assert code == 2 and "cosmos3 plan" in err

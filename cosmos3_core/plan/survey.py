@@ -49,7 +49,8 @@ def described_device(
     asked = f"`arch` {arch}"
     if name is None or memory is None:
         found = "a device that is not here is known by its backend, its architecture and its memory"
-        raise InputError(asked, found, "Give `backend` and `memory` too")
+        missing = [option for option, value in (("`backend`", name), ("`memory`", memory)) if value is None]
+        raise InputError(asked, found, f"Give {' and '.join(missing)} too")
     backend = load(name, disabled)
     known = sorted({known for row in backend.kernels for known in row.arch} - {"*"})
     if arch not in known:
