@@ -88,6 +88,18 @@ def test_prompts_are_read_once_and_passes_captured_once(read):
     assert len(recorded) == 2 and len(read) == count + 3
 
 
+def test_a_pass_stays_no_longer_than_the_texts_that_it_holds(read, monkeypatch):
+    """Else many small passes would hold the keys and values of many long prompts, which nobody counts."""
+    made(engine(resident=True), steps=1)
+    monkeypatch.setattr("cosmos3_core.plan.execution.KEPT_TOKENS", sum(map(len, read)))
+    recorded: list = []
+    running = engine(recorded=recorded, resident=True)
+    for prompt in ("a cup", "a mug", "a pot"):
+        made(running, steps=1, prompt=prompt)
+        assert alive(recorded) == 1, prompt
+    assert len(recorded) == 3
+
+
 def test_an_engine_that_drops_what_it_loads_keeps_nothing(read):
     recorded: list = []
     running = engine(recorded=recorded)
@@ -155,7 +167,7 @@ def test_generations_of_two_sizes_in_turn_share_what_is_captured_and_equal_each_
 def test_what_is_captured_is_kept_within_the_plans_rows(monkeypatch):
     """Of many sizes the last ones, and all that a state still holds."""
     rows = engine().execution(request()).guided[0].rows
-    monkeypatch.setattr("cosmos3_core.engine.engine.keeping_of", lambda *_: Keeping(rows=3 * rows))
+    monkeypatch.setattr("cosmos3_core.engine.engine.keeping_of", lambda *_: Keeping(tokens=2000, rows=3 * rows))
     recorded: list = []
     running = engine(recorded=recorded, resident=True)
     for prompt in "abcde":

@@ -78,7 +78,7 @@ class Engine:
         keeping = keeping_of(self._placement, plan.tuning)
         self._prompts = Prompts(self._pool, self._stages, keeping.tokens)
         self._conditions = Conditions(self._pool, self._stages, keeping.area)
-        self._forwards = Forwards(keeping.rows)
+        self._forwards = Forwards(keeping.rows, self._prompts.kept)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -34,6 +34,15 @@ class Kept(Generic[K, V]):
         """Let values go until one more of this size may be kept, or none is left."""
         while self._held and self._most < size + sum(held for _, held in self._held.values()):
             self._held.popitem(last=False)
+
+    def values(self) -> list[V]:
+        """Those that are kept."""
+        return [value for value, _ in self._held.values()]
+
+    def keep_only(self, right: Callable[[K], bool]) -> None:
+        """Let go whatever has a key that is not right."""
+        for key in [key for key in self._held if not right(key)]:
+            del self._held[key]
 
     def close(self) -> None:
         """Keep nothing from now on."""

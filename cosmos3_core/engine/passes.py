@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -53,15 +54,18 @@ class Kind(NamedTuple):
 
 class Forwards:
     """Forward passes, each kind of them once as long as somebody holds it. Of the captured ones those used last stay
-    when nobody does, of so many `rows` in all."""
+    when nobody does, of so many `rows` in all, and of `texts` alone that stay themselves: a pass holds its texts, which
+    may be larger than all that it works in."""
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int, texts: Callable[[], set[TextContext]]):
+        self._texts = texts
         self._held: WeakValueDictionary[Kind, Forward] = WeakValueDictionary()
         self._kept: Kept[Kind, Forward] = Kept(rows)
 
     def of(self, tower: GenerationTower, whole: Packing, texts: tuple[TextContext, ...], one: Pass) -> Forward:
         """The pass `one` over a packing's items, with a text for each of its branches."""
-        kind = Kind(whole.items, texts, one)
+        kind, staying = Kind(whole.items, texts, one), self._texts()
+        self._kept.keep_only(lambda kept: staying.issuperset(kept.texts))
         found = self._held.get(kind)
         if found is None:
             if one.captured:
@@ -69,7 +73,7 @@ class Forwards:
             packing = whole.without_controls(tower.device) if one.branches == (UNCONTROLLED,) else whole
             branches = tower.branches(packing, texts)
             found = self._held[kind] = Forward(tower, branches, whole.items, one.captured)
-        if one.captured:
+        if one.captured and staying.issuperset(texts):
             self._kept.keep(kind, found, one.rows)
         return found
 

@@ -34,6 +34,10 @@ class Prompts:
             self._kept.keep(ids, texts[ids], len(ids))
         return tuple(texts[ids] for ids in asked)
 
+    def kept(self) -> set[TextContext]:
+        """Those that stay for the next request."""
+        return set(self._kept.values())
+
     def _read(self, prompts: Sequence[Ids]) -> dict[Ids, TextContext]:
         tower = self._pool.lease("understanding")
         with self._stages.stage("read prompts", len(prompts) * len(tower.layers)) as begin_layer:
