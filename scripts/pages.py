@@ -19,6 +19,7 @@ from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
 from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
+from cosmos3_core.scenarios.action import TRAINED_FOR
 from cosmos3_core.scenarios.domains import UNNAMED, Domain, domains
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.variants import action_examples, checkpoints, conflicts, variants
@@ -329,11 +330,13 @@ def _single_controls(told: dict[str, Any], beside: dict[str, Any] | None = None)
 
 
 def _cells(field: dict[str, Any]) -> dict[str, str]:
-    """A field's default by task, or where it comes from if that says more."""
+    """A field's default by task, or where it comes from if that says more: what a checkpoint's own files say, which are
+    not here."""
     cells = {}
     for task, default in field["defaults"].items():
         value, source = default["value"], default["source"]
-        cells[task] = source if value is None or source.startswith("checkpoint") else f"`{json.dumps(value)}`"
+        read = source.startswith("checkpoint") and source != TRAINED_FOR
+        cells[task] = source if value is None or read else f"`{json.dumps(value)}`"
     return cells
 
 
