@@ -18,8 +18,8 @@ import click
 from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
-from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.action import TRAINED_FOR
+from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.domains import UNNAMED, Domain, domains
 from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.variants import action_examples, checkpoints, conflicts, variants

@@ -277,3 +277,10 @@ def test_what_a_row_says_of_tasks_is_what_a_request_takes():
             else:
                 with pytest.raises(InputError, match="would change nothing"):
                     resolve(given, "reference", facts, pick_seed=lambda: 0)
+
+
+def test_what_a_checkpoint_was_trained_for_is_said_by_value():
+    told = capabilities(describe("nvidia/Cosmos3-Nano-Policy-DROID").facts, "reference", 64)["fields"]
+    found = {name: told[name]["defaults"]["policy"]["value"] for name in ("domain", "action_space")}
+    assert found == {"domain": "droid_lerobot", "action_space": "joints"}
+    assert told["negative_prompt"]["defaults"]["t2v"]["value"] is None, "a text is named only"

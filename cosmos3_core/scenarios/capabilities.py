@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-from .action import acts
+from .action import TRAINED_FOR, acts
 from .aliases import spelled
 from .defaults import PROFILES, defaults, of_single_controls, profile_source
 from .domains import Domain, domains
@@ -113,6 +113,7 @@ def _kind(field: Field, lacking: set[str]) -> Kind:
 
 
 def _default(field: Field, values: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
-    """A field's default and its source. A checkpoint's text is named and not repeated."""
+    """A field's default and its source. A text in a checkpoint's files is named and not repeated."""
     value, source = values[field.name], origin[field.name]
-    return {"value": None if isinstance(value, str) and source.startswith("checkpoint") else value, "source": source}
+    read = isinstance(value, str) and source.startswith("checkpoint") and source != TRAINED_FOR
+    return {"value": None if read else value, "source": source}
