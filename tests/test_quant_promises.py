@@ -119,6 +119,18 @@ def test_what_is_not_finite_stays_so(name, bad):
     assert torch.equal(found, whole)
 
 
+@pytest.mark.parametrize("format", [FORMATS["fp8_static"], replace(FORMATS["int8"], static=True), FORMATS["nvfp4"]])
+def test_what_is_not_finite_by_a_stored_scale(format):
+    """A NaN makes all of them NaN, an infinity saturates."""
+    x, scale = torch.ones(2, 32), torch.tensor(0.01)
+    x[0, 1] = math.inf
+    found = fake_quant(x, format, input_scale=scale)
+    most = format.of_elements.most * (448 if format.tensor_scale else 1)
+    assert found.isfinite().all() and found[0, 1].item() == pytest.approx(0.01 * most)
+    x[1, 3] = math.nan
+    assert fake_quant(x, format, input_scale=scale).isnan().all()
+
+
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_narrow_inputs_are_packed_as_they_are_in_fp32(name, dtype):

@@ -1,7 +1,8 @@
 """The formats in plain torch, on any device: what a kernel's values and scales must be, or be equivalent to.
 
 Everything is computed in fp32, from inputs of any dtype and layout. A block that holds a NaN or an infinity is NaN
-after a round trip (with a scale of the whole tensor, all of it is), so that no error is silent.
+after a round trip (with a scale of the whole tensor, all of it is), so that no error is silent. By a stored scale an
+infinity saturates.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def pack(x: Tensor, format: Format, *, weight: bool = False, input_scale: Tensor
     _check_sides(x, format, outputs)
     whole = None
     if format.tensor_scale or not outputs:
-        whole = of_tensor(x, format) if weight or input_scale is None else input_scale.float()
+        whole = of_tensor(x, format)
+        if input_scale is not None and not weight:
+            whole = torch.where(x.isnan().any(), torch.nan, input_scale.float())
     at_once = max(1, AT_ONCE // (x[0].numel() * max(outputs, 1))) * max(outputs, 1)
     parts = [_pack(rows, format, whole, outputs) for rows in x.split(at_once)]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -91,8 +94,10 @@ def pack(x: Tensor, format: Format, *, weight: bool = False, input_scale: Tensor
 
 def unpack(packed: Packed) -> Tensor:
     """What the values and scales stand for, fp32 [..., I]."""
-    found = torch.empty(packed.shape, dtype=torch.float32, device=packed.values.device)
     order = slice(None) if packed.order is None else packed.order
+    if packed.order is None and packed.values.numel() <= AT_ONCE:
+        return _unpack(packed)
+    found = torch.empty(packed.shape, dtype=torch.float32, device=packed.values.device)
     for rows, part in _parts(packed):
         found[rows][..., order] = _unpack(part)
     return found
@@ -155,8 +160,9 @@ def _pack(x: Tensor, format: Format, whole: Tensor | None, outputs: int) -> dict
     if format.minima:
         minima = factors(format, chosen["minima"], chosen.get("super_minima"))
         blocks = blocks - minima.unsqueeze(-1)
-    # A factor of 0 belongs to a block of zeros, or of values too small for its scale.
-    scaled = torch.where(factor == 0, 0.0, blocks / factor)
+    # A factor of 0 belongs to a block of zeros, or of values too small for its scale; one that is not finite to a block
+    # that is not, which it makes NaN by itself.
+    scaled = torch.where((factor == 0) | ~factor.isfinite(), 0.0, blocks / factor)
     if format.zeros:
         scaled = scaled.round() + chosen["zeros"].unsqueeze(-1)
     return chosen | {"values": encode(scaled.flatten(-2), format.of_elements)}

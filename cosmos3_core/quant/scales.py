@@ -57,7 +57,8 @@ def by_reciprocal(blocks: Tensor, format: Format) -> tuple[dict[str, Tensor], Te
     else:
         chosen, extreme = {}, blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
         scales = extreme / -element.most if element.offset else extreme.abs() / torch.full_like(low, element.most)
-    units = blocks * torch.where(scales == 0, 0.0, 1 / scales).unsqueeze(-1)
+    none = ((scales == 0) | ~scales.isfinite()).unsqueeze(-1)
+    units = torch.where(none, 0.0, blocks * (1 / scales).unsqueeze(-1))
     if element.integer:
         if element.dtype:
             whole = units.abs().floor()
