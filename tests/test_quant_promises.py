@@ -156,6 +156,16 @@ def test_layouts_and_axes(name):
 
 
 @EVERY
+@pytest.mark.parametrize("shape", [(0, 512), (2, 0, 512)])
+def test_no_rows_at_all(name, shape):
+    """As a segment without tokens has."""
+    format, x = FORMATS[name], torch.zeros(shape)
+    assert fake_quant(x, format).shape == shape
+    weight = pack(torch.ones(128, 512), format, weight=True, input_scale=torch.tensor(1.0))
+    assert multiply(x, weight).shape == (*shape[:-1], 128)
+
+
+@EVERY
 def test_a_large_weight_is_packed_and_read_in_parts(name, monkeypatch):
     """Scales that rows share are not cut."""
     weight = torch.randn(512, 512, generator=torch.Generator().manual_seed(9))

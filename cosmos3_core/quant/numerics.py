@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -83,8 +84,7 @@ def pack(x: Tensor, format: Format, *, weight: bool = False, input_scale: Tensor
         whole = of_tensor(x, format)
         if input_scale is not None and not weight:
             whole = torch.where(x.isnan().any(), torch.nan, input_scale.float())
-    at_once = max(1, AT_ONCE // (x[0].numel() * max(outputs, 1))) * max(outputs, 1)
-    parts = [_pack(rows, format, whole, outputs) for rows in x.split(at_once)]
+    parts = [_pack(rows, format, whole, outputs) for rows in x.split(_at_once(x, max(outputs, 1)))]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if not outputs and whole is not None:
         joined["scales"] = whole.reshape([1] * x.ndim)
@@ -183,14 +183,19 @@ def _unpack(packed: Packed) -> Tensor:
 
 def _of_rows(packed: Packed, x: Tensor) -> Tensor:
     """What belongs to scales for every row, with an axis for the elements."""
-    return x.repeat_interleave(len(packed.values) // len(x), 0).unsqueeze(-1)
+    return x.repeat_interleave(len(packed.values) // max(1, len(x)), 0).unsqueeze(-1)
+
+
+def _at_once(x: Tensor, together: int) -> int:
+    """Rows with about `AT_ONCE` elements, a multiple of `together`."""
+    return max(1, AT_ONCE // max(1, prod(x.shape[1:]) * together)) * together
 
 
 def _parts(packed: Packed) -> Iterator[tuple[slice, Packed]]:
     """The rows in parts of about `AT_ONCE` elements, in none of which a scale is cut."""
     rows, kept = len(packed.values), len(packed.scales)
     together = rows // kept if kept > 1 else 1
-    at_once = max(1, AT_ONCE // (packed.values[0].numel() * together)) * together
+    at_once = _at_once(packed.values, together)
     for start in range(0, rows, at_once):
         part = {"values": packed.values[start : start + at_once]}
         for name in ("scales", "zeros", "minima", "super_scales", "super_minima"):

@@ -13,7 +13,9 @@ E8M0_BIAS, E8M0_NAN = 127, 255
 
 def of_tensor(x: Tensor, format: Format) -> Tensor:
     """The scale of a whole tensor, fp32 of no dimension. Where blocks have scales as well, the largest block's becomes
-    the largest that there is."""
+    the largest that there is. 1 for zeros, and for nothing at all."""
+    if not x.numel():
+        return torch.ones((), device=x.device)
     low, high = x.aminmax()
     most = format.of_elements.most * (SCALES[format.scale].most if format.tensor_scale else 1)
     largest = torch.maximum(-low.float(), high.float())
