@@ -156,6 +156,16 @@ def test_layouts_and_axes(name):
 
 
 @EVERY
+def test_subnormal_numbers(name):
+    """What fp32 holds with fewer bits is near itself or 0, of either sign, and its block is finite."""
+    sizes = 2.0 ** torch.arange(-149, -125).repeat(24)[:512]
+    x = torch.stack((sizes, -sizes, sizes.flip(0)))
+    found = fake_quant(x, FORMATS[name])
+    assert found.isfinite().all() and bool((found.sign() * x.sign() >= 0).all() or FORMATS[name].minima)
+    assert float((found - x).abs().max()) <= 2.0**-126
+
+
+@EVERY
 @pytest.mark.parametrize("shape", [(0, 512), (2, 0, 512)])
 def test_no_rows_at_all(name, shape):
     """As a segment without tokens has."""
