@@ -26,7 +26,7 @@ from cosmos3_core.cli.recipes import _verdict as told
 from cosmos3_core.contract import Backend, Delegate, InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence import fingerprint, quality, recipe, record, rounded, settle, state, verdict, worker
-from cosmos3_core.evidence.embedded import measures
+from cosmos3_core.evidence.embedded import evaluation, measures
 from cosmos3_core.evidence.embedded.measures import Depth
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
@@ -689,6 +689,16 @@ def test_rows_for_short_calls_are_part_of_the_plan_that_is_evaluated(acme):
 def test_numbers_that_are_none_leave_no_record(acme):
     measured = acme(at_heads_of(32, lambda out: out * float("nan")))
     with pytest.raises(RunError, match="NaN or infinity"):
+        list(validate([measured], launch=worker.measure))
+    assert not record.path_of(measured).exists()
+
+
+def test_a_measure_that_is_no_number_leaves_no_record(acme, monkeypatch):
+    """A velocity is compared without a step, so that nothing before has looked at it."""
+    found = {"measures": [{"task": "velocity", "measure": "error", "value": float("nan")}]}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: found)
+    measured = acme(kernel(0.001))
+    with pytest.raises(RunError, match="the evaluation's velocity error: it is no number"):
         list(validate([measured], launch=worker.measure))
     assert not record.path_of(measured).exists()
 
