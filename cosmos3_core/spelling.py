@@ -64,3 +64,8 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """The next step after a misspelt word: the nearest known one, or what to do `otherwise`."""
     close = nearest(word, known)
     return f"Did you mean {close}?" if close else otherwise
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception as one line: its type and text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")

@@ -42,7 +42,7 @@ OTHER_PROGRAMS = re.compile(r"(pip install|hf download) [^`]*")
 OPTION = re.compile(r"(?<!\S)--[a-z]")
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 450
-LONGEST_CONTRACT = 559
+LONGEST_CONTRACT = 573
 
 
 def package_of(module: str) -> str:

@@ -104,8 +104,10 @@ def test_the_layers_that_are_kept_are_loaded_as_they_are():
         for formats in ({}, {"pack_linear": "int8"})
     )
     exact, kept = (weights.generation(target).layers for target in (plain, replace(int8, kept_layers=1)))
-    same = [torch.equal(*(layers[i].tensors()["finish.down.weight"] for layers in (exact, kept))) for i in range(2)]
-    assert same == [True, False]
+    (first, second), (kept_one, packed) = ([layer.tensors() for layer in layers] for layers in (exact, kept))
+    assert torch.equal(first["finish.down.weight"], kept_one["finish.down.weight"])
+    assert "finish.down.weight" in second and "finish.down.weight" not in packed
+    assert packed["finish.down.values"].dtype == torch.int8
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,17 @@ def test_a_format_of_the_attention_takes_another_row(acme, capsys, monkeypatch, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--format", "fp3"], "--format pack_linear=fp3: no pack_linear kernel of acme has that format. It has int8"),
+        (
+            ["--format", "int9"],
+            "--format pack_linear=int9: neither cosmos3, nor backend acme, nor an installed package",
+        ),
+        (["--format", "nvfp"], "brings a format of that name. Did you mean nvfp4?"),
         (["--format", "gate=int8"], "--format gate=int8: gate is not quantized"),
         (["--format", "finish=int8"], "format of the layers' weights. Type --format pack_linear=int8"),
-        (["--format", "int8", "--kernel", "pack_linear=eager"], "takes formats none, not int8"),
-        (["--format", "int8", "--dtype", "float16"], "takes float32, bfloat16, not float16"),
+        (["--format", "fp8_static"], "takes the activations' scales from a quantized checkpoint, and this is none"),
+        (["--format", "w4a16"], "w4a16 has a scale for every 128 input features, and the hidden width is 64"),
+        (["--format", "fp8", "--kernel", "pack_linear=transposed"], "takes formats none, int8, not fp8"),
+        (["--format", "int8", "--kernel", "pack_linear=transposed", "--dtype", "float16"], "bfloat16, not float16"),
     ],
 )
 def test_a_format_that_cannot_be_met(acme, capsys, monkeypatch, tmp_path, options, said):

@@ -18,9 +18,16 @@ from tiny_model import TINY_MODEL
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "writing-a-backend.md"
-FILES = ["pyproject.toml", "cosmos3_acme/plugin.py", "cosmos3_acme/attention.py", "cosmos3_acme/finish.py"]
+FILES = [
+    "pyproject.toml",
+    "cosmos3_acme/plugin.py",
+    "cosmos3_acme/attention.py",
+    "cosmos3_acme/format.py",
+    "cosmos3_acme/finish.py",
+]
 BLOCKS = re.findall(r"^`([\w./]+)`[^\n]*:.*?\n\n```(?:toml|python)\n(.*?)```", GUIDE.read_text(), re.S | re.M)
 ROWS = "    rows = (ATTENTION,)\n"
+NO_ROW = "    from .format import W3A16\n\n    rows = ()\n"
 ONLY_FINISH = "    from .finish import FINISH\n\n    rows = (FINISH,)\n"
 
 
@@ -85,6 +92,21 @@ def test_a_backend_may_bring_one_composite_and_nothing_else(package, run, tmp_pa
     assert plan["kernels"]["finish"] == "whole" and plan["kernels"]["attention"] == "eager"
     assert plan["fused"] == {"gate": "finish=whole"} and "gate" not in plan["kernels"]
     assert np.abs(found - expected).mean() < 1, "in 16 bits another order of roundings moves less than a level of 256"
+
+
+def test_a_backend_may_bring_a_format_and_no_row_for_it(package, run, tmp_path):
+    package(NO_ROW)
+    plugin = tmp_path / "cosmos3_acme" / "plugin.py"
+    plugin.write_text(plugin.read_text().replace("api=2", "formats=(W3A16,), api=2"))
+    code, out, err = run(
+        "plan", "--model", "edge", "--backend", "acme", "--format", "acme_w3a16", "--json", "--size", "256p"
+    )
+    told = json.loads(out)
+    assert (
+        told["plan"]["formats"] == {"pack_linear": "acme_w3a16"} and told["plan"]["kernels"]["pack_linear"] == "eager"
+    )
+    code, out, err = run("check", "--backend", "acme", "-k", "own_formats")
+    assert code == 0 and "1 passed" in out, out + err
 
 
 def test_what_a_composite_does_itself_cannot_be_required_apart(package, run):

@@ -36,7 +36,7 @@ TABLE: dict[str, May] = {
     "contract": May((), ("torch", "pluggy")),
     "quant": May(("contract",), ("torch",)),
     "model": May(("contract",), ("torch", "tokenizers", "jinja2", "safetensors", "numpy")),
-    "reference": May(("contract",), ("torch",)),
+    "reference": May(("contract", "quant"), ("torch",)),
     "scenarios": May(ABOVE),
     "files": May(ABOVE),
     "checkpoint": May(ABOVE),

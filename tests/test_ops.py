@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from cosmos3_core.contract import COMPOSITES, OPS, Device, FinishWeights, Layer, ProjectWeights, Residual
+from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import multiply
 from cosmos3_core.reference import BACKEND, build_ops, layers, ops
 from cosmos3_core.reference.comm import TorchComm
 from cosmos3_core.reference.memory import TorchMemory
+from cosmos3_core.testing import cases
 
 B, S, D = 2, 7, 16
 HEADS = [(4, 4), (4, 1), (32, 8), (64, 8)]
@@ -271,9 +274,20 @@ def test_linear_keeps_the_type_and_any_leading_axes():
     assert linear(normal(5, 4).bfloat16()).dtype == torch.bfloat16
 
 
-def test_linear_refuses_a_quantization_format_rather_than_ignore_it():
-    with pytest.raises(ValueError, match="no quantization format 'fp8'"):
-        ops.pack_linear(normal(6, 4), None, format="fp8")
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_linear_in_every_format_is_the_formats_product(format):
+    """From a plain weight, and from a packed one, which is kept as it is; no full weight stays beside it."""
+    weight, bias, x = normal(256, 512, seed=1), normal(256, seed=2), normal(5, 512, seed=3).bfloat16()
+    packed = cases.packed(weight, format)
+    expected = multiply(x, packed, bias)
+    given = packed if format.static else weight
+    for handed in (packed, given):
+        linear = ops.pack_linear(handed, bias, format=format.name)
+        assert torch.equal(linear(x), expected) and linear(x).dtype == torch.bfloat16
+        assert sum(t.nbytes for t in linear.tensors().values()) == packed.bytes + bias.nbytes
+        assert packed.bytes < weight.nbytes / 3
+    with pytest.raises(ValueError, match=f"a weight in {format.name} is asked for in none"):
+        ops.pack_linear(packed, bias)
 
 
 def test_silu_gates_the_second_half_with_the_first():
@@ -350,7 +364,7 @@ def test_the_backend_offers_each_op_once():
     assert set(built) == set(OPS) and len(BACKEND.kernels) == len(OPS)
     assert (type(built.pop("memory")), type(built.pop("comm"))) == (TorchMemory, TorchComm)
     for op, found in built.items():
-        assert found is getattr(layers if op in COMPOSITES else ops, op)
+        assert found == getattr(layers if op in COMPOSITES else ops, op)
 
 
 # Composites ---------------------------------------------------------------------------------------------------------

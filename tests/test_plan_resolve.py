@@ -25,6 +25,7 @@ from cosmos3_core.contract import (
     Segment,
 )
 from cosmos3_core.plan import Want, resolve
+from cosmos3_core.quant import FORMATS
 
 DEVICE = Device(arch="x2", name="Acme X2", count=1, memory=1, unified=False, versions=MappingProxyType({"driver": "1"}))
 WANT = dict(dtype="bfloat16", heads=32, kv_heads=8, head_dim=128)
@@ -196,8 +197,80 @@ def test_a_format_that_cannot_be_met():
     for name in ("finish", "project"):  # its format is that of the products in it
         with pytest.raises(InputError, match=f"`format` {name}=fp8: .* Type `format` pack_linear=fp8"):
             plan(row("whole", "finish", formats=("fp8",)), formats={name: "fp8"})
-    with pytest.raises(InputError, match="finish=whole has it, for .* have the backend bring a row of pack_linear"):
-        plan(row("whole", "finish", formats=("fp8",)), formats={"pack_linear": "fp8"})
+    with pytest.raises(InputError, match="`kernel` pack_linear=plain: plain: takes formats none, not fp8"):
+        plan(row("plain", "pack_linear"), formats={"pack_linear": "fp8"}, kernels={"pack_linear": "plain"})
+
+
+def linears(made) -> dict[str, str]:
+    """The rows that serve layers in the format, and those that are kept."""
+    return {
+        name: {c.op: c.kernel.name for c in choices}["pack_linear"]
+        for name, choices in (("in the format", made.choices), ("kept", made.kept))
+    }
+
+
+def test_a_format_of_the_weights_always_runs_and_the_plan_says_how():
+    """Eager torch comes last, in a format too: never in the place of a row that serves, and never without a note."""
+    fast, away = (
+        row("fast", "pack_linear", formats=("fp8",)),
+        row("away", "pack_linear", formats=("fp8",), arch=("x1",)),
+    )
+    served = plan(fast, formats={"pack_linear": "fp8"})
+    assert linears(served) == {"in the format": "fast", "kept": "eager"} and not served.unpacks and served.notes == ()
+    fallen = plan(away, formats={"pack_linear": "fp8"})
+    assert linears(fallen) == {"in the format": "eager", "kept": "eager"} and fallen.unpacks
+    assert fallen.notes == (
+        "no kernel of acme serves fp8 here (away: written for x1, and this device is x2), so eager torch makes the "
+        "layers' weights numbers again in every call: right, and many times slower than a kernel",
+    )
+    with pytest.raises(InputError, match="`require` pack_linear=away: the plan has eager; away: written for x1"):
+        fallen.require({"pack_linear": "away"})
+    for name in FORMATS:
+        if not FORMATS[name].static:
+            assert linears(plan(formats={"pack_linear": name}))["in the format"] == "eager"
+    assert plan(fast).notes == () and not plan(fast).unpacks, "no format is chosen by itself"
+
+
+def test_a_composite_that_multiplies_itself_spares_eager_torch():
+    halves = [row("own", op, formats=("fp8",), fuses=("pack_linear",)) for op in ("project", "finish")]
+    made = plan(*halves, formats={"pack_linear": "fp8"})
+    assert made.fused["pack_linear"] == "project=own, finish=own" and not made.unpacks and made.notes == ()
+    assert plan(halves[0], formats={"pack_linear": "fp8"}).unpacks, "the other half is made of products"
+
+
+def test_packed_weights_go_to_rows_that_take_them():
+    """Others would pack them anew. What no format quantizes is plain in every checkpoint."""
+    plain, packed = (row(name, "pack_linear", formats=("none", "fp8"), packed=name == "two") for name in ("one", "two"))
+    half = row("half", "finish", formats=("fp8",), fuses=("pack_linear",))
+    made = plan(plain, packed, half, formats={"pack_linear": "fp8"}, packed=True)
+    assert linears(made) == {"in the format": "two", "kept": "one"}
+    reason = "packs plain weights itself, and the checkpoint's are packed in fp8"
+    refused = {(one.op, one.name): one.reason for one in made.refusals}
+    assert refused == {("pack_linear", "one"): reason, ("finish", "half"): reason}
+    assert linears(plan(formats={"pack_linear": "fp8_static"}, packed=True))["in the format"] == "eager"
+
+
+SIDES = [
+    ("w4a16", dict(hidden=192), "w4a16 has a scale for every 128 input features, and the hidden width is 192"),
+    ("nf4", dict(inner=96), "nf4 has a scale for every 64 input features, and the MLP's width is 96"),
+    ("w4a8", dict(heads=3, head_dim=32), "w4a8 .* 128 input features, and the width of the heads together is 96"),
+    (
+        "fp8_block",
+        dict(kv_heads=1, head_dim=32),
+        "fp8_block .* 128 outputs, and the width of q, k and v together is 1088",
+    ),
+]
+
+
+@pytest.mark.parametrize(("format", "sides", "said"), SIDES, ids=[format for format, *_ in SIDES])
+def test_a_group_that_does_not_divide_a_side_is_found_before_weights_are_read(format, sides, said):
+    with pytest.raises(InputError, match=f"`format` pack_linear={format}: {said}") as caught:
+        plan(formats={"pack_linear": format}, **dict(hidden=256, inner=512) | sides)
+    fitting = caught.value.next_step.removeprefix("Formats that fit this model are ").split(", ")
+    assert {"int8", "fp8"} <= {*fitting} and format not in fitting
+    for name in fitting:
+        if not FORMATS[name].static:
+            plan(formats={"pack_linear": name}, **dict(hidden=256, inner=512) | sides)
 
 
 # --- rows that hand over, and rows that do several ops ---------------------------------------------------------------

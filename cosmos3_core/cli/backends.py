@@ -30,6 +30,8 @@ def _block(report: dict[str, Any]) -> str:
     lines = [f"{report['name']}  {report['package']} {report['version']}  {report['state']}{reason}"]
     if "device" in report:
         lines.append(f"  {_device(report['device'])}")
+    if report.get("formats"):
+        lines.append(f"  brings the formats {', '.join(report['formats'])}")
     kernels = report.get("kernels", [])
     if not kernels:
         return "\n".join(map(printable, lines))

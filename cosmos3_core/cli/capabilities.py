@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..plan.formats import BUILT_IN
 from ..scenarios.fields import FIELDS
 from ..settle.questions import capabilities
 from .options import flag
@@ -46,7 +47,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
         spaces = ", ".join(f"{space} of {len(channels)} channels" for space, channels in domain["spaces"].items())
         lines.append(f"  {name}  {spaces or 'as many channels as action_width says'}")
     lines += ["", f"dtypes   {', '.join(dtypes['names'])}; the checkpoint has {dtypes['checkpoint']}"]
-    lines.append(f"formats  {', '.join(formats['names'])}, of {' and '.join(formats['ops'])}")
+    brought = {name: "" if by == BUILT_IN else f" (of {by})" for name, by in formats["by"].items()}
+    lines.append(f"formats  {', '.join(name + by for name, by in brought.items())}; of {' and '.join(formats['ops'])}")
+    lines += [f"         not read: {fault}" for fault in formats["faults"]]
     lines.append("         cosmos3 backends lists those that a device has kernels for")
     return lines
 

@@ -62,9 +62,9 @@ def ops() -> list[str]:
 
 
 def format_names() -> list[str]:
-    from ..quant import FORMATS
+    from ..settle.questions import formats
 
-    return [f"{op}{name}" for op in ("", "attention=") for name in FORMATS]
+    return [f"{op}{name}" for op in ("", "attention=") for name in formats()["names"]]
 
 
 def sizes() -> Iterator[str]:

@@ -77,7 +77,7 @@ class Tuning:
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """What the plan needs of an op. `format` is a quantization format's name; `hidden` and `inner` are the widths of
-    the residual stream and of the MLP."""
+    the residual stream and of the MLP; `packed`: weights come as a checkpoint has packed them."""
 
     op: str
     device: Device
@@ -89,6 +89,7 @@ class Ask:
     hidden: int = 0
     inner: int = 0
     activation: str = "silu"
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class Kernel:
     architecture names, or "*". `formats` are those in which the op can be asked for. `needs` are importable package
     names. `refuse(ask)` returns the reason why this row cannot serve, or None. `deterministic` means bit-equal on
     repetition, in one process and in another. `fresh`: no call writes to what an earlier one returned. `prepares`: see
-    `Segment`. `fuses` are the ops that a composite does itself, instead of the rows chosen for them: where a user has
-    named one of these rows, the composite is not taken."""
+    `Segment`; `packed`: see `PackLinear`. `fuses` are the ops that a composite does itself, instead of the rows chosen
+    for them: where a user has named one of these rows, the composite is not taken."""
 
     op: str
     name: str
@@ -121,6 +122,7 @@ class Kernel:
     deterministic: bool = True
     fresh: bool = True
     prepares: bool = False
+    packed: bool = False
     fuses: tuple[str, ...] = ()
     delegates: tuple[Delegate, ...] = ()
     notes: str = ""
@@ -132,7 +134,8 @@ class Backend:
     `probe()` returns a `Device` or raises `Unavailable`; it is the only place that touches a driver. Rows are in order
     of preference: "auto" takes the first that does not refuse, else eager torch. `ceilings` is keyed by how
     `Device.name` ends ("RTX 5090", which its laptop namesake does not), or by its arch, as `tuning` is; `tuning` may
-    have "*", too, for all other architectures."""
+    have "*", too, for all other architectures. `formats` are quantization formats of its own, rows of
+    `cosmos3_core.quant.Format`."""
 
     name: str
     torch_device: str
@@ -141,10 +144,14 @@ class Backend:
     kernels: tuple[Kernel, ...]
     ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
     tuning: Mapping[str, Tuning] = field(default_factory=dict)
+    formats: tuple[Any, ...] = ()
     api: int = 1
 
 
 GROUP = "cosmos3.backends"
+FORMATS_GROUP = (
+    "cosmos3.formats"  # of packages without a device: each entry point is a quant.Format, or a tuple of them
+)
 hookimpl = pluggy.HookimplMarker("cosmos3")
 
 

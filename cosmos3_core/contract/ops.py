@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     Maybe = Tensor | None
+    Weight = Any  # a Tensor, or where a row declares `packed` a quant.numerics.Packed
     Head = tuple[Tensor, Maybe]
     Group = ProcessGroup | None
     Parts = Sequence[int] | None
@@ -69,9 +70,12 @@ class Linear(Protocol):
 class PackLinear(Protocol):
     """Make a `Linear` from weight_OI and bias_O (or None), once per weight, while loading. The weight may be kept as
     it is or replaced by a packed form; the caller drops its own reference. `format` names a quantization format.
-    A row that takes "none" gets fp32 weights too, whatever the plan's dtype is: the timestep MLP's."""
+    A row that takes "none" gets fp32 weights too, whatever the plan's dtype is: the timestep MLP's.
 
-    def __call__(self, weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear: ...
+    A row that declares `packed` may also get a `cosmos3_core.quant.numerics.Packed` in that format, as a checkpoint
+    holds it, and keeps its values and scales: to pack anew what is unpacked would be another weight."""
+
+    def __call__(self, weight_OI: Weight, bias_O: Tensor | None, *, format: str = "none") -> Linear: ...
 
 
 class RmsNorm(Protocol):
@@ -154,10 +158,10 @@ class Layer:
 @dataclass(frozen=True, eq=False)
 class ProjectWeights:
     """Of the half before attention. `qkv_OI` is [q | k | v], (H + 2K)·D high. A norm of heads that is None is left out;
-    `norm_k_for_gen_D` is that of the text's keys as the media tower reads them."""
+    `norm_k_for_gen_D` is that of the text's keys as the media tower reads them. Matrices are as PackLinear's."""
 
     norm_I: Tensor
-    qkv_OI: Tensor
+    qkv_OI: Weight
     norm_q_D: Tensor | None = None
     norm_k_D: Tensor | None = None
     norm_k_for_gen_D: Tensor | None = None
@@ -167,10 +171,10 @@ class ProjectWeights:
 class FinishWeights:
     """Of the half after attention. `up_OI` is [gate | up] where the activation is "silu"."""
 
-    out_OI: Tensor
+    out_OI: Weight
     norm_I: Tensor
-    up_OI: Tensor
-    down_OI: Tensor
+    up_OI: Weight
+    down_OI: Weight
 
 
 @dataclass

@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .. import reference
-from ..contract import Backend, InputError
+from .. import quant, reference
+from ..contract import Backend, InputError, Kernel
 from ..plan.cost.units import GIB
 from .recipe import Broken, Recipe, load_all
 from .state import BROKEN, LEGEND, State, state_of
@@ -32,7 +32,7 @@ every value and digest, is not found out. What may be trusted is who committed i
 
 def render(root: Path) -> str:
     """The page. Depends on the files under `root` only, not on the machine. Raises InputError for a broken backend."""
-    found = load_all(root / "recipes")
+    found, backends = load_all(root / "recipes"), [reference.BACKEND, *in_tree_backends(root)]
     states = [(recipe, state_of(recipe, root=root)) for recipe in found if isinstance(recipe, Recipe)]
     broken = [(_link_to(one), BROKEN, one.fault, "–") for one in found if isinstance(one, Broken)]
     sections = [
@@ -52,7 +52,12 @@ def render(root: Path) -> str:
         _table(MEASURED, [row for recipe, state in states if state.record for row in [_measured(recipe, state)]]),
         "## Kernels\n",
         "In order of preference; after them comes eager torch, of the backend `reference`.\n",
-        _table(KERNELS, list(_kernels([reference.BACKEND, *in_tree_backends(root)]))),
+        _table(KERNELS, list(_kernels(backends))),
+        "## Formats\n",
+        "The rows that are for a [format](quantization.md) of the layers' weights or of the attention. Layers run in "
+        f"every one, slowly, in eager torch. Bits are those of a weight with {INPUTS} inputs, with its share of the "
+        "scales.\n",
+        _table(FORMATS, list(_formats(backends))),
     ]
     return "\n".join(sections)
 
@@ -167,6 +172,27 @@ def _kernels(backends: Sequence[Backend]) -> Iterator[tuple[str, ...]]:
         for row in backend.kernels:
             lists = (", ".join(values) or "–" for values in (row.arch, row.dtypes, row.formats, row.needs))
             yield backend.name, row.op, row.name, *lists, row.notes
+
+
+FORMATS = ("Format", "Brought by", "Bits", "Linears", "Attention")
+INPUTS = 4096
+
+
+def _formats(backends: Sequence[Backend]) -> Iterator[tuple[str, ...]]:
+    """The built-in formats, and those of the backends."""
+    brought = [("cosmos3", format) for format in quant.FORMATS.values()]
+    brought += [(backend.name, format) for backend in backends for format in backend.formats]
+    for by, format in brought:
+        serving = (
+            [f"{one.name} {row.name}" for one in backends for row in one.kernels if _is_for(row, op, format.name)]
+            for op in ("pack_linear", "attention")
+        )
+        bits = f"{8 * quant.bytes_per_weight(format, INPUTS):.4g}"
+        yield format.name, by, bits, *(", ".join(rows) or "–" for rows in serving)
+
+
+def _is_for(row: Kernel, op: str, format: str) -> bool:
+    return row.op == op and format in row.formats
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

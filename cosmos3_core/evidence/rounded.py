@@ -1,48 +1,26 @@
-"""The formats in eager torch: what a recipe's formats lose by themselves, whoever computes in them.
+"""Attention in a format, in eager torch: what a recipe's format loses by itself, whoever computes in it.
 
-Values take the round trip through the format (`quant.fake_quant`) and are multiplied in the model's dtype. Of attention
-q, k and v take it, a row for each token and head; the text's own, which is causal, stays as it is.
+q, k and v take the round trip through the format (`quant.fake_quant`), a row for each token and head, and are
+multiplied in the model's dtype; the text's own, which is causal, stays as it is. Of linears the reference has a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import Attention, Device, Kernel, Linear, PackLinear, Segment
-from ..quant import FORMATS
-from ..quant.numerics import fake_quant, fake_quant_input
+from ..contract import Attention, Device, Kernel, Segment
+from ..quant import Format
+from ..quant.numerics import fake_quant
 from ..reference import ops
 
 
-class RoundedLinear:
-    """contract.ops.Linear in a format."""
+def attention_in(format: Format) -> Kernel:
+    """The row for this format."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str):
-        self.weight_OI, self.format = fake_quant(weight_OI, FORMATS[format], weight=True), FORMATS[format]
-        self.bias_O = bias_O
-
-    def __call__(self, x_MI: Tensor) -> Tensor:
-        return F.linear(fake_quant_input(x_MI, self.format), self.weight_OI, self.bias_O)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight_OI} | ({} if self.bias_O is None else {"bias": self.bias_O})
-
-
-def _build_linear(device: Device) -> PackLinear:
-    def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
-        if format == "none":  # the VAE's
-            return ops.pack_linear(weight_OI, bias_O)
-        return RoundedLinear(weight_OI, bias_O, format)
-
-    return pack_linear
-
-
-def _attention(format: str) -> Kernel:
     def rounded(x: Tensor) -> Tensor:
-        return fake_quant(x, FORMATS[format])
+        return fake_quant(x, format)
 
     def build(device: Device) -> Attention:
         def attention(
@@ -55,10 +33,4 @@ def _attention(format: str) -> Kernel:
 
         return attention
 
-    return Kernel(op="attention", name=f"rounded-{format}", build=build, formats=(format,))
-
-
-KERNELS = (
-    Kernel(op="pack_linear", name="rounded", build=_build_linear, formats=tuple(FORMATS)),
-    *map(_attention, FORMATS),
-)
+    return Kernel(op="attention", name=f"rounded-{format.name}", build=build, formats=(format.name,))

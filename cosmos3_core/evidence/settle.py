@@ -11,6 +11,7 @@ from ..checkpoint.repository import EMBEDDED
 from ..contract import Backend, Device, InputError, Kernel, RunError
 from ..plan import Choice, Plan, Want, choose_backend, resolve
 from ..plan.cost.units import GIB
+from ..plan.formats import completed, known
 from ..plan.resolve import why_not
 from ..scenarios.defaults import PROFILES
 from ..settle import Settled, Wish, ground_of
@@ -69,7 +70,7 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
 def eager_plan(
     config: TransformerConfig, dtype: str, formats: Mapping[str, str], backend: Backend, device: Device
 ) -> Plan:
-    """Eager torch for every op on the backend's device, those with a format in that (`rounded`)."""
+    """Eager torch for every op on the backend's device, those with a format in that."""
     backend, kernels = _eager(backend, formats)
     return resolve(Want.of(config, dtype, kernels, formats), backend, device)
 
@@ -105,12 +106,15 @@ def _rows(choice: Choice) -> tuple[Kernel, ...]:
 
 
 def _eager(backend: Backend, formats: Mapping[str, str]) -> tuple[Backend, dict[str, str]]:
-    """The backend with the rows of `rounded` if there are formats, and the kernels to name by op."""
-    if formats:
+    """The backend, with a row of `rounded` if attention has a format, and the kernels to name by op."""
+    names = {row.op: row.name for row in reference.BACKEND.kernels}
+    backend, name = completed(backend, formats), formats.get("attention", "none")
+    if name != "none":
         from . import rounded  # it imports torch, which takes seconds and a list of recipes does without
 
-        backend = replace(backend, kernels=rounded.KERNELS)
-    return backend, {row.op: row.name for row in reference.BACKEND.kernels if formats.get(row.op, "none") == "none"}
+        row = rounded.attention_in(known(backend)[name])
+        backend, names = replace(backend, kernels=(row,)), names | {"attention": row.name}
+    return backend, names
 
 
 def _check_plan(recipe: Recipe, settled: Settled) -> None:
@@ -119,6 +123,9 @@ def _check_plan(recipe: Recipe, settled: Settled) -> None:
     except InputError as error:
         asked = f"recipe {recipe.name}: [plan] {error.asked.removeprefix('`require` ')}"
         raise InputError(asked, error.found, "Correct [plan], or name the kernel in [run.kernels]") from None
+    if settled.plan.unpacks and "pack_linear" not in (*recipe.plan, *recipe.kernels):
+        asked = f"recipe {recipe.name}: [run.formats] pack_linear={settled.plan.format}"
+        raise InputError(asked, settled.plan.notes[0], 'If that is meant, write pack_linear = "eager" into [plan]')
 
 
 def check_expect(recipe: Recipe, seconds: float, memory: dict[str, int]) -> None:

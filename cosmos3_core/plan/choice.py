@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import reference
 from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Layer, Ops, RunError, Segment, Tuning
-from .discovery import check_op, reason_of
+from ..quant import Format
+from ..spelling import reason_of
+from . import formats as registry
+from .discovery import check_op
 from .execution import SEQUENTIAL, Execution, Numbers, kept_layers_of
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ them do it themselves, the row that was chosen for it never runs."""
 @dataclass(frozen=True)
 class Want:
     """What the user and the model ask of a device. `kernels` names rows by op; other ops are "auto". `formats` names
-    quantization formats by op, of those in `contract.FORMATTED`. Other fields are as those of `contract.Ask`."""
+    quantization formats by op, of those in `contract.FORMATTED`. Other fields are as those of `contract.Ask`; `packed`
+    says that the checkpoint holds the layers' weights in their format already."""
 
     dtype: str
     heads: int
@@ -43,6 +47,7 @@ class Want:
     activation: str = "silu"
     kernels: Mapping[str, str] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    packed: bool = False
 
     @classmethod
     def of(
@@ -133,6 +138,27 @@ class Plan:
     def format(self) -> str:
         """Of the layers' weights."""
         return self.formats.get("pack_linear", "none")
+
+    @property
+    def meanings(self) -> dict[str, Format]:
+        """What the names of formats that can be asked for here mean."""
+        return registry.known(self.backend)
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether eager torch does the products in a format: it makes the weights fp32 numbers in every call."""
+        row = next(choice.kernel for choice in self.choices if choice.op == "pack_linear")
+        return self.format != "none" and "pack_linear" not in self.fused and row.name == reference.EAGER_ROW
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the rows that run."""
+        if not self.unpacks:
+            return ()
+        reasons = [f"{one.name}: {one.reason}" for one in self.refusals if one.op == "pack_linear"]
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        found = f"no kernel of {self.backend.name} serves {self.format} here{why}, so eager torch makes the layers' "
+        return (found + "weights numbers again in every call: right, and many times slower than a kernel",)
 
     @property
     def tuning(self) -> Tuning:
@@ -275,8 +301,8 @@ class ByQueries:
 
 def rows(backend: Backend, op: str) -> list[Kernel]:
     """The rows that may serve an op, in order of preference: the backend's own, then eager torch."""
-    own = [kernel for kernel in backend.kernels if kernel.op == op]
-    return own + [kernel for kernel in reference.BACKEND.kernels if kernel.op == op and kernel not in own]
+    own = [row for row in backend.kernels if row.op == op and row not in reference.BACKEND.kernels]
+    return own + [row for row in reference.kernels(backend.formats) if row.op == op]
 
 
 def tuning_of(backend: Backend, device: Device) -> Tuning:

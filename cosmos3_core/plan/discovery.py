@@ -29,8 +29,8 @@ from ..contract import (
     Unavailable,
 )
 from ..files.checkout import sources
-from ..spelling import did_you_mean, nearest
-from . import contract1
+from ..spelling import did_you_mean, nearest, reason_of
+from . import contract1, formats
 
 T = TypeVar("T")
 BUILT_IN = reference.BACKEND.name
@@ -134,11 +134,6 @@ def probe(backend: Backend) -> Device:
     return device
 
 
-def reason_of(error: BaseException) -> str:
-    """An exception as one line: its type and text."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-
-
 def pip_install(extra: str) -> str:
     """The command that installs a backend: in a checkout from its folder, as the extra there means it."""
     folder = sources()
@@ -210,6 +205,13 @@ def _checked(found: Found, backend: object) -> Backend:
             if not isinstance(value, kind):
                 said = f"its {key} of {arch} is an object of type {type(value).__name__}"
                 raise _faulty(found, said, f"make it a contract.{kind.__name__}")
+    names: set[str] = set()
+    for format in backend.formats:
+        if problem := formats.complaint(format):
+            raise _faulty(found, problem, "make it a row of quant.Format with a name and parts of its own")
+        if format.name in names:
+            raise _faulty(found, f"it brings two formats named {format.name}", "give each a name of its own")
+        names.add(format.name)
     if backend.api < API:
         backend = contract1.adapted(backend)
     _check_rows(found, backend)
@@ -245,6 +247,10 @@ def _complaint(row: Kernel, backend: Backend) -> tuple[str, str] | None:
             return said, f"write a tuple: ({getattr(row, key)!r},)"
     if row.formats != ("none",) and row.op not in (*FORMATTED, *COMPOSITES):
         return f"{who} declares formats", f"leave them to {', '.join((*FORMATTED, *COMPOSITES))}"
+    if "*" in row.formats and row.op in FORMATTED:
+        return f"{who} declares every format, those of others too", "name those that it knows"
+    if row.packed and row.op not in ("pack_linear", *COMPOSITES):
+        return f"{who} takes packed weights", f"leave that to {', '.join(('pack_linear', *COMPOSITES))}"
     if row.fuses and row.op not in COMPOSITES:
         return f"{who} fuses {', '.join(row.fuses)}", f"leave that to {' and '.join(COMPOSITES)}"
     if unknown := [op for op in row.fuses if op not in apart]:

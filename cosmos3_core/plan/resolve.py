@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..contract import COMPOSITES, FORMATTED, OPS, Ask, Backend, Device, InputError, Kernel
-from ..spelling import shown
+from ..quant import Format
+from ..spelling import reason_of, shown
 from .choice import Choice, Plan, Refusal, Want, rows
-from .discovery import check_op, reason_of
+from .discovery import check_op
+from .formats import completed, known
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -30,6 +32,8 @@ def resolve(want: Want, backend: Backend, device: Device) -> Plan:
     for op in want.kernels:
         check_op(op)
     _check_formats(want.formats, backend)
+    backend = completed(backend, want.formats)
+    _check_sides(want, known(backend))
     refusals: list[Refusal] = []
     choices = tuple(_choose(op, want, backend, device, refusals) for op in OPS)
     quantized = [choice.op for choice in choices if want.format(choice.op) != "none"]
@@ -49,8 +53,10 @@ def why_not(kernel: Kernel, want: Want, device: Device) -> str | None:
 
 
 def formats_of(backend: Backend, op: str) -> list[str]:
-    """The quantization formats that rows of a backend declare for an op, in the rows' order."""
-    return [name for name in dict.fromkeys(f for row in rows(backend, op) for f in row.formats) if name != "none"]
+    """The quantization formats that rows of a backend name for an op, in the rows' order: not those that only eager
+    torch has, which has them all."""
+    named = dict.fromkeys(name for row in rows(backend, op) for name in row.formats)
+    return [name for name in named if name not in ("none", "*")]
 
 
 def _ask(op: str, want: Want, device: Device, format: str) -> Ask:
@@ -65,6 +71,7 @@ def _ask(op: str, want: Want, device: Device, format: str) -> Ask:
         hidden=want.hidden,
         inner=want.inner,
         activation=want.activation,
+        packed=want.packed and format != "none",
     )
 
 
@@ -78,15 +85,35 @@ def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
             raise InputError(asked, found, f"Type `format` pack_linear={name}")
         if op not in FORMATTED:
             raise InputError(asked, f"{op} is not quantized", f"Ops with a format are {', '.join(FORMATTED)}")
-        known = formats_of(backend, op)
-        if name != "none" and name not in known:
+        here = formats_of(backend, op)
+        if op != "pack_linear" and name not in ("none", *here):  # of those, eager torch has every one
             found = f"no {op} kernel of {backend.name} has that format"
-            next_step = f"It has {', '.join(known)}" if known else "Leave `format` out, or choose another `backend`"
-            inside = [f"{row.op}={row.name}" for row in backend.kernels if row.op in COMPOSITES and name in row.formats]
-            if op == "pack_linear" and inside:
-                found += f"; {' and '.join(inside)} has it, for which layers are packed by a row of {op}"
-                next_step += f", or have the backend bring a row of {op} with {name}"
+            next_step = f"It has {', '.join(here)}" if here else "Leave `format` out, or choose another `backend`"
             raise InputError(asked, found, next_step)
+
+
+def _check_sides(want: Want, formats: Mapping[str, Format]) -> None:
+    """InputError where what shares a scale does not divide a side of the layers' matrices."""
+    name = want.format("pack_linear")
+    if name == "none" or not (misfit := _misfit(formats[name], want)):
+        return
+    fitting = [other for other, format in formats.items() if not _misfit(format, want)]
+    raise InputError(f"`format` pack_linear={name}", misfit, f"Formats that fit this model are {', '.join(fitting)}")
+
+
+def _misfit(format: Format, want: Want) -> str | None:
+    attended, keys = want.heads * want.head_dim, want.kv_heads * want.head_dim
+    sides = {"hidden width": want.hidden, "width of the heads together": attended, "MLP's width": want.inner}
+    above = {"hidden width": want.hidden, "width of q, k and v together": attended + 2 * keys}
+    groups = max(one.group for one in (format, format.of_inputs) if one)
+    for shared, what, sizes in (
+        (groups, "input features", sides),
+        (format.outputs, "outputs", above | {"MLP's width": want.inner}),
+    ):
+        for side, size in sizes.items():
+            if shared and size % shared:
+                return f"{format.name} has a scale for every {shared} {what}, and the {side} is {size}"
+    return None
 
 
 def _choose(op: str, want: Want, backend: Backend, device: Device, refusals: list[Refusal]) -> Choice:
@@ -132,6 +159,8 @@ def _reason_against(kernel: Kernel, ask: Ask, named: Mapping[str, str]) -> str |
         return f"takes {', '.join(kernel.dtypes)}, not {ask.dtype}"
     if not _has_format(kernel, ask.format):
         return f"takes formats {', '.join(kernel.formats)}, not {ask.format}"
+    if ask.packed and not kernel.packed and (kernel.op == "pack_linear" or "pack_linear" in kernel.fuses):
+        return f"packs plain weights itself, and the checkpoint's are packed in {ask.format}"
     if taken := [f"{op}={named[op]}" for op in kernel.fuses if op in named and op not in COMPOSITES]:
         return f"does {', '.join(op.split('=')[0] for op in taken)} itself, and {', '.join(taken)} was named"
     missing = [problem for name in kernel.needs if (problem := _missing(name))]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..contract import API, COMPOSITES, OPS, Backend, Comm, Device, Kernel, Memory, Ops, Tuning
+from ..contract import API, COMPOSITES, OPS, Ask, Backend, Comm, Device, Kernel, Memory, Ops, PackLinear, Tuning
+from ..quant import FORMATS, Format
 
 
 def probe() -> Device:
@@ -17,13 +19,35 @@ def probe() -> Device:
     return Device(arch=platform.machine(), name="CPU", count=1, memory=memory, unified=True)
 
 
+EAGER_ROW = "eager"
+"""The name of the rows in eager torch."""
+
+
 def _eager(op: str) -> Kernel:
     def build(device: Device) -> Any:
         from . import ops
 
         return getattr(ops, op)
 
-    return Kernel(op=op, name="eager", build=build, notes="torch operations; correct on every device, fast on none")
+    return Kernel(op=op, name=EAGER_ROW, build=build, notes="torch operations; correct on every device, fast on none")
+
+
+def _linear(formats: Mapping[str, Format]) -> Kernel:
+    """In every format, so that whatever a checkpoint holds runs on every device."""
+
+    def build(device: Device) -> PackLinear:
+        from .ops import LinearPacker
+
+        return LinearPacker(formats)
+
+    def refuse(ask: Ask) -> str | None:
+        known = formats.get(ask.format)
+        if known and known.static and not ask.packed:
+            return f"{ask.format} takes the activations' scales from a quantized checkpoint, and this is none"
+        return None
+
+    notes = "torch operations; in a format it unpacks the weight in every call"
+    return replace(_eager("pack_linear"), build=build, formats=("*",), packed=True, refuse=refuse, notes=notes)
 
 
 def _composed(op: str) -> Kernel:
@@ -32,7 +56,8 @@ def _composed(op: str) -> Kernel:
 
         return getattr(layers, op)
 
-    return Kernel(op=op, name="composed", build=build, formats=("*",), notes="of the rows chosen for the ops in it")
+    notes = "of the rows chosen for the ops in it"
+    return Kernel(op=op, name="composed", build=build, formats=("*",), packed=True, notes=notes)
 
 
 def _memory(device: Device) -> Memory:
@@ -72,8 +97,20 @@ BACKEND = Backend(
     torch_device="cpu",
     collectives="gloo",
     probe=probe,
-    kernels=(*map(_eager, EAGER), *map(_composed, COMPOSITES), *SYSTEM),
+    kernels=(
+        *(_linear(FORMATS) if op == "pack_linear" else _eager(op) for op in EAGER),
+        *map(_composed, COMPOSITES),
+        *SYSTEM,
+    ),
     # On a processor without bfloat16 arithmetic of its own, a convolution in it takes 37 to 130 times as long.
     tuning={"*": Tuning(codec_dtype="float32")},
     api=API,
 )
+
+
+def kernels(formats: Sequence[Format] = ()) -> tuple[Kernel, ...]:
+    """The rows of the reference, which know these formats beside the built-in ones."""
+    if not formats:
+        return BACKEND.kernels
+    known = FORMATS | {format.name: format for format in formats}
+    return tuple(_linear(known) if row.op == "pack_linear" else row for row in BACKEND.kernels)

@@ -3,7 +3,8 @@ error against an fp32 evaluation of these, relative to what these lose in bf16 t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ..contract import Segment
 from ..contract.attention import joined, log_sum_exp
+from ..quant import FORMATS, Format
+from ..quant.numerics import Packed, multiply, pack
 
 
 def attention(
@@ -49,11 +52,38 @@ class PackedLinear:
         return {"weight": self.weight_OI} | ({} if self.bias_O is None else {"bias": self.bias_O})
 
 
-def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> PackedLinear:
-    """See contract.ops.PackLinear."""
-    if format != "none":  # nobody who reads the rows asks for one, since this one declares none
-        raise ValueError(f"the reference ops have no quantization format {format!r}")
-    return PackedLinear(weight_OI, bias_O)
+class QuantizedLinear:
+    """A weight kept in its format, and made numbers again in every call, some outputs at a time: small, right, slow."""
+
+    def __init__(self, weight: Packed, bias_O: Tensor | None):
+        self.weight, self.bias_O = weight, bias_O
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return multiply(x_MI, self.weight, self.bias_O)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.weight.tensors() | ({} if self.bias_O is None else {"bias": self.bias_O})
+
+
+@dataclass(frozen=True)
+class LinearPacker:
+    """contract.ops.PackLinear in every one of these formats."""
+
+    formats: Mapping[str, Format]
+
+    def __call__(
+        self, weight_OI: Tensor | Packed, bias_O: Tensor | None, *, format: str = "none"
+    ) -> PackedLinear | QuantizedLinear:
+        if isinstance(weight_OI, Packed):
+            if weight_OI.format.name != format:
+                raise ValueError(f"a weight in {weight_OI.format.name} is asked for in {format}")
+            return QuantizedLinear(weight_OI, bias_O)
+        if format == "none":
+            return PackedLinear(weight_OI, bias_O)
+        return QuantizedLinear(pack(weight_OI, self.formats[format], weight=True), bias_O)
+
+
+pack_linear = LinearPacker(FORMATS)
 
 
 def _normalise(x: Tensor, weight: Tensor, eps: float, weight_fp32: bool) -> Tensor:

@@ -11,9 +11,9 @@ from ..contract import Cosmos3Error, InputError, RunError
 from ..files import plots
 from ..files.images import IMAGE_SUFFIX
 from ..files.video import WIDEST
-from ..plan.discovery import reason_of
 from ..scenarios.action import acts
 from ..scenarios.families import TASKS
+from ..spelling import reason_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -25,8 +25,8 @@ from ..engine.stages import SILENT, Watch
 from ..files.audio import Sound
 from ..files.digests import sha256_file
 from ..plan.cost.units import gib
-from ..plan.discovery import reason_of
 from ..scenarios.fields import is_whole
+from ..spelling import reason_of
 from . import chunks, saved, sealed
 from . import manifest as manifests
 from .outputs import Made, Paths, write

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from ..checkpoint.model import describe
 from ..contract import FORMATTED, OPS, Unavailable
 from ..plan import Want, resolve
+from ..plan import formats as registry
 from ..plan.choice import rows
 from ..plan.discovery import BUILT_IN, Found, Rejected, conflict, installed, load, probe
 from ..plan.resolve import DTYPES, why_not
 from ..plan.survey import sentence
-from ..quant import FORMATS
 from ..scenarios import capabilities as of_requests
 
 WANT = Want("bfloat16", heads=32, kv_heads=8, head_dim=128)
@@ -30,7 +32,24 @@ def capabilities(model: str, profile: str) -> dict[str, Any]:
     found = describe(model)
     return of_requests.capabilities(found.facts, profile, found.config.action_dim) | {
         "dtypes": {"checkpoint": found.dtype, "names": list(DTYPES)},
-        "formats": {"ops": list(FORMATTED), "names": list(FORMATS)},
+        "formats": {"ops": list(FORMATTED)} | formats(),
+    }
+
+
+def formats() -> dict[str, Any]:
+    """Every quantization format as JSON: the `names`, who brings each (`by`), what each is (`described`), and what is
+    wrong with packages (`faults`). Imports the plugins of the installed backends, and the packages that bring
+    formats."""
+    backends = []
+    for name in installed():
+        with suppress(Rejected):  # `backends` tells what is wrong with it
+            backends.append(load(name))
+    listed, faults = registry.listed(backends)
+    return {
+        "names": list(listed),
+        "by": {name: one.by for name, one in listed.items()},
+        "described": {name: asdict(one.format) for name, one in listed.items()},
+        "faults": [str(fault) for fault in faults],
     }
 
 
@@ -57,9 +76,10 @@ def _describe(found: Found, enabled: bool) -> dict[str, Any]:
         report |= {"state": "unavailable", "reason": sentence(error)}
     except Rejected as error:
         report |= {"state": error.state, "reason": str(error)}
+    report["formats"] = [format.name for format in backend.formats]
     report["kernels"] = [
         {key: getattr(row, key) for key in ("op", "name", "arch", "dtypes", "formats", "needs", "notes")}
-        | {"chosen": row is chosen.get(op), "refused": refused.get(row)}
+        | {"chosen": row == chosen.get(op), "refused": refused.get(row)}
         for op in OPS
         for row in rows(backend, op)
     ]

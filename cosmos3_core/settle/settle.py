@@ -65,8 +65,9 @@ class Settled:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the request before it runs: how it lies outside of the model's training."""
-        return training_notes(self.request, self.model.facts)
+        """What a user should know before it runs: how the request lies outside of the model's training, and what is
+        slow."""
+        return (*training_notes(self.request, self.model.facts), *self.plan.notes)
 
     @property
     def worst(self) -> Stage:
@@ -95,15 +96,17 @@ class Settled:
         return [] if self.fits else nearest(self.asked, self.plan.device.memory, self._formats())
 
     def _formats(self) -> list[str]:
-        """The quantization formats of the weights that this device can run."""
+        """The quantization formats of the weights that this device has kernels for."""
         wish, plan, found = self.wish, self.plan, []
         for name in formats_of(plan.backend, "pack_linear"):
             formats = {**wish.formats, "pack_linear": name}
             try:
-                resolve(Want.of(self.model.config, plan.dtype, wish.kernels, formats), plan.backend, plan.device)
+                want = Want.of(self.model.config, plan.dtype, wish.kernels, formats)
+                changed = resolve(want, plan.backend, plan.device)
             except InputError:
                 continue
-            found.append(name)
+            if not changed.unpacks:
+                found.append(name)
         return found
 
 
@@ -150,7 +153,17 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     plan, device = ground.plan, ground.plan.device
     job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish))), decodes=wish.decodes)
     placement = RESIDENT if wish.resident else SEQUENTIAL
-    asked = Estimate(model.config, model.vae, job, plan.dtype, plan.formats, placement, plan.tuning)
+    asked = Estimate(
+        config=model.config,
+        vae=model.vae,
+        job=job,
+        dtype=plan.dtype,
+        formats=plan.formats,
+        placement=placement,
+        tuning=plan.tuning,
+        known=plan.meanings,
+        unpacks=plan.unpacks,
+    )
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
         whole = asked.stage("decode").peak / GIB

@@ -6,14 +6,19 @@ views of one projection. The truth is the reference evaluated in fp64 (norms: fp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..contract import Kernel, Ops
+from ..quant import FORMATS as BUILT_IN
+from ..quant import Format
+from ..quant.numerics import Packed, fake_quant, fake_quant_input, pack
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 HIDDEN, INNER = 512, 768
@@ -53,7 +58,11 @@ FORMATS = {
     "q6_k": 0.029,
 }
 """Relative error a quantization format may add to a product of normally distributed weights and activations: about
-1.5 times what `quant`'s own rounding of them costs."""
+1.5 times what `quant`'s own rounding of them costs. Of formats that are not here, those of backends and packages,
+`allowed` measures it."""
+LOST = 1.5
+INPUT_MOST = 6.0
+"""The largest magnitude among activations that stored scales are for: those of the cases are smaller."""
 WORST_ROW = 1.5
 """What a format may add to the worst of thousands of rows, as a multiple of what it may add to all of them."""
 LSE_ABSOLUTE = 1e-3
@@ -94,10 +103,45 @@ def check(found: Tensor, exact: Tensor, eager: Tensor, dtype: str, allowed: floa
         )
 
 
-def allowance(kernel: Kernel) -> float:
+def allowed(format: Format | None) -> float:
+    """The relative error that a format may add to a product."""
+    if format is None:
+        return 0.0
+    return FORMATS[format.name] if BUILT_IN.get(format.name) == format else _measured(format)
+
+
+@lru_cache
+def _measured(format: Format) -> float:
+    width = 8 * math.lcm(256, format.group or 1, format.super_group or 1)
+    weight, x = normal(max(256, format.outputs), width, seed=1), normal(128, width, seed=2)
+    scale = input_scale(format)
+    taken, kept = fake_quant_input(x, format, scale), fake_quant(weight, format, weight=True, input_scale=scale)
+    return LOST * Loss.of(taken.double() @ kept.double().T, x.double() @ weight.double().T).whole
+
+
+def input_scale(format: Format) -> Tensor | None:
+    """The stored scale of the activations for a format that takes one."""
+    inputs = format.of_inputs
+    if inputs is None or not format.static:
+        return None
+    return torch.tensor(INPUT_MOST / inputs.of_elements.most)
+
+
+def packed(weight_OI: Tensor, format: Format) -> Packed:
+    """A weight as a checkpoint holds it."""
+    scale = input_scale(format)
+    return pack(weight_OI, format, weight=True, input_scale=None if scale is None else scale.to(weight_OI.device))
+
+
+def handed(weight_OI: Tensor, format: Format | None) -> Tensor | Packed:
+    """A weight as a row is handed it: as it is, unless its format has a scale that only checkpoints know."""
+    return packed(weight_OI, format) if format and format.static else weight_OI.clone()
+
+
+def allowance(kernel: Kernel, known: Mapping[str, Format] = BUILT_IN) -> float:
     """What an attention row that quantizes may lose. Attention takes no format argument, so a row that does not offer
     "none" is judged by the coarsest it declares, fourfold: keys err in an exponent, and values on top."""
-    return 0.0 if "none" in kernel.formats else 4 * max(FORMATS[name] for name in kernel.formats)
+    return 0.0 if "none" in kernel.formats else 4 * max(allowed(known[name]) for name in kernel.formats)
 
 
 def sizes(least: float, most: float) -> Tensor:
@@ -143,13 +187,19 @@ def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class Here:
-    """Where a row is used: the `dtype`, torch's name of the `device`, the `formats` that the row serves in, and the ops
-    of a plan for one of them and an activation: `ops(format, activation)`."""
+    """Where a row is used: the `dtype`, torch's name of the `device`, the `formats` that the row serves in, the ops of
+    a plan for one of them and an activation, `ops(format, activation)`, and what the formats' names mean (`known`)."""
 
     dtype: str
     device: str
     formats: tuple[str, ...]
     ops: Callable[[str, str], Ops]
+    known: Mapping[str, Format] = field(default_factory=lambda: BUILT_IN)
+
+    def meaning(self, format: str) -> Format | None:
+        """Of a format's name; None is of "none"."""
+        assert format in ("none", *self.known), f"there is no format {format!r}"
+        return self.known.get(format)
 
     @property
     def cast(self) -> dict[str, Any]:

@@ -197,6 +197,14 @@ def here(request: pytest.FixtureRequest, subject: Subject, kernel: Kernel, devic
 
 
 @pytest.fixture
+def allowance(subject: Subject, kernel: Kernel) -> float:
+    """What an attention row may lose."""
+    from .cases import allowance
+
+    return allowance(kernel, subject.known)
+
+
+@pytest.fixture
 def job(kernel: Kernel, here: Here, op_cases: Mapping[str, OpCase]) -> Callable[[Any], list[Any]]:
     """job(op): one ordinary use of the built row, see `OpCase.job`. Skips where one process cannot use it."""
     case = op_cases[kernel.op]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 
 import torch
 
-from ..contract import COMPOSITES, Device, Kernel, Memory, Ops, Unavailable
+from ..contract import COMPOSITES, FORMATTED, Backend, Device, InputError, Kernel, Memory, Ops, Unavailable
 from ..files.digests import sha256_files, sha256_json
-from ..plan import Want, discovery, resolve
+from ..plan import Want, discovery, formats, resolve
 from ..plan.choice import rows
 from ..plan.resolve import formats_of, why_not
+from ..quant import Format
 from .cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here
 
 PEERS = 3
@@ -38,7 +40,7 @@ class Subject:
 
     def __init__(self, name: str):
         self.name = name
-        self.backend = discovery.load(name)
+        self.backend = _completed(discovery.load(name))
         self.found = discovery.installed()[name]
         self.module = self.found.value.partition(":")[0]
         self.environment = environment()
@@ -61,11 +63,17 @@ class Subject:
         except (Unavailable, discovery.Rejected) as reason:
             return str(reason)
 
+    @cached_property
+    def known(self) -> dict[str, Format]:
+        """What the names of formats mean."""
+        return formats.known(self.backend)
+
     def formats(self, kernel: Kernel) -> tuple[str, ...]:
-        """Those that a row declares. "*" is a composite's that leaves the products to the rows of pack_linear."""
+        """Those that a row declares. "*" is a composite's that leaves the products to the rows of pack_linear, and
+        eager torch's, which has them all."""
         if "*" not in kernel.formats:
             return kernel.formats
-        return "none", *formats_of(self.backend, "pack_linear")
+        return "none", *(formats_of(self.backend, "pack_linear") if kernel.op in COMPOSITES else self.known)
 
     def why_not(self, kernel: Kernel, dtype: str, format: str | None = None, activation: str = "silu") -> str | None:
         """Why this row cannot serve Cosmos3 on this device, or None; in its first format where none is given. The plan
@@ -75,7 +83,7 @@ class Subject:
         format = format or self.formats(kernel)[0]
         key = (kernel.op, kernel.name, dtype, format, activation)
         if key not in self._reasons:
-            want = _want(dtype, "pack_linear" if kernel.op in COMPOSITES else kernel.op, format, activation)
+            want = self._want(dtype, "pack_linear" if kernel.op in COMPOSITES else kernel.op, format, activation)
             self._reasons[key] = why_not(kernel, want, self.device)
         return self._reasons[key]
 
@@ -83,20 +91,34 @@ class Subject:
         """The ops of the plan for layers whose products are in a format. Raises InputError where there is none."""
         key = dtype, format, activation
         if key not in self._ops:
-            want = _want(dtype, "pack_linear", format, activation)
+            want = self._want(dtype, "pack_linear", format, activation)
             self._ops[key] = resolve(want, self.backend, self.present).build_ops()
         return self._ops[key]
 
     def ops_with(self, kernel: Kernel, dtype: str) -> Ops:
         """The ops of the plan where this row is named, in the first of its formats."""
-        want = replace(_want(dtype, kernel.op, kernel.formats[0], "silu"), kernels={kernel.op: kernel.name})
+        want = replace(self._want(dtype, kernel.op, kernel.formats[0], "silu"), kernels={kernel.op: kernel.name})
         return resolve(want, self.backend, self.present).build_ops()
 
     def here(self, kernel: Kernel, dtype: str | None = None) -> Here:
         """This device, and those of the row's formats that it serves here; in bfloat16 where the row takes it."""
         dtype = dtype or ("bfloat16" if "bfloat16" in kernel.dtypes else kernel.dtypes[0])
         served = [name for name in self.formats(kernel) if self.why_not(kernel, dtype, name) is None]
-        return Here(dtype, self.backend.torch_device, tuple(served), partial(self.ops, dtype))
+        return Here(dtype, self.backend.torch_device, tuple(served), partial(self.ops, dtype), self.known)
+
+    def _want(self, dtype: str, op: str, format: str, activation: str) -> Want:
+        meaning = self.known.get(format)
+        return Want(
+            dtype=dtype,
+            heads=HEADS,
+            kv_heads=KV_HEADS,
+            head_dim=HEAD_DIM,
+            hidden=HIDDEN,
+            inner=INNER,
+            activation=activation,
+            formats={op: format},
+            packed=meaning is not None and meaning.static,
+        )
 
     @cached_property
     def memory(self) -> Memory:
@@ -208,14 +230,10 @@ def live_bytes(memory: Memory, torch_device: str) -> int:
     return sum(storages.values())
 
 
-def _want(dtype: str, op: str, format: str, activation: str) -> Want:
-    return Want(
-        dtype=dtype,
-        heads=HEADS,
-        kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        hidden=HIDDEN,
-        inner=INNER,
-        activation=activation,
-        formats={op: format},
-    )
+def _completed(backend: Backend) -> Backend:
+    """With the formats of packages that its rows name; those that nobody brings are left for the tests to tell."""
+    for row in backend.kernels:
+        for name in row.formats if row.op in FORMATTED and "*" not in row.formats else ():
+            with suppress(InputError):
+                backend = formats.completed(backend, {row.op: name})
+    return backend

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...contract import Ceiling, Tuning
 from ...model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
+from ...quant import FORMATS, Format
 from ...scenarios.branches import branches_of
 from ...scenarios.sizes import LARGEST, TIERS
 from ...scenarios.sound import DOWN
@@ -114,7 +115,7 @@ class Stage:
 @dataclass(frozen=True)
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
-    and `tuning`."""
+    and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -123,6 +124,8 @@ class Estimate:
     formats: Mapping[str, str] = field(default_factory=dict)
     placement: str = SEQUENTIAL
     tuning: Tuning = field(default_factory=Tuning)
+    known: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
+    unpacks: bool = False
 
     @cached_property
     def execution(self) -> Execution:
@@ -135,13 +138,20 @@ class Estimate:
         return self.formats.get("pack_linear", "none")
 
     @property
+    def _meanings(self) -> dict[str, Format]:
+        """The formats by op."""
+        return {op: self.known[name] for op, name in self.formats.items() if name != "none"}
+
+    @property
     def _codec_dtype(self) -> str:
         return self.tuning.codec_dtype or self.dtype
 
     @cached_property
     def weights(self) -> dict[str, int]:
         """Bytes of each component that a run may load."""
-        towers = transformer.weights(self.config, self.dtype, self.format, self.execution.kept_layers)
+        towers = transformer.weights(
+            self.config, self.dtype, self._meanings.get("pack_linear"), self.execution.kept_layers
+        )
         codec = sound.weights(self.config.sound, self._codec_dtype) if self.job.sound and self.config.sound else {}
         return towers | vae.weights(self.vae, self._codec_dtype) | codec
 
@@ -158,8 +168,8 @@ class Estimate:
         tables = 2 * c.head_dim * size * sum(one.rows for one in run.passes)
         text_tower = parts["understanding"] + parts["embedding"]
         media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
-        reading = transformer.layer_bytes(c, longest, 0, size)
-        step = transformer.layer_bytes(c, run.widest * run.tokens, longest, size, run.widest)
+        reading = self._layer_bytes(longest, 0, 1)
+        step = self._layer_bytes(run.widest * run.tokens, longest, run.widest)
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self._codec_dtype)
         stages = [Stage("read prompts", text_tower, kv, 0, reading)]
         if job.encoded:
@@ -176,6 +186,10 @@ class Estimate:
         if self.placement == RESIDENT:
             stages = [replace(stage, weights=sum(parts.values()), kept=self._kept) for stage in stages]
         return tuple(stages)
+
+    def _layer_bytes(self, rows: int, context: int, branches: int) -> int:
+        counted = transformer.layer_bytes(self.config, rows, context, WIDTH[self.dtype], branches)
+        return counted + (transformer.unpacking_bytes(self.config, rows) if self.unpacks else 0)
 
     @property
     def _input_size(self) -> tuple[int, int]:
@@ -220,13 +234,21 @@ class Estimate:
         return ((pair, pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
 
     def _forward(self, tokens: int, context: int, attended: tuple[tuple[int, int], ...] | None = None) -> list[Work]:
-        kept = self.execution.kept_layers
         return transformer.forward_work(
-            self.config, tokens, context, self.dtype, formats=self.formats, kept_layers=kept, attended=attended
+            self.config,
+            tokens,
+            context,
+            self.dtype,
+            formats=self._meanings,
+            unpacks=self.unpacks,
+            kept_layers=self.execution.kept_layers,
+            attended=attended,
         )
 
     def _prefill(self, tokens: int) -> list[Work]:
-        return transformer.forward_work(self.config, tokens, 0, self.dtype, causal=True, formats=self.formats)
+        return transformer.forward_work(
+            self.config, tokens, 0, self.dtype, causal=True, formats=self._meanings, unpacks=self.unpacks
+        )
 
     @property
     def parts(self) -> dict[str, list[Work]]:
@@ -311,12 +333,13 @@ def fitting_tile(estimate: Estimate, memory: int) -> int | None:
 def _widest_first(estimate: Estimate, formats: Sequence[str]) -> list[Estimate]:
     """The job in each of these formats of the weights that is narrower than the one it has."""
 
-    def width(format: str) -> float:
-        return weight_bytes(estimate.dtype, format, estimate.config.hidden_size)
+    def width(name: str) -> float:
+        return weight_bytes(estimate.dtype, estimate.known.get(name), estimate.config.hidden_size)
 
     now = width(estimate.format)
     narrower = sorted((name for name in formats if width(name) < now), key=width, reverse=True)
-    return [replace(estimate, formats={**estimate.formats, "pack_linear": name}) for name in narrower]
+    changed = [{**estimate.formats, "pack_linear": name} for name in narrower]
+    return [replace(estimate, formats=formats, unpacks=False) for formats in changed]
 
 
 def _fitting(estimate: Estimate, values: dict[str, Any], memory: int, tilings: list[dict[str, Any]]) -> Change | None:

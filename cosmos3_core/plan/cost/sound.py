@@ -90,4 +90,4 @@ def weights(config: SoundConfig, dtype: str) -> dict[str, int]:
 
 def work(half: Tally, dtype: str) -> Work:
     """What it takes to run a half."""
-    return Work(half.flops, half.moved, rate_of(dtype, "none"), CONVOLUTION_EFFICIENCY)
+    return Work(half.flops, half.moved, rate_of(dtype), CONVOLUTION_EFFICIENCY)

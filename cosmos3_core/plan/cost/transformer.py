@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from ...model.config import TransformerConfig
-from .units import WIDTH, Work, rate_of, weight_bytes
+from ...quant import Format
+from .units import UNPACKED_RATE, WIDTH, Work, rate_of, weight_bytes
 
-NO_FORMATS: Mapping[str, str] = MappingProxyType({})
+NO_FORMATS: Mapping[str, Format] = MappingProxyType({})
+UNPACKED = 3 * 4 * 2**24
+"""Bytes that a part of a weight takes while eager torch unpacks it: three fp32 tensors of the elements that
+`quant.numerics` unpacks together."""
 
 
-def weights(config: TransformerConfig, dtype: str, format: str = "none", kept_layers: int = 0) -> dict[str, int]:
+def weights(
+    config: TransformerConfig, dtype: str, format: Format | None = None, kept_layers: int = 0
+) -> dict[str, int]:
     """Bytes of each part of the towers in `dtype`, the decoder layers' matrices in a quantization format but those of
     the media tower's first `kept_layers`. What no run loads is left out: the language head, the text's final norm."""
     c, hidden, size = config, config.hidden_size, WIDTH[dtype]
@@ -22,8 +28,8 @@ def weights(config: TransformerConfig, dtype: str, format: str = "none", kept_la
         (c.intermediate_size, hidden),
     )
     quantized, kept = (
-        sum(int(inputs * outputs * weight_bytes(dtype, name, inputs)) for inputs, outputs in matrices)
-        for name in (format, "none")
+        sum(int(inputs * outputs * weight_bytes(dtype, one, inputs)) for inputs, outputs in matrices)
+        for one in (format, None)
     )
     norms = 2 * hidden
     text_norms = norms + 2 * c.head_dim * c.qk_norm_for_text + c.head_dim * c.und_norm_for_gen
@@ -76,33 +82,48 @@ def forward_work(
     dtype: str,
     *,
     causal: bool = False,
-    formats: Mapping[str, str] = NO_FORMATS,
+    formats: Mapping[str, Format] = NO_FORMATS,
+    unpacks: bool = False,
     kept_layers: int = 0,
     attended: Sequence[tuple[int, float]] | None = None,
 ) -> list[Work]:
     """The parts of one pass of one branch through one tower (docs/model.md, section 3.2). The matrices of the first
     `kept_layers` are kept in `dtype`, and so is the text's attention, which is the causal one. `attended` has the
-    queries and keys of each attention where there are several."""
+    queries and keys of each attention where there are several. `unpacks`: eager torch makes the weights fp32 numbers
+    in every pass."""
     c, keys = config, tokens / 2 if causal else tokens + context
-    linear, attention = formats.get("pack_linear", "none"), "none" if causal else formats.get("attention", "none")
-    split = ((kept_layers, "none"), (c.num_hidden_layers - kept_layers, linear))
-    work = [_linear_work(c, tokens, layers, dtype, name) for layers, name in split if layers]
+    linear, attention = formats.get("pack_linear"), None if causal else formats.get("attention")
+    split = ((kept_layers, None), (c.num_hidden_layers - kept_layers, linear))
+    work = [_linear_work(c, tokens, layers, dtype, one, unpacks) for layers, one in split if layers]
     work += [_attention_work(c, *one, dtype, attention) for one in attended or [(tokens, keys)]]
     up = (2 if c.gated else 1) * c.intermediate_size
     rows = 8 * c.hidden_size + 2 * (c.query_width + c.kv_width) + up + c.intermediate_size
     bytes_moved = c.num_hidden_layers * WIDTH[dtype] * tokens * rows
-    return [*work, Work(0, bytes_moved, rate_of(dtype, "none"))]
+    return [*work, Work(0, bytes_moved, rate_of(dtype))]
 
 
-def _linear_work(c: TransformerConfig, tokens: int, layers: int, dtype: str, format: str) -> Work:
+def _linear_work(
+    c: TransformerConfig, tokens: int, layers: int, dtype: str, format: Format | None, unpacks: bool
+) -> Work:
     projected, up = 2 * c.query_width + 2 * c.kv_width, (2 if c.gated else 1) * c.intermediate_size
     matrices = c.hidden_size * projected + c.hidden_size * (up + c.intermediate_size)
     rows = tokens * (4 * c.hidden_size + projected + up + c.intermediate_size)
     moved = layers * (matrices * weight_bytes(dtype, format, c.hidden_size) + WIDTH[dtype] * rows)
-    return Work(2 * layers * tokens * matrices, moved, rate_of(dtype, format))
+    if format and unpacks:  # the fp32 numbers are written and read
+        moved += layers * matrices * 2 * WIDTH["float32"]
+    rate = UNPACKED_RATE if format and unpacks else rate_of(dtype, format)
+    return Work(2 * layers * tokens * matrices, moved, rate)
 
 
-def _attention_work(c: TransformerConfig, tokens: int, keys: float, dtype: str, format: str) -> Work:
+def unpacking_bytes(config: TransformerConfig, rows: int) -> int:
+    """What a product by eager torch in a format takes beside a layer's tensors: the rows in fp32, once more as they are
+    packed, and a part of the weight."""
+    return (
+        2 * WIDTH["float32"] * rows * max(config.hidden_size, config.query_width, config.intermediate_size) + UNPACKED
+    )
+
+
+def _attention_work(c: TransformerConfig, tokens: int, keys: float, dtype: str, format: Format | None) -> Work:
     layers = c.num_hidden_layers
     moved = layers * WIDTH[dtype] * (2 * tokens * c.query_width + 2 * keys * c.kv_width)
     return Work(layers * 4 * c.query_width * tokens * keys, moved, rate_of(dtype, format))

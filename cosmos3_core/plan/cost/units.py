@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...contract import Backend, Ceiling, Device
-from ...quant import FORMATS, bytes_per_weight
+from ...quant import FORMATS, Format, bytes_per_weight
 
 GIB = 1 << 30
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one element."""
-RATES = {"float16": "bfloat16", "fp8_block": "fp8"}
-"""Dtypes and formats that share another's rate, which is the one that `Ceiling`s list."""
+RATES = {"float16": "bfloat16"}
+"""Dtypes that share another's rate, which is the one that `Ceiling`s list."""
+UNPACKED_RATE = "float32"
+"""What eager torch multiplies a weight in that it has unpacked."""
 COMPUTE_EFFICIENCY = 0.55
 """Share of the dense peak rate, where a `Ceiling` knows no better: published runs of Cosmos3 reach 0.53 (Nano, B300)
 and 0.5 (Super, 8 x H200) of a data sheet's, eager torch on an H100 0.60 to 0.67 of a GEMM's
@@ -24,15 +26,23 @@ def gib(count: int) -> str:
     return f"{count / GIB:.1f} GiB"
 
 
-def weight_bytes(dtype: str, format: str, inputs: int) -> float:
+def weight_bytes(dtype: str, format: Format | None, inputs: int) -> float:
     """Bytes of one weight of a matrix with so many inputs."""
-    return WIDTH[dtype] if format == "none" else bytes_per_weight(FORMATS[format], inputs)
+    return WIDTH[dtype] if format is None else bytes_per_weight(format, inputs)
 
 
-def rate_of(dtype: str, format: str) -> str:
-    """What a `Ceiling` calls the rate of products: that of the format where activations are quantized."""
-    rate = format if format != "none" and FORMATS[format].activations else dtype
-    return RATES.get(rate, rate)
+def rate_of(dtype: str, format: Format | None = None) -> str:
+    """What a `Ceiling` calls the rate of products: where activations are quantized that of their format, or of the
+    first built-in one whose elements and scales are of its kind: a device tells no groups apart."""
+    inputs = format and format.of_inputs
+    if inputs is None:
+        return RATES.get(dtype, dtype)
+    return next((name for name, other in FORMATS.items() if _kind(other) == _kind(inputs)), inputs.name)
+
+
+def _kind(format: Format) -> tuple[str, str]:
+    element = format.of_elements
+    return "8-bit float" if element.bits == 8 and not element.integer else format.element, format.scale
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def decode_work(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: s
         parts = decoder(config, 1, area, size, first=True), decoder(config, later, area, size)
         flops += sum(part.flops for part in parts)
         moved += sum(part.moved for part in parts) + chunks * size * parts[0].parameters
-    return Work(flops, moved, rate_of(dtype, "none"), CONVOLUTION_EFFICIENCY)
+    return Work(flops, moved, rate_of(dtype), CONVOLUTION_EFFICIENCY)
 
 
 def encode_work(config: Mapping[str, Any], latent: tuple[int, int], frames: int, dtype: str) -> Work:
@@ -220,4 +220,4 @@ def encode_work(config: Mapping[str, Any], latent: tuple[int, int], frames: int,
     parts = encoder(config, 1, area, size, first=True), encoder(config, later, area, size)
     chunks = 1 + later // TEMPORAL_COMPRESSION
     moved = sum(part.moved for part in parts) + chunks * size * parts[0].parameters
-    return Work(sum(part.flops for part in parts), moved, rate_of(dtype, "none"), CONVOLUTION_EFFICIENCY)
+    return Work(sum(part.flops for part in parts), moved, rate_of(dtype), CONVOLUTION_EFFICIENCY)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
 from ... import contract
+from ...quant import Format, bytes_per_weight, error_bound
+from ...quant.numerics import multiply, pack, unpack
 from ...reference import ops as reference
 from .. import cases
-from ..cases import Here, Made, OpCase, check, normal
+from ..cases import Here, Made, OpCase, check, handed, moved, normal, packed
 from .marks import each, over
 
 
@@ -49,7 +53,8 @@ ROWS = (1, 77, 130)
 
 
 def _make(op: contract.PackLinear, here: Here, format: str) -> Made:
-    linear = op(*BIASED.weights(here.dtype, here.device), format=format)
+    weight, bias = BIASED.weights(here.dtype, here.device)
+    linear = op(handed(weight, here.meaning(format)), bias, format=format)
     return Made(linear, lambda: [linear(BIASED.input(77, here.dtype, here.device))])
 
 
@@ -63,55 +68,102 @@ PACK_LINEAR = OpCase(
 
 
 def check_linear(
-    linear: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, dtype: str, format: str
+    linear: Callable[[Tensor], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: str,
+    meaning: Format | None,
 ) -> None:
-    """Fail unless linear(x) is x Wᵀ + b within the bound. Every output counts alike, however large its weights are."""
+    """Fail unless linear(x) is x Wᵀ + b within the bound of a format. Every output counts alike, however large its
+    weights are."""
     found = linear(x)
     x, weight, bias = x.cpu(), weight.cpu(), None if bias is None else bias.cpu()
     eager = reference.pack_linear(weight, bias)(x)
     assert found.dtype == eager.dtype, f"the dtype is {found.dtype}, not {eager.dtype}"
     exact = reference.pack_linear(weight.double(), None if bias is None else bias.double())(x.double())
     scale_O = weight.double().norm(dim=1)
-    check(found.cpu().double() / scale_O, exact / scale_O, eager.double() / scale_O, dtype, cases.FORMATS[format])
+    check(found.cpu().double() / scale_O, exact / scale_O, eager.double() / scale_O, dtype, cases.allowed(meaning))
 
 
 @over("pack_linear")
 @each(*WEIGHTS)
-def test_linear_parity(kernel, dtype, format, op, device, case):
+def test_linear_parity(kernel, dtype, format, op, here, device, case):
     """x Wᵀ + b for several numbers of rows; one output's weights are 50 times larger than the others'."""
     weight, bias = case.weights(dtype, device)
-    linear = op(weight.clone(), None if bias is None else bias.clone(), format=format)
+    meaning = here.meaning(format)
+    linear = op(handed(weight, meaning), None if bias is None else bias.clone(), format=format)
     for rows in ROWS:
-        check_linear(linear, case.input(rows, dtype, device), weight, bias, dtype, format)
+        check_linear(linear, case.input(rows, dtype, device), weight, bias, dtype, meaning)
 
 
 @over("pack_linear")
-def test_linear_weight_is_not_transposed(kernel, dtype, format, op, device):
-    """A square weight that moves input i to output i + 1: a transposed one would move it to i - 1."""
-    weight = torch.eye(256).roll(1, dims=0).to(device, getattr(torch, dtype))
-    x = SQUARE.input(5, dtype, device)
-    check_linear(op(weight.clone(), None, format=format), x, weight, None, dtype, format)
-
-
-@over("pack_linear")
-def test_linear_adds_its_bias(kernel, dtype, format, op, device):
+def test_linear_of_a_packed_weight(kernel, dtype, format, op, here, device):
+    """A weight as a checkpoint packed it: a seventh of its bytes are 0, so that its scales are not those that packing
+    what it stands for would choose."""
+    meaning = here.meaning(format)
+    if meaning is None or not kernel.packed:
+        pytest.skip("the row packs plain weights itself")
     weight, bias = BIASED.weights(dtype, device)
     assert bias is not None
-    y = op(weight.clone(), bias.clone(), format=format)(torch.zeros(3, 256, device=device, dtype=bias.dtype))
+    given = packed(weight.cpu(), meaning)
+    given.values.view(torch.uint8)[..., ::7] = 0
+    linear = op(moved(given, device=device), bias.clone(), format=format)
+    for rows in ROWS:
+        x = BIASED.input(rows, dtype, device)
+        exact = multiply(x.cpu(), given, bias.cpu())
+        # Sums in another order round otherwise, and so do the activations' scales.
+        share = torch.finfo(x.dtype).eps + (cases.allowed(meaning) / 10 if meaning.activations else 0.0)
+        check(linear(x), exact, exact, dtype, share)
+
+
+@over("pack_linear")
+def test_linear_weight_is_not_transposed(kernel, dtype, format, op, here, device):
+    """A square weight that moves input i to output i + 1: a transposed one would move it to i - 1."""
+    weight = torch.eye(256).roll(1, dims=0).to(device, getattr(torch, dtype))
+    x, meaning = SQUARE.input(5, dtype, device), here.meaning(format)
+    check_linear(op(handed(weight, meaning), None, format=format), x, weight, None, dtype, meaning)
+
+
+@over("pack_linear")
+def test_linear_adds_its_bias(kernel, dtype, format, op, here, device):
+    weight, bias = BIASED.weights(dtype, device)
+    assert bias is not None
+    linear = op(handed(weight, here.meaning(format)), bias.clone(), format=format)
+    y = linear(torch.zeros(3, 256, device=device, dtype=bias.dtype))
     torch.testing.assert_close(y, bias.expand(3, -1), msg=lambda text: f"a row of zeros gives the bias: {text}")
 
 
 @over("pack_linear")
-def test_linear_packing_is_not_stale(kernel, dtype, format, op, device):
+def test_linear_packing_is_not_stale(kernel, dtype, format, op, here, device):
     """Weights of one shape, packed one after another, some when another has been freed: each keeps its own values."""
-    x, linears = BIASED.input(77, dtype, device), {}
+    x, linears, meaning = BIASED.input(77, dtype, device), {}, here.meaning(format)
     for seed in range(4):
         weight, bias = BIASED.weights(dtype, device, seed=10 * seed)
-        linears[seed] = op(weight, bias, format=format)
+        linears[seed] = op(handed(weight, meaning), bias, format=format)
         linears[seed](x)
         if seed % 2:
             del linears[seed]
         del weight, bias
         gc.collect()
     for seed, linear in linears.items():
-        check_linear(linear, x, *BIASED.weights(dtype, device, seed=10 * seed), dtype, format)
+        check_linear(linear, x, *BIASED.weights(dtype, device, seed=10 * seed), dtype, meaning)
+
+
+def test_own_formats_keep_their_bound(subject):
+    """Formats that the backend brings: what a round trip loses is within `quant.error_bound`, and a packed weight takes
+    what `quant.bytes_per_weight` counts."""
+    if not subject.backend.formats:
+        pytest.skip("the backend brings no format")
+    for format in subject.backend.formats:
+        width = 8 * math.lcm(format.group or 64, format.super_group or 1)
+        weight = normal(max(128, format.outputs), width, seed=1)
+        made = pack(weight, format, weight=True)
+        shared = format.super_group or format.group or width
+        largest = weight.abs().unflatten(1, (-1, shared)).amax(2).repeat_interleave(shared, 1)
+        if format.outputs != 1:
+            largest = largest.amax()
+        worst, bound = float(((unpack(made) - weight).abs() / largest).max()), error_bound(format) + 1e-6
+        assert worst <= bound, f"{format.name}: a round trip loses {worst:.2e} of the largest, bound {bound:.2e}"
+        counted = bytes_per_weight(format, width) * weight.numel()
+        assert abs(made.bytes - counted) <= 64, f"{format.name}: {made.bytes:,} bytes are packed, {counted:,} counted"

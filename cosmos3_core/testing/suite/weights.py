@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ... import contract
-from ...quant import FORMATS, bytes_per_weight
+from ...quant import bytes_per_weight
 from ..cases import same_bits
 from ..returns import returned, unlike
 from .marks import over
@@ -76,10 +76,9 @@ def test_weights_take_what_their_format_says(kernel, dtype, format, op, op_cases
     made = case.make(op, here, format)
     made.call()
     kept = alive() - before
-    bits = getattr(torch, dtype).itemsize
+    size, meaning = getattr(torch, dtype).itemsize, here.meaning(format)
     asked = sum(
-        out * width * (bits if format == "none" else bytes_per_weight(FORMATS[format], width))
-        for out, width in case.matrices
+        out * width * (size if meaning is None else bytes_per_weight(meaning, width)) for out, width in case.matrices
     )
     bound = SPARE * asked + EXTRA
     what = f"weights of {dtype}" if format == "none" else f"weights in {format}"

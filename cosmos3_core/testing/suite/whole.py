@@ -62,6 +62,7 @@ def _velocities(
 
 
 EAGER = build_ops()
+EAGER_ROWS = {(row.op, row.name) for row in BACKEND.kernels}
 IN_VAE = ("pack_linear", "norm_silu", "memory")
 
 
@@ -76,7 +77,9 @@ def _plan(subject, device: str, config: TransformerConfig, dtype: str, inside: C
         plan = resolve(Want.of(config, dtype), subject.backend, subject.device)
     except InputError as error:
         pytest.skip(str(error))
-    if device == "cpu" and all(choice.kernel in BACKEND.kernels for choice in plan.choices if choice.op in inside):
+    if device == "cpu" and all(
+        (choice.op, choice.kernel.name) in EAGER_ROWS for choice in plan.choices if choice.op in inside
+    ):
         pytest.skip(f"in {dtype} no row of the backend's own serves: it would be the reference against itself")
     return plan
 
@@ -97,6 +100,8 @@ def _plans(subject, of: str) -> Iterator[tuple[str, Plan]]:
     if not formats:
         pytest.skip(f"no row of {of} declares a quantization format")
     for format in formats:
+        if subject.known[format].static:
+            continue  # the scales of the activations would be a trained checkpoint's
         try:
             yield format, resolve(Want.of(SMALL, "bfloat16", formats={of: format}), subject.backend, subject.device)
         except InputError:
@@ -114,7 +119,7 @@ def test_transformer_step_in_every_format(subject, device, of):
                 SMALL, ops, device, "bfloat16", plan.formats.get("pack_linear", "none"), plan.build_kept(ops)
             )
             # Two layers with a residual stream around them lose about what one product does.
-            check(found, exact, eager, "bfloat16", cases.FORMATS[format])
+            check(found, exact, eager, "bfloat16", cases.allowed(subject.known[format]))
 
 
 VAE = {

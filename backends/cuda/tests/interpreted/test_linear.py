@@ -32,7 +32,7 @@ def test_scaled_mm_within_the_kits_bound(case):
     weight, bias = case.weights("bfloat16")
     packed = linear.build_scaled_mm(TABLE)(weight.clone(), bias, format="fp8")
     for rows in (1, 33, 77):
-        check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", "fp8")
+        check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", FORMATS["fp8"])
 
 
 def test_a_layer_s_products_with_a_gate_and_onto_a_residual_are_our_own():

@@ -196,7 +196,7 @@ def test_linear_within_the_kits_bound(monkeypatch, build, format, case):
         weight.clone(), bias, format=format
     )
     for rows in (1, 33, 77):
-        check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", format)
+        check_linear(packed, case.input(rows, "bfloat16"), weight, bias, "bfloat16", FORMATS.get(format))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
