@@ -408,3 +408,14 @@ def test_the_second_half_of_a_layer():
     assert layers.finish(weights, LAYER, build_ops())(residual, attended) is None
     found = residual.x_MI.double() + residual.delta_MI.double()
     torch.testing.assert_close(found, own_finish(x, attended, weights), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_product_in_16_bits_is_rounded_once(dtype):
+    """On a processor that takes long for one; on others it is made to."""
+    x, weight, bias = normal(ops.WIDENED, 96).to(dtype), normal(48, 96).to(dtype), normal(48).to(dtype)
+    linear = ops.PackedLinear(weight, bias)
+    linear.slow = True
+    exact = x.double() @ weight.double().T + bias.double()
+    error = (linear(x).double() - exact).abs() / exact.abs().clamp_min(1)
+    assert linear(x).dtype == dtype and float(error.max()) <= torch.finfo(dtype).eps / 2 + 1e-5

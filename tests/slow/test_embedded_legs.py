@@ -41,7 +41,14 @@ def test_every_leg_runs_and_what_it_leaves_is_a_checkpoint(tmp_path, monkeypatch
 
 
 def test_one_command_trains_all_of_it(tmp_path):
-    """A step of each leg, on a few scenes."""
-    train.main([str(tmp_path), "--scale", "0.0001", "--shrink", "4096"])
+    """A step of each leg, on a few scenes, in two goes: what the first has done stays."""
+    toy = [str(tmp_path), "--scale", "0.0001", "--shrink", "4096"]
+    train.main([*toy, "--most", "3"])
+    done = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    assert {name for name in done if "-" in name} == {"vae-1.json", "sound-1.json", "towers-1.json"}
+    assert not (tmp_path / "embedded").exists()
+    train.main(toy)
     Weights(open_model(str(tmp_path / "embedded")))
-    assert {file.name for file in tmp_path.glob("*-*.json")} == {"vae-1.json", "sound-1.json", "towers-1.json"}
+    now = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    assert now.keys() - done.keys() == {"towers-2.json", "towers-3.json"}
+    assert {name for name in done if done[name] != now[name]} == {"towers.json", "towers.safetensors"}
