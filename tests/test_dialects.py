@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dialect_files import LISTING, MODELSLIM, STEM, checkpoint
+from dialect_files import LISTING, MODELSLIM, PROBE, STEM, checkpoint, saying, tensors_of
 from fake_hub import FakeHub
 from peer import relative_error
 from PIL import Image
@@ -186,3 +186,22 @@ def test_a_plan_says_which_kernel_takes_the_weights(tmp_path: Path) -> None:
     assert any("eager torch" in note for note in plan.notes)
     with pytest.raises(InputError, match="packs plain weights itself"):
         ground_of(Wish(model=str(folder), kernels={"pack_linear": "own"}), on=(backend, reference.probe()))
+
+
+def test_features_in_groups_of_their_own_order(tmp_path: Path) -> None:
+    """compressed-tensors' act-order: each feature has the scale of the group that weight_g_idx names."""
+    folder = checkpoint("ct-w4a16", tmp_path / "model")
+    saying("quantization_config", "config_groups", "group_0", "weights", "actorder", value="group")(folder)
+    held, metadata = tensors_of(folder)
+    weights = Weights(open_model(str(checkpoint("ct-w4a16", tmp_path / "plain"))))
+    before = dict(weights.quantized.weights([PROBE]))[PROBE]
+    for name in [n for n in held if n.endswith(".weight_packed")]:
+        width = held[name].shape[1] * 8
+        shuffled = torch.randperm(width, generator=torch.Generator().manual_seed(5))
+        held[name.replace("packed", "g_idx")] = (shuffled // 32).int()
+    save_file(held, folder / "transformer" / f"{STEM}.safetensors", metadata=metadata)
+    found = dict(Weights(open_model(str(folder))).quantized.weights([PROBE]))[PROBE]
+    scales = before.scales
+    codes = unpack(before) / scales.repeat_interleave(32, 1)
+    assert found.order is not None
+    assert torch.allclose(unpack(found), codes * scales[:, held[f"{PROBE}.weight_g_idx"].long()])
