@@ -71,12 +71,14 @@ print(run("512x512", "large.mp4") - small)
 
 
 def test_a_real_run_grows_by_what_is_estimated(tmp_path):
-    """Within a factor of 3: the workspaces of the host's convolutions and the video encoder are no tensors."""
+    """Within a factor of 5: the workspaces of the host's convolutions, which are largest without AVX-512, and the video
+    encoder are no tensors."""
     done = subprocess.run([sys.executable, "-c", GROWTH, TINY_MODEL], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    counted = Estimate(TINY_CONFIG, TINY_VAE, job(512, 512, 9, 2), "bfloat16")
+    tuning = reference.BACKEND.tuning["*"]
+    counted = Estimate(TINY_CONFIG, TINY_VAE, job(512, 512, 9, 2), "bfloat16", tuning=tuning)
     tensors = max(stage.weights + stage.latents + stage.activations for stage in counted.stages)
-    assert tensors / 1.5 < int(done.stdout.split()[-1]) < 3 * tensors
+    assert tensors / 1.5 < int(done.stdout.split()[-1]) < 5 * tensors
 
 
 def test_stages_follow_each_other_or_stay():
@@ -215,7 +217,7 @@ def test_a_canvas_is_encoded_whole_whatever_of_it_is_shown(tmp_path):
     settled = settle(Wish(model="nvidia/Cosmos3-Nano", described=True, given=given, backend="reference"))
     request, estimate = settled.request, settled.estimate
     assert (request.width, request.height, request.canvas) == (96, 48, (832, 480))
-    config, dtype = settled.model.vae, settled.plan.dtype
+    config, dtype = settled.model.vae, settled.plan.tuning.codec_dtype
     assert estimate.stage("encode input").activations == vae.encode_bytes(config, (30, 52), 1, dtype)
     assert estimate.parts["encode input"] == [vae.encode_work(config, (30, 52), 1, dtype)]
     assert estimate.execution.latent == (5, 3, 6)  # what the model sees and the decode makes
@@ -244,8 +246,8 @@ def test_the_plan_of_a_sound_alone_has_no_decode_of_its_video(capsys, monkeypatc
 
 
 def test_a_decode_that_is_not_done_does_not_have_to_fit(capsys, monkeypatch):
-    """Whole frames of 1280x720 are not decoded in 8 GiB, so they get a tile, which a sound does not need."""
-    words = ("--model", "nano", "--task", "t2v", "--sound", "--backend", "reference", "--memory", 8)
+    """Whole frames of 1280x720 are not decoded in 12 GiB, so they get a tile, which a sound does not need."""
+    words = ("--model", "nano", "--task", "t2v", "--sound", "--backend", "reference", "--memory", 12)
     fits = {}
     for output in ("x.mp4", "x.wav"):
         out = cosmos3(capsys, monkeypatch, "plan", *map(str, words), "-o", output, "--json")[1]
