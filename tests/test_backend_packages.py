@@ -417,10 +417,13 @@ def test_in_fp8_no_linear_of_its_own_runs_in_a_layer_on_hopper(hopper):
 @pytest.mark.parametrize(
     ("format", "widths", "said"),
     [
-        ("fp8", {"hidden": 4104}, "multiples of 16 in fp8, and this model's hidden width is 4104"),
-        ("fp8_block", {"hidden": 4160}, "multiples of 128 in fp8_block, and this model's hidden width is 4160"),
-        ("fp8_block", {"kv_heads": 1, "head_dim": 96}, "query, key and value width is 3264"),
-        ("w4a16", {"inner": 12352}, "multiples of 128 in w4a16, and this model's inner width is 12352"),
+        ("fp8_block", {"hidden": 4160}, "every 128 input features, and the hidden width is 4160"),
+        (
+            "fp8_block",
+            {"kv_heads": 1, "head_dim": 96},
+            "every 128 outputs, and the width of q, k and v together is 3264",
+        ),
+        ("w4a16", {"inner": 12352}, "every 128 input features, and the MLP's width is 12352"),
     ],
 )
 def test_widths_that_cannot_be_packed_are_refused_before_loading(format, widths, said):
@@ -428,6 +431,15 @@ def test_widths_that_cannot_be_packed_are_refused_before_loading(format, widths,
     want = replace(Want.of(describe("nano").config, "bfloat16", formats={"pack_linear": format}), **widths)
     with patch("importlib.util.find_spec", lambda package: package), pytest.raises(InputError, match=said):
         resolve(want, backend(name), device)
+
+
+def test_widths_that_a_device_cannot_pack_run_in_eager_torch():
+    """cuBLAS takes multiples of 16 in fp8."""
+    name, device = DEVICES["h100"]
+    want = replace(Want.of(describe("nano").config, "bfloat16", formats={"pack_linear": "fp8"}), hidden=4104)
+    with patch("importlib.util.find_spec", lambda package: package):
+        plan = resolve(want, backend(name), device)
+    assert {choice.op: choice.kernel.name for choice in plan.choices}["pack_linear"] == "eager"
 
 
 def ask(on: str, **changed) -> Ask:
