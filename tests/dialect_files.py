@@ -20,7 +20,7 @@ STEM = "diffusion_pytorch_model"
 DESCRIPTION = "quant_model_description.json"
 HIDDEN = 64
 MODELSLIM = ("modelslim-dynamic", "modelslim-static")
-"""Of no package that can be installed here; laid out as that of msModelSlim is known, without a text of its vendor at hand."""
+"""Of no package that can be installed here; laid out as msModelSlim's is known, without a text of its vendor."""
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Path], None]
