@@ -21,7 +21,7 @@ quick: lint
 
 # Triton interprets kernels or compiles them, for the whole of a process.
 test: lint
-	$(BIN)/python -m pytest -q --durations=10 tests backends/cuda/tests/test_capture.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile tests backends/cuda/tests/test_capture.py
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q backends/triton/tests/interpreted backends/cuda/tests/interpreted
 	$(BIN)/python -m pytest -q backends/triton/tests/compiled
 
