@@ -29,7 +29,7 @@ from cosmos3_core.evidence import fingerprint, quality, recipe, record, rounded,
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
 from cosmos3_core.quant import FORMATS
-from cosmos3_core.quant.numerics import fake_quant
+from cosmos3_core.quant.numerics import fake_quant, fake_quant_input
 from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.runs.memory import counted
 from cosmos3_core.sampling.noise import generator, initial_noise
@@ -398,7 +398,7 @@ def test_eager_torch_in_a_format(format):
     (build,) = (row.build for row in rounded.KERNELS if row.op == "pack_linear" and format in row.formats)
     x, weight, bias = (cases.normal(*shape, seed=seed) for seed, shape in enumerate([(5, 128), (256, 128), (256,)]))
     exact = cases.normal(5, 128, seed=0)
-    rows = fake_quant(exact, FORMATS[format]) if FORMATS[format].activations else exact
+    rows = fake_quant_input(exact, FORMATS[format])
     found = build(None)(weight, bias, format=format)(x)
     torch.testing.assert_close(found, rows @ fake_quant(weight, FORMATS[format], weight=True).T + bias)
     (attention,) = (row.build(None) for row in rounded.KERNELS if row.op == "attention" and format in row.formats)

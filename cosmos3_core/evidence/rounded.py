@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..contract import Attention, Device, Kernel, Linear, PackLinear, Segment
 from ..quant import FORMATS
-from ..quant.numerics import fake_quant
+from ..quant.numerics import fake_quant, fake_quant_input
 from ..reference import ops
 
 
@@ -25,7 +25,7 @@ class RoundedLinear:
         self.bias_O = bias_O
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        return F.linear(fake_quant(x_MI, self.format) if self.format.activations else x_MI, self.weight_OI, self.bias_O)
+        return F.linear(fake_quant_input(x_MI, self.format), self.weight_OI, self.bias_O)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"weight": self.weight_OI} | ({} if self.bias_O is None else {"bias": self.bias_O})

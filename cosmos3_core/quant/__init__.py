@@ -5,6 +5,6 @@ Importing this imports no torch: the plan and the command line read `FORMATS` al
 
 from __future__ import annotations
 
-from .formats import ELEMENTS, FORMATS, Element, Format, bytes_per_weight
+from .formats import ELEMENTS, FORMATS, SCALES, Element, Format, Scale, bytes_per_weight, error_bound
 
-__all__ = ["ELEMENTS", "FORMATS", "Element", "Format", "bytes_per_weight"]
+__all__ = ["ELEMENTS", "FORMATS", "SCALES", "Element", "Format", "Scale", "bytes_per_weight", "error_bound"]

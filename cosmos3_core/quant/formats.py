@@ -1,40 +1,136 @@
-"""What each format's name means: the element, how many of them share a scale, and what the scale is.
+"""What each format's name means: the element, how many of them share a scale, what the scale is, and what becomes of
+the activations.
 
-Names are those of compressed-tensors and vLLM in lower case: a plain name ("nvfp4") quantizes weights and activations,
-the suffix "a16" ("nvfp4a16", "w4a16") says that activations stay in 16 bits.
+Names are those of compressed-tensors, vLLM and llama.cpp in lower case: a plain name ("nvfp4") quantizes weights and
+activations, the suffix "a16" ("nvfp4a16", "w4a16") says that activations stay in 16 bits; so they do in those of
+llama.cpp and bitsandbytes.
+
+Importing this imports no torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Exponent = Literal["floor", "ceil", "even", "rceil"]
+"""How a power of two is chosen as the scale of a block whose largest magnitude is m, for elements whose largest is
+`most` = 1.f x 2^top. floor: 2^(floor(log2 m) - top), OCP MX v1.0, 6.3. ceil: 2^(ceil(log2 m) - top). even: as floor, of
+m rounded to the element's bits of mantissa. rceil: the smallest that is m / most or more, cuBLAS's. (The names are
+torchao's `ScaleCalculationMode`.)"""
+HELD = "float8"
+"""What the torch dtypes of 8-bit floats begin with."""
 
 
 @dataclass(frozen=True)
 class Element:
-    """A number of `bits` bits whose largest value is `most`. `top` is the exponent of its largest binade (0 for an
-    integer)."""
+    """A number of `bits` bits whose largest magnitude is `most`.
+
+    `top` is the exponent of its largest binade and `mantissa` its bits of mantissa (0 for an integer). `dtype` is
+    torch's name for it where a byte holds one; otherwise codes are packed. A code means `values[code]`, or, without a
+    table, the integer code - `offset`.
+    """
 
     bits: int
     most: float
     top: int = 0
+    mantissa: int = 0
+    dtype: str = ""
+    values: tuple[float, ...] = ()
+    offset: int = 0
 
+    @property
+    def integer(self) -> bool:
+        return not (self.values or self.dtype.startswith(HELD))
+
+    @property
+    def step(self) -> float:
+        """The largest distance of two neighbours."""
+        if self.integer:
+            return 1.0
+        if self.values:
+            ordered = sorted(self.values)
+            return max(above - below for below, above in zip(ordered, ordered[1:], strict=False))
+        return 2.0 ** (self.top - self.mantissa)
+
+
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+NF4_VALUES = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""QLoRA (arXiv 2305.14314), appendix E: quantiles of the normal distribution."""
 
 ELEMENTS = {
-    "int8": Element(bits=8, most=127),
-    "int4": Element(bits=4, most=8),
-    "e4m3": Element(bits=8, most=448, top=8),
-    "e2m1": Element(bits=4, most=6, top=2),
+    "int8": Element(bits=8, most=127, dtype="int8"),
+    "int6": Element(bits=6, most=32, offset=32),
+    "int4": Element(bits=4, most=8, offset=8),
+    "uint5": Element(bits=5, most=31),
+    "uint4": Element(bits=4, most=15),
+    "e4m3": Element(bits=8, most=448, top=8, mantissa=3, dtype="float8_e4m3fn"),
+    "e5m2": Element(bits=8, most=57344, top=15, mantissa=2, dtype="float8_e5m2"),
+    "e4m3fnuz": Element(bits=8, most=240, top=7, mantissa=3, dtype="float8_e4m3fnuz"),
+    "e5m2fnuz": Element(bits=8, most=57344, top=15, mantissa=2, dtype="float8_e5m2fnuz"),
+    "e2m1": Element(bits=4, most=6, top=2, mantissa=1, values=(*E2M1_VALUES, *(-value for value in E2M1_VALUES))),
+    "nf4": Element(bits=4, most=1, values=NF4_VALUES),
 }
 
-SCALE_BITS = {"fp32": 32, "e8m0": 8, "e4m3": 8}
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scale is stored as: torch's dtype, its bits, and the worst relative rounding of one. A scale that is
+    itself a multiple of a super block's is at most `most` times that."""
+
+    dtype: str
+    bits: int
+    rounding: float
+    most: float = 1
+
+
+SCALES = {
+    "fp32": Scale("float32", 32, 2.0**-24),
+    "fp16": Scale("float16", 16, 2.0**-11),
+    "bf16": Scale("bfloat16", 16, 2.0**-8),
+    "e4m3": Scale("float8_e4m3fn", 8, 2.0**-4, most=448),
+    "e8m0": Scale("uint8", 8, 0.0),  # the exponent + 127; rounded by the rule `Exponent`, on purpose
+    # Multiples of a super block's scale. 6 bits take a byte here, in a file of llama.cpp 6 bits.
+    "uint6": Scale("uint8", 8, 0.5 / 63, most=63),
+    "int8": Scale("int8", 8, 0.5 / 127, most=127),
+}
+ZERO_BITS = 8
+"""A zero point takes a byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """`group` elements along the input features share a scale; 0 means a whole row does: an output channel of a weight,
-    a token of the activations. Of a weight so many consecutive `outputs` share it, too. `tensor_scale` is one more fp32
-    scale, of the whole tensor, that multiplies the others. `activations` says that they are quantized too, the same way
-    and while running; otherwise only the weight is.
+    a token of the activations. Of a weight so many consecutive `outputs` share it, too, or, with 0, all of them.
+
+    What an element's code q stands for is (q - zero) x scale + minimum, where `zeros` says that each scale has a zero
+    point beside it, `minima` that it has a minimum. Scales can have scales: with `super_scale` those of `super_group`
+    features (and their minima) are multiples of one more, stored as that; `tensor_scale` is one more fp32 scale, of the
+    whole tensor, that multiplies the others. `exponent` is the rule by which e8m0 scales are chosen.
+
+    `activations` says that they are quantized too, while running; otherwise only the weight is. They take the format
+    `inputs`, or this one where that is None. With `static` the scale of the whole tensor is a stored number; otherwise
+    each token's scales are its own.
+
+    `source` says where the format is defined.
     """
 
     name: str
@@ -42,35 +138,161 @@ class Format:
     scale: str
     group: int = 0
     outputs: int = 1
+    exponent: Exponent = "floor"
+    zeros: bool = False
+    minima: bool = False
+    super_group: int = 0
+    super_scale: str = ""
     tensor_scale: bool = False
     activations: bool = True
+    inputs: Format | None = None
+    static: bool = False
+    source: str = ""
 
     @property
     def bits(self) -> int:
         """Of one element, without its share of the scales."""
         return ELEMENTS[self.element].bits
 
+    @property
+    def of_inputs(self) -> Format | None:
+        """The format that activations take; None where they stay in 16 bits."""
+        return (self.inputs or self) if self.activations else None
+
+    def weight_only(self) -> Format:
+        """The same weights, with activations in 16 bits."""
+        return replace(self, activations=False, inputs=None, static=False)
+
+
+INT8 = Format(name="int8", element="int8", scale="fp32", source="LLM.int8 (arXiv 2208.07339), vectors alone")
+FP8 = Format(name="fp8", element="e4m3", scale="fp32", source="arXiv 2209.05433; a scale per token and output")
+MXFP8 = Format(name="mxfp8", element="e4m3", scale="e8m0", group=32, source="OCP MX v1.0, 5")
+MXFP4 = Format(name="mxfp4", element="e2m1", scale="e8m0", group=32, source="OCP MX v1.0, 5")
+NVFP4 = Format(
+    name="nvfp4", element="e2m1", scale="e4m3", group=16, tensor_scale=True, source="NVIDIA's: cuBLAS 12.8, ModelOpt"
+)
+# fp32 holds the fp16 scales of AutoRound and GPTQ as well as bf16 ones.
+W4A8 = Format(name="w4a8", element="int4", scale="fp32", group=128, inputs=INT8, source="compressed-tensors W4A8")
+GPTQ, LLAMA = "GPTQ (arXiv 2210.17323), AutoRound (arXiv 2309.05516)", "llama.cpp, ggml-quants.c"
 
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
-        Format(name="int8", element="int8", scale="fp32"),
-        Format(name="fp8", element="e4m3", scale="fp32"),
-        # DeepSeek-V3's (arXiv 2412.19437, section 3.3.2): tiles of 1 x 128 and blocks of 128 x 128
-        Format(name="fp8_block", element="e4m3", scale="fp32", group=128, outputs=128),
-        # OCP Microscaling Formats (MX) v1.0, section 5
-        Format(name="mxfp8", element="e4m3", scale="e8m0", group=32),
-        Format(name="mxfp4", element="e2m1", scale="e8m0", group=32),
-        Format(name="mxfp4a16", element="e2m1", scale="e8m0", group=32, activations=False),
-        # NVIDIA's, as cuBLAS 12.8 and ModelOpt have it
-        Format(name="nvfp4", element="e2m1", scale="e4m3", group=16, tensor_scale=True),
-        Format(name="nvfp4a16", element="e2m1", scale="e4m3", group=16, tensor_scale=True, activations=False),
-        # AutoRound's and GPTQ's symmetric int4. fp32 holds their fp16 scales as well as bf16 ones.
-        Format(name="w4a16", element="int4", scale="fp32", group=128, activations=False),
+        INT8,
+        FP8,
+        replace(FP8, name="fp8_tensor", outputs=0, source="arXiv 2209.05433; a scale per weight"),
+        replace(FP8, name="fp8_static", outputs=0, static=True, source="ModelOpt FP8_DEFAULT_CFG"),
+        Format(
+            name="fp8_block",
+            element="e4m3",
+            scale="fp32",
+            group=128,
+            outputs=128,
+            source="DeepSeek-V3 (arXiv 2412.19437), 3.3.2: tiles of 1 x 128, blocks of 128 x 128",
+        ),
+        replace(FP8, name="fp8_e5m2", element="e5m2", source="arXiv 2209.05433"),
+        replace(FP8, name="fp8_fnuz", element="e4m3fnuz", source="arXiv 2206.02915; gfx942's"),
+        replace(FP8, name="fp8_e5m2fnuz", element="e5m2fnuz", source="arXiv 2206.02915; gfx942's"),
+        MXFP8,
+        MXFP4,
+        replace(MXFP4, name="mxfp4a16", activations=False),
+        replace(MXFP4, name="mxfp4a8", inputs=MXFP8, source="OCP MX v1.0, 5; Ascend's W4A8"),
+        replace(
+            MXFP4,
+            name="mxfp4_dual",
+            super_group=512,
+            super_scale="fp32",
+            source="Ascend's npu_dynamic_dual_level_mx_quant",
+        ),
+        NVFP4,
+        replace(NVFP4, name="nvfp4a16", activations=False),
+        W4A8,
+        replace(W4A8, name="w4afp8", inputs=FP8, source="compressed-tensors W4AFP8"),
+        replace(W4A8, name="w4a16", activations=False, inputs=None, source=GPTQ),
+        replace(
+            W4A8,
+            name="w4a16_asym",
+            element="uint4",
+            zeros=True,
+            activations=False,
+            inputs=None,
+            source=f"{GPTQ}, AWQ (arXiv 2306.00978)",
+        ),
+        Format(
+            name="nf4",
+            element="nf4",
+            scale="fp32",
+            group=64,
+            activations=False,
+            source="QLoRA (arXiv 2305.14314), bitsandbytes",
+        ),
+        Format(name="q4_0", element="int4", scale="fp16", group=32, activations=False, source=LLAMA),
+        Format(
+            name="q5_1",
+            element="uint5",
+            scale="fp16",
+            group=32,
+            minima=True,
+            activations=False,
+            source=LLAMA,
+        ),
+        Format(name="q8_0", element="int8", scale="fp16", group=32, activations=False, source=LLAMA),
+        Format(
+            name="q4_k",
+            element="uint4",
+            scale="uint6",
+            group=32,
+            minima=True,
+            super_group=256,
+            super_scale="fp16",
+            activations=False,
+            source=LLAMA,
+        ),
+        Format(
+            name="q6_k",
+            element="int6",
+            scale="int8",
+            group=16,
+            super_group=256,
+            super_scale="fp16",
+            activations=False,
+            source=LLAMA,
+        ),
     )
 }
 
 
 def bytes_per_weight(format: Format, width: int) -> float:
-    """What one weight of a matrix with `width` input features takes, with its share of the scales."""
-    return (format.bits + SCALE_BITS[format.scale] / (format.group or width) / format.outputs) / 8
+    """What one weight of a matrix with `width` input features takes, with its share of the scales. Those of a whole
+    tensor count nothing."""
+    if not format.outputs:
+        return format.bits / 8
+    beside = SCALES[format.scale].bits * (1 + format.minima) + ZERO_BITS * format.zeros
+    bits = format.bits + beside / (format.group or width) / format.outputs
+    if format.super_group:
+        bits += SCALES[format.super_scale].bits * (1 + format.minima) * math.ceil(width / format.super_group) / width
+    return bits / 8
+
+
+def error_bound(format: Format) -> float:
+    """How far an element may be off after a round trip, as a share of the largest magnitude among those that share its
+    scale (with `super_scale`: its super block). Packing in fp32 keeps this, plus 1e-6, while no scale over- or
+    underflows.
+
+    With a scale that makes the largest the element's largest: half the largest step of elements, and what rounding the
+    scale adds: h(1 + u), or u where the largest saturates, for a relative rounding u. With a power of two: half a step,
+    2^-(mantissa + 1), or what saturates by the rule. With a minimum or a zero point the steps span twice the largest
+    magnitude, and the minimum is rounded, too. An int4 has no +8: one that equals -extreme errs by a step.
+    """
+    element, scale = ELEMENTS[format.element], SCALES[format.scale]
+    if format.scale == "e8m0":
+        beyond = {"floor": 2.0, "even": 2 - 2.0 ** -(element.mantissa + 1), "ceil": 1.0, "rceil": 1.0}[format.exponent]
+        largest = beyond * 2.0**element.top
+        return max(2.0 ** -(element.mantissa + 1), 1 - element.most / largest)
+    rounding = scale.rounding + (SCALES[format.super_scale].rounding if format.super_scale else 0.0)
+    if format.zeros or format.minima:
+        return (1 + rounding * element.most) / element.most * (1 + rounding) + rounding * format.minima * 2
+    half = element.step / 2 / element.most
+    if element.integer and element.offset:
+        half *= 2
+    return max(half * (1 + rounding), half + rounding if format.super_scale else rounding)

@@ -1,20 +1,22 @@
 """The formats in plain torch, on any device: what a kernel's values and scales must be, or be equivalent to.
 
-Values are rounded to nearest, ties to even, and saturate. Everything is computed in fp32.
+Everything is computed in fp32, from inputs of any dtype and layout. A block that holds a NaN or an infinity is NaN
+after a round trip (with a scale of the whole tensor, all of it is), so that no error is silent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .codes import decode, encode
 from .formats import ELEMENTS, Format
+from .scales import choose, factors, of_super_blocks, of_tensor
 
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E8M0_BIAS = 127
-INT4_OFFSET = 8
 AT_ONCE = 2**24
 """Elements that are packed together: what that takes in fp32 stays small beside a large weight."""
 
@@ -23,124 +25,168 @@ AT_ONCE = 2**24
 class Packed:
     """A tensor [rows, ..., I] in `format`.
 
-    `values`: int8 or float8_e4m3fn [..., I]; 4-bit codes are uint8 [..., I/2], the even index in the low nibble. A code
-    of e2m1 is sign, 2 bits exponent, 1 bit mantissa; of int4 the integer + 8.
-    `scales`: [..., I/group], or [..., 1] for a whole row; a weight's [O/outputs, I/group]. float32, float8_e4m3fn, or
-    uint8: e8m0's exponent + 127.
-    `tensor_scale`: fp32 of no dimension, or None.
+    `values`: int8, a float8, or codes of fewer bits in uint8 [..., I x bits / 8], a stream that begins with the lowest
+    bits of a byte: of two 4-bit codes the even index is in the low nibble. A code of e2m1 is sign, 2 bits exponent, 1
+    bit mantissa; of a signed integer the integer + 2^(bits - 1).
+    `scales`: [..., I/group], or [..., 1] for a whole row; a weight's [O/outputs, I/group]; [1, ..., 1] for the whole
+    tensor. float32, float16, bfloat16, float8_e4m3fn, or uint8: e8m0's exponent + 127; uint8 or int8 for multiples of
+    `super_scales`.
+    `zeros`: uint8, the codes that stand for 0, like `scales` (the integer itself; files of GPTQ's have one less).
+    `minima`: what code 0 stands for, like `scales` and in their dtype.
+    `super_scales`, `super_minima`: [..., I/super_group], rounded up; what the scales and minima are multiples of.
+    Minima of llama.cpp's super blocks are subtracted there; here the super minimum has the sign.
+    `tensor_scale`: fp32 of no dimension.
+    `input_scale`: of a weight, the fp32 scale of the activations that it is multiplied by, of no dimension: the whole
+    scale of a format that is `static`, the `tensor_scale` of one that has that.
+    `order`: int64 [I]: packed feature j is feature order[j] of the tensor (GPTQ's act-order, in which g_idx[order] is
+    ascending).
     """
 
     format: Format
     values: Tensor
     scales: Tensor
     tensor_scale: Tensor | None = None
+    zeros: Tensor | None = None
+    minima: Tensor | None = None
+    super_scales: Tensor | None = None
+    super_minima: Tensor | None = None
+    input_scale: Tensor | None = None
+    order: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are there, by name."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor that this stands for."""
+        each = 1 if ELEMENTS[self.format.element].dtype else self.format.bits / 8
+        return (*self.values.shape[:-1], round(self.values.shape[-1] / each))
 
 
-def pack(x: Tensor, format: Format, *, weight: bool = False) -> Packed:
-    """Quantize activations x_MI, or a weight_OI. Raises ValueError where its sides are no multiples of what shares a
-    scale."""
-    width, outputs = x.shape[-1], format.outputs if weight else 1
-    for side, shared, what in ((width, format.group or width, "input features"), (len(x), outputs, "outputs")):
-        if side % shared:
-            raise ValueError(f"{format.name} shares a scale among {shared} {what}, which do not divide {side}")
-    tensor_scale = _tensor_scale(x, format) if format.tensor_scale else None
-    at_once = max(1, AT_ONCE // (x[0].numel() * outputs)) * outputs
-    parts = [_pack(rows, format, tensor_scale, outputs) for rows in x.split(at_once)]
-    values, scales = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Packed(format, values, scales, tensor_scale)
+def pack(x: Tensor, format: Format, *, weight: bool = False, input_scale: Tensor | None = None) -> Packed:
+    """Quantize activations x_MI (or with more axes), or a weight_OI.
 
-
-def _pack(x: Tensor, format: Format, tensor_scale: Tensor | None, outputs: int) -> tuple[Tensor, Tensor]:
-    """Values and scales of some rows, of which `outputs` consecutive ones share theirs."""
-    blocks = x.float().unflatten(-1, (-1, format.group or x.shape[-1]))
-    together = blocks if outputs == 1 else blocks.unflatten(0, (-1, outputs)).transpose(1, 2).flatten(2)
-    scales = _scales(together, format, tensor_scale)
-    factors = _factors(scales, tensor_scale).repeat_interleave(outputs, 0).unsqueeze(-1)
-    # A factor of 0 belongs to a block of zeros, or of values too small for its scale.
-    scaled = torch.where(factors == 0, 0.0, blocks / factors).flatten(-2)
-    return _encode(scaled, format.element), scales
+    `input_scale`, an fp32 number, is kept with a weight for the activations it will meet; those are packed with it
+    instead of a scale of their own. Raises ValueError where the sides of `x` are no multiples of what shares a scale.
+    """
+    outputs = format.outputs if weight else int(not format.static)
+    _check_sides(x, format, outputs)
+    whole = None
+    if format.tensor_scale or not outputs:
+        whole = of_tensor(x, format) if weight or input_scale is None else input_scale.float()
+    at_once = max(1, AT_ONCE // (x[0].numel() * max(outputs, 1))) * max(outputs, 1)
+    parts = [_pack(rows, format, whole, outputs) for rows in x.split(at_once)]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if not outputs and whole is not None:
+        joined["scales"] = whole.reshape([1] * x.ndim)
+    tensor_scale = whole if format.tensor_scale else None
+    return Packed(format, **joined, tensor_scale=tensor_scale, input_scale=input_scale if weight else None)
 
 
 def unpack(packed: Packed) -> Tensor:
     """What the values and scales stand for, fp32 [..., I]."""
-    values = _decode(packed.values, packed.format.element)
-    factors = _factors(packed.scales, packed.tensor_scale)
-    factors = factors.repeat_interleave(len(values) // len(factors), 0)
-    blocks: Tensor = values.unflatten(-1, (factors.shape[-1], -1))
-    return (blocks * factors.unsqueeze(-1)).flatten(-2)
+    found = torch.empty(packed.shape, dtype=torch.float32, device=packed.values.device)
+    order = slice(None) if packed.order is None else packed.order
+    for rows, part in _parts(packed):
+        found[rows][..., order] = _unpack(part)
+    return found
 
 
-def fake_quant(x: Tensor, format: Format, *, weight: bool = False) -> Tensor:
+def fake_quant(x: Tensor, format: Format, *, weight: bool = False, input_scale: Tensor | None = None) -> Tensor:
     """`x`, in its own dtype, after a round trip through the format."""
-    return unpack(pack(x, format, weight=weight)).to(x.dtype)
+    return unpack(pack(x, format, weight=weight, input_scale=input_scale)).to(x.dtype)
 
 
-def _tensor_scale(x: Tensor, format: Format) -> Tensor:
-    """The largest block's scale becomes the largest e4m3 number."""
-    most = x.abs().max().float() / (ELEMENTS[format.element].most * ELEMENTS[format.scale].most)
-    return torch.where(most == 0, 1.0, most)
+def fake_quant_input(x: Tensor, format: Format, input_scale: Tensor | None = None) -> Tensor:
+    """Activations, in their own dtype, as a product with weights in `format` takes them: as they are, or after a round
+    trip through their own format."""
+    return x if format.of_inputs is None else fake_quant(x, format.of_inputs, input_scale=input_scale)
 
 
-def _scales(blocks: Tensor, format: Format, tensor_scale: Tensor | None) -> Tensor:
-    """One scale for each block [..., group], in the dtype it is stored in."""
-    element = ELEMENTS[format.element]
-    if format.element == "int4":
-        # The largest element becomes -8, so that all 16 codes are used; its scale is negative where it is positive.
-        extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
-        return extreme / -element.most
-    largest = blocks.abs().amax(-1)
-    if format.scale == "e8m0":
-        return _e8m0(largest, element.top)
-    # A tensor, because some devices divide by a number by multiplying with its reciprocal, which rounds once more.
-    scales = largest / torch.full_like(largest, element.most)
-    if format.scale != "e4m3":
-        return scales
-    return _e4m3(scales if tensor_scale is None else scales / tensor_scale)
+def multiply(x_MI: Tensor, packed: Packed, bias_O: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias as y_MO in x's dtype: activations in the format that the weight's says, products and sums in fp32.
+
+    Raises ValueError where the format's activations have a stored scale and there is none.
+    """
+    if packed.format.static and packed.input_scale is None:
+        raise ValueError(f"{packed.format.name} needs the stored scale of its activations")
+    x, inputs = x_MI.float(), packed.format.of_inputs
+    if inputs is not None:
+        x = unpack(pack(x_MI, inputs, input_scale=packed.input_scale))
+    if packed.order is not None:
+        x = x[..., packed.order]
+    y = torch.cat([F.linear(x, _unpack(part)) for _, part in _parts(packed)], -1)
+    return (y if bias_O is None else y + bias_O.float()).to(x_MI.dtype)
 
 
-def _e8m0(largest: Tensor, top: int) -> Tensor:
-    """The OCP rule (MX v1.0, 6.3): floor(log2 largest) - top, so that up to 2^(top + 1) is scaled to, and saturates."""
-    _, exponent = torch.frexp(largest)  # largest = m 2^exponent with m in [1/2, 1)
-    exponent = torch.where(largest == 0, -E8M0_BIAS, exponent - 1 - top)
-    return (exponent.clamp(-E8M0_BIAS, E8M0_BIAS) + E8M0_BIAS).to(torch.uint8)
+def _check_sides(x: Tensor, format: Format, outputs: int) -> None:
+    width = x.shape[-1]
+    for side, shared, what in ((width, format.group or width, "input features"), (len(x), outputs or 1, "outputs")):
+        if side % shared:
+            raise ValueError(f"{format.name} shares a scale among {shared} {what}, which do not divide {side}")
 
 
-def _factors(scales: Tensor, tensor_scale: Tensor | None) -> Tensor:
-    """The scales as fp32 numbers."""
-    if scales.dtype == torch.uint8:
-        return torch.ldexp(torch.ones_like(scales, dtype=torch.float32), scales.int() - E8M0_BIAS)
-    return scales.float() if tensor_scale is None else scales.float() * tensor_scale
+def _pack(x: Tensor, format: Format, whole: Tensor | None, outputs: int) -> dict[str, Tensor]:
+    """Fields of `Packed` for some rows, of which `outputs` consecutive ones share their scales; with 0 all have the
+    scale `whole`."""
+    chosen: dict[str, Tensor] = {}
+    if format.super_scale and format.scale == "e8m0":  # Ascend divides first, and rounds to the input's dtype
+        chosen["super_scales"] = of_super_blocks(x, format)
+        units = chosen["super_scales"].repeat_interleave(format.super_group, -1)[..., : x.shape[-1]]
+        x = torch.where(units == 0, 0.0, x / units).to(x.dtype)
+    blocks = x.float().unflatten(-1, (-1, format.group or x.shape[-1]))
+    if outputs:
+        together = blocks if outputs == 1 else blocks.unflatten(0, (-1, outputs)).transpose(1, 2).flatten(2)
+        chosen |= choose(together, format, whole)
+    elif whole is not None:
+        chosen["scales"] = whole.reshape([1] * x.ndim)
+    inner = None if format.scale == "e8m0" else chosen.get("super_scales")
+    factor = factors(format, chosen["scales"], inner, whole if format.tensor_scale else None)
+    factor = factor.repeat_interleave(max(outputs, 1), 0).unsqueeze(-1)
+    if format.minima:
+        minima = factors(format, chosen["minima"], chosen.get("super_minima"))
+        blocks = blocks - minima.unsqueeze(-1)
+    # A factor of 0 belongs to a block of zeros, or of values too small for its scale.
+    scaled = torch.where(factor == 0, 0.0, blocks / factor)
+    if format.zeros:
+        scaled = scaled.round() + chosen["zeros"].unsqueeze(-1)
+    return chosen | {"values": encode(scaled.flatten(-2), format.element)}
 
 
-def _e4m3(x: Tensor) -> Tensor:
-    most = ELEMENTS["e4m3"].most
-    return x.clamp(-most, most).to(torch.float8_e4m3fn)
+def _unpack(packed: Packed) -> Tensor:
+    """The same in the order of `values`."""
+    numbers = decode(packed.values, packed.format.element)
+    factor = _of_rows(packed, factors(packed.format, packed.scales, packed.super_scales, packed.tensor_scale))
+    blocks: Tensor = numbers.unflatten(-1, (factor.shape[-2], -1))
+    if packed.zeros is not None:
+        blocks = blocks - _of_rows(packed, packed.zeros)
+    blocks = blocks * factor
+    if packed.minima is not None:
+        blocks = blocks + _of_rows(packed, factors(packed.format, packed.minima, packed.super_minima))
+    return blocks.flatten(-2)
 
 
-def _encode(x: Tensor, element: str) -> Tensor:
-    if element == "e4m3":
-        return _e4m3(x)
-    if element == "int8":
-        return x.round().clamp(-127, 127).to(torch.int8)
-    if element == "int4":
-        return _pairs(x.round().clamp(-8, 7).to(torch.int8) + INT4_OFFSET)
-    # Steps are 0.5 below 2, 1 below 4, then 2; an even multiple of the step is an even code, as ties to even want it.
-    magnitude = x.abs().clamp_max(6.0)
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    code = (magnitude / step).round() + 2 * step.log2() + 2
-    return _pairs(code.to(torch.uint8) | (torch.signbit(x).to(torch.uint8) << 3))
+def _of_rows(packed: Packed, x: Tensor) -> Tensor:
+    """What belongs to scales for every row, with an axis for the elements."""
+    return x.repeat_interleave(len(packed.values) // len(x), 0).unsqueeze(-1)
 
 
-def _decode(values: Tensor, element: str) -> Tensor:
-    if element in ("int8", "e4m3"):
-        return values.float()
-    codes = torch.stack((values & 15, values >> 4), dim=-1).flatten(-2)
-    if element == "int4":
-        return codes.float() - INT4_OFFSET
-    table = torch.tensor([*E2M1_VALUES, *(-value for value in E2M1_VALUES)], device=values.device)
-    return table[codes.long()]
-
-
-def _pairs(codes: Tensor) -> Tensor:
-    codes = codes.to(torch.uint8)
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+def _parts(packed: Packed) -> Iterator[tuple[slice, Packed]]:
+    """The rows in parts of about `AT_ONCE` elements, in none of which a scale is cut."""
+    rows, kept = len(packed.values), len(packed.scales)
+    together = rows // kept if kept > 1 else 1
+    at_once = max(1, AT_ONCE // (packed.values[0].numel() * together)) * together
+    for start in range(0, rows, at_once):
+        part = {"values": packed.values[start : start + at_once]}
+        for name in ("scales", "zeros", "minima", "super_scales", "super_minima"):
+            held = getattr(packed, name)
+            if held is not None:
+                each = rows // len(held)
+                part[name] = held if len(held) == 1 else held[start // each : (start + at_once) // each]
+        yield slice(start, start + at_once), replace(packed, **part)  # type: ignore[arg-type]

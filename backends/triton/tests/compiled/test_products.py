@@ -22,7 +22,7 @@ TENSOR_CORE = {
     "sm_120": r"mma\.sync\.aligned\.m16n8k(16|32)",
 }
 ELEMENTS = {"int8": (r"\.s8\.s8", "i8", tl.int32), "fp8": (r"\.e4m3\.e4m3", "fp8e4nv", tl.float32)}
-A16 = [name for name, format in FORMATS.items() if not format.activations]
+A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
 
 
 def matrix(of: Table, element: str, block: list[int]) -> str:
