@@ -20,6 +20,8 @@ from .config import TransformerConfig
 from .transformer import DecoderLayer, GenerationTower, UnderstandingTower
 
 Read = Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]]
+ReadPacked = Callable[[list[str], "torch.device | str"], Packed | None]
+"""The weight that some modules of a quantized checkpoint make, on a device; None where they are not quantized."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Slot:
     """One destination tensor: the checkpoint tensors `parts`, each (name, shape), stacked along dim 0 in order.
 
     `bias` names the bias that goes with it. `linear` slots are handed to `pack_linear`, others kept as tensors.
-    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; docs/model.md, section 2.8).
+    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; docs/model.md, section 2.8). `matrix` slots
+    are a decoder layer's, which may be quantized.
     """
 
     key: str
@@ -35,10 +38,16 @@ class Slot:
     bias: str | None = None
     linear: bool = False
     fp32: bool = False
+    matrix: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (sum(shape[0] for _, shape in self.parts), *self.parts[0][1][1:])
+
+    @property
+    def modules(self) -> list[str]:
+        """Those whose weights make it."""
+        return [name.removesuffix(".weight") for name, _ in self.parts]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every checkpoint tensor of this slot and its shape."""
@@ -56,7 +65,7 @@ def _linear(key: str, name: str, out: int, width: int, *, bias: bool = False, fp
 
 def _matrix(key: str, width: int, *parts: tuple[str, int]) -> Slot:
     """A decoder layer's matrix without bias: (name, rows) of its parts."""
-    return Slot(key, tuple((f"{name}.weight", (rows, width)) for name, rows in parts))
+    return Slot(key, tuple((f"{name}.weight", (rows, width)) for name, rows in parts), matrix=True)
 
 
 def layer_slots(config: TransformerConfig, i: int, *, media: bool) -> list[Slot]:
