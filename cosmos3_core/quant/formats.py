@@ -19,6 +19,10 @@ Exponent = Literal["floor", "ceil", "even", "rceil"]
 `most` = 1.f x 2^top. floor: 2^(floor(log2 m) - top), OCP MX v1.0, 6.3. ceil: 2^(ceil(log2 m) - top). even: as floor, of
 m rounded to the element's bits of mantissa. rceil: the smallest that is m / most or more, cuBLAS's. (The names are
 torchao's `ScaleCalculationMode`.)"""
+Packer = Literal["", "llama.cpp", "bitsandbytes"]
+"""Who chooses the codes. "": an element is divided by its scale as that is stored, ties go to even; a signed integer's
+extreme is the positive one of two. The others multiply with the reciprocal of the scale that they are about to store;
+llama.cpp's ties go up, those of 8 bits away from zero, and the first extreme counts."""
 HELD = "float8"
 """What the torch dtypes of 8-bit floats begin with."""
 
@@ -130,6 +134,7 @@ class Format:
     `inputs`, or this one where that is None. With `static` the scale of the whole tensor is a stored number; otherwise
     each token's scales are its own.
 
+    `packer` says by whose rule `pack` chooses codes, so that they are theirs to the bit; reading knows no such rule.
     `source` says where the format is defined.
     """
 
@@ -147,6 +152,7 @@ class Format:
     activations: bool = True
     inputs: Format | None = None
     static: bool = False
+    packer: Packer = ""
     source: str = ""
 
     @property
@@ -227,11 +233,15 @@ FORMATS: dict[str, Format] = {
             scale="fp32",
             group=64,
             activations=False,
+            packer="bitsandbytes",
             source="QLoRA (arXiv 2305.14314), bitsandbytes",
         ),
-        Format(name="q4_0", element="int4", scale="fp16", group=32, activations=False, source=LLAMA),
+        Format(
+            name="q4_0", element="int4", scale="fp16", group=32, activations=False, packer="llama.cpp", source=LLAMA
+        ),
         Format(
             name="q5_1",
+            packer="llama.cpp",
             element="uint5",
             scale="fp16",
             group=32,
@@ -239,7 +249,9 @@ FORMATS: dict[str, Format] = {
             activations=False,
             source=LLAMA,
         ),
-        Format(name="q8_0", element="int8", scale="fp16", group=32, activations=False, source=LLAMA),
+        Format(
+            name="q8_0", element="int8", scale="fp16", group=32, activations=False, packer="llama.cpp", source=LLAMA
+        ),
         Format(
             name="q4_k",
             element="uint4",

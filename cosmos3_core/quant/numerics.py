@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .codes import decode, encode
 from .formats import ELEMENTS, Format
-from .scales import choose, factors, of_super_blocks, of_tensor
+from .scales import by_reciprocal, choose, factors, of_super_blocks, of_tensor
 
 AT_ONCE = 2**24
 """Elements that are packed together: what that takes in fp32 stays small beside a large weight."""
@@ -141,6 +141,9 @@ def _pack(x: Tensor, format: Format, whole: Tensor | None, outputs: int) -> dict
         units = chosen["super_scales"].repeat_interleave(format.super_group, -1)[..., : x.shape[-1]]
         x = torch.where(units == 0, 0.0, x / units).to(x.dtype)
     blocks = x.float().unflatten(-1, (-1, format.group or x.shape[-1]))
+    if format.packer:
+        chosen, units = by_reciprocal(blocks, format)
+        return chosen | {"values": encode(units.flatten(-2), format.element)}
     if outputs:
         together = blocks if outputs == 1 else blocks.unflatten(0, (-1, outputs)).transpose(1, 2).flatten(2)
         chosen |= choose(together, format, whole)

@@ -36,8 +36,8 @@ def choose(blocks: Tensor, format: Format, tensor_scale: Tensor | None) -> dict[
     if element.offset:
         # The largest element becomes the most negative integer, so that all codes are used; its scale is negative
         # where it is positive.
-        extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
-        scales = extreme / -element.most
+        low, high = blocks.aminmax(dim=-1)
+        scales = torch.where(high < -low, low, high) / -element.most
     else:
         largest = blocks.abs().amax(-1)
         # A tensor, because some devices divide by a number by multiplying with its reciprocal, which rounds once more.
@@ -45,6 +45,25 @@ def choose(blocks: Tensor, format: Format, tensor_scale: Tensor | None) -> dict[
     if format.super_scale:
         return _multiples("scales", scales, format)
     return {"scales": _stored(scales if tensor_scale is None else scales / tensor_scale, format.scale)}
+
+
+def by_reciprocal(blocks: Tensor, format: Format) -> tuple[dict[str, Tensor], Tensor]:
+    """The same for a format with a `packer`, and the blocks in units of their scales: integers where elements are."""
+    element, low = ELEMENTS[format.element], blocks.amin(-1)
+    if format.minima:
+        scales = (blocks.amax(-1) - low) / torch.full_like(low, element.most)
+        chosen, blocks = {"minima": _stored(low, format.scale)}, blocks - low.unsqueeze(-1)
+    else:
+        chosen, extreme = {}, blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        scales = extreme / -element.most if element.offset else extreme.abs() / torch.full_like(low, element.most)
+    units = blocks * torch.where(scales == 0, 0.0, 1 / scales).unsqueeze(-1)
+    if element.integer:
+        if element.dtype:
+            whole = units.abs().floor()
+            units = units.sign() * (whole + (2 * (units.abs() - whole)).floor())
+        else:
+            units = (units + (element.offset + 0.5)).floor() - element.offset
+    return chosen | {"scales": _stored(scales, format.scale)}, units
 
 
 def _between(blocks: Tensor, format: Format) -> dict[str, Tensor]:
