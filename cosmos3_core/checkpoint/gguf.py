@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..contract import InputError
-from ..quant.dialects.gguf import BLOCKS
 from .repository import Repository, reading
 from .tensors import TensorInfo
 
@@ -150,10 +149,12 @@ def _row(stream: BinaryIO) -> tuple[str, tuple[int, ...], str, int]:
 def _bytes(name: str, shape: tuple[int, ...], kind: str) -> int:
     if kind in PLAIN_DTYPES:
         return math.prod(shape) * (4 if kind == "F32" else 2)
-    block = BLOCKS[kind]
-    if shape[-1] % block.elements or len(shape) != 2:
-        raise _Wrong(f"tensor {name} of shape {list(shape)} has no whole blocks of {block.elements}, as {kind} has")
-    return math.prod(shape) // block.elements * block.bytes
+    from ..quant.layouts import BLOCKS
+
+    block = BLOCKS[kind.lower()]
+    if shape[-1] % block.features or len(shape) != 2:
+        raise _Wrong(f"tensor {name} of shape {list(shape)} has no whole blocks of {block.features}, as {kind} has")
+    return math.prod(shape) // block.features * block.bytes
 
 
 def _number(stream: BinaryIO, form: str) -> int:

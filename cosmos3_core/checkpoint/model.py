@@ -17,7 +17,9 @@ from ..model.text import ChatTokenizer
 from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, OWN, ModelFacts, lacking_heads
 from ..scenarios.own import read_own
 from ..scenarios.variants import checkpoints
+from .gguf import open_gguf
 from .identity import identity
+from .quantized import Quantization, Quantized, described, gguf_file, quantized
 from .repository import EMBEDDED, Repository, full_name, open_repository
 from .tensors import TensorInfo, open_tensors
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from ..model.sound import SoundCodec
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
-    from ..model.weights import Target
+    from ..model.weights import ReadMatrix, Target
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
@@ -49,6 +51,8 @@ class Model:
     dtype: str
     distilled_sigmas: tuple[float, ...] | None
     facts: ModelFacts
+    quantization: Quantization | None = None
+    """How the transformer's weights are quantized; None where they are not."""
 
     @property
     def name(self) -> str:
@@ -107,7 +111,8 @@ def open_model(name: str, revision: str | None = None) -> Model:
     if (latents := VaeConfig.from_json(vae, f"{name}/vae").z_dim) != config.latent_channel:
         found = f"its VAE has {latents} latent channels, and its transformer {config.latent_channel}"
         raise InputError(f"`model` {name}", found, "transformer and vae belong to different models; get both again")
-    return Model(repo, config, scheduler, vae, dtype, sigmas, facts)
+    quantization = described(repo, raw, f"{name}/transformer")
+    return Model(repo, config, scheduler, vae, dtype, sigmas, facts, quantization)
 
 
 def describe(name: str) -> Model:
@@ -231,6 +236,13 @@ def _kind(info: TensorInfo) -> tuple[tuple[int, ...], torch.dtype]:
     return info.shape, info.dtype
 
 
+def _open_transformer(model: Model, source: str) -> Tensors:
+    """Its safetensors, or its GGUF file."""
+    if (name := gguf_file(model.repository, source)) is None:
+        return open_tensors(model.repository, "transformer")
+    return open_gguf(model.repository, "transformer", name)
+
+
 class Tensors(Protocol):
     """Tensors by name, read when they are asked for: files, or what stands in for them."""
 
@@ -245,6 +257,7 @@ class Weights:
 
     transformer: Tensors
     vae_files: Tensors
+    quantized: Quantized | None = None
     sound_files: Tensors | None = None
     """Opened by `open_sound`, as most runs have no use for them."""
 
@@ -252,20 +265,33 @@ class Weights:
         from ..model.vae import VideoVAE
         from ..model.weights import canonical_name, check_names, check_tensors
 
-        self.model = model
-        self.transformer = open_tensors(model.repository, "transformer")
+        self.model, source = model, f"{model.name}/transformer"
+        self.transformer = _open_transformer(model, source)
         self.raw_names: dict[str, str] = {}
         for raw in self.transformer.tensors:
             name = canonical_name(raw)
             if name in self.raw_names:
                 found = f"{raw} and {self.raw_names[name]} are two names of one tensor"
-                raise InputError(f"loading {model.name}/transformer", found, "Keep one of them")
+                raise InputError(f"loading {source}", found, "Keep one of them")
             self.raw_names[name] = raw
+        self.quantized = quantized(model.quantization, self.transformer, self.raw_names, model.config, source)
         kinds = {name: _kind(self.transformer.tensors[raw]) for name, raw in self.raw_names.items()}
-        check_names(model.config, kinds, f"{model.name}/transformer")
+        check_names(model.config, self._as_plain(kinds), source)
         self.vae_files = open_tensors(model.repository, "vae")
         expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
         check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)
+        if self.quantized:
+            self.quantized.check()
+
+    def _as_plain(self, kinds: dict[str, Any]) -> dict[str, Any]:
+        """Names, shapes and dtypes as they would be without quantization."""
+        from ..model.weights import RUNNABLE, shapes
+
+        if self.quantized is None:
+            return kinds
+        expected, parts, plain = shapes(self.model.config), self.quantized.parts, RUNNABLE[0]
+        weights = {f"{module}.weight" for module in self.quantized.layouts}
+        return {n: k for n, k in kinds.items() if n not in parts} | {n: (expected[n], plain) for n in weights}
 
     def open_sound(self, *, encoder: bool = False) -> Tensors:
         """Find and check the sound codec's files. A codec without an encoder only decodes. Raises InputError, also for
@@ -301,21 +327,34 @@ class Weights:
         return identity(self.model.repository, {folder: one.tensors.values() for folder, one in files.items()})
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        canonical = {self.raw_names[name]: name for name in names}
+        """Quantized ones as what they stand for."""
+        from ..quant.numerics import unpack
+
+        modules = self.quantized.layouts if self.quantized else {}
+        names = list(names)
+        coded = {name for name in names if name.removesuffix(".weight") in modules}
+        canonical = {self.raw_names[name]: name for name in names if name not in coded}
         for raw, tensor in self.transformer.read(canonical):
             yield canonical[raw], tensor
+        if coded and self.quantized:
+            for module, weight in self.quantized.weights(name.removesuffix(".weight") for name in coded):
+                yield f"{module}.weight", unpack(weight)
+
+    @property
+    def _matrix(self) -> ReadMatrix | None:
+        return self.quantized.matrix if self.quantized else None
 
     def understanding(self, target: Target) -> UnderstandingTower:
         """Load the text tower."""
         from ..model.weights import load_understanding
 
-        return load_understanding(self.model.config, self._read, target)
+        return load_understanding(self.model.config, self._read, target, self._matrix)
 
     def generation(self, target: Target) -> GenerationTower:
         """Load the media tower."""
         from ..model.weights import load_generation
 
-        return load_generation(self.model.config, self._read, target)
+        return load_generation(self.model.config, self._read, target, self._matrix)
 
     def vae(self, target: Target, *halves: str) -> VideoVAE:
         """Load these halves of the VAE, "encoder" and "decoder"."""

@@ -4,7 +4,7 @@ read as `Packed`."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
@@ -19,20 +19,18 @@ from .repository import Repository
 if TYPE_CHECKING:
     import torch
 
+    from ..model.weights import Weight
     from ..quant.numerics import Packed
     from .model import Tensors
 
 CONFIG = "quantization_config"
-SHARED = ("input_scale", "input_global_scale", "g_idx", "weight_g_idx")
-"""Parts that must be the same for weights that read the same input: one product has one of each."""
-
-
 @dataclass(frozen=True)
 class Quantization:
     """What a checkpoint's JSON files say of how it is quantized. `policy` is what it asks of a run's steps."""
 
     dialect: Dialect
     scheme: Scheme
+    clues: Clues
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -48,7 +46,7 @@ def described(repository: Repository, config: Mapping[str, Any], source: str) ->
     of no quantization. A GGUF file's table is read, of which the file has to be here. Raises InputError."""
     found = _clues(repository, config, source)
     dialect = dialect_of(found)
-    return Quantization(dialect, dialect.describe(found)) if dialect else None
+    return Quantization(dialect, dialect.describe(found), found) if dialect else None
 
 
 def gguf_file(repository: Repository, source: str) -> str | None:
@@ -117,38 +115,33 @@ class Quantized:
         """Of each quantized module, by name."""
         return {module: layout.format.name for module, layout in self.layouts.items()}
 
-    def check(self, together: Iterable[Sequence[str]]) -> None:
-        """Read and judge all scales and what else is small; weights of the modules that stand `together` have to make
-        one. Raises InputError."""
-        for modules in together:
-            self._check_alike(modules)
-        wanted = [f"{module}.{part}" for module, layout in self.layouts.items() for part in layout.small]
-        group = {module: tuple(modules) for modules in together for module in modules}
-        waiting = {module: set(layout.small) for module, layout in self.layouts.items()}
-        held: dict[str, dict[str, torch.Tensor]] = {module: {} for module in self.layouts}
-        seen: dict[tuple[tuple[str, ...], str], tuple[str, torch.Tensor]] = {}
-        for module, part, tensor in self._read(wanted):
+    def check(self) -> None:
+        """Read and judge all scales and what else is small. Raises InputError."""
+        waiting = {module: set(layout.small) for module, layout in self.layouts.items() if layout.small}
+        held: dict[str, dict[str, torch.Tensor]] = {module: {} for module in waiting}
+        for module, part, tensor in self._read(f"{m}.{part}" for m in waiting for part in self.layouts[m].small):
             held[module][part] = tensor
-            if part in SHARED and module in group:
-                self._check_shared(seen, group[module], module, part, tensor)
             waiting[module].discard(part)
             if not waiting[module]:
                 with _named(self.source, module):
                     self.layouts[module].check(held.pop(module))
 
-    def packed(self, modules: Sequence[str], device: torch.device | str) -> Packed | None:
-        """The weight that these modules make, one after the other, on the device; None where they are not quantized.
-        Raises InputError."""
+    def matrix(self, modules: Sequence[str], device: torch.device | str, dtype: torch.dtype) -> Weight | None:
+        """The weight that these modules make, one after the other, on the device: one `Packed` where they can be one
+        exactly, else each of them, those in 16 bits in `dtype`. None where none is quantized. Raises InputError."""
         if not any(module in self.layouts for module in modules):
             return None
         from ..quant.joining import join
 
-        weights = dict(self.weights(modules, device))
+        found: dict[str, Any] = dict(self.weights(modules, device))
+        plain = {self.raw_names[f"{module}.weight"]: module for module in modules if module not in found}
+        for raw, tensor in self.files.read(plain):
+            found[plain[raw]] = tensor.to(device, dtype, copy=True)
+        held = [found[module] for module in modules]
         try:
-            return join([weights[module] for module in modules])
-        except (ValueError, KeyError) as error:  # `check` finds them before
-            found = f"{', '.join(modules)} do not make one weight: {error}"
-            raise InputError(f"loading {self.source}", found, AGAIN) from None
+            return tuple(held) if plain else join(held)
+        except ValueError:  # they have a format, a scale of the inputs or an order of the features each
+            return tuple(held)
 
     def weights(self, modules: Iterable[str], device: torch.device | str = "cpu") -> Iterator[tuple[str, Packed]]:
         """Those of the modules that are quantized, in the order in which they lie in the files."""
@@ -173,23 +166,6 @@ class Quantized:
             module = modules[canonical[raw]]
             yield module, canonical[raw].removeprefix(f"{module}."), tensor
 
-    def _check_alike(self, modules: Sequence[str]) -> None:
-        named = {module: self.layouts[module].format for module in modules if module in self.layouts}
-        lacking = [module for module in modules if module not in named]
-        if named and (lacking or len(set(named.values())) > 1):
-            said = [f"{module} is in {named[module].name if module in named else '16 bits'}" for module in modules]
-            found = f"{', '.join(said)}; they read one input, and cosmos3 multiplies it by one matrix"
-            next_step = "Quantize all of them in one format, or none of them"
-            raise InputError(f"loading {self.source}", found, next_step)
-
-    def _check_shared(self, seen: Any, modules: Sequence[str], module: str, part: str, tensor: torch.Tensor) -> None:
-        import torch
-
-        other = seen.setdefault((modules, part), (module, tensor))
-        if other[0] != module and not torch.equal(other[1], tensor):
-            found = f"{module}.{part} is not {other[0]}.{part}, and both belong to one input"
-            raise InputError(f"loading {self.source}", found, AGAIN)
-
 
 class _named:
     """InputError in the place of what is wrong with a module."""
@@ -211,27 +187,44 @@ def quantized(
 ) -> Quantized | None:
     """Find the quantized weights among a transformer's opened files; None where there are none. Raises InputError where
     tensors and description do not agree, or nothing describes them."""
-    from ..model.weights import shapes
+    from ..model.weights import canonical_name, shapes
 
     headers, expected = headers_of(files), shapes(config)
     if quantization is None:
         _check_none(headers, expected, source)
         return None
+    dialect = quantization.dialect
+    _check_others(dialect, headers, expected, source)
+    metadata = {canonical_name(key): text for key, text in getattr(files, "metadata", {}).items()}
+    scheme = dialect.describe(replace(quantization.clues, headers=headers, metadata=metadata))
     layouts = {}
     for name, shape in expected.items():
         if not name.endswith(".weight") or len(shape) != 2:
             continue
         module = name.removesuffix(".weight")
-        parts = {s: headers[f"{module}.{s}"] for s in quantization.dialect.suffixes if f"{module}.{s}" in headers}
+        parts = {s: headers[f"{module}.{s}"] for s in dialect.suffixes if f"{module}.{s}" in headers}
         with _named(source, module):
-            if parts and (layout := quantization.scheme.layout(module, parts, (shape[0], shape[1]))):
+            if parts and (layout := scheme.layout(module, parts, (shape[0], shape[1]))):
                 if extra := [part for part in parts if part not in layout.parts]:
                     raise Broken(extra[0], f"a weight in {layout.format.name} has no such part")
                 layouts[module] = layout
     if not layouts:
-        found = f"its files say that it is in the dialect {quantization.dialect.name}, and no weight is quantized"
+        found = f"its files say that it is in the dialect {dialect.name}, and no weight is quantized"
         raise InputError(f"loading {source}", found, AGAIN)
     return Quantized(source, files, raw_names, layouts)
+
+
+def _check_others(dialect: Dialect, headers: Mapping[str, Header], expected: Mapping[str, Any], source: str) -> None:
+    """InputError for tensors that only other dialects have."""
+    others = {suffix for row in DIALECTS for suffix in row.suffixes} - set(dialect.suffixes)
+    for name in headers:
+        if name in expected:
+            continue
+        for suffix in others:
+            if name.endswith(f".{suffix}") and f"{name.removesuffix(suffix)}weight" in expected:
+                writers = " and ".join(row.name for row in DIALECTS if suffix in row.suffixes)
+                found = f"its files say that it is in the dialect {dialect.name}, and {name} is of {writers}"
+                raise InputError(f"loading {source}", found, AGAIN)
 
 
 def _check_none(headers: Mapping[str, Header], expected: Mapping[str, Any], source: str) -> None:

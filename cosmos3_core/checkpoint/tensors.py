@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class TensorFiles:
     repository: Repository
     folder: str
     tensors: dict[str, TensorInfo]
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The files' own, by their keys; digests left out."""
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the named tensors in file order, on the host, each checked against its digest and for NaN and infinity
@@ -107,8 +109,10 @@ def open_tensors(repository: Repository, folder: str, stem: str = STEM) -> Tenso
     shards = _find_shards(repository, folder, stem)
     paths = [f"{folder}/{shard}" for shard in shards]
     tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
     for path, file, named in zip(paths, repository.fetch(paths), shards.values(), strict=True):
-        held = _read_header(repository, path, file)
+        held, said = _read_header(repository, path, file)
+        metadata |= said
         if twice := held.keys() & tensors.keys():
             others = _some({tensors[name].file.name for name in twice})
             raise _bad_file(repository, path, f"it holds {_some(twice)}, and so does {others}")
@@ -117,7 +121,7 @@ def open_tensors(repository: Repository, folder: str, stem: str = STEM) -> Tenso
         if named is not None and (extra := held.keys() - named):
             raise _bad_file(repository, path, f"it holds {_some(extra)}, of which the index does not know")
         tensors |= held
-    return TensorFiles(repository, folder, tensors)
+    return TensorFiles(repository, folder, tensors, metadata)
 
 
 def save_tensors(
@@ -198,7 +202,8 @@ def _read_index(repository: Repository, folder: str, index: str, present: list[s
     return shards
 
 
-def _read_header(repository: Repository, path: str, file: Path) -> dict[str, TensorInfo]:
+def _read_header(repository: Repository, path: str, file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Its tensors, and the rest of its metadata."""
     from safetensors import SafetensorError, safe_open
 
     tensors = {}
@@ -210,7 +215,8 @@ def _read_header(repository: Repository, path: str, file: Path) -> dict[str, Ten
         raise _bad_file(repository, path, found)
     try:
         with reading(f"{repository.name}/{path}"), safe_open(file, framework="pt") as shard:
-            digests = parse_json((shard.metadata() or {}).get(DIGESTS, "null"))
+            metadata = dict(shard.metadata() or {})
+            digests = parse_json(metadata.pop(DIGESTS, "null"))
             names = shard.offset_keys()
             if digests is not None and set(digests) != set(names):
                 raise ValueError("its digests are those of other tensors")
@@ -220,7 +226,7 @@ def _read_header(repository: Repository, path: str, file: Path) -> dict[str, Ten
                 tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, tensor.nbytes, written)
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise _bad_file(repository, path, f"the file is cut short or damaged: {error}") from None
-    return tensors
+    return tensors, metadata
 
 
 def _bad_file(repository: Repository, path: str, found: str) -> InputError:

@@ -8,7 +8,7 @@ stream.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ from .config import TransformerConfig
 from .transformer import DecoderLayer, GenerationTower, UnderstandingTower
 
 Read = Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]]
-ReadPacked = Callable[[list[str], "torch.device | str"], Packed | None]
-"""The weight that some modules of a quantized checkpoint make, on a device; None where they are not quantized."""
+Weight = Any
+"""A matrix: a tensor, a contract.Packed, or a tuple of these where one product cannot be made of them."""
+ReadMatrix = Callable[[Sequence[str], "torch.device | str", torch.dtype], Weight | None]
+"""The matrix that some modules of a quantized checkpoint make, on a device; None where none of them is quantized."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What weights become: on `device` and in `dtype`. The decoder layers' are packed by `ops` in `format`, all others,
-    and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`."""
+    and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`. Those of layers whose
+    matrices a checkpoint has in several formats go to `mixed`."""
 
     ops: Ops
     kept: Ops
@@ -224,6 +227,7 @@ class Target:
     dtype: torch.dtype
     format: str = "none"
     kept_layers: int = 0
+    mixed: Ops | None = None
 
     @classmethod
     def plain(cls, ops: Ops, device: torch.device | str, dtype: torch.dtype) -> Target:
@@ -264,24 +268,38 @@ def load_slots(slots: list[Slot], read: Read, target: Target) -> dict[str, Any]:
     return done
 
 
-def load_layer(config: TransformerConfig, i: int, read: Read, target: Target, *, media: bool) -> DecoderLayer:
-    """Decoder layer i of one tower, read and packed."""
-    kept = media and i < target.kept_layers
-    ops, format = (target.kept, "none") if kept else (target.ops, target.format)
-    w, layer = load_slots(layer_slots(config, i, media=media), read, target), config.layer
+def load_layer(
+    config: TransformerConfig, i: int, read: Read, target: Target, matrix: ReadMatrix | None = None, *, media: bool
+) -> DecoderLayer:
+    """Decoder layer i of one tower, read and packed. Of a quantized checkpoint, whose matrices `matrix` reads, they stay
+    as they are: packed in their formats, and those that are not quantized in the model's dtype."""
+    slots, layer = layer_slots(config, i, media=media), config.layer
+    found = {s.key: matrix(s.modules, target.device, target.dtype) for s in slots if s.matrix} if matrix else {}
+    held = {key: weight for key, weight in found.items() if weight is not None}
+    w = load_slots([slot for slot in slots if slot.key not in held], read, target) | held
     before = ProjectWeights(w["norm_in"], w.pop("qkv"), w.get("norm_q"), w.get("norm_k"), w.get("norm_k_for_gen"))
     after = FinishWeights(w.pop("out"), w["norm_post"], w.pop("up"), w.pop("down"))
+    ops, format = target.ops, target.format
+    if matrix and held:
+        names = {getattr(getattr(weight, "format", None), "name", None) for weight in found.values()}
+        ops, format = (ops, format) if names == {format} else (target.mixed or ops, "none")
+    elif matrix or (media and i < target.kept_layers):
+        ops, format = target.kept, "none"
     return DecoderLayer(ops.project(before, layer, ops, format=format), ops.finish(after, layer, ops, format=format))
 
 
-def load_understanding(config: TransformerConfig, read: Read, target: Target) -> UnderstandingTower:
+def load_understanding(
+    config: TransformerConfig, read: Read, target: Target, matrix: ReadMatrix | None = None
+) -> UnderstandingTower:
     """The text tower. Its attention, causal and done once, is that of `target.kept`."""
-    layers = [load_layer(config, i, read, target, media=False) for i in range(config.num_hidden_layers)]
+    layers = [load_layer(config, i, read, target, matrix, media=False) for i in range(config.num_hidden_layers)]
     return UnderstandingTower(config, target.kept, load_slots(understanding_slots(config), read, target), layers)
 
 
-def load_generation(config: TransformerConfig, read: Read, target: Target) -> GenerationTower:
+def load_generation(
+    config: TransformerConfig, read: Read, target: Target, matrix: ReadMatrix | None = None
+) -> GenerationTower:
     """The media tower."""
-    layers = [load_layer(config, i, read, target, media=True) for i in range(config.num_hidden_layers)]
+    layers = [load_layer(config, i, read, target, matrix, media=True) for i in range(config.num_hidden_layers)]
     weights = load_slots(generation_slots(config), read, target)
     return GenerationTower(config, target.ops, target.kept, weights, layers)

@@ -78,12 +78,13 @@ def _layout(parts: Mapping[str, Header], shape: tuple[int, int], nested: bool) -
         positive({"weight.absmax": _scales(tensors, state, nested)}, "weight.absmax", zero=True)
 
     def read(tensors: Tensors) -> Packed:
+        from ..layouts import swapped_nibbles
         from ..numerics import Packed
 
         flat = tensors["weight"].reshape(outputs, width // 2)
         scales = _scales(tensors, _state(tensors[STATE]), nested)
         scales = scales.repeat_interleave(block // each).reshape(outputs, width // each)
-        return Packed(format, (flat >> 4) | (flat << 4), scales)
+        return Packed(format, swapped_nibbles(flat), scales)
 
     small = tuple(part for part in wanted if part != "weight")
     return Layout(format=format, parts=tuple(wanted), small=small, read=read, check=check)

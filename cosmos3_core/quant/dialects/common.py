@@ -169,16 +169,18 @@ def with_group(name: str, width: int, group: int) -> Format:
     return replace(FORMATS[name], group=0 if group == width else group)
 
 
-def positive(tensors: Mapping[str, Tensor], part: str, *, zero: bool = False) -> None:
-    """Raises Broken for scales that are NaN, infinite, negative or, unless `zero`, 0."""
+def positive(tensors: Mapping[str, Tensor], part: str, *, zero: bool = False, negative: bool = False) -> None:
+    """Raises Broken for scales that are NaN or infinite, negative unless `negative`, or 0 unless `zero`."""
     scale = tensors[part].float()
-    wrong = ~scale.isfinite() | (scale < 0)
+    wrong = ~scale.isfinite()
+    if not negative:
+        wrong |= scale < 0
     if not zero:
         wrong |= scale == 0
     if wrong.any():
         first = scale.reshape(-1)[wrong.reshape(-1)][0].item()
         kind = "NaN" if math.isnan(first) else "infinite" if math.isinf(first) else "negative" if first < 0 else "zero"
-        raise Broken(part, f"{int(wrong.sum())} of its {scale.numel()} scales are {kind} or worse, the first {first:g}")
+        raise Broken(part, f"{int(wrong.sum())} of its {scale.numel()} scales cannot be, the first is {kind}")
 
 
 def not_nan(tensors: Mapping[str, Tensor], part: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..formats import FORMATS, Format
 from .common import PLAIN, Broken, Clues, Dialect, Header, Layout, Scheme
 from .common import expect, group_of, named, positive, present, refuse, unknown_keys, with_group
-from .layouts import eight_bit, mx, nvfp4, order_of, unpacked_int32
+from .layouts import eight_bit, mx, nvfp4, order_of
 
 if TYPE_CHECKING:
     from ..numerics import Packed
@@ -189,15 +189,17 @@ def _packed(group: Group, parts: Mapping[str, Header], shape: tuple[int, int]) -
             order_of(tensors["weight_g_idx"], each, "weight_g_idx")
 
     def read(tensors: Tensors) -> Packed:
-        from ..codes import to_bytes
+        from ..codes import from_bytes, to_bytes
         from ..numerics import Packed
 
-        codes = unpacked_int32(tensors["weight_packed"], 4, along=1)[:, :width]
+        values = tensors["weight_packed"].view(torch.uint8)[:, : width // 2].contiguous()
         order = order_of(tensors["weight_g_idx"], each, "weight_g_idx") if group.order else None
+        if order is not None:
+            values = to_bytes(from_bytes(values, 4)[:, order], 4)
         zeros = None
         if format.zeros:
-            zeros = unpacked_int32(tensors["weight_zero_point"], 4, along=0)[:outputs].contiguous()
-        values = to_bytes(codes if order is None else codes[:, order], 4)
+            words = tensors["weight_zero_point"].T.contiguous().view(torch.uint8)
+            zeros = from_bytes(words, 4).T[:outputs].contiguous()
         return Packed(format, values, tensors["weight_scale"].to(torch.float32), zeros=zeros, order=order)
 
     small = tuple(part for part in wanted if part != "weight_packed")

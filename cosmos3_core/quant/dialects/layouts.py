@@ -138,19 +138,6 @@ def nvfp4(
     return Layout(format=format, parts=tuple(wanted), small=small, read=read, check=check)
 
 
-def unpacked_int32(words: Tensor, bits: int, *, along: int, order: tuple[int, ...] | None = None) -> Tensor:
-    """Codes of so many bits from int32 words, each the lowest bits first, along an axis; `order`: where the code at
-    each place of a word belongs."""
-    import torch
-
-    each = 32 // bits
-    shifts = torch.arange(each, device=words.device, dtype=torch.int32) * bits
-    codes = (words.movedim(along, -1).unsqueeze(-1) >> shifts) & (2**bits - 1)
-    if order is not None:
-        codes = codes[..., list(order)]
-    return codes.flatten(-2).to(torch.uint8).movedim(-1, along)
-
-
 def order_of(g_idx: Tensor, group: int, part: str) -> Tensor | None:
     """The order in which features of one group follow each other; None where they already do. Raises Broken for groups
     that are not there or not of `group` features."""

@@ -27,11 +27,10 @@ def _said(clues: Clues) -> dict[str, str]:
     if len(found) > 1:
         raise refuse(clues, "folder", f"{' and '.join(found)}, which both describe it", "Keep one of them")
     whole = clues.files[found[0]]
-    general = {key: value for key, value in whole.items() if "." not in key}
-    unknown_keys(clues, found[0], general, GENERAL)
+    said = {key: str(value) for key, value in whole.items() if key not in GENERAL and isinstance(value, str)}
+    unknown_keys(clues, found[0], {key: value for key, value in whole.items() if key not in said}, GENERAL)
     if (kind := whole.get("model_quant_type")) not in (*KINDS, None):
         raise refuse(clues, found[0], f"model_quant_type {kind!r}", f"cosmos3 reads {' and '.join(KINDS)}")
-    said = {str(key): str(value) for key, value in whole.items() if "." in key}
     if strange := {kind for kind in said.values() if kind not in (*KINDS, "FLOAT")}:
         raise refuse(clues, found[0], f"{', '.join(sorted(strange))}", f"cosmos3 reads {' and '.join(KINDS)}")
     return said

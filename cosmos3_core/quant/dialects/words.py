@@ -1,9 +1,8 @@
 """GPTQ's and AWQ's packings of int4, as AutoGPTQ, GPTQModel, AutoAWQ and AutoRound write them: codes in int32 words,
 zero points with them, scales in fp16.
 
-GPTQ packs along the inputs, the lowest bits first, and stores zero points less one, except in its `gptq_v2`; `g_idx`
-names the group of each input feature. AWQ packs along the outputs, in the order 0 2 4 6 1 3 5 7, and stores zero
-points as they are.
+How the words lie is `quant.layouts`'. GPTQ stores zero points less one, except in its `gptq_v2`, and `g_idx` names the
+group of each input feature; AWQ stores zero points as they are.
 """
 
 from __future__ import annotations
@@ -15,16 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ..formats import FORMATS
 from .common import PLAIN, Broken, Clues, Dialect, Header, Layout, Scheme
 from .common import expect, group_of, named, positive, present, refuse, unknown_keys, with_group
-from .layouts import order_of, unpacked_int32
+from .layouts import order_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..numerics import Packed
     from .layouts import Tensors
 
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in a word the outputs 0 to 7 are."""
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -53,32 +48,29 @@ def layout(
         expect(parts, "g_idx", (width,), "int32", "int64")
     format = with_group("w4a16" if symmetric else "w4a16_asym", width, each)
 
-    def zeros_of(tensors: Tensors) -> Tensor:
-        return unpacked_int32(tensors["qzeros"], 4, along=1, order=AWQ_ORDER if awq else None).T + less
-
     def check(tensors: Tensors) -> None:
-        positive(tensors, "scales")
-        zeros = zeros_of(tensors)
+        from ..codes import from_bytes
+
+        # AutoRound's symmetric scales have the sign that makes the extreme -8.
+        positive(tensors, "scales", negative=symmetric)
+        zeros = from_bytes(tensors["qzeros"].contiguous().view(torch.uint8), 4) + less
         if symmetric and (zeros != 8).any():
             wrong = int(zeros[zeros != 8][0])
             raise Broken("qzeros", f"a zero point is {wrong}, and the config says that the weight is symmetric, with 8")
+        if (zeros > 15).any():
+            raise Broken("qzeros", "a zero point is 16, which some programs read as 0")
         if "g_idx" in wanted:
             order_of(tensors["g_idx"], each, "g_idx")
 
     def read(tensors: Tensors) -> Packed:
-        from ..codes import to_bytes
-        from ..numerics import Packed
+        from ..layouts import awq as of_awq
+        from ..layouts import gptq
 
-        along, words = (1, AWQ_ORDER) if awq else (0, None)
-        codes = unpacked_int32(tensors["qweight"], 4, along=along, order=words).T
-        order = order_of(tensors["g_idx"], each, "g_idx") if "g_idx" in wanted else None
-        return Packed(
-            format,
-            to_bytes((codes if order is None else codes[:, order]).contiguous(), 4),
-            tensors["scales"].T.to(torch.float32).contiguous(),
-            zeros=None if symmetric else zeros_of(tensors).contiguous(),
-            order=order,
-        )
+        words = tensors["qweight"], tensors["scales"], tensors["qzeros"]
+        if awq:
+            return of_awq(format, *words)
+        g_idx = tensors.get("g_idx") if format.group else None
+        return gptq(format, *words, g_idx, less_one=bool(less))
 
     small = tuple(part for part in wanted if part != "qweight")
     return Layout(format=format, parts=tuple(wanted), small=small, read=read, check=check)
