@@ -33,6 +33,7 @@ PACKAGES = ("nvidia-modelopt", "compressed-tensors", "auto-round", "gguf", "bits
 STEM = "diffusion_pytorch_model"
 MEDIA = ("layers.1.self_attn.add_", "layers.1.self_attn.to_add_out", "layers.1.mlp_moe_gen.")
 LAYER = ("layers.1.",)
+MLP = ("gate", "up", "down")
 GROUP = 32
 
 Weights = dict[str, Tensor]
@@ -64,9 +65,7 @@ def config_of() -> dict[str, Any]:
     return json.loads((TINY / "transformer" / "config.json").read_text())
 
 
-def keep(
-    name: str, tensors: dict[str, Tensor], config: dict[str, Any], metadata: dict[str, str] | None = None
-) -> None:
+def keep(name: str, tensors: dict[str, Tensor], config: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Write what differs from the tiny model's own."""
     own = load_file(TINY / "transformer" / f"{STEM}.safetensors")
     same = {n for n, t in tensors.items() if n in own and t.dtype == own[n].dtype and torch.equal(t, own[n])}
@@ -217,7 +216,9 @@ def autoround(name: str) -> Weights:
     from auto_round import AutoRound
 
     scheme = {"autoround-w4a16": "W4A16", "autoround-mxfp8": "MXFP8", "autoround-mxfp4": "MXFP4"}[name]
-    stays = "layers.0,action_proj,self_attn.to_q,self_attn.to_k,self_attn.to_v,self_attn.to_out,mlp.gate,mlp.up,mlp.down"
+    stays = (
+        "layers.0,action_proj,self_attn.to_q,self_attn.to_k,self_attn.to_v,self_attn.to_out,mlp.gate,mlp.up,mlp.down"
+    )
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "in", Path(folder) / "out"
         shutil.copytree(TINY, source)
@@ -249,9 +250,7 @@ def _autorounded(scheme: str, tensors: dict[str, Tensor]) -> Weights:
             found[base] = layer(torch.eye(width, dtype=torch.float16)).T.contiguous()
         elif n.endswith(".weight_scale"):
             base = n.removesuffix(".weight_scale")
-            kind, part = (
-                (MXFP4QuantLinear, "weight_packed") if scheme == "MXFP4" else (MXFP8QuantLinear, "weight")
-            )
+            kind, part = (MXFP4QuantLinear, "weight_packed") if scheme == "MXFP4" else (MXFP8QuantLinear, "weight")
             weight = tensors[f"{base}.{part}"]
             outputs, width = weight.shape[0], weight.shape[1] * (2 if scheme == "MXFP4" else 1)
             layer = kind(width, outputs, None, weight=weight, weight_scale=tensor)
@@ -265,7 +264,7 @@ def packed(name: str) -> Weights:
     from auto_round_extension.torch.qlinear_torch_zp import QuantLinear
 
     awq, module = name == "awq", model()
-    tensors, found = {n: t for n, t in module.state_dict().items()}, {}
+    tensors, found = dict(module.state_dict()), {}
     for n, linear in linears(module, MEDIA).items():
         blocks = linear.weight.data.float().unflatten(1, (-1, GROUP))
         low, high = blocks.amin(-1).clamp_max(0), blocks.amax(-1).clamp_min(0)
@@ -274,7 +273,9 @@ def packed(name: str) -> Weights:
         linear.weight.data = linear.weight.data.float()
         del tensors[f"{n}.weight"]
         if awq:
-            layer = WQLinear_GEMM.from_linear(linear, 4, GROUP, scales=scales.T.contiguous(), zeros=zeros.T.contiguous())
+            layer = WQLinear_GEMM.from_linear(
+                linear, 4, GROUP, scales=scales.T.contiguous(), zeros=zeros.T.contiguous()
+            )
             found[n] = dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, 4, GROUP).T.contiguous()
         else:
             layer = QuantLinear(4, GROUP, linear.in_features, linear.out_features, False)
@@ -301,7 +302,7 @@ def bitsandbytes(name: str) -> Weights:
     import bitsandbytes as bnb
 
     nested, module = name == "bnb-nf4-nested", model()
-    tensors, found = {n: t for n, t in module.state_dict().items()}, {}
+    tensors, found = dict(module.state_dict()), {}
     for n, linear in linears(module, MEDIA).items():
         layer = bnb.nn.Linear4bit(
             linear.in_features, linear.out_features, False, torch.bfloat16, compress_statistics=nested, quant_type="nf4"
@@ -398,7 +399,7 @@ def gguf(name: str) -> Weights:
 WRITERS: dict[str, tuple[str, Callable[[str], Weights]]] = {
     "modelopt-fp8": ("nvidia-modelopt", modelopt),
     "modelopt-nvfp4": ("nvidia-modelopt", modelopt),
-    **{name: ("compressed-tensors", compressed) for name in COMPRESSED},
+    **dict.fromkeys(COMPRESSED, ("compressed-tensors", compressed)),
     **{f"autoround-{scheme}": ("auto-round", autoround) for scheme in ("w4a16", "mxfp8", "mxfp4")},
     "gptq": ("auto-round", packed),
     "awq": ("auto-round", packed),

@@ -51,7 +51,8 @@ def checkpoint(name: str, folder: Path) -> Path:
 
 def _modelslim(transformer: Path, *, static: bool) -> None:
     """int8 of the media tower's second layer, a scale for each output."""
-    tensors, said = load_file(transformer / f"{STEM}.safetensors"), {"model_quant_type": "W8A8" if static else "W8A8_DYNAMIC"}
+    tensors, kind = load_file(transformer / f"{STEM}.safetensors"), "W8A8" if static else "W8A8_DYNAMIC"
+    said = {"model_quant_type": kind}
     said |= dict.fromkeys(tensors, "FLOAT")
     media = ("layers.1.self_attn.add_", "layers.1.self_attn.to_add_out", "layers.1.mlp_moe_gen.")
     for name in [n for n in tensors if n.startswith(media) and n.endswith(".weight")]:
@@ -64,7 +65,7 @@ def _modelslim(transformer: Path, *, static: bool) -> None:
             parts |= {"input_scale": given, "input_offset": given * 0, "quant_bias": rows}
             parts["deq_scale"] = scale.flatten() * given
         tensors |= {f"{base}.{part}": tensor for part, tensor in parts.items()}
-        said |= {f"{base}.{part}": said["model_quant_type"] for part in parts}
+        said |= {f"{base}.{part}": kind for part in parts}
     save_file(tensors, transformer / f"{STEM}.safetensors", metadata={"format": "pt"})
     (transformer / DESCRIPTION).write_text(json.dumps(said))
 

@@ -59,7 +59,10 @@ def write(
 ) -> None:
     """`count` is what the head says of how many tensors there are, `shift` is added to where each begins, and from
     byte `cut` on nothing is written."""
-    keys = [("general.architecture", 8, struct.pack("<Q", 7) + b"cosmos3"), ("general.alignment", 4, struct.pack("<I", 32))]
+    keys = [
+        ("general.architecture", 8, struct.pack("<Q", 7) + b"cosmos3"),
+        ("general.alignment", 4, struct.pack("<I", 32)),
+    ]
     head = magic + struct.pack("<IQQ", version, len(entries) if count is None else count, len(keys))
     for key, kind, value in keys:
         head += struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + value

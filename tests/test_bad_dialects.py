@@ -9,7 +9,18 @@ from pathlib import Path
 import gguf_files
 import pytest
 import torch
-from dialect_files import DESCRIPTION, PROBE, STEM, Change, changed, checkpoint, first, saying, tensors_of, without_config
+from dialect_files import (
+    DESCRIPTION,
+    PROBE,
+    STEM,
+    Change,
+    changed,
+    checkpoint,
+    first,
+    saying,
+    tensors_of,
+    without_config,
+)
 from safetensors.torch import save_file
 
 from cosmos3_core.checkpoint.gguf import GgufFile
@@ -88,8 +99,16 @@ BAD: dict[str, tuple[str, Change, str]] = {
     "scale of integers": (FP8, changed(weight_scale=lambda t: t.int()), f"{PROBE}.weight_scale: it is int32 instead"),
     "three scales": (FP8, changed(weight_scale=torch.ones(3)), f"{PROBE}.weight_scale: it is [3] instead of []"),
     "weight of another width": (FP8, changed(weight=lambda t: t[:, :32]), f"{PROBE}.weight: it is [32, 32] instead"),
-    "weight in 16 bits": (FP8, changed(weight=lambda t: t.bfloat16()), f"{PROBE}.weight: it is bfloat16, and the config"),
-    "config of NVFP4": (FP8, config("quant_algo", value="NVFP4"), "it is float8_e4m3fn, and the config says that it is nv"),
+    "weight in 16 bits": (
+        FP8,
+        changed(weight=lambda t: t.bfloat16()),
+        f"{PROBE}.weight: it is bfloat16, and the config",
+    ),
+    "config of NVFP4": (
+        FP8,
+        config("quant_algo", value="NVFP4"),
+        "it is float8_e4m3fn, and the config says that it is nv",
+    ),
     "unknown algorithm": (FP8, config("quant_algo", value="FP8_PB_WO"), "says quant_algo FP8_PB_WO. Of ModelOpt's"),
     "no algorithm": (FP8, config("quant_algo", value=None), "says quant_algo None"),
     "unknown key": (FP8, config("rotate", value="hadamard"), "says rotate = 'hadamard', which is not understood"),
@@ -102,7 +121,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
     ),
     "policy without a field": (FP8, saying(*POLICY, value={"schema_version": 1}), "says nothing of type, index_space"),
     "policy of another kind": (FP8, saying(*POLICY, "type", value="cosine"), "type 'cosine', and cosmos3 knows first_"),
-    "NVFP4: bf16 scales": (NVFP4, changed(weight_scale=lambda t: t.bfloat16()), "it is bfloat16 instead of float8_e4m3fn"),
+    "NVFP4: bf16 scales": (
+        NVFP4,
+        changed(weight_scale=lambda t: t.bfloat16()),
+        "it is bfloat16 instead of float8_e4m3fn",
+    ),
     "NVFP4: no second scale": (NVFP4, changed(weight_scale_2=None), f"tensor {PROBE}.weight_scale_2: it is missing"),
     "NVFP4: too many blocks": (
         NVFP4,
@@ -114,7 +137,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
     # compressed-tensors
     "unknown format": ("ct-float", group("format", value="marlin-24"), "config_groups.group_0 says format 'marlin-24'"),
     "three bits": ("ct-w4a16", group("weights", "num_bits", value=3), "which is no format of cosmos3"),
-    "groups that do not divide": ("ct-w4a16", group("weights", "group_size", value=48), "groups of 48 do not divide its"),
+    "groups that do not divide": (
+        "ct-w4a16",
+        group("weights", "group_size", value=48),
+        "groups of 48 do not divide its",
+    ),
     "groups of another size": ("ct-w4a16", group("weights", "group_size", value=16), "_scale: it is [64, 2] instead"),
     "another shape": ("ct-w4a16", changed(weight_shape=torch.tensor([32, 128])), "it says [32, 128], and the model's"),
     "words of another width": (
@@ -122,7 +149,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
         changed(weight_packed=lambda t: t[:, :7]),
         f"{PROBE}.weight_packed: it is [32, 7] instead of [32, 8]",
     ),
-    "words of bytes": ("ct-w4a16", changed(weight_packed=lambda t: t.view(torch.uint8)), "it is uint8 instead of int32"),
+    "words of bytes": (
+        "ct-w4a16",
+        changed(weight_packed=lambda t: t.view(torch.uint8)),
+        "it is uint8 instead of int32",
+    ),
     "no zero points": ("ct-w4a16-asym", changed(weight_zero_point=None), "weight_zero_point: it is missing"),
     "zero points of a symmetric weight": (
         "ct-w4a16-asym",
@@ -131,14 +162,30 @@ BAD: dict[str, tuple[str, Change, str]] = {
     ),
     "ignored, and quantized": ("ct-int", config("ignore", value=[PROBE]), "and the config's ignore list names it"),
     "in no group": ("ct-int", group("targets", value=["layers.7"]), "and no config group is for it"),
-    "rotated": ("ct-int", config("transform_config", value={"R1": {}}), "transform_config {'R1': {}}, which cosmos3 does"),
+    "rotated": (
+        "ct-int",
+        config("transform_config", value={"R1": {}}),
+        "transform_config {'R1': {}}, which cosmos3 does",
+    ),
     "unknown key of weights": ("ct-int", group("weights", "skew", value=2), "skew = 2, which is not understood"),
     "zero global scale": ("ct-nvfp4", changed(weight_global_scale=first(0)), "weight_global_scale: 1 of its 1 scales"),
-    "no order of the features": ("ct-w4a16", group("weights", "actorder", value="group"), "weight_g_idx: it is missing"),
+    "no order of the features": (
+        "ct-w4a16",
+        group("weights", "actorder", value="group"),
+        "weight_g_idx: it is missing",
+    ),
     # AutoRound
-    "unknown packing": ("autoround-w4a16", config("packing_format", value="auto_round:exl2"), "packing_format 'auto_round:"),
+    "unknown packing": (
+        "autoround-w4a16",
+        config("packing_format", value="auto_round:exl2"),
+        "packing_format 'auto_round:",
+    ),
     "unknown kind": ("autoround-mxfp4", config("data_type", value="nf_fp"), "says data_type 'nf_fp'. cosmos3 reads"),
-    "MX in groups of 64": ("autoround-mxfp4", config("group_size", value=64), "and group_size 64, which is no MX format"),
+    "MX in groups of 64": (
+        "autoround-mxfp4",
+        config("group_size", value=64),
+        "and group_size 64, which is no MX format",
+    ),
     "NaN exponent": ("autoround-mxfp8", changed(weight_scale=first(255)), "one of its scales is 255, which is NaN"),
     "int4 under MX": (
         "autoround-mxfp4",
@@ -149,7 +196,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
     "feature of group 9": ("gptq", changed(g_idx=first(9)), f"tensor {PROBE}.g_idx: it names group 9, and there are 2"),
     "groups of several sizes": ("gptq", changed(g_idx=first(1)), "its groups do not all have 32 features"),
     "zero point of 16": ("gptq", changed(qzeros=first(-1)), f"tensor {PROBE}.qzeros: a zero point is 16"),
-    "zero points said to be symmetric": ("gptq", config("sym", value=True), "and the config says that the weight is symm"),
+    "zero points said to be symmetric": (
+        "gptq",
+        config("sym", value=True),
+        "and the config says that the weight is symm",
+    ),
     "8 bits": ("gptq", config("bits", value=8), "says bits 8. Of this packing cosmos3 reads 4 bits"),
     "groups of zero": ("gptq", config("group_size", value=0), "says group_size 0"),
     "unknown version": ("gptq", config("checkpoint_format", value="marlin"), "checkpoint_format 'marlin'"),
@@ -157,10 +208,18 @@ BAD: dict[str, tuple[str, Change, str]] = {
     "no words of zero points": ("gptq", changed(qzeros=None), f"tensor {PROBE}.qzeros: it is missing"),
     "negative fp16 scale": ("gptq", changed(scales=first(-1)), f"tensor {PROBE}.scales: 1 of its 64 scales cannot be"),
     "AWQ's gemv": ("awq", config("version", value="gemv"), "says version 'gemv'. Of AWQ's packings"),
-    "AWQ along the inputs": ("awq", changed(qweight=lambda t: t.T), f"{PROBE}.qweight: it is [4, 64] instead of [64, 4]"),
+    "AWQ along the inputs": (
+        "awq",
+        changed(qweight=lambda t: t.T),
+        f"{PROBE}.qweight: it is [4, 64] instead of [64, 4]",
+    ),
     # bitsandbytes
     "FP4": ("bnb-nf4", config("bnb_4bit_quant_type", value="fp4"), "bnb_4bit_quant_type 'fp4'"),
-    "scales said to be nested": ("bnb-nf4", config("bnb_4bit_use_double_quant", value=True), "weight.nested_absmax: it is"),
+    "scales said to be nested": (
+        "bnb-nf4",
+        config("bnb_4bit_use_double_quant", value=True),
+        "weight.nested_absmax: it is",
+    ),
     "another table": ("bnb-nf4", changed(weight__quant_map=lambda t: t.flip(0)), "it is not the table of NF4"),
     "no JSON": ("bnb-nf4", changed(**{STATE: state(b"\xff{")}), "it holds no JSON object"),
     "blocks of another size": (
@@ -168,10 +227,18 @@ BAD: dict[str, tuple[str, Change, str]] = {
         changed(**{STATE: state(b'{"quant_type": "nf4", "blocksize": 128, "shape": [32, 64]}')}),
         "it says blocksize 128, and the scales are of 64 elements",
     ),
-    "half of a weight": ("bnb-nf4", changed(weight=lambda t: t[:512]), f"{PROBE}.weight: it is [512, 1] instead of [1024"),
+    "half of a weight": (
+        "bnb-nf4",
+        changed(weight=lambda t: t[:512]),
+        f"{PROBE}.weight: it is [512, 1] instead of [1024",
+    ),
     # torchao
     "no class": ("torchao-int8", metadata(None), f"tensor {PROBE}: the file's metadata does not say of which class"),
-    "another class": ("torchao-int8", metadata('{"_type": "Int4Tensor", "_data": {}}'), "it is a Int4Tensor, and of torchao"),
+    "another class": (
+        "torchao-int8",
+        metadata('{"_type": "Int4Tensor", "_data": {}}'),
+        "it is a Int4Tensor, and of torchao",
+    ),
     "a zero point": ("torchao-int8", changed(_weight_zero_point=first(3)), "a zero point is not 0"),
     # ModelSlim
     "said to be FLOAT": (
@@ -197,7 +264,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
         entry(lambda one: gguf_files.Entry(one.shape, 13, one.data)),
         f"tensor {PROBE}.weight is of type Q5_K, and cosmos3 reads F32",
     ),
-    "no whole blocks": ("gguf", entry(lambda one: gguf_files.Entry((32, 63), one.type, one.data)), "has no whole blocks of 32"),
+    "no whole blocks": (
+        "gguf",
+        entry(lambda one: gguf_files.Entry((32, 63), one.type, one.data)),
+        "has no whole blocks of 32",
+    ),
     "another shape in the table": (
         "gguf",
         entry(lambda one: gguf_files.Entry((64, 32), one.type, one.data)),
@@ -215,7 +286,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
         f"in the dialect modelopt, and {PROBE}.qzeros is of auto-round and gptq and awq",
     ),
     "no description": (FP8, without_config, "so it is quantized, and no file says how"),
-    "unknown method": (FP8, config("quant_method", value="exl3"), "says quant_method 'exl3', which cosmos3 does not read"),
+    "unknown method": (
+        FP8,
+        config("quant_method", value="exl3"),
+        "says quant_method 'exl3', which cosmos3 does not read",
+    ),
     "a list": (FP8, saying(*CONFIG, value=[1]), "its quantization_config is a list"),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dialect_files import LISTING, MODELSLIM, checkpoint
+from dialect_files import LISTING, checkpoint
 
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.tensors import tensor_digest

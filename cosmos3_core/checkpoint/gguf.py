@@ -67,7 +67,9 @@ class GgufFile:
             else:
                 tensor = held.view(info.dtype).view(info.shape)
                 if not tensor.isfinite().all():
-                    raise _bad(self.repository, f"{self.folder}/{info.file.name}", f"tensor {name} holds NaN or infinity")
+                    raise _bad(
+                        self.repository, f"{self.folder}/{info.file.name}", f"tensor {name} holds NaN or infinity"
+                    )
                 yield name, tensor
 
 
@@ -104,10 +106,10 @@ def _table(stream: BinaryIO, file: Path) -> dict[str, GgufTensor]:
         raise _Wrong(f"it says that it has {count:,} tensors and {keys:,} keys, more than are read")
     alignment = 32
     for _ in range(keys):
-        key, kind = _text(stream), _number(stream, "<I")
-        value = _skip(stream, kind, size)
+        key, number = _text(stream), _number(stream, "<I")
+        value = _skip(stream, number, size)
         if key == "general.alignment":
-            if kind != UINT32 or value < 8 or value % 8:
+            if number != UINT32 or value < 8 or value % 8:
                 raise _Wrong(f"its general.alignment is {value}")
             alignment = value
     rows = [_row(stream) for _ in range(count)]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
@@ -21,7 +21,7 @@ from .gguf import open_gguf
 from .identity import identity
 from .quantized import Quantization, Quantized, described, gguf_file, quantized
 from .repository import EMBEDDED, Repository, full_name, open_repository
-from .tensors import TensorInfo, open_tensors
+from .tensors import TensorInfo, Tensors, open_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
+WEIGHTS = (".safetensors", ".gguf", ".safetensors.index.json")
+"""Ends of the names of the files that `_open_transformer` reads."""
 MOST_SIGMAS = 1000
 """Steps of a distilled model's schedule: as many as a request may have. Published ones have 4."""
 LONG_NEGATIVE = 190
@@ -111,8 +113,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
     if (latents := VaeConfig.from_json(vae, f"{name}/vae").z_dim) != config.latent_channel:
         found = f"its VAE has {latents} latent channels, and its transformer {config.latent_channel}"
         raise InputError(f"`model` {name}", found, "transformer and vae belong to different models; get both again")
-    quantization = described(repo, raw, f"{name}/transformer")
-    return Model(repo, config, scheduler, vae, dtype, sigmas, facts, quantization)
+    return Model(repo, config, scheduler, vae, dtype, sigmas, facts, _quantization(repo, raw, config))
 
 
 def describe(name: str) -> Model:
@@ -236,20 +237,39 @@ def _kind(info: TensorInfo) -> tuple[tuple[int, ...], torch.dtype]:
     return info.shape, info.dtype
 
 
-def _open_transformer(model: Model, source: str) -> Tensors:
+def _quantization(repo: Repository, raw: dict[str, Any], config: TransformerConfig) -> Quantization | None:
+    """How the transformer is quantized; each of its modules, where the files are on this machine."""
+    source = f"{repo.name}/transformer"
+    if (found := described(repo, raw, source)) is None:
+        return None
+    files = [f"transformer/{file}" for file in repo.names("transformer") or () if file.endswith(WEIGHTS)]
+    if not repo.here(files):
+        return found
+    opened = _open_transformer(repo)
+    weights = quantized(found, opened, _canonical(opened, source), config, source)
+    return replace(found, modules=weights.formats() if weights else None)
+
+
+def _open_transformer(repo: Repository) -> Tensors:
     """Its safetensors, or its GGUF file."""
-    if (name := gguf_file(model.repository, source)) is None:
-        return open_tensors(model.repository, "transformer")
-    return open_gguf(model.repository, "transformer", name)
+    if (name := gguf_file(repo)) is None:
+        return open_tensors(repo, "transformer")
+    return open_gguf(repo, "transformer", name)
 
 
-class Tensors(Protocol):
-    """Tensors by name, read when they are asked for: files, or what stands in for them."""
+def _canonical(files: Tensors, source: str) -> dict[str, str]:
+    """The tensors' names in the file by those in diffusers' naming. Raises InputError for two of one tensor."""
+    from ..model.weights import canonical_name
 
-    @property
-    def tensors(self) -> Mapping[str, Any]: ...
-
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]: ...
+    found: dict[str, str] = {}
+    for raw in files.tensors:
+        name = canonical_name(raw)
+        if name in found:
+            raise InputError(
+                f"loading {source}", f"{raw} and {found[name]} are two names of one tensor", "Keep one of them"
+            )
+        found[name] = raw
+    return found
 
 
 class Weights:
@@ -263,17 +283,11 @@ class Weights:
 
     def __init__(self, model: Model):
         from ..model.vae import VideoVAE
-        from ..model.weights import canonical_name, check_names, check_tensors
+        from ..model.weights import check_names, check_tensors
 
         self.model, source = model, f"{model.name}/transformer"
-        self.transformer = _open_transformer(model, source)
-        self.raw_names: dict[str, str] = {}
-        for raw in self.transformer.tensors:
-            name = canonical_name(raw)
-            if name in self.raw_names:
-                found = f"{raw} and {self.raw_names[name]} are two names of one tensor"
-                raise InputError(f"loading {source}", found, "Keep one of them")
-            self.raw_names[name] = raw
+        self.transformer = _open_transformer(model.repository)
+        self.raw_names = _canonical(self.transformer, source)
         self.quantized = quantized(model.quantization, self.transformer, self.raw_names, model.config, source)
         kinds = {name: _kind(self.transformer.tensors[raw]) for name, raw in self.raw_names.items()}
         check_names(model.config, self._as_plain(kinds), source)

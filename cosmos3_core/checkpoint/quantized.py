@@ -3,38 +3,59 @@ read as `Packed`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from ..model.config import TransformerConfig
-from ..quant import Format
 from ..quant.dialects import AGAIN, DIALECTS, Broken, Clues, Dialect, Header, Layout, Scheme, dialect_of
 from ..quant.dialects.common import PLAIN
 from ..quant.dialects.modelopt import FILE
 from ..quant.dialects.modelslim import NAMES
+from .gguf import open_gguf
 from .repository import Repository
+from .tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
 
     from ..model.weights import Weight
     from ..quant.numerics import Packed
-    from .model import Tensors
 
 CONFIG = "quantization_config"
+
+
 @dataclass(frozen=True)
 class Quantization:
-    """What a checkpoint's JSON files say of how it is quantized. `policy` is what it asks of a run's steps."""
+    """What a checkpoint's files say of how it is quantized. `policy` is what it asks of a run's steps; `modules` has
+    the format of each quantized module, None where the weights are not on this machine yet."""
 
     dialect: Dialect
     scheme: Scheme
     clues: Clues
+    modules: Mapping[str, str] | None = None
 
     @property
-    def formats(self) -> tuple[Format, ...]:
-        return self.scheme.formats
+    def formats(self) -> tuple[str, ...]:
+        """Of the layers' matrices, that of most of them first: other modules are made numbers again while loading."""
+        if self.modules is None:
+            return tuple(format.name for format in self.scheme.formats)
+        counted = Counter(name for module, name in self.modules.items() if module.startswith("layers."))
+        return tuple(name for name, _ in counted.most_common())
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """The format of each module, layers of one kind together; as the description has it where the weights are not
+        here yet."""
+        if self.modules is None:
+            return {"by its config": ", ".join(self.formats)}
+        return _together(self.modules)
+
+    def to_json(self) -> dict[str, Any]:
+        """For manifests and plans."""
+        return {"dialect": self.dialect.name, "modules": self.precision, "policy": self.policy}
 
     @property
     def policy(self) -> Mapping[str, Any] | None:
@@ -49,7 +70,7 @@ def described(repository: Repository, config: Mapping[str, Any], source: str) ->
     return Quantization(dialect, dialect.describe(found), found) if dialect else None
 
 
-def gguf_file(repository: Repository, source: str) -> str | None:
+def gguf_file(repository: Repository) -> str | None:
     """The name of the transformer's GGUF file, None where it has none. Raises InputError where it has more, or
     safetensors files too."""
     names = repository.names("transformer") or []
@@ -57,7 +78,7 @@ def gguf_file(repository: Repository, source: str) -> str | None:
     if len(files) > 1 or (files and any(name.endswith(".safetensors") for name in names)):
         others = files[1:] or [name for name in names if name.endswith(".safetensors")]
         found = f"its transformer is {files[0]} and {', '.join(others)}, too"
-        raise InputError(f"loading {source}", found, "Keep one of them")
+        raise InputError(f"loading {repository.name}/transformer", found, "Keep one of them")
     return files[0] if files else None
 
 
@@ -72,9 +93,7 @@ def _clues(repository: Repository, config: Mapping[str, Any], source: str) -> Cl
     files = {name: repository.read_json(f"transformer/{name}") for name in (FILE, *NAMES) if name in inside}
     files |= {FILE: whole} if FILE not in files and (whole := repository.read_json(FILE)) else {}
     headers = None
-    if name := gguf_file(repository, source):
-        from .gguf import open_gguf
-
+    if name := gguf_file(repository):
         headers = headers_of(open_gguf(repository, "transformer", name))
     return Clues(
         source=source,
@@ -95,6 +114,65 @@ def headers_of(files: Tensors) -> dict[str, Header]:
         )
         for name, info in files.tensors.items()
     }
+
+
+def _together(modules: Mapping[str, str]) -> dict[str, str]:
+    """Layers that hold the same modules in the same formats, as "layers.0-35.mlp.up_proj"."""
+    layers: dict[int, dict[str, str]] = {}
+    found: dict[str, str] = {}
+    for module, name in modules.items():
+        head, _, rest = module.partition(".")
+        index, _, tail = rest.partition(".")
+        if head == "layers" and index.isdigit():
+            layers.setdefault(int(index), {})[tail] = name
+        else:
+            found[f"{module}, made {UNPACKED}"] = name
+    numbers = sorted(layers)
+    for first, number in enumerate(numbers):
+        if first and number == numbers[first - 1] + 1 and layers[number] == layers[number - 1]:
+            continue
+        last = number
+        while layers.get(last + 1) == layers[number]:
+            last += 1
+        where = f"layers.{number}" if last == number else f"layers.{number}-{last}"
+        found |= {f"{where}{tail}": name for tail, name in _by_tower(layers[number]).items()}
+    return found
+
+
+def _by_tower(tails: Mapping[str, str]) -> dict[str, str]:
+    """The formats of a layer's modules; those of a tower, or of both, together where all are in one."""
+    found: dict[str, str] = {}
+    whole: dict[str, str] = {}
+    for tower, needed in TOWERS.items():
+        own = {tail: name for tail, name in tails.items() if tail.startswith(TAILS[tower])}
+        if set(own) >= set(needed) and len(set(own.values())) == 1:
+            whole[f" ({tower})"] = own[needed[0]]
+        else:
+            found |= {f".{tail}": name for tail, name in sorted(own.items())}
+    if len(whole) == len(TOWERS) and len(set(whole.values())) == 1:
+        return {"": next(iter(whole.values()))}
+    return whole | found
+
+
+TAILS: dict[str, tuple[str, ...]] = {
+    "text": ("self_attn.to_q", "self_attn.to_k", "self_attn.to_v", "self_attn.to_out", "mlp."),
+    "media": ("self_attn.add_", "self_attn.to_add_out", "mlp_moe_gen."),
+}
+"""How the names of a tower's modules begin, after the layer's number."""
+TOWERS = {
+    "text": (*TAILS["text"][:4], "mlp.up_proj", "mlp.down_proj"),
+    "media": (
+        *(f"self_attn.add_{x}_proj" for x in "qkv"),
+        "self_attn.to_add_out",
+        "mlp_moe_gen.up_proj",
+        "mlp_moe_gen.down_proj",
+    ),
+}
+"""Modules without which a tower's layer is not whole; an MLP may have a gate, too."""
+
+
+UNPACKED = "numbers while loading"
+"""What becomes of a quantized module that is no layer's matrix: the ops that read it take none."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +261,11 @@ class _named:
 
 
 def quantized(
-    quantization: Quantization | None, files: Tensors, raw_names: Mapping[str, str], config: TransformerConfig, source: str
+    quantization: Quantization | None,
+    files: Tensors,
+    raw_names: Mapping[str, str],
+    config: TransformerConfig,
+    source: str,
 ) -> Quantized | None:
     """Find the quantized weights among a transformer's opened files; None where there are none. Raises InputError where
     tensors and description do not agree, or nothing describes them."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..bounds import parse_json
 from ..contract import InputError, RunError
@@ -40,6 +40,15 @@ class TensorInfo:
     file: Path
     nbytes: int
     digest: str | None
+
+
+class Tensors(Protocol):
+    """Tensors by name, read when they are asked for: files, or what stands in for them."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]: ...
 
 
 @dataclass(frozen=True)

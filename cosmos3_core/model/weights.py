@@ -218,8 +218,8 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What weights become: on `device` and in `dtype`. The decoder layers' are packed by `ops` in `format`, all others,
-    and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`. Those of layers whose
-    matrices a checkpoint has in several formats go to `mixed`."""
+    and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`. Layers of a quantized
+    checkpoint that are not all in `format` are packed by `mixed`, which takes matrices in any and as they are."""
 
     ops: Ops
     kept: Ops
@@ -271,8 +271,8 @@ def load_slots(slots: list[Slot], read: Read, target: Target) -> dict[str, Any]:
 def load_layer(
     config: TransformerConfig, i: int, read: Read, target: Target, matrix: ReadMatrix | None = None, *, media: bool
 ) -> DecoderLayer:
-    """Decoder layer i of one tower, read and packed. Of a quantized checkpoint, whose matrices `matrix` reads, they stay
-    as they are: packed in their formats, and those that are not quantized in the model's dtype."""
+    """Decoder layer i of one tower, read and packed. Matrices of a quantized checkpoint, which `matrix` reads, stay as
+    they are: packed in their formats, and those that are not quantized in the model's dtype."""
     slots, layer = layer_slots(config, i, media=media), config.layer
     found = {s.key: matrix(s.modules, target.device, target.dtype) for s in slots if s.matrix} if matrix else {}
     held = {key: weight for key, weight in found.items() if weight is not None}

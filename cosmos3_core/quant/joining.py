@@ -49,6 +49,5 @@ def _by_rows(part: Packed, scale: Tensor) -> Tensor:
 
 
 def _same(held: Sequence[Tensor | None]) -> bool:
-    if any(one is None for one in held):
-        return all(one is None for one in held)
-    return all(one.shape == held[0].shape and torch.equal(one, held[0]) for one in held)  # type: ignore[union-attr]
+    there = [one for one in held if one is not None]
+    return not there or (len(there) == len(held) and all(torch.equal(one, there[0]) for one in there))

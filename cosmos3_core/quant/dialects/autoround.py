@@ -7,6 +7,7 @@ quantizes proj_in and proj_out of Cosmos3 under `block_name_to_quantize: layers`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..formats import FORMATS
 from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse, unknown_keys
@@ -26,7 +27,9 @@ def describe(clues: Clues) -> Scheme:
     kind, packing = str(config.get("data_type")), str(config.get("packing_format"))
     if kind == "int":
         if packing not in PACKINGS:
-            raise refuse(clues, "quantization_config", f"packing_format {packing!r}", f"Known are {', '.join(PACKINGS)}")
+            raise refuse(
+                clues, "quantization_config", f"packing_format {packing!r}", f"Known are {', '.join(PACKINGS)}"
+            )
         if config.get("act_bits", 16) < 16:
             raise refuse(clues, "quantization_config", f"act_bits {config['act_bits']} with int4 weights")
         _, group = checked_bits(clues, config)
@@ -54,7 +57,8 @@ def _mx(clues: Clues, kind: str) -> str:
     bits, group, inputs = config.get("bits"), config.get("group_size"), config.get("act_bits", 16)
     if kind not in ("mx_fp", "mx_fp_rceil", "mx_fp4", "mx_fp8"):
         raise refuse(clues, "quantization_config", f"data_type {kind!r}", "cosmos3 reads int and mx_fp")
-    name = {(8, 8): "mxfp8", (4, 4): "mxfp4", (4, 8): "mxfp4a8", (4, 16): "mxfp4a16"}.get((bits, inputs))
+    known: dict[Any, str] = {(8, 8): "mxfp8", (4, 4): "mxfp4", (4, 8): "mxfp4a8", (4, 16): "mxfp4a16"}
+    name = known.get((bits, inputs))
     if name is None or group != 32:
         found = f"bits {bits!r}, act_bits {inputs!r} and group_size {group!r}, which is no MX format"
         raise refuse(clues, "quantization_config", found)

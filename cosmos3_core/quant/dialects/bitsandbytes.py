@@ -12,8 +12,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS, NF4_VALUES
-from .common import Broken, Clues, Dialect, Header, Layout, Scheme
-from .common import expect, positive, present, refuse, unknown_keys, with_group
+from .common import (
+    Broken,
+    Clues,
+    Dialect,
+    Header,
+    Layout,
+    Scheme,
+    expect,
+    positive,
+    present,
+    refuse,
+    unknown_keys,
+    with_group,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +126,7 @@ def _scales(tensors: Tensors, state: Mapping[str, Any], nested: bool) -> Tensor:
     if not nested:
         return absmax.float()
     size, offset = state.get("nested_blocksize"), state.get("nested_offset")
-    if type(size) is not int or size < 1 or type(offset) not in (int, float):
+    if type(size) is not int or size < 1 or not isinstance(offset, float | int):
         raise Broken(STATE, f"it says nested_blocksize {size!r} and nested_offset {offset!r}")
     above, table = tensors[NESTED[0]].float(), tensors[NESTED[1]].float()
     if above.shape != (-(-len(absmax) // size),) or table.shape != (256,):

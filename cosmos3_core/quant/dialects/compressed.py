@@ -8,8 +8,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS, Format
-from .common import PLAIN, Broken, Clues, Dialect, Header, Layout, Scheme
-from .common import expect, group_of, named, positive, present, refuse, unknown_keys, with_group
+from .common import (
+    PLAIN,
+    Broken,
+    Clues,
+    Dialect,
+    Header,
+    Layout,
+    Scheme,
+    expect,
+    group_of,
+    named,
+    positive,
+    present,
+    refuse,
+    unknown_keys,
+    with_group,
+)
 from .layouts import eight_bit, mx, nvfp4, order_of
 
 if TYPE_CHECKING:
@@ -109,15 +124,17 @@ def _format(
     """The format that a group's arguments mean."""
     strategy, group = weights.get("strategy"), weights.get("group_size")
     kind = weights.get("type", "int"), weights.get("num_bits", 8), strategy
-    reads = inputs and (inputs.get("type", "int"), inputs.get("num_bits", 8))
-    static = bool(inputs) and inputs is not None and inputs.get("dynamic", False) is False
+    reads: Any = None if inputs is None else (inputs.get("type", "int"), inputs.get("num_bits", 8))
+    static = inputs is not None and inputs.get("dynamic", False) is False
     symmetric = weights.get("symmetric", True)
     name = None
     if form in ("float-quantized", "int-quantized", "naive-quantized") and symmetric:
         kept = inputs is None or inputs.get("symmetric", True)
         if kind[:2] in (("float", 8), ("int", 8)) and strategy in ("tensor", "channel") and kept:
             base = "fp8" if kind[0] == "float" else "int8"
-            name = f"{base}a16" if inputs is None else f"{base}_static" if static else base if reads == kind[:2] else None
+            name = (
+                f"{base}a16" if inputs is None else f"{base}_static" if static else base if reads == kind[:2] else None
+            )
             if name == "fp8" and strategy == "tensor":
                 name = "fp8_tensor"
         elif kind == ("float", 8, "block") and weights.get("block_structure") == [128, 128] and not static:

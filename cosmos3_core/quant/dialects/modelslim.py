@@ -7,18 +7,34 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..formats import FORMATS
-from .common import PLAIN, Broken, Clues, Dialect, Header, Layout, Scheme
-from .common import expect, positive, present, refuse, unknown_keys
+from .common import (
+    PLAIN,
+    Broken,
+    Clues,
+    Dialect,
+    Header,
+    Layout,
+    Scheme,
+    expect,
+    positive,
+    present,
+    refuse,
+    unknown_keys,
+)
 
 if TYPE_CHECKING:
     from ..numerics import Packed
     from .layouts import Tensors
 
-NAMES = ("quant_model_description.json", "quant_model_description_w8a8.json", "quant_model_description_w8a8_dynamic.json")
+NAMES = (
+    "quant_model_description.json",
+    "quant_model_description_w8a8.json",
+    "quant_model_description_w8a8_dynamic.json",
+)
 KINDS = {"W8A8_DYNAMIC": "int8", "W8A8": "int8_static"}
 GENERAL = ("model_quant_type", "version", "group_size", "kv_cache_type", "kv_quant_type", "fa_quant_type", "metadata")
-DYNAMIC = ("weight", "weight_scale", "weight_offset")
-STATIC = (*DYNAMIC, "input_scale", "input_offset", "quant_bias", "deq_scale")
+DYNAMIC: tuple[str, ...] = ("weight", "weight_scale", "weight_offset")
+STATIC: tuple[str, ...] = (*DYNAMIC, "input_scale", "input_offset", "quant_bias", "deq_scale")
 
 
 def _said(clues: Clues) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..formats import FORMATS
+from ..formats import FORMATS, Format
 from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse, unknown_keys
 from .layouts import eight_bit
 
@@ -28,7 +28,7 @@ TENSORS = {"Float8Tensor": "fp8", "Int8Tensor": "int8"}
 
 def describe(clues: Clues) -> Scheme:
     """Raises InputError."""
-    formats = ()
+    formats: tuple[Format, ...] = ()
     if clues.config is not None:
         unknown_keys(clues, "quantization_config", clues.config, (*TORCHAO.keys, *TORCHAO.harmless))
         chosen = clues.config.get("quant_type")
@@ -91,7 +91,12 @@ TORCHAO = Dialect(
     name="torchao",
     detect=detect,
     keys=("quant_method", "quant_type"),
-    harmless=("modules_to_not_convert", "include_input_output_embeddings", "untie_embedding_weights", "torchao_version"),
+    harmless=(
+        "modules_to_not_convert",
+        "include_input_output_embeddings",
+        "untie_embedding_weights",
+        "torchao_version",
+    ),
     suffixes=("weight", DATA, SCALE, ZERO, "_weight_act_quant_scale", "_weight_act_pre_scale"),
     describe=describe,
 )

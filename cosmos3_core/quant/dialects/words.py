@@ -12,8 +12,23 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS
-from .common import PLAIN, Broken, Clues, Dialect, Header, Layout, Scheme
-from .common import expect, group_of, named, positive, present, refuse, unknown_keys, with_group
+from .common import (
+    PLAIN,
+    Broken,
+    Clues,
+    Dialect,
+    Header,
+    Layout,
+    Scheme,
+    expect,
+    group_of,
+    named,
+    positive,
+    present,
+    refuse,
+    unknown_keys,
+    with_group,
+)
 from .layouts import order_of
 
 if TYPE_CHECKING:
@@ -24,7 +39,14 @@ SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def layout(
-    module: str, parts: Mapping[str, Header], shape: tuple[int, int], *, awq: bool, group: int, symmetric: bool, less: int
+    module: str,
+    parts: Mapping[str, Header],
+    shape: tuple[int, int],
+    *,
+    awq: bool,
+    group: int,
+    symmetric: bool,
+    less: int,
 ) -> Layout | None:
     """`less` is what is stored of a zero point less than it. `symmetric` says that all zero points are 8."""
     import torch
