@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from cosmos3_core.quant import ELEMENTS, FORMATS, SCALES, bytes_per_weight, numerics
+from cosmos3_core.quant.codes import from_bytes, to_bytes
 from cosmos3_core.quant.formats import E2M1_VALUES
 from cosmos3_core.quant.numerics import fake_quant, pack, unpack
 from cosmos3_core.testing import cases
@@ -186,7 +188,7 @@ def test_e2m1_codes():
 def test_e2m1_ties_go_to_even():
     between = (E2M1_POINTS[:7] + E2M1_POINTS[1:8]) / 2
     even = torch.tensor([0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0])
-    for sign in (1, -1):
+    for sign in (1.0, -1.0):
         found = unpack(pack(block([*(sign * between).tolist(), 6.0], 32), FORMATS["mxfp4"]))
         assert found[0, :7].tolist() == (sign * even).tolist()
 
@@ -251,3 +253,95 @@ def test_int4_codes():
 def test_int4_groups_are_of_128():
     x = torch.cat((block([1.0], 128), block([-100.0], 128)), dim=1)
     assert unpack(pack(x, FORMATS["w4a16"]))[0, [0, 128]].tolist() == [1.0, -100.0]
+
+
+# Known codes of the others -------------------------------------------------------------------------------------------
+
+
+def test_a_scale_for_the_whole_weight():
+    weight = torch.tensor([[448.0, 1.0], [-2.0, 896.0]])
+    packed = pack(weight, FORMATS["fp8_tensor"], weight=True)
+    assert packed.scales.tolist() == [[2.0]] and packed.values.float().tolist() == [[224.0, 0.5], [-1.0, 448.0]]
+    assert pack(weight, FORMATS["fp8_tensor"]).scales.tolist() == [[1.0], [2.0]]  # tokens have their own
+    assert pack(torch.zeros(2, 2), FORMATS["fp8_tensor"], weight=True).scales.tolist() == [[1.0]]
+
+
+def test_fnuz_codes():
+    """One bias more: a byte means half of what e4m3 means, the largest is 240, and 0x80 is NaN, not -0."""
+    packed = pack(block([240.0, 1.0, -0.0, 2.0**-10, 17.0, 19.0], 16), FORMATS["fp8_fnuz"])
+    assert packed.scales.item() == 1
+    assert packed.values.view(torch.uint8)[0, :6].tolist() == [0x7F, 0x40, 0x00, 0x01, 0x60, 0x62]
+    every = torch.arange(256, dtype=torch.uint8)
+    ocp, fnuz = every.view(torch.float8_e4m3fn).float(), every.view(torch.float8_e4m3fnuz).float()
+    shared = (ocp.isfinite()) & (every != 0x80)
+    assert torch.equal(ocp[shared], 2 * fnuz[shared])
+
+
+def test_e5m2_codes():
+    packed = pack(block([57344.0, 1.0, 1.125, 1.375, 2.0**-16], 16), FORMATS["fp8_e5m2"])
+    assert packed.values.view(torch.uint8)[0, :5].tolist() == [0x7B, 0x3C, 0x3C, 0x3E, 0x01]
+
+
+def test_zero_points():
+    """The least number has code 0 and the largest 15; 0 has a code, also where all are of one sign."""
+    packed = pack(block([-3.0, 4.5, 0.2, 0.25], 128), FORMATS["w4a16_asym"])
+    assert packed.scales.tolist() == [[0.5]] and packed.zeros.tolist() == [[6]]
+    assert from_bytes(packed.values, 4)[0, :5].tolist() == [0, 15, 6, 6, 6]
+    assert unpack(packed)[0, :4].tolist() == [-3.0, 4.5, 0.0, 0.0]
+    for sign, zero in ((1, 0), (-1, 15)):
+        one = pack(torch.full((1, 128), 7.5 * sign), FORMATS["w4a16_asym"])
+        assert one.zeros.tolist() == [[zero]] and unpack(one).unique().tolist() == [7.5 * sign]
+
+
+def test_the_largest_of_int4_is_negative():
+    """Of two extremes the positive one: the other one has no code of its own, and errs by a step."""
+    for values, scale in (([-8.0, 8.0], -1.0), ([8.0, -8.0], -1.0), ([-8.0, 7.9], 1.0)):
+        packed = pack(block(values, 128), FORMATS["w4a16"])
+        assert packed.scales.item() == scale
+        found = dict(zip(values, unpack(packed)[0, :2].tolist(), strict=True))
+        assert found == ({-8.0: -7.0, 8.0: 8.0} if 8.0 in values else {-8.0: -8.0, 7.9: 7.0})
+
+
+def test_mxfp4_with_two_scales():
+    """Ascend's: a super block of 512 is divided by its largest over 6, then it is MXFP4. A row of eights is its own
+    tests' example; a last super block may be short."""
+    packed = pack(torch.full((1, 512), 8.0), FORMATS["mxfp4_dual"])
+    assert packed.super_scales.tolist() == [[torch.tensor(8.0 / 6).item()]] and packed.scales.unique().tolist() == [127]
+    assert packed.values.unique().tolist() == [0x77]
+    x = torch.randn(4, 640, generator=torch.Generator().manual_seed(16)).bfloat16()
+    x[:, 512:] *= 1e3
+    packed = pack(x, FORMATS["mxfp4_dual"])
+    largest = torch.stack([part.float().abs().amax(1) / 6 for part in x.split(512, 1)], 1)
+    assert torch.equal(packed.super_scales, largest)
+    units = (x.float() / largest.repeat_interleave(512, 1)[:, :640]).bfloat16()
+    inner = pack(units, FORMATS["mxfp4"])
+    assert torch.equal(inner.scales, packed.scales) and torch.equal(inner.values, packed.values)
+    expected = unpack(inner) * largest.repeat_interleave(512, 1)[:, :640]
+    torch.testing.assert_close(unpack(packed), expected, rtol=1e-6, atol=0)
+    assert not unpack(pack(torch.zeros(1, 512), FORMATS["mxfp4_dual"])).any()
+
+
+def test_super_blocks_of_ours():
+    """What a scale of 6 bits loses is small beside its super block, not beside every block in it; a block of zeros is
+    zeros, and a last super block may be short."""
+    x = torch.randn(8, 640, generator=torch.Generator().manual_seed(17))
+    x[:, 32:64] = 0
+    for name, sizes in (("q4_k", (torch.uint8, 20)), ("q6_k", (torch.int8, 40))):
+        packed = pack(x, FORMATS[name], weight=True)
+        assert (packed.scales.dtype, packed.scales.shape) == (sizes[0], (8, sizes[1]))
+        assert packed.super_scales.shape == (8, 3) and packed.super_scales.dtype == torch.float16
+        found = unpack(packed)
+        assert not found[:, 32:64].any()
+        assert cases.Loss.of(found, x).whole < (0.08 if name == "q4_k" else 0.02)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
+def test_codes_in_bytes(bits):
+    """A stream that begins with the lowest bits of a byte, as numpy packs bits in little order."""
+    codes = torch.randint(0, 2**bits, (3, 40), generator=torch.Generator().manual_seed(bits), dtype=torch.uint8)
+    packed = to_bytes(codes, bits)
+    single = (codes.unsqueeze(-1) >> torch.arange(bits)).numpy().astype("uint8") & 1
+    assert torch.equal(packed, torch.from_numpy(np.packbits(single.reshape(3, -1), axis=-1, bitorder="little")))
+    assert torch.equal(from_bytes(packed, bits), codes)
+    with pytest.raises(ValueError, match="fill no whole bytes"):
+        to_bytes(codes[:, :7], bits)

@@ -11,47 +11,50 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from .formats import ELEMENTS, Element
+from .formats import Element
+
+FP32_BIAS = 127
 
 
-def encode(x: Tensor, element: str) -> Tensor:
+def encode(x: Tensor, element: Element) -> Tensor:
     """fp32 numbers [..., I], in units of their scale, as stored: in the element's dtype, or codes packed in uint8
     [..., I x bits / 8]."""
-    meant = ELEMENTS[element]
-    if meant.dtype == "int8":
-        return x.nan_to_num(0.0).round().clamp(-meant.most, meant.most).to(torch.int8)
-    if meant.dtype:
-        return x.clamp(-meant.most, meant.most).to(getattr(torch, meant.dtype))
-    return to_bytes(_code(x.nan_to_num(0.0), meant), meant.bits)
+    if element.dtype == "int8":
+        return x.nan_to_num(0.0).round().clamp(-element.most, element.most).to(torch.int8)
+    if element.dtype:
+        return x.clamp(-element.most, element.most).to(getattr(torch, element.dtype))
+    return to_bytes(_code(x.nan_to_num(0.0), element), element.bits)
 
 
-def decode(values: Tensor, element: str) -> Tensor:
+def decode(values: Tensor, element: Element) -> Tensor:
     """The numbers that stored values stand for, fp32 [..., I]."""
-    meant = ELEMENTS[element]
-    if meant.dtype:
+    if element.dtype:
         return values.float()
-    codes = from_bytes(values, meant.bits)
-    if meant.values:
-        return torch.tensor(meant.values, device=values.device)[codes.long()]
-    return codes.float() - meant.offset
+    codes = from_bytes(values, element.bits)
+    if element.values:
+        return torch.tensor(element.values, device=values.device)[codes.long()]
+    return codes.float() - element.offset
 
 
 def _code(x: Tensor, element: Element) -> Tensor:
     if element.integer:
         return (x.round() + element.offset).clamp(0, 2**element.bits - 1).to(torch.uint8)
     if element.mantissa:
-        return _e2m1(x, element.most)
-    table = torch.tensor(element.values, device=x.device)  # in ascending order
-    return torch.bucketize(x, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+        return _float(x, element)
+    table = torch.tensor(element.values, device=x.device)
+    return torch.bucketize(x.contiguous(), (table[1:] + table[:-1]) / 2).to(torch.uint8)
 
 
-def _e2m1(x: Tensor, most: float) -> Tensor:
-    """Steps are 0.5 below 2, 1 below 4, then 2; an even multiple of the step is an even code, as ties to even want
-    it."""
-    magnitude = x.abs().clamp_max(most)
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    code = (magnitude / step).round() + 2 * step.log2() + 2
-    return code.to(torch.uint8) | (torch.signbit(x).to(torch.uint8) << 3)
+def _float(x: Tensor, element: Element) -> Tensor:
+    """A code is an integer that counts the numbers of a sign from 0 on: 2^mantissa of them in a binade, the first of
+    which has the steps of the second. An even code is an even multiple of its step, as ties to even want it."""
+    least = element.top + 2 - 2 ** (element.bits - 1 - element.mantissa)  # the second binade's exponent
+    magnitude = x.abs().clamp_max_(element.most)
+    biased = (magnitude.view(torch.int32) >> 23).clamp_min_(FP32_BIAS + least)
+    steps = (FP32_BIAS + element.mantissa + FP32_BIAS - biased).bitwise_left_shift_(23).view(torch.float32)  # 1 / step
+    code = (magnitude * steps).round_().to(torch.uint8)
+    code += ((biased - (FP32_BIAS + least)) << element.mantissa).to(torch.uint8)
+    return code | (torch.signbit(x).to(torch.uint8) << (element.bits - 1))
 
 
 def to_bytes(codes: Tensor, bits: int) -> Tensor:

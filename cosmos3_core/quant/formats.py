@@ -23,17 +23,16 @@ Packer = Literal["", "llama.cpp", "bitsandbytes"]
 """Who chooses the codes. "": an element is divided by its scale as that is stored, ties go to even; a signed integer's
 extreme is the positive one of two. The others multiply with the reciprocal of the scale that they are about to store;
 llama.cpp's ties go up, those of 8 bits away from zero, and the first extreme counts."""
-HELD = "float8"
-"""What the torch dtypes of 8-bit floats begin with."""
 
 
 @dataclass(frozen=True)
 class Element:
-    """A number of `bits` bits whose largest magnitude is `most`.
+    """A number of `bits` bits whose largest magnitude is `most`. The largest positive number, which is one less where
+    there is an `offset`, lies between 2^`top` and 2^(`top` + 1).
 
-    `top` is the exponent of its largest binade and `mantissa` its bits of mantissa (0 for an integer). `dtype` is
-    torch's name for it where a byte holds one; otherwise codes are packed. A code means `values[code]`, or, without a
-    table, the integer code - `offset`.
+    A float has `mantissa` bits of mantissa. `dtype` is torch's name for it where a byte holds one; otherwise codes are
+    packed: a code means `values[code]`, ascending, or those of a float in the order sign, exponent, mantissa; without
+    such a table, the integer code - `offset`.
     """
 
     bits: int
@@ -46,17 +45,15 @@ class Element:
 
     @property
     def integer(self) -> bool:
-        return not (self.values or self.dtype.startswith(HELD))
+        return not (self.values or self.mantissa)
 
     @property
     def step(self) -> float:
         """The largest distance of two neighbours."""
-        if self.integer:
-            return 1.0
         if self.values:
             ordered = sorted(self.values)
             return max(above - below for below, above in zip(ordered, ordered[1:], strict=False))
-        return 2.0 ** (self.top - self.mantissa)
+        return 2.0 ** (self.top - self.mantissa) if self.mantissa else 1.0
 
 
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -81,11 +78,11 @@ NF4_VALUES = (
 """QLoRA (arXiv 2305.14314), appendix E: quantiles of the normal distribution."""
 
 ELEMENTS = {
-    "int8": Element(bits=8, most=127, dtype="int8"),
-    "int6": Element(bits=6, most=32, offset=32),
-    "int4": Element(bits=4, most=8, offset=8),
-    "uint5": Element(bits=5, most=31),
-    "uint4": Element(bits=4, most=15),
+    "int8": Element(bits=8, most=127, top=6, dtype="int8"),
+    "int6": Element(bits=6, most=32, top=4, offset=32),
+    "int4": Element(bits=4, most=8, top=2, offset=8),
+    "uint5": Element(bits=5, most=31, top=4),
+    "uint4": Element(bits=4, most=15, top=3),
     "e4m3": Element(bits=8, most=448, top=8, mantissa=3, dtype="float8_e4m3fn"),
     "e5m2": Element(bits=8, most=57344, top=15, mantissa=2, dtype="float8_e5m2"),
     "e4m3fnuz": Element(bits=8, most=240, top=7, mantissa=3, dtype="float8_e4m3fnuz"),
@@ -122,7 +119,9 @@ ZERO_BITS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """`group` elements along the input features share a scale; 0 means a whole row does: an output channel of a weight,
+    """`element` and `scale` are names of `ELEMENTS` and `SCALES`; an element that is not there comes as `own_element`.
+
+    `group` elements along the input features share a scale; 0 means a whole row does: an output channel of a weight,
     a token of the activations. Of a weight so many consecutive `outputs` share it, too, or, with 0, all of them.
 
     What an element's code q stands for is (q - zero) x scale + minimum, where `zeros` says that each scale has a zero
@@ -141,6 +140,7 @@ class Format:
     name: str
     element: str
     scale: str
+    own_element: Element | None = None
     group: int = 0
     outputs: int = 1
     exponent: Exponent = "floor"
@@ -156,9 +156,14 @@ class Format:
     source: str = ""
 
     @property
+    def of_elements(self) -> Element:
+        """What the element's name means."""
+        return self.own_element or ELEMENTS[self.element]
+
+    @property
     def bits(self) -> int:
         """Of one element, without its share of the scales."""
-        return ELEMENTS[self.element].bits
+        return self.of_elements.bits
 
     @property
     def of_inputs(self) -> Format | None:
@@ -291,23 +296,30 @@ def bytes_per_weight(format: Format, width: int) -> float:
 
 def error_bound(format: Format) -> float:
     """How far an element may be off after a round trip, as a share of the largest magnitude among those that share its
-    scale (with `super_scale`: its super block). Packing in fp32 keeps this, plus 1e-6, while no scale over- or
+    scale (its super block, where there are any). Packing in fp32 keeps this, plus 1e-6, while no scale over- or
     underflows.
 
-    With a scale that makes the largest the element's largest: half the largest step of elements, and what rounding the
-    scale adds: h(1 + u), or u where the largest saturates, for a relative rounding u. With a power of two: half a step,
-    2^-(mantissa + 1), or what saturates by the rule. With a minimum or a zero point the steps span twice the largest
-    magnitude, and the minimum is rounded, too. An int4 has no +8: one that equals -extreme errs by a step.
+    A scale in fp32 makes the largest magnitude the element's largest, `most`; the error is half of the largest step of
+    elements, h / most. A signed integer has no +2^(bits - 1): what equals -extreme errs by a whole step. A scale that
+    is rounded by u makes steps longer by u, or the largest saturates, which costs u; what saturates by a step, and
+    codes of a scale that is rounded later, err by u more. With zero points or minima, `most` steps span up to twice
+    the largest magnitude, and rounding the minimum adds u. An e8m0 scale puts the largest magnitude m between 2^top
+    and 2^(top + 1), or where its rule says: h / m, and 1 - most / m if it saturates.
     """
-    element, scale = ELEMENTS[format.element], SCALES[format.scale]
+    element, scale = format.of_elements, SCALES[format.scale]
+    half = element.step / 2
     if format.scale == "e8m0":
-        beyond = {"floor": 2.0, "even": 2 - 2.0 ** -(element.mantissa + 1), "ceil": 1.0, "rceil": 1.0}[format.exponent]
-        largest = beyond * 2.0**element.top
-        return max(2.0 ** -(element.mantissa + 1), 1 - element.most / largest)
+        below = 2.0**element.top
+        least, largest = {
+            "floor": (below, 2 * below),
+            "even": (below * (1 if element.mantissa else 0.75), 2 * below * (1 - 2.0 ** -(element.mantissa + 2))),
+            "ceil": (below / (1 if element.mantissa else 2), below),
+            "rceil": (below if element.mantissa else element.most / 2, element.most),
+        }[format.exponent]
+        return max(half / least, 1 - (element.most - bool(element.offset)) / largest)
     rounding = scale.rounding + (SCALES[format.super_scale].rounding if format.super_scale else 0.0)
     if format.zeros or format.minima:
-        return (1 + rounding * element.most) / element.most * (1 + rounding) + rounding * format.minima * 2
-    half = element.step / 2 / element.most
-    if element.integer and element.offset:
-        half *= 2
-    return max(half * (1 + rounding), half + rounding if format.super_scale else rounding)
+        return 2 * half / element.most * (1 + rounding) + rounding * (2 + format.minima)
+    more = bool(format.super_scale or format.packer or element.offset)
+    step = half * 2 if element.offset else half
+    return max(step / element.most * (1 + rounding), rounding) + rounding * more

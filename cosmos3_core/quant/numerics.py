@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .codes import decode, encode
-from .formats import ELEMENTS, Format
+from .formats import Format
 from .scales import by_reciprocal, choose, factors, of_super_blocks, of_tensor
 
 AT_ONCE = 2**24
@@ -65,7 +65,7 @@ class Packed:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the tensor that this stands for."""
-        each = 1 if ELEMENTS[self.format.element].dtype else self.format.bits / 8
+        each = 1 if self.format.of_elements.dtype else self.format.bits / 8
         return (*self.values.shape[:-1], round(self.values.shape[-1] / each))
 
 
@@ -143,7 +143,7 @@ def _pack(x: Tensor, format: Format, whole: Tensor | None, outputs: int) -> dict
     blocks = x.float().unflatten(-1, (-1, format.group or x.shape[-1]))
     if format.packer:
         chosen, units = by_reciprocal(blocks, format)
-        return chosen | {"values": encode(units.flatten(-2), format.element)}
+        return chosen | {"values": encode(units.flatten(-2), format.of_elements)}
     if outputs:
         together = blocks if outputs == 1 else blocks.unflatten(0, (-1, outputs)).transpose(1, 2).flatten(2)
         chosen |= choose(together, format, whole)
@@ -159,12 +159,12 @@ def _pack(x: Tensor, format: Format, whole: Tensor | None, outputs: int) -> dict
     scaled = torch.where(factor == 0, 0.0, blocks / factor)
     if format.zeros:
         scaled = scaled.round() + chosen["zeros"].unsqueeze(-1)
-    return chosen | {"values": encode(scaled.flatten(-2), format.element)}
+    return chosen | {"values": encode(scaled.flatten(-2), format.of_elements)}
 
 
 def _unpack(packed: Packed) -> Tensor:
     """The same in the order of `values`."""
-    numbers = decode(packed.values, packed.format.element)
+    numbers = decode(packed.values, packed.format.of_elements)
     factor = _of_rows(packed, factors(packed.format, packed.scales, packed.super_scales, packed.tensor_scale))
     blocks: Tensor = numbers.unflatten(-1, (factor.shape[-2], -1))
     if packed.zeros is not None:

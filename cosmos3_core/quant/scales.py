@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .formats import ELEMENTS, SCALES, Element, Exponent, Format
+from .formats import SCALES, Element, Exponent, Format
 
 E8M0_BIAS, E8M0_NAN = 127, 255
 
@@ -15,20 +15,22 @@ def of_tensor(x: Tensor, format: Format) -> Tensor:
     """The scale of a whole tensor, fp32 of no dimension. Where blocks have scales as well, the largest block's becomes
     the largest that there is."""
     low, high = x.aminmax()
-    most = ELEMENTS[format.element].most * (SCALES[format.scale].most if format.tensor_scale else 1)
-    scale = torch.maximum(-low.float(), high.float()) / most
+    most = format.of_elements.most * (SCALES[format.scale].most if format.tensor_scale else 1)
+    largest = torch.maximum(-low.float(), high.float())
+    # A tensor, because some devices divide by a number by multiplying with its reciprocal, which rounds once more.
+    scale = largest / torch.full_like(largest, most)
     return torch.where(scale == 0, 1.0, scale)
 
 
 def of_super_blocks(x: Tensor, format: Format) -> Tensor:
     """The largest magnitude of each super block of x [..., I] over the element's, [..., I/super_group] in fp32."""
     largest = _by_super_block(x.float().abs(), format.super_group).amax(-1)
-    return largest / torch.full_like(largest, ELEMENTS[format.element].most)
+    return largest / torch.full_like(largest, format.of_elements.most)
 
 
 def choose(blocks: Tensor, format: Format, tensor_scale: Tensor | None) -> dict[str, Tensor]:
     """Scales of blocks [..., I/group, n] in fp32 as they are stored, and what belongs to them: fields of `Packed`."""
-    element = ELEMENTS[format.element]
+    element = format.of_elements
     if format.zeros or format.minima:
         return _between(blocks, format)
     if format.scale == "e8m0":
@@ -40,7 +42,6 @@ def choose(blocks: Tensor, format: Format, tensor_scale: Tensor | None) -> dict[
         scales = torch.where(high < -low, low, high) / -element.most
     else:
         largest = blocks.abs().amax(-1)
-        # A tensor, because some devices divide by a number by multiplying with its reciprocal, which rounds once more.
         scales = largest / torch.full_like(largest, element.most)
     if format.super_scale:
         return _multiples("scales", scales, format)
@@ -49,7 +50,7 @@ def choose(blocks: Tensor, format: Format, tensor_scale: Tensor | None) -> dict[
 
 def by_reciprocal(blocks: Tensor, format: Format) -> tuple[dict[str, Tensor], Tensor]:
     """The same for a format with a `packer`, and the blocks in units of their scales: integers where elements are."""
-    element, low = ELEMENTS[format.element], blocks.amin(-1)
+    element, low = format.of_elements, blocks.amin(-1)
     if format.minima:
         scales = (blocks.amax(-1) - low) / torch.full_like(low, element.most)
         chosen, blocks = {"minima": _stored(low, format.scale)}, blocks - low.unsqueeze(-1)
@@ -73,7 +74,7 @@ def _between(blocks: Tensor, format: Format) -> dict[str, Tensor]:
         low = low.clamp_max(0)
     if format.zeros:
         high = high.clamp_min(0)
-    most = ELEMENTS[format.element].most
+    most = format.of_elements.most
     scales = (high - low) / torch.full_like(low, most)
     if format.super_scale:
         return _multiples("scales", scales, format) | _multiples("minima", low, format)
