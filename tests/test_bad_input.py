@@ -808,8 +808,8 @@ DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
     "config.json an LFS pointer": (holding(CONFIG, LFS), f"{{model}}/{CONFIG}", "Run `git lfs pull` in {model}"),
     "quantized": (
         saying(CONFIG, quantization_config={"quant_method": "fp8"}),
-        f"loading {{model}}/{CONFIG}",
-        "Use the bf16 revision of the same model",
+        "loading {model}/transformer",
+        "It reads modelopt, compressed-tensors, auto-round",
     ),
     "another kind of transformer": (
         saying(CONFIG, position_embedding_type="learned"),
@@ -957,7 +957,7 @@ HEADERS: dict[str, tuple[Damage, str, str]] = {
             (
                 "a quantized tensor",
                 lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)}),
-                f"1 tensor of a type that cannot be run as it is: {Q} is torch.float8_e4m3fn",
+                f"it holds {Q} of float8_e4m3fn, so it is quantized, and no file says how",
             ),
         )
     },

@@ -218,8 +218,8 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What weights become: on `device` and in `dtype`. The decoder layers' are packed by `ops` in `format`, all others,
-    and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`. Layers of a quantized
-    checkpoint that are not all in `format` are packed by `mixed`, which takes matrices in any and as they are."""
+    and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`. Layers of a
+    quantized checkpoint that are not all in `format` are packed by `mixed`, which takes any matrix and as it is."""
 
     ops: Ops
     kept: Ops
