@@ -1,5 +1,6 @@
 """Write docs/fields.md, docs/commands.md, docs/migrating.md and docs/variants.md from the rows of a request's fields,
-from the commands themselves, from the names that other programs have and from the table of checkpoints.
+from the commands themselves, from the names that other programs have and from the table of checkpoints; and the table
+of docs/quantization.md from the rows of formats.
 
 python scripts/pages.py          # or with --check: write nothing, name the pages that are out of date, exit code 1
 """
@@ -18,6 +19,7 @@ import click
 from cosmos3_core.cli import EXIT_CODES, cli
 from cosmos3_core.cli.capabilities import takers
 from cosmos3_core.cli.options import flag
+from cosmos3_core.quant import FORMATS, Format, bytes_per_weight, error_bound
 from cosmos3_core.scenarios.action import TRAINED_FOR
 from cosmos3_core.scenarios.aliases import CONTROL, HERE, INPUT, LATER, NEVER, UNNEEDED, aliases, owners, table
 from cosmos3_core.scenarios.domains import UNNAMED, Domain, domains
@@ -63,6 +65,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "O": {"model": "sora-2", "prompt": "a robot arm pours coffee", "size": "1280x720", "seconds": "4"},
 }
 """By program, a request as it is written there; tests/test_words.py converts each."""
+BEGIN, END = "<!-- formats: python scripts/pages.py -->", "<!-- end of formats -->"
+HIDDEN = 4096
+"""Nano's hidden size, for which bits are told."""
 MADE = "Made by `python scripts/pages.py`; do not edit."
 
 
@@ -345,7 +350,41 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def quantization() -> str:
+    """docs/quantization.md: what is written there, with the table of formats."""
+    before, rest = (DOCS / "quantization.md").read_text("utf-8").split(BEGIN)
+    head = ("name", "bits", "element", "block", "scales", "beside", "activations", "bound", "defined by")
+    return f"{before}{BEGIN}\n\n{_table(head, [*map(_format, FORMATS.values())])}\n\n{END}{rest.split(END)[1]}"
+
+
+def _format(row: Format) -> tuple[str, ...]:
+    bits, bound = f"{8 * bytes_per_weight(row, HIDDEN):.4g}", f"{error_bound(row):.3g}"
+    beside = "zero points" * row.zeros + "minima" * row.minima
+    shown = f"`{row.name}`", bits, row.element, _block(row), _scales(row), beside
+    return *shown, _activations(row), bound, row.source
+
+
+def _block(row: Format) -> str:
+    if not row.outputs:
+        return "the weight"
+    return (f"{row.outputs} x " if row.outputs > 1 else "") + (f"{row.group}" if row.group else "all")
+
+
+def _scales(row: Format) -> str:
+    scale = f"e8m0 ({row.exponent})" if row.scale == "e8m0" else row.scale
+    if row.super_scale:
+        return f"{scale} x {row.super_scale} per {row.super_group}"
+    return f"{scale} x fp32 of the tensor" if row.tensor_scale else scale
+
+
+def _activations(row: Format) -> str:
+    if not row.activations:
+        return "16 bits"
+    return f"`{row.inputs.name}`" if row.inputs else "the same, a stored scale" if row.static else "the same"
+
+
 PAGES = {"fields.md": fields, "commands.md": commands, "migrating.md": migrating, "variants.md": variants_page}
+PAGES["quantization.md"] = quantization
 
 
 @click.command()

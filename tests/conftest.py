@@ -11,6 +11,9 @@ import pytest
 from command import cosmos3
 from installed import install
 
+from cosmos3_core.evidence.embedded import measures
+from cosmos3_core.evidence.embedded.measures import Depth
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 collect_ignore = ["slow"]  # those run where they are named: `make test-slow`
@@ -39,6 +42,14 @@ def acme(site, monkeypatch):
 
     plant()
     return plant
+
+
+@pytest.fixture
+def one_picture(monkeypatch):
+    """Of a recipe's evaluation one picture is left, in the processes that it starts too: it takes a second."""
+    quick = measures.depths()["quick"]
+    bounds = {name: bound for name, bound in quick.bounds.items() if name in ("colour", "t2i.shape", "t2i.count")}
+    monkeypatch.setattr(measures, "depths", lambda: {"quick": Depth({"t2i": 1}, bounds)})
 
 
 @pytest.fixture

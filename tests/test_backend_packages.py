@@ -71,7 +71,7 @@ def takes_kernels(name: str) -> bool:
 def test_a_fingerprint_covers_the_kernels_that_a_backend_takes(name):
     """Of a recipe's record, and of a record of the kit."""
     device = next(found for of, found in DEVICES.values() if of == name)
-    files = fingerprint(backend(name), device, backend(name).kernels, "nano")["files"]
+    files = fingerprint(backend(name), device, backend(name).kernels, embedded=False)["files"]
     packages = {f"cosmos3_{name}"} | ({f"cosmos3_{KERNELS}"} if takes_kernels(name) else set())
     assert {file.partition("/")[0] for file in files} == {"cosmos3_core"} | packages and all(files.values())
 
@@ -93,7 +93,7 @@ def test_a_fingerprint_covers_the_launches_that_a_backend_ships(device, table):
     name, found = DEVICES[device]
     for ours in (True, False):
         rows = [row for row in backend(name).kernels if ("triton" in row.needs) is ours]
-        files = fingerprint(backend(name), found, rows, "nano")["files"]
+        files = fingerprint(backend(name), found, rows, embedded=False)["files"]
         shipped = {file for file in files if "/launches/" in file and not file.startswith("cosmos3_triton/")}
         assert (f"cosmos3_{name}/launches/{table}.toml" in shipped) is ours
         assert all(file.startswith(f"cosmos3_{name}/") for file in shipped)

@@ -79,7 +79,11 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "python -m pytest -q -x tests/test_run.py",
     ],
     ("docs/python.md", "diffusers"): [],
-    ("docs/writing-a-backend.md", "device"): ["cosmos3 check --backend acme --record acme.json"],
+    ("docs/writing-a-backend.md", "device"): [
+        "cosmos3 check --backend acme --record acme.json",
+        "cosmos3 evaluate --backend acme",
+        "cosmos3 recipes validate nano-t2v-832x480-acme9x1 --random-weights",
+    ],
 }
 
 

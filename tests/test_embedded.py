@@ -123,7 +123,8 @@ def test_parts_that_touch_nothing_are_counted_apart():
     picture[:, :, 10:30, 10:30] = red
     picture[:, :, 50:70, 40:60] = red
     picture[:, :, 100:103, 100:103] = red  # nine pixels are no shape
-    assert parts(picture) == [[Part(0, 1, 1.0, 400, 20.0, 20.0), Part(0, 1, 1.0, 400, 50.0, 60.0)]]
+    assert parts(picture) == [[Part(0, 1, 1.0, 400, (10, 29, 10, 29)), Part(0, 1, 1.0, 400, (40, 59, 50, 69))]]
+    assert [(part.x, part.y) for part in parts(picture)[0]] == [(20.0, 20.0), (50.0, 60.0)]
     assert [SHAPES[shape_of(fill)] for fill in (1.0, 0.785, 0.5)] == ["square", "circle", "triangle"]
 
 

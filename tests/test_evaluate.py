@@ -13,9 +13,10 @@ from command import cosmos3
 from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core.cli.evaluate import table
-from cosmos3_core.evidence.embedded import evaluation, judged
+from cosmos3_core.evidence.embedded import evaluation, judged, measures
 from cosmos3_core.evidence.embedded.cases import TASKS, Case, cases_of, pictures
-from cosmos3_core.evidence.embedded.evaluation import Depth, Measure, depths, evaluate
+from cosmos3_core.evidence.embedded.evaluation import evaluate
+from cosmos3_core.evidence.embedded.measures import Depth, Measure, depths
 from cosmos3_core.evidence.embedded.render import SOUND_RATE, play, samples_of
 from cosmos3_core.files.audio import Sound
 from cosmos3_core.scenarios.facts import OWN
@@ -48,13 +49,12 @@ def judge(monkeypatch):
 
     def call(make=Truth) -> dict[str, Measure]:
         runner = SimpleNamespace(run=lambda case, *_, **__: make(case))
-        found = {}
+        judged = []
         for task, count in RUNS.items():
             judging = evaluation.JUDGES.get(task, evaluation.of_clips)
-            values = [judging(runner, case, task) for case in cases_of(task, count)]
-            for one in evaluation._measures(task, depths()["full"], values):
-                found[f"{task} {one.measure}"] = one
-        return found
+            judged += [{"task": task, **judging(runner, case, task)} for case in cases_of(task, count)]
+        found = Depth(RUNS, depths()["full"].bounds).measures(judged)
+        return {f"{one.task} {one.measure}": one for one in found}
 
     return call
 
@@ -135,7 +135,7 @@ def small(monkeypatch, tmp_path) -> str:
     (folder / OWN).write_text(json.dumps({"defaults": dict.fromkeys(tasks, once)}))
     monkeypatch.chdir(tmp_path)
     few = {name: Depth(dict.fromkeys(one.runs, 1), one.bounds) for name, one in depths().items()}
-    monkeypatch.setattr(evaluation, "depths", lambda: few)
+    monkeypatch.setattr(measures, "depths", lambda: few)
     return "model"
 
 
@@ -182,6 +182,14 @@ def test_an_evaluation_asks_for_what_a_user_gets(monkeypatch):
     (clip, of_clip), (_, of_picture) = asked
     assert of_clip == {"task": "t2v", "size": "128x128", "frames": 17, "fps": clip.fps, "sound": True}
     assert of_picture == {"task": "t2i", "size": "128x128"}
+
+
+def test_a_task_that_takes_long_says_how_far_it_is(monkeypatch):
+    monkeypatch.setattr(judged.Runner, "run", lambda self, case, *_, **__: Truth(case))
+    monkeypatch.setattr(evaluation, "SILENT", 0.0)
+    said = []
+    evaluate(Wish(model=TINY_MODEL, backend="reference"), Depth({"t2i": 2}, {}), say=said.append)
+    assert said == ["t2i: 2 runs", "t2i: 0 of 2 runs", "t2i: 1 of 2 runs"]
 
 
 def test_every_fault_can_be_planted_and_is_gone_afterwards():

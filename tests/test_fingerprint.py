@@ -108,19 +108,19 @@ def rows() -> list[Kernel]:
     return [Kernel(op=op, name=name, build=build) for (op, name), build in zip(KERNELS, builds, strict=True)]
 
 
-def measured(kernels: list[Kernel], model: str = "some") -> dict:
+def measured(kernels: list[Kernel], embedded: bool = False) -> dict:
     device = Device(arch="acme1", name="ACME One", count=1, memory=1, unified=True, versions={"driver": "3.1"})
     backend = type("Backend", (), {"name": "plain", "tuning": {}})
-    return fingerprint.fingerprint(backend, device, kernels, model)
+    return fingerprint.fingerprint(backend, device, kernels, embedded=embedded)
 
 
-def changed(root: Path, then: dict, name: str, old: str = "", new: str = "# another\n", model: str = "some") -> list:
+def changed(root: Path, then: dict, name: str, old: str = "", new: str = "# another\n", embedded: bool = False) -> list:
     """What is said of a record after a file of the checkout was changed."""
     (file,) = (place / name for place in (root, *root.glob("backends/*")) if (place / name).is_file())
     text = file.read_bytes()
     assert old.encode() in text
     file.write_bytes(text.replace(old.encode(), new.encode(), 1))
-    return differences(then, {"files": files_now(then, model, root)})
+    return differences(then, {"files": files_now(then, root, embedded=embedded)})
 
 
 COMPUTES = [
@@ -211,13 +211,13 @@ def test_a_factory_that_imports_what_nothing_names_counts_as_its_whole_package(r
 
 
 def test_the_embedded_models_weights_count_where_it_was_run(root):
-    then, name = measured(rows(), "embedded"), "cosmos3_core/assets/embedded/vae/diffusion_pytorch_model.safetensors"
-    assert changed(root, then, name, model="embedded") == [f"the code changed: {name}"]
+    then, name = measured(rows(), embedded=True), "cosmos3_core/assets/embedded/vae/diffusion_pytorch_model.safetensors"
+    assert changed(root, then, name, embedded=True) == [f"the code changed: {name}"]
 
 
 def test_the_embedded_models_card_does_not(root):
-    then, card = measured(rows(), "embedded"), "cosmos3_core/assets/embedded/README.md"
-    assert changed(root, then, card, model="embedded") == []
+    then, card = measured(rows(), embedded=True), "cosmos3_core/assets/embedded/README.md"
+    assert changed(root, then, card, embedded=True) == []
 
 
 def test_of_a_package_that_is_not_here_nothing_is_said(root):
@@ -225,7 +225,7 @@ def test_of_a_package_that_is_not_here_nothing_is_said(root):
     assert any(name.startswith("cosmos3_plain/") for name in then["files"])
     shutil.rmtree(root / "backends" / "plain")
     forget()
-    assert differences(then, {"files": files_now(then, "some", root)}) == []
+    assert differences(then, {"files": files_now(then, root, embedded=False)}) == []
 
 
 def test_a_record_of_whole_packages_is_stale():

@@ -13,8 +13,8 @@ import pytest
 from command import cosmos3
 
 from cosmos3_core import reference
-from cosmos3_core.contract import Device
-from cosmos3_core.evidence import fingerprint, record
+from cosmos3_core.contract import Device, InputError
+from cosmos3_core.evidence import fingerprint, record, verdict
 from cosmos3_core.evidence import settle as evidence
 from cosmos3_core.evidence.matrix import PAGE, TICK, in_tree_backends, render
 from cosmos3_core.evidence.recipe import Recipe, files_of, load_all
@@ -43,8 +43,10 @@ def copy(tmp_path, monkeypatch) -> Path:
     raw = {name: entry["raw"] for name, entry in found["measurements"].items()}
     monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
     device = Device(memory=1, count=1, unified=True, **{key: found["fingerprint"]["device"][key] for key in NAMED})
-    found["fingerprint"] = fingerprint.fingerprint(reference.BACKEND, device, reference.BACKEND.kernels, "embedded")
+    found["fingerprint"] = fingerprint.fingerprint(reference.BACKEND, device, reference.BACKEND.kernels, embedded=True)
     found["model"]["weights"], found["state"] = "checkpoint", "validated"
+    found["evaluation"] = {"not_run": "gate=eager: as in this test"}
+    found["verdict"] = verdict.judge(found["comparisons"], found["same"], found["evaluation"])
     fresh = {key: value for key, value in found.items() if key != "sha256"} | {"measurements": raw}
     (copied,) = load_all(tmp_path / "recipes")
     record.write(copied, record.seal(fresh))
@@ -79,6 +81,7 @@ def test_a_record_that_holds_makes_a_tick(copy):
     assert ticks(copy) == 2  # in the grid and in the list
     checks = record.load(*load_all(copy / "recipes"))["verdict"]["checks"]
     assert " | ".join(f"{check['eager']:.2g}, {check['value']:.2g}" for check in checks) in render(copy)
+    assert render(copy).count("not run (gate=eager: as in this test) |") == 2  # with its state and what was measured
 
 
 def changed_code(root: Path) -> None:
@@ -171,6 +174,32 @@ def test_an_asserted_plan_is_what_the_rows_come_to(recipe: Recipe, monkeypatch):
     monkeypatch.setattr(evidence, "backend_of", lambda recipe: (devices.backend(name), device))
     plan = evidence.settle(recipe, random_weights=True).plan
     assert {*recipe.plan, *plan.fused} == {*LAYER, "project", "finish"}
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("nano-t2v-832x480-h100x1", r"^attention=fa3: built for head dims 64, 96, 128, 192 and 256, not 32\. "),
+        ("nano-t2v-832x480-fp8-attnfp8-h100x1", r"^attention=fa3-fp8: takes head dims 64, 128 and 256 in FP8, not 32"),
+    ],
+)
+def test_the_plan_of_a_recipe_is_the_embedded_models_or_says_which_row_is_not(name, reason, monkeypatch):
+    """Without the row that refuses the whole plan serves, that of composites, formats and delegates too."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: package)
+    found = devices.DEVICES["h100"][1]
+    monkeypatch.setattr(evidence, "backend_of", lambda recipe: (devices.backend("cuda"), found))
+    monkeypatch.setattr(Recipe, "check_device", lambda recipe, found: None)
+    (one,) = [recipe for recipe in RECIPES if recipe.name == name]
+    with pytest.raises(InputError, match=reason):
+        evidence.plan_of_embedded(evidence.settle(one, random_weights=True).plan)
+    formats = {op: format for op, format in one.formats.items() if op != "attention"}
+    run = one.run | {"kernels": {"attention": "sdpa-cudnn"}, "formats": formats}
+    apart = replace(one, tables=one.tables | {"plan": {}, "run": run})
+    plan = evidence.settle(apart, random_weights=True).plan
+    found = evidence.plan_of_embedded(plan)
+    assert evidence.planned(found) == evidence.planned(plan) and {"cublas", "scaled-mm"} & {
+        choice.kernel.name for choice in found.choices
+    }
 
 
 def test_no_record_holds_a_path_of_the_machine_that_made_it():

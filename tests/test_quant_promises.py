@@ -119,6 +119,18 @@ def test_what_is_not_finite_stays_so(name, bad):
     assert torch.equal(found, whole)
 
 
+@pytest.mark.parametrize("format", [FORMATS["fp8_static"], replace(FORMATS["int8"], static=True), FORMATS["nvfp4"]])
+def test_what_is_not_finite_by_a_stored_scale(format):
+    """A NaN makes all of them NaN, an infinity saturates."""
+    x, scale = torch.ones(2, 32), torch.tensor(0.01)
+    x[0, 1] = math.inf
+    found = fake_quant(x, format, input_scale=scale)
+    most = format.of_elements.most * (448 if format.tensor_scale else 1)
+    assert found.isfinite().all() and found[0, 1].item() == pytest.approx(0.01 * most)
+    x[1, 3] = math.nan
+    assert fake_quant(x, format, input_scale=scale).isnan().all()
+
+
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_narrow_inputs_are_packed_as_they_are_in_fp32(name, dtype):
@@ -141,6 +153,26 @@ def test_layouts_and_axes(name):
     assert not strided.is_contiguous() and torch.equal(unpack(pack(strided, FORMATS[name])), unpack(found))
     wide = torch.cat((x, x), -1).view(24, 1024)
     assert torch.equal(unpack(pack(wide[:, :512], FORMATS[name])), unpack(rows))
+
+
+@EVERY
+def test_subnormal_numbers(name):
+    """What fp32 holds with fewer bits is near itself or 0, of either sign, and its block is finite."""
+    sizes = 2.0 ** torch.arange(-149, -125).repeat(24)[:512]
+    x = torch.stack((sizes, -sizes, sizes.flip(0)))
+    found = fake_quant(x, FORMATS[name])
+    assert found.isfinite().all() and bool((found.sign() * x.sign() >= 0).all() or FORMATS[name].minima)
+    assert float((found - x).abs().max()) <= 2.0**-126
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(0, 512), (2, 0, 512)])
+def test_no_rows_at_all(name, shape):
+    """As a segment without tokens has."""
+    format, x = FORMATS[name], torch.zeros(shape)
+    assert fake_quant(x, format).shape == shape
+    weight = pack(torch.ones(128, 512), format, weight=True, input_scale=torch.tensor(1.0))
+    assert multiply(x, weight).shape == (*shape[:-1], 128)
 
 
 @EVERY

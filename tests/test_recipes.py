@@ -19,15 +19,18 @@ from command import cosmos3
 from inputs import photograph
 from tiny_model import TINY
 
-from cosmos3_core import reference
+from cosmos3_core import __version__, reference
 from cosmos3_core.checkpoint.model import Weights
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.cli.recipes import _verdict as told
-from cosmos3_core.contract import Backend, InputError, Kernel, RunError, Segment
+from cosmos3_core.contract import Backend, Delegate, InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence import fingerprint, quality, recipe, record, rounded, settle, state, verdict, worker
+from cosmos3_core.evidence.embedded import evaluation, measures
+from cosmos3_core.evidence.embedded.measures import Depth
 from cosmos3_core.evidence.matrix import TICK, _measured, render
 from cosmos3_core.evidence.validate import validate
+from cosmos3_core.files.digests import sha256_json
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import fake_quant, fake_quant_input
 from cosmos3_core.reference import ops as reference_ops
@@ -38,6 +41,7 @@ from cosmos3_core.settle.settle import STOCK_NEGATIVE_TOKENS
 from cosmos3_core.testing import cases
 from cosmos3_core.testing.suite.attention import PLAIN
 
+pytestmark = pytest.mark.usefixtures("one_picture")
 GOOD = """
 title = "tiny"
 [run]
@@ -221,6 +225,8 @@ def test_validation_as_a_user_runs_it(folder, recipes):
     assert code == 0, err
     assert re.search(r"velocity_first: 0.0\d+ from float32, within 0.0\d+ \(eager bf16 0.0\d+; .*restart 0\)", out), out
     assert "output, restart against baseline: equal" in out and verdict.ITSELF in out
+    assert f"evaluating the embedded model with the plan of {NAME}: 1 runs" in err and "\nt2i: 1 runs\n" in err
+    assert re.search(r"evaluation of the embedded model with this plan in \d+ s: 3 bounds met", out), out
     file = folder / "evidence" / f"{NAME}.json"
     text, recipe_text = file.read_text(), (folder / f"{NAME}.toml").read_text()
     assert recipe_text.startswith(GOOD.rstrip()) and '[validated]\nstate = "validated on' in recipe_text
@@ -241,6 +247,7 @@ def test_validation_as_a_user_runs_it(folder, recipes):
         return entry["state"], entry["why"]
 
     assert told()[0] == "validated on random weights"
+    assert json.loads(recipes("list", "--json")[1])[0]["evaluation"] == found["verdict"]["evaluation"]
     (folder / f"{NAME}.toml").write_text(recipe_text + "# a comment\n")
     assert told()[0] == "validated on random weights"
     (folder / f"{NAME}.toml").write_text(recipe_text.replace("steps = 2", "steps = 3"))
@@ -327,12 +334,14 @@ def kernel(strength: float, format: str = "none") -> Kernel:
 def acme(monkeypatch, folder):
     """A backend on the host with one kernel of its own, and the recipe for it: called with the kernel."""
 
-    def install(row: Kernel):
+    def install(row: Kernel, *others: Kernel, serving: str = "wobbly"):
         device = replace(reference.probe(), name="Acme 9", versions={"driver": "1.0"})
-        backend = Backend(name="acme", torch_device="cpu", collectives="gloo", probe=lambda: device, kernels=(row,))
+        rows, probe = (row, *others), lambda: device
+        backend = Backend(name="acme", torch_device="cpu", collectives="gloo", probe=probe, kernels=rows)
         monkeypatch.setattr(settle, "backend_of", lambda _: (backend, device))
         monkeypatch.setattr(worker, "are_random", lambda model, drawn: drawn)  # else its weights were called random
-        changes = [('"CPU"', '"Acme 9"'), ('"reference"', '"acme"'), ('attention = "eager"', 'attention = "wobbly"')]
+        changes = [('"CPU"', '"Acme 9"'), ('"reference"', '"acme"')]
+        changes.append(('attention = "eager"', f'attention = "{serving}"'))
         name, format = "tiny-t2i-64x64-acme9x1", row.formats[0]
         if format != "none":
             name = f"tiny-t2i-64x64-attn{format}-acme9x1"
@@ -352,11 +361,12 @@ def acme(monkeypatch, folder):
     ],
 )
 def test_a_kernel_is_judged_by_what_it_changes(acme, monkeypatch, strength, random_weights, expected):
-    if random_weights:
-        monkeypatch.setattr(Weights, "__init__", lambda *_: pytest.fail("opened the checkpoint's weights"))
+    opened, weights = [], Weights.__init__
+    monkeypatch.setattr(Weights, "__init__", lambda one, model: (opened.append(model.name), weights(one, model))[1])
     measured = acme(kernel(strength))
     ((_, found),) = validate([measured], random_weights=random_weights, launch=worker.measure)
     assert found["state"] == expected and not found["same"] and "note" not in found["verdict"]
+    assert set(opened) == ({"embedded"} if random_weights else {"tiny", "embedded"})
     error, noise = found["comparisons"]["error"], found["comparisons"]["noise"]
     quiet = dict.fromkeys(verdict.QUANTITIES, 0)
     assert noise == {"repeat": quiet, "restart": quiet}  # the baseline is eager torch, not the kernel
@@ -442,17 +452,18 @@ def test_recipes_for_one_request_share_what_is_measured_of_eager_torch(acme, fol
         (folder / name / measured[0].path.name).write_text(text.replace(*change))
         measured.append(recipe.load(folder / name / measured[0].path.name))
 
-    def launch(job):
+    def launch(job, say):
         jobs.append((Path(job.recipe).parent.name, Path(job.out).name))
-        worker.measure(job)
+        worker.measure(job, say)
 
     found = {one.path.parent.name: record for one, record in validate(measured, launch=launch)}
     shared = ["baseline", "restart", "exact"]
-    own = {"recipes": [*shared, "candidate"], "same": ["candidate"], "other": [*shared, "candidate"]}
+    own = {"recipes": ["evaluation", *shared, "candidate"], "same": ["candidate"], "other": [*shared, "candidate"]}
     assert jobs == [(name, job) for name, names in own.items() for job in names]
     assert {record["state"] for record in found.values()} == {"validated"}
     baselines = {name: record["measurements"]["baseline"]["sha256"] for name, record in found.items()}
     assert baselines["recipes"] == baselines["same"] != baselines["other"]
+    assert found["recipes"]["evaluation"] == found["same"]["evaluation"] == found["other"]["evaluation"]
     for one in measured:
         assert state.state_of(recipe.load(one.path)).name == "validated"
 
@@ -517,10 +528,12 @@ def test_one_tower_is_in_memory_at_a_time(folder, monkeypatch):
     towers, loaded = weakref.WeakSet(), []
 
     def watched(load):
-        def loading(*arguments):
+        def loading(weights, *arguments):
+            if weights.model.name == "embedded":  # an evaluation keeps what is loaded
+                return load(weights, *arguments)
             assert not towers, "the other tower is still there"
             loaded.append(load.__name__)
-            towers.add(tower := load(*arguments))
+            towers.add(tower := load(weights, *arguments))
             return tower
 
         return loading
@@ -564,6 +577,17 @@ BETTER = {
     "a model": (lambda r: r["model"].update(name="nvidia/Cosmos3-Nano"), "its model is nvidia/Cosmos3-Nano"),
     "kernels": (lambda r: r["fingerprint"].update(kernels=[]), "its fingerprint is without the kernel"),
     "samples": (lambda r: r["samples"]["exact"].clear(), "samples of its velocity_first are missing"),
+    "a case": (lambda r: r["evaluation"]["cases"][0].update(colour=0.5), "do not follow from its cases"),
+    "a mean": (lambda r: r["evaluation"]["measures"][0].update(value=0.99), "do not follow from its cases"),
+    "a bound": (lambda r: r["evaluation"]["measures"][0].update(least=0.1), "do not follow from its cases"),
+    "its bounds": (lambda r: r["evaluation"]["bounds"].pop("colour"), "do not follow from its cases"),
+    "fewer cases": (lambda r: r["evaluation"]["cases"].clear(), "has other cases than its runs"),
+    "other rows": (lambda r: r["evaluation"]["kernels"].update(attention="eager"), "has other kernels than its plan"),
+    "another model": (lambda r: r["evaluation"].update(model="tiny"), "its evaluation is of the model tiny"),
+    "a backend": (lambda r: r["evaluation"].update(backend="other"), "its evaluation is of the backend other"),
+    "an evaluation": (lambda r: r.pop("evaluation"), "it holds no evaluation"),
+    "no reason": (lambda r: r.update(evaluation={"not_run": 7}), "its evaluation.not_run is 7, not text"),
+    "a reason": (lambda r: r.update(evaluation={"not_run": "no time"}), "does not follow from its comparisons"),
     "a type": (lambda r: r["comparisons"]["output"]["restart"].update(ssim="1"), 'ssim is "1", not a number'),
     "a key": (lambda r: r.update(signature="x"), 'has the key "signature", which nothing reads'),
 }
@@ -579,6 +603,127 @@ def test_a_record_that_was_made_better_and_sealed_anew_is_found(acme):
         record.write(recipe.load(measured.path), record.seal(bent))
         told = state.state_of(recipe.load(measured.path))
         assert told.name == "stale" and said in told.why and told.record is None, name
+
+
+# --- the evaluation of the embedded model ----------------------------------------------------------------------------
+
+
+def at_heads_of(head_dim: int, fault) -> Kernel:
+    """Eager attention, with a fault for heads of that many channels."""
+
+    def attention(q_BSHD, segments, **options):
+        out, lse = reference_ops.attention(q_BSHD, segments, **options)
+        return (fault(out) if q_BSHD.shape[-1] == head_dim else out), lse
+
+    return Kernel(op="attention", name="wobbly", build=lambda device: attention)
+
+
+def test_a_kernel_that_breaks_pictures_fails_the_verdict_by_the_measure(acme, folder):
+    """One without a fault for the recipe's own model, so that no error against float32 shows it."""
+    ((measured, found),) = validate([acme(at_heads_of(32, torch.zeros_like))], launch=worker.measure)
+    assert found["state"] == "runs" and all(check["held"] for check in found["verdict"]["checks"])
+    missed = "evaluation: t2i colour 0, bound at least 0.9"
+    assert missed in verdict.failures(found["verdict"])
+    assert "with this plan in " in told(found) and ": t2i colour 0, bound at least 0.9" in told(found)
+    measured = recipe.load(measured.path)
+    assert state.state_of(measured).name == "runs" and missed in state.state_of(measured).why
+    assert any("t2i colour 0, bound at least 0.9" in cell for cell in _measured(measured, state.state_of(measured)))
+
+
+def test_an_evaluation_names_what_it_was_made_with(acme, monkeypatch):
+    ((measured, found),) = validate([acme(kernel(0.001))], launch=worker.measure)
+    made, measured = found["evaluation"], recipe.load(measured.path)
+    assert (made["model"], made["backend"], made["device"]) == ("embedded", "acme", "Acme 9")
+    assert made["kernels"]["attention"] == "wobbly" and made["dtype"] == "bfloat16" and made["depth"] == "quick"
+    assert re.fullmatch("sha256 [0-9a-f]{64}", made["weights"]) and made["version"].startswith(__version__)
+    assert {one["measure"] for one in made["measures"]} == {"colour", "shape", "count"}
+    (weights,) = (name for name in found["fingerprint"]["files"] if name.endswith("embedded/vae/config.json"))
+    now = state.fingerprint_here(measured)
+    assert state.state_of(measured, now).name == "validated"
+    changed = now | {"files": now["files"] | {weights: "0"}}
+    assert state.state_of(measured, changed).why.endswith(f"since then the code changed: {weights}")
+    for change in ({"runs": {"t2i": 2}}, {"bounds": {}}):
+        depth = replace(measures.depths()["quick"], **change)
+        monkeypatch.setattr(measures, "depths", lambda depth=depth: {"quick": depth})
+        told = state.state_of(measured, now)
+        assert told.name == "stale" and told.why.endswith("since then what an evaluation runs or asks for changed")
+        assert told.record is not None
+
+
+def test_a_plan_that_cannot_run_the_embedded_model_says_which_kernel_and_why(acme, folder, recipes):
+    def refuse(ask):
+        return f"made for heads of 16, not {ask.head_dim}" if ask.head_dim != 16 else None
+
+    jobs, said = [], []
+
+    def launch(job, say):
+        jobs.append(job.role)
+        worker.measure(job, say)
+
+    ((measured, found),) = validate([acme(replace(kernel(0.001), refuse=refuse))], launch=launch, say=said.append)
+    reason = "attention=wobbly: made for heads of 16, not 32"
+    assert found["evaluation"] == {"not_run": reason} == found["verdict"]["evaluation"]
+    assert found["state"] == "validated" and settle.EVALUATION not in jobs
+    assert f"not evaluating the embedded model: {reason}" in said
+    assert f"evaluation of the embedded model with this plan: not run ({reason})" in told(found)
+    assert state.state_of(recipe.load(measured.path)).why.endswith(f"; evaluation: not run ({reason})")
+    rows = {row["name"]: row for row in json.loads(recipes("list", "--json")[1])}
+    assert rows[measured.name]["evaluation"] == {"not_run": reason} and rows[NAME]["evaluation"] is None
+    assert f"not run ({reason}) |" in render(folder.parent).split("## Measured")[1]
+
+
+def test_rows_for_short_calls_are_part_of_the_plan_that_is_evaluated(acme):
+    """The recipe's own request is short, so that its run has another row than those of the evaluation."""
+    long = replace(kernel(0.001), delegates=(Delegate("short", below=1000),))
+    measured = acme(long, replace(kernel(0.002), name="short"), serving="short")
+    ((_, found),) = validate([measured], launch=worker.measure)
+    assert found["measurements"]["candidate"]["raw"]["plan"]["kernels"]["attention"] == "short"
+    assert found["evaluation"]["kernels"]["attention"] == "wobbly"
+    assert found["evaluation"]["below"] == {"attention": {"short": 1000}}
+    assert state.state_of(recipe.load(measured.path)).name == "validated"
+    refuse = replace(kernel(0.002), name="short", refuse=lambda ask: "too wide" if ask.head_dim > 16 else None)
+    ((_, found),) = validate([acme(long, refuse, serving="short")], launch=worker.measure)
+    assert found["evaluation"] == {"not_run": "attention=short: too wide"}
+
+
+def test_numbers_that_are_none_leave_no_record(acme):
+    measured = acme(at_heads_of(32, lambda out: out * float("nan")))
+    with pytest.raises(RunError, match="NaN or infinity"):
+        list(validate([measured], launch=worker.measure))
+    assert not record.path_of(measured).exists()
+
+
+def test_a_measure_that_is_no_number_leaves_no_record(acme, monkeypatch):
+    """A velocity is compared without a step, so that nothing before has looked at it."""
+    found = {"measures": [{"task": "velocity", "measure": "error", "value": float("nan")}]}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: found)
+    measured = acme(kernel(0.001))
+    with pytest.raises(RunError, match="the evaluation's velocity error: it is no number"):
+        list(validate([measured], launch=worker.measure))
+    assert not record.path_of(measured).exists()
+
+
+@pytest.mark.parametrize("schema, lost", [(3, ["samples, from which errors", "an evaluation of"]), (4, ["an eval"])])
+def test_a_record_of_an_earlier_schema_is_stale_and_still_told(acme, recipes, schema, lost):
+    ((measured, found),) = validate([acme(kernel(0.001))], launch=worker.measure)
+    gone = ("sha256", "evaluation", *(["samples"] if schema == 3 else []))
+    old = {key: value for key, value in found.items() if key not in gone} | {"schema": schema}
+    old["verdict"] = {key: value for key, value in found["verdict"].items() if key != "evaluation"}
+    record.write(recipe.load(measured.path), old | {"sha256": sha256_json(old)})
+    held = state.state_of(recipe.load(measured.path))
+    assert held.name == "stale" and held.record is not None and "validated, measured on" in held.why
+    assert held.why.count("records hold") == len(lost) and all(f"records hold {one}" in held.why for one in lost)
+    assert recipes("show", measured.name)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "depth, hint", [(None, "Try cosmos3 recipes run first"), (Depth({}, {}), "says so in its `refuse`")]
+)
+def test_a_failing_worker_is_one_line(folder, depth, hint):
+    role = settle.EVALUATION if depth else "baseline"
+    job = worker.Job(str(folder / "none.toml"), role, False, "", None, str(folder), 0.0, depth)
+    with pytest.raises(RunError, match=rf"^measuring the {role}: recipe .*none.toml: No such file.*{hint}"):
+        worker.launch(job, print)
 
 
 BROKEN = {
@@ -652,8 +797,8 @@ def test_code_that_changes_under_a_measurement_leaves_no_record(acme, monkeypatc
     shutil.copytree(Path(reference.__file__).parents[1], tmp_path / "cosmos3_core")
     monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
 
-    def launch(job):
-        worker.measure(job)
+    def launch(job, say):
+        worker.measure(job, say)
         noise.write_text("# another\n" + noise.read_text())
 
     with pytest.raises(RunError, match="the code changed: cosmos3_core/sampling/noise.py while it was measured"):
@@ -661,17 +806,11 @@ def test_code_that_changes_under_a_measurement_leaves_no_record(acme, monkeypatc
     assert not record.path_of(measured).exists()
 
 
-def test_a_failing_worker_is_one_line(folder):
-    job = worker.Job(str(folder / "none.toml"), "baseline", False, "", None, str(folder), 0.0)
-    with pytest.raises(RunError, match=r"^measuring the baseline: recipe .*none.toml: No such file"):
-        worker.launch(job)
-
-
 def test_a_folder_that_cannot_be_written_to_is_found_out_before_measuring(acme):
     measured = acme(kernel(0.001))
     (measured.path.parent / "evidence" / f"{measured.name}.json").mkdir(parents=True)
     with pytest.raises(InputError, match="it is a folder"):
-        list(validate([measured], launch=lambda job: pytest.fail("measured")))
+        list(validate([measured], launch=lambda *_: pytest.fail("measured")))
 
 
 def test_the_devices_peak_is_what_its_allocator_reserved(acme):
@@ -705,7 +844,7 @@ def test_the_verdict_is_relative_to_what_bf16_loses(quantity, eager, candidate, 
     quiet = dict.fromkeys(verdict.QUANTITIES, 0.0)
     for noisy in ("baseline", "restart"):  # the worse of the two counts
         error = {"baseline": quiet, "restart": quiet, "candidate": quiet | {quantity: candidate}}
-        found = verdict.judge({"error": error | {noisy: quiet | {quantity: eager}}}, same=False)
+        found = verdict.judge({"error": error | {noisy: quiet | {quantity: eager}}}, False, None)
         assert found["passed"] is passed
         assert bool(verdict.failures(found)) is not passed
 

@@ -19,6 +19,7 @@ from cosmos3_core.scenarios.items import items_of
 from cosmos3_core.settle import Wish
 from cosmos3_core.settle import settle as settle_wish
 
+pytestmark = pytest.mark.usefixtures("one_picture")
 ROOT = Path(__file__).parents[1]
 EMBEDDED = [one for one in load_all(ROOT / "recipes") if isinstance(one, Recipe) and one.run["model"] == "embedded"]
 HEAD = 'title = "t"\n[run]\nmodel = "embedded"\nbackend = "reference"\nsteps = 2\nseed = 3\n'
@@ -122,11 +123,11 @@ def test_a_fault_in_the_actions_alone_fails_the_verdict(written, monkeypatch):
             shares.append(quality.relative_l1(velocity, before))
         return velocities
 
-    def launch(job):
+    def launch(job, say):
         with monkeypatch.context() as patch:
             if job.role == settle.CANDIDATE:
                 patch.setattr(Engine, "predict", wrong)
-            worker.measure(job)
+            worker.measure(job, say)
 
     ((_, found),) = validate([one], launch=launch)
     held = {check["quantity"]: check["held"] for check in found["verdict"]["checks"]}

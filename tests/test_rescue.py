@@ -430,13 +430,14 @@ def test_a_measurement_ends_with_its_parent(tmp_path):
     """A worker of `recipes validate` whose parent was killed."""
     (tmp_path / "slow.py").write_text(
         "import time; from cosmos3_core.evidence import worker\n"
-        "worker.measure = lambda job: (print('measuring', flush=True), time.sleep(600))\n"
+        "worker.measure = lambda job, say: (print('measuring', flush=True), time.sleep(600))\n"
         "worker.main()"
     )
     program = (
-        "from cosmos3_core.evidence import worker\n"
+        "from functools import partial\nfrom cosmos3_core.evidence import worker\n"
         "worker.__name__ = 'slow'\n"
-        f"worker.launch(worker.Job('x', 'baseline', True, 'x', None, {str(tmp_path)!r}, 0.0))"
+        f"job = worker.Job('x', 'baseline', True, 'x', None, {str(tmp_path)!r}, 0.0)\n"
+        "worker.launch(job, partial(print, flush=True))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)

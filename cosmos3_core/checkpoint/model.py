@@ -381,7 +381,7 @@ class Weights:
             target.ops,
             source=f"{self.model.name}/vae",
             device=target.device,
-            dtype=target.dtype,
+            dtype=target.codec_dtype,
             halves=halves,
         )
 
@@ -392,5 +392,5 @@ class Weights:
         config, files = self.model.config.sound, self.open_sound()
         assert config is not None, "a request of a model without a codec has no sound"
         names = [name for name in files.tensors if name.startswith(f"{half}.")]
-        device, dtype = target.device, target.dtype
+        device, dtype = target.device, target.codec_dtype
         return SoundCodec.load(config, files.read(names), device=device, dtype=dtype, halves=(half,))

@@ -28,7 +28,8 @@ class Options:
 
 def execute(options: Options, as_json: bool) -> None:
     """Print the measures and end with exit code 1 if a bound is not met. Raises InputError and RunError."""
-    from ..evidence.embedded.evaluation import depths, evaluate
+    from ..evidence.embedded.evaluation import evaluate
+    from ..evidence.embedded.measures import depths
 
     wish = Wish(
         model=options.model,

@@ -97,8 +97,9 @@ def list_(as_json: bool) -> None:
         if isinstance(found, Recipe):
             state = _state(found)
             row = {"title": found.tables["title"], "state": state.name, "why": state.why}
+            row["evaluation"] = state.record and state.record["verdict"].get("evaluation")
         else:
-            row = {"title": None, "state": BROKEN, "why": found.fault}
+            row = {"title": None, "state": BROKEN, "why": found.fault, "evaluation": None}
         listed.append({"name": found.name} | row)
     if as_json:
         click.echo(json.dumps(listed, indent=2))
@@ -173,6 +174,10 @@ def validate(names: tuple[str, ...], random_weights: bool) -> None:
     Takes four processes: two runs of the recipe, two of its baseline in bf16, and of each velocities and a short
     trajectory, which are held against those of the baseline in float32. Recipes for one request share the baseline's.
     A recipe with formats takes one more, for the baseline in these formats.
+
+    Before them the embedded model is evaluated with the recipe's backend, kernels, formats and dtype, as by
+    `cosmos3 evaluate`, once for each plan; on a CPU this takes one to five minutes. A recipe whose plan misses a bound
+    of the evaluation is not validated. Where a kernel does not serve the embedded model, the record has the reason.
     """
     from ..evidence.record import path_of
     from ..evidence.validate import validate as measure
@@ -184,7 +189,7 @@ def validate(names: tuple[str, ...], random_weights: bool) -> None:
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    from ..evidence.verdict import compared
+    from ..evidence.verdict import compared, evaluated
 
     verdict, raw, found = record["verdict"], record["measurements"]["candidate"]["raw"], record["comparisons"]
     lines = [f"cold {raw['cold']['seconds']:.1f} s, warm {raw['warm']['seconds']:.1f} s"]
@@ -196,6 +201,9 @@ def _verdict(record: dict[str, Any]) -> str:
             f"{check['quantity']}: {check['value']:.3g} from float32, {held} {check['bound']:.3g} "
             f"(eager bf16 {check['eager']:.3g}{formats}; from itself: {noise})"
         )
+    if "evaluation" in record:
+        seconds = f" in {record['evaluation']['seconds']:.0f} s" if "seconds" in record["evaluation"] else ""
+        lines.append(f"evaluation of the embedded model with this plan{seconds}: {evaluated(verdict)}")
     for name, output in found["output"].items():
         lines.append(f"output, {name} against baseline: {compared(output)}")
     return "\n".join(map(printable, lines + ([verdict["note"]] if "note" in verdict else [])))

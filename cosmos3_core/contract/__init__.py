@@ -65,11 +65,13 @@ class Ceiling:
 class Tuning:
     """From where on something pays on an architecture. Both guidance branches run as one batch up to `one_pass_tokens`
     media tokens: more fill a device alone. A pass is captured up to `capture_rows` rows: kernels on more outlast their
-    launch. The VAE decodes `chunk_area` latent positions at a time: more only take memory."""
+    launch. The VAE decodes `chunk_area` latent positions at a time: more only take memory. The VAE and the sound codec
+    compute in `codec_dtype`, which is the model's if empty."""
 
     one_pass_tokens: int = 4096
     capture_rows: int = 8192
     chunk_area: int = 2048
+    codec_dtype: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,8 @@ class Backend:
     """A device, as data. `torch_device` is torch's device type; `collectives` the torch.distributed backend name.
     `probe()` returns a `Device` or raises `Unavailable`; it is the only place that touches a driver. Rows are in order
     of preference: "auto" takes the first that does not refuse, else eager torch. `ceilings` is keyed by how
-    `Device.name` ends ("RTX 5090", which its laptop namesake does not), or by its arch, as `tuning` is."""
+    `Device.name` ends ("RTX 5090", which its laptop namesake does not), or by its arch, as `tuning` is; `tuning` may
+    have "*", too, for all other architectures."""
 
     name: str
     torch_device: str

@@ -45,8 +45,9 @@ NAMED = 5
 """Files that a sentence names at most."""
 
 
-def fingerprint(backend: Backend, device: Device, kernels: Sequence[Kernel], model: str) -> dict[str, Any]:
-    """Of a run of `model` on these rows. The record keeps it; `differences` compares two."""
+def fingerprint(backend: Backend, device: Device, kernels: Sequence[Kernel], *, embedded: bool) -> dict[str, Any]:
+    """Of what is computed on these rows, with the `embedded` model if that is run. The record keeps it; `differences`
+    compares two."""
     sources, ordered = Sources(ROOT), sorted(kernels, key=lambda kernel: (kernel.op, kernel.name))
     builds = sorted({place for kernel in ordered for place in places_of(kernel.build, sources)})
     needs = sorted({name.partition(".")[0] for kernel in ordered for name in kernel.needs})
@@ -54,7 +55,7 @@ def fingerprint(backend: Backend, device: Device, kernels: Sequence[Kernel], mod
         "kernels": [[kernel.op, kernel.name] for kernel in ordered],
         "rows": sha256_json([row_facts(kernel) for kernel in ordered]),
         "builds": builds,
-        "files": _files(builds, model, sources),
+        "files": _files(builds, embedded, sources),
         "versions": versions_of((*LIBRARIES, *needs)) | dict(device.versions),
         "device": {"backend": backend.name, "name": device.name, "arch": device.arch},
         "tuning": asdict(tuning_of(backend, device)),
@@ -73,12 +74,12 @@ def named(backend: Backend, kernels: Iterable[Sequence[str]]) -> list[Kernel]:
     return [row for op, name in kernels for row in rows(backend, op) if row.name == name]
 
 
-def files_now(recorded: Mapping[str, Any], model: str, root: Path) -> dict[str, str]:
+def files_now(recorded: Mapping[str, Any], root: Path, *, embedded: bool) -> dict[str, str]:
     """The digests of the files that a fingerprint's kernels compute with today, from the sources alone. Of a package
     that is not here nothing is known, so its files count as they were."""
     sources = Sources(root)
     gone = {name: old for name, old in recorded["files"].items() if sources.folder(re.split("[/.]", name)[0]) is None}
-    return _files(recorded["builds"], model, sources) | gone
+    return _files(recorded["builds"], embedded, sources) | gone
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -162,7 +163,7 @@ def _parts(value: Any) -> Iterator[Any]:
             waiting += [*getattr(part, "__dict__", {}).values(), type(part)]
 
 
-def _files(builds: Iterable[str], model: str, sources: Sources) -> dict[str, str]:
+def _files(builds: Iterable[str], embedded: bool, sources: Sources) -> dict[str, str]:
     roots = [module for name in ROOTS for module in sources.modules(f"{CORE}.{name}")]
     definitions = [place.split(":") for place in builds if ":" in place]
     found = Closure(sources, [f"{CORE}.{name}" for name in OUTSIDE], [module for module, _ in definitions])
@@ -174,7 +175,7 @@ def _files(builds: Iterable[str], model: str, sources: Sources) -> dict[str, str
     for module, name in definitions:
         found.add_definition(module, name)
     core = ROOT / CORE
-    data = [core / DEFAULTS, *((core / ASSETS.name / EMBEDDED).rglob("*") if model == EMBEDDED else ())]
+    data = [core / DEFAULTS, *((core / ASSETS.name / EMBEDDED).rglob("*") if embedded else ())]
     for file in data:
         if file.is_file() and file.name != CARD:
             found.add_file(file, CORE)

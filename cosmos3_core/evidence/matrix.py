@@ -13,7 +13,7 @@ from ..contract import Backend, InputError
 from ..plan.cost.units import GIB
 from .recipe import Broken, Recipe, load_all
 from .state import BROKEN, LEGEND, State, state_of
-from .verdict import QUANTITIES, RULE, compared
+from .verdict import EVALUATION_RULE, QUANTITIES, RULE, compared, evaluated
 
 PAGE = Path("docs") / "SUPPORT.md"
 TICK = "✅"
@@ -41,7 +41,8 @@ def render(root: Path) -> str:
         _table(("Mark", "Meaning"), [(_mark(name), meaning) for name, meaning in LEGEND.items()]),
         f"The bounds: {RULE}. Of a recipe with quantization formats: what eager torch loses in these, likewise. "
         "On random weights these are taken without guidance. Sound and actions that a run makes are judged by "
-        "themselves.\n",
+        f"themselves. And {EVALUATION_RULE}; where one of the rows does not serve that model, the evaluation is not "
+        "run, and the reason stands beside it.\n",
         "## Model, task and device\n",
         "A task that ends in s more, such as t2vs, makes sound too.\n",
         *_grids(states),
@@ -127,6 +128,7 @@ MEASURED = (
     "Middle velocity",
     "Short trajectory",
     "Output against the baseline's: restart, candidate",
+    "Evaluation of the embedded model with the same plan",
 )
 
 
@@ -142,6 +144,7 @@ def _measured(recipe: Recipe, state: State) -> tuple[str, ...]:
         ", ".join("–" if peak is None else f"{peak / GIB:.1f} GiB" for peak in memory),
         *(_errors(name, record["verdict"]["checks"]) for name in QUANTITIES),
         f"{compared(output['restart'])}, {compared(output['candidate'])}",
+        evaluated(record["verdict"]) or "–",
     )
 
 

@@ -27,13 +27,19 @@ from ..files.schema import Anything, Listed, Number, Switch, Table, Text
 from ..files.sources import check_source
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
+from . import evaluated
 from . import verdict as verdicts
 from .recipe import Recipe, files_of, names_alike
+from .settle import PLANNED
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised whenever what is measured, or how, changes: records of another schema are stale."""
-BEFORE = 3
-"""The one before, whose records have no samples; they are read for what they say."""
+LACKING = {
+    3: "samples, from which errors are recomputed",
+    4: "an evaluation of the embedded model with the recipe's plan",
+}
+"""What records of the schemas before and of those before them lack; they are read for what they say."""
+WITHOUT_SAMPLES = 3
 SAMPLES = 512
 """Elements of every velocity and trajectory that a record keeps."""
 AGREES = 1.6
@@ -71,9 +77,9 @@ def load(recipe: Recipe) -> dict[str, Any]:
         if found is None:
             RECORD.check(record, "it")
             found = _broken_link(recipe, record) or _other_recipe(recipe, record) or _other_quantities(recipe, record)
-            found = found or _not_measured(record)
+            found = found or _not_measured(record) or _not_evaluated(record)
         if found is None:
-            verdict = verdicts.judge(record["comparisons"], record["same"])
+            verdict = verdicts.judge(record["comparisons"], record["same"], record.get("evaluation"))
             if (verdict, verdicts.state(verdict, record["model"]["weights"])) != (record["verdict"], record["state"]):
                 found = "its verdict does not follow from its comparisons"
     except OSError as error:
@@ -86,7 +92,7 @@ def load(recipe: Recipe) -> dict[str, Any]:
 
 
 def _outdated(recipe: Recipe, record: dict[str, Any]) -> str | None:
-    if record["schema"] not in (BEFORE, SCHEMA):
+    if record["schema"] not in (*LACKING, SCHEMA):
         return f"it was written by another version of the tool (schema {record['schema']}, now {SCHEMA})"
     if record["recipe_sha256"] != recipe.sha256:
         return "the recipe was changed after it was measured"
@@ -189,7 +195,7 @@ def _not_measured(record: dict[str, Any]) -> str | None:
             equal = _digest(raw, name, quantity + suffix) == _digest(raw, truth, quantity)
             if equal != (said == 0):
                 return f"its {quantity} of {name} is {said:g} from {truth}, and their digests are {_alike(equal)}"
-            if record["schema"] == BEFORE:
+            if record["schema"] <= WITHOUT_SAMPLES:
                 continue
             samples = _samples(record, name, quantity + suffix), _samples(record, truth, quantity)
             found = _distance(*samples)
@@ -203,6 +209,20 @@ def _not_measured(record: dict[str, Any]) -> str | None:
             if equal != (claimed[key] in (None, 0)):
                 return f"its {tensor} of {name} and the baseline's have digests that are {_alike(equal)}"
     return None
+
+
+def _not_evaluated(record: dict[str, Any]) -> str | None:
+    """What of the evaluation does not follow from its cases, in words."""
+    if "evaluation" in record:
+        return evaluated.fault(record)
+    return "it holds no evaluation" if record["schema"] == SCHEMA else None
+
+
+def lacking(record: dict[str, Any]) -> list[str]:
+    """What records hold today, and one of an earlier schema does not, in words."""
+    return [
+        f"records hold {said}, and this one has none" for schema, said in LACKING.items() if record["schema"] <= schema
+    ]
 
 
 def _digest(raw: Mapping[str, Any], name: str, tensor: str) -> str:
@@ -282,8 +302,6 @@ def media_digest(path: Path) -> str:
     return f"sha256:{sha256_file(path)}"
 
 
-PLANNED = ("dtype", "kernels", "formats", "below", "fused", "kept", "kept_below")
-"""Of a plan, as JSON has it: what computes."""
 POSITIVE = Number(0, 1e15)
 SHA256 = Text(pattern="[0-9a-f]{64}")
 DECIBELS = Number(-1000, 1000, none=True)
@@ -316,7 +334,8 @@ RECORD = Table(
         "request": Table(dict.fromkeys(MEDIA, Text(none=True)), others=Anything()),
         "same": Switch(),
         "verdict": Table(
-            {"passed": Switch(), "rule": Text(), "checks": Listed(Table(others=Anything()))}, {"note": Text()}
+            {"passed": Switch(), "rule": Text(), "checks": Listed(Table(others=Anything()))},
+            {"note": Text(), "evaluation": Anything()},
         ),
         "noise_sha256": SHA256,
         "fingerprint": Table(
@@ -346,6 +365,6 @@ RECORD = Table(
             }
         ),
     },
-    {"samples": Table(others=Table(others=Text(longest=8 * SAMPLES)))},
+    {"samples": Table(others=Table(others=Text(longest=8 * SAMPLES))), "evaluation": Anything()},
 )
 VERSIONED = Table({"schema": Number(0, 1000, whole=True), "recipe_sha256": SHA256}, others=Anything())

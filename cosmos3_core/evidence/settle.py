@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import reference
-from ..contract import Backend, Device, InputError, RunError
-from ..plan import Plan, Want, choose_backend, resolve
+from ..checkpoint.repository import EMBEDDED
+from ..contract import Backend, Device, InputError, Kernel, RunError
+from ..plan import Choice, Plan, Want, choose_backend, resolve
 from ..plan.cost.units import GIB
+from ..plan.resolve import why_not
 from ..scenarios.defaults import PROFILES
-from ..settle import Settled, Wish
+from ..settle import Settled, Wish, ground_of
 from ..settle import settle as settle_wish
 from .recipe import Recipe
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 BASELINE, EXACT, FORMATS, CANDIDATE = "baseline", "exact baseline", "baseline in the recipe's formats", "candidate"
 EAGER = {BASELINE: "bfloat16", EXACT: "float32", FORMATS: "bfloat16"}
 """The roles with eager torch for every op, and the dtype of each."""
+EVALUATION = "embedded model"
+"""The role of the model inside the package, which is evaluated with the recipe's plan."""
+PLANNED = ("dtype", "kernels", "formats", "below", "fused", "kept", "kept_below")
+"""Of a plan, as JSON has it: what computes."""
 
 
 def backend_of(recipe: Recipe) -> tuple[Backend, Device]:
@@ -66,6 +72,36 @@ def eager_plan(
     """Eager torch for every op on the backend's device, those with a format in that (`rounded`)."""
     backend, kernels = _eager(backend, formats)
     return resolve(Want.of(config, dtype, kernels, formats), backend, device)
+
+
+def planned(plan: Plan) -> dict[str, Any]:
+    """What computes, of a plan for any number of tokens, as JSON."""
+    whole = plan.to_json()
+    return {key: whole[key] for key in PLANNED}
+
+
+def plan_of_embedded(plan: Plan) -> Plan:
+    """The same plan for the model inside the package: the same rows in the same places, formats and dtype. Raises
+    InputError with the reason of a row that does not serve a model of its widths."""
+    wanted = [row for choice in (*plan.choices, *plan.kept) for row in _rows(choice)]
+    backend = replace(plan.backend, kernels=tuple(row for row in plan.backend.kernels if row in wanted))
+    config = ground_of(Wish(model=EMBEDDED), on=(plan.backend, plan.device)).model.config
+    want = Want.of(config, plan.dtype, formats=plan.formats)
+    running = [choice for choice in plan.choices if choice.op not in plan.fused]
+    for choices, ask in ((running, want), (plan.kept, replace(want, formats={}))):
+        for choice in choices:
+            for row in _rows(choice):
+                if reason := why_not(row, ask, plan.device):
+                    raise InputError(f"{choice.op}={row.name}", reason, "Leave it to recipes of other kernels")
+    found = resolve(want, backend, plan.device)
+    if other := [key for key, value in planned(plan).items() if value != planned(found)[key]]:
+        said = f"a model of its widths has other {' and '.join(other)} with these rows"
+        raise InputError("the recipe's plan", said, "Leave it to recipes of other kernels")
+    return found
+
+
+def _rows(choice: Choice) -> tuple[Kernel, ...]:
+    return choice.kernel, *(row for _, row in choice.below)
 
 
 def _eager(backend: Backend, formats: Mapping[str, str]) -> tuple[Backend, dict[str, str]]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import Cosmos3Error
+from . import evaluated, settle
 from . import record as records
-from . import settle
+from . import verdict as verdicts
 from .fingerprint import ROOT, differences, files_now, fingerprint, named
 from .recipe import Recipe
-from .verdict import failures
 
 BROKEN = "broken"
 LEGEND = {
@@ -47,15 +47,16 @@ def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path | Non
     except Cosmos3Error as error:
         return State("stale", error.found)
     old = record["fingerprint"]
-    now = now or {"files": files_now(old, record["model"]["name"], root or ROOT) if "files" in old else {}}
+    now = now or {"files": files_now(old, root or ROOT, embedded=evaluated.embedded(record)) if "files" in old else {}}
     device, verdict = old["device"], record["verdict"]
     weights = " with random weights" if record["model"]["weights"] == "random" else ""
     why = f"measured on {record['date']} on {device['name']} ({device['arch']}){weights}"
-    if said := verdict.get("note") or (None if verdict["passed"] else failures(verdict)):
+    if said := verdict.get("note") or (None if verdict["passed"] else verdicts.failures(verdict)):
         why += f"; {said}"
+    if "not_run" in verdict.get("evaluation", {}):
+        why += f"; evaluation: {verdicts.evaluated(verdict)}"
     changed = differences(old, now) + records.changed_media(recipe, record)
-    if record["schema"] < records.SCHEMA:
-        changed.append("records hold samples, from which errors are recomputed, and this one has none")
+    changed += records.lacking(record) + evaluated.changed(record)
     if changed:
         return State("stale", f"{record['state']}, {why}; since then {'; '.join(changed)}", record)
     return State(record["state"], why, record)
@@ -71,4 +72,5 @@ def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:
         return None
     if "files" not in record["fingerprint"]:
         return None
-    return fingerprint(backend, device, named(backend, record["fingerprint"]["kernels"]), record["model"]["name"])
+    kernels = named(backend, record["fingerprint"]["kernels"])
+    return fingerprint(backend, device, kernels, embedded=evaluated.embedded(record))

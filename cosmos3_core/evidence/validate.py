@@ -8,19 +8,35 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contract import RunError
+from ..checkpoint.repository import EMBEDDED
+from ..contract import InputError, RunError
 from ..files.digests import sha256_file
 from ..files.locks import workspace
+from ..plan import Plan
 from . import record as records
 from . import verdict as verdicts
 from . import worker
+from .embedded import measures
+from .embedded.measures import Depth
+from .evaluated import DEPTH
 from .fingerprint import chosen, differences, fingerprint
 from .recipe import Recipe, files_of, put
-from .settle import BASELINE, CANDIDATE, EXACT, FORMATS, Settled, check_expect, settle
+from .settle import (
+    BASELINE,
+    CANDIDATE,
+    EVALUATION,
+    EXACT,
+    FORMATS,
+    Settled,
+    check_expect,
+    plan_of_embedded,
+    planned,
+    settle,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,37 +44,62 @@ if TYPE_CHECKING:
 
 TENSORS = "tensors.safetensors"
 """What a measurement computed."""
+NOISE = "noise.safetensors"
+"""The initial noise of all measurements."""
+Launch = Callable[[worker.Job, Callable[[str], None]], None]
 SHARED = {"baseline": BASELINE, "restart": BASELINE, "exact": EXACT}
 """What recipes for one request have in common: measurements, each a process of its own, and what each runs."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A recipe and what it comes to on this machine, as its baseline and as it is written."""
+    """A recipe and what it comes to on this machine, as its baseline and as it is written. `embedded` is its plan for
+    the model inside the package, or why one of its rows does not serve that. `before` is the fingerprint at the
+    beginning, of all that is going to be measured."""
 
     recipe: Recipe
     baseline: Settled
     candidate: Settled
+    embedded: Plan | str
+    before: dict[str, Any]
+
+    @classmethod
+    def of(cls, recipe: Recipe, random_weights: bool) -> Question:
+        """Raises InputError for a recipe that cannot run here, or whose record cannot be written."""
+        baseline, candidate = (settle(recipe, role, random_weights=random_weights) for role in (BASELINE, CANDIDATE))
+        records.check_both_writable(recipe)
+        embedded: Plan | str
+        try:
+            embedded = plan_of_embedded(candidate.plan)
+        except InputError as error:
+            embedded = f"{error.asked}: {error.found}".replace("`", "")
+        return cls(recipe, baseline, candidate, embedded, _fingerprint(candidate, embedded))
 
     def common(self) -> str:
         """The same for recipes that are held against the same measurements."""
         request, plan = self.candidate.request.to_json(), self.baseline.plan.to_json()
         return json.dumps([self.candidate.model.name, request, plan], sort_keys=True)
 
-    def fingerprint(self) -> dict[str, Any]:
-        plan = self.candidate.plan
-        return fingerprint(plan.backend, plan.device, chosen(plan), self.candidate.model.name)
+    def changed(self) -> list[str]:
+        """What changed since the beginning, in words."""
+        return differences(self.before, _fingerprint(self.candidate, self.embedded))
+
+
+def _fingerprint(candidate: Settled, embedded: Plan | str) -> dict[str, Any]:
+    plan, ran = candidate.plan, candidate.model.name == EMBEDDED or not isinstance(embedded, str)
+    return fingerprint(plan.backend, plan.device, chosen(plan), embedded=ran)
 
 
 def validate(
     recipes: Sequence[Recipe],
     *,
     random_weights: bool = False,
-    launch: Callable[[worker.Job], None] = worker.launch,
+    launch: Launch = worker.launch,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     """Measure, judge, write the record and the recipe's [validated], recipe by recipe; yields each with its record.
-    Recipes for one request, say in bf16 and in FP8, share what is measured of eager torch.
+    Recipes for one request, say in bf16 and in FP8, share what is measured of eager torch, and those of one plan the
+    evaluation of the embedded model with it.
 
     `random_weights` stand for the checkpoint's; `launch` takes one measurement, `say` is told what is under way. Raises
     InputError before any weight is read if one of the recipes cannot run here, and RunError, with nothing written of
@@ -66,51 +107,77 @@ def validate(
     """
     groups: dict[str, list[Question]] = {}
     for recipe in recipes:
-        settled = (settle(recipe, role, random_weights=random_weights) for role in (BASELINE, CANDIDATE))
-        question = Question(recipe, *settled)
-        records.check_both_writable(recipe)
+        question = Question.of(recipe, random_weights)
         groups.setdefault(question.common(), []).append(question)
+    measuring = Measuring(random_weights, launch, say)
     for questions in groups.values():
-        yield from _answer(questions, random_weights, launch, say)
+        yield from _answer(questions, measuring)
 
 
-def _answer(
-    questions: Sequence[Question],
-    random_weights: bool,
-    launch: Callable[[worker.Job], None],
-    say: Callable[[str], None],
-) -> Iterator[tuple[Recipe, dict[str, Any]]]:
+@dataclass(frozen=True)
+class Measuring:
+    """How processes are launched, and what the embedded model came to in those before, by plan."""
+
+    random_weights: bool
+    launch: Launch
+    say: Callable[[str], None]
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def measured(self, recipe: Recipe, name: str, role: str, folder: Path, depth: Depth | None = None) -> Any:
+        """One process, in a folder of this `name`; returns what it wrote."""
+        out, noise = folder / name, folder / NOISE
+        out.mkdir(exist_ok=True)
+        middle = None if name == "baseline" else str(folder / "baseline" / TENSORS)
+        file = str(recipe.path.resolve())
+        job = worker.Job(file, role, self.random_weights, str(noise), middle, str(out), time.time(), depth)
+        self.launch(job, self.say)
+        return json.loads((out / "raw.json").read_text())
+
+    def evaluated(self, question: Question, folder: Path) -> dict[str, Any]:
+        """What the embedded model comes to with the recipe's plan, each plan once, or why it is not run."""
+        recipe, plan = question.recipe, question.embedded
+        if isinstance(plan, str):
+            self.say(f"not evaluating the embedded model: {plan}")
+            return {"not_run": plan}
+        key = json.dumps([plan.backend.name, planned(plan)], sort_keys=True)
+        if key not in self.evaluations:
+            depth = measures.depths()[DEPTH]
+            runs = sum(depth.runs.values())
+            self.say(f"evaluating the embedded model with the plan of {recipe.name}: {runs} runs, minutes on a CPU")
+            found = self.measured(recipe, "evaluation", EVALUATION, folder, depth)
+            self.say(f"evaluated in {found['seconds']:.0f} s: {'all' if found['met'] else 'not all'} bounds are met")
+            self.evaluations[key] = {"depth": DEPTH, **asdict(depth), **found}
+        return self.evaluations[key]
+
+
+def _answer(questions: Sequence[Question], measuring: Measuring) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     first = questions[0]
     with workspace() as folder:
-        noise, before = _write_noise(folder, first.candidate), [question.fingerprint() for question in questions]
+        _write_noise(folder / NOISE, first.candidate)
 
         def measure(recipe: Recipe, job: str, role: str) -> dict[str, Any]:
-            say(f"measuring {recipe.name}: {job}")
-            out = folder / job
-            out.mkdir(exist_ok=True)
-            middle = None if job == "baseline" else str(folder / "baseline" / TENSORS)
-            file = str(recipe.path.resolve())
-            launch(worker.Job(file, role, random_weights, str(noise), middle, str(out), time.time()))
-            return json.loads((out / "raw.json").read_text())
+            measuring.say(f"measuring {recipe.name}: {job}")
+            found: dict[str, Any] = measuring.measured(recipe, job, role, folder)
+            return found
 
-        shared = {job: measure(first.recipe, job, role) for job, role in SHARED.items()}
-        for question, fingerprint in zip(questions, before, strict=True):
-            recipe = question.recipe
+        shared: dict[str, Any] = {}
+        for question in questions:
+            recipe, evaluation = question.recipe, measuring.evaluated(question, folder)
+            shared = shared or {job: measure(first.recipe, job, role) for job, role in SHARED.items()}
             raw = shared | {"candidate": measure(recipe, "candidate", CANDIDATE)}
             if recipe.formats:
                 raw["formats"] = measure(recipe, "formats", FORMATS)
             cold, memory = raw["candidate"]["cold"], raw["candidate"]["memory"]
             check_expect(recipe, sum(cold["stages"].values()), memory)
-            say(f"comparing {recipe.name}")
-            compared = compare(folder, recipe)
-            samples = {name: sample(folder / name / TENSORS) for name in raw}
-            if changed := differences(fingerprint, question.fingerprint()):
+            measuring.say(f"comparing {recipe.name}")
+            entries: dict[str, Any] = {"noise_sha256": sha256_file(folder / NOISE), "measurements": raw}
+            entries |= {"comparisons": compare(folder, recipe), "evaluation": evaluation}
+            entries["samples"] = {name: sample(folder / name / TENSORS) for name in raw}
+            if changed := question.changed():
                 found = f"{'; '.join(changed)} while it was measured"
                 raise RunError(f"validating {recipe.name}", found, "Measure again")
-            drawn = worker.are_random(question.candidate.model, random_weights)
-            model = {"weights": "random" if drawn else "checkpoint"}
-            entries = {"noise_sha256": sha256_file(noise), "fingerprint": fingerprint, "measurements": raw}
-            record = _record(question, model, entries | {"comparisons": compared, "samples": samples})
+            drawn = worker.are_random(question.candidate.model, measuring.random_weights)
+            record = _record(question, {"weights": "random" if drawn else "checkpoint"}, entries)
             records.write(recipe, record)
             yield recipe, record
 
@@ -118,7 +185,7 @@ def _answer(
 def _record(question: Question, model: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What was `found`, the verdict on it and what it was found of."""
     recipe, candidate, same = question.recipe, question.candidate, records.same(found["measurements"])
-    verdict = verdicts.judge(found["comparisons"], same)
+    verdict = verdicts.judge(found["comparisons"], same, found["evaluation"])
     origin = {"name": candidate.model.name, "revision": candidate.model.repository.revision}
     return records.seal(
         {
@@ -130,6 +197,7 @@ def _record(question: Question, model: dict[str, Any], found: dict[str, Any]) ->
             "request": _portable(candidate.request.to_json()),
             "same": same,
             "verdict": verdict,
+            "fingerprint": question.before,
             **found,
         }
     )
@@ -189,18 +257,17 @@ def sample(file: Path) -> dict[str, str]:
     return found
 
 
-def _write_noise(folder: Path, settled: Settled) -> Path:
+def _write_noise(path: Path, settled: Settled) -> None:
     """The initial noise of the request, drawn once and read by every measurement."""
     from safetensors.torch import save_file
 
     from ..sampling.noise import generator, initial_noise
     from ..scenarios.items import items_of
 
-    request, path = settled.request.of_chunk(0), folder / "noise.safetensors"
+    request = settled.request.of_chunk(0)
     items = [item for item in items_of(request, settled.model.config) if not item.control]
     noise = initial_noise(items, generator(request.seed))
     save_file({item.modality: tensor for item, tensor in zip(items, noise, strict=True)}, path)
-    return path
 
 
 def _portable(request: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,15 @@ among theirs. So each modality that is made is judged by itself; one that is giv
 
 On random weights these three are taken without guidance. The two branches of such a model differ by chance, and
 guidance multiplies the difference, and with it every rounding, until nothing can be told from it.
+
+Errors against float32 say nothing of what is seen and heard. So the model inside the package, whose quality can be
+measured, is evaluated with the recipe's rows, formats and dtype, and has to meet the bounds of that evaluation. Where a
+row does not serve a model of its widths, that is told, and not held against the recipe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 QUANTITIES = ("velocity_first", "velocity_middle", "short_trajectory")
@@ -38,6 +42,7 @@ RULE = (
     f"{MULTIPLE:g} times what eager bf16 loses on the device, plus {FLOOR:g}, and at most {MOST:g}"
 )
 FORMATS_RULE = RULE.replace("eager bf16 loses", "eager torch loses in the recipe's formats")
+EVALUATION_RULE = "with the same rows, formats and dtype the embedded model meets every bound of its quick evaluation"
 ITSELF = "the candidate is the baseline (the same rows and dtype), so it is held against itself"
 
 
@@ -46,10 +51,12 @@ def quantities(modalities: Iterable[str]) -> tuple[str, ...]:
     return tuple(name if one == "vision" else f"{one}_{name}" for one in modalities for name in QUANTITIES)
 
 
-def judge(comparisons: dict[str, Any], same: bool) -> dict[str, Any]:
-    """The verdict on `comparisons` (see `validate.compare`): `passed`, the `rule`, and each of its `checks` with the
-    candidate's error as value, `eager`, the larger of the baseline's two, `formats`, eager torch's in the recipe's
-    formats if it has any, and the bound. `same` says that candidate and baseline have one plan."""
+def judge(comparisons: dict[str, Any], same: bool, evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The verdict on `comparisons` (see `validate.compare`) and an `evaluation` (see `evaluated`; None in records from
+    before there was one): `passed`, the `rule`, and each of its `checks` with the candidate's error as value, `eager`,
+    the larger of the baseline's two, `formats`, eager torch's in the recipe's formats if it has any, and the bound; and
+    of the evaluation how many `bounds` it has, and the measures that `missed` theirs, or why it was `not_run`. `same`
+    says that candidate and baseline have one plan."""
     errors, checks = comparisons["error"], []
     formats = errors.get("formats")
     for quantity, value in errors["candidate"].items():
@@ -61,7 +68,18 @@ def judge(comparisons: dict[str, Any], same: bool) -> dict[str, Any]:
         checks.append(check | {"bound": bound, "held": value <= bound})
     rule = FORMATS_RULE if formats else RULE
     verdict = {"passed": all(check["held"] for check in checks), "rule": rule, "checks": checks}
+    if evaluation is not None:
+        verdict["evaluation"] = found = _outcome(evaluation)
+        verdict["passed"] = verdict["passed"] and not found.get("missed")
     return verdict | ({"note": ITSELF} if same else {})
+
+
+def _outcome(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    if "not_run" in evaluation:
+        return {"not_run": evaluation["not_run"]}
+    bounded = [one for one in evaluation["measures"] if one["least"] is not None or one["most"] is not None]
+    missed = [one for one in bounded if not one["met"]]
+    return {"rule": EVALUATION_RULE, "bounds": len(bounded), "missed": missed}
 
 
 def state(verdict: dict[str, Any], weights: str) -> str:
@@ -82,9 +100,27 @@ def compared(output: dict[str, Any]) -> str:
 
 
 def failures(verdict: dict[str, Any]) -> str:
-    """The checks that did not hold, in words."""
-    return "; ".join(
+    """The checks that did not hold and the bounds of the evaluation that were missed, in words."""
+    checks = [
         f"{check['quantity']}: {check['value']:.3g} from float32, bound {check['bound']:.3g}"
         for check in verdict["checks"]
         if not check["held"]
-    )
+    ]
+    missed = verdict.get("evaluation", {}).get("missed", ())
+    return "; ".join([*checks, *(f"evaluation: {_measure(one)}" for one in missed)])
+
+
+def evaluated(verdict: dict[str, Any]) -> str | None:
+    """How the evaluation went, in words; None in a record from before there was one."""
+    if (found := verdict.get("evaluation")) is None:
+        return None
+    if "not_run" in found:
+        return f"not run ({found['not_run']})"
+    if found["missed"]:
+        return "; ".join(map(_measure, found["missed"]))
+    return f"{found['bounds']} bounds met"
+
+
+def _measure(one: Mapping[str, Any]) -> str:
+    bound = f"at least {one['least']:g}" if one["least"] is not None else f"at most {one['most']:g}"
+    return f"{one['task']} {one['measure']} {one['value']:.3g}, bound {bound}"

@@ -2,7 +2,8 @@
 
 A full run, cold from the start of the process, and for the candidate a warm one; then the probes: the velocity of the
 first and of the middle step from given latents, and a short trajectory, for the baseline twice. The exact baseline and
-the one in the recipe's formats are probed only, and of several chunks the first. Between runs the components are
+the one in the recipe's formats are probed only, and of several chunks the first. Or an evaluation of the embedded model
+with the recipe's plan, which is judged by itself. Between runs the components are
 dropped and loaded again, as `cosmos3 run` does, so that the peak is that of a user's run; the stages' seconds tell
 loading from work.
 """
@@ -10,22 +11,28 @@ loading from work.
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.repository import EMBEDDED
 from ..checkpoint.tensors import tensor_digest
 from ..contract import Cosmos3Error, RunError
 from ..runs import generation
 from ..runs.memory import counted, peak_device_memory, peak_host_memory
+from ..settle import Wish
 from . import recipe as recipes
-from .settle import BASELINE, CANDIDATE, EXACT, settle
+from .embedded.measures import Depth
+from .settle import BASELINE, CANDIDATE, EXACT, plan_of_embedded, settle
 from .verdict import QUANTITIES, quantities
 
 if TYPE_CHECKING:
@@ -45,7 +52,8 @@ SHORT = 4
 class Job:
     """What to measure. `middle` is a file with the latents before the middle step (None: this job is the first, and
     keeps its own); `out` the folder for tensors.safetensors and raw.json; `launched` the time in seconds since the
-    epoch at which the process was started. `random_weights` stand for the checkpoint's."""
+    epoch at which the process was started; `depth` is what to evaluate, of the role EVALUATION.
+    `random_weights` stand for the checkpoint's."""
 
     recipe: str
     role: str
@@ -54,6 +62,13 @@ class Job:
     middle: str | None
     out: str
     launched: float
+    depth: Depth | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> Job:
+        """As `launch` writes it."""
+        values = json.loads(file.read_text())
+        return cls(**values | {"depth": values["depth"] and Depth(**values["depth"])})
 
 
 def are_random(model: Model, random_weights: bool) -> bool:
@@ -62,8 +77,29 @@ def are_random(model: Model, random_weights: bool) -> bool:
     return random_weights or model.facts.random
 
 
-def measure(job: Job) -> None:
-    """Take the measurement and write both files."""
+def measure(job: Job, say: Callable[[str], object] = lambda line: None) -> None:
+    """Take the measurement and write both files; of an evaluation, of which `say` is told how far it is, the second."""
+    if job.depth:
+        _evaluate(job, job.depth, say)
+    else:
+        _measure(job)
+
+
+def _evaluate(job: Job, depth: Depth, say: Callable[[str], object]) -> None:
+    from .embedded.evaluation import evaluate
+
+    settled = settle(recipes.load(Path(job.recipe)), CANDIDATE, random_weights=job.random_weights)
+    plan = plan_of_embedded(settled.plan)
+    wish = Wish(model=EMBEDDED, dtype=plan.dtype, formats=plan.formats)
+    found = evaluate(wish, depth, on=(plan.backend, plan.device), say=say)
+    for one in found["measures"]:
+        if not math.isfinite(one["value"]):
+            next_step = "Run again with `backend` reference to tell which kernel it is"
+            raise RunError(f"the evaluation's {one['task']} {one['measure']}", "it is no number", next_step)
+    (Path(job.out) / "raw.json").write_text(json.dumps(found, allow_nan=False))
+
+
+def _measure(job: Job) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -161,20 +197,31 @@ def probe(engine: Engine, start: State, middle: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def launch(job: Job) -> None:
-    """Take a measurement in a fresh process. Raises RunError with what the process said if it fails."""
-    file = Path(job.out) / "job.json"
+def launch(job: Job, say: Callable[[str], object]) -> None:
+    """Take a measurement in a fresh process; `say` is told what it prints. Raises RunError with what the process said
+    last if it fails."""
+    file, said = Path(job.out) / "job.json", Path(job.out) / "stderr"
     file.write_text(json.dumps(asdict(job)))
     alive, own = os.pipe()  # the second end is closed with this process, however that ends
+    program = [sys.executable, "-m", __name__, str(file)]
+    streams: dict[str, Any] = {"stdin": alive, "stdout": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
     try:
-        program = [sys.executable, "-m", __name__, str(file)]
-        done = subprocess.run(program, stdin=alive, stderr=subprocess.PIPE, text=True)
+        with said.open("wb") as stderr, subprocess.Popen(program, stderr=stderr, **streams) as process:
+            try:
+                for line in process.stdout or ():
+                    say(line.rstrip())
+            except BaseException:
+                process.kill()
+                raise
     finally:
         os.close(alive)
         os.close(own)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise RunError(f"measuring the {job.role}", said[0].removeprefix("error: "), "Try cosmos3 recipes run first")
+    if process.returncode:
+        lines = said.read_text("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        next_step = "Try cosmos3 recipes run first"
+        if job.depth:
+            next_step = "A row that does not serve the embedded model says so in its `refuse`"
+        raise RunError(f"measuring the {job.role}", lines[0].removeprefix("error: "), next_step)
 
 
 def _end_with_parent() -> None:
@@ -187,7 +234,7 @@ def main() -> None:
     if stat.S_ISFIFO(os.fstat(0).st_mode):
         Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
-        measure(Job(**json.loads(Path(sys.argv[1]).read_text())))
+        measure(Job.read(Path(sys.argv[1])), partial(print, flush=True))
     except Cosmos3Error as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

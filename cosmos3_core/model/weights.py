@@ -217,14 +217,16 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What weights become: on `device` and in `dtype`. The decoder layers' are packed by `ops` in `format`, all others,
-    and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`. Layers of a
-    quantized checkpoint that are not all in `format` are packed by `mixed`, which takes any matrix and as it is."""
+    """What weights become: on `device` and in `dtype`, those of the VAE and the sound codec in `codec_dtype`. The
+    decoder layers' are packed by `ops` in `format`, all others, and those of the media tower's first `kept_layers`, by
+    `kept`, which without a format is `ops`. Layers of a quantized checkpoint that are not all in `format` are packed by
+    `mixed`, which takes any matrix and as it is."""
 
     ops: Ops
     kept: Ops
     device: torch.device | str
     dtype: torch.dtype
+    codec_dtype: torch.dtype
     format: str = "none"
     kept_layers: int = 0
     mixed: Ops | None = None
@@ -232,7 +234,7 @@ class Target:
     @classmethod
     def plain(cls, ops: Ops, device: torch.device | str, dtype: torch.dtype) -> Target:
         """Without a quantization format."""
-        return cls(ops=ops, kept=ops, device=device, dtype=dtype)
+        return cls(ops=ops, kept=ops, device=device, dtype=dtype, codec_dtype=dtype)
 
 
 def load_slots(slots: list[Slot], read: Read, target: Target) -> dict[str, Any]:

@@ -155,6 +155,7 @@ class Plan:
             kept=self.build_kept(ops),
             device=self.backend.torch_device,
             dtype=getattr(torch, self.dtype),
+            codec_dtype=getattr(torch, self.tuning.codec_dtype or self.dtype),
             format=self.format,
             kept_layers=kept_layers_of(config, self.format),
         )
@@ -279,5 +280,5 @@ def rows(backend: Backend, op: str) -> list[Kernel]:
 
 
 def tuning_of(backend: Backend, device: Device) -> Tuning:
-    """The backend's thresholds for the device's architecture, or the defaults."""
-    return backend.tuning.get(device.arch, Tuning())
+    """The backend's tuning for the device's architecture, or for all, or the defaults."""
+    return backend.tuning.get(device.arch) or backend.tuning.get("*", Tuning())

@@ -1,7 +1,6 @@
 """Elements in torch: numbers to codes and back, and codes of a few bits in bytes.
 
-Values are rounded to nearest, ties to even, and saturate. NaN becomes NaN where the element has one, and 0 otherwise:
-whoever packs lets the scale be NaN.
+Values are rounded to nearest, ties to even, and saturate. They are numbers: where there are NaNs, the scale says so.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ def encode(x: Tensor, element: Element) -> Tensor:
     """fp32 numbers [..., I], in units of their scale, as stored: in the element's dtype, or codes packed in uint8
     [..., I x bits / 8]."""
     if element.dtype == "int8":
-        return x.nan_to_num(0.0).round().clamp(-element.most, element.most).to(torch.int8)
+        return x.round().clamp(-element.most, element.most).to(torch.int8)
     if element.dtype:
         return x.clamp(-element.most, element.most).to(getattr(torch, element.dtype))
-    return to_bytes(_code(x.nan_to_num(0.0), element), element.bits)
+    return to_bytes(_code(x, element), element.bits)
 
 
 def decode(values: Tensor, element: Element) -> Tensor:

@@ -5,17 +5,19 @@ Shapes: O outputs, I input features, G groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .codes import from_bytes, to_bytes
-from .formats import Format
+from .formats import ELEMENTS, Format
 from .numerics import Packed
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Nibble j of a word of AWQ's holds output 8r + (0, 2, 4, 6, 1, 3, 5, 7)[j]: output k is in nibble AWQ_ORDER[k]."""
+
+FNUZ = {"e4m3": "e4m3fnuz", "e5m2": "e5m2fnuz"}
 
 
 # Words of 32 bits ---------------------------------------------------------------------------------------------------
@@ -84,6 +86,20 @@ def swapped_nibbles(values: Tensor) -> Tensor:
     """Of uint8 with two codes each, the even index in the low nibble where it was in the high one (bitsandbytes), and
     the other way round."""
     return (values >> 4) | (values << 4)
+
+
+def to_fnuz(packed: Packed) -> Packed:
+    """OCP's float8 as the one with a bias more and without -0, which gfx942 multiplies: the same bytes, and fp32 scales
+    twice as large. Raises ValueError for other formats, and for NaN, whose bytes are numbers there."""
+    if packed.format.element not in FNUZ or packed.format.scale != "fp32":
+        found = f"{packed.format.element} and {packed.format.scale}"
+        raise ValueError(f"{packed.format.name} has {found}, not {' or '.join(FNUZ)} with scales in fp32")
+    if not bool(packed.values.float().isfinite().all()):
+        raise ValueError(f"{packed.format.name} with elements that are not finite has no equal in fnuz")
+    element, codes = FNUZ[packed.format.element], packed.values.view(torch.uint8)
+    values = torch.where(codes == 0x80, 0, codes).view(getattr(torch, ELEMENTS[element].dtype))
+    format = replace(packed.format, name=f"{packed.format.name}_fnuz", element=element)
+    return replace(packed, format=format, values=values, scales=packed.scales * 2)
 
 
 # llama.cpp's blocks -------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """The formats in plain torch, on any device: what a kernel's values and scales must be, or be equivalent to.
 
 Everything is computed in fp32, from inputs of any dtype and layout. A block that holds a NaN or an infinity is NaN
-after a round trip (with a scale of the whole tensor, all of it is), so that no error is silent.
+after a round trip (with a scale of the whole tensor, all of it is), so that no error is silent. By a stored scale an
+infinity saturates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +81,10 @@ def pack(x: Tensor, format: Format, *, weight: bool = False, input_scale: Tensor
     _check_sides(x, format, outputs)
     whole = None
     if format.tensor_scale or not outputs:
-        whole = of_tensor(x, format) if weight or input_scale is None else input_scale.float()
-    at_once = max(1, AT_ONCE // (x[0].numel() * max(outputs, 1))) * max(outputs, 1)
-    parts = [_pack(rows, format, whole, outputs) for rows in x.split(at_once)]
+        whole = of_tensor(x, format)
+        if input_scale is not None and not weight:
+            whole = torch.where(x.isnan().any(), torch.nan, input_scale.float())
+    parts = [_pack(rows, format, whole, outputs) for rows in x.split(_at_once(x, max(outputs, 1)))]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if not outputs and whole is not None:
         joined["scales"] = whole.reshape([1] * x.ndim)
@@ -91,8 +94,10 @@ def pack(x: Tensor, format: Format, *, weight: bool = False, input_scale: Tensor
 
 def unpack(packed: Packed) -> Tensor:
     """What the values and scales stand for, fp32 [..., I]."""
-    found = torch.empty(packed.shape, dtype=torch.float32, device=packed.values.device)
     order = slice(None) if packed.order is None else packed.order
+    if packed.order is None and packed.values.numel() <= AT_ONCE:
+        return _unpack(packed)
+    found = torch.empty(packed.shape, dtype=torch.float32, device=packed.values.device)
     for rows, part in _parts(packed):
         found[rows][..., order] = _unpack(part)
     return found
@@ -155,8 +160,9 @@ def _pack(x: Tensor, format: Format, whole: Tensor | None, outputs: int) -> dict
     if format.minima:
         minima = factors(format, chosen["minima"], chosen.get("super_minima"))
         blocks = blocks - minima.unsqueeze(-1)
-    # A factor of 0 belongs to a block of zeros, or of values too small for its scale.
-    scaled = torch.where(factor == 0, 0.0, blocks / factor)
+    # A factor of 0 belongs to a block of zeros, or of values too small for its scale; one that is not finite to a block
+    # that is not, which it makes NaN by itself.
+    scaled = torch.where((factor == 0) | ~factor.isfinite(), 0.0, blocks / factor)
     if format.zeros:
         scaled = scaled.round() + chosen["zeros"].unsqueeze(-1)
     return chosen | {"values": encode(scaled.flatten(-2), format.of_elements)}
@@ -177,14 +183,19 @@ def _unpack(packed: Packed) -> Tensor:
 
 def _of_rows(packed: Packed, x: Tensor) -> Tensor:
     """What belongs to scales for every row, with an axis for the elements."""
-    return x.repeat_interleave(len(packed.values) // len(x), 0).unsqueeze(-1)
+    return x.repeat_interleave(len(packed.values) // max(1, len(x)), 0).unsqueeze(-1)
+
+
+def _at_once(x: Tensor, together: int) -> int:
+    """Rows with about `AT_ONCE` elements, a multiple of `together`."""
+    return max(1, AT_ONCE // max(1, prod(x.shape[1:]) * together)) * together
 
 
 def _parts(packed: Packed) -> Iterator[tuple[slice, Packed]]:
     """The rows in parts of about `AT_ONCE` elements, in none of which a scale is cut."""
     rows, kept = len(packed.values), len(packed.scales)
     together = rows // kept if kept > 1 else 1
-    at_once = max(1, AT_ONCE // (packed.values[0].numel() * together)) * together
+    at_once = _at_once(packed.values, together)
     for start in range(0, rows, at_once):
         part = {"values": packed.values[start : start + at_once]}
         for name in ("scales", "zeros", "minima", "super_scales", "super_minima"):

@@ -13,7 +13,9 @@ E8M0_BIAS, E8M0_NAN = 127, 255
 
 def of_tensor(x: Tensor, format: Format) -> Tensor:
     """The scale of a whole tensor, fp32 of no dimension. Where blocks have scales as well, the largest block's becomes
-    the largest that there is."""
+    the largest that there is. 1 for zeros, and for nothing at all."""
+    if not x.numel():
+        return torch.ones((), device=x.device)
     low, high = x.aminmax()
     most = format.of_elements.most * (SCALES[format.scale].most if format.tensor_scale else 1)
     largest = torch.maximum(-low.float(), high.float())
@@ -57,7 +59,8 @@ def by_reciprocal(blocks: Tensor, format: Format) -> tuple[dict[str, Tensor], Te
     else:
         chosen, extreme = {}, blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1)
         scales = extreme / -element.most if element.offset else extreme.abs() / torch.full_like(low, element.most)
-    units = blocks * torch.where(scales == 0, 0.0, 1 / scales).unsqueeze(-1)
+    none = ((scales == 0) | ~scales.isfinite()).unsqueeze(-1)
+    units = torch.where(none, 0.0, blocks * (1 / scales).unsqueeze(-1))
     if element.integer:
         if element.dtype:
             whole = units.abs().floor()

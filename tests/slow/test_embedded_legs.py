@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from cosmos3_core.checkpoint.model import Weights, open_model
-from cosmos3_core.evidence.embedded.evaluation import Depth, depths, evaluate
+from cosmos3_core.evidence.embedded.evaluation import evaluate
+from cosmos3_core.evidence.embedded.measures import Depth, depths
 from cosmos3_core.settle import Wish
 from tools.embedded import train, train_sound, train_towers, train_vae
 from tools.embedded.assemble import assemble

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cosmos3_core.evidence.embedded.evaluation import depths, evaluate
+from cosmos3_core.evidence.embedded.evaluation import evaluate
+from cosmos3_core.evidence.embedded.measures import depths
 from cosmos3_core.settle import Wish
 from tools.embedded import faults
 

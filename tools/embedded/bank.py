@@ -46,7 +46,7 @@ MIX = (
 )
 
 
-SHARES = {"still": 0.5, "move": 0.7, "bounce": 0.7, "pair": 0.8, "dribble": 1.2, "pass": 1.6, "collide": 1.6}
+SHARES = {"pair": 0.6, "move": 0.6, "bounce": 0.8, "group": 1.3, "pass": 1.8, "collide": 3.0}
 """Of kinds of scenes that are learned sooner than others, or later; the others have 1."""
 
 

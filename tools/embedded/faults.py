@@ -25,7 +25,8 @@ from torch import Tensor
 from cosmos3_core.checkpoint.model import Weights
 from cosmos3_core.checkpoint.repository import EMBEDDED
 from cosmos3_core.engine import engine, inputs, passes, prompts
-from cosmos3_core.evidence.embedded.evaluation import depths, evaluate
+from cosmos3_core.evidence.embedded.evaluation import evaluate
+from cosmos3_core.evidence.embedded.measures import depths
 from cosmos3_core.files.audio import Sound
 from cosmos3_core.model import packing
 from cosmos3_core.model.vae import VideoVAE

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from cosmos3_core.checkpoint.model import Weights
 from cosmos3_core.checkpoint.repository import EMBEDDED
-from cosmos3_core.evidence.embedded.evaluation import depths, evaluate
+from cosmos3_core.evidence.embedded.evaluation import evaluate
+from cosmos3_core.evidence.embedded.measures import depths
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import fake_quant
 from cosmos3_core.settle import Wish

@@ -21,6 +21,8 @@ LEGS: tuple[tuple[str, dict[str, float]], ...] = (
     ("vae", {"seconds": 290}),
     ("sound", {"seconds": 45}),
     ("towers", {"seconds": 455, "seed": 10}),
+    ("towers", {"seconds": 480, "seed": 40}),
+    ("towers", {"seconds": 340, "seed": 50}),
 )
 """(what is trained, the options of its program). A part that comes again goes on from where it was, on other scenes."""
 

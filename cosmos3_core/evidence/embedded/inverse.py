@@ -25,14 +25,28 @@ corners: after it squares fill 0.85 and more, circles 0.75 to 0.82, triangles 0.
 
 @dataclass(frozen=True)
 class Part:
-    """One shape in one frame; `fill` is the share of its bounding box that it fills, `area` is in pixels."""
+    """One shape in one frame; `fill` is the share of its bounding box that it fills, `area` is in pixels. The box is
+    (left, right, top, bottom), ends included."""
 
     colour: int
     shape: int
     fill: float
     area: int
-    x: float
-    y: float
+    box: tuple[int, int, int, int]
+
+    @property
+    def x(self) -> float:
+        return (self.box[0] + self.box[1] + 1) / 2
+
+    @property
+    def y(self) -> float:
+        return (self.box[2] + self.box[3] + 1) / 2
+
+    def shared(self, other: Part) -> int:
+        """Pixels that the boxes of two parts have in common: so much of one the other may hide."""
+        (left, right, top, bottom), (first, last, upper, lower) = self.box, other.box
+        width, height = min(right, last) - max(left, first) + 1, min(bottom, lower) - max(top, upper) + 1
+        return max(width, 0) * max(height, 0)
 
 
 def masks(pixels: Tensor) -> Tensor:
@@ -89,11 +103,11 @@ def parts(pixels: Tensor) -> list[list[Part]]:
         for area, left, right, top, bottom in _components(found[frame, colour]):
             if area < SMALLEST:
                 continue
-            x, y = (left + right + 1) / 2, (top + bottom + 1) / 2
-            hollow = not found[frame, colour, int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2].any()
+            x, y = (left + right + 1) // 2, (top + bottom + 1) // 2
+            hollow = not found[frame, colour, y - 1 : y + 2, x - 1 : x + 2].any()
             fill = area / ((right - left + 1) * (bottom - top + 1))
             shape = SHAPES.index("ring") if hollow else shape_of(fill)
-            out[frame].append(Part(int(colour), shape, fill, area, x, y))
+            out[frame].append(Part(int(colour), shape, fill, area, (left, right, top, bottom)))
     return out
 
 
@@ -121,11 +135,17 @@ def see(pixels: Tensor) -> Seen:
         if (many := _most([len(found) for found in of_it])) == 0 and sum(map(len, of_it)) < len(frames) / 2:
             continue
         count[colour] = max(many, 1)
-        # The largest are the ones that nothing hides.
-        whole = sorted((part for found in of_it for part in found), key=lambda part: -part.area)
-        shape[colour] = _shape_in(whole[: max(len(whole) // 2, 1)])
+        seen = [(_hidden(part, frame), -part.area, part) for frame in frames for part in frame if part.colour == colour]
+        # In the other half, things that pass hide some of each other, and the codec mixes their colours.
+        clearest = sorted(seen, key=lambda one: one[:2])[: max(len(seen) // 2, 1)]
+        shape[colour] = _shape_in([part for *_, part in clearest])
         path[colour] = np.array([_middle(found) for found in of_it])
     return Seen(count, shape, path)
+
+
+def _hidden(part: Part, frame: list[Part]) -> float:
+    """The most of a part that parts of other colours may hide, as a share of its area."""
+    return max((part.shared(other) / part.area for other in frame if other.colour != part.colour), default=0.0)
 
 
 def _shape_in(seen: list[Part]) -> int:

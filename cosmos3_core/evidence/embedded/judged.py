@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...contract import Backend, Device
 from ...engine.engine import Engine
 from ...files.memory import Media
 from ...runs import generation
@@ -34,11 +35,12 @@ LEVELS = (0.2, 0.5, 0.8)
 
 
 class Runner:
-    """One model, loaded once, and requests on it. `given` are fields of every request; `wish` is as for `settle`."""
+    """One model, loaded once, and requests on it. `given` are fields of every request; `wish` and `on` are as for
+    `settle`."""
 
-    def __init__(self, wish: Wish, given: Mapping[str, Any]):
+    def __init__(self, wish: Wish, given: Mapping[str, Any], on: tuple[Backend, Device] | None = None):
         self.wish, self.given = replace(wish, resident=True), given
-        self.ground = ground_of(self.wish)
+        self.ground = ground_of(self.wish, on)
         self.engine = Engine(self.ground.model, self.ground.plan, resident=True)
         self.vae = self.engine.open_weights().vae(self.engine.target, "encoder", "decoder")
 

@@ -134,12 +134,16 @@ class Estimate:
         """Of the layers' weights."""
         return self.formats.get("pack_linear", "none")
 
+    @property
+    def _codec_dtype(self) -> str:
+        return self.tuning.codec_dtype or self.dtype
+
     @cached_property
     def weights(self) -> dict[str, int]:
         """Bytes of each component that a run may load."""
         towers = transformer.weights(self.config, self.dtype, self.format, self.execution.kept_layers)
-        codec = sound.weights(self.config.sound, self.dtype) if self.job.sound and self.config.sound else {}
-        return towers | vae.weights(self.vae, self.dtype) | codec
+        codec = sound.weights(self.config.sound, self._codec_dtype) if self.job.sound and self.config.sound else {}
+        return towers | vae.weights(self.vae, self._codec_dtype) | codec
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -156,10 +160,10 @@ class Estimate:
         media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
         reading = transformer.layer_bytes(c, longest, 0, size)
         step = transformer.layer_bytes(c, run.widest * run.tokens, longest, size, run.widest)
-        decoding = vae.decode_bytes(self.vae, run.tiling, frames, self.dtype)
+        decoding = vae.decode_bytes(self.vae, run.tiling, frames, self._codec_dtype)
         stages = [Stage("read prompts", text_tower, kv, 0, reading)]
         if job.encoded:
-            encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), self.dtype)
+            encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), self._codec_dtype)
             stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
         elif job.audio and self._codec:  # beside a picture or clip it is less
             stages.append(Stage("encode input", parts["sound_encoder"], kv, 0, self._codec.worst))
@@ -185,7 +189,7 @@ class Estimate:
         """Keys and values of prompts, and what captured passes and encodes work in."""
         keeping, size = self.execution.keeping, WIDTH[self.dtype]
         working = transformer.layer_bytes(self.config, keeping.rows, keeping.tokens, size)
-        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, self.dtype)
+        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, self._codec_dtype)
         return transformer.und_kv_bytes(self.config, keeping.tokens, self.dtype) + working + encoding
 
     @cached_property
@@ -193,7 +197,7 @@ class Estimate:
         """The decode of the sound, or the encode of one that is given, if there is sound."""
         size, config = self.execution.sound, self.config.sound
         half = sound.encoder if self.job.audio else sound.decoder
-        return half(config, size.frames, WIDTH[self.dtype]) if size and config else None
+        return half(config, size.frames, WIDTH[self._codec_dtype]) if size and config else None
 
     def stage(self, name: str) -> Stage:
         """The stage of that name. Raises KeyError."""
@@ -235,14 +239,14 @@ class Estimate:
             "steps": job.chunks * steps,
         }
         if job.decoded:
-            work = vae.decode_work(self.vae, self.execution.tiling, frames, self.dtype)
+            work = vae.decode_work(self.vae, self.execution.tiling, frames, self._codec_dtype)
             parts["decode"] = job.decoded * [work]
         if job.encoded:
-            encoded = [vae.encode_work(self.vae, self._input_size, count, self.dtype) for count in job.encoded]
+            encoded = [vae.encode_work(self.vae, self._input_size, count, self._codec_dtype) for count in job.encoded]
             parts["encode input"] = job.chunks * encoded
         if self._codec:
             stage = "encode input" if job.audio else "decode sound"
-            parts[stage] = [*parts.get(stage, []), sound.work(self._codec, self.dtype)]
+            parts[stage] = [*parts.get(stage, []), sound.work(self._codec, self._codec_dtype)]
         return parts
 
     def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:

@@ -51,7 +51,8 @@ def _velocities(
             shape, noise = named[name], normal(*named[name], seed=seeds[name])
             yield name, 1 + 0.2 * noise if "norm" in name else noise * (0.02 if len(shape) < 2 else shape[1] ** -0.5)
 
-    target = Target(ops=ops, kept=kept or ops, device=device, dtype=getattr(torch, dtype), format=format)
+    plain = Target.plain(ops, device, getattr(torch, dtype))
+    target = replace(plain, kept=kept or ops, format=format)
     understanding, generation = load_understanding(config, read, target), load_generation(config, read, target)
     texts = [understanding.prefill([token % 64 for token in range(3, 3 + 7 * length)]) for length in (11, 2)]
     items = (Item("vision", (config.latent_channel, 3, 10, 7), clean=(0,)),)
