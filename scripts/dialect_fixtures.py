@@ -96,7 +96,7 @@ def modelopt(name: str) -> Weights:
         export.export_hf_checkpoint(module, dtype=torch.bfloat16, export_dir=folder)
         tensors = load_file(Path(folder) / f"{STEM}.safetensors")
         written = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
-    if fp8:  # as the official revision has it (docs/model.md, section 7)
+    if fp8:  # as the official revision of Cosmos3-Nano has it
         written["runtime"] = {"diffusion_step_policy": POLICY}
     keep(name, tensors, config_of() | {"quantization_config": written})
     found = {}

@@ -317,3 +317,15 @@ def spied(read: Callable, names: list[str]) -> Callable:
         return read(self, asked)
 
     return spy
+
+
+@pytest.mark.parametrize("name", ["NaN in a weight", "NaN in a block"])
+def test_what_only_the_weight_shows_is_found_when_it_is_read(name: str, tmp_path: Path) -> None:
+    folder = checkpoint(FP8 if name == "NaN in a weight" else "gguf", tmp_path / "model")
+    if name == "NaN in a weight":
+        changed(weight=first(float("nan")))(folder)
+    else:  # the scale of the first block: Q5_1 begins with it
+        entry(lambda one: gguf_files.Entry(one.shape, one.type, b"\x00\x7e" + one.data[2:]))(folder)
+    weights = Weights(open_model(str(folder)))
+    with pytest.raises(InputError, match=f"tensor {PROBE}.weight: .*NaN"):
+        dict(weights.quantized.weights([PROBE]))

@@ -954,13 +954,13 @@ HEADERS: dict[str, tuple[Damage, str, str]] = {
                 lambda t: t.update({Q: t[Q][:32]}),
                 f"1 tensor of the wrong shape: {Q} is [32, 64] instead of [64, 64]",
             ),
-            (
-                "a quantized tensor",
-                lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)}),
-                f"it holds {Q} of float8_e4m3fn, so it is quantized, and no file says how",
-            ),
         )
     },
+    "a quantized tensor": (
+        weights("transformer", lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)})),
+        "loading {model}/transformer",
+        f"it holds {Q} of float8_e4m3fn, so it is quantized, and no file says how. Get the config.json",
+    ),
     "config.json of a deeper model": (saying(CONFIG, num_hidden_layers=3), "loading {model}/transformer", BELONG),
     "a VAE tensor missing": (
         weights("vae", lambda t: t.pop("quant_conv.bias")),

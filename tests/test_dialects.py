@@ -3,6 +3,7 @@ they are, and described in plan and manifest."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_parts_of_one_matrix_become_one_exactly(tmp_path: Path) -> None:
     modules = [f"layers.1.self_attn.add_{x}_proj" for x in "qkv"]
     apart = dict(weights.quantized.weights(modules))
     assert len({apart[m].scales.item() for m in modules}) == 3
-    fused = weights.quantized.matrix(modules, "cpu", torch.bfloat16)
+    (fused,) = weights.quantized.matrices([modules], "cpu", torch.bfloat16)
     assert fused.shape == (128, 64) and fused.scales.shape == (128, 1)
     assert torch.equal(unpack(fused), torch.cat([unpack(apart[m]) for m in modules]))
+
+
+def test_plan_and_run_say_that_no_device_runs_it(tmp_path: Path, run: Callable) -> None:
+    folder = checkpoint("modelopt-fp8", tmp_path / "model")
+    code, _, err = run("waves", "--model", folder, "--dry-run")
+    assert code == 2 and "its weights are in fp8_static (modelopt), and no device has kernels for weights" in err

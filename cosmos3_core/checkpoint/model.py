@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..model.sound import SoundCodec
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
-    from ..model.weights import ReadMatrix, Target
+    from ..model.weights import ReadMatrices, Target
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
@@ -355,20 +355,20 @@ class Weights:
                 yield f"{module}.weight", unpack(weight)
 
     @property
-    def _matrix(self) -> ReadMatrix | None:
-        return self.quantized.matrix if self.quantized else None
+    def _matrices(self) -> ReadMatrices | None:
+        return self.quantized.matrices if self.quantized else None
 
     def understanding(self, target: Target) -> UnderstandingTower:
         """Load the text tower."""
         from ..model.weights import load_understanding
 
-        return load_understanding(self.model.config, self._read, target, self._matrix)
+        return load_understanding(self.model.config, self._read, target, self._matrices)
 
     def generation(self, target: Target) -> GenerationTower:
         """Load the media tower."""
         from ..model.weights import load_generation
 
-        return load_generation(self.model.config, self._read, target, self._matrix)
+        return load_generation(self.model.config, self._read, target, self._matrices)
 
     def vae(self, target: Target, *halves: str) -> VideoVAE:
         """Load these halves of the VAE, "encoder" and "decoder"."""

@@ -204,22 +204,18 @@ class Quantized:
                 with _named(self.source, module):
                     self.layouts[module].check(held.pop(module))
 
-    def matrix(self, modules: Sequence[str], device: torch.device | str, dtype: torch.dtype) -> Weight | None:
-        """The weight that these modules make, one after the other, on the device: one `Packed` where they can be one
-        exactly, else each of them, those in 16 bits in `dtype`. None where none is quantized. Raises InputError."""
-        if not any(module in self.layouts for module in modules):
-            return None
-        from ..quant.joining import join
-
+    def matrices(
+        self, wanted: Sequence[Sequence[str]], device: torch.device | str, dtype: torch.dtype
+    ) -> list[Weight | None]:
+        """For each list of modules the weight that they make, one after the other, on the device: one `Packed` where
+        they can be one exactly, else each of them, those in 16 bits in `dtype`. None where none of the list is
+        quantized. Raises InputError."""
+        modules = [module for one in wanted if any(m in self.layouts for m in one) for module in one]
         found: dict[str, Any] = dict(self.weights(modules, device))
         plain = {self.raw_names[f"{module}.weight"]: module for module in modules if module not in found}
         for raw, tensor in self.files.read(plain):
             found[plain[raw]] = tensor.to(device, dtype, copy=True)
-        held = [found[module] for module in modules]
-        try:
-            return tuple(held) if plain else join(held)
-        except ValueError:  # they have a format, a scale of the inputs or an order of the features each
-            return tuple(held)
+        return [_joined([found[module] for module in one]) if one[0] in found else None for one in wanted]
 
     def weights(self, modules: Iterable[str], device: torch.device | str = "cpu") -> Iterator[tuple[str, Packed]]:
         """Those of the modules that are quantized, in the order in which they lie in the files."""
@@ -243,6 +239,20 @@ class Quantized:
         for raw, tensor in self.files.read(canonical):
             module = modules[canonical[raw]]
             yield module, canonical[raw].removeprefix(f"{module}."), tensor
+
+
+def _joined(held: Sequence[Any]) -> Weight:
+    """One `Packed`, or each where they are in 16 bits or have a format, an input scale or an order of the features
+    each."""
+    from ..quant.joining import join
+    from ..quant.numerics import Packed
+
+    if not all(isinstance(one, Packed) for one in held):
+        return tuple(held)
+    try:
+        return join(held)
+    except ValueError:
+        return tuple(held)
 
 
 class _named:
@@ -290,6 +300,10 @@ def quantized(
                 if extra := [part for part in parts if part not in layout.parts]:
                     raise Broken(extra[0], f"a weight in {layout.format.name} has no such part")
                 layouts[module] = layout
+    held = {layout.format.name for module, layout in layouts.items() if module.startswith("layers.")}
+    if quantization.modules is None and (more := held - {format.name for format in scheme.formats}):
+        found = f"its files speak of {', '.join(quantization.formats)}, and layers are in {', '.join(sorted(more))}"
+        raise InputError(f"loading {source}", found, AGAIN)
     if not layouts:
         found = f"its files say that it is in the dialect {dialect.name}, and no weight is quantized"
         raise InputError(f"loading {source}", found, AGAIN)
@@ -315,7 +329,7 @@ def _check_none(headers: Mapping[str, Header], expected: Mapping[str, Any], sour
     for name, header in headers.items():
         end = next((end for end in ends if name.endswith(end)), None)
         of_ours = end and name not in expected and f"{name.removesuffix(end)}.weight" in expected
-        few = name in expected and header.dtype not in PLAIN
+        few = name in expected and name.endswith(".weight") and header.dtype not in PLAIN
         if of_ours or (few and header.dtype.startswith(("float8", "int", "uint8"))):
             found = f"it holds {name} of {header.dtype}, so it is quantized, and no file says how"
             next_step = f"Get the config.json that belongs to it, with its {CONFIG}"

@@ -22,8 +22,8 @@ from .transformer import DecoderLayer, GenerationTower, UnderstandingTower
 Read = Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]]
 Weight = Any
 """A matrix: a tensor, a contract.Packed, or a tuple of these where one product cannot be made of them."""
-ReadMatrix = Callable[[Sequence[str], "torch.device | str", torch.dtype], Weight | None]
-"""The matrix that some modules of a quantized checkpoint make, on a device; None where none of them is quantized."""
+ReadMatrices = Callable[[Sequence[Sequence[str]], "torch.device | str", torch.dtype], Sequence[Weight | None]]
+"""The matrices that modules of a quantized checkpoint make, on a device; None where none of one's is quantized."""
 
 
 @dataclass(frozen=True)
@@ -271,37 +271,40 @@ def load_slots(slots: list[Slot], read: Read, target: Target) -> dict[str, Any]:
 
 
 def load_layer(
-    config: TransformerConfig, i: int, read: Read, target: Target, matrix: ReadMatrix | None = None, *, media: bool
+    config: TransformerConfig, i: int, read: Read, target: Target, matrices: ReadMatrices | None = None, *, media: bool
 ) -> DecoderLayer:
-    """Decoder layer i of one tower, read and packed. Matrices of a quantized checkpoint, which `matrix` reads, stay as
-    they are: packed in their formats, and those that are not quantized in the model's dtype."""
+    """Decoder layer i of one tower, read and packed. A quantized checkpoint's, which `matrices` reads, stay as they
+    are: packed in their formats, and those that are not quantized in the model's dtype."""
     slots, layer = layer_slots(config, i, media=media), config.layer
-    found = {s.key: matrix(s.modules, target.device, target.dtype) for s in slots if s.matrix} if matrix else {}
+    found: dict[str, Weight | None] = {slot.key: None for slot in slots if slot.matrix}
+    if matrices:
+        modules = [slot.modules for slot in slots if slot.matrix]
+        found = dict(zip(found, matrices(modules, target.device, target.dtype), strict=True))
     held = {key: weight for key, weight in found.items() if weight is not None}
     w = load_slots([slot for slot in slots if slot.key not in held], read, target) | held
     before = ProjectWeights(w["norm_in"], w.pop("qkv"), w.get("norm_q"), w.get("norm_k"), w.get("norm_k_for_gen"))
     after = FinishWeights(w.pop("out"), w["norm_post"], w.pop("up"), w.pop("down"))
     ops, format = target.ops, target.format
-    if matrix and held:
+    if held:
         names = {getattr(getattr(weight, "format", None), "name", None) for weight in found.values()}
         ops, format = (ops, format) if names == {format} else (target.mixed or ops, "none")
-    elif matrix or (media and i < target.kept_layers):
+    elif matrices or (media and i < target.kept_layers):
         ops, format = target.kept, "none"
     return DecoderLayer(ops.project(before, layer, ops, format=format), ops.finish(after, layer, ops, format=format))
 
 
 def load_understanding(
-    config: TransformerConfig, read: Read, target: Target, matrix: ReadMatrix | None = None
+    config: TransformerConfig, read: Read, target: Target, matrices: ReadMatrices | None = None
 ) -> UnderstandingTower:
     """The text tower. Its attention, causal and done once, is that of `target.kept`."""
-    layers = [load_layer(config, i, read, target, matrix, media=False) for i in range(config.num_hidden_layers)]
+    layers = [load_layer(config, i, read, target, matrices, media=False) for i in range(config.num_hidden_layers)]
     return UnderstandingTower(config, target.kept, load_slots(understanding_slots(config), read, target), layers)
 
 
 def load_generation(
-    config: TransformerConfig, read: Read, target: Target, matrix: ReadMatrix | None = None
+    config: TransformerConfig, read: Read, target: Target, matrices: ReadMatrices | None = None
 ) -> GenerationTower:
     """The media tower."""
-    layers = [load_layer(config, i, read, target, matrix, media=True) for i in range(config.num_hidden_layers)]
+    layers = [load_layer(config, i, read, target, matrices, media=True) for i in range(config.num_hidden_layers)]
     weights = load_slots(generation_slots(config), read, target)
     return GenerationTower(config, target.ops, target.kept, weights, layers)

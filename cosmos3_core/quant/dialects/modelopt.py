@@ -115,8 +115,8 @@ def _algo(clues: Clues) -> tuple[str, dict[str, str]]:
 
 
 def _policy(clues: Clues) -> dict[str, Any] | None:
-    """The policy of the steps as the file has it, checked; None where there is none or it is for other components
-    (docs/model.md, section 7). Raises InputError."""
+    """The policy of the steps as the file has it, checked; None where there is none or it is for other components.
+    Raises InputError."""
     runtime = (clues.config or {}).get("runtime") or {}
     where = "quantization_config.runtime"
     if not isinstance(runtime, Mapping):
