@@ -288,9 +288,20 @@ def test_zero_points():
     assert packed.scales.tolist() == [[0.5]] and packed.zeros.tolist() == [[6]]
     assert from_bytes(packed.values, 4)[0, :5].tolist() == [0, 15, 6, 6, 6]
     assert unpack(packed)[0, :4].tolist() == [-3.0, 4.5, 0.0, 0.0]
+    odd = pack(block([-3.5, 4.0, 0.25, 0.75], 128), FORMATS["w4a16_asym"])  # ties go to even before the zero is added
+    assert odd.zeros.tolist() == [[7]] and from_bytes(odd.values, 4)[0, 2:4].tolist() == [7, 9]
     for sign, zero in ((1, 0), (-1, 15)):
         one = pack(torch.full((1, 128), 7.5 * sign), FORMATS["w4a16_asym"])
         assert one.zeros.tolist() == [[zero]] and unpack(one).unique().tolist() == [7.5 * sign]
+
+
+def test_ties_of_llama_cpp():
+    """Up for 4 bits, away from zero for 8."""
+    four, eight = (pack(block([most, 0.5, 1.5, -1.5, -2.5], 32), FORMATS[name]) for name, most in
+                   (("q4_0", -8.0), ("q8_0", 127.0)))  # fmt: skip
+    assert four.scales.item() == eight.scales.item() == 1
+    assert unpack(four)[0, 1:5].tolist() == [1.0, 2.0, -1.0, -2.0]
+    assert unpack(eight)[0, 1:5].tolist() == [1.0, 2.0, -2.0, -3.0]
 
 
 def test_the_largest_of_int4_is_negative():

@@ -80,14 +80,14 @@ VARIANTS = [
     ids=lambda format: f"{format.name}-{format.element}-{format.scale}-{format.exponent}",
 )
 def test_error_bound(format):
-    """No element is further off than the bound, and the bound is not twice the worst of them."""
+    """No element is further off than the bound, and the bound is not far from the worst of them."""
     worst = 0.0
     for x in (x for seed in range(3) for x in adversarial(128, 512, seed)):
         largest = shares(x, format)
         error = (unpack(pack(x, format, weight=True)) - x).abs()
         worst = max(worst, float((error / largest.clamp_min(1e-30)).max()))
     assert worst <= error_bound(format) + 1e-6
-    assert error_bound(format) < 2 * worst
+    assert error_bound(format) < 1.6 * worst
 
 
 def test_an_element_of_ones_own():
