@@ -808,8 +808,8 @@ DESCRIPTIONS: dict[str, tuple[Damage, str, str]] = {
     "config.json an LFS pointer": (holding(CONFIG, LFS), f"{{model}}/{CONFIG}", "Run `git lfs pull` in {model}"),
     "quantized": (
         saying(CONFIG, quantization_config={"quant_method": "fp8"}),
-        f"loading {{model}}/{CONFIG}",
-        "Use the bf16 revision of the same model",
+        "loading {model}/transformer",
+        "It reads modelopt, compressed-tensors, auto-round",
     ),
     "another kind of transformer": (
         saying(CONFIG, position_embedding_type="learned"),
@@ -954,13 +954,13 @@ HEADERS: dict[str, tuple[Damage, str, str]] = {
                 lambda t: t.update({Q: t[Q][:32]}),
                 f"1 tensor of the wrong shape: {Q} is [32, 64] instead of [64, 64]",
             ),
-            (
-                "a quantized tensor",
-                lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)}),
-                f"1 tensor of a type that cannot be run as it is: {Q} is torch.float8_e4m3fn",
-            ),
         )
     },
+    "a quantized tensor": (
+        weights("transformer", lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)})),
+        "loading {model}/transformer",
+        f"it holds {Q} of float8_e4m3fn, so it is quantized, and no file says how. Get the config.json",
+    ),
     "config.json of a deeper model": (saying(CONFIG, num_hidden_layers=3), "loading {model}/transformer", BELONG),
     "a VAE tensor missing": (
         weights("vae", lambda t: t.pop("quant_conv.bias")),

@@ -75,7 +75,9 @@ def _add_weights(total: Any, name: str, file: Path, sizes: list[int]) -> None:
         return
     with file.open("rb", buffering=0) as stream:
         head = stream.read(8)
-        head += stream.read(int.from_bytes(head, "little"))
+        # A GGUF file's table has no length; its tensors end the file, with gaps of a few bytes, which samples bear.
+        gguf = head.startswith(b"GGUF")
+        head += stream.read(size - sum(sizes) - 8 if gguf else int.from_bytes(head, "little"))
         _add(total, name, size.to_bytes(8, "little") + head)
         begin = len(head)
         for nbytes in sizes:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from ..model.config import TransformerConfig, VaeConfig
@@ -17,9 +17,11 @@ from ..model.text import ChatTokenizer
 from ..scenarios.facts import ACTION_STATS, NEGATIVE_PROMPT, OWN, ModelFacts, lacking_heads
 from ..scenarios.own import read_own
 from ..scenarios.variants import checkpoints
+from .gguf import open_gguf
 from .identity import identity
+from .quantized import Quantization, Quantized, described, gguf_file, quantized
 from .repository import EMBEDDED, Repository, full_name, open_repository
-from .tensors import TensorInfo, open_tensors
+from .tensors import TensorInfo, Tensors, open_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
     from ..model.sound import SoundCodec
     from ..model.transformer import GenerationTower, UnderstandingTower
     from ..model.vae import VideoVAE
-    from ..model.weights import Target
+    from ..model.weights import ReadMatrices, Target
 
 PIPELINES = ("Cosmos3OmniPipeline", "Cosmos3OmniDiffusersPipeline")
 DTYPE = "bfloat16"
+WEIGHTS = (".safetensors", ".gguf", ".safetensors.index.json")
+"""Ends of the names of the files that `_open_transformer` reads."""
 MOST_SIGMAS = 1000
 """Steps of a distilled model's schedule: as many as a request may have. Published ones have 4."""
 LONG_NEGATIVE = 190
@@ -49,6 +53,8 @@ class Model:
     dtype: str
     distilled_sigmas: tuple[float, ...] | None
     facts: ModelFacts
+    quantization: Quantization | None = None
+    """How the transformer's weights are quantized; None where they are not."""
 
     @property
     def name(self) -> str:
@@ -107,7 +113,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
     if (latents := VaeConfig.from_json(vae, f"{name}/vae").z_dim) != config.latent_channel:
         found = f"its VAE has {latents} latent channels, and its transformer {config.latent_channel}"
         raise InputError(f"`model` {name}", found, "transformer and vae belong to different models; get both again")
-    return Model(repo, config, scheduler, vae, dtype, sigmas, facts)
+    return Model(repo, config, scheduler, vae, dtype, sigmas, facts, _quantization(repo, raw, config))
 
 
 def describe(name: str) -> Model:
@@ -231,13 +237,39 @@ def _kind(info: TensorInfo) -> tuple[tuple[int, ...], torch.dtype]:
     return info.shape, info.dtype
 
 
-class Tensors(Protocol):
-    """Tensors by name, read when they are asked for: files, or what stands in for them."""
+def _quantization(repo: Repository, raw: dict[str, Any], config: TransformerConfig) -> Quantization | None:
+    """How the transformer is quantized; each of its modules, where the files are on this machine."""
+    source = f"{repo.name}/transformer"
+    if (found := described(repo, raw, source)) is None:
+        return None
+    files = [f"transformer/{file}" for file in repo.names("transformer") or () if file.endswith(WEIGHTS)]
+    if not repo.here(files):
+        return found
+    opened = _open_transformer(repo)
+    weights = quantized(found, opened, _canonical(opened, source), config, source)
+    return replace(found, modules=weights.formats() if weights else None)
 
-    @property
-    def tensors(self) -> Mapping[str, Any]: ...
 
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]: ...
+def _open_transformer(repo: Repository) -> Tensors:
+    """Its safetensors, or its GGUF file."""
+    if (name := gguf_file(repo)) is None:
+        return open_tensors(repo, "transformer")
+    return open_gguf(repo, "transformer", name)
+
+
+def _canonical(files: Tensors, source: str) -> dict[str, str]:
+    """The tensors' names in the file by those in diffusers' naming. Raises InputError for two of one tensor."""
+    from ..model.weights import canonical_name
+
+    found: dict[str, str] = {}
+    for raw in files.tensors:
+        name = canonical_name(raw)
+        if name in found:
+            raise InputError(
+                f"loading {source}", f"{raw} and {found[name]} are two names of one tensor", "Keep one of them"
+            )
+        found[name] = raw
+    return found
 
 
 class Weights:
@@ -245,27 +277,35 @@ class Weights:
 
     transformer: Tensors
     vae_files: Tensors
+    quantized: Quantized | None = None
     sound_files: Tensors | None = None
     """Opened by `open_sound`, as most runs have no use for them."""
 
     def __init__(self, model: Model):
         from ..model.vae import VideoVAE
-        from ..model.weights import canonical_name, check_names, check_tensors
+        from ..model.weights import check_names, check_tensors
 
-        self.model = model
-        self.transformer = open_tensors(model.repository, "transformer")
-        self.raw_names: dict[str, str] = {}
-        for raw in self.transformer.tensors:
-            name = canonical_name(raw)
-            if name in self.raw_names:
-                found = f"{raw} and {self.raw_names[name]} are two names of one tensor"
-                raise InputError(f"loading {model.name}/transformer", found, "Keep one of them")
-            self.raw_names[name] = raw
+        self.model, source = model, f"{model.name}/transformer"
+        self.transformer = _open_transformer(model.repository)
+        self.raw_names = _canonical(self.transformer, source)
+        self.quantized = quantized(model.quantization, self.transformer, self.raw_names, model.config, source)
         kinds = {name: _kind(self.transformer.tensors[raw]) for name, raw in self.raw_names.items()}
-        check_names(model.config, kinds, f"{model.name}/transformer")
+        check_names(model.config, self._as_plain(kinds), source)
         self.vae_files = open_tensors(model.repository, "vae")
         expected, source = VideoVAE.names(model.vae, f"{model.name}/vae"), f"{model.name}/vae"
         check_tensors(expected, {n: _kind(info) for n, info in self.vae_files.tensors.items()}, source)
+        if self.quantized:
+            self.quantized.check()
+
+    def _as_plain(self, kinds: dict[str, Any]) -> dict[str, Any]:
+        """Names, shapes and dtypes as they would be without quantization."""
+        from ..model.weights import RUNNABLE, shapes
+
+        if self.quantized is None:
+            return kinds
+        expected, parts, plain = shapes(self.model.config), self.quantized.parts, RUNNABLE[0]
+        weights = {f"{module}.weight" for module in self.quantized.layouts}
+        return {n: k for n, k in kinds.items() if n not in parts} | {n: (expected[n], plain) for n in weights}
 
     def open_sound(self, *, encoder: bool = False) -> Tensors:
         """Find and check the sound codec's files. A codec without an encoder only decodes. Raises InputError, also for
@@ -301,21 +341,34 @@ class Weights:
         return identity(self.model.repository, {folder: one.tensors.values() for folder, one in files.items()})
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        canonical = {self.raw_names[name]: name for name in names}
+        """Quantized ones as what they stand for."""
+        from ..quant.numerics import unpack
+
+        modules = self.quantized.layouts if self.quantized else {}
+        names = list(names)
+        coded = {name for name in names if name.removesuffix(".weight") in modules}
+        canonical = {self.raw_names[name]: name for name in names if name not in coded}
         for raw, tensor in self.transformer.read(canonical):
             yield canonical[raw], tensor
+        if coded and self.quantized:
+            for module, weight in self.quantized.weights(name.removesuffix(".weight") for name in coded):
+                yield f"{module}.weight", unpack(weight)
+
+    @property
+    def _matrices(self) -> ReadMatrices | None:
+        return self.quantized.matrices if self.quantized else None
 
     def understanding(self, target: Target) -> UnderstandingTower:
         """Load the text tower."""
         from ..model.weights import load_understanding
 
-        return load_understanding(self.model.config, self._read, target)
+        return load_understanding(self.model.config, self._read, target, self._matrices)
 
     def generation(self, target: Target) -> GenerationTower:
         """Load the media tower."""
         from ..model.weights import load_generation
 
-        return load_generation(self.model.config, self._read, target)
+        return load_generation(self.model.config, self._read, target, self._matrices)
 
     def vae(self, target: Target, *halves: str) -> VideoVAE:
         """Load these halves of the VAE, "encoder" and "decoder"."""

@@ -100,6 +100,10 @@ class Repository(ABC):
     def repair(self, path: str) -> str:
         """What to do about a file that is missing or damaged: the last part of an error message."""
 
+    def here(self, paths: list[str]) -> bool:
+        """Whether all of these files, which the checkpoint has, are on this machine."""
+        return True
+
     def fetch(self, paths: list[str]) -> list[Path]:
         """The files on this machine, in the order asked for; a download shows its progress and resumes when it is
         cut. InputError for a file that the checkpoint does not have."""
@@ -212,6 +216,12 @@ class _Hub(Repository):
             return None
         with _hub_errors(self.name, self.revision):
             return Path(hf_hub_download(self.name, path, revision=self.revision))
+
+    def here(self, paths: list[str]) -> bool:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = (try_to_load_from_cache(self.name, path, revision=self.revision) for path in paths)
+        return all(isinstance(file, str) for file in cached)
 
     def repair(self, path: str) -> str:
         if path not in self.files:

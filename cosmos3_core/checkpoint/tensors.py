@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..bounds import parse_json
 from ..contract import InputError, RunError
@@ -42,6 +42,15 @@ class TensorInfo:
     digest: str | None
 
 
+class Tensors(Protocol):
+    """Tensors by name, read when they are asked for: files, or what stands in for them."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
 @dataclass(frozen=True)
 class TensorFiles:
     """The tensors of one component; `tensors` lists them shard by shard, in the order in which they lie in a file."""
@@ -49,6 +58,8 @@ class TensorFiles:
     repository: Repository
     folder: str
     tensors: dict[str, TensorInfo]
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The files' own, by their keys; digests left out."""
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the named tensors in file order, on the host, each checked against its digest and for NaN and infinity
@@ -107,8 +118,10 @@ def open_tensors(repository: Repository, folder: str, stem: str = STEM) -> Tenso
     shards = _find_shards(repository, folder, stem)
     paths = [f"{folder}/{shard}" for shard in shards]
     tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
     for path, file, named in zip(paths, repository.fetch(paths), shards.values(), strict=True):
-        held = _read_header(repository, path, file)
+        held, said = _read_header(repository, path, file)
+        metadata |= said
         if twice := held.keys() & tensors.keys():
             others = _some({tensors[name].file.name for name in twice})
             raise _bad_file(repository, path, f"it holds {_some(twice)}, and so does {others}")
@@ -117,7 +130,7 @@ def open_tensors(repository: Repository, folder: str, stem: str = STEM) -> Tenso
         if named is not None and (extra := held.keys() - named):
             raise _bad_file(repository, path, f"it holds {_some(extra)}, of which the index does not know")
         tensors |= held
-    return TensorFiles(repository, folder, tensors)
+    return TensorFiles(repository, folder, tensors, metadata)
 
 
 def save_tensors(
@@ -198,7 +211,8 @@ def _read_index(repository: Repository, folder: str, index: str, present: list[s
     return shards
 
 
-def _read_header(repository: Repository, path: str, file: Path) -> dict[str, TensorInfo]:
+def _read_header(repository: Repository, path: str, file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Its tensors, and the rest of its metadata."""
     from safetensors import SafetensorError, safe_open
 
     tensors = {}
@@ -210,7 +224,8 @@ def _read_header(repository: Repository, path: str, file: Path) -> dict[str, Ten
         raise _bad_file(repository, path, found)
     try:
         with reading(f"{repository.name}/{path}"), safe_open(file, framework="pt") as shard:
-            digests = parse_json((shard.metadata() or {}).get(DIGESTS, "null"))
+            metadata = dict(shard.metadata() or {})
+            digests = parse_json(metadata.pop(DIGESTS, "null"))
             names = shard.offset_keys()
             if digests is not None and set(digests) != set(names):
                 raise ValueError("its digests are those of other tensors")
@@ -220,7 +235,7 @@ def _read_header(repository: Repository, path: str, file: Path) -> dict[str, Ten
                 tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, tensor.nbytes, written)
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise _bad_file(repository, path, f"the file is cut short or damaged: {error}") from None
-    return tensors
+    return tensors, metadata
 
 
 def _bad_file(repository: Repository, path: str, found: str) -> InputError:

@@ -116,6 +116,7 @@ def _print(report: dict[str, Any]) -> None:
     media = report["estimate"]["tokens"]["media"]
     lines = [
         ("model", f"{report['model']['name']} in {_precision(plan)}"),
+        *_quantized(report["model"]),
         (
             "request",
             f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps, "
@@ -184,6 +185,14 @@ def _values(report: dict[str, Any]) -> list[str]:
                 text = " none" if source.startswith(PROFILE) else ""  # another source says itself what it stands for
             found.setdefault(source, []).append(name + (text if len(text) <= LONGEST else f"{text[:LONGEST]}..."))
     return [f"{source}: {', '.join(fields)}" for source, fields in found.items()]
+
+
+def _quantized(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """How a quantized checkpoint's modules are packed, and what it asks of the steps."""
+    if (said := model.get("quantization")) is None:
+        return []
+    modules = [f"{module}: {name}" for module, name in said["modules"].items()]
+    return [("quantized", f"by {said['dialect']}: {', '.join(modules)}; others in 16 bits")]
 
 
 def _precision(plan: dict[str, Any]) -> str:

@@ -176,12 +176,6 @@ class TransformerConfig:
     @classmethod
     def from_json(cls, data: dict, source: str) -> TransformerConfig:
         """Parse and check; `source` names the file in messages. Raises InputError."""
-        if "quantization_config" in data:
-            raise InputError(
-                f"loading {source}",
-                "it describes a quantized checkpoint (quantization_config), which this version cannot run",
-                "Use the bf16 revision of the same model",
-            )
         for key, value in REQUIRED_VALUES.items():
             if data.get(key, value) != value:
                 raise InputError(

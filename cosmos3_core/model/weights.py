@@ -8,7 +8,7 @@ stream.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from .config import TransformerConfig
 from .transformer import DecoderLayer, GenerationTower, UnderstandingTower
 
 Read = Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]]
+Weight = Any
+"""A matrix: a tensor, a contract.Packed, or a tuple of these where one product cannot be made of them."""
+ReadMatrices = Callable[[Sequence[Sequence[str]], "torch.device | str", torch.dtype], Sequence[Weight | None]]
+"""The matrices that modules of a quantized checkpoint make, on a device; None where none of one's is quantized."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Slot:
     """One destination tensor: the checkpoint tensors `parts`, each (name, shape), stacked along dim 0 in order.
 
     `bias` names the bias that goes with it. `linear` slots are handed to `pack_linear`, others kept as tensors.
-    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; docs/model.md, section 2.8).
+    `fp32` slots stay fp32 whatever the model's dtype is (the timestep MLP; docs/model.md, section 2.8). `matrix` slots
+    are a decoder layer's, which may be quantized.
     """
 
     key: str
@@ -35,10 +40,16 @@ class Slot:
     bias: str | None = None
     linear: bool = False
     fp32: bool = False
+    matrix: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (sum(shape[0] for _, shape in self.parts), *self.parts[0][1][1:])
+
+    @property
+    def modules(self) -> list[str]:
+        """Those whose weights make it."""
+        return [name.removesuffix(".weight") for name, _ in self.parts]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every checkpoint tensor of this slot and its shape."""
@@ -56,7 +67,7 @@ def _linear(key: str, name: str, out: int, width: int, *, bias: bool = False, fp
 
 def _matrix(key: str, width: int, *parts: tuple[str, int]) -> Slot:
     """A decoder layer's matrix without bias: (name, rows) of its parts."""
-    return Slot(key, tuple((f"{name}.weight", (rows, width)) for name, rows in parts))
+    return Slot(key, tuple((f"{name}.weight", (rows, width)) for name, rows in parts), matrix=True)
 
 
 def layer_slots(config: TransformerConfig, i: int, *, media: bool) -> list[Slot]:
@@ -208,7 +219,8 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
 class Target:
     """What weights become: on `device` and in `dtype`, those of the VAE and the sound codec in `codec_dtype`. The
     decoder layers' are packed by `ops` in `format`, all others, and those of the media tower's first `kept_layers`, by
-    `kept`, which without a format is `ops`."""
+    `kept`, which without a format is `ops`. Layers of a quantized checkpoint that are not all in `format` are packed by
+    `mixed`, which takes any matrix and as it is."""
 
     ops: Ops
     kept: Ops
@@ -217,6 +229,7 @@ class Target:
     codec_dtype: torch.dtype
     format: str = "none"
     kept_layers: int = 0
+    mixed: Ops | None = None
 
     @classmethod
     def plain(cls, ops: Ops, device: torch.device | str, dtype: torch.dtype) -> Target:
@@ -257,24 +270,41 @@ def load_slots(slots: list[Slot], read: Read, target: Target) -> dict[str, Any]:
     return done
 
 
-def load_layer(config: TransformerConfig, i: int, read: Read, target: Target, *, media: bool) -> DecoderLayer:
-    """Decoder layer i of one tower, read and packed."""
-    kept = media and i < target.kept_layers
-    ops, format = (target.kept, "none") if kept else (target.ops, target.format)
-    w, layer = load_slots(layer_slots(config, i, media=media), read, target), config.layer
+def load_layer(
+    config: TransformerConfig, i: int, read: Read, target: Target, matrices: ReadMatrices | None = None, *, media: bool
+) -> DecoderLayer:
+    """Decoder layer i of one tower, read and packed. A quantized checkpoint's, which `matrices` reads, stay as they
+    are: packed in their formats, and those that are not quantized in the model's dtype."""
+    slots, layer = layer_slots(config, i, media=media), config.layer
+    found: dict[str, Weight | None] = {slot.key: None for slot in slots if slot.matrix}
+    if matrices:
+        modules = [slot.modules for slot in slots if slot.matrix]
+        found = dict(zip(found, matrices(modules, target.device, target.dtype), strict=True))
+    held = {key: weight for key, weight in found.items() if weight is not None}
+    w = load_slots([slot for slot in slots if slot.key not in held], read, target) | held
     before = ProjectWeights(w["norm_in"], w.pop("qkv"), w.get("norm_q"), w.get("norm_k"), w.get("norm_k_for_gen"))
     after = FinishWeights(w.pop("out"), w["norm_post"], w.pop("up"), w.pop("down"))
+    ops, format = target.ops, target.format
+    if held:
+        names = {getattr(getattr(weight, "format", None), "name", None) for weight in found.values()}
+        ops, format = (ops, format) if names == {format} else (target.mixed or ops, "none")
+    elif matrices or (media and i < target.kept_layers):
+        ops, format = target.kept, "none"
     return DecoderLayer(ops.project(before, layer, ops, format=format), ops.finish(after, layer, ops, format=format))
 
 
-def load_understanding(config: TransformerConfig, read: Read, target: Target) -> UnderstandingTower:
+def load_understanding(
+    config: TransformerConfig, read: Read, target: Target, matrices: ReadMatrices | None = None
+) -> UnderstandingTower:
     """The text tower. Its attention, causal and done once, is that of `target.kept`."""
-    layers = [load_layer(config, i, read, target, media=False) for i in range(config.num_hidden_layers)]
+    layers = [load_layer(config, i, read, target, matrices, media=False) for i in range(config.num_hidden_layers)]
     return UnderstandingTower(config, target.kept, load_slots(understanding_slots(config), read, target), layers)
 
 
-def load_generation(config: TransformerConfig, read: Read, target: Target) -> GenerationTower:
+def load_generation(
+    config: TransformerConfig, read: Read, target: Target, matrices: ReadMatrices | None = None
+) -> GenerationTower:
     """The media tower."""
-    layers = [load_layer(config, i, read, target, media=True) for i in range(config.num_hidden_layers)]
+    layers = [load_layer(config, i, read, target, matrices, media=True) for i in range(config.num_hidden_layers)]
     weights = load_slots(generation_slots(config), read, target)
     return GenerationTower(config, target.ops, target.kept, weights, layers)

@@ -190,7 +190,10 @@ FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
         INT8,
+        replace(INT8, name="int8_static", static=True, source="ModelSlim W8A8"),
+        replace(INT8, name="int8a16", activations=False),
         FP8,
+        replace(FP8, name="fp8a16", activations=False),
         replace(FP8, name="fp8_tensor", outputs=0, source="arXiv 2209.05433; a scale per weight"),
         replace(FP8, name="fp8_static", outputs=0, static=True, source="ModelOpt FP8_DEFAULT_CFG"),
         Format(

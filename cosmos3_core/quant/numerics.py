@@ -37,7 +37,7 @@ class Packed:
     `minima`: what code 0 stands for, like `scales` and in their dtype.
     `super_scales`, `super_minima`: [..., I/super_group], rounded up; what the scales and minima are multiples of.
     Minima of llama.cpp's super blocks are subtracted there; here the super minimum has the sign.
-    `tensor_scale`: fp32 of no dimension.
+    `tensor_scale`: fp32 of no dimension; [O, 1] of a weight whose rows were packed apart (`joining.join`).
     `input_scale`: of a weight, the fp32 scale of the activations that it is multiplied by, of no dimension: the whole
     scale of a format that is `static`, the `tensor_scale` of one that has that.
     `order`: int64 [I]: packed feature j is feature order[j] of the tensor (GPTQ's act-order, in which g_idx[order] is
@@ -203,4 +203,6 @@ def _parts(packed: Packed) -> Iterator[tuple[slice, Packed]]:
             if held is not None:
                 each = rows // len(held)
                 part[name] = held if len(held) == 1 else held[start // each : (start + at_once) // each]
+        if packed.tensor_scale is not None and packed.tensor_scale.ndim:
+            part["tensor_scale"] = packed.tensor_scale[start : start + at_once]
         yield slice(start, start + at_once), replace(packed, **part)  # type: ignore[arg-type]

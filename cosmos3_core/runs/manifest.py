@@ -54,7 +54,8 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
             "name": model.name,
             "revision": model.repository.revision,
             "variant": model.facts.variant,
-        },
+        }
+        | ({"quantization": model.quantization.to_json()} if model.quantization else {}),
         "profile": {"name": profile, "source": profile_source(profile)},
         "request": request.to_json() | saved.whole_paths(request),
         "origin": settled.origin,

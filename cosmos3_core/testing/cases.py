@@ -32,7 +32,10 @@ DTYPES = tuple(FLOOR)
 FORMATS = {
     "none": 0.0,
     "int8": 0.025,
+    "int8_static": 0.025,
+    "int8a16": 0.0125,
     "fp8": 0.06,
+    "fp8a16": 0.042,
     "fp8_tensor": 0.06,
     "fp8_static": 0.06,
     "fp8_block": 0.06,

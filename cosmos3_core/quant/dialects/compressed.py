@@ -1,0 +1,252 @@
+"""compressed-tensors, which llm-compressor writes: `config_groups` say for lists of modules how weights and inputs are
+quantized, and `format` how they lie in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..formats import FORMATS, Format
+from .common import (
+    PLAIN,
+    Broken,
+    Clues,
+    Dialect,
+    Header,
+    Layout,
+    Scheme,
+    expect,
+    group_of,
+    named,
+    positive,
+    present,
+    refuse,
+    unknown_keys,
+    with_group,
+)
+from .layouts import eight_bit, mx, nvfp4, order_of
+
+if TYPE_CHECKING:
+    from ..numerics import Packed
+    from .layouts import Tensors
+
+ARGS = ("num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder")
+HARMLESS_ARGS = ("scale_dtype", "zp_dtype", "observer", "observer_kwargs", "is_mx")
+GROUP_KEYS = ("targets", "weights", "input_activations", "output_activations", "format")
+FORMS = (
+    "float-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "pack-quantized",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
+    "nvfp4-pack-quantized",
+)
+MIXED = "mixed-precision"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A config group: what it is for, its format and how that lies in the file."""
+
+    targets: tuple[str, ...]
+    format: Format
+    form: str
+    order: bool = False
+
+
+def detect(clues: Clues) -> str | None:
+    """By `quant_method`, or by groups of no other package."""
+    if clues.method == "compressed-tensors":
+        return "quantization_config says quant_method compressed-tensors"
+    return None
+
+
+def describe(clues: Clues) -> Scheme:
+    """The groups. Raises InputError."""
+    config = clues.config or {}
+    unknown_keys(clues, "quantization_config", config, (*COMPRESSED.keys, *COMPRESSED.harmless))
+    for key in ("sparsity_config", "transform_config"):
+        if config.get(key):
+            raise refuse(clues, "quantization_config", f"{key} {config[key]!r}, which cosmos3 does not do")
+    if (status := config.get("quantization_status", "compressed")) != "compressed":
+        next_step = "Save the model once more with its weights compressed"
+        raise refuse(clues, "quantization_config", f"quantization_status {status!r}", next_step)
+    raw = config.get("config_groups")
+    if not isinstance(raw, Mapping) or not raw:
+        raise refuse(clues, "quantization_config", f"config_groups {raw!r}, which names no group")
+    groups = [_group(clues, name, group, str(config.get("format"))) for name, group in raw.items()]
+    ignored = [str(one) for one in config.get("ignore") or ()]
+
+    def layout(module: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout | None:
+        if set(parts) <= {"weight"} and ("weight" not in parts or parts["weight"].dtype in PLAIN):
+            return None
+        if named(ignored, module):
+            raise Broken(None, f"it has {', '.join(sorted(parts))}, and the config's ignore list names it")
+        for group in groups:
+            if named((target for target in group.targets if target != "Linear"), module):
+                return _layout(group, parts, shape)
+        for group in groups:
+            if "Linear" in group.targets:
+                return _layout(group, parts, shape)
+        raise Broken(None, f"it has {', '.join(sorted(parts))}, and no config group is for it")
+
+    return Scheme(formats=tuple({group.format.name: group.format for group in groups}.values()), layout=layout)
+
+
+def _group(clues: Clues, name: str, group: Any, form: str) -> Group:
+    where = f"config_groups.{name}"
+    if not isinstance(group, Mapping):
+        raise refuse(clues, where, f"{group!r}, which is no group")
+    unknown_keys(clues, where, group, GROUP_KEYS)
+    weights, inputs = group.get("weights"), group.get("input_activations")
+    if not isinstance(weights, Mapping) or not isinstance(inputs, Mapping | None):
+        raise refuse(clues, where, f"weights {weights!r} and input_activations {inputs!r}")
+    if group.get("output_activations"):
+        raise refuse(clues, where, "that outputs are quantized, which cosmos3 does not do")
+    for what, args in (("weights", weights), ("input_activations", inputs or {})):
+        unknown_keys(clues, f"{where}.{what}", args, (*ARGS, *HARMLESS_ARGS))
+    form = str(group.get("format") or form)
+    if form not in FORMS:
+        next_step = f"cosmos3 reads {', '.join(FORMS)}"
+        raise refuse(clues, where, f"format {form!r}", next_step)
+    format = _format(clues, where, weights, inputs, form)
+    targets = group.get("targets")
+    if not (isinstance(targets, list) and targets and all(isinstance(one, str) for one in targets)):
+        raise refuse(clues, where, f"targets {targets!r}, which is no list of modules")
+    return Group(tuple(targets), format, form, weights.get("actorder") in ("group", "dynamic"))
+
+
+def _format(
+    clues: Clues, where: str, weights: Mapping[str, Any], inputs: Mapping[str, Any] | None, form: str
+) -> Format:
+    """The format that a group's arguments mean."""
+    strategy, group = weights.get("strategy"), weights.get("group_size")
+    kind = weights.get("type", "int"), weights.get("num_bits", 8), strategy
+    reads: Any = None if inputs is None else (inputs.get("type", "int"), inputs.get("num_bits", 8))
+    static = inputs is not None and inputs.get("dynamic", False) is False
+    symmetric = weights.get("symmetric", True)
+    name = None
+    if form in ("float-quantized", "int-quantized", "naive-quantized") and symmetric:
+        kept = inputs is None or inputs.get("symmetric", True)
+        if kind[:2] in (("float", 8), ("int", 8)) and strategy in ("tensor", "channel") and kept:
+            base = "fp8" if kind[0] == "float" else "int8"
+            name = (
+                f"{base}a16" if inputs is None else f"{base}_static" if static else base if reads == kind[:2] else None
+            )
+            if name == "fp8" and strategy == "tensor":
+                name = "fp8_tensor"
+        elif kind == ("float", 8, "block") and weights.get("block_structure") == [128, 128] and not static:
+            name = "fp8_block" if inputs and inputs.get("group_size") == 128 else None
+    elif form == "pack-quantized" and kind[:2] == ("int", 4) and strategy in ("group", "channel"):
+        name = {None: "w4a16" if symmetric else "w4a16_asym", ("int", 8): "w4a8", ("float", 8): "w4afp8"}.get(reads)
+        name = None if name in ("w4a8", "w4afp8") and (static or not symmetric) else name
+    elif form == "mxfp4-pack-quantized" and kind == ("float", 4, "group") and group == 32 and symmetric:
+        name = {None: "mxfp4a16", ("float", 4): "mxfp4", ("float", 8): "mxfp4a8"}.get(reads)
+    elif form == "mxfp8-quantized" and kind == ("float", 8, "group") and group == 32 and symmetric:
+        name = {("float", 8): "mxfp8"}.get(reads)
+    elif form == "nvfp4-pack-quantized" and kind == ("float", 4, "tensor_group") and group == 16 and symmetric:
+        name = {None: "nvfp4a16", ("float", 4): "nvfp4"}.get(reads)
+    if name is None:
+        found = f"format {form} with weights {dict(weights)} and input_activations {inputs and dict(inputs)}"
+        raise refuse(clues, where, f"{found}, which is no format of cosmos3", f"Formats are {', '.join(FORMATS)}")
+    format = FORMATS[name]
+    if form != "pack-quantized":
+        return format
+    if strategy == "group" and (type(group) is not int or group < 1):
+        raise refuse(clues, where, f"group_size {group!r} with strategy group")
+    return replace(format, group=group if strategy == "group" and group else 0)
+
+
+def _layout(group: Group, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout:
+    """By how the group lies in the file; the tensors have to agree."""
+    if group.form == "nvfp4-pack-quantized":
+        return nvfp4(
+            parts,
+            shape,
+            weight="weight_packed",
+            tensor_scale="weight_global_scale",
+            input_scale="input_global_scale",
+            inverse=True,
+            weight_only=not group.format.activations,
+        )
+    if group.form.startswith("mxfp"):
+        return mx(parts, shape, group.format)
+    if group.form == "pack-quantized":
+        return _packed(group, parts, shape)
+    return eight_bit(parts, shape, group.format)
+
+
+def _packed(group: Group, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout:
+    """int4 + 8 in int32 words along the inputs, the lowest bits first; zero points + 8 likewise along the outputs."""
+    import torch
+
+    outputs, width = shape
+    each = group_of(width, group.format.group, "weight_packed")
+    format = with_group(group.format.name, width, each)
+    wanted = ["weight_packed", "weight_scale", "weight_shape"]
+    wanted += ["weight_zero_point"] * format.zeros + ["weight_g_idx"] * group.order
+    present(parts, wanted, f"a weight in {format.name}")
+    if "weight_zero_point" in parts and not format.zeros:
+        raise Broken("weight_zero_point", "the config says that the weight is symmetric")
+    expect(parts, "weight_packed", (outputs, -(-width // 8)), "int32")
+    expect(parts, "weight_scale", (outputs, width // each), *PLAIN)
+    expect(parts, "weight_shape", (2,), "int64", "int32")
+    if format.zeros:
+        expect(parts, "weight_zero_point", (-(-outputs // 8), width // each), "int32")
+    if group.order:
+        expect(parts, "weight_g_idx", (width,), "int32", "int64")
+
+    def check(tensors: Tensors) -> None:
+        positive(tensors, "weight_scale")
+        if (said := tensors["weight_shape"].tolist()) != [outputs, width]:
+            raise Broken("weight_shape", f"it says {said}, and the model's config {[outputs, width]}")
+        if group.order:
+            order_of(tensors["weight_g_idx"], each, "weight_g_idx")
+
+    def read(tensors: Tensors) -> Packed:
+        from ..codes import from_bytes, to_bytes
+        from ..numerics import Packed
+
+        values = tensors["weight_packed"].view(torch.uint8)[:, : width // 2].contiguous()
+        order = order_of(tensors["weight_g_idx"], each, "weight_g_idx") if group.order else None
+        if order is not None:
+            values = to_bytes(from_bytes(values, 4)[:, order], 4)
+        zeros = None
+        if format.zeros:
+            words = tensors["weight_zero_point"].T.contiguous().view(torch.uint8)
+            zeros = from_bytes(words, 4).T[:outputs].contiguous()
+        return Packed(format, values, tensors["weight_scale"].to(torch.float32), zeros=zeros, order=order)
+
+    small = tuple(part for part in wanted if part != "weight_packed")
+    return Layout(format=format, parts=tuple(wanted), small=small, read=read, check=check)
+
+
+COMPRESSED = Dialect(
+    name="compressed-tensors",
+    detect=detect,
+    keys=("quant_method", "config_groups", "format", "ignore", "quantization_status"),
+    # The cache of keys and values is no weight's matter, and Cosmos3 has none to quantize.
+    harmless=(
+        "version",
+        "kv_cache_scheme",
+        "global_compression_ratio",
+        "sparsity_config",
+        "transform_config",
+        "moe_sparsity_config",
+    ),
+    suffixes=(
+        "weight",
+        "weight_packed",
+        "weight_scale",
+        "weight_zero_point",
+        "weight_shape",
+        "weight_g_idx",
+        "weight_global_scale",
+        "input_scale",
+        "input_global_scale",
+        "input_zero_point",
+    ),
+    describe=describe,
+)

@@ -1,0 +1,331 @@
+"""Quantized checkpoints that are damaged or say what is not so: each is refused by name, with what to do, before a
+weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf_files
+import pytest
+import torch
+from dialect_files import (
+    DESCRIPTION,
+    PROBE,
+    STEM,
+    Change,
+    changed,
+    checkpoint,
+    first,
+    saying,
+    tensors_of,
+    without_config,
+)
+from safetensors.torch import save_file
+
+from cosmos3_core.checkpoint.gguf import GgufFile
+from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.checkpoint.tensors import TensorFiles
+from cosmos3_core.contract import InputError
+
+CONFIG = ("quantization_config",)
+POLICY = (*CONFIG, "runtime", "diffusion_step_policy")
+WEIGHTS = ("weight", "qweight", "weight_packed", "_weight_qdata")
+"""Ends of the names of what is no small part."""
+
+
+def config(*path: str, value: object) -> Change:
+    return saying(*CONFIG, *path, value=value)
+
+
+def group(*path: str, value: object) -> Change:
+    return config("config_groups", "group_0", *path, value=value)
+
+
+def both(*changes: Change) -> Change:
+    def change(folder: Path) -> None:
+        for one in changes:
+            one(folder)
+
+    return change
+
+
+def metadata(text: str | None) -> Change:
+    """What the file's metadata says of the probe's class."""
+
+    def change(folder: Path) -> None:
+        held, said = tensors_of(folder)
+        said = {key: value for key, value in said.items() if key != f"{PROBE}.weight"}
+        said |= {} if text is None else {f"{PROBE}.weight": text}
+        save_file(held, folder / "transformer" / f"{STEM}.safetensors", metadata=said)
+
+    return change
+
+
+def gguf(**options: object) -> Change:
+    """The same tensors, written with these options of `gguf_files.write`."""
+
+    def change(folder: Path) -> None:
+        gguf_files.write(folder / "transformer" / f"{STEM}.gguf", gguf_files.read(folder), **options)  # type: ignore[arg-type]
+
+    return change
+
+
+def entry(change: Callable[[gguf_files.Entry], gguf_files.Entry]) -> Change:
+    """The probe's tensor, changed."""
+
+    def changed(folder: Path) -> None:
+        held = gguf_files.read(folder)
+        held[f"{PROBE}.weight"] = change(held[f"{PROBE}.weight"])
+        gguf_files.write(folder / "transformer" / f"{STEM}.gguf", held)
+
+    return changed
+
+
+def state(text: bytes) -> torch.Tensor:
+    return torch.tensor(list(text), dtype=torch.uint8)
+
+
+STATE = "weight__quant_state__bitsandbytes__nf4"
+FP8, NVFP4 = "modelopt-fp8", "modelopt-nvfp4"
+BAD: dict[str, tuple[str, Change, str]] = {
+    # ModelOpt
+    "no scale": (FP8, changed(weight_scale=None), f"tensor {PROBE}.weight_scale: it is missing"),
+    "no scale of the inputs": (FP8, changed(input_scale=None), f"tensor {PROBE}.input_scale: it is missing"),
+    "NaN scale": (FP8, changed(weight_scale=first(float("nan"))), f"tensor {PROBE}.weight_scale holds NaN"),
+    "zero scale": (FP8, changed(weight_scale=first(0)), f"tensor {PROBE}.weight_scale: 1 of its 1 scales cannot be"),
+    "negative scale": (FP8, changed(weight_scale=first(-1)), "scales cannot be, the first is negative"),
+    "negative scale of the inputs": (FP8, changed(input_scale=first(-1)), f"tensor {PROBE}.input_scale: 1 of its 1"),
+    "scale of integers": (FP8, changed(weight_scale=lambda t: t.int()), f"{PROBE}.weight_scale: it is int32 instead"),
+    "three scales": (FP8, changed(weight_scale=torch.ones(3)), f"{PROBE}.weight_scale: it is [3] instead of []"),
+    "weight of another width": (FP8, changed(weight=lambda t: t[:, :32]), f"{PROBE}.weight: it is [32, 32] instead"),
+    "weight in 16 bits": (
+        FP8,
+        changed(weight=lambda t: t.bfloat16()),
+        f"{PROBE}.weight: it is bfloat16, and the config",
+    ),
+    "config of NVFP4": (
+        FP8,
+        config("quant_algo", value="NVFP4"),
+        "it is float8_e4m3fn, and the config says that it is nv",
+    ),
+    "unknown algorithm": (FP8, config("quant_algo", value="FP8_PB_WO"), "says quant_algo FP8_PB_WO. Of ModelOpt's"),
+    "no algorithm": (FP8, config("quant_algo", value=None), "says quant_algo None"),
+    "unknown key": (FP8, config("rotate", value="hadamard"), "says rotate = 'hadamard', which is not understood"),
+    "smoothed inputs": (FP8, changed(pre_quant_scale=torch.ones(64)), f"tensor {PROBE}.pre_quant_scale: its inputs"),
+    "policy with an unknown key": (FP8, saying(*POLICY, "warm", value=1), "warm = 1, which is not understood"),
+    "policy of minus one step": (
+        FP8,
+        saying(*POLICY, "first_steps", value={"count": -1, "mode": "a16"}),
+        "first_steps {'count': -1, 'mode': 'a16'}",
+    ),
+    "policy without a field": (FP8, saying(*POLICY, value={"schema_version": 1}), "says nothing of type, index_space"),
+    "policy of another kind": (FP8, saying(*POLICY, "type", value="cosine"), "type 'cosine', and cosmos3 knows first_"),
+    "NVFP4: bf16 scales": (
+        NVFP4,
+        changed(weight_scale=lambda t: t.bfloat16()),
+        "it is bfloat16 instead of float8_e4m3fn",
+    ),
+    "NVFP4: no second scale": (NVFP4, changed(weight_scale_2=None), f"tensor {PROBE}.weight_scale_2: it is missing"),
+    "NVFP4: too many blocks": (
+        NVFP4,
+        changed(weight_scale=torch.ones(32, 5).to(torch.float8_e4m3fn)),
+        f"{PROBE}.weight_scale: it is [32, 5] instead of [32, 4]",
+    ),
+    "NVFP4: NaN in a block's scale": (NVFP4, changed(weight_scale=first(float("nan"))), "the first is NaN"),
+    "NVFP4: groups of 32": (NVFP4, config("group_size", value=32), "says group_size 32, and NVFP4 has groups of 16"),
+    # compressed-tensors
+    "unknown format": ("ct-float", group("format", value="marlin-24"), "config_groups.group_0 says format 'marlin-24'"),
+    "three bits": ("ct-w4a16", group("weights", "num_bits", value=3), "which is no format of cosmos3"),
+    "groups that do not divide": (
+        "ct-w4a16",
+        group("weights", "group_size", value=48),
+        "groups of 48 do not divide its",
+    ),
+    "groups of another size": ("ct-w4a16", group("weights", "group_size", value=16), "_scale: it is [64, 2] instead"),
+    "another shape": ("ct-w4a16", changed(weight_shape=torch.tensor([32, 128])), "it says [32, 128], and the model's"),
+    "words of another width": (
+        "ct-w4a16",
+        changed(weight_packed=lambda t: t[:, :7]),
+        f"{PROBE}.weight_packed: it is [32, 7] instead of [32, 8]",
+    ),
+    "words of bytes": (
+        "ct-w4a16",
+        changed(weight_packed=lambda t: t.view(torch.uint8)),
+        "it is uint8 instead of int32",
+    ),
+    "no zero points": ("ct-w4a16-asym", changed(weight_zero_point=None), "weight_zero_point: it is missing"),
+    "zero points of a symmetric weight": (
+        "ct-w4a16-asym",
+        group("weights", "symmetric", value=True),
+        "weight_zero_point: the config says that the weight is symmetric",
+    ),
+    "ignored, and quantized": ("ct-int", config("ignore", value=[PROBE]), "and the config's ignore list names it"),
+    "in no group": ("ct-int", group("targets", value=["layers.7"]), "and no config group is for it"),
+    "rotated": (
+        "ct-int",
+        config("transform_config", value={"R1": {}}),
+        "transform_config {'R1': {}}, which cosmos3 does",
+    ),
+    "unknown key of weights": ("ct-int", group("weights", "skew", value=2), "skew = 2, which is not understood"),
+    "zero global scale": ("ct-nvfp4", changed(weight_global_scale=first(0)), "weight_global_scale: 1 of its 1 scales"),
+    "no order of the features": (
+        "ct-w4a16",
+        group("weights", "actorder", value="group"),
+        "weight_g_idx: it is missing",
+    ),
+    # AutoRound
+    "unknown packing": (
+        "autoround-w4a16",
+        config("packing_format", value="auto_round:exl2"),
+        "packing_format 'auto_round:",
+    ),
+    "unknown kind": ("autoround-mxfp4", config("data_type", value="nf_fp"), "says data_type 'nf_fp'. cosmos3 reads"),
+    "MX in groups of 64": (
+        "autoround-mxfp4",
+        config("group_size", value=64),
+        "and group_size 64, which is no MX format",
+    ),
+    "NaN exponent": ("autoround-mxfp8", changed(weight_scale=first(255)), "one of its scales is 255, which is NaN"),
+    "int4 under MX": (
+        "autoround-mxfp4",
+        changed(qweight=torch.zeros(8, 32, dtype=torch.int32)),
+        f"tensor {PROBE}.qweight: the config says that weights are mxfp4",
+    ),
+    # GPTQ and AWQ
+    "feature of group 9": ("gptq", changed(g_idx=first(9)), f"tensor {PROBE}.g_idx: it names group 9, and there are 2"),
+    "groups of several sizes": ("gptq", changed(g_idx=first(1)), "its groups do not all have 32 features"),
+    "zero point of 16": ("gptq", changed(qzeros=first(-1)), f"tensor {PROBE}.qzeros: a zero point is 16"),
+    "zero points said to be symmetric": (
+        "gptq",
+        config("sym", value=True),
+        "and the config says that the weight is symm",
+    ),
+    "8 bits": ("gptq", config("bits", value=8), "says bits 8. Of this packing cosmos3 reads 4 bits"),
+    "groups of zero": ("gptq", config("group_size", value=0), "says group_size 0"),
+    "unknown version": ("gptq", config("checkpoint_format", value="marlin"), "checkpoint_format 'marlin'"),
+    "two weights": ("gptq", changed(weight=torch.zeros(32, 64)), "it stands beside qweight"),
+    "no words of zero points": ("gptq", changed(qzeros=None), f"tensor {PROBE}.qzeros: it is missing"),
+    "negative fp16 scale": ("gptq", changed(scales=first(-1)), f"tensor {PROBE}.scales: 1 of its 64 scales cannot be"),
+    "AWQ's gemv": ("awq", config("version", value="gemv"), "says version 'gemv'. Of AWQ's packings"),
+    "AWQ along the inputs": (
+        "awq",
+        changed(qweight=lambda t: t.T),
+        f"{PROBE}.qweight: it is [4, 64] instead of [64, 4]",
+    ),
+    # bitsandbytes
+    "FP4": ("bnb-nf4", config("bnb_4bit_quant_type", value="fp4"), "bnb_4bit_quant_type 'fp4'"),
+    "scales said to be nested": (
+        "bnb-nf4",
+        config("bnb_4bit_use_double_quant", value=True),
+        "weight.nested_absmax: it is",
+    ),
+    "another table": ("bnb-nf4", changed(weight__quant_map=lambda t: t.flip(0)), "it is not the table of NF4"),
+    "no JSON": ("bnb-nf4", changed(**{STATE: state(b"\xff{")}), "it holds no JSON object"),
+    "blocks of another size": (
+        "bnb-nf4",
+        changed(**{STATE: state(b'{"quant_type": "nf4", "blocksize": 128, "shape": [32, 64]}')}),
+        "it says blocksize 128, and the scales are of 64 elements",
+    ),
+    "half of a weight": (
+        "bnb-nf4",
+        changed(weight=lambda t: t[:512]),
+        f"{PROBE}.weight: it is [512, 1] instead of [1024",
+    ),
+    # torchao
+    "no class": ("torchao-int8", metadata(None), f"tensor {PROBE}: the file's metadata does not say of which class"),
+    "another class": (
+        "torchao-int8",
+        metadata('{"_type": "Int4Tensor", "_data": {}}'),
+        "it is a Int4Tensor, and of torchao",
+    ),
+    "a zero point": ("torchao-int8", changed(_weight_zero_point=first(3)), "a zero point is not 0"),
+    # ModelSlim
+    "said to be FLOAT": (
+        "modelslim-dynamic",
+        saying(f"{PROBE}.weight", value="FLOAT", file=f"transformer/{DESCRIPTION}"),
+        "the description says that it is FLOAT",
+    ),
+    "asymmetric inputs": ("modelslim-static", changed(input_offset=first(5)), "inputs are asymmetric"),
+    "unknown description": (
+        "modelslim-dynamic",
+        saying(f"{PROBE}.weight", value="W4A4", file=f"transformer/{DESCRIPTION}"),
+        "says W4A4. cosmos3 reads W8A8_DYNAMIC and W8A8",
+    ),
+    # GGUF
+    "another magic": ("gguf", gguf(magic=b"GGML"), "it begins with b'GGML', and a GGUF file with b'GGUF'"),
+    "another version": ("gguf", gguf(version=9), "it is GGUF of version 9, and cosmos3 reads 2 and 3"),
+    "cut in the table": ("gguf", gguf(cut=200), "the file is cut short inside of its table"),
+    "cut in a block": ("gguf", gguf(cut=300_000), "the file is cut short: tensor "),
+    "countless tensors": ("gguf", gguf(count=1 << 40), "it says that it has 1,099,511,627,776 tensors"),
+    "misaligned": ("gguf", gguf(shift=8), "begins at byte 8, which is not aligned to 32"),
+    "unknown type": (
+        "gguf",
+        entry(lambda one: gguf_files.Entry(one.shape, 13, one.data)),
+        f"tensor {PROBE}.weight is of type Q5_K, and cosmos3 reads F32",
+    ),
+    "no whole blocks": (
+        "gguf",
+        entry(lambda one: gguf_files.Entry((32, 63), one.type, one.data)),
+        "has no whole blocks of 32",
+    ),
+    "another shape in the table": (
+        "gguf",
+        entry(lambda one: gguf_files.Entry((64, 32), one.type, one.data)),
+        f"tensor {PROBE}.weight: it is [64, 32] instead of [32, 64]",
+    ),
+    # More than one, or none
+    "two descriptions": (
+        "ct-int",
+        saying("quantization", value={"quant_algo": "FP8"}, file="hf_quant_config.json"),
+        "it is modelopt, as there is a hf_quant_config.json and it is compressed-tensors",
+    ),
+    "tensors of another dialect": (
+        FP8,
+        changed(qzeros=torch.zeros(2, 4, dtype=torch.int32)),
+        f"in the dialect modelopt, and {PROBE}.qzeros is of auto-round and gptq and awq",
+    ),
+    "no description": (FP8, without_config, "so it is quantized, and no file says how"),
+    "unknown method": (
+        FP8,
+        config("quant_method", value="exl3"),
+        "says quant_method 'exl3', which cosmos3 does not read",
+    ),
+    "a list": (FP8, saying(*CONFIG, value=[1]), "its quantization_config is a list"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_is_refused_by_name_before_a_weight_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture, change, said = BAD[name]
+    folder = checkpoint(fixture, tmp_path / "model")
+    change(folder)
+    read: list[str] = []
+    for kind in (TensorFiles, GgufFile):
+        monkeypatch.setattr(kind, "read", spied(kind.read, read))
+    with pytest.raises(InputError) as error:
+        Weights(open_model(str(folder)))
+    assert said in str(error.value)
+    assert error.value.next_step
+    assert not [one for one in read if one.rsplit(".", 1)[-1] in WEIGHTS]
+
+
+def spied(read: Callable, names: list[str]) -> Callable:
+    def spy(self: object, asked: object) -> object:
+        asked = list(asked)  # type: ignore[call-overload]
+        names.extend(asked)
+        return read(self, asked)
+
+    return spy
+
+
+@pytest.mark.parametrize("name", ["NaN in a weight", "NaN in a block"])
+def test_what_only_the_weight_shows_is_found_when_it_is_read(name: str, tmp_path: Path) -> None:
+    folder = checkpoint(FP8 if name == "NaN in a weight" else "gguf", tmp_path / "model")
+    if name == "NaN in a weight":
+        changed(weight=first(float("nan")))(folder)
+    else:  # the scale of the first block: Q5_1 begins with it
+        entry(lambda one: gguf_files.Entry(one.shape, one.type, b"\x00\x7e" + one.data[2:]))(folder)
+    weights = Weights(open_model(str(folder)))
+    with pytest.raises(InputError, match=f"tensor {PROBE}.weight: .*NaN"):
+        dict(weights.quantized.weights([PROBE]))
