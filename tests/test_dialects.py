@@ -3,16 +3,35 @@ they are, and described in plan and manifest."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from dialect_files import LISTING, checkpoint
+from dialect_files import LISTING, MODELSLIM, PROBE, STEM, checkpoint, saying, tensors_of
+from fake_hub import FakeHub
+from peer import relative_error
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_model import TINY
 
+from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.tensors import tensor_digest
+from cosmos3_core.contract import InputError, Kernel, Residual
+from cosmos3_core.model.transformer import DecoderLayer
+from cosmos3_core.plan import Plan
 from cosmos3_core.quant.numerics import unpack
+from cosmos3_core.settle import Wish, ground_of
+
+SMALL = ("--backend", "reference", "--dtype", "float32", "--size", "64x64", "--steps", "2", "--seed", "7")
 
 
 @pytest.mark.parametrize("name", LISTING)
@@ -36,7 +55,153 @@ def test_parts_of_one_matrix_become_one_exactly(tmp_path: Path) -> None:
     assert torch.equal(unpack(fused), torch.cat([unpack(apart[m]) for m in modules]))
 
 
-def test_plan_and_run_say_that_no_device_runs_it(tmp_path: Path, run: Callable) -> None:
+def plain(folder: Path, to: Path) -> Path:
+    """The same checkpoint, not quantized: the numbers that its weights stand for, in fp32."""
+    weights = Weights(open_model(str(folder)))
+    shutil.copytree(TINY, to)
+    numbers = {f"{module}.weight": unpack(one) for module, one in weights.quantized.weights(weights.quantized.layouts)}
+    own = load_file(to / "transformer" / f"{STEM}.safetensors")
+    save_file(own | numbers, to / "transformer" / f"{STEM}.safetensors", metadata={"format": "pt"})
+    return to
+
+
+def layer(folder: Path) -> tuple[DecoderLayer, Plan]:
+    """The media tower's second layer as a run on eager torch has it, in fp32."""
+    ground = ground_of(Wish(model=str(folder), backend="reference", dtype="float32"))
+    return Weights(ground.model).generation(ground.plan.target(ground.model.config)).layers[1], ground.plan
+
+
+def outputs(made: DecoderLayer) -> list[torch.Tensor]:
+    """Of both halves, for the same random rows."""
+    stream = torch.Generator().manual_seed(3)
+    rows, angles, attended = (torch.randn(1, 5, n, generator=stream) for n in (64, 16, 64))
+    residual = Residual(rows[0])
+    q, k, v, _ = made.project(residual, angles.cos(), angles.sin())
+    made.finish(residual, attended.view(1, 5, 4, 16))
+    return [q, k, v, residual.delta_MI]
+
+
+@pytest.mark.parametrize("name", [*LISTING, *MODELSLIM])
+def test_layers_compute_with_what_the_weights_stand_for(name: str, tmp_path: Path) -> None:
+    """Exactly where activations stay in 16 bits."""
+    folder = checkpoint(name, tmp_path / "model")
+    made, plan = layer(folder)
+    held = Weights(open_model(str(folder))).quantized
+    formats = [one.format for module, one in held.layouts.items() if module.startswith("layers.")]
+    assert {plan.format, *(other.format for other in plan.others)} == {format.name for format in formats}
+    expected, _ = layer(plain(folder, tmp_path / "plain"))
+    inputs = [format.of_inputs.bits for format in formats if format.of_inputs]
+    bound = {4: 0.3, 8: 0.1}[min(inputs)] if inputs else 1e-5
+    for ours, theirs in zip(outputs(made), outputs(expected), strict=True):
+        assert relative_error(ours, theirs) < bound
+
+
+@pytest.mark.parametrize("name", ["modelopt-fp8", "gguf"])
+def test_a_folder_runs_as_it_is(name: str, tmp_path: Path, run: Callable) -> None:
+    """In several formats, too; the manifest says which modules are in which."""
+    folder = checkpoint(name, tmp_path / "model")
+    code, _, err = run("waves", "--model", folder, *SMALL, "-o", "packed.png")
+    assert code == 0, err
+    assert np.asarray(Image.open("packed.png")).std() > 1
+    manifest = json.loads(Path("packed.png.json").read_text())
+    said = manifest["model"]["quantization"]
+    if name == "gguf":
+        assert said["dialect"] == "gguf" and said["policy"] is None
+        assert manifest["plan"]["others"].keys() == {"q4_0", "q5_1"}
+        assert said["modules"]["layers.1.self_attn.add_v_proj"] == "q8_0"
+        assert said["modules"]["action_proj_in.fc, made numbers while loading"] == "q4_k"
+    else:
+        assert said["modules"] == {"layers.1": "fp8_static"}
+        assert said["policy"]["first_steps"] == {"count": 3, "mode": "a16"}
+
+
+def test_another_format_is_refused_and_its_own_is_the_same(tmp_path: Path, run: Callable) -> None:
     folder = checkpoint("modelopt-fp8", tmp_path / "model")
-    code, _, err = run("waves", "--model", folder, "--dry-run")
-    assert code == 2 and "its weights are in fp8_static (modelopt), and no device has kernels for weights" in err
+    code, _, err = run("waves", "--model", folder, *SMALL, "--format", "int8", "--dry-run")
+    assert code == 2 and "--format pack_linear=int8: the weights of" in err and "are in fp8_static already" in err
+    code, out, err = run("waves", "--model", folder, *SMALL, "--format", "fp8_static", "--dry-run")
+    assert code == 0, err
+    assert "quantized" in out and "by modelopt: layers.1: fp8_static; others in 16 bits" in " ".join(out.split())
+
+
+def test_a_revision_is_the_one_that_runs(tmp_path: Path) -> None:
+    """As nvidia/Cosmos3-Nano's `fp8` is; once fetched, without the hub too. The pickle beside it is not fetched."""
+    folder = checkpoint("modelopt-fp8", tmp_path / "model")
+    (folder / "modelopt_state.pth").write_bytes(b"a pickle")
+    command = [sys.executable, "-m", "cosmos3", "run", "waves", "--model", "org/tiny", "--revision", "fp8"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    env |= {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    with FakeHub() as hub:
+        hub.push("org/tiny", TINY)
+        commit = hub.push("org/tiny", folder, ref="fp8")
+        done = subprocess.run(
+            [*command, *SMALL, "-o", "one.png"],
+            env=env | {"HF_ENDPOINT": hub.url},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert not [path for _, path, _ in hub.requests if path.endswith(".pth")]
+    offline = subprocess.run(
+        [*command, *SMALL, "--dry-run", "--json"],
+        env=env | {"HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert offline.returncode == 0, offline.stderr
+    planned = json.loads(offline.stdout)["model"]
+    assert planned["revision"] == commit == json.loads((tmp_path / "one.png.json").read_text())["model"]["revision"]
+    assert planned["quantization"]["modules"] == {"layers.1": "fp8_static"}
+
+
+@pytest.mark.parametrize("apart", ["in 16 bits", "an input scale of its own"])
+def test_parts_that_cannot_be_one_are_multiplied_apart(apart: str, tmp_path: Path) -> None:
+    """As where q and k stay in bf16 and v is quantized."""
+    folder = checkpoint("modelopt-fp8", tmp_path / "model")
+    where = folder / "transformer" / f"{STEM}.safetensors"
+    held, module = load_file(where), "layers.1.self_attn.add_k_proj"
+    if apart == "in 16 bits":
+        del held[f"{module}.weight_scale"], held[f"{module}.input_scale"]
+        held[f"{module}.weight"] = load_file(TINY / "transformer" / f"{STEM}.safetensors")[f"{module}.weight"]
+    else:
+        held[f"{module}.input_scale"] *= 1.5
+    save_file(held, where, metadata={"format": "pt"})
+    made, _ = layer(folder)
+    whole, _ = layer(checkpoint("modelopt-fp8", tmp_path / "whole"))
+    for (name, ours), theirs in zip(dict(zip("qkvx", outputs(made), strict=True)).items(), outputs(whole), strict=True):
+        assert torch.equal(ours, theirs) == (name in "qvx"), name
+        assert relative_error(ours, theirs) < 0.1
+
+
+def test_a_plan_says_which_kernel_takes_the_weights(tmp_path: Path) -> None:
+    """Before one is read: here eager torch, as the device's own kernel packs plain weights itself."""
+    folder = checkpoint("modelopt-fp8", tmp_path / "model")
+    row = Kernel(op="pack_linear", name="own", build=lambda device: None, formats=("fp8_static",))
+    backend = replace(reference.BACKEND, name="acme", kernels=(row, *reference.BACKEND.kernels))
+    plan = ground_of(Wish(model=str(folder)), on=(backend, reference.probe())).plan
+    (refused,) = [one for one in plan.refusals if one.op == "pack_linear"]
+    assert refused.name == "own" and "the checkpoint's are packed in fp8_static" in refused.reason
+    assert any("eager torch" in note for note in plan.notes)
+    with pytest.raises(InputError, match="packs plain weights itself"):
+        ground_of(Wish(model=str(folder), kernels={"pack_linear": "own"}), on=(backend, reference.probe()))
+
+
+def test_features_in_groups_of_their_own_order(tmp_path: Path) -> None:
+    """compressed-tensors' act-order: each feature has the scale of the group that weight_g_idx names."""
+    folder = checkpoint("ct-w4a16", tmp_path / "model")
+    saying("quantization_config", "config_groups", "group_0", "weights", "actorder", value="group")(folder)
+    held, metadata = tensors_of(folder)
+    weights = Weights(open_model(str(checkpoint("ct-w4a16", tmp_path / "plain"))))
+    before = dict(weights.quantized.weights([PROBE]))[PROBE]
+    for name in [n for n in held if n.endswith(".weight_packed")]:
+        width = held[name].shape[1] * 8
+        shuffled = torch.randperm(width, generator=torch.Generator().manual_seed(5))
+        held[name.replace("packed", "g_idx")] = (shuffled // 32).int()
+    save_file(held, folder / "transformer" / f"{STEM}.safetensors", metadata=metadata)
+    found = dict(Weights(open_model(str(folder))).quantized.weights([PROBE]))[PROBE]
+    scales = before.scales
+    codes = unpack(before) / scales.repeat_interleave(32, 1)
+    assert found.order is not None
+    assert torch.allclose(unpack(found), codes * scales[:, held[f"{PROBE}.weight_g_idx"].long()])

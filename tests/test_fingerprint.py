@@ -110,7 +110,7 @@ def rows() -> list[Kernel]:
 
 def measured(kernels: list[Kernel], embedded: bool = False) -> dict:
     device = Device(arch="acme1", name="ACME One", count=1, memory=1, unified=True, versions={"driver": "3.1"})
-    backend = type("Backend", (), {"name": "plain", "tuning": {}})
+    backend = type("Backend", (), {"name": "plain", "tuning": {}, "formats": ()})
     return fingerprint.fingerprint(backend, device, kernels, embedded=embedded)
 
 

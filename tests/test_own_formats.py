@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from installed import forget
 from tiny_model import TINY_MODEL
 
 from cosmos3_core.contract import InputError
+from cosmos3_core.evidence import fingerprint
 from cosmos3_core.evidence.matrix import render
 from cosmos3_core.plan import discovery, formats
 from cosmos3_core.quant import FORMATS
@@ -181,6 +183,16 @@ def test_lists_and_matrix_show_a_backends_format(site, told, capsys, monkeypatch
     page = render(tmp_path)
     line = "| bolt_w3a16 | bolt | 3.5 | bolt w3 | – |"
     assert line in page and "none, bolt_w3a16" in page
+
+
+def test_a_record_holds_for_the_format_it_was_measured_in(site):
+    site.bolt()
+    backend = discovery.load("bolt")
+    other = replace(backend, formats=(replace(backend.formats[0], group=64),))
+    device, rows = backend.probe(), backend.kernels
+    was, same, now = (fingerprint.fingerprint(one, device, rows, embedded=True) for one in (backend, backend, other))
+    assert not fingerprint.differences(was, same)
+    assert fingerprint.differences(was, now) == ["the backend declares its rows otherwise"]
 
 
 CHECKED = "own_formats or well_formed or linear_parity or packed_weight or held or take_what or (every_format and pack)"

@@ -182,7 +182,8 @@ def test_a_large_weight_is_packed_and_read_in_parts(name, monkeypatch):
     x = torch.randn(3, 512, generator=torch.Generator().manual_seed(10))
     whole = pack(weight, FORMATS[name], weight=True, input_scale=torch.tensor(0.01))
     product, meant = multiply(x, whole), unpack(whole)
-    monkeypatch.setattr(numerics, "AT_ONCE", 3000)
+    for name_of_size in ("AT_ONCE", "HOST_AT_ONCE"):
+        monkeypatch.setattr(numerics, name_of_size, 3000)
     parts = pack(weight, FORMATS[name], weight=True, input_scale=torch.tensor(0.01))
     for part, found in parts.tensors().items():
         assert torch.equal(

@@ -53,7 +53,7 @@ def fingerprint(backend: Backend, device: Device, kernels: Sequence[Kernel], *, 
     needs = sorted({name.partition(".")[0] for kernel in ordered for name in kernel.needs})
     return {
         "kernels": [[kernel.op, kernel.name] for kernel in ordered],
-        "rows": sha256_json([row_facts(kernel) for kernel in ordered]),
+        "rows": sha256_json([*map(row_facts, ordered), *map(asdict, backend.formats)]),
         "builds": builds,
         "files": _files(builds, embedded, sources),
         "versions": versions_of((*LIBRARIES, *needs)) | dict(device.versions),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import Cosmos3Error
+from ..plan.formats import completed
 from . import evaluated, settle
 from . import record as records
 from . import verdict as verdicts
@@ -67,6 +68,7 @@ def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:
     try:
         record = records.load(recipe)
         backend, device = settle.backend_of(recipe)
+        backend = completed(backend, recipe.formats)
         recipe.check_device(device)
     except Cosmos3Error:
         return None

@@ -36,7 +36,7 @@ them do it themselves, the row that was chosen for it never runs."""
 class Want:
     """What the user and the model ask of a device. `kernels` names rows by op; other ops are "auto". `formats` names
     quantization formats by op, of those in `contract.FORMATTED`. Other fields are as those of `contract.Ask`; `packed`
-    says that the checkpoint holds the layers' weights in their format already."""
+    says that the checkpoint holds the layers' weights in their format already, and some of them in these `others`."""
 
     dtype: str
     heads: int
@@ -48,6 +48,7 @@ class Want:
     kernels: Mapping[str, str] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
     packed: bool = False
+    others: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -111,6 +112,10 @@ class Plan:
     refusals: tuple[Refusal, ...]
     kept: tuple[Choice, ...] = ()
     """For each op in a format, the row that serves the parts of the model which are never quantized."""
+    packed: bool = False
+    """Whether a checkpoint holds the layers' weights in their format already."""
+    others: tuple[Choice, ...] = ()
+    """Of pack_linear, the rows for the other formats in which it holds some of them."""
 
     @property
     def formats(self) -> dict[str, str]:
@@ -167,7 +172,8 @@ class Plan:
 
     def execution(self, config: TransformerConfig, request: Numbers, placement: str = SEQUENTIAL) -> Execution:
         """How this request runs on a model of this config."""
-        return Execution.of(config, request, self.tuning, format=self.format, placement=placement)
+        format = "none" if self.packed else self.format
+        return Execution.of(config, request, self.tuning, format=format, placement=placement)
 
     def target(self, config: TransformerConfig) -> Target:
         """What the weights of a model of this config become. Imports and builds the chosen kernels."""
@@ -176,14 +182,16 @@ class Plan:
         from ..model.weights import Target
 
         ops = self.build_ops()
+        kept = self.build_kept(ops)
         return Target(
             ops=ops,
-            kept=self.build_kept(ops),
+            kept=kept,
             device=self.backend.torch_device,
             dtype=getattr(torch, self.dtype),
             codec_dtype=getattr(torch, self.tuning.codec_dtype or self.dtype),
             format=self.format,
-            kept_layers=kept_layers_of(config, self.format),
+            kept_layers=0 if self.packed else kept_layers_of(config, self.format),
+            mixed=self._mixed(ops, kept) if self.packed else None,
         )
 
     def build_ops(self) -> Ops:
@@ -193,6 +201,13 @@ class Plan:
     def build_kept(self, ops: Ops) -> Ops:
         """The built `ops` as the parts of the model that are never quantized have them."""
         return replace(ops, **self._built(self.kept))
+
+    def _mixed(self, ops: Ops, kept: Ops) -> Ops:
+        """For layers that are not all in one format: by default composites, which leave the products to pack_linear."""
+        from .mixed import PackAny
+
+        by_format = {self.format: ops.pack_linear} | {other.format: self._build(other) for other in self.others}
+        return reference.with_defaults(replace(kept, pack_linear=PackAny(kept.pack_linear, by_format)))
 
     def _built(self, choices: Sequence[Choice]) -> dict[str, Any]:
         built = {choice.op: self._build(choice) for choice in choices}
@@ -265,7 +280,7 @@ class Plan:
             "kept_below": _below(self.kept),
             "named": sorted(choice.op for choice in self.choices if choice.named),
             "refused": [vars(refusal) for refusal in self.refusals],
-        }
+        } | ({"others": {other.format: other.kernel.name for other in self.others}} if self.others else {})
 
 
 def _below(choices: Sequence[Choice]) -> dict[str, dict[str, int]]:

@@ -40,7 +40,11 @@ def resolve(want: Want, backend: Backend, device: Device) -> Plan:
     plain = {choice.op: choice.kernel.name for choice in choices if choice.named and _has_format(choice.kernel, "none")}
     kept_want = replace(want, formats={}, kernels=plain)
     kept = tuple(_choose(op, kept_want, backend, device, []) for op in quantized)
-    return Plan(backend, device, want.dtype, choices, tuple(refusals), kept)
+    others = tuple(
+        _choose("pack_linear", replace(want, formats={"pack_linear": name}), backend, device, refusals)
+        for name in want.others
+    )
+    return Plan(backend, device, want.dtype, choices, tuple(refusals), kept, want.packed, others)
 
 
 def why_not(kernel: Kernel, want: Want, device: Device) -> str | None:
@@ -95,7 +99,7 @@ def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
 def _check_sides(want: Want, formats: Mapping[str, Format]) -> None:
     """InputError where what shares a scale does not divide a side of the layers' matrices."""
     name = want.format("pack_linear")
-    if name == "none" or not (misfit := _misfit(formats[name], want)):
+    if name == "none" or want.packed or not (misfit := _misfit(formats[name], want)):
         return
     fitting = [other for other, format in formats.items() if not _misfit(format, want)]
     raise InputError(f"`format` pack_linear={name}", misfit, f"Formats that fit this model are {', '.join(fitting)}")

@@ -21,6 +21,8 @@ from .scales import by_reciprocal, choose, factors, of_super_blocks, of_tensor
 
 AT_ONCE = 2**24
 """Elements that are packed together: what that takes in fp32 stays small beside a large weight."""
+HOST_AT_ONCE = 2**20
+"""Elements that a processor unpacks together for a product: they stay in its caches until they are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def pack(x: Tensor, format: Format, *, weight: bool = False, input_scale: Tensor
         whole = of_tensor(x, format)
         if input_scale is not None and not weight:
             whole = torch.where(x.isnan().any(), torch.nan, input_scale.float())
-    parts = [_pack(rows, format, whole, outputs) for rows in x.split(_at_once(x, max(outputs, 1)))]
+    parts = [_pack(rows, format, whole, outputs) for rows in x.split(_at_once(x, max(outputs, 1), AT_ONCE))]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if not outputs and whole is not None:
         joined["scales"] = whole.reshape([1] * x.ndim)
@@ -98,7 +100,7 @@ def unpack(packed: Packed) -> Tensor:
     if packed.order is None and packed.values.numel() <= AT_ONCE:
         return _unpack(packed)
     found = torch.empty(packed.shape, dtype=torch.float32, device=packed.values.device)
-    for rows, part in _parts(packed):
+    for rows, part in _parts(packed, AT_ONCE):
         found[rows][..., order] = _unpack(part)
     return found
 
@@ -126,8 +128,11 @@ def multiply(x_MI: Tensor, packed: Packed, bias_O: Tensor | None = None) -> Tens
         x = unpack(pack(x_MI, inputs, input_scale=packed.input_scale))
     if packed.order is not None:
         x = x[..., packed.order]
-    y = torch.cat([F.linear(x, _unpack(part)) for _, part in _parts(packed)], -1)
-    return (y if bias_O is None else y + bias_O.float()).to(x_MI.dtype)
+    y_MO = x_MI.new_empty(*x_MI.shape[:-1], len(packed.values))
+    for rows, part in _parts(packed, HOST_AT_ONCE if x_MI.is_cpu else AT_ONCE):
+        product = F.linear(x, _unpack(part))
+        y_MO[..., rows] = product if bias_O is None else product + bias_O[rows].float()
+    return y_MO
 
 
 def _check_sides(x: Tensor, format: Format, outputs: int) -> None:
@@ -186,16 +191,16 @@ def _of_rows(packed: Packed, x: Tensor) -> Tensor:
     return x.repeat_interleave(len(packed.values) // max(1, len(x)), 0).unsqueeze(-1)
 
 
-def _at_once(x: Tensor, together: int) -> int:
-    """Rows with about `AT_ONCE` elements, a multiple of `together`."""
-    return max(1, AT_ONCE // max(1, prod(x.shape[1:]) * together)) * together
+def _at_once(x: Tensor, together: int, elements: int) -> int:
+    """Rows with about so many elements, a multiple of `together`."""
+    return max(1, elements // max(1, prod(x.shape[1:]) * together)) * together
 
 
-def _parts(packed: Packed) -> Iterator[tuple[slice, Packed]]:
-    """The rows in parts of about `AT_ONCE` elements, in none of which a scale is cut."""
+def _parts(packed: Packed, elements: int) -> Iterator[tuple[slice, Packed]]:
+    """The rows in parts of about so many elements, in none of which a scale is cut."""
     rows, kept = len(packed.values), len(packed.scales)
     together = rows // kept if kept > 1 else 1
-    at_once = _at_once(packed.values, together)
+    at_once = _at_once(packed.values, together, elements)
     for start in range(0, rows, at_once):
         part = {"values": packed.values[start : start + at_once]}
         for name in ("scales", "zeros", "minima", "super_scales", "super_minima"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +99,8 @@ class Settled:
     def _formats(self) -> list[str]:
         """The quantization formats of the weights that this device has kernels for."""
         wish, plan, found = self.wish, self.plan, []
+        if self.model.quantization:
+            return []
         for name in formats_of(plan.backend, "pack_linear"):
             formats = {**wish.formats, "pack_linear": name}
             try:
@@ -163,6 +166,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         tuning=plan.tuning,
         known=plan.meanings,
         unpacks=plan.unpacks,
+        packed=plan.packed,
     )
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
@@ -202,7 +206,22 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
         found = f"its weights are {held}, and no device has kernels for weights that are packed already"
         raise InputError(f"`model` {model.name}", found, "Use the bf16 revision of the same model")
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)
+    if model.quantization:
+        want = _as_packed(want, model.name, model.quantization.formats)
     return Ground(model=model, plan=resolve(want, backend, device), why=why)
+
+
+def _as_packed(want: Want, name: str, held: Sequence[str]) -> Want:
+    """What a checkpoint whose layers' weights are in the formats `held` asks of the device. Raises InputError where
+    another is asked for."""
+    asked = want.formats.get("pack_linear")
+    if asked is not None and [asked] != list(held):
+        found = f"the weights of {name} are in {' and '.join(held) or '16 bits, and others quantized,'} already"
+        next_step = "Leave `format` out, or name the checkpoint that is not quantized"
+        raise InputError(f"`format` pack_linear={asked}", found, next_step, "format")
+    if not held:
+        return want
+    return replace(want, formats={**want.formats, "pack_linear": held[0]}, packed=True, others=tuple(held[1:]))
 
 
 def _guided_steps(request: requests.Request, model: Model, described: bool) -> tuple[int, int]:

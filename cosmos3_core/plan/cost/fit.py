@@ -115,7 +115,8 @@ class Stage:
 @dataclass(frozen=True)
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
-    and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one."""
+    and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
+    `packed`, that the checkpoint has the weights in their format, and no layer is kept in the dtype."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -126,11 +127,13 @@ class Estimate:
     tuning: Tuning = field(default_factory=Tuning)
     known: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     unpacks: bool = False
+    packed: bool = False
 
     @cached_property
     def execution(self) -> Execution:
         """How the job runs."""
-        return Execution.of(self.config, self.job, self.tuning, format=self.format, placement=self.placement)
+        format = "none" if self.packed else self.format
+        return Execution.of(self.config, self.job, self.tuning, format=format, placement=self.placement)
 
     @property
     def format(self) -> str:

@@ -1,0 +1,44 @@
+"""Layers of a quantized checkpoint whose matrices are in several formats, or some of them in 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..contract import Linear, PackLinear
+
+
+class Joined:
+    """contract.Linear of several matrices that read one input: their outputs one after the other."""
+
+    def __init__(self, linears: Sequence[Linear]):
+        self.linears = linears
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return torch.cat([linear(x_MI) for linear in self.linears], -1)
+
+    def tensors(self) -> dict[str, Tensor] | None:
+        held = [linear.tensors() for linear in self.linears]
+        if any(one is None for one in held):
+            return None
+        return {f"{i}.{name}": tensor for i, one in enumerate(held) for name, tensor in (one or {}).items()}
+
+
+@dataclass(frozen=True)
+class PackAny:
+    """contract.PackLinear of any matrix of a checkpoint, as it is: a tensor by `plain`, what is packed by the row for
+    its format, a tuple of these as `Joined`."""
+
+    plain: PackLinear
+    by_format: Mapping[str, PackLinear]
+
+    def __call__(self, weight_OI: object, bias_O: Tensor | None, *, format: str = "none") -> Linear:
+        if isinstance(weight_OI, tuple):
+            return Joined([self(one, None) for one in weight_OI])
+        if isinstance(weight_OI, Tensor):
+            return self.plain(weight_OI, bias_O)
+        name = weight_OI.format.name  # type: ignore[attr-defined]
+        return self.by_format[name](weight_OI, bias_O, format=name)
