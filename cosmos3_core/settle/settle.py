@@ -201,10 +201,6 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
         backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
-    if model.quantization:
-        held = f"in {' and '.join(model.quantization.formats)} ({model.quantization.dialect.name})"
-        found = f"its weights are {held}, and no device has kernels for weights that are packed already"
-        raise InputError(f"`model` {model.name}", found, "Use the bf16 revision of the same model")
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)
     if model.quantization:
         want = _as_packed(want, model.name, model.quantization.formats)
