@@ -109,6 +109,18 @@ def test_what_is_written_is_read_exactly(row, quantize: Call, tmp_path: Path) ->
     assert sorted(os.listdir(tmp_path)) == ["out"]
 
 
+@pytest.mark.parametrize("row", WRITTEN, ids=lambda row: f"{row.dialect}-{row.format.name}")
+def test_what_is_written_runs(row, quantize: Call, run: Call) -> None:
+    grouped = ("--group", 32) if row.grouped else ()
+    named = ("--format", row.format.name, "--dialect", row.dialect, *grouped)
+    assert quantize("--model", TINY_MODEL, *named, "-o", "out")[0] == 0
+    size = ("--size", "64x64", "--steps", 2)
+    code, _, err = run("waves", "--model", "out", "--backend", "reference", *size, "-o", "waves.png")
+    assert code == 0, err
+    said = json.loads(Path("waves.png.json").read_text())["model"]["quantization"]
+    assert said["dialect"] == row.dialect and said["modules"] == {"layers.0-1 (media)": row.format.name}
+
+
 def test_help_names_what_is_written(quantize: Call) -> None:
     _, out, _ = quantize("--help")
     assert all(row.format.name in out and row.dialect in out for row in WRITTEN)

@@ -164,11 +164,12 @@ def evaluate(disabled: tuple[str, ...], as_json: bool, **options) -> None:
 @shared.with_options(shared.QUANTIZE)
 @shared.JSON
 def quantize(as_json: bool, **options) -> None:
-    """Write a checkpoint whose decoder layers are quantized, which other programs load too.
+    """Write a checkpoint with quantized weights.
 
-    Needs no data: scales are those of the weights. The understanding tower, the media tower's first layers, embeddings,
-    the time embedder and heads stay in the model's dtype, unless a policy says otherwise. Reads and writes tensor by
-    tensor. Stopped or killed, the same command goes on; the folder gets its name when it is whole.
+    Other programs load it too. Needs no data: scales are those of the weights. The understanding tower, the media
+    tower's first layers, embeddings, the time embedder and heads stay in the model's dtype; a policy can say otherwise
+    of layers. Reads and writes tensor by tensor. Stopped or killed, the same command goes on; the folder gets its name
+    when it is whole.
 
     \b
     cosmos3 quantize --model nano --format fp8 -o Cosmos3-Nano-FP8
