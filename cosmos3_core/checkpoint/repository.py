@@ -93,6 +93,10 @@ class Repository(ABC):
         """The names of the files directly in `folder`, sorted; None if the checkpoint has no such folder."""
 
     @abstractmethod
+    def paths(self) -> list[str]:
+        """Every file's path, sorted, but those whose name or folder begins with a dot."""
+
+    @abstractmethod
     def path(self, path: str) -> Path | None:
         """The file on this machine, downloaded first if need be; None if the checkpoint has no such file."""
 
@@ -178,6 +182,17 @@ class _Folder(Repository):
             inside = files.iterdir() if files.is_dir() else None
             return None if inside is None else sorted(file.name for file in inside if file.is_file() or _dangles(file))
 
+    def paths(self) -> list[str]:
+        found, seen = [], set()
+        with reading(self.name):
+            for here, folders, files in os.walk(self.root, followlinks=True):
+                seen.add(os.path.realpath(here))
+                # A link to a folder above would never end.
+                inside = [name for name in folders if os.path.realpath(Path(here, name)) not in seen]
+                folders[:] = sorted(name for name in inside if not name.startswith("."))
+                found += [Path(here, name).relative_to(self.root).as_posix() for name in files if name[0] != "."]
+        return sorted(found)
+
     def path(self, path: str) -> Path | None:
         file = self.root / path
         with reading(f"{self.name}/{path}"):
@@ -208,6 +223,9 @@ class _Hub(Repository):
     def names(self, folder: str) -> list[str] | None:
         inside = [file.removeprefix(f"{folder}/") for file in self.files if file.startswith(f"{folder}/")]
         return sorted(file for file in inside if "/" not in file) if inside else None
+
+    def paths(self) -> list[str]:
+        return sorted(path for path in self.files if not any(part.startswith(".") for part in path.split("/")))
 
     def path(self, path: str) -> Path | None:
         from huggingface_hub import hf_hub_download

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 STEM = "diffusion_pytorch_model"
 DIGESTS = "cosmos3.blake2b"
+DIGEST_DIGITS = 16
+"""Of one tensor's digest, in hex."""
 LARGEST_HEADER = 16 << 20
 """Bytes of a safetensors file's header; the largest published one has 200 KiB. Beyond it only reading takes seconds."""
 MOST_SHARDS = 1000
@@ -40,6 +43,18 @@ class TensorInfo:
     file: Path
     nbytes: int
     digest: str | None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of a tensor that is to be written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Tensors(Protocol):
@@ -153,11 +168,16 @@ def save_tensors(
         max_shard_size=max_shard_bytes,
     )
     for file, names in split.filename_to_tensors.items():
-        _write(folder / file, {name: tensors[name] for name in names})
+        specs = {name: Spec(tuple(tensors[name].shape), tensors[name].dtype) for name in names}
+        write_shard(folder / file, specs, ((name, tensors[name]) for name in names))
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+        (folder / f"{stem}.safetensors.index.json").write_text(index_text(split.tensor_to_filename, tensors), "utf-8")
+
+
+def index_text(shards: Mapping[str, str], tensors: Mapping[str, Any]) -> str:
+    """The index of shards: the file of each tensor by name, and the size of all."""
+    index = {"metadata": {"total_size": sum(one.nbytes for one in tensors.values())}, "weight_map": dict(shards)}
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
 def _find_shards(repository: Repository, folder: str, stem: str) -> dict[str, set[str] | None]:
@@ -255,32 +275,50 @@ def _defect(tensor: torch.Tensor, written: str | None) -> str | None:
     return None
 
 
-def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write one safetensors file. The library's own writer puts the metadata in an order that changes between runs."""
+def write_shard(file: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write one safetensors file of the host tensors that `specs` announces, one after the other as they come, in any
+    order. The same tensors give the same bytes: the library's own writer puts the metadata in an order that changes
+    between runs."""
+    # Wide elements first, so that every tensor starts at a multiple of its element's size.
+    ordered = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    digests = dict.fromkeys(ordered, "0" * DIGEST_DIGITS)  # as long as those that take their place
+    begins, offset = {}, len(_head(specs, ordered, digests))
+    for name in ordered:
+        begins[name] = offset
+        offset += specs[name].nbytes
+    waiting = set(ordered)
+    with file.open("wb") as stream:
+        for name, tensor in tensors:
+            assert (tuple(tensor.shape), tensor.dtype) == (specs[name].shape, specs[name].dtype), name
+            digests[name] = tensor_digest(tensor)
+            stream.seek(begins[name])
+            stream.write(_bytes(tensor).data)
+            waiting.discard(name)
+        assert not waiting, waiting
+        stream.seek(0)
+        stream.write(_head(specs, ordered, digests))
+
+
+def _head(specs: Mapping[str, Spec], ordered: Iterable[str], digests: Mapping[str, str]) -> bytes:
+    """What stands before the tensors."""
     from safetensors import TensorSpec
 
-    # Wide elements first, so that every tensor starts at a multiple of its element's size.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    digests = {name: tensor_digest(tensor) for name, tensor in ordered}
     header: dict[str, object] = {"__metadata__": {"format": "pt", DIGESTS: json.dumps(digests)}}
     offset = 0
-    for name, tensor in ordered:
-        dtype = str(tensor.dtype).removeprefix("torch.")
+    for name in ordered:
+        spec, dtype = specs[name], str(specs[name].dtype).removeprefix("torch.")
         # Knows the format's name of the dtype and counts the elements of packed ones; it is never read from.
-        spec = TensorSpec(dtype=dtype, shape=list(tensor.shape), data_ptr=0, data_len=tensor.nbytes)
-        header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": [offset, offset + tensor.nbytes]}
-        offset += tensor.nbytes
+        theirs = TensorSpec(dtype=dtype, shape=list(spec.shape), data_ptr=0, data_len=spec.nbytes)
+        header[name] = {"dtype": theirs.dtype, "shape": theirs.shape, "data_offsets": [offset, offset + spec.nbytes]}
+        offset += spec.nbytes
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(head).to_bytes(8, "little") + head)
-        for _, tensor in ordered:
-            stream.write(_bytes(tensor).data)
+    return len(head).to_bytes(8, "little") + head
 
 
 def tensor_digest(*tensors: torch.Tensor) -> str:
     """Tells changed tensors from what they were: 64 bits, BLAKE2b over the bytes of all in their order, in hex."""
-    total = hashlib.blake2b(digest_size=8)
+    total = hashlib.blake2b(digest_size=DIGEST_DIGITS // 2)
     for tensor in tensors:
         total.update(_bytes(tensor.detach().cpu()).data)
     return total.hexdigest()

@@ -160,6 +160,25 @@ def evaluate(disabled: tuple[str, ...], as_json: bool, **options) -> None:
     execute(Options(disabled=disabled, **options), as_json)
 
 
+@cli.command(context_settings=shared.CONTEXT)
+@shared.with_options(shared.QUANTIZE)
+@shared.JSON
+def quantize(as_json: bool, **options) -> None:
+    """Write a checkpoint with quantized weights.
+
+    Other programs load it too. Needs no data: scales are those of the weights. The understanding tower, the media
+    tower's first layers, embeddings, the time embedder and heads stay in the model's dtype; a policy can say otherwise
+    of layers. Reads and writes tensor by tensor. Stopped or killed, the same command goes on; the folder gets its name
+    when it is whole.
+
+    \b
+    cosmos3 quantize --model nano --format fp8 -o Cosmos3-Nano-FP8
+    """
+    from .quantize import Options, execute
+
+    execute(Options(**options), as_json)
+
+
 @cli.command()
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, whole.")

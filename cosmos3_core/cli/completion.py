@@ -67,6 +67,13 @@ def format_names() -> list[str]:
     return [f"{op}{name}" for op in ("", "attention=") for name in formats()["names"]]
 
 
+def written(what: str) -> list[str]:
+    """The formats, or the dialects, that `cosmos3 quantize` writes."""
+    from ..quant.dialects.written import WRITTEN
+
+    return list(dict.fromkeys(row.format.name if what == "format" else row.dialect for row in WRITTEN))
+
+
 def sizes() -> Iterator[str]:
     from ..scenarios.sizes import TIERS
 

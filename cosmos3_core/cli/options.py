@@ -11,7 +11,20 @@ from typing import Any
 import click
 
 from . import terminal
-from .completion import backends, dtypes, files, folders, format_names, models, one_of, ops, profiles, settings, sizes
+from .completion import (
+    backends,
+    dtypes,
+    files,
+    folders,
+    format_names,
+    models,
+    one_of,
+    ops,
+    profiles,
+    settings,
+    sizes,
+    written,
+)
 
 Decorator = Callable[[Callable], Callable]
 CONTEXT = {"max_content_width": 110}
@@ -271,9 +284,10 @@ QUIET = option(
     callback=lambda context, parameter, asked: terminal.be_quiet(asked),
     help="Print the output's name, and errors, and nothing else.",
 )
+REVISION = option(MODEL, "--revision", help="Branch, tag or commit of a hub id.")
 RUN = (
     model(),
-    option(MODEL, "--revision", help="Branch, tag or commit of a hub id."),
+    REVISION,
     option(
         OUTPUT,
         "-o",
@@ -330,6 +344,35 @@ REPORT = (
     option(CONTROL, "--json", "as_json", is_flag=True, help="Print the plan as JSON."),
 )
 """What a dry run takes besides."""
+QUANTIZE = (
+    model(),
+    REVISION,
+    option(
+        DEVICE,
+        "--format",
+        required=True,
+        help="Of the weights: fp8, int8 or w4a16.",
+        shell_complete=one_of(partial(written, "format")),
+    ),
+    option(
+        DEVICE,
+        "--dialect",
+        help="modelopt or compressed-tensors  [default: the first that has the format]",
+        shell_complete=one_of(partial(written, "dialect")),
+    ),
+    option(DEVICE, "--group", type=int, help="Of w4a16: input features that share a scale  [default: 128]"),
+    option(
+        DEVICE,
+        "--policy",
+        type=click.Path(),
+        help="A TOML file that says which modules stay in the model's dtype.",
+        shell_complete=files,
+    ),
+    option(OUTPUT, "-o", "--output", required=True, type=click.Path(), help="The new folder."),
+    OVERWRITE,
+    QUIET,
+)
+"""Of `cosmos3 quantize`."""
 JSON = option(OUTPUT, "--json", "as_json", is_flag=True, help="Print it as JSON.")
 
 

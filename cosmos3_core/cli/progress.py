@@ -9,6 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .terminal import quiet, remark, unescaped
 
+COUNTED = {"steps": "step", "tensors": "tensor"}
+"""Stages of many parts, of which plain lines tell about every tenth."""
+
 
 class Display:
     """Use as a context manager around a run, which calls `show`."""
@@ -39,7 +42,7 @@ class Display:
             self.progress.update(self.task, completed=done)
         if not self.plain:
             return
-        if stage == "steps" and (begins or done == total or done % max(total // 10, 1) == 0):
-            remark(f"step {done} of {total}")
+        if stage in COUNTED and (begins or done == total or done % max(total // 10, 1) == 0):
+            remark(f"{COUNTED[stage]} {done} of {total}")
         elif begins:
             remark(stage)

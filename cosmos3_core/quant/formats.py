@@ -19,10 +19,13 @@ Exponent = Literal["floor", "ceil", "even", "rceil"]
 `most` = 1.f x 2^top. floor: 2^(floor(log2 m) - top), OCP MX v1.0, 6.3. ceil: 2^(ceil(log2 m) - top). even: as floor, of
 m rounded to the element's bits of mantissa. rceil: the smallest that is m / most or more, cuBLAS's. (The names are
 torchao's `ScaleCalculationMode`.)"""
-Packer = Literal["", "llama.cpp", "bitsandbytes"]
+Packer = Literal["", "compressed-tensors", "llama.cpp", "bitsandbytes"]
 """Who chooses the codes. "": an element is divided by its scale as that is stored, ties go to even; a signed integer's
-extreme is the positive one of two. The others multiply with the reciprocal of the scale that they are about to store;
-llama.cpp's ties go up, those of 8 bits away from zero, and the first extreme counts."""
+extreme is the positive one of two. compressed-tensors does so, too, and the largest magnitude of signed integers with
+an offset is `most` - 1/2 steps, so that no scale is negative. The others multiply with the reciprocal of the scale that
+they are about to store; llama.cpp's ties go up, those of 8 bits away from zero, and the first extreme counts."""
+RECIPROCAL = ("llama.cpp", "bitsandbytes")
+"""Packers that multiply with it."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .codes import decode, encode
-from .formats import Format
+from .formats import RECIPROCAL, Format
 from .scales import by_reciprocal, choose, factors, of_super_blocks, of_tensor
 
 AT_ONCE = 2**24
@@ -151,7 +151,7 @@ def _pack(x: Tensor, format: Format, whole: Tensor | None, outputs: int) -> dict
         units = chosen["super_scales"].repeat_interleave(format.super_group, -1)[..., : x.shape[-1]]
         x = torch.where(units == 0, 0.0, x / units).to(x.dtype)
     blocks = x.float().unflatten(-1, (-1, format.group or x.shape[-1]))
-    if format.packer:
+    if format.packer in RECIPROCAL:
         chosen, units = by_reciprocal(blocks, format)
         return chosen | {"values": encode(units.flatten(-2), format.of_elements)}
     if outputs:

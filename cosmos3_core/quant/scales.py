@@ -37,7 +37,10 @@ def choose(blocks: Tensor, format: Format, tensor_scale: Tensor | None) -> dict[
         return _between(blocks, format)
     if format.scale == "e8m0":
         return {"scales": power_of_two(blocks.abs().amax(-1), element, format.exponent)}
-    if element.offset:
+    if element.offset and format.packer == "compressed-tensors":
+        largest = blocks.abs().amax(-1)
+        scales = largest / torch.full_like(largest, element.most - 0.5)
+    elif element.offset:
         # The largest element becomes the most negative integer, so that all codes are used; its scale is negative
         # where it is positive.
         low, high = blocks.aminmax(dim=-1)
