@@ -510,7 +510,10 @@ def test_native_names_load_to_the_same_result(tmp_path):
         (lambda t: t | {"layers.7.mlp.up_proj.weight": torch.zeros(2, 2)}, "not part of this model: layers.7.mlp.up_"),
         (lambda t: t | {"proj_in.weight": torch.zeros(64, 96)}, r"proj_in.weight is \[64, 96\] instead of \[64, 192\]"),
         (lambda t: t | {"proj_in.bias": torch.zeros(64, dtype=torch.int8)}, "proj_in.bias is torch.int8"),
-        (lambda t: t | {"proj_in.weight": t["proj_in.weight"].to(torch.float8_e4m3fn)}, "torch.float8_e4m3fn"),
+        (
+            lambda t: t | {"proj_in.weight": t["proj_in.weight"].to(torch.float8_e4m3fn)},
+            "proj_in.weight of float8_e4m3fn",
+        ),
     ],
 )
 def test_wrong_tensors_are_named_before_any_is_read(tmp_path, monkeypatch, change, message):

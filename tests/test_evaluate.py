@@ -158,7 +158,7 @@ def test_random_weights_fail_and_the_exit_code_says_so(small, capsys, monkeypatc
         (["--depth", "deep"], "deep"),
         (["--model", "nothing"], "there is no such folder"),
         (["--backend", "referense"], "Did you mean reference?"),
-        (["--backend", "reference", "--format", "fp8"], "fp8"),
+        (["--backend", "reference", "--format", "fp9"], "fp9"),
         (["--profile", "comfy"], "Profiles are"),
         (["a prompt"], "unexpected extra argument"),
     ],

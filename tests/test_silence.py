@@ -128,7 +128,7 @@ def test_a_folder_is_no_output(capsys, monkeypatch, tmp_path, name):
 def test_a_value_of_thousands_of_digits_is_not_repeated_whole(capsys, monkeypatch, tmp_path, option):
     monkeypatch.chdir(tmp_path)
     code, _, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--model", TINY_MODEL, option, "9" * 5000)
-    assert code == 2 and "9999" in err and len(err) < 500
+    assert code == 2 and "9999" in err and len(err) < 700
 
 
 def test_a_long_path_is_repeated_whole(capsys, monkeypatch):

@@ -81,8 +81,8 @@ def test_a_recipe_is_warmed_up_by_name(capsys, monkeypatch):
 def test_it_refuses_what_a_run_would(capsys, monkeypatch):
     code, _, err = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--frames", "2")
     assert code == 2 and "frames" in err
-    code, _, err = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--format", "fp8")
-    assert code == 2 and "--format pack_linear=fp8" in err
+    code, _, err = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--format", "fp9")
+    assert code == 2 and "--format pack_linear=fp9" in err
 
 
 def test_where_nothing_compiles_there_is_nothing_to_do(capsys, monkeypatch):

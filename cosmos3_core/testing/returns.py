@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from ..contract import ops
 
 NAMES = {"torch": torch, "Tensor": torch.Tensor, "ProcessGroup": ProcessGroup, "Callable": Callable}
-NAMES |= {"Maybe": torch.Tensor | None, "Head": Any, "Group": Any, "Parts": Any}
+NAMES |= {"Maybe": torch.Tensor | None, "Weight": Any, "Head": Any, "Group": Any, "Parts": Any}
 """What the contract imports for type checkers alone."""
 
 
