@@ -22,8 +22,8 @@ quick: lint
 # Triton interprets kernels or compiles them, for the whole of a process.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile tests backends/cuda/tests/test_capture.py
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q backends/triton/tests/interpreted backends/cuda/tests/interpreted
-	$(BIN)/python -m pytest -q backends/triton/tests/compiled
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 backends/triton/tests/interpreted backends/cuda/tests/interpreted
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 backends/triton/tests/compiled
 
 # Damaged files for ten minutes, other ones each time; `make test` takes the same few.
 fuzz: .venv/installed
@@ -31,7 +31,7 @@ fuzz: .venv/installed
 		COSMOS3_FUZZ=1 $(BIN)/python -m pytest -q -x tests/test_fuzz.py || exit 1; done
 
 # What takes longer than it is worth on every change: installing from a checkout, whole kits over plugins of contract 1,
-# the legs of the embedded model's training.
+# the legs of the embedded model's training, what every quantization format promises of hostile numbers.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q --durations=10 tests/slow
 
