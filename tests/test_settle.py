@@ -113,10 +113,11 @@ def test_nobody_else_puts_model_request_and_plan_together():
     """A backend is chosen and a request resolved here. A recipe asks for its device before its model is opened, and
     whoever brings a kernel of his own for a backend to add it to."""
     here, recipes = "cosmos3_core/settle/settle.py", "cosmos3_core/evidence/settle.py"
+    quantize = {"cosmos3_core/cli/quantize.py", "cosmos3_core/checkpoint/writing.py"}  # of a model without a request
     assemble = {
         "choose_backend": {here, recipes, "cosmos3/pipeline.py"},
         "requests.resolve": {here},
-        "open_model": {here, "cosmos3_core/checkpoint/model.py"},
+        "open_model": {here, "cosmos3_core/checkpoint/model.py", *quantize},
         "Want.of": {here, recipes, "cosmos3_core/testing/suite/whole.py"},
     }
     paths = [path for package in ("cosmos3_core", "cosmos3") for path in (ROOT / package).rglob("*.py")]
