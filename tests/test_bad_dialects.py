@@ -27,6 +27,7 @@ from cosmos3_core.checkpoint.gguf import GgufFile
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.contract import InputError
+from cosmos3_core.quant.dialects import DIALECTS, Clues, scheme_of
 
 CONFIG = ("quantization_config",)
 POLICY = (*CONFIG, "runtime", "diffusion_step_policy")
@@ -329,3 +330,9 @@ def test_what_only_the_weight_shows_is_found_when_it_is_read(name: str, tmp_path
     weights = Weights(open_model(str(folder)))
     with pytest.raises(InputError, match=f"tensor {PROBE}.weight: .*NaN"):
         dict(weights.quantized.weights([PROBE]))
+
+
+@pytest.mark.parametrize("row", DIALECTS, ids=lambda row: row.name)
+def test_no_dialect_passes_over_a_key_that_it_does_not_know(row):
+    with pytest.raises(InputError, match="its quantization_config says nobodys_key = 1, which is not understood"):
+        scheme_of(row, Clues(source="a model", config={"nobodys_key": 1}))

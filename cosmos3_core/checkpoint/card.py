@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from .quantize import SOURCE_CARD
+
 if TYPE_CHECKING:
     from .quantize import Job
 
@@ -46,6 +48,6 @@ def card(job: Job, name: str) -> str:
         "",
         "`cosmos3_quantize.json` has the same for programs, with the digest of every file.",
     ]
-    if "README-source.md" in job.copies:
-        lines += ["", "What the source says of itself, its licence included, is in `README-source.md`."]
+    if SOURCE_CARD in job.copies:
+        lines += ["", f"What the source says of itself, its licence included, is in `{SOURCE_CARD}`."]
     return "\n".join(lines) + "\n"

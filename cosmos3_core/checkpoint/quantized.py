@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from ..model.config import TransformerConfig
-from ..quant.dialects import AGAIN, DIALECTS, Broken, Clues, Dialect, Header, Layout, Scheme, dialect_of
+from ..quant.dialects import AGAIN, DIALECTS, Broken, Clues, Dialect, Header, Layout, Scheme, dialect_of, scheme_of
 from ..quant.dialects.common import PLAIN
 from ..quant.dialects.modelopt import FILE
 from ..quant.dialects.modelslim import NAMES
@@ -67,7 +68,7 @@ def described(repository: Repository, config: Mapping[str, Any], source: str) ->
     of no quantization. A GGUF file's table is read, of which the file has to be here. Raises InputError."""
     found = _clues(repository, config, source)
     dialect = dialect_of(found)
-    return Quantization(dialect, dialect.describe(found), found) if dialect else None
+    return Quantization(dialect, scheme_of(dialect, found), found) if dialect else None
 
 
 def gguf_file(repository: Repository) -> str | None:
@@ -201,7 +202,7 @@ class Quantized:
             held[module][part] = tensor
             waiting[module].discard(part)
             if not waiting[module]:
-                with _named(self.source, module):
+                with _naming(self.source, module):
                     self.layouts[module].check(held.pop(module))
 
     def matrices(
@@ -228,7 +229,7 @@ class Quantized:
             held[module][part] = tensor.clone()
             waiting[module].discard(part)
             if not waiting[module]:
-                with _named(self.source, module):
+                with _naming(self.source, module):
                     weight = self.layouts[module].read(held.pop(module))
                 moved = {name: tensor.to(device) for name, tensor in weight.tensors().items()}
                 yield module, Packed(weight.format, **moved)
@@ -255,19 +256,14 @@ def _joined(held: Sequence[Any]) -> Weight:
         return tuple(held)
 
 
-class _named:
+@contextmanager
+def _naming(source: str, module: str) -> Iterator[None]:
     """InputError in the place of what is wrong with a module."""
-
-    def __init__(self, source: str, module: str):
-        self.source, self.module = source, module
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Broken):
-            what = f"{self.module}.{error.part}" if error.part else self.module
-            raise InputError(f"loading {self.source}", f"tensor {what}: {error.found}", AGAIN) from None
+    try:
+        yield
+    except Broken as error:
+        what = f"{module}.{error.part}" if error.part else module
+        raise InputError(f"loading {source}", f"tensor {what}: {error.found}", AGAIN) from None
 
 
 def quantized(
@@ -288,14 +284,14 @@ def quantized(
     dialect = quantization.dialect
     _check_others(dialect, headers, expected, source)
     metadata = {canonical_name(key): text for key, text in getattr(files, "metadata", {}).items()}
-    scheme = dialect.describe(replace(quantization.clues, headers=headers, metadata=metadata))
+    scheme = scheme_of(dialect, replace(quantization.clues, headers=headers, metadata=metadata))
     layouts = {}
     for name, shape in expected.items():
         if not name.endswith(".weight") or len(shape) != 2:
             continue
         module = name.removesuffix(".weight")
         parts = {s: headers[f"{module}.{s}"] for s in dialect.suffixes if f"{module}.{s}" in headers}
-        with _named(source, module):
+        with _naming(source, module):
             if parts and (layout := scheme.layout(module, parts, (shape[0], shape[1]))):
                 if extra := [part for part in parts if part not in layout.parts]:
                     raise Broken(extra[0], f"a weight in {layout.format.name} has no such part")

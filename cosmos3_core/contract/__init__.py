@@ -149,9 +149,7 @@ class Backend:
 
 
 GROUP = "cosmos3.backends"
-FORMATS_GROUP = (
-    "cosmos3.formats"  # of packages without a device: each entry point is a quant.Format, or a tuple of them
-)
+FORMATS_GROUP = "cosmos3.formats"  # of packages without a device: a quant.Format, or a tuple of them
 hookimpl = pluggy.HookimplMarker("cosmos3")
 
 

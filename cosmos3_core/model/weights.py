@@ -21,7 +21,7 @@ from .transformer import DecoderLayer, GenerationTower, UnderstandingTower
 
 Read = Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]]
 Weight = Any
-"""A matrix: a tensor, a contract.Packed, or a tuple of these where one product cannot be made of them."""
+"""A matrix: a tensor, a quant.numerics.Packed, or a tuple of these where one product cannot be made of them."""
 ReadMatrices = Callable[[Sequence[Sequence[str]], "torch.device | str", torch.dtype], Sequence[Weight | None]]
 """The matrices that modules of a quantized checkpoint make, on a device; None where none of one's is quantized."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ...contract import InputError
 from .autoround import AUTOROUND
 from .bitsandbytes import BITSANDBYTES
-from .common import AGAIN, Broken, Clues, Dialect, Header, Layout, Scheme
+from .common import AGAIN, Broken, Clues, Dialect, Header, Layout, Scheme, unknown_keys
 from .compressed import COMPRESSED
 from .gguf import GGUF
 from .modelopt import MODELOPT
@@ -26,7 +26,7 @@ DIALECTS: tuple[Dialect, ...] = (
     GGUF,
 )
 
-__all__ = ["AGAIN", "DIALECTS", "Broken", "Clues", "Dialect", "Header", "Layout", "Scheme", "dialect_of"]
+__all__ = ["AGAIN", "DIALECTS", "Broken", "Clues", "Dialect", "Header", "Layout", "Scheme", "dialect_of", "scheme_of"]
 
 
 def dialect_of(clues: Clues) -> Dialect | None:
@@ -43,3 +43,10 @@ def dialect_of(clues: Clues) -> Dialect | None:
         found = f"its quantization_config says quant_method {clues.method!r}, which cosmos3 does not read"
         raise InputError(asked, found, f"It reads {', '.join(row.name for row in DIALECTS)}")
     return None
+
+
+def scheme_of(dialect: Dialect, clues: Clues) -> Scheme:
+    """What a checkpoint's description in its dialect says. Raises InputError, for a key that is not understood, too."""
+    if clues.config is not None:
+        unknown_keys(clues, "quantization_config", clues.config, (*dialect.keys, *dialect.harmless))
+    return dialect.describe(clues)

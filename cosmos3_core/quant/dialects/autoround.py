@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..formats import FORMATS
-from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse, unknown_keys
+from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse
 from .layouts import mx
 from .words import SUFFIXES, checked_bits, flag
 from .words import layout as words
@@ -23,7 +23,6 @@ PACKINGS |= {"auto_round:auto_awq": True, "auto_round:awq": True, "auto_awq": Tr
 def describe(clues: Clues) -> Scheme:
     """Raises InputError."""
     config = clues.config or {}
-    unknown_keys(clues, "quantization_config", config, (*AUTOROUND.keys, *AUTOROUND.harmless))
     kind, packing = str(config.get("data_type")), str(config.get("packing_format"))
     if kind == "int":
         if packing not in PACKINGS:

@@ -23,7 +23,6 @@ from .common import (
     positive,
     present,
     refuse,
-    unknown_keys,
     with_group,
 )
 
@@ -41,7 +40,6 @@ LARGEST_STATE = 1 << 14
 def describe(clues: Clues) -> Scheme:
     """Raises InputError."""
     config = clues.config or {}
-    unknown_keys(clues, "quantization_config", config, (*BITSANDBYTES.keys, *BITSANDBYTES.harmless))
     if not config.get("load_in_4bit", config.get("_load_in_4bit", False)) or config.get("load_in_8bit", False):
         raise refuse(clues, "quantization_config", "load_in_8bit", "Of bitsandbytes' formats cosmos3 reads NF4")
     if (kind := config.get("bnb_4bit_quant_type", "fp4")) != "nf4":

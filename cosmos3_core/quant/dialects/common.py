@@ -93,10 +93,10 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """A row. `detect(clues)` is what shows that a checkpoint is in it, in words, or None. `keys` are the keys of its
-    description that are understood, `harmless` those that change nothing of the weights; any other is an error.
-    `suffixes` are the ends of its tensors' names, after the module's; `describe(clues)` reads the description, or
-    raises InputError.
+    """A row. `detect(clues)` is what shows that a checkpoint is in it, in words, or None. `keys` are the keys of a
+    `quantization_config` that are understood, `harmless` those that change nothing of the weights; any other is an
+    error, before `describe(clues)` reads the description, or raises InputError. `suffixes` are the ends of its tensors'
+    names, after the module's.
     """
 
     name: str

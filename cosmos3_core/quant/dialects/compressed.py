@@ -66,7 +66,6 @@ def detect(clues: Clues) -> str | None:
 def describe(clues: Clues) -> Scheme:
     """The groups. Raises InputError."""
     config = clues.config or {}
-    unknown_keys(clues, "quantization_config", config, (*COMPRESSED.keys, *COMPRESSED.harmless))
     for key in ("sparsity_config", "transform_config"):
         if config.get(key):
             raise refuse(clues, "quantization_config", f"{key} {config[key]!r}, which cosmos3 does not do")

@@ -24,7 +24,6 @@ def eight_bit(
 ) -> Layout:
     """int8 or e4m3 [O, I]; scales of the whole tensor [], [1] or [1, 1], of the rows [O] or [O, 1], or of blocks
     [O/outputs, I/group]. `format` says whether its activations have a stored scale, `input_scale`."""
-    import torch
 
     outputs, width = shape
     stored = "int8" if format.element == "int8" else "float8_e4m3fn"
@@ -57,7 +56,7 @@ def eight_bit(
         scales = tensors[scale].float()
         scales = scales if format.group else scales.reshape(1, 1) if not format.outputs else scales.reshape(-1, 1)
         given = tensors["input_scale"].float().reshape(()) if format.static else None
-        return Packed(format, values, scales.to(torch.float32), input_scale=given)
+        return Packed(format, values, scales, input_scale=given)
 
     small = tuple(part for part in wanted if part != weight)
     return Layout(format=format, parts=tuple(wanted), small=small, read=read, check=check)

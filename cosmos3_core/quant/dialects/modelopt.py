@@ -93,7 +93,6 @@ def _algo(clues: Clues) -> tuple[str, dict[str, str]]:
     """The algorithm, and that of each module of a mixture. Raises InputError."""
     if clues.config is not None and detect(clues) != f"there is a {FILE}":
         config = clues.config
-        unknown_keys(clues, "quantization_config", config, (*MODELOPT.keys, *MODELOPT.harmless))
     else:
         whole = clues.files[FILE]
         unknown_keys(clues, FILE, whole, ("producer", "quantization"))

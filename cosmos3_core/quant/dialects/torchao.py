@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS, Format
-from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse, unknown_keys
+from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse
 from .layouts import eight_bit
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ def describe(clues: Clues) -> Scheme:
     """Raises InputError."""
     formats: tuple[Format, ...] = ()
     if clues.config is not None:
-        unknown_keys(clues, "quantization_config", clues.config, (*TORCHAO.keys, *TORCHAO.harmless))
         chosen = clues.config.get("quant_type")
         chosen = chosen.get("default") if isinstance(chosen, Mapping) else chosen
         name = chosen.get("_type") if isinstance(chosen, Mapping) else chosen

@@ -26,7 +26,6 @@ from .common import (
     positive,
     present,
     refuse,
-    unknown_keys,
     with_group,
 )
 from .layouts import order_of
@@ -118,7 +117,6 @@ def flag(clues: Clues, config: Mapping[str, Any], key: str, default: bool) -> bo
 
 def _gptq(clues: Clues) -> Scheme:
     config = clues.config or {}
-    unknown_keys(clues, "quantization_config", config, (*GPTQ.keys, *GPTQ.harmless))
     _, group = checked_bits(clues, config)
     version = config.get("checkpoint_format", "gptq")
     if version not in ("gptq", "gptq_v2"):
@@ -131,7 +129,6 @@ def _gptq(clues: Clues) -> Scheme:
 
 def _awq(clues: Clues) -> Scheme:
     config = clues.config or {}
-    unknown_keys(clues, "quantization_config", config, (*AWQ.keys, *AWQ.harmless))
     _, group = checked_bits(clues, config)
     if (version := str(config.get("version", "gemm")).lower()) != "gemm":
         raise refuse(clues, "quantization_config", f"version {version!r}", "Of AWQ's packings cosmos3 reads gemm")
