@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever what is judged, or how, changes: two evaluations of one schema can be compared."""
 NAMES = ("task", "kind", "prompt", "seed")
 """Keys of a case that say which it is; all others are what it comes to, by measure."""
