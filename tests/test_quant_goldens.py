@@ -144,7 +144,7 @@ def test_gptq_act_order():
     same(unpack(read), exact)
     in_order = layouts.gptq(INT4_ASYM, *words, g_idx=(torch.arange(64) // GROUP).int())
     assert read.order is not None and in_order.order is None
-    with pytest.raises(ValueError, match="groups of 32 input features, and g_idx says otherwise"):
+    with pytest.raises(ValueError, match="its groups do not all have 32 features"):
         layouts.gptq(INT4_ASYM, *words, g_idx=torch.zeros(64, dtype=torch.int32))
 
 
@@ -245,19 +245,3 @@ def test_the_files_are_of_the_versions_that_the_script_asks_for():
         with np.load(path) as held:
             found |= {path.stem: str(held["version"])} if "version" in held else {}
     assert found == asked and len(found) == 6
-
-
-@pytest.mark.parametrize("name", ["fp8", "fp8_e5m2", "fp8_block"])
-def test_ocp_as_fnuz(name):
-    """The same numbers, from the same bytes but for -0, with scales twice as large."""
-    weight = torch.randn(128, 256, generator=torch.Generator().manual_seed(1))
-    weight[0, :2] = torch.tensor([-0.0, -1e-9])
-    packed = pack(weight, FORMATS[name], weight=True)
-    found = layouts.to_fnuz(packed)
-    assert found.values.dtype in (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz) and bool((packed.values == 0).any())
-    assert torch.equal(unpack(found), unpack(packed)) and torch.equal(found.scales, 2 * packed.scales)
-    with pytest.raises(ValueError, match="mxfp8 has e4m3 and e8m0, not e4m3 or e5m2 with scales in fp32"):
-        layouts.to_fnuz(pack(weight, FORMATS["mxfp8"]))
-    packed.values.view(torch.uint8)[1, 1] = 0x7F
-    with pytest.raises(ValueError, match="not finite"):
-        layouts.to_fnuz(packed)

@@ -5,19 +5,17 @@ Shapes: O outputs, I input features, G groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .codes import from_bytes, to_bytes
-from .formats import ELEMENTS, Format
+from .formats import Format
 from .numerics import Packed
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Nibble j of a word of AWQ's holds output 8r + (0, 2, 4, 6, 1, 3, 5, 7)[j]: output k is in nibble AWQ_ORDER[k]."""
-
-FNUZ = {"e4m3": "e4m3fnuz", "e5m2": "e5m2fnuz"}
 
 
 # Words of 32 bits ---------------------------------------------------------------------------------------------------
@@ -40,7 +38,7 @@ def gptq(
     """
     zeros = None if qzeros is None else (from_bytes(qzeros.contiguous().view(torch.uint8), 4) + less_one) & 15
     words = qweight.t().contiguous().view(torch.uint8)
-    order = None if g_idx is None else _order(g_idx, format)
+    order = None if g_idx is None else order_of(g_idx, format.group)
     if order is not None:
         words = to_bytes(from_bytes(words, 4)[:, order], 4)
     return Packed(format, words, scales.t().contiguous().float(), zeros=_zeros(format, zeros), order=order)
@@ -72,34 +70,22 @@ def _zeros(format: Format, zeros_GO: Tensor | None) -> Tensor | None:
     return None
 
 
-def _order(g_idx: Tensor, format: Format) -> Tensor | None:
-    """What brings the features of a group together; None where they are. Raises ValueError for other groups."""
-    if bool((g_idx == torch.arange(len(g_idx), device=g_idx.device) // format.group).all()):
-        return None
-    sizes = g_idx.long().clamp_min(0).bincount(minlength=len(g_idx) // format.group)
-    if bool((g_idx < 0).any() or (sizes != format.group).any()):
-        raise ValueError(f"{format.name} has groups of {format.group} input features, and g_idx says otherwise")
-    return g_idx.long().argsort(stable=True)
+def order_of(g_idx: Tensor, group: int) -> Tensor | None:
+    """The order in which the `group` features of each group follow each other, by g_idx [I], the group of each; None
+    where they already do. Raises ValueError for groups that are not there, or of another size."""
+    groups = len(g_idx) // group
+    if (wrong := (g_idx < 0) | (g_idx >= groups)).any():
+        raise ValueError(f"it names group {g_idx[wrong][0].item()}, and there are {groups}")
+    if (g_idx.long().bincount(minlength=groups) != group).any():
+        raise ValueError(f"its groups do not all have {group} features")
+    order = g_idx.long().argsort(stable=True)
+    return None if bool((order == torch.arange(len(order), device=order.device)).all()) else order
 
 
 def swapped_nibbles(values: Tensor) -> Tensor:
     """Of uint8 with two codes each, the even index in the low nibble where it was in the high one (bitsandbytes), and
     the other way round."""
     return (values >> 4) | (values << 4)
-
-
-def to_fnuz(packed: Packed) -> Packed:
-    """OCP's float8 as the one with a bias more and without -0, which gfx942 multiplies: the same bytes, and fp32 scales
-    twice as large. Raises ValueError for other formats, and for NaN, whose bytes are numbers there."""
-    if packed.format.element not in FNUZ or packed.format.scale != "fp32":
-        found = f"{packed.format.element} and {packed.format.scale}"
-        raise ValueError(f"{packed.format.name} has {found}, not {' or '.join(FNUZ)} with scales in fp32")
-    if not bool(packed.values.float().isfinite().all()):
-        raise ValueError(f"{packed.format.name} with elements that are not finite has no equal in fnuz")
-    element, codes = FNUZ[packed.format.element], packed.values.view(torch.uint8)
-    values = torch.where(codes == 0x80, 0, codes).view(getattr(torch, ELEMENTS[element].dtype))
-    format = replace(packed.format, name=f"{packed.format.name}_fnuz", element=element)
-    return replace(packed, format=format, values=values, scales=packed.scales * 2)
 
 
 # llama.cpp's blocks -------------------------------------------------------------------------------------------------

@@ -138,15 +138,10 @@ def nvfp4(
 
 
 def order_of(g_idx: Tensor, group: int, part: str) -> Tensor | None:
-    """The order in which features of one group follow each other; None where they already do. Raises Broken for groups
-    that are not there or not of `group` features."""
-    import torch
+    """As `quant.layouts.order_of`. Raises Broken where it raises ValueError."""
+    from .. import layouts
 
-    groups = len(g_idx) // group
-    if (g_idx < 0).any() or (g_idx >= groups).any():
-        wrong = g_idx[(g_idx < 0) | (g_idx >= groups)][0].item()
-        raise Broken(part, f"it names group {wrong}, and there are {groups}")
-    if (torch.bincount(g_idx.long(), minlength=groups) != group).any():
-        raise Broken(part, f"its groups do not all have {group} features")
-    order = torch.argsort(g_idx.long(), stable=True)
-    return None if bool((order == torch.arange(len(order))).all()) else order
+    try:
+        return layouts.order_of(g_idx, group)
+    except ValueError as error:
+        raise Broken(part, str(error)) from None
