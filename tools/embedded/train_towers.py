@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=float, default=1.0, help="as a share of MIX's")
     parser.add_argument("--shrink", type=int, default=1, help="divide batches and scenes, for a rehearsal")
     parser.add_argument("--seed", type=int, default=10, help="of the scenes: another one for each leg")
-    parser.add_argument("--prompts", type=int, default=160, help="held-out prompts to measure on")
+    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
     args = parser.parse_args(arguments)
     mix = tuple(replace(g, scenes=max(int(g.scenes * args.scenes), 64)) for g in MIX)
     mix = shrunk(mix, args.shrink) if args.shrink > 1 else mix
