@@ -16,6 +16,7 @@ from ..contract import Ceiling
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
+from ..quant.steps import A16
 from ..scenarios.field import NOT_GIVEN, PROFILE
 from ..scenarios.fields import FIELDS
 from ..settle import Settled
@@ -122,6 +123,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps, "
             f"guidance {request['guidance']:g}; {media:,} media tokens",
         ),
+        *_precisions(plan, request["steps"]),
         *(("values", text) for text in _values(report)),
         ("device", f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}"),
         *_kernels(plan),
@@ -193,6 +195,30 @@ def _quantized(model: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     modules = [f"{module}: {name}" for module, name in said["modules"].items()]
     return [("quantized", f"by {said['dialect']}: {', '.join(modules)}; others in 16 bits")]
+
+
+def _precisions(plan: dict[str, Any], steps: int) -> list[tuple[str, str]]:
+    """Which steps and which tower have their activations in 16 bits, and who says so."""
+    if (a16 := plan.get("a16")) is None:
+        return []
+    policy = a16["policy"]
+    parts = [f"steps {_spans(a16['steps'])} of {steps}"] if a16["steps"] else []
+    parts += ["the text tower"] if policy["reasoner"] == A16 else []
+    rows = " and ".join(f"{name} in {format}" for format, name in a16["kernels"].items())
+    why = "" if policy["named"] else ", as the checkpoint asks (--high-precision-steps none: not)"
+    where = ", and ".join(parts) or "no step"
+    return [("a16", f"{where}: activations in 16 bits by the same weights, pack_linear {rows}{why}")]
+
+
+def _spans(indices: list[int]) -> str:
+    """Steps counted from 0 as people count them, those in a row together: "1 to 3 and 7"."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return " and ".join(f"{run[0] + 1} to {run[-1] + 1}" if len(run) > 1 else f"{run[0] + 1}" for run in runs)
 
 
 def _precision(plan: dict[str, Any]) -> str:

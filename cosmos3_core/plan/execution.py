@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ..contract import Tuning
 from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, latent_size
+from ..quant.steps import StepPolicy
 from ..scenarios.branches import NEGATIVE, PROMPT, UNCONTROLLED, branches_of
 from ..scenarios.sound import Lasting, SoundSize, sound_size
 
@@ -87,7 +88,9 @@ class Execution:
     frames, height and width; `tokens` the media tokens of a branch, control clips included, and `made` those of what is
     made alone, its `sound` included (None: there is none); `kept_layers` how many of the media tower's first layers no
     format quantizes, 0 where there is no format; `keeping` what stays for the next request, and `encode_captured`
-    whether that holds the encode of a picture of this size: its kernels are done before the host has launched them."""
+    whether that holds the encode of a picture of this size: its kernels are done before the host has launched them.
+    `policy` says in which steps activations stay in 16 bits, each kind of pass being one of its own there; None where
+    there are none."""
 
     branches: tuple[str, ...]
     latent: tuple[int, int, int]
@@ -102,6 +105,7 @@ class Execution:
     keeping: Keeping
     encode_captured: bool
     sound: SoundSize | None = None
+    policy: StepPolicy | None = None
 
     @classmethod
     def of(
@@ -112,6 +116,7 @@ class Execution:
         *,
         format: str = "none",
         placement: str = SEQUENTIAL,
+        policy: StepPolicy | None = None,
     ) -> Execution:
         """`format` is that of the layers' weights."""
         frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
@@ -139,7 +144,13 @@ class Execution:
             keeping=(keeping := keeping_of(placement, tuning)),
             encode_captured=height * width <= keeping.area,
             sound=sound,
+            policy=policy if policy and policy.in_steps else None,
         )
+
+    def a16(self, index: int, steps: int) -> bool:
+        """Whether the step of this index, from 0, of so many has activations in 16 bits where a format quantizes
+        them."""
+        return self.policy is not None and self.policy.a16(index, steps)
 
     @property
     def passes(self) -> tuple[Pass, ...]:

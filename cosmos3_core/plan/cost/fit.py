@@ -10,6 +10,7 @@ from typing import Any
 from ...contract import Ceiling, Tuning
 from ...model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
 from ...quant import FORMATS, Format
+from ...quant.steps import StepPolicy
 from ...scenarios.branches import branches_of
 from ...scenarios.sizes import LARGEST, TIERS
 from ...scenarios.sound import DOWN
@@ -41,7 +42,8 @@ class Job:
     media besides vision and sound.
 
     `controls` are the hints of control clips, of as many frames, to each of which attention goes alone if it is
-    `weighted`, and `control_steps` of the steps run with control guidance. All of it is done in each of the `chunks`.
+    `weighted`, and `control_steps` of the steps run with control guidance. `a16_steps` of the steps, of those with
+    guidance and of those with control guidance have activations in 16 bits. All of it is done in each of the `chunks`.
     What is encoded has the size of the `canvas`, width and height, if there is one. Where the video itself is not
     wanted (`decodes`), only what a further chunk begins with is decoded.
     """
@@ -65,6 +67,9 @@ class Job:
     control_guidance: float = 1.0
     control_steps: int = 0
     weighted: bool = False
+    a16_steps: int = 0
+    a16_guided_steps: int = 0
+    a16_control_steps: int = 0
     chunks: int = 1
     canvas: tuple[int, int] | None = None
     decodes: bool = True
@@ -116,7 +121,8 @@ class Stage:
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
-    `packed`, that the checkpoint has the weights in their format, and no layer is kept in the dtype."""
+    `packed`, that the checkpoint has the weights in their format, and no layer is kept in the dtype. Where a `policy`
+    keeps activations in 16 bits, `a16` is the format of the same weights with these, and `a16_unpacks` as `unpacks`."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -128,12 +134,17 @@ class Estimate:
     known: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     unpacks: bool = False
     packed: bool = False
+    policy: StepPolicy | None = None
+    a16: Format | None = None
+    a16_unpacks: bool = False
 
     @cached_property
     def execution(self) -> Execution:
         """How the job runs."""
         format = "none" if self.packed else self.format
-        return Execution.of(self.config, self.job, self.tuning, format=format, placement=self.placement)
+        return Execution.of(
+            self.config, self.job, self.tuning, format=format, placement=self.placement, policy=self.policy
+        )
 
     @property
     def format(self) -> str:
@@ -167,12 +178,15 @@ class Estimate:
         frames, height, width = run.latent
         made = 4 * (c.latent_channel * frames * height * width + (run.sound.frames * c.sound_dim if run.sound else 0))
         latent = made * (1 + len(job.controls))
-        # cos and sin for each branch of each kind of pass.
-        tables = 2 * c.head_dim * size * sum(one.rows for one in run.passes)
+        # cos and sin for each branch of each kind of pass, in each precision that it has.
+        precisions = (0 < job.steps - job.a16_steps) + (job.a16_steps > 0)
+        tables = precisions * 2 * c.head_dim * size * sum(one.rows for one in run.passes)
         text_tower = parts["understanding"] + parts["embedding"]
         media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
-        reading = self._layer_bytes(longest, 0, 1)
-        step = self._layer_bytes(run.widest * run.tokens, longest, run.widest)
+        reading = self._layer_bytes(longest, 0, 1, self._text_unpacks)
+        unpacking = (self.unpacks and job.a16_steps < job.steps) or (self.a16_unpacks and job.a16_steps > 0)
+        step = self._layer_bytes(run.widest * run.tokens, longest, run.widest, unpacking)
+        step *= precisions if run.captured else 1  # what is captured has memory of its own
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self._codec_dtype)
         stages = [Stage("read prompts", text_tower, kv, 0, reading)]
         if job.encoded:
@@ -190,9 +204,17 @@ class Estimate:
             stages = [replace(stage, weights=sum(parts.values()), kept=self._kept) for stage in stages]
         return tuple(stages)
 
-    def _layer_bytes(self, rows: int, context: int, branches: int) -> int:
+    @property
+    def _text_unpacks(self) -> bool:
+        return self.a16_unpacks if self._text_a16 else self.unpacks
+
+    @property
+    def _text_a16(self) -> bool:
+        return self.policy is not None and self.policy.in_text
+
+    def _layer_bytes(self, rows: int, context: int, branches: int, unpacks: bool) -> int:
         counted = transformer.layer_bytes(self.config, rows, context, WIDTH[self.dtype], branches)
-        return counted + (transformer.unpacking_bytes(self.config, rows) if self.unpacks else 0)
+        return counted + (transformer.unpacking_bytes(self.config, rows) if unpacks else 0)
 
     @property
     def _input_size(self) -> tuple[int, int]:
@@ -225,43 +247,55 @@ class Estimate:
         """Bytes of the stage that takes most."""
         return max(stage.peak for stage in self.stages)
 
-    def step(self, guided: bool, controlled: bool = False) -> list[Work]:
-        """One solver step, with guidance or without, and with control guidance or without."""
+    def step(self, guided: bool, controlled: bool = False, a16: bool = False) -> list[Work]:
+        """One solver step, with guidance or without, with control guidance or without, and in one of two precisions."""
         run, texts = self.execution, self.job.texts if guided else self.job.texts[:1]
-        work = [work for text in texts for work in self._forward(run.tokens, text, self._attended(text))]
-        return work + (self._forward(run.made, self.job.texts[0]) if controlled else [])
+        work = [work for text in texts for work in self._forward(run.tokens, text, a16, self._attended(text))]
+        return work + (self._forward(run.made, self.job.texts[0], a16) if controlled else [])
 
     def _attended(self, context: int) -> tuple[tuple[int, int], ...] | None:
         """(queries, keys) of each of a pass's attentions, where attention goes to one control at a time."""
         job, pair = self.job, 2 * self.execution.made
         return ((pair, pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
 
-    def _forward(self, tokens: int, context: int, attended: tuple[tuple[int, int], ...] | None = None) -> list[Work]:
+    def _in(self, a16: bool) -> dict[str, Any]:
+        """Formats by op, and whether eager torch does the products, in one of two precisions."""
+        if not a16 or self.a16 is None:
+            return {"formats": self._meanings, "unpacks": self.unpacks}
+        return {"formats": self._meanings | {"pack_linear": self.a16}, "unpacks": self.a16_unpacks}
+
+    def _forward(
+        self, tokens: int, context: int, a16: bool, attended: tuple[tuple[int, int], ...] | None = None
+    ) -> list[Work]:
         return transformer.forward_work(
             self.config,
             tokens,
             context,
             self.dtype,
-            formats=self._meanings,
-            unpacks=self.unpacks,
+            **self._in(a16),
             kept_layers=self.execution.kept_layers,
             attended=attended,
         )
 
     def _prefill(self, tokens: int) -> list[Work]:
-        return transformer.forward_work(
-            self.config, tokens, 0, self.dtype, causal=True, formats=self._meanings, unpacks=self.unpacks
-        )
+        return transformer.forward_work(self.config, tokens, 0, self.dtype, causal=True, **self._in(self._text_a16))
+
+    def _steps(self, a16: bool) -> list[Work]:
+        """All solver steps in one of two precisions."""
+        job = self.job
+        count, guided, controlled = job.a16_steps, job.a16_guided_steps, job.a16_control_steps
+        if not a16:
+            count, guided, controlled = job.steps - count, job.guided_steps - guided, job.control_steps - controlled
+        work = guided * self.step(True, a16=a16) + (count - guided) * self.step(False, a16=a16)
+        return work + controlled * self._forward(self.execution.made, job.texts[0], a16)
 
     @property
     def parts(self) -> dict[str, list[Work]]:
         """The run's work by stage."""
-        job, guided, frames = self.job, self.job.guided_steps, self.execution.latent[0]
-        steps = guided * self.step(True) + (job.steps - guided) * self.step(False)
-        steps += job.control_steps * self._forward(self.execution.made, job.texts[0])
+        job, frames = self.job, self.execution.latent[0]
         parts = {
             "read prompts": [work for tokens in job.texts for work in self._prefill(tokens)],
-            "steps": job.chunks * steps,
+            "steps": job.chunks * (self._steps(a16=False) + self._steps(a16=True)),
         }
         if job.decoded:
             work = vae.decode_work(self.vae, self.execution.tiling, frames, self._codec_dtype)
@@ -281,8 +315,9 @@ class Estimate:
         if ceiling is None or not rates <= set(ceiling.tflops):
             return None
         stages = {name: sum(w.seconds(ceiling) for w in work) for name, work in self.parts.items()}
-        slowest = self.step(self.job.guided_steps > 0, self.job.control_steps > 0)
-        step = sum(w.seconds(ceiling) for w in slowest)
+        kinds = (0 < self.job.a16_steps,) if self.job.a16_steps in (0, self.job.steps) else (False, True)
+        slowest = [self.step(self.job.guided_steps > 0, self.job.control_steps > 0, a16) for a16 in kinds]
+        step = max(sum(w.seconds(ceiling) for w in kind) for kind in slowest)
         return stages | {"step": step, "total": sum(stages.values())}
 
 
