@@ -31,8 +31,8 @@ LONGEST = 60
 
 
 NONE_FITS = (
-    "no smaller request of this model fits here: choose a smaller model (--model edge), a device that has quantized "
-    "formats (--format), or a larger one. Weights kept on the host (offload) are not there yet"
+    "no smaller request of this model fits here, in no format of its weights (--format): choose a smaller model "
+    "(--model edge) or a larger device. Weights kept on the host (offload) are not there yet"
 )
 WIDEST = 120
 """Columns of a line; a terminal may have fewer."""
@@ -70,7 +70,11 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
         "nearest": [
-            {"options": re.sub("`([a-z_]+)`", lambda name: flag(name[1]), str(change)), "peak": change.estimate.peak}
+            {
+                "options": re.sub("`([a-z_]+)`", lambda name: flag(name[1]), str(change)),
+                "peak": change.estimate.peak,
+                "eager": change.estimate.unpacks,
+            }
             for change in settled.nearest()
         ],
         "work": {
@@ -254,7 +258,8 @@ def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
     worst = max(memory["stages"], key=lambda stage: stage["peak"])
     lines.append(("fits", f"no: {worst['name']} takes {gib(worst['peak'])}, and there are {gib(memory['device'])}"))
     for change in estimate["nearest"]:
-        lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])})"))
+        slow = ", by eager torch: slowly" if change["eager"] else ""
+        lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])}{slow})"))
     if not estimate["nearest"]:
         lines.append(("instead", NONE_FITS))
     return lines

@@ -217,9 +217,15 @@ class Plan:
 
     def execution(self, config: TransformerConfig, request: Numbers, placement: str = SEQUENTIAL) -> Execution:
         """How this request runs on a model of this config."""
-        format = "none" if self.packed else self.format
-        policy = self.a16.policy if self.a16 else None
-        return Execution.of(config, request, self.tuning, format=format, placement=placement, policy=policy)
+        return Execution.of(
+            config,
+            request,
+            self.tuning,
+            format=self.format,
+            packed=self.packed,
+            placement=placement,
+            policy=self.a16.policy if self.a16 else None,
+        )
 
     def target(self, config: TransformerConfig) -> Target:
         """What the weights of a model of this config become. Imports and builds the chosen kernels."""
@@ -236,7 +242,7 @@ class Plan:
             dtype=getattr(torch, self.dtype),
             codec_dtype=getattr(torch, self.tuning.codec_dtype or self.dtype),
             format=self.format,
-            kept_layers=0 if self.packed else kept_layers_of(config, self.format),
+            kept_layers=kept_layers_of(config, self.format, self.packed),
             mixed=self._mixed(kept, {self.format: ops.pack_linear}, self.others) if self.packed else None,
             a16=self._both(self.a16, kept) if self.a16 else None,
         )

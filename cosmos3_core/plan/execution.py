@@ -115,10 +115,11 @@ class Execution:
         tuning: Tuning,
         *,
         format: str = "none",
+        packed: bool = False,
         placement: str = SEQUENTIAL,
         policy: StepPolicy | None = None,
     ) -> Execution:
-        """`format` is that of the layers' weights."""
+        """`format` is that of the layers' weights; `packed`: a checkpoint has them in it already."""
         frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
         patch, branches = config.latent_patch_size, branches_of(numbers.guidance)
         sound = sound_size(numbers, config.sound)
@@ -139,7 +140,7 @@ class Execution:
             guided=(one(*branches),) if tokens <= tuning.one_pass_tokens else tuple(map(one, branches)),
             control=() if numbers.control_guidance == 1 else (one(UNCONTROLLED),),
             tiling=tiling_of(height, width, numbers.tile, tuning.chunk_area),
-            kept_layers=kept_layers_of(config, format),
+            kept_layers=kept_layers_of(config, format, packed),
             placement=placement,
             keeping=(keeping := keeping_of(placement, tuning)),
             encode_captured=height * width <= keeping.area,
@@ -176,9 +177,10 @@ class Execution:
         return ("one pass", "two passes", "three passes")[passes - 1]
 
 
-def kept_layers_of(config: TransformerConfig, format: str) -> int:
-    """How many of the media tower's first layers stay as they are where the others' weights are in this format."""
-    return 0 if format == "none" else config.num_hidden_layers // KEPT_SHARE
+def kept_layers_of(config: TransformerConfig, format: str, packed: bool = False) -> int:
+    """How many of the media tower's first layers stay as they are where the others' weights are in this format. Of a
+    checkpoint that has them `packed` none: its own description says which are not."""
+    return 0 if format == "none" or packed else config.num_hidden_layers // KEPT_SHARE
 
 
 def tiling_of(height: int, width: int, tile: int | None, chunk_area: int) -> Tiling:

@@ -94,22 +94,29 @@ class Settled:
         return self.request.to_json() | dict.fromkeys(unknown)
 
     def nearest(self) -> list[Change]:
-        """The changes that would make it fit, the least harmful first; none where it does."""
-        return [] if self.fits else nearest(self.asked, self.plan.device.memory, self._formats())
+        """The changes that would make it fit, the least harmful first; none where it does. Formats that eager torch
+        does are among them where no format that a kernel does makes it fit."""
+        if self.fits:
+            return []
+        asked, memory = self.asked, self.plan.device.memory
+        found = nearest(asked, memory, self._formats(unpacks=False))
+        if any("format" in change.values for change in found):
+            return found
+        return nearest(asked, memory, self._formats(unpacks=True), unpacks=True)
 
-    def _formats(self) -> list[str]:
-        """The quantization formats of the weights that this device has kernels for."""
+    def _formats(self, *, unpacks: bool) -> list[str]:
+        """The quantization formats of the weights that kernels of this device do, or those that eager torch does."""
         wish, plan, found = self.wish, self.plan, []
         if self.model.quantization:
             return []
-        for name in formats_of(plan.backend, "pack_linear"):
+        for name in plan.meanings if unpacks else formats_of(plan.backend, "pack_linear"):
             formats = {**wish.formats, "pack_linear": name}
             try:
                 want = Want.of(self.model.config, plan.dtype, wish.kernels, formats, _policy(wish, self.model))
                 changed = resolve(want, plan.backend, plan.device)
             except InputError:
                 continue
-            if not changed.unpacks:
+            if changed.unpacks == unpacks:
                 found.append(name)
         return found
 
@@ -171,7 +178,8 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         unpacks=plan.unpacks,
         packed=plan.packed,
         policy=plan.a16.policy if plan.a16 else None,
-        a16=plan.a16.formats.get(plan.format) if plan.a16 else None,
+        modules=model.quantization.modules if model.quantization else None,
+        a16=plan.a16.formats if plan.a16 else {},
         a16_unpacks=plan.a16 is not None and plan.a16.eager,
     )
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)

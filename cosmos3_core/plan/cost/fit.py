@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from ...contract import Ceiling, Tuning
@@ -16,6 +16,7 @@ from ...scenarios.sizes import LARGEST, TIERS
 from ...scenarios.sound import DOWN
 from ..execution import RESIDENT, SEQUENTIAL, Execution
 from . import sound, transformer, vae
+from .transformer import Matrices
 from .units import GIB, WIDTH, Work, weight_bytes
 
 TILES = (1024, 768, 512, 384, 256, 192, 128)
@@ -121,8 +122,9 @@ class Stage:
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
-    `packed`, that the checkpoint has the weights in their format, and no layer is kept in the dtype. Where a `policy`
-    keeps activations in 16 bits, `a16` is the format of the same weights with these, and `a16_unpacks` as `unpacks`."""
+    `packed`, that the checkpoint has the weights in their format, and no layer is kept in the dtype; `modules` has that
+    of each of its quantized modules, None where it is not known. Where a `policy` keeps activations in 16 bits, `a16`
+    has by a format's name the one of the same weights with these, and `a16_unpacks` is as `unpacks`."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -134,16 +136,22 @@ class Estimate:
     known: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     unpacks: bool = False
     packed: bool = False
+    modules: Mapping[str, str] | None = None
     policy: StepPolicy | None = None
-    a16: Format | None = None
+    a16: Mapping[str, Format] = field(default_factory=dict)
     a16_unpacks: bool = False
 
     @cached_property
     def execution(self) -> Execution:
         """How the job runs."""
-        format = "none" if self.packed else self.format
         return Execution.of(
-            self.config, self.job, self.tuning, format=format, placement=self.placement, policy=self.policy
+            self.config,
+            self.job,
+            self.tuning,
+            format=self.format,
+            packed=self.packed,
+            placement=self.placement,
+            policy=self.policy,
         )
 
     @property
@@ -151,10 +159,19 @@ class Estimate:
         """Of the layers' weights."""
         return self.formats.get("pack_linear", "none")
 
-    @property
-    def _meanings(self) -> dict[str, Format]:
-        """The formats by op."""
-        return {op: self.known[name] for op, name in self.formats.items() if name != "none"}
+    @cached_property
+    def _matrices(self) -> dict[bool, list[Matrices]]:
+        """Of the text tower's layers (False) and of the media tower's."""
+
+        def of(media: bool, i: int, name: str) -> Format | None:
+            if self.modules is not None:
+                return self.known.get(self.modules.get(f"layers.{i}.{name}", "none"))
+            kept = media and i < self.execution.kept_layers
+            return None if kept else self.known.get(self.format)
+
+        return {
+            media: transformer.matrices(self.config, self.dtype, media, partial(of, media)) for media in (False, True)
+        }
 
     @property
     def _codec_dtype(self) -> str:
@@ -163,9 +180,7 @@ class Estimate:
     @cached_property
     def weights(self) -> dict[str, int]:
         """Bytes of each component that a run may load."""
-        towers = transformer.weights(
-            self.config, self.dtype, self._meanings.get("pack_linear"), self.execution.kept_layers
-        )
+        towers = transformer.weights(self.config, self.dtype, self._matrices[False], self._matrices[True])
         codec = sound.weights(self.config.sound, self._codec_dtype) if self.job.sound and self.config.sound else {}
         return towers | vae.weights(self.vae, self._codec_dtype) | codec
 
@@ -258,11 +273,13 @@ class Estimate:
         job, pair = self.job, 2 * self.execution.made
         return ((pair, pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
 
-    def _in(self, a16: bool) -> dict[str, Any]:
-        """Formats by op, and whether eager torch does the products, in one of two precisions."""
-        if not a16 or self.a16 is None:
-            return {"formats": self._meanings, "unpacks": self.unpacks}
-        return {"formats": self._meanings | {"pack_linear": self.a16}, "unpacks": self.a16_unpacks}
+    def _linears(self, media: bool, a16: bool) -> dict[str, Any]:
+        """A tower's matrices, and whether eager torch multiplies by them, in one of two precisions."""
+        held = self._matrices[media]
+        if not a16:
+            return {"linears": held, "unpacks": self.unpacks}
+        same = [replace(one, format=one.format and self.a16.get(one.format.name, one.format)) for one in held]
+        return {"linears": same, "unpacks": self.a16_unpacks}
 
     def _forward(
         self, tokens: int, context: int, a16: bool, attended: tuple[tuple[int, int], ...] | None = None
@@ -272,13 +289,15 @@ class Estimate:
             tokens,
             context,
             self.dtype,
-            **self._in(a16),
-            kept_layers=self.execution.kept_layers,
+            attention=self.known.get(self.formats.get("attention", "none")),
+            **self._linears(True, a16),
             attended=attended,
         )
 
     def _prefill(self, tokens: int) -> list[Work]:
-        return transformer.forward_work(self.config, tokens, 0, self.dtype, causal=True, **self._in(self._text_a16))
+        return transformer.forward_work(
+            self.config, tokens, 0, self.dtype, causal=True, **self._linears(False, self._text_a16)
+        )
 
     def _steps(self, a16: bool) -> list[Work]:
         """All solver steps in one of two precisions."""
@@ -340,11 +359,12 @@ class Change:
         return " ".join(f"`{name}` {values[name]}" for name in names if name in values)
 
 
-def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> list[Change]:
+def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = (), *, unpacks: bool = False) -> list[Change]:
     """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the widest of the
     weights' `formats`, the next smaller size, the longest clip; each after the first with a tile if it takes one, and
-    the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does."""
-    job, widest_first = estimate.job, _widest_first(estimate, formats)
+    the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does. `unpacks`:
+    eager torch does the products in the formats."""
+    job, widest_first = estimate.job, _widest_first(estimate, formats, unpacks)
     tiled = _fitting(estimate, {}, memory, _tilings(job))
     quantized = (_fitting(changed, {}, memory, _tilings(job)) for changed in widest_first)
     found = [tiled, next(filter(None, quantized), None)]
@@ -368,7 +388,7 @@ def fitting_tile(estimate: Estimate, memory: int) -> int | None:
     return None
 
 
-def _widest_first(estimate: Estimate, formats: Sequence[str]) -> list[Estimate]:
+def _widest_first(estimate: Estimate, formats: Sequence[str], unpacks: bool) -> list[Estimate]:
     """The job in each of these formats of the weights that is narrower than the one it has."""
 
     def width(name: str) -> float:
@@ -377,7 +397,7 @@ def _widest_first(estimate: Estimate, formats: Sequence[str]) -> list[Estimate]:
     now = width(estimate.format)
     narrower = sorted((name for name in formats if width(name) < now), key=width, reverse=True)
     changed = [{**estimate.formats, "pack_linear": name} for name in narrower]
-    return [replace(estimate, formats=formats, unpacks=False) for formats in changed]
+    return [replace(estimate, formats=formats, unpacks=unpacks) for formats in changed]
 
 
 def _fitting(estimate: Estimate, values: dict[str, Any], memory: int, tilings: list[dict[str, Any]]) -> Change | None:
