@@ -83,7 +83,8 @@ def test_it_says_what_fits_and_what_would():
         given = {key: value for key, value in change.values.items() if key in ("frames", "tile")}
         if "width" in change.values:
             given["size"] = f"{change.values['width']}x{change.values['height']}"
-        assert settled({"size": "720p"} | given, model="nano", described=True, memory=18 * GIB).fits
+        formats = {"pack_linear": change.values["format"]} if "format" in change.values else {}
+        assert settled({"size": "720p"} | given, model="nano", described=True, memory=18 * GIB, formats=formats).fits
 
 
 def test_the_steps_with_guidance_are_counted_on_the_schedule():

@@ -14,6 +14,7 @@ from dialect_files import checkpoint
 from test_engine import capture
 from tiny_model import TINY_MODEL
 
+import cosmos3
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import Model, Weights, open_model
 from cosmos3_core.checkpoint.random_weights import RandomWeights
@@ -68,8 +69,10 @@ def test_every_format_has_one_of_the_same_weights_with_activations_in_16_bits(na
     format = FORMATS[name]
     found = a16_of(format, FORMATS)
     assert found.of_inputs is None and not found.static
-    assert replace(found, name="", source="") == replace(format.weight_only(), name="", source="")
+    weights = replace(format.weight_only(), outputs=format.outputs or 1)
+    assert replace(found, name="", source="") == replace(weights, name="", source="")
     expected = {"fp8": "fp8a16", "int8": "int8a16", "w4a8": "w4a16", "nvfp4": "nvfp4a16", "mxfp8": "mxfp8_a16"}
+    expected |= {"fp8_static": "fp8a16", "fp8_tensor": "fp8a16"}
     assert found.name == expected.get(name, found.name)
 
 
@@ -115,8 +118,8 @@ def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 def alone(name: str) -> tuple[str, dict]:
     """The format of the same weights with activations in 16 bits as a run of its own has it, and who brings that."""
-    twin = a16_of(FORMATS[name], FORMATS)
-    return twin.name, {} if twin.name in FORMATS else {"formats": (twin,)}
+    twin = replace(FORMATS[name].weight_only(), name="alone_a16")
+    return twin.name, {"formats": (twin,)}
 
 
 @pytest.mark.parametrize("name", QUANTIZING)
@@ -249,20 +252,20 @@ def test_plan_and_manifest_say_what_runs_how(folder: Path, run, monkeypatch):
     told = " ".join(out.split())
     assert code == 0, err
     assert "steps 1 to 3 and 5 to 7 of 7, and the text tower: activations in 16 bits by the same weights" in told
-    assert "pack_linear eager in fp8_static_a16, as the checkpoint asks (--high-precision-steps none: not)" in told
+    assert "pack_linear eager in fp8a16, as the checkpoint asks (--high-precision-steps none: not)" in told
     code, _, err = run("waves", "--model", folder, *SMALL, "--steps", "2", "-o", "a.png")
     assert code == 0, err
     manifest = json.loads(Path("a.png.json").read_text())
     plan = manifest["plan"]
     assert plan["high_precision_steps"] is None and plan["a16"]["steps"] == [0, 1]
-    assert plan["a16"]["kernels"] == {"fp8_static_a16": "eager"}
-    assert plan["dtypes"]["generation"] == "float32, layers in fp8_static, in steps 0, 1 (from 0) in fp8_static_a16"
-    assert plan["dtypes"]["understanding"] == "float32, layers in fp8_static_a16"
+    assert plan["a16"]["kernels"] == {"fp8a16": "eager"}
+    assert plan["dtypes"]["generation"] == "float32, layers in fp8_static, in steps 0, 1 (from 0) in fp8a16"
+    assert plan["dtypes"]["understanding"] == "float32, layers in fp8a16"
     code, _, err = run("--request", "a.png.json", "--high-precision-steps", "none", "-o", "b.png")
     assert code == 0, err
     other = json.loads(Path("b.png.json").read_text())
     assert "a16" not in other["plan"] and other["plan"]["high_precision_steps"] == "none"
-    assert "note: pack_linear in fp8_static_a16 ran on eager in that run, and is None here" in err
+    assert "note: pack_linear in fp8a16 ran on eager in that run, and is None here" in err
     assert Path("a.png").read_bytes() != Path("b.png").read_bytes()
     code, _, err = run("--request", "b.png.json", "-o", "c.png")
     assert code == 0 and json.loads(Path("c.png.json").read_text())["plan"]["high_precision_steps"] == "none"
@@ -364,3 +367,15 @@ def test_passes_captured_in_two_precisions_have_memory_each():
     assert native.execution.captured
     tables = both.stage("steps").latents - native.stage("steps").latents
     assert tables > 0 and both.stage("steps").activations == 2 * native.stage("steps").activations
+
+
+def test_a_saved_run_goes_on_with_its_own_steps_alone(tmp_path: Path):
+    def pipe(steps: str | None) -> cosmos3.Pipeline:
+        return cosmos3.load(TINY_MODEL, backend="reference", formats={"pack_linear": "fp8"}, high_precision_steps=steps)
+
+    file, begun = tmp_path / "state.safetensors", pipe("1,1").start("a cup", frames=1, size="64x64", steps=3, seed=1)
+    begun.step()
+    begun.save(file)
+    assert pipe("1,1").resume(file).index == 1
+    with pytest.raises(cosmos3.InputError, match="it began with `high_precision_steps` 1,1, and this pipe has None"):
+        pipe(None).resume(file)

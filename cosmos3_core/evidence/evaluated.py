@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint.repository import EMBEDDED
-from ..files.schema import Listed, Number, Shape, Switch, Table, Text
+from ..files.schema import Anything, Listed, Number, Shape, Switch, Table, Text
 from .embedded import measures
 from .embedded.measures import Depth
 from .settle import PLANNED
@@ -108,5 +108,6 @@ EVALUATION = Table(
             ),
             most=1000,
         ),
-    }
+    },
+    {"others": NAMES, "a16": Table({"kernels": NAMES, "policy": Table(others=Anything())})},
 )

@@ -60,7 +60,7 @@ class InFormat:
 @dataclass(frozen=True)
 class Same:
     """A matrix on the very same tensors in the format that keeps activations in 16 bits, which is given by the name of
-    the other. A matrix in none of these is returned as it is."""
+    the other; a whole weight's scale becomes one for each output. A matrix in none of these is returned as it is."""
 
     a16: Mapping[str, Format]
 
@@ -69,5 +69,8 @@ class Same:
             parts = tuple(map(self, weight_OI))
             return weight_OI if all(a is b for a, b in zip(parts, weight_OI, strict=True)) else parts
         if isinstance(weight_OI, Packed) and weight_OI.format.name in self.a16:
-            return replace(weight_OI, format=self.a16[weight_OI.format.name], input_scale=None)
+            format, scales = self.a16[weight_OI.format.name], weight_OI.scales
+            if format.outputs == 1 and not weight_OI.format.outputs and len(scales) == 1:
+                scales = scales.expand(len(weight_OI.values), 1).contiguous()
+            return replace(weight_OI, format=format, scales=scales, input_scale=None)
         return weight_OI

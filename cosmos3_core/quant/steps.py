@@ -94,13 +94,14 @@ class StepPolicy:
 
 def a16_of(format: Format, known: Mapping[str, Format]) -> Format:
     """The format of the same weights with activations in 16 bits: the one of these that is it, or one that is called
-    after this one. One whose activations stay in 16 bits is its own."""
+    after this one. One whose activations stay in 16 bits is its own. What a whole weight's scale says, a scale for each
+    output says as well, for which there are kernels."""
     if format.of_inputs is None:
         return format
 
     def meaning(one: Format) -> Format:
         return replace(one, name="", source="")
 
-    alone = format.weight_only()
+    alone = replace(format.weight_only(), outputs=format.outputs or 1)
     same = (one for one in known.values() if meaning(one) == meaning(alone))
     return next(same, replace(alone, name=f"{format.name}_a16"))
