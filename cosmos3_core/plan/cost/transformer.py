@@ -46,13 +46,20 @@ def sides(config: TransformerConfig, media: bool) -> dict[str, tuple[int, int]]:
 
 def matrices(config: TransformerConfig, dtype: str, media: bool, format_of: FormatOf) -> list[Matrices]:
     """A tower's, each format's together; `format_of` is asked for the one of layer i's matrix by its name."""
-    held: dict[Format | None, list[int]] = {}
+    counted: dict[tuple[str, str], int] = {}  # layers that hold one matrix in one format
+    formats: dict[str, Format | None] = {}
+    names = sides(config, media)
     for i in range(config.num_hidden_layers):
-        for name, (inputs, outputs) in sides(config, media).items():
-            one = held.setdefault(format := format_of(i, name), [0, 0])
-            one[0] += inputs * outputs
-            one[1] += int(inputs * outputs * weight_bytes(dtype, format, inputs))
-    return [Matrices(format, *numbers) for format, numbers in held.items()]
+        for name in names:
+            format = format_of(i, name)
+            formats[key := format.name if format else ""] = format
+            counted[key, name] = counted.get((key, name), 0) + 1
+    found = []
+    for key, format in formats.items():
+        held = [(count, *names[name]) for (one, name), count in counted.items() if one == key]
+        size = sum(count * int(i * o * weight_bytes(dtype, format, i)) for count, i, o in held)
+        found.append(Matrices(format, sum(count * i * o for count, i, o in held), size))
+    return found
 
 
 def weights(
