@@ -163,20 +163,22 @@ def evaluate(disabled: tuple[str, ...], as_json: bool, **options) -> None:
 @cli.command(context_settings=shared.CONTEXT)
 @shared.with_options(shared.QUANTIZE)
 @shared.JSON
-def quantize(as_json: bool, **options) -> None:
+def quantize(fields: dict, output: str, overwrite: bool, as_json: bool, **options) -> None:
     """Write a checkpoint with quantized weights.
 
-    Other programs load it too. Needs no data: scales are those of the weights. The understanding tower, the media
-    tower's first layers, embeddings, the time embedder and heads stay in the model's dtype; a policy can say otherwise
-    of layers. Reads and writes tensor by tensor. Stopped or killed, the same command goes on; the folder gets its name
-    when it is whole.
+    Other programs load it too. Without --calibrate it needs no data: scales are those of the weights. The understanding
+    tower, the media tower's first layers, embeddings, the time embedder and heads stay in the model's dtype; a policy
+    can say otherwise of layers. Reads and writes tensor by tensor. Stopped or killed, the same command goes on; the
+    folder gets its name when it is whole.
 
     \b
     cosmos3 quantize --model nano --format fp8 -o Cosmos3-Nano-FP8
+    cosmos3 quantize --model nano --format w4a16 --method gptq --calibrate prompts.txt -o Cosmos3-Nano-W4A16
     """
-    from .quantize import Options, execute
+    from ..evidence.quantizing.quantize import Asked
+    from .quantize import execute
 
-    execute(Options(**options), as_json)
+    execute(Asked(given=fields, **options), output, overwrite, as_json)
 
 
 @cli.command()

@@ -231,8 +231,9 @@ SET = option(
     shell_complete=one_of(settings),
     help="Any request field; cosmos3 run --help lists them.",
 )
+BACKEND = option(DEVICE, "--backend", help="Device package to run on.", shell_complete=one_of(backends))
 PLAN = (
-    option(DEVICE, "--backend", help="Device package to run on.", shell_complete=one_of(backends)),
+    BACKEND,
     option(
         DEVICE,
         "--kernel",
@@ -351,7 +352,7 @@ QUANTIZE = (
         DEVICE,
         "--format",
         required=True,
-        help="Of the weights: fp8, int8 or w4a16.",
+        help="Of the weights: fp8, fp8_static, int8 or w4a16.",
         shell_complete=one_of(partial(written, "format")),
     ),
     option(
@@ -368,6 +369,24 @@ QUANTIZE = (
         help="A TOML file that says which modules stay in the model's dtype.",
         shell_complete=files,
     ),
+    option(
+        DEVICE,
+        "--method",
+        type=click.Choice(["nearest", "gptq"]),
+        default="nearest",
+        show_default=True,
+        help="How codes are chosen; gptq takes --calibrate, and loses less.",
+    ),
+    option(
+        INPUT,
+        "--calibrate",
+        metavar="PROMPTS",
+        help="Measure what the matrices are multiplied by: a text file with a prompt on each line, "
+        f'"world" for the {EMBEDDED} model, or the .safetensors that an earlier calibration saved.',
+        shell_complete=files,
+    ),
+    SET,
+    BACKEND,
     option(OUTPUT, "-o", "--output", required=True, type=click.Path(), help="The new folder."),
     OVERWRITE,
     QUIET,
