@@ -10,6 +10,7 @@ import click
 from . import options as shared
 from . import terminal
 from .matrix import matrix
+from .quantize_options import QUANTIZE
 from .recipes import recipes
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def evaluate(disabled: tuple[str, ...], as_json: bool, **options) -> None:
 
 
 @cli.command(context_settings=shared.CONTEXT)
-@shared.with_options(shared.QUANTIZE)
+@shared.with_options(QUANTIZE)
 @shared.JSON
 @click.pass_context
 def quantize(
