@@ -99,6 +99,7 @@ def test_the_inverse_measures_places_and_turns():
     for row, clip in enumerate(in_unit(straight)):
         path = see(clip).path[int(straight.colour[row, 0])]
         assert turn(path) is None and moved(path)[0] == straight.direction[row]
+        assert turn(np.repeat(path[:1], 17, axis=0)) is None
 
 
 def test_the_inverse_can_say_no():

@@ -43,7 +43,11 @@ def evaluation() -> str:
 
 
 def bound(measure: dict[str, Any]) -> str:
-    sides = [f"{said} {measure[key]:g}" for key, said in (("least", "at least"), ("most", "at most")) if measure[key]]
+    sides = [
+        f"{said} {measure[key]:g}"
+        for key, said in (("least", "at least"), ("most", "at most"))
+        if measure[key] is not None
+    ]
     return " ".join(sides) + ("" if measure["met"] else ", **not met**")
 
 
