@@ -131,7 +131,11 @@ BAD = {
     "Add --calibrate with a file of prompts",
     (*GPTQ,): "--method gptq: it takes what the matrices are multiplied by",
     (*STATIC, "--calibrate", "none.txt"): "--calibrate none.txt: No such file",
-    (*STATIC, "--calibrate", "empty.txt"): "--calibrate empty.txt: it has no prompt. Write one on each line",
+    (
+        *STATIC,
+        "--calibrate",
+        "empty.txt",
+    ): "--calibrate empty.txt: it has no prompt. Give one at least",
     (*STATIC, "--calibrate", "bytes.txt"): "--calibrate bytes.txt: it is no text",
     (*STATIC, "--calibrate", "none.safetensors"): "--calibrate none.safetensors: No such file",
     (*STATIC, "--calibrate", "bytes.safetensors"): "--calibrate bytes.safetensors: it cannot be read",
