@@ -128,14 +128,19 @@ class Parts(TransformerWeights):
             for i in range(self.model.config.num_hidden_layers)
         ]
 
+    def matrix(
+        self, tower: str, key: str, target: Target, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, format: str
+    ) -> Linear:
+        if self.part(tower, key):
+            return target.ops.pack_linear(weight_OI, bias_O, format=format)
+        return target.kept.pack_linear(weight_OI, bias_O)
+
     def _only(self, tower: str, i: int, target: Target) -> Target:
         """A layer of primitives, whose matrices are packed one after another."""
         names, whole = iter(MATRICES), dataclasses.replace(target, kept_layers=0)
 
         def pack_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, *, format: str = "none") -> Linear:
-            if self.part(tower, f"{i}.{next(names)}"):
-                return target.ops.pack_linear(weight_OI, bias_O, format=format)
-            return target.kept.pack_linear(weight_OI, bias_O)
+            return self.matrix(tower, f"{i}.{next(names)}", target, weight_OI, bias_O, format)
 
         composed = dataclasses.replace(target.ops, project=layers.project, finish=layers.finish)
         return dataclasses.replace(whole, ops=dataclasses.replace(composed, pack_linear=pack_linear))

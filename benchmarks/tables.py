@@ -21,6 +21,7 @@ MEASURES = {
     "attention": "Attention",
     "gemm": "One layer's products",
     "accuracy": "Accuracy",
+    "formats": "What each format loses",
     "memory": "What cosmos3 plan says",
 }
 
@@ -170,6 +171,25 @@ def of_accuracy(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
         yield one["run"], weights, f"{errors['velocity']:.3f}", latents, where(file, result)
 
 
+def of_formats(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    """By the velocity's error with all groups in the format, ascending."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in result["results"]:
+        found.setdefault(one["format"], {})[one["group"]] = one
+    settings = result["settings"]
+    for name, groups in sorted(found.items(), key=lambda item: item[1]["all"]["velocity"]):
+        parts = [one for group, one in groups.items() if group.startswith("generation ")]
+        yield (
+            f"`{name}`",
+            f"{settings['model']}'s widths, {settings['layers']} layers",
+            f"{groups['all']['velocity']:.4f}",
+            " / ".join(f"{one['velocity']:.4f}" for one in parts if "velocity" in one) or "–",
+            " / ".join(f"{one['weight_db']:.1f}" for one in parts),
+            " / ".join(f"{one['product_db']:.1f}" for one in parts),
+            where(file, result),
+        )
+
+
 def of_memory(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     for work, job in result["jobs"].items():
         for name, part, time in (("a guided step", "steps", "step"), ("the decode", "decode", "decode")):
@@ -208,6 +228,18 @@ TABLES = {
     ),
     "gemm": (("Rows", "Kernel", "Format", "ms a layer", "Ratio to bf16", "Largest error", "Device, raw"), of_gemm),
     "accuracy": (("Run", "Weights, work", "Velocity", "Latents", "Device, raw"), of_accuracy),
+    "formats": (
+        (
+            "Format",
+            "Weights",
+            "Velocity",
+            "qkv / out / up / down of the media tower alone",
+            "Their weights, dB",
+            "Their products, dB",
+            "Device, raw",
+        ),
+        of_formats,
+    ),
     "memory": (
         ("Work", "GB: counted / reserved, allocated", "Seconds: counted / measured", "Device, raw"),
         of_memory,

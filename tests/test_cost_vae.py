@@ -129,9 +129,15 @@ def test_encoding_takes_what_is_estimated(frames, dtype):
 
 
 @pytest.mark.parametrize(
-    ("size", "tile"), [((64, 64, 5), None), ((128, 128, 9), None), ((256, 192, 5), None), ((256, 192, 9), 128)]
+    ("size", "tile", "dtype"),
+    [
+        ((64, 64, 5), None, "bfloat16"),  # small: torch is slow at it, and the host decodes in fp32
+        ((64, 64, 5), None, "float32"),
+        ((128, 128, 9), None, "float32"),
+        ((256, 192, 5), None, "float32"),
+        ((256, 192, 9), 128, "float32"),
+    ],
 )
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_decoding_on_the_host_takes_what_is_estimated(size, tile, dtype):
     """The tiny VAE with real tensors."""
     count, tiling = clip_of(*size, tile)
