@@ -95,12 +95,14 @@ class WeightOnly:
 
 
 def in_format(weight_OI: Tensor | Packed, format: str) -> Packed:
-    """The weight as a checkpoint packed it, or packed here. Raises ValueError for one in another format."""
-    if not isinstance(weight_OI, Packed):
-        return pack(weight_OI, FORMATS[format], weight=True)
-    if weight_OI.format.name != format:
-        raise ValueError(f"a weight in {weight_OI.format.name} is asked for in {format}")
-    return weight_OI
+    """The weight as a checkpoint packed it, or packed here. Raises ValueError for one in another format, and where the
+    format's activations have a stored scale and there is none."""
+    packed = weight_OI if isinstance(weight_OI, Packed) else pack(weight_OI, FORMATS[format], weight=True)
+    if packed.format.name != format:
+        raise ValueError(f"a weight in {packed.format.name} is asked for in {format}")
+    if packed.format.static and packed.input_scale is None:
+        raise ValueError(f"{format} needs the stored scale of its activations")
+    return packed
 
 
 def named(**tensors: Tensor | None) -> dict[str, Tensor]:

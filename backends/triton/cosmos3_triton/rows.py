@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import Any
 
 from cosmos3_core.contract import Ask, Attention, Device, Kernel, Unavailable
-from cosmos3_core.quant import FORMATS
 
 from .tables import Find, table
 
@@ -188,6 +187,7 @@ def sixteen_bit_rows(arch: tuple[str, ...], *, fused: bool = True, find: Find = 
         "formats": WEIGHT_ONLY + ROUNDED,
         "needs": ("triton",),
         "packed": True,
+        "widens": True,
     }
     rounded = "activations that the format quantizes are rounded to it and multiplied in 16 bits"
     rows = (
@@ -239,7 +239,7 @@ def refuse_8_bits(fp8: tuple[str, ...]) -> Refuse:
     """Why a layer's products cannot be in 8 bits; `fp8` are the architectures with floats of 8 bits."""
 
     def refuse(ask: Ask) -> str | None:
-        if FORMATS[ask.format].element == "e4m3" and ask.device.arch not in fp8:
+        if ask.format.startswith("fp8") and ask.device.arch not in fp8:
             return f"{ask.device.arch} has no 8-bit floats; int8 is served"
         return refuse_unscaled(ask) or uneven(ask, 16, 16)
 
@@ -276,6 +276,8 @@ def refuse_a16(ask: Ask) -> str | None:
 
 def refuse_unscaled(ask: Ask) -> str | None:
     """Why there is no product with activations by a stored scale."""
+    from cosmos3_core.quant import FORMATS
+
     if FORMATS[ask.format].static and not ask.packed:
         return f"{ask.format} takes the activations' scales from a quantized checkpoint, and this is none"
     return None

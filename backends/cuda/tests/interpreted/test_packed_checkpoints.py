@@ -40,7 +40,6 @@ SERVED_BY = {
     "torchao-float8": "triton-a16",
     "torchao-int8": "triton-a16",
 }
-IN_16_BITS = "activations that the format quantizes are rounded to it and multiplied in 16 bits"
 
 
 def planned(folder: Path, arch: str) -> tuple[Plan, dict[str, str]]:
@@ -56,9 +55,10 @@ def test_a_row_of_the_device_takes_the_weights_of_a_dialect(name, tmp_path, monk
     monkeypatch.setattr(products, "processors", lambda device: 2)
     folder = checkpoint(name, tmp_path / "model")
     plan, rows = planned(folder, "sm_90")
-    assert set(rows.values()) == {SERVED_BY[name]} and not plan.notes
+    assert set(rows.values()) == {SERVED_BY[name]}
     row = next(one.kernel for one in plan.choices if one.op == "pack_linear")
-    assert (IN_16_BITS in row.notes) == (row.name == "triton-a16")
+    widened = row.name == "triton-a16" and plan.meanings[plan.format].activations
+    assert plan.widens == row.widens and bool(plan.notes) == widened
     weight = dict(Weights(open_model(str(folder))).quantized.weights([PROBE]))[PROBE]
     x = cases.normal(3, weight.shape[1], seed=1).bfloat16()
     linear = row.build(plan.device)(weight, None, format=weight.format.name)
@@ -70,6 +70,10 @@ def test_the_plan_says_what_was_given_up(tmp_path):
     plan, rows = planned(checkpoint("autoround-mxfp8", tmp_path / "mxfp8"), "sm_90")
     reasons = {one.name: one.reason for one in plan.refusals if one.op == "pack_linear"}
     assert reasons == {"block-scaled-mm": "written for sm_100, sm_103, sm_120, sm_121, and this device is sm_90"}
+    assert plan.notes == (
+        f"products of mxfp8 are in bfloat16 here (block-scaled-mm: {reasons['block-scaled-mm']}): "
+        "the format saves memory, and no time",
+    )
     folder = checkpoint("modelopt-fp8", tmp_path / "fp8")
     plan, rows = planned(folder, "sm_80")
     assert rows == {"fp8_static": "triton-a16"}

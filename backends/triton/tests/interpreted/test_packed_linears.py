@@ -156,7 +156,9 @@ def test_products_in_8_bits_are_those_of_eager_torch(name):
     assert named["values"].data_ptr() == packed.values.data_ptr() and ("input_scale" in named) == ("static" in name)
 
 
-def test_a_weight_in_another_format_is_none_of_this_row():
+def test_a_weight_in_another_format_or_without_its_scale_is_none_of_this_row():
     for build in (linears.build_a16, linears.build_scaled_mm):
+        with pytest.raises(ValueError, match="fp8_static needs the stored scale of its activations"):
+            build(Table("sm_90", {}))(normal(64, 64, seed=1), None, format="fp8_static")
         with pytest.raises(ValueError, match="a weight in fp8 is asked for in int8"):
             build(Table("sm_90", {}))(weight("fp8", out=64), None, format="int8")
