@@ -556,6 +556,17 @@ def test_a_failed_verdict_cannot_be_turned_by_computing_the_hashes_anew(acme):
     assert resealed().name == "runs"
 
 
+def without_shape(found, *said) -> None:
+    """As if it had never been judged, by a case that does not have it or has None."""
+    del found["cases"][0]["shape"]
+    found["cases"][0] |= dict.fromkeys(("shape",) if said else ())
+    found["measures"] = [one for one in found["measures"] if one["measure"] != "shape"]
+
+
+def more_than_right(found) -> None:
+    found["cases"][0]["colour"] = found["measures"][0]["value"] = 2.0
+
+
 BETTER = {
     "an error": (lambda r: r["comparisons"]["error"]["candidate"].update(velocity_first=1e-4), "by its samples"),
     "no error": (lambda r: r["comparisons"]["error"]["candidate"].update(velocity_first=0.0), "digests are different"),
@@ -575,7 +586,12 @@ BETTER = {
     "a mean": (lambda r: r["evaluation"]["measures"][0].update(value=0.99), "do not follow from its cases"),
     "a bound": (lambda r: r["evaluation"]["measures"][0].update(least=0.1), "do not follow from its cases"),
     "its bounds": (lambda r: r["evaluation"]["bounds"].pop("colour"), "do not follow from its cases"),
-    "fewer cases": (lambda r: r["evaluation"]["cases"].clear(), "has other cases than its runs"),
+    "a device of its evaluation": (lambda r: r["evaluation"].update(device="Acme 10"), "is of the device Acme 10"),
+    "another seed": (lambda r: r["evaluation"]["cases"][0].update(seed=1), "has other cases than its runs"),
+    "a measure left out": (lambda r: without_shape(r["evaluation"]), "does not say shape of a case of t2i"),
+    "a measure not judged": (lambda r: without_shape(r["evaluation"], None), "judges no t2i.shape, which has a bound"),
+    "more than right": (lambda r: more_than_right(r["evaluation"]), "says colour 2 of a case of t2i"),
+    "fewer cases": (lambda r: r["evaluation"]["cases"].clear(), "do not follow from its cases"),
     "other rows": (lambda r: r["evaluation"]["kernels"].update(attention="eager"), "has other kernels than its plan"),
     "another model": (lambda r: r["evaluation"].update(model="tiny"), "its evaluation is of the model tiny"),
     "a backend": (lambda r: r["evaluation"].update(backend="other"), "its evaluation is of the backend other"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from .choosing import METHODS
 from .quantize import SOURCE_CARD
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def card(job: Job, name: str) -> str:
         "",
         f"# {name}",
         "",
-        f"{job.model.name}, quantized by cosmos3 {said['cosmos3']} without calibration data.",
+        f"{job.model.name}, quantized by cosmos3 {said['cosmos3']}.",
         "",
         "| | |",
         "| --- | --- |",
@@ -41,6 +43,8 @@ def card(job: Job, name: str) -> str:
         f"| its digest | {said['identity']} |",
         f"| format | {job.format.name}{group} |",
         f"| activations | {activations} |",
+        f"| codes | {METHODS[job.choosing.method]} |",
+        f"| calibration | {_calibration(said['calibration'])} |",
         f"| dialect | {job.row.dialect} |",
         f"| quantized | {len(job.modules)} matrices of decoder layers |",
         f"| in the model's dtype | {'; '.join(kept)} |",
@@ -51,3 +55,11 @@ def card(job: Job, name: str) -> str:
     if SOURCE_CARD in job.copies:
         lines += ["", f"What the source says of itself, its licence included, is in `{SOURCE_CARD}`."]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(facts: Mapping[str, Any] | None) -> str:
+    """What inputs were measured with."""
+    if facts is None:
+        return "none: scales are those of the weights"
+    request = ", ".join(f"{name} {value}" for name, value in facts["request"].items())
+    return f"{facts['prompts']} prompts, {facts['steps']} steps{request and f' ({request})'}, on {facts['device']}"

@@ -29,7 +29,7 @@ class Options:
 def execute(options: Options, as_json: bool) -> None:
     """Print the measures and end with exit code 1 if a bound is not met. Raises InputError and RunError."""
     from ..evidence.embedded.evaluation import evaluate
-    from ..evidence.embedded.measures import depths
+    from ..evidence.embedded.measures import check_numbers, depths
 
     wish = Wish(
         model=options.model,
@@ -42,6 +42,7 @@ def execute(options: Options, as_json: bool) -> None:
     )
     check_profile(wish.profile)
     found = evaluate(wish, depths()[options.depth], say=tell) | {"depth": options.depth}
+    check_numbers(found["measures"])
     print(json.dumps(found, indent=1) if as_json else table(found))
     sys.exit(0 if found["met"] else 1)
 
@@ -50,7 +51,9 @@ def table(found: dict[str, Any]) -> str:
     """The measures of an evaluation, a line for each, and the verdict."""
     lines = [f"{'measure':<26}{'found':>9}{'bound':>11}{'of':>5}"]
     for one in found["measures"]:
-        bound = next((f"{sign} {one[key]:g}" for key, sign in (("least", ">="), ("most", "<=")) if one[key]), "")
+        bound = next(
+            (f"{sign} {one[key]:g}" for key, sign in (("least", ">="), ("most", "<=")) if one[key] is not None), ""
+        )
         verdict = "" if not bound else "  met" if one["met"] else "  NOT MET"
         lines.append(f"{one['task'] + ' ' + one['measure']:<26}{one['value']:>9.4g}{bound:>11}{one['of']:>5}{verdict}")
     missed = sum(not one["met"] for one in found["measures"])

@@ -6,7 +6,6 @@ row of the plan does not serve the embedded model, there is the reason in its pl
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,16 +28,18 @@ def fault(record: Mapping[str, Any]) -> str | None:
         return None
     if found["model"] != EMBEDDED:
         return f"its evaluation is of the model {found['model']}"
-    if Counter(case["task"] for case in found["cases"]) != found["runs"]:
-        return "its evaluation has other cases than its runs"
     computed = Depth(found["runs"], found["bounds"]).measures(found["cases"])
     if [one.to_json() for one in computed] != found["measures"] or all(one.met for one in computed) != found["met"]:
         return "the measures of its evaluation do not follow from its cases"
+    if said := measures.fault(found["runs"], found["bounds"], found["cases"]):
+        return f"its evaluation {said}"
     plan = record["measurements"]["candidate"]["raw"]["plan"]
     if other := [key for key in PLANNED if not _alike(key, plan.get(key), found[key], found["below"])]:
         return f"its evaluation has other {other[0]} than its plan"
     if found["backend"] != record["fingerprint"]["device"]["backend"]:
         return f"its evaluation is of the backend {found['backend']}"
+    if found["device"] != record["fingerprint"]["device"]["name"]:
+        return f"its evaluation is of the device {found['device']}"
     return None
 
 
@@ -104,7 +105,7 @@ EVALUATION = Table(
         "cases": Listed(
             Table(
                 {"task": Text(), "kind": Text(), "prompt": Text(), "seed": Number(whole=True)},
-                others=Number(-1e9, 1e9, none=True),
+                others=Number(0, 1e9, none=True),
             ),
             most=1000,
         ),

@@ -11,7 +11,6 @@ loading from work.
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 import subprocess
@@ -31,7 +30,7 @@ from ..runs import generation
 from ..runs.memory import counted, peak_device_memory, peak_host_memory
 from ..settle import Wish
 from . import recipe as recipes
-from .embedded.measures import Depth
+from .embedded.measures import Depth, check_numbers
 from .settle import BASELINE, CANDIDATE, EXACT, plan_of_embedded, settle
 from .verdict import QUANTITIES, quantities
 
@@ -92,10 +91,7 @@ def _evaluate(job: Job, depth: Depth, say: Callable[[str], object]) -> None:
     plan = plan_of_embedded(settled.plan)
     wish = Wish(model=EMBEDDED, dtype=plan.dtype, formats=plan.formats)
     found = evaluate(wish, depth, on=(plan.backend, plan.device), say=say)
-    for one in found["measures"]:
-        if not math.isfinite(one["value"]):
-            next_step = "Run again with `backend` reference to tell which kernel it is"
-            raise RunError(f"the evaluation's {one['task']} {one['measure']}", "it is no number", next_step)
+    check_numbers(found["measures"])
     (Path(job.out) / "raw.json").write_text(json.dumps(found, allow_nan=False))
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/embedded.md from the committed results.
+"""Write the tables of docs/embedded.md, and one of docs/quantization.md, from the committed results.
 
 python -m tools.embedded.page
 """
@@ -14,7 +14,7 @@ from typing import Any
 from .faults import NONE, missed
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER.parents[1] / "docs" / "embedded.md"
+PAGES = [FOLDER.parents[1] / "docs" / name for name in ("embedded.md", "quantization.md")]
 DEPTHS = {"full": "evaluation-full.json", "quick": "evaluation-quick.json"}
 """What `cosmos3 evaluate --json` printed at each depth."""
 
@@ -43,7 +43,11 @@ def evaluation() -> str:
 
 
 def bound(measure: dict[str, Any]) -> str:
-    sides = [f"{said} {measure[key]:g}" for key, said in (("least", "at least"), ("most", "at most")) if measure[key]]
+    sides = [
+        f"{said} {measure[key]:g}"
+        for key, said in (("least", "at least"), ("most", "at most"))
+        if measure[key] is not None
+    ]
     return " ".join(sides) + ("" if measure["met"] else ", **not met**")
 
 
@@ -68,9 +72,23 @@ def faults() -> str:
     return f"{caught} of {len(rows)} are found.\n\n{said}"
 
 
+def methods() -> str:
+    if (found := read("methods.json")) is None:
+        return ""
+    errors: dict[tuple[str, ...], dict[str, str]] = {}
+    for one in found["methods"]:
+        group = f", groups of {one['group']}" if one["group"] else ""
+        row = errors.setdefault((f"`{one['format']}`{group}", f"`{one['dialect']}`"), {})
+        row[one["method"]] = f"{one['error']:.4f}"
+    names = list(dict.fromkeys(one["method"] for one in found["methods"]))
+    head = ("Format", "Dialect", *(f"`{name}`" for name in names))
+    return table(head, ((*key, *(row[name] for name in names)) for key, row in errors.items()))
+
+
 def rendered(text: str) -> str:
     """The page with its tables made anew."""
-    for name, make in (("evaluation", evaluation), ("ranking", ranking), ("faults", faults)):
+    tables = (("evaluation", evaluation), ("ranking", ranking), ("faults", faults), ("methods", methods))
+    for name, make in tables:
         begin = f"<!-- {name}: python -m tools.embedded.page -->"
         made = f"\n{make()}" if make() else ""
         text = re.sub(
@@ -80,4 +98,5 @@ def rendered(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))

@@ -10,17 +10,13 @@ from torch import Tensor
 
 from .captions import sentence
 from .render import draw
-from .world import PAINTS, PASSIVE, Scenes, make
+from .world import PAINTS, PASSIVE, RESTING, Scenes, make
 
 HELD_OUT = 90_000
 """Seeds from here on are no training's."""
 FRAMES = 17
-RESTING = ("still", "pair")
-"""Kinds that a picture shows whole."""
 MOVING = ("move", "group", "pass", "bounce", "collide")
 """Kinds of which the first frame does not say all, and which a clip goes on with."""
-HITTING = ("bounce", "collide")
-"""Kinds with one impact, at which the path turns."""
 ACTING = ("reach", "push")
 """Kinds in which the agent has something to do."""
 TASKS: dict[str, tuple[str, ...]] = {

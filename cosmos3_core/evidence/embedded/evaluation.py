@@ -32,6 +32,8 @@ def evaluate(
     otherwise; `say` is told what is under way; `prepared` may look at what is loaded. Returns JSON: measures, cases,
     whether all bounds hold. Raises InputError and RunError."""
     begun, runner = time.monotonic(), Runner(wish, given or {}, on)
+    for task in depth.runs:
+        runner.check(task)
     prepared(runner)
     judged = [case for task, count in depth.runs.items() for case in _judged(runner, task, count, say)]
     plan, measures = runner.ground.plan, depth.measures(judged)

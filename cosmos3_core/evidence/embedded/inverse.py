@@ -14,13 +14,18 @@ import torch
 from torch import Tensor
 
 from .render import SOUND_RATE
-from .world import COLOURS, PAINTS, SHAPES, STEPS, Scenes
+from .world import COLOURS, HITTING, PAINTS, RESTING, SHAPES, STEPS, Scenes
 
 SMALLEST = 60
 """Pixels of a part that counts as a shape."""
 SQUARE_FILL, CIRCLE_FILL = 0.84, 0.66
 """The least share of its bounding box that each fills: a square 1, a circle 0.79, a triangle 0.5. The codec rounds
 corners: after it squares fill 0.85 and more, circles 0.75 to 0.82, triangles 0.51 to 0.57."""
+
+STILL = 6.0
+"""Pixels that a thing at rest may seem to move."""
+HOP = 20.0
+"""Pixels that something which bounces on the floor rises at least: half the lowest hop that is drawn."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +179,14 @@ def moved(path: np.ndarray) -> tuple[int, float]:
     away = known - known[0]
     far = int(np.abs(away).max(axis=1).argmax())
     length = float(np.abs(away[far]).max())
-    return (int((away[far] @ STEPS.T).argmax()) if length > 6 else -1), length
+    return (int((away[far] @ STEPS.T).argmax()) if length > STILL else -1), length
 
 
 def turn(path: np.ndarray) -> float | None:
     """The frame at which a path [F, 2] that goes somewhere and comes back turns, between frames where it does; None if
     it goes straight on or stands still."""
     known = ~np.isnan(path[:, 0])
-    if known.sum() < 5:
+    if known.sum() < 5 or moved(path)[1] <= STILL:
         return None
     t, axis = np.flatnonzero(known), int(np.nanmax(np.abs(path - path[known][0]), axis=0).argmax())
     p = path[known, axis]
@@ -212,14 +217,25 @@ def onsets(wave: np.ndarray, share: float = 0.3) -> list[float]:
     return out
 
 
+def pitch(wave: np.ndarray, begins: float) -> float:
+    """Hertz of the loudest tone in the 120 ms after `begins` seconds of a waveform [2, N]."""
+    first = int(begins * SOUND_RATE)
+    tone = wave[:, first : first + int(0.12 * SOUND_RATE)]
+    power = np.square(np.abs(np.fft.rfft(tone * np.hanning(tone.shape[1])))).sum(axis=0)
+    return float(power.argmax()) * SOUND_RATE / tone.shape[1]
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a clip shows what was asked. `direction` is None where none was asked for."""
+    """Whether a clip shows what was asked. `direction` is None where none was asked for; `motion` says whether what
+    rests stays, what bounces or collides turns and what bounces on the floor goes up and down, and is None of all else
+    and of pictures."""
 
     colour: bool
     shape: bool
     count: bool
     direction: bool | None
+    motion: bool | None
 
 
 def judge(seen: Seen, scenes: Scenes, row: int) -> Verdict:
@@ -237,7 +253,19 @@ def judge(seen: Seen, scenes: Scenes, row: int) -> Verdict:
         count=all(seen.count.get(c) == n for c, n in wanted.items())
         and sum(seen.count.values()) == sum(wanted.values()),
         direction=direction,
+        motion=_moves(str(scenes.kind[row]), [seen.path.get(c) for c in shapes]) if scenes.frames > 1 else None,
     )
+
+
+def _moves(kind: str, paths: list[np.ndarray | None]) -> bool | None:
+    """Whether things of these paths [F, 2] (None: not seen) move as such a scene says; None where `direction` does."""
+    if kind in RESTING:
+        return all(path is not None and moved(path)[0] == -1 for path in paths)
+    if kind in HITTING:
+        return all(path is not None and turn(path) is not None for path in paths)
+    if kind == "dribble":
+        return all(path is not None and float(np.nanmax(path[:, 1]) - np.nanmin(path[:, 1])) > HOP for path in paths)
+    return None
 
 
 def agent_path(seen: Seen) -> np.ndarray | None:

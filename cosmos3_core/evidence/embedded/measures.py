@@ -11,10 +11,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2
+from ...contract import RunError
+
+SCHEMA = 3
 """Raised whenever what is judged, or how, changes: two evaluations of one schema can be compared."""
 NAMES = ("task", "kind", "prompt", "seed")
 """Keys of a case that say which it is; all others are what it comes to, by measure."""
+SEEN = ("colour", "shape", "count", "direction", "motion")
+MEASURED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("t2v", "t2vs", "t2i"), SEEN),
+    **dict.fromkeys(("i2v", "i2vs", "v2v"), (*SEEN, "given")),
+    "policy": ("reached", "pixels"),
+    "inverse-dynamics": ("error",),
+    "forward-dynamics": ("error", "within", "path"),
+    "velocity": ("error",),
+    "codec": ("psnr",),
+}
+"""By task what every case of it comes to; with sound, those of some kinds of scene come to more."""
+SHARES = (*SEEN, "silence", "sound", "pitch", "reached", "within")
+"""Measures that are right or wrong of a case, 1 or 0."""
 DIGITS = 4
 """Behind the point, of what is judged and of its mean."""
 
@@ -64,6 +79,33 @@ class Depth:
                 if known:
                     found.append(self.judged(task, name, round(math.fsum(known) / len(known), DIGITS), len(known)))
         return found
+
+
+def fault(runs: Mapping[str, int], bounds: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why these are not the cases of the runs, or not all that is bounded was judged of them, in words."""
+    seeds = {task: sorted(case["seed"] for case in cases if case["task"] == task) for task in runs}
+    if len(cases) != sum(runs.values()) or any(seeds[task] != list(range(count)) for task, count in runs.items()):
+        return "has other cases than its runs"
+    judged = set()
+    for case in cases:
+        task, values = case["task"], {name: value for name, value in case.items() if name not in NAMES}
+        if lost := [name for name in MEASURED.get(task, ()) if name not in values]:
+            return f"does not say {lost[0]} of a case of {task}"
+        known = {name: value for name, value in values.items() if value is not None}
+        if wrong := [name for name, value in known.items() if name in SHARES and value not in (0, 1)]:
+            return f"says {wrong[0]} {known[wrong[0]]:g} of a case of {task}, which is right or wrong"
+        judged |= {*known, *(f"{task}.{name}" for name in known)}
+    if lost := [name for name, bound in bounds.items() if bound and name not in judged]:
+        return f"judges no {lost[0]}, which has a bound"
+    return None
+
+
+def check_numbers(found: Sequence[Mapping[str, Any]]) -> None:
+    """Raises RunError for a measure, as JSON, that is no number."""
+    for one in found:
+        if not math.isfinite(one["value"]):
+            next_step = "Run again with `backend` reference to tell which kernel it is"
+            raise RunError(f"the evaluation's {one['task']} {one['measure']}", "it is no number", next_step)
 
 
 @cache

@@ -41,6 +41,12 @@ RATES = {1: (24.0,), 17: (8.0, 10.0, 12.0), 33: (16.0, 20.0, 24.0)}
 """Frames a second for each length, so that every clip lasts 1.3 to 2.1 seconds and one speed suits all."""
 ACTION_RATES = (8.0, 10.0, 12.0)
 PASSIVE = ("still", "pair", "move", "group", "pass", "bounce", "dribble", "collide")
+RESTING = ("still", "pair")
+"""Scenes in which nothing moves: a picture shows them whole."""
+HITTING = ("bounce", "collide")
+"""Scenes with one impact, at which the path turns."""
+QUIET = ("still", "pair", "move", "group", "pass")
+"""Scenes without an impact."""
 ACTIVE = ("reach", "push", "wander")
 """Scenes with an agent, which actions control."""
 AGENT_RADIUS = 8.0
