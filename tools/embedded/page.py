@@ -51,6 +51,17 @@ def bound(measure: dict[str, Any]) -> str:
     return " ".join(sides) + ("" if measure["met"] else ", **not met**")
 
 
+def again() -> str:
+    """What the model in the package reaches beside one that was trained again; what both were judged by."""
+    if (found := read("again/evaluation.json")) is None or (package := read(DEPTHS["full"])) is None:
+        return ""
+    first, second = (
+        {f"{one['task']} {one['measure']}": one["value"] for one in result["measures"]} for result in (package, found)
+    )
+    rows = ((name, f"{first[name]:.4g}", f"{second[name]:.4g}") for name in first if name in second)
+    return table(("Measure", "In the package", "Trained again"), rows)
+
+
 def ranking() -> str:
     if (found := read("ranking.json")) is None:
         return ""
@@ -87,9 +98,8 @@ def methods() -> str:
 
 def rendered(text: str) -> str:
     """The page with its tables made anew."""
-    tables = (("evaluation", evaluation), ("ranking", ranking), ("faults", faults), ("methods", methods))
-    for name, make in tables:
-        begin = f"<!-- {name}: python -m tools.embedded.page -->"
+    for make in (evaluation, again, ranking, faults, methods):
+        begin = f"<!-- {make.__name__}: python -m tools.embedded.page -->"
         made = f"\n{make()}" if make() else ""
         text = re.sub(
             f"({re.escape(begin)}\n).*?(<!-- end -->)", rf"\1{made}\n\2" if made else r"\1\2", text, flags=re.S
