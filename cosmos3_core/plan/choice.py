@@ -152,16 +152,29 @@ class Plan:
     @property
     def unpacks(self) -> bool:
         """Whether eager torch does the products in a format: it makes the weights fp32 numbers in every call."""
-        row = next(choice.kernel for choice in self.choices if choice.op == "pack_linear")
-        return self.format != "none" and "pack_linear" not in self.fused and row.name == reference.EAGER_ROW
+        return self._multiplies is not None and self._multiplies.name == reference.EAGER_ROW
+
+    @property
+    def widens(self) -> bool:
+        """Whether a row multiplies in the plan's dtype, with weights in a format."""
+        return self._multiplies is not None and self._multiplies.widens
+
+    @property
+    def _multiplies(self) -> Kernel | None:
+        """The row that does the products in a format; None without a format, and where composites do them."""
+        if self.format == "none" or "pack_linear" in self.fused:
+            return None
+        return next(choice.kernel for choice in self.choices if choice.op == "pack_linear")
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the rows that run."""
-        if not self.unpacks:
-            return ()
         reasons = [f"{one.name}: {one.reason}" for one in self.refusals if one.op == "pack_linear"]
         why = f" ({'; '.join(reasons)})" if reasons else ""
+        if self.widens and self.meanings[self.format].of_inputs is not None:
+            return (f"products of {self.format} are in {self.dtype} here{why}: the format saves memory, and no time",)
+        if not self.unpacks:
+            return ()
         found = f"no kernel of {self.backend.name} serves {self.format} here{why}, so eager torch makes the layers' "
         return (found + "weights numbers again in every call: right, and many times slower than a kernel",)
 

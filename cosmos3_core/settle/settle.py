@@ -96,11 +96,12 @@ class Settled:
         """The changes that would make it fit, the least harmful first; none where it does."""
         return [] if self.fits else nearest(self.asked, self.plan.device.memory, self._formats())
 
-    def _formats(self) -> list[str]:
-        """The quantization formats of the weights that this device has kernels for."""
-        wish, plan, found = self.wish, self.plan, []
+    def _formats(self) -> dict[str, bool]:
+        """The quantization formats of the weights that this device has kernels for, and whether these widen them."""
+        wish, plan = self.wish, self.plan
+        found: dict[str, bool] = {}
         if self.model.quantization:
-            return []
+            return found
         for name in formats_of(plan.backend, "pack_linear"):
             formats = {**wish.formats, "pack_linear": name}
             try:
@@ -109,7 +110,7 @@ class Settled:
             except InputError:
                 continue
             if not changed.unpacks:
-                found.append(name)
+                found[name] = changed.widens
         return found
 
 
@@ -166,6 +167,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         tuning=plan.tuning,
         known=plan.meanings,
         unpacks=plan.unpacks,
+        widens=plan.widens,
         packed=plan.packed,
     )
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)

@@ -98,15 +98,8 @@ def methods() -> str:
 
 def rendered(text: str) -> str:
     """The page with its tables made anew."""
-    tables = (
-        ("evaluation", evaluation),
-        ("again", again),
-        ("ranking", ranking),
-        ("faults", faults),
-        ("methods", methods),
-    )
-    for name, make in tables:
-        begin = f"<!-- {name}: python -m tools.embedded.page -->"
+    for make in (evaluation, again, ranking, faults, methods):
+        begin = f"<!-- {make.__name__}: python -m tools.embedded.page -->"
         made = f"\n{make()}" if make() else ""
         text = re.sub(
             f"({re.escape(begin)}\n).*?(<!-- end -->)", rf"\1{made}\n\2" if made else r"\1\2", text, flags=re.S

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from ...contract import Ceiling, Tuning
@@ -19,6 +20,7 @@ from .units import GIB, WIDTH, Work, weight_bytes
 
 TILES = (1024, 768, 512, 384, 256, 192, 128)
 """Tiles to propose, in pixels, largest first: seams are fewer and less is computed twice."""
+NO_CHOICE: Mapping[str, bool] = MappingProxyType({})
 SHORTEST = 25
 """Fewest frames to propose: about a second of video."""
 FP32_COPIES = 16
@@ -116,7 +118,8 @@ class Stage:
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
-    `packed`, that the checkpoint has the weights in their format, and no layer is kept in the dtype."""
+    `widens`, that a row does them in the dtype; `packed`, that the checkpoint has the weights in their format, and no
+    layer is kept in the dtype."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -127,6 +130,7 @@ class Estimate:
     tuning: Tuning = field(default_factory=Tuning)
     known: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     unpacks: bool = False
+    widens: bool = False
     packed: bool = False
 
     @cached_property
@@ -192,6 +196,8 @@ class Estimate:
 
     def _layer_bytes(self, rows: int, context: int, branches: int) -> int:
         counted = transformer.layer_bytes(self.config, rows, context, WIDTH[self.dtype], branches)
+        if self.widens:
+            counted += transformer.widening_bytes(self.config, rows, self.dtype)
         return counted + (transformer.unpacking_bytes(self.config, rows) if self.unpacks else 0)
 
     @property
@@ -244,13 +250,21 @@ class Estimate:
             self.dtype,
             formats=self._meanings,
             unpacks=self.unpacks,
+            widens=self.widens,
             kept_layers=self.execution.kept_layers,
             attended=attended,
         )
 
     def _prefill(self, tokens: int) -> list[Work]:
         return transformer.forward_work(
-            self.config, tokens, 0, self.dtype, causal=True, formats=self._meanings, unpacks=self.unpacks
+            self.config,
+            tokens,
+            0,
+            self.dtype,
+            causal=True,
+            formats=self._meanings,
+            unpacks=self.unpacks,
+            widens=self.widens,
         )
 
     @property
@@ -305,10 +319,13 @@ class Change:
         return " ".join(f"`{name}` {values[name]}" for name in names if name in values)
 
 
-def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = ()) -> list[Change]:
+def nearest(estimate: Estimate, memory: int, formats: Mapping[str, bool] = NO_CHOICE) -> list[Change]:
     """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the widest of the
     weights' `formats`, the next smaller size, the longest clip; each after the first with a tile if it takes one, and
-    the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does."""
+    the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does.
+
+    `formats` say whether a row widens them. That saves memory alone, so of these only such count as are narrower than
+    all others."""
     job, widest_first = estimate.job, _widest_first(estimate, formats)
     tiled = _fitting(estimate, {}, memory, _tilings(job))
     quantized = (_fitting(changed, {}, memory, _tilings(job)) for changed in widest_first)
@@ -333,16 +350,19 @@ def fitting_tile(estimate: Estimate, memory: int) -> int | None:
     return None
 
 
-def _widest_first(estimate: Estimate, formats: Sequence[str]) -> list[Estimate]:
+def _widest_first(estimate: Estimate, formats: Mapping[str, bool]) -> list[Estimate]:
     """The job in each of these formats of the weights that is narrower than the one it has."""
 
     def width(name: str) -> float:
         return weight_bytes(estimate.dtype, estimate.known.get(name), estimate.config.hidden_size)
 
     now = width(estimate.format)
-    narrower = sorted((name for name in formats if width(name) < now), key=width, reverse=True)
-    changed = [{**estimate.formats, "pack_linear": name} for name in narrower]
-    return [replace(estimate, formats=formats, unpacks=False) for formats in changed]
+    least = min((width(name) for name, widens in formats.items() if not widens), default=now)
+    narrower = [name for name, widens in formats.items() if width(name) < (min(now, least) if widens else now)]
+    return [
+        replace(estimate, formats={**estimate.formats, "pack_linear": name}, unpacks=False, widens=formats[name])
+        for name in sorted(narrower, key=width, reverse=True)
+    ]
 
 
 def _fitting(estimate: Estimate, values: dict[str, Any], memory: int, tilings: list[dict[str, Any]]) -> Change | None:

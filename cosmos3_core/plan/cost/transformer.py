@@ -84,17 +84,18 @@ def forward_work(
     causal: bool = False,
     formats: Mapping[str, Format] = NO_FORMATS,
     unpacks: bool = False,
+    widens: bool = False,
     kept_layers: int = 0,
     attended: Sequence[tuple[int, float]] | None = None,
 ) -> list[Work]:
     """The parts of one pass of one branch through one tower (docs/model.md, section 3.2). The matrices of the first
     `kept_layers` are kept in `dtype`, and so is the text's attention, which is the causal one. `attended` has the
     queries and keys of each attention where there are several. `unpacks`: eager torch makes the weights fp32 numbers
-    in every pass."""
+    in every pass; `widens`: a row makes them numbers in `dtype`."""
     c, keys = config, tokens / 2 if causal else tokens + context
     linear, attention = formats.get("pack_linear"), None if causal else formats.get("attention")
     split = ((kept_layers, None), (c.num_hidden_layers - kept_layers, linear))
-    work = [_linear_work(c, tokens, layers, dtype, one, unpacks) for layers, one in split if layers]
+    work = [_linear_work(c, tokens, layers, dtype, one, unpacks, widens) for layers, one in split if layers]
     work += [_attention_work(c, *one, dtype, attention) for one in attended or [(tokens, keys)]]
     up = (2 if c.gated else 1) * c.intermediate_size
     rows = 8 * c.hidden_size + 2 * (c.query_width + c.kv_width) + up + c.intermediate_size
@@ -103,16 +104,17 @@ def forward_work(
 
 
 def _linear_work(
-    c: TransformerConfig, tokens: int, layers: int, dtype: str, format: Format | None, unpacks: bool
+    c: TransformerConfig, tokens: int, layers: int, dtype: str, format: Format | None, unpacks: bool, widens: bool
 ) -> Work:
     projected, up = 2 * c.query_width + 2 * c.kv_width, (2 if c.gated else 1) * c.intermediate_size
     matrices = c.hidden_size * projected + c.hidden_size * (up + c.intermediate_size)
     rows = tokens * (4 * c.hidden_size + projected + up + c.intermediate_size)
     moved = layers * (matrices * weight_bytes(dtype, format, c.hidden_size) + WIDTH[dtype] * rows)
-    if format and unpacks:  # the fp32 numbers are written and read
-        moved += layers * matrices * 2 * WIDTH["float32"]
-    rate = UNPACKED_RATE if format and unpacks else rate_of(dtype, format)
-    return Work(2 * layers * tokens * matrices, moved, rate)
+    multiplied = UNPACKED_RATE if unpacks else dtype if widens else None
+    if format is None or multiplied is None:
+        return Work(2 * layers * tokens * matrices, moved, rate_of(dtype, format))
+    moved += layers * matrices * 2 * WIDTH[multiplied]  # the numbers are written and read
+    return Work(2 * layers * tokens * matrices, moved, rate_of(multiplied))
 
 
 def unpacking_bytes(config: TransformerConfig, rows: int) -> int:
@@ -121,6 +123,15 @@ def unpacking_bytes(config: TransformerConfig, rows: int) -> int:
     return (
         2 * WIDTH["float32"] * rows * max(config.hidden_size, config.query_width, config.intermediate_size) + UNPACKED
     )
+
+
+def widening_bytes(config: TransformerConfig, rows: int, dtype: str) -> int:
+    """What a product by a row that widens takes beside a layer's tensors: the largest matrix in `dtype`, and the rows
+    once more, as activations are rounded."""
+    c = config
+    up = (2 if c.gated else 1) * c.intermediate_size
+    largest = max(c.hidden_size * max(up, c.query_width + 2 * c.kv_width), c.query_width * c.hidden_size)
+    return WIDTH[dtype] * (largest + rows * max(c.hidden_size, c.query_width, c.intermediate_size))
 
 
 def _attention_work(c: TransformerConfig, tokens: int, keys: float, dtype: str, format: Format | None) -> Work:
