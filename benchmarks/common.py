@@ -107,10 +107,11 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def report(result: dict[str, Any], out: Path | None) -> None:
-    """Print the result, and write it where `out` says."""
+def report(result: dict[str, Any], out: Path | None, *, quiet: bool = False) -> None:
+    """Print the result, unless `quiet`, and write it where `out` says."""
     text = json.dumps(result, indent=2)
-    print(text)
+    if not quiet:
+        print(text)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text + "\n")

@@ -6,13 +6,18 @@ Weights and activations are normally distributed. A row's error against fp32 is 
 bound before anything is timed. Rows and the peer take turns; each replays, as the engine does, a recording of products
 with different weights, as many as leave no weight in a cache. Quantizing the activations is part of the time, and so is
 the gate after the projection that makes [gate | up]: the row's own where it has one, else the backend's op.
+
+`--rows 1 64 4096 30000 --formats w4a16 mxfp8 fp8 --seconds 150` measures what a machine that is lent for minutes can:
+what does not begin in time is listed as left out, and --out has what there is after every size.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.contract import Backend, Device, InputError, Linear, Ops, PackLinear
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.plan import Want, choose_backend, resolve
+from cosmos3_core.quant import FORMATS
 from cosmos3_core.testing import cases
 
 from .common import alternate, environment, report, seconds, waiting
@@ -46,7 +52,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--backend", required=True)
     parser.add_argument("--model", default="nano", help="as for cosmos3 plan")
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 2048, 9360, 44160], help="tokens")
+    parser.add_argument("--formats", nargs="+", choices=["none", *FORMATS], help="without it all that rows have")
+    parser.add_argument("--kernels", nargs="+", metavar="NAME", help="without it all rows")
+    parser.add_argument("--projections", nargs="+", default=["qkv", "out", "up", "down"])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seconds", type=float, help="after which no other size is begun")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -61,14 +71,21 @@ def projections(c: TransformerConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def rows_of(config: TransformerConfig, backend: Backend, found: Device) -> tuple[Packers, dict[str, str]]:
+def rows_of(
+    config: TransformerConfig, backend: Backend, found: Device, args: argparse.Namespace
+) -> tuple[Packers, dict[str, str]]:
     """What packs a weight, by row and format; and why other rows do not serve."""
     serving, refused = {}, {}
     for row in backend.kernels:
-        for format in row.formats if row.op == "pack_linear" else ():
+        if row.op != "pack_linear" or (args.kernels and row.name not in args.kernels):
+            continue
+        for format in row.formats:
+            if args.formats and format not in args.formats:
+                continue
             want = Want.of(config, "bfloat16", {"pack_linear": row.name}, {"pack_linear": format})
+            packed = format in FORMATS and FORMATS[format].static
             try:
-                resolve(want, backend, found)
+                resolve(replace(want, packed=packed), backend, found)
             except InputError as error:
                 refused[f"{row.name} {format}"] = error.found
             else:
@@ -81,7 +98,8 @@ def linears(serving: Packers, out: int, width: int, device: str) -> Iterator[tup
     stream = torch.Generator(device).manual_seed(out + width)
     for _ in range(math.ceil(CACHED / (out * width))):
         weight = torch.randn(out, width, device=device, generator=stream).div_(width**0.5).bfloat16()
-        yield weight, {key: pack(weight, None, format=key[1]) for key, pack in serving.items()}
+        handed = {format: cases.handed(weight, FORMATS.get(format)) for _, format in serving}
+        yield weight, {key: pack(handed[key[1]], None, format=key[1]) for key, pack in serving.items()}
 
 
 def with_gate(linear: Product, ops: Ops) -> Product:
@@ -131,7 +149,8 @@ def measure(
     ops: Ops,
     args: argparse.Namespace,
     device: str,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[list[dict[str, Any]]]:
+    """For each number of rows, what all contestants take."""
     (out, width), gated = shape, name == "up" and config.gated
     wait = waiting(ops.memory, device)
 
@@ -154,8 +173,8 @@ def measure(
         rounds = {key: replayed(ops.capture, some, x, wait) for key, some in products.items()}
         times = alternate({key: function for key, (function, _) in rounds.items()}, wait, args.repeats)
         medians = {key: times[key]["median_s"] / count for key, (_, count) in rounds.items()}
-        for key, median in medians.items():
-            yield {
+        yield [
+            {
                 "projection": name,
                 "rows": rows,
                 "outputs": out,
@@ -167,28 +186,39 @@ def measure(
                 "tflops": 2 * rows * out * width / median / 1e12,
                 "times_peer": medians[PEER] / median,
             }
+            for key, median in medians.items()
+        ]
 
 
 @torch.inference_mode()
 def main() -> None:
-    args = arguments()
+    args, begin = arguments(), time.monotonic()
     config = describe(args.model).config
     backend, found, _ = choose_backend(args.backend)
-    serving, refused = rows_of(config, backend, found)
+    serving, refused = rows_of(config, backend, found, args)
     ops, device = resolve(Want.of(config, "bfloat16"), backend, found).build_ops(), backend.torch_device
     results: list[dict[str, Any]] = []
-    for name, shape in projections(config).items():
-        results += measure(name, shape, config, serving, ops, args, device)
-    report(
-        {
-            "benchmark": "gemm",
-            "settings": {k: v for k, v in vars(args).items() if k != "out"},
-            "results": results,
-            "refused": refused,
-            "environment": environment(device, found),
-        },
-        args.out,
-    )
+    shapes = {name: shape for name, shape in projections(config).items() if name in args.projections}
+    left = [f"{name}, {rows} rows" for name in shapes for rows in args.rows]
+    for name, shape in shapes.items():
+        for measured in measure(name, shape, config, serving, ops, args, device):
+            results += measured
+            left.remove(f"{name}, {measured[0]['rows']} rows")
+            late = args.seconds is not None and time.monotonic() - begin > args.seconds
+            report(
+                {
+                    "benchmark": "gemm",
+                    "settings": {k: v for k, v in vars(args).items() if k != "out"},
+                    "results": results,
+                    "refused": refused,
+                    "left_out": left,
+                    "environment": environment(device, found),
+                },
+                args.out,
+                quiet=bool(left) and not late,
+            )
+            if late:
+                return
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ MOST = 10_000
 MODEL = "nvidia/Cosmos3-Nano"
 
 
-def _plainly(function: Callable[P, R]) -> Callable[P, R]:
+def plainly(function: Callable[P, R]) -> Callable[P, R]:
     """What the caller has set of torch plays no part in it."""
 
     @wraps(function)
@@ -62,7 +62,7 @@ def _plainly(function: Callable[P, R]) -> Callable[P, R]:
 
 @as_arguments(LOAD)
 @bound
-@_plainly
+@plainly
 def load(
     model: str | os.PathLike[str] = MODEL,
     *,
@@ -289,7 +289,7 @@ class Pipeline(Answering):
 
     @as_arguments(CALL)
     @bound
-    @_plainly
+    @plainly
     def resume(
         self,
         path: str | os.PathLike[str],
@@ -355,7 +355,7 @@ class Pipeline(Answering):
     def _elsewhere(name: str) -> str | None:
         return elsewhere(name)
 
-    @_plainly
+    @plainly
     def _several(
         self,
         prompts: Sequence[Any],

@@ -4,7 +4,7 @@
 
 It needs an environment with `PACKAGES`. Of compressed-tensors its own configuration and decompressor are used, on a
 model of linear layers with the checkpoint's names and shapes; of ModelOpt its quantizer, its export of a weight, and
-its tensor class.
+its tensor class. What needs a calibration is calibrated with prompts of the embedded model's world.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from cosmos3_core.checkpoint.model import Model, Weights, open_model
 from cosmos3_core.checkpoint.policy import Policy
 from cosmos3_core.checkpoint.quantize import prepare, with_defaults
 from cosmos3_core.checkpoint.writing import write
+from cosmos3_core.evidence.quantizing.collect import collected
+from cosmos3_core.evidence.quantizing.prompts import WORLD, prompts_of
+from cosmos3_core.evidence.quantizing.session import Session
 from cosmos3_core.quant.dialects.written import WRITTEN, Written
 from cosmos3_core.quant.numerics import unpack
 
@@ -83,10 +86,15 @@ def modelopt(said: dict, tensors: Named, own: Named) -> Named:
     description, names, shapes and dtypes."""
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
-    from modelopt.torch.export.quant_utils import get_weight_scaling_factor, to_quantized_weight
+    from modelopt.torch.export.quant_utils import (
+        get_activation_scaling_factor,
+        get_weight_scaling_factor,
+        to_quantized_weight,
+    )
     from modelopt.torch.quantization.qtensor import FP8QTensor
 
     kept = said["ignore"]
+    static = said["quant_algo"] == "FP8"
     quantization = {"quant_algo": said["quant_algo"], "exclude_modules": kept}
     theirs = convert_hf_quant_config_format({"producer": said["producer"], "quantization": quantization})
     print(
@@ -94,19 +102,26 @@ def modelopt(said: dict, tensors: Named, own: Named) -> Named:
         {k for k in theirs.keys() | said.keys() if theirs.get(k) != said.get(k)} or "nothing",
     )
     quantized = {name: weight for name, weight in own.items() if f"{name}.weight_scale" in tensors}
-    model = mtq.quantize(skeleton({n: w.float() for n, w in quantized.items()}), mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG)
+    config = mtq.FP8_DEFAULT_CFG if static else mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG
+    model = mtq.quantize(skeleton({n: w.float() for n, w in quantized.items()}), config)
     found, differ, numbers = {}, 0, 0
     for name in quantized:
         linear = model.get_submodule(name)
         scale = get_weight_scaling_factor(linear)
-        weight = to_quantized_weight(linear.weight.detach(), scale, "fp8_pc_pt")
+        weight = to_quantized_weight(linear.weight.detach(), scale, "fp8" if static else "fp8_pc_pt")
+        scale = scale.reshape(()) if static else scale  # its export does so last
         mine = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
         for one, other in zip((weight, scale), mine, strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype), (name, one.shape, one.dtype, other.shape)
         differ += int((weight.float() != mine[0].float()).sum()) + int((scale != mine[1]).sum())
         numbers += weight.numel() + scale.numel()
-        dequantized = FP8QTensor(mine[0].shape, torch.float32, mine[0]).dequantize(scale=mine[1][:, None])
-        found[name] = dequantized
+        by = mine[1] if static else mine[1][:, None]
+        found[name] = FP8QTensor(mine[0].shape, torch.float32, mine[0]).dequantize(scale=by)
+        if static:
+            inputs = linear.input_quantizer
+            inputs.amax = tensors[f"{name}.input_scale"] * inputs.maxbound
+            theirs = get_activation_scaling_factor(linear)
+            assert torch.equal(theirs.reshape(()), tensors[f"{name}.input_scale"]), (name, theirs)
     print(f"  of {numbers:,} numbers and scales that its export writes {differ} differ from these")
     return found
 
@@ -115,6 +130,10 @@ def check(source: Model, row: Written, out: Path) -> bool:
     """Quantize a model, with a layer that stays, and have the dialect's package read it."""
     policy = with_defaults(Policy(keep=("layers.1.*",)), 0)
     job = prepare(source, format=row.format.name, dialect=row.dialect, group=None, policy=policy)
+    if job.choosing.calibrates:
+        prompts = prompts_of(WORLD)[:2]
+        session = Session.of(source.name, None, "reference", prompts, {"steps": 2})
+        job = job.calibrated(collected(job, session, prompts, out.with_suffix(".safetensors"), lambda *_: None))
     write(job, out, lambda *_: None)
     said = json.loads((out / "transformer/config.json").read_text())["quantization_config"]
     every: Named = {}

@@ -79,6 +79,11 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "python -m pytest -q -x tests/test_run.py",
     ],
     ("docs/python.md", "diffusers"): [],
+    ("docs/quantization.md", "network"): [
+        "cosmos3 quantize --model nano --format w4a16 --method gptq --calibrate prompts.txt -o Cosmos3-Nano-W4A16",
+        "cosmos3 quantize --model nano --format fp8 --method gptq "
+        "--calibrate Cosmos3-Nano-W4A16.calibration.safetensors -o Fp8",
+    ],
     ("docs/writing-a-backend.md", "device"): [
         "cosmos3 check --backend acme --record acme.json",
         "cosmos3 evaluate --backend acme",

@@ -366,11 +366,11 @@ def test_the_first_command_of_the_readme_is_in_its_words():
     assert set("a red ball rolls to the left".split()) <= {word.strip(".") for word in words}
 
 
-def test_the_page_has_the_results():
-    assert page.PAGE.read_text() == page.rendered(page.PAGE.read_text())
+def test_the_pages_have_the_results():
+    assert all(one.read_text() == page.rendered(one.read_text()) for one in page.PAGES)
 
 
-@pytest.mark.parametrize("name", ["faults.json", "ranking.json", *page.DEPTHS.values()])
+@pytest.mark.parametrize("name", ["faults.json", "ranking.json", "methods.json", *page.DEPTHS.values()])
 def test_the_results_are_of_the_checkpoint_in_the_package(name):
     assert (page.FOLDER / name).exists(), "measure it: tools/embedded/README.md says how"
     assert page.read(name)["weights"] == Weights(open_model("embedded")).identity_with_sound

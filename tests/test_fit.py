@@ -20,7 +20,8 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import PUBLISHED
 from cosmos3_core.contract import Ceiling
 from cosmos3_core.plan.cost import vae
-from cosmos3_core.plan.cost.fit import Estimate, nearest
+from cosmos3_core.plan.cost.fit import Estimate
+from cosmos3_core.plan.cost.nearest import nearest
 from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.scenarios import request as requests
@@ -155,6 +156,28 @@ def test_formats_change_weights_and_rates():
     weight_only = replace(counted, formats={"pack_linear": "w4a16"})
     assert weight_only.stage("steps").weights < 0.4 * counted.stage("steps").weights
     assert weight_only.seconds(known)["step"] == pytest.approx(counted.seconds(known)["step"])
+
+
+def test_a_row_that_widens_takes_the_dtype_s_time_and_a_copy():
+    """In place of the format's own products; the copy is of the largest matrix."""
+    counted = replace(whole("nano", 1280, 720, 189), formats={"pack_linear": "fp8"})
+    known = Ceiling(tflops={"bfloat16": 100, "fp8": 1000}, bandwidth=1e12, source="")
+    wide, plain = replace(counted, widens=True), replace(counted, formats={})
+    assert counted.seconds(known)["step"] < 0.8 * wide.seconds(known)["step"]
+    assert wide.seconds(known)["step"] == pytest.approx(plain.seconds(known)["step"], rel=0.05)
+    more = wide.stage("steps").activations - counted.stage("steps").activations
+    assert more >= 2 * 2 * 12288 * 4096
+
+
+def test_formats_that_are_widened_are_proposed_where_no_other_is_as_narrow():
+    counted = whole("nano", 1280, 720, 189)
+    for formats, wanted in (
+        ({"fp8": False, "q8_0": True, "nf4": True}, ["fp8"]),
+        ({"q8_0": True, "nf4": True}, ["q8_0"]),
+    ):
+        changes = nearest(counted, 22 * GIB, formats)
+        found = [change.values["format"] for change in changes if "format" in change.values]
+        assert found[:1] == wanted, changes
 
 
 @pytest.mark.parametrize(

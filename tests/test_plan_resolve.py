@@ -231,6 +231,20 @@ def test_a_format_of_the_weights_always_runs_and_the_plan_says_how():
     assert plan(fast).notes == () and not plan(fast).unpacks, "no format is chosen by itself"
 
 
+def test_a_row_that_widens_saves_memory_and_the_plan_says_so():
+    """Of weights alone in a format nobody expects more."""
+    native = row("native", "pack_linear", formats=("mxfp8",), arch=("x1",))
+    wide = row("wide", "pack_linear", formats=("mxfp8", "w4a16"), widens=True)
+    made = plan(native, wide, formats={"pack_linear": "mxfp8"})
+    assert made.widens and not made.unpacks
+    assert made.notes == (
+        f"products of mxfp8 are in {made.dtype} here (native: written for x1, and this device is x2): the format saves "
+        "memory, and no time",
+    )
+    weights = plan(native, wide, formats={"pack_linear": "w4a16"})
+    assert weights.widens and weights.notes == () and not plan(native, wide).widens
+
+
 def test_a_composite_that_multiplies_itself_spares_eager_torch():
     halves = [row("own", op, formats=("fp8",), fuses=("pack_linear",)) for op in ("project", "finish")]
     made = plan(*halves, formats={"pack_linear": "fp8"})

@@ -23,8 +23,9 @@ from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.policy import Policy
 from cosmos3_core.checkpoint.quantize import Job, prepare, source_folder, with_defaults
 from cosmos3_core.checkpoint.tensors import TensorFiles
+from cosmos3_core.evidence.quantizing.quantize import Asked, job_of, with_statistics
 from cosmos3_core.files.digests import sha256_file
-from cosmos3_core.quant.dialects.written import WRITTEN
+from cosmos3_core.quant.dialects.written import WRITTEN, Written
 from cosmos3_core.quant.numerics import unpack
 
 Call = Callable[..., tuple[int, str, str]]
@@ -42,6 +43,32 @@ def quantize(capsys, monkeypatch, tmp_path: Path) -> Call:
     """`cosmos3 quantize ARGUMENTS` in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: cosmos3(capsys, monkeypatch, "quantize", *arguments)
+
+
+@pytest.fixture(scope="session")
+def statistics(tmp_path_factory) -> Path:
+    """Of the tiny model, with second moments."""
+    folder = tmp_path_factory.mktemp("statistics")
+    (folder / "prompts.txt").write_text("waves\n\na cup\n")
+    given = {"size": "64x64", "steps": 1, "frames": 1}
+    asked = Asked(
+        model=TINY_MODEL,
+        format="w4a16",
+        group=16,
+        method="gptq",
+        calibrate=str(folder / "prompts.txt"),
+        given=given,
+        backend="reference",
+    )
+    with_statistics(asked, job_of(asked), folder / "tiny.safetensors", lambda *_: None)
+    return folder / "tiny.safetensors"
+
+
+def options(row: Written, group: int, statistics: Path) -> tuple[object, ...]:
+    """What a row takes to be written."""
+    found: tuple[object, ...] = ("--format", row.format.name, "--dialect", row.dialect)
+    found += ("--group", group) if row.grouped else ()
+    return found + (("--calibrate", statistics) if row.format.static else ())
 
 
 def plain(folder: Path) -> dict[str, torch.Tensor]:
@@ -64,6 +91,9 @@ def expected(weight: torch.Tensor, format: str, dialect: str, group: int) -> tor
     if format == "fp8":
         scale = (w.abs().amax(1, keepdim=True) / torch.tensor(448.0)).to(stored).float()
         return (w / scale).nan_to_num(0).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+    if format == "fp8_static":
+        scale = w.abs().amax() / torch.tensor(448.0)
+        return (w / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
     if format == "int8":
         scale = (w.abs().amax(1, keepdim=True) / torch.tensor(127.0)).to(stored).float()
         return (w / scale).nan_to_num(0).round().clamp(-127, 127) * scale
@@ -88,10 +118,8 @@ def check_weights(folder: Path, source: Path, modules: set[str], format: str, di
 
 
 @pytest.mark.parametrize("row", WRITTEN, ids=lambda row: f"{row.dialect}-{row.format.name}")
-def test_what_is_written_is_read_exactly(row, quantize: Call, tmp_path: Path) -> None:
-    grouped = ("--group", 16) if row.grouped else ()
-    named = ("--format", row.format.name, "--dialect", row.dialect, *grouped)
-    code, out, err = quantize("--model", TINY_MODEL, *named, "-o", "out")
+def test_what_is_written_is_read_exactly(row, statistics, quantize: Call, tmp_path: Path) -> None:
+    code, out, err = quantize("--model", TINY_MODEL, *options(row, 16, statistics), "-o", "out")
     assert (code, out) == (0, "out\n") and "tensor 66 of 66" in err
     check_weights(tmp_path / "out", TINY, TINY_MEDIA, row.format.name, row.dialect, 16)
     config = json.loads((tmp_path / "out/transformer/config.json").read_text())
@@ -110,10 +138,8 @@ def test_what_is_written_is_read_exactly(row, quantize: Call, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("row", WRITTEN, ids=lambda row: f"{row.dialect}-{row.format.name}")
-def test_what_is_written_runs(row, quantize: Call, run: Call) -> None:
-    grouped = ("--group", 32) if row.grouped else ()
-    named = ("--format", row.format.name, "--dialect", row.dialect, *grouped)
-    assert quantize("--model", TINY_MODEL, *named, "-o", "out")[0] == 0
+def test_what_is_written_runs(row, statistics, quantize: Call, run: Call) -> None:
+    assert quantize("--model", TINY_MODEL, *options(row, 32, statistics), "-o", "out")[0] == 0
     size = ("--size", "64x64", "--steps", 2)
     code, _, err = run("waves", "--model", "out", "--backend", "reference", *size, "-o", "waves.png")
     assert code == 0, err
@@ -149,15 +175,9 @@ def test_a_row_of_zeros_has_a_scale_that_loaders_take(quantize: Call, tmp_path: 
     held = load_file(file)
     held[f"{module}.weight"][3] = 0
     save_file(held, file)
-    for row in WRITTEN:
-        grouped = ("--group", 16) if row.grouped else ()
-        assert (
-            quantize(
-                *("--model", "zeros", "--format", row.format.name, "--dialect", row.dialect, *grouped, "-o", "out"),
-                "--overwrite",
-            )[0]
-            == 0
-        )
+    for row in (row for row in WRITTEN if row.format.outputs):
+        named = options(row, 16, tmp_path)
+        assert quantize("--model", "zeros", *named, "-o", "out", "--overwrite")[0] == 0
         check_weights(tmp_path / "out", tmp_path / "zeros", TINY_MEDIA, row.format.name, row.dialect, 16)
         assert (plain(tmp_path / "out")[f"{module}.weight_scale"][3] == 1).all()
 
@@ -187,10 +207,18 @@ def test_a_policy_that_cannot_be_met(text: str, quantize: Call, tmp_path: Path) 
 
 
 BAD = {
-    ("--format", "fp9"): "there is no such format. It writes modelopt: fp8; compressed-tensors: fp8, int8, w4a16",
+    (
+        "--format",
+        "fp9",
+    ): "there is no such format. It writes modelopt: fp8, fp8_static; compressed-tensors: fp8, int8, w4a16",
     ("--format", "nvfp4"): "cosmos3 quantize does not write nvfp4. It writes",
     ("--format", "fp8_static"): "only a calibration measures",
-    ("--format", "int8", "--dialect", "modelopt"): "does not write int8 in modelopt. It writes modelopt: fp8\n",
+    (
+        "--format",
+        "int8",
+        "--dialect",
+        "modelopt",
+    ): "does not write int8 in modelopt. It writes modelopt: fp8, fp8_static\n",
     (
         "--format",
         "fp8",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from .choosing import METHODS
 from .quantize import SOURCE_CARD
 
 if TYPE_CHECKING:
     from .quantize import Job
 
+SHOWN = ("task", "size", "frames", "steps", "guidance")
+"""Fields of a calibration's request that the card has."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -33,7 +37,7 @@ def card(job: Job, name: str) -> str:
         "",
         f"# {name}",
         "",
-        f"{job.model.name}, quantized by cosmos3 {said['cosmos3']} without calibration data.",
+        f"{job.model.name}, quantized by cosmos3 {said['cosmos3']}.",
         "",
         "| | |",
         "| --- | --- |",
@@ -41,6 +45,8 @@ def card(job: Job, name: str) -> str:
         f"| its digest | {said['identity']} |",
         f"| format | {job.format.name}{group} |",
         f"| activations | {activations} |",
+        f"| codes | {METHODS[job.choosing.method]} |",
+        f"| calibration | {_calibration(said['calibration'])} |",
         f"| dialect | {job.row.dialect} |",
         f"| quantized | {len(job.modules)} matrices of decoder layers |",
         f"| in the model's dtype | {'; '.join(kept)} |",
@@ -51,3 +57,11 @@ def card(job: Job, name: str) -> str:
     if SOURCE_CARD in job.copies:
         lines += ["", f"What the source says of itself, its licence included, is in `{SOURCE_CARD}`."]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(facts: Mapping[str, Any] | None) -> str:
+    """What inputs were measured with."""
+    if facts is None:
+        return "none: scales are those of the weights"
+    request = ", ".join(f"{name} {facts['request'].get(name)}" for name in SHOWN)
+    return f"{facts['prompts']} prompts ({request}), {facts['steps']} steps in all, on {facts['device']}"

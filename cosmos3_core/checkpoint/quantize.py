@@ -13,8 +13,10 @@ from .. import __version__
 from ..contract import InputError
 from ..quant import Format
 from ..quant.dialects.written import Written, grouped, parts_of, writer
+from .choosing import NEAREST, Choosing
 from .model import Model, Weights
 from .policy import Policy, chosen
+from .statistics import Statistics
 from .tensors import PICKLED, STEM, Spec, index_text, write_shard
 
 if TYPE_CHECKING:
@@ -30,11 +32,11 @@ SUMS = "SHA256SUMS"
 @dataclass(frozen=True)
 class Piece:
     """One tensor of the source by its name in the file, and what becomes of it: tensors by their names in diffusers'
-    naming. `packed` says that it is quantized, otherwise it is copied."""
+    naming. It is the weight of a `module` that is quantized, or, without one, copied."""
 
     raw: str
     becomes: Mapping[str, Spec]
-    packed: bool
+    module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,24 @@ class Job:
 
     model: Model
     weights: Weights
-    row: Written
-    format: Format
+    choosing: Choosing
     policy: Policy
     modules: Sequence[str]
     shards: Sequence[Shard]
     copies: Mapping[str, str]
+
+    @property
+    def row(self) -> Written:
+        return self.choosing.row
+
+    @property
+    def format(self) -> Format:
+        return self.choosing.format
+
+    def calibrated(self, statistics: Statistics) -> Job:
+        """The same with statistics of what the matrices are multiplied by. Raises InputError for those of other
+        weights, and for some that lack a module or its moments."""
+        return replace(self, choosing=self.choosing.calibrated(statistics, self.weights.identity, self.modules))
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -72,6 +86,8 @@ class Job:
             "format": self.format.name,
             "group": self.format.group if self.row.grouped else None,
             "dialect": self.row.dialect,
+            "method": self.choosing.method,
+            "calibration": self.choosing.statistics and self.choosing.statistics.to_json(),
             "policy": self.policy.to_json(),
             "shards": [shard.name for shard in self.shards],
         }
@@ -125,7 +141,7 @@ class Job:
             # Asked for one by one: a file's pages that were read leave the memory with its mapping.
             for _, tensor in self.weights.transformer.read([piece.raw]):
                 names = iter(piece.becomes)
-                made = self.row.parts(tensor, self.format).values() if piece.packed else (tensor,)
+                made = self.choosing.parts(piece.module, tensor).values() if piece.module else (tensor,)
                 yield from zip(names, made, strict=True)
             tell()
 
@@ -137,27 +153,28 @@ def prepare(
     dialect: str | None,
     group: int | None,
     policy: Policy,
+    method: str = NEAREST,
     shard_bytes: int = SHARD_BYTES,
 ) -> Job:
     """Decide what quantizing a model comes to. Raises InputError for a source that is quantized already, a format that
-    the dialect does not have, groups that do not divide a width, and a policy that does not fit the model."""
+    the dialect does not have, a method that does not fit it, groups that do not divide a width, and a policy that does
+    not fit the model."""
     row = writer(format, dialect)
-    chosen_format = grouped(row, group)
+    choosing = Choosing.of(row, grouped(row, group), method, model.config)
     if model.quantization is not None:
         found = f"its weights are quantized already: {', '.join(model.quantization.formats)}"
         found += f" in the dialect {model.quantization.dialect.name}"
         raise InputError(f"`model` {model.name}", found, "Quantize the checkpoint that it was made from")
-    modules = chosen(policy, model.config)
-    _check_groups(model, chosen_format, modules)
+    modules = choosing.possible(chosen(policy, model.config))
+    _check_groups(model, choosing.format, modules)
     weights = Weights(model)
     return Job(
         model=model,
         weights=weights,
-        row=row,
-        format=chosen_format,
+        choosing=choosing,
         policy=policy,
         modules=modules,
-        shards=_shards(list(_pieces(weights, row, chosen_format, modules)), shard_bytes),
+        shards=_shards(list(_pieces(weights, choosing, modules)), shard_bytes),
         copies=_copies(model),
     )
 
@@ -178,7 +195,7 @@ def _check_groups(model: Model, format: Format, modules: Sequence[str]) -> None:
             raise InputError(f"`format` {format.name}", found, hint)
 
 
-def _pieces(weights: Weights, row: Written, format: Format, modules: Sequence[str]) -> Iterator[Piece]:
+def _pieces(weights: Weights, choosing: Choosing, modules: Sequence[str]) -> Iterator[Piece]:
     """In the order in which tensors lie in the source's files."""
     canonical = {raw: name for name, raw in weights.raw_names.items()}
     packed = {f"{module}.weight": module for module in modules}
@@ -186,12 +203,13 @@ def _pieces(weights: Weights, row: Written, format: Format, modules: Sequence[st
     for raw, info in weights.transformer.tensors.items():
         name = canonical[raw]
         if name not in packed:
-            yield Piece(raw, {name: Spec(info.shape, info.dtype)}, False)
+            yield Piece(raw, {name: Spec(info.shape, info.dtype)})
             continue
         if (kind := (info.shape, info.dtype)) not in known:
-            parts = parts_of(row, format, *kind)
+            parts = parts_of(choosing.row, choosing.format, *kind)
             known[kind] = {part: Spec(tuple(tensor.shape), tensor.dtype) for part, tensor in parts.items()}
-        yield Piece(raw, {f"{packed[name]}.{part}": spec for part, spec in known[kind].items()}, True)
+        module = packed[name]
+        yield Piece(raw, {f"{module}.{part}": spec for part, spec in known[kind].items()}, module)
 
 
 def _shards(pieces: Sequence[Piece], most: int) -> list[Shard]:

@@ -275,14 +275,20 @@ def _defect(tensor: torch.Tensor, written: str | None) -> str | None:
     return None
 
 
-def write_shard(file: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+def write_shard(
+    file: Path,
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write one safetensors file of the host tensors that `specs` announces, one after the other as they come, in any
-    order. The same tensors give the same bytes: the library's own writer puts the metadata in an order that changes
-    between runs."""
+    order, with more `metadata`. The same tensors give the same bytes: the library's own writer puts the metadata in an
+    order that changes between runs."""
     # Wide elements first, so that every tensor starts at a multiple of its element's size.
     ordered = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     digests = dict.fromkeys(ordered, "0" * DIGEST_DIGITS)  # as long as those that take their place
-    begins, offset = {}, len(_head(specs, ordered, digests))
+    more = dict(metadata or {})
+    begins, offset = {}, len(_head(specs, ordered, digests, more))
     for name in ordered:
         begins[name] = offset
         offset += specs[name].nbytes
@@ -296,14 +302,16 @@ def write_shard(file: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[s
             waiting.discard(name)
         assert not waiting, waiting
         stream.seek(0)
-        stream.write(_head(specs, ordered, digests))
+        stream.write(_head(specs, ordered, digests, more))
 
 
-def _head(specs: Mapping[str, Spec], ordered: Iterable[str], digests: Mapping[str, str]) -> bytes:
+def _head(
+    specs: Mapping[str, Spec], ordered: Iterable[str], digests: Mapping[str, str], more: Mapping[str, str]
+) -> bytes:
     """What stands before the tensors."""
     from safetensors import TensorSpec
 
-    header: dict[str, object] = {"__metadata__": {"format": "pt", DIGESTS: json.dumps(digests)}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **more, DIGESTS: json.dumps(digests)}}
     offset = 0
     for name in ordered:
         spec, dtype = specs[name], str(specs[name].dtype).removeprefix("torch.")

@@ -33,7 +33,7 @@ LARGEST_RECORD = 1 << 22
 WRITE, COPY, CHECK = "tensors", "other files", "reading it back"
 """Stages of writing, in their order."""
 
-Show = Callable[[str, int, int], None]
+Show = Callable[[str, int, int], object]
 """Is told a stage, how many parts of it are done, and of how many."""
 
 
@@ -63,6 +63,13 @@ def check_output(job: Job, output: Path, *, overwrite: bool) -> None:
         raise InputError(asked, found, "Free space, or choose another disk")
 
 
+def check_calibrated(job: Job) -> None:
+    """Raises InputError for a job without the statistics that it needs."""
+    if job.choosing.calibrates and job.choosing.statistics is None:
+        found = "it takes what the matrices are multiplied by, which only a calibration measures"
+        raise InputError(job.choosing.asked, found, "Add `calibrate` with a file of prompts, one a line")
+
+
 def part_of(output: Path) -> Path:
     """The folder that becomes the output."""
     real = Path(os.path.realpath(output))
@@ -70,8 +77,9 @@ def part_of(output: Path) -> Path:
 
 
 def write(job: Job, output: Path, show: Show, *, overwrite: bool = False) -> Path:
-    """Write the checkpoint, or go on with it. Raises InputError as `check_output`, where another process writes it, and
-    where a weight of the source is damaged."""
+    """Write the checkpoint, or go on with it. Raises InputError as `check_output`, for a job that lacks the statistics
+    that it needs, where another process writes it, and where a weight of the source is damaged."""
+    check_calibrated(job)
     with alone((output,)):
         check_output(job, output, overwrite=overwrite)
         part = part_of(output)

@@ -10,6 +10,7 @@ import click
 from . import options as shared
 from . import terminal
 from .matrix import matrix
+from .quantize_options import QUANTIZE
 from .recipes import recipes
 
 if TYPE_CHECKING:
@@ -161,22 +162,47 @@ def evaluate(disabled: tuple[str, ...], as_json: bool, **options) -> None:
 
 
 @cli.command(context_settings=shared.CONTEXT)
-@shared.with_options(shared.QUANTIZE)
+@shared.with_options(QUANTIZE)
 @shared.JSON
-def quantize(as_json: bool, **options) -> None:
+@click.pass_context
+def quantize(
+    context: click.Context,
+    fields: dict,
+    output: str | None,
+    overwrite: bool,
+    sweep: str | None,
+    keep_share: float | None,
+    max_error: float | None,
+    as_json: bool,
+    **options,
+) -> None:
     """Write a checkpoint with quantized weights.
 
-    Other programs load it too. Needs no data: scales are those of the weights. The understanding tower, the media
-    tower's first layers, embeddings, the time embedder and heads stay in the model's dtype; a policy can say otherwise
-    of layers. Reads and writes tensor by tensor. Stopped or killed, the same command goes on; the folder gets its name
-    when it is whole.
+    Other programs load it too. Without --calibrate it needs no data: scales are those of the weights. The understanding
+    tower, the media tower's first layers, embeddings, the time embedder and heads stay in the model's dtype; a policy
+    can say otherwise of layers. Reads and writes tensor by tensor. Stopped or killed, the same command goes on; the
+    folder gets its name when it is whole.
+
+    With --sweep it writes a policy instead: it measures how far the velocities of prompts move when one group of
+    matrices is quantized, a kind in a third of a tower's layers, and keeps the worst groups.
 
     \b
     cosmos3 quantize --model nano --format fp8 -o Cosmos3-Nano-FP8
+    cosmos3 quantize --model nano --format w4a16 --method gptq --calibrate prompts.txt -o Cosmos3-Nano-W4A16
+    cosmos3 quantize --model nano --format w4a16 --calibrate prompts.txt --sweep policy.toml --keep-share 0.1
     """
-    from .quantize import Options, execute
+    from ..evidence.quantizing.quantize import Asked
+    from ..evidence.quantizing.sweep import Budget
+    from .quantize import execute, measure
 
-    execute(Options(**options), as_json)
+    asked, budget = Asked(given=fields, **options), Budget(share=keep_share, error=max_error)
+    if (output is None) == (sweep is None):
+        raise click.UsageError("Give -o for a checkpoint, or --sweep for a policy, and not both", context)
+    if sweep is not None:
+        measure(asked, budget, sweep, overwrite, as_json)
+    elif output is not None:
+        budget.check_none()
+        execute(asked, output, overwrite, as_json)
 
 
 @cli.command()

@@ -23,7 +23,6 @@ from .completion import (
     profiles,
     settings,
     sizes,
-    written,
 )
 
 Decorator = Callable[[Callable], Callable]
@@ -231,8 +230,9 @@ SET = option(
     shell_complete=one_of(settings),
     help="Any request field; cosmos3 run --help lists them.",
 )
+BACKEND = option(DEVICE, "--backend", help="Device package to run on.", shell_complete=one_of(backends))
 PLAN = (
-    option(DEVICE, "--backend", help="Device package to run on.", shell_complete=one_of(backends)),
+    BACKEND,
     option(
         DEVICE,
         "--kernel",
@@ -351,35 +351,6 @@ REPORT = (
     option(CONTROL, "--json", "as_json", is_flag=True, help="Print the plan as JSON."),
 )
 """What a dry run takes besides."""
-QUANTIZE = (
-    model(),
-    REVISION,
-    option(
-        DEVICE,
-        "--format",
-        required=True,
-        help="Of the weights: fp8, int8 or w4a16.",
-        shell_complete=one_of(partial(written, "format")),
-    ),
-    option(
-        DEVICE,
-        "--dialect",
-        help="modelopt or compressed-tensors  [default: the first that has the format]",
-        shell_complete=one_of(partial(written, "dialect")),
-    ),
-    option(DEVICE, "--group", type=int, help="Of w4a16: input features that share a scale  [default: 128]"),
-    option(
-        DEVICE,
-        "--policy",
-        type=click.Path(),
-        help="A TOML file that says which modules stay in the model's dtype.",
-        shell_complete=files,
-    ),
-    option(OUTPUT, "-o", "--output", required=True, type=click.Path(), help="The new folder."),
-    OVERWRITE,
-    QUIET,
-)
-"""Of `cosmos3 quantize`."""
 JSON = option(OUTPUT, "--json", "as_json", is_flag=True, help="Print it as JSON.")
 
 

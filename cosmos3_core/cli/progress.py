@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .terminal import quiet, remark, unescaped
 
-COUNTED = {"steps": "step", "tensors": "tensor"}
+COUNTED = {"steps": "step", "tensors": "tensor", "calibration": "calibration step", "groups": "group"}
 """Stages of many parts, of which plain lines tell about every tenth."""
 
 

@@ -3,59 +3,50 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..checkpoint.model import open_model
-from ..checkpoint.policy import Policy, read_policy
-from ..checkpoint.quantize import prepare, with_defaults
-from ..checkpoint.writing import check_output, part_of, write
-from ..plan.execution import kept_layers_of
+from ..checkpoint.quantize import Job
+from ..checkpoint.writing import part_of
+from ..evidence.quantizing.quantize import Asked, quantize
+from ..evidence.quantizing.sweep import Budget, sweep
 from .progress import Display
 from .terminal import printable, remark, tell
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """As typed."""
-
-    model: str
-    revision: str | None
-    format: str
-    dialect: str | None
-    group: int | None
-    policy: str | None
-    output: str
-    overwrite: bool
-
-
-def execute(options: Options, as_json: bool) -> None:
-    """Quantize, and print the folder's name, or as JSON what is in it. Raises InputError."""
-    policy = read_policy(Path(options.policy)) if options.policy is not None else Policy()
-    model, output = open_model(options.model, options.revision), Path(options.output)
-    job = prepare(
-        model,
-        format=options.format,
-        dialect=options.dialect,
-        group=options.group,
-        policy=with_defaults(policy, kept_layers_of(model.config, options.format)),
-    )
-    check_output(job, output, overwrite=options.overwrite)
-    said = {
-        "output": str(output),
-        **job.description,
-        "quantized": list(job.modules),
-        "source_bytes": job.source_bytes,
-        "bytes": job.bytes,
-    }
-    remark(
-        f"{model.name}: {len(job.modules)} matrices in {job.format.name} ({job.row.dialect}), "
-        f"{job.source_bytes / 1e9:.3g} GB become {job.bytes / 1e9:.3g} GB"
-    )
+def execute(asked: Asked, output: str, overwrite: bool, as_json: bool) -> None:
+    """Quantize, and print the folder's name, or as JSON what is in it. Raises InputError and RunError."""
+    path = Path(output)
     try:
         with Display() as display:
-            write(job, output, display.show, overwrite=options.overwrite)
+            said = quantize(asked, path, _remark, display.show, overwrite=overwrite)
     except KeyboardInterrupt:
-        tell(f"finished files are kept in {part_of(output)}: the same command goes on with them")
+        tell(f"finished files are kept in {part_of(path)}: the same command goes on with them")
         raise
-    print(json.dumps(said, indent=2) if as_json else printable(output))
+    print(json.dumps(said, indent=2) if as_json else printable(path))
+
+
+def measure(asked: Asked, budget: Budget, policy: str, overwrite: bool, as_json: bool) -> None:
+    """Measure what each group costs, write the policy, and print the groups. Raises InputError and RunError."""
+    with Display() as display:
+        said = sweep(asked, budget, Path(policy), display.show, overwrite=overwrite)
+    print(json.dumps(said, indent=2) if as_json else table(said))
+
+
+def table(said: dict[str, Any]) -> str:
+    """The groups of a sweep, a line for each, and what the policy comes to."""
+    total = sum(group["bytes"] for group in said["groups"])
+    lines = [f"{'quantized alone':<30}{'of bytes':>9}{'velocity error':>16}"]
+    for group in said["groups"]:
+        kept = "  kept" if group["kept"] else ""
+        lines.append(f"{group['name']:<30}{group['bytes'] / total:>9.1%}{group['error']:>16.5f}{kept}")
+    lines += [f"{'all':<30}{1:>9.1%}{said['error_of_all']:>16.5f}"]
+    lines += [f"{'all but what is kept':<30}{1 - said['kept_share']:>9.1%}{said['error']:>16.5f}"]
+    return "\n".join([*lines, printable(said["policy"])])
+
+
+def _remark(job: Job) -> None:
+    remark(
+        f"{job.model.name}: {len(job.modules)} matrices in {job.format.name} ({job.row.dialect}), "
+        f"{job.source_bytes / 1e9:.3g} GB become {job.bytes / 1e9:.3g} GB"
+    )

@@ -108,8 +108,9 @@ class Kernel:
     architecture names, or "*". `formats` are those in which the op can be asked for. `needs` are importable package
     names. `refuse(ask)` returns the reason why this row cannot serve, or None. `deterministic` means bit-equal on
     repetition, in one process and in another. `fresh`: no call writes to what an earlier one returned. `prepares`: see
-    `Segment`; `packed`: see `PackLinear`. `fuses` are the ops that a composite does itself, instead of the rows chosen
-    for them: where a user has named one of these rows, the composite is not taken."""
+    `Segment`; `packed`: see `PackLinear`. `widens`: a linear makes weights in a format numbers of the plan's dtype, and
+    multiplies in that. `fuses` are the ops that a composite does itself, instead of the rows chosen for them: where a
+    user has named one of these rows, the composite is not taken."""
 
     op: str
     name: str
@@ -123,6 +124,7 @@ class Kernel:
     fresh: bool = True
     prepares: bool = False
     packed: bool = False
+    widens: bool = False
     fuses: tuple[str, ...] = ()
     delegates: tuple[Delegate, ...] = ()
     notes: str = ""

@@ -140,6 +140,11 @@ class Sixteen:
         """Whether eager torch does any of it."""
         return any(choice.eager for choice in self.choices)
 
+    @property
+    def widens(self) -> bool:
+        """Whether a row makes the weights numbers in the plan's dtype."""
+        return any(choice.kernel.widens for choice in self.choices)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -194,15 +199,30 @@ class Plan:
     @property
     def unpacks(self) -> bool:
         """Whether eager torch does the products in a format: it makes the weights fp32 numbers in every call."""
-        linear = next(choice for choice in self.choices if choice.op == "pack_linear")
-        return linear.eager and "pack_linear" not in self.fused
+        return self._multiplies is not None and self._multiplies.name == reference.EAGER_ROW
+
+    @property
+    def widens(self) -> bool:
+        """Whether a row multiplies in the plan's dtype, with weights in a format."""
+        return self._multiplies is not None and self._multiplies.widens
+
+    @property
+    def _multiplies(self) -> Kernel | None:
+        """The row that does the products in a format; None without a format, and where composites do them."""
+        if self.format == "none" or "pack_linear" in self.fused:
+            return None
+        return next(choice.kernel for choice in self.choices if choice.op == "pack_linear")
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the rows that run."""
-        found, refused = [], [one for one in self.refusals if one.op == "pack_linear"]
+        found, why = [], _reasons([one for one in self.refusals if one.op == "pack_linear"])
+        if self.widens and self.meanings[self.format].of_inputs is not None:
+            found.append(
+                f"products of {self.format} are in {self.dtype} here{why}: the format saves memory, and no time"
+            )
         if self.unpacks:
-            served = f"no kernel of {self.backend.name} serves {self.format} here{_reasons(refused)}"
+            served = f"no kernel of {self.backend.name} serves {self.format} here{why}"
             found.append(f"{served}, so eager torch makes the layers' weights numbers again in every call: {SLOW}")
         elif self.a16 and self.a16.eager:
             served = f"no kernel of {self.backend.name} takes activations in 16 bits by {self.format} weights here"

@@ -251,6 +251,8 @@ def _complaint(row: Kernel, backend: Backend) -> tuple[str, str] | None:
         return f"{who} declares every format, those of others too", "name those that it knows"
     if row.packed and row.op not in ("pack_linear", *COMPOSITES):
         return f"{who} takes packed weights", f"leave that to {', '.join(('pack_linear', *COMPOSITES))}"
+    if row.widens and row.op != "pack_linear":
+        return f"{who} widens weights", "leave that to pack_linear"
     if row.fuses and row.op not in COMPOSITES:
         return f"{who} fuses {', '.join(row.fuses)}", f"leave that to {' and '.join(COMPOSITES)}"
     if unknown := [op for op in row.fuses if op not in apart]:

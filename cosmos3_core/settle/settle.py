@@ -9,7 +9,8 @@ from typing import Any
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, resolve
-from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
+from ..plan.cost.fit import Estimate, Job, Stage
+from ..plan.cost.nearest import Change, fitting_tile, nearest
 from ..plan.cost.units import GIB
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
@@ -104,11 +105,13 @@ class Settled:
             return found
         return nearest(asked, memory, self._formats(unpacks=True), unpacks=True)
 
-    def _formats(self, *, unpacks: bool) -> list[str]:
-        """The quantization formats of the weights that kernels of this device do, or those that eager torch does."""
-        wish, plan, found = self.wish, self.plan, []
+    def _formats(self, *, unpacks: bool) -> dict[str, bool]:
+        """The quantization formats of the weights that kernels of this device do, and whether these widen them; or
+        those that eager torch does."""
+        wish, plan = self.wish, self.plan
+        found: dict[str, bool] = {}
         if self.model.quantization:
-            return []
+            return found
         for name in plan.meanings if unpacks else formats_of(plan.backend, "pack_linear"):
             formats = {**wish.formats, "pack_linear": name}
             try:
@@ -117,7 +120,7 @@ class Settled:
             except InputError:
                 continue
             if changed.unpacks == unpacks:
-                found.append(name)
+                found[name] = changed.widens
         return found
 
 
@@ -176,11 +179,13 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         tuning=plan.tuning,
         known=plan.meanings,
         unpacks=plan.unpacks,
+        widens=plan.widens,
         packed=plan.packed,
         policy=plan.a16.policy if plan.a16 else None,
         modules=model.quantization.modules if model.quantization else None,
         a16=plan.a16.formats if plan.a16 else {},
         a16_unpacks=plan.a16 is not None and plan.a16.eager,
+        a16_widens=plan.a16 is not None and plan.a16.widens,
     )
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:

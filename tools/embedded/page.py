@@ -1,4 +1,4 @@
-"""Write the tables of docs/embedded.md from the committed results.
+"""Write the tables of docs/embedded.md, and one of docs/quantization.md, from the committed results.
 
 python -m tools.embedded.page
 """
@@ -14,7 +14,7 @@ from typing import Any
 from .faults import NONE, missed
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER.parents[1] / "docs" / "embedded.md"
+PAGES = [FOLDER.parents[1] / "docs" / name for name in ("embedded.md", "quantization.md")]
 DEPTHS = {"full": "evaluation-full.json", "quick": "evaluation-quick.json"}
 """What `cosmos3 evaluate --json` printed at each depth."""
 
@@ -51,6 +51,17 @@ def bound(measure: dict[str, Any]) -> str:
     return " ".join(sides) + ("" if measure["met"] else ", **not met**")
 
 
+def again() -> str:
+    """What the model in the package reaches beside one that was trained again; what both were judged by."""
+    if (found := read("again/evaluation.json")) is None or (package := read(DEPTHS["full"])) is None:
+        return ""
+    first, second = (
+        {f"{one['task']} {one['measure']}": one["value"] for one in result["measures"]} for result in (package, found)
+    )
+    rows = ((name, f"{first[name]:.4g}", f"{second[name]:.4g}") for name in first if name in second)
+    return table(("Measure", "In the package", "Trained again"), rows)
+
+
 def ranking() -> str:
     if (found := read("ranking.json")) is None:
         return ""
@@ -72,10 +83,23 @@ def faults() -> str:
     return f"{caught} of {len(rows)} are found.\n\n{said}"
 
 
+def methods() -> str:
+    if (found := read("methods.json")) is None:
+        return ""
+    errors: dict[tuple[str, ...], dict[str, str]] = {}
+    for one in found["methods"]:
+        group = f", groups of {one['group']}" if one["group"] else ""
+        row = errors.setdefault((f"`{one['format']}`{group}", f"`{one['dialect']}`"), {})
+        row[one["method"]] = f"{one['error']:.4f}"
+    names = list(dict.fromkeys(one["method"] for one in found["methods"]))
+    head = ("Format", "Dialect", *(f"`{name}`" for name in names))
+    return table(head, ((*key, *(row[name] for name in names)) for key, row in errors.items()))
+
+
 def rendered(text: str) -> str:
     """The page with its tables made anew."""
-    for name, make in (("evaluation", evaluation), ("ranking", ranking), ("faults", faults)):
-        begin = f"<!-- {name}: python -m tools.embedded.page -->"
+    for make in (evaluation, again, ranking, faults, methods):
+        begin = f"<!-- {make.__name__}: python -m tools.embedded.page -->"
         made = f"\n{make()}" if make() else ""
         text = re.sub(
             f"({re.escape(begin)}\n).*?(<!-- end -->)", rf"\1{made}\n\2" if made else r"\1\2", text, flags=re.S
@@ -84,4 +108,5 @@ def rendered(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from cosmos3_triton.activations import quantize_blocks, quantize_tiles, swizzled
-from cosmos3_triton.linears import RowScaled, check_multiples_of_16, named, packer
+from cosmos3_triton.linears import RowScaled, check_multiples_of_16, in_format, named, packer
 from cosmos3_triton.tables import Table
 from torch import Tensor
 from torch.nn.functional import ScalingType, SwizzleType
 
 from cosmos3_core.contract import Linear, PackLinear
-from cosmos3_core.quant import FORMATS
-from cosmos3_core.quant.numerics import pack
+from cosmos3_core.quant.numerics import Packed
 
 
 def torch_scaled_mm(
@@ -68,19 +67,23 @@ class BlockScaled:
         ),
     }
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str):
-        check_multiples_of_16(weight_OI)
-        self.format, self.scaling, self.bias_O = FORMATS[format], self.SCALINGS[format], bias_O
-        packed = pack(weight_OI, self.format, weight=True)
-        self.values_OI, self.tensor_scale = packed.values, packed.tensor_scale
+    def __init__(self, weight_OI: Tensor | Packed, bias_O: Tensor | None, format: str):
+        packed = in_format(weight_OI, format)
+        check_multiples_of_16(packed.shape)
+        self.format, self.scaling, self.bias_O = packed.format, self.SCALINGS[format], bias_O
+        self.values_OI, self.tensor_scale, self.given = packed.values, packed.tensor_scale, packed.input_scale
+        self.by_row_O: Tensor | None = None
+        if packed.tensor_scale is not None and packed.tensor_scale.ndim:  # of weights that were packed apart
+            self.by_row_O, self.tensor_scale = packed.tensor_scale.flatten(), torch.ones_like(packed.tensor_scale[0, 0])
         if self.format.outputs == 1:
             self.scale = swizzled(packed.scales.view(torch.uint8))
         else:  # the runs of a column of blocks, each filled up to a multiple of 4
             self.scale = F.pad(packed.scales, (0, -packed.scales.shape[1] % 4)).t()
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        quantize = quantize_blocks if self.format.outputs == 1 else quantize_tiles
-        return self.multiply(*quantize(x_MI, self.format), x_MI.dtype)[: len(x_MI)]
+        if self.format.outputs == 1:
+            return self.multiply(*quantize_blocks(x_MI, self.format, self.given), x_MI.dtype)
+        return self.multiply(*quantize_tiles(x_MI, self.format), x_MI.dtype)[: len(x_MI)]
 
     def multiply(self, values_MI: Tensor, scale: Tensor, tensor_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Of activations as they are returned, quantized, by `quantize_blocks` or `quantize_tiles`."""
@@ -100,17 +103,20 @@ class BlockScaled:
             swizzle_b=kind.swizzles,
             output_dtype=dtype,
         )
+        if self.by_row_O is not None:
+            y_MO.mul_(self.by_row_O)
         return y_MO if self.bias_O is None else y_MO.add_(self.bias_O)
 
     def tensors(self) -> dict[str, Tensor]:
         held = {"values": self.values_OI, "scale": self.scale}
-        return held | named(tensor_scale=self.tensor_scale, bias=self.bias_O)
+        beside = named(tensor_scale=self.tensor_scale, by_row=self.by_row_O, input_scale=self.given, bias=self.bias_O)
+        return held | beside
 
 
 def build_scaled_mm(table: Table) -> PackLinear:
     by_row, by_block = packer(RowScaled, table=table, product=torch_scaled_mm), packer(BlockScaled)
 
-    def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
+    def pack_linear(weight_OI: Tensor | Packed, bias_O: Tensor | None, *, format: str = "none") -> Linear:
         return (by_block if format == "fp8_block" else by_row)(weight_OI, bias_O, format=format)
 
     return pack_linear

@@ -15,7 +15,9 @@ from cosmos3_triton.rows import (
     linear_rows,
     origin,
     refuse_8_bits,
+    refuse_unscaled,
     row_wise_rows,
+    sixteen_bit_rows,
     uneven,
 )
 from cosmos3_triton.tables import table
@@ -161,7 +163,7 @@ def build_block_scaled_mm(device: Device) -> PackLinear:
 
 def refuse_scaled_mm(ask: Ask) -> str | None:
     if ask.format != "fp8_block":
-        return uneven(ask, 16, 16)
+        return refuse_unscaled(ask) or uneven(ask, 16, 16)
     if ask.device.arch != "sm_90":
         return (
             f"torch multiplies blocks of 128 x 128 on sm_90 only, and this device is {ask.device.arch}; fp8 is served"
@@ -292,9 +294,10 @@ ROWS = (
         build=build_scaled_mm,
         arch=("sm_89", "sm_90", "sm_100", "sm_103"),
         dtypes=("bfloat16",),
-        formats=("fp8", "fp8_block"),
+        formats=("fp8", "fp8_tensor", "fp8_static", "fp8_block"),
         needs=("triton",),
         refuse=refuse_scaled_mm,
+        packed=True,
         notes="inside torch: cuBLASLt on Hopper, CUTLASS elsewhere",
     ),
     *linear_rows(AMPERE_ON, fp8=ADA_ON),
@@ -307,8 +310,10 @@ ROWS = (
         formats=("mxfp8", "nvfp4"),
         needs=("triton",),
         refuse=refuse_block_scaled_mm,
+        packed=True,
         notes="inside torch: Blackwell's own block-scaled products; never run",
     ),
+    *sixteen_bit_rows(AMPERE_ON),
     Kernel(
         op="project",
         name="scaled-mm",

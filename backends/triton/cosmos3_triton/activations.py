@@ -26,22 +26,29 @@ ROUND = tl.constexpr(1.5 * 2**23)
 
 
 @triton.jit
-def eight_bits(x, dtype: tl.constexpr):
-    """(values in int8 or e4m3, scale) of a whole row in fp32; what is beyond its end is 0."""
+def eight_bits(x, dtype: tl.constexpr, given_ptr):
+    """(values in int8 or e4m3, scale) of a whole row in fp32; what is beyond its end is 0. The scale is the row's own,
+    or where one is `given` that: then what is larger saturates, and a NaN makes the scale NaN."""
     MOST: tl.constexpr = INT8_MOST if dtype == tl.int8 else E4M3_MOST
-    largest = tl.maximum(tl.max(tl.abs(x), 0), 1e-30)  # a row of zeros needs a scale, too
-    x = x * (MOST / largest)
+    if given_ptr is None:
+        largest = tl.maximum(tl.max(tl.abs(x), 0), 1e-30)  # a row of zeros needs a scale, too
+        x = x * (MOST / largest)
+        scale = largest / MOST
+    else:
+        given = tl.load(given_ptr)
+        scale = tl.where(tl.max((x != x).to(tl.int32), 0) == 0, given, float("nan"))
+        x = tl.clamp(x / given, -MOST, MOST)
     if dtype == tl.int8:
         x = x + ROUND - ROUND
-    return x.to(dtype), largest / MOST
+    return x.to(dtype), scale
 
 
 @triton.jit
-def _quantize_rows(x_ptr, values_ptr, scales_ptr, stride_x, K, BLOCK: tl.constexpr):
+def _quantize_rows(x_ptr, values_ptr, scales_ptr, given_ptr, stride_x, K, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * stride_x + at, mask=at < K, other=0.0).to(tl.float32)
-    values, scale = eight_bits(x, values_ptr.dtype.element_ty)
+    values, scale = eight_bits(x, values_ptr.dtype.element_ty, given_ptr)
     tl.store(values_ptr + row * K + at, values, mask=at < K)
     tl.store(scales_ptr + row, scale)
 
@@ -62,15 +69,17 @@ class Rows:
 
 
 def empty_rows(x: Tensor, width: int, format: str) -> Rows:
-    """As many rows as x has, of a width of their own, to be written in format "int8" or "fp8"."""
+    """As many rows as x has, of a width of their own, to be written in a format with elements of int8 or e4m3."""
     values_MI = torch.empty(x.shape[0], width, dtype=VALUES[FORMATS[format].element], device=x.device)
     return Rows(values_MI, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
 
 
-def quantize_rows(x_MI: Tensor, format: str) -> Rows:
-    """The activations of formats "int8" and "fp8": one read, one write.
+def quantize_rows(x_MI: Tensor, format: str, given: Tensor | None = None) -> Rows:
+    """The activations of formats "int8" and "fp8", or with a `given` scale, fp32 of one element, those of "int8_static"
+    and "fp8_static": one read, one write.
 
-    Rows may lie at any distance. Equal to `quant.numerics.pack`, but for values within fp32 rounding of a tie.
+    Rows may lie at any distance. Equal to `quant.numerics.pack`, but for values within fp32 rounding of a tie; by a
+    given scale a NaN makes its own row NaN, not all of them.
     """
     x_MI, (rows, width) = dense(x_MI), x_MI.shape
     y, block = empty_rows(x_MI, width, format), triton.next_power_of_2(width)
@@ -78,6 +87,7 @@ def quantize_rows(x_MI: Tensor, format: str) -> Rows:
         x_MI,
         y.values_MI,
         y.scale_M1,
+        given,
         x_MI.stride(0),
         width,
         BLOCK=block,
@@ -183,16 +193,17 @@ def _quantize_blocks(
     tl.store(scales_ptr + place, byte.to(tl.uint8), mask=(block < 4 * column_tiles)[None, :])
 
 
-def quantize_blocks(x_MI: Tensor, format: Format) -> tuple[Tensor, Tensor, Tensor | None]:
+def quantize_blocks(x_MI: Tensor, format: Format, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
     """(values, scales as `swizzled` lays them out, tensor scale or None), the activations of formats "mxfp8" and
-    "nvfp4". Rows may lie at any distance. Equal to `quant.numerics.pack`, but for ties."""
+    "nvfp4", the latter's tensor scale its own or `given`. Rows may lie at any distance. Equal to `quant.numerics.pack`,
+    but for ties."""
     rows, width = x_MI.shape
     column_tiles = triton.cdiv(width, 4 * format.group)
     padded = triton.cdiv(rows, 128) * 128
     values = torch.empty(rows, width * format.bits // 8, device=x_MI.device, dtype=BLOCK_VALUES[format.element])
     scales = torch.empty(padded * column_tiles * 4, device=x_MI.device, dtype=torch.uint8)
-    tensor_scale = None
-    if format.tensor_scale:
+    tensor_scale = given
+    if format.tensor_scale and given is None:
         least, most = x_MI.aminmax()
         most = torch.maximum(-least, most).float() / (ELEMENTS[format.element].most * ELEMENTS[format.scale].most)
         tensor_scale = torch.where(most == 0, 1.0, most)

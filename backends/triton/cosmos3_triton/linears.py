@@ -5,7 +5,7 @@ Each is made once per weight and keeps the packed form alone. Weights are packed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from cosmos3_core.contract import Linear, PackLinear
 from cosmos3_core.quant import FORMATS
-from cosmos3_core.quant.numerics import pack
+from cosmos3_core.quant.numerics import Packed, pack
 
 from .activations import Rows, quantize_rows
 from .products import scaled_mm
+from .rounding import round_trip
 from .tables import Table
-from .weight_only import Paired, a16_mm, dequantize
+from .weight_only import Stored, a16_mm, dequantize
 
 
 class Plain:
@@ -35,48 +36,73 @@ class Plain:
 
 
 class RowScaled:
-    """Formats "int8" and "fp8": 8 bits by 8 bits with a scale for each token and each output, by `product`. A tensor's
-    rows are quantized here, in a pass of their own."""
+    """Formats with int8 or e4m3 for weights and inputs and scales of whole rows or tensors, by `product`. A tensor's
+    rows are quantized here, in a pass of their own: by a stored scale, or each by its own."""
 
     def __init__(
-        self, weight_OI: Tensor, bias_O: Tensor | None, format: str, table: Table, product: Callable[..., Tensor]
+        self,
+        weight_OI: Tensor | Packed,
+        bias_O: Tensor | None,
+        format: str,
+        table: Table,
+        product: Callable[..., Tensor],
     ):
-        check_multiples_of_16(weight_OI)
-        values = pack(weight_OI, FORMATS[format], weight=True)
-        self.values_OI, self.scale_O1, self.bias_O = values.values, values.scales, bias_O
+        packed = in_format(weight_OI, format)
+        check_multiples_of_16(packed.shape)
+        self.values_OI, self.bias_O, self.given = packed.values, bias_O, packed.input_scale
+        self.scale_O1 = packed.scales.expand(len(packed.values), 1).contiguous()
         self.format, self.table, self.product = format, table, product
 
     def __call__(self, x_MI: Tensor) -> Tensor:
+        if not len(x_MI):
+            return x_MI.new_empty(0, len(self.values_OI))
         return self.multiply(self.rows(x_MI))
 
     def rows(self, x_MI: Tensor | Rows) -> Rows:
         """Quantized, unless they come so."""
-        return x_MI if isinstance(x_MI, Rows) else quantize_rows(x_MI, self.format)
+        return x_MI if isinstance(x_MI, Rows) else quantize_rows(x_MI, self.format, self.given)
 
     def multiply(self, x: Rows) -> Tensor:
         return self.product(x.values_MI, self.values_OI, x.scale_M1, self.scale_O1, self.bias_O, x.dtype, self.table)
 
     def tensors(self) -> dict[str, Tensor]:
-        return named(values=self.values_OI, scale=self.scale_O1, bias=self.bias_O)
+        return named(values=self.values_OI, scale=self.scale_O1, input_scale=self.given, bias=self.bias_O)
 
 
 class WeightOnly:
-    """Formats "w4a16", "mxfp4a16", "nvfp4a16". Few rows are multiplied with weights that stay in 4 bits until they are
-    in registers. For many the arithmetic outweighs the reading: the weight is made 16 bits once and multiplied by
-    torch, which costs that much memory for the time of the call."""
+    """Products in 16 bits with weights of few, whose activations come through a round trip where the format has one for
+    them. Few rows are multiplied with weights that stay packed until they are in registers. For many the arithmetic
+    outweighs the reading: the weight is made 16 bits once and multiplied by torch, which costs that much memory for the
+    time of the call. The table says up to how many rows are few; without `fused` none are."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: str, table: Table):
-        self.weight, self.bias_O, self.table = Paired.of(pack(weight_OI, FORMATS[format], weight=True)), bias_O, table
+    def __init__(
+        self, weight_OI: Tensor | Packed, bias_O: Tensor | None, format: str, table: Table, *, fused: bool = True
+    ):
+        packed = in_format(weight_OI, format)
+        self.weight, self.bias_O, self.table, self.fused = Stored.of(packed), bias_O, table, fused
+        self.given = packed.input_scale
 
     def __call__(self, x_MI: Tensor) -> Tensor:
-        launch = self.table.find("a16_mm", x_MI.shape[0])
+        x_MI, weight = round_trip(x_MI, self.weight.format, self.given), self.weight
+        launch = self.table.find("a16_mm", len(x_MI)) if self.fused and len(x_MI) else None
         if launch is None:
-            return F.linear(x_MI, dequantize(self.weight, x_MI.dtype), self.bias_O)
-        return a16_mm(x_MI, self.weight, self.bias_O, launch, self.table.tma)
+            return F.linear(x_MI, dequantize(weight, x_MI.dtype), self.bias_O)
+        x_MI = x_MI if weight.order is None else x_MI[:, weight.order]
+        return a16_mm(x_MI, weight, self.bias_O, launch, self.table.tma)
 
     def tensors(self) -> dict[str, Tensor]:
-        weight = self.weight
-        return named(codes=weight.codes, scales=weight.scales, tensor_scale=weight.tensor_scale, bias=self.bias_O)
+        return self.weight.tensors() | named(input_scale=self.given, bias=self.bias_O)
+
+
+def in_format(weight_OI: Tensor | Packed, format: str) -> Packed:
+    """The weight as a checkpoint packed it, or packed here. Raises ValueError for one in another format, and where the
+    format's activations have a stored scale and there is none."""
+    packed = weight_OI if isinstance(weight_OI, Packed) else pack(weight_OI, FORMATS[format], weight=True)
+    if packed.format.name != format:
+        raise ValueError(f"a weight in {packed.format.name} is asked for in {format}")
+    if packed.format.static and packed.input_scale is None:
+        raise ValueError(f"{format} needs the stored scale of its activations")
+    return packed
 
 
 def named(**tensors: Tensor | None) -> dict[str, Tensor]:
@@ -84,28 +110,33 @@ def named(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def check_multiples_of_16(weight_OI: Tensor) -> None:
-    """ValueError unless both sides of the weight are, as 8-bit products need it."""
-    if weight_OI.shape[0] % 16 or weight_OI.shape[1] % 16:
-        raise ValueError(f"8-bit products need features in multiples of 16, got a weight of {[*weight_OI.shape]}")
+def check_multiples_of_16(shape: Sequence[int]) -> None:
+    """ValueError unless both sides of a weight are, as 8-bit products need it."""
+    if shape[0] % 16 or shape[1] % 16:
+        raise ValueError(f"8-bit products need features in multiples of 16, got a weight of {[*shape]}")
 
 
 def build_scaled_mm(table: Table) -> PackLinear:
-    """Formats "int8" and "fp8"."""
+    """The formats of `RowScaled`."""
     return packer(RowScaled, table=table, product=scaled_mm)
 
 
 def build_a16(table: Table) -> PackLinear:
-    """Formats "w4a16", "mxfp4a16" and "nvfp4a16"."""
+    """The formats whose elements `weight_only` knows."""
     return packer(WeightOnly, table=table)
+
+
+def build_dequantized(table: Table) -> PackLinear:
+    """The same, with a 16-bit copy of the weight for any number of rows."""
+    return packer(WeightOnly, table=table, fused=False)
 
 
 def packer(linear: type, **options: Any) -> PackLinear:
     """The contract's op: `linear`, a class made of (weight, bias, format, **options), for a format, and for "none" the
     weight as it is."""
 
-    def pack_linear(weight_OI: Tensor, bias_O: Tensor | None, *, format: str = "none") -> Linear:
-        if format == "none":
+    def pack_linear(weight_OI: Tensor | Packed, bias_O: Tensor | None, *, format: str = "none") -> Linear:
+        if format == "none" and isinstance(weight_OI, Tensor):
             return Plain(weight_OI, bias_O)
         return linear(weight_OI, bias_O, format, **options)
 

@@ -24,7 +24,7 @@ def _store_result(y_ptr, scales_ptr, row, y, inside, dtype: tl.constexpr):
     """In the dtype; with scales_ptr the row is whole, and quantized after it was rounded."""
     y = y.to(dtype)
     if scales_ptr is not None:
-        y, scale = eight_bits(y.to(tl.float32), y_ptr.dtype.element_ty)
+        y, scale = eight_bits(y.to(tl.float32), y_ptr.dtype.element_ty, None)
         tl.store(scales_ptr + row, scale)
     tl.store(y_ptr, y, inside)
 

@@ -18,6 +18,32 @@ from cosmos3_core.contract import Ask, Attention, Device, Kernel, Unavailable
 from .tables import Find, table
 
 SIXTEEN_BITS = ("bfloat16", "float16")
+EIGHT_BITS = ("int8", "int8_static", "fp8", "fp8_tensor", "fp8_static")
+"""Formats that are multiplied in 8 bits, with scales of whole rows or tensors."""
+WEIGHT_ONLY = (
+    "w4a16",
+    "w4a16_asym",
+    "nvfp4a16",
+    "mxfp4a16",
+    "fp8a16",
+    "int8a16",
+    "nf4",
+    "q4_0",
+    "q8_0",
+)
+ROUNDED = (
+    "mxfp8",
+    "mxfp4",
+    "mxfp4a8",
+    "nvfp4",
+    "w4a8",
+    "w4afp8",
+    "fp8_block",
+    "fp8_e5m2",
+    *EIGHT_BITS,
+)
+"""Formats with activations of their own that can be multiplied in 16 bits."""
+NOT_RUN = "compiled and interpreted, not run on a device yet"
 Refuse = Callable[[Ask], str | None]
 
 
@@ -134,26 +160,54 @@ def row_wise_rows(arch: tuple[str, ...], *, find: Find = table) -> tuple[Kernel,
 
 
 def linear_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...], find: Find = table) -> tuple[Kernel, ...]:
-    """Linears with weights and inputs in 8 bits, and with weights in 4."""
-    common: dict[str, Any] = {"op": "pack_linear", "arch": arch, "dtypes": SIXTEEN_BITS, "needs": ("triton",)}
+    """Linears with weights and inputs in 8 bits."""
     return (
         Kernel(
+            op="pack_linear",
             name="triton-scaled-mm",
             build=Build(find, "linears", "build_scaled_mm"),
-            formats=("int8", "fp8"),
+            arch=arch,
+            dtypes=SIXTEEN_BITS,
+            formats=EIGHT_BITS,
+            needs=("triton",),
             refuse=refuse_8_bits(fp8),
+            packed=True,
             notes="scales in the epilogue",
-            **common,
         ),
+    )
+
+
+def sixteen_bit_rows(arch: tuple[str, ...], *, fused: bool = True, find: Find = table) -> tuple[Kernel, ...]:
+    """Linears with packed weights that are multiplied in 16 bits, for devices without products in the format: `fused`,
+    with weights that become numbers in registers, and with a 16-bit copy in every call."""
+    common: dict[str, Any] = {
+        "op": "pack_linear",
+        "arch": arch,
+        "dtypes": SIXTEEN_BITS,
+        "formats": WEIGHT_ONLY + ROUNDED,
+        "needs": ("triton",),
+        "packed": True,
+        "widens": True,
+    }
+    rounded = "activations that the format quantizes are rounded to it and multiplied in 16 bits"
+    rows = (
         Kernel(
             name="triton-a16",
             build=Build(find, "linears", "build_a16"),
-            formats=("w4a16", "nvfp4a16", "mxfp4a16"),
-            refuse=refuse_4_bits,
-            notes="few rows are multiplied with 4-bit weights as they are, many with a 16-bit copy",
+            refuse=refuse_a16,
+            notes=f"few rows are multiplied with packed weights as they are, many with a 16-bit copy; {rounded}; "
+            f"measured in w4a16, nvfp4a16 and mxfp4a16 alone, in others {NOT_RUN}",
+            **common,
+        ),
+        Kernel(
+            name="triton-dequantized",
+            build=Build(find, "linears", "build_dequantized"),
+            refuse=refuse_unscaled,
+            notes=f"a kernel makes a 16-bit copy of the weight in every call, torch multiplies; {rounded}; {NOT_RUN}",
             **common,
         ),
     )
+    return rows if fused else rows[1:]
 
 
 def layer_rows(arch: tuple[str, ...], *, fp8: tuple[str, ...], find: Find = table) -> tuple[Kernel, ...]:
@@ -185,9 +239,9 @@ def refuse_8_bits(fp8: tuple[str, ...]) -> Refuse:
     """Why a layer's products cannot be in 8 bits; `fp8` are the architectures with floats of 8 bits."""
 
     def refuse(ask: Ask) -> str | None:
-        if ask.format == "fp8" and ask.device.arch not in fp8:
+        if ask.format.startswith("fp8") and ask.device.arch not in fp8:
             return f"{ask.device.arch} has no 8-bit floats; int8 is served"
-        return uneven(ask, 16, 16)
+        return refuse_unscaled(ask) or uneven(ask, 16, 16)
 
     return refuse
 
@@ -216,5 +270,14 @@ def refuse_norm_rope(ask: Ask) -> str | None:
     return None
 
 
-def refuse_4_bits(ask: Ask) -> str | None:
-    return uneven(ask, 128)
+def refuse_a16(ask: Ask) -> str | None:
+    return refuse_unscaled(ask) or uneven(ask, 8)
+
+
+def refuse_unscaled(ask: Ask) -> str | None:
+    """Why there is no product with activations by a stored scale."""
+    from cosmos3_core.quant import FORMATS
+
+    if FORMATS[ask.format].static and not ask.packed:
+        return f"{ask.format} takes the activations' scales from a quantized checkpoint, and this is none"
+    return None

@@ -33,7 +33,7 @@ KERNELS = {
     "adding_mm_8bit": PRODUCT,
     "gated_mm_8bit": PRODUCT,
     "gated_mm_16bit": PRODUCT,
-    "a16_mm": TILE | {"rows"},
+    "a16_mm": TILE | {"rows", "split"},
     "patch_embed": TILE | {"block_k"},
     "rms_norm": {"warps"},
     "norm_rope": {"warps"},
@@ -42,14 +42,15 @@ KERNELS = {
     "norm_silu": {"elements", "warps"},
 }
 """What a launch of each says; of these, `OPTIONAL` may be left out. Those with `rows` may have several launches."""
-OPTIONAL = {"persistent", "rows"}
+OPTIONAL = {"persistent", "rows", "split"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """A tile's sizes or the elements that a program takes, warps (of as many threads as the architecture's have), and
     loads that are under way at a time. It holds for calls with up to `rows` rows. A `persistent` kernel has one program
-    per multiprocessor, which loads a tile while it stores the one before; others have a program per tile."""
+    per multiprocessor, which loads a tile while it stores the one before; others have a program per tile, or `split` of
+    them, which sum over a part of the features each."""
 
     warps: int
     stages: int = 3
@@ -58,6 +59,7 @@ class Launch:
     block_k: int = 0
     elements: int = 0
     persistent: bool = False
+    split: int = 1
     rows: float = math.inf
 
 

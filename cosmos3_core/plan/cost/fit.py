@@ -1,28 +1,23 @@
-"""The run: what each stage holds and how long it takes, whether that fits, and the nearest request that does."""
+"""The run: what each stage holds and how long it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 from ...contract import Ceiling, Tuning
-from ...model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
+from ...model.config import SPATIAL_COMPRESSION, TransformerConfig
 from ...quant import FORMATS, Format
 from ...quant.steps import StepPolicy
 from ...scenarios.branches import branches_of
-from ...scenarios.sizes import LARGEST, TIERS
 from ...scenarios.sound import DOWN
 from ..execution import RESIDENT, SEQUENTIAL, Execution
 from . import sound, transformer, vae
 from .transformer import Matrices
-from .units import GIB, WIDTH, Work, weight_bytes
+from .units import GIB, WIDTH, Work
 
-TILES = (1024, 768, 512, 384, 256, 192, 128)
-"""Tiles to propose, in pixels, largest first: seams are fewer and less is computed twice."""
-SHORTEST = 25
-"""Fewest frames to propose: about a second of video."""
 FP32_COPIES = 16
 """fp32 tensors of the latents' size that live during a step: x and three that the solver remembers, a velocity per
 branch and their combination, the five that the solver multiplies and the four that come out."""
@@ -122,9 +117,10 @@ class Stage:
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
-    `packed`, that the checkpoint has the weights in their format, and no layer is kept in the dtype; `modules` has that
-    of each of its quantized modules, None where it is not known. Where a `policy` keeps activations in 16 bits, `a16`
-    has by a format's name the one of the same weights with these, and `a16_unpacks` is as `unpacks`."""
+    `widens`, that a row does them in the dtype; `packed`, that the checkpoint has the weights in their format, and no
+    layer is kept in the dtype; `modules` has that of each of its quantized modules, None where it is not known. Where a
+    `policy` keeps activations in 16 bits, `a16` has by a format's name the one of the same weights with these, and
+    `a16_unpacks` and `a16_widens` are as `unpacks` and `widens`."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -135,11 +131,13 @@ class Estimate:
     tuning: Tuning = field(default_factory=Tuning)
     known: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     unpacks: bool = False
+    widens: bool = False
     packed: bool = False
     modules: Mapping[str, str] | None = None
     policy: StepPolicy | None = None
     a16: Mapping[str, Format] = field(default_factory=dict)
     a16_unpacks: bool = False
+    a16_widens: bool = False
 
     @cached_property
     def execution(self) -> Execution:
@@ -194,14 +192,13 @@ class Estimate:
         made = 4 * (c.latent_channel * frames * height * width + (run.sound.frames * c.sound_dim if run.sound else 0))
         latent = made * (1 + len(job.controls))
         # cos and sin for each branch of each kind of pass, in each precision that it has.
-        precisions = (0 < job.steps - job.a16_steps) + (job.a16_steps > 0)
-        tables = precisions * 2 * c.head_dim * size * sum(one.rows for one in run.passes)
+        kinds = [a16 for a16, count in ((True, job.a16_steps), (False, job.steps - job.a16_steps)) if count]
+        tables = len(kinds) * 2 * c.head_dim * size * sum(one.rows for one in run.passes)
         text_tower = parts["understanding"] + parts["embedding"]
         media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
-        reading = self._layer_bytes(longest, 0, 1, self._text_unpacks)
-        unpacking = (self.unpacks and job.a16_steps < job.steps) or (self.a16_unpacks and job.a16_steps > 0)
-        step = self._layer_bytes(run.widest * run.tokens, longest, run.widest, unpacking)
-        step *= precisions if run.captured else 1  # what is captured has memory of its own
+        reading = self._layer_bytes(longest, 0, 1, self._text_a16)
+        step = max(self._layer_bytes(run.widest * run.tokens, longest, run.widest, a16) for a16 in kinds)
+        step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self._codec_dtype)
         stages = [Stage("read prompts", text_tower, kv, 0, reading)]
         if job.encoded:
@@ -220,15 +217,14 @@ class Estimate:
         return tuple(stages)
 
     @property
-    def _text_unpacks(self) -> bool:
-        return self.a16_unpacks if self._text_a16 else self.unpacks
-
-    @property
     def _text_a16(self) -> bool:
         return self.policy is not None and self.policy.in_text
 
-    def _layer_bytes(self, rows: int, context: int, branches: int, unpacks: bool) -> int:
+    def _layer_bytes(self, rows: int, context: int, branches: int, a16: bool) -> int:
         counted = transformer.layer_bytes(self.config, rows, context, WIDTH[self.dtype], branches)
+        unpacks, widens = self._by(a16)
+        if widens:
+            counted += transformer.widening_bytes(self.config, rows, self.dtype)
         return counted + (transformer.unpacking_bytes(self.config, rows) if unpacks else 0)
 
     @property
@@ -273,13 +269,16 @@ class Estimate:
         job, pair = self.job, 2 * self.execution.made
         return ((pair, pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
 
+    def _by(self, a16: bool) -> tuple[bool, bool]:
+        """Whether eager torch does the products, and whether a row widens the weights, in one of two precisions."""
+        return (self.a16_unpacks, self.a16_widens) if a16 else (self.unpacks, self.widens)
+
     def _linears(self, media: bool, a16: bool) -> dict[str, Any]:
-        """A tower's matrices, and whether eager torch multiplies by them, in one of two precisions."""
-        held = self._matrices[media]
-        if not a16:
-            return {"linears": held, "unpacks": self.unpacks}
-        same = [replace(one, format=one.format and self.a16.get(one.format.name, one.format)) for one in held]
-        return {"linears": same, "unpacks": self.a16_unpacks}
+        """A tower's matrices, and who multiplies by them, in one of two precisions."""
+        (unpacks, widens), held = self._by(a16), self._matrices[media]
+        if a16:
+            held = [replace(one, format=one.format and self.a16.get(one.format.name, one.format)) for one in held]
+        return {"linears": held, "unpacks": unpacks, "widens": widens}
 
     def _forward(
         self, tokens: int, context: int, a16: bool, attended: tuple[tuple[int, int], ...] | None = None
@@ -338,109 +337,3 @@ class Estimate:
         slowest = [self.step(self.job.guided_steps > 0, self.job.control_steps > 0, a16) for a16 in kinds]
         step = max(sum(w.seconds(ceiling) for w in kind) for kind in slowest)
         return stages | {"step": step, "total": sum(stages.values())}
-
-
-@dataclass(frozen=True)
-class Change:
-    """A smaller request that fits: the `values` that differ, of "format" (of the weights), "width", "height", "frames"
-    and "tile", and its estimate. With controls "frames" are those of a chunk."""
-
-    values: Mapping[str, Any]
-    estimate: Estimate
-
-    def __str__(self) -> str:
-        """As messages write it: `size` 832x480 `tile` 256."""
-        values = dict(self.values)
-        if "width" in values:
-            values["size"] = f"{values.pop('width')}x{values.pop('height')}"
-        if "frames" in values and self.estimate.job.controls:
-            values["chunk_frames"] = values.pop("frames")
-        names = ("format", "size", "frames", "chunk_frames", "tile")
-        return " ".join(f"`{name}` {values[name]}" for name in names if name in values)
-
-
-def nearest(estimate: Estimate, memory: int, formats: Sequence[str] = (), *, unpacks: bool = False) -> list[Change]:
-    """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the widest of the
-    weights' `formats`, the next smaller size, the longest clip; each after the first with a tile if it takes one, and
-    the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does. `unpacks`:
-    eager torch does the products in the formats."""
-    job, widest_first = estimate.job, _widest_first(estimate, formats, unpacks)
-    tiled = _fitting(estimate, {}, memory, _tilings(job))
-    quantized = (_fitting(changed, {}, memory, _tilings(job)) for changed in widest_first)
-    found = [tiled, next(filter(None, quantized), None)]
-    bases = [base for base in (estimate, *widest_first[-1:]) if max(stage.least for stage in base.stages) <= memory]
-    for kind in (_sizes(job), _lengths(job)) if bases else ():
-        tilings = [] if tiled else _tilings(job)
-        fitting = (_fitting(bases[0], values, memory, tilings) for values in kind)
-        found.append(next(filter(None, fitting), None))
-    return [change for change in found if change]
-
-
-def fitting_tile(estimate: Estimate, memory: int) -> int | None:
-    """The largest tile with which the decode fits in `memory` bytes; None where whole frames do, or no tile does, and
-    where nothing is decoded."""
-    if not estimate.job.decoded:
-        return None
-    for tile in (None, *_tiles(estimate.job)):
-        tiled = replace(estimate, job=replace(estimate.job, tile=tile))
-        if tiled.stage("decode").peak <= memory:
-            return tile
-    return None
-
-
-def _widest_first(estimate: Estimate, formats: Sequence[str], unpacks: bool) -> list[Estimate]:
-    """The job in each of these formats of the weights that is narrower than the one it has."""
-
-    def width(name: str) -> float:
-        return weight_bytes(estimate.dtype, estimate.known.get(name), estimate.config.hidden_size)
-
-    now = width(estimate.format)
-    narrower = sorted((name for name in formats if width(name) < now), key=width, reverse=True)
-    changed = [{**estimate.formats, "pack_linear": name} for name in narrower]
-    return [replace(estimate, formats=formats, unpacks=unpacks) for formats in changed]
-
-
-def _fitting(estimate: Estimate, values: dict[str, Any], memory: int, tilings: list[dict[str, Any]]) -> Change | None:
-    """The job with these values, with the first of the tilings that it needs, or None."""
-    changed = replace(estimate, job=replace(estimate.job, **values))
-    if any(stage.peak > memory for stage in changed.stages if stage.name != "decode"):
-        return None
-    larger_side = max(changed.job.width, changed.job.height)
-    for tile in ({}, *(tile for tile in tilings if tile["tile"] < larger_side)):
-        tiled = replace(changed, job=replace(changed.job, **tile))
-        if tiled.peak <= memory:
-            format = {} if changed.format == "none" else {"format": changed.format}
-            return Change(format | values | tile, tiled)
-    return None
-
-
-def _tiles(job: Job) -> list[int]:
-    smaller_than = min(job.tile or LARGEST, max(job.width, job.height))
-    return [tile for tile in TILES if tile < smaller_than]
-
-
-def _tilings(job: Job) -> list[dict[str, Any]]:
-    return [{"tile": tile} for tile in _tiles(job)]
-
-
-def _sizes(job: Job) -> list[dict[str, Any]]:
-    """The tiers below the job's size, of the aspect ratio nearest to its."""
-    sizes = [tier[_aspect(job)] for tier in TIERS.values()]
-    # A tile no smaller than the picture is refused.
-    smaller = {size for size in sizes if size[0] * size[1] < job.width * job.height and (job.tile or 0) < max(size)}
-    return [{"width": w, "height": h} for w, h in sorted(smaller, reverse=True)]
-
-
-def _aspect(job: Job) -> str:
-    def distance(aspect: str) -> float:
-        across, down = map(int, aspect.split(":"))
-        return abs(across / down - job.width / job.height)
-
-    return min(TIERS["256"], key=distance)
-
-
-def _lengths(job: Job) -> list[dict[str, Any]]:
-    shortest = max(SHORTEST, job.input_frames + TEMPORAL_COMPRESSION)
-    return [
-        {"frames": frames} for frames in range(job.frames - TEMPORAL_COMPRESSION, shortest - 1, -TEMPORAL_COMPRESSION)
-    ]

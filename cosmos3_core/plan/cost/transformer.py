@@ -128,16 +128,17 @@ def forward_work(
     linears: Sequence[Matrices] | None = None,
     attention: Format | None = None,
     unpacks: bool = False,
+    widens: bool = False,
     attended: Sequence[tuple[int, float]] | None = None,
 ) -> list[Work]:
     """The parts of one pass of one branch through one tower (docs/model.md, section 3.2), whose layers have these
     `linears` (None: in `dtype`). The text's attention, the causal one, is never in a format. `attended` has the queries
     and keys of each attention where there are several. `unpacks`: eager torch makes the weights fp32 numbers in every
-    pass."""
+    pass; `widens`: a row makes them numbers in `dtype`."""
     c, keys = config, tokens / 2 if causal else tokens + context
     linears = matrices(c, dtype, not causal, _in_dtype) if linears is None else linears
-    whole = sum(one.weights for one in linears)
-    work = [_linear_work(c, tokens, one, one.weights / whole, dtype, unpacks) for one in linears]
+    whole, multiplied = sum(one.weights for one in linears), UNPACKED_RATE if unpacks else dtype if widens else None
+    work = [_linear_work(c, tokens, one, one.weights / whole, dtype, multiplied) for one in linears]
     work += [_attention_work(c, *one, dtype, attention) for one in attended or [(tokens, keys)]]
     up = (2 if c.gated else 1) * c.intermediate_size
     rows = 8 * c.hidden_size + 2 * (c.query_width + c.kv_width) + up + c.intermediate_size
@@ -145,15 +146,18 @@ def forward_work(
     return [*work, Work(0, bytes_moved, rate_of(dtype))]
 
 
-def _linear_work(c: TransformerConfig, tokens: int, held: Matrices, share: float, dtype: str, unpacks: bool) -> Work:
-    """Products with these matrices, which are such a share of all."""
+def _linear_work(
+    c: TransformerConfig, tokens: int, held: Matrices, share: float, dtype: str, multiplied: str | None
+) -> Work:
+    """Products with these matrices, which are such a share of all; those in a format as numbers in the dtype
+    `multiplied`, or in it (None)."""
     projected, up = 2 * c.query_width + 2 * c.kv_width, (2 if c.gated else 1) * c.intermediate_size
     rows = tokens * (4 * c.hidden_size + projected + up + c.intermediate_size)
     moved = held.bytes + share * c.num_hidden_layers * WIDTH[dtype] * rows
-    if held.format and unpacks:  # the fp32 numbers are written and read
-        moved += held.weights * 2 * WIDTH["float32"]
-    rate = UNPACKED_RATE if held.format and unpacks else rate_of(dtype, held.format)
-    return Work(2 * tokens * held.weights, moved, rate)
+    if held.format is None or multiplied is None:
+        return Work(2 * tokens * held.weights, moved, rate_of(dtype, held.format))
+    moved += held.weights * 2 * WIDTH[multiplied]  # the numbers are written and read
+    return Work(2 * tokens * held.weights, moved, rate_of(multiplied))
 
 
 def unpacking_bytes(config: TransformerConfig, rows: int) -> int:
@@ -162,6 +166,15 @@ def unpacking_bytes(config: TransformerConfig, rows: int) -> int:
     return (
         2 * WIDTH["float32"] * rows * max(config.hidden_size, config.query_width, config.intermediate_size) + UNPACKED
     )
+
+
+def widening_bytes(config: TransformerConfig, rows: int, dtype: str) -> int:
+    """What a product by a row that widens takes beside a layer's tensors: the largest matrix in `dtype`, and the rows
+    once more, as activations are rounded."""
+    c = config
+    up = (2 if c.gated else 1) * c.intermediate_size
+    largest = max(c.hidden_size * max(up, c.query_width + 2 * c.kv_width), c.query_width * c.hidden_size)
+    return WIDTH[dtype] * (largest + rows * max(c.hidden_size, c.query_width, c.intermediate_size))
 
 
 def _attention_work(c: TransformerConfig, tokens: int, keys: float, dtype: str, format: Format | None) -> Work:

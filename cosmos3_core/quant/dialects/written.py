@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ...contract import InputError
 from ..formats import FORMATS, Format
+from .common import Clues, Dialect, Header
+from .compressed import COMPRESSED as COMPRESSED_TENSORS
+from .modelopt import MODELOPT as MODEL_OPTIMIZER
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from ..numerics import Packed
 
 PER_WORD = 8
 """Codes of 4 bits in a word of pack-quantized: a group is so many or a multiple."""
@@ -25,63 +30,63 @@ SCALES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """A row: a format as a dialect has it. `parts(weight_OI, format)` are the tensors of a quantized weight by the ends
-    of their names; `describe(format, kept, version)` is the config's `quantization_config`, where `kept` are the
-    modules that are not quantized and `version` is ours. `grouped` says that the size of its groups can be chosen."""
+    """A row: a format as a dialect has it. `parts(packed)` are the tensors of a quantized weight by the ends of their
+    names, those of one that `packed_as` the format is; `describe(format, kept, version)` is the config's
+    `quantization_config`, where `kept` are the modules that are not quantized and `version` is ours. `grouped` says
+    that the size of its groups can be chosen, `rounded` that scales are in the model's dtype."""
 
     dialect: str
     format: Format
-    parts: Callable[[Tensor, Format], dict[str, Tensor]]
+    parts: Callable[[Packed], dict[str, Tensor]]
     describe: Callable[[Format, Sequence[str], str], dict[str, Any]]
     grouped: bool = False
+    rounded: bool = True
+
+    def packed_as(self, format: Format, dtype: torch.dtype) -> Format:
+        """The row's format, with groups of the size in `format`, as a weight of this dtype is packed."""
+        return replace(format, scale=SCALES[str(dtype).removeprefix("torch.")]) if self.rounded else format
 
 
-def _outputs(weight_OI: Tensor, format: Format) -> dict[str, Tensor]:
-    """8-bit numbers [O, I], and scales [O] in fp32."""
-    from ..numerics import pack
-
-    packed = pack(weight_OI, format, weight=True)
+def _outputs(packed: Packed) -> dict[str, Tensor]:
+    """8-bit numbers [O, I], and scales [O]."""
     return {"weight": packed.values, "weight_scale": _not_zero(packed.scales).reshape(-1)}
 
 
-def _rows(weight_OI: Tensor, format: Format) -> dict[str, Tensor]:
-    """8-bit numbers [O, I], and scales [O, 1] in the model's dtype."""
-    from ..numerics import pack
+def _tensor(packed: Packed) -> dict[str, Tensor]:
+    """8-bit numbers [O, I], one scale, and that of the inputs."""
+    assert packed.input_scale is not None, "who quantizes has refused a static format without statistics"
+    scales = {"weight_scale": packed.scales.reshape(()), "input_scale": packed.input_scale}
+    return {"weight": packed.values, **scales}
 
-    packed = pack(weight_OI, _scaled(format, weight_OI.dtype), weight=True)
+
+def _rows(packed: Packed) -> dict[str, Tensor]:
+    """8-bit numbers [O, I], and scales [O, 1]."""
     return {"weight": packed.values, "weight_scale": _not_zero(packed.scales)}
 
 
-def _words(weight_OI: Tensor, format: Format) -> dict[str, Tensor]:
-    """int4 + 8 in int32 words [O, I/8], the lowest bits first, and scales [O, I/group] in the model's dtype."""
+def _words(packed: Packed) -> dict[str, Tensor]:
+    """int4 + 8 in int32 words [O, I/8], the lowest bits first, and scales [O, I/group]."""
     import torch
 
-    from ..numerics import pack
-
-    packed = pack(weight_OI, _scaled(format, weight_OI.dtype), weight=True)
     return {
         "weight_packed": packed.values.view(torch.int32),
         "weight_scale": _not_zero(packed.scales),
-        "weight_shape": torch.tensor(weight_OI.shape),
+        "weight_shape": torch.tensor(packed.shape),
     }
-
-
-def _scaled(format: Format, dtype: torch.dtype) -> Format:
-    return replace(format, scale=SCALES[str(dtype).removeprefix("torch.")])
 
 
 def _not_zero(scales: Tensor) -> Tensor:
     return scales.masked_fill(scales == 0, 1)
 
 
-def _modelopt(format: Format, kept: Sequence[str], version: str) -> dict[str, Any]:
-    """As ModelOpt's `convert_hf_quant_config_format` has it."""
-    return {
-        "ignore": list(kept),
-        "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN",
-        "producer": {"name": "cosmos3", "version": version},
-        "quant_method": "modelopt",
-    }
+def _modelopt(algo: str) -> Callable[..., Any]:
+    """`describe` of ModelOpt, as its `convert_hf_quant_config_format` has it."""
+
+    def describe(format: Format, kept: Sequence[str], version: str) -> dict[str, Any]:
+        said = {"ignore": list(kept), "quant_algo": algo, "producer": {"name": "cosmos3", "version": version}}
+        return said | ({"config_groups": FP8_GROUP} if algo == "FP8" else {}) | {"quant_method": "modelopt"}
+
+    return describe
 
 
 def _compressed(form: str, weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> Callable[..., Any]:
@@ -112,10 +117,25 @@ def _eight_bits(type: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return both | {"strategy": "channel"}, both | {"strategy": "token", "dynamic": True, "symmetric": True}
 
 
+FP8_GROUP = {
+    "group_0": {
+        "input_activations": {"dynamic": False, "num_bits": 8, "type": "float"},
+        "weights": {"dynamic": False, "num_bits": 8, "type": "float"},
+        "targets": ["Linear"],
+    }
+}
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group"}
-MODELOPT, COMPRESSED = "modelopt", "compressed-tensors"
+READERS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (MODEL_OPTIMIZER, COMPRESSED_TENSORS)}
+MODELOPT, COMPRESSED = READERS
 WRITTEN = (
-    Written(dialect=MODELOPT, format=FORMATS["fp8"], parts=_outputs, describe=_modelopt),
+    Written(
+        dialect=MODELOPT,
+        format=FORMATS["fp8"],
+        parts=_outputs,
+        describe=_modelopt("FP8_PER_CHANNEL_PER_TOKEN"),
+        rounded=False,
+    ),
+    Written(dialect=MODELOPT, format=FORMATS["fp8_static"], parts=_tensor, describe=_modelopt("FP8"), rounded=False),
     Written(
         dialect=COMPRESSED,
         format=FORMATS["fp8"],
@@ -150,9 +170,7 @@ def writer(format: str, dialect: str | None) -> Written:
         if row.format.name == format:
             return row
     asked = f"`format` {format}" + (f" in the dialect {dialect}" if dialect else "")
-    if (known := FORMATS.get(format)) and known.static:
-        found = "its activations have a stored scale, which only a calibration measures, and cosmos3 quantize has none"
-    elif known:
+    if format in FORMATS:
         found = f"cosmos3 quantize does not write {format}" + (f" in {dialect}" if dialect else "")
     else:
         found = "there is no such format"
@@ -178,4 +196,17 @@ def parts_of(row: Written, format: Format, shape: tuple[int, ...], dtype: torch.
     """What a weight of this shape and dtype becomes, as tensors without numbers (on torch's meta device)."""
     import torch
 
-    return row.parts(torch.empty(shape, dtype=dtype, device="meta"), format)
+    from ..numerics import pack
+
+    scale = torch.empty((), device="meta") if format.static else None
+    weight = torch.empty(shape, dtype=dtype, device="meta")
+    return row.parts(pack(weight, row.packed_as(format, dtype), weight=True, input_scale=scale))
+
+
+def read_back(row: Written, format: Format, module: str, parts: dict[str, Tensor], shape: tuple[int, int]) -> Packed:
+    """The weight that a loader makes of what is written of a module."""
+    clues = Clues(source=module, config=row.describe(format, (), ""))
+    headers = {name: Header(tuple(one.shape), str(one.dtype).removeprefix("torch.")) for name, one in parts.items()}
+    layout = READERS[row.dialect].describe(clues).layout(module, headers, shape)
+    assert layout is not None, "what is written is quantized"
+    return layout.read(parts)

@@ -32,7 +32,7 @@ def test_rows_are_well_formed(subject, op_cases):
         inside = INSIDE.get(row.op, ())
         assert set(row.fuses) <= set(inside), f"{who}: it can fuse {inside}, not {row.fuses}"
         assert callable(row.build) and callable(row.refuse), f"{who}: build and refuse are functions"
-        for key in ("deterministic", "fresh", "prepares", "packed"):
+        for key in ("deterministic", "fresh", "prepares", "packed", "widens"):
             assert type(getattr(row, key)) is bool, f"{who}: {key} is True or False"
         for delegate in row.delegates:
             calls = f"calls with fewer than {delegate.below!r} queries"

@@ -3,16 +3,21 @@ asynchronous loads, and no register spilled."""
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
+import torch
 import triton.language as tl
+from conftest import SHARED
 from cosmos3_cuda import plugin
-from cosmos3_triton import activations, patch_embed, products, weight_only
+from cosmos3_triton import activations, patch_embed, products, rounding, weight_only
 from cosmos3_triton.tables import Launch, Table, table
+from cosmos3_triton.weight_only import Stored
 
 from cosmos3_core.contract import Ask, Device
 from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import pack
 
 TENSOR_CORE = {
     "sm_80": r"mma\.sync\.aligned\.m16n8k(16|32)",
@@ -22,7 +27,15 @@ TENSOR_CORE = {
     "sm_120": r"mma\.sync\.aligned\.m16n8k(16|32)",
 }
 ELEMENTS = {"int8": (r"\.s8\.s8", "i8", tl.int32), "fp8": (r"\.e4m3\.e4m3", "fp8e4nv", tl.float32)}
-A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
+LAYOUTS = {
+    "w4a16_asym": tuple(SHARED),
+    "nvfp4a16": ("sm_80", "sm_90", "sm_100"),
+    "mxfp8": ("sm_80", "sm_90", "sm_100"),
+    "int8a16": ("sm_90",),
+    "nf4": ("sm_90",),
+}
+"""Weights of every kind of code and of scale, and what they are compiled for."""
+COMPILED = [(format, arch) for format, archs in LAYOUTS.items() for arch in archs]
 
 
 def matrix(of: Table, element: str, block: list[int]) -> str:
@@ -90,24 +103,36 @@ def test_product_in_16_bits_that_applies_the_gate(compiled):
     assert loads_ahead(of, found.ptx) and not found.spilled
 
 
-@pytest.mark.parametrize("format", A16)
-def test_weight_only_product(compiled, arch, format):
-    of = table(arch)
-    for run in of.launches["a16_mm"]:
-        types = weight_types(format) | {
+@pytest.mark.parametrize(("format", "arch"), COMPILED)
+def test_product_in_16_bits_with_packed_weights(compiled, arch, format):
+    """As many launches as an architecture has for numbers of rows; of some layouts only the last."""
+    of, weight = table(arch), stored(format)
+    runs = of.launches["a16_mm"]
+    for run in runs if format == "w4a16_asym" else runs[-1:]:
+        types, constants = read_by(weight)
+        types |= {
             "x": matrix(of, "bf16", [run.block_m, 64]),
             "bias_ptr": "*bf16:16",
-            "y_ptr": "*bf16:16",
+            "y_ptr": "*fp32:16" if run.split > 1 else "*bf16:16",
             "M": "i32",
             "stride_x": "i32:16",
         }
-        constants = weight_constants(format) | {
+        constants |= {
             "BLOCK_M": run.block_m,
             "BLOCK_N": run.block_n,
+            "SPLIT": run.split,
+            "DTYPE": tl.bfloat16,
             "TMA": of.tma,
         }
         found = compiled(weight_only._a16_mm, arch, types, constants, num_warps=run.warps, num_stages=run.stages)
         assert re.search(TENSOR_CORE[arch], found.ptx) and loads_ahead(of, found.ptx) and not found.spilled
+
+
+def test_sum_of_parts(compiled):
+    types = {"parts_ptr": "*fp32:16", "by_row_ptr": "*fp32:16", "bias_ptr": "*bf16:16", "y_ptr": "*bf16:16"}
+    constants = {"SPLIT": 4, "BLOCK": weight_only.SUMMED}
+    found = compiled(weight_only._sum_parts, "sm_90", types | {"M": "i32", "N": "i32:16"}, constants, num_warps=4)
+    assert "ld.global.v4.b32" in found.ptx and not found.spilled
 
 
 @pytest.mark.parametrize("clean", [False, True], ids=["noisy", "first_clean"])
@@ -127,12 +152,28 @@ def test_patch_embed(compiled, arch, clean):
     assert "cp.async.cg.shared.global" in found.ptx  # of the weight
 
 
-def test_dequantize(compiled, arch):
-    """Of the format whose scales take most to decode."""
-    types = weight_types("nvfp4a16") | {"w_ptr": "*bf16:16"}
-    constants = weight_constants("nvfp4a16") | {"ROWS": weight_only.DEQUANTIZED_ROWS}
-    found = compiled(weight_only._dequantize, arch, types, constants, num_warps=4)
+@pytest.mark.parametrize(("format", "arch"), COMPILED)
+def test_copy_in_16_bits(compiled, arch, format):
+    types, constants = read_by(stored(format))
+    types, constants = types | {"w_ptr": "*bf16:16"}, constants | {"ROWS": weight_only.DEQUANTIZED_ROWS}
+    found = compiled(weight_only._dequantize, arch, types, constants | {"order_ptr": None}, num_warps=4)
     assert "st.global.v4.b32" in found.ptx and not found.spilled
+
+
+@pytest.mark.parametrize(
+    ("format", "arch"), [(name, "sm_90") for name in ("nvfp4", "int8")] + [("mxfp8", arch) for arch in list(SHARED)[:4]]
+)
+def test_activations_after_a_round_trip(compiled, arch, format):
+    """Also where there are no floats of 8 bits; whole rows are as wide as any."""
+    meaning = FORMATS[format]
+    group, rows, width = (meaning.group, 32, 256) if meaning.group else (32768, 1, 32768)
+    types = {"x_ptr": "*bf16:16", "y_ptr": "*bf16:16", "M": "i32", "K": "i32:16", "stride_x": "i32:16"}
+    constants = {"ROWS": rows, "WIDTH": width, "GROUP": group, "ELEMENT": meaning.element, "SCALE": meaning.scale}
+    constants |= {"MOST": float(meaning.of_elements.most), "TOP": meaning.of_elements.top}
+    whole = {"types": {"whole_ptr": "*fp32:16"}} if meaning.tensor_scale else {"constants": {"whole_ptr": None}}
+    types, constants = types | whole.get("types", {}), constants | whole.get("constants", {})
+    found = compiled(rounding._round_trip, arch, types, constants, num_warps=8 if meaning.group else 16)
+    assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
 @pytest.mark.parametrize("format", ELEMENTS)
@@ -143,8 +184,10 @@ def test_quantized_rows(compiled, arch, format):
     element = ELEMENTS[format][1]
     types = {"x_ptr": "*bf16:16", "values_ptr": f"*{element}:16", "scales_ptr": "*fp32:16"}
     types |= {"stride_x": "i32:16", "K": "i32:16"}
-    found = compiled(activations._quantize_rows, arch, types, {"BLOCK": 32768}, num_warps=16)
-    assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
+    absent, given = {"given_ptr": None}, {"given_ptr": "*fp32:16"}
+    for taken, left_out in ((types, absent), *([(types | given, {})] if arch == "sm_90" else [])):
+        found = compiled(activations._quantize_rows, arch, taken, left_out | {"BLOCK": 32768}, num_warps=16)
+        assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
 def test_quantized_tiles(compiled):
@@ -168,13 +211,16 @@ def test_quantized_blocks(compiled, arch, format):
     assert re.search(r"ld\.global\.v[48]\.b32", found.ptx) and not found.spilled
 
 
-def weight_types(format: str) -> dict[str, str]:
-    types = {"codes_ptr": "*u8:16", "scales_ptr": "*fp32:16" if FORMATS[format].scale == "fp32" else "*u8:16"}
-    if FORMATS[format].tensor_scale:
-        types["tensor_scale_ptr"] = "*fp32:16"
-    return types | {"N": "i32:16", "K": "i32:16"}
+@functools.cache
+def stored(format: str) -> Stored:
+    return Stored.of(pack(torch.ones(256, 256), FORMATS[format], weight=True))
 
 
-def weight_constants(format: str) -> dict:
-    absent = {} if FORMATS[format].tensor_scale else {"tensor_scale_ptr": None}
-    return absent | weight_only._meaning(FORMATS[format])
+def read_by(weight: Stored) -> tuple[dict[str, str], dict]:
+    """Types of what the kernels read of a weight of Nano's, and the constants that say how."""
+    elements = {torch.float32: "*fp32:16", torch.float16: "*fp16:16", torch.uint8: "*u8:16"}
+    parts = {name: getattr(weight, name) for name in ("codes", "scales", "zeros", "by_row")}
+    types = {f"{name}_ptr": elements[part.dtype] for name, part in parts.items() if part is not None}
+    absent = {f"{name}_ptr": None for name, part in parts.items() if part is None}
+    meaning = {name: value for name, value in weight_only._meaning(weight).items() if name != "groups"}
+    return types | dict.fromkeys(("N", "K", "width", "groups"), "i32:16"), absent | meaning

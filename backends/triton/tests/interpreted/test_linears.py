@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cosmos3_triton import linears, products, weight_only
+from cosmos3_triton import linears, products
 from cosmos3_triton.activations import quantize_blocks, quantize_rows, quantize_tiles, swizzled
 from cosmos3_triton.tables import Launch, Table, table
-from cosmos3_triton.weight_only import Paired
 
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import Packed, pack, unpack
@@ -18,7 +17,7 @@ from cosmos3_core.testing import cases
 from cosmos3_core.testing.suite.linear import WEIGHTS, check_linear
 
 EIGHT = ("int8", "fp8")
-A16 = ("w4a16", "mxfp4a16", "nvfp4a16")
+A16 = ("w4a16", "nvfp4a16")
 BLOCK_SCALED = ("mxfp8", "nvfp4")
 BLOCK = FORMATS["fp8_block"]
 TILES = Launch(block_m=32, block_n=64, block_k=64, warps=4, stages=2)
@@ -149,43 +148,10 @@ def test_int8_sums_are_exact():
     assert torch.equal(y, torch.ones(16, 16, dtype=torch.float16))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("format", A16)
-def test_dequantized_weight_is_the_reference(format, dtype):
-    weight = normal(50, 384, seed=8, dtype=torch.float32)
-    weight[3] *= 1e-3
-    weight[7, :128] = 0
-    packed = pack(weight, FORMATS[format])
-    found = weight_only.dequantize(Paired.of(packed), dtype)
-    assert torch.equal(found, unpack(packed).to(dtype))
-
-
-@BOTH
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize("rows", [1, 37])
-@pytest.mark.parametrize("format", A16)
-def test_weight_only_product(format, rows, bias, tma):
-    x, packed = normal(rows, 256, seed=9), pack(normal(80, 256, seed=10), FORMATS[format])
-    bias_O = normal(80, seed=11) if bias else None
-    y = weight_only.a16_mm(x, Paired.of(packed), bias_O, SMALL, tma)
-    exact = x.double() @ unpack(packed).bfloat16().double().T + (0 if bias_O is None else bias_O.double())
-    assert relative(y, exact) < 3e-3
-
-
-def test_weight_only_product_of_rows_that_lie_apart():
-    wide, weight = normal(20, 256, seed=12), Paired.of(pack(normal(64, 128, seed=13), FORMATS["w4a16"]))
-    for tma in (False, True):
-        apart, together = (
-            weight_only.a16_mm(x, weight, None, SMALL, tma) for x in (wide[:, :128], wide[:, :128].clone())
-        )
-        assert torch.equal(apart, together)
-
-
 @pytest.mark.parametrize("case", WEIGHTS, ids=lambda case: case.id)
 @pytest.mark.parametrize(
     ("build", "format"),
-    [(linears.build_scaled_mm, "fp8"), (linears.build_scaled_mm, "int8")]
-    + [(linears.build_a16, format) for format in A16],
+    [(linears.build_scaled_mm, "fp8"), (linears.build_scaled_mm, "int8"), (linears.build_a16, "w4a16")],
 )
 def test_linear_within_the_kits_bound(monkeypatch, build, format, case):
     """As the conformance kit asks it, for few rows and for more than are multiplied with 4-bit weights."""
@@ -210,7 +176,6 @@ def test_widths_that_no_kernel_takes():
     for build, format, shape in (
         (linears.build_scaled_mm, "fp8", (24, 64)),
         (linears.build_scaled_mm, "int8", (64, 24)),
-        (linears.build_a16, "mxfp4a16", (64, 192)),
     ):
         with pytest.raises(ValueError, match="multiples of"):
             build(table("sm_90"))(normal(*shape, seed=15), None, format=format)
