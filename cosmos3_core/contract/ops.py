@@ -73,9 +73,7 @@ class PackLinear(Protocol):
     A row that takes "none" gets fp32 weights too, whatever the plan's dtype is: the timestep MLP's.
 
     A row that declares `packed` may also get a `cosmos3_core.quant.numerics.Packed` in that format, as a checkpoint
-    holds it, and keeps its values and scales: to pack anew what is unpacked would be another weight. Where some steps
-    have activations in 16 bits, a row for the format that says so gets the same tensors; what keeps them where they lie
-    needs no second copy."""
+    holds it, and keeps its values and scales: to pack anew what is unpacked would be another weight."""
 
     def __call__(self, weight_OI: Weight, bias_O: Tensor | None, *, format: str = "none") -> Linear: ...
 

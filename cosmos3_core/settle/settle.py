@@ -169,24 +169,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         plan.a16.policy.check(request.steps)
     job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish)), plan), decodes=wish.decodes)
     placement = RESIDENT if wish.resident else SEQUENTIAL
-    asked = Estimate(
-        config=model.config,
-        vae=model.vae,
-        job=job,
-        dtype=plan.dtype,
-        formats=plan.formats,
-        placement=placement,
-        tuning=plan.tuning,
-        known=plan.meanings,
-        unpacks=plan.unpacks,
-        widens=plan.widens,
-        packed=plan.packed,
-        policy=plan.a16.policy if plan.a16 else None,
-        modules=model.quantization.modules if model.quantization else None,
-        a16=plan.a16.formats if plan.a16 else {},
-        a16_unpacks=plan.a16 is not None and plan.a16.eager,
-        a16_widens=plan.a16 is not None and plan.a16.widens,
-    )
+    asked = _counted(model, plan, job, placement)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
         whole = asked.stage("decode").peak / GIB
@@ -201,6 +184,28 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         asked=asked,
         estimate=replace(asked, job=replace(job, tile=request.tile)),
         why=ground.why,
+    )
+
+
+def _counted(model: Model, plan: Plan, job: Job, placement: str) -> Estimate:
+    a16 = plan.a16
+    return Estimate(
+        config=model.config,
+        vae=model.vae,
+        job=job,
+        dtype=plan.dtype,
+        formats=plan.formats,
+        placement=placement,
+        tuning=plan.tuning,
+        known=plan.meanings,
+        unpacks=plan.unpacks,
+        widens=plan.widens,
+        packed=plan.packed,
+        policy=a16.policy if a16 else None,
+        modules=model.quantization.modules if model.quantization else None,
+        a16=a16.formats if a16 else {},
+        a16_unpacks=a16 is not None and a16.eager,
+        a16_widens=a16 is not None and a16.widens,
     )
 
 
