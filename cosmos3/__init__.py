@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline, load, plan
     from .plans import Plan, Stage
     from .policy import Policy
+    from .quantizing import quantize
     from .questions import backends, capabilities, show
     from .results import Preview, Result
     from .runs import Run
@@ -45,6 +46,7 @@ __all__ = [
     "capabilities",
     "load",
     "plan",
+    "quantize",
     "show",
 ]
 
@@ -55,6 +57,7 @@ _HOMES = {
     "cosmos3.pipeline": ("Pipeline", "load", "plan"),
     "cosmos3.plans": ("Plan", "Stage"),
     "cosmos3.policy": ("Policy",),
+    "cosmos3.quantizing": ("quantize",),
     "cosmos3.questions": ("backends", "capabilities", "show"),
     "cosmos3.results": ("Preview", "Result"),
     "cosmos3.runs": ("Run",),

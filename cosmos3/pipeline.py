@@ -46,7 +46,7 @@ MOST = 10_000
 MODEL = "nvidia/Cosmos3-Nano"
 
 
-def _plainly(function: Callable[P, R]) -> Callable[P, R]:
+def plainly(function: Callable[P, R]) -> Callable[P, R]:
     """What the caller has set of torch plays no part in it."""
 
     @wraps(function)
@@ -61,7 +61,7 @@ def _plainly(function: Callable[P, R]) -> Callable[P, R]:
 
 @as_arguments(LOAD)
 @bound
-@_plainly
+@plainly
 def load(
     model: str | os.PathLike[str] = MODEL,
     *,
@@ -283,7 +283,7 @@ class Pipeline(Answering):
 
     @as_arguments(CALL)
     @bound
-    @_plainly
+    @plainly
     def resume(
         self,
         path: str | os.PathLike[str],
@@ -349,7 +349,7 @@ class Pipeline(Answering):
     def _elsewhere(name: str) -> str | None:
         return elsewhere(name)
 
-    @_plainly
+    @plainly
     def _several(
         self,
         prompts: Sequence[Any],

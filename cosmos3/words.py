@@ -19,6 +19,7 @@ R = TypeVar("R")
 OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
 """Arguments by what the core calls them, which is what the command line does."""
 CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
+QUANTIZE = "cosmos3.quantize"
 _OPENING = ("model", "backend", "formats", "kernels", "dtype", "profile", "resident")
 TAKES: dict[str, tuple[str, ...]] = {
     CALL: (*FIELDS, "n", "noise", "output", "overwrite", "on_step", "progress", "cancel", "anyway"),
@@ -26,6 +27,11 @@ TAKES: dict[str, tuple[str, ...]] = {
     OF_A_PIPE: tuple(FIELDS),
     LOAD: (*_OPENING, "revision"),
     PLAN: (*_OPENING, *FIELDS),
+    QUANTIZE: (
+        *("model", "revision", "format", "dialect", "group", "policy", "method", "calibrate", "output", "overwrite"),
+        *("sweep", "keep_share", "max_error", "backend", "progress"),
+        *(name for name in FIELDS if name not in ("prompt", "seed")),
+    ),
 }
 """What each place takes by name."""
 
@@ -83,9 +89,13 @@ def bound(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def in_arguments(text: str) -> str:
-    """A message of the core with Python's arguments in it."""
-    return NAMED.sub(lambda match: f"`{OURS.get(match[1], match[1])}`", text)
+def in_arguments(text: str, here: str = "") -> str:
+    """A message of the core with Python's arguments in it, those of `here`, of TAKES."""
+    return NAMED.sub(lambda match: f"`{_ours(match[1], here)}`", text)
+
+
+def _ours(name: str, here: str) -> str:
+    return name if name in TAKES.get(here, ()) else OURS.get(name, name)
 
 
 @contextmanager
@@ -100,7 +110,7 @@ def as_arguments(here: str) -> Iterator[None]:
             if name is not None and name not in TAKES[here] and fault.asked == f"request field {name!r}":
                 fault.next_step = unknown(name, here)
             else:
-                fault.field = OURS.get(name or "", name)
+                fault.field = name and _ours(name, here)
             for part in ("asked", "found", "next_step"):
-                setattr(fault, part, in_arguments(getattr(fault, part)))
+                setattr(fault, part, in_arguments(getattr(fault, part), here))
         raise together(error.faults) from error.__cause__

@@ -128,6 +128,9 @@ PUBLIC = {
     "profile=None, resident=True, **others)",
     "plan": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, kernels=None, dtype=None, profile=None, "
     "resident=True, **fields)",
+    "quantize": "(model='nvidia/Cosmos3-Nano', output=None, *, format, dialect=None, group=None, policy=None, "
+    "method='nearest', calibrate=None, sweep=None, keep_share=None, max_error=None, backend=None, revision=None, "
+    "overwrite=False, progress=None, **fields)",
     "show": "(path)",
 }
 """Every public name with its signature; of a class that callers do not make themselves, its public members. Something

@@ -12,6 +12,8 @@ from .quantize import SOURCE_CARD
 if TYPE_CHECKING:
     from .quantize import Job
 
+SHOWN = ("task", "size", "frames", "steps", "guidance")
+"""Fields of a calibration's request that the card has."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -61,5 +63,5 @@ def _calibration(facts: Mapping[str, Any] | None) -> str:
     """What inputs were measured with."""
     if facts is None:
         return "none: scales are those of the weights"
-    request = ", ".join(f"{name} {value}" for name, value in facts["request"].items())
-    return f"{facts['prompts']} prompts, {facts['steps']} steps{request and f' ({request})'}, on {facts['device']}"
+    request = ", ".join(f"{name} {facts['request'].get(name)}" for name in SHOWN)
+    return f"{facts['prompts']} prompts ({request}), {facts['steps']} steps in all, on {facts['device']}"

@@ -58,14 +58,19 @@ def read_policy(path: Path) -> Policy:
         raise InputError(asked, error.strerror or str(error), "Check who may read it") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(asked, f"it is no TOML: {error}", "Correct the file") from None
+    return policy_of(table, asked)
+
+
+def policy_of(table: Mapping[str, Any], asked: str) -> Policy:
+    """A policy of these keys, checked; `asked` names it in messages. Raises InputError."""
     for key, value in table.items():
         if key not in KEYS:
             raise InputError(asked, f"unknown key {key}", did_you_mean(key, KEYS, f"Keys are {', '.join(KEYS)}"))
         kind, words = KEYS[key]
         texts = not isinstance(value, list) or all(isinstance(one, str) for one in value)
         if type(value) is not kind or not texts:
-            raise InputError(asked, f"{key} is {shown(value)}, and it should be {words}", "Correct the file")
-    return Policy(**table | ({"keep": tuple(table["keep"])} if "keep" in table else {}))
+            raise InputError(asked, f"{key} is {shown(value)}, and it should be {words}", "Correct it")
+    return Policy(**{**table, **({"keep": tuple(table["keep"])} if "keep" in table else {})})
 
 
 def chosen(policy: Policy, config: TransformerConfig) -> list[str]:

@@ -33,7 +33,7 @@ LARGEST_RECORD = 1 << 22
 WRITE, COPY, CHECK = "tensors", "other files", "reading it back"
 """Stages of writing, in their order."""
 
-Show = Callable[[str, int, int], None]
+Show = Callable[[str, int, int], object]
 """Is told a stage, how many parts of it are done, and of how many."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from ...checkpoint.writing import Show
 from ...contract import InputError, RunError
 from ...files.digests import sha256_json
 from ...spelling import shown
-from .session import Session
+from .session import OURS, Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,21 +53,22 @@ def collected(job: Job, session: Session, prompts: Sequence[str], path: Path, sh
 
 
 def _facts(session: Session, prompts: Sequence[str]) -> dict[str, Any]:
-    """What statistics say of themselves: all that decides them."""
+    """What statistics say of themselves, as JSON has it: all that decides them."""
     plan = session.ground.plan
-    return {
+    facts = {
         "schema": SCHEMA,
         "cosmos3": __version__,
         "model": session.ground.model.name,
         "identity": session.seam.identity,
         "prompts": len(prompts),
         "prompts_sha256": sha256_json(list(prompts)),
-        "request": dict(session.given),
+        "request": {name: value for name, value in session.requests[0].to_json().items() if name not in OURS},
         "steps": session.steps,
         "backend": plan.backend.name,
         "device": plan.device.name,
         "dtype": plan.dtype,
     }
+    return dict(json.loads(json.dumps(facts)))
 
 
 def _fp32() -> Any:
@@ -123,6 +126,10 @@ class Sums:
                 self.moment[name].addmm_(x.T, x)
 
 
+def _tell(show: Show, done: int, total: int, steps: int) -> None:
+    show(STAGE, done + steps, total)
+
+
 def _measured(
     session: Session, names: Sequence[str], passes: Sequence[Sequence[str]], show: Show
 ) -> Iterator[tuple[str, Tensor]]:
@@ -132,7 +139,7 @@ def _measured(
         sums, done = Sums(frozenset(wanted)), number * session.steps
         session.seam.watch = sums.see
         try:
-            for _ in session.runs(lambda steps, done=done: show(STAGE, done + steps, total)):  # type: ignore[misc]
+            for _ in session.runs(partial(_tell, show, done, total)):
                 pass
         finally:
             session.seam.watch = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...contract import InputError
@@ -18,14 +19,21 @@ MOST = 1024
 """Prompts in a file."""
 
 
-def prompts_of(source: str) -> list[str]:
-    """The prompts of `WORLD` or of a file: its lines, less empty ones. Raises InputError for a file that is missing, no
-    text, empty or too large."""
-    return world_prompts(WORLDS, FIRST) if source == WORLD else _read(Path(source))
+def prompts_of(source: str | Sequence[str]) -> list[str]:
+    """The prompts of `WORLD`, of a file, which are its lines less empty ones, or these. Raises InputError for a file
+    that is missing, no text or too large, and for no prompts or too many."""
+    if source == WORLD:
+        return world_prompts(WORLDS, FIRST)
+    asked = f"`calibrate` {source}" if isinstance(source, str) else "`calibrate`"
+    prompts = _read(Path(source), asked) if isinstance(source, str) else list(source)
+    if not prompts:
+        raise InputError(asked, "it has no prompt", "Give one at least, in a file one on each line")
+    if len(prompts) > MOST:
+        raise InputError(asked, f"it has {len(prompts):,} prompts", f"Pass at most {MOST:,}")
+    return prompts
 
 
-def _read(path: Path) -> list[str]:
-    asked = f"`calibrate` {path}"
+def _read(path: Path, asked: str) -> list[str]:
     check_source(path, asked, f'Pass a text file with a prompt on each line, or "{WORLD}" for the embedded model')
     try:
         with path.open("rb") as file:
@@ -37,12 +45,7 @@ def _read(path: Path) -> list[str]:
         raise InputError(asked, error.strerror or str(error), "Check who may read it") from None
     except UnicodeDecodeError as error:
         raise InputError(asked, f"it is no text: {error}", "Pass a text file with a prompt on each line") from None
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise InputError(asked, "it has no prompt", "Write one on each line")
-    if len(prompts) > MOST:
-        raise InputError(asked, f"it has {len(prompts):,} prompts", f"Pass at most {MOST:,}")
-    return prompts
+    return [line for line in lines if line]
 
 
 def world_prompts(count: int, first: int) -> list[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OURS = ("prompt", "seed")
 """Fields that the prompts settle: each has its number as seed."""
-Tell = Callable[[int], None]
+Tell = Callable[[int], object]
 """Is told how many steps are done."""
 
 

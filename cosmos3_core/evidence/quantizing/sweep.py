@@ -11,13 +11,11 @@ from typing import Any
 
 from ...checkpoint.policy import Policy
 from ...checkpoint.quantize import Job
-from ...checkpoint.statistics import is_statistics
 from ...checkpoint.writing import Show
 from ...contract import InputError, RunError
 from ...files.atomic import atomic, check_writable
 from .collect import beside, collected
 from .errors import Errors
-from .prompts import prompts_of
 from .quantize import Asked, job_of
 from .seam import places
 from .session import Session
@@ -95,9 +93,9 @@ def sweep(asked: Asked, budget: Budget, path: Path, show: Show, *, overwrite: bo
     InputError before a weight is read, and RunError where no policy meets the bound."""
     budget.check()
     check_writable(path, overwrite=overwrite)
-    if asked.calibrate is None or is_statistics(Path(asked.calibrate)):
+    if (prompts := asked.prompts()) is None:
         raise InputError("`sweep`", "it compares runs of prompts, and there are none", "Pass them as `calibrate`")
-    job, prompts = job_of(asked), prompts_of(asked.calibrate)
+    job = job_of(asked)
     session = Session.widest(asked.model, asked.revision, asked.backend, prompts, asked.given)
     if job.choosing.calibrates:
         job = job.calibrated(collected(job, session, prompts, beside(path), show))
