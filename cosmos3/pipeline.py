@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.plan import choose_backend
 from cosmos3_core.plan.own import with_own
+from cosmos3_core.quant.steps import OPTION
 from cosmos3_core.runs import generation, outputs, saved
 from cosmos3_core.runs.generation import Generation
 from cosmos3_core.runs.keeping import Keeper
@@ -67,6 +68,7 @@ def load(
     *,
     backend: str | None = None,
     formats: Mapping[str, str] | None = None,
+    high_precision_steps: str | None = None,
     kernels: Mapping[str, str | Callable[..., Any]] | None = None,
     dtype: str | None = None,
     revision: str | None = None,
@@ -78,7 +80,8 @@ def load(
 
     `model` is a hub id, at a branch, tag or commit `revision`; a folder; or "embedded", the one in the package.
     `backend` None takes the accelerator that is here. `formats` names quantization formats by op, {"pack_linear":
-    "fp8"}, and `kernels` rows by op, or functions of yours: an experiment, which manifests name. `dtype` None is the
+    "fp8"}, `high_precision_steps` those in which activations stay in 16 bits ("2,2": the first and the last two), and
+    `kernels` rows by op, or functions of yours: an experiment, which manifests name. `dtype` None is the
     checkpoint's.
     `profile` names whose defaults fill a request. With `resident` what was loaded stays for the next request; without
     it, no two components are on the device at once, as with `cosmos3 run`. Raises InputError for what cannot be met.
@@ -87,7 +90,8 @@ def load(
 
     for name, value in others.items():
         raise InputError(f"load({name}={shown(value)})", "there is no such argument", unknown(name, LOAD), name)
-    wish = _wish(model, backend, formats, kernels, dtype, profile, resident, revision=revision)
+    steps = {OPTION: high_precision_steps}
+    wish = _wish(model, backend, formats, kernels, dtype, profile, resident, revision=revision, **steps)
     wish, ground = _ground(wish)
     return Pipeline(wish, ground, Engine(ground.model, ground.plan, resident=resident))
 
@@ -99,6 +103,7 @@ def plan(
     *,
     backend: str | None = None,
     formats: Mapping[str, str] | None = None,
+    high_precision_steps: str | None = None,
     kernels: Mapping[str, str | Callable[..., Any]] | None = None,
     dtype: str | None = None,
     profile: str | None = None,
@@ -107,7 +112,8 @@ def plan(
 ) -> Plan:
     """What a request would take with a model, which is not loaded: as `load` and then `Pipeline.plan`, and of a
     published model nothing is downloaded. Raises InputError."""
-    wish, ground = _ground(_wish(model, backend, formats, kernels, dtype, profile, resident, described=True))
+    steps = {OPTION: high_precision_steps}
+    wish, ground = _ground(_wish(model, backend, formats, kernels, dtype, profile, resident, described=True, **steps))
     return plan_of(_planned(wish, ground, fields))
 
 
@@ -406,6 +412,10 @@ class Pipeline(Answering):
         if earlier.formats != plan.formats:
             found = f"it began with formats {earlier.formats or 'none'}, and this pipe has {plan.formats or 'none'}"
             raise InputError(asked, found, "Load the same formats", "path")
+        then, now = earlier.high_precision_steps, self._wish.high_precision_steps
+        if then != now:
+            found = f"it began with `{OPTION}` {then}, and this pipe has {now}"
+            raise InputError(asked, found, f"Load with `{OPTION}` {then!r}", "path")
 
     def _written(self, run: Run, output: str, overwrite: bool, make: Callable[[Run], Result]) -> Result:
         """The result of a run, in its file; what was computed is kept beside it now and then, and where it does not get

@@ -20,7 +20,7 @@ OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
 """Arguments by what the core calls them, which is what the command line does."""
 CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
 QUANTIZE = "cosmos3.quantize"
-_OPENING = ("model", "backend", "formats", "kernels", "dtype", "profile", "resident")
+_OPENING = ("model", "backend", "formats", "high_precision_steps", "kernels", "dtype", "profile", "resident")
 TAKES: dict[str, tuple[str, ...]] = {
     CALL: (*FIELDS, "n", "noise", "output", "overwrite", "on_step", "progress", "cancel", "anyway"),
     START: (*FIELDS, "noise", "anyway"),

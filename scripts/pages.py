@@ -65,7 +65,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "O": {"model": "sora-2", "prompt": "a robot arm pours coffee", "size": "1280x720", "seconds": "4"},
 }
 """By program, a request as it is written there; tests/test_words.py converts each."""
-BEGIN, END = "<!-- formats: python scripts/pages.py -->", "<!-- end of formats -->"
+MARKS = "<!-- {}: python scripts/pages.py -->", "<!-- end of {} -->"
+STEPS = Path(__file__).with_name("step_precision.json")
+"""What scripts/step_precision.py measured."""
 HIDDEN = 4096
 """Nano's hidden size, for which bits are told."""
 MADE = "Made by `python scripts/pages.py`; do not edit."
@@ -351,10 +353,31 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def quantization() -> str:
-    """docs/quantization.md: what is written there, with the table of formats."""
-    before, rest = (DOCS / "quantization.md").read_text("utf-8").split(BEGIN)
+    """docs/quantization.md: what is written there, with the tables of formats and of steps in 16 bits."""
     head = ("name", "bits", "element", "block", "scales", "beside", "activations", "bound", "defined by")
-    return f"{before}{BEGIN}\n\n{_table(head, [*map(_format, FORMATS.values())])}\n\n{END}{rest.split(END)[1]}"
+    text = (DOCS / "quantization.md").read_text("utf-8")
+    text = _replaced(text, "formats", _table(head, [*map(_format, FORMATS.values())]))
+    return _replaced(text, "steps", _steps(json.loads(STEPS.read_text("utf-8"))))
+
+
+def _replaced(text: str, name: str, table: str) -> str:
+    """The text with another table between the marks of this name."""
+    begin, end = (mark.format(name) for mark in MARKS)
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+
+
+def _steps(measured: dict[str, Any]) -> str:
+    """Errors by format, native and by the policy, as scripts/step_precision.py found them."""
+    policy, steps = measured["policy"], measured["steps"]
+    head = ("format", f"first and last steps, of {steps}", f"with `{policy}`", "other steps", f"with `{policy}`")
+    found = {(row["format"], row["steps"]): row for row in measured["rows"]}
+    rows = []
+    for name in dict.fromkeys(row["format"] for row in measured["rows"]):
+        pair = [found[name, "none"], found[name, policy]]
+        cells = (f"{row[part]:.2%}" for part in ("first and last", "others") for row in pair)
+        rows.append((f"`{name}`", *cells))
+    return _table(head, rows)
 
 
 def _format(row: Format) -> tuple[str, ...]:

@@ -120,6 +120,43 @@ BAD: dict[str, tuple[str, Change, str]] = {
         saying(*POLICY, "first_steps", value={"count": -1, "mode": "a16"}),
         "first_steps {'count': -1, 'mode': 'a16'}",
     ),
+    "policy of a fraction of a step": (
+        FP8,
+        saying(*POLICY, "last_steps", value={"count": 2.0, "mode": "a16"}),
+        "last_steps {'count': 2.0, 'mode': 'a16'}",
+    ),
+    "policy of true steps": (
+        FP8,
+        saying(*POLICY, "last_steps", value={"count": True, "mode": "a16"}),
+        "last_steps {'count': True, 'mode': 'a16'}",
+    ),
+    "policy of more steps than any run has": (
+        FP8,
+        saying(*POLICY, "first_steps", value={"count": 1001, "mode": "a16"}),
+        "first_steps {'count': 1001, 'mode': 'a16'}",
+    ),
+    "policy of steps of another mode": (
+        FP8,
+        saying(*POLICY, "first_steps", value={"count": 1, "mode": "w8a8"}),
+        "first_steps {'count': 1, 'mode': 'w8a8'}",
+    ),
+    "policy of steps with an unknown key": (
+        FP8,
+        saying(*POLICY, "first_steps", value={"count": 1, "mode": "a16", "from": 2}),
+        "first_steps {'count': 1, 'mode': 'a16', 'from': 2}",
+    ),
+    "policy of another overlap": (
+        FP8,
+        saying(*POLICY, "overlap", value="both"),
+        "overlap 'both', and cosmos3 knows",
+    ),
+    "policy of another reasoner": (
+        FP8,
+        saying(*POLICY, "reasoner", value=None),
+        "reasoner None, and cosmos3 knows",
+    ),
+    "policy of half a schema": (FP8, saying(*POLICY, "schema_version", value=1.0), "schema_version 1.0, and cosmos3"),
+    "policy of a scope in one text": (FP8, saying(*POLICY, "scope", value="transformer"), "scope 'transformer', which"),
     "policy without a field": (FP8, saying(*POLICY, value={"schema_version": 1}), "says nothing of type, index_space"),
     "policy of another kind": (FP8, saying(*POLICY, "type", value="cosine"), "type 'cosine', and cosmos3 knows first_"),
     "NVFP4: bf16 scales": (

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core.checkpoint.model import Weights, open_model
+from cosmos3_core.checkpoint.quantize import Job
 from cosmos3_core.checkpoint.statistics import FACTS, read_statistics
 from cosmos3_core.evidence.quantizing import collect
 from cosmos3_core.evidence.quantizing.session import Session
@@ -114,6 +115,28 @@ def test_saved_statistics_serve_again(quantize: Call) -> None:
     assert code == 0 and all(torch.equal(again[name].float(), first[name].float()) for name in first)
     scale = first["layers.1.mlp_moe_gen.up_proj.input_scale"]
     assert scale == read_statistics(Path(SAVED)).largest["layers.1.mlp_moe_gen.gate_proj"].amax() / 448
+
+
+def test_a_stopped_one_is_gone_on_with(quantize: Call, monkeypatch) -> None:
+    """With the statistics that it saved; without them it is told before a prompt runs."""
+    named = (*STATIC, "--calibrate", "prompts.txt", *SMALL)
+
+    def stopped(self, *_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "config", stopped)
+        code, _, err = quantize(*named, *OUT)
+        assert code == 130 and "the same command goes on" in err and Path(SAVED).exists()
+    saved = Path(SAVED).rename("away.safetensors")
+    code, _, err = quantize(*named, *OUT)
+    assert code == 2 and "out.part is unfinished, and of another calibration" in err and "step" not in err
+    saved.rename(SAVED)
+    code, out, err = quantize(*named, *OUT)
+    assert (code, out) == (0, "out\n") and "calibration" not in err
+    assert quantize(*STATIC, "--calibrate", SAVED, "-o", "whole")[0] == 0
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
 
 
 def test_text_that_nothing_reads_is_not_calibrated(quantize: Call) -> None:

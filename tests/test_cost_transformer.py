@@ -51,6 +51,17 @@ def test_weights_are_those_of_the_table(name, layers, embedding, timestep, actio
     assert twice["generation"] == 2 * found["generation"] and twice["timestep"] == found["timestep"]
 
 
+@pytest.mark.parametrize("media", [False, True])
+@pytest.mark.parametrize("name", ["nano", "edge"])
+def test_a_layers_matrices_are_those_that_are_loaded(name, media):
+    """By the names of their modules."""
+    config = config_of(name)
+    loaded = [slot for slot in layer_slots(config, 0, media=media) if slot.matrix]
+    parts = {part.removesuffix(".weight"): shape for slot in loaded for part, shape in slot.parts}
+    counted = transformer.sides(config, media)
+    assert {f"layers.0.{tail}": (outputs, inputs) for tail, (inputs, outputs) in counted.items()} == parts
+
+
 @pytest.mark.parametrize(("name", "a_token"), [("nano", 147_456), ("super", 262_144), ("edge", 114_688)])
 def test_text_keys_and_values_are_those_of_the_table(name, a_token):
     assert transformer.und_kv_bytes(config_of(name), 1, "bfloat16") == a_token

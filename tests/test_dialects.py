@@ -182,7 +182,7 @@ def test_a_plan_says_which_kernel_takes_the_weights(tmp_path: Path) -> None:
     backend = replace(reference.BACKEND, name="acme", kernels=(row, *reference.BACKEND.kernels))
     plan = ground_of(Wish(model=str(folder)), on=(backend, reference.probe())).plan
     (refused,) = [one for one in plan.refusals if one.op == "pack_linear"]
-    assert refused.name == "own" and "the checkpoint's are packed in fp8_static" in refused.reason
+    assert refused.name == "own" and "these come packed in fp8_static" in refused.reason
     assert any("eager torch" in note for note in plan.notes)
     with pytest.raises(InputError, match="packs plain weights itself"):
         ground_of(Wish(model=str(folder), kernels={"pack_linear": "own"}), on=(backend, reference.probe()))

@@ -403,9 +403,9 @@ def test_prompts_are_read_once_and_guidance_follows_its_interval(monkeypatch):
     prefill, forward = UnderstandingTower.prefill, GenerationTower.forward
     monkeypatch.setattr(UnderstandingTower, "prefill", lambda self, ids: reads.append(len(ids)) or prefill(self, ids))
 
-    def spy(self, branches, latents, timestep):
+    def spy(self, branches, latents, timestep, **precision):
         passes.append((timestep, len(branches.texts)))
-        return forward(self, branches, latents, timestep)
+        return forward(self, branches, latents, timestep, **precision)
 
     monkeypatch.setattr(GenerationTower, "forward", spy)
     running = engine()

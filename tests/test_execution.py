@@ -150,9 +150,9 @@ def test_an_engine_reads_what_is_decided(monkeypatch):
     """The passes of a step are those of its execution."""
     forward, ran = GenerationTower.forward, []
 
-    def spy(self, branches, latents, timestep):
+    def spy(self, branches, latents, timestep, **precision):
         ran.append(len(branches.texts))
-        return forward(self, branches, latents, timestep)
+        return forward(self, branches, latents, timestep, **precision)
 
     monkeypatch.setattr(GenerationTower, "forward", spy)
     given = {"prompt": "a cup", "frames": 1, "size": "64x64", "steps": 1, "seed": 1}

@@ -20,7 +20,8 @@ from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import PUBLISHED
 from cosmos3_core.contract import Ceiling
 from cosmos3_core.plan.cost import vae
-from cosmos3_core.plan.cost.fit import Estimate, nearest
+from cosmos3_core.plan.cost.fit import Estimate
+from cosmos3_core.plan.cost.nearest import nearest
 from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.scenarios import request as requests

@@ -73,9 +73,19 @@ def test_what_does_not_fit_comes_with_changes_that_do(plan, told):
 
 
 def test_where_no_request_fits_it_says_so(plan, told):
-    assert told("--model", "super", "--memory", 24)["estimate"]["nearest"] == []
-    _, out, _ = plan("--model", "super", "--memory", 24)
+    assert told("--model", "super", "--memory", 8)["estimate"]["nearest"] == []
+    _, out, _ = plan("--model", "super", "--memory", 8)
     assert "choose a smaller model" in out
+
+
+def test_a_format_without_a_kernel_is_proposed_and_called_slow(plan, told):
+    asked = ("--model", "nano", "--size", "480p", "--memory", 14)
+    offered = told(*asked)["estimate"]["nearest"]
+    assert offered[0]["options"] == "--format q8_0" and all(change["eager"] for change in offered)
+    for change in offered[:1]:
+        assert told(*asked, *change["options"].split())["estimate"]["memory"]["peak"] == change["peak"]
+    _, out, _ = plan(*asked)
+    assert "instead    --format q8_0 fits (13.2 GiB, by eager torch: slowly)" in out
 
 
 def test_options_reach_the_estimate(told):
@@ -315,5 +325,5 @@ def test_the_tokens_of_a_prompt_are_counted(capsys, monkeypatch, tmp_path):
 
 
 def test_where_nothing_smaller_fits_the_ways_out_are_named(plan):
-    code, out, _ = plan("--model", "nano", "--size", "480p", "--memory", "12")
+    code, out, _ = plan("--model", "nano", "--size", "480p", "--memory", "4")
     assert code == 1 and all(word in " ".join(out.split()) for word in ("--model edge", "--format", "not there yet"))

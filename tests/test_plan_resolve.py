@@ -258,7 +258,7 @@ def test_packed_weights_go_to_rows_that_take_them():
     half = row("half", "finish", formats=("fp8",), fuses=("pack_linear",))
     made = plan(plain, packed, half, formats={"pack_linear": "fp8"}, packed=True)
     assert linears(made) == {"in the format": "two", "kept": "one"}
-    reason = "packs plain weights itself, and the checkpoint's are packed in fp8"
+    reason = "packs plain weights itself, and these come packed in fp8"
     refused = {(one.op, one.name): one.reason for one in made.refusals}
     assert refused == {("pack_linear", "one"): reason, ("finish", "half"): reason}
     assert linears(plan(formats={"pack_linear": "fp8_static"}, packed=True))["in the format"] == "eager"

@@ -124,10 +124,10 @@ PUBLIC = {
     "__version__": "",
     "backends": "()",
     "capabilities": "(model='nvidia/Cosmos3-Nano', *, profile='reference')",
-    "load": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, kernels=None, dtype=None, revision=None, "
-    "profile=None, resident=True, **others)",
-    "plan": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, kernels=None, dtype=None, profile=None, "
-    "resident=True, **fields)",
+    "load": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, high_precision_steps=None, kernels=None, "
+    "dtype=None, revision=None, profile=None, resident=True, **others)",
+    "plan": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, high_precision_steps=None, kernels=None, "
+    "dtype=None, profile=None, resident=True, **fields)",
     "quantize": "(model='nvidia/Cosmos3-Nano', output=None, *, format, dialect=None, group=None, policy=None, "
     "method='nearest', calibrate=None, sweep=None, keep_share=None, max_error=None, backend=None, revision=None, "
     "overwrite=False, progress=None, **fields)",
@@ -565,6 +565,9 @@ LOAD = {
     "format unknown": ({"formats": {"pack_linear": "fp3"}}, "fp3", ""),
     "format of no op": ({"formats": {"linear": "fp8"}}, "linear", "attention"),
     "format a number": ({"formats": {"pack_linear": 8}}, "pack_linear=8", ""),
+    "steps in 16 bits without a format": ({"high_precision_steps": "2,2"}, "`high_precision_steps`", "Drop it"),
+    "steps in 16 bits that are no text": ({"high_precision_steps": (2, 2)}, "high_precision_steps = (2, 2)", "as a st"),
+    "steps in 16 bits of one end": ({"high_precision_steps": "2"}, "`high_precision_steps` 2", "Write FIRST,LAST"),
     "kernels a text": ({"kernels": "eager"}, "kernels = 'eager'", "as a dict"),
     "kernels a list": ({"kernels": [mine]}, "kernels = [", "as a dict"),
     "kernel unknown": ({"kernels": {"attention": "no-such"}}, "no-such", "eager"),
@@ -755,6 +758,7 @@ def test_all_faults_of_a_call_are_told_at_once_and_name_their_fields(unread):
     assert [fault.field for fault in refused.value.faults] == ["steps", "image"]
     wrong = {"model": "no-such", "backend": "no", "dtype": "int8", "profile": 3, "revision": "x", "resident": 3}
     wrong |= {"kernels": {"attention": "x"}, "formats": {"pack_linear": "x"}, "bakend": 3}
+    wrong |= {"high_precision_steps": "2,2"}
     several = [("kernels", {"attn": mine}), ("kernels", {"attn": "eager"}), ("kernels", {"attention": lambda q: q})]
     for field, value in [*wrong.items(), *several]:
         with pytest.raises(cosmos3.InputError) as refused:

@@ -550,8 +550,8 @@ def test_weights_that_give_nan_are_a_failed_run_not_a_black_file(run, monkeypatc
 
     forward = GenerationTower.forward
 
-    def broken(self, *arguments):
-        return [[v * float("nan") for v in items] for items in forward(self, *arguments)]
+    def broken(self, *arguments, **precision):
+        return [[v * float("nan") for v in items] for items in forward(self, *arguments, **precision)]
 
     monkeypatch.setattr(GenerationTower, "forward", broken)
     code, _, err = run("a cup", *SMALL, "-o", "x.png")

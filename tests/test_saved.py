@@ -72,7 +72,9 @@ def test_what_is_kept_is_read_back():
     earlier = Earlier.from_json(value)
     assert Earlier.from_json(earlier.to_json()) == earlier and numbers["index"] == 2
     assert earlier.model == "tiny" and earlier.dtype == "float32"
-    kept = earlier.to_json() | {"options": earlier.to_json()["options"] | {"save_latents": None, "manifest": None}}
+    options = earlier.to_json()["options"] | {"save_latents": None, "manifest": None}
+    assert options.pop("high_precision_steps") is None, "0.1.0 knew none"
+    kept = earlier.to_json() | {"options": options}
     assert {key: kept[key] for key in value} == value
 
 

@@ -83,7 +83,8 @@ def test_it_says_what_fits_and_what_would():
         given = {key: value for key, value in change.values.items() if key in ("frames", "tile")}
         if "width" in change.values:
             given["size"] = f"{change.values['width']}x{change.values['height']}"
-        assert settled({"size": "720p"} | given, model="nano", described=True, memory=18 * GIB).fits
+        formats = {"pack_linear": change.values["format"]} if "format" in change.values else {}
+        assert settled({"size": "720p"} | given, model="nano", described=True, memory=18 * GIB, formats=formats).fits
 
 
 def test_the_steps_with_guidance_are_counted_on_the_schedule():
@@ -113,7 +114,7 @@ def test_nobody_else_puts_model_request_and_plan_together():
     """A backend is chosen and a request resolved here. A recipe asks for its device before its model is opened, and
     whoever brings a kernel of his own for a backend to add it to."""
     here, recipes = "cosmos3_core/settle/settle.py", "cosmos3_core/evidence/settle.py"
-    quantize = {"cosmos3_core/cli/quantize.py", "cosmos3_core/checkpoint/writing.py"}  # of a model without a request
+    quantize = {"cosmos3_core/evidence/quantizing/quantize.py", "cosmos3_core/checkpoint/writing.py"}  # without a request
     assemble = {
         "choose_backend": {here, recipes, "cosmos3/pipeline.py"},
         "requests.resolve": {here},

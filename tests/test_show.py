@@ -212,5 +212,5 @@ def test_the_page_lists_a_manifest_s_keys(outputs):
         "output.actions",
         *(f"actions.{name}" for name in ("channels", "units", "fps", "normalization", "observed")),
     }
-    quantized = {"model.quantization", "plan.others"}
+    quantized = {"model.quantization", "plan.others", "plan.a16"}
     assert said - {"latents", "resumed_at_step"} - sounding - chunked - acting - quantized == found

@@ -273,12 +273,12 @@ def test_two_threads_on_one_engine_equal_each_alone(resident, monkeypatch):
     for kind, name in ((UnderstandingTower, "prefill"), (GenerationTower, "forward"), (Decoder, "__call__")):
         work = getattr(kind, name)
 
-        def alone_in_it(*arguments, work=work):
+        def alone_in_it(*arguments, work=work, **precision):
             inside.append(work)
             most.append(len(inside))
             time.sleep(0.001)
             try:
-                return work(*arguments)
+                return work(*arguments, **precision)
             finally:
                 inside.pop()
 

@@ -16,7 +16,8 @@ from tiny_model import TINY_MODEL
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.model.vae import VideoVAE
-from cosmos3_core.plan.cost.fit import Estimate, Job, fitting_tile
+from cosmos3_core.plan.cost.fit import Estimate, Job
+from cosmos3_core.plan.cost.nearest import fitting_tile
 from cosmos3_core.plan.cost.units import GIB
 
 MODEL = open_model(TINY_MODEL)

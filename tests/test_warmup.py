@@ -35,9 +35,9 @@ def test_it_tells_cold_from_warm_by_stage(capsys, monkeypatch, options, stages):
 def test_it_takes_passes_of_the_request_s_shape_through_one_layer(capsys, monkeypatch):
     seen, forward = [], GenerationTower.forward
 
-    def watched(tower, branches, latents, timestep):
+    def watched(tower, branches, latents, timestep, **precision):
         seen.append((len(tower.layers), latents[0].numel(), [text.length for text in branches.texts]))
-        return forward(tower, branches, latents, timestep)
+        return forward(tower, branches, latents, timestep, **precision)
 
     monkeypatch.setattr(GenerationTower, "forward", watched)
     code, out, _ = cosmos3(capsys, monkeypatch, "warmup", *SMALL, "--frames", "9")
@@ -49,6 +49,8 @@ def test_it_takes_passes_of_the_request_s_shape_through_one_layer(capsys, monkey
     ("options", "texts", "groups"),
     [
         (("--size", "64x64", "--frames", "1"), {(512, 127)}, 1),
+        # Three steps of each precision.
+        (("--size", "64x64", "--frames", "1", "--format", "fp8", "--high-precision-steps", "2,1"), {(512, 127)}, 1),
         (("--size", "256x256", "--frames", "81", "--guidance", "1"), {(512,)}, 3),
         # Its first steps are guided, and its last ones are not.
         (("--size", "64x64", "--frames", "1", "--set", "guidance_interval=[400,1000]"), {(512, 127), (512,)}, 1),
@@ -57,9 +59,9 @@ def test_it_takes_passes_of_the_request_s_shape_through_one_layer(capsys, monkey
 def test_it_runs_every_kind_of_step_and_of_group(capsys, monkeypatch, options, texts, groups):
     passes, decoded, forward, finish = [], [], GenerationTower.forward, Engine.finish
 
-    def watched(tower, branches, *arguments):
-        passes.append(tuple(text.length for text in branches.texts))
-        return forward(tower, branches, *arguments)
+    def watched(tower, branches, *arguments, a16):
+        passes.append((tuple(text.length for text in branches.texts), a16))
+        return forward(tower, branches, *arguments, a16=a16)
 
     def counted(engine, state):
         for group in finish(engine, state):
@@ -70,7 +72,8 @@ def test_it_runs_every_kind_of_step_and_of_group(capsys, monkeypatch, options, t
     monkeypatch.setattr(Engine, "finish", counted)
     code, _, err = cosmos3(capsys, monkeypatch, "warmup", *SMALL[:-2], *options)
     assert code == 0, err
-    assert {*passes} == texts and all(passes.count(kind) == 6 for kind in texts) and len(decoded) == 2 * groups
+    kinds = {(text, a16) for text in texts for a16 in {False, "--high-precision-steps" in options}}
+    assert {*passes} == kinds and all(passes.count(kind) == 6 for kind in kinds) and len(decoded) == 2 * groups
 
 
 def test_a_recipe_is_warmed_up_by_name(capsys, monkeypatch):

@@ -194,6 +194,7 @@ def test_what_a_row_leads_to_is_there():
         ("guidance-Interval", "Did you mean guidance_interval?"),
         ("model", "It is chosen with the model: `model`, from Python load(model=...)"),
         ("format", "It is chosen with the model: `format`, from Python load(formats=...)"),
+        ("mixed_precision_first_steps", "It is chosen with the model: `high_precision_steps`, from Python load(high_"),
         ("attention_backend", "It is chosen with the model: `kernel`, from Python load(kernels=...)"),
         ("torch_dtype", "It is chosen with the model: `dtype`, from Python load(dtype=...)"),
     ],

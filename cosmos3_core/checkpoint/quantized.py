@@ -15,6 +15,7 @@ from ..quant.dialects import AGAIN, DIALECTS, Broken, Clues, Dialect, Header, La
 from ..quant.dialects.common import PLAIN
 from ..quant.dialects.modelopt import FILE
 from ..quant.dialects.modelslim import NAMES
+from ..quant.steps import StepPolicy
 from .gguf import open_gguf
 from .repository import Repository
 from .tensors import Tensors
@@ -61,6 +62,11 @@ class Quantization:
     @property
     def policy(self) -> Mapping[str, Any] | None:
         return self.scheme.policy
+
+    @property
+    def steps(self) -> StepPolicy | None:
+        """The policy as a plan takes it."""
+        return StepPolicy.of(self.policy) if self.policy else None
 
 
 def described(repository: Repository, config: Mapping[str, Any], source: str) -> Quantization | None:

@@ -23,6 +23,7 @@ class Options:
     backend: str | None
     kernels: dict[str, str]
     formats: dict[str, str]
+    high_precision_steps: str | None
     dtype: str | None
     disabled: tuple[str, ...]
 
@@ -40,6 +41,7 @@ def execute(options: Options, as_json: bool) -> None:
         dtype=options.dtype,
         kernels=options.kernels,
         formats=options.formats,
+        high_precision_steps=options.high_precision_steps,
     )
     check_profile(wish.profile)
     found = evaluate(wish, depths()[options.depth], say=tell) | {"depth": options.depth}

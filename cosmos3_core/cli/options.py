@@ -255,6 +255,13 @@ PLAN = (
     ),
     option(
         DEVICE,
+        "--high-precision-steps",
+        metavar="FIRST,LAST",
+        help="So many first and last steps, and the text tower, take activations in 16 bits by the same quantized "
+        "weights; none: nothing does  [default: the checkpoint's policy]",
+    ),
+    option(
+        DEVICE,
         "--dtype",
         shell_complete=one_of(dtypes),
         help="float32, bfloat16 or float16  [default: the checkpoint's]",

@@ -16,6 +16,7 @@ from ..contract import Ceiling
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
+from ..quant.steps import A16
 from ..scenarios.field import NOT_GIVEN, PROFILE
 from ..scenarios.fields import FIELDS
 from ..settle import Settled
@@ -30,8 +31,8 @@ LONGEST = 60
 
 
 NONE_FITS = (
-    "no smaller request of this model fits here: choose a smaller model (--model edge), a device that has quantized "
-    "formats (--format), or a larger one. Weights kept on the host (offload) are not there yet"
+    "no smaller request of this model fits here, in no format of its weights (--format): choose a smaller model "
+    "(--model edge) or a larger device. Weights kept on the host (offload) are not there yet"
 )
 WIDEST = 120
 """Columns of a line; a terminal may have fewer."""
@@ -69,7 +70,11 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             "stages": [asdict(stage) | {"peak": stage.peak} for stage in estimated.stages],
         },
         "nearest": [
-            {"options": re.sub("`([a-z_]+)`", lambda name: flag(name[1]), str(change)), "peak": change.estimate.peak}
+            {
+                "options": re.sub("`([a-z_]+)`", lambda name: flag(name[1]), str(change)),
+                "peak": change.estimate.peak,
+                "eager": change.estimate.unpacks,
+            }
             for change in settled.nearest()
         ],
         "work": {
@@ -122,6 +127,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps, "
             f"guidance {request['guidance']:g}; {media:,} media tokens",
         ),
+        *_precisions(plan, request["steps"]),
         *(("values", text) for text in _values(report)),
         ("device", f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}"),
         *_kernels(plan),
@@ -195,6 +201,30 @@ def _quantized(model: dict[str, Any]) -> list[tuple[str, str]]:
     return [("quantized", f"by {said['dialect']}: {', '.join(modules)}; others in 16 bits")]
 
 
+def _precisions(plan: dict[str, Any], steps: int) -> list[tuple[str, str]]:
+    """Which steps and which tower have their activations in 16 bits, and who says so."""
+    if (a16 := plan.get("a16")) is None:
+        return []
+    policy = a16["policy"]
+    parts = [f"steps {_spans(a16['steps'])} of {steps}"] if a16["steps"] else []
+    parts += ["the text tower"] if policy["reasoner"] == A16 else []
+    rows = " and ".join(f"{name} in {format}" for format, name in a16["kernels"].items())
+    why = "" if policy["named"] else ", as the checkpoint asks (--high-precision-steps none: not)"
+    where = ", and ".join(parts) or "no step"
+    return [("a16", f"{where}: activations in 16 bits by the same weights, pack_linear {rows}{why}")]
+
+
+def _spans(indices: list[int]) -> str:
+    """Steps counted from 0 as people count them, those in a row together: "1 to 3 and 7"."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return " and ".join(f"{run[0] + 1} to {run[-1] + 1}" if len(run) > 1 else f"{run[0] + 1}" for run in runs)
+
+
 def _precision(plan: dict[str, Any]) -> str:
     return ", ".join([plan["dtype"], *(f"{op} in {name}" for op, name in plan["formats"].items())])
 
@@ -228,7 +258,8 @@ def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
     worst = max(memory["stages"], key=lambda stage: stage["peak"])
     lines.append(("fits", f"no: {worst['name']} takes {gib(worst['peak'])}, and there are {gib(memory['device'])}"))
     for change in estimate["nearest"]:
-        lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])})"))
+        slow = ", by eager torch: slowly" if change["eager"] else ""
+        lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])}{slow})"))
     if not estimate["nearest"]:
         lines.append(("instead", NONE_FITS))
     return lines

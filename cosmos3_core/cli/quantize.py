@@ -21,7 +21,8 @@ def execute(asked: Asked, output: str, overwrite: bool, as_json: bool) -> None:
         with Display() as display:
             said = quantize(asked, path, _remark, display.show, overwrite=overwrite)
     except KeyboardInterrupt:
-        tell(f"finished files are kept in {part_of(path)}: the same command goes on with them")
+        if part_of(path).exists():
+            tell(f"finished files are kept in {part_of(path)}: the same command goes on with them")
         raise
     print(json.dumps(said, indent=2) if as_json else printable(path))
 

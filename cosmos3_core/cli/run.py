@@ -15,6 +15,7 @@ from ..contract import InputError, RunError
 from ..engine.stages import Cancelled
 from ..files.action_tables import SUFFIXES
 from ..plan.cost.units import GIB
+from ..quant.steps import OPTION
 from ..runs import generation, outputs, saved
 from ..runs import manifest as manifests
 from ..runs.generation import Generation
@@ -118,6 +119,7 @@ class Options:
     backend: str | None
     kernels: dict[str, str]
     formats: dict[str, str]
+    high_precision_steps: str | None
     required: dict[str, str]
     dtype: str | None
     latents: str | None
@@ -249,7 +251,7 @@ def _refuse_settled(options: Options) -> None:
 def _joined(options: Options, earlier: Earlier, goes_on: bool) -> Options:
     """The options with what an earlier run settled in the place of those that were not typed. A run that goes on has
     its noise in its state."""
-    names = ("profile", "dtype", *STAYING)
+    names = ("profile", "dtype", OPTION, *STAYING)
     values = {name: getattr(options, name) or getattr(earlier, name) for name in names}
     values["formats"] = {**earlier.formats, **options.formats}
     if options.backend is None:  # another backend has other kernels
@@ -280,6 +282,7 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         dtype=options.dtype,
         kernels=options.kernels,
         formats=options.formats,
+        high_precision_steps=options.high_precision_steps,
         required=options.required,
         memory=None if options.memory is None else int(options.memory * GIB),
         arch=options.arch,

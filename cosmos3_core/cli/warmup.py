@@ -58,6 +58,7 @@ class Options:
     backend: str | None
     kernels: dict[str, str]
     formats: dict[str, str]
+    high_precision_steps: str | None
     dtype: str | None
     disabled: tuple[str, ...]
 
@@ -76,6 +77,7 @@ class Options:
             dtype=self.dtype,
             kernels=self.kernels,
             formats=self.formats,
+            high_precision_steps=self.high_precision_steps,
         )
 
 
@@ -137,8 +139,9 @@ def _run(engine: Engine, request: Request, prompt: int) -> dict[str, float]:
     tokens = [(prompt + index) % engine.model.config.vocab_size for index in range(PROMPT_TOKENS)]
     negative = tokens[:NEGATIVE_TOKENS] if NEGATIVE in branches_of(request.guidance) else []
     context = engine.prepare(request, Inputs(tokens, negative, given), watch)
-    # Both kinds of step, whichever of them the guidance interval has first.
-    short = replace(request, steps=min(STEPS, request.steps))
+    # Both kinds of step, whichever of them the guidance interval has first, and in both precisions.
+    a16 = engine.plan.a16.policy.a16_steps(request.steps) if engine.plan.a16 else ()
+    short = replace(request, steps=min(STEPS + len(a16), request.steps))
     kinds = [replace(short, guidance_interval=None, control_guidance_interval=None)]
     kinds += [replace(kinds[0], guidance=1.0)] if request.guidance_interval else []
     kinds += [replace(kinds[0], control_guidance=1.0)] if request.control_guidance_interval else []

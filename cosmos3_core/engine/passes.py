@@ -22,12 +22,12 @@ class Forward:
     """One forward pass of some branches, captured or not. Of the latents of `items` it takes those that the branches
     have; the velocity of the others is zero."""
 
-    def __init__(self, tower: GenerationTower, branches: Branches, items: tuple[Item, ...], captured: bool):
+    def __init__(self, tower: GenerationTower, branches: Branches, items: tuple[Item, ...], captured: bool, a16: bool):
         taken = [items.index(item) for item in branches.packing.items]
 
         def run(x: Tensor, timestep: Tensor) -> list[Tensor]:
             latents = views(x, items)
-            predicted = tower.forward(branches, [latents[i] for i in taken], timestep)
+            predicted = tower.forward(branches, [latents[i] for i in taken], timestep, a16=a16)
             return [_flat(latents, dict(zip(taken, per_item, strict=True))) for per_item in predicted]
 
         self._run = tower.ops.capture(run) if captured else run
@@ -45,11 +45,12 @@ def _flat(latents: list[Tensor], predicted: dict[int, Tensor]) -> Tensor:
 
 class Kind(NamedTuple):
     """What a forward pass is of: of equal kinds one serves for the other. The texts are equal where they are the very
-    same: a captured pass reads them where they lie."""
+    same: a captured pass reads them where they lie. With `a16` activations stay in 16 bits."""
 
     items: tuple[Item, ...]
     texts: tuple[TextContext, ...]
     one: Pass
+    a16: bool
 
 
 class Forwards:
@@ -62,9 +63,11 @@ class Forwards:
         self._held: WeakValueDictionary[Kind, Forward] = WeakValueDictionary()
         self._kept: Kept[Kind, Forward] = Kept(rows)
 
-    def of(self, tower: GenerationTower, whole: Packing, texts: tuple[TextContext, ...], one: Pass) -> Forward:
-        """The pass `one` over a packing's items, with a text for each of its branches."""
-        kind, staying = Kind(whole.items, texts, one), self._texts()
+    def of(
+        self, tower: GenerationTower, whole: Packing, texts: tuple[TextContext, ...], one: Pass, a16: bool
+    ) -> Forward:
+        """The pass `one` over a packing's items, with a text for each of its branches, in one of two precisions."""
+        kind, staying = Kind(whole.items, texts, one, a16), self._texts()
         self._kept.keep_only(lambda kept: staying.issuperset(kept.texts))
         found = self._held.get(kind)
         if found is None:
@@ -72,7 +75,7 @@ class Forwards:
                 self._kept.make_room(one.rows)  # before it takes memory of its own
             packing = whole.without_controls(tower.device) if one.branches == (UNCONTROLLED,) else whole
             branches = tower.branches(packing, texts)
-            found = self._held[kind] = Forward(tower, branches, whole.items, one.captured)
+            found = self._held[kind] = Forward(tower, branches, whole.items, one.captured, a16)
         if one.captured and staying.issuperset(texts):
             self._kept.keep(kind, found, one.rows)
         return found
@@ -90,7 +93,7 @@ class Passes:
     def __init__(self, tower: GenerationTower, context: Context, execution: Execution, forwards: Forwards):
         self.tower, self.packing, self.execution, self._forwards = tower, context.packing, execution, forwards
         self._texts = dict(zip(execution.branches, context.texts, strict=True))
-        self._made: dict[Pass, Forward] = {}
+        self._made: dict[tuple[Pass, bool], Forward] = {}
 
     def velocity(self, state: State) -> Tensor:
         """What the solver is handed for the state's next step: flat, fp32 and of its own memory."""
@@ -101,16 +104,17 @@ class Passes:
         interval, used = request.control_guidance_interval, request.control_guidance != 1
         if used and (interval is None or inside(interval, timestep, request.interval_ends)):
             passes = (*passes, *self.execution.control)
+        a16 = self.execution.a16(state.index, state.steps)
         velocities: dict[str, Tensor] = {}
         for one in passes:
-            velocities |= zip(one.branches, self._forward(one)(state.x, timestep_1), strict=True)
+            velocities |= zip(one.branches, self._forward(one, a16)(state.x, timestep_1), strict=True)
         velocity = combined(velocities, request.guidance, request.control_guidance, request.control_formula)
         if request.normalize_guidance and len(velocities) > 1:
             velocity = normalized(velocity, velocities[PROMPT], state.items)
         return velocity.clone() if len(velocities) == 1 else velocity
 
-    def _forward(self, one: Pass) -> Forward:
-        if one not in self._made:
+    def _forward(self, one: Pass, a16: bool) -> Forward:
+        if (one, a16) not in self._made:
             texts = tuple(self._texts[text_of(name)] for name in one.branches)
-            self._made[one] = self._forwards.of(self.tower, self.packing, texts, one)
-        return self._made[one]
+            self._made[one, a16] = self._forwards.of(self.tower, self.packing, texts, one, a16)
+        return self._made[one, a16]

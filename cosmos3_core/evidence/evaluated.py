@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint.repository import EMBEDDED
-from ..files.schema import Listed, Number, Shape, Switch, Table, Text
+from ..files.schema import Anything, Listed, Number, Shape, Switch, Table, Text
 from .embedded import measures
 from .embedded.measures import Depth
 from .settle import PLANNED
@@ -109,5 +109,6 @@ EVALUATION = Table(
             ),
             most=1000,
         ),
-    }
+    },
+    {"others": NAMES, "a16": Table({"kernels": NAMES, "policy": Table(others=Anything())})},
 )

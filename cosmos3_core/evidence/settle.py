@@ -78,7 +78,10 @@ def eager_plan(
 def planned(plan: Plan) -> dict[str, Any]:
     """What computes, of a plan for any number of tokens, as JSON."""
     whole = plan.to_json()
-    return {key: whole[key] for key in PLANNED}
+    found = {key: whole[key] for key in PLANNED} | {key: whole[key] for key in ("others",) if key in whole}
+    if "a16" in whole:
+        found["a16"] = {key: whole["a16"][key] for key in ("kernels", "policy")}
+    return found
 
 
 def plan_of_embedded(plan: Plan) -> Plan:
@@ -87,7 +90,7 @@ def plan_of_embedded(plan: Plan) -> Plan:
     wanted = [row for choice in (*plan.choices, *plan.kept) for row in _rows(choice)]
     backend = replace(plan.backend, kernels=tuple(row for row in plan.backend.kernels if row in wanted))
     config = ground_of(Wish(model=EMBEDDED), on=(plan.backend, plan.device)).model.config
-    want = Want.of(config, plan.dtype, formats=plan.formats)
+    want = Want.of(config, plan.dtype, formats=plan.formats, steps=plan.a16.policy if plan.a16 else None)
     running = [choice for choice in plan.choices if choice.op not in plan.fused]
     for choices, ask in ((running, want), (plan.kept, replace(want, formats={}))):
         for choice in choices:
@@ -95,7 +98,7 @@ def plan_of_embedded(plan: Plan) -> Plan:
                 if reason := why_not(row, ask, plan.device):
                     raise InputError(f"{choice.op}={row.name}", reason, "Leave it to recipes of other kernels")
     found = resolve(want, backend, plan.device)
-    if other := [key for key, value in planned(plan).items() if value != planned(found)[key]]:
+    if other := [key for key, value in planned(plan).items() if value != planned(found).get(key)]:
         said = f"a model of its widths has other {' and '.join(other)} with these rows"
         raise InputError("the recipe's plan", said, "Leave it to recipes of other kernels")
     return found

@@ -30,17 +30,25 @@ TIMESTEP_MAX_PERIOD = 10_000.0
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One layer of either tower: the half before attention and the half after it."""
+    """One layer of either tower: the half before attention and the half after it. `a16` is the same layer, on the same
+    weights, with activations in 16 bits where `project` and `finish` quantize them; None where they never do, or no
+    step is to have it."""
 
     project: Project
     finish: Finish
+    a16: DecoderLayer | None = None
 
     def tensors(self) -> dict[str, Tensor] | None:
-        """All that the layer holds on its device, by name, as contract.Linear has it; None if it cannot be moved."""
+        """All that the layer holds on its device, by name, as contract.Linear has it; None if it cannot be moved. What
+        both ways of computing it share is there once."""
         halves = {"project": self.project.tensors(), "finish": self.finish.tensors()}
+        if self.a16 is not None:
+            halves["a16"] = self.a16.tensors()
         if None in halves.values():
             return None
-        return {f"{half}.{name}": tensor for half, held in halves.items() for name, tensor in (held or {}).items()}
+        named = {f"{half}.{name}": tensor for half, held in halves.items() for name, tensor in (held or {}).items()}
+        once = {id(tensor): name for name, tensor in reversed(named.items())}
+        return {name: tensor for name, tensor in named.items() if once[id(tensor)] == name}
 
 
 class LayerSource(Protocol):
@@ -159,15 +167,17 @@ class GenerationTower:
         k_BTKD, v_BTKD = segment
         return Segment(k_BTKD, v_BTKD, static=True, prepared=self.ops.prepare(k_BTKD, v_BTKD))
 
-    def forward(self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor) -> list[list[Tensor]]:
+    def forward(
+        self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor, *, a16: bool = False
+    ) -> list[list[Tensor]]:
         """Velocities, in the model dtype, per branch and item, each of its latent's shape and zero on clean frames.
 
         `latents` are the items' latents (any float dtype); `timestep` is the scheduler's, 0 to 1000: a number,
-        or fp32 [1] on the device, with which nothing here depends on a value on the host. The velocity is rectified
-        flow's noise - x0.
+        or fp32 [1] on the device, with which nothing here depends on a value on the host. With `a16` the layers'
+        activations stay in 16 bits, where they have that. The velocity is rectified flow's noise - x0.
         """
         residual = self.embed(branches, latents, timestep)
-        self.blocks(residual, branches, 0, len(self.layers))
+        self.blocks(residual, branches, 0, len(self.layers), a16=a16)
         return self.heads(residual, branches)
 
     def embed(self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor) -> Residual:
@@ -185,10 +195,11 @@ class GenerationTower:
             rows.append(x + time if noisy is None else torch.addcmul(x, noisy.unsqueeze(1).to(x.dtype), time))
         return Residual((rows[0] if len(rows) == 1 else torch.cat(rows)).repeat(len(branches.texts), 1))
 
-    def blocks(self, residual: Residual, branches: Branches, first: int, last: int) -> None:
+    def blocks(self, residual: Residual, branches: Branches, first: int, last: int, *, a16: bool = False) -> None:
         """Layers `first` to `last` - 1."""
         for i in range(first, last):
             layer = self.layers[i]
+            layer = layer.a16 or layer if a16 else layer
             layer.finish(residual, self._attended(layer, i, residual, branches))
 
     def _attended(self, layer: DecoderLayer, i: int, residual: Residual, branches: Branches) -> Tensor:

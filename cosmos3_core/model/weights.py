@@ -8,14 +8,14 @@ stream.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..contract import FinishWeights, InputError, Ops, ProjectWeights
+from ..contract import FinishWeights, InputError, Layer, Ops, ProjectWeights
 from .config import TransformerConfig
 from .transformer import DecoderLayer, GenerationTower, UnderstandingTower
 
@@ -216,11 +216,29 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InSixteen:
+    """How layers whose format quantizes activations compute with these in 16 bits, by the same packed weights: in some
+    `steps` of the media tower, and in the `text` tower always. `ops` pack a matrix of any format as it is. `packed`
+    makes a 16-bit matrix the packed one that both ways read; `same` gives that with the meaning "activations in 16
+    bits", and any other as it is."""
+
+    ops: Ops
+    steps: bool
+    text: bool
+    packed: Callable[[Tensor], Weight]
+    same: Callable[[Weight], Weight]
+
+    def of_tower(self, media: bool) -> bool:
+        """Whether a tower needs it."""
+        return self.steps if media else self.text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What weights become: on `device` and in `dtype`, those of the VAE and the sound codec in `codec_dtype`. The
     decoder layers' are packed by `ops` in `format`, all others, and those of the media tower's first `kept_layers`, by
     `kept`, which without a format is `ops`. Layers of a quantized checkpoint that are not all in `format` are packed by
-    `mixed`, which takes any matrix and as it is."""
+    `mixed`, which takes any matrix and as it is. `a16` is there where activations are in 16 bits now and then."""
 
     ops: Ops
     kept: Ops
@@ -230,6 +248,7 @@ class Target:
     format: str = "none"
     kept_layers: int = 0
     mixed: Ops | None = None
+    a16: InSixteen | None = None
 
     @classmethod
     def plain(cls, ops: Ops, device: torch.device | str, dtype: torch.dtype) -> Target:
@@ -282,14 +301,28 @@ def load_layer(
         found = dict(zip(found, matrices(modules, target.device, target.dtype), strict=True))
     held = {key: weight for key, weight in found.items() if weight is not None}
     w = load_slots([slot for slot in slots if slot.key not in held], read, target) | held
-    before = ProjectWeights(w["norm_in"], w.pop("qkv"), w.get("norm_q"), w.get("norm_k"), w.get("norm_k_for_gen"))
-    after = FinishWeights(w.pop("out"), w["norm_post"], w.pop("up"), w.pop("down"))
     ops, format = target.ops, target.format
     if held:
         names = {getattr(getattr(weight, "format", None), "name", None) for weight in found.values()}
         ops, format = (ops, format) if names == {format} else (target.mixed or ops, "none")
     elif matrices or (media and i < target.kept_layers):
         ops, format = target.kept, "none"
+    a16 = target.a16 if target.a16 and target.a16.of_tower(media) else None
+    same: dict[str, Weight] = {}
+    if a16 and (held or format != "none"):
+        w |= {key: a16.packed(w[key]) for key in found if not matrices}
+        same = {key: a16.same(w[key]) for key in found}
+        if all(same[key] is w[key] for key in found):  # none of them has its activations quantized
+            same = {}
+    if a16 and same and not media:
+        return _packed(w | same, layer, a16.ops, "none")
+    made = _packed(w, layer, ops, format)
+    return replace(made, a16=_packed(w | same, layer, a16.ops, "none")) if a16 and same else made
+
+
+def _packed(w: Mapping[str, Weight], layer: Layer, ops: Ops, format: str) -> DecoderLayer:
+    before = ProjectWeights(w["norm_in"], w["qkv"], w.get("norm_q"), w.get("norm_k"), w.get("norm_k_for_gen"))
+    after = FinishWeights(w["out"], w["norm_post"], w["up"], w["down"])
     return DecoderLayer(ops.project(before, layer, ops, format=format), ops.finish(after, layer, ops, format=format))
 
 

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import reference
-from ..contract import COMPOSITES, Attention, Backend, Device, InputError, Kernel, Layer, Ops, RunError, Segment, Tuning
+from ..contract import (
+    COMPOSITES,
+    Attention,
+    Backend,
+    Device,
+    InputError,
+    Kernel,
+    Layer,
+    Ops,
+    PackLinear,
+    RunError,
+    Segment,
+    Tuning,
+)
 from ..quant import Format
+from ..quant.steps import OPTION, StepPolicy
 from ..spelling import reason_of
 from . import formats as registry
 from .discovery import check_op
@@ -18,8 +32,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..model.config import TransformerConfig
-    from ..model.weights import Target
+    from ..model.weights import InSixteen, Target
 
+SLOW = "right, and many times slower than a kernel"
 OWN = " (yours"
 """In the name of a row that is a caller's own function, before what tells it from others of that name. No package's row
 has a space in its name."""
@@ -36,7 +51,8 @@ them do it themselves, the row that was chosen for it never runs."""
 class Want:
     """What the user and the model ask of a device. `kernels` names rows by op; other ops are "auto". `formats` names
     quantization formats by op, of those in `contract.FORMATTED`. Other fields are as those of `contract.Ask`; `packed`
-    says that the checkpoint holds the layers' weights in their format already, and some of them in these `others`."""
+    says that the checkpoint holds the layers' weights in their format already, and some of them in these `others`;
+    `steps` which activations stay in 16 bits although these formats quantize them."""
 
     dtype: str
     heads: int
@@ -49,6 +65,7 @@ class Want:
     formats: Mapping[str, str] = field(default_factory=dict)
     packed: bool = False
     others: tuple[str, ...] = ()
+    steps: StepPolicy | None = None
 
     @classmethod
     def of(
@@ -57,6 +74,7 @@ class Want:
         dtype: str,
         kernels: Mapping[str, str] | None = None,
         formats: Mapping[str, str] | None = None,
+        steps: StepPolicy | None = None,
     ) -> Want:
         """What running a transformer of this config takes."""
         return cls(
@@ -69,6 +87,7 @@ class Want:
             activation=config.hidden_act,
             kernels=kernels or {},
             formats=formats or {},
+            steps=steps,
         )
 
     def format(self, op: str) -> str:
@@ -100,6 +119,32 @@ class Choice:
         """The row that serves a call with so many queries."""
         return next((row for below, row in self.below if queries is not None and queries < below), self.kernel)
 
+    @property
+    def eager(self) -> bool:
+        """Whether it is a product in a format by eager torch, which makes the weights fp32 numbers in every call."""
+        return self.op == "pack_linear" and self.format != "none" and self.kernel.name == reference.EAGER_ROW
+
+
+@dataclass(frozen=True)
+class Sixteen:
+    """Activations in 16 bits, as a `policy` says, by weights in formats that quantize them: for each of these by name
+    `formats` has the one that keeps them so, and `choices` the row of pack_linear for that."""
+
+    policy: StepPolicy
+    formats: Mapping[str, Format]
+    choices: tuple[Choice, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def eager(self) -> bool:
+        """Whether eager torch does any of it."""
+        return any(choice.eager for choice in self.choices)
+
+    @property
+    def widens(self) -> bool:
+        """Whether a row makes the weights numbers in the plan's dtype."""
+        return any(choice.kernel.widens for choice in self.choices)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -116,6 +161,8 @@ class Plan:
     """Whether a checkpoint holds the layers' weights in their format already."""
     others: tuple[Choice, ...] = ()
     """Of pack_linear, the rows for the other formats in which it holds some of them."""
+    a16: Sixteen | None = None
+    """Steps, or a text tower, with activations in 16 bits where the formats quantize them."""
 
     @property
     def formats(self) -> dict[str, str]:
@@ -169,14 +216,19 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the rows that run."""
-        reasons = [f"{one.name}: {one.reason}" for one in self.refusals if one.op == "pack_linear"]
-        why = f" ({'; '.join(reasons)})" if reasons else ""
+        found, why = [], _reasons([one for one in self.refusals if one.op == "pack_linear"])
         if self.widens and self.meanings[self.format].of_inputs is not None:
-            return (f"products of {self.format} are in {self.dtype} here{why}: the format saves memory, and no time",)
-        if not self.unpacks:
-            return ()
-        found = f"no kernel of {self.backend.name} serves {self.format} here{why}, so eager torch makes the layers' "
-        return (found + "weights numbers again in every call: right, and many times slower than a kernel",)
+            found.append(
+                f"products of {self.format} are in {self.dtype} here{why}: the format saves memory, and no time"
+            )
+        if self.unpacks:
+            served = f"no kernel of {self.backend.name} serves {self.format} here{why}"
+            found.append(f"{served}, so eager torch makes the layers' weights numbers again in every call: {SLOW}")
+        elif self.a16 and self.a16.eager:
+            served = f"no kernel of {self.backend.name} takes activations in 16 bits by {self.format} weights here"
+            served += f"{_reasons(self.a16.refusals)}, so eager torch does those steps, and the text tower"
+            found.append(f"{served}: {SLOW}. `{OPTION}` none does without")
+        return tuple(found)
 
     @property
     def tuning(self) -> Tuning:
@@ -185,8 +237,15 @@ class Plan:
 
     def execution(self, config: TransformerConfig, request: Numbers, placement: str = SEQUENTIAL) -> Execution:
         """How this request runs on a model of this config."""
-        format = "none" if self.packed else self.format
-        return Execution.of(config, request, self.tuning, format=format, placement=placement)
+        return Execution.of(
+            config,
+            request,
+            self.tuning,
+            format=self.format,
+            packed=self.packed,
+            placement=placement,
+            policy=self.a16.policy if self.a16 else None,
+        )
 
     def target(self, config: TransformerConfig) -> Target:
         """What the weights of a model of this config become. Imports and builds the chosen kernels."""
@@ -203,8 +262,9 @@ class Plan:
             dtype=getattr(torch, self.dtype),
             codec_dtype=getattr(torch, self.tuning.codec_dtype or self.dtype),
             format=self.format,
-            kept_layers=0 if self.packed else kept_layers_of(config, self.format),
-            mixed=self._mixed(ops, kept) if self.packed else None,
+            kept_layers=kept_layers_of(config, self.format, self.packed),
+            mixed=self._mixed(kept, {self.format: ops.pack_linear}, self.others) if self.packed else None,
+            a16=self._both(self.a16, kept) if self.a16 else None,
         )
 
     def build_ops(self) -> Ops:
@@ -215,12 +275,29 @@ class Plan:
         """The built `ops` as the parts of the model that are never quantized have them."""
         return replace(ops, **self._built(self.kept))
 
-    def _mixed(self, ops: Ops, kept: Ops) -> Ops:
-        """For layers that are not all in one format: by default composites, which leave the products to pack_linear."""
+    def _mixed(self, kept: Ops, built: Mapping[str, PackLinear], others: Sequence[Choice]) -> Ops:
+        """For layers that are not all in one format, those of the `built` rows and of the `others`: by default
+        composites, which leave the products to pack_linear."""
         from .mixed import PackAny
 
-        by_format = {self.format: ops.pack_linear} | {other.format: self._build(other) for other in self.others}
+        by_format = {**built, **{other.format: self._build(other) for other in others}}
         return reference.with_defaults(replace(kept, pack_linear=PackAny(kept.pack_linear, by_format)))
+
+    def _both(self, a16: Sixteen, kept: Ops) -> InSixteen:
+        """What a layer with activations in 16 bits is made by; a checkpoint's formats that keep them so themselves are
+        served by their own rows."""
+        from ..model.weights import InSixteen
+        from .mixed import InFormat, Same
+
+        linears = [one for one in (*self.choices, *self.others) if one.op == "pack_linear"]
+        own = [one for one in linears if one.format not in a16.formats]
+        return InSixteen(
+            ops=self._mixed(kept, {}, (*a16.choices, *own)),
+            steps=a16.policy.in_steps,
+            text=a16.policy.in_text,
+            packed=InFormat(self.meanings[self.format]),
+            same=Same(a16.formats),
+        )
 
     def _built(self, choices: Sequence[Choice]) -> dict[str, Any]:
         built = {choice.op: self._build(choice) for choice in choices}
@@ -264,6 +341,7 @@ class Plan:
                     asked, f"the plan has {small}", "Name the request, so that it is known which of them runs"
                 )
             if serving.name == name:
+                self._require_a16(op, name)
                 continue
             found = f"the plan has {serving.name}"
             if serving is not choice.kernel:
@@ -277,6 +355,15 @@ class Plan:
                 why = "it was named" if choice.named else "it serves and is preferred"
                 next_step = f"Type `kernel` {op}={name} to use the other"
             raise InputError(asked, f"{found}; {why}", next_step)
+
+    def _require_a16(self, op: str, name: str) -> None:
+        """Raises InputError where other rows than this one take the activations in 16 bits."""
+        if op != "pack_linear" or self.a16 is None:
+            return
+        if other := next((one for one in self.a16.choices if one.kernel.name != name), None):
+            refused = _reasons([one for one in self.a16.refusals if one.name == name])
+            found = f"{other.kernel.name} takes the activations that stay in 16 bits, in {other.format}{refused}"
+            raise InputError(f"`require` {op}={name}", found, f"Type `{OPTION}` none, or drop `require`")
 
     def to_json(self, queries: int | None = None) -> dict[str, Any]:
         """For people and manifests. `kernels` are the rows that run, attention's for so many media tokens."""
@@ -293,12 +380,30 @@ class Plan:
             "kept_below": _below(self.kept),
             "named": sorted(choice.op for choice in self.choices if choice.named),
             "refused": [vars(refusal) for refusal in self.refusals],
-        } | ({"others": {other.format: other.kernel.name for other in self.others}} if self.others else {})
+        } | self._of_formats()
+
+    def _of_formats(self) -> dict[str, Any]:
+        """The rows of pack_linear for other formats than the layers' first one, and who takes activations in 16 bits;
+        nothing where there are none."""
+        found: dict[str, Any] = {}
+        if self.others:
+            found["others"] = {other.format: other.kernel.name for other in self.others}
+        if self.a16:
+            found["a16"] = {
+                "kernels": {choice.format: choice.kernel.name for choice in self.a16.choices},
+                "policy": asdict(self.a16.policy),
+                "refused": [vars(refusal) for refusal in self.a16.refusals],
+            }
+        return found
 
 
 def _below(choices: Sequence[Choice]) -> dict[str, dict[str, int]]:
     """By op and row, from how many queries on another row serves."""
     return {choice.op: {row.name: count for count, row in choice.below} for choice in choices if choice.below}
+
+
+def _reasons(refusals: Sequence[Refusal]) -> str:
+    return f" ({'; '.join(f'{one.name}: {one.reason}' for one in refusals)})" if refusals else ""
 
 
 def given_defaults(pack: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ..contract import Tuning
 from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, latent_size
+from ..quant.steps import StepPolicy
 from ..scenarios.branches import NEGATIVE, PROMPT, UNCONTROLLED, branches_of
 from ..scenarios.sound import Lasting, SoundSize, sound_size
 
@@ -87,7 +88,9 @@ class Execution:
     frames, height and width; `tokens` the media tokens of a branch, control clips included, and `made` those of what is
     made alone, its `sound` included (None: there is none); `kept_layers` how many of the media tower's first layers no
     format quantizes, 0 where there is no format; `keeping` what stays for the next request, and `encode_captured`
-    whether that holds the encode of a picture of this size: its kernels are done before the host has launched them."""
+    whether that holds the encode of a picture of this size: its kernels are done before the host has launched them.
+    `policy` says in which steps activations stay in 16 bits, each kind of pass being one of its own there; None where
+    there are none."""
 
     branches: tuple[str, ...]
     latent: tuple[int, int, int]
@@ -102,6 +105,7 @@ class Execution:
     keeping: Keeping
     encode_captured: bool
     sound: SoundSize | None = None
+    policy: StepPolicy | None = None
 
     @classmethod
     def of(
@@ -111,9 +115,11 @@ class Execution:
         tuning: Tuning,
         *,
         format: str = "none",
+        packed: bool = False,
         placement: str = SEQUENTIAL,
+        policy: StepPolicy | None = None,
     ) -> Execution:
-        """`format` is that of the layers' weights."""
+        """`format` is that of the layers' weights; `packed`: a checkpoint has them in it already."""
         frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
         patch, branches = config.latent_patch_size, branches_of(numbers.guidance)
         sound = sound_size(numbers, config.sound)
@@ -134,12 +140,18 @@ class Execution:
             guided=(one(*branches),) if tokens <= tuning.one_pass_tokens else tuple(map(one, branches)),
             control=() if numbers.control_guidance == 1 else (one(UNCONTROLLED),),
             tiling=tiling_of(height, width, numbers.tile, tuning.chunk_area),
-            kept_layers=kept_layers_of(config, format),
+            kept_layers=kept_layers_of(config, format, packed),
             placement=placement,
             keeping=(keeping := keeping_of(placement, tuning)),
             encode_captured=height * width <= keeping.area,
             sound=sound,
+            policy=policy if policy and policy.in_steps else None,
         )
+
+    def a16(self, index: int, steps: int) -> bool:
+        """Whether the step of this index, from 0, of so many has activations in 16 bits where a format quantizes
+        them."""
+        return self.policy is not None and self.policy.a16(index, steps)
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -165,9 +177,10 @@ class Execution:
         return ("one pass", "two passes", "three passes")[passes - 1]
 
 
-def kept_layers_of(config: TransformerConfig, format: str) -> int:
-    """How many of the media tower's first layers stay as they are where the others' weights are in this format."""
-    return 0 if format == "none" else config.num_hidden_layers // KEPT_SHARE
+def kept_layers_of(config: TransformerConfig, format: str, packed: bool = False) -> int:
+    """How many of the media tower's first layers stay as they are where the others' weights are in this format. Of a
+    checkpoint that has them `packed` none: its own description says which are not."""
+    return 0 if format == "none" or packed else config.num_hidden_layers // KEPT_SHARE
 
 
 def tiling_of(height: int, width: int, tile: int | None, chunk_area: int) -> Tiling:

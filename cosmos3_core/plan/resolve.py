@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from ..contract import COMPOSITES, FORMATTED, OPS, Ask, Backend, Device, InputError, Kernel
 from ..quant import Format
+from ..quant.steps import OPTION, StepPolicy, a16_of
 from ..spelling import reason_of, shown
-from .choice import Choice, Plan, Refusal, Want, rows
+from .choice import Choice, Plan, Refusal, Sixteen, Want, rows
 from .discovery import check_op
 from .formats import completed, known
 
@@ -33,18 +34,55 @@ def resolve(want: Want, backend: Backend, device: Device) -> Plan:
         check_op(op)
     _check_formats(want.formats, backend)
     backend = completed(backend, want.formats)
-    _check_sides(want, known(backend))
+    formats = known(backend)
+    _check_sides(want, formats)
+    shared, both = _in_two_precisions(want, formats)
     refusals: list[Refusal] = []
-    choices = tuple(_choose(op, want, backend, device, refusals) for op in OPS)
+    choices = tuple(_choose(op, shared, backend, device, refusals) for op in OPS)
     quantized = [choice.op for choice in choices if want.format(choice.op) != "none"]
     plain = {choice.op: choice.kernel.name for choice in choices if choice.named and _has_format(choice.kernel, "none")}
     kept_want = replace(want, formats={}, kernels=plain)
     kept = tuple(_choose(op, kept_want, backend, device, []) for op in quantized)
     others = tuple(
-        _choose("pack_linear", replace(want, formats={"pack_linear": name}), backend, device, refusals)
+        _choose("pack_linear", replace(shared, formats={"pack_linear": name}), backend, device, refusals)
         for name in want.others
     )
-    return Plan(backend, device, want.dtype, choices, tuple(refusals), kept, want.packed, others)
+    a16 = _sixteen(want.steps, both, want, backend, device) if want.steps and both else None
+    return Plan(backend, device, want.dtype, choices, tuple(refusals), kept, want.packed, others, a16)
+
+
+def _in_two_precisions(want: Want, formats: Mapping[str, Format]) -> tuple[Want, dict[str, Format]]:
+    """What the ops are asked for, and by the names of the layers' formats that quantize activations those that keep
+    these in 16 bits; none where nothing is to be in them. With such steps both precisions read one packed weight, so
+    that rows take it packed. Raises InputError where a caller names steps and no format quantizes activations."""
+    policy = want.steps
+    if policy is None:
+        return want, {}
+    held = [formats[name] for name in (want.format("pack_linear"), *want.others) if name != "none"]
+    both = {format.name: a16_of(format, formats) for format in held if format.of_inputs}
+    if not both and policy.named:
+        why = ", as no format is asked for"
+        if held:
+            why = f": {' and '.join(format.name for format in held)} leaves them so"
+        found = f"activations are in 16 bits in every step{why}"
+        raise InputError(f"`{OPTION}`", found, "Drop it, or name a `format` that quantizes them too", OPTION)
+    if not (policy.in_steps or policy.in_text):
+        return want, {}
+    if policy.in_steps and not want.packed and (static := next((name for name in both if formats[name].static), None)):
+        found = f"{static} takes the activations' scales from a quantized checkpoint, and this is none"
+        raise InputError(f"`format` pack_linear={static}", found, "Name such a checkpoint, or another format")
+    return (replace(want, packed=True) if both and policy.in_steps else want), both
+
+
+def _sixteen(policy: StepPolicy, both: Mapping[str, Format], want: Want, backend: Backend, device: Device) -> Sixteen:
+    """The rows for activations in 16 bits. A row that was named for the format serves where it can."""
+    choices, refusals = [], list[Refusal]()
+    for name in dict.fromkeys(format.name for format in both.values()):
+        able = [row.name for row in rows(backend, "pack_linear") if row.packed and _has_format(row, name)]
+        kernels = {op: row for op, row in want.kernels.items() if op == "pack_linear" and row in able}
+        asked = replace(want, formats={"pack_linear": name}, kernels=kernels, packed=True)
+        choices.append(_choose("pack_linear", asked, backend, device, refusals))
+    return Sixteen(policy, both, tuple(choices), tuple(refusals))
 
 
 def why_not(kernel: Kernel, want: Want, device: Device) -> str | None:
@@ -164,7 +202,7 @@ def _reason_against(kernel: Kernel, ask: Ask, named: Mapping[str, str]) -> str |
     if not _has_format(kernel, ask.format):
         return f"takes formats {', '.join(kernel.formats)}, not {ask.format}"
     if ask.packed and not kernel.packed and (kernel.op == "pack_linear" or "pack_linear" in kernel.fuses):
-        return f"packs plain weights itself, and the checkpoint's are packed in {ask.format}"
+        return f"packs plain weights itself, and these come packed in {ask.format}"
     if taken := [f"{op}={named[op]}" for op in kernel.fuses if op in named and op not in COMPOSITES]:
         return f"does {', '.join(op.split('=')[0] for op in taken)} itself, and {', '.join(taken)} was named"
     missing = [problem for name in kernel.needs if (problem := _missing(name))]

@@ -69,7 +69,7 @@ def refusal(settled: Settled, *, stopped: bool = False) -> InputError | None:
 def other_kernels(earlier: Earlier, settled: Settled) -> Iterator[tuple[str, str, str | None]]:
     """The ops that run on another kernel than in an earlier run, whose picture would be another: (op, then, now)."""
     plan = settled.plan.to_json(settled.execution.tokens)
-    here = plan["kernels"] | {op: f"done inside {composites}" for op, composites in plan["fused"].items()}
+    here = saved.ran_on(plan) | {op: f"done inside {composites}" for op, composites in plan["fused"].items()}
     for op, used in earlier.ran_on.items():
         if here.get(op) != used:
             yield op, used, here.get(op)

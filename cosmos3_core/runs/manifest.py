@@ -46,7 +46,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
     model, request, plan, execution = settled.model, settled.request, settled.plan, settled.execution
     sound = execution.sound
     profile = settled.wish.profile
-    towers = plan.dtype if plan.format == "none" else f"{plan.dtype}, layers in {plan.format}"
+    text, media = _layers(settled)
     return {
         "cosmos3": build_version(),
         "started": now(),
@@ -59,18 +59,19 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
         "profile": {"name": profile, "source": profile_source(profile)},
         "request": request.to_json() | saved.whole_paths(request),
         "origin": settled.origin,
-        "plan": plan.to_json(settled.execution.tokens)
+        "plan": _with_steps(plan.to_json(settled.execution.tokens), settled)
         | {
             "backend_why": settled.why or named,
             "latents": {"vision": [model.config.latent_channel, *execution.latent]}
             | ({"sound": [model.config.sound_dim, sound.frames]} if sound else {})
             | ({"action": [layout_of(request).rows, model.config.action_dim]} if acts(TASKS[request.task]) else {}),
+            "high_precision_steps": settled.wish.high_precision_steps,
             "guidance": execution.guidance,
             "execution": asdict(execution),
             "solver_dtype": "float32",
             "dtypes": {
-                "understanding": towers,
-                "generation": towers,
+                "understanding": text,
+                "generation": media,
                 "timestep": "float32",
                 "vae": plan.dtype,
                 "solver": "float32",
@@ -79,6 +80,27 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
         },
         "guardrail": {"requested": False, "effective": False},
     }
+
+
+def _with_steps(plan: dict[str, Any], settled: Settled) -> dict[str, Any]:
+    """The plan with the steps, counted from 0, in which activations are in 16 bits, if any may be."""
+    if (a16 := settled.plan.a16) is None:
+        return plan
+    return plan | {"a16": plan["a16"] | {"steps": list(a16.policy.a16_steps(settled.request.steps))}}
+
+
+def _layers(settled: Settled) -> tuple[str, str]:
+    """In what the layers of the text tower and of the media tower compute."""
+    plan, a16 = settled.plan, settled.plan.a16
+    if plan.format == "none":
+        return plan.dtype, plan.dtype
+    native = f"{plan.dtype}, layers in {plan.format}"
+    if a16 is None or plan.format not in a16.formats:
+        return native, native
+    sixteen = a16.formats[plan.format].name
+    steps = a16.policy.a16_steps(settled.request.steps)
+    media = f"{native}, in steps {', '.join(map(str, steps))} (from 0) in {sixteen}" if steps else native
+    return f"{plan.dtype}, layers in {sixteen}" if a16.policy.in_text else native, media
 
 
 def seedless(resolved: dict[str, Any]) -> dict[str, Any]:

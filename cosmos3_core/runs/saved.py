@@ -20,6 +20,7 @@ from ..contract import InputError
 from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text
 from ..files.sources import SAID
+from ..quant.steps import OPTION
 from ..scenarios.families import FILES, WORDS, sources
 from ..scenarios.foreign import convert
 from .sealed import SEAL, read_tensors, write_tensors
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ..settle import Settled
 
 KEY = "cosmos3.state"
-PLAN_OPTIONS = ("backend", "dtype", "kernels", "formats")
+PLAN_OPTIONS = ("backend", "dtype", "kernels", "formats", OPTION)
 """What a stopped run has settled of its plan."""
 STAYING = ("required",)
 """Options that a stopped run goes on with, where they are not given anew."""
@@ -54,11 +55,11 @@ class Source:
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
     """What a run before this one settles for it: `given` request fields, and where it was a whole run its model, the
-    profile, its plan (`kernels` and `formats` that were named), the kernels that it ran on by op (`ran_on`), the
-    `latents` that it began with, the SHA-256 of its input files by field (`inputs`), which `weights` it had
-    (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of all `media` that it is
-    conditioned on, made as it is saved. `note` says what was made of a request of another program. A file of version
-    0.1.0 has no digests."""
+    profile, its plan (`kernels`, `formats` and `high_precision_steps` that were named), the kernels that it ran on by
+    op (`ran_on`), the `latents` that it began with, the SHA-256 of its input files by field (`inputs`), which `weights`
+    it had (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of all `media`
+    that it is conditioned on, made as it is saved. `note` says what was made of a request of another program. A file of
+    version 0.1.0 has no digests."""
 
     given: dict[str, Any]
     model: str | None = None
@@ -68,6 +69,7 @@ class Earlier:
     dtype: str | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    high_precision_steps: str | None = None
     ran_on: Mapping[str, str] = field(default_factory=dict)
     latents: Source | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +92,8 @@ class Earlier:
             dtype=plan.dtype,
             kernels=dict(wish.kernels),
             formats=dict(wish.formats),
-            ran_on=plan.to_json(settled.execution.tokens)["kernels"],
+            high_precision_steps=wish.high_precision_steps,
+            ran_on=ran_on(plan.to_json(settled.execution.tokens)),
             latents=latents,
             inputs=_digests(inputs.facts),
             required=dict(wish.required),
@@ -126,6 +129,7 @@ class Earlier:
             dtype=options["dtype"],
             kernels=options["kernels"],
             formats=options["formats"],
+            high_precision_steps=options.get(OPTION),
             ran_on=value["kernels"],
             latents=_source(value["latents"]),
             inputs=value.get("inputs", {}),
@@ -151,7 +155,8 @@ class Earlier:
             dtype=plan["dtype"],
             kernels={op: kernels[op] for op in plan["named"]},
             formats=plan["formats"],
-            ran_on=kernels,
+            high_precision_steps=plan.get(OPTION),
+            ran_on=ran_on(plan),
             latents=_source(value.get("latents")),
             inputs=_digests(value.get("inputs", {})),
             weights=value.get("weights"),
@@ -177,6 +182,12 @@ class Earlier:
         ):
             return None
         return f"the weights of {self.model} have changed since"
+
+
+def ran_on(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Of a plan in JSON the kernels by op; those of pack_linear for further formats by op and format."""
+    further = {**plan.get("others", {}), **plan.get("a16", {}).get("kernels", {})}
+    return {**plan["kernels"], **{f"pack_linear in {name}": kernel for name, kernel in further.items()}}
 
 
 @dataclass(frozen=True)
@@ -329,6 +340,8 @@ NAMES = Table(others=NAME)
 PATH = Text(longest=4096)
 SHA256 = Text(pattern="[0-9a-f]{64}")
 LATENTS = Table({"file": PATH, "sha256": Text(pattern="[0-9a-f]{16}|[0-9a-f]{64}")}, none=True)
+STEPS: dict[str, Shape] = {OPTION: Text(longest=40, none=True)}
+"""Which versions before this one did not write."""
 PLAN: dict[str, Shape] = {"backend": NAME, "dtype": NAME, "kernels": NAMES, "formats": NAMES}
 OLD_PATHS: dict[str, Shape] = {"save_latents": Text(none=True), "manifest": Text(none=True)}
 """What 0.1.0 kept of the files that a run writes: it is read, and not used."""
@@ -349,7 +362,7 @@ STATE = Table(
         "schema": Number(2, SCHEMA, whole=True),
         "model": MODEL,
         "weights": Text(none=True),
-        "options": Table(PLAN | {"required": NAMES}),
+        "options": Table(PLAN | {"required": NAMES}, STEPS),
         "inputs": Table(others=SHA256),
     }
 )
@@ -368,7 +381,11 @@ MANIFEST = Table(
         "model": Table({"name": Text(), "revision": Text(none=True)}, others=Anything()),
         "profile": Table({"name": NAME}, others=Anything()),
         "request": Table(others=Anything()),
-        "plan": Table(PLAN | {"named": Listed(NAME)}, others=Anything()),
+        "plan": Table(
+            PLAN | {"named": Listed(NAME)},
+            STEPS | {"others": NAMES, "a16": Table({"kernels": NAMES}, others=Anything())},
+            Anything(),
+        ),
     },
     {
         "schema": Number(2, SCHEMA, whole=True),

@@ -22,6 +22,7 @@ LOADED = {
     "kernels": "kernels",
     "format": "formats",
     "formats": "formats",
+    "high_precision_steps": "high_precision_steps",
     "resident": "resident",
 }
 """What is chosen with the model and not by a request: by option and argument, the argument of `cosmos3.load`."""

@@ -9,11 +9,13 @@ from typing import Any
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, resolve
-from ..plan.cost.fit import Change, Estimate, Job, Stage, fitting_tile, nearest
+from ..plan.cost.fit import Estimate, Job, Stage
+from ..plan.cost.nearest import Change, fitting_tile, nearest
 from ..plan.cost.units import GIB
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
 from ..plan.resolve import formats_of
 from ..plan.survey import described_device
+from ..quant.steps import StepPolicy
 from ..scenarios import request as requests
 from ..scenarios.action import acts
 from ..scenarios.branches import NEGATIVE, branches_of
@@ -93,23 +95,31 @@ class Settled:
         return self.request.to_json() | dict.fromkeys(unknown)
 
     def nearest(self) -> list[Change]:
-        """The changes that would make it fit, the least harmful first; none where it does."""
-        return [] if self.fits else nearest(self.asked, self.plan.device.memory, self._formats())
+        """The changes that would make it fit, the least harmful first; none where it does. Formats that eager torch
+        does are among them where no format that a kernel does makes it fit."""
+        if self.fits:
+            return []
+        asked, memory = self.asked, self.plan.device.memory
+        found = nearest(asked, memory, self._formats(unpacks=False))
+        if any("format" in change.values for change in found):
+            return found
+        return nearest(asked, memory, self._formats(unpacks=True), unpacks=True)
 
-    def _formats(self) -> dict[str, bool]:
-        """The quantization formats of the weights that this device has kernels for, and whether these widen them."""
+    def _formats(self, *, unpacks: bool) -> dict[str, bool]:
+        """The quantization formats of the weights that kernels of this device do, and whether these widen them; or
+        those that eager torch does."""
         wish, plan = self.wish, self.plan
         found: dict[str, bool] = {}
         if self.model.quantization:
             return found
-        for name in formats_of(plan.backend, "pack_linear"):
+        for name in plan.meanings if unpacks else formats_of(plan.backend, "pack_linear"):
             formats = {**wish.formats, "pack_linear": name}
             try:
-                want = Want.of(self.model.config, plan.dtype, wish.kernels, formats)
+                want = Want.of(self.model.config, plan.dtype, wish.kernels, formats, _policy(wish, self.model))
                 changed = resolve(want, plan.backend, plan.device)
             except InputError:
                 continue
-            if not changed.unpacks:
+            if changed.unpacks == unpacks:
                 found[name] = changed.widens
         return found
 
@@ -155,21 +165,11 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     check_width(request, model)
     ground = ground or _planned(wish, model, on)
     plan, device = ground.plan, ground.plan.device
-    job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish))), decodes=wish.decodes)
+    if plan.a16:
+        plan.a16.policy.check(request.steps)
+    job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish)), plan), decodes=wish.decodes)
     placement = RESIDENT if wish.resident else SEQUENTIAL
-    asked = Estimate(
-        config=model.config,
-        vae=model.vae,
-        job=job,
-        dtype=plan.dtype,
-        formats=plan.formats,
-        placement=placement,
-        tuning=plan.tuning,
-        known=plan.meanings,
-        unpacks=plan.unpacks,
-        widens=plan.widens,
-        packed=plan.packed,
-    )
+    asked = _counted(model, plan, job, placement)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
         whole = asked.stage("decode").peak / GIB
@@ -184,6 +184,28 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         asked=asked,
         estimate=replace(asked, job=replace(job, tile=request.tile)),
         why=ground.why,
+    )
+
+
+def _counted(model: Model, plan: Plan, job: Job, placement: str) -> Estimate:
+    a16 = plan.a16
+    return Estimate(
+        config=model.config,
+        vae=model.vae,
+        job=job,
+        dtype=plan.dtype,
+        formats=plan.formats,
+        placement=placement,
+        tuning=plan.tuning,
+        known=plan.meanings,
+        unpacks=plan.unpacks,
+        widens=plan.widens,
+        packed=plan.packed,
+        policy=a16.policy if a16 else None,
+        modules=model.quantization.modules if model.quantization else None,
+        a16=a16.formats if a16 else {},
+        a16_unpacks=a16 is not None and a16.eager,
+        a16_widens=a16 is not None and a16.widens,
     )
 
 
@@ -203,10 +225,17 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
         backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
-    want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats)
+    want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats, _policy(wish, model))
     if model.quantization:
         want = _as_packed(want, model.name, model.quantization.formats)
     return Ground(model=model, plan=resolve(want, backend, device), why=why)
+
+
+def _policy(wish: Wish, model: Model) -> StepPolicy | None:
+    """The one that is named, or the checkpoint's. Raises InputError."""
+    if wish.high_precision_steps is not None:
+        return StepPolicy.typed(wish.high_precision_steps)
+    return model.quantization.steps if model.quantization else None
 
 
 def _as_packed(want: Want, name: str, held: Sequence[str]) -> Want:
@@ -222,30 +251,37 @@ def _as_packed(want: Want, name: str, held: Sequence[str]) -> Want:
     return replace(want, formats={**want.formats, "pack_linear": held[0]}, packed=True, others=tuple(held[1:]))
 
 
-def _guided_steps(request: requests.Request, model: Model, described: bool) -> tuple[int, int]:
-    """How many steps run with guidance, and how many with control guidance. InputError where the model's
+def _guided_steps(request: requests.Request, model: Model, described: bool) -> tuple[Sequence[int], Sequence[int]]:
+    """Which steps run with guidance, and which with control guidance, counted from 0. InputError where the model's
     scheduler_config.json describes no schedule; a model of the table has none of its own."""
     kinds = (
         (NEGATIVE in branches_of(request.guidance), request.guidance_interval),
         (request.control_guidance != 1, request.control_guidance_interval),
     )
     if described and all(interval is None for _, interval in kinds):
-        counts = [request.steps if used else 0 for used, _ in kinds]
-        return counts[0], counts[1]
+        found = [range(request.steps if used else 0) for used, _ in kinds]
+        return found[0], found[1]
     # Torch and diffusers take seconds to import, which a plan mostly does without.
     from ..sampling.guidance import inside
     from ..sampling.solver import solver_of
 
     timesteps = solver_of(request, model).timesteps
     text, control = (
-        sum(used and (interval is None or inside(interval, one, request.interval_ends)) for one in timesteps)
+        [
+            index
+            for index, timestep in enumerate(timesteps)
+            if used and (interval is None or inside(interval, timestep, request.interval_ends))
+        ]
         for used, interval in kinds
     )
     return text, control
 
 
-def _job(request: requests.Request, origin: dict[str, str], guided_steps: tuple[int, int]) -> Job:
+def _job(
+    request: requests.Request, origin: dict[str, str], guided: tuple[Sequence[int], Sequence[int]], plan: Plan
+) -> Job:
     """The numbers of a request, with a guess at how long its texts are."""
+    a16 = set(plan.a16.policy.a16_steps(request.steps)) if plan.a16 else set[int]()
     stock, chunks, first = origin["negative_prompt"].startswith("checkpoint"), request.chunks, request.of_chunk(0)
     return Job(
         width=request.width,
@@ -253,7 +289,7 @@ def _job(request: requests.Request, origin: dict[str, str], guided_steps: tuple[
         frames=first.frames,
         steps=request.steps,
         guidance=request.guidance,
-        guided_steps=guided_steps[0],
+        guided_steps=len(guided[0]),
         prompt_tokens=PROMPT_TOKENS,
         negative_tokens=STOCK_NEGATIVE_TOKENS if stock else SHORT_NEGATIVE_TOKENS,
         input_frames=first.conditioning_pixel_frames,
@@ -264,7 +300,10 @@ def _job(request: requests.Request, origin: dict[str, str], guided_steps: tuple[
         other_tokens=request.other_tokens,
         controls=request.controls,
         control_guidance=request.control_guidance,
-        control_steps=guided_steps[1],
+        control_steps=len(guided[1]),
+        a16_steps=len(a16),
+        a16_guided_steps=len(a16.intersection(guided[0])),
+        a16_control_steps=len(a16.intersection(guided[1])),
         weighted=request.control_attention == "weighted",
         chunks=chunks.count,
         audio=request.audio is not None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..contract import InputError
 from ..plan.resolve import dtype_named
+from ..quant.steps import OPTION
 from ..scenarios.aliases import spelled
 from ..scenarios.defaults import PROFILES
 from ..spelling import shown
@@ -30,10 +31,11 @@ class Wish:
     seed to chance.
 
     `backend` None takes the accelerator that is here, none of those that are `disabled`. `kernels` and `formats` by op
-    are met or refused, `required` kernels asserted. `dtype` None is the checkpoint's. `memory` in bytes stands in the
-    place of the device's own; with it and a `backend`, `arch` asks for the plan of a device that need not be here.
-    `decodes`: the video is wanted, and not its sound or its actions alone. `resident`: what is loaded stays for the
-    next request. Other programs' names of a profile, a backend and a dtype become ours.
+    are met or refused, `required` kernels asserted. `high_precision_steps` are those in which activations stay in 16
+    bits, as `StepPolicy.typed` reads them; None follows the checkpoint. `dtype` None is the checkpoint's. `memory` in
+    bytes stands in the place of the device's own; with it and a `backend`, `arch` asks for the plan of a device that
+    need not be here. `decodes`: the video is wanted, and not its sound or its actions alone. `resident`: what is loaded
+    stays for the next request. Other programs' names of a profile, a backend and a dtype become ours.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Wish:
     dtype: str | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    high_precision_steps: str | None = None
     required: Mapping[str, str] = field(default_factory=dict)
     memory: int | None = None
     arch: str | None = None
@@ -62,7 +65,7 @@ class Wish:
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
                 raise InputError(f"{name} = {shown(value)}", "it is no mapping by name", f"Pass {name} as a dict", name)
         always = ("model", "profile")
-        for name in (*always, "revision", "suffix", "backend", "dtype", "arch"):
+        for name in (*always, "revision", "suffix", "backend", "dtype", "arch", OPTION):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in always):
                 raise InputError(f"{name} = {shown(value)}", "it is not text", f"Pass {name} as a string", name)

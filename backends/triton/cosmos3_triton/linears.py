@@ -53,9 +53,7 @@ class RowScaled:
         self.scale_O1 = packed.scales.expand(len(packed.values), 1).contiguous()
         self.format, self.table, self.product = format, table, product
 
-    def __call__(self, x_MI: Tensor) -> Tensor:
-        if not len(x_MI):
-            return x_MI.new_empty(0, len(self.values_OI))
+    def __call__(self, x_MI: Tensor | Rows) -> Tensor:
         return self.multiply(self.rows(x_MI))
 
     def rows(self, x_MI: Tensor | Rows) -> Rows:
@@ -63,6 +61,8 @@ class RowScaled:
         return x_MI if isinstance(x_MI, Rows) else quantize_rows(x_MI, self.format, self.given)
 
     def multiply(self, x: Rows) -> Tensor:
+        if not len(x.values_MI):
+            return x.scale_M1.new_empty(0, len(self.values_OI), dtype=x.dtype)
         return self.product(x.values_MI, self.values_OI, x.scale_M1, self.scale_O1, self.bias_O, x.dtype, self.table)
 
     def tensors(self) -> dict[str, Tensor]:

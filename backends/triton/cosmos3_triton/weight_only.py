@@ -57,7 +57,9 @@ class Stored:
         """Nothing is rounded here. Of rows with a scale each the code alone is the number that is multiplied."""
         format, (outputs, width) = packed.format, packed.shape
         spare = -width % CHUNK.value
-        codes = F.pad(packed.values.view(torch.uint8), (0, spare * format.bits // 8))
+        codes = packed.values.view(torch.uint8)  # where it lies: steps in 8 bits may read it, too
+        if spare:
+            codes = F.pad(codes, (0, spare * format.bits // 8))
         if format.bits == 4:
             low, high = torch.stack((codes & 15, codes >> 4), -1).view(outputs, -1, 2, HALF.value).unbind(2)
             codes = (low | high << 4).flatten(1)

@@ -12,7 +12,7 @@ from ...checkpoint.model import open_model
 from ...checkpoint.policy import Policy, policy_of, read_policy
 from ...checkpoint.quantize import Job, prepare, with_defaults
 from ...checkpoint.statistics import is_statistics, read_statistics
-from ...checkpoint.writing import Show, check_calibrated, check_output, part_of, write
+from ...checkpoint.writing import Show, check_calibrated, check_output, write
 from ...contract import InputError
 from ...plan.execution import kept_layers_of
 from .collect import beside, collected
@@ -96,7 +96,7 @@ def quantize(
     before a weight is read, and RunError."""
     job, saved = job_of(asked), beside(output)
     _check_runs(asked, job)
-    if not part_of(output).exists():
+    if asked.calibrate is not None and not asked.statistics and not saved.exists():
         check_output(job, output, overwrite=overwrite)  # before prompts run for hours
     job = with_statistics(asked, job, saved, show)
     check_output(job, output, overwrite=overwrite)

@@ -1,28 +1,23 @@
-"""The run: what each stage holds and how long it takes, whether that fits, and the nearest request that does."""
+"""The run: what each stage holds and how long it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from types import MappingProxyType
+from functools import cached_property, partial
 from typing import Any
 
 from ...contract import Ceiling, Tuning
-from ...model.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TransformerConfig
+from ...model.config import SPATIAL_COMPRESSION, TransformerConfig
 from ...quant import FORMATS, Format
+from ...quant.steps import StepPolicy
 from ...scenarios.branches import branches_of
-from ...scenarios.sizes import LARGEST, TIERS
 from ...scenarios.sound import DOWN
 from ..execution import RESIDENT, SEQUENTIAL, Execution
 from . import sound, transformer, vae
-from .units import GIB, WIDTH, Work, weight_bytes
+from .transformer import Matrices
+from .units import GIB, WIDTH, Work
 
-TILES = (1024, 768, 512, 384, 256, 192, 128)
-"""Tiles to propose, in pixels, largest first: seams are fewer and less is computed twice."""
-NO_CHOICE: Mapping[str, bool] = MappingProxyType({})
-SHORTEST = 25
-"""Fewest frames to propose: about a second of video."""
 FP32_COPIES = 16
 """fp32 tensors of the latents' size that live during a step: x and three that the solver remembers, a velocity per
 branch and their combination, the five that the solver multiplies and the four that come out."""
@@ -43,7 +38,8 @@ class Job:
     media besides vision and sound.
 
     `controls` are the hints of control clips, of as many frames, to each of which attention goes alone if it is
-    `weighted`, and `control_steps` of the steps run with control guidance. All of it is done in each of the `chunks`.
+    `weighted`, and `control_steps` of the steps run with control guidance. `a16_steps` of the steps, of those with
+    guidance and of those with control guidance have activations in 16 bits. All of it is done in each of the `chunks`.
     What is encoded has the size of the `canvas`, width and height, if there is one. Where the video itself is not
     wanted (`decodes`), only what a further chunk begins with is decoded.
     """
@@ -67,6 +63,9 @@ class Job:
     control_guidance: float = 1.0
     control_steps: int = 0
     weighted: bool = False
+    a16_steps: int = 0
+    a16_guided_steps: int = 0
+    a16_control_steps: int = 0
     chunks: int = 1
     canvas: tuple[int, int] | None = None
     decodes: bool = True
@@ -119,7 +118,9 @@ class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
     `widens`, that a row does them in the dtype; `packed`, that the checkpoint has the weights in their format, and no
-    layer is kept in the dtype."""
+    layer is kept in the dtype; `modules` has that of each of its quantized modules, None where it is not known. Where a
+    `policy` keeps activations in 16 bits, `a16` has by a format's name the one of the same weights with these, and
+    `a16_unpacks` and `a16_widens` are as `unpacks` and `widens`."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -132,22 +133,43 @@ class Estimate:
     unpacks: bool = False
     widens: bool = False
     packed: bool = False
+    modules: Mapping[str, str] | None = None
+    policy: StepPolicy | None = None
+    a16: Mapping[str, Format] = field(default_factory=dict)
+    a16_unpacks: bool = False
+    a16_widens: bool = False
 
     @cached_property
     def execution(self) -> Execution:
         """How the job runs."""
-        format = "none" if self.packed else self.format
-        return Execution.of(self.config, self.job, self.tuning, format=format, placement=self.placement)
+        return Execution.of(
+            self.config,
+            self.job,
+            self.tuning,
+            format=self.format,
+            packed=self.packed,
+            placement=self.placement,
+            policy=self.policy,
+        )
 
     @property
     def format(self) -> str:
         """Of the layers' weights."""
         return self.formats.get("pack_linear", "none")
 
-    @property
-    def _meanings(self) -> dict[str, Format]:
-        """The formats by op."""
-        return {op: self.known[name] for op, name in self.formats.items() if name != "none"}
+    @cached_property
+    def _matrices(self) -> dict[bool, list[Matrices]]:
+        """Of the text tower's layers (False) and of the media tower's."""
+
+        def of(media: bool, i: int, name: str) -> Format | None:
+            if self.modules is not None:
+                return self.known.get(self.modules.get(f"layers.{i}.{name}", "none"))
+            kept = media and i < self.execution.kept_layers
+            return None if kept else self.known.get(self.format)
+
+        return {
+            media: transformer.matrices(self.config, self.dtype, media, partial(of, media)) for media in (False, True)
+        }
 
     @property
     def _codec_dtype(self) -> str:
@@ -156,9 +178,7 @@ class Estimate:
     @cached_property
     def weights(self) -> dict[str, int]:
         """Bytes of each component that a run may load."""
-        towers = transformer.weights(
-            self.config, self.dtype, self._meanings.get("pack_linear"), self.execution.kept_layers
-        )
+        towers = transformer.weights(self.config, self.dtype, self._matrices[False], self._matrices[True])
         codec = sound.weights(self.config.sound, self._codec_dtype) if self.job.sound and self.config.sound else {}
         return towers | vae.weights(self.vae, self._codec_dtype) | codec
 
@@ -171,12 +191,14 @@ class Estimate:
         frames, height, width = run.latent
         made = 4 * (c.latent_channel * frames * height * width + (run.sound.frames * c.sound_dim if run.sound else 0))
         latent = made * (1 + len(job.controls))
-        # cos and sin for each branch of each kind of pass.
-        tables = 2 * c.head_dim * size * sum(one.rows for one in run.passes)
+        # cos and sin for each branch of each kind of pass, in each precision that it has.
+        kinds = [a16 for a16, count in ((True, job.a16_steps), (False, job.steps - job.a16_steps)) if count]
+        tables = len(kinds) * 2 * c.head_dim * size * sum(one.rows for one in run.passes)
         text_tower = parts["understanding"] + parts["embedding"]
         media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
-        reading = self._layer_bytes(longest, 0, 1)
-        step = self._layer_bytes(run.widest * run.tokens, longest, run.widest)
+        reading = self._layer_bytes(longest, 0, 1, self._text_a16)
+        step = max(self._layer_bytes(run.widest * run.tokens, longest, run.widest, a16) for a16 in kinds)
+        step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self._codec_dtype)
         stages = [Stage("read prompts", text_tower, kv, 0, reading)]
         if job.encoded:
@@ -194,11 +216,16 @@ class Estimate:
             stages = [replace(stage, weights=sum(parts.values()), kept=self._kept) for stage in stages]
         return tuple(stages)
 
-    def _layer_bytes(self, rows: int, context: int, branches: int) -> int:
+    @property
+    def _text_a16(self) -> bool:
+        return self.policy is not None and self.policy.in_text
+
+    def _layer_bytes(self, rows: int, context: int, branches: int, a16: bool) -> int:
         counted = transformer.layer_bytes(self.config, rows, context, WIDTH[self.dtype], branches)
-        if self.widens:
+        unpacks, widens = self._by(a16)
+        if widens:
             counted += transformer.widening_bytes(self.config, rows, self.dtype)
-        return counted + (transformer.unpacking_bytes(self.config, rows) if self.unpacks else 0)
+        return counted + (transformer.unpacking_bytes(self.config, rows) if unpacks else 0)
 
     @property
     def _input_size(self) -> tuple[int, int]:
@@ -231,51 +258,62 @@ class Estimate:
         """Bytes of the stage that takes most."""
         return max(stage.peak for stage in self.stages)
 
-    def step(self, guided: bool, controlled: bool = False) -> list[Work]:
-        """One solver step, with guidance or without, and with control guidance or without."""
+    def step(self, guided: bool, controlled: bool = False, a16: bool = False) -> list[Work]:
+        """One solver step, with guidance or without, with control guidance or without, and in one of two precisions."""
         run, texts = self.execution, self.job.texts if guided else self.job.texts[:1]
-        work = [work for text in texts for work in self._forward(run.tokens, text, self._attended(text))]
-        return work + (self._forward(run.made, self.job.texts[0]) if controlled else [])
+        work = [work for text in texts for work in self._forward(run.tokens, text, a16, self._attended(text))]
+        return work + (self._forward(run.made, self.job.texts[0], a16) if controlled else [])
 
     def _attended(self, context: int) -> tuple[tuple[int, int], ...] | None:
         """(queries, keys) of each of a pass's attentions, where attention goes to one control at a time."""
         job, pair = self.job, 2 * self.execution.made
         return ((pair, pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
 
-    def _forward(self, tokens: int, context: int, attended: tuple[tuple[int, int], ...] | None = None) -> list[Work]:
+    def _by(self, a16: bool) -> tuple[bool, bool]:
+        """Whether eager torch does the products, and whether a row widens the weights, in one of two precisions."""
+        return (self.a16_unpacks, self.a16_widens) if a16 else (self.unpacks, self.widens)
+
+    def _linears(self, media: bool, a16: bool) -> dict[str, Any]:
+        """A tower's matrices, and who multiplies by them, in one of two precisions."""
+        (unpacks, widens), held = self._by(a16), self._matrices[media]
+        if a16:
+            held = [replace(one, format=one.format and self.a16.get(one.format.name, one.format)) for one in held]
+        return {"linears": held, "unpacks": unpacks, "widens": widens}
+
+    def _forward(
+        self, tokens: int, context: int, a16: bool, attended: tuple[tuple[int, int], ...] | None = None
+    ) -> list[Work]:
         return transformer.forward_work(
             self.config,
             tokens,
             context,
             self.dtype,
-            formats=self._meanings,
-            unpacks=self.unpacks,
-            widens=self.widens,
-            kept_layers=self.execution.kept_layers,
+            attention=self.known.get(self.formats.get("attention", "none")),
+            **self._linears(True, a16),
             attended=attended,
         )
 
     def _prefill(self, tokens: int) -> list[Work]:
         return transformer.forward_work(
-            self.config,
-            tokens,
-            0,
-            self.dtype,
-            causal=True,
-            formats=self._meanings,
-            unpacks=self.unpacks,
-            widens=self.widens,
+            self.config, tokens, 0, self.dtype, causal=True, **self._linears(False, self._text_a16)
         )
+
+    def _steps(self, a16: bool) -> list[Work]:
+        """All solver steps in one of two precisions."""
+        job = self.job
+        count, guided, controlled = job.a16_steps, job.a16_guided_steps, job.a16_control_steps
+        if not a16:
+            count, guided, controlled = job.steps - count, job.guided_steps - guided, job.control_steps - controlled
+        work = guided * self.step(True, a16=a16) + (count - guided) * self.step(False, a16=a16)
+        return work + controlled * self._forward(self.execution.made, job.texts[0], a16)
 
     @property
     def parts(self) -> dict[str, list[Work]]:
         """The run's work by stage."""
-        job, guided, frames = self.job, self.job.guided_steps, self.execution.latent[0]
-        steps = guided * self.step(True) + (job.steps - guided) * self.step(False)
-        steps += job.control_steps * self._forward(self.execution.made, job.texts[0])
+        job, frames = self.job, self.execution.latent[0]
         parts = {
             "read prompts": [work for tokens in job.texts for work in self._prefill(tokens)],
-            "steps": job.chunks * steps,
+            "steps": job.chunks * (self._steps(a16=False) + self._steps(a16=True)),
         }
         if job.decoded:
             work = vae.decode_work(self.vae, self.execution.tiling, frames, self._codec_dtype)
@@ -295,117 +333,7 @@ class Estimate:
         if ceiling is None or not rates <= set(ceiling.tflops):
             return None
         stages = {name: sum(w.seconds(ceiling) for w in work) for name, work in self.parts.items()}
-        slowest = self.step(self.job.guided_steps > 0, self.job.control_steps > 0)
-        step = sum(w.seconds(ceiling) for w in slowest)
+        kinds = (0 < self.job.a16_steps,) if self.job.a16_steps in (0, self.job.steps) else (False, True)
+        slowest = [self.step(self.job.guided_steps > 0, self.job.control_steps > 0, a16) for a16 in kinds]
+        step = max(sum(w.seconds(ceiling) for w in kind) for kind in slowest)
         return stages | {"step": step, "total": sum(stages.values())}
-
-
-@dataclass(frozen=True)
-class Change:
-    """A smaller request that fits: the `values` that differ, of "format" (of the weights), "width", "height", "frames"
-    and "tile", and its estimate. With controls "frames" are those of a chunk."""
-
-    values: Mapping[str, Any]
-    estimate: Estimate
-
-    def __str__(self) -> str:
-        """As messages write it: `size` 832x480 `tile` 256."""
-        values = dict(self.values)
-        if "width" in values:
-            values["size"] = f"{values.pop('width')}x{values.pop('height')}"
-        if "frames" in values and self.estimate.job.controls:
-            values["chunk_frames"] = values.pop("frames")
-        names = ("format", "size", "frames", "chunk_frames", "tile")
-        return " ".join(f"`{name}` {values[name]}" for name in names if name in values)
-
-
-def nearest(estimate: Estimate, memory: int, formats: Mapping[str, bool] = NO_CHOICE) -> list[Change]:
-    """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the widest of the
-    weights' `formats`, the next smaller size, the longest clip; each after the first with a tile if it takes one, and
-    the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does.
-
-    `formats` say whether a row widens them. That saves memory alone, so of these only such count as are narrower than
-    all others."""
-    job, widest_first = estimate.job, _widest_first(estimate, formats)
-    tiled = _fitting(estimate, {}, memory, _tilings(job))
-    quantized = (_fitting(changed, {}, memory, _tilings(job)) for changed in widest_first)
-    found = [tiled, next(filter(None, quantized), None)]
-    bases = [base for base in (estimate, *widest_first[-1:]) if max(stage.least for stage in base.stages) <= memory]
-    for kind in (_sizes(job), _lengths(job)) if bases else ():
-        tilings = [] if tiled else _tilings(job)
-        fitting = (_fitting(bases[0], values, memory, tilings) for values in kind)
-        found.append(next(filter(None, fitting), None))
-    return [change for change in found if change]
-
-
-def fitting_tile(estimate: Estimate, memory: int) -> int | None:
-    """The largest tile with which the decode fits in `memory` bytes; None where whole frames do, or no tile does, and
-    where nothing is decoded."""
-    if not estimate.job.decoded:
-        return None
-    for tile in (None, *_tiles(estimate.job)):
-        tiled = replace(estimate, job=replace(estimate.job, tile=tile))
-        if tiled.stage("decode").peak <= memory:
-            return tile
-    return None
-
-
-def _widest_first(estimate: Estimate, formats: Mapping[str, bool]) -> list[Estimate]:
-    """The job in each of these formats of the weights that is narrower than the one it has."""
-
-    def width(name: str) -> float:
-        return weight_bytes(estimate.dtype, estimate.known.get(name), estimate.config.hidden_size)
-
-    now = width(estimate.format)
-    least = min((width(name) for name, widens in formats.items() if not widens), default=now)
-    narrower = [name for name, widens in formats.items() if width(name) < (min(now, least) if widens else now)]
-    return [
-        replace(estimate, formats={**estimate.formats, "pack_linear": name}, unpacks=False, widens=formats[name])
-        for name in sorted(narrower, key=width, reverse=True)
-    ]
-
-
-def _fitting(estimate: Estimate, values: dict[str, Any], memory: int, tilings: list[dict[str, Any]]) -> Change | None:
-    """The job with these values, with the first of the tilings that it needs, or None."""
-    changed = replace(estimate, job=replace(estimate.job, **values))
-    if any(stage.peak > memory for stage in changed.stages if stage.name != "decode"):
-        return None
-    larger_side = max(changed.job.width, changed.job.height)
-    for tile in ({}, *(tile for tile in tilings if tile["tile"] < larger_side)):
-        tiled = replace(changed, job=replace(changed.job, **tile))
-        if tiled.peak <= memory:
-            format = {} if changed.format == "none" else {"format": changed.format}
-            return Change(format | values | tile, tiled)
-    return None
-
-
-def _tiles(job: Job) -> list[int]:
-    smaller_than = min(job.tile or LARGEST, max(job.width, job.height))
-    return [tile for tile in TILES if tile < smaller_than]
-
-
-def _tilings(job: Job) -> list[dict[str, Any]]:
-    return [{"tile": tile} for tile in _tiles(job)]
-
-
-def _sizes(job: Job) -> list[dict[str, Any]]:
-    """The tiers below the job's size, of the aspect ratio nearest to its."""
-    sizes = [tier[_aspect(job)] for tier in TIERS.values()]
-    # A tile no smaller than the picture is refused.
-    smaller = {size for size in sizes if size[0] * size[1] < job.width * job.height and (job.tile or 0) < max(size)}
-    return [{"width": w, "height": h} for w, h in sorted(smaller, reverse=True)]
-
-
-def _aspect(job: Job) -> str:
-    def distance(aspect: str) -> float:
-        across, down = map(int, aspect.split(":"))
-        return abs(across / down - job.width / job.height)
-
-    return min(TIERS["256"], key=distance)
-
-
-def _lengths(job: Job) -> list[dict[str, Any]]:
-    shortest = max(SHORTEST, job.input_frames + TEMPORAL_COMPRESSION)
-    return [
-        {"frames": frames} for frames in range(job.frames - TEMPORAL_COMPRESSION, shortest - 1, -TEMPORAL_COMPRESSION)
-    ]

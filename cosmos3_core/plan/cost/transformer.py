@@ -2,38 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ...model.config import TransformerConfig
 from ...quant import Format
 from .units import UNPACKED_RATE, WIDTH, Work, rate_of, weight_bytes
 
-NO_FORMATS: Mapping[str, Format] = MappingProxyType({})
+FormatOf = Callable[[int, str], Format | None]
 UNPACKED = 3 * 4 * 2**24
 """Bytes that a part of a weight takes while eager torch unpacks it: three fp32 tensors of the elements that
 `quant.numerics` unpacks together."""
 
 
-def weights(
-    config: TransformerConfig, dtype: str, format: Format | None = None, kept_layers: int = 0
-) -> dict[str, int]:
-    """Bytes of each part of the towers in `dtype`, the decoder layers' matrices in a quantization format but those of
-    the media tower's first `kept_layers`. What no run loads is left out: the language head, the text's final norm."""
-    c, hidden, size = config, config.hidden_size, WIDTH[dtype]
-    matrices = (
-        (hidden, c.query_width + 2 * c.kv_width),
-        (c.query_width, hidden),
-        (hidden, (2 if c.gated else 1) * c.intermediate_size),
-        (c.intermediate_size, hidden),
+def _in_dtype(i: int, name: str) -> Format | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Those of a tower's layers that are in one `format`, or in the dtype: how many `weights` they have, in so many
+    `bytes`."""
+
+    format: Format | None
+    weights: int
+    bytes: int
+
+
+def sides(config: TransformerConfig, media: bool) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of a layer's matrices, by what the names of their modules end in (`model.weights.layer_slots`
+    has them too, and torch with them)."""
+    c, hidden = config, config.hidden_size
+    q, k, v, out = (
+        ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out") if media else ("to_q", "to_k", "to_v", "to_out")
     )
-    quantized, kept = (
-        sum(int(inputs * outputs * weight_bytes(dtype, one, inputs)) for inputs, outputs in matrices)
-        for one in (format, None)
+    mlp = "mlp_moe_gen" if media else "mlp"
+    found = {f"self_attn.{name}": (hidden, width) for name, width in ((q, c.query_width), (k, c.kv_width))}
+    found |= {f"self_attn.{v}": (hidden, c.kv_width), f"self_attn.{out}": (c.query_width, hidden)}
+    for name in ("gate_proj", "up_proj") if c.gated else ("up_proj",):
+        found[f"{mlp}.{name}"] = hidden, c.intermediate_size
+    return found | {f"{mlp}.down_proj": (c.intermediate_size, hidden)}
+
+
+def matrices(config: TransformerConfig, dtype: str, media: bool, format_of: FormatOf) -> list[Matrices]:
+    """A tower's, each format's together; `format_of` is asked for the one of layer i's matrix by its name."""
+    counted: dict[tuple[str, str], int] = {}  # layers that hold one matrix in one format
+    formats: dict[str, Format | None] = {}
+    names = sides(config, media)
+    for i in range(config.num_hidden_layers):
+        for name in names:
+            format = format_of(i, name)
+            formats[key := format.name if format else ""] = format
+            counted[key, name] = counted.get((key, name), 0) + 1
+    found = []
+    for key, format in formats.items():
+        held = [(count, *names[name]) for (one, name), count in counted.items() if one == key]
+        size = sum(count * int(i * o * weight_bytes(dtype, format, i)) for count, i, o in held)
+        found.append(Matrices(format, sum(count * i * o for count, i, o in held), size))
+    return found
+
+
+def weights(
+    config: TransformerConfig,
+    dtype: str,
+    text: Sequence[Matrices] | None = None,
+    media: Sequence[Matrices] | None = None,
+) -> dict[str, int]:
+    """Bytes of each part of the towers in `dtype`, whose layers have these matrices (None: in it too). What no run
+    loads is left out: the language head, the text's final norm."""
+    c, hidden, size = config, config.hidden_size, WIDTH[dtype]
+    text, media = (
+        matrices(config, dtype, is_media, _in_dtype) if given is None else given
+        for is_media, given in ((False, text), (True, media))
     )
     norms = 2 * hidden
     text_norms = norms + 2 * c.head_dim * c.qk_norm_for_text + c.head_dim * c.und_norm_for_gen
-    media = kept_layers * kept + (c.num_hidden_layers - kept_layers) * quantized
     heads = 2 * hidden * c.patch_dim + hidden + c.patch_dim + hidden
     if c.sound_gen:
         heads += 2 * hidden * c.sound_dim + 2 * hidden + c.sound_dim
@@ -41,9 +84,9 @@ def weights(
     if c.action_gen:
         action = c.num_embodiment_domains * (2 * hidden * c.action_dim + hidden + c.action_dim) + hidden
     return {
-        "understanding": c.num_hidden_layers * (quantized + size * text_norms),
+        "understanding": sum(one.bytes for one in text) + c.num_hidden_layers * size * text_norms,
         "embedding": size * c.vocab_size * hidden,
-        "generation": media + c.num_hidden_layers * size * (norms + 2 * c.head_dim),
+        "generation": sum(one.bytes for one in media) + c.num_hidden_layers * size * (norms + 2 * c.head_dim),
         "heads": size * heads,
         "action": size * action,
         "timestep": WIDTH["float32"] * ((256 + 1) * hidden + (hidden + 1) * hidden),
@@ -82,20 +125,20 @@ def forward_work(
     dtype: str,
     *,
     causal: bool = False,
-    formats: Mapping[str, Format] = NO_FORMATS,
+    linears: Sequence[Matrices] | None = None,
+    attention: Format | None = None,
     unpacks: bool = False,
     widens: bool = False,
-    kept_layers: int = 0,
     attended: Sequence[tuple[int, float]] | None = None,
 ) -> list[Work]:
-    """The parts of one pass of one branch through one tower (docs/model.md, section 3.2). The matrices of the first
-    `kept_layers` are kept in `dtype`, and so is the text's attention, which is the causal one. `attended` has the
-    queries and keys of each attention where there are several. `unpacks`: eager torch makes the weights fp32 numbers
-    in every pass; `widens`: a row makes them numbers in `dtype`."""
+    """The parts of one pass of one branch through one tower (docs/model.md, section 3.2), whose layers have these
+    `linears` (None: in `dtype`). The text's attention, the causal one, is never in a format. `attended` has the queries
+    and keys of each attention where there are several. `unpacks`: eager torch makes the weights fp32 numbers in every
+    pass; `widens`: a row makes them numbers in `dtype`."""
     c, keys = config, tokens / 2 if causal else tokens + context
-    linear, attention = formats.get("pack_linear"), None if causal else formats.get("attention")
-    split = ((kept_layers, None), (c.num_hidden_layers - kept_layers, linear))
-    work = [_linear_work(c, tokens, layers, dtype, one, unpacks, widens) for layers, one in split if layers]
+    linears = matrices(c, dtype, not causal, _in_dtype) if linears is None else linears
+    whole, multiplied = sum(one.weights for one in linears), UNPACKED_RATE if unpacks else dtype if widens else None
+    work = [_linear_work(c, tokens, one, one.weights / whole, dtype, multiplied) for one in linears]
     work += [_attention_work(c, *one, dtype, attention) for one in attended or [(tokens, keys)]]
     up = (2 if c.gated else 1) * c.intermediate_size
     rows = 8 * c.hidden_size + 2 * (c.query_width + c.kv_width) + up + c.intermediate_size
@@ -104,17 +147,17 @@ def forward_work(
 
 
 def _linear_work(
-    c: TransformerConfig, tokens: int, layers: int, dtype: str, format: Format | None, unpacks: bool, widens: bool
+    c: TransformerConfig, tokens: int, held: Matrices, share: float, dtype: str, multiplied: str | None
 ) -> Work:
+    """Products with these matrices, which are such a share of all; those in a format as numbers in the dtype
+    `multiplied`, or in it (None)."""
     projected, up = 2 * c.query_width + 2 * c.kv_width, (2 if c.gated else 1) * c.intermediate_size
-    matrices = c.hidden_size * projected + c.hidden_size * (up + c.intermediate_size)
     rows = tokens * (4 * c.hidden_size + projected + up + c.intermediate_size)
-    moved = layers * (matrices * weight_bytes(dtype, format, c.hidden_size) + WIDTH[dtype] * rows)
-    multiplied = UNPACKED_RATE if unpacks else dtype if widens else None
-    if format is None or multiplied is None:
-        return Work(2 * layers * tokens * matrices, moved, rate_of(dtype, format))
-    moved += layers * matrices * 2 * WIDTH[multiplied]  # the numbers are written and read
-    return Work(2 * layers * tokens * matrices, moved, rate_of(multiplied))
+    moved = held.bytes + share * c.num_hidden_layers * WIDTH[dtype] * rows
+    if held.format is None or multiplied is None:
+        return Work(2 * tokens * held.weights, moved, rate_of(dtype, held.format))
+    moved += held.weights * 2 * WIDTH[multiplied]  # the numbers are written and read
+    return Work(2 * tokens * held.weights, moved, rate_of(multiplied))
 
 
 def unpacking_bytes(config: TransformerConfig, rows: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..formats import FORMATS
+from ..steps import A16, NATIVE
 from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse, unknown_keys
 from .layouts import eight_bit, mx, nvfp4
 
@@ -23,16 +24,19 @@ ALGOS = {
     "MXFP8": "mxfp8",
 }
 """Its names of the formats."""
+MODES = (A16, NATIVE)
 POLICY: dict[str, tuple[Any, ...]] = {
     "schema_version": (1,),
     "type": ("first_last_n",),
     "index_space": ("denoising_loop_iteration",),
     "default_mode": ("native",),
-    "overlap": ("a16", "native"),
-    "reasoner": ("a16", "native"),
+    "overlap": MODES,
+    "reasoner": MODES,
 }
 """Keys of the steps' policy, and what they may be."""
 RANGES = ("first_steps", "last_steps")
+MOST = 1000
+"""Steps of a run."""
 
 
 def detect(clues: Clues) -> str | None:
@@ -134,13 +138,13 @@ def _policy(clues: Clues) -> dict[str, Any] | None:
     if not (isinstance(scope, list) and all(isinstance(one, str) for one in scope)):
         raise refuse(clues, where, f"scope {scope!r}, which is no list of components")
     for key, allowed in POLICY.items():
-        if policy[key] not in allowed or isinstance(policy[key], bool):
+        if policy[key] not in allowed or type(policy[key]) is not type(allowed[0]):
             known = " or ".join(map(str, allowed))
             raise refuse(clues, where, f"{key} {policy[key]!r}, and cosmos3 knows {known}")
     for key in RANGES:
         one = policy[key]
         whole = isinstance(one, Mapping) and set(one) == {"count", "mode"} and type(one["count"]) is int
-        if not whole or one["count"] < 0 or one["mode"] not in ("a16", "native"):
+        if not whole or not 0 <= one["count"] <= MOST or one["mode"] not in MODES:
             raise refuse(clues, where, f'{key} {one!r}, and it should be like {{"count": 3, "mode": "a16"}}')
     return dict(policy) if "transformer" in scope else None
 
