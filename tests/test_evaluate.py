@@ -210,7 +210,8 @@ def test_random_weights_fail_and_the_exit_code_says_so(small, capsys, monkeypatc
     assert all({"task", "kind", "prompt", "seed"} <= one.keys() for one in found["cases"])
     lines = table(found).splitlines()
     assert lines[1].split() == ["t2vs", "colour", "0", ">=", "0.9", "1", "NOT", "MET"]
-    assert lines[-1].startswith("model on CPU in ") and lines[-1].endswith("bounds not met")
+    assert lines[-2].startswith("model on CPU in ") and lines[-2].endswith("bounds not met")
+    assert lines[-1].startswith("Type cosmos3 evaluate --backend reference --depth quick: ")
 
 
 @pytest.mark.parametrize(
@@ -241,8 +242,24 @@ def test_what_a_model_cannot_do_is_said_before_a_weight_is_read(small, monkeypat
 
 def test_a_bound_of_nothing_is_a_bound():
     one = Measure("t2v", "error", 1.0, 1, None, 0.0).to_json()
-    assert "<= 0" in table({"measures": [one], "met": False, "model": "m", "device": "d", "seconds": 1})
+    assert "<= 0" in table({"measures": [one], "met": True, "model": "m", "device": "d", "seconds": 1})
     assert page.bound(one) == "at most 0, **not met**"
+
+
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        ({}, "Few cases can miss by chance. Type cosmos3 evaluate --depth full"),
+        ({"depth": "full"}, "Eager torch misses it too"),
+        ({"backend": "cuda", "depth": "full"}, "Type cosmos3 evaluate --backend reference --depth full: "),
+        ({"formats": {"pack_linear": "w4a16"}}, "Type cosmos3 evaluate --backend reference --depth quick: "),
+        ({"model": "embedded-fp8"}, "Type cosmos3 evaluate --backend reference --depth quick: "),
+    ],
+)
+def test_a_no_says_what_to_type_next(change, step):
+    plain = {"model": "embedded", "backend": "reference", "device": "CPU", "formats": {}, "depth": "quick"}
+    said = table({"measures": [], "met": False, "seconds": 1} | plain | change).splitlines()
+    assert said[-1].startswith(step) and "bound" in said[-2]
 
 
 def test_an_evaluation_asks_for_what_a_user_gets(monkeypatch):

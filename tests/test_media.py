@@ -553,6 +553,7 @@ def test_good_outputs_pass_the_check_and_nothing_is_left(tmp_path, monkeypatch):
         ("out.mp4", False, "makes a picture, which is written as .png"),
         ("out.jpg", False, "makes a picture, which is written as .png"),
         ("out", True, "makes a clip, which is written as .mp4"),
+        ("out.json", True, "makes a clip, which is written as .mp4"),
         ("folder.mp4", True, "it is a folder"),
         ("pipe.mp4", True, "not an ordinary file"),
         ("missing/out.mp4", True, "there is no folder"),
@@ -571,6 +572,7 @@ def test_bad_output_is_found_before_the_run(tmp_path, name, clip, found):
         found in caught.value.found
         and str(tmp_path / name) in caught.value.asked
         and "`output`" in caught.value.next_step
+        and ("`domain`" in caught.value.next_step) == name.endswith(".json")
     )
     assert names(tmp_path) == before
 

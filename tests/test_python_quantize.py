@@ -52,7 +52,7 @@ def test_a_sweep(monkeypatch, tmp_path: Path) -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "`output` and `sweep`: neither is given"),
     ({"output": "out", "sweep": "p.toml"}, "both are given"),
-    ({"output": "out", "format": "fp9"}, "`format` fp9: there is no such format"),
+    ({"output": "out", "format": "fp9"}, "`format` fp9: cosmos3 quantize knows no such format"),
     ({"output": "out", "format": 8}, "format = 8: it is not text"),
     ({"output": "out", "method": "gtpq"}, "`method` gtpq: there is no such method. Did you mean gptq?"),
     ({"output": "out", "format": "w4a16", "group": "16"}, "group = '16': it is no whole number"),

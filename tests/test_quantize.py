@@ -210,7 +210,7 @@ BAD = {
     (
         "--format",
         "fp9",
-    ): "there is no such format. It writes modelopt: fp8, fp8_static; compressed-tensors: fp8, int8, w4a16",
+    ): "knows no such format. It writes modelopt: fp8, fp8_static; compressed-tensors: fp8, int8, w4a16",
     ("--format", "nvfp4"): "cosmos3 quantize does not write nvfp4. It writes",
     ("--format", "fp8_static"): "only a calibration measures",
     (

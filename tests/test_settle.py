@@ -114,7 +114,7 @@ def test_nobody_else_puts_model_request_and_plan_together():
     """A backend is chosen and a request resolved here. A recipe asks for its device before its model is opened, and
     whoever brings a kernel of his own for a backend to add it to."""
     here, recipes = "cosmos3_core/settle/settle.py", "cosmos3_core/evidence/settle.py"
-    quantize = {"cosmos3_core/evidence/quantizing/quantize.py", "cosmos3_core/checkpoint/writing.py"}  # without a request
+    quantize = {"cosmos3_core/evidence/quantizing/quantize.py", "cosmos3_core/checkpoint/writing.py"}  # no request
     assemble = {
         "choose_backend": {here, recipes, "cosmos3/pipeline.py"},
         "requests.resolve": {here},

@@ -67,7 +67,11 @@ def check_calibrated(job: Job) -> None:
     """Raises InputError for a job without the statistics that it needs."""
     if job.choosing.calibrates and job.choosing.statistics is None:
         found = "it takes what the matrices are multiplied by, which only a calibration measures"
-        raise InputError(job.choosing.asked, found, "Add `calibrate` with a file of prompts, one a line")
+        raise InputError(
+            job.choosing.asked,
+            found,
+            'Add `calibrate` with a file of prompts, one a line, or "world" for the embedded model',
+        )
 
 
 def part_of(output: Path) -> Path:

@@ -67,7 +67,7 @@ def cli(context: click.Context, disable_backends: str) -> None:
 @shared.with_options(shared.REPORT)
 @click.pass_obj
 def run(disabled: tuple[str, ...], **options) -> None:
-    """Generate a picture or a video.
+    """Generate a picture, a video, sound or a robot's actions.
 
     PROMPT is text, or @FILE for a text or JSON file (@- for standard input). The task follows from the inputs: --image
     makes i2v, --video v2v, an output ending in .png (or --frames 1) t2i, anything else t2v. With --domain, --image
@@ -76,6 +76,7 @@ def run(disabled: tuple[str, ...], **options) -> None:
     \b
     cosmos3 run "a robot arm pours coffee" -o coffee.mp4
     cosmos3 run "the arm lifts the cup" --image desk.jpg -o lift.mp4
+    cosmos3 run "pick up the cup" --image desk.jpg --domain droid_lerobot --fps 15 --chunk 16 -o pick.json
     """
     from .run import Options, execute
 
@@ -140,7 +141,7 @@ def warmup(disabled: tuple[str, ...], as_json: bool, **options) -> None:
     type=click.Choice(["quick", "full"]),
     default="quick",
     show_default=True,
-    help="quick: 24 prompts, for two cores. full: 200 and more, for a GPU.",
+    help="quick: 24 prompts, minutes on two cores. full: 200 and more, for a GPU.",
 )
 @shared.with_options(shared.PLAN)
 @click.option("--profile", help="Whose defaults fill a request.", shell_complete=shared.one_of(shared.profiles))
@@ -151,7 +152,8 @@ def evaluate(disabled: tuple[str, ...], as_json: bool, **options) -> None:
 
     Runs prompts of the embedded model's world that it was not trained on, and reads colours, shapes, numbers,
     directions, impacts and actions back from the pixels and the sound, without a network. With a device, kernels or
-    formats of yours it judges these. Exit code 0 if every bound is met, 1 if not.
+    formats of yours it judges these. Exit code 0 if every bound is met, 1 if not; then the last line says what to type
+    next. The bounds say nothing of a model of another world, such as Nano.
 
     \b
     cosmos3 evaluate --backend cuda --format fp8 --depth full

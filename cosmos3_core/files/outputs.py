@@ -38,7 +38,10 @@ def check_output(path: Path, clip: bool, *, sound: bool = False, actions: bool =
         alone = f", its sound alone as {' or '.join(audio.CODECS)}" if sound else ""
         alone += f", and actions, which alone are {' or '.join(action_tables.SUFFIXES)}" if actions else ""
         found = f"this run makes a {kind}, which is written as {suffix}{alone}"
-        raise InputError(asked, found, f"Pass `output` {path.with_suffix(suffix)}")
+        step = f"Pass `output` {path.with_suffix(suffix)}"
+        if path.suffix.lower() in action_tables.SUFFIXES:  # a policy was meant
+            step += ", or for a robot's actions give `image` and `domain`, and no `actions`"
+        raise InputError(asked, found, step)
     check_writable(path, another, overwrite=overwrite)
     if clip and not is_sound(path):
         _check_encoder(asked, "libx264", "H.264 encoder (libx264)")

@@ -173,7 +173,7 @@ def writer(format: str, dialect: str | None) -> Written:
     if format in FORMATS:
         found = f"cosmos3 quantize does not write {format}" + (f" in {dialect}" if dialect else "")
     else:
-        found = "there is no such format"
+        found = "cosmos3 quantize knows no such format"
     said = (f"{one}: {', '.join(row.format.name for row in there if row.dialect == one)}" for one in dialects)
     lists = "; ".join(line for line in said if not line.endswith(": "))
     raise InputError(asked, found, f"It writes {lists}")
