@@ -433,13 +433,14 @@ def test_widths_that_cannot_be_packed_are_refused_before_loading(format, widths,
         resolve(want, backend(name), device)
 
 
-def test_widths_that_a_device_cannot_pack_run_in_eager_torch():
-    """cuBLAS takes multiples of 16 in fp8."""
+def test_widths_that_a_device_cannot_multiply_in_8_bits_are_multiplied_in_16():
+    """cuBLAS takes multiples of 16 in fp8; the plan says what is given up."""
     name, device = DEVICES["h100"]
     want = replace(Want.of(describe("nano").config, "bfloat16", formats={"pack_linear": "fp8"}), hidden=4104)
     with patch("importlib.util.find_spec", lambda package: package):
         plan = resolve(want, backend(name), device)
-    assert {choice.op: choice.kernel.name for choice in plan.choices}["pack_linear"] == "eager"
+    assert {choice.op: choice.kernel.name for choice in plan.choices}["pack_linear"] == "triton-a16"
+    assert any("saves memory, and no time" in note for note in plan.notes)
 
 
 def ask(on: str, **changed) -> Ask:

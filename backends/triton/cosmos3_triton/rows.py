@@ -43,7 +43,6 @@ ROUNDED = (
     *EIGHT_BITS,
 )
 """Formats with activations of their own that can be multiplied in 16 bits."""
-NOT_RUN = "compiled and interpreted, not run on a device yet"
 Refuse = Callable[[Ask], str | None]
 
 
@@ -196,14 +195,16 @@ def sixteen_bit_rows(arch: tuple[str, ...], *, fused: bool = True, find: Find = 
             build=Build(find, "linears", "build_a16"),
             refuse=refuse_a16,
             notes=f"few rows are multiplied with packed weights as they are, many with a 16-bit copy; {rounded}; "
-            f"measured in w4a16, nvfp4a16 and mxfp4a16 alone, in others {NOT_RUN}",
+            f"measured in w4a16, nvfp4a16 and mxfp4a16 alone, in others compiled and "
+            "interpreted, not run on a device yet",
             **common,
         ),
         Kernel(
             name="triton-dequantized",
             build=Build(find, "linears", "build_dequantized"),
             refuse=refuse_unscaled,
-            notes=f"a kernel makes a 16-bit copy of the weight in every call, torch multiplies; {rounded}; {NOT_RUN}",
+            notes=f"a kernel makes a 16-bit copy of the weight in every call, torch multiplies; {rounded}; "
+            "compiled and interpreted, never run",
             **common,
         ),
     )
