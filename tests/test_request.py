@@ -446,11 +446,11 @@ def test_a_bad_value_is_named(key, bad):
 
 
 def test_no_junk_makes_a_traceback():
-    """Any JSON in any field: a request or an InputError."""
+    """Any JSON in any field: a request or an InputError. Each row takes a quarter of it, the next row the next."""
     junk: list[Any] = [None, True, False, 0, 1, -1, 5, 1.5, math.inf, math.nan, 10**400, "", "x", "5", "\0", "\ud800"]
     junk += [[], [[]], [0], [1, 2], [0, [1]], ["a", "b"], [math.nan, 1], {}, {"a": 1}, "9" * 5000 + "x64", "\u0663x16"]
-    for task, profile, variant in ROWS:
-        for key, value in itertools.product(FIELDS, junk):
+    for n, (task, profile, variant) in enumerate(ROWS):
+        for key, value in itertools.product(FIELDS, junk[n % 4 :: 4]):
             try:
                 ask(task, profile, variant, **{key: value})
             except InputError as error:
