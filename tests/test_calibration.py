@@ -92,7 +92,6 @@ def test_statistics_are_those_of_the_products(quantize: Call, tmp_path: Path, mo
     for name, rows in seen.items():
         x = torch.cat(rows)
         assert torch.equal(found.largest[name], x.abs().amax(0))
-        assert torch.allclose(found.square[name], x.square().mean(0), rtol=1e-4)
         if name in found.moments:
             assert torch.allclose(found.moment(name), x.T @ x / len(x), rtol=1e-3, atol=1e-3)
     assert found.facts["identity"] == Weights(open_model(TINY_MODEL)).identity and found.facts["prompts"] == 2

@@ -3,7 +3,6 @@
 For each matrix, by the name of its first module (q, k and v read one input, and so do gate and up):
 
     NAME.largest    fp32 [I], the largest magnitude of each input feature
-    NAME.square     fp32 [I], the mean of its square
     NAME.moment     fp32 [I, I], the mean of x xᵀ; only where it was asked for
 
 over all tokens of all steps of some prompts. The metadata key `FACTS` says of which weights, prompts and request.
@@ -48,21 +47,20 @@ SHAPE = Table(
         "dtype": Text(),
     }
 )
-LARGEST, SQUARE, MOMENT = "largest", "square", "moment"
+LARGEST, MOMENT = "largest", "moment"
 """Ends of the tensors' names."""
 GOOD = "Pass statistics that `cosmos3 quantize` saved, or prompts to make them anew"
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """An opened file. `facts` is what it says of itself, `sha256` its digest, `largest` and `square` its vectors by the
-    name of a matrix's first module; moments stay in the file."""
+    """An opened file. `facts` is what it says of itself, `sha256` its digest, `largest` its vectors by the name of a
+    matrix's first module; moments stay in the file."""
 
     path: Path
     facts: Mapping[str, Any]
     sha256: str
     largest: Mapping[str, Tensor]
-    square: Mapping[str, Tensor]
     moments: frozenset[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -111,21 +109,21 @@ def read_statistics(path: Path) -> Statistics:
             facts = parse_json((tensors.metadata() or {}).get(FACTS, "null"))
             SHAPE.check(facts, "its description")
             names = set(tensors.keys())
-            found: dict[str, dict[str, Tensor]] = {LARGEST: {}, SQUARE: {}}
+            largest: dict[str, Tensor] = {}
             moments = set()
             for key in sorted(names):
                 name, _, part = key.rpartition(".")
                 if part == MOMENT and f"{name}.{LARGEST}" in names:
                     moments.add(name)
-                elif part in found and {f"{name}.{LARGEST}", f"{name}.{SQUARE}"} <= names:
-                    found[part][name] = _checked(path, tensors, digests, key)
+                elif part == LARGEST:
+                    largest[name] = _checked(path, tensors, digests, key)
                 else:
                     raise ValueError(f"it holds {shown(key)}, which is no part of statistics")
-        if not found[LARGEST]:
+        if not largest:
             raise ValueError("it has no statistics")
     except (OSError, ValueError) as error:
         raise InputError(asked, f"it cannot be read ({error})", GOOD) from None
-    return Statistics(path, facts, sha256_file(path), found[LARGEST], found[SQUARE], frozenset(moments))
+    return Statistics(path, facts, sha256_file(path), largest, frozenset(moments))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ...checkpoint.quantize import Job
-from ...checkpoint.statistics import LARGEST, MOMENT, SCHEMA, SQUARE, Statistics, read_statistics, write_statistics
+from ...checkpoint.statistics import LARGEST, MOMENT, SCHEMA, Statistics, read_statistics, write_statistics
 from ...checkpoint.tensors import Spec
 from ...checkpoint.writing import Show
 from ...contract import InputError, RunError
@@ -35,6 +35,8 @@ def beside(output: Path) -> Path:
 def collected(job: Job, session: Session, prompts: Sequence[str], path: Path, show: Show) -> Statistics:
     """The statistics that a job needs, from `path` where the same command left them, else measured and written there.
     Raises InputError for a file of another calibration, and RunError where the model's own numbers are not finite."""
+    import torch
+
     moments, facts = job.choosing.with_moments(job.modules), _facts(session, prompts)
     if path.exists():
         found = read_statistics(path)
@@ -46,8 +48,8 @@ def collected(job: Job, session: Session, prompts: Sequence[str], path: Path, sh
     unread = job.choosing.unread
     widths = _widths(job, [name for module, name in job.choosing.inputs.items() if module not in unread])
     names = list(widths)
-    specs = {f"{name}.{part}": Spec((width,), _fp32()) for name, width in widths.items() for part in (LARGEST, SQUARE)}
-    specs |= {f"{name}.{MOMENT}": Spec((widths[name], widths[name]), _fp32()) for name in moments}
+    specs = {f"{name}.{LARGEST}": Spec((width,), torch.float32) for name, width in widths.items()}
+    specs |= {f"{name}.{MOMENT}": Spec((widths[name], widths[name]), torch.float32) for name in moments}
     write_statistics(path, facts, specs, _measured(session, names, _passes(moments, widths), show))
     return read_statistics(path)
 
@@ -69,12 +71,6 @@ def _facts(session: Session, prompts: Sequence[str]) -> dict[str, Any]:
         "dtype": plan.dtype,
     }
     return dict(json.loads(json.dumps(facts)))
-
-
-def _fp32() -> Any:
-    import torch
-
-    return torch.float32
 
 
 def _widths(job: Job, names: Sequence[str]) -> dict[str, int]:
@@ -101,24 +97,21 @@ def _passes(moments: Sequence[str], widths: Mapping[str, int]) -> list[list[str]
 
 @dataclass
 class Sums:
-    """Of what matrices are multiplied by, by name: rows that were seen, and sums over them. `wanted` are those of which
-    moments are summed up."""
+    """Of what matrices are multiplied by, by name: the largest magnitudes, and of those that are `wanted` the moments,
+    summed over as many rows as were seen."""
 
     wanted: frozenset[str]
     rows: dict[str, int] = field(default_factory=dict)
     largest: dict[str, Tensor] = field(default_factory=dict)
-    square: dict[str, Tensor] = field(default_factory=dict)
     moment: dict[str, Tensor] = field(default_factory=dict)
 
     def see(self, name: str, x_MI: Tensor) -> None:
         import torch
 
         x = x_MI.reshape(-1, x_MI.shape[-1]).float()
-        largest, square = x.abs().amax(0), x.square().sum(0)
-        first = name not in self.rows
+        largest, first = x.abs().amax(0), name not in self.rows
         self.rows[name] = len(x) + (0 if first else self.rows[name])
         self.largest[name] = largest if first else torch.maximum(self.largest[name], largest)
-        self.square[name] = square if first else self.square[name] + square
         if name in self.wanted:
             if first:
                 self.moment[name] = x.T @ x
@@ -144,10 +137,9 @@ def _measured(
         finally:
             session.seam.watch = None
         for name in names if not number else ():
-            if not sums.square[name].isfinite().all():
+            if not sums.largest[name].isfinite().all():
                 found = f"what {shown(name)} is multiplied by is not finite in these runs"
                 raise RunError("calibrating", found, "Run one of the prompts with cosmos3 run to see what it makes")
             yield f"{name}.{LARGEST}", sums.largest[name].cpu().clone()
-            yield f"{name}.{SQUARE}", (sums.square[name] / sums.rows[name]).cpu()
         for name in wanted:
             yield f"{name}.{MOMENT}", (sums.moment.pop(name) / sums.rows[name]).cpu()
