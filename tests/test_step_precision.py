@@ -91,7 +91,7 @@ def planned(format: str, steps: str | None = None, model: Model | None = None, *
     backend = replace(reference.BACKEND, **changes)
     policy = None if steps is None else StepPolicy.typed(steps)
     config = (model or open_model(TINY_MODEL)).config
-    return resolve(Want.of(config, "bfloat16", formats={"pack_linear": format}, steps=policy), backend, DEVICE)
+    return resolve(Want.of(config, "bfloat16", formats={"pack_linear": format}, policy=policy), backend, DEVICE)
 
 
 def engine(plan: Plan) -> Engine:

@@ -90,7 +90,7 @@ def plan_of_embedded(plan: Plan) -> Plan:
     wanted = [row for choice in (*plan.choices, *plan.kept) for row in _rows(choice)]
     backend = replace(plan.backend, kernels=tuple(row for row in plan.backend.kernels if row in wanted))
     config = ground_of(Wish(model=EMBEDDED), on=(plan.backend, plan.device)).model.config
-    want = Want.of(config, plan.dtype, formats=plan.formats, steps=plan.a16.policy if plan.a16 else None)
+    want = Want.of(config, plan.dtype, formats=plan.formats, policy=plan.a16.policy if plan.a16 else None)
     running = [choice for choice in plan.choices if choice.op not in plan.fused]
     for choices, ask in ((running, want), (plan.kept, replace(want, formats={}))):
         for choice in choices:

@@ -52,7 +52,7 @@ class Want:
     """What the user and the model ask of a device. `kernels` names rows by op; other ops are "auto". `formats` names
     quantization formats by op, of those in `contract.FORMATTED`. Other fields are as those of `contract.Ask`; `packed`
     says that the checkpoint holds the layers' weights in their format already, and some of them in these `others`;
-    `steps` which activations stay in 16 bits although these formats quantize them."""
+    `policy` which activations stay in 16 bits although these formats quantize them."""
 
     dtype: str
     heads: int
@@ -65,7 +65,7 @@ class Want:
     formats: Mapping[str, str] = field(default_factory=dict)
     packed: bool = False
     others: tuple[str, ...] = ()
-    steps: StepPolicy | None = None
+    policy: StepPolicy | None = None
 
     @classmethod
     def of(
@@ -74,7 +74,7 @@ class Want:
         dtype: str,
         kernels: Mapping[str, str] | None = None,
         formats: Mapping[str, str] | None = None,
-        steps: StepPolicy | None = None,
+        policy: StepPolicy | None = None,
     ) -> Want:
         """What running a transformer of this config takes."""
         return cls(
@@ -87,7 +87,7 @@ class Want:
             activation=config.hidden_act,
             kernels=kernels or {},
             formats=formats or {},
-            steps=steps,
+            policy=policy,
         )
 
     def format(self, op: str) -> str:

@@ -47,7 +47,7 @@ def resolve(want: Want, backend: Backend, device: Device) -> Plan:
         _choose("pack_linear", replace(shared, formats={"pack_linear": name}), backend, device, refusals)
         for name in want.others
     )
-    a16 = _sixteen(want.steps, both, want, backend, device) if want.steps and both else None
+    a16 = _sixteen(want.policy, both, want, backend, device) if want.policy and both else None
     return Plan(backend, device, want.dtype, choices, tuple(refusals), kept, want.packed, others, a16)
 
 
@@ -55,7 +55,7 @@ def _in_two_precisions(want: Want, formats: Mapping[str, Format]) -> tuple[Want,
     """What the ops are asked for, and by the names of the layers' formats that quantize activations those that keep
     these in 16 bits; none where nothing is to be in them. With such steps both precisions read one packed weight, so
     that rows take it packed. Raises InputError where a caller names steps and no format quantizes activations."""
-    policy = want.steps
+    policy = want.policy
     if policy is None:
         return want, {}
     held = [formats[name] for name in (want.format("pack_linear"), *want.others) if name != "none"]
