@@ -72,4 +72,4 @@ def _next(found: dict[str, Any]) -> str:
         return f"Type {same}: a bound that is met there is missed for this device, format or model"
     if found["depth"] == "quick":
         return "Few cases can miss by chance. Type cosmos3 evaluate --depth full: it has 200 and more, and takes a GPU"
-    return "Eager torch misses it too: compare with the table in docs/embedded.md, and run make test"
+    return "Eager torch misses it too: compare with the table in docs/embedded.md, and report what differs"
