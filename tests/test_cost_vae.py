@@ -83,6 +83,7 @@ def counting() -> Alive:
     tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     # Other tests have sparse ones among their parameters, which have no storage.
     alive.storages |= {one.untyped_storage()._cdata for one in tensors if one.layout is torch.strided}
+    alive.before = tensors  # held: the address of one that died would be that of a new storage, and not be counted
     return alive
 
 

@@ -55,8 +55,8 @@ def inputs(case) -> tuple[Tensor, list[Segment]]:
 
 CASES = [replace(case, heads=case.heads // 8, kv_heads=2, queries=min(case.queries, 70)) for case in CALLS]
 CASES = [replace(case, lengths=(case.queries,) if case.causal else case.lengths) for case in CASES if case.keys == 1]
-PREPARED = ("gqa32_8-ragged", "gqa32_8-one_query")
-"""Calls with a text: of two suffices, for each takes half a minute."""
+PREPARED = ("gqa32_8-one_query", "gqa32_8-values50x")
+"""Calls with a text and media: two suffice, for each takes a quarter of a minute."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
