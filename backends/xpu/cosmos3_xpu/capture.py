@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from cosmos3_triton.recording import recorder
 
 from cosmos3_core.contract import Capture
-from cosmos3_core.contract.recording import recorder
 
 
 def build_capture() -> Capture:

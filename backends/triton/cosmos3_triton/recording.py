@@ -1,4 +1,4 @@
-"""contract.Capture where torch can record what a device is given: CUDA graphs, and what is made after them."""
+"""contract.Capture, for backends with or without our kernels, where torch can record what a device is given: CUDA graphs, and what is made after them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import Capture
+from cosmos3_core.contract import Capture
 
 
 class Recording:
