@@ -178,7 +178,7 @@ def test_lists_and_matrix_show_a_backends_format(site, told, capsys, monkeypatch
     _, out, _ = cosmos3(capsys, monkeypatch, "backends")
     assert "brings the formats bolt_w3a16" in out
     forget("cosmos3_bolt")
-    (tmp_path / "recipes").mkdir()
+    (tmp_path / "cosmos3_core" / "recipes").mkdir(parents=True)
     site.bolt(tmp_path / "backends" / "bolt")
     page = render(tmp_path)
     line = "| bolt_w3a16 | bolt | 3.5 | bolt w3 | – |"
