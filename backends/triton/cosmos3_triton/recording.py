@@ -1,4 +1,4 @@
-"""contract.Capture, for backends with or without our kernels, where torch can record what a device is given: CUDA graphs, and what is made after them."""
+"""contract.Capture where torch can record what a device is given: CUDA graphs, and what is made after them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from cosmos3_triton.rows import (
 )
 from cosmos3_triton.tables import Table, table
 
-from cosmos3_core.contract import Ask, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
 # Intel's names for the GPUs of an IP version (major, minor).
@@ -293,5 +293,12 @@ CEILINGS = {
 @hookimpl
 def cosmos3_backend() -> Backend:
     return Backend(
-        name="xpu", torch_device="xpu", collectives="xccl", probe=probe, kernels=ROWS, ceilings=CEILINGS, api=2
+        name="xpu",
+        torch_device="xpu",
+        collectives="xccl",
+        probe=probe,
+        kernels=ROWS,
+        ceilings=CEILINGS,
+        recipes=Path(__file__).parent / RECIPES,
+        api=2,
     )
