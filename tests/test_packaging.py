@@ -21,6 +21,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import __version__
 from cosmos3_core.files.checkout import build_version
@@ -243,6 +244,13 @@ def test_help_loads_nothing_heavy():
     loaded = imported_by("-m", "cosmos3", "--help")
     assert "cosmos3_core" in loaded
     assert not loaded & HEAVY
+
+
+def test_a_run_loads_no_compiler(tmp_path):
+    """torch's brings sympy, and takes longer than the run."""
+    run = ("cosmos3", "run", "a cup", "--model", TINY_MODEL, "--backend", "reference", "--size", "64x64")
+    loaded = imported_by("-m", *run, "--frames", "5", "--sound", "--steps", "1", "-o", str(tmp_path / "cup.mp4"))
+    assert "av" in loaded and "sympy" not in loaded
 
 
 def test_the_engine_loads_no_diffusers():
