@@ -56,6 +56,7 @@ def test_a_policy_as_it_is_typed():
     assert StepPolicy.typed("2,1") == StepPolicy(first=2, last=1, named=True)
     assert StepPolicy.typed(" 0, 3 ,native") == StepPolicy(last=3, reasoner=NATIVE, named=True)
     assert StepPolicy.typed("None") == StepPolicy(reasoner=NATIVE, named=True)
+    StepPolicy.typed("2,1").check(3)  # every step once
 
 
 @pytest.mark.parametrize("text", ["", "2", "2,", "-1,2", "2.0,2", "2,2,2", "2,2,a8", "first=2", "1e1,2", "99999,0"])
