@@ -143,9 +143,10 @@ def test_a_package_builds_a_wheel_of_this_version(name, checkout):
         modules = {path for path in archive.namelist() if path.startswith(f"{package}/")}
     assert lines == ([] if name == KERNELS else ["[cosmos3.backends]", f"{name} = {package}.plugin"])
     folder = ROOT / "backends" / name
-    files = (path for path in folder.glob(f"{package}/**/*") if path.suffix in (".py", ".toml", ".typed"))
+    files = (path for path in folder.glob(f"{package}/**/*") if path.is_file() and "__pycache__" not in path.parts)
     assert f"{package}/py.typed" in modules
     assert modules == {path.relative_to(folder).as_posix() for path in files}
+    assert any(path.startswith(f"{package}/recipes/") for path in modules) is (name != KERNELS)
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel):
