@@ -340,6 +340,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
         f"{PROBE}.weight: it is [512, 1] instead of [1024",
     ),
     # torchao
+    "said to be for inputs in 8 bits": (
+        "torchao-int8",
+        config("quant_type", value="Int8DynamicActivationInt8WeightConfig"),
+        "its files speak of int8, and layers are in int8a16",
+    ),
     "no class": ("torchao-int8", metadata(None), f"tensor {PROBE}: the file's metadata does not say of which class"),
     "another class": (
         "torchao-int8",

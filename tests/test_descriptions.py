@@ -81,6 +81,8 @@ def test_the_policy_of_an_exports_own_file_is_followed() -> None:
     steps = json.loads((FIXTURES / "modelopt-fp8" / "config.json").read_text())["quantization_config"]["runtime"]
     clues = Clues(source="a model", files={FILE: {"quantization": {"quant_algo": "FP8", "runtime": steps}}})
     assert scheme_of(MODELOPT, clues).policy == steps["diffusion_step_policy"]
+    steps["diffusion_step_policy"]["scope"] = ["vae"]
+    assert scheme_of(MODELOPT, clues).policy is None
 
 
 @pytest.mark.parametrize("row", DIALECTS, ids=lambda row: row.name)

@@ -127,7 +127,7 @@ def test_a_recipe_names_its_formats(acme, capsys, monkeypatch, tmp_path):
 
 def test_a_recipe_names_its_steps_in_16_bits(acme, capsys, monkeypatch, tmp_path):
     """They are in its name, in its command and in what it is judged as: the baselines without a format have none."""
-    written = (Path(__file__).parents[1] / "recipes" / "embedded-t2i-128x128-cpux1.toml").read_text()
+    written = (Path(__file__).parents[1] / "cosmos3_core" / "recipes" / "embedded-t2i-128x128-cpux1.toml").read_text()
     body = written[: written.index("[plan]")].replace('"reference"', '"acme"')
     body = body.replace(tomllib.loads(written)["device"]["name"], "ACME One")
     formats = '[run.formats]\npack_linear = "int8"\n[plan]\npack_linear = "eager"\n'
