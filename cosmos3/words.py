@@ -19,6 +19,7 @@ R = TypeVar("R")
 OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
 """Arguments by what the core calls them, which is what the command line does."""
 CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
+FORECASTS = "cosmos3.forecasts"
 QUANTIZE = "cosmos3.quantize"
 _OPENING = ("model", "backend", "formats", "high_precision_steps", "kernels", "dtype", "profile", "resident")
 TAKES: dict[str, tuple[str, ...]] = {
@@ -26,7 +27,8 @@ TAKES: dict[str, tuple[str, ...]] = {
     START: (*FIELDS, "noise", "anyway"),
     OF_A_PIPE: tuple(FIELDS),
     LOAD: (*_OPENING, "revision"),
-    PLAN: (*_OPENING, *FIELDS),
+    PLAN: (*_OPENING, "device", "arch", "memory", *FIELDS),
+    FORECASTS: (*_OPENING, *FIELDS),
     QUANTIZE: (
         *("model", "revision", "format", "dialect", "group", "policy", "method", "calibrate", "output", "overwrite"),
         *("sweep", "keep_share", "max_error", "backend", "progress"),

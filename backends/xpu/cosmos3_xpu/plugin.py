@@ -8,8 +8,10 @@ from pathlib import Path
 from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
 from cosmos3_triton.tables import Table, table
 
-from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
+
+from .devices import CEILINGS, KNOWN
 
 # Intel's names for the GPUs of an IP version (major, minor).
 CHIPS = {
@@ -94,19 +96,6 @@ ROWS = (
     *(replace(row, notes=f"{row.notes}; {INTERPRETED}") for row in row_wise_rows(WITH_MATRICES, find=find_table)),
 )
 
-CEILINGS = {
-    "B580 Graphics": Ceiling(
-        tflops={"bfloat16": 116.5, "int8": 233},
-        bandwidth=4.56e11,
-        source="Intel's data sheet of the Arc B580: 233 TOPS in int8, half of that in bfloat16",
-    ),
-    "B60 Graphics": Ceiling(
-        tflops={"bfloat16": 98.5, "int8": 197},
-        bandwidth=4.56e11,
-        source="Intel's data sheet of the Arc Pro B60: 197 TOPS in int8, half of that in bfloat16",
-    ),
-}
-
 
 @hookimpl
 def cosmos3_backend() -> Backend:
@@ -117,6 +106,7 @@ def cosmos3_backend() -> Backend:
         probe=probe,
         kernels=ROWS,
         ceilings=CEILINGS,
+        known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,
     )
