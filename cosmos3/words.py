@@ -59,10 +59,11 @@ class Answering:
 
 def elsewhere(word: str, here: str = "") -> str | None:
     """What to do about an argument of another place than `here`, or of another program; None for one of neither."""
-    for place, names in TAKES.items():
-        if word in names and place != here:
-            return f"It is an argument of {place}"
-    return in_python(word)
+    places = [place for place, names in TAKES.items() if word in names and place != here]
+    theirs = in_python(word)
+    if places == [PLAN] and theirs:  # the `device` of a forecast is none to run on
+        return theirs
+    return f"It is an argument of {places[0]}" if places else theirs
 
 
 def unknown(word: str, here: str) -> str:
