@@ -32,6 +32,7 @@ from ..contract import FORMATTED, OPS, Device, InputError
 from ..files.digests import sha256_json
 from ..files.sources import check_source
 from ..plan.cost.units import GIB
+from ..plan.known import names_alike
 from ..quant.steps import OPTION, StepPolicy
 from ..scenarios.action import GIVEN, OBSERVED
 from ..scenarios.defaults import PROFILES
@@ -195,18 +196,6 @@ def put(values: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
         name, _, key = label.partition(".")
         found[name] = {**found[name], key: path} if key else path
     return found
-
-
-def names_alike(wanted: str, found: str) -> bool:
-    """Whether every word of a device's everyday name stands in what its probe calls it: "Arc B60" in "Intel(R) Arc(TM)
-    Pro B60 Graphics", "Ascend 910B" in "Ascend910B3"; but not "H20" in "H200", nor "H200" in "GH200"."""
-
-    def stands(word: str) -> bool:
-        before = r"(?<![a-z0-9])" if word[0].isalpha() else r"(?<![0-9])"
-        after = r"(?![0-9])" if word[-1].isdigit() else ""
-        return re.search(before + re.escape(word) + after, found.lower()) is not None
-
-    return all(stands(word) for word in re.findall(r"[a-z0-9]+", wanted.lower()))
 
 
 def load(path: Path) -> Recipe:
