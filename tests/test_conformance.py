@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from command import cosmos3
 
+from cosmos3_core import testing
 from cosmos3_core.contract import OPS
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.reference import build_ops
@@ -31,7 +32,16 @@ def kit(tmp_path):
     def run(backend: str, keyword: str = "", test: str = "") -> dict:
         file = tmp_path / "record.json"
         # Without the collections that pytest makes at the end, to warn of what is thrown away with an error in it.
-        alone = ["-c", os.devnull, "--noconftest", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "-q"]
+        alone = [
+            "-c",
+            str(testing.ALONE),
+            "--noconftest",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:unraisableexception",
+            "-q",
+        ]
         options = ["--tb=line", "-p", "cosmos3_core.testing.plugin", "--backend", backend, "--record", str(file)]
         pytest.main([f"{suite.__file__}::{test}" if test else suite.__file__, *alone, *options, "-k", keyword])
         return json.loads(file.read_text())
@@ -281,7 +291,7 @@ def folder(acme, tmp_path, capsys):
         count = len(list(tmp_path.glob("test_*.py")))
         module = tmp_path / f"test_{tmp_path.name}_{count}.py"  # a name of its own: modules stay imported
         module.write_text("\n".join(["from cosmos3_core.testing.suite import *", 'BACKEND = "acme"', *lines, ""]))
-        options = ["-c", os.devnull, "-p", "no:cacheprovider", "-q", "--import-mode=importlib"]
+        options = ["-c", str(testing.ALONE), "-p", "no:cacheprovider", "-q", "--import-mode=importlib"]
         capsys.readouterr()
         status = pytest.main([str(module), *options, "-k", keyword])
         captured = capsys.readouterr()
@@ -349,7 +359,10 @@ def test_check_exits_with_what_the_kit_found(acme, capsys, monkeypatch, tmp_path
     assert failed and re.search(r"gate-exp_gate +2 failed", out) and "/" not in "".join(failed)
 
 
-def test_check_names_its_tests(acme, capsys, monkeypatch):
+def test_check_names_its_tests(acme, capsys, monkeypatch, tmp_path):
+    """Where somebody has written to the null device, too: no tool reads that as its configuration."""
+    (tmp_path / "null").write_text("[pytest\n")
+    monkeypatch.setattr(os, "devnull", str(tmp_path / "null"))
     code, out, _ = cosmos3(capsys, monkeypatch, "check", "--backend", "acme", "--list", "-k", "silu_is_on")
     assert code == 0 and out.splitlines() == [
         f"test_silu_is_on_the_first_half[exp_gate-{dtype}]" for dtype in ("float32", "bfloat16")

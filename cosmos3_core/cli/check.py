@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -46,7 +45,7 @@ def execute(
 
     # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
     suite = Path(module).resolve() if module else Path(testing.__file__).parent / "suite" / "__init__.py"
-    alone = ["-c", os.devnull, "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
+    alone = ["-c", str(testing.ALONE), "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
     arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "--tb=no", "--color=no"]
     arguments += ["--backend", backend, *(["--record", record] if record and not only_list else [])]
     arguments += [*(["-k", keyword] if keyword else []), *(["--collect-only"] if only_list else [])]

@@ -7,3 +7,9 @@
 and `cosmos3 check --backend acme` runs the same without a folder. `suite` holds the tests, `plugin` what pytest needs
 to run them over the rows of one backend; both import pytest.
 """
+
+from pathlib import Path
+
+ALONE = Path(__file__).with_name("alone.ini")
+"""A configuration of pytest that says nothing. A tool is never handed the null device in the place of a file: it may be
+one that somebody wrote to."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from cosmos3_core.contract import Ask, Backend, Device, Kernel, RmsNorm, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Backend, Device, Kernel, RmsNorm, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
 FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
@@ -261,4 +262,12 @@ ROWS = (
 
 @hookimpl
 def cosmos3_backend() -> Backend:
-    return Backend(name="npu", torch_device="npu", collectives="hccl", probe=probe, kernels=ROWS, api=2)
+    return Backend(
+        name="npu",
+        torch_device="npu",
+        collectives="hccl",
+        probe=probe,
+        kernels=ROWS,
+        recipes=Path(__file__).parent / RECIPES,
+        api=2,
+    )
