@@ -76,9 +76,11 @@ def build_rms_norm(device: Device) -> RmsNorm:
 
         exact = x_MI.dtype == torch.float32
         rounds_first = not weight_fp32 and not exact
-        if residual_MI is not None and (exact or rounds_first == adds_and_rounds_first):
-            y_MI, _, z_MI = torch_npu.npu_add_rms_norm(x_MI, residual_MI, weight_I, eps)
-            return y_MI, z_MI
+        added = exact or rounds_first == adds_and_rounds_first
+        if residual_MI is not None and (added or rounds_first):
+            weight = weight_I if added else ones(len(weight_I), weight_I.dtype, weight_I.device)
+            y_MI, _, z_MI = torch_npu.npu_add_rms_norm(x_MI, residual_MI, weight, eps)
+            return y_MI if added else y_MI * weight_I, z_MI
         z_MI = x_MI if residual_MI is None else x_MI + residual_MI
         if rounds_first:
             return normed(z_MI, eps) * weight_I, z_MI

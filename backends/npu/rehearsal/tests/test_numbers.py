@@ -12,21 +12,47 @@ from conftest import CHIP
 from cosmos3_npu.linears import MxLinear
 from cosmos3_npu.quantized import FP4, FP8
 
+from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import Packed, unpack
+
 pytestmark = pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")
 GOLDENS = Path(__file__).parents[4] / "tests" / "goldens" / "quant"
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("mxfp4", FP4), ("mxfp8", FP8)])
-@pytest.mark.parametrize("rows", ["ordinary", "extreme"])
-def test_mx_is_auto_round_s_to_the_bit(name, scheme, rows):
-    with np.load(GOLDENS / "inputs.npz") as held, np.load(GOLDENS / "auto_round.npz") as theirs:
-        x = torch.from_numpy(held[rows])
-        stem = f"{name}_{rows}"
-        print(sorted(key for key in theirs.files if key.startswith(name)))
-        values, scales = (torch.from_numpy(theirs[f"{stem}_{part}"]) for part in ("values", "scales"))
+SCHEMES = pytest.mark.parametrize(("name", "scheme"), [("mxfp4", FP4), ("mxfp8", FP8)])
+ROWS = pytest.mark.parametrize("rows", ["ordinary", "extreme"])
+
+
+def golden(package: str, name: str) -> torch.Tensor:
+    with np.load(GOLDENS / f"{package}.npz") as held:
+        return torch.from_numpy(held[name])
+
+
+def made(scheme, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values as bytes, and a scale for each block."""
     found = scheme.rows(x.to("npu"))
-    assert torch.equal(found.values_MI.cpu().view(torch.uint8), values.view(torch.uint8))
-    assert torch.equal(found.scales.cpu().flatten(1)[:, : scales.shape[1]], scales)
+    return found.values_MI.cpu().view(torch.uint8), found.scales.cpu().flatten(1)[:, : x.shape[1] // 32]
+
+
+@SCHEMES
+@ROWS
+def test_mx_is_torchao_s_to_the_bit(name, scheme, rows):
+    x = golden("inputs", rows)[:: 4 if rows == "ordinary" else 1].bfloat16()
+    values, scales = made(scheme, x)
+    assert torch.equal(scales, golden("torchao", f"{name}_floor_{rows}_scale").view(torch.uint8).view(scales.shape))
+    assert torch.equal(values, golden("torchao", f"{name}_floor_{rows}").view(torch.uint8).view(values.shape))
+
+
+@SCHEMES
+@ROWS
+def test_mx_is_auto_round_s_to_the_bit(name, scheme, rows):
+    """A block of zeros has no exponent."""
+    x = golden("inputs", rows)
+    values, scales = made(scheme, x)
+    used = scales != 0
+    assert torch.equal((scales.int() - 127)[used], golden("auto-round", f"{name}_{rows}_exponent").int()[used])
+    held = values if name == "mxfp4" else values.view(torch.float8_e4m3fn)
+    assert torch.equal(unpack(Packed(FORMATS[name], held, scales)), golden("auto-round", f"{name}_{rows}_values"))
 
 
 def test_two_levels_are_the_vendor_s_golden():
@@ -42,4 +68,4 @@ def test_scales_of_a_width_that_is_no_multiple_of_64():
     linear = MxLinear(weight, None, "mxfp8")
     assert linear.scales.shape == (16, 2, 2)
     y = linear(torch.eye(96, dtype=torch.bfloat16, device="npu")).cpu().float()
-    torch.testing.assert_close(y.T, weight.cpu().float(), rtol=0.07, atol=1e-3)
+    torch.testing.assert_close(y.T, weight.cpu().float(), rtol=0.13, atol=1e-3)  # 448 in place of 512

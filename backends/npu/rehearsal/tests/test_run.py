@@ -29,7 +29,7 @@ def load(format: str):
 
 @pytest.mark.parametrize("format", ["none", *FORMATS])
 def test_a_picture(tmp_path, launches, format):
-    load(format)("two green squares", seed=1).save(tmp_path / "squares.png")
+    load(format)("two green squares", steps=4, seed=1).save(tmp_path / "squares.png")
     manifest = json.loads((tmp_path / "squares.png.json").read_text())
     kernels = manifest["plan"]["kernels"]
     eager = {op for op, row in kernels.items() if row == "eager"}
