@@ -29,7 +29,7 @@ def load(format: str):
 
 @pytest.mark.parametrize("format", ["none", *FORMATS])
 def test_a_picture(tmp_path, launches, format):
-    load(format)("two green squares", steps=4, seed=1).save(tmp_path / "squares.png")
+    load(format)("two green squares", task="t2i", steps=2, seed=1).save(tmp_path / "squares.png")
     manifest = json.loads((tmp_path / "squares.png.json").read_text())
     kernels = manifest["plan"]["kernels"]
     eager = {op for op, row in kernels.items() if row == "eager"}
@@ -44,7 +44,8 @@ def test_a_picture(tmp_path, launches, format):
 
 
 def test_a_video_with_sound(tmp_path, launches):
-    result = load(ONE)("a blue ball bounces off the right edge", sound=True, frames=5, steps=2, seed=1)
+    text = "a blue ball bounces off the right edge"
+    result = load(ONE)(text, task="t2vs", frames=5, steps=2, seed=1)
     result.save(tmp_path / "ball.mp4")
     assert (tmp_path / "ball.mp4").stat().st_size
 
