@@ -10,6 +10,8 @@ from typing import Any
 from cosmos3_core.contract import RECIPES, Ask, Backend, Device, Kernel, RmsNorm, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
+from .devices import KNOWN
+
 FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
 ASCEND_910, ASCEND_950 = FAMILIES[:2], FAMILIES[2:]
 WIDEST = 65535
@@ -268,6 +270,7 @@ def cosmos3_backend() -> Backend:
         collectives="hccl",
         probe=probe,
         kernels=ROWS,
+        known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,
     )

@@ -18,8 +18,10 @@ from cosmos3_triton.rows import (
 )
 from cosmos3_triton.tables import Table, table
 
-from cosmos3_core.contract import RECIPES, Ask, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible, versions
+
+from .devices import CEILINGS, KNOWN
 
 # Intel's names for the GPUs of an IP version (major, minor).
 CHIPS = {
@@ -276,19 +278,6 @@ ROWS = (
     ),
 )
 
-CEILINGS = {
-    "B580 Graphics": Ceiling(
-        tflops={"bfloat16": 116.5, "int8": 233},
-        bandwidth=4.56e11,
-        source="Intel's data sheet of the Arc B580: 233 TOPS in int8, half of that in bfloat16",
-    ),
-    "B60 Graphics": Ceiling(
-        tflops={"bfloat16": 98.5, "int8": 197},
-        bandwidth=4.56e11,
-        source="Intel's data sheet of the Arc Pro B60: 197 TOPS in int8, half of that in bfloat16",
-    ),
-}
-
 
 @hookimpl
 def cosmos3_backend() -> Backend:
@@ -299,6 +288,7 @@ def cosmos3_backend() -> Backend:
         probe=probe,
         kernels=ROWS,
         ceilings=CEILINGS,
+        known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,
     )
