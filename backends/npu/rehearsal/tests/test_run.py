@@ -24,7 +24,7 @@ ONE = {"Ascend910B": "int8", "Ascend910C": "w4a16", "Ascend950": "mxfp8"}[CHIP]
 
 
 def load(format: str):
-    return cosmos3.load("embedded", backend="npu", **({} if format == "none" else {"format": format}))
+    return cosmos3.load("embedded", backend="npu", **({} if format == "none" else {"formats": {"pack_linear": format}}))
 
 
 @pytest.mark.parametrize("format", ["none", *FORMATS])
@@ -39,8 +39,8 @@ def test_a_picture(tmp_path, launches, format):
     assert launches.counts[product] >= 6 * steps
     attention = "npu::npu_fusion_attention" if CHIP == "Ascend950" else "npu::npu_fused_infer_attention_score"
     assert launches.counts[attention] >= 6 * steps
-    # The host asks whether the latents are finite, and takes the pixels; no step waits.
-    assert launches.waits.total() < steps, dict(launches.waits)
+    # The host asks whether the latents are finite, takes them, and takes the pixels; no step waits.
+    assert launches.waits.total() <= 3, dict(launches.waits)
 
 
 def test_a_video_with_sound(tmp_path, launches):
