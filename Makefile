@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := --model embedded --backend reference --seed 1 --overwrite
 
-.PHONY: install demo quick test fuzz test-slow stops faults rehearse-xpu lint release clean
+.PHONY: install demo quick test fuzz test-slow stops faults rehearse-npu rehearse-xpu lint release clean
 
 install: .venv/installed
 
@@ -44,6 +44,24 @@ stops: .venv/installed
 faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.embedded.faults
 
+# Ascend's backend against the vendor's real torch_npu, on the host (docs/npu.md): a venv of its own over .venv, and a
+# newer wheel to compare schemas with. Some minutes for each chip.
+NPU := .venv-npu
+CHIPS ?= 910B 910C 950
+rehearse-npu: $(NPU)/installed
+	for chip in $(CHIPS); do \
+		PYTHONPATH=backends/npu OMP_NUM_THREADS=1 REHEARSED_NEWER=$(NPU)/newer $(NPU)/bin/python -m rehearsal $$chip \
+			pytest -q -p no:cacheprovider backends/npu/rehearsal/tests || exit 1; done
+
+$(NPU)/installed: .venv/installed backends/npu/rehearsal/constraints.txt
+	$(BIN)/python -m venv $(NPU)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $(NPU)/under
+	$(NPU)/bin/python -c 'import shutil, sysconfig; shutil.copy("$(NPU)/under", sysconfig.get_path("purelib") + "/under.pth")'
+	$(NPU)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable backends/npu \
+		--requirement backends/npu/rehearsal/constraints.txt
+	$(NPU)/bin/python -m pip download -qq --disable-pip-version-check --no-deps --dest $(NPU)/newer torch-npu==2.14.0
+	@touch $@
+
 # Intel GPUs on a CPU: the kit over the rows of cosmos3-xpu and whole requests, with auto-round-lib and stand-ins for what
 # only a GPU has. Ten minutes or more.
 rehearse-xpu: .venv/installed
@@ -61,7 +79,7 @@ lint: .venv/installed
 	$(BIN)/mypy --no-error-summary
 
 clean:
-	rm -rf .venv .nox build dist demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-npu .nox build dist demo .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Checked before .venv is made: pip's refusal would come after it and leave a .venv of the wrong Python behind.
