@@ -63,7 +63,7 @@ $(NPU)/installed: .venv/installed backends/npu/rehearsal/constraints.txt
 	@touch $@
 
 # Intel GPUs on a CPU: the kit over the rows of cosmos3-xpu and whole requests, with auto-round-lib and stand-ins for what
-# only a GPU has. Some minutes.
+# only a GPU has. Ten minutes or more.
 rehearse-xpu: .venv/installed
 	@test -d build/rehearse-xpu || $(BIN)/python -m pip install -qq --no-deps --target build/rehearse-xpu auto-round-lib==0.16.0
 	OMP_NUM_THREADS=1 PYTHONPATH=build/rehearse-xpu $(BIN)/python -m pytest -q backends/xpu/tests
