@@ -69,7 +69,6 @@ FLAGS = {
     "--output_dir out": OURS.format("--output."),
     "--save_file out.mp4": OURS.format("--output."),
     "-i spec.json": OURS.format("--request FILE."),
-    "--device cpu": OURS.format("--backend."),
     "--torch-dtype bf16": OURS.format("--dtype."),
     "--dit-precision bf16": OURS.format("--dtype."),
     "--quantization fp8": OURS.format("--format FORMAT, such as fp8."),
@@ -133,6 +132,12 @@ def test_a_habitual_flag_is_answered_with_ours(flag, capsys, monkeypatch):
     code, out, err = cosmos3(capsys, monkeypatch, "run", "a cup", *words)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith(f"error: No such option '{words[0].partition('=')[0]}': {FLAGS[flag]}")
+
+
+def test_a_run_is_told_where_to_run_by_its_backend(capsys, monkeypatch):
+    """`--device`, which others have for that, names one to forecast for."""
+    code, out, err = cosmos3(capsys, monkeypatch, "run", "a cup", "--device", "cpu")
+    assert (code, out) == (2, "") and err.endswith("add --dry-run; what is here is named by --backend\n")
 
 
 def test_there_are_more_flags_than_the_issue_counts():

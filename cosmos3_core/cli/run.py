@@ -310,7 +310,8 @@ def _check_given(options: Options) -> None:
             raise InputError(f"--{name.replace('_', '-')} ''", "it is empty", "Give it a value or leave it out")
         if name in REPORT and value not in (None, False) and not options.dry_run:
             found = "a run that is no dry run takes what is here and reports in its manifest"
-            raise InputError(REPORT[name], found, "Type cosmos3 plan, or add --dry-run")
+            here = "; what is here is named by --backend" if name in ("device", "arch") else ""
+            raise InputError(REPORT[name], found, f"Type cosmos3 plan, or add --dry-run{here}")
     if options.sound_only and options.output and Path(options.output).suffix.lower() not in SOUND_SUFFIXES:
         found, another = "the sound alone is a .wav or .flac", Path(options.output).with_suffix(SOUND_SUFFIXES[0])
         raise InputError(f"--sound-only with `output` {options.output}", found, f"Pass `output` {another}")
