@@ -4,6 +4,23 @@
     from cosmos3_core.testing.suite import *
     BACKEND = "acme"
 
-and `cosmos3 check --backend acme` runs the same without a folder. `suite` holds the tests, `plugin` what pytest needs
+and `cosmos3 check --backend acme` runs the same without a folder. `again` runs one test once more, with a
+traceback. `suite` holds the tests, `plugin` what pytest needs
 to run them over the rows of one backend; both import pytest.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+INI = Path(__file__).parent / "pytest.ini"
+"""An empty configuration: nothing of the folder that somebody stands in."""
+
+
+def again(backend: str, test: str, depth: str = "quick") -> int:
+    """Run one test of the kit, by its whole name, over a backend and show what pytest shows. Returns its status."""
+    import pytest  # which importing the kit's words does without
+
+    alone = ["-c", str(INI), "--noconftest", "-p", "no:cacheprovider", "-p", "cosmos3_core.testing.plugin"]
+    suite = Path(__file__).parent / "suite" / "__init__.py"
+    return int(pytest.main([f"{suite}::{test}", *alone, "--backend", backend, "--depth", depth]))

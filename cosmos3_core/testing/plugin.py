@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,8 @@ import pytest
 
 from ..contract import Cosmos3Error, Device, Kernel
 from ..plan.choice import rows
+from .depth import DEPTHS, QUICK, Depth, Pace
+from .faults import FAULT, place_of
 from .record import Record
 from .subject import Subject, live_bytes, row_id
 
@@ -34,6 +36,7 @@ RECORD = pytest.StashKey[Record]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cosmos3")
     group.addoption("--backend", dest="cosmos3_backend", metavar="NAME", help="the backend that is judged")
+    group.addoption("--depth", dest="cosmos3_depth", choices=tuple(DEPTHS), default=QUICK.name, help="how far sizes go")
     group.addoption("--record", dest="cosmos3_record", metavar="FILE", help="write the result here, as JSON")
 
 
@@ -147,10 +150,35 @@ def _names(item: Any) -> set[str]:
     return {item.name, f"{item.originalname}[{row}]"}
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """A report of a test that failed says where: see `faults`."""
+    report = yield
+    if report.failed and _is_ours(item):
+        name = _subject(item.config, cast(Any, item).module).name
+        place = (*place_of(item), name, item.config.getoption("cosmos3_depth", QUICK.name))
+        report.user_properties = [*report.user_properties, (FAULT, place)]
+    return report
+
+
 @pytest.fixture(name="subject")
 def _subject_fixture(request: pytest.FixtureRequest) -> Subject:
     """The backend that is judged."""
     return _subject(request.config, request.module)
+
+
+@pytest.fixture
+def pace(depth: Depth, device: str, record_property: Callable[[str, object], None]) -> Iterator[Pace]:
+    """Which sizes are worth their time; the record says which were."""
+    pace = Pace(depth, device == "cpu")
+    yield pace
+    record_property("sizes", pace.told())
+
+
+@pytest.fixture
+def depth(request: pytest.FixtureRequest) -> Depth:
+    """How deep this run goes."""
+    return DEPTHS[request.config.getoption("cosmos3_depth", QUICK.name)]
 
 
 @pytest.fixture
