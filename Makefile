@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := --model embedded --backend reference --seed 1 --overwrite
 
-.PHONY: install demo quick test fuzz test-slow stops faults lint release clean
+.PHONY: install demo quick test fuzz test-slow stops faults mutate lint release clean
 
 install: .venv/installed
 
@@ -42,6 +42,10 @@ stops: .venv/installed
 # The evaluation of the embedded model with one fault of the pipeline at a time: half an hour on two cores.
 faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.embedded.faults
+
+# The conformance kit over a device with one fault at a time, of 380: some minutes. What `make test` has is one of a kind.
+mutate: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --write
 
 # The six distributions, in dist/: built, checked, installed in an empty environment and run. Publishes nothing.
 release: .venv/installed

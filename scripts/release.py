@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import venv
+from collections import Counter
 from collections.abc import Iterator
 from email import message_from_bytes
 from email.message import Message
@@ -100,8 +102,14 @@ def install(wheels: list[Path], folder: Path) -> Path:
     return folder / "bin"
 
 
+def recipes() -> Counter[str]:
+    """How many recipes each distribution carries, by the checkout."""
+    paths = [*ROOT.glob("cosmos3_core/recipes/*.toml"), *ROOT.glob("backends/*/cosmos3_*/recipes/*.toml")]
+    return Counter(path.parts[-3].replace("_", "-").removesuffix("-core") for path in paths)
+
+
 def try_out(bin: Path, folder: Path, version: str) -> None:
-    """A run, a plan, the backends and the conformance kit, in an empty folder."""
+    """A run, a plan, the backends, their recipes and the conformance kit, in an empty folder."""
     cosmos3 = bin / "cosmos3"
     if (said := run(cosmos3, "--version", cwd=folder).split()[-1]) != version:
         sys.exit(f"the installed cosmos3 says that it is {said}, and {version} was built")
@@ -123,6 +131,10 @@ def try_out(bin: Path, folder: Path, version: str) -> None:
         path.name for path in PROJECTS[1:] if f'"cosmos3-{path.name}"' not in listed and path.name != "triton"
     ]:
         sys.exit(f"cosmos3 backends does not list {', '.join(absent)}")
+    listed = Counter(recipe["package"] for recipe in json.loads(run(cosmos3, "recipes", "list", "--json", cwd=folder)))
+    if listed != recipes():
+        sys.exit(f"cosmos3 recipes list shows {dict(listed)}, and the checkout has {dict(recipes())}")
+    run(cosmos3, "matrix", "--installed", cwd=folder)
     run(bin / "python", "-c", "import cosmos3_triton.rows", cwd=folder)
     run(cosmos3, "check", "--backend", "reference", "-k", "gate", cwd=folder)
 

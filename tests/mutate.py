@@ -31,7 +31,7 @@ from cosmos3_core.testing.plugin import RECORD
 
 ROOT = Path(__file__).parents[1]
 ACME = ROOT / "tests" / "fake_device"
-INI = ROOT / "cosmos3_core" / "testing" / "pytest.ini"
+INI = ROOT / "cosmos3_core" / "testing" / "alone.ini"
 GOLDEN = ROOT / "tests" / "goldens" / "mutants.json"
 SECONDS = 400
 """Which a fault may take."""

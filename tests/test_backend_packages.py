@@ -730,13 +730,15 @@ def test_cuda_claims_no_more_than_is_on_record():
     """Only a record of the kit for these very sources, rows and tests lets the README say that it passes; of others, it
     says that they have changed. What no record knows is said never to have run, or, of ops that the kit had no test
     for, to be newer."""
-    from cosmos3_core.testing.record import _kit
+    from cosmos3_core.evidence.checks import kit_digest
+    from cosmos3_core.evidence.closure import Sources
+    from cosmos3_core.evidence.fingerprint import ROOT
 
-    file, rows = PACKAGES["cuda"] / "records" / "check-h200.json", backend("cuda").kernels
+    file, rows = PACKAGES["cuda"] / "cosmos3_cuda" / "recipes" / "checks" / "h200.json", backend("cuda").kernels
     readme = " ".join((PACKAGES["cuda"] / "README.md").read_text().split())
     record = json.loads(file.read_text())
     found = record["fingerprint"]
-    current = found["backend"]["sources"] == subject("cuda").sources() and found["kit"] == _kit()
+    current = found["backend"]["sources"] == subject("cuda").sources() and found["kit"] == kit_digest(Sources(ROOT))
     passed = {name for name, test in record["tests"].items() if test["outcome"] == "passed"}
     day = f"{datetime.fromisoformat(record['finished']):%-d %B %Y}"
     state = "passes" if current else f"passed on {day}, with code that has changed since,"

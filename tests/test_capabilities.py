@@ -25,7 +25,7 @@ from cosmos3_core.scenarios.fields import FIELDS
 from cosmos3_core.scenarios.request import Request, resolve
 from cosmos3_core.scenarios.task import Task
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[1] / "cosmos3_core" / "recipes"
 BESIDE = {
     "interval_ends": {"guidance_interval": [1, 9]},
     "system_prompt_text": {"system_prompt": True},

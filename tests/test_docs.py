@@ -32,7 +32,6 @@ PAGES = [
         ".",
         "docs",
         "benchmarks",
-        "recipes",
         *(f"backends/{name}" for name in ("cuda", "rocm", "npu", "xpu", "triton")),
     )
     for path in sorted((ROOT / folder).glob("*.md"))
@@ -175,7 +174,7 @@ def test_a_task_takes_few_lines_of_python(task):
 @pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.commands and not block.marker}))
 def test_the_commands_of_a_page_run(page, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # as in a checkout
+    (tmp_path / "cosmos3_core").symlink_to(ROOT / "cosmos3_core")  # as in a checkout
     for block in BLOCKS:
         for command in block.commands if block.page == page and block.marker is None else ():
             program, *arguments = shlex.split(command)

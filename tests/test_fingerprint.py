@@ -15,6 +15,7 @@ from devices import backend
 from cosmos3_core import reference
 from cosmos3_core.contract import Delegate, Device, Kernel
 from cosmos3_core.evidence import fingerprint
+from cosmos3_core.evidence.closure import Sources
 from cosmos3_core.evidence.fingerprint import differences, files_now
 
 ROOT = Path(__file__).parents[1]
@@ -68,14 +69,15 @@ def from_module(device, name):
     "shapes.py": "WIDE = 128\n",
     "typed.py": "Table = object\n",
     "attention.py": "from . import tiles\n\n\ndef attention(scale):\n    from cosmos3_core.quant import FORMATS\n",
-    "tiles.py": "from pathlib import Path\n\nfrom .plugin import SCALE\n\nTABLES = Path(__file__).parent / 'tables'\n",
+    "tiles.py": "from pathlib import Path\n\nfrom .plugin import SCALE\n\nFOLDERS = 'tables', 'recipes'\n",
     "other.py": "def other():\n    pass\n",
     "fused.py": "from .rounding import up\n\ngate = up\n",
     "rounding.py": "up = round\n",
     "bound.py": "table = {}\n",
     "unused.py": "",
     "tables/acme1.toml": "block = 64\n",
-    "records/acme1.json": "{}\n",
+    "recipes/acme1.toml": "title = 'one'\n",
+    "recipes/evidence/acme1.json": "{}\n",
 }
 """A backend: a plain build function, a factory's, and a partial; two rows share a plugin with a third."""
 
@@ -120,7 +122,7 @@ def changed(root: Path, then: dict, name: str, old: str = "", new: str = "# anot
     text = file.read_bytes()
     assert old.encode() in text
     file.write_bytes(text.replace(old.encode(), new.encode(), 1))
-    return differences(then, {"files": files_now(then, root, embedded=embedded)})
+    return differences(then, {"files": files_now(then, Sources(root), embedded=embedded)})
 
 
 COMPUTES = [
@@ -157,7 +159,8 @@ DOES_NOT = [
     "cosmos3_plain/other.py",
     "cosmos3_plain/typed.py",
     "cosmos3_plain/unused.py",
-    "cosmos3_plain/records/acme1.json",
+    "cosmos3_plain/recipes/acme1.toml",
+    "cosmos3_plain/recipes/evidence/acme1.json",
 ]
 
 
@@ -225,7 +228,7 @@ def test_of_a_package_that_is_not_here_nothing_is_said(root):
     assert any(name.startswith("cosmos3_plain/") for name in then["files"])
     shutil.rmtree(root / "backends" / "plain")
     forget()
-    assert differences(then, {"files": files_now(then, root, embedded=False)}) == []
+    assert differences(then, {"files": files_now(then, Sources(root), embedded=False)}) == []
 
 
 def test_a_record_of_whole_packages_is_stale():

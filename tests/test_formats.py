@@ -105,7 +105,7 @@ def test_the_plan_counts_narrower_weights_and_proposes_them(acme, capsys, monkey
 
 
 def test_a_recipe_names_its_formats(acme, capsys, monkeypatch, tmp_path):
-    written = (Path(__file__).parents[1] / "recipes" / "embedded-t2i-128x128-cpux1.toml").read_text()
+    written = (Path(__file__).parents[1] / "cosmos3_core" / "recipes" / "embedded-t2i-128x128-cpux1.toml").read_text()
     tables = tomllib.loads(written)
     body = written[: written.index("[validated]")].replace('"reference"', '"acme"')
     body = body[: body.index("[plan]")].replace(tables["device"]["name"], "ACME One")

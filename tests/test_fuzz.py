@@ -28,6 +28,7 @@ from cosmos3_core.checkpoint.repository import open_repository
 from cosmos3_core.checkpoint.tensors import open_tensors
 from cosmos3_core.contract import Cosmos3Error
 from cosmos3_core.evidence import record, state
+from cosmos3_core.evidence.packages import in_tree, recipes_of
 from cosmos3_core.evidence.recipe import Recipe, load, load_all
 from cosmos3_core.files.images import read_image
 from cosmos3_core.files.video import read_video
@@ -204,7 +205,7 @@ def test_files_of_a_run_of_today(place, data):
         answered("run", "a cup", "--model", TINY_MODEL, "--size", "64x64", "--steps", 1, *arguments, file, *DRY)
 
 
-RECIPES = [found for found in load_all(ROOT / "recipes") if isinstance(found, Recipe)]
+RECIPES = [found for _, found in recipes_of(in_tree(ROOT)) if isinstance(found, Recipe)]
 MEASURED = next(found for found in RECIPES if found.name == "embedded-t2i-128x128-cpux1")
 
 

@@ -16,14 +16,18 @@ from cosmos3_core import reference
 from cosmos3_core.contract import Device, InputError
 from cosmos3_core.evidence import fingerprint, record, verdict
 from cosmos3_core.evidence import settle as evidence
-from cosmos3_core.evidence.matrix import PAGE, TICK, in_tree_backends, render
+from cosmos3_core.evidence.matrix import PAGE, TICK, render
+from cosmos3_core.evidence.packages import in_tree, recipes_of
 from cosmos3_core.evidence.recipe import Recipe, files_of, load_all
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.facts import ModelFacts
 
 ROOT = Path(__file__).parents[1]
-RECIPES = load_all(ROOT / "recipes")
+PACKAGES = in_tree(ROOT)
+RECIPES = [recipe for _, recipe in recipes_of(PACKAGES)]
+HERE = Path("cosmos3_core") / "recipes"
+"""Of the core in a checkout."""
 NAMED = ("name", "arch")
 LAYER = {"attention", "pack_linear", "rms_norm", "norm_rope", "gate"}
 """The ops of a decoder layer."""
@@ -33,12 +37,13 @@ TICKED = re.compile(rf"\| {TICK}|\[{TICK}")
 @pytest.fixture
 def copy(tmp_path, monkeypatch) -> Path:
     """A checkout of its own: the sources, recipes and records of this one, and one recipe with a record that holds."""
-    shutil.copytree(ROOT / "cosmos3_core", tmp_path / "cosmos3_core", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "recipes").mkdir()
+    ignore = shutil.ignore_patterns("__pycache__", "recipes")
+    shutil.copytree(ROOT / "cosmos3_core", tmp_path / "cosmos3_core", ignore=ignore)
+    (tmp_path / HERE).mkdir()
     (tmp_path / "docs").mkdir()
     (measured,) = [recipe for recipe in RECIPES if recipe.name == "embedded-t2i-128x128-cpux1"]
     found = record.load(measured)
-    shutil.copy(measured.path, tmp_path / "recipes")
+    shutil.copy(measured.path, tmp_path / HERE)
     # As if it had been measured with the code of today, on weights that are not random: sealed anew.
     raw = {name: entry["raw"] for name, entry in found["measurements"].items()}
     monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
@@ -48,7 +53,7 @@ def copy(tmp_path, monkeypatch) -> Path:
     found["evaluation"] = {"not_run": "gate=eager: as in this test"}
     found["verdict"] = verdict.judge(found["comparisons"], found["same"], found["evaluation"])
     fresh = {key: value for key, value in found.items() if key != "sha256"} | {"measurements": raw}
-    (copied,) = load_all(tmp_path / "recipes")
+    (copied,) = load_all(tmp_path / HERE)
     record.write(copied, record.seal(fresh))
     return tmp_path
 
@@ -79,7 +84,7 @@ def test_check_says_whether_it_is_and_writing_makes_it_so(capsys, monkeypatch, c
 
 def test_a_record_that_holds_makes_a_tick(copy):
     assert ticks(copy) == 2  # in the grid and in the list
-    checks = record.load(*load_all(copy / "recipes"))["verdict"]["checks"]
+    checks = record.load(*load_all(copy / HERE))["verdict"]["checks"]
     assert " | ".join(f"{check['eager']:.2g}, {check['value']:.2g}" for check in checks) in render(copy)
     assert render(copy).count("not run (gate=eager: as in this test) |") == 2  # with its state and what was measured
 
@@ -90,19 +95,19 @@ def changed_code(root: Path) -> None:
 
 
 def changed_record(root: Path) -> None:
-    (path,) = (root / "recipes" / "evidence").glob("*.json")
+    (path,) = (root / HERE / "evidence").glob("*.json")
     found = json.loads(path.read_text())
     found["measurements"]["candidate"]["raw"]["cold"]["seconds"] = 0.1
     path.write_text(json.dumps(found))
 
 
 def changed_recipe(root: Path) -> None:
-    (path,) = (root / "recipes").glob("*.toml")
+    (path,) = (root / HERE).glob("*.toml")
     path.write_text(path.read_text().replace("seed = 7", "seed = 8"))
 
 
 def no_record(root: Path) -> None:
-    shutil.rmtree(root / "recipes" / "evidence")
+    shutil.rmtree(root / HERE / "evidence")
 
 
 @pytest.mark.parametrize("change", [changed_code, changed_record, changed_recipe, no_record])
@@ -112,13 +117,13 @@ def test_no_tick_without_a_record_that_holds(copy, change):
 
 
 def test_a_file_that_is_no_recipe_stands_in_the_page_with_its_fault(copy):
-    (copy / "recipes" / "bad.toml").write_text('title = "x"')
+    (copy / HERE / "bad.toml").write_text('title = "x"')
     assert ticks(copy) == 2
-    assert "| [bad](../recipes/bad.toml) | broken | bad.toml: it has no run | – |" in render(copy)
+    assert "| [bad](../cosmos3_core/recipes/bad.toml) | broken | bad.toml: it has no run | – |" in render(copy)
 
 
 def test_the_page_says_what_a_record_proves():
-    assert "does not prove that a measurement took place" in render(ROOT)
+    assert "does not prove that a measurement took place" in (ROOT / PAGE).read_text("utf-8")
 
 
 def test_a_message_changes_nothing(copy):
@@ -203,7 +208,7 @@ def test_the_plan_of_a_recipe_is_the_embedded_models_or_says_which_row_is_not(na
 
 
 def test_no_record_holds_a_path_of_the_machine_that_made_it():
-    records = list((ROOT / "recipes" / "evidence").glob("*.json"))
+    records = [path for package in PACKAGES for path in (package.recipes / "evidence").glob("*.json")]
     assert {path.stem for path in records} == {recipe.name for recipe in RECIPES if recipe.validated}
     for path in records:
         text = path.read_text()
@@ -212,8 +217,8 @@ def test_no_record_holds_a_path_of_the_machine_that_made_it():
 
 def test_every_row_of_the_in_tree_backends_is_in_the_kernel_table():
     table = (ROOT / PAGE).read_text().split("## Kernels")[1]
-    backends = in_tree_backends(ROOT)
-    assert {"cuda", "npu", "rocm", "xpu"} <= {backend.name for backend in backends}
+    backends = [package.backend for package in PACKAGES]
+    assert {"reference", "cuda", "npu", "rocm", "xpu"} <= {backend.name for backend in backends}
     for backend in backends:
         for row in backend.kernels:
             assert f"| {backend.name} | {row.op} | {row.name} |" in table

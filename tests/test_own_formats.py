@@ -178,8 +178,9 @@ def test_lists_and_matrix_show_a_backends_format(site, told, capsys, monkeypatch
     _, out, _ = cosmos3(capsys, monkeypatch, "backends")
     assert "brings the formats bolt_w3a16" in out
     forget("cosmos3_bolt")
-    (tmp_path / "recipes").mkdir()
-    site.bolt(tmp_path / "backends" / "bolt")
+    (tmp_path / "cosmos3_core" / "recipes").mkdir(parents=True)
+    site.bolt(bolt := tmp_path / "backends" / "bolt")
+    (bolt / "pyproject.toml").write_text('[project]\nname = "cosmos3-bolt"\nversion = "0.3"\n')
     page = render(tmp_path)
     line = "| bolt_w3a16 | bolt | 3.5 | bolt w3 | – |"
     assert line in page and "none, bolt_w3a16" in page

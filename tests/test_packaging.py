@@ -21,6 +21,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tiny_model import TINY_MODEL
 
 from cosmos3_core import __version__
 from cosmos3_core.files.checkout import build_version
@@ -142,9 +143,10 @@ def test_a_package_builds_a_wheel_of_this_version(name, checkout):
         modules = {path for path in archive.namelist() if path.startswith(f"{package}/")}
     assert lines == ([] if name == KERNELS else ["[cosmos3.backends]", f"{name} = {package}.plugin"])
     folder = ROOT / "backends" / name
-    files = (path for path in folder.glob(f"{package}/**/*") if path.suffix in (".py", ".toml", ".typed"))
+    files = (path for path in folder.glob(f"{package}/**/*") if path.is_file() and "__pycache__" not in path.parts)
     assert f"{package}/py.typed" in modules
     assert modules == {path.relative_to(folder).as_posix() for path in files}
+    assert any(path.startswith(f"{package}/recipes/") for path in modules) is (name != KERNELS)
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(checkout, wheel):
@@ -243,6 +245,13 @@ def test_help_loads_nothing_heavy():
     loaded = imported_by("-m", "cosmos3", "--help")
     assert "cosmos3_core" in loaded
     assert not loaded & HEAVY
+
+
+def test_a_run_loads_no_compiler(tmp_path):
+    """torch's brings sympy, and takes longer than the run."""
+    run = ("cosmos3", "run", "a cup", "--model", TINY_MODEL, "--backend", "reference", "--size", "64x64")
+    loaded = imported_by("-m", *run, "--frames", "5", "--sound", "--steps", "1", "-o", str(tmp_path / "cup.mp4"))
+    assert "av" in loaded and "sympy" not in loaded
 
 
 def test_the_engine_loads_no_diffusers():

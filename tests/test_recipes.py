@@ -26,9 +26,12 @@ from cosmos3_core.cli.recipes import _verdict as told
 from cosmos3_core.contract import Backend, Delegate, InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence import fingerprint, quality, recipe, record, rounded, settle, state, verdict, worker
+from cosmos3_core.evidence.closure import Sources
 from cosmos3_core.evidence.embedded import evaluation, measures
 from cosmos3_core.evidence.embedded.measures import Depth
-from cosmos3_core.evidence.matrix import TICK, _measured, render
+from cosmos3_core.evidence.fingerprint import ROOT
+from cosmos3_core.evidence.matrix import TICK, Survey, page
+from cosmos3_core.evidence.packages import Package
 from cosmos3_core.evidence.validate import validate
 from cosmos3_core.files.digests import sha256_json
 from cosmos3_core.quant import FORMATS
@@ -75,9 +78,16 @@ def recipes(capsys, monkeypatch, folder):
     monkeypatch.chdir(folder.parent)
 
     def call(*arguments):
-        return cosmos3(capsys, monkeypatch, "recipes", *arguments)
+        return cosmos3(capsys, monkeypatch, "recipes", "--folder", "recipes", *arguments)
 
     return call
+
+
+def measured_in(folder: Path) -> str:
+    """What the page of a package with these recipes has below its legend."""
+    package = Package("cosmos3-here", "1", "cosmos3_core", replace(reference.BACKEND, recipes=folder))
+    survey = Survey([package], state.state_of, lambda text, file: f"[{text}]({file.name})", Sources(ROOT))
+    return page("", survey).split("## Model, task and device")[1]
 
 
 def rewrite(folder: Path, *changes: tuple[str, str], name: str = NAME) -> Path:
@@ -220,9 +230,11 @@ def test_what_cannot_run_here_is_refused_before_a_weight(folder, recipes, monkey
 
 
 def test_validation_as_a_user_runs_it(folder, recipes):
-    """Worker processes and all; afterwards every way of bending the result is tried."""
-    code, out, err = recipes("validate", NAME)
+    """Worker processes and all, without the checkpoint: random values that are the same in every process, a state of
+    its own, and no tick. Afterwards every way of bending the result is tried."""
+    code, out, err = recipes("validate", NAME, "--random-weights")
     assert code == 0, err
+    assert f"validated on random weights: recipes/evidence/{NAME}.json" in out
     assert re.search(r"velocity_first: 0.0\d+ from float32, within 0.0\d+ \(eager bf16 0.0\d+; .*restart 0\)", out), out
     assert "output, restart against baseline: equal" in out and verdict.ITSELF in out
     assert f"evaluating the embedded model with the plan of {NAME}: 1 runs" in err and "\nt2i: 1 runs\n" in err
@@ -237,7 +249,6 @@ def test_validation_as_a_user_runs_it(folder, recipes):
     assert cold["seconds"] > sum(cold["stages"].values()) > 0 and warm["stages"]["steps"] > 0
     assert "warm" not in found["measurements"]["restart"]["raw"]
     assert set(found["measurements"]["exact"]["raw"]) == {"plan", "tensors"}  # probed, and no more
-    # Those of the checkpoint inside the package are.
     assert found["model"] == {"name": "tiny", "revision": None, "weights": "random"}
 
     def told() -> tuple[str, str]:
@@ -247,6 +258,9 @@ def test_validation_as_a_user_runs_it(folder, recipes):
         return entry["state"], entry["why"]
 
     assert told()[0] == "validated on random weights"
+    assert recipes("list")[1].split("  ")[:2] == [NAME, "validated on random weights"]
+    shown = measured_in(folder)
+    assert f"[◐ validated on random weights]({NAME}.toml)" in shown and TICK not in shown
     assert json.loads(recipes("list", "--json")[1])[0]["evaluation"] == found["verdict"]["evaluation"]
     (folder / f"{NAME}.toml").write_text(recipe_text + "# a comment\n")
     assert told()[0] == "validated on random weights"
@@ -281,21 +295,6 @@ BENT = [
     (("schema",), 0, f"it was written by another version of the tool (schema 0, now {record.SCHEMA})"),
     (("model", "weights"), "checkpoint", "it was changed by hand"),
 ]
-
-
-def test_validation_without_the_checkpoint(folder, recipes):
-    """Random values that are the same in every process, a state of its own, and no tick."""
-    code, out, err = recipes("validate", NAME, "--random-weights")
-    assert code == 0, err
-    assert (
-        "output, restart against baseline: equal" in out
-        and f"validated on random weights: recipes/evidence/{NAME}.json" in out
-    )
-    found = json.loads((folder / "evidence" / f"{NAME}.json").read_text())
-    assert found["model"] == {"name": "tiny", "revision": None, "weights": "random"}
-    assert recipes("list")[1].split("  ")[:2] == [NAME, "validated on random weights"]
-    page = render(folder.parent).split("## Model, task and device")[1]
-    assert f"[◐ validated on random weights](../recipes/{NAME}.toml)" in page and TICK not in page
 
 
 def test_random_weights_stand_for_a_known_model_only(folder, recipes):
@@ -398,8 +397,8 @@ def test_a_recipe_with_a_format_is_held_to_what_the_format_loses(acme, strength,
     assert verdict.FORMATS_RULE == found["verdict"]["rule"] != verdict.RULE
     check = found["verdict"]["checks"][0]
     assert f"(eager bf16 {check['eager']:.3g}, in the formats {check['formats']:.3g}; " in told(found)
-    cells = _measured(measured, state.state_of(recipe.load(measured.path)))
-    assert f"{check['eager']:.2g} ({check['formats']:.2g}), {check['value']:.2g}" in cells
+    cell = f"| {check['eager']:.2g} ({check['formats']:.2g}), {check['value']:.2g} |"
+    assert cell in measured_in(measured.path.parent)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -637,7 +636,7 @@ def test_a_kernel_that_breaks_pictures_fails_the_verdict_by_the_measure(acme, fo
     assert "with this plan in " in told(found) and ": t2i colour 0, bound at least 0.9" in told(found)
     measured = recipe.load(measured.path)
     assert state.state_of(measured).name == "runs" and missed in state.state_of(measured).why
-    assert any("t2i colour 0, bound at least 0.9" in cell for cell in _measured(measured, state.state_of(measured)))
+    assert "t2i colour 0, bound at least 0.9" in measured_in(folder).split("## Measured")[1]
 
 
 def test_an_evaluation_names_what_it_was_made_with(acme, monkeypatch):
@@ -648,7 +647,7 @@ def test_an_evaluation_names_what_it_was_made_with(acme, monkeypatch):
     assert re.fullmatch("sha256 [0-9a-f]{64}", made["weights"]) and made["version"].startswith(__version__)
     assert {one["measure"] for one in made["measures"]} == {"colour", "shape", "count"}
     (weights,) = (name for name in found["fingerprint"]["files"] if name.endswith("embedded/vae/config.json"))
-    now = state.fingerprint_here(measured)
+    now = state.fingerprint_here(measured, Sources(ROOT))
     assert state.state_of(measured, now).name == "validated"
     changed = now | {"files": now["files"] | {weights: "0"}}
     assert state.state_of(measured, changed).why.endswith(f"since then the code changed: {weights}")
@@ -679,7 +678,7 @@ def test_a_plan_that_cannot_run_the_embedded_model_says_which_kernel_and_why(acm
     assert state.state_of(recipe.load(measured.path)).why.endswith(f"; evaluation: not run ({reason})")
     rows = {row["name"]: row for row in json.loads(recipes("list", "--json")[1])}
     assert rows[measured.name]["evaluation"] == {"not_run": reason} and rows[NAME]["evaluation"] is None
-    assert f"not run ({reason}) |" in render(folder.parent).split("## Measured")[1]
+    assert f"not run ({reason}) |" in measured_in(folder).split("## Measured")[1]
 
 
 def test_rows_for_short_calls_are_part_of_the_plan_that_is_evaluated(acme):
@@ -781,7 +780,7 @@ def test_a_change_of_code_versions_or_device_makes_a_record_stale(acme):
     measured = acme(kernel(0.001))
     list(validate([measured], launch=worker.measure))
     measured = recipe.load(measured.path)
-    now = state.fingerprint_here(measured)
+    now = state.fingerprint_here(measured, Sources(ROOT))
     assert state.state_of(measured, now).name == "validated"
     for change, said in [
         ({"files": now["files"] | {"cosmos3_core/a.py": "0"}}, "the code changed: cosmos3_core/a.py"),

@@ -21,7 +21,8 @@ from cosmos3_core.settle import settle as settle_wish
 
 pytestmark = pytest.mark.usefixtures("one_picture")
 ROOT = Path(__file__).parents[1]
-EMBEDDED = [one for one in load_all(ROOT / "recipes") if isinstance(one, Recipe) and one.run["model"] == "embedded"]
+OURS = load_all(ROOT / "cosmos3_core" / "recipes")
+EMBEDDED = [one for one in OURS if isinstance(one, Recipe) and one.run["model"] == "embedded"]
 HEAD = 'title = "t"\n[run]\nmodel = "embedded"\nbackend = "reference"\nsteps = 2\nseed = 3\n'
 TAIL = '\n[device]\nname = "CPU"\n[plan]\nattention = "eager"\n'
 POLICY = 'task = "policy"\nsize = "80x80"\nframes = 5\n[run.request]\nimage = "a.png"\ndomain = "pusht"\nrollout = 2\n'

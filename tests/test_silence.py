@@ -141,7 +141,7 @@ def test_a_long_path_is_repeated_whole(capsys, monkeypatch):
 
 
 def test_a_record_that_is_a_pipe_breaks_no_list(capsys, monkeypatch, tmp_path):
-    recipe = Path(__file__).parents[1] / "recipes" / "embedded-t2i-128x128-cpux1.toml"
+    recipe = Path(__file__).parents[1] / "cosmos3_core" / "recipes" / "embedded-t2i-128x128-cpux1.toml"
     (tmp_path / recipe.name).write_text(recipe.read_text())
     (tmp_path / "evidence").mkdir()
     os.mkfifo(tmp_path / "evidence" / f"{recipe.stem}.json")

@@ -46,7 +46,7 @@ def execute(
 
     # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
     suite = Path(module).resolve() if module else Path(testing.__file__).parent / "suite" / "__init__.py"
-    alone = ["-c", str(testing.INI), "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
+    alone = ["-c", str(testing.ALONE), "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
     arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "--tb=no", "--color=no"]
     arguments += ["--backend", backend, "--depth", depth, *(["--record", record] if record and not only_list else [])]
     arguments += [*(["-k", keyword] if keyword else []), *(["--collect-only"] if only_list else [])]

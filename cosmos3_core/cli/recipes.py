@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,54 +15,64 @@ from .options import Group
 from .terminal import printable, tell
 
 if TYPE_CHECKING:
-    from ..evidence.recipe import Recipe
-    from ..evidence.state import State
+    from ..evidence.packages import Package
+    from ..evidence.recipe import Broken, Recipe
 
-FOLDER = Path("recipes")
 LONGEST = 100
 """Characters of a line of the list; `show` has it whole."""
 
 
-def _folder() -> Path:
-    """The recipes of the folder that one stands in, else those of the checkout."""
-    from ..files.checkout import sources
+def _packages(context: click.Context) -> list[Package]:
+    from ..evidence.packages import installed_packages
 
-    checkout = sources()
-    return FOLDER if FOLDER.is_dir() or not checkout else checkout / FOLDER
+    return installed_packages(context.obj or ())
+
+
+def _folders(context: click.Context) -> list[Path]:
+    """The one that `--folder` names, else those of the installed packages."""
+    folder = context.find_root().meta.get(__name__)
+    return [folder] if folder else [package.recipes for package in _packages(context) if package.recipes]
 
 
 def _names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes the name of a recipe."""
-    folder = Path((context.parent and context.parent.params.get("folder")) or _folder())
-    return one_of(lambda: sorted(path.stem for path in folder.glob("*.toml")), files)(context, parameter, incomplete)
+
+    def names() -> Iterator[str]:
+        folder = context.parent and context.parent.params.get("folder")
+        for one in [Path(folder)] if folder else _folders(context):
+            yield from sorted(path.stem for path in one.glob("*.toml"))
+
+    return one_of(names, files)(context, parameter, incomplete)
 
 
 NAME = click.argument("name", shell_complete=_names)
 
 
 @click.group(cls=Group)
-@click.option(
-    "--folder", type=click.Path(path_type=Path), help="Where they are.  [default: ./recipes, else the checkout's]"
-)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where they are.  [default: in the installed packages]")
 @click.pass_context
 def recipes(context: click.Context, folder: Path | None) -> None:
     """Runs that are known to work, as files: one model on one device.
 
     NAME is a recipe's name, or the path of its file.
     """
-    context.meta[__name__] = folder or _folder()
+    context.meta[__name__] = folder
 
 
 def _find(name: str) -> Recipe:
     from ..evidence.recipe import find
 
-    return find(name, click.get_current_context().meta[__name__])
+    return find(name, _folders(click.get_current_context()))
 
 
-def _state(recipe: Recipe) -> State:
-    from ..evidence.state import fingerprint_here, state_of
+def _found(context: click.Context) -> Iterator[tuple[str | None, Recipe | Broken]]:
+    """Every recipe with the package that it is of."""
+    from ..evidence.packages import recipes_of
+    from ..evidence.recipe import load_all
 
-    return state_of(recipe, fingerprint_here(recipe) if recipe.validated else None)
+    if folder := context.meta[__name__]:
+        return ((None, one) for one in load_all(folder))
+    return ((package.name, one) for package, one in recipes_of(_packages(context)))
 
 
 def _arguments(recipe: Recipe) -> list[str]:
@@ -87,20 +98,24 @@ def _command_line(recipe: Recipe, output: str | None = None) -> list[str]:
 
 @recipes.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def list_(as_json: bool) -> None:
-    """Every recipe with its state, and why."""
-    from ..evidence.recipe import Recipe, load_all
-    from ..evidence.state import BROKEN
+@click.pass_context
+def list_(context: click.Context, as_json: bool) -> None:
+    """Every recipe of the installed packages with its state, and why."""
+    from ..evidence.closure import Sources
+    from ..evidence.fingerprint import ROOT
+    from ..evidence.recipe import Recipe
+    from ..evidence.state import BROKEN, state_here
 
-    listed = []
-    for found in load_all(click.get_current_context().meta[__name__]):
+    listed: list[dict[str, Any]] = []
+    sources = Sources(ROOT)
+    for package, found in _found(context):
         if isinstance(found, Recipe):
-            state = _state(found)
+            state = state_here(found, sources)
             row = {"title": found.tables["title"], "state": state.name, "why": state.why}
             row["evaluation"] = state.record and state.record["verdict"].get("evaluation")
         else:
             row = {"title": None, "state": BROKEN, "why": found.fault, "evaluation": None}
-        listed.append({"name": found.name} | row)
+        listed.append({"name": found.name, "package": package} | row)
     if as_json:
         click.echo(json.dumps(listed, indent=2))
         return
@@ -116,8 +131,12 @@ def show(name: str) -> None:
     """A recipe: its state, the command it stands for, what it asserts, what is known and what was measured."""
     import shlex
 
+    from ..evidence.closure import Sources
+    from ..evidence.fingerprint import ROOT
+    from ..evidence.state import state_here
+
     recipe = _find(name)
-    state = _state(recipe)
+    state = state_here(recipe, Sources(ROOT))
     click.echo(printable(f"{recipe.name}: {recipe.tables['title']}"))
     click.echo(f"{printable(f'{state.name}: {state.why}')}\n")
     click.echo(f"cosmos3 run {printable(shlex.join(_command_line(recipe)))}\n")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -137,7 +138,8 @@ class Backend:
     of preference: "auto" takes the first that does not refuse, else eager torch. `ceilings` is keyed by how
     `Device.name` ends ("RTX 5090", which its laptop namesake does not), or by its arch, as `tuning` is; `tuning` may
     have "*", too, for all other architectures. `formats` are quantization formats of its own, rows of
-    `cosmos3_core.quant.Format`."""
+    `cosmos3_core.quant.Format`. `recipes` is the folder of its recipes and their evidence, which are data of its
+    package: `Path(__file__).parent / RECIPES`. Its name is fixed, as digests of a package's code leave it out."""
 
     name: str
     torch_device: str
@@ -147,9 +149,11 @@ class Backend:
     ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
     tuning: Mapping[str, Tuning] = field(default_factory=dict)
     formats: tuple[Any, ...] = ()
+    recipes: Path | None = None
     api: int = 1
 
 
+RECIPES = "recipes"
 GROUP = "cosmos3.backends"
 FORMATS_GROUP = "cosmos3.formats"  # of packages without a device: a quant.Format, or a tuple of them
 hookimpl = pluggy.HookimplMarker("cosmos3")

@@ -2,7 +2,7 @@
 
 Imports count wherever they stand, also inside functions; a block for type checkers does not. A package's `__init__`
 counts where something is imported from it, not where it merely stands above a module. Data files count if they lie
-beside a module that spells their name, or their folder's.
+beside a module that spells their name, or their folder's. A package's recipes and their records are not.
 
 Some modules hold the rows of a backend, and with them the build function of every kernel. Of these modules only the
 definitions count that a build function reaches, with what those import.
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..contract import RECIPES
 from ..files.digests import sha256_file, sha256_json
 
 CORE = "cosmos3_core"
@@ -47,10 +48,12 @@ class References(NamedTuple):
 
 
 class Sources:
-    """The sources of our packages: those under `root`, a checkout, go before installed ones."""
+    """The sources of our packages: those under `root`, a checkout, go before installed ones. Each is taken to stay as
+    it was when it was first asked for; `digests` keeps what was found, for the many records that ask for the same."""
 
     def __init__(self, root: Path):
         self.root = root
+        self.digests: dict[tuple[str, ...], dict[str, str]] = {}
         self._folders: dict[str, Path | None] = {}
 
     def folder(self, package: str) -> Path | None:
@@ -211,7 +214,9 @@ def _first_line(node: ast.stmt) -> int:
 
 
 def _data(path: Path) -> list[Path]:
-    """The data file, or those in the folder, that a module spells; a package is no folder of data."""
+    """The data file, or those in the folder, that a module spells; a package is no folder of data. Nothing is computed
+    with recipes and their records."""
     if path.is_dir() and not any(path.glob("*.py")):
-        return [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+        inside = ((file, file.relative_to(path.parent).parts) for file in path.rglob("*") if file.is_file())
+        return [file for file, parts in inside if not {"__pycache__", RECIPES} & {*parts}]
     return [path] if path.suffix and path.is_file() else []

@@ -45,10 +45,12 @@ NAMED = 5
 """Files that a sentence names at most."""
 
 
-def fingerprint(backend: Backend, device: Device, kernels: Sequence[Kernel], *, embedded: bool) -> dict[str, Any]:
-    """Of what is computed on these rows, with the `embedded` model if that is run. The record keeps it; `differences`
-    compares two."""
-    sources, ordered = Sources(ROOT), sorted(kernels, key=lambda kernel: (kernel.op, kernel.name))
+def fingerprint(
+    backend: Backend, device: Device, kernels: Sequence[Kernel], *, embedded: bool, sources: Sources | None = None
+) -> dict[str, Any]:
+    """Of what is computed on these rows, with the `embedded` model if that is run, from `sources` (None: as they are
+    now). The record keeps it; `differences` compares two."""
+    sources, ordered = sources or Sources(ROOT), sorted(kernels, key=lambda kernel: (kernel.op, kernel.name))
     builds = sorted({place for kernel in ordered for place in places_of(kernel.build, sources)})
     needs = sorted({name.partition(".")[0] for kernel in ordered for name in kernel.needs})
     return {
@@ -74,10 +76,9 @@ def named(backend: Backend, kernels: Iterable[Sequence[str]]) -> list[Kernel]:
     return [row for op, name in kernels for row in rows(backend, op) if row.name == name]
 
 
-def files_now(recorded: Mapping[str, Any], root: Path, *, embedded: bool) -> dict[str, str]:
+def files_now(recorded: Mapping[str, Any], sources: Sources, *, embedded: bool) -> dict[str, str]:
     """The digests of the files that a fingerprint's kernels compute with today, from the sources alone. Of a package
     that is not here nothing is known, so its files count as they were."""
-    sources = Sources(root)
     gone = {name: old for name, old in recorded["files"].items() if sources.folder(re.split("[/.]", name)[0]) is None}
     return _files(recorded["builds"], embedded, sources) | gone
 
@@ -163,7 +164,14 @@ def _parts(value: Any) -> Iterator[Any]:
             waiting += [*getattr(part, "__dict__", {}).values(), type(part)]
 
 
-def _files(builds: Iterable[str], embedded: bool, sources: Sources) -> dict[str, str]:
+def _files(builds: Sequence[str], embedded: bool, sources: Sources) -> dict[str, str]:
+    asked = (*builds, EMBEDDED) if embedded else tuple(builds)
+    if asked not in sources.digests:
+        sources.digests[asked] = _found(builds, embedded, sources)
+    return sources.digests[asked]
+
+
+def _found(builds: Sequence[str], embedded: bool, sources: Sources) -> dict[str, str]:
     roots = [module for name in ROOTS for module in sources.modules(f"{CORE}.{name}")]
     definitions = [place.split(":") for place in builds if ":" in place]
     found = Closure(sources, [f"{CORE}.{name}" for name in OUTSIDE], [module for module, _ in definitions])

@@ -21,7 +21,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
@@ -39,7 +39,6 @@ from ..scenarios.request import check, check_keys
 from ..spelling import did_you_mean
 from .verdict import MODALITIES
 
-FOLDER = Path("recipes")
 STOCK_PROMPT = "a robot arm pours coffee into a cup"
 STOCK_SEED = 0
 """A measurement that draws another seed each time measures the seed."""
@@ -250,11 +249,11 @@ class Broken:
         return self.path.stem
 
 
-def load_all(folder: Path = FOLDER) -> list[Recipe | Broken]:
+def load_all(folder: Path) -> list[Recipe | Broken]:
     """Every recipe of a folder, by name, and in their places the files that are none. Raises InputError if there is no
     such folder."""
     if not folder.is_dir():
-        raise InputError(f"recipes in {folder}", "there is no such folder", "Run in a checkout, or name their `folder`")
+        raise InputError(f"recipes in {folder}", "there is no such folder", "Name a `folder` of recipes")
     found: list[Recipe | Broken] = []
     for path in sorted(folder.glob("*.toml")):
         try:
@@ -264,16 +263,20 @@ def load_all(folder: Path = FOLDER) -> list[Recipe | Broken]:
     return found
 
 
-def find(name: str, folder: Path = FOLDER) -> Recipe:
-    """A recipe by the path of its file, or by its name in `folder`."""
+def find(name: str, folders: Sequence[Path]) -> Recipe:
+    """A recipe by the path of its file, or by its name in one of the `folders`. Raises InputError where none or several
+    have it."""
     if name.endswith(".toml"):
         return load(Path(name))
-    path = folder / f"{name}.toml"
-    if not os.path.lexists(path):
-        names = [path.stem for path in sorted(folder.glob("*.toml"))]
+    paths = [path for folder in folders if os.path.lexists(path := folder / f"{name}.toml")]
+    if len(paths) > 1:
+        said = f"several packages have one of that name: {' and '.join(map(str, paths))}"
+        raise InputError(f"recipe {name!r}", said, "Give the path of its file")
+    if not paths:
+        names = [path.stem for folder in folders for path in sorted(folder.glob("*.toml"))]
         hint = did_you_mean(name, names, "See cosmos3 recipes list")
-        raise InputError(f"recipe {name!r}", f"there is none of that name in {folder}", hint)
-    return load(path)
+        raise InputError(f"recipe {name!r}", f"there is none of that name in {' or '.join(map(str, folders))}", hint)
+    return load(paths[0])
 
 
 def file_name(recipe: Recipe) -> str:

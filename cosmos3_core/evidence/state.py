@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..contract import Cosmos3Error
@@ -11,6 +10,7 @@ from ..plan.formats import completed
 from . import evaluated, settle
 from . import record as records
 from . import verdict as verdicts
+from .closure import Sources
 from .fingerprint import ROOT, differences, files_now, fingerprint, named
 from .recipe import Recipe
 
@@ -37,9 +37,9 @@ class State:
     record: dict[str, Any] | None = None
 
 
-def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path | None = None) -> State:
+def state_of(recipe: Recipe, now: dict[str, Any] | None = None, sources: Sources | None = None) -> State:
     """The recipe's state. `now` is the fingerprint of this machine if the recipe's device is here; without it the
-    record is held against the sources under `root` (None: this checkout) only, so that the answer is the same on every
+    record is held against the `sources` (None: of this checkout) only, so that the answer is the same on every
     machine."""
     if recipe.validated is None and not records.path_of(recipe).exists():
         return State(recipe.known["state"], recipe.known["reason"])
@@ -48,7 +48,8 @@ def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path | Non
     except Cosmos3Error as error:
         return State("stale", error.found)
     old = record["fingerprint"]
-    now = now or {"files": files_now(old, root or ROOT, embedded=evaluated.embedded(record)) if "files" in old else {}}
+    sources = sources or Sources(ROOT)
+    now = now or {"files": files_now(old, sources, embedded=evaluated.embedded(record)) if "files" in old else {}}
     device, verdict = old["device"], record["verdict"]
     weights = " with random weights" if record["model"]["weights"] == "random" else ""
     why = f"measured on {record['date']} on {device['name']} ({device['arch']}){weights}"
@@ -63,7 +64,12 @@ def state_of(recipe: Recipe, now: dict[str, Any] | None = None, root: Path | Non
     return State(record["state"], why, record)
 
 
-def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:
+def state_here(recipe: Recipe, sources: Sources) -> State:
+    """The recipe's state on this machine: its record held against the device, too, if that is here."""
+    return state_of(recipe, fingerprint_here(recipe, sources) if recipe.validated else None, sources)
+
+
+def fingerprint_here(recipe: Recipe, sources: Sources) -> dict[str, Any] | None:
     """This machine's fingerprint for the kernels of the recipe's record, None unless backend and device are here."""
     try:
         record = records.load(recipe)
@@ -75,4 +81,4 @@ def fingerprint_here(recipe: Recipe) -> dict[str, Any] | None:
     if "files" not in record["fingerprint"]:
         return None
     kernels = named(backend, record["fingerprint"]["kernels"])
-    return fingerprint(backend, device, kernels, embedded=evaluated.embedded(record))
+    return fingerprint(backend, device, kernels, embedded=evaluated.embedded(record), sources=sources)

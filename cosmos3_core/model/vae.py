@@ -52,7 +52,7 @@ class VideoVAE:
     def names(cls, config: dict[str, Any], source: str) -> dict[str, tuple[int, ...]]:
         """Every tensor of this VAE and its shape, from `vae/config.json` alone. Raises InputError."""
         listing = _Listing()
-        cls(VaeConfig.from_json(config, source), listing, cast(Ops, listing), "meta", torch.float32)
+        cls(VaeConfig.from_json(config, source), listing, cast(Ops, listing), "cpu", torch.float32)
         return listing.shapes
 
     @classmethod
@@ -145,7 +145,8 @@ class VideoVAE:
 
 
 class _Listing:
-    """Stands in for tensors and ops where only names and shapes are asked for."""
+    """Stands in for tensors and ops where only names and shapes are asked for. Its tensors have one row, so that there
+    is little to compute: an addition of meta tensors makes torch import its compiler, which takes seconds."""
 
     memory: Any = None
 
@@ -154,7 +155,7 @@ class _Listing:
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         self.shapes[name] = shape
-        return torch.empty(shape, device="meta")
+        return torch.empty(1, *shape[1:])
 
     def pack_linear(self, weight_OI: Tensor, bias_O: Tensor) -> None: ...
 

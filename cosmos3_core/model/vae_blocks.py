@@ -69,7 +69,7 @@ class Pointwise:
 
     def __init__(self, take: Take, name: str, ops: Ops, inputs: int, outputs: int, axes: int = 3):
         weight = take(f"{name}.weight", outputs, inputs, *[1] * axes)
-        self.linear = ops.pack_linear(weight.view(outputs, inputs), take(f"{name}.bias", outputs))
+        self.linear = ops.pack_linear(weight.flatten(1), take(f"{name}.bias", outputs))
 
     def __call__(self, x_THWC: Tensor) -> Tensor:
         return self.linear(x_THWC.flatten(0, 2)).unflatten(0, x_THWC.shape[:3])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, metadata
+from pathlib import Path
 from typing import TypeVar
 
 import pluggy
@@ -20,6 +21,7 @@ from ..contract import (
     FORMATTED,
     GROUP,
     OPS,
+    RECIPES,
     Backend,
     Ceiling,
     Device,
@@ -205,6 +207,9 @@ def _checked(found: Found, backend: object) -> Backend:
             if not isinstance(value, kind):
                 said = f"its {key} of {arch} is an object of type {type(value).__name__}"
                 raise _faulty(found, said, f"make it a contract.{kind.__name__}")
+    if backend.recipes is not None and (not isinstance(backend.recipes, Path) or backend.recipes.name != RECIPES):
+        said = f"its recipes are {backend.recipes!r}"
+        raise _faulty(found, said, f'write recipes=Path(__file__).parent / "{RECIPES}"')
     names: set[str] = set()
     for format in backend.formats:
         if problem := formats.complaint(format):

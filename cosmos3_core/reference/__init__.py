@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ..contract import API, COMPOSITES, OPS, Ask, Backend, Comm, Device, Kernel, Memory, Ops, PackLinear, Tuning
+from ..contract import (
+    API,
+    COMPOSITES,
+    OPS,
+    RECIPES,
+    Ask,
+    Backend,
+    Comm,
+    Device,
+    Kernel,
+    Memory,
+    Ops,
+    PackLinear,
+    Tuning,
+)
 from ..quant import FORMATS, Format
 
 
@@ -104,6 +119,7 @@ BACKEND = Backend(
     ),
     # On a processor without bfloat16 arithmetic of its own, a convolution in it takes 37 to 130 times as long.
     tuning={"*": Tuning(codec_dtype="float32")},
+    recipes=Path(__file__).parents[1] / RECIPES,
     api=API,
 )
 

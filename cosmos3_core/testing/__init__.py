@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-INI = Path(__file__).parent / "pytest.ini"
-"""An empty configuration: nothing of the folder that somebody stands in."""
+ALONE = Path(__file__).with_name("alone.ini")
+"""A configuration of pytest that says nothing. A tool is never handed the null device in the place of a file: it may be
+one that somebody wrote to."""
 
 
 def again(backend: str, test: str, depth: str = "quick") -> int:
     """Run one test of the kit, by its whole name, over a backend and show what pytest shows. Returns its status."""
     import pytest  # which importing the kit's words does without
 
-    alone = ["-c", str(INI), "--noconftest", "-p", "no:cacheprovider", "-p", "cosmos3_core.testing.plugin"]
+    alone = ["-c", str(ALONE), "--noconftest", "-p", "no:cacheprovider", "-p", "cosmos3_core.testing.plugin"]
     suite = Path(__file__).parent / "suite" / "__init__.py"
     return int(pytest.main([f"{suite}::{test}", *alone, "--backend", backend, "--depth", depth]))

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from ..contract import API, Device
-from ..evidence.fingerprint import row_facts, versions_of
+from ..evidence.checks import kit_digest
+from ..evidence.closure import Sources
+from ..evidence.fingerprint import ROOT, row_facts, versions_of
 from ..files.atomic import atomic
 from ..files.checkout import build_version
-from ..files.digests import sha256_files, sha256_json
 from .faults import FAULT, fault_of, skipped_because
 from .subject import Subject
 
@@ -25,19 +26,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _kit() -> str:
-    """SHA-256 over the kit's own sources, and with them the tests and bounds that were applied."""
-    here = Path(__file__).parent
-    return sha256_json(sha256_files(here.rglob("*.py"), here))
-
-
 def fingerprint(subject: Subject) -> dict[str, Any]:
     """What the outcomes hold for: another value of any of these, and they say nothing."""
     backend, found, device = subject.backend, subject.found, subject.device
     return {
         "cosmos3": build_version(),
         "contract": API,
-        "kit": _kit(),
+        "kit": kit_digest(Sources(ROOT)),
         "backend": {
             "name": backend.name,
             "package": found.package,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import signal
@@ -20,7 +19,9 @@ from typing import Any
 import torch
 
 from ..contract import COMPOSITES, FORMATTED, Backend, Device, InputError, Kernel, Memory, Ops, Unavailable
-from ..files.digests import sha256_files, sha256_json
+from ..evidence.checks import code_digest
+from ..evidence.closure import Sources
+from ..evidence.fingerprint import ROOT
 from ..plan import Want, discovery, formats, resolve
 from ..plan.choice import rows
 from ..plan.resolve import formats_of, why_not
@@ -190,18 +191,8 @@ class Subject:
         return json.loads(effects) | {"prints": (said + done.stderr).strip()}
 
     def sources(self) -> str:
-        """SHA-256 over the files of the backend's package and of those that its rows come from, names included."""
-        modules = {self.module, *(kernel.build.__module__ for kernel in self.backend.kernels)}
-        found: dict[str, Any] = {}
-        for package in sorted({module.partition(".")[0] for module in modules}):
-            spec = importlib.util.find_spec(package)
-            assert spec is not None, f"{package}, which a row comes from, is gone"
-            roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
-            files = [path for root in roots for path in root.rglob("*") if path.is_file()]
-            files = files or [Path(str(spec.origin))]  # a single module
-            ours = [path for path in files if "__pycache__" not in path.parts]
-            found[package] = sha256_files(ours, roots[0] if roots else files[0].parent)
-        return sha256_json(found)
+        """SHA-256 over the files of the backend's package and of those that its rows come from."""
+        return code_digest(self.backend, self.module, Sources(ROOT))
 
 
 def environment() -> dict[str, str]:

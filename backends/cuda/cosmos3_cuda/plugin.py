@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cosmos3_triton.rows import (
@@ -23,6 +24,7 @@ from cosmos3_triton.rows import (
 from cosmos3_triton.tables import table
 
 from cosmos3_core.contract import (
+    RECIPES,
     Ask,
     Attention,
     Backend,
@@ -390,5 +392,12 @@ CEILINGS = {
 @hookimpl
 def cosmos3_backend() -> Backend:
     return Backend(
-        name="cuda", torch_device="cuda", collectives="nccl", probe=probe, kernels=ROWS, ceilings=CEILINGS, api=2
+        name="cuda",
+        torch_device="cuda",
+        collectives="nccl",
+        probe=probe,
+        kernels=ROWS,
+        ceilings=CEILINGS,
+        recipes=Path(__file__).parent / RECIPES,
+        api=2,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cosmos3_core.contract import Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
+from pathlib import Path
+
+from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
 FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
@@ -88,4 +90,12 @@ ROWS = (
 
 @hookimpl
 def cosmos3_backend() -> Backend:
-    return Backend(name="npu", torch_device="npu", collectives="hccl", probe=probe, kernels=ROWS, api=2)
+    return Backend(
+        name="npu",
+        torch_device="npu",
+        collectives="hccl",
+        probe=probe,
+        kernels=ROWS,
+        recipes=Path(__file__).parent / RECIPES,
+        api=2,
+    )

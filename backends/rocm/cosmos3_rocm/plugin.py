@@ -8,7 +8,7 @@ from pathlib import Path
 from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
 from cosmos3_triton.tables import Table, table
 
-from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
 # As AOTriton's isArchExperimentallySupported has it: 0.11 in torch 2.11 and 2.12, 0.12 or newer since.
@@ -152,5 +152,12 @@ CEILINGS = {
 @hookimpl
 def cosmos3_backend() -> Backend:
     return Backend(
-        name="rocm", torch_device="cuda", collectives="nccl", probe=probe, kernels=ROWS, ceilings=CEILINGS, api=2
+        name="rocm",
+        torch_device="cuda",
+        collectives="nccl",
+        probe=probe,
+        kernels=ROWS,
+        ceilings=CEILINGS,
+        recipes=Path(__file__).parent / RECIPES,
+        api=2,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
 from cosmos3_triton.tables import Table, table
 
-from cosmos3_core.contract import Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
 # Intel's names for the GPUs of an IP version (major, minor).
@@ -111,5 +111,12 @@ CEILINGS = {
 @hookimpl
 def cosmos3_backend() -> Backend:
     return Backend(
-        name="xpu", torch_device="xpu", collectives="xccl", probe=probe, kernels=ROWS, ceilings=CEILINGS, api=2
+        name="xpu",
+        torch_device="xpu",
+        collectives="xccl",
+        probe=probe,
+        kernels=ROWS,
+        ceilings=CEILINGS,
+        recipes=Path(__file__).parent / RECIPES,
+        api=2,
     )

@@ -188,6 +188,7 @@ def test_an_error_leaves_nothing(kernel, op, op_cases, here, alive):
 
 def _without_the_last(value: Any) -> Any:
     """With None in the place of the last tensor."""
+    nothing: Any = None
     parts = list(value)
     for i in reversed(range(len(parts))):
         if isinstance(parts[i], Tensor):
@@ -196,7 +197,7 @@ def _without_the_last(value: Any) -> Any:
         if is_dataclass(parts[i]) or (isinstance(parts[i], list | tuple) and tensors_in(parts[i])):
             inner: Any = parts[i]
             if isinstance(inner, Segment):
-                parts[i] = Segment(inner.k_BTKD, None)
+                parts[i] = replace(inner, v_BTKD=nothing)
             else:
                 parts[i] = _without_the_last(inner)
             break

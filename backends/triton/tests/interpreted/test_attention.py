@@ -10,8 +10,8 @@ from cosmos3_triton.attention import Flash
 from cosmos3_triton.attention_8bit import build_fp8, build_int8, rotation
 from cosmos3_triton.tables import table
 
-from cosmos3_core.reference import ops as reference
 from cosmos3_core.quant import FORMATS
+from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
 from cosmos3_core.testing.suite.attention import CALLS
 

@@ -1,0 +1,202 @@
+"""Recipes and records inside a package: one that is installed and none of ours is listed, validated, stays validated,
+and stands in the page of what is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from command import cosmos3
+from installed import forget, install
+from tiny_model import TINY
+
+from cosmos3_core.contract import InputError
+from cosmos3_core.evidence import checks, packages, recipe, state, worker
+from cosmos3_core.evidence.closure import Sources
+from cosmos3_core.evidence.fingerprint import ROOT
+from cosmos3_core.evidence.validate import validate
+from cosmos3_core.plan import discovery
+
+NAME = "tiny-t2i-64x64-acmeonex1"
+PROJECT = """[project]
+name = "cosmos3-acme"
+version = "0.1"
+[project.entry-points."cosmos3.backends"]
+acme = "cosmos3_acme.plugin"
+"""
+PLUGIN = """
+from importlib import import_module
+from pathlib import Path
+
+from cosmos3_core.contract import Backend, Device, Kernel, hookimpl
+
+
+def probe():
+    return Device(arch="acme1", name="ACME One", count=1, memory=2**33, unified=True)
+
+
+def build(device):
+    return import_module("cosmos3_acme.attention").attention
+
+
+@hookimpl
+def cosmos3_backend():
+    rows = (Kernel(op="attention", name="plain", build=build),)
+    recipes = Path(__file__).parent / "recipes"
+    return Backend(
+        name="acme", torch_device="cpu", collectives="gloo", probe=probe, kernels=rows, recipes=recipes, api=2
+    )
+"""
+"""With an import that nothing names, so that the whole package counts as what is computed with."""
+ATTENTION = "from cosmos3_core.reference.ops import attention\n"
+RECIPE = """title = "tiny on ACME One"
+[run]
+model = "tiny"
+task = "t2i"
+size = "64x64"
+steps = 2
+backend = "acme"
+dtype = "bfloat16"
+[device]
+name = "ACME One"
+[plan]
+attention = "plain"
+"""
+
+
+@pytest.fixture
+def acme(tmp_path, monkeypatch) -> Path:
+    """The folder of the package, installed."""
+    folder = tmp_path / "cosmos3_acme"
+    files = {"plugin.py": PLUGIN, "attention.py": ATTENTION, "__init__.py": "", f"recipes/{NAME}.toml": RECIPE}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    install(tmp_path, tmp_path / "site")
+    path = [str(tmp_path / "site"), str(tmp_path)]
+    monkeypatch.setattr(sys, "path", [*path, *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*path, str(ROOT)]))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "tiny").symlink_to(TINY)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    forget("cosmos3_acme")
+    yield folder
+    forget("cosmos3_acme")
+
+
+@pytest.fixture
+def told(capsys, monkeypatch):
+    def call(*arguments) -> str:
+        code, out, err = cosmos3(capsys, monkeypatch, *arguments)
+        assert code == 0, err
+        return out
+
+    return call
+
+
+@pytest.mark.usefixtures("one_picture")
+def test_an_outside_packages_recipe_validates_lists_as_validated_and_stays_so(acme, told):
+    listed = {row["name"]: row for row in json.loads(told("recipes", "list", "--json"))}
+    assert listed[NAME]["package"] == "cosmos3-acme" and listed[NAME]["state"] == "help wanted"
+    assert listed["embedded-t2i-128x128-cpux1"]["package"] == "cosmos3"
+    assert "plan.attention: plain" in told("recipes", "show", NAME)
+    (package,) = (one for one in packages.installed_packages() if one.name == "cosmos3-acme")
+    before = checks.code_digest(package.backend, package.module, Sources(ROOT))
+    ((_, found),) = validate([recipe.load(acme / "recipes" / f"{NAME}.toml")], launch=worker.measure)
+    assert "cosmos3_acme/plugin.py" in found["fingerprint"]["files"], "the whole package counts"
+    assert (acme / "recipes" / "evidence" / f"{NAME}.json").is_file()
+
+    def state_told() -> str:
+        folder = ("--folder", acme / "recipes")  # of this package alone, which is sooner told
+        (row,) = (row for row in json.loads(told("recipes", *folder, "list", "--json")) if row["name"] == NAME)
+        return row["state"]
+
+    assert state_told() == found["state"] and found["state"].startswith("validated")
+    (acme / "recipes" / "checks").mkdir()
+    (acme / "recipes" / "checks" / "acme1.json").write_text("{}")
+    (acme / "recipes" / "other.toml").write_text('title = "x"')
+    assert state_told() == found["state"]
+    assert checks.code_digest(package.backend, package.module, Sources(ROOT)) == before
+    (acme / "attention.py").write_text(ATTENTION + "# another\n")
+    assert state_told() == "stale" and checks.code_digest(package.backend, package.module, Sources(ROOT)) != before
+
+
+def kit_record(package: packages.Package, **changes) -> str:
+    """What the kit writes, as far as it is read here."""
+    fingerprint = {
+        "contract": 2,
+        "kit": checks.kit_digest(Sources(ROOT)),
+        "backend": {"name": "acme", "sources": checks.code_digest(package.backend, package.module, Sources(ROOT))},
+        "device": {"name": "ACME One", "arch": "acme1"},
+    }
+    record = {"depth": "full", "finished": "2026-11-30T02:50:16+00:00", "exit_status": 0, "selected": None}
+    tests = {"test_a": {"outcome": "passed"}, "test_b": {"outcome": "skipped", "reason": "so"}}
+    return json.dumps(record | {"fingerprint": fingerprint, "tests": tests} | changes)
+
+
+def test_the_page_of_what_is_installed_has_its_kernels_recipes_and_kit_records(acme, told):
+    (package,) = (one for one in packages.installed_packages() if one.name == "cosmos3-acme")
+    folder = acme / "recipes" / "checks"
+    folder.mkdir()
+    records = {
+        "a-full": kit_record(package),
+        "b-quick": kit_record(package, depth="quick"),
+        "c-part": kit_record(package, selected="attention"),
+        "d-failed": kit_record(package, exit_status=1),
+        "e-old": kit_record(package).replace(checks.kit_digest(Sources(ROOT)), "0" * 64),
+        "f-none": "{}",
+    }
+    for name, text in records.items():
+        (folder / f"{name}.json").write_text(text)
+    page = told("matrix", "--installed")
+    (line,) = (line for line in page.splitlines() if line.startswith("| cosmos3-acme 0.1 | acme | 1 | 1 |"))
+    said = dict(one.split(": ", 1) for one in line.split("|")[5].strip().replace("; since", ", since").split("; "))
+    on = "on ACME One (acme1) on 2026-11-30"
+    assert said["✅ a-full"] == f"passed {on}, depth full: 1 passed, 1 skipped"
+    assert said["b-quick"] == f"passed {on}, depth quick: 1 passed, 1 skipped"
+    assert said["c-part"].startswith(f"passed {on}, depth full, only attention")
+    assert said["d-failed"].startswith("did not pass on ACME One")
+    assert said["e-old"].startswith("stale, passed") and said["e-old"].endswith("since then the kit changed")
+    assert said["f-none"].startswith("broken: it is damaged")
+    assert f"| {NAME} | help wanted | nobody has measured it | – |" in page
+    assert "| acme | attention | plain | * |" in page and "| 1 x ACME One |" in page
+
+
+def test_a_package_without_what_it_declares_hides_no_other(acme, told):
+    for path in sorted((acme / "recipes").iterdir()):
+        path.unlink()
+    (acme / "recipes").rmdir()
+    rows = {row["name"]: row for row in json.loads(told("recipes", "list", "--json"))}
+    assert rows["cosmos3-acme"]["state"] == "broken" and "there is no such folder" in rows["cosmos3-acme"]["why"]
+    assert len(rows) > 15 and "| cosmos3-acme 0.1 | acme | 1 | 0 | no record |" in told("matrix", "--installed")
+    forget("cosmos3_acme")
+    (acme / "plugin.py").write_text("raise OSError('no driver')\n")
+    rows = {row["name"]: row for row in json.loads(told("recipes", "list", "--json"))}
+    assert rows["cosmos3-acme"]["state"] == "broken" and "no driver" in rows["cosmos3-acme"]["why"]
+    assert "| cosmos3-acme 0.1 | broken: " in told("matrix", "--installed")
+
+
+@pytest.mark.parametrize("wrong", ['"recipes"', 'Path(__file__).parent / "my_recipes"'])
+def test_recipes_that_are_not_where_digests_leave_them_out_are_refused(acme, wrong):
+    (acme / "plugin.py").write_text(PLUGIN.replace('recipes = Path(__file__).parent / "recipes"', f"recipes = {wrong}"))
+    with pytest.raises(InputError, match=r"its recipes are .* write recipes=Path\(__file__\)"):
+        discovery.load("acme")
+
+
+def test_a_name_that_two_packages_have_needs_the_path(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / f"{NAME}.toml").write_text(RECIPE)
+    with pytest.raises(InputError, match="several packages have one of that name: .*Give the path of its file"):
+        recipe.find(NAME, folders)
+    assert state.state_of(recipe.find(str(folders[1] / f"{NAME}.toml"), folders)).name == "help wanted"
+
+
+def test_the_checkouts_packages_name_the_folders_that_they_carry():
+    for package in packages.in_tree(ROOT):
+        assert package.recipes and package.recipes.is_dir() and list(package.recipes.glob("*.toml")), package.name
