@@ -19,6 +19,7 @@ from ..contract import Kernel, Ops
 from ..quant import FORMATS as BUILT_IN
 from ..quant import Format
 from ..quant.numerics import Packed, fake_quant, fake_quant_input, pack
+from .depth import Draw
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 HIDDEN, INNER = 512, 768
@@ -46,7 +47,7 @@ LSE_ABSOLUTE = 1e-3
 
 
 def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(Draw.seed(seed)))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,17 @@ MOST_ROWS = 44_160
 """Media tokens of 189 frames of 1280 x 720: the largest call of the published models (docs/model.md, section 4)."""
 
 
+class Draw:
+    """Which inputs a run of the kit draws: those of another `number` are others throughout."""
+
+    number = 0
+
+    @classmethod
+    def seed(cls, seed: int) -> int:
+        """For the generator of one of the kit's inputs."""
+        return seed + 1_000_003 * cls.number
+
+
 @dataclass(frozen=True)
 class Depth:
     """How far a run of the kit goes: calls that take up to `seconds`, as the calls before them let one expect, `draws`
@@ -64,5 +75,5 @@ class Pace:
 
 def drawn(depth: Depth, seed: int, most: int) -> tuple[int, ...]:
     """Sizes by chance, the smaller ones more often."""
-    stream = random.Random(seed)
+    stream = random.Random(Draw.seed(seed))
     return tuple(int(most ** stream.random()) for _ in range(depth.draws))

@@ -16,7 +16,7 @@ import pytest
 
 from ..contract import Cosmos3Error, Device, Kernel
 from ..plan.choice import rows
-from .depth import DEPTHS, QUICK, Depth, Pace
+from .depth import DEPTHS, QUICK, Depth, Draw, Pace
 from .faults import FAULT, place_of
 from .record import Record
 from .subject import Subject, live_bytes, row_id
@@ -37,10 +37,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cosmos3")
     group.addoption("--backend", dest="cosmos3_backend", metavar="NAME", help="the backend that is judged")
     group.addoption("--depth", dest="cosmos3_depth", choices=tuple(DEPTHS), default=QUICK.name, help="how far sizes go")
+    group.addoption("--draw", dest="cosmos3_draw", type=int, default=0, metavar="N", help="other inputs than draw 0's")
     group.addoption("--record", dest="cosmos3_record", metavar="FILE", help="write the result here, as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    Draw.number = config.getoption("cosmos3_draw", 0)
     config.stash[RECORD] = Record(config.getoption("cosmos3_record", None))
     config.pluginmanager.register(config.stash[RECORD])
 

@@ -44,15 +44,23 @@ def test_rows_serve_where_they_say(subject, kernel, device):
         assert None in left, f"{row_id(kernel)} declares {format}, and serves nothing in it here: {left[0]}"
 
 
-def test_architectures_are_known(subject, kernel):
-    """A misspelt one would leave the row out everywhere, without a word."""
+def _known(subject) -> set[str]:
+    """Architectures that the probe or the backend's data name, and those that a row names beside one of these."""
     known = {*subject.backend.tuning, *subject.backend.ceilings}
     known |= {device.arch for device in getattr(subject.backend, "known", ())}
     known |= {subject.present.arch} if isinstance(subject.device, Device) else set()
+    for _ in subject.backend.kernels:
+        known.update(*(row.arch for row in subject.backend.kernels if known & {*row.arch}))
+    return known
+
+
+def test_architectures_are_known(subject, kernel):
+    """A misspelt one would leave the row out everywhere, without a word."""
+    known = _known(subject)
     strange = [arch for arch in kernel.arch if arch not in known and arch != "*"]
     assert not strange or not known, (
-        f"{row_id(kernel)} is written for {', '.join(strange)}, which neither probe() nor the backend's devices, "
-        f"ceilings or tuning name; these name {', '.join(sorted(known))}"
+        f"{row_id(kernel)} is written for {', '.join(strange)}, which nothing else names: known are "
+        f"{', '.join(sorted(known))}, from probe(), from the backend's devices, ceilings and tuning, and from rows"
     )
 
 
