@@ -298,7 +298,7 @@ def wait_for(condition, seconds: float = 120) -> None:
 def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path, number):
     """Ctrl-C, or a scheduler's request to end, in a real process: exit code 130, one line that says how to go on, and
     then the same file as unstopped."""
-    request = ["--model", TINY_MODEL, "--size", "320x192", "--frames", "5", "--steps", "60", "--seed", "4"]
+    request = ["--model", TINY_MODEL, "--size", "320x192", "--frames", "5", "--steps", "24", "--seed", "4"]
     with open("log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cosmos3", "run", "a cup", *request, "-o", "cup.mp4"],
@@ -306,7 +306,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(run, tmp_path, number):
             stdout=subprocess.DEVNULL,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
-    wait_for(lambda: "step 6 of 60" in Path("log").read_text())
+    wait_for(lambda: "step 6 of 24" in Path("log").read_text())
     process.send_signal(number)
     assert process.wait(60) == 130
     log = Path("log").read_text()

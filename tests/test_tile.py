@@ -25,11 +25,11 @@ CLIP = Estimate(
     MODEL.config,
     MODEL.vae,
     Job(width=256, height=192, frames=5, steps=1, guidance=1, guided_steps=0, prompt_tokens=512, negative_tokens=0),
-    "bfloat16",
+    "float32",
 )
 
 OPTIONS = f"--model {TINY_MODEL}".split()
-OPTIONS += "--backend acme --dtype bfloat16 --size 256x192 --frames 5 --steps 1 --guidance 1 -o out.mp4".split()
+OPTIONS += "--backend acme --dtype float32 --size 256x192 --frames 5 --steps 1 --guidance 1 -o out.mp4".split()
 
 
 def needed(tile: int | None) -> int:
