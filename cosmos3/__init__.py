@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cosmos3_core.contract.errors import Cosmos3Error, InputError, RunError
     from cosmos3_core.engine.stages import Cancelled
 
-    from .pipeline import Pipeline, load, plan
+    from .pipeline import Pipeline, load
+    from .planning import forecasts, plan
     from .plans import Plan, Stage
     from .policy import Policy
     from .quantizing import quantize
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "backends",
     "capabilities",
+    "forecasts",
     "load",
     "plan",
     "quantize",
@@ -54,7 +56,8 @@ _HOMES = {
     "cosmos3_core": ("__version__",),
     "cosmos3_core.contract.errors": ("Cosmos3Error", "InputError", "RunError"),
     "cosmos3_core.engine.stages": ("Cancelled",),
-    "cosmos3.pipeline": ("Pipeline", "load", "plan"),
+    "cosmos3.pipeline": ("Pipeline", "load"),
+    "cosmos3.planning": ("forecasts", "plan"),
     "cosmos3.plans": ("Plan", "Stage"),
     "cosmos3.policy": ("Policy",),
     "cosmos3.quantizing": ("quantize",),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from cosmos3_core.contract import InputError, RunError
-from cosmos3_core.plan import choose_backend
 from cosmos3_core.plan.own import with_own
 from cosmos3_core.quant.steps import OPTION
 from cosmos3_core.runs import generation, outputs, saved
@@ -24,7 +23,7 @@ from cosmos3_core.scenarios.defaults import PROFILES, check_profile
 from cosmos3_core.scenarios.families import INPUTS, TASKS
 from cosmos3_core.scenarios.faults import about
 from cosmos3_core.scenarios.fields import is_whole
-from cosmos3_core.settle import Ground, Settled, Wish, ground_of, settle
+from cosmos3_core.settle import Ground, Settled, Wish, ground_of, place_of, settle
 from cosmos3_core.spelling import shown
 
 from .inputs import media_of, noise_of
@@ -32,7 +31,7 @@ from .plans import Plan, plan_of
 from .questions import check_switch, path_of
 from .results import Result
 from .runs import Event, Progress, Run, check_hooks
-from .words import CALL, LOAD, OF_A_PIPE, PLAN, START, Answering, as_arguments, bound, elsewhere, unknown
+from .words import CALL, LOAD, OF_A_PIPE, START, Answering, as_arguments, bound, elsewhere, unknown
 
 if TYPE_CHECKING:
     from cosmos3_core.engine.engine import Engine
@@ -91,49 +90,33 @@ def load(
     for name, value in others.items():
         raise InputError(f"load({name}={shown(value)})", "there is no such argument", unknown(name, LOAD), name)
     steps = {OPTION: high_precision_steps}
-    wish = _wish(model, backend, formats, kernels, dtype, profile, resident, revision=revision, **steps)
-    wish, ground = _ground(wish)
+    wish = wish_of(model, backend, formats, kernels, dtype, profile, resident, revision=revision, **steps)
+    wish, ground = grounded(wish)
     return Pipeline(wish, ground, Engine(ground.model, ground.plan, resident=resident))
 
 
-@as_arguments(PLAN)
-@bound
-def plan(
-    model: str | os.PathLike[str] = MODEL,
-    *,
-    backend: str | None = None,
-    formats: Mapping[str, str] | None = None,
-    high_precision_steps: str | None = None,
-    kernels: Mapping[str, str | Callable[..., Any]] | None = None,
-    dtype: str | None = None,
-    profile: str | None = None,
-    resident: bool = True,
-    **fields: Any,
-) -> Plan:
-    """What a request would take with a model, which is not loaded: as `load` and then `Pipeline.plan`, and of a
-    published model nothing is downloaded. Raises InputError."""
-    steps = {OPTION: high_precision_steps}
-    wish, ground = _ground(_wish(model, backend, formats, kernels, dtype, profile, resident, described=True, **steps))
-    return plan_of(_planned(wish, ground, fields))
-
-
 def _settled(wish: Wish, ground: Ground, given: Mapping[str, Any], **other: Any) -> Settled:
-    """A request whose texts were typed: none is the name of a file."""
-    for name in ("prompt", "negative_prompt"):
-        check_no_file(name, given.get(name))
+    """A request whose texts were typed."""
+    check_typed(given)
     return settle(replace(wish, given=given, **other), ground=ground)
 
 
-def _planned(wish: Wish, ground: Ground, fields: dict[str, Any]) -> Settled:
+def check_typed(given: Mapping[str, Any]) -> None:
+    """Raises InputError for a text that is the name of a file."""
+    for name in ("prompt", "negative_prompt"):
+        check_no_file(name, given.get(name))
+
+
+def planned(wish: Wish, ground: Ground, fields: dict[str, Any]) -> Settled:
     """A request that may lack its prompt and its input."""
     inputs, _ = media_of(fields)
     return _settled(wish, ground, fields | inputs, partial=True)
 
 
-def _wish(
+def wish_of(
     model: Any, backend: Any, formats: Any, kernels: Any, dtype: Any, profile: Any, resident: Any, **more: Any
 ) -> Wish:
-    """What is no request's. Functions among the kernels get their names in `_ground`."""
+    """What is no request's. Functions among the kernels get their names in `grounded`."""
     check_switch("resident", resident)
     wish = Wish(
         model=path_of("model", model),
@@ -150,12 +133,12 @@ def _wish(
     return wish
 
 
-def _ground(wish: Wish) -> tuple[Wish, Ground]:
+def grounded(wish: Wish) -> tuple[Wish, Ground]:
     """What all requests share, with the caller's functions as rows of the backend."""
     if all(isinstance(kernel, str) for kernel in wish.kernels.values()):
         return wish, ground_of(wish)
     with about("backend"):
-        backend, device, why = choose_backend(wish.backend)
+        backend, device, why = place_of(wish)
     with about("kernels"):
         backend, named = with_own(backend, wish.kernels)
     wish = replace(wish, kernels=named)
@@ -338,7 +321,7 @@ class Pipeline(Answering):
     def plan(self, prompt: Prompt | None = None, **fields: Any) -> Plan:
         """What a request would take: bytes, seconds, and whether it fits. `fields` are those of a call; the prompt and
         the input may be left out. Reads no weight. Raises InputError."""
-        return plan_of(_planned(self._wish, self._ground, {"prompt": prompt} | fields))
+        return plan_of(planned(self._wish, self._ground, {"prompt": prompt} | fields))
 
     def __reduce__(self) -> NoReturn:
         raise InputError("copying or pickling a pipe", "it holds a loaded model", "Load it where it is needed")

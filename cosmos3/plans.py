@@ -25,13 +25,14 @@ class Stage:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """What a request would take on this machine, by the estimate of `cosmos3 plan`.
+    """What a request would take on a device, by the estimate of `cosmos3 plan`.
 
     `peak_bytes` is that of the worst of the `stages`, `device_bytes` the device's memory, and `fits` whether it
     suffices. `seconds` sums up the stages without loading, `step_seconds` is the slowest step; both are None where no
     peak rate of the device is known. `kernels` are the rows that run, by op. `nearest` are the changes that would make
     it fit, in words. `request` has every field, None where it is not known yet, and `origin` where each is from.
-    `notes` say how the request lies outside of what the model was trained for.
+    `notes` say how the request lies outside of what the model was trained for. `device` is the device's name; a
+    `forecast` is of one that need not be here.
     """
 
     fits: bool
@@ -45,9 +46,12 @@ class Plan:
     request: dict[str, Any]
     origin: dict[str, str]
     notes: tuple[str, ...] = ()
+    device: str = ""
+    forecast: bool = False
 
     def __repr__(self) -> str:
         request, fits = self.request, "fits" if self.fits else "does not fit"
+        fits += f", a forecast for {self.device}" if self.forecast else ""
         what = f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps"
         lasts = "" if self.seconds is None else f" and {self.seconds:.1f} s"
         return f"<cosmos3 plan: {what}: {gib(self.peak_bytes)} of {gib(self.device_bytes)}{lasts}, {fits}>"
@@ -80,4 +84,6 @@ def plan_of(settled: Settled) -> Plan:
         request=as_json(settled.known()),
         origin=settled.origin,
         notes=settled.notes,
+        device=plan.device.name,
+        forecast=settled.forecast,
     )

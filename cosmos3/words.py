@@ -19,6 +19,7 @@ R = TypeVar("R")
 OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
 """Arguments by what the core calls them, which is what the command line does."""
 CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
+FORECASTS = "cosmos3.forecasts"
 QUANTIZE = "cosmos3.quantize"
 _OPENING = ("model", "backend", "formats", "high_precision_steps", "kernels", "dtype", "profile", "resident")
 TAKES: dict[str, tuple[str, ...]] = {
@@ -26,7 +27,8 @@ TAKES: dict[str, tuple[str, ...]] = {
     START: (*FIELDS, "noise", "anyway"),
     OF_A_PIPE: tuple(FIELDS),
     LOAD: (*_OPENING, "revision"),
-    PLAN: (*_OPENING, *FIELDS),
+    PLAN: (*_OPENING, "device", "arch", "memory", *FIELDS),
+    FORECASTS: (*_OPENING, *FIELDS),
     QUANTIZE: (
         *("model", "revision", "format", "dialect", "group", "policy", "method", "calibrate", "output", "overwrite"),
         *("sweep", "keep_share", "max_error", "backend", "progress"),
@@ -57,10 +59,11 @@ class Answering:
 
 def elsewhere(word: str, here: str = "") -> str | None:
     """What to do about an argument of another place than `here`, or of another program; None for one of neither."""
-    for place, names in TAKES.items():
-        if word in names and place != here:
-            return f"It is an argument of {place}"
-    return in_python(word)
+    places = [place for place, names in TAKES.items() if word in names and place != here]
+    theirs = in_python(word)
+    if places == [PLAN] and theirs:  # the `device` of a forecast is none to run on
+        return theirs
+    return f"It is an argument of {places[0]}" if places else theirs
 
 
 def unknown(word: str, here: str) -> str:

@@ -25,6 +25,8 @@ from email.message import Message
 from pathlib import Path
 from zipfile import ZipFile
 
+import guide
+
 ROOT = Path(__file__).parents[1]
 PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("backends/*/pyproject.toml"))]
 SAID = ("License-Expression", "License-File", "Author", "Requires-Python", "Classifier", "Description-Content-Type")
@@ -102,6 +104,14 @@ def install(wheels: list[Path], folder: Path) -> Path:
     return folder / "bin"
 
 
+def outside(folder: Path) -> Path:
+    """A wheel of a package that is none of ours: that of the page for vendors, with its recipe."""
+    guide.write(folder / "acme")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder / "wheels", cwd=folder / "acme")
+    (wheel,) = (folder / "wheels").iterdir()
+    return wheel
+
+
 def recipes() -> Counter[str]:
     """How many recipes each distribution carries, by the checkout."""
     paths = [*ROOT.glob("cosmos3_core/recipes/*.toml"), *ROOT.glob("backends/*/cosmos3_*/recipes/*.toml")]
@@ -132,9 +142,20 @@ def try_out(bin: Path, folder: Path, version: str) -> None:
     ]:
         sys.exit(f"cosmos3 backends does not list {', '.join(absent)}")
     listed = Counter(recipe["package"] for recipe in json.loads(run(cosmos3, "recipes", "list", "--json", cwd=folder)))
-    if listed != recipes():
+    if listed != recipes() + Counter({"cosmos3-acme": 1}):
         sys.exit(f"cosmos3 recipes list shows {dict(listed)}, and the checkout has {dict(recipes())}")
-    run(cosmos3, "matrix", "--installed", cwd=folder)
+    run(cosmos3, "recipes", "validate", guide.RECIPE, cwd=folder)
+    states = [
+        recipe["state"]
+        for _ in range(2)
+        for recipe in json.loads(run(cosmos3, "recipes", "list", "--json", cwd=folder))
+        if recipe["name"] == guide.RECIPE
+    ]
+    if states != ["validated", "validated"]:
+        sys.exit(f"an outside package's recipe was validated and is then listed as {' and '.join(states)}")
+    page = run(cosmos3, "matrix", "--installed", cwd=folder)
+    if f"| {guide.RECIPE} | ✅ validated |" not in page or "| acme | attention | by_segment |" not in page:
+        sys.exit("cosmos3 matrix --installed does not show an outside package's recipe and kernels")
     run(bin / "python", "-c", "import cosmos3_triton.rows", cwd=folder)
     run(cosmos3, "check", "--backend", "reference", "-k", "gate", cwd=folder)
 
@@ -157,9 +178,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         empty = Path(scratch, "empty")
         empty.mkdir()
-        try_out(
-            install([file for file in files if file.suffix == ".whl"], Path(scratch, "environment")), empty, version
-        )
+        wheels = [*(file for file in files if file.suffix == ".whl"), outside(Path(scratch, "outside"))]
+        try_out(install(wheels, Path(scratch, "environment")), empty, version)
     print(*(file.name for file in files), sep="\n")
     if PLACEHOLDER in str(metadata(files[0])["Project-URL"]):
         print(

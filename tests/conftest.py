@@ -16,6 +16,8 @@ from cosmos3_core.evidence.embedded.measures import Depth
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # guide.py
+
 collect_ignore = ["slow"]  # those run where they are named: `make test-slow`
 
 ACME = Path(__file__).parent / "fake_device"

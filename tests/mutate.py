@@ -215,9 +215,7 @@ def forked(function, seconds: int = SECONDS):
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
-        return (
-            json.loads(file.read_text()) if file.exists() else {"caught": "right", "by": "", "said": "it was stopped"}
-        )
+        return json.loads(file.read_text()) if file.exists() else {"caught": "missed", "said": "it was stopped"}
 
 
 def options() -> list[str]:

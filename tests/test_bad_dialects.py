@@ -27,7 +27,6 @@ from cosmos3_core.checkpoint.gguf import GgufFile
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.contract import InputError
-from cosmos3_core.quant.dialects import DIALECTS, Clues, scheme_of
 
 CONFIG = ("quantization_config",)
 POLICY = (*CONFIG, "runtime", "diffusion_step_policy")
@@ -172,7 +171,52 @@ BAD: dict[str, tuple[str, Change, str]] = {
     ),
     "NVFP4: NaN in a block's scale": (NVFP4, changed(weight_scale=first(float("nan"))), "the first is NaN"),
     "NVFP4: groups of 32": (NVFP4, config("group_size", value=32), "says group_size 32, and NVFP4 has groups of 16"),
+    "NVFP4: weights beyond fp32": (
+        NVFP4,
+        changed(weight_scale_2=first(1e38)),
+        "weight_scale_2: 1 of its 1 scales cannot be, the first is 1e+38",
+    ),
+    "two files that disagree": (
+        FP8,
+        saying("quantization", value={"quant_algo": "NVFP4"}, file="transformer/hf_quant_config.json"),
+        "its hf_quant_config.json says quant_algo 'NVFP4', and quantization_config 'FP8'",
+    ),
+    "two policies": (
+        FP8,
+        saying("quantization", value={"runtime": {}}, file="transformer/hf_quant_config.json"),
+        "its hf_quant_config.json says runtime {}, and quantization_config {'diffusion_step_policy'",
+    ),
+    "an algorithm of no object": (
+        FP8,
+        both(config("quant_algo", value="MIXED_PRECISION"), config("quantized_layers", value={PROBE: "FP8"})),
+        f"of quantized_layers {PROBE} 'FP8'",
+    ),
     # compressed-tensors
+    "inputs in integers by weights in floats": (
+        "ct-float-static",
+        group("input_activations", "type", value="int"),
+        "which is no format of cosmos3",
+    ),
+    "one scale for all tokens": (
+        "ct-float",
+        group("input_activations", "strategy", value="tensor"),
+        "which is no format of cosmos3",
+    ),
+    "asymmetric inputs in floats": (
+        "ct-nvfp4",
+        group("input_activations", "symmetric", value=False),
+        "which is no format of cosmos3",
+    ),
+    "a pattern that is none": (
+        "ct-int",
+        config("ignore", value=["re:("]),
+        "ignore ['re:('], which is not a list of modules' names",
+    ),
+    "scales beyond fp32 of what to divide by": (
+        "ct-nvfp4",
+        changed(weight_global_scale=first(1e-40)),
+        "weight_global_scale: 1 of its 1 scales cannot be, the first is infinite",
+    ),
     "unknown format": ("ct-float", group("format", value="marlin-24"), "config_groups.group_0 says format 'marlin-24'"),
     "three bits": ("ct-w4a16", group("weights", "num_bits", value=3), "which is no format of cosmos3"),
     "groups that do not divide": (
@@ -230,6 +274,21 @@ BAD: dict[str, tuple[str, Change, str]] = {
         changed(qweight=torch.zeros(8, 32, dtype=torch.int32)),
         f"tensor {PROBE}.qweight: the config says that weights are mxfp4",
     ),
+    "rotated int4": (
+        "autoround-w4a16",
+        config("rotation_config", value={"a": 1}),
+        "says that weights are rotated, which cosmos3 does not do",
+    ),
+    "MX by stored scales of inputs": (
+        "autoround-mxfp8",
+        config("act_dynamic", value=False),
+        "'act_dynamic': False",
+    ),
+    "an exponent beyond fp32": (
+        "autoround-mxfp8",
+        changed(weight_scale=first(254)),
+        "one of its scales is 2^127, and its weights would be infinite",
+    ),
     # GPTQ and AWQ
     "feature of group 9": ("gptq", changed(g_idx=first(9)), f"tensor {PROBE}.g_idx: it names group 9, and there are 2"),
     "groups of several sizes": ("gptq", changed(g_idx=first(1)), "its groups do not all have 32 features"),
@@ -265,17 +324,37 @@ BAD: dict[str, tuple[str, Change, str]] = {
         changed(**{STATE: state(b'{"quant_type": "nf4", "blocksize": 128, "shape": [32, 64]}')}),
         "it says blocksize 128, and the scales are of 64 elements",
     ),
+    "a state of floats": (
+        "bnb-nf4",
+        changed(**{STATE: lambda t: t.float()}),
+        "it is float32 instead of uint8",
+    ),
+    "nested scales of bytes": (
+        "bnb-nf4-nested",
+        changed(weight__nested_absmax=lambda t: t.byte()),
+        f"{PROBE}.weight.nested_absmax: it is uint8 instead of float32",
+    ),
     "half of a weight": (
         "bnb-nf4",
         changed(weight=lambda t: t[:512]),
         f"{PROBE}.weight: it is [512, 1] instead of [1024",
     ),
     # torchao
+    "said to be for inputs in 8 bits": (
+        "torchao-int8",
+        config("quant_type", value="Int8DynamicActivationInt8WeightConfig"),
+        "its files speak of int8, and layers are in int8a16",
+    ),
     "no class": ("torchao-int8", metadata(None), f"tensor {PROBE}: the file's metadata does not say of which class"),
     "another class": (
         "torchao-int8",
         metadata('{"_type": "Int4Tensor", "_data": {}}'),
         "it is a Int4Tensor, and of torchao",
+    ),
+    "zero points in floats": (
+        "torchao-int8",
+        changed(_weight_zero_point=lambda t: t.float()),
+        "it is float32 instead of int8",
     ),
     "a zero point": ("torchao-int8", changed(_weight_zero_point=first(3)), "a zero point is not 0"),
     # ModelSlim
@@ -329,6 +408,14 @@ BAD: dict[str, tuple[str, Change, str]] = {
         config("quant_method", value="exl3"),
         "says quant_method 'exl3', which cosmos3 does not read",
     ),
+    "unknown method beside a known file": (
+        FP8,
+        both(
+            config("quant_method", value="exl3"),
+            saying("quantization", value={"quant_algo": "FP8"}, file="transformer/hf_quant_config.json"),
+        ),
+        "says quant_method 'exl3', which cosmos3 does not read",
+    ),
     "a list": (FP8, saying(*CONFIG, value=[1]), "its quantization_config is a list"),
 }
 
@@ -367,9 +454,3 @@ def test_what_only_the_weight_shows_is_found_when_it_is_read(name: str, tmp_path
     weights = Weights(open_model(str(folder)))
     with pytest.raises(InputError, match=f"tensor {PROBE}.weight: .*NaN"):
         dict(weights.quantized.weights([PROBE]))
-
-
-@pytest.mark.parametrize("row", DIALECTS, ids=lambda row: row.name)
-def test_no_dialect_passes_over_a_key_that_it_does_not_know(row):
-    with pytest.raises(InputError, match="its quantization_config says nobodys_key = 1, which is not understood"):
-        scheme_of(row, Clues(source="a model", config={"nobodys_key": 1}))

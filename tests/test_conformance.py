@@ -147,7 +147,7 @@ def test_a_fault_says_where_and_how_to_see_it_again(acme, kit):
     told = kit("acme", test=name)["tests"][name]
     assert told["where"] == "gate=exp_gate bfloat16" and told["rule"] == "silu(20) · 1 is 20, silu(1) · 20 is 14.6."
     assert told["reason"].startswith("gate 20 and up 1 give 14.6")
-    line = f"from cosmos3_core.testing import again; again('acme', '{name}')"
+    line = f"from cosmos3_core.testing.plugin import again; again('acme', '{name}')"
     assert told["again"] == f'python -c "{line}"'
     scope: dict = {}
     exec(line.replace("; ", "; status = "), scope)

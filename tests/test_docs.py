@@ -40,7 +40,7 @@ PAGES = [
 # --- blocks and commands ---------------------------------------------------------------------------------------------
 
 RUN = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
-LANGUAGES = {"python", "sh", "toml", "text"}
+LANGUAGES = {"python", "sh", "toml", "text", "yaml"}
 BLOCK = re.compile(r"(?:<!-- (\w+) -->\n\n)?^```(\w*)\n(.*?)^```$", re.M | re.S)
 CHECKED = ("cosmos3", "make", "python -m")
 """How a command begins that is run, or parsed where it is marked; others (pip) are for the reader."""
@@ -64,6 +64,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
     ("README.md", "device"): [
         "cosmos3 warmup --size 720p",
         "cosmos3 check --backend acme",
+        "cosmos3 plan --device all --size 480p",
         "cosmos3 plan --backend cuda --arch sm_89 --memory 12 --format fp8",
     ],
     ("CONTRIBUTING.md", "install"): [
@@ -84,9 +85,14 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "--calibrate Cosmos3-Nano-W4A16.calibration.safetensors -o Fp8",
     ],
     ("docs/writing-a-backend.md", "device"): [
+        "cosmos3 backends",
+        "cosmos3 run 'two green squares' --model embedded --backend acme --steps 4 --size 64x64 -o squares.png",
         "cosmos3 check --backend acme --record acme.json",
         "cosmos3 evaluate --backend acme",
-        "cosmos3 recipes validate nano-t2v-832x480-acme9x1 --random-weights",
+        "cosmos3 recipes validate embedded-t2i-64x64-acmeonex1",
+        "cosmos3 check --backend acme --record cosmos3_acme/recipes/checks/acme-one.json",
+        "cosmos3 recipes list",
+        "cosmos3 matrix --installed",
     ],
 }
 

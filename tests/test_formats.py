@@ -11,6 +11,10 @@ from command import cosmos3
 from PIL import Image
 from tiny_model import TINY_MODEL
 
+from cosmos3_core.contract import InputError
+from cosmos3_core.evidence import recipe
+from cosmos3_core.evidence import settle as evidence
+
 SMALL = ("--model", TINY_MODEL, "--backend", "acme", "--size", "64x64", "--steps", "2", "--frames", "1")
 
 
@@ -119,3 +123,26 @@ def test_a_recipe_names_its_formats(acme, capsys, monkeypatch, tmp_path):
         capsys, monkeypatch, "recipes", "--folder", tmp_path, "show", "embedded-t2i-128x128-acmeonex1"
     )
     assert code == 2 and "Name it embedded-t2i-128x128-int8-acmeonex1.toml" in err
+
+
+def test_a_recipe_names_its_steps_in_16_bits(acme, capsys, monkeypatch, tmp_path):
+    """They are in its name, in its command and in what it is judged as: the baselines without a format have none."""
+    written = (Path(__file__).parents[1] / "cosmos3_core" / "recipes" / "embedded-t2i-128x128-cpux1.toml").read_text()
+    body = written[: written.index("[plan]")].replace('"reference"', '"acme"')
+    body = body.replace(tomllib.loads(written)["device"]["name"], "ACME One")
+    formats = '[run.formats]\npack_linear = "int8"\n[plan]\npack_linear = "eager"\n'
+    path = tmp_path / "embedded-t2i-128x128-int8-steps1_2-acmeonex1.toml"
+    path.write_text(body.replace("[run]\n", '[run]\nhigh_precision_steps = "1,2"\n') + formats)
+    code, out, err = cosmos3(capsys, monkeypatch, "recipes", "--folder", tmp_path, "show", path.stem)
+    assert code == 0 and "--high-precision-steps 1,2" in out, err
+    roles = {role: evidence.settle(recipe.load(path), role).plan.a16 for role in (*evidence.EAGER, evidence.CANDIDATE)}
+    named = {role: a16 and (a16.policy.first, a16.policy.last) for role, a16 in roles.items()}
+    assert named == {
+        evidence.BASELINE: None,
+        evidence.EXACT: None,
+        evidence.FORMATS: (1, 2),
+        evidence.CANDIDATE: (1, 2),
+    }
+    path.write_text(body.replace("[run]\n", '[run]\nhigh_precision_steps = "1"\n') + formats)
+    with pytest.raises(InputError, match="it is no two counts of steps"):
+        recipe.load(path)

@@ -8,10 +8,10 @@ import os
 import sys
 from pathlib import Path
 
+import guide
 import pytest
 from command import cosmos3
 from installed import forget, install
-from tiny_model import TINY
 
 from cosmos3_core.contract import InputError
 from cosmos3_core.evidence import checks, packages, recipe, state, worker
@@ -20,68 +20,19 @@ from cosmos3_core.evidence.fingerprint import ROOT
 from cosmos3_core.evidence.validate import validate
 from cosmos3_core.plan import discovery
 
-NAME = "tiny-t2i-64x64-acmeonex1"
-PROJECT = """[project]
-name = "cosmos3-acme"
-version = "0.1"
-[project.entry-points."cosmos3.backends"]
-acme = "cosmos3_acme.plugin"
-"""
-PLUGIN = """
-from importlib import import_module
-from pathlib import Path
-
-from cosmos3_core.contract import Backend, Device, Kernel, hookimpl
-
-
-def probe():
-    return Device(arch="acme1", name="ACME One", count=1, memory=2**33, unified=True)
-
-
-def build(device):
-    return import_module("cosmos3_acme.attention").attention
-
-
-@hookimpl
-def cosmos3_backend():
-    rows = (Kernel(op="attention", name="plain", build=build),)
-    recipes = Path(__file__).parent / "recipes"
-    return Backend(
-        name="acme", torch_device="cpu", collectives="gloo", probe=probe, kernels=rows, recipes=recipes, api=2
-    )
-"""
-"""With an import that nothing names, so that the whole package counts as what is computed with."""
-ATTENTION = "from cosmos3_core.reference.ops import attention\n"
-RECIPE = """title = "tiny on ACME One"
-[run]
-model = "tiny"
-task = "t2i"
-size = "64x64"
-steps = 2
-backend = "acme"
-dtype = "bfloat16"
-[device]
-name = "ACME One"
-[plan]
-attention = "plain"
-"""
+NAME = guide.RECIPE
 
 
 @pytest.fixture
 def acme(tmp_path, monkeypatch) -> Path:
-    """The folder of the package, installed."""
+    """The folder of the guide's package, installed."""
     folder = tmp_path / "cosmos3_acme"
-    files = {"plugin.py": PLUGIN, "attention.py": ATTENTION, "__init__.py": "", f"recipes/{NAME}.toml": RECIPE}
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    guide.write(tmp_path)
     install(tmp_path, tmp_path / "site")
     path = [str(tmp_path / "site"), str(tmp_path)]
     monkeypatch.setattr(sys, "path", [*path, *sys.path])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*path, str(ROOT)]))
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "tiny").symlink_to(TINY)
     monkeypatch.chdir(tmp_path / "elsewhere")
     forget("cosmos3_acme")
     yield folder
@@ -103,11 +54,11 @@ def test_an_outside_packages_recipe_validates_lists_as_validated_and_stays_so(ac
     listed = {row["name"]: row for row in json.loads(told("recipes", "list", "--json"))}
     assert listed[NAME]["package"] == "cosmos3-acme" and listed[NAME]["state"] == "help wanted"
     assert listed["embedded-t2i-128x128-cpux1"]["package"] == "cosmos3"
-    assert "plan.attention: plain" in told("recipes", "show", NAME)
+    assert "plan.attention: by_segment" in told("recipes", "show", NAME)
     (package,) = (one for one in packages.installed_packages() if one.name == "cosmos3-acme")
     before = checks.code_digest(package.backend, package.module, Sources(ROOT))
     ((_, found),) = validate([recipe.load(acme / "recipes" / f"{NAME}.toml")], launch=worker.measure)
-    assert "cosmos3_acme/plugin.py" in found["fingerprint"]["files"], "the whole package counts"
+    assert "cosmos3_acme/attention.py" in found["fingerprint"]["files"]
     assert (acme / "recipes" / "evidence" / f"{NAME}.json").is_file()
 
     def state_told() -> str:
@@ -115,13 +66,13 @@ def test_an_outside_packages_recipe_validates_lists_as_validated_and_stays_so(ac
         (row,) = (row for row in json.loads(told("recipes", *folder, "list", "--json")) if row["name"] == NAME)
         return row["state"]
 
-    assert state_told() == found["state"] and found["state"].startswith("validated")
+    assert state_told() == found["state"] == "validated"
     (acme / "recipes" / "checks").mkdir()
     (acme / "recipes" / "checks" / "acme1.json").write_text("{}")
     (acme / "recipes" / "other.toml").write_text('title = "x"')
     assert state_told() == found["state"]
     assert checks.code_digest(package.backend, package.module, Sources(ROOT)) == before
-    (acme / "attention.py").write_text(ATTENTION + "# another\n")
+    (acme / "attention.py").write_text((acme / "attention.py").read_text() + "# another\n")
     assert state_told() == "stale" and checks.code_digest(package.backend, package.module, Sources(ROOT)) != before
 
 
@@ -163,7 +114,7 @@ def test_the_page_of_what_is_installed_has_its_kernels_recipes_and_kit_records(a
     assert said["e-old"].startswith("stale, passed") and said["e-old"].endswith("since then the kit changed")
     assert said["f-none"].startswith("broken: it is damaged")
     assert f"| {NAME} | help wanted | nobody has measured it | – |" in page
-    assert "| acme | attention | plain | * |" in page and "| 1 x ACME One |" in page
+    assert "| acme | attention | by_segment | acme1 |" in page and "| 1 x ACME One |" in page
 
 
 def test_a_package_without_what_it_declares_hides_no_other(acme, told):
@@ -180,10 +131,25 @@ def test_a_package_without_what_it_declares_hides_no_other(acme, told):
     assert "| cosmos3-acme 0.1 | broken: " in told("matrix", "--installed")
 
 
-@pytest.mark.parametrize("wrong", ['"recipes"', 'Path(__file__).parent / "my_recipes"'])
-def test_recipes_that_are_not_where_digests_leave_them_out_are_refused(acme, wrong):
-    (acme / "plugin.py").write_text(PLUGIN.replace('recipes = Path(__file__).parent / "recipes"', f"recipes = {wrong}"))
-    with pytest.raises(InputError, match=r"its recipes are .* write recipes=Path\(__file__\)"):
+RECIPES = "recipes=Path(__file__).parent / RECIPES"
+KNOWN = 'known=(Device(arch="acme1", name="ACME One", count=1, memory=8 * 2**30, unified=True),)'
+UNMADE = 'Device(arch="acme1", name="A", count=1, memory=0, unified=True)'
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (RECIPES, 'recipes="recipes"', r"its recipes are .* write recipes=Path\(__file__\)"),
+        (RECIPES, 'recipes=Path("my_recipes")', r"its recipes are .* write recipes=Path\(__file__\)"),
+        (KNOWN, 'known=("A",)', "a device that it knows is an object of type str"),
+        (KNOWN, f"known=({UNMADE},)", "a device that it knows has a memory of 0"),
+    ],
+)
+def test_what_a_package_says_of_its_recipes_and_devices_is_checked(acme, right, wrong, said):
+    text = (acme / "plugin.py").read_text()
+    assert right in text
+    (acme / "plugin.py").write_text(text.replace(right, wrong))
+    with pytest.raises(InputError, match=said):
         discovery.load("acme")
 
 
@@ -191,7 +157,7 @@ def test_a_name_that_two_packages_have_needs_the_path(tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-        (folder / f"{NAME}.toml").write_text(RECIPE)
+        (folder / f"{NAME}.toml").write_text(guide.package()[f"cosmos3_acme/recipes/{NAME}.toml"])
     with pytest.raises(InputError, match="several packages have one of that name: .*Give the path of its file"):
         recipe.find(NAME, folders)
     assert state.state_of(recipe.find(str(folders[1] / f"{NAME}.toml"), folders)).name == "help wanted"

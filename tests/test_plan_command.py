@@ -137,7 +137,7 @@ def test_the_json_keeps_its_keys(told):
     assert set(found) == {*manifest, "estimate"}
     assert set(found["request"]) == set(found["origin"]) == set(FIELDS)
     estimate = found["estimate"]
-    assert set(estimate) == {"fits", "tokens", "memory", "nearest", "work", "seconds", "assumed"}
+    assert set(estimate) == {"forecast", "fits", "tokens", "memory", "nearest", "work", "seconds", "assumed"}
     assert set(estimate["memory"]) == {"device", "given", "peak", "weights", "stages"}
     parts = estimate["memory"]["weights"]
     assert estimate["memory"]["stages"][0]["weights"] == parts["understanding"] + parts["embedding"]
@@ -295,10 +295,11 @@ def test_what_is_not_known_without_a_prompt_is_not_made_up(plan, told):
 def test_a_device_that_is_not_here_is_planned_for(capsys, monkeypatch):
     """By the rows of an installed backend for an architecture; what is known of its memory is what was said."""
     cuda = devices.backend("cuda")
-    monkeypatch.setattr("cosmos3_core.plan.survey.load", lambda name, disabled: cuda)
+    monkeypatch.setattr("cosmos3_core.plan.known.load", lambda name, disabled: cuda)
     ask = ("plan", "--backend", "cuda", "--model", "nano", "--size", "480p")
     code, out, err = cosmos3(capsys, monkeypatch, *ask, "--arch", "sm_89", "--memory", "12")
     assert (code, err) == (1, "") and "device     cuda: not in this machine (sm_89), 12.0 GiB (--memory)" in out
+    assert "forecast   made without the device" in out
     assert "instead    --format fp8 fits" in out and "assumed    sm_89 with the torch and the packages that are" in out
     for wrong, said in {
         ("--arch", "sm_98", "--memory", "12"): "Did you mean sm_90?",

@@ -81,7 +81,7 @@ PUBLIC = {
         "why": "",
     },
     "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin, "
-    "notes=())",
+    "notes=(), device='', forecast=False)",
     "Policy": {
         "act": "(observation)",
         "reset": "()",
@@ -124,10 +124,12 @@ PUBLIC = {
     "__version__": "",
     "backends": "()",
     "capabilities": "(model='nvidia/Cosmos3-Nano', *, profile='reference')",
+    "forecasts": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, high_precision_steps=None, "
+    "kernels=None, dtype=None, profile=None, resident=True, **fields)",
     "load": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, high_precision_steps=None, kernels=None, "
     "dtype=None, revision=None, profile=None, resident=True, **others)",
     "plan": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, high_precision_steps=None, kernels=None, "
-    "dtype=None, profile=None, resident=True, **fields)",
+    "dtype=None, profile=None, resident=True, device=None, arch=None, memory=None, **fields)",
     "quantize": "(model='nvidia/Cosmos3-Nano', output=None, *, format, dialect=None, group=None, policy=None, "
     "method='nearest', calibrate=None, sweep=None, keep_share=None, max_error=None, backend=None, revision=None, "
     "overwrite=False, progress=None, **fields)",
@@ -768,7 +770,8 @@ def test_all_faults_of_a_call_are_told_at_once_and_name_their_fields(unread):
 
 def test_what_each_place_takes_is_what_its_function_takes():
     places = {words.CALL: cosmos3.Pipeline.__call__, words.START: cosmos3.Pipeline.start, words.LOAD: cosmos3.load}
-    for place, function in places.items() | {(words.PLAN, cosmos3.plan), (words.OF_A_PIPE, cosmos3.Pipeline.plan)}:
+    places |= {words.PLAN: cosmos3.plan, words.FORECASTS: cosmos3.forecasts, words.OF_A_PIPE: cosmos3.Pipeline.plan}
+    for place, function in places.items():
         named = {p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD}
         fields = set() if place == words.LOAD else set(FIELDS)
         assert set(words.TAKES[place]) == (named | fields) - {"self"}

@@ -24,6 +24,7 @@ from cosmos3_core.checkpoint.policy import Policy
 from cosmos3_core.checkpoint.quantize import Job, prepare, source_folder, with_defaults
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.evidence.quantizing.quantize import Asked, job_of, with_statistics
+from cosmos3_core.files import locks
 from cosmos3_core.files.digests import sha256_file
 from cosmos3_core.quant.dialects.written import WRITTEN, Written
 from cosmos3_core.quant.numerics import unpack
@@ -211,6 +212,8 @@ BAD = {
         "--format",
         "fp9",
     ): "knows no such format. It writes modelopt: fp8, fp8_static; compressed-tensors: fp8, int8, w4a16",
+    ("--format", "int4"): "no such format. Did you mean w4a16? It writes",
+    ("--format", "W4A16"): "no such format. Did you mean w4a16? It writes",
     ("--format", "nvfp4"): "cosmos3 quantize does not write nvfp4. It writes",
     ("--format", "fp8_static"): "only a calibration measures",
     (
@@ -258,10 +261,13 @@ def test_where_it_is_not_written(quantize: Call, monkeypatch, tmp_path: Path) ->
         "nowhere/fp8": "there is no folder",
         "notes": "it exists. Choose another name, or add --overwrite",
     }
+    inside |= dict.fromkeys(("", ".", "..", "/"), "it is no name of a new folder. Choose another name")
+    inside |= {"fp8.part": "a folder whose name ends in .part is an unfinished one", "a\udcff": "its path is not UTF-8"}
+    inside |= dict.fromkeys(("n" * 252, f"{'n' * 300}/fp8"), "the name cannot be used (")
     before = files_of(tmp_path)
     for output, found in inside.items():
         code, _, err = quantize(*asked, output)
-        assert code == 2 and found in err, output
+        assert code == 2 and found in err and err.count("\n") == 1, output
     code, _, err = quantize(*asked, "notes", "--overwrite")
     assert code == 2 and "is no checkpoint: it has no model_index.json" in err
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
@@ -339,6 +345,15 @@ def test_a_killed_process_is_gone_on_with(monkeypatch, tmp_path: Path) -> None:
     assert set(index["weight_map"].values()) == names
     source = source_folder(open_model("embedded"))
     check_weights(Path("out"), source, set(job.modules), "w4a16", "compressed-tensors", 128)
+
+
+def test_one_killed_before_its_first_record_is_gone_on_with(quantize: Call, monkeypatch) -> None:
+    part = Path("out.part")
+    part.mkdir()
+    left = part / locks.part(".json")
+    left.touch()
+    assert quantize("--model", TINY_MODEL, "--format", "fp8", "-o", "out")[0] == 0
+    assert not part.exists() and not (Path("out") / left.name).exists()
 
 
 def test_one_tensor_of_the_source_is_in_memory_at_a_time(monkeypatch, tmp_path: Path) -> None:

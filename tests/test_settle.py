@@ -116,7 +116,8 @@ def test_nobody_else_puts_model_request_and_plan_together():
     here, recipes = "cosmos3_core/settle/settle.py", "cosmos3_core/evidence/settle.py"
     quantize = {"cosmos3_core/evidence/quantizing/quantize.py", "cosmos3_core/checkpoint/writing.py"}  # no request
     assemble = {
-        "choose_backend": {here, recipes, "cosmos3/pipeline.py"},
+        "choose_backend": {here, recipes},
+        "place_of": {here, "cosmos3/pipeline.py"},
         "requests.resolve": {here},
         "open_model": {here, "cosmos3_core/checkpoint/model.py", *quantize},
         "Want.of": {here, recipes, "cosmos3_core/testing/suite/whole.py"},

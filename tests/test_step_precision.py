@@ -56,6 +56,7 @@ def test_a_policy_as_it_is_typed():
     assert StepPolicy.typed("2,1") == StepPolicy(first=2, last=1, named=True)
     assert StepPolicy.typed(" 0, 3 ,native") == StepPolicy(last=3, reasoner=NATIVE, named=True)
     assert StepPolicy.typed("None") == StepPolicy(reasoner=NATIVE, named=True)
+    StepPolicy.typed("2,1").check(3)  # every step once
 
 
 @pytest.mark.parametrize("text", ["", "2", "2,", "-1,2", "2.0,2", "2,2,2", "2,2,a8", "first=2", "1e1,2", "99999,0"])
@@ -350,13 +351,13 @@ def test_the_estimate_knows_one_copy_and_which_steps():
     )
 
 
-@pytest.mark.parametrize("name", ["gguf", "modelopt-fp8"])
+@pytest.mark.parametrize("name", ["gguf", "modelopt-fp8", "gptq"])  # whose groups are of 32
 def test_the_estimate_counts_each_module_of_a_checkpoint_in_its_own_format(name, tmp_path):
     """Some layers are in 16 bits, and some in several formats."""
     given = {"prompt": "a cup", "frames": 1, "size": "64x64", "steps": 2}
     settled = settle(Wish(model=str(checkpoint(name, tmp_path / "model")), backend="reference", given=given))
     tower = Weights(settled.model).generation(settled.plan.target(settled.model.config))
-    assert settled.asked.weights["generation"] == pytest.approx(bytes_of(tower.layers), rel=0.03)
+    assert settled.asked.weights["generation"] == pytest.approx(bytes_of(tower.layers), rel=0.02)
     dense = replace(settled.asked, modules={}).weights["generation"]
     whole = replace(settled.asked, modules=None).weights["generation"]
     assert whole < 0.8 * settled.asked.weights["generation"] < 0.9 * dense

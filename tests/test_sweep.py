@@ -94,6 +94,7 @@ def test_a_share_is_spent_on_the_largest_squares() -> None:
     assert [group.name for group in _within(groups, 0.2)] == ["a", "b"]
     assert [group.name for group in _within(groups, 0.3)] == ["a", "c"]
     assert _within(groups, 0.05) == []
+    assert _within([Group("a", (), 1004, 0.1), Group("b", (), 8996, 0.1)], 0.1) == []  # by less than a part too large
 
 
 BAD = {

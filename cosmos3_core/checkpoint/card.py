@@ -35,7 +35,7 @@ def card(job: Job, name: str) -> str:
         *head,
         "---",
         "",
-        f"# {name}",
+        f"# {' '.join(name.split())}",
         "",
         f"{job.model.name}, quantized by cosmos3 {said['cosmos3']}.",
         "",

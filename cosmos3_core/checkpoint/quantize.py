@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SHARD_BYTES = 5_000_000_000
 CONFIG, INDEX = "transformer/config.json", f"transformer/{STEM}.safetensors.index.json"
 CARD, SOURCE_CARD = "README.md", "README-source.md"
+RECORD = "cosmos3_quantize.json"
+"""What the result says of itself."""
 SUMS = "SHA256SUMS"
 """A list of digests of the source's files, which are no longer these."""
 
@@ -234,7 +236,7 @@ def _copies(model: Model) -> dict[str, str]:
     weights = (".safetensors", ".safetensors.index.json", *PICKLED)
     found = {}
     for path in model.repository.paths():
-        if path in (CONFIG, SUMS) or (path.startswith("transformer/") and path.endswith(weights)):
+        if path in (CONFIG, RECORD, SUMS) or (path.startswith("transformer/") and path.endswith(weights)):
             continue
         found[SOURCE_CARD if path == CARD else path] = path
     return found

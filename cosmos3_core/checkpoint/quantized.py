@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import InputError
 from ..model.config import TransformerConfig
+from ..quant import Format
 from ..quant.dialects import AGAIN, DIALECTS, Broken, Clues, Dialect, Header, Layout, Scheme, dialect_of, scheme_of
 from ..quant.dialects.common import PLAIN
 from ..quant.dialects.modelopt import FILE
@@ -37,14 +38,14 @@ class Quantization:
     dialect: Dialect
     scheme: Scheme
     clues: Clues
-    modules: Mapping[str, str] | None = None
+    modules: Mapping[str, Format] | None = None
 
     @property
     def formats(self) -> tuple[str, ...]:
         """Of the layers' matrices, that of most of them first: other modules are made numbers again while loading."""
         if self.modules is None:
             return tuple(format.name for format in self.scheme.formats)
-        counted = Counter(name for module, name in self.modules.items() if module.startswith("layers."))
+        counted = Counter(one.name for module, one in self.modules.items() if module.startswith("layers."))
         return tuple(name for name, _ in counted.most_common())
 
     @property
@@ -53,7 +54,7 @@ class Quantization:
         here yet."""
         if self.modules is None:
             return {"by its config": ", ".join(self.formats)}
-        return _together(self.modules)
+        return _together({module: format.name for module, format in self.modules.items()})
 
     def to_json(self) -> dict[str, Any]:
         """For manifests and plans."""
@@ -196,9 +197,9 @@ class Quantized:
         """Every tensor of a quantized weight, and the module."""
         return {f"{module}.{part}": module for module, layout in self.layouts.items() for part in layout.parts}
 
-    def formats(self) -> dict[str, str]:
-        """Of each quantized module, by name."""
-        return {module: layout.format.name for module, layout in self.layouts.items()}
+    def formats(self) -> dict[str, Format]:
+        """Of each quantized module, with the groups of the file."""
+        return {module: layout.format for module, layout in self.layouts.items()}
 
     def check(self) -> None:
         """Read and judge all scales and what else is small. Raises InputError."""

@@ -18,14 +18,14 @@ from typing import Any
 from ..bounds import parse_json
 from ..contract import InputError
 from ..files import locks
-from ..files.atomic import Unwritable, alone, atomic
+from ..files.atomic import Unwritable, alone, atomic, mode_at
 from ..files.digests import sha256_file
+from ..files.sources import check_name
 from ..spelling import shown
 from .card import card
 from .model import Weights, open_model
-from .quantize import CARD, CONFIG, INDEX, Job, source_folder
+from .quantize import CARD, CONFIG, INDEX, RECORD, Job, source_folder
 
-RECORD = "cosmos3_quantize.json"
 PART = ".part"
 INSIDE = "model_index.json"
 """What every checkpoint has at its top."""
@@ -35,6 +35,19 @@ WRITE, COPY, CHECK = "tensors", "other files", "reading it back"
 
 Show = Callable[[str, int, int], object]
 """Is told a stage, how many parts of it are done, and of how many."""
+
+
+def check_folder(output: Path, companions: tuple[str, ...] = ()) -> None:
+    """Raises InputError for a name that no new folder can have, nor its names while it is made or with one of
+    `companions` added: before anything is named by it."""
+    asked, next_step = f"writing {output}", "Choose another name, such as Cosmos3-Nano-FP8"
+    if output.name in ("", ".."):
+        raise InputError(asked, "it is no name of a new folder", next_step)
+    if output.name.endswith(PART):
+        raise InputError(asked, f"a folder whose name ends in {PART} is an unfinished one", next_step)
+    check_name(output, asked)
+    for end in ("", PART, *companions):
+        mode_at(output.with_name(output.name + end), next_step)
 
 
 def check_output(job: Job, output: Path, *, overwrite: bool) -> None:
@@ -176,7 +189,7 @@ def _done(job: Job, part: Path) -> dict[str, str]:
     if not os.path.lexists(part):
         return {}
     record = part / RECORD
-    if part.is_symlink() or not part.is_dir() or (any(part.iterdir()) and not record.is_file()):
+    if part.is_symlink() or not part.is_dir() or not (record.is_file() or _new(part)):
         raise InputError(asked, f"{part} is there, and no unfinished checkpoint of cosmos3 quantize", hint)
     if not record.is_file():
         return {}
@@ -193,6 +206,11 @@ def _done(job: Job, part: Path) -> dict[str, str]:
             found = f"{part} is unfinished, and of another {key}: {shown(said.get(key))} instead of {shown(value)}"
             raise InputError(asked, found, f"Type the command that began it, delete {part}, or choose another name")
     return {path: digest for path, digest in files.items() if stat.S_ISREG(_mode(part / path))}
+
+
+def _new(part: Path) -> bool:
+    """Whether a folder holds nothing yet but what a process that died before its first record left."""
+    return all(locks.MADE.fullmatch(file.name) for file in part.iterdir())
 
 
 def _mode(file: Path) -> int:

@@ -49,6 +49,14 @@ def backends() -> Iterable[str]:
     return installed()
 
 
+def known_devices() -> list[str]:
+    """The devices that installed packages know."""
+    from ..plan.known import ALL
+    from ..plan.known import known_devices as known
+
+    return [*(device.name for _, device in known(None, ())), ALL]
+
+
 def dtypes() -> tuple[str, ...]:
     from ..plan.resolve import DTYPES
 

@@ -17,6 +17,7 @@ from .completion import (
     files,
     folders,
     format_names,
+    known_devices,
     models,
     one_of,
     ops,
@@ -344,9 +345,16 @@ REPORT = (
     ),
     option(
         CONTROL,
+        "--device",
+        metavar="NAME",
+        help='Forecast for a device that need not be here, such as "Arc B580", or for all that are known.',
+        shell_complete=one_of(known_devices),
+    ),
+    option(
+        CONTROL,
         "--arch",
         metavar="ARCH",
-        help="Plan for a device that is not here, such as sm_89, with --backend and --memory.",
+        help="Forecast for an architecture, such as sm_90; of one without a known device, with --backend and --memory.",
     ),
     option(CONTROL, "--json", "as_json", is_flag=True, help="Print the plan as JSON."),
 )

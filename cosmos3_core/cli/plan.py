@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..contract import Ceiling
+from ..contract import Backend, Ceiling, Device
 from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
+from ..plan.cost.nearest import Change
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..quant.steps import A16
@@ -34,6 +35,8 @@ NONE_FITS = (
     "no smaller request of this model fits here, in no format of its weights (--format): choose a smaller model "
     "(--model edge) or a larger device. Weights kept on the host (offload) are not there yet"
 )
+FORECAST = "made without the device, of what its package says of it"
+"""What a plan for a device that need not be here is."""
 WIDEST = 120
 """Columns of a line; a terminal may have fewer."""
 
@@ -55,6 +58,7 @@ def _estimate(settled: Settled) -> dict[str, Any]:
     run = [work for stage in estimated.parts.values() for work in stage]
     ceiling = ceiling_of(plan.backend, plan.device)
     return {
+        "forecast": settled.forecast,
         "fits": settled.fits,
         "tokens": {
             "prompt": job.prompt_tokens,
@@ -71,7 +75,7 @@ def _estimate(settled: Settled) -> dict[str, Any]:
         },
         "nearest": [
             {
-                "options": re.sub("`([a-z_]+)`", lambda name: flag(name[1]), str(change)),
+                "options": in_options(change),
                 "peak": change.estimate.peak,
                 "eager": change.estimate.unpacks,
             }
@@ -88,13 +92,18 @@ def _estimate(settled: Settled) -> dict[str, Any]:
     }
 
 
+def in_options(change: Change) -> str:
+    """A change that would make it fit, as one types it."""
+    return re.sub("`([a-z_]+)`", lambda name: flag(name[1]), str(change))
+
+
 def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list[str]:
     """The estimate's assumptions, as sentences without a full stop."""
     prompt, *negative = settled.estimate.job.texts
     texts = f"a prompt of {prompt} tokens" + "".join(f" and a negative one of {count}" for count in negative)
     sentences = [] if settled.counted else [texts]
-    if settled.wish.arch:
-        sentences.append(f"{settled.wish.arch} with the torch and the packages that are installed here")
+    if settled.forecast:
+        sentences.append(_described(settled.plan.backend, settled.plan.device))
     sentences += [
         "activations as eager torch allocates them; kernels that fuse need less",
         f"allocator, context and workspaces take {OVERHEAD:.0%}, {VAE_OVERHEAD:.0%} in the VAE, and "
@@ -109,6 +118,17 @@ def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list
         shares += f", {CONVOLUTION_EFFICIENCY:.0%} in the VAE, {BANDWIDTH_EFFICIENCY:.0%} of bandwidth"
         sentences.append(f"{shares} (peaks: {ceiling.source}); loading and downloading are not counted")
     return sentences
+
+
+def _described(backend: Backend, device: Device) -> str:
+    """What is taken of a device that need not be here."""
+    if device not in backend.known:
+        return f"{device.arch} with the torch and the packages that are installed here"
+    versions = ", ".join(f"{name} {version}" for name, version in device.versions.items())
+    told = f" with {versions}" if versions else ""
+    return (
+        f"{device.name} as the package of backend {backend.name} describes it{told}; kernel packages as installed here"
+    )
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -130,6 +150,7 @@ def _print(report: dict[str, Any]) -> None:
         *_precisions(plan, request["steps"]),
         *(("values", text) for text in _values(report)),
         ("device", f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}"),
+        *([("forecast", FORECAST)] if report["estimate"]["forecast"] else []),
         *_kernels(plan),
         *((f"refused {refusal['op']} {refusal['name']}", refusal["reason"]) for refusal in plan["refused"]),
         ("placement", "text tower, media tower and VAE one after the other, as cosmos3 run does"),

@@ -84,6 +84,8 @@ def _arguments(recipe: Recipe) -> list[str]:
         arguments += ["--kernel", f"{op}={kernel}"]
     for op, name in recipe.formats.items():
         arguments += ["--format", f"{op}={name}"]
+    if recipe.high_precision_steps is not None:
+        arguments += ["--high-precision-steps", recipe.high_precision_steps]
     for key, value in recipe.given().items():
         arguments += ["--set", f"{key}={json.dumps(value)}"]
     return arguments

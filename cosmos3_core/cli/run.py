@@ -15,6 +15,7 @@ from ..contract import InputError, RunError
 from ..engine.stages import Cancelled
 from ..files.action_tables import SUFFIXES
 from ..plan.cost.units import GIB
+from ..plan.known import ALL
 from ..quant.steps import OPTION
 from ..runs import generation, outputs, saved
 from ..runs import manifest as manifests
@@ -29,6 +30,7 @@ from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from ..scenarios.sound import SOUND_SUFFIXES
 from ..settle import Settled, Wish, settle
+from .forecast import show_all
 from .options import DEFAULT_MODEL
 from .plan import show
 from .stopping import Stop, stop_signal
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
-REPORT = {"memory": "--memory", "arch": "--arch", "as_json": "--json"}
+REPORT = {"memory": "--memory", "device": "--device", "arch": "--arch", "as_json": "--json"}
 """Options of a dry run alone."""
 FREE = (
     "output",
@@ -133,6 +135,7 @@ class Options:
     manifest: str | None
     dry_run: bool
     memory: float | None
+    device: str | None
     arch: str | None
     as_json: bool
     anyway: bool
@@ -146,7 +149,9 @@ def execute(options: Options) -> None:
     earlier = stopped.earlier if stopped else _repeated(options)
     given, named = _given(options, earlier), _why_named(options, earlier)
     options = _joined(options, earlier, stopped is not None)
-    settled = settle(_wish(options, given))
+    if (wish := _wish(options, given)).device == ALL:
+        show_all(replace(wish, device=None), as_json=options.as_json)
+    settled = settle(wish)
     if settled.wish.partial:
         _report(options, settled, manifests.resolved(settled, named), settled.notes)
     paths = _paths(options, settled.request)
@@ -285,6 +290,7 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         high_precision_steps=options.high_precision_steps,
         required=options.required,
         memory=None if options.memory is None else int(options.memory * GIB),
+        device=options.device,
         arch=options.arch,
     )
 

@@ -138,7 +138,8 @@ class Backend:
     of preference: "auto" takes the first that does not refuse, else eager torch. `ceilings` is keyed by how
     `Device.name` ends ("RTX 5090", which its laptop namesake does not), or by its arch, as `tuning` is; `tuning` may
     have "*", too, for all other architectures. `formats` are quantization formats of its own, rows of
-    `cosmos3_core.quant.Format`. `recipes` is the folder of its recipes and their evidence, which are data of its
+    `cosmos3_core.quant.Format`. `known` are devices that can be planned for unseen, each as `probe()` would describe
+    it there. `recipes` is the folder of its recipes and their evidence, which are data of its
     package: `Path(__file__).parent / RECIPES`. Its name is fixed, as digests of a package's code leave it out."""
 
     name: str
@@ -149,6 +150,7 @@ class Backend:
     ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
     tuning: Mapping[str, Tuning] = field(default_factory=dict)
     formats: tuple[Any, ...] = ()
+    known: tuple[Device, ...] = ()
     recipes: Path | None = None
     api: int = 1
 

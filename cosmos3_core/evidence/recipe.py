@@ -1,7 +1,7 @@
 """A recipe: one way of running one model on one device, as a TOML file that asserts its own plan.
 
     title = "..."
-    [run]           model, task, prompt, size, frames, steps, seed, profile, backend, dtype
+    [run]           model, task, prompt, size, frames, steps, seed, profile, backend, dtype, high_precision_steps
     [run.kernels]   op = "kernel": named, so met or refused
     [run.formats]   op = "quantization format": named, so met or refused
     [run.request]   any other request field
@@ -12,7 +12,8 @@
     [validated]     written by `cosmos3 recipes validate` only
 
 The file is called `<model>-<task>-<size>-<device>x<n>.toml`, with the formats before the device if there are any:
-`nano-t2v-1280x720-fp8-attnfp8-h100x1.toml`. A task with sound has an s more: t2vs.
+`nano-t2v-1280x720-fp8-attnfp8-h100x1.toml`; `high_precision_steps` "2,2" stand behind them as steps2_2. A task with
+sound has an s more: t2vs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from ..contract import FORMATTED, OPS, Device, InputError
 from ..files.digests import sha256_json
 from ..files.sources import check_source
 from ..plan.cost.units import GIB
+from ..plan.known import names_alike
+from ..quant.steps import OPTION, StepPolicy
 from ..scenarios.action import GIVEN, OBSERVED
 from ..scenarios.defaults import PROFILES
 from ..scenarios.families import FILES, TASKS, sources
@@ -68,6 +71,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "profile": str,
         "backend": str,
         "dtype": str,
+        OPTION: str,
         "kernels": dict,
         "formats": dict,
         "request": dict,
@@ -113,6 +117,11 @@ class Recipe:
     @property
     def formats(self) -> dict[str, str]:
         return self.run.get("formats", {})
+
+    @property
+    def high_precision_steps(self) -> str | None:
+        """As `StepPolicy.typed` takes them; without them a quantized checkpoint's own policy holds."""
+        return self.run.get(OPTION)
 
     @property
     def device(self) -> dict[str, Any]:
@@ -187,18 +196,6 @@ def put(values: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
         name, _, key = label.partition(".")
         found[name] = {**found[name], key: path} if key else path
     return found
-
-
-def names_alike(wanted: str, found: str) -> bool:
-    """Whether every word of a device's everyday name stands in what its probe calls it: "Arc B60" in "Intel(R) Arc(TM)
-    Pro B60 Graphics", "Ascend 910B" in "Ascend910B3"; but not "H20" in "H200", nor "H200" in "GH200"."""
-
-    def stands(word: str) -> bool:
-        before = r"(?<![a-z0-9])" if word[0].isalpha() else r"(?<![0-9])"
-        after = r"(?![0-9])" if word[-1].isdigit() else ""
-        return re.search(before + re.escape(word) + after, found.lower()) is not None
-
-    return all(stands(word) for word in re.findall(r"[a-z0-9]+", wanted.lower()))
 
 
 def load(path: Path) -> Recipe:
@@ -286,6 +283,7 @@ def file_name(recipe: Recipe) -> str:
     formats = [
         f"{'attn' if op == 'attention' else ''}{name}" for op, name in sorted(recipe.formats.items(), reverse=True)
     ]
+    formats += [f"steps{steps}"] if (steps := recipe.high_precision_steps) else []
     parts = [model, recipe.scenario, recipe.run["size"].replace(":", "_"), *formats]
     return re.sub(r"[^\w.-]", "_", "-".join([*parts, f"{device}x{recipe.device['count']}.toml"]))
 
@@ -330,6 +328,11 @@ def _check_values(recipe: Recipe) -> None:
         check(given, run.get("profile", PROFILES[0]), partial=True)
     except InputError as error:
         raise InputError(f"{file}: [run] {error.asked}", error.found, error.next_step) from None
+    if (steps := recipe.high_precision_steps) is not None:
+        try:
+            StepPolicy.typed(steps)
+        except InputError as error:
+            raise InputError(f"{file}: [run] {OPTION} = {steps!r}", error.found, error.next_step) from None
     if "note" in recipe.known and "source" not in recipe.known:
         raise InputError(f"{file}: [known] note", "a number without whose it is", "Add source: who published it")
     bounds = {"count": recipe.device["count"], "memory_gib": recipe.device.get("memory_gib", 1)} | recipe.expect

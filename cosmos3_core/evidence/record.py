@@ -25,11 +25,12 @@ from ..files.atomic import atomic, check_writable
 from ..files.digests import sha256_file, sha256_json
 from ..files.schema import Anything, Listed, Number, Switch, Table, Text
 from ..files.sources import check_source
+from ..plan.known import names_alike
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
 from . import evaluated
 from . import verdict as verdicts
-from .recipe import Recipe, files_of, names_alike
+from .recipe import Recipe, files_of
 from .settle import PLANNED
 
 SCHEMA = 5

@@ -56,11 +56,13 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
         dtype=recipe.run.get("dtype"),
         kernels=recipe.kernels,
         formats=recipe.formats,
+        high_precision_steps=recipe.high_precision_steps,
     )
     if role in EAGER:
         formats = recipe.formats if role == FORMATS else {}
+        steps = recipe.high_precision_steps if role == FORMATS else None
         backend, kernels = _eager(backend, formats)
-        wish = replace(wish, dtype=EAGER[role], kernels=kernels, formats=formats)
+        wish = replace(wish, dtype=EAGER[role], kernels=kernels, formats=formats, high_precision_steps=steps)
     settled = settle_wish(wish, on=(backend, device))
     if role == CANDIDATE:
         _check_plan(recipe, settled)

@@ -87,9 +87,10 @@ def measure(job: Job, say: Callable[[str], object] = lambda line: None) -> None:
 def _evaluate(job: Job, depth: Depth, say: Callable[[str], object]) -> None:
     from .embedded.evaluation import evaluate
 
-    settled = settle(recipes.load(Path(job.recipe)), CANDIDATE, random_weights=job.random_weights)
-    plan = plan_of_embedded(settled.plan)
-    wish = Wish(model=EMBEDDED, dtype=plan.dtype, formats=plan.formats)
+    recipe = recipes.load(Path(job.recipe))
+    plan = plan_of_embedded(settle(recipe, CANDIDATE, random_weights=job.random_weights).plan)
+    steps = recipe.high_precision_steps
+    wish = Wish(model=EMBEDDED, dtype=plan.dtype, formats=plan.formats, high_precision_steps=steps)
     found = evaluate(wish, depth, on=(plan.backend, plan.device), say=say)
     check_numbers(found["measures"])
     (Path(job.out) / "raw.json").write_text(json.dumps(found, allow_nan=False))

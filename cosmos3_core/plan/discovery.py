@@ -36,8 +36,8 @@ from . import contract1, formats
 
 T = TypeVar("T")
 BUILT_IN = reference.BACKEND.name
-NO_BACKENDS = ("check", "test")
-"""Extras that bring tools."""
+NO_BACKENDS = ("check", "parquet", "plot", "test", "transfer")
+"""Extras that bring tools and libraries."""
 ALL = "all"
 """In a list of disabled backends: every one that a package provides."""
 
@@ -126,14 +126,21 @@ def probe(backend: Backend) -> Device:
     any other way."""
     who = f"backend {backend.name}"
     device = _guarded(who, "its probe()", backend.probe, "Upgrade its package", Unavailable)
-    if not isinstance(device, Device):
-        found = f"its probe() returned an object of type {type(device).__name__}"
-        raise _faulty(who, found, "return a contract.Device or raise contract.Unavailable")
-    for key, least in (("count", 1), ("memory", 1)):
-        value = getattr(device, key)
-        if not isinstance(value, int) or value < least:
-            raise _faulty(who, f"its probe() found a device with a {key} of {value!r}", f"give a {key} from {least} on")
+    if problem := _odd(device):
+        advice = "return a contract.Device with both from 1 on, or raise contract.Unavailable"
+        raise _faulty(who, f"what its probe() returned {problem}", advice)
     return device
+
+
+def _odd(device: object) -> str | None:
+    """What is wrong with a package's description of a device, in words."""
+    if not isinstance(device, Device):
+        return f"is an object of type {type(device).__name__}"
+    for key in ("count", "memory"):
+        value = getattr(device, key)
+        if not isinstance(value, int) or value < 1:
+            return f"has a {key} of {value!r}"
+    return None
 
 
 def pip_install(extra: str) -> str:
@@ -207,6 +214,9 @@ def _checked(found: Found, backend: object) -> Backend:
             if not isinstance(value, kind):
                 said = f"its {key} of {arch} is an object of type {type(value).__name__}"
                 raise _faulty(found, said, f"make it a contract.{kind.__name__}")
+    for one in backend.known:
+        if problem := _odd(one):
+            raise _faulty(found, f"a device that it knows {problem}", "describe it as its probe() would")
     if backend.recipes is not None and (not isinstance(backend.recipes, Path) or backend.recipes.name != RECIPES):
         said = f"its recipes are {backend.recipes!r}"
         raise _faulty(found, said, f'write recipes=Path(__file__).parent / "{RECIPES}"')

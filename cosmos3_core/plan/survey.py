@@ -7,7 +7,6 @@ from importlib.metadata import entry_points, version
 
 from .. import reference
 from ..contract import Backend, Device, InputError, Unavailable
-from ..spelling import did_you_mean
 from .discovery import BUILT_IN, conflict, extras, installed, load, pip_install, probe
 
 
@@ -39,24 +38,6 @@ def choose_backend(name: str | None = None, disabled: Collection[str] = ()) -> t
         why = "no accelerator backend is available here (see cosmos3 backends)"
     lines.append(f"backend {backend.name}: {device.name}, chosen because {why}")
     return backend, device, "\n".join(lines)
-
-
-def described_device(
-    arch: str, name: str | None, memory: int | None, disabled: Collection[str]
-) -> tuple[Backend, Device]:
-    """An installed backend and a device of an architecture that its rows name, which need not be here: its memory is
-    what was said, and nothing is known of its drivers."""
-    asked = f"`arch` {arch}"
-    if name is None or memory is None:
-        found = "a device that is not here is known by its backend, its architecture and its memory"
-        missing = [option for option, value in (("`backend`", name), ("`memory`", memory)) if value is None]
-        raise InputError(asked, found, f"Give {' and '.join(missing)} too")
-    backend = load(name, disabled)
-    known = sorted({known for row in backend.kernels for known in row.arch} - {"*"})
-    if arch not in known:
-        hint = did_you_mean(arch, known, f"It knows {', '.join(known) or 'none by name'}")
-        raise InputError(asked, f"no kernel of backend {name} is for that architecture", hint)
-    return backend, Device(arch=arch, name="not in this machine", count=1, memory=memory, unified=False, versions={})
 
 
 def sentence(error: Unavailable) -> str:

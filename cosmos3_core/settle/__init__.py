@@ -5,7 +5,7 @@ engine = Engine(settled.model, settled.plan)
 state = engine.start(settled.request)
 """
 
-from .settle import Ground, Settled, ground_of, settle
+from .settle import Ground, Settled, ground_of, place_of, settle
 from .wish import Wish
 
-__all__ = ["Ground", "Settled", "Wish", "ground_of", "settle"]
+__all__ = ["Ground", "Settled", "Wish", "ground_of", "place_of", "settle"]

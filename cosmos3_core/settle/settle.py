@@ -13,8 +13,8 @@ from ..plan.cost.fit import Estimate, Job, Stage
 from ..plan.cost.nearest import Change, fitting_tile, nearest
 from ..plan.cost.units import GIB
 from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
+from ..plan.known import described_device, known_device
 from ..plan.resolve import formats_of
-from ..plan.survey import described_device
 from ..quant.steps import StepPolicy
 from ..scenarios import request as requests
 from ..scenarios.action import acts
@@ -60,6 +60,11 @@ class Settled:
             for one in (self.asked, self.estimate)
         )
         return replace(self, asked=asked, estimate=estimate, counted=True)
+
+    @property
+    def forecast(self) -> bool:
+        """Whether it is for a device that need not be here."""
+        return self.wish.device is not None or self.wish.arch is not None
 
     @property
     def execution(self) -> Execution:
@@ -132,6 +137,16 @@ class Ground:
     model: Model
     plan: Plan
     why: str
+
+
+def place_of(wish: Wish) -> tuple[Backend, Device, str]:
+    """The backend, its device, which need not be here where the wish names one, and what to tell the user of the
+    choice ("" where it was named). Raises InputError."""
+    if wish.device is not None:
+        return *known_device(wish.device, wish.backend, wish.disabled), ""
+    if wish.arch is not None:
+        return *described_device(wish.arch, wish.backend, wish.memory, wish.disabled), ""
+    return choose_backend(wish.backend, wish.disabled)
 
 
 def ground_of(wish: Wish, on: tuple[Backend, Device] | None = None) -> Ground:
@@ -220,9 +235,7 @@ def _opened(wish: Wish) -> Model:
 
 def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Ground:
     with about("backend"):
-        if wish.arch is not None:
-            on = described_device(wish.arch, wish.backend, wish.memory, wish.disabled)
-        backend, device, why = (*on, "") if on else choose_backend(wish.backend, wish.disabled)
+        backend, device, why = (*on, "") if on else place_of(wish)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats, _policy(wish, model))

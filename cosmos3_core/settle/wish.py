@@ -33,9 +33,10 @@ class Wish:
     `backend` None takes the accelerator that is here, none of those that are `disabled`. `kernels` and `formats` by op
     are met or refused, `required` kernels asserted. `high_precision_steps` are those in which activations stay in 16
     bits, as `StepPolicy.typed` reads them; None follows the checkpoint. `dtype` None is the checkpoint's. `memory` in
-    bytes stands in the place of the device's own; with it and a `backend`, `arch` asks for the plan of a device that
-    need not be here. `decodes`: the video is wanted, and not its sound or its actions alone. `resident`: what is loaded
-    stays for the next request. Other programs' names of a profile, a backend and a dtype become ours.
+    bytes stands in the place of the device's own. `device`, a known one by its everyday name, or `arch` asks for a
+    forecast: the plan of a device that need not be here; of an architecture that no package knows a device of, with a
+    `backend` and a `memory`. `decodes`: the video is wanted, and not its sound or its actions alone. `resident`: what
+    is loaded stays for the next request. Other programs' names of a profile, a backend and a dtype become ours.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Wish:
     high_precision_steps: str | None = None
     required: Mapping[str, str] = field(default_factory=dict)
     memory: int | None = None
+    device: str | None = None
     arch: str | None = None
     resident: bool = False
     decodes: bool = True
@@ -65,7 +67,7 @@ class Wish:
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
                 raise InputError(f"{name} = {shown(value)}", "it is no mapping by name", f"Pass {name} as a dict", name)
         always = ("model", "profile")
-        for name in (*always, "revision", "suffix", "backend", "dtype", "arch", OPTION):
+        for name in (*always, "revision", "suffix", "backend", "dtype", "device", "arch", OPTION):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in always):
                 raise InputError(f"{name} = {shown(value)}", "it is not text", f"Pass {name} as a string", name)
@@ -77,6 +79,9 @@ class Wish:
             object.__setattr__(self, "dtype", None if self.dtype == "auto" else dtype_named(self.dtype))
         if self.backend is not None:
             object.__setattr__(self, "backend", _backend_named(self.backend))
+        if self.device is not None and self.arch is not None:
+            found = "each names a device that need not be here"
+            raise InputError(f"`device` {self.device} with `arch` {self.arch}", found, "Give one of them")
         memory = self.memory
         if memory is not None and not (isinstance(memory, int | float) and 0 < memory < math.inf):
             raise InputError(f"memory = {shown(memory)}", "that is no memory", "Give it in bytes", "memory")

@@ -4,24 +4,13 @@
     from cosmos3_core.testing.suite import *
     BACKEND = "acme"
 
-and `cosmos3 check --backend acme` runs the same without a folder. `again` runs one test once more, with a
-traceback. `suite` holds the tests, `plugin` what pytest needs
+and `cosmos3 check --backend acme` runs the same without a folder. `plugin.again` runs one test once
+more, with a traceback. `suite` holds the tests, `plugin` what pytest needs
 to run them over the rows of one backend; both import pytest.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
 ALONE = Path(__file__).with_name("alone.ini")
 """A configuration of pytest that says nothing. A tool is never handed the null device in the place of a file: it may be
 one that somebody wrote to."""
-
-
-def again(backend: str, test: str, depth: str = "quick") -> int:
-    """Run one test of the kit, by its whole name, over a backend and show what pytest shows. Returns its status."""
-    import pytest  # which importing the kit's words does without
-
-    alone = ["-c", str(ALONE), "--noconftest", "-p", "no:cacheprovider", "-p", "cosmos3_core.testing.plugin"]
-    suite = Path(__file__).parent / "suite" / "__init__.py"
-    return int(pytest.main([f"{suite}::{test}", *alone, "--backend", backend, "--depth", depth]))

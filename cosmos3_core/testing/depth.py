@@ -41,7 +41,7 @@ def _around(powers: Iterable[int]) -> tuple[int, ...]:
     )
 
 
-QUICK = Depth("quick", 0.2, 3, 5e6, (1, 2, 3, *_around(range(4, 10, 2)), 77, 129, 513, 1025, 2049, 4097))
+QUICK = Depth("quick", 0.4, 3, 5e6, (1, 2, 3, *_around(range(4, 10, 2)), 77, 129, 513, 1025, 2049, 4097))
 FULL = Depth("full", 2.0, 24, 2e8, (*_around(range(1, 15)), 77, 11_040, 16_560, 22_080, 33_120, MOST_ROWS))
 DEPTHS = {depth.name: depth for depth in (QUICK, FULL)}
 

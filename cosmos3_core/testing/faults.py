@@ -43,7 +43,7 @@ def fault_of(report: Any) -> Fault:
     said = str(crash.message if crash else report.longrepr).removeprefix("AssertionError: ")
     test = report.nodeid.partition("::")[2]
     deep = "" if depth == "quick" else f", {depth!r}"
-    line = f'python -c "from cosmos3_core.testing import again; again({backend!r}, {test!r}{deep})"'
+    line = f'python -c "from cosmos3_core.testing.plugin import again; again({backend!r}, {test!r}{deep})"'
     return Fault(test, f"{where}: " if where else "", said, rule, line)
 
 

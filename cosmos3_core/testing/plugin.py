@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,7 @@ import pytest
 
 from ..contract import Cosmos3Error, Device, Kernel
 from ..plan.choice import rows
+from . import ALONE
 from .depth import DEPTHS, QUICK, Depth, Draw, Pace
 from .faults import FAULT, place_of
 from .record import Record
@@ -255,3 +257,10 @@ def made(kernel: Kernel, format: str, op: Any, op_cases: Mapping[str, OpCase], h
 def alive(subject: Subject, device: str) -> Callable[[], int]:
     """alive(): bytes of tensors on the device."""
     return lambda: live_bytes(subject.memory, device)
+
+
+def again(backend: str, test: str, depth: str = "quick") -> int:
+    """Run one test of the kit, by its whole name, over a backend and show what pytest shows. Returns its status."""
+    alone = ["-c", str(ALONE), "--noconftest", "-p", "no:cacheprovider", "-p", "cosmos3_core.testing.plugin"]
+    suite = Path(__file__).parent / "suite" / "__init__.py"
+    return int(pytest.main([f"{suite}::{test}", *alone, "--backend", backend, "--depth", depth]))

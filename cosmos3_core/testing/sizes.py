@@ -23,7 +23,17 @@ INNERS = (768, 9216, 12288, 25600)
 ODD_WIDTHS = (64, 768, 1024, 1536, 8192)
 """Head widths, the codecs' and all heads of Super together."""
 VAE_WIDTHS = (96, 160, 192, 256, 320, 384, 512, 640, 1024)
-LAYOUTS = ((16, 8, 128), (32, 8, 128), (64, 8, 128), (8, 8, 128), (4, 1, 128), (1, 1, 128), (8, 2, 32), (6, 2, 64))
+LAYOUTS = (
+    (16, 8, 128),
+    (32, 8, 128),
+    (64, 8, 128),
+    (8, 8, 128),
+    (4, 1, 128),
+    (2, 1, 128),
+    (1, 1, 128),
+    (8, 2, 32),
+    (6, 2, 64),
+)
 """Query heads, key heads and head width: of Edge, Nano and Super, of shards of them, where every head has keys of its
 own, of the embedded model and of another width."""
 

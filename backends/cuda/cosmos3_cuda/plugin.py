@@ -29,7 +29,6 @@ from cosmos3_core.contract import (
     Attention,
     Backend,
     Capture,
-    Ceiling,
     Delegate,
     Device,
     Kernel,
@@ -40,6 +39,8 @@ from cosmos3_core.contract import (
     hookimpl,
 )
 from cosmos3_core.contract.probing import alike, check_visible, versions
+
+from .devices import CEILINGS, KNOWN
 
 AMPERE_ON = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 ADA_ON = AMPERE_ON[3:]
@@ -352,42 +353,6 @@ ROWS = (
     ),
 )
 
-CEILINGS = {
-    "A100-SXM4-80GB": Ceiling(
-        tflops={"bfloat16": 312, "int8": 624},
-        bandwidth=2.039e12,
-        source="NVIDIA's data sheet of the A100 80GB SXM, without sparsity",
-    ),
-    "H100 80GB HBM3": Ceiling(
-        tflops={"bfloat16": 799, "fp8": 1979, "int8": 1979},
-        bandwidth=3.35e12,
-        source="bfloat16: a GEMM measured on one H100 80GB SXM with torch 2.11; the rest: NVIDIA's data sheet of it, "
-        "without sparsity",
-        reached={"bfloat16": 0.84, "fp8": 0.52},  # in whole runs of 720p x 189 frames
-    ),
-    "NVIDIA H200": Ceiling(
-        tflops={"bfloat16": 989, "fp8": 1979, "int8": 1979},
-        bandwidth=4.8e12,
-        source="NVIDIA's data sheet of the H200 SXM, without sparsity",
-    ),
-    "NVIDIA B200": Ceiling(
-        tflops={"bfloat16": 2250, "fp8": 4500, "int8": 4500},
-        bandwidth=8e12,
-        source="NVIDIA's data sheet of the DGX B200, an eighth of it, without sparsity",
-    ),
-    "RTX 5090": Ceiling(
-        tflops={"bfloat16": 209.5, "fp8": 419, "int8": 838},
-        bandwidth=1.792e12,
-        source="NVIDIA's RTX Blackwell white paper: GeForce RTX 5090, without sparsity, floats accumulating in fp32",
-    ),
-    "GB10": Ceiling(
-        tflops={"bfloat16": 96.9},
-        bandwidth=2.73e11,
-        source="bfloat16: a GEMM measured on one GB10 by HPC Systems (hpc.co.jp, 17 March 2026); "
-        "bandwidth: NVIDIA's data sheet of the DGX Spark",
-    ),
-}
-
 
 @hookimpl
 def cosmos3_backend() -> Backend:
@@ -398,6 +363,7 @@ def cosmos3_backend() -> Backend:
         probe=probe,
         kernels=ROWS,
         ceilings=CEILINGS,
+        known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,
     )

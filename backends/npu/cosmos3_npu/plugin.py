@@ -7,6 +7,8 @@ from pathlib import Path
 from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
+from .devices import KNOWN
+
 FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
 
 
@@ -96,6 +98,7 @@ def cosmos3_backend() -> Backend:
         collectives="hccl",
         probe=probe,
         kernels=ROWS,
+        known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,
     )

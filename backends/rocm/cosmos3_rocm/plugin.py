@@ -8,8 +8,10 @@ from pathlib import Path
 from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
 from cosmos3_triton.tables import Table, table
 
-from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Ceiling, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible, versions
+
+from .devices import CEILINGS, KNOWN
 
 # As AOTriton's isArchExperimentallySupported has it: 0.11 in torch 2.11 and 2.12, 0.12 or newer since.
 AOTRITON = ("gfx90a", "gfx942", "gfx950", "gfx1201")
@@ -119,35 +121,6 @@ ROWS = (
     *(replace(row, notes=f"{row.notes}; {REHEARSED}") for row in row_wise_rows(tuple(FAMILIES), find=find_table)),
 )
 
-RDNA4 = (
-    "1024 operations a clock and CU, 2048 in 8 bits (AMD's GPUOpen on RDNA 4), {} CUs at {} GHz, without sparsity; "
-    "bandwidth: AMD's data sheet, as the press quotes it"
-)
-
-CEILINGS = {
-    "MI300X": Ceiling(
-        tflops={"bfloat16": 1307.4, "fp8": 2614.9},
-        bandwidth=5.3e12,
-        source="AMD's data sheet of the Instinct MI300X, without sparsity",
-    ),
-    "MI350X": Ceiling(
-        tflops={"bfloat16": 2306.9, "fp8": 4613.7},
-        bandwidth=8e12,
-        source="AMD's formula for CDNA 4's matrix cores (ROCm blogs, 30 September 2025) at the MI350X's 2.2 GHz, "
-        "without sparsity; bandwidth: AMD's data sheet",
-    ),
-    "gfx1151": Ceiling(
-        tflops={"bfloat16": 36.1},
-        bandwidth=2.56e11,
-        source="bfloat16: the best GEMM of kabayan/Cosmos3-Nano-gfx1151-benchmark on one Radeon 8060S; "
-        "bandwidth: AMD's data sheet of the Ryzen AI Max+ 395, 256 bits of LPDDR5X-8000",
-    ),
-    # Before the RX 9070, whose name is part of theirs.
-    "RX 9070 XT": Ceiling(tflops={"bfloat16": 194.6, "fp8": 389.3}, bandwidth=6.4e11, source=RDNA4.format(64, 2.97)),
-    "RX 9070 GRE": Ceiling(tflops={"bfloat16": 137.1, "fp8": 274.3}, bandwidth=4.32e11, source=RDNA4.format(48, 2.79)),
-    "RX 9070": Ceiling(tflops={"bfloat16": 144.5, "fp8": 289}, bandwidth=6.4e11, source=RDNA4.format(56, 2.52)),
-}
-
 
 @hookimpl
 def cosmos3_backend() -> Backend:
@@ -158,6 +131,7 @@ def cosmos3_backend() -> Backend:
         probe=probe,
         kernels=ROWS,
         ceilings=CEILINGS,
+        known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,
     )

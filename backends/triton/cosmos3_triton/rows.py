@@ -279,6 +279,7 @@ def refuse_unscaled(ask: Ask) -> str | None:
     """Why there is no product with activations by a stored scale."""
     from cosmos3_core.quant import FORMATS
 
-    if FORMATS[ask.format].static and not ask.packed:
+    known = FORMATS.get(ask.format)
+    if known and known.static and not ask.packed:
         return f"{ask.format} takes the activations' scales from a quantized checkpoint, and this is none"
     return None

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 MOMENTS_AT_ONCE = 4 << 30
 """Bytes of second moments that one pass over the prompts sums up; more of them take more passes."""
 STAGE = "calibration"
+ENDING = ".calibration.safetensors"
+"""Behind the name of an output that statistics are for."""
 
 
 def beside(output: Path) -> Path:
     """Where the statistics for an output are saved."""
-    return output.with_name(f"{output.name}.calibration.safetensors")
+    return output.with_name(output.name + ENDING)
 
 
 def collected(job: Job, session: Session, prompts: Sequence[str], path: Path, show: Show) -> Statistics:

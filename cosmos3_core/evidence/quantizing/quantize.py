@@ -12,10 +12,10 @@ from ...checkpoint.model import open_model
 from ...checkpoint.policy import Policy, policy_of, read_policy
 from ...checkpoint.quantize import Job, prepare, with_defaults
 from ...checkpoint.statistics import is_statistics, read_statistics
-from ...checkpoint.writing import Show, check_calibrated, check_output, write
+from ...checkpoint.writing import Show, check_calibrated, check_folder, check_output, write
 from ...contract import InputError
 from ...plan.execution import kept_layers_of
-from .collect import beside, collected
+from .collect import ENDING, beside, collected
 from .prompts import prompts_of
 from .session import Session
 
@@ -94,6 +94,7 @@ def quantize(
 ) -> dict[str, Any]:
     """Write the checkpoint; `begun` is told what is being written. Returns what is in it, as JSON. Raises InputError
     before a weight is read, and RunError."""
+    check_folder(output, (ENDING,))
     job, saved = job_of(asked), beside(output)
     _check_runs(asked, job)
     if asked.calibrate is not None and not asked.statistics and not saved.exists():

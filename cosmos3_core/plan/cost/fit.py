@@ -118,9 +118,9 @@ class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
     `widens`, that a row does them in the dtype; `packed`, that the checkpoint has the weights in their format, and no
-    layer is kept in the dtype; `modules` has that of each of its quantized modules, None where it is not known. Where a
-    `policy` keeps activations in 16 bits, `a16` has by a format's name the one of the same weights with these, and
-    `a16_unpacks` and `a16_widens` are as `unpacks` and `widens`."""
+    layer is kept in the dtype; `modules` has that of each of its quantized modules, with the groups of the file, None
+    where it is not known. Where a `policy` keeps activations in 16 bits, `a16` has by a format's name the one of the
+    same weights with these, and `a16_unpacks` and `a16_widens` are as `unpacks` and `widens`."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -133,7 +133,7 @@ class Estimate:
     unpacks: bool = False
     widens: bool = False
     packed: bool = False
-    modules: Mapping[str, str] | None = None
+    modules: Mapping[str, Format] | None = None
     policy: StepPolicy | None = None
     a16: Mapping[str, Format] = field(default_factory=dict)
     a16_unpacks: bool = False
@@ -163,7 +163,7 @@ class Estimate:
 
         def of(media: bool, i: int, name: str) -> Format | None:
             if self.modules is not None:
-                return self.known.get(self.modules.get(f"layers.{i}.{name}", "none"))
+                return self.modules.get(f"layers.{i}.{name}")
             kept = media and i < self.execution.kept_layers
             return None if kept else self.known.get(self.format)
 

@@ -10,20 +10,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..formats import FORMATS
-from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse
+from .common import ANYTHING, FLAG, TEXT, WHOLE, Broken, Clues, Dialect, Header, Layout, Scheme, refuse
 from .layouts import mx
-from .words import SUFFIXES, checked_bits, flag
+from .words import SUFFIXES, checked_bits
 from .words import layout as words
 
 PACKINGS = {"auto_round:auto_gptq": False, "auto_round:gptq": False, "auto_gptq": False, "auto_round": False}
 PACKINGS |= {"auto_round:auto_awq": True, "auto_round:awq": True, "auto_awq": True}
 """Names of the packing of int4, and whether it is AWQ's."""
 
+INPUTS: dict[str, Any] = {"act_data_type": "mx_fp", "act_dynamic": True, "act_group_size": 32, "act_sym": True}
+"""What MX formats say of their inputs."""
+
 
 def describe(clues: Clues) -> Scheme:
     """Raises InputError."""
     config = clues.config or {}
     kind, packing = str(config.get("data_type")), str(config.get("packing_format"))
+    if config.get("rotation_config") or config.get("transform_config"):
+        raise refuse(clues, "quantization_config", "that weights are rotated, which cosmos3 does not do")
     if kind == "int":
         if packing not in PACKINGS:
             raise refuse(
@@ -32,7 +37,7 @@ def describe(clues: Clues) -> Scheme:
         if config.get("act_bits", 16) < 16:
             raise refuse(clues, "quantization_config", f"act_bits {config['act_bits']} with int4 weights")
         _, group = checked_bits(clues, config)
-        symmetric, awq = flag(clues, config, "sym", True), PACKINGS[packing]
+        symmetric, awq = config.get("sym", True), PACKINGS[packing]
 
         def ints(module: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout | None:
             if "weight_scale" in parts or "weight_packed" in parts:
@@ -61,33 +66,32 @@ def _mx(clues: Clues, kind: str) -> str:
     if name is None or group != 32:
         found = f"bits {bits!r}, act_bits {inputs!r} and group_size {group!r}, which is no MX format"
         raise refuse(clues, "quantization_config", found)
-    if config.get("rotation_config") or config.get("transform_config"):
-        raise refuse(clues, "quantization_config", "that weights are rotated, which cosmos3 does not do")
+    of_inputs = {key: config.get(key, one) for key, one in INPUTS.items()}
+    kind = of_inputs.pop("act_data_type")
+    if inputs < 16 and not (kind.startswith("mx_fp") and all(of_inputs[key] == INPUTS[key] for key in of_inputs)):
+        found = f"act_data_type {kind!r} and {of_inputs}, and inputs of {name} get scales of 32 while running"
+        raise refuse(clues, "quantization_config", found)
     return name
 
 
 AUTOROUND = Dialect(
     name="auto-round",
-    detect=lambda clues: (
-        "quantization_config says quant_method auto-round"
-        if clues.method in ("auto-round", "auto_round", "intel/auto-round")
-        else None
-    ),
-    keys=(
-        "quant_method",
-        "packing_format",
-        "bits",
-        "group_size",
-        "sym",
-        "data_type",
-        "act_bits",
-        "act_data_type",
-        "act_dynamic",
-        "act_group_size",
-        "act_sym",
-        "rotation_config",
-        "transform_config",
-    ),
+    methods=("auto-round", "auto_round", "intel/auto-round"),
+    keys={
+        "quant_method": TEXT,
+        "packing_format": TEXT,
+        "bits": WHOLE,
+        "group_size": WHOLE,
+        "sym": FLAG,
+        "data_type": TEXT,
+        "act_bits": WHOLE,
+        "act_data_type": TEXT,
+        "act_dynamic": FLAG,
+        "act_group_size": WHOLE,
+        "act_sym": FLAG,
+        "rotation_config": ANYTHING,
+        "transform_config": ANYTHING,
+    },
     # Lists of modules, which the tensors know better, and how the rounding was found.
     harmless=(
         "block_name_to_quantize",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS, NF4_VALUES
 from .common import (
+    FLAG,
+    TEXT,
     Broken,
     Clues,
     Dialect,
@@ -46,7 +48,7 @@ def describe(clues: Clues) -> Scheme:
         raise refuse(clues, "quantization_config", f"bnb_4bit_quant_type {kind!r}", "cosmos3 reads nf4")
     if (storage := config.get("bnb_4bit_quant_storage", "uint8")) != "uint8":
         raise refuse(clues, "quantization_config", f"bnb_4bit_quant_storage {storage!r}", "cosmos3 reads uint8")
-    nested = bool(config.get("bnb_4bit_use_double_quant", False))
+    nested = config.get("bnb_4bit_use_double_quant", False)
 
     def layout(module: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout | None:
         if set(parts) <= {"weight"} and ("weight" not in parts or parts["weight"].dtype != "uint8"):
@@ -64,8 +66,13 @@ def _layout(parts: Mapping[str, Header], shape: tuple[int, int], nested: bool) -
         raise Broken(extra[0], "the config says nothing of bnb_4bit_use_double_quant")
     expect(parts, "weight", [(outputs * width // 2, 1), (1, outputs * width // 2)], "uint8")
     expect(parts, "weight.quant_map", (16,), "float32")
-    if math.prod(parts[STATE].shape) > LARGEST_STATE:
-        raise Broken(STATE, f"it has {math.prod(parts[STATE].shape):,} bytes, and {LARGEST_STATE:,} are the most read")
+    length = math.prod(parts[STATE].shape)
+    expect(parts, STATE, (length,), "uint8")
+    if length > LARGEST_STATE:
+        raise Broken(STATE, f"it has {length:,} bytes, and {LARGEST_STATE:,} are the most read")
+    if nested:
+        expect(parts, NESTED[0], parts[NESTED[0]].shape, "float32")
+        expect(parts, NESTED[1], (256,), "float32")
     count = parts["weight.absmax"].shape
     expect(parts, "weight.absmax", count, "uint8" if nested else "float32")
     if len(count) != 1 or not count[0] or outputs * width % count[0]:
@@ -124,32 +131,28 @@ def _scales(tensors: Tensors, state: Mapping[str, Any], nested: bool) -> Tensor:
     if not nested:
         return absmax.float()
     size, offset = state.get("nested_blocksize"), state.get("nested_offset")
-    if type(size) is not int or size < 1 or not isinstance(offset, float | int):
+    if type(size) is not int or size < 1 or type(offset) is not float:
         raise Broken(STATE, f"it says nested_blocksize {size!r} and nested_offset {offset!r}")
-    above, table = tensors[NESTED[0]].float(), tensors[NESTED[1]].float()
-    if above.shape != (-(-len(absmax) // size),) or table.shape != (256,):
+    above, table = tensors[NESTED[0]], tensors[NESTED[1]]
+    if above.shape != (-(-len(absmax) // size),):
         raise Broken(NESTED[0], f"it is {list(above.shape)}, and {len(absmax)} scales have blocks of {size}")
-    found = table[absmax.long()] * above.repeat_interleave(size)[: len(absmax)]
+    found = table[absmax.long()] * above.repeat_interleave(min(size, len(absmax)))[: len(absmax)]
     return found + offset
 
 
 BITSANDBYTES = Dialect(
     name="bitsandbytes",
-    detect=lambda clues: (
-        "quantization_config says quant_method bitsandbytes"
-        if clues.method in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
-        else None
-    ),
-    keys=(
-        "quant_method",
-        "load_in_4bit",
-        "load_in_8bit",
-        "_load_in_4bit",
-        "_load_in_8bit",
-        "bnb_4bit_quant_type",
-        "bnb_4bit_quant_storage",
-        "bnb_4bit_use_double_quant",
-    ),
+    methods=("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"),
+    keys={
+        "quant_method": TEXT,
+        "load_in_4bit": FLAG,
+        "load_in_8bit": FLAG,
+        "_load_in_4bit": FLAG,
+        "_load_in_8bit": FLAG,
+        "bnb_4bit_quant_type": TEXT,
+        "bnb_4bit_quant_storage": TEXT,
+        "bnb_4bit_use_double_quant": FLAG,
+    },
     # What bitsandbytes computes in, and settings of LLM.int8().
     harmless=(
         "bnb_4bit_compute_dtype",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 AGAIN = "Quantize the model again, or get the checkpoint again from where it was published"
 PLAIN = ("float32", "bfloat16", "float16")
 """Dtypes of a weight that is not quantized."""
+LARGEST_SCALE = 2.0**96
+"""Below this no code of a format, nor the sum of a product, is infinite in fp32. Scales of models are around 2^-10."""
 
 
 @dataclass(frozen=True)
@@ -93,27 +95,60 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """A row. `detect(clues)` is what shows that a checkpoint is in it, in words, or None. `keys` are the keys of a
-    `quantization_config` that are understood, `harmless` those that change nothing of the weights; any other is an
-    error, before `describe(clues)` reads the description, or raises InputError. `suffixes` are the ends of its tensors'
-    names, after the module's.
+    """A row. A checkpoint is in it whose `quant_method` is one of `methods`, or where `detect(clues)` says, in words,
+    what else shows it. `keys` are the keys of a `quantization_config` that are understood, with what their values have
+    to be, `harmless` those that change nothing of the weights; any other is an error, before `describe(clues)` reads
+    the description, or raises InputError. `suffixes` are the ends of its tensors' names, after the module's.
     """
 
     name: str
-    detect: Callable[[Clues], str | None]
-    keys: tuple[str, ...]
+    methods: tuple[str, ...] = ()
+    detect: Callable[[Clues], str | None] = lambda clues: None
+    keys: Mapping[str, Kind]
     harmless: tuple[str, ...]
     suffixes: tuple[str, ...]
     describe: Callable[[Clues], Scheme]
 
 
-def unknown_keys(clues: Clues, where: str, found: Mapping[str, Any], known: Iterable[str]) -> None:
-    """InputError for a key of a description that nobody here understands: it may say how weights are to be read."""
-    known = set(known)
+@dataclass(frozen=True)
+class Kind:
+    """What a value of a description has to be, in words and as a check."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _names(value: Any) -> bool:
+    try:
+        return isinstance(value, list) and all(re.compile(one.removeprefix("re:")) for one in value if one[:3] == "re:")
+    except (re.error, TypeError):
+        return False
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str))
+WHOLE = Kind("a whole number", lambda value: type(value) is int)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
+NAMES = Kind("a list of modules' names", lambda value: _names(value) and all(isinstance(one, str) for one in value))
+ANYTHING = Kind("anything", lambda value: True)
+"""For whoever reads the value to check."""
+
+
+def understood(
+    clues: Clues, where: str, found: Mapping[str, Any], keys: Mapping[str, Kind], harmless: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A part of a description, without what is null, which says nothing. InputError for a key that nobody here
+    understands, for it may say how weights are to be read, and for a value that is not what its key takes."""
+    known = {*keys, *harmless}
     if strange := sorted(key for key in found if key not in known):
         said = ", ".join(f"{key} = {_short(found[key])}" for key in strange[:6])
         next_step = f"cosmos3 knows {', '.join(sorted(known))}. Drop what has no effect, or tell us what it means"
-        raise InputError(f"loading {clues.source}", f"its {where} says {said}, which is not understood", next_step)
+        raise refuse(clues, where, f"{said}, which is not understood", next_step)
+    given = {key: value for key, value in found.items() if value is not None}
+    for key, value in given.items():
+        if key in keys and not keys[key].fits(value):
+            raise refuse(clues, where, f"{key} {_short(value)}, which is not {keys[key].words}")
+    return given
 
 
 def refuse(clues: Clues, where: str, found: str, next_step: str = AGAIN) -> InputError:
@@ -170,23 +205,27 @@ def with_group(name: str, width: int, group: int) -> Format:
 
 
 def positive(tensors: Mapping[str, Tensor], part: str, *, zero: bool = False, negative: bool = False) -> None:
-    """Raises Broken for scales that are NaN or infinite, negative unless `negative`, or 0 unless `zero`."""
+    """Raises Broken for scales that are NaN or infinite, so large that weights would be, negative unless `negative`, or
+    0 unless `zero`."""
     scale = tensors[part].float()
-    wrong = ~scale.isfinite()
+    wrong = ~scale.isfinite() | (scale.abs() > LARGEST_SCALE)
     if not negative:
         wrong |= scale < 0
     if not zero:
         wrong |= scale == 0
     if wrong.any():
         first = scale.reshape(-1)[wrong.reshape(-1)][0].item()
-        kind = "NaN" if math.isnan(first) else "infinite" if math.isinf(first) else "negative" if first < 0 else "zero"
+        kind = "NaN" if math.isnan(first) else "infinite" if math.isinf(first) else "zero" if first == 0 else "negative"
+        kind = f"{first:.3g}" if LARGEST_SCALE < abs(first) < math.inf else kind
         raise Broken(part, f"{int(wrong.sum())} of its {scale.numel()} scales cannot be, the first is {kind}")
 
 
-def not_nan(tensors: Mapping[str, Tensor], part: str) -> None:
-    """Raises Broken for scales of e8m0 that are NaN, which is 255."""
+def exponents(tensors: Mapping[str, Tensor], part: str) -> None:
+    """Raises Broken for scales of e8m0 that are NaN, which is 255, or so large that weights would be infinite."""
     if (tensors[part] == 255).any():
         raise Broken(part, "one of its scales is 255, which is NaN in e8m0")
+    if (largest := int(tensors[part].max()) - 127) > math.log2(LARGEST_SCALE):
+        raise Broken(part, f"one of its scales is 2^{largest}, and its weights would be infinite")
 
 
 def finite_codes(tensors: Mapping[str, Tensor], part: str) -> Tensor:

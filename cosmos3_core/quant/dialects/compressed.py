@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS, Format
 from .common import (
+    ANYTHING,
+    FLAG,
+    NAMES,
+    OBJECT,
     PLAIN,
+    TEXT,
+    WHOLE,
     Broken,
     Clues,
     Dialect,
@@ -22,7 +28,7 @@ from .common import (
     positive,
     present,
     refuse,
-    unknown_keys,
+    understood,
     with_group,
 )
 from .layouts import eight_bit, mx, nvfp4, order_of
@@ -31,9 +37,24 @@ if TYPE_CHECKING:
     from ..numerics import Packed
     from .layouts import Tensors
 
-ARGS = ("num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder")
+ARGS = {
+    "num_bits": WHOLE,
+    "type": TEXT,
+    "symmetric": FLAG,
+    "group_size": WHOLE,
+    "strategy": TEXT,
+    "block_structure": ANYTHING,
+    "dynamic": ANYTHING,
+    "actorder": ANYTHING,
+}
 HARMLESS_ARGS = ("scale_dtype", "zp_dtype", "observer", "observer_kwargs", "is_mx")
-GROUP_KEYS = ("targets", "weights", "input_activations", "output_activations", "format")
+GROUP_KEYS = {
+    "targets": NAMES,
+    "weights": OBJECT,
+    "input_activations": OBJECT,
+    "output_activations": ANYTHING,
+    "format": TEXT,
+}
 FORMS = (
     "float-quantized",
     "int-quantized",
@@ -43,7 +64,22 @@ FORMS = (
     "mxfp8-quantized",
     "nvfp4-pack-quantized",
 )
-MIXED = "mixed-precision"
+RUNNING = ("token", None, True)
+STORED = ("tensor", None, False)
+"""How inputs get their scales: strategy, size of groups, and whether it is while running."""
+BLOCKS: Mapping[Any, Mapping[Any, str]] = {
+    ("mxfp4-pack-quantized", "float", 4, "group", 32, True): {
+        None: "mxfp4a16",
+        ("float", 4, "group", 32, True): "mxfp4",
+        ("float", 8, "group", 32, True): "mxfp4a8",
+    },
+    ("mxfp8-quantized", "float", 8, "group", 32, True): {("float", 8, "group", 32, True): "mxfp8"},
+    ("nvfp4-pack-quantized", "float", 4, "tensor_group", 16, True): {
+        None: "nvfp4a16",
+        ("float", 4, "tensor_group", 16, "local"): "nvfp4",
+    },
+}
+"""By how weights lie in the file, and what they are: the format, by what inputs are."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +92,6 @@ class Group:
     order: bool = False
 
 
-def detect(clues: Clues) -> str | None:
-    """By `quant_method`, or by groups of no other package."""
-    if clues.method == "compressed-tensors":
-        return "quantization_config says quant_method compressed-tensors"
-    return None
-
-
 def describe(clues: Clues) -> Scheme:
     """The groups. Raises InputError."""
     config = clues.config or {}
@@ -72,11 +101,10 @@ def describe(clues: Clues) -> Scheme:
     if (status := config.get("quantization_status", "compressed")) != "compressed":
         next_step = "Save the model once more with its weights compressed"
         raise refuse(clues, "quantization_config", f"quantization_status {status!r}", next_step)
-    raw = config.get("config_groups")
-    if not isinstance(raw, Mapping) or not raw:
+    if not (raw := config.get("config_groups")):
         raise refuse(clues, "quantization_config", f"config_groups {raw!r}, which names no group")
     groups = [_group(clues, name, group, str(config.get("format"))) for name, group in raw.items()]
-    ignored = [str(one) for one in config.get("ignore") or ()]
+    ignored = config.get("ignore", [])
 
     def layout(module: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout | None:
         if set(parts) <= {"weight"} and ("weight" not in parts or parts["weight"].dtype in PLAIN):
@@ -98,22 +126,22 @@ def _group(clues: Clues, name: str, group: Any, form: str) -> Group:
     where = f"config_groups.{name}"
     if not isinstance(group, Mapping):
         raise refuse(clues, where, f"{group!r}, which is no group")
-    unknown_keys(clues, where, group, GROUP_KEYS)
-    weights, inputs = group.get("weights"), group.get("input_activations")
-    if not isinstance(weights, Mapping) or not isinstance(inputs, Mapping | None):
-        raise refuse(clues, where, f"weights {weights!r} and input_activations {inputs!r}")
+    group = understood(clues, where, group, GROUP_KEYS)
     if group.get("output_activations"):
         raise refuse(clues, where, "that outputs are quantized, which cosmos3 does not do")
-    for what, args in (("weights", weights), ("input_activations", inputs or {})):
-        unknown_keys(clues, f"{where}.{what}", args, (*ARGS, *HARMLESS_ARGS))
+    weights, inputs = (
+        understood(clues, f"{where}.{what}", group[what], ARGS, HARMLESS_ARGS) if what in group else None
+        for what in ("weights", "input_activations")
+    )
+    if weights is None:
+        raise refuse(clues, where, "nothing of weights")
     form = str(group.get("format") or form)
     if form not in FORMS:
         next_step = f"cosmos3 reads {', '.join(FORMS)}"
         raise refuse(clues, where, f"format {form!r}", next_step)
     format = _format(clues, where, weights, inputs, form)
-    targets = group.get("targets")
-    if not (isinstance(targets, list) and targets and all(isinstance(one, str) for one in targets)):
-        raise refuse(clues, where, f"targets {targets!r}, which is no list of modules")
+    if not (targets := group.get("targets")):
+        raise refuse(clues, where, f"targets {targets!r}, which names no module")
     return Group(tuple(targets), format, form, weights.get("actorder") in ("group", "dynamic"))
 
 
@@ -122,40 +150,44 @@ def _format(
 ) -> Format:
     """The format that a group's arguments mean."""
     strategy, group = weights.get("strategy"), weights.get("group_size")
-    kind = weights.get("type", "int"), weights.get("num_bits", 8), strategy
-    reads: Any = None if inputs is None else (inputs.get("type", "int"), inputs.get("num_bits", 8))
-    static = inputs is not None and inputs.get("dynamic", False) is False
-    symmetric = weights.get("symmetric", True)
+    kind = weights.get("type", "int"), weights.get("num_bits", 8)
+    symmetric, reads = weights.get("symmetric", True), _reads(inputs)
     name = None
-    if form in ("float-quantized", "int-quantized", "naive-quantized") and symmetric:
-        kept = inputs is None or inputs.get("symmetric", True)
-        if kind[:2] in (("float", 8), ("int", 8)) and strategy in ("tensor", "channel") and kept:
+    if weights.get("dynamic") or (inputs is not None and not inputs.get("symmetric", True)):
+        pass
+    elif form in ("float-quantized", "int-quantized", "naive-quantized") and symmetric:
+        if kind in (("float", 8), ("int", 8)) and strategy in ("tensor", "channel"):
             base = "fp8" if kind[0] == "float" else "int8"
-            name = (
-                f"{base}a16" if inputs is None else f"{base}_static" if static else base if reads == kind[:2] else None
-            )
+            name = {None: f"{base}a16", (*kind, *RUNNING): base, (*kind, *STORED): f"{base}_static"}.get(reads)
             if name == "fp8" and strategy == "tensor":
                 name = "fp8_tensor"
-        elif kind == ("float", 8, "block") and weights.get("block_structure") == [128, 128] and not static:
-            name = "fp8_block" if inputs and inputs.get("group_size") == 128 else None
-    elif form == "pack-quantized" and kind[:2] == ("int", 4) and strategy in ("group", "channel"):
-        name = {None: "w4a16" if symmetric else "w4a16_asym", ("int", 8): "w4a8", ("float", 8): "w4afp8"}.get(reads)
-        name = None if name in ("w4a8", "w4afp8") and (static or not symmetric) else name
-    elif form == "mxfp4-pack-quantized" and kind == ("float", 4, "group") and group == 32 and symmetric:
-        name = {None: "mxfp4a16", ("float", 4): "mxfp4", ("float", 8): "mxfp4a8"}.get(reads)
-    elif form == "mxfp8-quantized" and kind == ("float", 8, "group") and group == 32 and symmetric:
-        name = {("float", 8): "mxfp8"}.get(reads)
-    elif form == "nvfp4-pack-quantized" and kind == ("float", 4, "tensor_group") and group == 16 and symmetric:
-        name = {None: "nvfp4a16", ("float", 4): "nvfp4"}.get(reads)
+        elif (*kind, strategy, weights.get("block_structure")) == ("float", 8, "block", [128, 128]):
+            name = {("float", 8, "group", 128, True): "fp8_block"}.get(reads)
+    elif form == "pack-quantized" and kind == ("int", 4) and strategy in ("group", "channel"):
+        if symmetric:
+            name = {None: "w4a16", ("int", 8, *RUNNING): "w4a8", ("float", 8, *RUNNING): "w4afp8"}.get(reads)
+        elif reads is None:
+            name = "w4a16_asym"
+    elif (form, *kind, strategy, group, symmetric) in BLOCKS:
+        name = BLOCKS[form, *kind, strategy, group, symmetric].get(reads)
     if name is None:
         found = f"format {form} with weights {dict(weights)} and input_activations {inputs and dict(inputs)}"
         raise refuse(clues, where, f"{found}, which is no format of cosmos3", f"Formats are {', '.join(FORMATS)}")
     format = FORMATS[name]
     if form != "pack-quantized":
         return format
-    if strategy == "group" and (type(group) is not int or group < 1):
+    if strategy == "group" and (group is None or group < 1):
         raise refuse(clues, where, f"group_size {group!r} with strategy group")
     return replace(format, group=group if strategy == "group" and group else 0)
+
+
+def _reads(inputs: Mapping[str, Any] | None) -> Any:
+    """Of inputs the type, the bits, and how they get their scales; None where they stay in 16 bits."""
+    if inputs is None:
+        return None
+    dynamic = inputs.get("dynamic", False)
+    kind = inputs.get("type", "int"), inputs.get("num_bits", 8), inputs.get("strategy"), inputs.get("group_size")
+    return (*kind, dynamic if isinstance(dynamic, bool | str) else str(dynamic))
 
 
 def _layout(group: Group, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout:
@@ -224,17 +256,18 @@ def _packed(group: Group, parts: Mapping[str, Header], shape: tuple[int, int]) -
 
 COMPRESSED = Dialect(
     name="compressed-tensors",
-    detect=detect,
-    keys=("quant_method", "config_groups", "format", "ignore", "quantization_status"),
+    methods=("compressed-tensors",),
+    keys={
+        "quant_method": TEXT,
+        "config_groups": OBJECT,
+        "format": TEXT,
+        "ignore": NAMES,
+        "quantization_status": TEXT,
+        "sparsity_config": ANYTHING,
+        "transform_config": ANYTHING,
+    },
     # The cache of keys and values is no weight's matter, and Cosmos3 has none to quantize.
-    harmless=(
-        "version",
-        "kv_cache_scheme",
-        "global_compression_ratio",
-        "sparsity_config",
-        "transform_config",
-        "moe_sparsity_config",
-    ),
+    harmless=("version", "kv_cache_scheme", "global_compression_ratio", "moe_sparsity_config"),
     suffixes=(
         "weight",
         "weight_packed",

@@ -48,7 +48,7 @@ def _layout(format: Format) -> Layout:
 GGUF = Dialect(
     name="gguf",
     detect=lambda clues: "its weights are a GGUF file" if clues.gguf else None,
-    keys=(),
+    keys={},
     harmless=(),
     suffixes=("weight",),
     describe=describe,

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..formats import FORMATS, Format
-from .common import PLAIN, Broken, Header, Layout, expect, finite_codes, not_nan, positive, present
+from .common import PLAIN, Broken, Header, Layout, expect, exponents, finite_codes, positive, present
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ def mx(parts: Parts, shape: tuple[int, int], format: Format) -> Layout:
         return Packed(format, values, tensors["weight_scale"])
 
     wanted = (weight, "weight_scale")
-    check = partial(not_nan, part="weight_scale")
+    check = partial(exponents, part="weight_scale")
     return Layout(format=format, parts=tuple(wanted), small=wanted[1:], read=read, check=check)
 
 
@@ -111,16 +111,15 @@ def nvfp4(
     for single in singles:
         expect(parts, single, [(), (1,)], "float32")
 
+    def number(tensors: Tensors, part: str) -> Tensor:
+        found = tensors[part].float().reshape(())
+        return 1 / found if inverse else found
+
     def check(tensors: Tensors) -> None:
         positive(tensors, "weight_scale", zero=True)
         for single in singles:
             positive(tensors, single)
-
-    def number(tensors: Tensors, part: str) -> Tensor | None:
-        if part not in tensors:
-            return None
-        found = tensors[part].float().reshape(())
-        return 1 / found if inverse else found
+            positive({single: number(tensors, single)}, single)
 
     def read(tensors: Tensors) -> Packed:
         from ..numerics import Packed
@@ -130,7 +129,7 @@ def nvfp4(
             tensors[weight],
             tensors["weight_scale"],
             tensor_scale=number(tensors, tensor_scale),
-            input_scale=number(tensors, input_scale),
+            input_scale=number(tensors, input_scale) if input_scale in tensors else None,
         )
 
     small = tuple(part for part in wanted if part != weight)

@@ -12,7 +12,20 @@ from typing import Any
 
 from ..formats import FORMATS
 from ..steps import A16, NATIVE
-from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse, unknown_keys
+from .common import (
+    ANYTHING,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    Broken,
+    Clues,
+    Dialect,
+    Header,
+    Layout,
+    Scheme,
+    refuse,
+    understood,
+)
 from .layouts import eight_bit, mx, nvfp4
 
 FILE = "hf_quant_config.json"
@@ -40,9 +53,7 @@ MOST = 1000
 
 
 def detect(clues: Clues) -> str | None:
-    """By `quant_method` or the producer's name."""
-    if clues.method == "modelopt":
-        return "quantization_config says quant_method modelopt"
+    """By the name of an algorithm, or the file of its export."""
     if clues.config is not None and "quant_algo" in clues.config and not clues.method:
         return "quantization_config has a quant_algo"
     return f"there is a {FILE}" if FILE in clues.files else None
@@ -50,7 +61,8 @@ def detect(clues: Clues) -> str | None:
 
 def describe(clues: Clues) -> Scheme:
     """Which algorithm, and the policy of the steps. Raises InputError."""
-    algo, mixed = _algo(clues)
+    said = _said(clues)
+    algo, mixed = _algo(clues, said)
     names = sorted(set(mixed.values())) if algo == "MIXED_PRECISION" else [algo]
     for name in names:
         if name not in ALGOS:
@@ -66,7 +78,7 @@ def describe(clues: Clues) -> Scheme:
         return _layout(ALGOS[chosen], parts, shape)
 
     formats = tuple(FORMATS[ALGOS[name]] for name in names)
-    return Scheme(formats=formats, layout=layout, policy=_policy(clues))
+    return Scheme(formats=formats, layout=layout, policy=_policy(clues, said))
 
 
 def _layout(format: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout:
@@ -93,45 +105,46 @@ def _layout(format: str, parts: Mapping[str, Header], shape: tuple[int, int]) ->
     return eight_bit(parts, shape, FORMATS[format])
 
 
-def _algo(clues: Clues) -> tuple[str, dict[str, str]]:
+def _said(clues: Clues) -> Mapping[str, Any]:
+    """The description, of config.json or of the other file. Raises InputError where they do not say the same."""
+    said = dict(clues.config or {})
+    if FILE not in clues.files:
+        return said
+    whole = understood(clues, FILE, clues.files[FILE], {"producer": ANYTHING, "quantization": OBJECT})
+    own = understood(clues, FILE, whole.get("quantization", {}), MODELOPT.keys, MODELOPT.harmless)
+    for key in ("quant_algo", "quantized_layers", "group_size", "runtime"):
+        if said.get(key, own.get(key)) != own.get(key, said.get(key)):
+            raise refuse(clues, FILE, f"{key} {own[key]!r}, and quantization_config {said[key]!r}")
+    return own | said
+
+
+def _algo(clues: Clues, config: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     """The algorithm, and that of each module of a mixture. Raises InputError."""
-    if clues.config is not None and detect(clues) != f"there is a {FILE}":
-        config = clues.config
-    else:
-        whole = clues.files[FILE]
-        unknown_keys(clues, FILE, whole, ("producer", "quantization"))
-        config = whole.get("quantization") or {}
-        unknown_keys(clues, FILE, config, (*MODELOPT.keys, *MODELOPT.harmless))
     if config.get("kv_cache_quant_algo") not in (None, "FP8", "NVFP4", "none"):
         raise refuse(clues, "quantization_config", f"kv_cache_quant_algo {config['kv_cache_quant_algo']!r}")
-    algo = config.get("quant_algo")
-    if not isinstance(algo, str):
-        raise refuse(clues, "quantization_config", f"quant_algo {algo!r}, which names no algorithm")
-    layers = config.get("quantized_layers") or {}
-    if not isinstance(layers, Mapping):
-        raise refuse(clues, "quantization_config", f"quantized_layers {layers!r}")
-    mixed = {name: str(one.get("quant_algo")) for name, one in layers.items() if isinstance(one, Mapping)}
+    if (algo := config.get("quant_algo")) is None:
+        raise refuse(clues, "quantization_config", "quant_algo None, which names no algorithm")
+    layers = config.get("quantized_layers", {})
+    if wrong := [name for name, one in layers.items() if not isinstance(one, Mapping)]:
+        raise refuse(clues, "quantization_config", f"of quantized_layers {wrong[0]} {layers[wrong[0]]!r}")
+    mixed = {name: str(one.get("quant_algo")) for name, one in layers.items()}
     size = config.get("group_size")
     if algo in ("NVFP4", "W4A16_NVFP4") and size not in (None, 16):
         raise refuse(clues, "quantization_config", f"group_size {size}, and NVFP4 has groups of 16")
     return algo, mixed
 
 
-def _policy(clues: Clues) -> dict[str, Any] | None:
+def _policy(clues: Clues, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The policy of the steps as the file has it, checked; None where there is none or it is for other components.
     Raises InputError."""
-    runtime = (clues.config or {}).get("runtime") or {}
     where = "quantization_config.runtime"
-    if not isinstance(runtime, Mapping):
-        raise refuse(clues, where, repr(runtime))
-    unknown_keys(clues, where, runtime, ("diffusion_step_policy",))
-    policy = runtime.get("diffusion_step_policy")
+    policy = understood(clues, where, config.get("runtime", {}), {"diffusion_step_policy": OBJECT}).get(
+        "diffusion_step_policy"
+    )
     if policy is None:
         return None
     where += ".diffusion_step_policy"
-    if not isinstance(policy, Mapping):
-        raise refuse(clues, where, f"{policy!r}, which is no object")
-    unknown_keys(clues, where, policy, (*POLICY, *RANGES, "scope"))
+    understood(clues, where, policy, {}, (*POLICY, *RANGES, "scope"))
     if missing := [key for key in (*POLICY, *RANGES, "scope") if key not in policy]:
         raise refuse(clues, where, f"nothing of {', '.join(missing)}")
     scope = policy["scope"]
@@ -151,8 +164,16 @@ def _policy(clues: Clues) -> dict[str, Any] | None:
 
 MODELOPT = Dialect(
     name="modelopt",
+    methods=("modelopt",),
     detect=detect,
-    keys=("quant_method", "quant_algo", "quantized_layers", "group_size", "runtime", "kv_cache_quant_algo"),
+    keys={
+        "quant_method": TEXT,
+        "quant_algo": TEXT,
+        "quantized_layers": OBJECT,
+        "group_size": WHOLE,
+        "runtime": OBJECT,
+        "kv_cache_quant_algo": TEXT,
+    },
     # Groups and lists of what is left out say again what the tensors say.
     harmless=("config_groups", "ignore", "exclude_modules", "producer", "kv_cache_scheme", "has_zero_point"),
     suffixes=("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale"),

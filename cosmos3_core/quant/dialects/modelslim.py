@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..formats import FORMATS
 from .common import (
+    ANYTHING,
     PLAIN,
     Broken,
     Clues,
@@ -19,7 +20,7 @@ from .common import (
     positive,
     present,
     refuse,
-    unknown_keys,
+    understood,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _said(clues: Clues) -> dict[str, str]:
         raise refuse(clues, "folder", f"{' and '.join(found)}, which both describe it", "Keep one of them")
     whole = clues.files[found[0]]
     said = {key: str(value) for key, value in whole.items() if key not in GENERAL and isinstance(value, str)}
-    unknown_keys(clues, found[0], {key: value for key, value in whole.items() if key not in said}, GENERAL)
+    understood(clues, found[0], {key: value for key, value in whole.items() if key not in said}, {}, GENERAL)
     if (kind := whole.get("model_quant_type")) not in (*KINDS, None):
         raise refuse(clues, found[0], f"model_quant_type {kind!r}", f"cosmos3 reads {' and '.join(KINDS)}")
     if strange := {kind for kind in said.values() if kind not in (*KINDS, "FLOAT")}:
@@ -121,7 +122,7 @@ def _layout(kind: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> L
 MODELSLIM = Dialect(
     name="modelslim",
     detect=lambda clues: next((f"there is a {name}" for name in NAMES if name in clues.files), None),
-    keys=("model_quant_type",),
+    keys={"model_quant_type": ANYTHING},
     harmless=GENERAL[1:],
     suffixes=STATIC,
     describe=describe,

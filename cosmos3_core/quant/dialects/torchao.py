@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS, Format
-from .common import Broken, Clues, Dialect, Header, Layout, Scheme, refuse
+from .common import ANYTHING, TEXT, Broken, Clues, Dialect, Header, Layout, Scheme, expect, refuse
 from .layouts import eight_bit
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def describe(clues: Clues) -> Scheme:
         chosen = clues.config.get("quant_type")
         chosen = chosen.get("default") if isinstance(chosen, Mapping) else chosen
         name = chosen.get("_type") if isinstance(chosen, Mapping) else chosen
-        if name not in CONFIGS:
+        if not isinstance(name, str) or name not in CONFIGS:
             raise refuse(clues, "quantization_config", f"quant_type {name!r}", f"cosmos3 reads {', '.join(CONFIGS)}")
         formats = (FORMATS[CONFIGS[name]],)
 
@@ -52,7 +52,7 @@ def _class(text: str | None) -> tuple[str, Mapping[str, Any]]:
         kind, held = said["_type"], said["_data"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise Broken(None, "the file's metadata does not say of which class of torchao it is") from None
-    if kind not in TENSORS or not isinstance(held, Mapping):
+    if not isinstance(kind, str) or kind not in TENSORS or not isinstance(held, Mapping):
         raise Broken(None, f"it is a {kind}, and of torchao's tensors cosmos3 reads {', '.join(TENSORS)}")
     return kind, held
 
@@ -60,7 +60,10 @@ def _class(text: str | None) -> tuple[str, Mapping[str, Any]]:
 def _layout(said: tuple[str, Mapping[str, Any]], parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout:
     kind, held = said
     name, inputs = TENSORS[kind], held.get("act_quant_kwargs")
-    if inputs and "PerRow" not in json.dumps(inputs.get("_data", {}).get("granularity")):
+    attributes = inputs.get("_data") if isinstance(inputs, Mapping) else None
+    if inputs is not None and not (
+        isinstance(attributes, Mapping) and "PerRow" in json.dumps(attributes.get("granularity"))
+    ):
         raise Broken(None, "its activations have one scale for all tokens, which cosmos3 does not do")
     if (block := held.get("block_size")) not in ([1, shape[1]], list(shape)):
         raise Broken(SCALE, f"it is of blocks of {block}, and cosmos3 reads one scale for each row or for the tensor")
@@ -68,6 +71,7 @@ def _layout(said: tuple[str, Mapping[str, Any]], parts: Mapping[str, Header], sh
     found = eight_bit(plain, shape, FORMATS[name if inputs else f"{name}a16"], weight=DATA, scale=SCALE)
     if ZERO not in parts:
         return found
+    expect(parts, ZERO, parts[SCALE].shape, "int8")
 
     def check(tensors: Tensors) -> None:
         found.check(tensors)
@@ -78,9 +82,7 @@ def _layout(said: tuple[str, Mapping[str, Any]], parts: Mapping[str, Header], sh
 
 
 def detect(clues: Clues) -> str | None:
-    """By `quant_method`, or by what is flattened in the files."""
-    if clues.method == "torchao":
-        return "quantization_config says quant_method torchao"
+    """By what is flattened in the files."""
     if "tensor_names" in clues.metadata and any('"_type"' in text for text in clues.metadata.values()):
         return "the files' metadata names classes of torchao"
     return None
@@ -88,8 +90,9 @@ def detect(clues: Clues) -> str | None:
 
 TORCHAO = Dialect(
     name="torchao",
+    methods=("torchao",),
     detect=detect,
-    keys=("quant_method", "quant_type"),
+    keys={"quant_method": TEXT, "quant_type": ANYTHING},
     harmless=(
         "modules_to_not_convert",
         "include_input_output_embeddings",

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS
 from .common import (
+    FLAG,
+    NAMES,
     PLAIN,
+    TEXT,
+    WHOLE,
     Broken,
     Clues,
     Dialect,
@@ -102,17 +106,9 @@ def checked_bits(clues: Clues, config: Mapping[str, Any]) -> tuple[int, int]:
     bits, group = config.get("bits", config.get("w_bit")), config.get("group_size", config.get("q_group_size"))
     if bits != 4:
         raise refuse(clues, "quantization_config", f"bits {bits!r}", "Of this packing cosmos3 reads 4 bits")
-    if type(group) is not int or (group < 1 and group != -1):
+    if group is None or (group < 1 and group != -1):
         raise refuse(clues, "quantization_config", f"group_size {group!r}")
     return bits, group
-
-
-def flag(clues: Clues, config: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A true or false of the config. Raises InputError."""
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise refuse(clues, "quantization_config", f"{key} {value!r}, which is neither true nor false")
-    return value
 
 
 def _gptq(clues: Clues) -> Scheme:
@@ -121,8 +117,7 @@ def _gptq(clues: Clues) -> Scheme:
     version = config.get("checkpoint_format", "gptq")
     if version not in ("gptq", "gptq_v2"):
         raise refuse(clues, "quantization_config", f"checkpoint_format {version!r}", "cosmos3 reads gptq and gptq_v2")
-    symmetric = flag(clues, config, "sym", True)
-    flag(clues, config, "desc_act", False)
+    symmetric = config.get("sym", True)
     found = partial(layout, awq=False, group=group, symmetric=symmetric, less=int(version == "gptq"))
     return Scheme(formats=(FORMATS["w4a16" if symmetric else "w4a16_asym"],), layout=found)
 
@@ -132,8 +127,8 @@ def _awq(clues: Clues) -> Scheme:
     _, group = checked_bits(clues, config)
     if (version := str(config.get("version", "gemm")).lower()) != "gemm":
         raise refuse(clues, "quantization_config", f"version {version!r}", "Of AWQ's packings cosmos3 reads gemm")
-    symmetric = not flag(clues, config, "zero_point", True)
-    stays = [str(one) for one in config.get("modules_to_not_convert") or ()]
+    symmetric = not config.get("zero_point", True)
+    stays = config.get("modules_to_not_convert", [])
 
     def found(module: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout | None:
         one = layout(module, parts, shape, awq=True, group=group, symmetric=symmetric, less=0)
@@ -146,8 +141,15 @@ def _awq(clues: Clues) -> Scheme:
 
 GPTQ = Dialect(
     name="gptq",
-    detect=lambda clues: "quantization_config says quant_method gptq" if clues.method == "gptq" else None,
-    keys=("quant_method", "bits", "group_size", "sym", "desc_act", "checkpoint_format"),
+    methods=("gptq",),
+    keys={
+        "quant_method": TEXT,
+        "bits": WHOLE,
+        "group_size": WHOLE,
+        "sym": FLAG,
+        "desc_act": FLAG,
+        "checkpoint_format": TEXT,
+    },
     # How the scales were searched for, and who did it.
     harmless=(
         "damp_percent",
@@ -174,17 +176,17 @@ GPTQ = Dialect(
 )
 AWQ = Dialect(
     name="awq",
-    detect=lambda clues: "quantization_config says quant_method awq" if clues.method == "awq" else None,
-    keys=(
-        "quant_method",
-        "bits",
-        "w_bit",
-        "group_size",
-        "q_group_size",
-        "zero_point",
-        "version",
-        "modules_to_not_convert",
-    ),
+    methods=("awq",),
+    keys={
+        "quant_method": TEXT,
+        "bits": WHOLE,
+        "w_bit": WHOLE,
+        "group_size": WHOLE,
+        "q_group_size": WHOLE,
+        "zero_point": FLAG,
+        "version": TEXT,
+        "modules_to_not_convert": NAMES,
+    },
     harmless=("backend", "do_fuse", "exllama_config", "fuse_max_seq_len", "modules_to_fuse", "iters", "provider"),
     suffixes=("weight", *SUFFIXES),
     describe=_awq,

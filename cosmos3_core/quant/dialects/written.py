@@ -170,13 +170,19 @@ def writer(format: str, dialect: str | None) -> Written:
         if row.format.name == format:
             return row
     asked = f"`format` {format}" + (f" in the dialect {dialect}" if dialect else "")
+    meant = ""
     if format in FORMATS:
         found = f"cosmos3 quantize does not write {format}" + (f" in {dialect}" if dialect else "")
     else:
         found = "cosmos3 quantize knows no such format"
+        # By its elements, as "int4", or written in another way.
+        known = {row.format.element: row.format.name for row in reversed(there)}
+        known |= {row.format.name: row.format.name for row in there}
+        if near := known.get(format.lower().replace("-", "_")):
+            meant = f"Did you mean {near}? "
     said = (f"{one}: {', '.join(row.format.name for row in there if row.dialect == one)}" for one in dialects)
     lists = "; ".join(line for line in said if not line.endswith(": "))
-    raise InputError(asked, found, f"It writes {lists}")
+    raise InputError(asked, found, f"{meant}It writes {lists}")
 
 
 def grouped(row: Written, group: int | None) -> Format:

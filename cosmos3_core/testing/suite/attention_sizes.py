@@ -16,7 +16,7 @@ from ..sizes import PERIOD
 from .marks import over
 from .sizes import Layout, layouts
 
-SWEPT = (4, 1, 128)
+SWEPT = (2, 1, 128)
 """The layout in which all sizes are tried: few heads, so that calls are long instead."""
 JUDGED = 24
 """Queries that are compared with the truth where there are many keys."""

@@ -1,0 +1,34 @@
+"""Intel's GPUs that can be planned for unseen, and what each can do at most.
+
+Put together from Intel's documentation: memory is nominal, and versions are examples of one release of torch.
+"""
+
+from __future__ import annotations
+
+from cosmos3_core.contract import Ceiling, Device
+
+GIB = 1 << 30
+TORCH = {"driver": "1.6.33578+38", "torch": "2.11.0+xpu", "oneapi": "20250303", "kernel launches": "not measured"}
+
+
+def _device(name: str, memory: int) -> Device:
+    return Device(arch="bmg-g21", name=name, count=1, memory=memory, unified=False, versions=TORCH)
+
+
+KNOWN = (
+    _device("Intel(R) Arc(TM) B580 Graphics", 12 * GIB),
+    _device("Intel(R) Arc(TM) Pro B60 Graphics", 24 * GIB),
+)
+
+CEILINGS = {
+    "B580 Graphics": Ceiling(
+        tflops={"bfloat16": 116.5, "int8": 233},
+        bandwidth=4.56e11,
+        source="Intel's data sheet of the Arc B580: 233 TOPS in int8, half of that in bfloat16",
+    ),
+    "B60 Graphics": Ceiling(
+        tflops={"bfloat16": 98.5, "int8": 197},
+        bandwidth=4.56e11,
+        source="Intel's data sheet of the Arc Pro B60: 197 TOPS in int8, half of that in bfloat16",
+    ),
+}

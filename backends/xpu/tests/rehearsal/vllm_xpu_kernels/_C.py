@@ -1,0 +1,3 @@
+from cosmos3_xpu_rehearsal.operators import register_library
+
+register_library("_C")

@@ -1,0 +1,1 @@
+"""A stand-in: the operators of the package of this name, on the host."""

@@ -1,0 +1,131 @@
+"""Plans for devices that are not here, by what the in-tree packages know of them."""
+
+from __future__ import annotations
+
+import json
+
+import devices
+import pytest
+from command import cosmos3 as typed
+
+import cosmos3
+from cosmos3_core.contract import InputError
+from cosmos3_core.evidence.packages import in_tree, recipes_of
+from cosmos3_core.plan import discovery, known
+from cosmos3_core.plan.cost.units import GIB, ceiling_of
+from cosmos3_core.plan.known import known_device, known_devices
+
+BACKENDS = ("reference", "cuda", "npu", "rocm", "xpu")
+SMALL = ("--model", "nano", "--task", "t2v", "--size", "480p", "--frames", "93")
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch):
+    """All in-tree packages, as if they were installed."""
+    monkeypatch.setattr(known, "installed", lambda disabled: dict.fromkeys(BACKENDS))
+    monkeypatch.setattr(known, "load", lambda name, disabled: devices.backend(name))
+
+
+@pytest.fixture
+def plan(capsys, monkeypatch):
+    return lambda *arguments: typed(capsys, monkeypatch, "plan", *SMALL, *arguments)
+
+
+def test_a_device_is_forecast_by_its_everyday_name_and_marked(plan):
+    code, out, err = plan("--device", "Arc B60")
+    assert (code, err) == (0, "") and "device     xpu: Intel(R) Arc(TM) Pro B60 Graphics (bmg-g21), 24.0 GiB" in out
+    assert "forecast   made without the device" in out and "as the package of backend xpu describes it with" in out
+    code, out, _ = plan("--device", "Arc B580", "--json")
+    told = json.loads(out)
+    assert code == 1 and told["estimate"]["forecast"] and told["estimate"]["seconds"]["step"] > 0
+    assert told["plan"]["device"]["name"] == "Intel(R) Arc(TM) B580 Graphics"
+    code, out, _ = plan("--device", "Arc B580", "--memory", "24", "--json")
+    assert code == 0 and json.loads(out)["estimate"]["memory"]["device"] == 24 * GIB
+
+
+def test_a_plan_for_what_is_here_is_no_forecast(plan):
+    _, out, _ = plan("--backend", "reference", "--memory", "24", "--json")
+    assert json.loads(out)["estimate"]["forecast"] is False
+    assert "forecast" not in plan("--backend", "reference", "--memory", "24")[1]
+
+
+def test_an_architecture_that_a_device_is_known_of_has_its_rate_and_its_memory(plan):
+    code, out, _ = plan("--arch", "sm_90", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["plan"]["device"]["name"] == "NVIDIA H100 80GB HBM3" and told["plan"]["backend"] == "cuda"
+    assert told["estimate"]["forecast"] and told["estimate"]["seconds"]["total"] > 0
+    _, out, _ = plan("--arch", "sm_90", "--memory", "12", "--json")
+    assert json.loads(out)["estimate"]["memory"]["device"] == 12 * GIB
+
+
+def test_all_known_devices_are_a_table_and_a_list(plan):
+    code, out, err = plan("--device", "all")
+    head, columns, *lines = out.splitlines()
+    names = [device.name for _, device in known_devices(None, ())]
+    assert (
+        (code, err) == (0, "") and head.startswith("forecast: ") and columns.split()[:3] == ["device", "backend", "GiB"]
+    )
+    assert [line.split("  ")[0] for line in lines] == names and len(names) >= 15
+    by_name = dict(zip(names, lines, strict=True))
+    assert " yes " in by_name["NVIDIA H200"] and " no " in by_name["Intel(R) Arc(TM) B580 Graphics"]
+    assert "--format" in by_name["Intel(R) Arc(TM) B580 Graphics"] and "unknown" in by_name["Ascend910B3"]
+    code, out, _ = plan("--device", "all", "--backend", "xpu", "--dtype", "float32", "--json")
+    told = json.loads(out)
+    assert code == 1 and [one["backend"] for one in told] == ["xpu", "xpu"]
+    assert all(one["forecast"] and not one["fits"] and one["peak"] > one["memory"] for one in told)
+
+
+def test_where_it_cannot_run_the_list_says_why(plan):
+    _, out, _ = plan("--device", "all", "--kernel", "attention=fusion", "--json")
+    refused = {one["device"]: one["refused"] for one in json.loads(out)}
+    assert refused["Ascend910B3"] is None and "fusion" in refused["NVIDIA H200"]
+    code, out, _ = plan("--device", "all", "--kernel", "attention=fusionn")
+    assert code == 1 and out.count("fusionn") == len(refused)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            ("--device", "Arc"),
+            "several are called so: Intel(R) Arc(TM) B580 Graphics, Intel(R) Arc(TM) Pro B60 Graphics",
+        ),
+        (("--device", "H1000"), "the installed packages know none of that name"),
+        (("--device", "H100", "--backend", "xpu"), "backend xpu knows none of that name"),
+        (("--device", "H100", "--arch", "sm_90"), "Give one of them"),
+        (("--device", "all", "--backend", "reference"), "no installed package knows a device"),
+        (("--device", "all", "--size", "480x"), "--size"),
+    ],
+)
+def test_what_nobody_knows_is_one_line(plan, asked, said):
+    code, _, err = plan(*asked)
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_a_run_takes_no_device_that_is_not_here(capsys, monkeypatch):
+    code, _, err = typed(capsys, monkeypatch, "run", "a cup", "--device", "H100")
+    assert code == 2 and "--device" in err and "cosmos3 plan" in err
+
+
+def test_python_forecasts_alike():
+    made = cosmos3.plan("nvidia/Cosmos3-Nano", device="RX 9070", size="480p", frames=93)
+    assert made.forecast and made.device == "AMD Radeon RX 9070" and not made.fits
+    assert "a forecast for AMD Radeon RX 9070" in repr(made)
+    assert cosmos3.plan("nvidia/Cosmos3-Nano", arch="sm_90", memory=GIB, size="480p").device_bytes == GIB
+    found = cosmos3.forecasts("nvidia/Cosmos3-Nano", size="480p", frames=93, kernels={"attention": "fusion"})
+    assert found["Ascend910B3"].forecast and isinstance(found["NVIDIA H200"], InputError)
+    assert list(found) == [device.name for _, device in known_devices(None, ())]
+
+
+def test_every_device_that_a_recipe_is_for_is_known():
+    for package, recipe in recipes_of(in_tree(devices.ROOT)):
+        if package.backend.name != "reference":
+            wanted = recipe.device
+            backend, found = known_device(wanted["name"], package.backend.name, ())
+            assert found.arch == wanted["arch"], recipe.name
+            assert found.memory >= 0.99 * wanted.get("memory_gib", 0) * GIB, recipe.name
+            assert ceiling_of(backend, found) or wanted["name"] in ("B300", "Ascend 910B", "Ascend 910C", "Ascend 950")
+
+
+def test_extras_that_bring_no_backend_are_none():
+    assert discovery.extras() == ("cuda", "npu", "rocm", "xpu")
