@@ -386,6 +386,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
         entry(lambda one: gguf_files.Entry((32, 63), one.type, one.data)),
         "has no whole blocks of 32",
     ),
+    "one inside of another": (
+        "gguf",
+        entry(lambda one: gguf_files.Entry(one.shape, one.type, one.data[:-64])),
+        "begins inside of the one before it",
+    ),
     "another shape in the table": (
         "gguf",
         entry(lambda one: gguf_files.Entry((64, 32), one.type, one.data)),

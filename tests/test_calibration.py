@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from command import cosmos3
 from safetensors.torch import load_file, save_file
 from tiny_model import TINY, TINY_MODEL
 
+from cosmos3_core.checkpoint.choosing import Choosing
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.quantize import Job
-from cosmos3_core.checkpoint.statistics import FACTS, read_statistics
+from cosmos3_core.checkpoint.statistics import FACTS, Statistics, read_statistics
+from cosmos3_core.contract import InputError
 from cosmos3_core.evidence.quantizing import collect
 from cosmos3_core.evidence.quantizing.session import Session
 from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.dialects.written import WRITTEN
 from cosmos3_core.quant.feedback import can_feed_back, pack_with_feedback
 from cosmos3_core.quant.numerics import pack, unpack
 
@@ -60,6 +64,27 @@ def test_feedback_without_correlations_rounds_to_nearest() -> None:
     weight, format = torch.randn(8, 64), FORMATS["int8"]
     packed, plain = pack_with_feedback(weight, format, torch.eye(64)), pack(weight, format, weight=True)
     assert torch.equal(packed.values, plain.values) and torch.equal(packed.scales, plain.scales)
+
+
+@pytest.mark.parametrize("group", [0, 16])
+def test_feedback_is_that_of_the_paper(group: int) -> None:
+    """Column by column with the inverse of the moments in fp64, as 2210.17323 begins with; but for rounding."""
+    format, x = replace(FORMATS["w4a16"], group=group), correlated(64, 256)
+    weight, moment = torch.randn(48, 64, generator=torch.Generator().manual_seed(2)), x.T @ x / len(x)
+    left, inverse = weight.double(), moment.double()
+    inverse = torch.linalg.inv(inverse + 0.01 * inverse.diagonal().mean() * torch.eye(64))
+    expected = torch.empty(48, 64)
+    for j in range(64):
+        if j % (group or 64) == 0:
+            block = left[:, j : j + (group or 64)]
+            extreme = block.gather(1, block.abs().argmax(1, keepdim=True))[:, 0]
+            scale = extreme / -8
+        expected[:, j] = (left[:, j] / scale).round().clamp(-8, 7) * scale
+        lost = (left[:, j] - expected[:, j]) / inverse[j, j]
+        left -= lost[:, None] * inverse[j]
+        inverse = inverse - inverse[:, j, None] * inverse[j] / inverse[j, j]
+    found = unpack(pack_with_feedback(weight, format, moment))
+    assert ((found - expected).abs() < 1e-3).float().mean() > 0.98
 
 
 def test_feedback_of_moments_without_an_inverse() -> None:
@@ -136,6 +161,16 @@ def test_a_stopped_one_is_gone_on_with(quantize: Call, monkeypatch) -> None:
     assert quantize(*STATIC, "--calibrate", SAVED, "-o", "whole")[0] == 0
     name = "transformer/diffusion_pytorch_model.safetensors"
     assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+def test_inputs_that_were_all_zero_have_the_scale_1(tmp_path: Path) -> None:
+    row = next(row for row in WRITTEN if row.format.static)
+    statistics = Statistics(tmp_path, {"identity": None, "model": "m"}, "", {"m": torch.zeros(16)}, frozenset())
+    given = {"inputs": {"m": "m"}, "unread": frozenset[str](), "statistics": statistics}
+    choosing = Choosing(row=row, format=row.format, method="nearest", **given)  # type: ignore[arg-type]
+    assert choosing.parts("m", torch.ones(16, 16))["input_scale"] == 1
+    with pytest.raises(InputError, match="they are of 'm', no files, and the model here is no files"):
+        statistics.check(None, {"m"})
 
 
 def test_text_that_nothing_reads_is_not_calibrated(quantize: Call) -> None:

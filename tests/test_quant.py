@@ -166,6 +166,8 @@ def test_int8_codes():
     """Symmetric: the largest magnitude is 127; ties go to even."""
     packed = pack(block([127.0, -127.0, 0.5, 1.5, -2.5, 63.4], 16), FORMATS["int8"])
     assert packed.scales.item() == 1 and packed.values[0, :6].tolist() == [127, -127, 0, 2, -2, 63]
+    beyond = pack(block([300.0, -300.0], 16), FORMATS["int8_static"], input_scale=torch.tensor(1.0))
+    assert beyond.values[0, :2].tolist() == [127, -127]
 
 
 def test_fp8_codes():

@@ -182,7 +182,7 @@ class SoundCodec:
             shapes[name] = shape
             return torch.empty(1, *shape[1:])  # one row, as in VideoVAE.names
 
-        cls(config, listed, "cpu", torch.float32, halves)
+        cls(config, listed, "meta", torch.float32, halves)
         return shapes
 
     @classmethod

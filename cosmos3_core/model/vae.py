@@ -52,7 +52,7 @@ class VideoVAE:
     def names(cls, config: dict[str, Any], source: str) -> dict[str, tuple[int, ...]]:
         """Every tensor of this VAE and its shape, from `vae/config.json` alone. Raises InputError."""
         listing = _Listing()
-        cls(VaeConfig.from_json(config, source), listing, cast(Ops, listing), "cpu", torch.float32)
+        cls(VaeConfig.from_json(config, source), listing, cast(Ops, listing), "meta", torch.float32)
         return listing.shapes
 
     @classmethod
