@@ -416,7 +416,7 @@ def kit() -> str:
     """docs/kit.md: what is written there, with a table of planted faults by kind."""
     outcomes = json.loads(MUTANTS.read_text("utf-8")).values()
     counts = Counter((one["kind"], one["caught"]) for one in outcomes)
-    kinds, caught = sorted({kind for kind, _ in counts}), ("right", "elsewhere", "missed")
+    kinds, caught = sorted({kind for kind, _ in counts}), ("right", "elsewhere", "missed", "not tried")
     rows = [(kind, *(str(counts[kind, how]) for how in caught)) for kind in kinds]
     rows.append(("in all", *(str(sum(counts[kind, how] for kind in kinds)) for how in caught)))
     return _replaced((DOCS / "kit.md").read_text("utf-8"), "mutants", _table(("kind of fault", *caught), rows))

@@ -65,6 +65,8 @@ WRITTEN = {
     "needs_what_nobody_has": "nothing served",
 }
 """Faults of the plugin module, by kind."""
+UNTRIED = "not tried"
+"""What stands for a fault that has no outcome yet."""
 Keep = Callable[[str, dict[str, str]], None]
 REFUSING = {"refuses_without_reason": "attention", "refuse_raises": "attention"}
 
@@ -292,9 +294,9 @@ def main(names: list[str], write: bool, rest: bool) -> int:
     known = faults()
     prepared()
     kept = json.loads(GOLDEN.read_text("utf-8")) if write and GOLDEN.exists() and (names or rest) else {}
-    kept = {name: one for name, one in kept.items() if name in known}
+    kept = {name: kept.get(name, {"kind": kind, "caught": UNTRIED}) for name, (kind, _) in known.items()}
     chosen = [name for name, (kind, _) in known.items() if not names or name in names or kind in names]
-    chosen = [name for name in chosen if not (rest and name in kept)]
+    chosen = [name for name in chosen if not rest or kept[name]["caught"] == UNTRIED]
 
     def keep(name: str, one: dict[str, str]) -> None:
         kept[name] = one
@@ -304,7 +306,7 @@ def main(names: list[str], write: bool, rest: bool) -> int:
 
     tried({name: known[name] for name in chosen}, keep)
     for kind, counts in tables(kept).items():
-        print(f"{kind:<22} {counts['right']:4} right {counts['elsewhere']:4} elsewhere {counts['missed']:4} missed")
+        print(kind, ", ".join(f"{count} {caught}" for caught, count in sorted(counts.items())), sep=": ")
     return int(any(one["caught"] == "missed" for one in kept.values()))
 
 

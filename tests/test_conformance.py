@@ -133,12 +133,13 @@ def test_a_fault_of_each_kind_is_found_by_the_right_test():
 
 
 def test_the_outcome_of_every_fault_is_kept():
-    """Of today's faults, written by `make mutate`: none is missed, and few are found by a test of something else."""
+    """Of today's faults, written by `make mutate`: none is missed, and few are found by a test of something else. The
+    page counts those that were not tried since they were written, so that nobody takes them for found."""
     outcomes, known = json.loads(mutate.GOLDEN.read_text("utf-8")), mutate.faults()
     assert {name: one["kind"] for name, one in outcomes.items()} == {name: kind for name, (kind, _) in known.items()}
     assert set(mutate.FIRST) | {"written"} | set(mutate.WHOLE) == {kind for kind, _ in known.values()}
     caught = Counter(one["caught"] for one in outcomes.values())
-    assert len(known) >= 200 and caught["missed"] == 0 and caught["elsewhere"] < len(known) / 20
+    assert caught["right"] >= 200 and caught["missed"] == 0 and caught["elsewhere"] < len(known) / 20
 
 
 def test_a_fault_says_where_and_how_to_see_it_again(acme, kit):
