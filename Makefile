@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := --model embedded --backend reference --seed 1 --overwrite
 
-.PHONY: install demo quick test fuzz test-slow stops faults mutate lint release clean
+.PHONY: install demo quick test fuzz test-slow stops faults mutate rehearse-npu rehearse-xpu lint release clean
 
 install: .venv/installed
 
@@ -19,10 +19,10 @@ quick: lint
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_run.py::test_text_to_image \
 		tests/test_ops.py::test_attention_is_a_softmax_over_all_segments
 
-# Triton interprets kernels or compiles them, for the whole of a process.
+# Triton interprets kernels or compiles them, and stand-ins are found, for the whole of a process.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile tests backends/cuda/tests/test_capture.py \
-		backends/xpu/tests/test_rehearsal.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile backends/cuda/tests/test_capture.py backends/xpu/tests/test_rehearsal.py
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 backends/triton/tests/interpreted backends/cuda/tests/interpreted
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 backends/triton/tests/compiled
 
@@ -48,6 +48,30 @@ faults: .venv/installed
 mutate: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --write
 
+# Ascend's backend against the vendor's real torch_npu, on the host (docs/npu.md): a venv of its own over .venv, and a
+# newer wheel to compare schemas with. Some minutes for each chip.
+NPU := .venv-npu
+CHIPS ?= 910B 910C 950
+rehearse-npu: $(NPU)/installed
+	for chip in $(CHIPS); do \
+		PYTHONPATH=backends/npu OMP_NUM_THREADS=1 REHEARSED_NEWER=$(NPU)/newer $(NPU)/bin/python -m rehearsal $$chip \
+			pytest -q -p no:cacheprovider backends/npu/rehearsal/tests || exit 1; done
+
+$(NPU)/installed: .venv/installed backends/npu/rehearsal/constraints.txt
+	$(BIN)/python -m venv $(NPU)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $(NPU)/under
+	$(NPU)/bin/python -c 'import shutil, sysconfig; shutil.copy("$(NPU)/under", sysconfig.get_path("purelib") + "/under.pth")'
+	$(NPU)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable backends/npu \
+		--requirement backends/npu/rehearsal/constraints.txt
+	$(NPU)/bin/python -m pip download -qq --disable-pip-version-check --no-deps --dest $(NPU)/newer torch-npu==2.14.0
+	@touch $@
+
+# Intel GPUs on a CPU: the kit over the rows of cosmos3-xpu and whole requests, with auto-round-lib and stand-ins for what
+# only a GPU has. Ten minutes or more.
+rehearse-xpu: .venv/installed
+	@test -d build/rehearse-xpu || $(BIN)/python -m pip install -qq --no-deps --target build/rehearse-xpu auto-round-lib==0.16.0
+	OMP_NUM_THREADS=1 PYTHONPATH=build/rehearse-xpu $(BIN)/python -m pytest -q backends/xpu/tests
+
 # The six distributions, in dist/: built, checked, installed in an empty environment and run. Publishes nothing.
 release: .venv/installed
 	rm -rf dist
@@ -59,7 +83,7 @@ lint: .venv/installed
 	$(BIN)/mypy --no-error-summary
 
 clean:
-	rm -rf .venv .nox build dist demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-npu .nox build dist demo .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Checked before .venv is made: pip's refusal would come after it and leave a .venv of the wrong Python behind.

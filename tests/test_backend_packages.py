@@ -542,7 +542,8 @@ class Rehearsal:
         stand_in(monkeypatch, "flash_attn").__path__ = []
         stand_in(monkeypatch, "flash_attn.cute", flash_attn_func=self.fa4)
         stand_in(monkeypatch, "aiter", flash_attn_func=self.aiter)
-        stand_in(monkeypatch, "torch_npu", npu_fusion_attention=self.npu_fusion_attention)
+        operators = {name: getattr(self, name) for name in ("npu_fusion_attention", "npu_fused_infer_attention_score")}
+        stand_in(monkeypatch, "torch_npu", **operators)
         stand_in(monkeypatch, "vllm_xpu_kernels").__path__ = []
         stand_in(monkeypatch, "vllm_xpu_kernels.flash_attn_interface", flash_attn_varlen_func=self.varlen)
         stand_in(monkeypatch, "auto_round_kernel", sdpa=self.ark)
@@ -608,6 +609,22 @@ class Rehearsal:
         out, peak, total = exact(*(x.transpose(1, 2) for x in (q, key, value)), sparse_mode == 2)
         peak, total = (x.expand(*x.shape[:-1], 8) for x in (peak, total))
         return out.transpose(1, 2), peak, total, torch.empty(0), 0, 0, 0
+
+    def npu_fused_infer_attention_score(  # fmt: skip
+        self, query, key, value, *, atten_mask=None, key_shared_prefix=None, value_shared_prefix=None, num_heads=1,
+        scale=1.0, input_layout="BSH", num_key_value_heads=0, sparse_mode=0, softmax_lse_flag=False,
+    ):  # fmt: skip
+        """With those of its arguments that the row uses; backends/npu/rehearsal has the whole signature."""
+        self.keep(locals())
+        assert all(x.is_contiguous() for x in (query, key, value))
+        assert input_layout == "BSND" and (num_heads, num_key_value_heads) == (query.shape[2], key.shape[2])
+        assert sparse_mode in (0, 2) and (atten_mask is not None) == (sparse_mode == 2)
+        if key_shared_prefix is not None:
+            assert len(key_shared_prefix) == 1 and sparse_mode == 0
+            key, value = torch.cat((key_shared_prefix, key), 1), torch.cat((value_shared_prefix, value), 1)
+        q = query * (scale * math.sqrt(query.shape[-1]))
+        out, peak, total = exact(*(x.transpose(1, 2) for x in (q, key, value)), sparse_mode == 2)
+        return out.transpose(1, 2), peak + total.log() if softmax_lse_flag else torch.empty(0)
 
 
 ROWS = [
@@ -726,6 +743,17 @@ def test_the_npu_s_operator_gets_query_heads_a_scale_and_true_for_masked_out(reh
     mask = causal["atten_mask"]
     assert (mask.dtype, mask.shape) == (torch.bool, (2048, 2048))
     assert mask[0, 1] and not mask[0, 0] and not mask[1, 0]
+
+
+def test_one_branch_s_text_is_the_npu_s_shared_prefix(rehearsal):
+    q, segments = inputs(6, [3, 6])
+    q, segments = q[:1], [Segment(k[:1], v[:1]) for k, v in segments]
+    out, lse = row("npu", "infer").build(DEVICES["ascend910b"][1])(q, segments, want_lse=True)
+    expected, expected_lse = reference.attention(q, segments, want_lse=True)
+    (call,) = rehearsal.calls
+    assert (call["key_shared_prefix"].shape[1], call["key"].shape[1]) == (3, 6)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5)
 
 
 def test_the_npu_s_mask_is_made_once(rehearsal):

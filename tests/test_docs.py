@@ -84,6 +84,12 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "cosmos3 quantize --model nano --format fp8 --method gptq "
         "--calibrate Cosmos3-Nano-W4A16.calibration.safetensors -o Fp8",
     ],
+    ("docs/xpu.md", "device"): [
+        "cosmos3 backends",
+        "cosmos3 check --backend xpu --record check-b580.json",
+        "cosmos3 plan --backend xpu --device 'Arc B580' --task t2v --size 832x480 --frames 93 --format w4a16",
+        "cosmos3 recipes validate nano-t2v-832x480-w4a16-arcb580x1 --random-weights",
+    ],
     ("docs/writing-a-backend.md", "device"): [
         "cosmos3 backends",
         "cosmos3 run 'two green squares' --model embedded --backend acme --steps 4 --size 64x64 -o squares.png",

@@ -347,6 +347,25 @@ def test_a_killed_process_is_gone_on_with(monkeypatch, tmp_path: Path) -> None:
     check_weights(Path("out"), source, set(job.modules), "w4a16", "compressed-tensors", 128)
 
 
+def test_what_changed_since_a_stop_is_copied_as_it_is_now(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY, "model")
+    Path("model/NOTES").write_text("old")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == writing.CHECK:
+            raise KeyboardInterrupt
+
+    job = job_of(Asked(model="model", format="fp8"))
+    with pytest.raises(KeyboardInterrupt):
+        writing.write(job, Path("out"), stop)
+    assert Path("out.part/NOTES").read_text() == "old"
+    Path("model/NOTES").write_text("new")
+    writing.write(job, Path("out"), lambda *_: None)
+    record = json.loads((Path("out") / writing.RECORD).read_text())
+    assert Path("out/NOTES").read_text() == "new" and record["files"]["NOTES"] == sha256_file(Path("out/NOTES"))
+
+
 def test_one_killed_before_its_first_record_is_gone_on_with(quantize: Call, monkeypatch) -> None:
     part = Path("out.part")
     part.mkdir()

@@ -106,7 +106,7 @@ def write(job: Job, output: Path, show: Show, *, overwrite: bool = False) -> Pat
         for number, (path, source) in enumerate(job.copies.items()):
             show(COPY, number, len(job.copies))
             (file,) = job.model.repository.fetch([source])
-            folder.put(path, lambda temp, file=file: shutil.copyfile(file, temp))  # type: ignore[misc]
+            folder.copy(path, file)
         texts = {CONFIG: _json(job.config()), CARD: card(job, output.name), INDEX: job.index()}
         for path, text in texts.items():
             if text is not None:
@@ -167,6 +167,12 @@ class _Folder:
             digest = sha256_file(temp)
         self.done[path] = digest
         self._record()
+
+    def copy(self, path: str, file: Path) -> None:
+        """A file of the source as it is now: what the job's identity does not cover may have changed since a stop."""
+        if path in self.done and self.done[path] != sha256_file(file):
+            del self.done[path]
+        self.put(path, lambda temp: shutil.copyfile(file, temp))
 
     def drop_others(self) -> None:
         """Delete what is no file of the checkpoint."""

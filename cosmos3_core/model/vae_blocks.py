@@ -46,6 +46,11 @@ class Stream:
             self._past[owner] = frames.clone()
 
 
+def channels_last(weight: Tensor) -> Tensor:
+    """[O, I, ...] with I innermost in memory: `contiguous` in that format of memory, which torch_npu refuses."""
+    return weight.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 def conv2d(x_THWC: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0) -> Tensor:
     y = F.conv2d(x_THWC.permute(0, 3, 1, 2), weight, bias, stride=stride, padding=padding)
     return y.permute(0, 2, 3, 1).contiguous()
@@ -116,7 +121,7 @@ class CausalConv:
 
     def __init__(self, take: Take, name: str, inputs: int, outputs: int, size: int = 3):
         weight = take(f"{name}.weight", outputs, inputs, 3, size, size)
-        self.weight, self.bias = weight.contiguous(memory_format=torch.channels_last_3d), take(f"{name}.bias", outputs)
+        self.weight, self.bias = channels_last(weight), take(f"{name}.bias", outputs)
         self.padding = size // 2
 
     def input(self, x: Sum, stream: Stream, norm: NormSilu | None = None) -> Tensor:
@@ -139,7 +144,7 @@ class CausalConv:
 
     def __call__(self, padded_THWC: Tensor) -> Sum:
         if len(padded_THWC) == 1:  # before the first frame are zeros, which two thirds of the kernel would multiply
-            weight = self.weight[:, :, -1].contiguous(memory_format=torch.channels_last)
+            weight = channels_last(self.weight[:, :, -1])
             return Sum(conv2d(padded_THWC, weight, padding=self.padding), self.bias)
         return Sum(conv3d(padded_THWC, self.weight, padding=(0, self.padding, self.padding)), self.bias)
 
@@ -218,7 +223,7 @@ class Upsample:
         both = torch.stack([rows[..., 0], rows[..., 1] + rows[..., 2], rows[..., 0] + rows[..., 1], rows[..., 2]])
         both = both.unflatten(0, (2, 2)).unflatten(2, (2, 2))  # column phase, column tap, row phase, row tap, O, I
         phases = both.permute(2, 0, 4, 5, 3, 1).flatten(0, 2)
-        return phases.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+        return channels_last(phases.to(weight.dtype))
 
     def __call__(self, x_THWC: Tensor, shortcut_THWC: Tensor, stream: Stream) -> Tensor:
         frames, height, width, _ = shortcut_THWC.shape
@@ -244,12 +249,12 @@ class Downsample:
 
     def __init__(self, take: Take, name: str, channels: int, in_time: bool):
         weight = take(f"{name}.resample.1.weight", channels, channels, 3, 3)
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = channels_last(weight)
         self.bias = take(f"{name}.resample.1.bias", channels)
         self.time = None
         if in_time:
             weight = take(f"{name}.time_conv.weight", channels, channels, 3, 1, 1)
-            weight = weight.contiguous(memory_format=torch.channels_last_3d)
+            weight = channels_last(weight)
             self.time = weight, take(f"{name}.time_conv.bias", channels)
 
     def __call__(self, x_THWC: Tensor, shortcut_THWC: Tensor, stream: Stream) -> Tensor:

@@ -1,6 +1,7 @@
-"""Attention on Ascend NPUs: torch's scaled_dot_product_attention, and the fused operator that torch_npu calls below it.
+"""Attention on Ascend NPUs: the fused operators of torch_npu, and torch's scaled_dot_product_attention above them.
 
-Both take fewer key heads than query heads as they come.
+All take fewer key heads than query heads as they come. Causal calls name the compressed triangle themselves: torch_npu
+makes a new one in every causal call of scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +21,9 @@ from cosmos3_core.contract.attention import joined
 Segments = Sequence[Segment]
 
 CAUSAL = 2
-"""The operator's `sparse_mode` for a causal mask that starts at the top left."""
+"""The operators' `sparse_mode` for a causal mask that starts at the top left."""
 MASK_SIZE = 2048
-"""Edge of the triangle that the operator tiles into a causal mask of any size."""
+"""Edge of the triangle that the operators tile into a causal mask of any size."""
 
 
 @functools.cache
@@ -30,14 +32,19 @@ def causal_mask(device: torch.device) -> Tensor:
     return torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.bool, device=device).triu(1)
 
 
+def masked(q_BSHD: Tensor, causal: bool) -> dict[str, Any]:
+    """The operators' options of a mask."""
+    return {"atten_mask": causal_mask(q_BSHD.device), "sparse_mode": CAUSAL} if causal else {}
+
+
 def sdpa(
     q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """See contract.ops.Attention. torch returns no log-sum-exp, so where it is wanted, `fusion` is what runs."""
-    if want_lse:
-        return fusion(q_BSHD, segments, causal=causal, want_lse=True)
+    """See contract.ops.Attention. Where a log-sum-exp or a mask is wanted, `fusion` is what runs."""
+    if want_lse or causal:
+        return fusion(q_BSHD, segments, causal=causal, want_lse=want_lse)
     q, k, v = (x.transpose(1, 2) for x in (q_BSHD, *joined(q_BSHD, segments, causal)))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2), None
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2), None
 
 
 def fusion(
@@ -47,11 +54,36 @@ def fusion(
     import torch_npu
 
     k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
-    options = {}
-    if causal:
-        options = {"atten_mask": causal_mask(q_BSHD.device), "sparse_mode": CAUSAL}
+    options = {"scale": 1 / math.sqrt(q_BSHD.shape[3])} | masked(q_BSHD, causal)
     out_BSHD, peak, total, *_ = torch_npu.npu_fusion_attention(
-        q_BSHD, k_BTKD, v_BTKD, q_BSHD.shape[2], "BSND", scale=1 / math.sqrt(q_BSHD.shape[3]), **options
+        q_BSHD, k_BTKD, v_BTKD, q_BSHD.shape[2], "BSND", **options
     )
     # The scores' maximum and the sum of their exponentials, [B, H, S, 8] with eight times the same value.
     return out_BSHD, (peak + total.log())[..., 0] if want_lse else None
+
+
+def infer(
+    q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """See contract.ops.Attention. A first segment of one branch is handed over as the operator's shared prefix, so that
+    nothing is joined. The operator takes contiguous tensors alone."""
+    import torch_npu
+
+    options = masked(q_BSHD, causal)
+    if len(segments) == 2 and len(q_BSHD) == 1 and not causal:
+        (key, value), (k_BTKD, v_BTKD) = segments
+        options |= {"key_shared_prefix": key.contiguous(), "value_shared_prefix": value.contiguous()}
+    else:
+        k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
+    out_BSHD, lse_BHS1 = torch_npu.npu_fused_infer_attention_score(
+        q_BSHD.contiguous(),
+        k_BTKD.contiguous(),
+        v_BTKD.contiguous(),
+        num_heads=q_BSHD.shape[2],
+        num_key_value_heads=k_BTKD.shape[2],
+        input_layout="BSND",
+        scale=1 / math.sqrt(q_BSHD.shape[3]),
+        softmax_lse_flag=want_lse,
+        **options,
+    )
+    return out_BSHD, lse_BHS1[..., 0] if want_lse else None

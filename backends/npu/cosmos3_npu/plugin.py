@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Backend, Device, Kernel, RmsNorm, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
 from .devices import KNOWN
 
 FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
+ASCEND_910, ASCEND_950 = FAMILIES[:2], FAMILIES[2:]
+WIDEST = 65535
+"""The vendor's products and attention take no longer sides."""
 
 
 def family(soc: str) -> str:
@@ -52,40 +58,206 @@ def probe() -> Device:
     )
 
 
-def build_sdpa(device: Device) -> Attention:
-    from .attention import sdpa
+@dataclass(frozen=True)
+class Build:
+    """A row's `build`: the function `name` of a module of this package."""
 
-    return sdpa
+    module: str
+    name: str
+
+    def __call__(self, device: Device) -> Any:
+        return getattr(import_module(f".{self.module}", __package__), self.name)
 
 
-def build_fusion(device: Device) -> Attention:
-    from .attention import fusion
+def build_rms_norm(device: Device) -> RmsNorm:
+    from . import rows
 
-    return fusion
+    return rows.build_rms_norm(device)
 
 
 def refuse_wide(ask: Ask) -> str | None:
     return f"takes head dims up to 768, not {ask.head_dim}" if ask.head_dim > 768 else None
 
 
+def refuse_infer(ask: Ask) -> str | None:
+    if ask.head_dim > 512 or ask.head_dim % 16:
+        return f"takes head dims up to 512 that are multiples of 16, not {ask.head_dim}"
+    if ask.heads * ask.head_dim >= WIDEST:
+        return f"takes fewer than {WIDEST} channels of all heads, not {ask.heads * ask.head_dim}"
+    if ask.kv_heads and ask.heads > 64 * ask.kv_heads:
+        return f"at most 64 heads of queries share one of keys, not {ask.heads} of {ask.kv_heads}"
+    return None
+
+
+def refuse_norm_rope(ask: Ask) -> str | None:
+    if ask.head_dim >= 896 or ask.head_dim % 2:
+        return f"rotates even head dims below 896, not {ask.head_dim}"
+    if ask.heads >= 1000:
+        return f"rotates fewer than 1000 heads, not {ask.heads}"
+    return None
+
+
+def refuse_product(ask: Ask) -> str | None:
+    """Why a layer's matrices cannot be multiplied in the format."""
+    query, both = ask.heads * ask.head_dim, 2 * ask.kv_heads * ask.head_dim
+    up = ask.inner * (2 if ask.activation == "silu" else 1)
+    outputs = (("hidden", ask.hidden), ("query, key and value", query + both), ("MLP's", up))
+    for name, side in outputs:
+        if side > WIDEST:
+            return f"its products take sides up to {WIDEST}, and this model's {name} width is {side}"
+        if ask.format.startswith("w4a16") and side % 8:
+            return f"packs outputs by eight, and this model's {name} width is {side}"
+    if ask.format == "mxfp4a8":
+        for name, side in (("hidden", ask.hidden), ("query", query), ("MLP's", ask.inner)):
+            if side % 64:
+                return f"multiplies FP8 and FP4 by 64 features, and this model's {name} width is {side}"
+    return None
+
+
+FLOATS = ("float32", "bfloat16", "float16")
+SIXTEEN_BITS = ("bfloat16", "float16")
+REHEARSED = "rehearsed, not run on a device yet"
+HALF: dict[str, Any] = {"op": "project", "build": Build("layers", "project"), "fuses": ("rms_norm", "pack_linear")}
+OTHER_HALF: dict[str, Any] = {
+    "op": "finish",
+    "build": Build("layers", "finish"),
+    "fuses": ("rms_norm", "pack_linear", "gate"),
+}
+INT8: dict[str, Any] = {"name": "int8", "arch": FAMILIES, "dtypes": SIXTEEN_BITS, "formats": ("int8",)}
+MX: dict[str, Any] = {
+    "name": "mx",
+    "arch": ASCEND_950,
+    "dtypes": SIXTEEN_BITS,
+    "formats": ("mxfp8", "mxfp4", "mxfp4a8"),
+}
+
 ROWS = (
     Kernel(
         op="attention",
-        name="sdpa",
-        build=build_sdpa,
-        arch=FAMILIES,
-        dtypes=("bfloat16", "float16"),
-        refuse=refuse_wide,
-        notes="torch's scaled_dot_product_attention; rehearsed, not run on a device yet",
+        name="infer",
+        build=Build("attention", "infer"),
+        arch=ASCEND_910,
+        dtypes=SIXTEEN_BITS,
+        refuse=refuse_infer,
+        notes=f"npu_fused_infer_attention_score; the text of one branch is its shared prefix; {REHEARSED}",
     ),
     Kernel(
         op="attention",
         name="fusion",
-        build=build_fusion,
+        build=Build("attention", "fusion"),
         arch=FAMILIES,
-        dtypes=("bfloat16", "float16"),
+        dtypes=SIXTEEN_BITS,
         refuse=refuse_wide,
-        notes="torch_npu.npu_fusion_attention without transposes; rehearsed, not run on a device yet",
+        notes=f"npu_fusion_attention without transposes; {REHEARSED}",
+    ),
+    Kernel(
+        op="attention",
+        name="sdpa",
+        build=Build("attention", "sdpa"),
+        arch=FAMILIES,
+        dtypes=SIXTEEN_BITS,
+        refuse=refuse_wide,
+        notes="torch's scaled_dot_product_attention, which torch_npu fuses; causal calls and those with a log-sum-exp "
+        f"are fusion's; {REHEARSED}",
+    ),
+    Kernel(
+        op="rms_norm",
+        name="fused",
+        build=build_rms_norm,
+        arch=FAMILIES,
+        dtypes=FLOATS,
+        notes=f"npu_rms_norm and npu_add_rms_norm; {REHEARSED}",
+    ),
+    Kernel(
+        op="norm_rope",
+        name="fused",
+        build=Build("rows", "norm_rope"),
+        arch=FAMILIES,
+        dtypes=FLOATS,
+        refuse=refuse_norm_rope,
+        notes=f"npu_rms_norm; npu_apply_rotary_pos_emb for two at once, else npu_rotary_mul; {REHEARSED}",
+    ),
+    Kernel(
+        op="gate",
+        name="swiglu",
+        build=Build("rows", "gate"),
+        arch=FAMILIES,
+        dtypes=FLOATS,
+        notes=f"npu_swiglu; squared relu is torch's; {REHEARSED}",
+    ),
+    Kernel(
+        op="norm_silu",
+        name="fused",
+        build=Build("rows", "norm_silu"),
+        arch=FAMILIES,
+        dtypes=FLOATS,
+        notes=f"npu_rms_norm, then silu; {REHEARSED}",
+    ),
+    Kernel(
+        op="pack_linear",
+        name="matmul",
+        build=Build("linears", "pack_linear"),
+        arch=FAMILIES,
+        dtypes=FLOATS,
+        notes=f"torch's linear, which torch_npu hands to the vendor's product; {REHEARSED}",
+    ),
+    Kernel(
+        op="pack_linear",
+        name="int8",
+        build=Build("linears", "pack_linear"),
+        arch=FAMILIES,
+        dtypes=SIXTEEN_BITS,
+        formats=("int8",),
+        refuse=refuse_product,
+        packed=True,
+        notes=f"npu_dynamic_quant and npu_quant_matmul; {REHEARSED}",
+    ),
+    Kernel(
+        op="pack_linear",
+        name="mx",
+        build=Build("linears", "pack_linear"),
+        arch=ASCEND_950,
+        dtypes=SIXTEEN_BITS,
+        formats=MX["formats"],
+        refuse=refuse_product,
+        packed=True,
+        notes=f"npu_dynamic_mx_quant and npu_quant_matmul; {REHEARSED}",
+    ),
+    Kernel(
+        op="pack_linear",
+        name="dual-level",
+        build=Build("linears", "pack_linear"),
+        arch=ASCEND_950,
+        dtypes=SIXTEEN_BITS,
+        formats=("mxfp4_dual",),
+        refuse=refuse_product,
+        packed=True,
+        notes=f"npu_dual_level_quant_matmul; weights lie in FRACTAL_NZ and cannot be moved; {REHEARSED}",
+    ),
+    Kernel(
+        op="pack_linear",
+        name="weight-only",
+        build=Build("linears", "pack_linear"),
+        arch=ASCEND_910,
+        dtypes=("bfloat16",),
+        formats=("w4a16", "w4a16_asym", "int8a16"),
+        refuse=refuse_product,
+        packed=True,
+        notes=f"npu_weight_quant_batchmatmul, scales in bf16; {REHEARSED}",
+    ),
+    Kernel(refuse=refuse_product, packed=True, notes=f"the norm's rows come in int8; {REHEARSED}", **HALF | INT8),
+    Kernel(
+        refuse=refuse_product,
+        packed=True,
+        notes=f"norm and gate hand rows in int8 to the products; {REHEARSED}",
+        **OTHER_HALF | INT8,
+    ),
+    Kernel(refuse=refuse_product, packed=True, notes=f"the norm's rows come in the format; {REHEARSED}", **HALF | MX),
+    Kernel(
+        refuse=refuse_product,
+        packed=True,
+        notes=f"norm and gate hand rows in the format to the products; {REHEARSED}",
+        **OTHER_HALF | MX,
     ),
 )
 

@@ -11,13 +11,15 @@ GIB = 1 << 30
 TORCH = {"driver": "1.6.33578+38", "torch": "2.11.0+xpu", "oneapi": "20250303", "kernel launches": "not measured"}
 
 
-def _device(name: str, memory: int) -> Device:
-    return Device(arch="bmg-g21", name=name, count=1, memory=memory, unified=False, versions=TORCH)
+def _device(name: str, memory: int, arch: str = "bmg-g21", unified: bool = False) -> Device:
+    return Device(arch=arch, name=name, count=1, memory=memory, unified=unified, versions=TORCH)
 
 
 KNOWN = (
     _device("Intel(R) Arc(TM) B580 Graphics", 12 * GIB),
     _device("Intel(R) Arc(TM) Pro B60 Graphics", 24 * GIB),
+    _device("Intel(R) Data Center GPU Max 1550", 64 * GIB, "pvc"),  # one of its two stacks, as torch counts them
+    _device("Intel(R) Arc(TM) 140V GPU", 16 * GIB, "lnl-m", unified=True),  # Xe2, of half of 32 GB
 )
 
 CEILINGS = {

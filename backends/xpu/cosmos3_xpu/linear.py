@@ -4,6 +4,7 @@ the packed weight as they are, or a view of them."""
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cosmos3_core.contract import Linear, PackLinear
@@ -30,10 +31,25 @@ def named(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
+class Plain:
+    """Format "none": the weight as it is."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None):
+        self.weight_OI, self.bias_O = weight_OI, bias_O
+
+    def __call__(self, x_MI: Tensor) -> Tensor:
+        return F.linear(x_MI, self.weight_OI, self.bias_O)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return named(weight=self.weight_OI, bias=self.bias_O)
+
+
 def packer(linears: dict[str, type]) -> PackLinear:
-    """The contract's op: for each format, `linear`, a class made of (weight, bias)."""
+    """The contract's op: for each format a class made of (weight, bias). The VAE asks the layers' row for "none"."""
 
     def pack_linear(weight_OI: Tensor | Packed, bias_O: Tensor | None, *, format: str = "none") -> Linear:
+        if format == "none" and isinstance(weight_OI, Tensor):
+            return Plain(weight_OI, bias_O)
         return linears[format](in_format(weight_OI, format), bias_O)
 
     return pack_linear

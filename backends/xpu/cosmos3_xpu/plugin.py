@@ -140,12 +140,13 @@ def refuse_blocks(ask: Ask) -> str | None:
 
 
 def refuse_graphs(ask: Ask) -> str | None:
-    torch = ask.device.versions.get("torch", "0.0")
-    if tuple(int(part) for part in torch.split(".")[:2]) < FIRST_GRAPHS:
+    torch = ask.device.versions.get("torch")
+    if torch and tuple(int(part) for part in torch.split(".")[:2]) < FIRST_GRAPHS:
         return f"written for the XPUGraph of torch {FIRST_GRAPHS[0]}.{FIRST_GRAPHS[1]}, and this is torch {torch}"
     return None
 
 
+# Matrix units of Xe2 have no floats of 8 bits or fewer: oneDNN makes 16-bit ones of them.
 LINEAR: dict[str, Any] = {"op": "pack_linear", "dtypes": SIXTEEN_BITS, "packed": True}
 
 ROWS = (
@@ -204,6 +205,7 @@ ROWS = (
         formats=("fp8", "fp8a16", "fp8_block", "mxfp8"),
         needs=(VLLM,),
         refuse=refuse_blocks,
+        widens=True,
         notes=f"fp8_gemm of vllm-xpu-kernels; in blocks, torch packs the activations; {REHEARSED}",
         **LINEAR,
     ),
@@ -214,6 +216,7 @@ ROWS = (
         formats=("mxfp4",),
         needs=(VLLM,),
         refuse=refuse_blocks,
+        widens=True,
         notes=f"fp4_gemm of vllm-xpu-kernels; torch packs the activations; {REHEARSED}",
         **LINEAR,
     ),
@@ -238,6 +241,7 @@ ROWS = (
         build=Build("linear", "FP8"),
         formats=("fp8", "fp8_tensor", "fp8_static"),
         refuse=refuse_8_bits,
+        widens=True,
         notes=f"torch._scaled_mm, which is oneDNN's; torch packs the activations; {REHEARSED}",
         **LINEAR,
     ),

@@ -77,6 +77,12 @@ def test_a_product_is_that_of_the_packed_weight(row, format):
     assert packed.values.untyped_storage()._cdata in {t.untyped_storage()._cdata for t in made.tensors().values()}, held
 
 
+def test_the_vae_asks_the_layers_row_for_a_weight_as_it_is():
+    weight, x = cases.normal(OUT, WIDTH, seed=1), cases.normal(3, WIDTH, seed=2)
+    made = linear.INT4(weight, None)
+    assert torch.equal(made(x), x @ weight.T) and made.tensors() == {"weight": weight}
+
+
 def test_int4_of_another_group_than_oneDNN_multiplies_is_refused():
     _, packed, _ = problem("w4a16")
     small = pack(cases.normal(OUT, 48, seed=1), cases.replace(packed.format, group=16), weight=True)

@@ -173,7 +173,7 @@ def _check(kind: str, found: dict[str, Tensor], case: Half, dtype: str, meaning:
     """Every output within the bound; of the stream, what it comes to."""
     exact, eager = KINDS[kind].expected(case, dtype, meaning)
     assert all(t.dtype == getattr(torch, dtype) for t in found.values()), "results are in the dtype of the stream"
-    found, exact, eager = ({name: t.cpu() for name, t in _summed(outputs).items()} for outputs in (found, exact, eager))
+    found, exact, eager = (_summed(outputs) for outputs in (found, exact, eager))
     assert found.keys() == eager.keys(), f"the results are {', '.join(found)}, not {', '.join(eager)}"
     for name, ours in found.items():
         try:
@@ -183,7 +183,8 @@ def _check(kind: str, found: dict[str, Tensor], case: Half, dtype: str, meaning:
 
 
 def _summed(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With what the stream comes to in place of its parts."""
+    """On the host, which has fp64, with what the stream comes to in place of its parts."""
+    outputs = {name: t.cpu() for name, t in outputs.items()}
     rest = {name: t for name, t in outputs.items() if name not in ("x", "delta")}
     stream = outputs["x"].double()
     return rest | {"stream": stream + outputs["delta"].double() if "delta" in outputs else stream}
@@ -249,7 +250,7 @@ def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, ca
     made = op(here_weights, case.layer, _ops(here, format, case.activation), format=format)
     found = kind.call(made, moved((residual, *rest), device=here.device))
     for name, theirs in _summed(eager).items():
-        ours = _summed({name: t.cpu() for name, t in found.items()})[name]
+        ours = _summed(found)[name]
         share = (ours.to(theirs.dtype).to(here.cast["dtype"]) != theirs.to(here.cast["dtype"])).double().mean().item()
         assert share < 0.1, f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={case.weight_fp32}"
 

@@ -1,0 +1,96 @@
+"""Rows in 8 or 4 bits, and who makes them: a scheme has the vendor's operators for one format of the activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """Quantized rows as a product takes them, and the dtype of what they are multiplied to. `scales` is fp32 [M] for
+    int8; for MX uint8 [M, I/64 rounded up, 2], exponents + 127 of pairs of blocks."""
+
+    values_MI: Tensor
+    scales: Tensor
+    dtype: torch.dtype
+
+
+class Scheme(Protocol):
+    """Quantized rows of a tensor; of its RMS norm, with a residual or without, and x + residual; of silu(gate)·up."""
+
+    def rows(self, x_MI: Tensor) -> Rows: ...
+    def norm(self, x_MI: Tensor, residual_MI: Tensor | None, weight_I: Tensor, eps: float) -> tuple[Rows, Tensor]: ...
+    def gate(self, x_MI: Tensor) -> Rows: ...
+
+
+class Int8:
+    """A scale for each row, its largest magnitude over 127."""
+
+    def rows(self, x_MI: Tensor) -> Rows:
+        import torch_npu
+
+        values_MI, scale_M = torch_npu.npu_dynamic_quant(x_MI)
+        return Rows(values_MI, scale_M, x_MI.dtype)
+
+    def norm(self, x_MI: Tensor, residual_MI: Tensor | None, weight_I: Tensor, eps: float) -> tuple[Rows, Tensor]:
+        import torch_npu
+
+        if residual_MI is None:
+            return self.rows(torch_npu.npu_rms_norm(x_MI, weight_I, eps)[0]), x_MI
+        values_MI, _, total_MI, scale_M, _ = torch_npu.npu_add_rms_norm_dynamic_quant(
+            x_MI, residual_MI, weight_I, epsilon=eps
+        )
+        return Rows(values_MI, scale_M, x_MI.dtype), total_MI
+
+    def gate(self, x_MI: Tensor) -> Rows:
+        import torch_npu
+
+        # The vendor's fused gate with int8 rows is documented for groups of a mixture of experts alone.
+        return self.rows(torch_npu.npu_swiglu(x_MI))
+
+
+@dataclass(frozen=True)
+class Mx:
+    """Blocks of 32 with a power of two each, chosen by OCP's rule. `element` is the vendor's name of the type."""
+
+    element: str
+
+    @property
+    def type(self) -> int:
+        """The vendor's number of the element."""
+        import torch_npu
+
+        found: int = getattr(torch_npu, self.element)
+        return found
+
+    def rows(self, x_MI: Tensor) -> Rows:
+        import torch_npu
+
+        values_MI, scales = torch_npu.npu_dynamic_mx_quant(x_MI, dst_type=self.type)
+        return Rows(values_MI, scales, x_MI.dtype)
+
+    def norm(self, x_MI: Tensor, residual_MI: Tensor | None, weight_I: Tensor, eps: float) -> tuple[Rows, Tensor]:
+        import torch_npu
+
+        options = {"epsilon": eps, "dst_type": self.type}
+        if residual_MI is None:
+            values, scales, _ = torch_npu.npu_rms_norm_dynamic_mx_quant(x_MI, weight_I, **options)
+            return Rows(values, scales, x_MI.dtype), x_MI
+        values, total_MI, scales, _ = torch_npu.npu_add_rms_norm_dynamic_mx_quant(
+            x_MI, residual_MI, weight_I, **options
+        )
+        return Rows(values, scales, x_MI.dtype), total_MI
+
+    def gate(self, x_MI: Tensor) -> Rows:
+        import torch_npu
+
+        values_MI, scales = torch_npu.npu_swiglu_mx_quant(x_MI, activate_left=True, dst_type=self.type)
+        return Rows(values_MI, scales, x_MI.dtype)
+
+
+FP8, FP4 = Mx("float8_e4m3fn"), Mx("float4_e2m1fn_x2")
+SCHEMES: dict[str, Scheme] = {"int8": Int8(), "mxfp8": FP8, "mxfp4": FP4, "mxfp4a8": FP8}
+"""What becomes of activations, by the format of the weights that they are multiplied by."""

@@ -1,0 +1,57 @@
+"""The embedded model, end to end on the device: a picture in every format, a video with sound, and actions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import CHIP, FORMATS
+
+import cosmos3
+
+TABLE = Path(__file__).parents[4] / "docs" / "images" / "table.png"
+PRODUCTS = {
+    "none": "npu::npu_add_rms_norm",
+    "int8": "npu::npu_quant_matmul",
+    "mxfp8": "npu::npu_quant_matmul",
+    "mxfp4": "npu::npu_quant_matmul",
+    "mxfp4a8": "npu::npu_quant_matmul",
+    "mxfp4_dual": "npu::npu_dual_level_quant_matmul",
+}
+ONE = {"Ascend910B": "int8", "Ascend910C": "w4a16", "Ascend950": "mxfp8"}[CHIP]
+"""The format of what is not a picture."""
+
+
+def load(format: str):
+    return cosmos3.load("embedded", backend="npu", **({} if format == "none" else {"formats": {"pack_linear": format}}))
+
+
+@pytest.mark.parametrize("format", ["none", *FORMATS])
+def test_a_picture(tmp_path, launches, format):
+    load(format)("two green squares", task="t2i", steps=2, seed=1).save(tmp_path / "squares.png")
+    manifest = json.loads((tmp_path / "squares.png.json").read_text())
+    kernels = manifest["plan"]["kernels"]
+    eager = {op for op, row in kernels.items() if row == "eager"}
+    assert eager <= {"patch_embed", "capture"}
+    product = PRODUCTS.get(format, "npu::npu_weight_quant_batchmatmul")
+    steps = len(manifest["timesteps"])
+    assert launches.counts[product] >= 6 * steps
+    attention = "npu::npu_fusion_attention" if CHIP == "Ascend950" else "npu::npu_fused_infer_attention_score"
+    assert launches.counts[attention] >= 6 * steps
+    # The host asks whether the latents are finite, takes them, and takes the pixels; no step waits.
+    assert launches.waits.total() <= 3, dict(launches.waits)
+
+
+def test_a_video_with_sound(tmp_path, launches):
+    text = "a blue ball bounces off the right edge"
+    result = load(ONE)(text, task="t2vs", frames=5, steps=2, seed=1)
+    result.save(tmp_path / "ball.mp4")
+    assert (tmp_path / "ball.mp4").stat().st_size
+
+
+def test_actions(tmp_path, launches):
+    pipe = load(ONE)
+    result = pipe("move to the cyan ring", image=TABLE, task="policy", domain="pusht", chunk=16, steps=2, seed=1)
+    result.save(tmp_path / "reach.json")
+    assert json.loads((tmp_path / "reach.json").read_text())
