@@ -113,11 +113,11 @@ SAMPLE = {
     "norm_rope_wrong_at_8_8_128": "test_norm_rope_sizes[complex_rope-float32]",
     "norm_weight_by_address": "test_other_data_at_the_same_address[rms_norm-fused_norm-float32]",
     "rms_norm_cut_off": "test_results_round_to_nearest[rms_norm-fused_norm-bfloat16]",
-    "rms_norm_overwrites_fp32": "test_inputs_are_left_alone[rms_norm-fused_norm-float32]",
+    "rms_norm_overwrites_fp32": "test_rms_norm_parity[fused_norm-float32-residual-round_first]",
     "dense_residual": "test_rms_norm_of_views[fused_norm-float32-residual]",
     "rms_norm_leaks_by_shape": "test_shapes_leave_little[rms_norm-fused_norm]",
     "build_takes_interrupts": "test_kernels_change_nothing_global[gate-exp_gate]",
-    "swapped_halves": "test_gate_parity[exp_gate-float32-silu]",
+    "swapped_halves": "test_silu_is_on_the_first_half[exp_gate-bfloat16]",
     "refuses_gates": "test_rows_serve_where_they_say[gate-exp_gate]",
 }
 """A fault of each kind, but of those that take a process anew, and the test that finds it."""
