@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := --model embedded --backend reference --seed 1 --overwrite
 
-.PHONY: install demo quick test fuzz test-slow stops faults rehearse-npu rehearse-xpu lint release clean
+.PHONY: install demo quick test fuzz test-slow stops faults mutate rehearse-npu rehearse-xpu lint release clean
 
 install: .venv/installed
 
@@ -43,6 +43,10 @@ stops: .venv/installed
 # The evaluation of the embedded model with one fault of the pipeline at a time: half an hour on two cores.
 faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.embedded.faults
+
+# The conformance kit over a device with one fault at a time, of 380: some minutes. What `make test` has is one of a kind.
+mutate: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --write
 
 # Ascend's backend against the vendor's real torch_npu, on the host (docs/npu.md): a venv of its own over .venv, and a
 # newer wheel to compare schemas with. Some minutes for each chip.

@@ -1,6 +1,6 @@
 """Write docs/fields.md, docs/commands.md, docs/migrating.md and docs/variants.md from the rows of a request's fields,
-from the commands themselves, from the names that other programs have and from the table of checkpoints; and the table
-of docs/quantization.md from the rows of formats.
+from the commands themselves, from the names that other programs have and from the table of checkpoints; the tables
+of docs/quantization.md from the rows of formats, and that of docs/kit.md from what `make mutate` found.
 
 python scripts/pages.py          # or with --check: write nothing, name the pages that are out of date, exit code 1
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 MARKS = "<!-- {}: python scripts/pages.py -->", "<!-- end of {} -->"
 STEPS = Path(__file__).with_name("step_precision.json")
 """What scripts/step_precision.py measured."""
+MUTANTS = DOCS.parent / "tests" / "goldens" / "mutants.json"
+"""What `make mutate` found."""
 HIDDEN = 4096
 """Nano's hidden size, for which bits are told."""
 MADE = "Made by `python scripts/pages.py`; do not edit."
@@ -407,7 +410,20 @@ def _activations(row: Format) -> str:
 
 
 PAGES = {"fields.md": fields, "commands.md": commands, "migrating.md": migrating, "variants.md": variants_page}
+
+
+def kit() -> str:
+    """docs/kit.md: what is written there, with a table of planted faults by kind."""
+    outcomes = json.loads(MUTANTS.read_text("utf-8")).values()
+    counts = Counter((one["kind"], one["caught"]) for one in outcomes)
+    kinds, caught = sorted({kind for kind, _ in counts}), ("right", "elsewhere", "missed", "not tried")
+    rows = [(kind, *(str(counts[kind, how]) for how in caught)) for kind in kinds]
+    rows.append(("in all", *(str(sum(counts[kind, how] for kind in kinds)) for how in caught)))
+    return _replaced((DOCS / "kit.md").read_text("utf-8"), "mutants", _table(("kind of fault", *caught), rows))
+
+
 PAGES["quantization.md"] = quantization
+PAGES["kit.md"] = kit
 
 
 @click.command()

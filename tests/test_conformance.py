@@ -7,9 +7,13 @@ import json
 import os
 import pkgutil
 import re
+import subprocess
+import sys
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
+import mutate
 import pytest
 from command import cosmos3
 
@@ -67,7 +71,7 @@ def test_a_correct_device_passes_everything(acme, kit):
     assert fingerprint["backend"]["package"] == "cosmos3-acme" and len(fingerprint["backend"]["sources"]) == 64
     assert fingerprint["device"]["versions"] == {"driver": "3.1"} and fingerprint["versions"]["torch"]
     assert [row["name"] for row in fingerprint["rows"]][:2] == ["online_softmax", "few_queries"]
-    assert record["selected"] is None and record["started"] <= record["finished"]
+    assert record["depth"] == "quick" and record["selected"] is None and record["started"] <= record["finished"]
 
 
 def test_the_kit_has_a_case_for_every_op_and_hides_no_test():
@@ -102,182 +106,53 @@ def test_eager_torch_in_a_format_is_within_the_composites_bounds(format, case):
     getattr(suite, f"test_{half}_parity")(**given)
 
 
-# Fault: the test that has to find it, and what it says.
-FAULTS = {
-    "not_causal": ("test_causal_attention_sees_no_later_key[online_softmax-bfloat16]", "changed outputs before"),
-    "causal_sees_the_next": ("test_causal_attention_sees_no_later_key[online_softmax-bfloat16]", "keys from 1 on"),
-    "causal_misses_itself": ("test_causal_attention_sees_its_own_key[online_softmax-bfloat16]", "last position"),
-    "no_scale": ("test_attention_parity[online_softmax-bfloat16-gqa32_8-batch2]", "relative error"),
-    "interleaved_heads": ("test_attention_reads_the_key_head_of_its_group[online_softmax-bfloat16]", "[0, 1, 2, 3"),
-    "first_segment_only": ("test_attention_reads_every_segment[online_softmax-bfloat16]", "segment 1 of 3"),
-    "base_2_lse": ("test_attention_log_sum_exp[online_softmax-bfloat16-gqa32_8-batch2]", "lse is"),
-    "softmax_without_maximum": ("test_attention_parity[online_softmax-bfloat16-gqa32_8-keys50x]", "relative error"),
-    "one_scale_for_all_segments": ("test_attention_parity[int8_kv-bfloat16-gqa32_8-values50x]", "relative error"),
-    "one_causal_prompt": ("test_attention_parity[online_softmax-bfloat16-gqa32_8-causal_batch2]", "relative error"),
-    "at_most_2048_keys": ("test_attention_parity[online_softmax-bfloat16-gqa32_8-many_keys]", "relative error"),
-    "random_order": ("test_deterministic_rows_are_in_one_process[attention-online_softmax]", "a repetition"),
-    "order_by_process": ("test_deterministic_rows_are_across_processes[attention-online_softmax]", "another process"),
-    "square_weight_transposed": ("test_linear_weight_is_not_transposed[transposed-bfloat16-none]", "relative error"),
-    "dropped_bias": ("test_linear_adds_its_bias[transposed-bfloat16-none]", "gives the bias"),
-    "stale_packing": ("test_linear_packing_is_not_stale[transposed-bfloat16-int8]", "relative error"),
-    "one_scale_for_the_matrix": ("test_linear_parity[transposed-bfloat16-int8-o256_i256]", "relative error"),
-    "fixed_eps": ("test_rms_norm_eps[fused_norm-bfloat16]", "relative error"),
-    "sum_not_returned": ("test_rms_norm_parity[fused_norm-bfloat16-residual-round_first]", "x + residual"),
-    "prepares_in_place": ("test_attention_prepares_each_segment_by_itself[int8_kv-bfloat16]", "changed its inputs"),
-    "prepared_by_shape": ("test_attention_prepares_each_segment_by_itself[int8_kv-bfloat16]", "relative error"),
-    "prepared_without_scales": (
-        "test_attention_with_a_static_segment[int8_kv-bfloat16-gqa32_8-ragged]",
-        "relative error",
-    ),
-    "anothers_preparation": ("test_attention_prepares_for_no_one_else[few_queries-bfloat16]", "for another row"),
-    "one_block_of_queries": ("test_attention_hands_over_smaller_calls[online_softmax-bfloat16]", "relative error"),
-    "delegates_nothing": ("test_rows_are_well_formed", "fewer than 0 queries"),
-    "one_buffer": ("test_results_are_fresh[rms_norm-fused_norm]", "an earlier result"),
-    "unnamed_weight": ("test_tensors_are_all_that_is_held[pack_linear-transposed-bfloat16-int8]", "are named"),
-    "names_copies": ("test_tensors_are_what_a_call_reads[pack_linear-transposed-bfloat16-none]", "weight is named"),
-    "found_by_address": ("test_tensors_can_be_moved[pack_linear-transposed-bfloat16-int8]", "is not read"),
-    "nothing_named": ("test_signature_is_the_protocols[pack_linear-transposed]", "Linear.tensors is missing"),
-    "unnamed_norms": ("test_tensors_are_all_that_is_held[project-normed_heads-bfloat16-none]", "are named"),
-    "own_eps": ("test_project_parity[normed_heads-bfloat16-none-one_branch-no_delta]", "relative error"),
-    "own_order": (
-        "test_composites_round_in_the_order_asked[project-normed_heads-bfloat16-none-round_once]",
-        "elements differ",
-    ),
-    "finish_own_order": (
-        "test_composites_round_in_the_order_asked[finish-whole_half-bfloat16-none-round_once]",
-        "elements differ",
-    ),
-    "delta_left": ("test_project_leaves_the_sum_in_the_stream[normed_heads-bfloat16-none-two_branches]", "a delta"),
-    "delta_lost": (
-        "test_project_leaves_the_sum_in_the_stream[normed_heads-bfloat16-int8-two_branches]",
-        "not x + delta",
-    ),
-    "one_table": ("test_project_parity[normed_heads-bfloat16-none-two_branches]", "q_BSHD: relative error"),
-    "text_keys_for_gen": ("test_project_parity[normed_heads-bfloat16-none-k_for_gen]", "k_for_gen_BSKD: relative"),
-    "own_product": ("test_composites_fuse_what_they_say[project-normed_heads-bfloat16-int8]", "pack_linear itself"),
-    "first_sum_lost": ("test_finish_parity[whole_half-bfloat16-none-gated]", "stream: relative error"),
-    "up_gates": ("test_finish_parity[whole_half-bfloat16-int8-gated]", "stream: relative error"),
-    "not_squared": ("test_finish_parity[whole_half-bfloat16-none-relu2]", "stream: relative error"),
-    "others_gate": ("test_composites_fuse_what_they_say[finish-whole_half-bfloat16-none]", "it fuses gate, and asks"),
-    "attended_overwritten": ("test_inputs_are_left_alone[finish-whole_half]", "overwritten"),
-    "copies_as_it_lies": ("test_memory_copies_arrive[host-torch.bfloat16]", "a view has not arrived"),
-    "free_in_kib": ("test_memory_counts_in_bytes[host]", "bytes were free"),
-    "nothing_arrives": ("test_memory_copies_arrive[host-torch.bfloat16]", "has arrived"),
-    "source_arrives": ("test_memory_copies_arrive[host-torch.uint8]", "not its target"),
-    "pins_floats": ("test_memory_pins_what_the_host_can_write[host]", "asked for torch.bfloat16"),
-    "more_free_than_there_is": ("test_memory_free_is_part_of_the_total[host]", "bytes are free of"),
-    "counts_nothing_as_zero": ("test_memory_counts_what_tensors_take[host]", "bytes are used with a tensor"),
-    "no_limit": ("test_signature_is_the_protocols[memory-host]", "Memory.limit is missing"),
-    "maximum_is_a_sum": ("test_comm_between_processes[gloo-all_reduce]", "all_reduce by max of"),
-    "processes_of_all": ("test_comm_between_processes[gloo-group]", "process 1: "),
-    "one_buffer_to_gather": ("test_comm_between_processes[gloo-fresh]", "the first result"),
-    "parts_are_equal": ("test_comm_between_processes[gloo-all_to_all_uneven]", "the process ended before it"),
-    "one_rounding_order": ("test_rms_norm_rounds_in_the_order_asked[fused_norm-bfloat16-round_once]", "differ"),
-    "rows_one_after_another": ("test_rms_norm_of_views[fused_norm-bfloat16-plain]", "a view gives another"),
-    "overwrites_its_input": ("test_inputs_are_left_alone[rms_norm-fused_norm]", "overwritten"),
-    "rotation_by_pairs": ("test_rope_rotates_halves[complex_rope-bfloat16]", "a quarter turn"),
-    "heads_round_first": (
-        "test_norm_rope_rounds_in_the_order_asked[complex_rope-bfloat16-round_once]",
-        "elements differ",
-    ),
-    "first_table_for_all": ("test_norm_rope_parity[complex_rope-bfloat16-b2_two_tables-round_once]", "relative error"),
-    "swapped_halves": ("test_silu_is_on_the_first_half[exp_gate-bfloat16]", "14.6"),
-    "timestep_everywhere": (
-        "test_patch_embed_parity[strided_convolution-bfloat16-even-first_clean]",
-        "relative error",
-    ),
-    "clean_frames_first": (
-        "test_patch_embed_of_noisy_frames_anywhere[strided_convolution-bfloat16-torch.float32]",
-        "relative error",
-    ),
-    "columns_before_rows": ("test_patch_embed_orders_features[strided_convolution-bfloat16]", "second token"),
-    "edge_repeated": ("test_patch_embed_parity[strided_convolution-bfloat16-odd-noisy]", "relative error"),
-    "weight_after_silu": ("test_norm_silu_parity[fused_norm_silu-bfloat16-256]", "relative error"),
-    "sum_in_the_residual": ("test_norm_silu_adds_first[fused_norm_silu-bfloat16-residual]", "was overwritten"),
-    "zeros_divided": ("test_norm_silu_parity[fused_norm_silu-bfloat16-256]", "relative error"),
-    "a_tensor_of_its_own": ("test_norm_silu_writes_where_it_is_told[fused_norm_silu-bfloat16]", "is not out_MI"),
-    "whole_blocks_written": ("test_norm_silu_writes_where_it_is_told[fused_norm_silu-bfloat16]", "rows around"),
-    "bias_after_norm": ("test_norm_silu_adds_first[fused_norm_silu-bfloat16-bias]", "relative error"),
-    "sum_kept_to_itself": ("test_norm_silu_adds_first[fused_norm_silu-bfloat16-both]", "x does not hold the sum"),
-    "first_inputs_only": ("test_capture_follows_its_inputs[replayed-bfloat16]", "call 2"),
-    "only_other_tensors": ("test_capture_follows_its_inputs[replayed-bfloat16]", "changed in place"),
-    "into_the_first_tensors": ("test_inputs_are_left_alone[capture-replayed]", "overwritten"),
-    "one_recording_for_a_shape": ("test_captures_are_apart[replayed-bfloat16]", "what another should"),
-    "stale_after_an_error": ("test_capture_raises_what_its_function_raises[replayed-bfloat16-2]", "LookupError"),
-    "recordings_kept": ("test_capture_gives_its_memory_back[replayed-bfloat16]", "outlive"),
-    "causal_up_to_512": ("test_causal_attention_of_many_queries[online_softmax-bfloat16-600]", "query 0 of 600"),
-    "causal_up_to_1024": ("test_causal_attention_of_many_queries[online_softmax-bfloat16-2100]", "query 0 of 2100"),
-    "format_ignored": (
-        "test_weights_take_what_their_format_says[pack_linear-transposed-bfloat16-int8]",
-        "is the full weight kept?",
-    ),
-    "eight_bits_in_sixteen": (
-        "test_weights_take_what_their_format_says[pack_linear-transposed-bfloat16-int8]",
-        "weights in int8 take 66,560",
-    ),
-    "half_in_full_precision": (
-        "test_weights_take_what_their_format_says[finish-whole_half-bfloat16-int8]",
-        "is the full weight kept?",
-    ),
-    "attention_as_a_list": ("test_results_are_what_the_protocol_says[attention-online_softmax]", "a list, not tuple"),
-    "attention_alone": ("test_results_are_what_the_protocol_says[attention-online_softmax]", "a Tensor, not tuple"),
-    "norm_alone": ("test_results_are_what_the_protocol_says[rms_norm-fused_norm]", "a Tensor, not tuple"),
-    "norm_as_a_list": ("test_results_are_what_the_protocol_says[rms_norm-fused_norm]", "a list, not tuple"),
-    "heads_as_a_tuple": ("test_results_are_what_the_protocol_says[norm_rope-complex_rope]", "a tuple, not list"),
-    "gate_in_a_tuple": ("test_results_are_what_the_protocol_says[gate-exp_gate]", "a tuple, not Tensor"),
-    "gate_elsewhere": (
-        "test_results_are_what_the_protocol_says[gate-exp_gate]",
-        "a tensor on meta, and its inputs are on cpu",
-    ),
-    "tokens_as_an_array": (
-        "test_results_are_what_the_protocol_says[patch_embed-strided_convolution]",
-        "a ndarray, not Tensor",
-    ),
-    "nothing_but_out": ("test_results_are_what_the_protocol_says[norm_silu-fused_norm_silu]", "None, not Tensor"),
-    "capture_as_a_tuple": ("test_results_are_what_the_protocol_says[capture-replayed]", "a tuple, not list"),
-    "list_of_heads": ("test_results_are_what_the_protocol_says[project-normed_heads]", "a list, not Projected"),
-    "stream_returned": ("test_results_are_what_the_protocol_says[finish-whole_half]", "a Tensor, not None"),
-    "names_in_a_list": ("test_tensors_can_be_moved[pack_linear-transposed-bfloat16-none]", "tensors() returns a list"),
-    "large_values_clamped": ("test_norm_silu_of_large_values[fused_norm_silu-bfloat16-rows]", "relative error"),
-    "gate_overflows": ("test_gate_of_large_values[exp_gate-bfloat16-silu]", "is nan"),
-    "free_is_the_total": ("test_memory_free_is_part_of_the_total[host]", "a tensor takes"),
-    "used_as_a_number": ("test_memory_answers_as_its_protocol_says[host]", "Memory.used returns an int, not Bytes"),
-    "copy_at_once": ("test_memory_answers_as_its_protocol_says[host]", "Memory.copy returns a Tensor, not Pending"),
-    "peak_never_resets": ("test_memory_counts_what_tensors_take[host]", "after a reset"),
-    "peak_for_used": ("test_memory_counts_what_tensors_take[host]", "bytes are used when it is gone"),
-    "limit_ignored": ("test_memory_is_limited_or_says_that_it_cannot_be[host]", "limit() was given"),
-    "swapped_ring": ("test_comm_between_processes[gloo-exchange]", "exchange from"),
-    "leaks": ("test_memory_is_returned_after_a_job[gate-exp_gate]", "bytes of tensors"),
-    "second_build_breaks_the_first": ("test_building_twice_is_harmless[gate-exp_gate]", "before the second"),
-    "another_signature": ("test_signature_is_the_protocols[gate-exp_gate]", "activation"),
-    "sets_environment": ("test_kernels_change_nothing_global[gate-exp_gate]", "OMP_PROC_BIND"),
-    "sets_default_dtype": ("test_kernels_change_nothing_global[gate-exp_gate]", "default_dtype"),
-    "sets_threads": ("test_kernels_change_nothing_global[gate-exp_gate]", "get_num_threads"),
-    "probe_seeds": ("test_probe_changes_nothing_global", "rng_state"),
-    "probe_raises": ("test_probe_finds_a_device_or_says_why_not", "libacme.so.3"),
-    "imports_torch": ("test_import_has_no_side_effects", "imports torch"),
-    "prints": ("test_import_has_no_side_effects", "all rights reserved"),
-    "refuses_without_reason": ("test_refusals_give_reasons[attention-online_softmax-head_dim]", "answered ''"),
-    "refuse_raises": ("test_refusals_give_reasons[attention-online_softmax-head_dim]", "ValueError"),
-    "unknown_dtype": ("test_rows_are_well_formed", "float64"),
+# Faults ----------------------------------------------------------------------------------------------------------
+
+SAMPLE = {
+    "rms_norm_rows_after_512": "test_rms_norm_sizes[fused_norm-float32-plain]",
+    "norm_rope_wrong_at_8_8_128": "test_norm_rope_sizes[complex_rope-float32]",
+    "norm_weight_by_address": "test_other_data_at_the_same_address[rms_norm-fused_norm-float32]",
+    "rms_norm_cut_off": "test_results_round_to_nearest[rms_norm-fused_norm-bfloat16]",
+    "rms_norm_overwrites_fp32": "test_rms_norm_parity[fused_norm-float32-residual-round_first]",
+    "dense_residual": "test_rms_norm_of_views[fused_norm-float32-residual]",
+    "rms_norm_leaks_by_shape": "test_shapes_leave_little[rms_norm-fused_norm]",
+    "build_takes_interrupts": "test_kernels_change_nothing_global[gate-exp_gate]",
+    "swapped_halves": "test_silu_is_on_the_first_half[exp_gate-bfloat16]",
+    "refuses_gates": "test_rows_serve_where_they_say[gate-exp_gate]",
 }
+"""A fault of each kind, but of those that take a process anew, and the test that finds it."""
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(acme, kit, fault):
-    import torch
+def test_a_fault_of_each_kind_is_found_by_the_right_test():
+    """`make mutate` plants them all."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "mutate.py", *SAMPLE], capture_output=True, text=True, timeout=600
+    )
+    found = dict(re.findall(r"^right +(\w+): (\S+) ", done.stderr, re.M))
+    assert found == SAMPLE and done.returncode == 0, done.stdout + done.stderr
 
-    threads = torch.get_num_threads()
-    acme(fault)
-    name, said = FAULTS[fault]
-    try:
-        record = kit("acme", test=name)
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_num_threads(threads)
-    failed = outcomes(record, "failed")
-    assert name in failed and record["exit_status"] == 1
-    assert said in failed[name]
+
+def test_the_outcome_of_every_fault_is_kept():
+    """Of today's faults, written by `make mutate`: none is missed, and few are found by a test of something else. The
+    page counts those that were not tried since they were written, so that nobody takes them for found."""
+    outcomes, known = json.loads(mutate.GOLDEN.read_text("utf-8")), mutate.faults()
+    assert {name: one["kind"] for name, one in outcomes.items()} == {name: kind for name, (kind, _) in known.items()}
+    assert set(mutate.FIRST) | {"written"} | set(mutate.WHOLE) == {kind for kind, _ in known.values()}
+    caught = Counter(one["caught"] for one in outcomes.values())
+    assert caught["right"] >= 200 and caught["missed"] == 0 and caught["elsewhere"] < len(known) / 20
+
+
+def test_a_fault_says_where_and_how_to_see_it_again(acme, kit):
+    acme("swapped_halves")
+    name = "test_silu_is_on_the_first_half[exp_gate-bfloat16]"
+    told = kit("acme", test=name)["tests"][name]
+    assert told["where"] == "gate=exp_gate bfloat16" and told["rule"] == "silu(20) · 1 is 20, silu(1) · 20 is 14.6."
+    assert told["reason"].startswith("gate 20 and up 1 give 14.6")
+    line = f"from cosmos3_core.testing.plugin import again; again('acme', '{name}')"
+    assert told["again"] == f'python -c "{line}"'
+    scope: dict = {}
+    exec(line.replace("; ", "; status = "), scope)
+    assert scope["status"] == 1
 
 
 # A vendor's folder -----------------------------------------------------------------------------------------------

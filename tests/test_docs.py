@@ -75,6 +75,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make test-slow",
         "make stops",
         "make faults",
+        "make mutate",
         "make release",
         "python -m pytest -q -x tests/test_run.py",
     ],

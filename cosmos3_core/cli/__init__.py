@@ -243,6 +243,13 @@ def capabilities(model: str, profile: str, as_json: bool) -> None:
 @cli.command()
 @click.option("--backend", required=True, help="The backend to judge.", shell_complete=shared.one_of(shared.backends))
 @click.option("--record", type=click.Path(), help="Write the result here, as JSON.")
+@click.option(
+    "--depth",
+    type=click.Choice(("quick", "full")),
+    default="quick",
+    show_default=True,
+    help="How far sizes go. The support page ticks what a full one has passed.",
+)
 @click.option("-k", "keyword", metavar="EXPR", help="Only tests whose name matches, as in pytest.")
 @click.option("--module", type=click.Path(), help="Your test module of the kit: its KNOWN_FAILURES hold here too.")
 @click.option("--list", "only_list", is_flag=True, help="Name the tests and run none.")

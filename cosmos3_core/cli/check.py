@@ -18,6 +18,7 @@ def execute(
     disabled: Collection[str],
     backend: str,
     record: str | None,
+    depth: str,
     keyword: str | None,
     module: str | None,
     only_list: bool,
@@ -47,12 +48,13 @@ def execute(
     suite = Path(module).resolve() if module else Path(testing.__file__).parent / "suite" / "__init__.py"
     alone = ["-c", str(testing.ALONE), "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
     arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "--tb=no", "--color=no"]
-    arguments += ["--backend", backend, *(["--record", record] if record and not only_list else [])]
+    arguments += ["--backend", backend, "--depth", depth, *(["--record", record] if record and not only_list else [])]
     arguments += [*(["-k", keyword] if keyword else []), *(["--collect-only"] if only_list else [])]
     package = discovery.installed()[backend]
     if not only_list:
-        print(printable(f"{backend}: {device.name} ({device.arch}), {package.package} {package.version}"))
-    status = pytest.main(arguments, plugins=[Lines(only_list)])
+        what = f"{backend}: {device.name} ({device.arch}), {package.package} {package.version}"
+        print(printable(f"{what}, depth {depth}"))
+    status = pytest.main(arguments, plugins=[Lines(only_list, depth)])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         if keyword:
             raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")

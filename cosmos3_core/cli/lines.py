@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ..testing.faults import fault_of, skipped_because
 from ..testing.subject import row_id
 from .terminal import printable
 
@@ -19,8 +20,9 @@ OTHERS = "the whole backend"
 class Lines:
     """A plugin of pytest, in the place of its own reporter: a line for each test that failed, then one for each row."""
 
-    def __init__(self, only_list: bool):
-        self.only_list = only_list
+    def __init__(self, only_list: bool, depth: str):
+        self.only_list, self.depth = only_list, depth
+        self.skips: Counter[str] = Counter()
         self.rows: dict[str, str] = {}
         self.counts: dict[str, Counter[str]] = {}
 
@@ -42,11 +44,14 @@ class Lines:
     def pytest_runtest_logreport(self, report: Any) -> None:
         expected = hasattr(report, "wasxfail")
         if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            reason = " ".join(str(crash.message if crash else report.longrepr).split())
-            print(f"failed {printable(report.nodeid.partition('::')[2])}: {printable(reason, LONGEST)}", flush=True)
+            fault = fault_of(report)
+            reason = " ".join(fault.said.split())
+            print(f"failed {printable(fault.test)}: {printable(fault.where)}{printable(reason, LONGEST)}")
+            print(f"  {printable(fault.rule)} {printable(fault.again, 1000)}", flush=True)
         elif report.when != "call" and not report.skipped:
             return
+        if report.skipped and not expected:
+            self.skips[skipped_because(report)] += 1
         outcome = "xfailed" if expected and report.skipped else report.outcome
         self.counts.setdefault(self.rows[report.nodeid], Counter())[outcome] += 1
 
@@ -55,6 +60,10 @@ class Lines:
             print(f"{printable(row):<28} {_told(counts)}")
         if total := sum(self.counts.values(), Counter()):
             print(f"{'in all':<28} {_told(total)}")
+        for reason, count in self.skips.most_common():
+            print(f"{count:>5} skipped: {printable(reason, LONGEST)}")
+        if self.depth == "quick" and total and not total["failed"]:
+            print("Depth quick leaves the largest sizes out; type --depth full for a record that counts")
         if total["failed"]:
             print("Tracebacks are shown by pytest on a test module that imports the kit: docs/writing-a-backend.md")
 

@@ -4,7 +4,8 @@
     from cosmos3_core.testing.suite import *
     BACKEND = "acme"
 
-and `cosmos3 check --backend acme` runs the same without a folder. `suite` holds the tests, `plugin` what pytest needs
+and `cosmos3 check --backend acme` runs the same without a folder. `plugin.again` runs one test once
+more, with a traceback. `suite` holds the tests, `plugin` what pytest needs
 to run them over the rows of one backend; both import pytest.
 """
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,9 @@ import pytest
 
 from ..contract import Cosmos3Error, Device, Kernel
 from ..plan.choice import rows
+from . import ALONE
+from .depth import DEPTHS, QUICK, Depth, Draw, Pace
+from .faults import FAULT, place_of
 from .record import Record
 from .subject import Subject, live_bytes, row_id
 
@@ -34,10 +38,13 @@ RECORD = pytest.StashKey[Record]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cosmos3")
     group.addoption("--backend", dest="cosmos3_backend", metavar="NAME", help="the backend that is judged")
+    group.addoption("--depth", dest="cosmos3_depth", choices=tuple(DEPTHS), default=QUICK.name, help="how far sizes go")
+    group.addoption("--draw", dest="cosmos3_draw", type=int, default=0, metavar="N", help="other inputs than draw 0's")
     group.addoption("--record", dest="cosmos3_record", metavar="FILE", help="write the result here, as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    Draw.number = config.getoption("cosmos3_draw", 0)
     config.stash[RECORD] = Record(config.getoption("cosmos3_record", None))
     config.pluginmanager.register(config.stash[RECORD])
 
@@ -147,10 +154,35 @@ def _names(item: Any) -> set[str]:
     return {item.name, f"{item.originalname}[{row}]"}
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """A report of a test that failed says where: see `faults`."""
+    report = yield
+    if report.failed and _is_ours(item):
+        name = _subject(item.config, cast(Any, item).module).name
+        place = (*place_of(item), name, item.config.getoption("cosmos3_depth", QUICK.name))
+        report.user_properties = [*report.user_properties, (FAULT, place)]
+    return report
+
+
 @pytest.fixture(name="subject")
 def _subject_fixture(request: pytest.FixtureRequest) -> Subject:
     """The backend that is judged."""
     return _subject(request.config, request.module)
+
+
+@pytest.fixture
+def pace(depth: Depth, device: str, record_property: Callable[[str, object], None]) -> Iterator[Pace]:
+    """Which sizes are worth their time; the record says which were."""
+    pace = Pace(depth, device == "cpu")
+    yield pace
+    record_property("sizes", pace.told())
+
+
+@pytest.fixture
+def depth(request: pytest.FixtureRequest) -> Depth:
+    """How deep this run goes."""
+    return DEPTHS[request.config.getoption("cosmos3_depth", QUICK.name)]
 
 
 @pytest.fixture
@@ -225,3 +257,10 @@ def made(kernel: Kernel, format: str, op: Any, op_cases: Mapping[str, OpCase], h
 def alive(subject: Subject, device: str) -> Callable[[], int]:
     """alive(): bytes of tensors on the device."""
     return lambda: live_bytes(subject.memory, device)
+
+
+def again(backend: str, test: str, depth: str = "quick") -> int:
+    """Run one test of the kit, by its whole name, over a backend and show what pytest shows. Returns its status."""
+    alone = ["-c", str(ALONE), "--noconftest", "-p", "no:cacheprovider", "-p", "cosmos3_core.testing.plugin"]
+    suite = Path(__file__).parent / "suite" / "__init__.py"
+    return int(pytest.main([f"{suite}::{test}", *alone, "--backend", backend, "--depth", depth]))

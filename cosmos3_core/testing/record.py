@@ -6,7 +6,7 @@ import json
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -16,6 +16,7 @@ from ..evidence.closure import Sources
 from ..evidence.fingerprint import ROOT, row_facts, versions_of
 from ..files.atomic import atomic
 from ..files.checkout import build_version
+from .faults import FAULT, fault_of, skipped_because
 from .subject import Subject
 
 LIBRARIES = ("torch", "pytest")
@@ -69,16 +70,16 @@ class Record:
         entry = self.tests.setdefault(report.nodeid.partition("::")[2], {"outcome": "passed"})
         if report.when == "call":
             entry["seconds"] = round(report.duration, 3)
-        if report.user_properties:
-            entry["measured"] = dict(report.user_properties)
+        if measured := {name: value for name, value in report.user_properties if name != FAULT}:
+            entry["measured"] = measured
         if hasattr(report, "wasxfail"):
             entry |= {"outcome": "xfailed" if report.skipped else "xpassed", "reason": report.wasxfail}
         elif report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            entry |= {"outcome": "failed", "reason": crash.message if crash else str(report.longrepr)}
+            fault = fault_of(report)
+            entry |= {"outcome": "failed", "reason": fault.said, "where": fault.where.removesuffix(": ")}
+            entry |= {"rule": fault.rule, "again": fault.again}
         elif report.skipped:
-            _, _, reason = cast(tuple[str, int, str], report.longrepr)
-            entry |= {"outcome": "skipped", "reason": reason.removeprefix("Skipped: ")}
+            entry |= {"outcome": "skipped", "reason": skipped_because(report)}
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if not (self.file and self.subjects):
@@ -87,6 +88,7 @@ class Record:
         selected = session.config.getoption("keyword") or None
         written = {
             "fingerprint": fingerprint(subject),
+            "depth": session.config.getoption("cosmos3_depth"),
             "selected": selected,
             "started": self.started,
             "finished": _now(),

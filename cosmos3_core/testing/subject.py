@@ -46,7 +46,7 @@ class Subject:
         self.module = self.found.value.partition(":")[0]
         self.environment = environment()
         """For the processes that are started: as it was before a row was built here."""
-        self._reasons: dict[tuple[str, ...], str | None] = {}
+        self._reasons: dict[tuple[Any, ...], str | None] = {}
         self._peers: dict[str, list[dict[str, str]] | str] = {}
         self._ops: dict[tuple[Any, ...], Ops] = {}
 
@@ -76,16 +76,18 @@ class Subject:
             return kernel.formats
         return "none", *(formats_of(self.backend, "pack_linear") if kernel.op in COMPOSITES else self.known)
 
-    def why_not(self, kernel: Kernel, dtype: str, format: str | None = None, activation: str = "silu") -> str | None:
-        """Why this row cannot serve Cosmos3 on this device, or None; in its first format where none is given. The plan
-        is asked: it alone selects."""
+    def why_not(
+        self, kernel: Kernel, dtype: str, format: str | None = None, activation: str = "silu", **numbers: Any
+    ) -> str | None:
+        """Why this row cannot serve Cosmos3 on this device, or None; in its first format where none is given, and with
+        these `numbers` of a `Want` in place of the kit's. The plan is asked: it alone selects."""
         if isinstance(self.device, str):
             return self.device
         format = format or self.formats(kernel)[0]
-        key = (kernel.op, kernel.name, dtype, format, activation)
+        key = (kernel.op, kernel.name, dtype, format, activation, *sorted(numbers.items()))
         if key not in self._reasons:
             want = self._want(dtype, "pack_linear" if kernel.op in COMPOSITES else kernel.op, format, activation)
-            self._reasons[key] = why_not(kernel, want, self.device)
+            self._reasons[key] = why_not(kernel, replace(want, **numbers), self.device)
         return self._reasons[key]
 
     def ops(self, dtype: str, format: str = "none", activation: str = "silu") -> Ops:
@@ -171,12 +173,14 @@ class Subject:
     def import_effects(self) -> dict[str, Any]:
         """What importing the plugin module and asking for its rows loads, prints and changes, in a fresh process."""
         script = (
-            "import json, os, sys, threading, pluggy\n"
+            "import json, os, sys, threading, time, pluggy\n"
             "import cosmos3_core.contract\n"
             f"environment, path = dict(os.environ), list(sys.path)\n"
+            "started = time.perf_counter()\n"
             f"import {self.module}\n"
-            "effects = {'modules': sorted(sys.modules), 'threads': threading.active_count() - 1,\n"
-            "           'environment': dict(os.environ) != environment, 'sys.path': sys.path != path}\n"
+            "effects = {'seconds': time.perf_counter() - started, 'modules': sorted(sys.modules),\n"
+            "           'threads': threading.active_count() - 1, 'environment': dict(os.environ) != environment,\n"
+            "           'sys.path': sys.path != path}\n"
             "print('\\n' + json.dumps(effects))"
         )
         command = [sys.executable, "-c", script]
@@ -216,8 +220,9 @@ def live_bytes(memory: Memory, torch_device: str) -> int:
     for thing in gc.get_objects():
         # type(), because isinstance() asks an object for its __class__, and lazy modules answer by importing.
         if issubclass(type(thing), torch.Tensor) and thing.layout == torch.strided and not thing.is_meta:
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            thing = thing.untyped_storage()
+        if type(thing) is torch.UntypedStorage and thing.device.type != "meta":
+            storages[thing.data_ptr()] = thing.nbytes()
     return sum(storages.values())
 
 

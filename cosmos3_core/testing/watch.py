@@ -7,15 +7,27 @@ prints {"probe": [what changed], "rows": {"op-name": {"changed": [...], "digest"
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
 import random
+import signal
 import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
+import numpy
 import torch
 
 from ..checkpoint.tensors import tensor_digest
+from ..contract import OPS
 from .subject import Subject, environment, row_id
 from .suite import CASES
 
@@ -35,10 +47,76 @@ def surroundings() -> dict[str, Any]:
         "torch.get_rng_state()": tensor_digest(torch.get_rng_state()),
         "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "torch.is_deterministic_algorithms_warn_only_enabled()": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "torch.is_anomaly_enabled()": torch.is_anomaly_enabled(),
+        "torch.set_printoptions()": repr(torch.tensor(1 / 3)),
+        "torch.set_flush_denormal()": bool((torch.tensor([1e-38]) / 1000) == 0),
         "random.getstate()": hash(random.getstate()),
+        "numpy.random.get_state()": hash(repr(numpy.random.get_state())),
         "os.getcwd()": os.getcwd(),
+        "os.umask()": _umask(),
         "sys.path": list(sys.path),
+        "sys.getrecursionlimit()": sys.getrecursionlimit(),
+        "sys.excepthook": repr(sys.excepthook),
+        "gc.isenabled()": gc.isenabled(),
+        "warnings.filters": repr(warnings.filters),
+        "logging.root": (logging.root.level, repr(logging.root.handlers), logging.root.manager.disable),
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        **{
+            f"signal.getsignal({one.name})": repr(signal.getsignal(one))
+            for one in signal.valid_signals()
+            if hasattr(one, "name")
+        },
+        **_switches(),
     }
+
+
+def _umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+def _switches() -> dict[str, Any]:
+    """What torch.backends has to switch, by name: values, and what functions named `..._enabled` answer."""
+    found: dict[str, Any] = {}
+    for name, module in vars(torch.backends).items():
+        if not isinstance(module, ModuleType):
+            continue
+        for switch in {*vars(module), *vars(type(module))}:
+            if switch.startswith("_"):
+                continue
+            with suppress(Exception):  # of a device that is not here
+                value = getattr(module, switch)
+                if callable(value) and switch.endswith("_enabled") and not switch.startswith("set_"):
+                    value = value()
+                if isinstance(value, bool | int | str):
+                    found[f"torch.backends.{name}.{switch}"] = value
+    return found
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """What is written to the process' stdout and stderr meanwhile, by whatever language. Python's warnings are not."""
+    said: list[str] = []
+    kept, shown = [os.dup(fd) for fd in (1, 2)], warnings.showwarning
+    with tempfile.TemporaryFile() as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for fd in (1, 2):
+            os.dup2(file.fileno(), fd)
+        warnings.showwarning = lambda *arguments, **options: None
+        try:
+            yield said
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for fd, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, fd)
+                os.close(copy)
+            warnings.showwarning = shown
+            file.seek(0)
+            said += file.read().decode(errors="replace").split("\n")[:3]
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -47,24 +125,35 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
 
 
-def watch(name: str) -> dict[str, Any]:
-    """Probe, then build and use every row that can serve here, and say what each changed."""
+def watch(name: str, ops: Collection[str] = OPS) -> dict[str, Any]:
+    """Probe, then build and use every row of these ops that can serve here, and say what each changed and wrote."""
     subject = Subject(name)
     before = surroundings()
-    device = subject.present
-    seen: dict[str, Any] = {"probe": difference(before, surroundings()), "rows": {}}
+    with _overheard() as said:
+        device = subject.present
+        started = time.perf_counter()
+        subject.backend.probe()
+        seconds = time.perf_counter() - started
+    probed = difference(before, surroundings()) + _written(said)
+    seen: dict[str, Any] = {"probe": probed, "probe_seconds": seconds, "rows": {}}
     for kernel in subject.backend.kernels:
-        if subject.why_not(kernel, kernel.dtypes[0]) is not None:
+        if kernel.op not in ops or subject.why_not(kernel, kernel.dtypes[0]) is not None:
             continue
         before, row = surroundings(), {}
-        try:
-            case, op = CASES[kernel.op], kernel.build(device)
-            if case.use or case.make:  # others take more than one process
-                row["digest"] = tensor_digest(*case.job(op, subject.here(kernel)))
-        except Exception as error:  # a row that fails is reported for that row; the others are still watched
-            row["error"] = f"{type(error).__name__}: {error}"
-        seen["rows"][row_id(kernel)] = row | {"changed": difference(before, surroundings())}
+        with _overheard() as said:
+            try:
+                case, op = CASES[kernel.op], kernel.build(device)
+                if case.use or case.make:  # others take more than one process
+                    row["digest"] = tensor_digest(*case.job(op, subject.here(kernel)))
+            except Exception as error:  # a row that fails is reported for that row; the others are still watched
+                row["error"] = f"{type(error).__name__}: {error}"
+        changed = difference(before, surroundings()) + _written(said)
+        seen["rows"][row_id(kernel)] = row | {"changed": changed}
     return seen
+
+
+def _written(said: list[str]) -> list[str]:
+    return [f"what stands on the terminal: {' '.join(said).strip()!r}"] if any(said) else []
 
 
 if __name__ == "__main__":

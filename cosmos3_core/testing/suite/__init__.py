@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from ..cases import OpCase
 from .declarations import *
+from .serving import *
 from .attention import *
 from .linear import *
 from .norms import *
@@ -23,6 +24,10 @@ from .norm_silu import *
 from .capture import *
 from .memory import *
 from .comm import *
+from .sizes import *
+from .attention_sizes import *
+from .rounding import *
+from .state import *
 from .behaviour import *
 from .whole import *
 

@@ -14,6 +14,8 @@ from ..cases import OpCase, same_bits, tensors_in
 from ..returns import returned, unlike
 from ..subject import row_id
 
+SLOW_SECONDS = 4
+"""What probing may take, and importing a plugin: on a busy machine both take a tenth of it."""
 POISON = 77
 """What no op gives everywhere."""
 
@@ -61,7 +63,7 @@ def test_results_are_what_the_protocol_says(kernel, op, op_cases, job, here):
     job(_watched(op_cases[kernel.op], op, lambda arguments: None, look))
 
 
-def test_inputs_are_left_alone(kernel, op, op_cases, job):
+def test_inputs_are_left_alone(kernel, dtype, op, op_cases, job):
     """But those that the protocol lets a row overwrite."""
     case = op_cases[kernel.op]
     if case.overwrites == (0,) and case.make is None:
@@ -137,7 +139,14 @@ def test_probe_changes_nothing_global(subject, device):
     assert not changed, f"probe() changed {'; '.join(changed)}"
 
 
+def test_probe_takes_little_time(subject, device):
+    """Once torch is there and the driver awake: every command of the program probes."""
+    seconds = subject.watched["probe_seconds"]
+    assert seconds <= SLOW_SECONDS, f"probe() takes {seconds:.1f} seconds the second time, bound {SLOW_SECONDS}"
+
+
 def test_kernels_change_nothing_global(subject, kernel, op):
-    """Building and calling, watched in a fresh process: environment, torch's settings, random streams, folders."""
+    """Building and calling, watched in a fresh process: environment, torch's and Python's settings, random streams,
+    signals, threads, warnings, logging, folders, and what is printed."""
     changed = subject.watched["rows"][row_id(kernel)]["changed"]
     assert not changed, f"building or calling this row changed {'; '.join(changed)}"

@@ -12,6 +12,7 @@ import torch
 from ...contract import OPS, Ask, Device, Unavailable
 from .. import cases
 from ..subject import row_id
+from .behaviour import SLOW_SECONDS
 from .composites import INSIDE
 
 
@@ -60,6 +61,11 @@ def test_import_has_no_side_effects(subject):
     assert not loaded, f"importing {subject.module} imports {', '.join(loaded)}; a row's build() is the place for that"
     changed = [name for name in ("environment", "sys.path", "threads", "prints") if effects[name]]
     assert not changed, f"importing {subject.module} changes {', '.join(changed)}: {effects['prints']}"
+
+
+def test_import_takes_little_time(subject):
+    seconds = subject.import_effects["seconds"]
+    assert seconds <= SLOW_SECONDS, f"importing {subject.module} takes {seconds:.1f} seconds, bound {SLOW_SECONDS}"
 
 
 ODD: dict[str, Any] = dict(

@@ -158,8 +158,10 @@ def _eager_frames(dtype: str, tile: int | None) -> torch.Tensor:
 
 @pytest.mark.parametrize("tile", [None, 64], ids=["whole", "tiles"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_vae_decode_parity(subject, device, dtype, tile):
+def test_vae_decode_parity(subject, device, dtype, tile, depth):
     """Frames decoded whole, and in tiles: their seams are where the reference's are, and blended alike."""
+    if depth.name == "quick" and dtype != "float32":  # many times as long on a processor
+        pytest.skip("16 bits are decoded at depth full")
     found = _frames(_plan(subject, device, SMALL, dtype, IN_VAE).build_ops(), device, dtype, tile)
     eager, exact = (_eager_frames(name, tile) for name in (dtype, "float32"))
     assert found.shape == exact.shape == (9, 80, 96, 3)

@@ -11,12 +11,12 @@ import torch
 from cosmos3_core.contract import Bytes
 from cosmos3_core.testing.subject import live_bytes
 
-from . import kernels
+from . import kernels, kinds
 
 
 def plant(fault, op, kernel):
     """The kernel, or its faulty form where the fault is about this op."""
-    about, change = FAULTS.get(fault, (None, None))
+    about, change = (FAULTS | kinds.FAULTS).get(fault, (None, None))
     return change(kernel) if about == op else kernel
 
 

@@ -134,6 +134,8 @@ def complex_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
 def exp_gate(x_MI, *, activation):
     if activation == "relu2":
         return x_MI.clamp_min(0) ** 2
+    if activation != "silu":
+        raise ValueError(f"there is no activation {activation!r}")
     gate, up = x_MI.float().chunk(2, dim=-1)
     return (gate / (1 + torch.exp(-gate)) * up).to(x_MI.dtype)
 

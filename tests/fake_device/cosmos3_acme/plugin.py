@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import replace
 
-from cosmos3_core.contract import API, Ask, Backend, Delegate, Device, Kernel, hookimpl
+from cosmos3_core.contract import API, OPS, Ask, Backend, Delegate, Device, Kernel, hookimpl
 
 FAULT = os.environ.get("COSMOS3_ACME_FAULT", "")
 
+if FAULT == "import_takes_5_s":
+    time.sleep(5)
 if FAULT == "imports_torch":
     import torch  # noqa: F401
 if FAULT == "prints":
@@ -15,6 +19,12 @@ if FAULT == "prints":
 def probe() -> Device:
     if FAULT == "probe_raises":
         raise OSError("libacme.so.3 not found")
+    if FAULT == "probe_takes_5_s":
+        time.sleep(5)
+    if FAULT.startswith("probe_") and FAULT not in ("probe_seeds", "probe_takes_5_s"):
+        from .kinds import CHANGES
+
+        CHANGES[FAULT.removeprefix("probe_")]()
     if FAULT == "probe_seeds":
         import torch
 
@@ -23,7 +33,7 @@ def probe() -> Device:
 
 
 def needs_head_dim_128(ask: Ask) -> str | None:
-    if ask.head_dim in (0, 128):
+    if ask.head_dim in (0, 128) or FAULT == f"claims_head_dim_{ask.head_dim}":
         return None
     if FAULT == "refuses_without_reason":
         return ""
@@ -54,6 +64,24 @@ MLP = ("rms_norm", "pack_linear", "gate")
 QUANTIZED = {"formats": ("none", "int8")}
 
 
+def refused(rows: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+    """With a fault by which rows do not run."""
+    refusing = {
+        "refuses_everything": lambda row: lambda ask: "not on a weekday",
+        "refuses_gates": lambda row: (lambda ask: "not on a weekday") if row.op == "gate" else row.refuse,
+        "refuses_a_dtype": lambda row: lambda ask: "not in 16 bits" if ask.dtype == "bfloat16" else row.refuse(ask),
+        "refuses_a_format": lambda row: lambda ask: "not in 8 bits" if ask.format == "int8" else row.refuse(ask),
+    }
+    if FAULT in refusing:
+        return tuple(replace(row, refuse=refusing[FAULT](row)) for row in rows)
+    if FAULT in ("arch_misspelt", "arch_of_one_misspelt"):
+        some = ("gate",) if FAULT == "arch_of_one_misspelt" else OPS
+        return tuple(replace(row, arch=("acme_1",)) if row.op in some else row for row in rows)
+    if FAULT == "needs_what_nobody_has":
+        return tuple(replace(row, needs=("libacme_kernels",)) if row.op == "gate" else row for row in rows)
+    return rows
+
+
 @hookimpl
 def cosmos3_backend() -> Backend:
     dtypes = ("float32", "float64") if FAULT == "unknown_dtype" else ("float32", "bfloat16")
@@ -76,4 +104,5 @@ def cosmos3_backend() -> Backend:
     )
     if FAULT in COLLECTIVES:
         rows += (Kernel(op="comm", name="gloo", build=faulty_collectives),)
+    rows = refused(rows)
     return Backend(name="acme", torch_device="cpu", collectives="gloo", probe=probe, kernels=rows, api=API)
