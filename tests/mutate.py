@@ -26,12 +26,13 @@ from pathlib import Path
 
 import pytest
 from fault_tests import NAMED
-from installed import install
+from installed import forget, install
 
 from cosmos3_core.testing.plugin import RECORD
 
 ROOT = Path(__file__).parents[1]
 ACME = ROOT / "tests" / "fake_device"
+ACME_MODULE = "cosmos3_acme"
 INI = ROOT / "cosmos3_core" / "testing" / "alone.ini"
 GOLDEN = ROOT / "tests" / "goldens" / "mutants.json"
 SECONDS = 400
@@ -73,10 +74,16 @@ REFUSING = {"refuses_without_reason": "attention", "refuse_raises": "attention"}
 
 def faults() -> dict[str, tuple[str, str]]:
     """(kind, op) by name; faults of no op have none."""
-    sys.path[:0] = [path for path in (str(ACME),) if path not in sys.path]
-    written, kinds, collectives = (
-        importlib.import_module(f"cosmos3_acme.{name}") for name in ("faults", "kinds", "plugin")
-    )
+    path = list(sys.path)
+    forget(ACME_MODULE)
+    sys.path.insert(0, str(ACME))
+    try:
+        written, kinds, collectives = (
+            importlib.import_module(f"{ACME_MODULE}.{name}") for name in ("faults", "kinds", "plugin")
+        )
+    finally:  # another package of this name may be installed later
+        sys.path[:] = path
+        forget(ACME_MODULE)
     found = {name: ("written", op) for name, (op, _) in written.FAULTS.items()}
     found |= dict.fromkeys(collectives.COLLECTIVES, ("written", "comm"))
     found |= {name: ("written", op) for name, op in REFUSING.items()}

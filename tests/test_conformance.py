@@ -109,26 +109,26 @@ def test_eager_torch_in_a_format_is_within_the_composites_bounds(format, case):
 # Faults ----------------------------------------------------------------------------------------------------------
 
 SAMPLE = {
-    "rms_norm_rows_after_512": "test_rms_norm_sizes[fused_norm-float32-plain]",
-    "norm_rope_wrong_at_8_8_128": "test_norm_rope_sizes[complex_rope-float32]",
-    "norm_weight_by_address": "test_other_data_at_the_same_address[rms_norm-fused_norm-float32]",
-    "rms_norm_cut_off": "test_results_round_to_nearest[rms_norm-fused_norm-bfloat16]",
-    "rms_norm_overwrites_fp32": "test_rms_norm_parity[fused_norm-float32-residual-round_first]",
-    "dense_residual": "test_rms_norm_of_views[fused_norm-float32-residual]",
-    "rms_norm_leaks_by_shape": "test_shapes_leave_little[rms_norm-fused_norm]",
-    "build_takes_interrupts": "test_kernels_change_nothing_global[gate-exp_gate]",
-    "swapped_halves": "test_silu_is_on_the_first_half[exp_gate-bfloat16]",
-    "refuses_gates": "test_rows_serve_where_they_say[gate-exp_gate]",
+    "rms_norm_rows_after_512",
+    "norm_rope_wrong_at_8_8_128",
+    "norm_weight_by_address",
+    "rms_norm_cut_off",
+    "rms_norm_overwrites_fp32",
+    "dense_residual",
+    "rms_norm_leaks_by_shape",
+    "build_takes_interrupts",
+    "swapped_halves",
+    "refuses_gates",
 }
-"""A fault of each kind, but of those that take a process anew, and the test that finds it."""
+"""A fault of each kind, but of those that take a process anew."""
 
 
-def test_a_fault_of_each_kind_is_found_by_the_right_test():
+def test_a_fault_of_each_kind_is_found_by_a_test_of_its_op():
     """`make mutate` plants them all."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "mutate.py", *SAMPLE], capture_output=True, text=True, timeout=600
     )
-    found = dict(re.findall(r"^right +(\w+): (\S+) ", done.stderr, re.M))
+    found = set(re.findall(r"^right +(\w+): ", done.stderr, re.M))
     assert found == SAMPLE and done.returncode == 0, done.stdout + done.stderr
 
 

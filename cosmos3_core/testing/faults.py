@@ -22,7 +22,7 @@ class Fault(NamedTuple):
     again: str
 
 
-def place_of(item: pytest.Item) -> tuple[str, str]:
+def where_of(item: pytest.Item) -> tuple[str, str]:
     """(row, dtype and format as words, rule) of a test of the kit."""
     parameters = getattr(item, "callspec", None)
     given: dict[str, Any] = parameters.params if parameters else {}

@@ -19,7 +19,7 @@ from ..contract import Cosmos3Error, Device, Kernel
 from ..plan.choice import rows
 from . import ALONE
 from .depth import DEPTHS, QUICK, Depth, Draw, Pace
-from .faults import FAULT, place_of
+from .faults import FAULT, where_of
 from .record import Record
 from .subject import Subject, live_bytes, row_id
 
@@ -160,7 +160,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if report.failed and _is_ours(item):
         name = _subject(item.config, cast(Any, item).module).name
-        place = (*place_of(item), name, item.config.getoption("cosmos3_depth", QUICK.name))
+        place = (*where_of(item), name, item.config.getoption("cosmos3_depth", QUICK.name))
         report.user_properties = [*report.user_properties, (FAULT, place)]
     return report
 
