@@ -62,7 +62,7 @@ def error(linear, format: str) -> float:
 
 def bound(format: str) -> float:
     """Of a product of the same packed weight: what bf16 loses, and another rounding of the activations."""
-    return 0.006 + (cases.FORMATS[format] / 10 if FORMATS[format].activations else 0)
+    return 0.006 + (cases.allowed(FORMATS[format]) / 10 if FORMATS[format].activations else 0)
 
 
 # Products
