@@ -47,7 +47,7 @@ def test_rows_serve_where_they_say(subject, kernel, device):
 def _known(subject) -> set[str]:
     """Architectures that the probe or the backend's data name, and those that a row names beside one of these."""
     known = {*subject.backend.tuning, *subject.backend.ceilings}
-    known |= {device.arch for device in getattr(subject.backend, "known", ())}
+    known |= {device.arch for device in subject.backend.known}
     known |= {subject.present.arch} if isinstance(subject.device, Device) else set()
     for _ in subject.backend.kernels:
         known.update(*(row.arch for row in subject.backend.kernels if known & {*row.arch}))
