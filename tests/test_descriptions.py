@@ -17,7 +17,7 @@ from cosmos3_core.contract import InputError
 from cosmos3_core.quant.dialects import DIALECTS, Broken, Clues, dialect_of, scheme_of
 from cosmos3_core.quant.dialects.modelopt import FILE, MODELOPT
 
-ODD: tuple[Any, ...] = (None, True, -1, 1.5, "re:(", ["re:["], [[]], {"a": 1})
+ODD: tuple[Any, ...] = (None, True, -1, 1.5, "re:(", ["re:["], [[]], [{"a": 1}], {"a": 1})
 """A value of every kind that JSON has."""
 
 

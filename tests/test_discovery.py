@@ -281,14 +281,18 @@ def test_an_unknown_name(site):
     assert refused(load, "graphcore").endswith("Backends here: reference, acme")
 
 
+BOLT = "Provides-Extra: bolt\nRequires-Dist: cosmos3-bolt==0.1.0; extra == 'bolt'\n"
+"""An extra of cosmos3 that brings a backend."""
+
+
 def test_a_backend_of_ours_that_is_not_installed(site):
-    package(site, "x", project="cosmos3", group="no.group", metadata="Provides-Extra: bolt\nProvides-Extra: test\n")
+    package(site, "x", project="cosmos3", group="no.group", metadata=BOLT + "Provides-Extra: test\n")
     assert refused(load, "bolt").endswith(f'Type pip install -e "{ROOT}[bolt]"')
     assert "no installed package provides it" in refused(load, "test")
 
 
 def test_without_a_checkout_the_published_package_is_named(site, monkeypatch, tmp_path):
-    package(site, "x", project="cosmos3", group="no.group", metadata="Provides-Extra: bolt\n")
+    package(site, "x", project="cosmos3", group="no.group", metadata=BOLT)
     monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
     assert refused(load, "bolt").endswith('Type pip install "cosmos3[bolt]"')
 
@@ -383,6 +387,7 @@ def seen_by_torch(site, monkeypatch):
     """Torch sees an accelerator of type bolt, and cosmos3 has the extras acme and bolt."""
     package(site, "y", project="torch-bolt", group="torch.backends")
     extras = "".join(f"Provides-Extra: {name}\n" for name in ("acme", "bolt", "check", "test"))
+    extras += "".join(f"Requires-Dist: cosmos3-{name}; extra == '{name}'\n" for name in ("acme", "bolt"))
     package(site, "x", project="cosmos3", group="no.group", metadata=extras)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: type("device", (), {"type": "bolt"}))

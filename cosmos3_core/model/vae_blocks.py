@@ -47,7 +47,7 @@ class Stream:
 
 
 def channels_last(weight: Tensor) -> Tensor:
-    """[O, I, ...] with I innermost in memory: `contiguous` in that format of memory, which torch_npu refuses."""
+    """[O, I, ...] with I innermost in memory. `contiguous(memory_format=...)` does it too, but not on every device."""
     return weight.movedim(1, -1).contiguous().movedim(-1, 1)
 
 

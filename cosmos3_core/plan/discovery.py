@@ -6,6 +6,7 @@ and whatever is wrong with it becomes one message with the package's name in it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, metadata
@@ -36,8 +37,6 @@ from . import contract1, formats
 
 T = TypeVar("T")
 BUILT_IN = reference.BACKEND.name
-NO_BACKENDS = ("check", "parquet", "plot", "test", "transfer")
-"""Extras that bring tools and libraries."""
 ALL = "all"
 """In a list of disabled backends: every one that a package provides."""
 
@@ -89,12 +88,14 @@ def installed(disabled: Collection[str] = ()) -> dict[str, Found]:
 
 
 def extras() -> tuple[str, ...]:
-    """The backends this cosmos3 can be installed with: `pip install "cosmos3[NAME]"`."""
+    """The backends this cosmos3 can be installed with: `pip install "cosmos3[NAME]"`. Other extras bring tools and
+    libraries, and no cosmos3-NAME."""
     try:
-        names = metadata("cosmos3").get_all("Provides-Extra") or ()
+        described = metadata("cosmos3")
     except PackageNotFoundError:  # sources on the path, not installed
         return ()
-    return tuple(name for name in names if name not in NO_BACKENDS)
+    names, required = (described.get_all(key) or () for key in ("Provides-Extra", "Requires-Dist"))
+    return tuple(name for name in names if any(re.match(rf"cosmos3-{name}\b", one) for one in required))
 
 
 def conflict(found: Found) -> Rejected | None:

@@ -119,9 +119,12 @@ class Kind:
 
 
 def _names(value: Any) -> bool:
+    """Names as text, or patterns behind "re:"."""
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        return False
     try:
-        return isinstance(value, list) and all(re.compile(one.removeprefix("re:")) for one in value if one[:3] == "re:")
-    except (re.error, TypeError):
+        return all(re.compile(one.removeprefix("re:")) for one in value if one.startswith("re:"))
+    except re.error:
         return False
 
 
@@ -129,7 +132,7 @@ TEXT = Kind("text", lambda value: isinstance(value, str))
 WHOLE = Kind("a whole number", lambda value: type(value) is int)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
-NAMES = Kind("a list of modules' names", lambda value: _names(value) and all(isinstance(one, str) for one in value))
+NAMES = Kind("a list of modules' names", _names)
 ANYTHING = Kind("anything", lambda value: True)
 """For whoever reads the value to check."""
 
