@@ -44,7 +44,9 @@ def evaluated(format: str, backend: str, depth: str) -> dict[str, Any]:
     print(f"{format}: exit code {done.returncode}, {time.monotonic() - begun:.0f} s", flush=True)
     if done.returncode not in (0, 1) or not done.stdout.startswith("{"):
         return {"format": format, "failed": (done.stderr.strip() or "no output").splitlines()[-1]}
-    return {"format": format} | json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    del found["cases"]  # megabytes, with every clip
+    return {"format": format} | found
 
 
 def error_of(result: dict[str, Any]) -> float:
