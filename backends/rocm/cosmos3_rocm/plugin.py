@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
-from cosmos3_triton.tables import Table, table
+from cosmos3_triton.rows import origin
 
 from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
 from .devices import CEILINGS, KNOWN
+from .kernels import OURS, find_table
 
 # As AOTriton's isArchExperimentallySupported has it: 0.11 in torch 2.11 and 2.12, 0.12 or newer since.
 AOTRITON = ("gfx90a", "gfx942", "gfx950", "gfx1201")
 AOTRITON_SINCE_TORCH_2_13 = ("gfx1100", "gfx1151")
 AOTRITON_EXPERIMENTAL = ("gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1152", "gfx1153", "gfx1200")
 EXPERIMENTAL_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
-FAMILIES = {
-    "gfx90a": "cdna",
-    "gfx942": "cdna",
-    "gfx950": "cdna",
-    "gfx1100": "rdna3",
-    "gfx1151": "rdna3",
-    "gfx1201": "rdna4",
-}
-"""Which file in LAUNCHES has the launches of our kernels, by architecture: those for which the tests compile them."""
-LAUNCHES = Path(__file__).parent / "launches"
-REHEARSED = "compiled and interpreted, not run on a device yet"
-
-
-def find_table(arch: str, device: str | None = None) -> Table:
-    """As cosmos3_triton.tables.table, with what this package knows of the architecture."""
-    return table(arch, device, LAUNCHES / f"{FAMILIES[arch]}.toml" if arch in FAMILIES else None)
 
 
 def probe() -> Device:
@@ -114,11 +97,10 @@ ROWS = (
         refuse=refuse_flash,
         notes="AOTriton's FlashAttention, inside torch; rehearsed, not run on a device yet",
     ),
-    *(
-        replace(row, notes=f"reads two segments where they lie; {REHEARSED}")
-        for row in attention_rows(tuple(FAMILIES), find=find_table)
-    ),
-    *(replace(row, notes=f"{row.notes}; {REHEARSED}") for row in row_wise_rows(tuple(FAMILIES), find=find_table)),
+    *OURS.attention,
+    *OURS.row_wise,
+    *OURS.linears,
+    *OURS.layers,
 )
 
 
