@@ -2,11 +2,9 @@
 
 import importlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[2] / "tests"), str(HERE.parents[2] / "scripts")]
@@ -40,14 +38,9 @@ def packed_by_torch(monkeypatch):
     from cosmos3_triton import linears as shared
     from cosmos3_triton.activations import Rows
 
-    def rows(x_MI, format, given=None, fp8=torch.float8_e4m3fn):
-        inputs = FORMATS[format].of_inputs
-        packed = pack(x_MI, inputs, input_scale=given if inputs.static else None)
-        scale = packed.scales.float().expand(len(x_MI), 1).contiguous()
-        if packed.values.dtype == torch.float8_e4m3fn and fp8 == torch.float8_e4m3fnuz:
-            packed = pack(x_MI, replace(FORMATS["fp8_fnuz"], static=inputs.static), input_scale=given)
-            return Rows(packed.values, packed.scales.float().expand(len(x_MI), 1).contiguous(), x_MI.dtype)
-        return Rows(packed.values, scale, x_MI.dtype)
+    def rows(x_MI, format, given=None):
+        packed = pack(x_MI, FORMATS[format].of_inputs, input_scale=given)
+        return Rows(packed.values, packed.scales.float().expand(len(x_MI), 1).contiguous(), x_MI.dtype)
 
     def tiles(x_MI, format):
         packed = pack(x_MI, format.of_inputs)

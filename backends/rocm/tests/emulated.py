@@ -22,7 +22,7 @@ dtypes = SimpleNamespace(bf16=torch.bfloat16, fp4x2=torch.float4_e2m1fn_x2, i8=t
 """What defaults of AITER's parameters are named after."""
 CALLS: list[tuple[str, dict[str, Any]]] = []
 """The functions that were called, with their arguments by name; whoever looks at it empties it."""
-E4M3 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}
+E4M3 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn, "gfx1201": torch.float8_e4m3fn}
 DEVICE = SimpleNamespace(arch="gfx950")
 """The GPU that is played."""
 SIXTEEN = (torch.bfloat16, torch.float16)

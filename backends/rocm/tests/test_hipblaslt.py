@@ -8,6 +8,8 @@ from dataclasses import replace
 import emulated
 import pytest
 import torch
+from cosmos3_rocm.linears import to_fnuz
+from emulated import E4M3
 from torch.nn.functional import SwizzleType
 from vendor_cases import DEVICE, ask, bound, distance, made, row
 
@@ -19,7 +21,7 @@ def hipblaslt(monkeypatch):
 
     def scaled_mm(a, b, scale_a, scale_b, bias=None, out_dtype=None):
         calls.append((a.dtype, out_dtype))
-        flavour = torch.float8_e4m3fnuz if emulated.DEVICE.arch == "gfx942" else torch.float8_e4m3fn
+        flavour = E4M3[emulated.DEVICE.arch]
         assert a.dtype == b.dtype == flavour, f"{emulated.DEVICE.arch} multiplies {flavour}, and this is {b.dtype}"
         assert out_dtype == torch.bfloat16, "by rows and outputs, results are in bf16"
         assert b.stride(0) == 1 and scale_a.shape == (len(a), 1) and scale_b.shape == (1, b.shape[1])
@@ -56,17 +58,42 @@ def unswizzled(flat: torch.Tensor, blocks: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("format", ["fp8", "fp8_tensor", "fp8_static"])
-def test_a_scaled_product_is_that_of_the_packed_weight(format, hipblaslt):
-    emulated.DEVICE.arch = "gfx950"
-    linear, x, exact = made("scaled-mm", format)
+@pytest.mark.parametrize("arch", ["gfx942", "gfx950", "gfx1201"])
+def test_a_scaled_product_is_that_of_the_packed_weight(arch, format, hipblaslt, monkeypatch):
+    monkeypatch.setattr(emulated.DEVICE, "arch", arch)
+    linear, x, exact = made("scaled-mm", format, arch)
     assert distance(linear(x), exact) < bound(format)
-    assert hipblaslt == [(torch.float8_e4m3fn, torch.bfloat16)]
+    assert hipblaslt == [(E4M3[arch], torch.bfloat16)]
+
+
+def test_ocp_s_floats_are_gfx942_s_with_twice_the_scale():
+    """Of all 256 of them, with -0 and NaN."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    own = to_fnuz(every)
+    torch.testing.assert_close(2 * own.float(), every.float(), rtol=0, atol=0, equal_nan=True)
+    assert own.view(torch.uint8)[0x80] == 0 and own.isnan().sum() == 2
+
+
+FAULTS = {
+    "unconverted": lambda linear: setattr(linear, "values_OI", linear.values_OI.view(torch.float8_e4m3fn)),
+    "without twice the scale": lambda linear: setattr(linear, "scale_O1", linear.scale_O1 / 2),
+    "with NaN for -0": lambda linear: linear.values_OI.view(torch.uint8)[5].fill_(0x80),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_ocp_s_bytes_on_gfx942_are_caught(fault, hipblaslt, monkeypatch):
+    """By the device's own rule, or by what comes out."""
+    monkeypatch.setattr(emulated.DEVICE, "arch", "gfx942")
+    linear, x, exact = made("scaled-mm", "fp8", "gfx942")
+    FAULTS[fault](linear)
+    with pytest.raises(AssertionError):
+        assert distance(linear(x), exact) < bound("fp8")
 
 
 @pytest.mark.parametrize("format", ["mxfp8", "mxfp4"])
 @pytest.mark.parametrize(("hip", "how"), [("7.0.1", SwizzleType.NO_SWIZZLE), ("7.13.2", SwizzleType.SWIZZLE_32_4_4)])
 def test_scales_of_blocks_lie_as_the_rocm_reads_them(format, hip, how, hipblaslt):
-    emulated.DEVICE.arch = "gfx950"
     linear, x, exact = made("block-scaled-mm", format, versions={"torch": "2.11.0", "hip": hip})
     assert distance(linear(x), exact) < bound(format)
     assert [call[1] for call in hipblaslt] == [how]

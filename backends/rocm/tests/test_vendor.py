@@ -144,13 +144,19 @@ def test_a_gate_is_the_reference_s(activation, aiter):
 
 @pytest.mark.parametrize("version", AITERS)
 @pytest.mark.parametrize(
-    ("name", "format"),
-    [(row.name, format) for row in ROWS if row.op == "pack_linear" and "aiter" in row.needs for format in row.formats],
+    ("arch", "name", "format"),
+    [
+        (arch, row.name, format)
+        for row in ROWS
+        if row.op == "pack_linear" and "aiter" in row.needs
+        for arch in row.arch
+        for format in row.formats
+    ],
 )
-def test_a_product_by_aiter_is_that_of_the_packed_weight(name, format, version, aiter):
-    aiter(AITERS[version])
-    assert row("pack_linear", name).refuse(ask(op="pack_linear", format=format, packed=True)) is None
-    linear, x, exact = made(name, format)
+def test_a_product_by_aiter_is_that_of_the_packed_weight(arch, name, format, version, aiter):
+    aiter(AITERS[version], arch)
+    assert row("pack_linear", name).refuse(ask(arch, op="pack_linear", format=format, packed=True)) is None
+    linear, x, exact = made(name, format, arch)
     # AITER chooses the scales of activations in 4 bits by another rule, and errs as much as the format's own.
     allowed = cases.allowed(FORMATS["mxfp4"]) if format == "mxfp4" else bound(format)
     assert distance(linear(x), exact) < allowed

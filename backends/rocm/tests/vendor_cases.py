@@ -18,7 +18,7 @@ RECORDS = Path(__file__).parent / "signatures"
 WHEEL = RECORDS / "amd_aiter-0.1.7.post2.dev18.txt"
 NEWER, OTHER = RECORDS / "aiter-repository-2026.txt", RECORDS / "aiter-repository-older.txt"
 AITERS = {"wheel": [WHEEL], "newer": [WHEEL, NEWER]}
-DEVICE = {"gfx942": DEVICES["mi300x"][1], "gfx950": DEVICES["mi350x"][1]}
+DEVICE = {"gfx942": DEVICES["mi300x"][1], "gfx950": DEVICES["mi350x"][1], "gfx1201": DEVICES["rx9070"][1]}
 OUT, WIDTH, COUNT = 256, 384, 33
 
 
