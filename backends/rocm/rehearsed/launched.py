@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,8 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 @dataclass(frozen=True)
 class Launched:
     """A compiled kernel: `vector` and `accumulation` registers of a thread, `spilled` of them, `scratch` bytes of
-    memory that a thread has for these; `shared` bytes (LDS) and `threads` of a program; `occupancy`, as many waves can
+    memory that a thread has for these; `shared` bytes (LDS) and `threads` of a program, `wave` those
+    that the code takes together; `occupancy`, as many waves can
     run on a SIMD by its registers; `seconds` that compiling took. `products` are its matrix instructions, `stores`
     those that write to device memory. `target` is whom the code object is for, "" where there is none."""
 
@@ -32,6 +33,7 @@ class Launched:
     scratch: int
     shared: int
     threads: int
+    wave: int
     occupancy: int
     target: str
     products: frozenset[str]
@@ -39,10 +41,10 @@ class Launched:
 
 
 @contextmanager
-def compiling(arch: str, warp: int | None = None):
+def compiling(arch: str) -> Iterator[list[Launched]]:
     """Within it kernels are compiled for the architecture instead of launched; yields the list of what was. What they
-    would write is not written. `warp`: another number of threads than the architecture's."""
-    target = GPUTarget("hip", arch, warp or TARGETS[arch].warp)
+    would write is not written."""
+    target = GPUTarget("hip", arch, TARGETS[arch].warp)
     found: list[Launched] = []
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -59,9 +61,9 @@ def compiling(arch: str, warp: int | None = None):
         yield found
 
 
-def launched(arch: str, call: Callable[[], Any], warp: int | None = None) -> list[Launched]:
+def launched(arch: str, call: Callable[[], Any]) -> list[Launched]:
     """Every kernel that the call launches."""
-    with compiling(arch, warp) as found:
+    with compiling(arch) as found:
         call()
     return found
 
@@ -81,7 +83,8 @@ def read(kernel: str, built: CompiledKernel, target: GPUTarget, seconds: float) 
         spilled=number(r"\.vgpr_spill_count"),
         scratch=number(r"\.private_segment_fixed_size"),
         shared=built.metadata.shared,
-        threads=built.metadata.num_warps * target.warp_size,
+        threads=built.metadata.num_warps * built.metadata.warp_size,
+        wave=number(r"\.wavefront_size"),
         occupancy=number(r"; Occupancy"),
         target=match.group(1) if (match := re.search(r'\.amdgcn_target "amdgcn-amd-amdhsa--(\w+)"', text)) else "",
         products=frozenset(re.findall(r"^\s+(v_(?:mfma|wmma|swmmac)_\w+)", text, re.M)),

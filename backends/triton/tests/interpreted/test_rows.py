@@ -41,7 +41,9 @@ def device_of(arch: str) -> Device:
 def test_every_device_has_the_tiles_of_the_one_that_is_interpreted(row):
     """Products have their tests in test_packed_linears."""
     kernel = {"attention": "flash"}.get(row.op, row.op)
-    tiles = [[replace(one, warps=1, stages=1) for one in xpu.find_table(arch).launches[kernel]] for arch in (ARCH, *row.arch)]
+    tiles = [
+        [replace(one, warps=1, stages=1) for one in xpu.find_table(arch).launches[kernel]] for arch in (ARCH, *row.arch)
+    ]
     assert all(one == tiles[0] for one in tiles), "interpret one of each"
 
 
