@@ -20,19 +20,20 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.kept import Kept
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.plan.execution import Keeping, keeping_of
+from cosmos3_core.plan.placement import ALL_RESIDENT
 from cosmos3_core.settle import Wish, settle
 
 
 @pytest.fixture
 def read(monkeypatch) -> list[tuple[int, ...]]:
     """The prompts that are read from now on."""
-    prefill, seen = UnderstandingTower.prefill, []
+    read, seen = UnderstandingTower.read, []
 
-    def spy(self, ids):
-        seen.append(tuple(ids))
-        return prefill(self, ids)
+    def spy(self, prompts):
+        seen.extend(map(tuple, prompts))
+        return read(self, prompts)
 
-    monkeypatch.setattr(UnderstandingTower, "prefill", spy)
+    monkeypatch.setattr(UnderstandingTower, "read", spy)
     return seen
 
 
@@ -203,7 +204,7 @@ def test_what_is_kept_is_counted_where_weights_stay():
     wish = Wish(model="nano", described=True, backend="reference", given={"prompt": "a cup", "task": "t2i", "seed": 1})
     stays, goes = (settle(replace(wish, resident=resident)) for resident in (True, False))
     keeping = stays.execution.keeping
-    assert keeping == keeping_of("resident", stays.plan.tuning) == Keeping(4096, 8192, 2048)
+    assert keeping == keeping_of(ALL_RESIDENT, stays.plan.tuning) == Keeping(4096, 8192, 2048)
     assert goes.execution.keeping == Keeping()
     (counted,) = {stage.kept for stage in stays.estimate.stages}
     prompts = keeping.tokens * 147_456  # docs/model.md, section 3.4

@@ -40,10 +40,10 @@ class Prompts:
 
     def _read(self, prompts: Sequence[Ids]) -> dict[Ids, TextContext]:
         tower = self._pool.lease("understanding")
-        with self._stages.stage("read prompts", len(prompts) * len(tower.layers)) as begin_layer:
+        with self._stages.stage("read prompts", len(tower.layers)) as begin_layer:
             asked = copy.copy(tower)
             asked.layers = Asked(tower.layers, begin_layer)
-            texts = {ids: asked.prefill(ids) for ids in prompts}
+            texts = dict(zip(prompts, asked.read(prompts), strict=True))
         del tower, asked
         self._pool.give_back()
         return texts

@@ -13,6 +13,7 @@ from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, laten
 from ..quant.steps import StepPolicy
 from ..scenarios.branches import NEGATIVE, PROMPT, UNCONTROLLED, branches_of
 from ..scenarios.sound import Lasting, SoundSize, sound_size
+from .placement import ALL_STAGED, RESIDENT, Placement
 
 TILE_OVERLAP = 0.25
 """Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
@@ -20,10 +21,6 @@ KEPT_SHARE = 18
 """The linears of one in so many of the media tower's layers, the first ones, are never quantized: most of the error
 comes from those, and next to none from attention (benchmarks/results/accuracy-nano-outliers-h100.json). Each takes
 0.6% of a pass on an H100. Of Nano's the first two halve the error, and the next two take off a quarter of the rest."""
-SEQUENTIAL, RESIDENT = "sequential", "resident"
-"""Placements: text tower, media tower and VAE follow each other on the device, or all components stay."""
-
-
 KEPT_TOKENS = 4096
 """Tokens of the prompts that stay read: the negative prompt that the checkpoints bring, of 3500, and a short one; of
 Nano they take 0.6 GB."""
@@ -40,9 +37,10 @@ class Keeping:
     area: int = 0
 
 
-def keeping_of(placement: str, tuning: Tuning) -> Keeping:
-    """With weights that stay as much stays as one request could have; with others nothing does."""
-    return Keeping(KEPT_TOKENS, tuning.capture_rows, tuning.chunk_area) if placement == RESIDENT else Keeping()
+def keeping_of(placement: Placement, tuning: Tuning) -> Keeping:
+    """Beside weights that stay as much stays as one request could have; beside others nothing does."""
+    made, coded = placement.generation == RESIDENT, placement.codecs == RESIDENT
+    return Keeping(KEPT_TOKENS if made else 0, tuning.capture_rows if made else 0, tuning.chunk_area if coded else 0)
 
 
 class Numbers(Lasting, Protocol):
@@ -101,7 +99,7 @@ class Execution:
     control: tuple[Pass, ...]
     tiling: Tiling
     kept_layers: int
-    placement: str
+    placement: Placement
     keeping: Keeping
     encode_captured: bool
     sound: SoundSize | None = None
@@ -116,7 +114,7 @@ class Execution:
         *,
         format: str = "none",
         packed: bool = False,
-        placement: str = SEQUENTIAL,
+        placement: Placement = ALL_STAGED,
         policy: StepPolicy | None = None,
     ) -> Execution:
         """`format` is that of the layers' weights; `packed`: a checkpoint has them in it already."""
@@ -129,7 +127,7 @@ class Execution:
 
         def one(*texts: str) -> Pass:
             rows = sum(made if text == UNCONTROLLED else tokens for text in texts)
-            return Pass(texts, rows, rows <= tuning.capture_rows)
+            return Pass(texts, rows, placement.captures and rows <= tuning.capture_rows)
 
         return cls(
             branches=branches,
