@@ -92,7 +92,7 @@ class Engine:
         self._lock = self._stages.turn
         self._pool = Pool(model, self._target, self._stages, self._placement, weights)
         keeping = keeping_of(self._placement, plan.tuning)
-        self._prompts = Prompts(self._pool, self._stages, keeping.tokens)
+        self._prompts = Prompts(self._pool, self._stages, keeping.tokens, keeping.host_tokens)
         self._conditions = Conditions(self._pool, self._stages, keeping.area)
         self._forwards = Forwards(keeping.rows, self._prompts.kept)
 

@@ -25,22 +25,31 @@ KEPT_TOKENS = 4096
 """Tokens of the prompts that stay read: the negative prompt that the checkpoints bring, of 3500, and a short one; of
 Nano they take 0.6 GB."""
 
+HOST_TOKENS = 8192
+"""Tokens of the prompts that stay read in host memory when the device has no room: of Nano they take 1.2 GB."""
+
 
 @dataclass(frozen=True)
 class Keeping:
     """What stays on the device for the next request, beside the weights: the keys and values of prompts of so many
     `tokens` in all, captured passes of so many `rows` in all, and captured encodes of pictures of so many latent
-    positions in all (`area`)."""
+    positions in all (`area`). And on the host, of prompts of so many tokens in all (`host_tokens`)."""
 
     tokens: int = 0
     rows: int = 0
     area: int = 0
+    host_tokens: int = 0
 
 
 def keeping_of(placement: Placement, tuning: Tuning) -> Keeping:
-    """Beside weights that stay as much stays as one request could have; beside others nothing does."""
+    """Beside weights that stay as much stays as one request could have; where none stay, nothing does."""
     made, coded = placement.generation == RESIDENT, placement.codecs == RESIDENT
-    return Keeping(KEPT_TOKENS if made else 0, tuning.capture_rows if made else 0, tuning.chunk_area if coded else 0)
+    return Keeping(
+        tokens=KEPT_TOKENS if made else 0,
+        rows=tuning.capture_rows if made else 0,
+        area=tuning.chunk_area if coded else 0,
+        host_tokens=HOST_TOKENS if placement.stays else 0,
+    )
 
 
 class Numbers(Lasting, Protocol):

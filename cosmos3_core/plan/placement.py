@@ -57,6 +57,11 @@ class Placement:
         """Whether passes may be recorded: weights then lie where they lay."""
         return self.generation not in LAYERED
 
+    @property
+    def stays(self) -> bool:
+        """Whether any part is there for the next request."""
+        return bool({RESIDENT, STREAMED} & {self.understanding, self.generation, self.codecs})
+
     def __str__(self) -> str:
         """As `typed` reads it."""
         return ",".join(f"{part}={way}" for part, way in asdict(self).items())

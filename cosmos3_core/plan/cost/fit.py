@@ -261,10 +261,11 @@ class Estimate:
 
     @property
     def host(self) -> int:
-        """Bytes of the host's memory that weights lie in, those left out which were read from a file and are gone."""
+        """Bytes of the host's memory that weights and prompts which were read lie in."""
         kept = [size for name, size in self.layers.items() if self.placement.of(name) == STREAMED]
         table = self.weights["embedding"] if "understanding" in self.layers else 0
-        return sum(-(-size // HOST_BLOCK) * HOST_BLOCK for size in kept) + table
+        texts = transformer.und_kv_bytes(self.config, self.execution.keeping.host_tokens, self.dtype)
+        return sum(-(-size // HOST_BLOCK) * HOST_BLOCK for size in kept) + table + texts
 
     @property
     def _text_a16(self) -> bool:
