@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from cosmos3_core.checkpoint.random_weights import RandomWeights
-from cosmos3_core.contract import Memory
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
+from cosmos3_core.engine.limits import limited
 from cosmos3_core.plan.cost.fit import Estimate
 from cosmos3_core.plan.cost.units import GIB, ceiling_of
 from cosmos3_core.plan.placement import DISK, RESIDENT, STAGED, STREAMED, Placement
@@ -101,12 +101,6 @@ class Peaks:
         return results[0]
 
 
-def limited(memory: Memory, device: torch.device, size: float | None) -> None:
-    """Beyond so many GiB an allocation fails; None: beyond what there is."""
-    if size is not None:
-        memory.limit(device, int(size * GIB))
-
-
 @torch.inference_mode()
 def run(job: Job, settled: Settled) -> dict[str, Any]:
     """One job's numbers."""
@@ -115,7 +109,7 @@ def run(job: Job, settled: Settled) -> dict[str, Any]:
     estimate = replace(settled.estimate, placement=job.placement)
     engine = Engine(model, plan, placement=job.placement, weights=weights)
     memory, device = engine.ops.memory, torch.device(engine.device)
-    limited(memory, device, job.limit)
+    limit = limited(memory, device, None if job.limit is None else int(job.limit * GIB))
     measure, stream = Peaks(engine, estimate), torch.Generator().manual_seed(1)
     prompts = [torch.randint(model.config.vocab_size, (count,), generator=stream).tolist() for count in TEXT]
     context = measure("read prompts", lambda: engine.prepare(request, Inputs(prompts[0], prompts[1])))
@@ -128,8 +122,7 @@ def run(job: Job, settled: Settled) -> dict[str, Any]:
     frames = measure("decode", lambda: sum(len(group) for group in engine.finish(state)))
     found = {"stages": measure.found, "first_step_with_loading_s": loading, "prompts_again_s": again, "frames": frames}
     found |= {"finite": bool(torch.isfinite(latents).all()), "host_bytes": estimate.host, "limit_gib": job.limit}
-    if job.limit is not None:
-        memory.limit(device, memory.total(device))
+    limit.lift()
     if job.rounds:
         found |= beside(job, engine, context, settled)
     step, decode = measure.found["steps"]["seconds"], measure.found["decode"]["seconds"]

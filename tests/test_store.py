@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import pytest
 import torch
+from PIL import Image
 from test_engine import engine, finish, request
 
 from cosmos3_core.contract import Kernel, RunError
 from cosmos3_core.engine import store
 from cosmos3_core.engine.store import BUFFERS, Streamed
+from cosmos3_core.model import weights as layout
 from cosmos3_core.model.transformer import DecoderLayer
-from cosmos3_core.plan.placement import PARTS, STREAMED, Placement
+from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, PARTS, STREAMED, Placement
 from cosmos3_core.reference.memory import TorchMemory, whole
 
 HOST = torch.device("cpu")
@@ -34,6 +37,58 @@ def test_every_placement_gives_the_same_bytes(placement, alone):
         state = running.start(request(steps=2))
         assert torch.equal(finish(running, state), alone)
         assert sum(len(frames) for frames in running.finish(state)) == 5
+
+
+TASKS = {
+    "t2i": {"task": "t2i", "frames": 1},
+    "sound": {"sound": True},
+    "i2v": {"task": "i2v", "image": "g.png"},
+    "transfer": {"task": "transfer", "edge": "g.png", "control_guidance": 2.0},
+    "policy": {"task": "policy", "image": "g.png", "domain": "droid_lerobot", "action_space": "joints"}
+    | {"chunk": 4, "state": [[0.1] * 8], "canvas": "96x64", "size": "96x64"},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_gives_the_same_bytes(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save("g.png")
+    wanted, found = request(**{"steps": 1} | TASKS[task]), []
+    for placement in (ALL_STAGED, OTHER, Placement(DISK, DISK)):
+        running = engine(placement=placement)
+        state = running.start(wanted)
+        found.append((finish(running, state), list(running.finish(state, state.context.made[0].name))))
+    for latents, media in found[1:]:
+        assert torch.equal(latents, found[0][0])
+        assert all(torch.equal(*pair) for pair in zip(media, found[0][1], strict=True))
+
+
+@pytest.mark.parametrize("placement", [ALL_STAGED, ALL_RESIDENT, OTHER, Placement(DISK, DISK)], ids=str)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError], ids=lambda one: one.__name__)
+def test_a_load_that_is_stopped_leaves_nothing(placement, error, alone, loaded, monkeypatch):
+    """Half way through a tower; the next request loads it whole."""
+    load, alive = layout.load_layer, []
+
+    def broken(config, i, *arguments, media, **options):
+        if media and i:
+            raise error()
+        layer = load(config, i, *arguments, media=media, **options)
+        alive.append(weakref.ref(layer)) if media else None
+        return layer
+
+    running = engine(placement=placement)
+    state = running.start(request(steps=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "load_layer", broken)
+        try:
+            running.step(state)
+        except (KeyboardInterrupt, OSError):
+            pass
+        else:
+            pytest.fail("it was not stopped")
+    assert alive and state.index == 0
+    assert not any(layer() for layer in alive)
+    assert torch.equal(finish(running, state), alone)
 
 
 class Half:

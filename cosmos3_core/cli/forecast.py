@@ -23,7 +23,7 @@ COLUMNS = (
     "fits",
     "s a step",
     "s in all",
-    "understanding, generation, codecs",
+    "towers, codecs",
     "or",
 )
 

@@ -24,8 +24,8 @@ class Kept(Generic[K, V]):
         return self._held[key][0]
 
     def keep(self, key: K, value: V, size: int) -> list[tuple[K, V, int]]:
-        """Keep a value, unless it is larger than all that is kept; it counts as used. Returns what has no room now, with
-        keys and sizes."""
+        """Keep a value, unless it is larger than all that is kept; it counts as used. Returns what has no room now,
+        with keys and sizes."""
         self._held.pop(key, None)
         if size > self._most:
             return [(key, value, size)]
