@@ -6,53 +6,25 @@ kernel of ours packs, in e4m3 as the architecture has it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cosmos3_triton.activations import Rows, quantize_tiles, swizzled
-from cosmos3_triton.linears import RowScaled, in_format, named, packer
+from cosmos3_triton.activations import quantize_tiles, swizzled
+from cosmos3_triton.linears import RowScaled, in_format, named, packer, to_fnuz
 from cosmos3_triton.tables import Find, Table
 from torch import Tensor
 from torch.nn.functional import ScalingType, SwizzleType
 
-from cosmos3_core.contract import Device, Linear, PackLinear
+from cosmos3_core.contract import Device, PackLinear
 from cosmos3_core.quant.numerics import Packed, pack
 
 from .flavours import fnuz, swizzles
 from .signatures import form, load
 
 
-def to_fnuz(values: Tensor) -> Tensor:
-    """float8_e4m3fn as float8_e4m3fnuz, in which the same bits mean half as much: the caller doubles the scale. But for
-    -0, whose bits mean NaN there, and for NaN, whose bits mean 240 there."""
-    bits = values.view(torch.uint8)
-    bits = torch.where(bits == 0x80, 0, torch.where(bits & 0x7F == 0x7F, 0x80, bits))
-    return bits.view(torch.float8_e4m3fnuz)
-
-
-class FnuzRows(RowScaled):
-    """With e4m3 as gfx942 has it, the weight's once and the activations' in every call."""
-
-    def __init__(self, weight_OI: Tensor | Packed, bias_O: Tensor | None, format: str, **options: Any):
-        super().__init__(weight_OI, bias_O, format, **options)
-        self.values_OI, self.scale_O1 = to_fnuz(self.values_OI), 2 * self.scale_O1
-
-    def rows(self, x_MI: Tensor | Rows) -> Rows:
-        rows = super().rows(x_MI)
-        return Rows(to_fnuz(rows.values_MI), rows.scale_M1 * 2, rows.dtype)
-
-
 def by_row(device: Device, find: Find, product: Callable[..., Tensor]) -> PackLinear:
     """Weights and activations in 8 bits with scales of rows, multiplied by `product`."""
-    table = find(device.arch, device.name)
-    plain = packer(RowScaled, table=table, product=product)
-    own = packer(FnuzRows, table=table, product=product)
-
-    def pack_linear(weight_OI: Tensor | Packed, bias_O: Tensor | None, *, format: str = "none") -> Linear:
-        return (own if fnuz(device.arch) and format.startswith("fp8") else plain)(weight_OI, bias_O, format=format)
-
-    return pack_linear
+    return packer(RowScaled, table=find(device.arch, device.name), product=product)
 
 
 def build_aiter_a8w8(device: Device, find: Find) -> PackLinear:
