@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := --model embedded --backend reference --seed 1 --overwrite
 
-.PHONY: install demo quick test fuzz test-slow stops faults mutate rehearse-npu rehearse-xpu lint release clean
+.PHONY: install demo quick test fuzz test-slow test-parallel stops faults mutate rehearse-npu rehearse-xpu lint release clean
 
 install: .venv/installed
 
@@ -35,6 +35,11 @@ fuzz: .venv/installed
 # the legs of the embedded model's training, what every quantization format promises of hostile numbers.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q --durations=10 tests/slow
+
+# Every layout of 2 to 8 processes over every kind of request, and whole runs in processes of their own, one of which is
+# killed: some minutes. What `make test` has is a diagonal of them.
+test-parallel: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 tests/parallel
 
 # 200 runs of the tests' model stopped at random by signals and 100 killed, each gone on with: some minutes.
 stops: .venv/installed

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # guide.py
 
-collect_ignore = ["slow"]  # those run where they are named: `make test-slow`
+collect_ignore = ["slow", "parallel"]  # those run where they are named: `make test-slow`, `make test-parallel`
 
 ACME = Path(__file__).parent / "fake_device"
 

@@ -10,6 +10,7 @@ import click
 from . import options as shared
 from . import terminal
 from .matrix import matrix
+from .parallel_options import PARALLEL
 from .quantize_options import QUANTIZE
 from .recipes import recipes
 
@@ -63,6 +64,7 @@ def cli(context: click.Context, disable_backends: str) -> None:
 @cli.command(cls=shared.WithFields, context_settings=shared.CONTEXT)
 @click.argument("prompt", required=False)
 @shared.with_options(shared.RUN)
+@shared.with_options(PARALLEL)
 @shared.option(shared.CONTROL, "--dry-run", is_flag=True, help="Say what cosmos3 plan says of it, and stop.")
 @shared.with_options(shared.REPORT)
 @click.pass_obj
@@ -87,6 +89,7 @@ def run(disabled: tuple[str, ...], **options) -> None:
 @cli.command(cls=shared.WithFields, context_settings=shared.CONTEXT)
 @click.argument("prompt", required=False)
 @shared.with_options(shared.RUN)
+@shared.with_options(PARALLEL)
 @shared.with_options(shared.REPORT)
 @click.pass_obj
 def plan(disabled: tuple[str, ...], **options) -> None:

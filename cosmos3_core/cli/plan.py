@@ -103,6 +103,8 @@ def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list
     prompt, *negative = settled.estimate.job.texts
     texts = f"a prompt of {prompt} tokens" + "".join(f" and a negative one of {count}" for count in negative)
     sentences = [] if settled.counted else [texts]
+    if settled.plan.layout.size > 1:
+        sentences.append("memory and time are those of one device, and what devices exchange takes no time")
     if settled.forecast:
         sentences.append(_described(settled.plan.backend, settled.plan.device))
     sentences += [
@@ -152,6 +154,7 @@ def _print(report: dict[str, Any]) -> None:
         *(("values", text) for text in _values(report)),
         ("device", f"{plan['backend']}: {device['name']} ({device['arch']}), {gib(memory['device'])}{shared}"),
         *([("forecast", FORECAST)] if report["estimate"]["forecast"] else []),
+        *_parallel(plan),
         *_kernels(plan),
         *((f"refused {refusal['op']} {refusal['name']}", refusal["reason"]) for refusal in plan["refused"]),
         *_placement(plan["placement"]),
@@ -183,6 +186,13 @@ def _placement(placed: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "placement", f"waiting for layers costs {costs}{kept}"
     if placed["passed"]:
         yield "placement", f"as others do not fit: {placed['passed']}"
+
+
+def _parallel(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """How several devices share the run."""
+    if shared := plan.get("parallel"):
+        axes = ", ".join(f"{axis} {degree}" for axis, degree in shared["layout"].items() if degree > 1)
+        yield "devices", f"{shared['devices']}: {axes} ({shared['why']})"
 
 
 def _kernels(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:

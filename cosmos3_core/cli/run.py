@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from ..settle import Settled, Wish, settle
 from .forecast import show_all
 from .options import DEFAULT_MODEL, flag
 from .plan import show
+from .processes import Processes, layout_of, start, working
 from .stopping import Stop, stop_signal
 from .terminal import remark, tell
 from .texts import PROMPTS, files_of, read_text, texts, texts_read
@@ -47,17 +47,26 @@ if TYPE_CHECKING:
 
 def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
+    if options.launched and not options.dry_run:
+        return working(options, _execute)
+    return _execute(options)
+
+
+def _execute(options: Options) -> None:
     _check_given(options)
+    processes = Processes.of(options)
     stopped = _stopped(options)
     earlier = stopped.earlier if stopped else _repeated(options)
     given, named = _given(options, earlier), _why_named(options, earlier)
     options = _joined(options, earlier, stopped is not None)
     if (wish := _wish(options, given)).device == ALL:
         show_all(replace(wish, device=None), as_json=options.as_json)
-    settled = settle(wish)
+    settled = settle(processes.agreed(wish, options.picked))
+    processes.check_count(options, settled.plan)
     if settled.wish.partial:
         _report(options, settled, manifests.resolved(settled, named), settled.notes)
-    paths = _paths(options, settled.request)
+    paths = _paths(options, settled.request) if processes.writes else None
+    processes.take_device(settled.plan)
     _check_kernels(options, earlier, settled)
 
     from ..engine.engine import Engine
@@ -84,15 +93,21 @@ def execute(options: Options) -> None:
     refusal = room.refusal(settled, stopped=stopped is not None)
     if refusal and not options.anyway:
         raise refusal
+    processes.check(run)
+    if paths is None:
+        return processes.follow(run)
+    if (count := settled.plan.layout.size) > processes.count:
+        return start(options, settled.request.seed, str(paths.output), count)
     for line in settled.why.splitlines():
         remark(line)
     _name_stopped(paths, options)
     try:
-        _generate(run, paths, options, anyway=refusal is not None)
+        _generate(run, paths, options, processes, anyway=refusal is not None)
     except (KeyboardInterrupt, Cancelled):
         if not (options.resume or run.index):
             tell("nothing was computed yet, so nothing is kept")
         raise
+    processes.part()
 
 
 def _report(options: Options, settled: Settled, resolved: dict[str, Any], notes: Sequence[str]) -> NoReturn:
@@ -184,7 +199,6 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         suffix=suffix,
         decodes=suffix is None or suffix.lower() not in (*SOUND_SUFFIXES, *SUFFIXES),
         profile=options.profile or PROFILES[0],
-        pick_seed=lambda: secrets.randbelow(2**31),
         backend=options.backend,
         disabled=options.disabled,
         dtype=options.dtype,
@@ -200,6 +214,8 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         memory=_bytes(options.memory),
         device=options.device,
         arch=options.arch,
+        parallel=layout_of(options),
+        devices=options.devices,
     )
 
 
@@ -296,13 +312,13 @@ def _resume(state: Path, paths: Paths, options: Options, anyway: bool) -> str:
     return shlex.join(words + (["--anyway"] if anyway else []))
 
 
-def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> None:
+def _generate(run: Generation, paths: Paths, options: Options, processes: Processes, anyway: bool) -> None:
     """From the weights to the files. Until they are there, no signal ends more than the piece of work in hand."""
     from .progress import Display
 
     display = Display()
     with stop_signal() as stop, paths.alone():
-        run.watch(display.show, stop)
+        run.watch(display.show, processes.stopping(stop))
         with stop.at(1):
             run.open_weights()  # before the display begins: a download has progress bars of its own
         for note in run.inputs.notes:
@@ -316,6 +332,7 @@ def _generate(run: Generation, paths: Paths, options: Options, anyway: bool) -> 
                     with stop.at(2):
                         run.step()
                     keeper.between_steps()
+                run.watch(display.show, stop)  # the others are done
                 run.write(paths, lambda: _stoppable(run, stop), lambda: _heard(run, stop))
             except Moved:
                 _use_up(keeper, options)

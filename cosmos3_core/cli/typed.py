@@ -15,6 +15,10 @@ REPORT |= {"as_json": "--json"}
 """Options of a dry run alone."""
 PLACING = ("placement", "resident", "enable_layerwise_offload", "memory_limit")
 """Options that change where weights lie, and nothing that is computed."""
+DEGREES = {"cfg_parallel_size": "cfg", "ulysses_degree": "ulysses", "ring_degree": "ring"}
+"""Options of single axes of the mesh, as other programs call them."""
+SHARING = ("parallel", "devices", *DEGREES, "launched", "picked")
+"""Options of several devices, which a run may go on with on another number of them."""
 FREE = (
     "output",
     "overwrite",
@@ -31,6 +35,7 @@ FREE = (
     "anyway",
     "disabled",
     *PLACING,
+    *SHARING,
     *STAYING,
     *REPORT,
 )
@@ -114,3 +119,10 @@ class Options:
     as_json: bool
     anyway: bool
     disabled: tuple[str, ...]
+    parallel: str | None = None
+    devices: int | None = None
+    cfg_parallel_size: int | None = None
+    ulysses_degree: int | None = None
+    ring_degree: int | None = None
+    launched: str | None = None
+    picked: int | None = None

@@ -43,6 +43,7 @@ from .codecs import CODECS, UNROUNDED, Codec
 from .conditions import Conditions
 from .inputs import Inputs, read_inputs
 from .limits import limited
+from .others import Others
 from .passes import Forwards, Passes
 from .pool import Pool
 from .prompts import Prompts
@@ -59,6 +60,7 @@ class Engine:
     loaded for the next request, and so do, within `plan.execution.Keeping`, what prompts came to and captured passes;
     without either each is dropped once nobody needs it (the text tower after the prompts, the media tower before the
     decode), so that no two are in memory together. What is computed does not depend on it.
+    A plan for several devices takes a process for each, which all do the same; what the first one makes is whole.
     The process takes no more than `limit` bytes of the device until the engine is closed: what would take more fails.
     `weights` are the model's own, opened when needed, unless they are handed over. `seconds` collects how long each
     stage took, summed over the engine's life. What an engine is made of cannot be changed afterwards.
@@ -90,7 +92,8 @@ class Engine:
         self._origin = Origin(model.name, model.repository.revision, plan.dtype, str(self._target.device))
         self._stages = Stages()
         self._lock = self._stages.turn
-        self._pool = Pool(model, self._target, self._stages, self._placement, weights)
+        self._others = Others(plan, self._target.ops.comm, torch.device(self._target.device))
+        self._pool = Pool(model, self._target, self._stages, self._placement, weights, self._others.own)
         keeping = keeping_of(self._placement, plan.tuning)
         self._prompts = Prompts(self._pool, self._stages, keeping.tokens, keeping.host_tokens)
         self._conditions = Conditions(self._pool, self._stages, keeping.area)
@@ -219,6 +222,7 @@ class Engine:
         items = items_of(request, self.model.config)
         ids = {PROMPT: inputs.prompt, NEGATIVE: inputs.negative}
         with self._working(watch):
+            self._others.meet()
             self._pool.open_weights(request)
             texts = texts or self._prompts.read([ids[branch] for branch in branches_of(request.guidance)])
             packing = Packing(items, self.model.config, self.device)  # before the device has what it would wait for
@@ -286,7 +290,7 @@ class Engine:
         if state.passes is None:
             tower = self._pool.lease("generation")
             execution = self.execution(state.context.request)
-            state.passes = state.passes or Passes(tower, state.context, execution, self._forwards)
+            state.passes = state.passes or Passes(tower, state.context, execution, self._forwards, self._others.circle)
             self._stages.tell("steps", state.index, state.steps)
         passes: Passes = state.passes
         return passes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -17,12 +17,18 @@ from ..sampling.state import Context, State, views
 from ..scenarios.branches import PROMPT, UNCONTROLLED, text_of
 from .kept import Kept
 
+if TYPE_CHECKING:
+    from ..parallel.ranks import Circle
+    from ..parallel.towers import SplitTower
+
+    Tower = GenerationTower | SplitTower
+
 
 class Forward:
     """One forward pass of some branches, captured or not. Of the latents of `items` it takes those that the branches
     have; the velocity of the others is zero."""
 
-    def __init__(self, tower: GenerationTower, branches: Branches, items: tuple[Item, ...], captured: bool, a16: bool):
+    def __init__(self, tower: Tower, branches: Branches, items: tuple[Item, ...], captured: bool, a16: bool):
         taken = [items.index(item) for item in branches.packing.items]
 
         def run(x: Tensor, timestep: Tensor) -> list[Tensor]:
@@ -63,9 +69,7 @@ class Forwards:
         self._held: WeakValueDictionary[Kind, Forward] = WeakValueDictionary()
         self._kept: Kept[Kind, Forward] = Kept(rows)
 
-    def of(
-        self, tower: GenerationTower, whole: Packing, texts: tuple[TextContext, ...], one: Pass, a16: bool
-    ) -> Forward:
+    def of(self, tower: Tower, whole: Packing, texts: tuple[TextContext, ...], one: Pass, a16: bool) -> Forward:
         """The pass `one` over a packing's items, with a text for each of its branches, in one of two precisions."""
         kind, staying = Kind(whole.items, texts, one, a16), self._texts()
         self._kept.keep_only(lambda kept: staying.issuperset(kept.texts))
@@ -88,10 +92,18 @@ class Forwards:
 class Passes:
     """The passes of a generation's steps, without guidance and with it, as `execution` has them; each is made when a
     step first needs it. They hold the tower, and the memory of those that are captured, as long as anybody holds
-    them."""
+    them. The passes are dealt out to the processes of the `circle`, if there are several."""
 
-    def __init__(self, tower: GenerationTower, context: Context, execution: Execution, forwards: Forwards):
+    def __init__(
+        self,
+        tower: Tower,
+        context: Context,
+        execution: Execution,
+        forwards: Forwards,
+        circle: Circle | None = None,
+    ):
         self.tower, self.packing, self.execution, self._forwards = tower, context.packing, execution, forwards
+        self._circle = circle
         self._texts = dict(zip(execution.branches, context.texts, strict=True))
         self._made: dict[tuple[Pass, bool], Forward] = {}
 
@@ -105,9 +117,18 @@ class Passes:
         if used and (interval is None or inside(interval, timestep, request.interval_ends)):
             passes = (*passes, *self.execution.control)
         a16 = self.execution.a16(state.index, state.steps)
+
+        def run(one: Pass) -> list[Tensor]:
+            return self._forward(one, a16)(state.x, timestep_1)
+
         velocities: dict[str, Tensor] = {}
-        for one in passes:
-            velocities |= zip(one.branches, self._forward(one, a16)(state.x, timestep_1), strict=True)
+        if self._circle:
+            from ..parallel.guidance import dealt  # torch.distributed, as in the engine
+
+            velocities = dealt(passes, run, self._circle, state.x)
+        else:
+            for one in passes:
+                velocities |= zip(one.branches, run(one), strict=True)
         velocity = combined(velocities, request.guidance, request.control_guidance, request.control_formula)
         if request.normalize_guidance and len(velocities) > 1:
             velocity = normalized(velocity, velocities[PROMPT], state.items)

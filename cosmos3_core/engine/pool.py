@@ -52,9 +52,19 @@ class Asked:
 
 class Pool:
     """Lends a model's components, loaded to `target` and placed by `placement`: what is resident there, or lies in host
-    memory, is loaded once. `notes` say what the host did not do as it was asked."""
+    memory, is loaded once. `own` makes of a component what this process uses of it. `notes` say what the host did
+    not do as it was asked."""
 
-    def __init__(self, model: Model, target: Target, stages: Stages, placement: Placement, weights: Weights | None):
+    def __init__(
+        self,
+        model: Model,
+        target: Target,
+        stages: Stages,
+        placement: Placement,
+        weights: Weights | None,
+        own: Callable[[Any], Any],
+    ):
+        self.own = own
         self.model, self.target, self.stages, self.placement = model, target, stages, placement
         self.notes: list[str] = []
         self._weights, self._keeps = weights, True
@@ -83,7 +93,7 @@ class Pool:
             with self.stages.stage(f"load {name}"):
                 component = self._loaded.get(name)  # as above
                 if component is None:
-                    component = self._loaded[name] = LOAD[name](weights, self._target_of(name))
+                    component = self._loaded[name] = self.own(LOAD[name](weights, self._target_of(name)))
                     if self._keeps and self.placement.of(name) in (RESIDENT, STREAMED):
                         self._staying.append(component)
         return component

@@ -11,8 +11,9 @@ ask a `LayerSource` for layer i, when they need it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract import Finish, Linear, Ops, Project, Residual, Segment
+from .attending import Attend, attend
 from .config import TransformerConfig
 from .packing import Packing
 from .rope import rotary_table, text_positions
@@ -71,7 +73,8 @@ class TextContext:
 
 
 class UnderstandingTower:
-    """The text tower; its attention is causal. `weights` are those of `weights.understanding_slots`."""
+    """The text tower; its attention is causal. `weights` are those of `weights.understanding_slots`. `keeps` makes of a
+    layer's keys and values those that are kept; all of them, unless another function is put there."""
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class UnderstandingTower:
     ):
         self.config, self.ops, self.token_embedding, self.layers = config, ops, weights["embed"], layers
         self.device = torch.device(device)
+        self.keeps: Callable[[Segment], Segment] = lambda segment: segment
 
     def prefill(self, token_ids: Sequence[int]) -> TextContext:
         """Read one prompt."""
@@ -119,7 +123,7 @@ class UnderstandingTower:
             attended, _ = self.ops.attention(q, [Segment(k, v)], causal=True)
             del q, k, v, k_for_gen  # the MLP needs their room
             layer.finish(residual, attended)
-        return segment
+        return self.keeps(segment)
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class GenerationTower:
         layers: LayerSource,
     ):
         self.config, self.ops, self.kept, self.layers = config, ops, kept, layers
+        self.attend: Attend = partial(attend, ops.attention)
         self.norm_final, self.time = weights["norm_final"], (weights["time_1"], weights["time_2"])
         self.device, self.dtype = self.norm_final.device, self.norm_final.dtype
         half = TIMESTEP_FEATURES // 2
@@ -225,40 +230,30 @@ class GenerationTower:
     def _attended(self, layer: DecoderLayer, i: int, residual: Residual, branches: Branches) -> Tensor:
         """What layer i's attention gives, out_BSHD. With the call q, k and v end: the MLP needs their room."""
         q, k, v, _ = layer.project(residual, branches.cos, branches.sin)
-        attend = self._joint if not branches.packing.weighted else self._weighted
         out = [
-            attend(branches.packing, text[i], *(x[b : b + 1] for x in (q, k, v)))
+            self.attend(branches.packing, text[i], *(x[b : b + 1] for x in (q, k, v)))
             for b, text in enumerate(branches.segments)
         ]
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _joint(self, packing: Packing, text: Segment, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Every token attends to the text and to every token."""
-        return self.ops.attention(q, [text, Segment(k, v)])[0]
-
-    def _weighted(self, packing: Packing, text: Segment, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One pass for each control: it and what is made attend to the text, to it and to what is made. What is made
-        gets the sum of the passes by the controls' shares (docs/model.md, section 4.9)."""
-        made, out = packing.others, []
-        total: Tensor | None = None
-        for rows, share in packing.weighted:
-            one = [torch.cat((x[:, rows], x[:, made]), dim=1) for x in (q, k, v)]
-            seen = self.ops.attention(one[0], [text, Segment(one[1], one[2])])[0]
-            own, rest = seen.split((rows.stop - rows.start, made.stop - made.start), dim=1)
-            out.append(own)
-            total = rest * share if total is None else torch.add(total, rest, alpha=share)
-        return torch.cat([*out, total], dim=1)  # type: ignore[list-item]
-
     def heads(self, residual: Residual, branches: Branches) -> list[list[Tensor]]:
         """Rows to velocities, per branch and item."""
-        c, packing = self.config, branches.packing
+        return self.outputs(self.normed(residual), branches)
+
+    def normed(self, residual: Residual) -> Tensor:
+        """The rows as the output projections take them; each is normed by itself."""
         y, _ = self.ops.rms_norm(
             residual.x_MI,
             self.norm_final,
-            eps=c.rms_norm_eps,
+            eps=self.config.rms_norm_eps,
             residual_MI=residual.delta_MI,
-            weight_fp32=c.weight_fp32_norm,
+            weight_fp32=self.config.weight_fp32_norm,
         )
+        return y
+
+    def outputs(self, y: Tensor, branches: Branches) -> list[list[Tensor]]:
+        """Normed rows to velocities, per branch and item."""
+        packing = branches.packing
         return [self._heads(packing, rows) for rows in y.view(len(branches.texts), packing.length, -1)]
 
     def timestep_vector(self, timestep: float | Tensor) -> Tensor:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import reference
 from ..contract import (
     COMPOSITES,
-    Attention,
     Backend,
     Device,
     InputError,
     Kernel,
-    Layer,
     Ops,
     PackLinear,
     RunError,
-    Segment,
     Tuning,
 )
 from ..quant import Format
@@ -27,11 +24,11 @@ from ..spelling import reason_of
 from . import formats as registry
 from .discovery import check_op
 from .execution import Execution, Numbers, kept_layers_of
+from .mesh import ALONE, Layout
 from .placement import ALL_STAGED, Placement
+from .serving import ByQueries, given_defaults
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..model.config import TransformerConfig
     from ..model.weights import InSixteen, Target
 
@@ -164,6 +161,8 @@ class Plan:
     """Of pack_linear, the rows for the other formats in which it holds some of them."""
     a16: Sixteen | None = None
     """Steps, or a text tower, with activations in 16 bits where the formats quantize them."""
+    layout: Layout = ALONE
+    """How many devices share a request, and how."""
 
     @property
     def formats(self) -> dict[str, str]:
@@ -246,6 +245,7 @@ class Plan:
             packed=self.packed,
             placement=placement,
             policy=self.a16.policy if self.a16 else None,
+            layout=self.layout,
         )
 
     def target(self, config: TransformerConfig) -> Target:
@@ -409,32 +409,6 @@ def _below(choices: Sequence[Choice]) -> dict[str, dict[str, int]]:
 
 def _reasons(refusals: Sequence[Refusal]) -> str:
     return f" ({'; '.join(f'{one.name}: {one.reason}' for one in refusals)})" if refusals else ""
-
-
-def given_defaults(pack: Callable[..., Any]) -> Callable[..., Any]:
-    """A composite's row, which finds the default composites among the plan's ops: see contract.ops.PackProject."""
-
-    def packed(weights: Any, layer: Layer, ops: Ops, *, format: str = "none") -> Any:
-        return pack(weights, layer, reference.with_defaults(ops), format=format)
-
-    return packed
-
-
-class ByQueries:
-    """contract.Attention by several rows: the one for the number of queries, or else `main`."""
-
-    def __init__(self, main: Attention, below: Sequence[tuple[int, Attention]]):
-        self.main, self.below = main, below
-
-    def __call__(
-        self, q_BSHD: Tensor, segments: Sequence[Segment], *, causal: bool = False, want_lse: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        serving = next((row for count, row in self.below if q_BSHD.shape[1] < count), self.main)
-        return serving(q_BSHD, segments, causal=causal, want_lse=want_lse)
-
-    @property
-    def prepare(self) -> Callable[[Tensor, Tensor], Any]:
-        return self.main.prepare  # type: ignore[attr-defined, no-any-return]  # asked for where the row declares it
 
 
 def rows(backend: Backend, op: str) -> list[Kernel]:

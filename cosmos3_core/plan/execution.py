@@ -13,6 +13,7 @@ from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, laten
 from ..quant.steps import StepPolicy
 from ..scenarios.branches import NEGATIVE, PROMPT, UNCONTROLLED, branches_of
 from ..scenarios.sound import Lasting, SoundSize, sound_size
+from .mesh import ALONE, Layout
 from .placement import ALL_STAGED, RESIDENT, Placement
 
 TILE_OVERLAP = 0.25
@@ -125,8 +126,10 @@ class Execution:
         packed: bool = False,
         placement: Placement = ALL_STAGED,
         policy: StepPolicy | None = None,
+        layout: Layout = ALONE,
     ) -> Execution:
-        """`format` is that of the layers' weights; `packed`: a checkpoint has them in it already."""
+        """`format` is that of the layers' weights; `packed`: a checkpoint has them in it already. Branches that are
+        dealt out to devices have passes of their own, and none is captured in which devices exchange anything."""
         frames, height, width = latent = latent_size(numbers.width, numbers.height, numbers.frames)
         patch, branches = config.latent_patch_size, branches_of(numbers.guidance)
         sound = sound_size(numbers, config.sound)
@@ -134,9 +137,11 @@ class Execution:
         made = vision + (sound.frames if sound else 0) + numbers.other_tokens
         tokens = made + vision * len(numbers.controls)
 
+        together = tokens <= tuning.one_pass_tokens and layout.cfg == 1
+
         def one(*texts: str) -> Pass:
             rows = sum(made if text == UNCONTROLLED else tokens for text in texts)
-            return Pass(texts, rows, placement.captures and rows <= tuning.capture_rows)
+            return Pass(texts, rows, placement.captures and rows <= tuning.capture_rows and layout.split == 1)
 
         return cls(
             branches=branches,
@@ -144,7 +149,7 @@ class Execution:
             tokens=tokens,
             made=made,
             unguided=(one(PROMPT),),
-            guided=(one(*branches),) if tokens <= tuning.one_pass_tokens else tuple(map(one, branches)),
+            guided=(one(*branches),) if together else tuple(map(one, branches)),
             control=() if numbers.control_guidance == 1 else (one(UNCONTROLLED),),
             tiling=tiling_of(height, width, numbers.tile, tuning.chunk_area),
             kept_layers=kept_layers_of(config, format, packed),

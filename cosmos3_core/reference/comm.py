@@ -14,6 +14,9 @@ from torch.distributed import ProcessGroup
 Group = ProcessGroup | None
 Rows = Sequence[int] | None
 REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+# torch 2.13 has new names for these, and warns of the old ones.
+gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,12 @@ class TorchComm:
 
     def all_gather(self, x: Tensor, group: Group = None) -> Arriving:
         out = x.new_empty(dist.get_world_size(group), *x.shape)
-        work = dist.all_gather_into_tensor(_plain(out).view(-1), _plain(x).view(-1), group=group, async_op=True)
+        work = gather(_plain(out).view(-1), _plain(x).view(-1), group=group, async_op=True)
         return Arriving(out, [work])
 
     def reduce_scatter(self, x: Tensor, group: Group = None) -> Arriving:
         out = x.new_empty(x.shape[1:])
-        return Arriving(out, [dist.reduce_scatter_tensor(out.view(-1), x.view(-1), group=group, async_op=True)])
+        return Arriving(out, [scatter(out.view(-1), x.view(-1), group=group, async_op=True)])
 
     def all_reduce(self, x: Tensor, group: Group = None, *, op: str = "sum") -> Arriving:
         return Arriving(x, [dist.all_reduce(x, REDUCTIONS[op], group=group, async_op=True)])

@@ -70,6 +70,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
             "guidance": execution.guidance,
             "execution": asdict(execution),
             "placement": _placement(settled),
+            **_parallel(settled),
             "solver_dtype": "float32",
             "dtypes": {
                 "understanding": text,
@@ -93,6 +94,14 @@ def _placement(settled: Settled) -> dict[str, Any]:
     named = sorted(settled.wish.named_parts)
     said = {"named": named, "passed": settled.passed, "host_bytes": estimate.host, "waiting_seconds": waiting}
     return parts | said | {"memory_limit": settled.wish.memory_limit}
+
+
+def _parallel(settled: Settled) -> dict[str, Any]:
+    """How several devices share the run; nothing where one has it alone."""
+    layout = settled.plan.layout
+    if layout.size == 1:
+        return {}
+    return {"parallel": {"devices": layout.size, "layout": asdict(layout), "why": settled.layout_why}}
 
 
 def _with_steps(plan: dict[str, Any], settled: Settled) -> dict[str, Any]:

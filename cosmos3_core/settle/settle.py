@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
-from ..plan import Plan, Want, choose_backend, resolve
+from ..plan import Plan, Want, choose_backend, mesh, resolve
 from ..plan.cost.fit import Estimate, Job, Stage
 from ..plan.cost.nearest import Change, fitting_tile, nearest
 from ..plan.cost.placing import Room, host_lack, lack, placed
@@ -45,7 +45,8 @@ class Settled:
     what to tell the user of the backend's choice ("" where it was named). `asked` is the estimate of the request as it
     was asked for, `estimate` that of the request as it is, which may have a tile that was chosen here; `counted` is
     whether they know how long the texts are. `room` is what there is for them, and `passed` why parts of the model were
-    not placed where they would cost less time ("" where they are)."""
+    not placed where they would cost less time ("" where they are); `layout_why` is why several devices share the
+    request as they do ("" where one has it alone)."""
 
     wish: Wish
     model: Model
@@ -57,6 +58,7 @@ class Settled:
     why: str
     room: Room
     passed: str = ""
+    layout_why: str = ""
     counted: bool = False
 
     def with_texts(self, prompt: int, negative: int) -> Settled:
@@ -70,7 +72,7 @@ class Settled:
     @property
     def forecast(self) -> bool:
         """Whether it is for a device that need not be here."""
-        return self.wish.device is not None or self.wish.arch is not None
+        return self.wish.forecast
 
     @property
     def execution(self) -> Execution:
@@ -204,8 +206,12 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     if plan.a16:
         plan.a16.policy.check(request.steps)
     job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish)), plan), decodes=wish.decodes)
-    room = Room(device.memory, _host_memory(wish))
     asked, passed = _counted(model, plan, job, wish.placed), ""
+    here = None if wish.forecast or plan.backend.torch_device == "cpu" else device.count
+    layout, layout_why = mesh.settled(wish.parallel, wish.devices, _shared(asked), here)
+    plan, asked = replace(plan, layout=layout), replace(asked, layout=layout)
+    host = _host_memory(wish)
+    room = Room(device.memory, host and host // layout.size)  # each process has weights of its own
     if wish.chooses:
         options = candidates(wish.resident, wish.named_parts, unified=device.unified)
         asked, passed = placed(asked, options, room)
@@ -225,13 +231,24 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         why=ground.why,
         room=room,
         passed=passed,
+        layout_why=layout_why,
+    )
+
+
+def _shared(estimate: Estimate) -> mesh.Shared:
+    """What several devices would share."""
+    run, config = estimate.execution, estimate.config
+    return mesh.Shared(
+        branches=[name for one in (*run.guided, *run.control) for name in one.branches],
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        tokens=run.made if run.control else run.tokens,
     )
 
 
 def _host_memory(wish: Wish) -> int | None:
     """What the host has free. Of a forecast's nothing is known but what is said."""
-    forecast = wish.device is not None or wish.arch is not None
-    return wish.host_memory if wish.host_memory is not None or forecast else free_memory()
+    return wish.host_memory if wish.host_memory is not None or wish.forecast else free_memory()
 
 
 def _counted(model: Model, plan: Plan, job: Job, placement: Placement) -> Estimate:

@@ -39,8 +39,9 @@ class Wish:
     `backend` and a `memory`. `decodes`: the video is wanted, and not its sound or its actions alone. `resident`: what
     is loaded stays for the next request. `placement` says where parts of the model lie, as `plan.placement.typed` reads
     it; with `chooses` others lie where they fit. The run may take no more of the device than `memory_limit` bytes; the
-    host has `host_memory` bytes to spare (None: what is free here). Other programs' names of a profile, a backend and a
-    dtype become ours.
+    host has `host_memory` bytes to spare (None: what is free here). `parallel` says how several devices share the
+    request, as `plan.mesh.typed` reads it, or `devices` how many there are to share it. Other programs' names of a
+    profile, a backend and a dtype become ours.
     """
 
     model: str
@@ -67,6 +68,8 @@ class Wish:
     memory_limit: int | None = None
     host_memory: int | None = None
     decodes: bool = True
+    parallel: str | None = None
+    devices: int | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for what is of another kind than it says above."""
@@ -75,7 +78,18 @@ class Wish:
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
                 raise InputError(f"{name} = {shown(value)}", "it is no mapping by name", f"Pass {name} as a dict", name)
         always = ("model", "profile")
-        for name in (*always, "revision", "suffix", "backend", "dtype", "device", "arch", OPTION, "placement"):
+        for name in (
+            *always,
+            "revision",
+            "suffix",
+            "backend",
+            "dtype",
+            "device",
+            "arch",
+            OPTION,
+            "placement",
+            "parallel",
+        ):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in always):
                 raise InputError(f"{name} = {shown(value)}", "it is not text", f"Pass {name} as a string", name)
@@ -95,6 +109,11 @@ class Wish:
             if size is not None and not (type(size) in (int, float) and 0 < size < math.inf):
                 raise InputError(f"{name} = {shown(size)}", "that is no memory", "Give it in bytes", name)
         self.named_parts  # noqa: B018 - raises
+
+    @property
+    def forecast(self) -> bool:
+        """Whether it is of a device that need not be here."""
+        return self.device is not None or self.arch is not None
 
     @property
     def named_parts(self) -> dict[str, str]:

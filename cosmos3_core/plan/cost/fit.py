@@ -14,6 +14,7 @@ from ...quant.steps import StepPolicy
 from ...scenarios.branches import branches_of
 from ...scenarios.sound import DOWN
 from ..execution import Execution
+from ..mesh import ALONE, Layout
 from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
 from .transformer import Matrices
@@ -137,7 +138,9 @@ class Estimate:
     `widens`, that a row does them in the dtype; `packed`, that the checkpoint has the weights in their format, and no
     layer is kept in the dtype; `modules` has that of each of its quantized modules, with the groups of the file, None
     where it is not known. Where a `policy` keeps activations in 16 bits, `a16` has by a format's name the one of the
-    same weights with these, and `a16_unpacks` and `a16_widens` are as `unpacks` and `widens`."""
+    same weights with these, and `a16_unpacks` and `a16_widens` are as `unpacks` and `widens`. With a `layout` memory
+    is that of one device, and what the others take over of a step is done at the same time; what they exchange takes
+    no time."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -155,6 +158,7 @@ class Estimate:
     a16: Mapping[str, Format] = field(default_factory=dict)
     a16_unpacks: bool = False
     a16_widens: bool = False
+    layout: Layout = ALONE
 
     @cached_property
     def execution(self) -> Execution:
@@ -167,6 +171,7 @@ class Estimate:
             packed=self.packed,
             placement=self.placement,
             policy=self.policy,
+            layout=self.layout,
         )
 
     @property
@@ -206,6 +211,7 @@ class Estimate:
         c, job, run, size = self.config, self.job, self.execution, WIDTH[self.dtype]
         longest = max(job.texts)
         kv = transformer.und_kv_bytes(c, sum(job.texts), self.dtype)
+        kv = kv * max(1, c.num_key_value_heads // self.layout.ulysses) // c.num_key_value_heads
         frames, height, width = run.latent
         made = 4 * (c.latent_channel * frames * height * width + (run.sound.frames * c.sound_dim if run.sound else 0))
         latent = made * (1 + len(job.controls))
@@ -213,7 +219,9 @@ class Estimate:
         kinds = [a16 for a16, count in ((True, job.a16_steps), (False, job.steps - job.a16_steps)) if count]
         tables = len(kinds) * 2 * c.head_dim * size * sum(one.rows for one in run.passes)
         reading = self._layer_bytes(longest, 0, 1, self._text_a16)
-        step = max(self._layer_bytes(run.widest * run.tokens, longest, run.widest, a16) for a16 in kinds)
+        rows = run.widest * self._own(run.tokens)
+        step = max(self._layer_bytes(rows, longest, run.widest, a16) for a16 in kinds)
+        step += transformer.exchanged_bytes(c, rows, run.widest * run.tokens, self.layout, size)
         step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self._codec_dtype)
         stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading)]
@@ -310,15 +318,23 @@ class Estimate:
         return max(stage.peak for stage in self.stages)
 
     def step(self, guided: bool, controlled: bool = False, a16: bool = False) -> list[Work]:
-        """One solver step, with guidance or without, with control guidance or without, and in one of two precisions."""
+        """One solver step, with guidance or without, with control guidance or without, and in one of two precisions.
+        Of several devices the one that has most to do."""
         run, texts = self.execution, self.job.texts if guided else self.job.texts[:1]
-        work = [work for text in texts for work in self._forward(run.tokens, text, a16, self._attended(text))]
-        return work + (self._forward(run.made, self.job.texts[0], a16) if controlled else [])
+        branches = [self._forward(run.tokens, text, a16, self._attended(text)) for text in texts]
+        branches += [self._forward(run.made, self.job.texts[0], a16)] if controlled else []
+        return [work for branch in branches[:: self.layout.cfg] for work in branch]
+
+    def _own(self, tokens: int) -> int:
+        """How many of a branch's media tokens one device has."""
+        return -(-tokens // self.layout.split)
 
     def _attended(self, context: int) -> tuple[tuple[int, int], ...] | None:
         """(queries, keys) of each of a pass's attentions, where attention goes to one control at a time."""
         job, pair = self.job, 2 * self.execution.made
-        return ((pair, pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
+        return (
+            ((self._own(pair), pair + context),) * len(job.controls) if job.weighted and len(job.controls) > 1 else None
+        )
 
     def _by(self, a16: bool) -> tuple[bool, bool]:
         """Whether eager torch does the products, and whether a row widens the weights, in one of two precisions."""
@@ -336,8 +352,8 @@ class Estimate:
     ) -> list[Work]:
         return transformer.forward_work(
             self.config,
-            tokens,
-            context,
+            own := self._own(tokens),
+            tokens - own + context,
             self.dtype,
             attention=self.known.get(self.formats.get("attention", "none")),
             **self._linears(True, a16),
@@ -355,8 +371,9 @@ class Estimate:
         count, guided, controlled = job.a16_steps, job.a16_guided_steps, job.a16_control_steps
         if not a16:
             count, guided, controlled = job.steps - count, job.guided_steps - guided, job.control_steps - controlled
-        work = guided * self.step(True, a16=a16) + (count - guided) * self.step(False, a16=a16)
-        return work + controlled * self._forward(self.execution.made, job.texts[0], a16)
+        both, either = min(guided, controlled), max(guided, controlled)  # one interval lies in the other, as a rule
+        work = both * self.step(True, True, a16) + (guided - both) * self.step(True, a16=a16)
+        return work + (controlled - both) * self.step(False, True, a16) + (count - either) * self.step(False, a16=a16)
 
     @property
     def parts(self) -> dict[str, list[Work]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...model.config import TransformerConfig
 from ...quant import Format
+from ..mesh import Layout
 from .units import UNPACKED_RATE, WIDTH, Work, rate_of, weight_bytes
 
 FormatOf = Callable[[int, str], Format | None]
@@ -170,6 +171,18 @@ def _linear_work(
         return Work(2 * tokens * held.weights, moved, rate_of(dtype, held.format))
     moved += held.weights * 2 * WIDTH[multiplied]  # the numbers are written and read
     return Work(2 * tokens * held.weights, moved, rate_of(multiplied))
+
+
+def exchanged_bytes(config: TransformerConfig, rows: int, whole: int, layout: Layout, size: int) -> int:
+    """What a pass takes beside a layer's tensors on a device that has so many `rows` of the `whole`: q, k and v as sent
+    and as they come, around a ring the sum of the attention in fp32, and all rows before the first layer and after the
+    last."""
+    c = config
+    if layout.split == 1:
+        return 0
+    moved = 2 * size * rows * (c.query_width + 2 * max(c.kv_width, layout.ulysses * c.head_dim))
+    summed = 2 * WIDTH["float32"] * rows * c.query_width if layout.ring > 1 else 0
+    return moved + summed + 2 * size * whole * c.hidden_size
 
 
 def unpacking_bytes(config: TransformerConfig, rows: int) -> int:

@@ -1,0 +1,23 @@
+"""The options that say how several devices share a run."""
+
+from __future__ import annotations
+
+from .options import DEVICE, option
+from .typed import DEGREES
+
+PARALLEL = (
+    option(
+        DEVICE,
+        "--parallel",
+        metavar="AXIS=DEGREE,...",
+        help="How several devices share the run: cfg deals out guidance branches, ulysses and ring split each branch's "
+        "tokens. A process for each is started.",
+    ),
+    option(DEVICE, "--devices", type=int, metavar="N", help="Share it among N devices as exchanges least."),
+    *(
+        option(DEVICE, f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"--parallel {axis}=N.")
+        for name, axis in DEGREES.items()
+    ),
+    option(DEVICE, "--launched", envvar="TORCHELASTIC_RUN_ID", hidden=True),
+    option(DEVICE, "--picked", type=int, hidden=True),
+)

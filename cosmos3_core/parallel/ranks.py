@@ -1,0 +1,154 @@
+"""One process among those of a run: where it lies in the mesh, with whom it exchanges what, and what they agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..contract import Comm, InputError, RunError
+from ..plan import Plan
+from .trial import try_out
+
+WAITING = timedelta(minutes=30)
+"""How long it waits for them in a collective: while one of them loads weights or decodes a chunk."""
+NAMED = ("cfg", "ring", "ulysses")
+ROWS = ("ring", "ulysses")
+"""The axes along which the media tokens are split."""
+
+
+class Lost(RunError):
+    """Another process ended, or does not answer: not the cause of what went wrong."""
+
+
+def part(length: int, count: int, number: int) -> slice:
+    """The part of so many rows that is `number`'s of `count`: as even as can be, the longer ones first."""
+    each, more = divmod(length, count)
+    start = number * each + min(number, more)
+    return slice(start, start + each + (number < more))
+
+
+def parts(length: int, count: int) -> list[int]:
+    """How long each part is."""
+    return [one.stop - one.start for one in (part(length, count, number) for number in range(count))]
+
+
+@dataclass(frozen=True)
+class Circle:
+    """The processes along some axes: this one is `number` of `count`."""
+
+    comm: Comm
+    group: ProcessGroup | None
+    number: int
+    count: int
+
+    def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        return self._waited(lambda: self.comm.all_to_all(x, self.group, sent=sent, received=received).wait())
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """[count, *x.shape], of one shape."""
+        return self._waited(lambda: self.comm.all_gather(x, self.group).wait())
+
+    def gathered_rows(self, x: Tensor, lengths: Sequence[int], dim: int) -> Tensor:
+        """Everyone's x, so many long along `dim`, one after the other. All travel at the longest one's size."""
+        x, longest = x.movedim(dim, 0), max(lengths)
+        if len(x) < longest:
+            x = torch.cat((x, x.new_zeros(longest - len(x), *x.shape[1:])))
+        found = self.gathered(x.contiguous())
+        return torch.cat([one[:length] for one, length in zip(found, lengths, strict=True)]).movedim(0, dim)
+
+    def passed_on(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin to send x to the next process of the ring; what is returned waits for that of the one before."""
+        after, before = (self.number + 1) % self.count, (self.number - 1) % self.count
+        pending = self._waited(lambda: self.comm.exchange(x, after, before, self.group))
+        return lambda: self._waited(pending.wait)
+
+    @staticmethod
+    def _waited(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            found = f"another process of this run ended or does not answer: {' '.join(str(error).split())}"
+            raise Lost("exchanging with the other processes", found, "See what that one said") from error
+
+
+class Ranks:
+    """This process among those of a plan's layout, all of which make one in the same order. `device` is where what they
+    exchange lies. Each collective is tried out on each group. Raises InputError where there are no such processes, and
+    RunError for a collective that does not do what it should."""
+
+    def __init__(self, plan: Plan, comm: Comm, device: torch.device):
+        layout, collectives = plan.layout, plan.backend.collectives
+        if not dist.is_initialized() or dist.get_world_size() != layout.size:
+            here = dist.get_world_size() if dist.is_initialized() else 1
+            found = f"it takes {layout.size} processes, and {'this is one' if here == 1 else f'these are {here}'}"
+            raise InputError(f"`parallel` {layout}", found, "Type cosmos3 run, which starts them", "parallel")
+        self.layout, self.rank = layout, dist.get_rank()
+        self.place = layout.coordinates(self.rank)
+        self.cfg, self.ring, self.ulysses = (self._circle((axis,), comm, collectives) for axis in NAMED)
+        self.rows = self._circle(ROWS, comm, collectives)
+        for name, circle in {**{axis: getattr(self, axis) for axis in NAMED}, "rows": self.rows}.items():
+            if circle.count > 1:
+                try_out(comm, circle.group, circle.number, circle.count, device, name)
+
+    def _circle(self, axes: Sequence[str], comm: Comm, collectives: str) -> Circle:
+        mine, number = None, 0
+        groups = self.layout.groups(*axes)
+        if len(groups[0]) > 1:
+            for members in groups:  # every process makes every group, or those that are in it would wait for it
+                group = dist.new_group(members, backend=collectives, timeout=WAITING)
+                if self.rank in members:
+                    mine, number = group, members.index(self.rank)
+        return Circle(comm, mine, number, len(groups[0]))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what is made."""
+        return self.rank == 0
+
+
+def check_agreed(decided: Any, what: str = "what was decided before the first step") -> None:
+    """Raises RunError unless all processes have come to the same, which is JSON: the prompts, the seed, the kernels."""
+    text = json.dumps(decided, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (digest, decided if isinstance(decided, dict) else {}))
+    other = [rank for rank, (theirs, _) in enumerate(found) if theirs != found[0][0]]
+    if other:
+        names = sorted(_differing(found[0][1], found[other[0]][1]))
+        told = f" ({', '.join(names)})" if names else ""
+        where = f"process {other[0]} has another than process 0{told}"
+        raise RunError(what, where, "Start all of them with the same command line, files and packages")
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], under: str = "") -> list[str]:
+    """The keys under which two nested dicts differ, with dots between."""
+    found = []
+    for key in {*one, *other}:
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += _differing(left, right, f"{under}{key}.")
+        elif json.dumps(left, sort_keys=True, default=str) != json.dumps(right, sort_keys=True, default=str):
+            found.append(f"{under}{key}")
+    return found
+
+
+def from_first(value: Any) -> Any:
+    """What process 0 has."""
+    held = [value]
+    try:
+        dist.broadcast_object_list(held, 0)
+    except RuntimeError as error:
+        found = f"process 0 ended or does not answer: {' '.join(str(error).split())}"
+        raise Lost("asking process 0", found, "See what that one said") from error
+    return held[0]

@@ -1,0 +1,62 @@
+"""The towers of one process among several: the same layers on a part of the rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contract import Ops, Residual
+from ..model.packing import Packing
+from ..model.transformer import Branches, GenerationTower, TextContext, UnderstandingTower
+from .attention import Exchanged, rows_of, text_of
+from .ranks import Ranks, parts
+
+
+class SplitTower:
+    """model.GenerationTower, whose layers see this process's media tokens. What goes in and out is whole: every
+    process has the latents, and gets the velocities."""
+
+    def __init__(self, tower: GenerationTower, ranks: Ranks):
+        self._tower, self._ranks = copy.copy(tower), ranks
+        self._tower.attend = Exchanged(tower.ops.attention, ranks)
+
+    @property
+    def ops(self) -> Ops:
+        return self._tower.ops
+
+    @property
+    def device(self) -> torch.device:
+        return self._tower.device
+
+    def branches(self, packing: Packing, texts: Sequence[TextContext]) -> Branches:
+        whole, rows = self._tower.branches(packing, texts), rows_of(packing.length, self._ranks)
+        return replace(whole, cos=whole.cos[:, rows].contiguous(), sin=whole.sin[:, rows].contiguous())
+
+    def forward(
+        self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor, *, a16: bool = False
+    ) -> list[list[Tensor]]:
+        """As GenerationTower's."""
+        tower, count, length = self._tower, len(branches.texts), branches.packing.length
+        x = tower.embed(branches, latents, timestep).x_MI.unflatten(0, (count, length))
+        residual = Residual(x[:, rows_of(length, self._ranks)].flatten(0, 1))
+        del x
+        tower.blocks(residual, branches, 0, len(tower.layers), a16=a16)
+        y = tower.normed(residual).unflatten(0, (count, -1))
+        circle = self._ranks.rows
+        return tower.outputs(circle.gathered_rows(y, parts(length, circle.count), 1).flatten(0, 1), branches)
+
+
+def shared_out(ranks: Ranks, component: Any) -> Any:
+    """A component of a model as this process has it."""
+    if ranks.layout.split > 1 and isinstance(component, GenerationTower):
+        return SplitTower(component, ranks)
+    if ranks.layout.ulysses > 1 and isinstance(component, UnderstandingTower):
+        component = copy.copy(component)
+        component.keeps = partial(text_of, ranks=ranks)
+    return component

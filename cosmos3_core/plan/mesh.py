@@ -1,0 +1,160 @@
+"""How the processes of a run share its work: a mesh of them, as data.
+
+A process for each device. Along `cfg` the guidance branches are dealt out; along `ring` and `ulysses` the media tokens
+of a branch are. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from ..contract import InputError
+from ..spelling import did_you_mean, shown
+
+LATER = ("pipeline", "tensor")
+"""Axes of the mesh that other programs have and nothing here executes yet."""
+MOST = 1024
+"""Devices of one run."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many ways each axis is split. Processes are counted along the last axis first, so that those of one
+    `ulysses` group, which exchange most, are neighbours."""
+
+    cfg: int = 1
+    ring: int = 1
+    ulysses: int = 1
+
+    @property
+    def size(self) -> int:
+        """Processes, and devices."""
+        return self.cfg * self.split
+
+    @property
+    def split(self) -> int:
+        """Parts of the media tokens."""
+        return self.ring * self.ulysses
+
+    def __str__(self) -> str:
+        """As `typed` reads it: the axes that are split."""
+        return ",".join(f"{axis}={degree}" for axis, degree in asdict(self).items() if degree > 1) or "cfg=1"
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Where a process lies on each axis."""
+        found = {}
+        for axis, degree in reversed(asdict(self).items()):
+            rank, found[axis] = divmod(rank, degree)
+        return dict(reversed(found.items()))
+
+    def groups(self, *axes: str) -> list[list[int]]:
+        """The processes that differ along these axes alone, group by group; each is in one of them."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.size):
+            other = tuple(place for axis, place in self.coordinates(rank).items() if axis not in axes)
+            found.setdefault(other, []).append(rank)
+        return list(found.values())
+
+
+AXES = tuple(field.name for field in fields(Layout))
+ALONE = Layout()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What of a request is shared out: the `branches` of a step that has most of them, by name, the attention's `heads`
+    and `kv_heads`, and the media `tokens` of the branch that has fewest."""
+
+    branches: Sequence[str]
+    heads: int
+    kv_heads: int
+    tokens: int
+
+    def misfit(self, layout: Layout) -> str | None:
+        """Why it cannot be shared so, or None."""
+        if layout.cfg > len(self.branches):
+            if len(self.branches) == 1:
+                return "the request has no guidance, and so one branch: there is nothing to deal out"
+            return f"a step has {len(self.branches)} guidance branches: {', '.join(self.branches)}"
+        if self.heads % layout.ulysses:
+            return f"the model's {self.heads} heads are not split evenly among {layout.ulysses}"
+        if self.kv_heads % layout.ulysses and layout.ulysses % self.kv_heads:
+            return f"the model's {self.kv_heads} key heads are neither split among {layout.ulysses} nor repeated evenly"
+        if layout.split > self.tokens:
+            return f"the request has {self.tokens} media tokens, fewer than the {layout.split} devices of a branch"
+        return None
+
+    def layouts(self, size: int) -> Iterator[Layout]:
+        """All that can be on so many devices, the one that exchanges least first: branches meet once a step, and heads
+        cross twice a layer where a ring sends all keys and values around."""
+        for cfg, ring in itertools.product(range(size, 0, -1), range(1, size + 1)):
+            if size % (cfg * ring) == 0 and not self.misfit(layout := Layout(cfg, ring, size // (cfg * ring))):
+                yield layout
+
+    def nearest(self, asked: Layout) -> Layout:
+        """The layout that can be which is most like this one, on as many devices or fewer."""
+
+        def distance(layout: Layout) -> float:
+            pairs = zip(asdict(asked).values(), asdict(layout).values(), strict=True)
+            idle = 1.5 * math.log2(asked.size / layout.size)  # rather another axis than half of the devices
+            return idle + sum(abs(math.log2(one / other)) for one, other in pairs)
+
+        return min((one for size in range(asked.size, 0, -1) for one in self.layouts(size)), key=distance)
+
+
+def typed(text: str) -> Layout:
+    """AXIS=DEGREE, several with commas between. Raises InputError."""
+    asked, degrees = f"`parallel` {text}", dict[str, int]()
+    for word in text.split(","):
+        axis, equals, degree = (piece.strip() for piece in word.partition("="))
+        if axis in LATER:
+            found = f"not yet: {axis} parallel"
+            raise InputError(asked, found, f"Split {' or '.join(AXES)}", "parallel")
+        if not equals or axis not in AXES:
+            next_step = did_you_mean(axis, AXES, f"Type AXIS=DEGREE; axes are {', '.join(AXES)}")
+            raise InputError(asked, f"{shown(word)} names no axis of the mesh", next_step, "parallel")
+        if axis in degrees:
+            raise InputError(asked, f"{axis} is given twice", "Keep one of them", "parallel")
+        if not (degree.isascii() and degree.isdigit() and 1 <= int(degree[:9]) <= MOST):
+            raise InputError(asked, f"{shown(degree)} is no number of parts", f"Type 1 to {MOST}", "parallel")
+        degrees[axis] = int(degree)
+    layout = Layout(**degrees)
+    if layout.size > MOST:
+        raise InputError(asked, f"it takes {layout.size} devices", f"Type up to {MOST} in all", "parallel")
+    return layout
+
+
+def settled(parallel: str | None, devices: int | None, shared: Shared, here: int | None) -> tuple[Layout, str]:
+    """The layout that is asked for, or the one that exchanges least on so many devices, and why it is that one. Of
+    devices there are so many `here` (None: any number). Raises InputError, with the nearest that can be."""
+    if devices is not None and not (type(devices) is int and 1 <= devices <= MOST):
+        raise InputError(f"`devices` {shown(devices)}", "that is no number of devices", f"Type 1 to {MOST}", "devices")
+    if parallel is not None:
+        layout, asked = typed(parallel), f"`parallel` {parallel}"
+        if devices is not None and devices != layout.size:
+            found = f"that layout takes {layout.size}"
+            raise InputError(f"`devices` {devices} with {asked}", found, "Drop one of them", "parallel")
+        if misfit := shared.misfit(layout):
+            nearest = shared.nearest(layout)
+            next_step = f"The nearest that can be is `parallel` {nearest}" if nearest.size > 1 else "Leave it out"
+            raise InputError(asked, misfit, next_step, "parallel")
+        why = "it was named"
+    elif devices is not None:
+        asked, others = f"`devices` {devices}", list(shared.layouts(devices))
+        if not others:
+            size = next(size for size in range(devices, 0, -1) if next(shared.layouts(size), None))
+            found = f"neither branches nor tokens of this request are shared out among {devices}"
+            raise InputError(asked, found, f"Type `devices` {size}", "devices")
+        layout = others[0]
+        also = f"; also possible: {'; '.join(map(str, others[1:4]))}" if len(others) > 1 else ""
+        why = f"of {devices} devices it exchanges least{also}"
+    else:
+        return ALONE, ""
+    if here is not None and layout.size > here:
+        found, few = f"it takes {layout.size} devices, and here {'is' if here == 1 else 'are'} {here}", list[str]()
+        few = [str(one) for size in range(here, 1, -1) for one in shared.layouts(size)][:1]
+        raise InputError(asked, found, f"Type `parallel` {few[0]}" if few else "Leave it out", "parallel")
+    return layout, why

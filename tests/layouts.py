@@ -1,0 +1,79 @@
+"""One step of the tiny model on one process and on several: what tests/test_parallel.py and tests/parallel compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from processes import one_of, together
+from tiny_model import TINY_MODEL
+
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.plan.mesh import typed
+from cosmos3_core.settle import Settled, Wish, settle
+
+BOUND = 1e-5
+"""Of a pass in fp32: what a ring sums in another order."""
+COMMON = {"prompt": "a cup on a table, and a robot", "steps": 3, "seed": 4}
+TEXTS = {"guidance": 3.0, "negative_prompt": "blur"}
+"""Two branches of unequal length."""
+
+
+def clip(path: Path, frames: int, seed: int) -> str:
+    """Pictures of noise, 80 x 48."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (frames, 48, 80, 3), dtype=np.uint8)
+    first, *others = map(Image.fromarray, pixels)
+    first.save(path, save_all=True, append_images=others, duration=40, loop=0)
+    return str(path)
+
+
+def requests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Of each kind of item and of attention one, with odd numbers of tokens."""
+    picture = clip(folder / "picture.png", 1, 0)
+    controls = {"edge": clip(folder / "edge.png", 5, 1), "depth": clip(folder / "depth.png", 5, 2)}
+    small = COMMON | {"size": "80x48"}
+    policy = {"task": "policy", "image": picture, "domain": "pusht", "chunk": 8}
+    return {
+        "t2i": small | TEXTS | {"frames": 1, "task": "t2i"},
+        "t2v": small | {"frames": 5, "guidance": 1.0},
+        "sound": small | TEXTS | {"frames": 9, "sound": True},
+        "policy": small | TEXTS | policy,
+        "transfer": small | TEXTS | controls | {"frames": 5, "control_guidance": 2.0},
+        "one control": small | {"edge": controls["edge"], "frames": 5, "guidance": 1.0, "control_guidance": 2.0},
+    }
+
+
+def settled(given: dict[str, Any], parallel: str | None = None, model: str = str(TINY_MODEL)) -> Settled:
+    wish = Wish(model=model, given=given, backend="reference", dtype="float32", parallel=parallel)
+    return settle(wish)
+
+
+def velocity(one: Settled) -> torch.Tensor:
+    """Of the first step, guidance included."""
+    engine = Engine(one.model, one.plan)
+    return engine.predict([engine.start(one.request)])[0].clone()
+
+
+def of_processes(given: Sequence[Settled], layouts: Sequence[str]) -> list[torch.Tensor]:
+    """The first step of each of these requests in the layout beside it, all on one group of processes, which have to
+    find the same."""
+    plans = [replace(one.plan, layout=typed(layout)) for one, layout in zip(given, layouts, strict=True)]
+    (count,) = {plan.layout.size for plan in plans}
+
+    def work(rank: int) -> list[torch.Tensor]:
+        return [velocity(replace(one, plan=plan)) for one, plan in zip(given, plans, strict=True)]
+
+    found = together(count, work)
+    first = one_of(found)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True)), "processes differ"
+    return list(first)
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())

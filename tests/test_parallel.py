@@ -1,0 +1,219 @@
+"""Several devices: layouts, what they are refused with, and that they compute what one does. All of them, and whole
+runs, are in tests/parallel (`make test-parallel`)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from layouts import BOUND, error, of_processes, requests, settled, velocity
+from processes import together
+
+from cosmos3_core.contract import InputError, RunError, Segment
+from cosmos3_core.engine.engine import Engine
+from cosmos3_core.parallel import attention
+from cosmos3_core.parallel.ranks import check_agreed, parts
+from cosmos3_core.parallel.trial import try_out
+from cosmos3_core.plan import mesh
+from cosmos3_core.plan.mesh import Layout, Shared
+from cosmos3_core.reference.comm import Arriving, TorchComm
+from cosmos3_core.reference.ops import attention as reference
+
+NANO = Shared(branches=["prompt", "negative prompt"], heads=32, kv_heads=8, tokens=44_160)
+DIAGONAL = {
+    2: {"cfg=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer"},
+    4: {"cfg=2,ulysses=2": "policy", "ring=2,ulysses=2": "transfer", "ulysses=4": "t2v"},
+}
+"""Every axis and pair, and every kind of request, once. With four ways among two key heads these are repeated."""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    return requests(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def alone(given):
+    """What one process finds of each request."""
+    found = {}
+
+    def of(name):
+        if name not in found:
+            found[name] = velocity(settled(given[name]))
+        return found[name]
+
+    return of
+
+
+@pytest.mark.parametrize("count", DIAGONAL)
+def test_several_processes_find_what_one_does(given, alone, count):
+    asked = DIAGONAL[count]
+    found = of_processes([settled(given[name]) for name in asked.values()], list(asked))
+    errors = {layout: error(one, alone(asked[layout])) for layout, one in zip(asked, found, strict=True)}
+    assert max(errors.values()) < BOUND, errors
+
+
+def test_a_text_counted_by_each_of_a_ring_is_noticed(given, alone, monkeypatch):
+    """What other engines do: the error is no rounding."""
+    merged = attention.Exchanged._merged
+
+    def twice(self, before, q, text, kv, keys):
+        self.text = text or self.text
+        return merged(self, before, q, self.text, kv, keys)
+
+    monkeypatch.setattr(attention.Exchanged, "_merged", twice)
+    (found,) = of_processes([settled(given["t2v"])], ["ring=2"])
+    assert error(found, alone("t2v")) > 100 * BOUND
+
+
+def test_merged_parts_are_the_softmax_over_all():
+    """In any order, also where one part has nearly all the weight."""
+    stream = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 7, 4, 16, generator=stream) for _ in range(3))
+    whole, lse = reference(q, [Segment(40 * k, v)], want_lse=True)
+    sums = None
+    for rows in (slice(5, 7), slice(0, 1), slice(1, 5)):
+        sums = attention.Merged(*reference(q, [Segment(40 * k[:, rows], v[:, rows])], want_lse=True), sums)
+    assert error(sums.out, whole) < 1e-6 and error(sums.lse, lse) < 1e-6
+
+
+def test_a_process_with_another_seed_is_named():
+    def work(rank):
+        decided = {"request": {"seed": 1 + (rank == 2), "steps": 4}, "ids": [1, 2]}
+        check_agreed(decided | {"request": decided["request"]})
+
+    for found in together(3, work):
+        assert isinstance(found, RunError)
+        assert found.found == "process 2 has another than process 0 (request.seed)"
+
+
+class Idle(TorchComm):
+    """A vendor's collective that succeeds and moves nothing."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __getattribute__(self, name):
+        if name == object.__getattribute__(self, "name"):
+            return lambda x, *_, **__: Arriving(x.clone(), [])
+        return super().__getattribute__(name)
+
+
+def test_a_collective_that_moves_nothing_is_named():
+    names = ("all_to_all", "all_gather", "reduce_scatter", "all_reduce", "broadcast", "exchange")
+
+    def work(rank):
+        said = []
+        for name in (None, *names):
+            try:
+                try_out(Idle(name), None, rank, 2, torch.device("cpu"), "ulysses")
+                said.append("right")
+            except RunError as fault:
+                said.append(fault.asked)
+            dist.barrier()
+        return said
+
+    for rank, found in enumerate(together(2, work)):
+        told = [f"trying out {name} among the 2 processes of ulysses" for name in names]
+        told[4] = "right" if rank else told[4]  # a broadcast from this one
+        assert found == ["right", *told]
+
+
+def test_a_plan_for_several_waits_for_nobody(given):
+    """In one process it is refused, before a weight is read."""
+    one = settled(given["t2i"], "cfg=2")
+    with pytest.raises(InputError, match="it takes 2 processes, and this is one"):
+        Engine(one.model, one.plan).start(one.request)
+
+
+def test_places_and_groups():
+    layout = Layout(cfg=2, ring=2, ulysses=2)
+    assert [layout.coordinates(rank) for rank in (0, 1, 2, 5)] == [
+        {"cfg": 0, "ring": 0, "ulysses": 0},
+        {"cfg": 0, "ring": 0, "ulysses": 1},
+        {"cfg": 0, "ring": 1, "ulysses": 0},
+        {"cfg": 1, "ring": 0, "ulysses": 1},
+    ]
+    assert layout.groups("ulysses") == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert layout.groups("ring") == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert layout.groups("ring", "ulysses") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert layout.groups("cfg") == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert str(layout) == "cfg=2,ring=2,ulysses=2" and mesh.typed(str(layout)) == layout
+
+
+def test_parts_are_even_and_ragged():
+    for length, count in itertools.product((1, 7, 197, 200), (1, 2, 3, 8)):
+        found = parts(length, count)
+        assert sum(found) == length and max(found) - min(found) <= 1
+
+
+@pytest.mark.parametrize(
+    ("parallel", "shared", "found", "next_step"),
+    [
+        ("tensor=2", NANO, "not yet: tensor parallel", "Split cfg or ring or ulysses"),
+        ("ulises=2", NANO, "'ulises=2' names no axis of the mesh", "Did you mean ulysses?"),
+        ("cfg=2,cfg=2", NANO, "cfg is given twice", "Keep one of them"),
+        ("cfg=0", NANO, "'0' is no number of parts", "Type 1 to 1024"),
+        ("ring=99,ulysses=99", NANO, "it takes 9801 devices", "Type up to 1024 in all"),
+        (
+            "cfg=3",
+            NANO,
+            "a step has 2 guidance branches: prompt, negative prompt",
+            "The nearest that can be is `parallel` cfg=2",
+        ),
+        (
+            "cfg=2",
+            replace(NANO, branches=["prompt"]),
+            "the request has no guidance, and so one branch: there is nothing to deal out",
+            "The nearest that can be is `parallel` ulysses=2",
+        ),
+        (
+            "cfg=2,ulysses=3",
+            NANO,
+            "the model's 32 heads are not split evenly among 3",
+            "The nearest that can be is `parallel` cfg=2,ulysses=2",
+        ),
+        (
+            "ulysses=6",
+            replace(NANO, heads=24),
+            "the model's 8 key heads are neither split among 6 nor repeated evenly",
+            "The nearest that can be is `parallel` ulysses=4",
+        ),
+        (
+            "ring=8",
+            replace(NANO, tokens=6),
+            "the request has 6 media tokens, fewer than the 8 devices of a branch",
+            "The nearest that can be is `parallel` ring=6",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_nearest_that_can(parallel, shared, found, next_step):
+    with pytest.raises(InputError) as raised:
+        mesh.settled(parallel, None, shared, None)
+    assert (raised.value.found, raised.value.next_step) == (found, next_step)
+
+
+def test_devices_choose_the_layout_that_exchanges_least():
+    chosen = {count: str(mesh.settled(None, count, NANO, None)[0]) for count in (1, 2, 3, 8, 16, 64)}
+    assert chosen == {
+        1: "cfg=1",
+        2: "cfg=2",
+        3: "ring=3",
+        8: "cfg=2,ulysses=4",
+        16: "cfg=2,ulysses=8",
+        64: "cfg=2,ulysses=32",
+    }
+    assert str(mesh.settled(None, 2, replace(NANO, branches=["prompt"]), None)[0]) == "ulysses=2"
+    with pytest.raises(InputError, match="it takes 8 devices, and here are 4. Type `parallel` cfg=2,ulysses=2"):
+        mesh.settled("cfg=2,ulysses=4", None, NANO, 4)
+
+
+def test_a_plan_counts_what_one_device_does(given):
+    one, two, four = (settled(given["sound"], parallel) for parallel in (None, "cfg=2", "cfg=2,ulysses=2"))
+    flops = [sum(work.flops for work in plan.estimate.step(True)) for plan in (one, two, four)]
+    assert flops[0] > flops[1] > flops[2] and flops[1] == pytest.approx(2 * flops[2], rel=0.1)
+    assert four.estimate.stage("steps").activations < two.estimate.stage("steps").activations
+    assert four.estimate.stage("steps").text_kv == two.estimate.stage("steps").text_kv // 2
