@@ -12,7 +12,7 @@ from cosmos3_core.contract import RECIPES, Backend, Device, Unavailable, hookimp
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
 from . import vendor
-from .devices import CEILINGS, KNOWN
+from .devices import CEILINGS, KNOWN, TUNING
 
 FAMILIES = {
     "gfx90a": "cdna",
@@ -78,6 +78,7 @@ def cosmos3_backend() -> Backend:
         probe=probe,
         kernels=ROWS,
         ceilings=CEILINGS,
+        tuning=TUNING,
         known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,
