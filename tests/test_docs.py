@@ -89,7 +89,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "cosmos3 backends",
         "cosmos3 check --backend rocm --record check-mi300x.json",
         "cosmos3 evaluate --backend rocm",
-        "python -m cosmos3_triton.tune",
+        "python -m cosmos3_rocm.tune",
         "cosmos3 warmup --backend rocm --task t2v --size 1280x720 --frames 189",
         "cosmos3 plan --backend rocm --device MI300X --task t2v --size 1280x720 --frames 189",
         "cosmos3 recipes validate nano-t2v-1280x720-mi300xx1 --random-weights",

@@ -3,11 +3,14 @@ reads the scales of blocks. Loads no torch."""
 
 from __future__ import annotations
 
+from cosmos3_triton import targets
+from cosmos3_triton.targets import TARGETS
+
 from cosmos3_core.contract import Device
 
-FNUZ = ("gfx942",)
+FNUZ = tuple(arch for arch, target in TARGETS.items() if target.fp8 == targets.FNUZ)
 """Architectures whose e4m3 has no negative zero and one exponent less: torch's float8_e4m3fnuz."""
-OCP = ("gfx950", "gfx1200", "gfx1201")
+OCP = tuple(arch for arch, target in TARGETS.items() if target.fp8 == targets.OCP and arch.startswith("gfx"))
 """Those with the Open Compute Project's, torch's float8_e4m3fn."""
 MX_SINCE, SWIZZLED_SINCE = (7, 0), (7, 13)
 """The ROCm from which on hipBLASLt multiplies blocks with scales, and the one from which on it reads them swizzled."""

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
-from cosmos3_triton.tables import Table, table
+from cosmos3_triton.rows import origin
 
 from cosmos3_core.contract import RECIPES, Backend, Device, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
 from . import vendor
 from .devices import CEILINGS, KNOWN, TUNING
-
-FAMILIES = {
-    "gfx90a": "cdna",
-    "gfx942": "cdna",
-    "gfx950": "cdna",
-    "gfx1100": "rdna3",
-    "gfx1151": "rdna3",
-    "gfx1201": "rdna4",
-}
-"""Which file in LAUNCHES has the launches of our kernels, by architecture: those for which the tests compile them."""
-LAUNCHES = Path(__file__).parent / "launches"
-REHEARSED = "compiled and interpreted, not run on a device yet"
-
-
-def find_table(arch: str, device: str | None = None) -> Table:
-    """As cosmos3_triton.tables.table, with what this package knows of the architecture."""
-    return table(arch, device, LAUNCHES / f"{FAMILIES[arch]}.toml" if arch in FAMILIES else None)
+from .kernels import OURS, find_table
 
 
 def probe() -> Device:
@@ -58,13 +40,13 @@ def probe() -> Device:
 
 ROWS = (
     *vendor.ATTENTION,
-    *(
-        replace(row, notes=f"reads two segments where they lie; {REHEARSED}")
-        for row in attention_rows(tuple(FAMILIES), find=find_table)
-    ),
-    *(replace(row, notes=f"{row.notes}; {REHEARSED}") for row in row_wise_rows(tuple(FAMILIES), find=find_table)),
+    *OURS.attention,
+    *OURS.row_wise,
     *vendor.ROW_WISE,
     *vendor.linears(find_table),
+    *OURS.linears,
+    *vendor.layers(find_table),
+    *OURS.layers,
     *vendor.CAPTURE,
 )
 

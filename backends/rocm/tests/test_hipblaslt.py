@@ -8,7 +8,7 @@ from dataclasses import replace
 import emulated
 import pytest
 import torch
-from cosmos3_rocm.linears import to_fnuz
+from cosmos3_triton.linears import to_fnuz
 from emulated import E4M3
 from torch.nn.functional import SwizzleType
 from vendor_cases import DEVICE, ask, bound, distance, made, row

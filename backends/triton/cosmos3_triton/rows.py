@@ -260,8 +260,8 @@ def uneven(ask: Ask, inputs: int, outputs: int = 1) -> str | None:
 
 
 def refuse_head_dim(ask: Ask) -> str | None:
-    if ask.head_dim not in (64, 128):
-        return f"written for head dims 64 and 128, not {ask.head_dim}"
+    if ask.head_dim not in (32, 64, 128):
+        return f"written for head dims 32, 64 and 128, not {ask.head_dim}"
     return None
 
 
