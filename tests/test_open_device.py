@@ -69,6 +69,14 @@ def test_its_own_memory_is_judged_and_asked(cosmos3):
     assert "no test" not in done.stdout
 
 
+def test_a_row_is_used_on_a_second_device(cosmos3, monkeypatch):
+    monkeypatch.setenv("OPEN_DEVICES", "2")
+    done = cosmos3("check", "--backend", "open", "-k", "second_device")
+    assert "gate-by_halves               1 passed" in done.stdout, done.stdout + done.stderr
+    wrong = "failed test_rows_serve_a_second_device[gate-on_the_first]: gate=on_the_first: inputs are on opendev:1"
+    assert done.returncode == 1 and wrong in done.stdout
+
+
 def test_random_weights_are_drawn_on_the_host_for_it(cosmos3):
     """It has no generator of its own."""
     done = cosmos3("warmup", "--backend", "open", "--model", TINY_MODEL, "--size", "64x64", "--frames", 1)

@@ -32,6 +32,8 @@ PEERS = 3
 """Processes that meet: between two, the one before and the next one are the same."""
 MEETING_SECONDS = 180
 """How long they may take to load the backend and try its collectives."""
+FORK_SECONDS = 10
+"""How long a process may take that is forked after the probe and has nothing to do."""
 TOLD = " was "
 """Between the name of what a process has tried and how it went."""
 

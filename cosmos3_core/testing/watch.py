@@ -2,7 +2,8 @@
 
     python -m cosmos3_core.testing.watch NAME
 
-prints {"probe": [what changed], "rows": {"op-name": {"changed": [...], "digest": "...", "error": "..."}}} as JSON.
+prints as JSON {"probe": [what changed], "probe_seconds": ..., "fork": whether a forked process ends,
+"rows": {"op-name": {"changed": [...], "digest": "...", "error": "..."}}}.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 
 from ..checkpoint.tensors import tensor_digest
 from ..contract import OPS
-from .subject import Subject, environment, row_id
+from .subject import FORK_SECONDS, Subject, environment, row_id
 from .suite import CASES
 
 TORCH_S_OWN = ("TORCHINDUCTOR_CACHE_DIR",)
@@ -135,7 +136,7 @@ def watch(name: str, ops: Collection[str] = OPS) -> dict[str, Any]:
         subject.backend.probe()
         seconds = time.perf_counter() - started
     probed = difference(before, surroundings()) + _written(said)
-    seen: dict[str, Any] = {"probe": probed, "probe_seconds": seconds, "rows": {}}
+    seen: dict[str, Any] = {"probe": probed, "probe_seconds": seconds, "fork": _fork_ends(), "rows": {}}
     for kernel in subject.backend.kernels:
         if kernel.op not in ops or subject.why_not(kernel, kernel.dtypes[0]) is not None:
             continue
@@ -150,6 +151,26 @@ def watch(name: str, ops: Collection[str] = OPS) -> dict[str, Any]:
         changed = difference(before, surroundings()) + _written(said)
         seen["rows"][row_id(kernel)] = row | {"changed": changed}
     return seen
+
+
+def _fork_ends() -> bool:
+    """Whether a process that is forked now, adds numbers on the host and collects garbage, has ended in time."""
+    child = os.fork()
+    if not child:
+        try:
+            torch.ones(3).sum()
+            gc.collect()
+            logging.getLogger().isEnabledFor(logging.DEBUG)
+        finally:
+            os._exit(0)
+    last = time.monotonic() + FORK_SECONDS
+    while time.monotonic() < last:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
 def _written(said: list[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 from ...checkpoint.tensors import tensor_digest
 from ..cases import OpCase, same_bits, tensors_in
 from ..returns import returned, unlike
-from ..subject import row_id
+from ..subject import FORK_SECONDS, row_id
 
 SLOW_SECONDS = 4
 """What probing may take, and importing a plugin: on a busy machine both take a tenth of it."""
@@ -108,6 +110,40 @@ def test_building_twice_is_harmless(subject, kernel, op, job):
         assert same, "what the first build gives is not what it gave before the second"
 
 
+def test_rows_serve_a_second_device(subject, kernel, op_cases, here):
+    """Built once for each of two devices, while that is the current one, a row gives the same results there, on the
+    device of its inputs."""
+    case = op_cases[kernel.op]
+    if subject.present.count < 2:
+        pytest.skip("it takes two devices, and there is one")
+    if case.use is None and case.make is None:
+        pytest.skip("it takes more than one process; its own tests use it")
+    if not here.formats:
+        pytest.skip(subject.why_not(kernel, here.dtype))
+    found, devices = [], [torch.device(here.device, index) for index in (0, 1)]
+    for device in devices:
+        with torch.inference_mode(), _current(device):
+            found.append(case.job(kernel.build(subject.present), replace(here, device=str(device))))
+    for ours, device in zip(found, devices, strict=True):
+        strange = [t.device for t in ours if t.device != device and not t.is_cpu]
+        assert not strange, f"inputs are on {device}, and a result is on {strange[0]}"
+    for first, second in zip(*found, strict=True):
+        first, second = first.cpu(), second.cpu()
+        near = torch.equal(first, second) or torch.allclose(first.float(), second.float(), rtol=0.05, atol=0.05)
+        assert near, "the second device gives other results than the first"
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """With this as torch's current device, where torch knows a current one of its type."""
+    with ExitStack() as stack:
+        found = torch.accelerator.current_accelerator()
+        if found is not None and found.type == device.type:
+            with suppress(NotImplementedError):
+                stack.enter_context(torch.accelerator.device_index(device.index))
+        yield
+
+
 def test_deterministic_rows_are_in_one_process(kernel, op, job, record_property):
     first = job(op)
     same = all(same_bits(first, job(op)) for _ in range(7))
@@ -137,6 +173,12 @@ def test_memory_is_returned_after_a_job(kernel, op, job, alive):
 def test_probe_changes_nothing_global(subject, device):
     changed = subject.watched["probe"]
     assert not changed, f"probe() changed {'; '.join(changed)}"
+
+
+def test_a_fork_after_the_probe_ends(subject, device):
+    """A process that is forked when the device has been looked for computes on the host and ends: no lock that the
+    probe took, and nothing that it has registered for forks, holds it."""
+    assert subject.watched["fork"], f"a process that was forked after probe() has not ended within {FORK_SECONDS} s"
 
 
 def test_probe_takes_little_time(subject, device):

@@ -79,6 +79,24 @@ def test_linear_multiplies_in_its_format(kernel, dtype, format, op, here, device
     )
 
 
+@over("pack_linear")
+def test_linear_quantizes_its_input(kernel, dtype, format, op, here, device):
+    """Where the format says so. A weight of zeros and one negative number is in every format what it was, so that what
+    is lost is the activations' part."""
+    meaning, cast = here.meaning(format), getattr(torch, dtype)
+    if meaning is None or meaning.of_inputs is None:
+        pytest.skip("it is about formats with activations in them")
+    weight = ((normal(OUT, WIDTH, seed=45) > 0) / -16).to(cast)
+    x = normal(64, WIDTH, seed=46).to(cast)
+    exact = x.double() @ weight.double().T
+    eager = reference.LinearPacker({format: meaning})(handed(weight, meaning), None, format=format)(x)
+    found = op(handed(weight.to(device), meaning), None, format=format)(x.to(device))
+    ours, theirs = Loss.of(found, exact).whole, Loss.of(eager, exact).whole
+    assert ours >= USED * theirs, (
+        f"the relative error is {ours:.1e}, and activations in {format} cost {theirs:.1e}; shape [64, {OUT}]"
+    )
+
+
 @over("attention")
 def test_attention_computes_in_its_format(kernel, dtype, op, device, allowance):
     """A row that is there for a format alone loses more than eager torch does without one."""

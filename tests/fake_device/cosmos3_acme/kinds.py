@@ -435,6 +435,26 @@ def flushed(least: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda t: torch.where(t.abs() < least, 0, t)
 
 
+def scaled_up(t: torch.Tensor) -> torch.Tensor:
+    """To the largest number of a format of 8 bits and back: too far for fp32 where a row is near zero."""
+    largest = t.float().abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(largest == 0, 1.0, 448 / largest)
+    return (t.float() * scale / scale).to(t.dtype)
+
+
+def stream_scaled_up(function, residual, *rest):
+    residual.x_MI = scaled_up(residual.x_MI)
+    return function(residual, *rest)
+
+
+def attended_scaled_up(function, residual, attended):
+    return function(residual, scaled_up(attended.flatten(2)).view(attended.shape))
+
+
+def values_scaled_up(function, q, segments, **options):
+    return function(q, [(k, scaled_up(v)) for k, v in segments], **options)
+
+
 def in_16_bits(t: torch.Tensor) -> torch.Tensor:
     return t.bfloat16().to(t.dtype)
 
@@ -498,6 +518,15 @@ def values() -> Iterator[tuple[str, str, Any]]:
     yield "large_results_clamped", "gate", outputs_changed(clamped(500))
 
 
+def small_numbers() -> Iterator[tuple[str, str, Any]]:
+    for op in (*ROWS, "attention"):
+        yield f"{op}_scales_small_inputs_up", op, inputs_changed(scaled_up)
+    yield "attention_scales_small_values_up", "attention", values_scaled_up
+    for op in ("project", "finish"):
+        yield f"{op}_scales_small_rows_up", op, stream_scaled_up
+    yield "finish_scales_small_heads_up", "finish", attended_scaled_up
+
+
 def packings() -> Iterator[tuple[str, str, Any]]:
     yield "weights_cut_off", "pack_linear", int8_weights(torch.trunc)
     yield "weights_rounded_down", "pack_linear", int8_weights(torch.floor)
@@ -552,6 +581,11 @@ def lying(which: str) -> Callable[..., Any]:
         elif which == "residual":
             rest = options.get("residual_MI")
             options = options | {"residual_MI": rest if rest is None else as_it_lies(rest)}
+        elif which in ("x_MI", "delta_MI"):
+            rows = getattr(given[0], which)
+            setattr(given[0], which, rows if rows is None else as_it_lies(rows))
+        elif which in ("cosines", "attended"):
+            given[1] = as_it_lies(given[1])
         else:
             given[0] = as_it_lies(given[0])
         return function(*given, **options)
@@ -566,6 +600,10 @@ def layouts() -> Iterator[tuple[str, str, Any]]:
     yield "dense_x", "rms_norm", lying("x")
     yield "dense_residual", "rms_norm", lying("residual")
     yield "dense_latent", "patch_embed", lying("x")
+    for op, which in (("project", "x_MI"), ("project", "delta_MI"), ("project", "cosines")):
+        yield f"{op}_dense_{which}", op, lying(which)
+    for which in ("x_MI", "attended"):
+        yield f"finish_dense_{which}", "finish", lying(which)
 
 
 # Leaks -----------------------------------------------------------------------------------------------------------
@@ -668,6 +706,7 @@ def every() -> Iterator[tuple[str, str, str, Any]]:
         "heads": heads,
         "state": states,
         "values": values,
+        "near zero": small_numbers,
         "dtype": dtypes,
         "layout": layouts,
         "leak": leaks,
