@@ -59,6 +59,7 @@ WRITTEN = {
     "probe_logs_everything": "fault of the probe",
     "probe_leaves_a_thread": "fault of the probe",
     "probe_hangs_forks": "fault of the probe",
+    "probe_leaves_a_file": "fault of the probe",
     "refuses_everything": "nothing served",
     "refuses_gates": "nothing served",
     "refuses_a_dtype": "nothing served",
@@ -109,6 +110,10 @@ FIRST = {
 """Words in the names of the tests that are tried first, by kind: another order finds the same, later."""
 
 
+LAST = "test_no_call_changes_anything_global"
+"""It is about what the others have called."""
+
+
 class Session:
     """A plugin of pytest that runs no test itself: for each fault a fork runs tests of the items that were collected,
     until one fails."""
@@ -148,6 +153,7 @@ class Session:
             os.environ["COSMOS3_ACME_OP"] = op
             for subject in session.config.stash[RECORD].subjects.values():
                 subject._reasons.clear()
+                subject.changed.clear()
                 subject.environment["COSMOS3_ACME_FAULT"] = name
                 if op == "gate":  # what building changes is seen by whoever has not built yet
                     subject.__dict__["watched"] = watched_here(subject)
@@ -155,6 +161,7 @@ class Session:
             others = [item for item in session.items if not op_of(item) and "step_parity" in item.name]
             words = FIRST.get(kind, ())
             own.sort(key=lambda item: (item.name != NAMED.get(name), not any(word in item.name for word in words)))
+            own.sort(key=lambda item: item.originalname == LAST)
             for caught, items in (("right", own), ("elsewhere", others)):
                 if failed := self._first(items, session):
                     return {"caught": caught, "by": failed[0], "said": failed[1]}

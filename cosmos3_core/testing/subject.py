@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,6 +35,8 @@ MEETING_SECONDS = 180
 """How long they may take to load the backend and try its collectives."""
 FORK_SECONDS = 10
 """How long a process may take that is forked after the probe and has nothing to do."""
+PYTEST_S = ("warnings.filters", "logging.root")
+"""What pytest changes around every test, and imports of Python's own change."""
 TOLD = " was "
 """Between the name of what a process has tried and how it went."""
 
@@ -51,6 +54,8 @@ class Subject:
         self._reasons: dict[tuple[Any, ...], str | None] = {}
         self._peers: dict[str, list[dict[str, str]] | str] = {}
         self._ops: dict[tuple[Any, ...], Ops] = {}
+        self.changed: dict[str, list[str]] = {}
+        """What calls in this process have changed, by row: empty where one was looked at and has changed nothing."""
 
     @property
     def present(self) -> Device:
@@ -139,6 +144,18 @@ class Subject:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")
         return json.loads(done.stdout.splitlines()[-1])
+
+    @contextmanager
+    def looking(self, row: str, test: str) -> Iterator[None]:
+        """What changes meanwhile is kept for the row, which this test calls."""
+        from .watch import difference, settings
+
+        before = settings()
+        try:
+            yield
+        finally:
+            found = [what for what in difference(before, settings()) if not what.startswith(PYTEST_S)]
+            self.changed.setdefault(row, []).extend(f"{what} in {test}" for what in found)
 
     def peers(self, kernel: Kernel) -> list[dict[str, str]] | str:
         """What `peers` found in each of three processes, or of two on two devices, or why there cannot be two. What a

@@ -8,11 +8,17 @@ prints as JSON {"probe": [what changed], "probe_seconds": ..., "fork": whether a
 
 from __future__ import annotations
 
+import builtins
+import decimal
+import faulthandler
 import gc
 import json
+import locale
 import logging
 import os
+import pickle
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -32,14 +38,33 @@ from ..contract import OPS
 from .subject import FORK_SECONDS, Subject, environment, row_id
 from .suite import CASES
 
+LIMITS = [name for name in dir(resource) if name.startswith("RLIMIT_")]
 TORCH_S_OWN = ("TORCHINDUCTOR_CACHE_DIR",)
 """Environment variables that torch sets to its own default when a library first asks it to compile."""
+
+
+PATCHABLE = {
+    "torch": torch,
+    "torch.nn.functional": torch.nn.functional,
+    "torch.Tensor": torch.Tensor,
+    "builtins": builtins,
+}
+"""What may be replaced by functions of somebody's own, for the whole process."""
+FUNCTIONS = [(where, name) for where, found in PATCHABLE.items() for name in vars(found) if not name.startswith("__")]
 
 
 def surroundings() -> dict[str, Any]:
     """Everything a kernel shares with the program around it, by the name a vendor knows it by."""
     shared = {name: value for name, value in environment().items() if name not in TORCH_S_OWN}
-    return {f"environment variable {name}": value for name, value in shared.items()} | {
+    shared = {f"environment variable {name}": value for name, value in shared.items()}
+    streams = {"sys.stdout": id(sys.stdout), "sys.stderr": id(sys.stderr), "files in the folder": sorted(os.listdir())}
+    functions = {f"{where}.{name}": id(vars(PATCHABLE[where]).get(name)) for where, name in FUNCTIONS}
+    return shared | streams | functions | settings()
+
+
+def settings() -> dict[str, Any]:
+    """What of it a process can be asked often."""
+    return {
         "torch.get_default_dtype()": str(torch.get_default_dtype()),
         "torch.get_default_device()": str(torch.get_default_device()),
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
@@ -53,9 +78,19 @@ def surroundings() -> dict[str, Any]:
         "torch.set_printoptions()": repr(torch.tensor(1 / 3)),
         "torch.set_flush_denormal()": bool((torch.tensor([1e-38]) / 1000) == 0),
         "random.getstate()": hash(random.getstate()),
-        "numpy.random.get_state()": hash(repr(numpy.random.get_state())),
+        "numpy.random.get_state()": hash(pickle.dumps(numpy.random.get_state())),
         "os.getcwd()": os.getcwd(),
         "os.umask()": _umask(),
+        "os.sched_getaffinity()": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "os.nice()": os.nice(0),
+        "locale.setlocale()": locale.setlocale(locale.LC_ALL),
+        "numpy.geterr()": numpy.geterr(),
+        "decimal.getcontext()": repr(decimal.getcontext()),
+        "sys.getswitchinterval()": sys.getswitchinterval(),
+        "sys.gettrace()": repr(sys.gettrace()),
+        "sys.getprofile()": repr(sys.getprofile()),
+        "faulthandler.is_enabled()": faulthandler.is_enabled(),
+        **{f"resource.getrlimit({one})": resource.getrlimit(getattr(resource, one)) for one in LIMITS},
         "sys.path": list(sys.path),
         "sys.getrecursionlimit()": sys.getrecursionlimit(),
         "sys.excepthook": repr(sys.excepthook),
@@ -177,6 +212,24 @@ def _written(said: list[str]) -> list[str]:
     return [f"what stands on the terminal: {' '.join(said).strip()!r}"] if any(said) else []
 
 
+def _as_after_a_login() -> None:
+    """What a process inherits is what it is at first for everybody: who started this one may have probed already."""
+    for one in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(one) is signal.SIG_IGN:
+            signal.signal(one, signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL)
+    os.umask(0o022)
+    sys.path[:] = [os.path.abspath(part) for part in sys.path]
+
+
+def main(name: str) -> None:
+    _as_after_a_login()
+    start = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="cosmos3-") as folder, torch.inference_mode():
+        os.chdir(folder)
+        seen = watch(name)
+        os.chdir(start)
+    print("\n" + json.dumps(seen))
+
+
 if __name__ == "__main__":
-    with torch.inference_mode():
-        print("\n" + json.dumps(watch(sys.argv[1])))
+    main(sys.argv[1])

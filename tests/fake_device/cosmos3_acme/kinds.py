@@ -680,6 +680,13 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "deterministic_torch": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "anomalies": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
     "prints_short": lambda: torch.set_printoptions(precision=2),
+    "leaves_a_file": lambda: open("acme.cache", "w").close(),
+    "replaces_a_function": lambda: setattr(torch.nn.functional, "gelu", torch.nn.functional.silu),
+    "keeps_to_one_core": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+    "raises_for_numpy": lambda: __import__("numpy").seterr(all="raise"),
+    "switches_threads_often": lambda: sys.setswitchinterval(1e-4),
+    "another_locale": lambda: __import__("locale").setlocale(__import__("locale").LC_ALL, "C.UTF-8"),
+    "fewer_files": lambda: __import__("resource").setrlimit(__import__("resource").RLIMIT_CORE, (0, 0)),
 }
 
 
@@ -697,6 +704,18 @@ def at_call(change: Callable[[], Any]) -> Callable[..., Any]:
         return function(*arguments, **options)
 
     return around
+
+
+def at_large_call(change: Callable[[], Any]) -> Callable[..., Any]:
+    def around(function, x, *rest, **options):
+        if len(x) > 1000:
+            change()
+        return function(x, *rest, **options)
+
+    return around
+
+
+LATE = ("seeds_torch", "takes_interrupts", "deterministic_torch", "leaves_a_thread", "flushes_denormals")
 
 
 def every() -> Iterator[tuple[str, str, str, Any]]:
@@ -720,6 +739,8 @@ def every() -> Iterator[tuple[str, str, str, Any]]:
         yield f"build_{name}", "surroundings", "gate", at_build(change)
         if i % 3 == 0:
             yield f"call_{name}", "surroundings", "gate", each_call("gate", at_call(change))
+        if name in LATE:
+            yield f"large_call_{name}", "surroundings", "gate", each_call("gate", at_large_call(change))
 
 
 FAULTS = {name: (op, change) for name, _, op, change in every()}
