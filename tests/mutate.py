@@ -100,6 +100,7 @@ FIRST = {
     "size": ("sizes", "layouts"),
     "heads": ("layouts", "sizes"),
     "state": ("other_", "stay_after", "fresh"),
+    "first call": ("parity",),
     "values": ("nearest", "format", "linear_parity", "sizes"),
     "near zero": ("near_zero",),
     "dtype": ("left_alone", "sizes", "parity"),
@@ -313,7 +314,7 @@ def main(names: list[str], write: bool, rest: bool) -> int:
     known = faults()
     prepared()
     kept = json.loads(GOLDEN.read_text("utf-8")) if write and GOLDEN.exists() and (names or rest) else {}
-    kept = {name: kept.get(name, {"kind": kind, "caught": UNTRIED}) for name, (kind, _) in known.items()}
+    kept = {name: kept.get(name, {"caught": UNTRIED}) | {"kind": kind} for name, (kind, _) in known.items()}
     chosen = [name for name, (kind, _) in known.items() if not names or name in names or kind in names]
     chosen = [name for name in chosen if not rest or kept[name]["caught"] == UNTRIED]
 

@@ -112,7 +112,7 @@ def test_attention_log_sum_exp(kernel, dtype, op, device, allowance, case):
     assert lse.shape == expected.shape and lse.dtype == torch.float32, f"lse is {lse.dtype} {list(lse.shape)}"
     worst = float((lse.cpu().double() - expected).abs().max())
     bound = cases.LSE_ABSOLUTE + cases.WORST_ROW * allowance
-    assert worst <= bound, f"lse is {worst:.1e} away, bound {bound:.1e}"
+    assert worst <= bound, f"lse is {worst:.1e} away, bound {bound:.1e}, shape {list(lse.shape)}"
 
 
 @over("attention")
@@ -128,7 +128,9 @@ def test_causal_attention_sees_no_later_key(kernel, dtype, op, device, allowance
         if allowance:
             check(after, before.cpu(), before.cpu(), dtype, allowance)
         else:
-            assert torch.equal(before, after), f"keys from {position} on changed outputs before {position}"
+            assert torch.equal(before, after), (
+                f"keys from {position} on changed outputs before, shape {list(out.shape)}"
+            )
 
 
 @over("attention")

@@ -20,6 +20,8 @@ SLOW_SECONDS = 4
 """What probing may take, and importing a plugin: on a busy machine both take a tenth of it."""
 POISON = 77
 """What no op gives everywhere."""
+CALLS = 20
+"""After which a ring of results would have come around."""
 
 
 def _watched(case: OpCase, op: Any, before: Callable[[Any], None], after: Callable[[Any, Any], None]) -> Any:
@@ -73,13 +75,19 @@ def test_inputs_are_left_alone(kernel, dtype, op, op_cases, job):
     if not callable(op):
         pytest.skip("its own tests look at what its methods are given")
     kept: list[tuple[Tensor, Tensor]] = []
+    lists: list[tuple[list, list]] = []
 
     def keep(arguments):
         given = [argument for i, argument in enumerate(arguments) if i not in case.overwrites]
         kept.extend((tensor, tensor.clone()) for tensor in tensors_in(given))
+        lists.extend((argument, [*argument]) for argument in given if isinstance(argument, list))
 
     job(_watched(case, op, keep, lambda result, annotation: None))
-    assert kept and all(torch.equal(now, before) for now, before in kept), "an input was overwritten"
+    assert kept
+    changed = [list(now.shape) for now, before in kept if not torch.equal(now, before)]
+    assert not changed, f"an input was overwritten, shape {changed[0]}"
+    same = all([*map(id, now)] == [*map(id, before)] for now, before in lists)
+    assert same, "a list among the inputs has other elements than before"
 
 
 def test_results_are_fresh(kernel, op, op_cases, job, here):
@@ -92,7 +100,7 @@ def test_results_are_fresh(kernel, op, op_cases, job, here):
     for result in first:
         result.fill_(POISON)
     again = call()
-    for _ in range(3):
+    for _ in range(CALLS):
         call()
     assert all(bool((result == POISON).all()) for result in first), "a later call has written to an earlier result"
     if kernel.deterministic:

@@ -75,7 +75,8 @@ def test_linear_multiplies_in_its_format(kernel, dtype, format, op, here, device
     ours, theirs = Loss.of(found, rows.exact["y"]), Loss.of(rows.eager["y"], rows.exact["y"])
     least = USED * theirs.whole
     assert ours.whole >= least, (
-        f"the relative error is {ours.whole:.1e}, and {format} costs {theirs.whole:.1e}: it is not used"
+        f"the relative error is {ours.whole:.1e}, and {format} costs {theirs.whole:.1e}, least {least:.1e}: it is not "
+        f"used; shape {list(found.shape)}"
     )
 
 
@@ -93,7 +94,8 @@ def test_linear_quantizes_its_input(kernel, dtype, format, op, here, device):
     found = op(handed(weight.to(device), meaning), None, format=format)(x.to(device))
     ours, theirs = Loss.of(found, exact).whole, Loss.of(eager, exact).whole
     assert ours >= USED * theirs, (
-        f"the relative error is {ours:.1e}, and activations in {format} cost {theirs:.1e}; shape [64, {OUT}]"
+        f"the relative error is {ours:.1e}, and activations in {format} cost {theirs:.1e}, least {USED * theirs:.1e}: "
+        f"they are not in it; shape [64, {OUT}]"
     )
 
 
@@ -106,7 +108,8 @@ def test_attention_computes_in_its_format(kernel, dtype, op, device, allowance):
     out, _ = op(*PLAIN.inputs(dtype, device))
     ours, theirs = Loss.of(out, exact).whole, Loss.of(eager, exact).whole
     assert ours > 1.2 * theirs, (
-        f"the relative error is {ours:.1e}, as without a format: {', '.join(kernel.formats)} is not used"
+        f"the relative error is {ours:.1e}, and {theirs:.1e} without a format: {', '.join(kernel.formats)} is not "
+        f"used; shape {list(out.shape)}"
     )
 
 
