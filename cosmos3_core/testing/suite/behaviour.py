@@ -20,8 +20,8 @@ SLOW_SECONDS = 4
 """What probing may take, and importing a plugin: on a busy machine both take a tenth of it."""
 POISON = 77
 """What no op gives everywhere."""
-CALLS = 20
-"""After which a ring of results would have come around."""
+CALLS = 9
+"""After which a ring of up to eight results has come around."""
 
 
 def _watched(case: OpCase, op: Any, before: Callable[[Any], None], after: Callable[[Any, Any], None]) -> Any:
