@@ -22,7 +22,7 @@ quick: lint
 # Triton interprets kernels or compiles them, and stand-ins are found, for the whole of a process.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile backends/cuda/tests/test_capture.py backends/xpu/tests/test_rehearsal.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile backends/cuda/tests/test_capture.py backends/xpu/tests/test_rehearsal.py backends/rocm/tests
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 backends/triton/tests/interpreted backends/cuda/tests/interpreted
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 backends/triton/tests/compiled
 

@@ -35,7 +35,8 @@ OWNED_BY_OPS = {
 LIBRARY = "cosmos3_triton"
 """Our kernels: no backend, but a library that backends import."""
 DEVICES = tuple(f"cosmos3_{name}.devices" for name in ("cuda", "npu", "rocm", "xpu"))
-LIGHT = ("cosmos3_core.contract", f"{LIBRARY}.rows", f"{LIBRARY}.tables", *DEVICES)
+ROCM = ("cosmos3_rocm.flavours", "cosmos3_rocm.kernels", "cosmos3_rocm.signatures", "cosmos3_rocm.vendor")
+LIGHT = ("cosmos3_core.contract", f"{LIBRARY}.rows", f"{LIBRARY}.tables", f"{LIBRARY}.targets", *DEVICES, *ROCM)
 """What a plugin may import at its top, and what holds to that itself."""
 # What declares options. All others say in their messages what a caller can set, and do not know who the caller is.
 HAS_OPTIONS = ("cosmos3_core.cli", "cosmos3_core.testing.plugin")

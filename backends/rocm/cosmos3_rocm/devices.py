@@ -1,7 +1,7 @@
 """AMD's GPUs that can be planned for unseen, and what each can do at most.
 
-Put together from AMD's documentation: memory is nominal, that of the Radeon 8060S what a machine of 128 GB may give it,
-and versions are examples of one release of torch.
+Put together from AMD's documentation: memory is nominal (ROCm's page "AMD GPU specifications"), that of the Radeon
+8060S what a machine of 128 GB may give it, and versions are examples of one release of torch.
 """
 
 from __future__ import annotations
@@ -17,30 +17,67 @@ def _device(arch: str, name: str, memory: int, unified: bool = False) -> Device:
 
 
 KNOWN = (
+    _device("gfx90a", "AMD Instinct MI250X", 64 * GIB),  # one of its two dies, as torch counts them
     _device("gfx942", "AMD Instinct MI300X", 192 * GIB),
+    _device("gfx942", "AMD Instinct MI325X", 256 * GIB),
     _device("gfx950", "AMD Instinct MI350X", 288 * 10**9),
+    _device("gfx950", "AMD Instinct MI355X", 288 * 10**9),
+    _device("gfx1100", "AMD Radeon RX 7900 XTX", 24 * GIB),
     _device("gfx1151", "Radeon 8060S Graphics", 96 * GIB, unified=True),
+    _device("gfx1200", "AMD Radeon RX 9060 XT", 16 * GIB),
     _device("gfx1201", "AMD Radeon RX 9070", 16 * GIB),
     _device("gfx1201", "AMD Radeon RX 9070 XT", 16 * GIB),
+    _device("gfx1201", "AMD Radeon AI PRO R9700", 32 * GIB),
 )
 
-RDNA4 = (
+CDNA_4 = (
+    "AMD's formula for CDNA 4's matrix cores (ROCm blogs, 30 September 2025) at the {} GHz of the {}, without "
+    "sparsity; bandwidth: AMD's data sheet"
+)
+RDNA_3 = (
+    "512 operations a clock and CU, in 8 bits too (the table of RDNA 3 in AMD's GPUOpen on RDNA 4), 96 CUs at 2.5 GHz; "
+    "bandwidth: AMD's data sheet, as the press quotes it"
+)
+RDNA_4 = (
     "1024 operations a clock and CU, 2048 in 8 bits (AMD's GPUOpen on RDNA 4), {} CUs at {} GHz, without sparsity; "
     "bandwidth: AMD's data sheet, as the press quotes it"
 )
 
+
+def _rates(units: int, operations: int, ghz: float, **more: int) -> dict[str, float]:
+    """TFLOP/s of so many CUs with so many operations a clock in bfloat16, and so many times that in other formats."""
+    return {name: round(units * operations * ghz * times / 1000, 1) for name, times in {"bfloat16": 1, **more}.items()}
+
+
+def _cdna_4(ghz: float, name: str) -> Ceiling:
+    rates = _rates(256, 4096, ghz, fp8=2, int8=2, mxfp8=2, mxfp4=4)
+    return Ceiling(tflops=rates, bandwidth=8e12, source=CDNA_4.format(ghz, name))
+
+
+def _rdna_4(units: int, ghz: float, bandwidth: float) -> Ceiling:
+    rates = _rates(units, 1024, ghz, fp8=2, int8=2)
+    return Ceiling(tflops=rates, bandwidth=bandwidth, source=RDNA_4.format(units, ghz))
+
+
 CEILINGS = {
+    "MI250X": Ceiling(
+        tflops={"bfloat16": 191.5, "int8": 191.5},
+        bandwidth=1.6e12,
+        source="AMD's data sheet of the Instinct MI250X, halved: one of its two dies",
+    ),
     "MI300X": Ceiling(
-        tflops={"bfloat16": 1307.4, "fp8": 2614.9},
+        tflops={"bfloat16": 1307.4, "fp8": 2614.9, "int8": 2614.9},
         bandwidth=5.3e12,
         source="AMD's data sheet of the Instinct MI300X, without sparsity",
     ),
-    "MI350X": Ceiling(
-        tflops={"bfloat16": 2306.9, "fp8": 4613.7},
-        bandwidth=8e12,
-        source="AMD's formula for CDNA 4's matrix cores (ROCm blogs, 30 September 2025) at the MI350X's 2.2 GHz, "
-        "without sparsity; bandwidth: AMD's data sheet",
+    "MI325X": Ceiling(
+        tflops={"bfloat16": 1307.4, "fp8": 2614.9, "int8": 2614.9},
+        bandwidth=6e12,
+        source="AMD's data sheet of the Instinct MI325X, without sparsity",
     ),
+    "MI350X": _cdna_4(2.2, "MI350X"),
+    "MI355X": _cdna_4(2.4, "MI355X"),
+    "RX 7900 XTX": Ceiling(tflops={"bfloat16": 122.9, "int8": 122.9}, bandwidth=9.6e11, source=RDNA_3),
     "gfx1151": Ceiling(
         tflops={"bfloat16": 36.1},
         bandwidth=2.56e11,
@@ -48,7 +85,9 @@ CEILINGS = {
         "bandwidth: AMD's data sheet of the Ryzen AI Max+ 395, 256 bits of LPDDR5X-8000",
     ),
     # Before the RX 9070, whose name is part of theirs.
-    "RX 9070 XT": Ceiling(tflops={"bfloat16": 194.6, "fp8": 389.3}, bandwidth=6.4e11, source=RDNA4.format(64, 2.97)),
-    "RX 9070 GRE": Ceiling(tflops={"bfloat16": 137.1, "fp8": 274.3}, bandwidth=4.32e11, source=RDNA4.format(48, 2.79)),
-    "RX 9070": Ceiling(tflops={"bfloat16": 144.5, "fp8": 289}, bandwidth=6.4e11, source=RDNA4.format(56, 2.52)),
+    "RX 9070 XT": _rdna_4(64, 2.97, 6.4e11),
+    "RX 9070 GRE": _rdna_4(48, 2.79, 4.32e11),
+    "RX 9070": _rdna_4(56, 2.52, 6.4e11),
+    "RX 9060 XT": _rdna_4(32, 3.13, 3.2e11),
+    "R9700": _rdna_4(64, 2.92, 6.4e11),
 }

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from cosmos3_triton.rows import attention_rows, origin, row_wise_rows
-from cosmos3_triton.tables import Table, table
+from cosmos3_triton.rows import origin
 
-from cosmos3_core.contract import RECIPES, Ask, Attention, Backend, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Backend, Device, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
+from . import vendor
 from .devices import CEILINGS, KNOWN
-
-# As AOTriton's isArchExperimentallySupported has it: 0.11 in torch 2.11 and 2.12, 0.12 or newer since.
-AOTRITON = ("gfx90a", "gfx942", "gfx950", "gfx1201")
-AOTRITON_SINCE_TORCH_2_13 = ("gfx1100", "gfx1151")
-AOTRITON_EXPERIMENTAL = ("gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1152", "gfx1153", "gfx1200")
-EXPERIMENTAL_SWITCH = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
-FAMILIES = {
-    "gfx90a": "cdna",
-    "gfx942": "cdna",
-    "gfx950": "cdna",
-    "gfx1100": "rdna3",
-    "gfx1151": "rdna3",
-    "gfx1201": "rdna4",
-}
-"""Which file in LAUNCHES has the launches of our kernels, by architecture: those for which the tests compile them."""
-LAUNCHES = Path(__file__).parent / "launches"
-REHEARSED = "compiled and interpreted, not run on a device yet"
-
-
-def find_table(arch: str, device: str | None = None) -> Table:
-    """As cosmos3_triton.tables.table, with what this package knows of the architecture."""
-    return table(arch, device, LAUNCHES / f"{FAMILIES[arch]}.toml" if arch in FAMILIES else None)
+from .kernels import OURS, find_table
 
 
 def probe() -> Device:
@@ -60,65 +38,15 @@ def probe() -> Device:
     )
 
 
-def build_aiter_fa(device: Device) -> Attention:
-    from . import attention
-
-    return attention.build_aiter_fa()
-
-
-def build_sdpa_flash(device: Device) -> Attention:
-    from .attention import sdpa_flash
-
-    return sdpa_flash
-
-
-def refuse_aiter_fa(ask: Ask) -> str | None:
-    if ask.head_dim != 128:
-        return f"its assembly is for head dim 128, not {ask.head_dim}"
-    return None
-
-
-def experimental(device: Device) -> bool:
-    """Whether torch's AOTriton wants its switch set for this architecture."""
-    torch = tuple(int(part) for part in device.versions["torch"].split(".")[:2])
-    return device.arch in AOTRITON_EXPERIMENTAL or (device.arch in AOTRITON_SINCE_TORCH_2_13 and torch < (2, 13))
-
-
-def refuse_flash(ask: Ask) -> str | None:
-    import os
-
-    if ask.head_dim > 256 or ask.head_dim % 8:
-        return f"takes head dims up to 256 that are multiples of 8, not {ask.head_dim}"
-    if experimental(ask.device) and os.environ.get(EXPERIMENTAL_SWITCH) != "1":
-        return f"AOTriton calls its kernels for {ask.device.arch} experimental; {EXPERIMENTAL_SWITCH}=1 allows them"
-    return None
-
-
 ROWS = (
-    Kernel(
-        op="attention",
-        name="aiter-fa",
-        build=build_aiter_fa,
-        arch=("gfx942", "gfx950"),
-        dtypes=("bfloat16",),
-        needs=("aiter",),
-        refuse=refuse_aiter_fa,
-        notes="AITER's FlashAttention (package amd-aiter), compiled at first use; rehearsed, not run on a device yet",
-    ),
-    Kernel(
-        op="attention",
-        name="sdpa-flash",
-        build=build_sdpa_flash,
-        arch=AOTRITON + AOTRITON_SINCE_TORCH_2_13 + AOTRITON_EXPERIMENTAL,
-        dtypes=("bfloat16", "float16"),
-        refuse=refuse_flash,
-        notes="AOTriton's FlashAttention, inside torch; rehearsed, not run on a device yet",
-    ),
-    *(
-        replace(row, notes=f"reads two segments where they lie; {REHEARSED}")
-        for row in attention_rows(tuple(FAMILIES), find=find_table)
-    ),
-    *(replace(row, notes=f"{row.notes}; {REHEARSED}") for row in row_wise_rows(tuple(FAMILIES), find=find_table)),
+    *vendor.ATTENTION,
+    *OURS.attention,
+    *OURS.row_wise,
+    *vendor.ROW_WISE,
+    *vendor.linears(find_table),
+    *OURS.linears,
+    *OURS.layers,
+    *vendor.CAPTURE,
 )
 
 

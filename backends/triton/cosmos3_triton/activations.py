@@ -15,11 +15,34 @@ from torch import Tensor
 
 from cosmos3_core.quant import ELEMENTS, FORMATS, Format
 
-VALUES = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn}
-INT8_MOST, E4M3_MOST = (tl.constexpr(ELEMENTS[element].most) for element in VALUES)
+from .tables import Table
+from .targets import FNUZ
+
+INT8_MOST, E4M3_MOST = (tl.constexpr(ELEMENTS[element].most) for element in ("int8", "e4m3"))
+FNUZ_MOST = tl.constexpr(E4M3_MOST.value / 2)
+"""Not e4m3fnuz's own largest, 240: up to here the codes are those of e4m3, each for half of what it means there."""
 BLOCK_VALUES = {"e4m3": torch.float8_e4m3fn, "e2m1": torch.uint8}
 ROUND = tl.constexpr(1.5 * 2**23)
 """A small number plus this is a float whose last bits are that number, rounded to nearest even."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """A number of 8 bits, for torch and for Triton, and the largest that is used."""
+
+    torch: torch.dtype
+    triton: tl.dtype
+    most: float
+
+
+INT8 = Element(torch.int8, tl.int8, INT8_MOST.value)
+E4M3 = Element(torch.float8_e4m3fn, tl.float8e4nv, E4M3_MOST.value)
+E4M3_FNUZ = Element(torch.float8_e4m3fnuz, tl.float8e4b8, FNUZ_MOST.value)
+
+
+def element(table: Table) -> Element:
+    """The numbers of e4m3 that the architecture multiplies."""
+    return E4M3_FNUZ if table.target and table.target.fp8 == FNUZ else E4M3
 
 
 # Rows to 8 bits ---------------------------------------------------------------------------------------------------
@@ -29,7 +52,7 @@ ROUND = tl.constexpr(1.5 * 2**23)
 def eight_bits(x, dtype: tl.constexpr, given_ptr):
     """(values in int8 or e4m3, scale) of a whole row in fp32; what is beyond its end is 0. The scale is the row's own,
     or where one is `given` that: then what is larger saturates, and a NaN makes the scale NaN."""
-    MOST: tl.constexpr = INT8_MOST if dtype == tl.int8 else E4M3_MOST
+    MOST: tl.constexpr = INT8_MOST if dtype == tl.int8 else (FNUZ_MOST if dtype == tl.float8e4b8 else E4M3_MOST)
     if given_ptr is None:
         largest = tl.maximum(tl.max(tl.abs(x), 0), 1e-30)  # a row of zeros needs a scale, too
         x = x * (MOST / largest)
@@ -68,21 +91,25 @@ class Rows:
     dtype: torch.dtype
 
 
-def empty_rows(x: Tensor, width: int, format: str) -> Rows:
-    """As many rows as x has, of a width of their own, to be written in a format with elements of int8 or e4m3."""
-    values_MI = torch.empty(x.shape[0], width, dtype=VALUES[FORMATS[format].element], device=x.device)
+def empty_rows(x: Tensor, width: int, format: str, fp8: torch.dtype = torch.float8_e4m3fn) -> Rows:
+    """As many rows as x has, of a width of their own, to be written in a format with elements of int8, or of e4m3 as
+    the device has it, `fp8`."""
+    dtype = torch.int8 if FORMATS[format].element == "int8" else fp8
+    values_MI = torch.empty(x.shape[0], width, dtype=dtype, device=x.device)
     return Rows(values_MI, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
 
 
-def quantize_rows(x_MI: Tensor, format: str, given: Tensor | None = None) -> Rows:
+def quantize_rows(
+    x_MI: Tensor, format: str, given: Tensor | None = None, fp8: torch.dtype = torch.float8_e4m3fn
+) -> Rows:
     """The activations of formats "int8" and "fp8", or with a `given` scale, fp32 of one element, those of "int8_static"
-    and "fp8_static": one read, one write.
+    and "fp8_static": one read, one write. In float8_e4m3fnuz a given scale is twice the format's.
 
     Rows may lie at any distance. Equal to `quant.numerics.pack`, but for values within fp32 rounding of a tie; by a
     given scale a NaN makes its own row NaN, not all of them.
     """
     x_MI, (rows, width) = dense(x_MI), x_MI.shape
-    y, block = empty_rows(x_MI, width, format), triton.next_power_of_2(width)
+    y, block = empty_rows(x_MI, width, format, fp8), triton.next_power_of_2(width)
     _quantize_rows[(rows,)](
         x_MI,
         y.values_MI,

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -28,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .activations import ROUND
+from .activations import INT8, ROUND, Element, element
 from .attention import LENGTHS, LOG2_E, Flash, Segments, attend, first_and_last, load_block, results, store_output
 from .tables import Table
 
@@ -224,25 +223,9 @@ def _flash_8bit(
 
 
 CHUNKS = 32
-"""Parts of a segment whose ranges are found in parallel, in blocks of RANGES_BLOCK tokens."""
-RANGES_BLOCK = 32
+"""Parts of a segment whose ranges are found in parallel."""
 RUN = 4
 """Blocks that a program quantizes one after another, because it has to read the ranges and the rotation first."""
-TEXT_BLOCK = 64
-"""Keys of a block in 16 bits beside blocks in 8."""
-
-
-@dataclass(frozen=True)
-class Element:
-    """A number of 8 bits, for torch and for Triton, and the largest of them."""
-
-    torch: torch.dtype
-    triton: tl.dtype
-    most: float
-
-
-INT8 = Element(torch.int8, tl.int8, 127.0)
-E4M3 = Element(torch.float8_e4m3fn, tl.float8e4nv, 448.0)
 
 
 class EightBit:
@@ -250,7 +233,7 @@ class EightBit:
     calls are the text's own, and in 16 bits."""
 
     def __init__(self, table: Table, keys: Element, values: Element):
-        self.flash, self.launch = Flash(table), table.launch("eight_bit")
+        self.flash, self.launch, self.ranges = Flash(table), table.launch("eight_bit"), table.launch("ranges")
         self.keys, self.values = keys, values
 
     def __call__(
@@ -267,8 +250,8 @@ class EightBit:
             v8 = TensorDescriptor.from_tensor(v8.view(-1, v8.shape[-1]), [dim, launch.block_n])
         _flash_8bit[triton.cdiv(queries, launch.block_m) * heads, batch](
             rows(q_BSHD, launch.block_m),
-            rows(k0, TEXT_BLOCK),
-            rows(v0, TEXT_BLOCK),
+            rows(k0, launch.text),
+            rows(v0, launch.text),
             k8,
             v8,
             rows(out_BSHD, launch.block_m),
@@ -281,7 +264,7 @@ class EightBit:
             heads // k1.shape[2],
             LOG2_E / math.sqrt(dim),
             M=launch.block_m,
-            N0=TEXT_BLOCK,
+            N0=launch.text,
             N1=launch.block_n,
             D=dim,
             K_TYPE=self.keys.triton,
@@ -305,7 +288,16 @@ class EightBit:
         k, v = ((x, *x.stride()[:3]) for x in (k_BTKD, v_BTKD))
         rotated_by = rotation(dim, k_BTKD.dtype, k_BTKD.device)
         _ranges[CHUNKS, kv_heads, batch](
-            k, v, rotated_by, ranges_BKC6D, length, chunk, N=RANGES_BLOCK, D=dim, num_warps=8, num_stages=2
+            k,
+            v,
+            rotated_by,
+            ranges_BKC6D,
+            length,
+            chunk,
+            N=self.ranges.block_n,
+            D=dim,
+            num_warps=self.ranges.warps,
+            num_stages=2,
         )
         _quantize[triton.cdiv(blocks, RUN), kv_heads, batch](
             k,
@@ -337,7 +329,8 @@ def build_int8(table: Table) -> EightBit:
 def build_fp8(table: Table, *, int8: bool) -> EightBit:
     """Values and weights in FP8. Keys and queries in int8, which loses a third as much of them, where `int8` says that
     the device multiplies it fast."""
-    return EightBit(table, INT8 if int8 else E4M3, E4M3)
+    fp8 = element(table)
+    return EightBit(table, INT8 if int8 else fp8, fp8)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from cosmos3_core.contract import Linear, PackLinear
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import Packed, pack
 
-from .activations import Rows, quantize_rows
+from .activations import E4M3_FNUZ, Rows, element, quantize_rows
 from .products import scaled_mm
 from .rounding import round_trip
 from .tables import Table
@@ -51,14 +52,17 @@ class RowScaled:
         check_multiples_of_16(packed.shape)
         self.values_OI, self.bias_O, self.given = packed.values, bias_O, packed.input_scale
         self.scale_O1 = packed.scales.expand(len(packed.values), 1).contiguous()
-        self.format, self.table, self.product = format, table, product
+        self.format, self.table, self.product, self.fp8 = format, table, product, element(table).torch
+        if self.fp8 == E4M3_FNUZ.torch and packed.format.element == "e4m3":
+            self.values_OI, self.scale_O1 = to_fnuz(self.values_OI), 2 * self.scale_O1
+            self.given = None if self.given is None else 2 * self.given
 
     def __call__(self, x_MI: Tensor | Rows) -> Tensor:
         return self.multiply(self.rows(x_MI))
 
     def rows(self, x_MI: Tensor | Rows) -> Rows:
         """Quantized, unless they come so."""
-        return x_MI if isinstance(x_MI, Rows) else quantize_rows(x_MI, self.format, self.given)
+        return x_MI if isinstance(x_MI, Rows) else quantize_rows(x_MI, self.format, self.given, self.fp8)
 
     def multiply(self, x: Rows) -> Tensor:
         if not len(x.values_MI):
@@ -103,6 +107,13 @@ def in_format(weight_OI: Tensor | Packed, format: str) -> Packed:
     if packed.format.static and packed.input_scale is None:
         raise ValueError(f"{format} needs the stored scale of its activations")
     return packed
+
+
+def to_fnuz(values: Tensor) -> Tensor:
+    """float8_e4m3fn as float8_e4m3fnuz, where the same bits mean half. But for -0, which is its NaN, and for NaN."""
+    bits = values.view(torch.uint8)
+    bits = torch.where(bits == 0x80, 0, torch.where(bits & 0x7F == 0x7F, 0x80, bits))
+    return bits.view(torch.float8_e4m3fnuz)
 
 
 def named(**tensors: Tensor | None) -> dict[str, Tensor]:

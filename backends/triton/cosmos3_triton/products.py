@@ -90,8 +90,8 @@ def scaled_mm(
     gated: bool = False,
     residual_MO: Tensor | None = None,
 ) -> Tensor:
-    """(a bᵀ) scale_a scale_bᵀ + bias as y_MO in `dtype`, of contiguous int8 or float8_e4m3fn, I a multiple of 16, O
-    of 8. int8 is summed exactly; e4m3 as fast as the hardware can. `gated`: the outputs are in `gated_order`, and
+    """(a bᵀ) scale_a scale_bᵀ + bias as y_MO in `dtype`, of contiguous int8 or e4m3, I a multiple of 16, O of 8.
+    int8 is summed exactly; e4m3 as fast as the hardware can. `gated`: the outputs are in `gated_order`, and
     silu(gate)·up is returned, O / 2 wide and rounded once; of 16-bit operands, too, without scales. With a residual
     the sum is returned in its place, rounded once."""
     (M, K), N = a_MI.shape, b_OI.shape[0]

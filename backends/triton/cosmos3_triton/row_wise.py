@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cosmos3_core.contract import Gate, NormRope, NormSilu, RmsNorm
 
-from .activations import Rows, dense, eight_bits, empty_rows
+from .activations import Rows, dense, eight_bits, element, empty_rows
 from .tables import Table
 
 
@@ -197,7 +197,7 @@ def build_rms_norm(table: Table) -> RmsNorm:
 def norm_rows(table: Table) -> Callable[..., tuple[Any, Tensor]]:
     """As contract.RmsNorm. With a `format` the first result is `Rows` in that format, with the same bits as if it was
     first rounded to the dtype and its rows were quantized then."""
-    warps = table.launch("rms_norm").warps
+    warps, fp8 = table.launch("rms_norm").warps, element(table).torch
 
     def rms_norm(
         x_MI: Tensor,
@@ -210,7 +210,7 @@ def norm_rows(table: Table) -> Callable[..., tuple[Any, Tensor]]:
     ) -> tuple[Tensor | Rows, Tensor]:
         rows, width = x_MI.shape
         x_MI = dense(x_MI)
-        y = x_MI.new_empty(rows, width) if format == "none" else empty_rows(x_MI, width, format)
+        y = x_MI.new_empty(rows, width) if format == "none" else empty_rows(x_MI, width, format, fp8)
         if residual_MI is None:
             residual, z_MI, residual_stride = None, x_MI, 0
         else:
@@ -283,7 +283,7 @@ def gate_rows(table: Table) -> Callable[..., Any]:
     """As contract.Gate. With a `format` the result is `Rows` in that format. Without one it is written in place, to the
     first half of x, or to all of it: to write it elsewhere is 1% faster, and takes half the memory of the largest
     tensor again. A program that quantizes has a whole row, because the scale is that of its largest element."""
-    plain, whole = table.launch("gate"), table.launch("gate_rows")
+    plain, whole, fp8 = table.launch("gate"), table.launch("gate_rows"), element(table).torch
 
     def gate(x_MI: Tensor, *, activation: str, format: str = "none") -> Tensor | Rows:
         silu = activation == "silu"
@@ -293,7 +293,7 @@ def gate_rows(table: Table) -> Callable[..., Any]:
         if format == "none":
             y, block, warps = x_MI[:, :width], min(plain.elements, block), plain.warps
         else:
-            y, warps = empty_rows(x_MI, width, format), whole.warps
+            y, warps = empty_rows(x_MI, width, format, fp8), whole.warps
         y_MI, scale_M1 = _parts(y)
         _gate[(rows * triton.cdiv(width, block),)](
             x_MI,

@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .targets import TARGETS, Target
+
 BEFORE_TMA = ("sm_80", "sm_86", "sm_87", "sm_89")
 """NVIDIA's without the tensor memory accelerator, which on newer ones loads and stores the tiles of a matrix."""
 SHIPPED = Path(__file__).parent / "launches"
@@ -27,7 +29,8 @@ TILE = {"block_m", "block_n", "warps", "stages"}
 PRODUCT = TILE | {"block_k", "persistent"}
 KERNELS = {
     "flash": TILE,
-    "eight_bit": TILE,
+    "eight_bit": TILE | {"text"},
+    "ranges": {"block_n", "warps"},
     "add_segment": TILE,
     "scaled_mm": PRODUCT | {"rows"},
     "adding_mm_8bit": PRODUCT,
@@ -42,7 +45,7 @@ KERNELS = {
     "norm_silu": {"elements", "warps"},
 }
 """What a launch of each says; of these, `OPTIONAL` may be left out. Those with `rows` may have several launches."""
-OPTIONAL = {"persistent", "rows", "split"}
+OPTIONAL = {"persistent", "rows", "split", "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class Launch:
     """A tile's sizes or the elements that a program takes, warps (of as many threads as the architecture's have), and
     loads that are under way at a time. It holds for calls with up to `rows` rows. A `persistent` kernel has one program
     per multiprocessor, which loads a tile while it stores the one before; others have a program per tile, or `split` of
-    them, which sum over a part of the features each."""
+    them, which sum over a part of the features each. `text`: keys of a block in 16 bits beside blocks in 8."""
 
     warps: int
     stages: int = 3
@@ -60,6 +63,7 @@ class Launch:
     elements: int = 0
     persistent: bool = False
     split: int = 1
+    text: int = 64
     rows: float = math.inf
 
 
@@ -74,6 +78,10 @@ class Table:
     arch: str
     launches: Launches
     origin: str = "not measured"
+
+    @property
+    def target(self) -> Target | None:
+        return TARGETS.get(self.arch)
 
     @property
     def tma(self) -> bool:
@@ -97,7 +105,8 @@ Find = Callable[..., Table]
 @functools.cache
 def table(arch: str, device: str | None = None, own: Path | None = None) -> Table:
     """What ships for the architecture: with this package, and before that in `own`, a file of a backend. Before both,
-    what was measured here on the device of that name. Raises ValueError for a file that is none of ours."""
+    what was measured here on the device of that name. Raises ValueError for a file that is none of ours, and for a
+    launch that the architecture cannot have."""
     launches: dict[str, tuple[Launch, ...]] = {}
     origin = Table.origin
     names = ["default", *(["before_sm_90"] if arch in BEFORE_TMA else []), arch]
@@ -110,7 +119,42 @@ def table(arch: str, device: str | None = None, own: Path | None = None) -> Tabl
         found, _ = read(path)
         launches |= found
         origin += f"; {', '.join(sorted(found))}: here ({hashlib.sha256(path.read_bytes()).hexdigest()[:8]})"
+    for kernel, found_launches in launches.items():
+        for launch in found_launches:
+            if reason := unfit(arch, kernel, launch):
+                raise ValueError(f"{arch}: a launch of {kernel} {reason}")
     return Table(arch, launches, origin)
+
+
+def unfit(arch: str, kernel: str, launch: Launch) -> str | None:
+    """Why the architecture cannot have the launch, where it is one that is known. A compiler looks at neither."""
+    target, tiles = TARGETS.get(arch), in_flight(arch, kernel, launch)
+    if target is not None and launch.warps * target.warp > target.threads:
+        return f"asks for {launch.warps} warps of {target.warp} threads, and a program has {target.threads} at most"
+    if target is not None and tiles > target.shared:
+        return f"holds tiles of {tiles:,} bytes in shared memory, and there are {target.shared:,}"
+    return None
+
+
+HEAD_DIM = 128
+"""Of the widest heads that attention's kernels are for."""
+
+
+def in_flight(arch: str, kernel: str, launch: Launch) -> int:
+    """Bytes of the operands' tiles that are in shared memory at a time. AMD's compiler loads the tiles of the last
+    stage to registers."""
+    keys, one = launch.block_n * HEAD_DIM, (launch.block_m + launch.block_n) * launch.block_k
+    tiles = {
+        "flash": 4 * keys,
+        "eight_bit": max(2 * keys, 4 * launch.text * HEAD_DIM),
+        "add_segment": 3 * keys,
+        "scaled_mm": one,
+        "adding_mm_8bit": one,
+        "gated_mm_8bit": one,
+        "gated_mm_16bit": 2 * one,
+        "patch_embed": 2 * one,
+    }.get(kernel, 0)
+    return tiles * max(launch.stages - arch.startswith("gfx"), 1)
 
 
 def _is_file(path: Path) -> bool:

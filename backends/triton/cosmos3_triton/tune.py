@@ -24,7 +24,7 @@ from torch import Tensor
 from cosmos3_core.contract import GROUP, Backend, Device, Residual, Segment, Unavailable
 
 from . import layers, linears, patch_embed, row_wise, segments
-from .activations import Rows, quantize_rows
+from .activations import Rows, element, quantize_rows
 from .attention import Flash
 from .attention_8bit import build_fp8, build_int8
 from .products import scaled_mm
@@ -92,7 +92,7 @@ class Inputs:
         matrix: Callable[..., Tensor] = plain
         if out == 2 * self.sizes.inner:
             matrix = layers.with_gate(plain, "silu", table)
-        return partial(matrix, x if format == "none" else quantize_rows(x, format))
+        return partial(matrix, x if format == "none" else quantize_rows(x, format, fp8=element(table).torch))
 
     def a16_mm(self, table: Table, rows: int) -> Callable[[], Any]:
         x, weight = self.matrices(rows, self.sizes.hidden, self.sizes.hidden)
@@ -101,7 +101,8 @@ class Inputs:
     def adding_mm_8bit(self, table: Table) -> Callable[[], Any]:
         x, weight = self.matrices(self.sizes.tokens, self.sizes.hidden, self.sizes.hidden)
         matrix = layers.QuantizedMatrix(weight, "fp8", table, scaled_mm)
-        residual, rows = Residual(self.normal(self.sizes.tokens, self.sizes.hidden)), quantize_rows(x, "fp8")
+        residual = Residual(self.normal(self.sizes.tokens, self.sizes.hidden))
+        rows = quantize_rows(x, "fp8", fp8=element(table).torch)
 
         def call() -> Tensor:
             matrix.add(residual, rows)
@@ -136,7 +137,7 @@ class Inputs:
         starts from is always the same; a kernel that works in place goes on from there."""
         s = self.sizes
         self.stream.manual_seed(0)
-        if kernel in ("flash", "eight_bit"):
+        if kernel in ("flash", "eight_bit", "ranges"):
             eight_bit = build_int8 if self.int8 else partial(build_fp8, int8=False)
             return partial((Flash if kernel == "flash" else eight_bit)(table), *self.attention())
         products = {

@@ -87,12 +87,12 @@ def test_flash(compiled, arch, causal):
 @pytest.mark.parametrize("name", ROWS)
 def test_eight_bit(compiled, arch, name):
     op = of_row(name, arch)
-    run, keys, values, text = op.launch, op.keys.triton, op.values.triton, rows(arch, attention_8bit.TEXT_BLOCK)
+    run, keys, values, text = op.launch, op.keys.triton, op.values.triton, rows(arch, op.launch.text)
     types = {"q_x": rows(arch, run.block_m), "k_x": text, "v_x": text, "out_x": rows(arch, run.block_m)}
     types |= {"k8_x": matrix(arch, keys, (run.block_n, D)), "v8_x": matrix(arch, values, (D, run.block_n))}
     types |= {"channel_ptr": "*fp32:16", "rotation_ptr": "*bf16:16", "lse_ptr": "*fp32:16"}
     types |= dict.fromkeys(("queries", "length0", "length1", "groups"), "i32") | {"scale": "fp32"}
-    constants = dict(M=run.block_m, N0=attention_8bit.TEXT_BLOCK, N1=run.block_n, D=D)
+    constants = dict(M=run.block_m, N0=run.text, N1=run.block_n, D=D)
     constants |= dict(K_TYPE=keys, K_MOST=op.keys.most, V_TYPE=values, V_TOP=math.log2(op.values.most))
     constants["TMA"] = arch not in BEFORE_TMA
     launch = dict(num_warps=run.warps, num_stages=run.stages)
@@ -115,8 +115,9 @@ INPUTS = {"k_x": POINTER, "v_x": POINTER, "rotation_ptr": "*bf16:16", "ranges_pt
 
 
 def test_ranges(compiled, arch):
-    constants = dict(N=attention_8bit.RANGES_BLOCK, D=D)
-    built = compiled(attention_8bit._ranges, arch, INPUTS | {"chunk": "i32"}, constants, num_warps=8, num_stages=2)
+    run = table(arch).launch("ranges")
+    constants, launch = dict(N=run.block_n, D=D), dict(num_warps=run.warps, num_stages=2)
+    built = compiled(attention_8bit._ranges, arch, INPUTS | {"chunk": "i32"}, constants, **launch)
     check_traffic(built)
 
 

@@ -1,6 +1,6 @@
-"""The rows that rocm and xpu build of our kernels, on the CPU in Triton's interpreter: under the conformance kit's own
-tests of their ops, attention's with an eighth of the heads. Rows are built for a device that is not here, with the
-launches that their backends ship for that one."""
+"""The rows that xpu builds of our kernels, on the CPU in Triton's interpreter: under the conformance kit's own tests of
+their ops, attention's with an eighth of the heads. Rows are built for a device that is not here, with the launches that
+their backend ships for that one. Those of rocm have `make rehearse-rocm`."""
 # ruff: noqa: F403
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from cosmos3_rocm import plugin as rocm
-from cosmos3_triton.tables import table
 from cosmos3_xpu import plugin as xpu
 from test_attention import BY_ID
 from test_attention import check as check_attention
@@ -23,8 +21,8 @@ from cosmos3_core.testing.suite.norm_silu import *
 from cosmos3_core.testing.suite.norms import *
 from cosmos3_core.testing.suite.patches import *
 
-ROWS = [row for plugin in (rocm, xpu) for row in plugin.ROWS if "triton" in row.needs]
-ARCH = "gfx942"
+ROWS = [row for row in xpu.ROWS if "triton" in row.needs]
+ARCH = "bmg-g21"
 """The device rows are built for. All others have its tiles; warps and stages are nothing to the interpreter."""
 DTYPE = "bfloat16"
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
@@ -43,7 +41,9 @@ def device_of(arch: str) -> Device:
 def test_every_device_has_the_tiles_of_the_one_that_is_interpreted(row):
     """Products have their tests in test_packed_linears."""
     kernel = {"attention": "flash"}.get(row.op, row.op)
-    tiles = [[replace(one, warps=1, stages=1) for one in table(arch).launches[kernel]] for arch in (ARCH, *row.arch)]
+    tiles = [
+        [replace(one, warps=1, stages=1) for one in xpu.find_table(arch).launches[kernel]] for arch in (ARCH, *row.arch)
+    ]
     assert all(one == tiles[0] for one in tiles), "interpret one of each"
 
 
@@ -53,7 +53,7 @@ def test_attention(case):
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """As the kit's plugin, for rows of two backends on devices that it cannot find."""
+    """As the kit's plugin, for rows on a device that it cannot find."""
     if "kernel" not in metafunc.fixturenames:
         return
     rows = [row for row in ROWS if ARCH in row.arch and row.op in metafunc.function.ops]

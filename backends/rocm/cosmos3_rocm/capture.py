@@ -1,0 +1,14 @@
+"""HIP graphs, which torch calls CUDA graphs: a function's launches are recorded once and replayed with one call of the
+host."""
+
+from __future__ import annotations
+
+import torch
+from cosmos3_triton.recording import recorder
+
+from cosmos3_core.contract import Capture, Device
+
+
+def build_capture(device: Device) -> Capture:
+    # Other threads go on allocating and copying.
+    return recorder(torch.cuda, torch.cuda.CUDAGraph, capture_error_mode="thread_local")
