@@ -9,7 +9,7 @@ from ...contract import Segment
 from ...reference import ops as reference
 from .. import cases
 from ..cases import HEAD_DIM, HEADS, KV_HEADS, Loss, check, handed, moved, normal, wider
-from ..near_zero import ORDINARY, check_near_zero, near_zero
+from ..near_zero import check_near_zero, near_zero
 from .marks import over
 
 WIDTH = 256
@@ -47,14 +47,14 @@ def test_heads_near_zero(kernel, dtype, op, device):
 def test_linear_of_numbers_near_zero(kernel, dtype, format, op, here, device):
     """Rows of activations, and outputs of the weight."""
     meaning, cast = here.meaning(format), getattr(torch, dtype)
-    x, weight = near_zero(normal(8, WIDTH, seed=56), cast), normal(128, WIDTH, seed=57) / WIDTH**0.5
-    weight = torch.cat((near_zero(weight[:8], cast), weight[8:].to(cast)))
+    x, weight = normal(128, WIDTH, seed=56), normal(128, WIDTH, seed=57) / WIDTH**0.5
+    x, weight = (torch.cat((near_zero(t[:8], cast), t[8:].to(cast))) for t in (x, weight))
     known = reference.LinearPacker({meaning.name: meaning} if meaning else {})
     eager, exact = known(handed(weight, meaning), None, format=format)(x), x.double() @ weight.double().T
     found = op(handed(weight.to(device), meaning), None, format=format)(x.to(device)).cpu()
     multiple = cases.LOST if meaning else cases.MULTIPLE
-    check_near_zero(*(t[:, 8:] for t in (found, exact, eager)), dtype=dtype, multiple=multiple)
-    check_near_zero(*(t[ORDINARY, :8].T for t in (found, exact, eager)), dtype=dtype, multiple=multiple)
+    check_near_zero(*(t[:8, 8:] for t in (found, exact, eager)), dtype=dtype, multiple=multiple)
+    check_near_zero(*(t[8:, :8].T for t in (found, exact, eager)), dtype=dtype, multiple=multiple)
 
 
 @over("attention")
