@@ -99,7 +99,7 @@ def faults() -> dict[str, tuple[str, str]]:
 FIRST = {
     "size": ("sizes", "layouts"),
     "heads": ("layouts", "sizes"),
-    "state": ("other_", "stay_after", "fresh"),
+    "state": ("other_", "stay_after", "fresh", "by_itself"),
     "first call": ("parity",),
     "values": ("nearest", "format", "linear_parity", "sizes"),
     "near zero": ("near_zero",),

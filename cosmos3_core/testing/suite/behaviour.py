@@ -20,7 +20,7 @@ SLOW_SECONDS = 4
 """What probing may take, and importing a plugin: on a busy machine both take a tenth of it."""
 POISON = 77
 """What no op gives everywhere."""
-CALLS = 9
+REPEATED = 9
 """After which a ring of up to eight results has come around."""
 
 
@@ -100,7 +100,7 @@ def test_results_are_fresh(kernel, op, op_cases, job, here):
     for result in first:
         result.fill_(POISON)
     again = call()
-    for _ in range(CALLS):
+    for _ in range(REPEATED):
         call()
     assert all(bool((result == POISON).all()) for result in first), "a later call has written to an earlier result"
     if kernel.deterministic:

@@ -330,10 +330,15 @@ def argument_kept(kind: str, where: int | str) -> Callable[[], Callable[..., Any
         def swap(t):
             return kept.setdefault(keyed(kind, t), t.clone())
 
+        def swapped(segment):
+            return segment if not segment.static else type(segment)(swap(segment.k_BTKD), segment.v_BTKD)
+
         def around(function, *arguments, **options):
             given = list(arguments)
             if where == "keys":
                 given[1] = [(swap(k), v) for k, v in given[1]]
+            elif where == "static keys":
+                given[1] = [swapped(segment) for segment in given[1]]
             else:
                 given[where] = swap(given[where])
             return function(*given, **options)
@@ -423,6 +428,7 @@ def states() -> Iterator[tuple[str, str, Any]]:
     yield "lse_in_one_buffer", "attention", one_buffer(1)()
     for kind in ("shape", "address"):
         yield f"keys_by_{kind}", "attention", argument_kept(kind, "keys")()
+        yield f"static_keys_by_{kind}", "attention", argument_kept(kind, "static keys")()
         yield f"cosines_by_{kind}", "norm_rope", argument_kept(kind, 1)()
         yield f"sines_by_{kind}", "norm_rope", argument_kept(kind, 2)()
         yield f"project_cosines_by_{kind}", "project", argument_kept(kind, 1)()
