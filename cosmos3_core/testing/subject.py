@@ -28,6 +28,7 @@ from ..plan.choice import rows
 from ..plan.resolve import formats_of, why_not
 from ..quant import Format
 from .cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here
+from .surroundings import difference, environment, settings
 
 PEERS = 3
 """Processes that meet: between two, the one before and the next one are the same."""
@@ -148,8 +149,6 @@ class Subject:
     @contextmanager
     def looking(self, row: str, test: str) -> Iterator[None]:
         """What changes meanwhile is kept for the row, which this test calls."""
-        from .watch import difference, settings
-
         before = settings()
         try:
             yield
@@ -212,13 +211,6 @@ class Subject:
     def sources(self) -> str:
         """SHA-256 over the files of the backend's package and of those that its rows come from."""
         return code_digest(self.backend, self.module, Sources(ROOT))
-
-
-def environment() -> dict[str, str]:
-    """That of this process. Asked of a child, which inherits what a change would do to every later program."""
-    script = "import json, os; print(json.dumps(dict(os.environ)))"
-    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def _text(file: Path) -> str:
