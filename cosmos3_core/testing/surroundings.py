@@ -10,7 +10,6 @@ import json
 import locale
 import logging
 import os
-import pickle
 import random
 import resource
 import signal
@@ -67,7 +66,7 @@ def settings() -> dict[str, Any]:
         "torch.set_printoptions()": repr(torch.tensor(1 / 3)),
         "torch.set_flush_denormal()": bool((torch.tensor([1e-38]) / 1000) == 0),
         "random.getstate()": hash(random.getstate()),
-        "numpy.random.get_state()": hash(pickle.dumps(numpy.random.get_state())),
+        "numpy.random.get_state()": hash(_stream()),
         "os.getcwd()": os.getcwd(),
         "os.umask()": _umask(),
         "os.sched_getaffinity()": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -94,6 +93,11 @@ def settings() -> dict[str, Any]:
         },
         **_switches(),
     }
+
+
+def _stream() -> tuple[Any, ...]:
+    name, words, *rest = numpy.random.get_state()
+    return name, words.tobytes(), *rest
 
 
 def _umask() -> int:
