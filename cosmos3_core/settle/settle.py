@@ -45,7 +45,7 @@ class Settled:
     what to tell the user of the backend's choice ("" where it was named). `asked` is the estimate of the request as it
     was asked for, `estimate` that of the request as it is, which may have a tile that was chosen here; `counted` is
     whether they know how long the texts are. `room` is what there is for them, and `passed` why parts of the model were
-    not placed where they would cost less time ("" where they are)."""
+    not placed where they would cost less time."""
 
     wish: Wish
     model: Model
@@ -56,7 +56,7 @@ class Settled:
     estimate: Estimate
     why: str
     room: Room
-    passed: str = ""
+    passed: tuple[str, ...] = ()
     counted: bool = False
 
     def with_texts(self, prompt: int, negative: int) -> Settled:
@@ -205,7 +205,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         plan.a16.policy.check(request.steps)
     job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish)), plan), decodes=wish.decodes)
     room = Room(device.memory, _host_memory(wish))
-    asked, passed = _counted(model, plan, job, wish.placed), ""
+    asked, passed = _counted(model, plan, job, wish.placed), tuple[str, ...]()
     if wish.chooses:
         options = candidates(wish.resident, wish.named_parts, unified=device.unified)
         asked, passed = placed(asked, options, room)
