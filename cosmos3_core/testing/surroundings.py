@@ -96,8 +96,9 @@ def settings() -> dict[str, Any]:
 
 
 def _stream() -> tuple[Any, ...]:
-    name, words, *rest = numpy.random.get_state()
-    return name, words.tobytes(), *rest
+    """Of numpy's, as something that can be hashed."""
+    state: Any = numpy.random.get_state()
+    return state[0], state[1].tobytes(), *state[2:]
 
 
 def _umask() -> int:
