@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import devices
 import numpy as np
@@ -19,6 +20,7 @@ from cosmos3_core.engine.limits import limited
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, RESIDENT, STREAMED, Placement, candidates, typed
+from cosmos3_core.runs import room
 from cosmos3_core.settle import Wish, settle
 
 SMALL = ("--model", TINY_MODEL, "--backend", "reference", "--size", "64x64", "--frames", 5, "--steps", 3, "--seed", 1)
@@ -72,7 +74,7 @@ def test_the_plan_says_what_a_placement_holds_and_costs():
     assert estimate.stage("read prompts").weights == pytest.approx(parts["understanding"] / 18 + rest, rel=0.01)
     texts = estimate.execution.keeping.host_tokens * 147_456  # docs/model.md, section 3.4
     assert 0 <= estimate.host - parts["generation"] - parts["embedding"] - texts < 64 << 20
-    assert "'steps' takes" in found.passed and "there are 12.0 GiB" in found.passed
+    assert all("'steps' takes" in said and "there are 12.0 GiB" in said for said in found.passed)
     assert estimate.waiting(ceiling) == 0, "a pass of 720p x 189 outlasts its weights' way"
     picture = settled(12, given={"task": "t2i", "size": "256p"}).estimate
     assert picture.waiting(ceiling) == pytest.approx(picture.job.steps * parts["generation"] / 20e9, rel=0.5)
@@ -127,6 +129,16 @@ def test_a_host_that_is_too_small_for_what_was_named_is_told_of():
     found = settled(12, placement="generation=streamed", host_memory=8 * GIB)
     assert not found.fits and "of the host's memory, of which 8.0 GiB are free" in found.host_lack
     assert found.lower == Placement(DISK, DISK)
+
+
+def test_what_fits_in_no_placement_is_refused_with_what_would():
+    found = settled(3)
+    refused = str(room.refusal(found))
+    assert found.placement == Placement(DISK, DISK) and found.lower is None
+    assert "takes" in refused and "there are 3.0 GiB" in refused and "larger device" in refused
+    named = settled(12, placement="generation=resident,understanding=staged")
+    said = str(room.refusal(named))
+    assert "Place it by `placement` understanding=disk,generation=streamed,codecs=staged, which fits" in said
 
 
 def test_a_run_is_placed_as_it_is_told_and_says_so(run):
@@ -204,3 +216,30 @@ def test_a_limit_is_the_devices_memory_in_the_plan():
     found = settled(80, memory_limit=12 * GIB)
     assert found.plan.device.memory == 12 * GIB and found.placement == Placement(DISK, STREAMED)
     assert settled(8, memory_limit=12 * GIB).plan.device.memory == 8 * GIB
+
+
+def test_a_device_without_memory_says_what_holds_it():
+    """By the plan, and by its own count; with the placement that takes less than what others left."""
+
+    class Full(Limited):
+        def free(self, device):
+            return 3 * GIB
+
+        def synchronize(self, device):
+            pass
+
+        empty = synchronize
+
+    found = settled(80)
+    engine = SimpleNamespace(ops=SimpleNamespace(memory=Full()), device="cpu", seconds={}, plan=found.plan)
+    engine.give_back = lambda: None
+    error = room.out_of_memory(torch.OutOfMemoryError("Acme is full. Tried 3 GiB. More."), engine, found, None)
+    said = str(error)
+    assert said.startswith(
+        "running on NVIDIA GeForce RTX 5090: Acme is full. Tried 3 GiB. By the plan, 'read prompts' "
+    )
+    assert "weights 14.1 GiB" in said and "other processes and drivers hold 12.5 GiB of 16.0 GiB" in said
+    assert "cosmos3 plan says what fits" in said and "`placement`" not in said, "nothing fits in 3.5 GiB"
+    Full.free = lambda self, device: 12 * GIB
+    said = str(room.out_of_memory(torch.OutOfMemoryError("full"), engine, found, None))
+    assert "`placement` understanding=disk,generation=streamed,codecs=staged takes less, also with `resume`" in said

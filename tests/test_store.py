@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import weakref
 
 import pytest
 import torch
 from PIL import Image
 from test_engine import engine, finish, request
+from tiny_model import TINY_MODEL
 
+from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import Kernel, RunError
 from cosmos3_core.engine import store
 from cosmos3_core.engine.store import BUFFERS, Streamed
@@ -89,6 +92,20 @@ def test_a_load_that_is_stopped_leaves_nothing(placement, error, alone, loaded, 
     assert alive and state.index == 0
     assert not any(layer() for layer in alive)
     assert torch.equal(finish(running, state), alone)
+
+
+def test_a_file_that_vanishes_between_layers_stops_the_run_and_no_more(tmp_path, alone):
+    """Put back, the run goes on with its state."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(TINY_MODEL, folder)
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    running = engine(open_model(str(folder)), placement=Placement(DISK, DISK))
+    state = running.step(running.start(request(steps=2)))
+    file.rename(tmp_path / "away")
+    with pytest.raises(RunError, match="it was whole when this run began and cannot be read now"):
+        running.step(state)
+    (tmp_path / "away").rename(file)
+    assert state.index == 1 and torch.equal(finish(running, state), alone)
 
 
 class Half:

@@ -184,8 +184,7 @@ def _placement(placed: dict[str, Any]) -> Iterator[tuple[str, str]]:
         costs = "an unknown time" if waits is None else f"about {waits:.3g} s of a run"
         kept = f", and {gib(placed['host_bytes'])} of the host's memory" if placed["host_bytes"] else ""
         yield "placement", f"waiting for layers costs {costs}{kept}"
-    if placed["passed"]:
-        yield "placement", f"as others do not fit: {placed['passed']}"
+    yield from (("placement", f"not {passed}") for passed in placed["passed"])
 
 
 def _parallel(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,8 +4,8 @@ Shape letters:   B batch (guidance branches)   S query tokens   T key tokens   H
                  D head dim   M rows (B times S)   I input features   O output features
 
 Rules for every op, and the kit's tests of them:
-    strides    q, k, v and what is normed may be views of a wider projection; the last axis is always dense
-               (test_attention_parity, test_norm_rope_parity, test_rms_norm_of_views)
+    strides    q, k, v, what is normed or was attended, and tables may be views; the last axis is always dense
+               (test_attention_parity, test_norm_rope_parity, test_rms_norm_of_views, test_composites_of_views)
     inputs     stay as they are, except where a protocol says that they may be overwritten (test_inputs_are_left_alone)
     results    are fresh: no later call writes to them, unless the row says `fresh=False` (test_results_are_fresh)
     segments   come in the keys' order, the text's first, perhaps one token (test_attention_of_segments_of_one_token)
@@ -57,9 +57,8 @@ class Attention(Protocol):
 
 
 class Linear(Protocol):
-    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight. `tensors()` names all that it holds on the device, the
-    very objects that a call reads: whoever moves a weight puts other storage behind them (`tensor.data = ...`). None:
-    it cannot be moved."""
+    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight. `tensors()` names all that it holds on the device, what
+    a call reads: who moves a weight puts other storage behind them (`tensor.data = ...`). None: it cannot be moved."""
 
     def __call__(self, x_MI: Tensor) -> Tensor: ...
 

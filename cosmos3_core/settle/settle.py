@@ -45,8 +45,8 @@ class Settled:
     what to tell the user of the backend's choice ("" where it was named). `asked` is the estimate of the request as it
     was asked for, `estimate` that of the request as it is, which may have a tile that was chosen here; `counted` is
     whether they know how long the texts are. `room` is what there is for them, and `passed` why parts of the model were
-    not placed where they would cost less time ("" where they are); `layout_why` is why several devices share the
-    request as they do ("" where one has it alone)."""
+    not placed where they would cost less time; `layout_why` is why several devices share the request as they do (""
+    where one has it alone)."""
 
     wish: Wish
     model: Model
@@ -57,7 +57,7 @@ class Settled:
     estimate: Estimate
     why: str
     room: Room
-    passed: str = ""
+    passed: tuple[str, ...] = ()
     layout_why: str = ""
     counted: bool = False
 
@@ -206,7 +206,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     if plan.a16:
         plan.a16.policy.check(request.steps)
     job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish)), plan), decodes=wish.decodes)
-    asked, passed = _counted(model, plan, job, wish.placed), ""
+    asked, passed = _counted(model, plan, job, wish.placed), tuple[str, ...]()
     here = None if wish.forecast or plan.backend.torch_device == "cpu" else device.count
     layout, layout_why = mesh.settled(wish.parallel, wish.devices, _shared(asked), here)
     plan, asked = replace(plan, layout=layout), replace(asked, layout=layout)

@@ -1,4 +1,4 @@
-"""`make test-parallel`: every layout of 2, 3, 4 and 8 processes over every kind of request, in fp32 against one process.
+"""`make test-parallel`: every layout of 2, 3, 4 and 8 processes over every kind of request, in fp32, against one.
 There is one group of processes for each number of them."""
 
 from __future__ import annotations

@@ -39,12 +39,12 @@ def host_lack(estimate: Estimate, host: int | None) -> str:
     return f"weights take {gib(estimate.host)} of the host's memory, of which {gib(host)} are free"
 
 
-def placed(estimate: Estimate, options: Iterable[Placement], room: Room) -> tuple[Estimate, str]:
-    """The job in the first of the placements that fits, or in the last one, and what was too little for others."""
+def placed(estimate: Estimate, options: Iterable[Placement], room: Room) -> tuple[Estimate, tuple[str, ...]]:
+    """The job in the first of the placements that fits, or in the last one, and what was too little for each before."""
     lacks: list[str] = []
     for placement in options:
         estimate = replace(estimate, placement=placement)
         if not (found := lack(estimate, room)):
             break
         lacks.append(f"{placement}: {found}")
-    return estimate, "; ".join(lacks)
+    return estimate, tuple(lacks)
