@@ -129,21 +129,23 @@ def start(options: Options, seed: int, output: str, count: int) -> None:
 def working(options: Options, execute: Callable[[Options], None]) -> None:
     """One of the processes that a launcher started. Of those that fail for one reason one says so, and those that
     another one stopped or left wait to be ended: the launcher is to see that one first."""
-    from ..parallel.launch import tell
+    from ..parallel.launch import number, tell
     from ..parallel.ranks import Lost
     from .unexpected import explained
 
     try:
         return execute(options)
     except (Cancelled, KeyboardInterrupt):
-        if terminal.quiet():
+        if number():
             time.sleep(GRACE)
         raise
     except Lost as error:
         lost: Cosmos3Error = error
     except Cosmos3Error as error:
         tell(error)
-        if options.picked is None:  # torchrun says nothing of it
+        if isinstance(error, InputError) and number():  # the first process finds the same
+            time.sleep(GRACE)
+        elif options.picked is None:  # torchrun says nothing of it
             raise
         sys.exit(error.exit_code)
     except Exception as error:

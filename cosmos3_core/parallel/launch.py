@@ -105,6 +105,11 @@ def meet() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def number() -> int:
+    """This process's, 0 before it has met others."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def on_this_host() -> int:
     """This process's number among those of its host, and so the number of its device."""
     return dist.get_node_local_rank(fallback_rank=0)

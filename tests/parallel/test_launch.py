@@ -35,6 +35,17 @@ def run(*arguments: str, prefix: list[str] | None = None) -> subprocess.Complete
     return subprocess.run([*(prefix or []), *words[1 if prefix else 0 :]], capture_output=True, text=True, timeout=240)
 
 
+def wait_for(started: subprocess.Popen[str], line: str) -> None:
+    """Read what it says up to a line that begins so."""
+    assert started.stderr
+    said = ""
+    for found in started.stderr:
+        said += found
+        if found.startswith(line):
+            return
+    raise AssertionError(said)
+
+
 def workers(parent: int) -> list[int]:
     """The processes that a launcher has started."""
     found = []
@@ -72,11 +83,9 @@ def test_torchrun_is_met_as_it_is():
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_all(rank):
-    words = command("--steps", "500", "-o", "long.mp4", "--parallel", "cfg=2,ulysses=2")
+    words = command("--steps", "1000", "-o", "long.mp4", "--parallel", "cfg=2,ulysses=2")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
-        for line in started.stderr:
-            if line.startswith("step 20 "):
-                break
+        wait_for(started, "step 100 ")
         processes = workers(started.pid)
         assert len(processes) == 4
         began = time.monotonic()
@@ -93,14 +102,12 @@ def test_a_process_that_is_killed_ends_all(rank):
 
 def test_what_was_kept_goes_on_on_fewer():
     """From four processes to two, and to one."""
-    for steps, parallel in ((40, "cfg=2,ulysses=2"), (80, "ring=2")):
-        words = command("--steps", "120", "-o", "a.mp4", "--parallel", parallel)
-        if steps > 40:
+    for steps, parallel in ((100, "cfg=2,ulysses=2"), (500, "ring=2")):
+        words = command("--steps", "1000", "-o", "a.mp4", "--parallel", parallel)
+        if steps > 100:
             words = [*words[:4], "--resume", "a.mp4.state.safetensors", "-o", "a.mp4", "--parallel", parallel]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
-            for line in started.stderr:
-                if line.startswith(f"step {steps} "):
-                    break
+            wait_for(started, f"step {steps} ")
             started.send_signal(signal.SIGTERM)
             _, said = started.communicate(timeout=60)
         assert started.returncode == 130, said
@@ -108,6 +115,6 @@ def test_what_was_kept_goes_on_on_fewer():
     words = [sys.executable, "-m", "cosmos3", "run", "--resume", "a.mp4.state.safetensors", "-o", "a.mp4"]
     ended = subprocess.run([*words, "--save-latents", "a.safetensors"], capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
-    assert run("--steps", "120", "-o", "b.mp4", "--save-latents", "b.safetensors").returncode == 0
+    assert run("--steps", "1000", "-o", "b.mp4", "--save-latents", "b.safetensors").returncode == 0
     one, two = (load_file(f"{name}.safetensors")["final.vision"] for name in "ab")
     assert float((one - two).norm() / two.norm()) < 1e-4
