@@ -81,10 +81,12 @@ def test_random_weights_are_drawn_on_the_host_for_it(cosmos3):
 
 
 def test_an_image_is_the_reference_s_bit_for_bit(cosmos3, tmp_path):
+    """With weights that lie on the host, and come to the device layer by layer."""
     job = ("a cup", "--model", TINY_MODEL, "--size", "64x64", "--steps", 4, "--seed", 1)
     for name in ("reference", "open"):
         # The reference computes a part in float32 where the processor takes long for 16 bits.
-        done = cosmos3("run", *job, "--dtype", "float32", "--backend", name, "-o", f"{name}.png")
+        place = ("--enable-layerwise-offload",) if name == "open" else ()
+        done = cosmos3("run", *job, *place, "--dtype", "float32", "--backend", name, "-o", f"{name}.png")
         assert done.returncode == 0, done.stderr
     reference, found = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("reference", "open"))
     assert found.shape == (64, 64, 3) and found.std() > 1 and np.array_equal(found, reference)

@@ -135,8 +135,9 @@ FINISHES = (
     Half("relu2-round_once", activation="relu2", weight_fp32=True, eps=0.5),
 )
 MOVED = tuple(
-    Half(name, activation="relu2", norms="qk", delta=False, weight_fp32=name == "round_once")
-    for name in ("round_first", "round_once")
+    Half(f"{name}{order}", activation=activation, norms="qk", delta=False, weight_fp32=order == "round_once")
+    for name, activation in (("", "relu2"), ("silu-", "silu"))
+    for order in ("round_first", "round_once")
 )
 
 
@@ -282,6 +283,8 @@ def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, ca
     """Products that only move features, and no rotation, leave the norms' own roundings to be seen."""
     if dtype == "float32" or format != "none":
         pytest.skip("nothing is rounded in between, or all of it is")
+    if kernel.op == "project" and case.activation == "silu":
+        pytest.skip("it has no gate: the other activation has shown its order")
     kind = KINDS[kernel.op]
     weights, (residual, *rest) = moved((kind.weights(case), kind.inputs(case)), dtype=here.cast["dtype"])
     for name in ("qkv_OI", "out_OI", "up_OI", "down_OI"):
@@ -291,14 +294,26 @@ def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, ca
         rest = [torch.ones_like(rest[0]), torch.zeros_like(rest[1])]
     else:  # what the first product adds is nothing, and what the last one adds drowns the rest
         residual.x_MI, rest = residual.x_MI * 2**-10, [torch.zeros_like(rest[0])]
-    eager = kind.call(kind.pack(weights, case.layer, REFERENCE), moved((residual, *rest), dtype=here.cast["dtype"]))
+    eager, other = (
+        kind.call(
+            kind.pack(weights, replace(case.layer, weight_fp32=case.weight_fp32 != flipped), REFERENCE),
+            moved((residual, *rest), dtype=here.cast["dtype"]),
+        )
+        for flipped in (False, True)
+    )
     here_weights = moved(weights, device=here.device)
     made = op(here_weights, case.layer, _ops(here, format, case.activation), format=format)
     found = kind.call(made, moved((residual, *rest), device=here.device))
     for name, theirs in _summed(eager).items():
-        ours = _summed(found)[name]
-        share = (ours.to(theirs.dtype).to(here.cast["dtype"]) != theirs.to(here.cast["dtype"])).double().mean().item()
-        assert share < 0.1, f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={case.weight_fp32}"
+        ours, wrong = (_summed(one)[name].to(theirs.dtype).to(here.cast["dtype"]) for one in (found, other))
+        right = theirs.to(here.cast["dtype"])
+        share, bound = (ours != right).double().mean().item(), 0.1
+        if case.activation == "silu":  # whose own value is rounded too: it is nearer to the order that was asked
+            bound += (ours != wrong).double().mean().item() / 2
+        assert share < bound, (
+            f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={case.weight_fp32}, "
+            f"bound {bound:.0%}"
+        )
 
 
 @over("project", "finish")
