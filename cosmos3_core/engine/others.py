@@ -1,16 +1,15 @@
-"""The other processes, where several devices share a request; torch.distributed is imported where there are any."""
+"""The other processes, where several devices share a request."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..contract import Comm
+from ..parallel.ranks import Circle, Ranks
+from ..parallel.towers import shared_out
 from ..plan import Plan
-
-if TYPE_CHECKING:
-    from ..parallel.ranks import Circle, Ranks
 
 
 class Others:
@@ -23,17 +22,11 @@ class Others:
     def meet(self) -> None:
         """Find them, once. Raises InputError where they have not been started."""
         if self._plan.layout.size > 1 and self._ranks is None:
-            from ..parallel.ranks import Ranks
-
             self._ranks = Ranks(self._plan, self._comm, self._device)
 
     def own(self, component: Any) -> Any:
         """What this process uses of a component of the model."""
-        if self._ranks is None:
-            return component
-        from ..parallel.towers import shared_out
-
-        return shared_out(self._ranks, component)
+        return component if self._ranks is None else shared_out(self._ranks, component)
 
     @property
     def circle(self) -> Circle | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -11,17 +11,16 @@ from torch import Tensor
 
 from ..model.packing import Item, Packing
 from ..model.transformer import Branches, GenerationTower, TextContext
+from ..parallel.guidance import dealt
+from ..parallel.ranks import Circle
+from ..parallel.towers import SplitTower
 from ..plan.execution import Execution, Pass
 from ..sampling.guidance import combined, guided, inside, normalized
 from ..sampling.state import Context, State, views
 from ..scenarios.branches import PROMPT, UNCONTROLLED, text_of
 from .kept import Kept
 
-if TYPE_CHECKING:
-    from ..parallel.ranks import Circle
-    from ..parallel.towers import SplitTower
-
-    Tower = GenerationTower | SplitTower
+Tower = GenerationTower | SplitTower
 
 
 class Forward:
@@ -123,8 +122,6 @@ class Passes:
 
         velocities: dict[str, Tensor] = {}
         if self._circle:
-            from ..parallel.guidance import dealt  # torch.distributed, as in the engine
-
             velocities = dealt(passes, run, self._circle, state.x)
         else:
             for one in passes:

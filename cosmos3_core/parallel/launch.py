@@ -16,12 +16,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..contract import Cosmos3Error, InputError, RunError
-from ..engine.stages import Cancelled
 
 WAITING = timedelta(days=1)
 """How long a process waits for a decision of the first one, which may be decoding meanwhile. One that ends is noticed
 at once."""
 RESUMED = "Type the same command again, or go on with what was kept"
+STOPPED = 130
+"""The exit code of a process that its user stopped."""
 KINDS = {"InputError": InputError, "RunError": RunError}
 
 
@@ -36,8 +37,8 @@ class Failed(Exception):
 
 def launch(count: int, command: Sequence[str]) -> None:
     """Run the command in so many processes of this host, as torchrun does. Once one fails the others are ended. Raises
-    the error that it told by `tell`, and RunError where it has told none, with its number; Cancelled where the user
-    stopped it, and KeyboardInterrupt where this process is asked to end."""
+    the error that it told by `tell`, and RunError where it has told none, with its number; KeyboardInterrupt where the
+    user stopped them, or this process is asked to end."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -79,10 +80,10 @@ def _quietly() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(rank: int, failure: ProcessFailure, count: int) -> Cosmos3Error:
-    """The error of a process."""
-    if failure.exitcode == Cancelled.exit_code:
-        return Cancelled("the run", "it was stopped", "Go on with what was kept")
+def _told(rank: int, failure: ProcessFailure, count: int) -> Cosmos3Error | KeyboardInterrupt:
+    """The error of a process, or that it was stopped."""
+    if failure.exitcode == STOPPED:
+        return KeyboardInterrupt()
     message: Any = failure.message
     text = message["message"] if isinstance(message, dict) else message
     name, _, said = text.partition(": ")
