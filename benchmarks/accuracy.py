@@ -114,7 +114,8 @@ class Parts(TransformerWeights):
 
     def understanding(self, target: Target) -> UnderstandingTower:
         weights = load_slots(understanding_slots(self.model.config), self.transformer.read, target)
-        return UnderstandingTower(self.model.config, target.kept, weights, self._layers("understanding", target))
+        layers = self._layers("understanding", target)
+        return UnderstandingTower(self.model.config, target.kept, weights, layers, target.device)
 
     def generation(self, target: Target) -> GenerationTower:
         weights = load_slots(generation_slots(self.model.config), self.transformer.read, target)

@@ -22,6 +22,7 @@ MEASURES = {
     "gemm": "One layer's products",
     "accuracy": "Accuracy",
     "formats": "What each format loses",
+    "quantized": "Every format at Nano's size",
     "memory": "What cosmos3 plan says",
 }
 
@@ -193,6 +194,23 @@ def of_formats(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
         )
 
 
+def of_quantized(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    """By the velocity's error, ascending."""
+    done = sorted((one for one in result["results"] if "works" in one), key=lambda one: one["error"])
+    for one in done:
+        kernels = one["kernels"]
+        times = (f"{1e3 * timed['median_s']:.1f}" for timed in one["works"].values())
+        yield (
+            f"`{one['format']}`",
+            kernels.get("pack_linear") if kernels["project"] == "composed" else kernels["project"],
+            f"{one['error']:.3f}",
+            " / ".join(times),
+            f"{one['peak']['reserved'] / GIB:.1f}",
+            " + ".join(f"{took:.1f}" for took in one["load_s"].values()),
+            where(file, result),
+        )
+
+
 def of_memory(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     for work, job in result["jobs"].items():
         for name, part, time in (("a guided step", "steps", "step"), ("the decode", "decode", "decode")):
@@ -242,6 +260,18 @@ TABLES = {
             "Device, raw",
         ),
         of_formats,
+    ),
+    "quantized": (
+        (
+            "Format",
+            "Linear",
+            "Velocity",
+            "ms: a 1024 x 1024 picture's guided step / a pass of 832 x 480, 93 frames / of 1280 x 720, 189 frames",
+            "Reserved GiB",
+            "Seconds to load: text + media tower",
+            "Device, raw",
+        ),
+        of_quantized,
     ),
     "memory": (
         ("Work", "GB: counted / reserved, allocated", "Seconds: counted / measured", "Device, raw"),

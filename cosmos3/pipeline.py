@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.plan.own import with_own
 from cosmos3_core.quant.steps import OPTION
-from cosmos3_core.runs import generation, outputs, saved
+from cosmos3_core.runs import generation, outputs, room, saved
 from cosmos3_core.runs.generation import Generation
 from cosmos3_core.runs.keeping import Keeper
 from cosmos3_core.runs.outputs import Moved
@@ -73,6 +73,8 @@ def load(
     revision: str | None = None,
     profile: str | None = None,
     resident: bool = True,
+    placement: str | None = None,
+    memory_limit: int | None = None,
     **others: Any,
 ) -> Pipeline:
     """Open a model and plan it for this machine. Its weights are read by the first run that needs them.
@@ -83,16 +85,17 @@ def load(
     `kernels` rows by op, or functions of yours: an experiment, which manifests name. `dtype` None is the
     checkpoint's.
     `profile` names whose defaults fill a request. With `resident` what was loaded stays for the next request; without
-    it, no two components are on the device at once, as with `cosmos3 run`. Raises InputError for what cannot be met.
+    it, no two components are on the device at once. `placement` says it of single parts, in words of `cosmos3 run`:
+    "generation=streamed,understanding=disk". Until the pipe is closed, the process takes no more of the device than
+    `memory_limit` bytes. Raises InputError for what cannot be met.
     """
     from cosmos3_core.engine.engine import Engine
 
     for name, value in others.items():
         raise InputError(f"load({name}={shown(value)})", "there is no such argument", unknown(name, LOAD), name)
-    steps = {OPTION: high_precision_steps}
-    wish = wish_of(model, backend, formats, kernels, dtype, profile, resident, revision=revision, **steps)
-    wish, ground = grounded(wish)
-    return Pipeline(wish, ground, Engine(ground.model, ground.plan, resident=resident))
+    more = {OPTION: high_precision_steps, "placement": placement, "memory_limit": memory_limit, "revision": revision}
+    wish, ground = grounded(wish_of(model, backend, formats, kernels, dtype, profile, resident, **more))
+    return Pipeline(wish, ground, Engine(ground.model, ground.plan, placement=wish.placed, limit=wish.memory_limit))
 
 
 def _settled(wish: Wish, ground: Ground, given: Mapping[str, Any], **other: Any) -> Settled:
@@ -379,7 +382,7 @@ class Pipeline(Answering):
         return generation.prepare(self._engine, settled, noise=tensors, latents=source, media=media)
 
     def _check_fits(self, settled: Settled, anyway: bool, *, stopped: bool = False) -> None:
-        if not anyway and (refusal := generation.refusal(settled, stopped=stopped)):
+        if not anyway and (refusal := room.refusal(settled, stopped=stopped)):
             raise refusal
 
     def _check_same(self, earlier: saved.Earlier, asked: str) -> None:

@@ -29,9 +29,11 @@ def plan(
     dtype: str | None = None,
     profile: str | None = None,
     resident: bool = True,
+    placement: str | None = None,
     device: str | None = None,
     arch: str | None = None,
     memory: int | None = None,
+    host_memory: int | None = None,
     **fields: Any,
 ) -> Plan:
     """What a request would take with a model, which is not loaded: as `load` and then `Pipeline.plan`, and of a
@@ -39,9 +41,10 @@ def plan(
 
     `device`, such as "Arc B580", is one that an installed package knows and that need not be here, `arch` an
     architecture, such as "sm_90": then the plan is a forecast. `memory` in bytes stands in the place of the device's
-    own. Raises InputError.
+    own, and `host_memory` in that of what the host has free. Raises InputError.
     """
     more = {OPTION: high_precision_steps, "device": device, "arch": arch, "memory": memory}
+    more |= {"placement": placement, "host_memory": host_memory}
     wish = wish_of(model, backend, formats, kernels, dtype, profile, resident, described=True, **more)
     return plan_of(planned(*grounded(wish), fields))
 
@@ -58,11 +61,12 @@ def forecasts(
     dtype: str | None = None,
     profile: str | None = None,
     resident: bool = True,
+    placement: str | None = None,
     **fields: Any,
 ) -> dict[str, Plan | InputError]:
     """By name, the plan for every device that the installed packages know, of a `backend` alone if one is named, or
     why there is none; as `cosmos3 plan --device all`. Raises InputError for what is wrong on all of them."""
-    more = {OPTION: high_precision_steps, "described": True, "partial": True}
+    more = {OPTION: high_precision_steps, "described": True, "partial": True, "placement": placement}
     wish = wish_of(model, backend, formats, kernels, dtype, profile, resident, **more)
     check_typed(fields)
     found = of_all(replace(wish, given=fields | media_of(fields)[0]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmos3_core.plan.cost.units import ceiling_of, gib
+from cosmos3_core.plan.placement import ALL_STAGED
 from cosmos3_core.settle import Settled
 
 from .questions import as_json
@@ -69,7 +70,10 @@ class Plan:
 def plan_of(settled: Settled) -> Plan:
     """The numbers of what was settled."""
     estimate, plan = settled.estimate, settled.plan
-    apart = ["`resident` False"] if not settled.fits and settled.wish.resident and settled.fits_in_turn else []
+    lower = settled.lower
+    apart = [f"`placement` {lower}"] if lower else []
+    if lower == ALL_STAGED and settled.wish.resident:
+        apart = ["`resident` False"]
     seconds = estimate.seconds(ceiling_of(plan.backend, plan.device)) or {}
     stages = [Stage(one.name, one.peak, one.weights, seconds.get(one.name)) for one in estimate.stages]
     return Plan(

@@ -21,13 +21,23 @@ OURS = {"kernel": "kernels", "format": "formats", "latents": "noise"}
 CALL, START, OF_A_PIPE, LOAD, PLAN = "a call", "pipe.start", "pipe.plan", "cosmos3.load", "cosmos3.plan"
 FORECASTS = "cosmos3.forecasts"
 QUANTIZE = "cosmos3.quantize"
-_OPENING = ("model", "backend", "formats", "high_precision_steps", "kernels", "dtype", "profile", "resident")
+_OPENING = (
+    "model",
+    "backend",
+    "formats",
+    "high_precision_steps",
+    "kernels",
+    "dtype",
+    "profile",
+    "resident",
+    "placement",
+)
 TAKES: dict[str, tuple[str, ...]] = {
     CALL: (*FIELDS, "n", "noise", "output", "overwrite", "on_step", "progress", "cancel", "anyway"),
     START: (*FIELDS, "noise", "anyway"),
     OF_A_PIPE: tuple(FIELDS),
-    LOAD: (*_OPENING, "revision"),
-    PLAN: (*_OPENING, "device", "arch", "memory", *FIELDS),
+    LOAD: (*_OPENING, "revision", "memory_limit"),
+    PLAN: (*_OPENING, "device", "arch", "memory", "host_memory", *FIELDS),
     FORECASTS: (*_OPENING, *FIELDS),
     QUANTIZE: (
         *("model", "revision", "format", "dialect", "group", "policy", "method", "calibrate", "output", "overwrite"),

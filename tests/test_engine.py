@@ -389,7 +389,7 @@ def test_progress_is_between_steps_and_stages_are_named():
         seen.append(running.step(state).index)
     frames = torch.cat(list(running.finish(state)))
     assert seen == [0, 1, 2, 3, 4, 5] and frames.shape == (5, 64, 64, 3) and frames.dtype == torch.uint8
-    layers = 2 * running.model.config.num_hidden_layers  # of both prompts
+    layers = running.model.config.num_hidden_layers  # each reads both prompts
     stages = {"check weights": 1, "load understanding": 1, "read prompts": layers, "load generation": 1, "steps": 5}
     stages |= {"load vae decoder": 1}
     parts = [(stage, done, total) for stage, total in stages.items() for done in range(total + 1)]
@@ -400,8 +400,8 @@ def test_prompts_are_read_once_and_guidance_follows_its_interval(monkeypatch):
     from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 
     reads, passes = [], []
-    prefill, forward = UnderstandingTower.prefill, GenerationTower.forward
-    monkeypatch.setattr(UnderstandingTower, "prefill", lambda self, ids: reads.append(len(ids)) or prefill(self, ids))
+    read, forward = UnderstandingTower.read, GenerationTower.forward
+    monkeypatch.setattr(UnderstandingTower, "read", lambda self, ids: reads.extend(map(len, ids)) or read(self, ids))
 
     def spy(self, branches, latents, timestep, **precision):
         passes.append((timestep, len(branches.texts)))

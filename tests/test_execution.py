@@ -16,7 +16,8 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan import Want, resolve
-from cosmos3_core.plan.execution import KEPT_TOKENS, SEQUENTIAL, Execution, Keeping, tiling_of
+from cosmos3_core.plan.execution import KEPT_TOKENS, Execution, Keeping, tiling_of
+from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, Placement
 from cosmos3_core.runs import manifest as manifests
 from cosmos3_core.settle import Wish, settle
 
@@ -38,7 +39,7 @@ class Numbers:
     sound_length: str = "down"
 
 
-def of(tuning: Tuning | None = None, format: str = "none", placement: str = SEQUENTIAL, **numbers) -> Execution:
+def of(tuning: Tuning | None = None, format: str = "none", placement: Placement = ALL_STAGED, **numbers) -> Execution:
     return Execution.of(NANO, Numbers(**numbers), tuning or Tuning(), format=format, placement=placement)
 
 
@@ -75,7 +76,7 @@ def test_thresholds_are_the_backends(off):
 @pytest.mark.parametrize("off", [-1, 0])
 def test_a_pictures_encode_is_captured_where_it_may_stay(off):
     tuned = Tuning(chunk_area=64 * 64 + off)
-    assert of(tuned, placement="resident").encode_captured == (off == 0) and not of(tuned).encode_captured
+    assert of(tuned, placement=ALL_RESIDENT).encode_captured == (off == 0) and not of(tuned).encode_captured
 
 
 def test_a_backend_tunes_by_architecture():
@@ -135,7 +136,7 @@ def test_engine_estimate_and_manifest_read_the_same(given):
     resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
     keeping = Keeping(KEPT_TOKENS, Tuning().capture_rows, Tuning().chunk_area)
     captured = resident.encode_captured
-    assert resident == replace(settled.execution, placement="resident", keeping=keeping, encode_captured=captured)
+    assert resident == replace(settled.execution, placement=ALL_RESIDENT, keeping=keeping, encode_captured=captured)
 
 
 def test_the_estimate_follows_the_backends_tuning():

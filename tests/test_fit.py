@@ -23,6 +23,7 @@ from cosmos3_core.plan.cost import vae
 from cosmos3_core.plan.cost.fit import Estimate
 from cosmos3_core.plan.cost.nearest import nearest
 from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
+from cosmos3_core.plan.placement import ALL_RESIDENT
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.defaults import PROFILES
@@ -91,7 +92,7 @@ def test_stages_follow_each_other_or_stay():
     assert stages["read prompts"].weights == parts["understanding"] + parts["embedding"]
     assert round(stages["steps"].weights / 1e9, 1) == 14.0  # docs/model.md, section 3.3
     assert stages["steps"].text_kv == 2 * 512 * 147_456
-    resident = replace(counted, placement="resident").stages
+    resident = replace(counted, placement=ALL_RESIDENT).stages
     assert {stage.weights for stage in resident} == {sum(parts.values())}
 
 

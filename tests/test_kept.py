@@ -20,19 +20,20 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.kept import Kept
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.plan.execution import Keeping, keeping_of
+from cosmos3_core.plan.placement import ALL_RESIDENT, DISK, STREAMED, Placement
 from cosmos3_core.settle import Wish, settle
 
 
 @pytest.fixture
 def read(monkeypatch) -> list[tuple[int, ...]]:
     """The prompts that are read from now on."""
-    prefill, seen = UnderstandingTower.prefill, []
+    read, seen = UnderstandingTower.read, []
 
-    def spy(self, ids):
-        seen.append(tuple(ids))
-        return prefill(self, ids)
+    def spy(self, prompts):
+        seen.extend(map(tuple, prompts))
+        return read(self, prompts)
 
-    monkeypatch.setattr(UnderstandingTower, "prefill", spy)
+    monkeypatch.setattr(UnderstandingTower, "read", spy)
     return seen
 
 
@@ -86,6 +87,38 @@ def test_prompts_are_read_once_and_passes_captured_once(read):
     assert len(recorded) == 2 and len(read) == count + 3, "the negative prompt is the same"
     made(running, seed=5, steps=2)
     assert len(recorded) == 2 and len(read) == count + 3
+
+
+@pytest.mark.parametrize("placement", [ALL_RESIDENT, Placement(DISK, STREAMED), Placement(STREAMED, STREAMED)], ids=str)
+def test_what_has_no_room_on_the_device_is_read_no_more(read, placement, monkeypatch):
+    """It goes to the host, comes back with the same bits, and stays within the host's budget."""
+    monkeypatch.setattr("cosmos3_core.plan.execution.KEPT_TOKENS", 0)
+    running = engine(placement=placement)
+    first = running.start(request(prompt="a plate")).context.texts
+    count = len(read)
+    again = running.start(request(prompt="a plate", seed=2)).context.texts
+    assert len(read) == count == 2 and not running._prompts.kept()
+    for one, other in zip(first, again, strict=True):
+        assert one is not other and one.length == other.length
+        for ours, theirs in zip(one.segments, other.segments, strict=True):
+            assert torch.equal(ours.k_BTKD, theirs.k_BTKD) and torch.equal(ours.v_BTKD, theirs.v_BTKD)
+            assert ours.static and theirs.static
+    assert torch.equal(made(running, steps=2, prompt="a plate"), alone(steps=2, prompt="a plate"))
+    running.close()
+    running.start(request(prompt="a plate"))
+    assert len(read) == count + 4, "closed, it keeps nothing; one alone read both"
+
+
+def test_the_host_keeps_no_more_prompts_than_it_may(read, monkeypatch):
+    monkeypatch.setattr("cosmos3_core.plan.execution.KEPT_TOKENS", 0)
+    lengths = [len(engine().read_inputs(request(prompt=text)).prompt) for text in ("a", "b")]
+    negative = len(engine().read_inputs(request()).negative)
+    monkeypatch.setattr("cosmos3_core.plan.execution.HOST_TOKENS", negative + max(lengths))
+    running = engine(placement=ALL_RESIDENT)
+    for text in "aba":
+        running.start(request(prompt=text))
+    assert [ids == read[1] for ids in read].count(True) == 1, "the negative prompt, used every time, stays"
+    assert len(read) == 4
 
 
 def test_a_pass_stays_no_longer_than_the_texts_that_it_holds(read, monkeypatch):
@@ -203,7 +236,7 @@ def test_what_is_kept_is_counted_where_weights_stay():
     wish = Wish(model="nano", described=True, backend="reference", given={"prompt": "a cup", "task": "t2i", "seed": 1})
     stays, goes = (settle(replace(wish, resident=resident)) for resident in (True, False))
     keeping = stays.execution.keeping
-    assert keeping == keeping_of("resident", stays.plan.tuning) == Keeping(4096, 8192, 2048)
+    assert keeping == keeping_of(ALL_RESIDENT, stays.plan.tuning) == Keeping(4096, 8192, 2048, 8192)
     assert goes.execution.keeping == Keeping()
     (counted,) = {stage.kept for stage in stays.estimate.stages}
     prompts = keeping.tokens * 147_456  # docs/model.md, section 3.4

@@ -40,6 +40,10 @@ def told(plan):
     return call
 
 
+WHOLE = ("--placement", "understanding=staged,generation=staged")
+"""No layer on the host."""
+
+
 # --- does it fit -----------------------------------------------------------------------------------------------------
 
 
@@ -47,9 +51,11 @@ def told(plan):
     ("arguments", "fits"),
     [
         (["--model", "nano", "--memory", 24], True),
-        (["--model", "nano", "--memory", 12], False),
+        (["--model", "nano", "--memory", 12, *WHOLE], False),
+        (["--model", "nano", "--memory", 12], True),
         (["--model", "super", "--memory", 80], True),
-        (["--model", "super", "--memory", 48], False),
+        (["--model", "super", "--memory", 48, *WHOLE], False),
+        (["--model", "super", "--memory", 8], False),
         (["--model", "edge", "--memory", 16], True),
         (["--model", TINY_MODEL, "--size", "64x64", "--frames", 5], True),
     ],
@@ -62,24 +68,24 @@ def test_the_exit_code_says_whether_it_fits(plan, arguments, fits):
 
 
 def test_what_does_not_fit_comes_with_changes_that_do(plan, told):
-    asked = ("--model", "nano", "--memory", 18)
+    asked = ("--model", "nano", "--memory", 18, *WHOLE)
     offered = told(*asked)["estimate"]["nearest"]
     assert offered
     for change in offered:
         assert change["peak"] <= 18 * GIB
         assert told(*asked, *change["options"].split())["estimate"]["memory"]["peak"] == change["peak"]
-    _, out, _ = plan("--model", "nano", "--memory", 18)
+    _, out, _ = plan(*asked)
     assert f"instead    {offered[0]['options']} fits" in out
 
 
 def test_where_no_request_fits_it_says_so(plan, told):
-    assert told("--model", "super", "--memory", 8)["estimate"]["nearest"] == []
-    _, out, _ = plan("--model", "super", "--memory", 8)
+    assert told("--model", "super", "--memory", 5)["estimate"]["nearest"] == []
+    _, out, _ = plan("--model", "super", "--memory", 5)
     assert "choose a smaller model" in out
 
 
 def test_a_format_without_a_kernel_is_proposed_and_called_slow(plan, told):
-    asked = ("--model", "nano", "--size", "480p", "--memory", 14)
+    asked = ("--model", "nano", "--size", "480p", "--memory", 14, *WHOLE)
     offered = told(*asked)["estimate"]["nearest"]
     assert offered[0]["options"] == "--format q8_0" and all(change["eager"] for change in offered)
     for change in offered[:1]:
@@ -132,7 +138,7 @@ def test_a_published_name_and_its_short_form_are_one(told):
 
 
 def test_the_json_keeps_its_keys(told):
-    found = told("--model", "nano", "--memory", 18)
+    found = told("--model", "nano", "--memory", 18, *WHOLE)
     manifest = {"cosmos3", "started", "model", "profile", "request", "origin", "plan", "guardrail", "notes"}
     assert set(found) == {*manifest, "estimate"}
     assert set(found["request"]) == set(found["origin"]) == set(FIELDS)
@@ -158,7 +164,7 @@ def test_the_text_names_what_was_chosen_and_assumed(plan):
         "24.0 GiB (--memory)",
         "attention eager",
         "t2v 1280x720, 189 frames, 35 steps, guidance 6",
-        "text tower, media tower and VAE one after the other",
+        "placement  understanding and generation and codecs staged: on the device while it is used, and then no longer",
         "decode     in whole frames",
         "time       unknown",
         "assumed    a prompt of 512 tokens and a negative one of 3500",
@@ -212,8 +218,8 @@ def test_a_device_with_a_known_ceiling_gets_seconds(plan, told, monkeypatch):
         (["--frames", 10], "The nearest are 9 and 13"),
         (["--size", "1000x700"], "The nearest is"),
         (["--task", "t2x"], "there is no such task"),
-        (["--memory", 0], "Give the device's memory in GiB"),
-        (["--memory", "nan"], "Give the device's memory in GiB"),
+        (["--memory", 0], "Give it in GiB"),
+        (["--memory", "nan"], "Give it in GiB"),
         (["--dtype", "fp8"], "Dtypes are float32, bfloat16, float16"),
         (["--tile", 100], "tiles are multiples of 64"),
         (["--model", "nvidia/Cosmos3-Super-Text2Image-4Step", "--task", "t2v"], "is distilled for t2i and i2v only"),
@@ -228,7 +234,7 @@ def test_bad_input_is_one_message_and_exit_code_2(plan, arguments, said):
 ASKING = """
 import sys
 from cosmos3_core import cli
-sys.argv = "cosmos3 plan --backend reference --model nano --memory 18".split()
+sys.argv = "cosmos3 plan --backend reference --model nano --memory 2".split()
 try:
     cli.main()
 except SystemExit as stop:
@@ -298,6 +304,8 @@ def test_a_device_that_is_not_here_is_planned_for(capsys, monkeypatch):
     monkeypatch.setattr("cosmos3_core.plan.known.load", lambda name, disabled: cuda)
     ask = ("plan", "--backend", "cuda", "--model", "nano", "--size", "480p")
     code, out, err = cosmos3(capsys, monkeypatch, *ask, "--arch", "sm_89", "--memory", "12")
+    assert (code, err) == (0, "") and "placement  generation streamed: in host memory" in out
+    code, out, err = cosmos3(capsys, monkeypatch, *ask, "--arch", "sm_89", "--memory", "12", *WHOLE)
     assert (code, err) == (1, "") and "device     cuda: not in this machine (sm_89), 12.0 GiB (--memory)" in out
     assert "forecast   made without the device" in out
     assert "instead    --format fp8 fits" in out and "assumed    sm_89 with the torch and the packages that are" in out
@@ -326,5 +334,5 @@ def test_the_tokens_of_a_prompt_are_counted(capsys, monkeypatch, tmp_path):
 
 
 def test_where_nothing_smaller_fits_the_ways_out_are_named(plan):
-    code, out, _ = plan("--model", "nano", "--size", "480p", "--memory", "4")
-    assert code == 1 and all(word in " ".join(out.split()) for word in ("--model edge", "--format", "not there yet"))
+    code, out, _ = plan("--model", "nano", "--size", "480p", "--memory", "2")
+    assert code == 1 and all(word in " ".join(out.split()) for word in ("--model edge", "--format", "wherever they"))

@@ -392,13 +392,13 @@ def test_too_small_a_memory_costs_no_step(run, full):
 
 
 def test_a_stop_before_the_first_step_loads_no_more(run, monkeypatch):
-    prefill = UnderstandingTower.prefill
+    read = UnderstandingTower.read
 
-    def stopped(self, ids):
+    def stopped(self, prompts):
         os.kill(os.getpid(), signal.SIGINT)
-        return prefill(self, ids)
+        return read(self, prompts)
 
-    monkeypatch.setattr(UnderstandingTower, "prefill", stopped)
+    monkeypatch.setattr(UnderstandingTower, "read", stopped)
     code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
     assert code == 130 and "load generation" not in err and not list(Path().iterdir())
     assert err.splitlines()[-2:] == ["nothing was computed yet, so nothing is kept", "stopped"]

@@ -270,7 +270,7 @@ def test_a_cancelled_error_is_one_of_ours():
 def test_two_threads_on_one_engine_equal_each_alone(resident, monkeypatch):
     """And the device works on one piece at a time."""
     inside, most = [], []
-    for kind, name in ((UnderstandingTower, "prefill"), (GenerationTower, "forward"), (Decoder, "__call__")):
+    for kind, name in ((UnderstandingTower, "read"), (GenerationTower, "forward"), (Decoder, "__call__")):
         work = getattr(kind, name)
 
         def alone_in_it(*arguments, work=work, **precision):

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from ..contract import InputError
 from ..plan.cost.units import GIB, ceiling_of
+from ..plan.placement import PARTS
 from ..settle import Settled, Wish
 from ..settle.forecasts import Forecast, forecasts
 from .plan import FORECAST, in_options
 from .terminal import printable
 
-COLUMNS = ("device", "backend", "GiB", "peak", "fits", "s a step", "s in all", "or")
+COLUMNS = (
+    "device",
+    "backend",
+    "GiB",
+    "peak",
+    "fits",
+    "s a step",
+    "s in all",
+    "towers, codecs",
+    "or",
+)
 
 
 def show_all(wish: Wish, *, as_json: bool) -> NoReturn:
@@ -35,7 +47,14 @@ def _report(one: Forecast) -> dict[str, Any]:
     """As JSON. Where it cannot run, `refused` says why, and numbers are None."""
     device, found = one.device, one.settled
     report = {"forecast": True, "device": device.name, "arch": device.arch, "backend": one.backend.name}
-    report |= {"memory": device.memory, "fits": False, "peak": None, "seconds": None, "kernels": None}
+    report |= {
+        "memory": device.memory,
+        "fits": False,
+        "peak": None,
+        "seconds": None,
+        "kernels": None,
+        "placement": None,
+    }
     report |= {"refused": None, "nearest": []}
     if isinstance(found, InputError):
         return report | {"refused": f"{found.asked}: {found.found}"}
@@ -50,6 +69,7 @@ def _numbers(settled: Settled) -> dict[str, Any]:
         "peak": settled.estimate.peak,
         "seconds": settled.estimate.seconds(ceiling_of(plan.backend, plan.device)),
         "kernels": plan.to_json(settled.execution.tokens)["kernels"],
+        "placement": asdict(settled.placement) | {"host_bytes": settled.estimate.host},
         "nearest": [in_options(change) for change in settled.nearest()],
     }
 
@@ -59,6 +79,7 @@ def _row(report: dict[str, Any]) -> tuple[str, ...]:
     times = [f"{seconds[name]:.3g}" if name in seconds else "unknown" for name in ("step", "total")]
     head = (report["device"], report["backend"], f"{report['memory'] / GIB:.1f}")
     if report["refused"]:
-        return *head, "", "no", "", "", report["refused"]
+        return *head, "", "no", "", "", "", report["refused"]
     nearest = report["nearest"][0] if report["nearest"] else "" if report["fits"] else "nothing smaller fits"
-    return *head, f"{report['peak'] / GIB:.1f}", "yes" if report["fits"] else "no", *times, nearest
+    placed = ", ".join(report["placement"][part] for part in PARTS)
+    return *head, f"{report['peak'] / GIB:.1f}", "yes" if report["fits"] else "no", *times, placed, nearest

@@ -271,6 +271,27 @@ PLAN = (
 """What decides a plan, for every command that makes one."""
 
 
+PLACE = (
+    option(
+        DEVICE,
+        "--placement",
+        metavar="PART=WAY,...",
+        help="Where understanding and generation lie: resident, staged, streamed (from the host) or disk; and codecs: "
+        "resident or staged  [default: what fits and costs least time]",
+    ),
+    option(DEVICE, "--resident", is_flag=True, help="Keep every part on the device, or refuse the run."),
+    option(DEVICE, "--enable-layerwise-offload", is_flag=True, help="Keep both towers streamed from the host."),
+    option(
+        DEVICE,
+        "--memory-limit",
+        type=float,
+        metavar="GIB",
+        help="Plan and run as on a card of so much memory: what would take more fails.",
+    ),
+)
+"""Where weights lie, which changes nothing that is computed."""
+
+
 def model(said: str = DEFAULT_MODEL, **keywords: Any) -> Decorator:
     """--model; the default that is `said` stands in the help."""
     return option(
@@ -312,6 +333,7 @@ RUN = (
         help="JSON of request fields, whose paths begin in this folder, or a manifest to repeat.",
     ),
     *PLAN,
+    *PLACE,
     option(
         DEVICE,
         "--require",
@@ -342,6 +364,13 @@ RUN = (
 REPORT = (
     option(
         CONTROL, "--memory", type=float, metavar="GIB", help="Plan for this much device memory instead of what is here."
+    ),
+    option(
+        CONTROL,
+        "--host-memory",
+        type=float,
+        metavar="GIB",
+        help="Plan for this much free memory of the host  [default: what is free here; of a forecast, any]",
     ),
     option(
         CONTROL,

@@ -17,6 +17,7 @@ from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
 from ..plan.cost.nearest import Change
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
+from ..plan.placement import LAYERED, MEANING, PARTS
 from ..quant.steps import A16
 from ..scenarios.field import NOT_GIVEN, PROFILE
 from ..scenarios.fields import FIELDS
@@ -32,8 +33,8 @@ LONGEST = 60
 
 
 NONE_FITS = (
-    "no smaller request of this model fits here, in no format of its weights (--format): choose a smaller model "
-    "(--model edge) or a larger device. Weights kept on the host (offload) are not there yet"
+    "no smaller request of this model fits here, in no format of its weights (--format) and wherever they lie: "
+    "choose a smaller model (--model edge) or a larger device"
 )
 FORECAST = "made without the device, of what its package says of it"
 """What a plan for a device that need not be here is."""
@@ -153,7 +154,7 @@ def _print(report: dict[str, Any]) -> None:
         *([("forecast", FORECAST)] if report["estimate"]["forecast"] else []),
         *_kernels(plan),
         *((f"refused {refusal['op']} {refusal['name']}", refusal["reason"]) for refusal in plan["refused"]),
-        ("placement", "text tower, media tower and VAE one after the other, as cosmos3 run does"),
+        *_placement(plan["placement"]),
         ("decode", tile if decoded else "nothing of the video: its output is something else alone"),
     ]
     tokens = report["estimate"]["tokens"]
@@ -168,6 +169,19 @@ def _print(report: dict[str, Any]) -> None:
     screen.print(_table(memory))
     screen.print()
     _print_lines(screen, below)
+
+
+def _placement(placed: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Where the parts of the model lie, why, and what it costs."""
+    for way in dict.fromkeys(placed[part] for part in PARTS):
+        parts = " and ".join(part for part in PARTS if placed[part] == way)
+        yield "placement", f"{parts} {way}: {MEANING[way]}"
+    waits = placed["waiting_seconds"]
+    if any(placed[part] in LAYERED for part in PARTS):
+        costs = "an unknown time" if waits is None else f"about {waits:.3g} s of a run"
+        kept = f", and {gib(placed['host_bytes'])} of the host's memory" if placed["host_bytes"] else ""
+        yield "placement", f"waiting for layers costs {costs}{kept}"
+    yield from (("placement", f"not {passed}") for passed in placed["passed"])
 
 
 def _kernels(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,8 +16,9 @@ from ..engine.stages import Cancelled
 from ..files.action_tables import SUFFIXES
 from ..plan.cost.units import GIB
 from ..plan.known import ALL
+from ..plan.placement import OFFLOADED
 from ..quant.steps import OPTION
-from ..runs import generation, outputs, saved
+from ..runs import generation, outputs, room, saved
 from ..runs import manifest as manifests
 from ..runs.generation import Generation
 from ..runs.keeping import Keeper, stopped_runs
@@ -27,119 +28,21 @@ from ..scenarios import request as requests
 from ..scenarios.captions import check_no_file
 from ..scenarios.defaults import PROFILES
 from ..scenarios.families import TASKS
-from ..scenarios.fields import FIELDS
 from ..scenarios.sound import SOUND_SUFFIXES
 from ..settle import Settled, Wish, settle
 from .forecast import show_all
-from .options import DEFAULT_MODEL
+from .options import DEFAULT_MODEL, flag
 from .plan import show
 from .stopping import Stop, stop_signal
 from .terminal import remark, tell
 from .texts import PROMPTS, files_of, read_text, texts, texts_read
+from .typed import FREE, NAMES, PLACING, REPORT, SHORTHANDS, Options
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from ..files.audio import Sound
-
-SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
-"""Request fields that have an option of their own."""
-REPORT = {"memory": "--memory", "device": "--device", "arch": "--arch", "as_json": "--json"}
-"""Options of a dry run alone."""
-FREE = (
-    "output",
-    "overwrite",
-    "changed",
-    "save_latents",
-    "save_sound",
-    "sound_only",
-    "plot",
-    "sheet",
-    "manifest",
-    "tile",
-    "resume",
-    "dry_run",
-    "anyway",
-    "disabled",
-    *STAYING,
-    *REPORT,
-)
-"""Options that may stand beside --resume; all others a stopped run has settled. A tile may, because memory may be what
-stopped it."""
-NAMES = {"prompt": "a prompt", "fields": "--set", "kernels": "--kernel", "formats": "--format"}
-"""Of options that are called otherwise here."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, as typed."""
-
-    prompt: str | None
-    model: str | None
-    revision: str | None
-    output: str | None
-    overwrite: bool
-    task: str | None
-    image: str | None
-    video: str | None
-    keyframe: tuple[str, ...]
-    extend: str | None
-    video_fps: str | None
-    edge: str | None
-    blur: str | None
-    depth: str | None
-    seg: str | None
-    wsm: str | None
-    control_guidance: float | None
-    chunk_frames: int | None
-    size: str | None
-    frames: int | None
-    fps: float | None
-    steps: int | None
-    guidance: float | None
-    shift: float | None
-    sound: bool | None
-    audio: str | None
-    seed: int | None
-    negative_prompt: str | None
-    tile: int | None
-    domain: str | None
-    actions: str | None
-    history: str | None
-    state: str | None
-    chunk: int | None
-    rollout: int | None
-    canvas: str | None
-    view: str | None
-    action_stats: str | None
-    pad_actions: bool | None
-    action_rows: str | None
-    fields: dict[str, Any]
-    request: str | None
-    profile: str | None
-    backend: str | None
-    kernels: dict[str, str]
-    formats: dict[str, str]
-    high_precision_steps: str | None
-    required: dict[str, str]
-    dtype: str | None
-    latents: str | None
-    save_latents: str | None
-    save_sound: str | None
-    sound_only: bool
-    plot: str | None
-    sheet: str | None
-    resume: str | None
-    changed: bool
-    manifest: str | None
-    dry_run: bool
-    memory: float | None
-    device: str | None
-    arch: str | None
-    as_json: bool
-    anyway: bool
-    disabled: tuple[str, ...]
 
 
 def execute(options: Options) -> None:
@@ -163,7 +66,7 @@ def execute(options: Options) -> None:
     if options.latents:
         noise, latents = _read_noise(options.latents, options, settled)
     run = generation.prepare(
-        Engine(settled.model, settled.plan),
+        Engine(settled.model, settled.plan, placement=settled.placement, limit=wish.memory_limit),
         settled,
         named=named,
         noise=noise,
@@ -178,7 +81,7 @@ def execute(options: Options) -> None:
     settled = settled.with_texts(len(run.inputs.prompt), len(run.inputs.negative))
     if options.dry_run:
         _report(options, settled, run.resolved, run.inputs.notes)
-    refusal = generation.refusal(settled, stopped=stopped is not None)
+    refusal = room.refusal(settled, stopped=stopped is not None)
     if refusal and not options.anyway:
         raise refusal
     for line in settled.why.splitlines():
@@ -289,10 +192,19 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         formats=options.formats,
         high_precision_steps=options.high_precision_steps,
         required=options.required,
-        memory=None if options.memory is None else int(options.memory * GIB),
+        resident=options.resident,
+        placement=options.placement or (OFFLOADED if options.enable_layerwise_offload else None),
+        chooses=not options.resident,
+        memory_limit=_bytes(options.memory_limit),
+        host_memory=_bytes(options.host_memory),
+        memory=_bytes(options.memory),
         device=options.device,
         arch=options.arch,
     )
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * GIB)
 
 
 def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None:
@@ -311,6 +223,7 @@ def _check_given(options: Options) -> None:
         if name in REPORT and value not in (None, False) and not options.dry_run:
             found = "a run that is no dry run takes what is here and reports in its manifest"
             here = "; what is here is named by --backend" if name in ("device", "arch") else ""
+            here = "; --memory-limit bounds a run" if name == "memory" else here
             raise InputError(REPORT[name], found, f"Type cosmos3 plan, or add --dry-run{here}")
     if options.sound_only and options.output and Path(options.output).suffix.lower() not in SOUND_SUFFIXES:
         found, another = "the sound alone is a .wav or .flac", Path(options.output).with_suffix(SOUND_SUFFIXES[0])
@@ -318,8 +231,12 @@ def _check_given(options: Options) -> None:
     if options.changed and not (options.request or options.resume):
         found = "it says that files of an earlier run may have changed"
         raise InputError("`changed` without `request` or `resume`", found, "Name that run by one of them, or drop it")
-    if options.memory is not None and not 0 < options.memory < 1 << 20:
-        raise InputError(f"--memory {options.memory:g}", "that is no memory", "Give the device's memory in GiB")
+    for name in ("memory", "memory_limit", "host_memory"):
+        size = getattr(options, name)
+        if size is not None and not 0 < size < 1 << 20:
+            raise InputError(f"{flag(name)} {size:g}", "that is no memory", "Give it in GiB")
+    if len(placed := [flag(name) for name in PLACING[:3] if getattr(options, name)]) > 1:
+        raise InputError(" with ".join(placed), "each says where weights lie", "Keep one of them")
 
 
 def _given(options: Options, earlier: Earlier) -> dict[str, Any]:

@@ -39,8 +39,7 @@ COMPOSITES = ("project", "finish")
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What `probe()` found. `memory` is one device's, in bytes; `unified` where the host shares it. `versions` names
-    driver and libraries."""
+    """What `probe()` found. `memory` is one device's, in bytes, `unified` the host's. `versions`: driver, libraries."""
 
     arch: str
     name: str
@@ -54,12 +53,13 @@ class Device:
 class Ceiling:
     """What an architecture can do at most: dense `tflops` (two for a multiply-add) by dtype or quantization format,
     memory `bandwidth` in bytes a second, and the `source` of both. `reached`: the measured share of a rate that whole
-    forward passes had with this backend's kernels."""
+    forward passes had with this backend's kernels. `link`: bytes a second from the host, 0 if not measured."""
 
     tflops: Mapping[str, float]
     bandwidth: float
     source: str
     reached: Mapping[str, float] = field(default_factory=dict)
+    link: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,7 @@ Rules for every op, and the kit's tests of them:
                (test_attention_parity, test_norm_rope_parity, test_rms_norm_of_views)
     inputs     stay as they are, except where a protocol says that they may be overwritten (test_inputs_are_left_alone)
     results    are fresh: no later call writes to them, unless the row says `fresh=False` (test_results_are_fresh)
-    segments   come in the order of their keys, the text's before the media's; one may have a single token
-               (test_attention_of_segments_of_one_token)
+    segments   come in the keys' order, the text's first, perhaps one token (test_attention_of_segments_of_one_token)
 """
 
 from __future__ import annotations
@@ -233,7 +232,7 @@ class Bytes(NamedTuple):
 
 
 class Pending(Protocol):
-    """Work under way. `wait()` returns the result once it may be read: a copy's by the host, others' by later work."""
+    """Work under way. `wait()` returns the result once it may be read: `copy`'s by the host, others' by later work."""
 
     def wait(self) -> Tensor: ...
 
@@ -245,7 +244,8 @@ class Memory(Protocol):
     empty        give back what the allocator holds and no tensor uses
     limit        let allocations fail that would take more than `size` in all; Unavailable where there is no such limit
     pinned       an empty tensor on the host that the device copies to and from without a detour
-    copy         start to copy, after the device's work so far; `wait()` returns the target"""
+    copy         start to copy, after the device's work so far; `wait()` returns the target
+    fetch        the same beside further work; `wait()` holds up the device's, not the host. By default a `copy`"""
 
     def free(self, device: torch.device) -> int: ...
     def total(self, device: torch.device) -> int: ...
@@ -255,6 +255,7 @@ class Memory(Protocol):
     def limit(self, device: torch.device, size: int) -> None: ...
     def pinned(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor: ...
     def copy(self, target: Tensor, source: Tensor) -> Pending: ...
+    def fetch(self, target: Tensor, source: Tensor) -> Pending: ...
     def synchronize(self, device: torch.device) -> None: ...
 
 

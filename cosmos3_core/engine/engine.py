@@ -29,7 +29,8 @@ from ..model.text import ChatTokenizer
 from ..model.transformer import TextContext
 from ..model.weights import Target
 from ..plan import Plan
-from ..plan.execution import RESIDENT, SEQUENTIAL, Execution, keeping_of
+from ..plan.execution import Execution, keeping_of
+from ..plan.placement import ALL_RESIDENT, ALL_STAGED, Placement
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
 from ..sampling.state import Context, Origin, State, views
@@ -41,6 +42,7 @@ from .checks import check_goes_on, check_prepared, check_type, described, not_fi
 from .codecs import CODECS, UNROUNDED, Codec
 from .conditions import Conditions
 from .inputs import Inputs, read_inputs
+from .limits import limited
 from .passes import Forwards, Passes
 from .pool import Pool
 from .prompts import Prompts
@@ -53,9 +55,11 @@ RESOLVE = "Pass what resolve or settle made of your fields"
 class Engine:
     """Runs requests on one model under one plan.
 
-    With `resident` every component stays loaded for the next request, and so do, within `plan.execution.Keeping`, what
-    prompts came to and captured passes; without it each is dropped once nobody needs it (the text tower after the
-    prompts, the media tower before the decode), so that no two are in memory together.
+    `placement` says where each part of the model lies. With `resident`, which is short for one, every component stays
+    loaded for the next request, and so do, within `plan.execution.Keeping`, what prompts came to and captured passes;
+    without either each is dropped once nobody needs it (the text tower after the prompts, the media tower before the
+    decode), so that no two are in memory together. What is computed does not depend on it.
+    The process takes no more than `limit` bytes of the device until the engine is closed: what would take more fails.
     `weights` are the model's own, opened when needed, unless they are handed over. `seconds` collects how long each
     stage took, summed over the engine's life. What an engine is made of cannot be changed afterwards.
 
@@ -64,19 +68,31 @@ class Engine:
     asked, the others take their turn, and results are bit-equal to those of one thread.
     """
 
-    def __init__(self, model: Model, plan: Plan, *, resident: bool = False, weights: Weights | None = None):
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan,
+        *,
+        resident: bool = False,
+        placement: Placement | None = None,
+        limit: int | None = None,
+        weights: Weights | None = None,
+    ):
         check_type("an engine's `model`", model, Model, "Pass what open_model returns")
         check_type("an engine's `plan`", plan, Plan, "Pass what settle or resolve found")
         check_type("an engine's `resident`", resident, bool, "Pass True or False")
-        self._model, self._plan, self._resident = model, plan, resident
+        check_type("an engine's `placement`", placement, Placement | None, "Pass the one that settle found")
+        self._model, self._plan = model, plan
+        self._placement = placement or (ALL_RESIDENT if resident else ALL_STAGED)
         self._target = plan.target(model.config)
+        self._limit = limited(self._target.ops.memory, torch.device(self._target.device), limit)
         self._tokenizer = model.tokenizer()
         self._origin = Origin(model.name, model.repository.revision, plan.dtype, str(self._target.device))
         self._stages = Stages()
         self._lock = self._stages.turn
-        self._pool = Pool(model, self._target, self._stages, resident, weights)
+        self._pool = Pool(model, self._target, self._stages, self._placement, weights)
         keeping = keeping_of(self._placement, plan.tuning)
-        self._prompts = Prompts(self._pool, self._stages, keeping.tokens)
+        self._prompts = Prompts(self._pool, self._stages, keeping.tokens, keeping.host_tokens)
         self._conditions = Conditions(self._pool, self._stages, keeping.area)
         self._forwards = Forwards(keeping.rows, self._prompts.kept)
 
@@ -95,12 +111,13 @@ class Engine:
         return self._plan
 
     @property
-    def resident(self) -> bool:
-        return self._resident
+    def placement(self) -> Placement:
+        return self._placement
 
     @property
-    def _placement(self) -> str:
-        return RESIDENT if self.resident else SEQUENTIAL
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the weights came to lie where they do."""
+        return tuple(self._pool.notes)
 
     @property
     def target(self) -> Target:
@@ -128,6 +145,13 @@ class Engine:
         with self._lock:
             for part in (self._prompts, self._conditions, self._forwards, self._pool):
                 part.close()
+            self._limit.lift()
+
+    def give_back(self) -> None:
+        """Return to the device what nothing uses; for whoever caught an error of a device without memory."""
+        with self._lock:
+            self._pool.give_back()
+            self.ops.memory.empty(torch.device(self.device))
 
     @contextmanager
     def _working(self, watch: Watch | None) -> Iterator[None]:
@@ -298,7 +322,7 @@ class Engine:
         so many of the first ones, which need no others: 1 is the first frame, each other gives four more.
 
         The state stays as it is, and so does the media tower: the VAE's decoder is loaded beside it, and is dropped
-        again unless the engine is resident. For that time memory holds what "steps" and "decode" of the plan need
+        again unless the codecs stay. For that time memory holds what "steps" and "decode" of the plan need
         together. Raises InputError before the first prediction.
         """
         self._check_state(state, "previewing")

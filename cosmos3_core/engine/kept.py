@@ -23,17 +23,23 @@ class Kept(Generic[K, V]):
         self._held.move_to_end(key)
         return self._held[key][0]
 
-    def keep(self, key: K, value: V, size: int) -> None:
-        """Keep a value, unless it is larger than all that is kept; it counts as used."""
+    def keep(self, key: K, value: V, size: int) -> list[tuple[K, V, int]]:
+        """Keep a value, unless it is larger than all that is kept; it counts as used. Returns what has no room now,
+        with keys and sizes."""
         self._held.pop(key, None)
-        if size <= self._most:
-            self.make_room(size)
-            self._held[key] = value, size
+        if size > self._most:
+            return [(key, value, size)]
+        gone = self.make_room(size)
+        self._held[key] = value, size
+        return gone
 
-    def make_room(self, size: int) -> None:
-        """Let values go until one more of this size may be kept, or none is left."""
+    def make_room(self, size: int) -> list[tuple[K, V, int]]:
+        """Let values go until one more of this size may be kept, or none is left. Returns those."""
+        gone = []
         while self._held and self._most < size + sum(held for _, held in self._held.values()):
-            self._held.popitem(last=False)
+            key, (value, held) = self._held.popitem(last=False)
+            gone.append((key, value, held))
+        return gone
 
     def values(self) -> list[V]:
         """Those that are kept."""

@@ -7,16 +7,20 @@ component that nobody holds any more is gone, whether its holder finished, faile
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
 from ..checkpoint.model import Model, Weights
 from ..model.transformer import DecoderLayer, LayerSource
 from ..model.weights import Target
+from ..plan.cost.units import gib
+from ..plan.placement import DISK, LAYERED, RESIDENT, STREAMED, Placement
 from ..scenarios.request import Request
 from .stages import Stages
+from .store import FromFiles, Load, Streamed
 
 IDLE_BYTES = 1 << 30
 """Less idle memory is not worth the time that it takes to get it again."""
@@ -47,13 +51,16 @@ class Asked:
 
 
 class Pool:
-    """Lends a model's components, loaded to `target`. With `resident` what is loaded once stays."""
+    """Lends a model's components, loaded to `target` and placed by `placement`: what is resident there, or lies in host
+    memory, is loaded once. `notes` say what the host did not do as it was asked."""
 
-    def __init__(self, model: Model, target: Target, stages: Stages, resident: bool, weights: Weights | None):
-        self.model, self.target, self.stages, self.resident = model, target, stages, resident
-        self._weights = weights
+    def __init__(self, model: Model, target: Target, stages: Stages, placement: Placement, weights: Weights | None):
+        self.model, self.target, self.stages, self.placement = model, target, stages, placement
+        self.notes: list[str] = []
+        self._weights, self._keeps = weights, True
         self._loaded: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._staying: list[Any] = []
+        self._streams: WeakSet[Streamed] = WeakSet()
 
     def open_weights(self, request: Request | None = None) -> Weights:
         """Download the weight files if need be, with those of the sound codec for a `request` with sound, and check
@@ -76,20 +83,39 @@ class Pool:
             with self.stages.stage(f"load {name}"):
                 component = self._loaded.get(name)  # as above
                 if component is None:
-                    component = self._loaded[name] = LOAD[name](weights, self.target)
-                    if self.resident:
+                    component = self._loaded[name] = LOAD[name](weights, self._target_of(name))
+                    if self._keeps and self.placement.of(name) in (RESIDENT, STREAMED):
                         self._staying.append(component)
         return component
 
+    def _target_of(self, name: str) -> Target:
+        """What a component's weights become where it is placed."""
+        way, device = self.placement.of(name), torch.device(self.target.device)
+
+        def streamed(load: Load, count: int) -> LayerSource:
+            memory, wraps = self.target.ops.memory, name == "generation"
+            layers = Streamed(load, count, memory, device, wraps=wraps)
+            self._streams.add(layers)
+            if layers.host.refused:
+                held = gib(layers.host.held)
+                self.notes.append(f"the host refused to pin {held} for {name}: some of its copies take a detour")
+            return layers
+
+        if way not in LAYERED:
+            return self.target
+        return replace(self.target, hold=FromFiles if way == DISK else streamed, table="cpu")
+
     def close(self) -> None:
         """Keep nothing from now on: what somebody holds stays until he drops it."""
-        self.resident = False
+        self._keeps = False
         self._staying.clear()
         self.target.ops.memory.empty(torch.device(self.target.device))
 
     def give_back(self) -> None:
         """Return what the allocator holds and nothing uses, if it is much: the next part wants blocks of other
         sizes. To be called once a part is done and what it held is dropped."""
+        for layers in self._streams:
+            layers.rest()
         memory, device = self.target.ops.memory, torch.device(self.target.device)
         allocated, reserved = memory.used(device)
         if allocated is not None and reserved is not None and reserved - allocated > IDLE_BYTES:

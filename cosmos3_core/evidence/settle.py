@@ -57,6 +57,7 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
         kernels=recipe.kernels,
         formats=recipe.formats,
         high_precision_steps=recipe.high_precision_steps,
+        chooses=True,
     )
     if role in EAGER:
         formats = recipe.formats if role == FORMATS else {}

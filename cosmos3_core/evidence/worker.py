@@ -110,7 +110,7 @@ def _measure(job: Job) -> None:
     if job.role == EXACT:  # where torch or its environment would let TF32 stand for float32
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
-    engine = Engine(model, plan, weights=weights)
+    engine = Engine(model, plan, placement=settled.placement, weights=weights)
     made = [item for item in items_of(request, model.config) if not item.control]
     noise = [_read(job.noise, item.modality) for item in made]
     inputs = engine.read_inputs(settled.request, noise)

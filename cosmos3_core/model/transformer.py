@@ -53,7 +53,8 @@ class DecoderLayer:
 
 class LayerSource(Protocol):
     """Where a tower's layers come from. Whether one lies on the device, in host memory, in a file or on other ranks is
-    the source's matter; a list of them is one. Layers are asked for in rising order."""
+    the source's matter; a list of them is one. Each pass asks for all layers in rising order, and is done with one
+    before it asks for the next."""
 
     def __len__(self) -> int: ...
 
@@ -72,34 +73,53 @@ class TextContext:
 class UnderstandingTower:
     """The text tower; its attention is causal. `weights` are those of `weights.understanding_slots`."""
 
-    def __init__(self, config: TransformerConfig, ops: Ops, weights: Mapping[str, Tensor], layers: LayerSource):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        ops: Ops,
+        weights: Mapping[str, Tensor],
+        layers: LayerSource,
+        device: torch.device | str,
+    ):
         self.config, self.ops, self.token_embedding, self.layers = config, ops, weights["embed"], layers
+        self.device = torch.device(device)
 
     def prefill(self, token_ids: Sequence[int]) -> TextContext:
-        """Read a prompt (template, end-of-turn and start-of-vision tokens included) once."""
-        segments: list[Segment] = []
-        self.blocks(self.embed(token_ids), 0, len(self.layers), segments)
-        return TextContext(tuple(segments), len(token_ids))
+        """Read one prompt."""
+        return self.read([token_ids])[0]
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> list[TextContext]:
+        """Read prompts (template, end-of-turn and start-of-vision tokens included), each on its own. Layers may come
+        from afar, so that each is asked for once, and reads all prompts."""
+        streams = [self.embed(token_ids) for token_ids in prompts]
+        tables = [_table(text_positions(len(ids)), self.config, self.device, self.dtype) for ids in prompts]
+        found: list[list[Segment]] = [[] for _ in prompts]
+        for i in range(len(self.layers)):
+            layer = self.layers[i]
+            for residual, table, segments in zip(streams, tables, found, strict=True):
+                segments.append(self.block(layer, residual, table, last=i == len(self.layers) - 1))
+        return [TextContext(tuple(segments), len(ids)) for segments, ids in zip(found, prompts, strict=True)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.token_embedding.dtype
 
     def embed(self, token_ids: Sequence[int]) -> Residual:
         """The prompt's tokens as rows."""
-        return Residual(self.token_embedding[torch.tensor(token_ids, device=self.token_embedding.device)])
+        rows = self.token_embedding[torch.tensor(token_ids, device=self.token_embedding.device)]
+        return Residual(rows.to(self.device))
 
-    def blocks(self, residual: Residual, first: int, last: int, segments: list[Segment]) -> None:
-        """Layers `first` to `last` - 1; their keys and values are added to `segments`. Of the last layer of all nothing
-        but those is computed, since nobody reads the text's hidden states after it."""
-        x = residual.x_MI
-        cos, sin = _table(text_positions(len(x)), self.config, x.device, x.dtype)
-        del x
-        for i in range(first, last):
-            layer = self.layers[i]
-            q, k, v, k_for_gen = layer.project(residual, cos, sin)
-            # v is a view of the whole projection; a copy lets the rest of that go.
-            segments.append(Segment(k if k_for_gen is None else k_for_gen, v.clone(), static=True))
-            if i < len(self.layers) - 1:
-                attended, _ = self.ops.attention(q, [Segment(k, v)], causal=True)
-                del q, k, v, k_for_gen  # the MLP needs their room
-                layer.finish(residual, attended)
+    def block(self, layer: DecoderLayer, residual: Residual, table: tuple[Tensor, Tensor], *, last: bool) -> Segment:
+        """One layer; its keys and values. Of the last layer of all nothing but those is computed, since nobody reads
+        the text's hidden states after it."""
+        q, k, v, k_for_gen = layer.project(residual, *table)
+        # v is a view of the whole projection; a copy lets the rest of that go.
+        segment = Segment(k if k_for_gen is None else k_for_gen, v.clone(), static=True)
+        if not last:
+            attended, _ = self.ops.attention(q, [Segment(k, v)], causal=True)
+            del q, k, v, k_for_gen  # the MLP needs their room
+            layer.finish(residual, attended)
+        return segment
 
 
 @dataclass(frozen=True)

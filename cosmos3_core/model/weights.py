@@ -17,11 +17,13 @@ from torch import Tensor
 
 from ..contract import FinishWeights, InputError, Layer, Ops, ProjectWeights
 from .config import TransformerConfig
-from .transformer import DecoderLayer, GenerationTower, UnderstandingTower
+from .transformer import DecoderLayer, GenerationTower, LayerSource, UnderstandingTower
 
 Read = Callable[[Iterable[str]], Iterable[tuple[str, Tensor]]]
 Weight = Any
 """A matrix: a tensor, a quant.numerics.Packed, or a tuple of these where one product cannot be made of them."""
+Hold = Callable[[Callable[[int], DecoderLayer], int], LayerSource]
+"""What keeps a tower's layers: of what reads and packs layer i on the device, and how many there are."""
 ReadMatrices = Callable[[Sequence[Sequence[str]], "torch.device | str", torch.dtype], Sequence[Weight | None]]
 """The matrices that modules of a quantized checkpoint make, on a device; None where none of one's is quantized."""
 
@@ -215,6 +217,11 @@ def _listed(label: str, names: list[str], most: int = 6) -> str:
     return f"{len(names)} tensor{'s' * (len(names) > 1)} {label}: {', '.join(names[:most])}{more}"
 
 
+def on_device(load: Callable[[int], DecoderLayer], count: int) -> LayerSource:
+    """All layers, where they were packed."""
+    return [load(i) for i in range(count)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class InSixteen:
     """How layers whose format quantizes activations compute with these in 16 bits, by the same packed weights: in some
@@ -238,7 +245,8 @@ class Target:
     """What weights become: on `device` and in `dtype`, those of the VAE and the sound codec in `codec_dtype`. The
     decoder layers' are packed by `ops` in `format`, all others, and those of the media tower's first `kept_layers`, by
     `kept`, which without a format is `ops`. Layers of a quantized checkpoint that are not all in `format` are packed by
-    `mixed`, which takes any matrix and as it is. `a16` is there where activations are in 16 bits now and then."""
+    `mixed`, which takes any matrix and as it is. `a16` is there where activations are in 16 bits now and then. `hold`
+    keeps the decoder layers, and the token embedding lies on `table` (None: on the device)."""
 
     ops: Ops
     kept: Ops
@@ -249,6 +257,8 @@ class Target:
     kept_layers: int = 0
     mixed: Ops | None = None
     a16: InSixteen | None = None
+    hold: Hold = on_device
+    table: torch.device | str | None = None
 
     @classmethod
     def plain(cls, ops: Ops, device: torch.device | str, dtype: torch.dtype) -> Target:
@@ -326,18 +336,29 @@ def _packed(w: Mapping[str, Weight], layer: Layer, ops: Ops, format: str) -> Dec
     return DecoderLayer(ops.project(before, layer, ops, format=format), ops.finish(after, layer, ops, format=format))
 
 
+def _held(
+    config: TransformerConfig, read: Read, target: Target, matrices: ReadMatrices | None, *, media: bool
+) -> LayerSource:
+    def load(i: int) -> DecoderLayer:
+        return load_layer(config, i, read, target, matrices, media=media)
+
+    return target.hold(load, config.num_hidden_layers)
+
+
 def load_understanding(
     config: TransformerConfig, read: Read, target: Target, matrices: ReadMatrices | None = None
 ) -> UnderstandingTower:
     """The text tower. Its attention, causal and done once, is that of `target.kept`."""
-    layers = [load_layer(config, i, read, target, matrices, media=False) for i in range(config.num_hidden_layers)]
-    return UnderstandingTower(config, target.kept, load_slots(understanding_slots(config), read, target), layers)
+    layers = _held(config, read, target, matrices, media=False)
+    place = replace(target, device=target.table or target.device)
+    weights = load_slots(understanding_slots(config), read, place)
+    return UnderstandingTower(config, target.kept, weights, layers, target.device)
 
 
 def load_generation(
     config: TransformerConfig, read: Read, target: Target, matrices: ReadMatrices | None = None
 ) -> GenerationTower:
     """The media tower."""
-    layers = [load_layer(config, i, read, target, matrices, media=True) for i in range(config.num_hidden_layers)]
+    layers = _held(config, read, target, matrices, media=True)
     weights = load_slots(generation_slots(config), read, target)
     return GenerationTower(config, target.ops, target.kept, weights, layers)

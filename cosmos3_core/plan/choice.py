@@ -26,7 +26,8 @@ from ..quant.steps import OPTION, StepPolicy
 from ..spelling import reason_of
 from . import formats as registry
 from .discovery import check_op
-from .execution import SEQUENTIAL, Execution, Numbers, kept_layers_of
+from .execution import Execution, Numbers, kept_layers_of
+from .placement import ALL_STAGED, Placement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,7 +236,7 @@ class Plan:
         """The backend's for the device's architecture, or the defaults."""
         return tuning_of(self.backend, self.device)
 
-    def execution(self, config: TransformerConfig, request: Numbers, placement: str = SEQUENTIAL) -> Execution:
+    def execution(self, config: TransformerConfig, request: Numbers, placement: Placement = ALL_STAGED) -> Execution:
         """How this request runs on a model of this config."""
         return Execution.of(
             config,
@@ -318,6 +319,10 @@ class Plan:
             raise RunError(asked, reason_of(error), next_step) from error
         if choice.op in COMPOSITES:
             return given_defaults(main)
+        if choice.op == "memory":
+            from ..reference.memory import whole
+
+            return whole(main)
         return ByQueries(main, below) if below else main
 
     def require(self, kernels: Mapping[str, str], queries: int | None = None, *, captured: bool = True) -> None:

@@ -13,6 +13,7 @@ from ..model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig, laten
 from ..quant.steps import StepPolicy
 from ..scenarios.branches import NEGATIVE, PROMPT, UNCONTROLLED, branches_of
 from ..scenarios.sound import Lasting, SoundSize, sound_size
+from .placement import ALL_STAGED, RESIDENT, Placement
 
 TILE_OVERLAP = 0.25
 """Share of a decoded tile that is blended with its neighbour (diffusers' default: 64 of 256 pixels)."""
@@ -20,29 +21,35 @@ KEPT_SHARE = 18
 """The linears of one in so many of the media tower's layers, the first ones, are never quantized: most of the error
 comes from those, and next to none from attention (benchmarks/results/accuracy-nano-outliers-h100.json). Each takes
 0.6% of a pass on an H100. Of Nano's the first two halve the error, and the next two take off a quarter of the rest."""
-SEQUENTIAL, RESIDENT = "sequential", "resident"
-"""Placements: text tower, media tower and VAE follow each other on the device, or all components stay."""
-
-
 KEPT_TOKENS = 4096
 """Tokens of the prompts that stay read: the negative prompt that the checkpoints bring, of 3500, and a short one; of
 Nano they take 0.6 GB."""
+
+HOST_TOKENS = 8192
+"""Tokens of the prompts that stay read in host memory when the device has no room: of Nano they take 1.2 GB."""
 
 
 @dataclass(frozen=True)
 class Keeping:
     """What stays on the device for the next request, beside the weights: the keys and values of prompts of so many
     `tokens` in all, captured passes of so many `rows` in all, and captured encodes of pictures of so many latent
-    positions in all (`area`)."""
+    positions in all (`area`). And on the host, of prompts of so many tokens in all (`host_tokens`)."""
 
     tokens: int = 0
     rows: int = 0
     area: int = 0
+    host_tokens: int = 0
 
 
-def keeping_of(placement: str, tuning: Tuning) -> Keeping:
-    """With weights that stay as much stays as one request could have; with others nothing does."""
-    return Keeping(KEPT_TOKENS, tuning.capture_rows, tuning.chunk_area) if placement == RESIDENT else Keeping()
+def keeping_of(placement: Placement, tuning: Tuning) -> Keeping:
+    """Beside weights that stay as much stays as one request could have; where none stay, nothing does."""
+    made, coded = placement.generation == RESIDENT, placement.codecs == RESIDENT
+    return Keeping(
+        tokens=KEPT_TOKENS if made else 0,
+        rows=tuning.capture_rows if made else 0,
+        area=tuning.chunk_area if coded else 0,
+        host_tokens=HOST_TOKENS if placement.stays else 0,
+    )
 
 
 class Numbers(Lasting, Protocol):
@@ -101,7 +108,7 @@ class Execution:
     control: tuple[Pass, ...]
     tiling: Tiling
     kept_layers: int
-    placement: str
+    placement: Placement
     keeping: Keeping
     encode_captured: bool
     sound: SoundSize | None = None
@@ -116,7 +123,7 @@ class Execution:
         *,
         format: str = "none",
         packed: bool = False,
-        placement: str = SEQUENTIAL,
+        placement: Placement = ALL_STAGED,
         policy: StepPolicy | None = None,
     ) -> Execution:
         """`format` is that of the layers' weights; `packed`: a checkpoint has them in it already."""
@@ -129,7 +136,7 @@ class Execution:
 
         def one(*texts: str) -> Pass:
             rows = sum(made if text == UNCONTROLLED else tokens for text in texts)
-            return Pass(texts, rows, rows <= tuning.capture_rows)
+            return Pass(texts, rows, placement.captures and rows <= tuning.capture_rows)
 
         return cls(
             branches=branches,

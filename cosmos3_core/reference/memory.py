@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, accelerator
 
-from ..contract import Bytes, Unavailable
+from ..contract import Bytes, Memory, Pending, Unavailable
+from .hosts import free_memory
 
 UNKNOWN = Bytes(None, None)
 
@@ -29,11 +30,45 @@ class Copied:
         return self.target
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A copy on its way to `target`, on a stream of its own."""
+
+    target: Tensor
+    event: torch.Event
+
+    def wait(self) -> Tensor:
+        self.event.wait(accelerator.current_stream(self.target.device))
+        return self.target
+
+
+class Fetching:
+    """A row of contract.Memory that lacks `fetch`: what arrives is waited for by the host."""
+
+    def __init__(self, row: Any):
+        self._row = row
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._row, name)
+
+    def fetch(self, target: Tensor, source: Tensor) -> Pending:
+        begun: Pending = self._row.copy(target, source)
+        return begun
+
+
+def whole(row: Any) -> Memory:
+    """A row with all that contract.Memory has."""
+    return row if hasattr(row, "fetch") else Fetching(row)
+
+
 class TorchMemory:
     """See contract.Memory."""
 
+    def __init__(self) -> None:
+        self._lanes: dict[torch.device, torch.Stream] = {}
+
     def free(self, device: torch.device) -> int:
-        return _host_free() if _is_host(device) else accelerator.get_memory_info(device)[0]
+        return free_memory() if _is_host(device) else accelerator.get_memory_info(device)[0]
 
     def total(self, device: torch.device) -> int:
         if _is_host(device):
@@ -78,6 +113,18 @@ class TorchMemory:
         event.record()
         return Copied(target, event)
 
+    def fetch(self, target: Tensor, source: Tensor) -> Copied | Fetched:
+        device = target.device
+        if _is_host(device):
+            return Copied(target.copy_(source), None)
+        lane = self._lanes.get(device) or self._lanes.setdefault(device, torch.Stream(device))
+        lane.wait_stream(accelerator.current_stream(device))
+        with lane:
+            target.copy_(source, non_blocking=True)
+            arrived = lane.record_event()
+        target.record_stream(lane)  # whoever frees the target must not have it filled afterwards
+        return Fetched(target, arrived)
+
     def synchronize(self, device: torch.device) -> None:
         if not _is_host(device):
             accelerator.synchronize(device)
@@ -85,10 +132,3 @@ class TorchMemory:
 
 def _is_host(device: torch.device | str) -> bool:
     return torch.device(device).type == "cpu"
-
-
-def _host_free() -> int:
-    """What the operating system could give without taking it from a program."""
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return available[0] if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

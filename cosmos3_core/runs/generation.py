@@ -10,7 +10,6 @@ the order in which things can go wrong cheaply.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +23,12 @@ from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import SILENT, Watch
 from ..files.audio import Sound
 from ..files.digests import sha256_file
-from ..plan.cost.units import gib
 from ..scenarios.fields import is_whole
 from ..spelling import reason_of
 from . import chunks, saved, sealed
 from . import manifest as manifests
 from .outputs import Made, Paths, write
+from .room import out_of_memory
 from .saved import CHANGED, Earlier, Source, Stopped
 
 if TYPE_CHECKING:
@@ -43,27 +42,8 @@ if TYPE_CHECKING:
     from ..scenarios.request import Request
     from ..settle import Settled
 
-TILE = 256
-"""Pixels, to propose where memory does not suffice for the decode."""
 IN_MEMORY = "in memory"
 """In a manifest, in the place of a file's path: what was handed over by the caller."""
-
-
-def refusal(settled: Settled, *, stopped: bool = False) -> InputError | None:
-    """Of a run that does not fit in the device's memory, with the nearest one that does; None where it fits. A
-    `stopped` run has settled all but the tile."""
-    if settled.fits:
-        return None
-    request, device, worst = settled.request, settled.plan.device, settled.worst
-    asked = f"{request.task} {request.width}x{request.height}, {request.frames} frames, on {device.name}"
-    found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and there are {gib(device.memory)}"
-    changes = [change for change in settled.nearest() if not stopped or change.values.keys() == {"tile"}]
-    next_step = "Use a smaller model or a larger device (see cosmos3 plan)"
-    if settled.wish.resident and settled.fits_in_turn:
-        next_step = "Load the model with `resident` False, which fits"
-    elif changes:
-        next_step = f"Add {changes[0]}, which fits (cosmos3 plan lists other ways)"
-    return InputError(f"{settled.model.name}: {asked}", found, f"{next_step}, or `anyway` to try it as it is")
 
 
 def other_kernels(earlier: Earlier, settled: Settled) -> Iterator[tuple[str, str, str | None]]:
@@ -370,7 +350,7 @@ class Generation:
             with self.engine.counting(self.seconds):
                 yield
         except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(error) from error
+            raise out_of_memory(error, self.engine, self.settled, self.state) from error
         except Cosmos3Error:
             raise
         except Exception as error:
@@ -378,14 +358,6 @@ class Generation:
                 raise
             found = f"the run failed with it: {reason_of(error)}"
             raise RunError(f"running with {', '.join(own)}", found, "Correct it, or drop it from `kernels`") from error
-
-    def _out_of_memory(self, error: Exception) -> RunError:
-        request = self.request
-        found, next_step = ". ".join(str(error).split(". ")[:2]), "cosmos3 plan says what fits"
-        tile, larger_side = request.tile or math.inf, max(request.width, request.height)
-        if "load vae decoder" in self.engine.seconds and TILE < min(tile, larger_side):
-            next_step += f"; `tile` {TILE} makes the decode smaller, also with `resume`"
-        return RunError(f"running on {self.engine.plan.device.name}", found, next_step)
 
 
 def prepare(

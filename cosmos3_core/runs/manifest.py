@@ -16,6 +16,7 @@ from ..contract import InputError
 from ..files.checkout import build_version
 from ..files.outputs import read_metadata
 from ..files.sources import check_source
+from ..plan.cost.units import ceiling_of
 from ..scenarios.action import acts, layout_of
 from ..scenarios.defaults import profile_source
 from ..scenarios.families import TASKS
@@ -68,6 +69,7 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
             "high_precision_steps": settled.wish.high_precision_steps,
             "guidance": execution.guidance,
             "execution": asdict(execution),
+            "placement": _placement(settled),
             "solver_dtype": "float32",
             "dtypes": {
                 "understanding": text,
@@ -80,6 +82,17 @@ def resolved(settled: Settled, named: str) -> dict[str, Any]:
         },
         "guardrail": {"requested": False, "effective": False},
     }
+
+
+def _placement(settled: Settled) -> dict[str, Any]:
+    """Where the parts of the model lie, why not where they would cost less time, and what that takes: bytes of the
+    host, and seconds in which the device waits for weights (None: unknown)."""
+    plan, estimate = settled.plan, settled.estimate
+    waiting = estimate.waiting(ceiling_of(plan.backend, plan.device))
+    parts = asdict(settled.placement)
+    named = sorted(settled.wish.named_parts)
+    said = {"named": named, "passed": settled.passed, "host_bytes": estimate.host, "waiting_seconds": waiting}
+    return parts | said | {"memory_limit": settled.wish.memory_limit}
 
 
 def _with_steps(plan: dict[str, Any], settled: Settled) -> dict[str, Any]:
@@ -122,7 +135,7 @@ def complete(
             "negative": len(inputs.negative),
             "media": state.context.packing.length,
         },
-        "notes": list(inputs.notes),
+        "notes": [*inputs.notes, *engine.notes],
         "timesteps": state.solver.timesteps,
         "seconds": lasted(resolved, seconds),
         "peak_host_memory_bytes": peak_host_memory(),

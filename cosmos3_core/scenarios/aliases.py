@@ -24,6 +24,7 @@ LOADED = {
     "formats": "formats",
     "high_precision_steps": "high_precision_steps",
     "resident": "resident",
+    "placement": "placement",
 }
 """What is chosen with the model and not by a request: by option and argument, the argument of `cosmos3.load`."""
 CONTROL = "control"

@@ -11,11 +11,14 @@ from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, resolve
 from ..plan.cost.fit import Estimate, Job, Stage
 from ..plan.cost.nearest import Change, fitting_tile, nearest
+from ..plan.cost.placing import Room, host_lack, lack, placed
 from ..plan.cost.units import GIB
-from ..plan.execution import RESIDENT, SEQUENTIAL, Execution
+from ..plan.execution import Execution
 from ..plan.known import described_device, known_device
+from ..plan.placement import Placement, candidates
 from ..plan.resolve import formats_of
 from ..quant.steps import StepPolicy
+from ..reference.hosts import free_memory
 from ..scenarios import request as requests
 from ..scenarios.action import acts
 from ..scenarios.branches import NEGATIVE, branches_of
@@ -41,7 +44,8 @@ class Settled:
     """What a `wish` comes to on this machine. `origin` says of each request field where its value is from; `why` is
     what to tell the user of the backend's choice ("" where it was named). `asked` is the estimate of the request as it
     was asked for, `estimate` that of the request as it is, which may have a tile that was chosen here; `counted` is
-    whether they know how long the texts are."""
+    whether they know how long the texts are. `room` is what there is for them, and `passed` why parts of the model were
+    not placed where they would cost less time."""
 
     wish: Wish
     model: Model
@@ -51,6 +55,8 @@ class Settled:
     asked: Estimate
     estimate: Estimate
     why: str
+    room: Room
+    passed: tuple[str, ...] = ()
     counted: bool = False
 
     def with_texts(self, prompt: int, negative: int) -> Settled:
@@ -83,14 +89,29 @@ class Settled:
         return max(self.estimate.stages, key=lambda stage: stage.peak)
 
     @property
-    def fits(self) -> bool:
-        """Whether every stage fits in the device's memory, by the estimate."""
-        return self.worst.peak <= self.plan.device.memory
+    def placement(self) -> Placement:
+        """Where the parts of the model lie."""
+        return self.estimate.placement
 
     @property
-    def fits_in_turn(self) -> bool:
-        """Whether it would fit if what is loaded did not stay."""
-        return replace(self.estimate, placement=SEQUENTIAL).peak <= self.plan.device.memory
+    def fits(self) -> bool:
+        """Whether every stage fits in the device's memory and the weights on the host, by the estimate."""
+        return self.worst.peak <= self.plan.device.memory and not self.host_lack
+
+    @property
+    def host_lack(self) -> str:
+        """Where the weights that lie on the host do not fit there, a sentence; else ""."""
+        return host_lack(self.estimate, self.room.host)
+
+    @property
+    def lower(self) -> Placement | None:
+        """The placement with which it fits, where it does not fit with its own."""
+        if self.fits:
+            return None
+        for one in candidates(False, {}, unified=self.plan.device.unified):
+            if not lack(replace(self.estimate, placement=one), self.room):
+                return one
+        return None
 
     def known(self) -> dict[str, Any]:
         """The request as JSON, with None where something stands in for a text or a file that is not known."""
@@ -183,8 +204,11 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     if plan.a16:
         plan.a16.policy.check(request.steps)
     job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish)), plan), decodes=wish.decodes)
-    placement = RESIDENT if wish.resident else SEQUENTIAL
-    asked = _counted(model, plan, job, placement)
+    room = Room(device.memory, _host_memory(wish))
+    asked, passed = _counted(model, plan, job, wish.placed), tuple[str, ...]()
+    if wish.chooses:
+        options = candidates(wish.resident, wish.named_parts, unified=device.unified)
+        asked, passed = placed(asked, options, room)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
         whole = asked.stage("decode").peak / GIB
@@ -199,10 +223,18 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         asked=asked,
         estimate=replace(asked, job=replace(job, tile=request.tile)),
         why=ground.why,
+        room=room,
+        passed=passed,
     )
 
 
-def _counted(model: Model, plan: Plan, job: Job, placement: str) -> Estimate:
+def _host_memory(wish: Wish) -> int | None:
+    """What the host has free. Of a forecast's nothing is known but what is said."""
+    forecast = wish.device is not None or wish.arch is not None
+    return wish.host_memory if wish.host_memory is not None or forecast else free_memory()
+
+
+def _counted(model: Model, plan: Plan, job: Job, placement: Placement) -> Estimate:
     a16 = plan.a16
     return Estimate(
         config=model.config,
@@ -238,6 +270,8 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
         backend, device, why = (*on, "") if on else place_of(wish)
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
+    if wish.memory_limit is not None:
+        device = replace(device, memory=min(device.memory, wish.memory_limit))
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats, _policy(wish, model))
     if model.quantization:
         want = _as_packed(want, model.name, model.quantization.formats)

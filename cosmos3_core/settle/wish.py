@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..contract import InputError
+from ..plan.placement import ALL_RESIDENT, ALL_STAGED, Placement, typed
 from ..plan.resolve import dtype_named
 from ..quant.steps import OPTION
 from ..scenarios.aliases import spelled
@@ -36,7 +37,10 @@ class Wish:
     bytes stands in the place of the device's own. `device`, a known one by its everyday name, or `arch` asks for a
     forecast: the plan of a device that need not be here; of an architecture that no package knows a device of, with a
     `backend` and a `memory`. `decodes`: the video is wanted, and not its sound or its actions alone. `resident`: what
-    is loaded stays for the next request. Other programs' names of a profile, a backend and a dtype become ours.
+    is loaded stays for the next request. `placement` says where parts of the model lie, as `plan.placement.typed` reads
+    it; with `chooses` others lie where they fit. The run may take no more of the device than `memory_limit` bytes; the
+    host has `host_memory` bytes to spare (None: what is free here). Other programs' names of a profile, a backend and a
+    dtype become ours.
     """
 
     model: str
@@ -58,6 +62,10 @@ class Wish:
     device: str | None = None
     arch: str | None = None
     resident: bool = False
+    placement: str | None = None
+    chooses: bool = False
+    memory_limit: int | None = None
+    host_memory: int | None = None
     decodes: bool = True
 
     def __post_init__(self) -> None:
@@ -67,7 +75,7 @@ class Wish:
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
                 raise InputError(f"{name} = {shown(value)}", "it is no mapping by name", f"Pass {name} as a dict", name)
         always = ("model", "profile")
-        for name in (*always, "revision", "suffix", "backend", "dtype", "device", "arch", OPTION):
+        for name in (*always, "revision", "suffix", "backend", "dtype", "device", "arch", OPTION, "placement"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in always):
                 raise InputError(f"{name} = {shown(value)}", "it is not text", f"Pass {name} as a string", name)
@@ -82,9 +90,21 @@ class Wish:
         if self.device is not None and self.arch is not None:
             found = "each names a device that need not be here"
             raise InputError(f"`device` {self.device} with `arch` {self.arch}", found, "Give one of them")
-        memory = self.memory
-        if memory is not None and not (isinstance(memory, int | float) and 0 < memory < math.inf):
-            raise InputError(f"memory = {shown(memory)}", "that is no memory", "Give it in bytes", "memory")
+        for name in ("memory", "memory_limit", "host_memory"):
+            size = getattr(self, name)
+            if size is not None and not (type(size) in (int, float) and 0 < size < math.inf):
+                raise InputError(f"{name} = {shown(size)}", "that is no memory", "Give it in bytes", name)
+        self.named_parts  # noqa: B018 - raises
+
+    @property
+    def named_parts(self) -> dict[str, str]:
+        """Where parts lie that were named. Raises InputError."""
+        return {} if self.placement is None else typed(self.placement)
+
+    @property
+    def placed(self) -> Placement:
+        """Where all parts lie, if nothing is chosen."""
+        return (ALL_RESIDENT if self.resident else ALL_STAGED).with_parts(self.named_parts)
 
 
 def _backend_named(text: str) -> str:

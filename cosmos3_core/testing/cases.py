@@ -42,6 +42,8 @@ INPUT_MOST = 6.0
 """The largest magnitude among activations that stored scales are for: those of the cases are smaller."""
 WORST_ROW = 1.5
 """What `allowed` of a format may be in the worst of thousands of rows, as a multiple of what it may be in all."""
+NUDGE = 2.0**-18
+"""Less than half a step of a 16-bit dtype, and more than fp32 loses in choosing a code."""
 LSE_ABSOLUTE = 1e-3
 """Absolute error of a log-sum-exp: one part in a thousand in the weight of a segment when partial results merge."""
 
@@ -86,6 +88,18 @@ def check(
             f"shape {shape_of(found)}"
         )
     return ours
+
+
+def nudged(x: Tensor, seed: int) -> Tensor:
+    """In fp32, each element a little larger or smaller: what lies half way between two codes goes to either."""
+    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return x.float() * (1 + NUDGE * signs)
+
+
+def worst_of(results: Sequence[Tensor], exact: Tensor) -> Tensor:
+    """Of each row the result that is farthest from the exact one."""
+    errors = torch.stack([(result.double() - exact.double()).norm(dim=-1) for result in results])
+    return torch.stack([*results])[errors.argmax(dim=0), torch.arange(len(exact))]
 
 
 def biased(found: Tensor, exact: Tensor, eager: Tensor, dtype: str) -> str | None:

@@ -57,11 +57,12 @@ def rows_of_kinds(width: int, seed: int, scale: float = 1.0) -> Tensor:
 
 class Rows(NamedTuple):
     """A call whose rows repeat: `call(take)` with `take(t)`, the rows of t for this call, returns outputs by name, rows
-    first; the truth and eager torch's of one period."""
+    first; the truth and eager torch's of one period. What `scale` divides counts alike, however large it is."""
 
     call: Callable[[Callable[[Tensor], Tensor]], dict[str, Tensor]]
     exact: dict[str, Tensor]
     eager: dict[str, Tensor]
+    scale: Tensor | None = None
 
 
 def check_rows(rows: Rows, count: int, device: str, dtype: str, quantized: bool) -> None:
@@ -75,8 +76,11 @@ def check_rows(rows: Rows, count: int, device: str, dtype: str, quantized: bool)
         eager, exact = rows.eager[name][:first], rows.exact[name][:first]
         shape = (count, *eager.shape[1:])
         assert tuple(ours.shape) == shape, f"{what}: the shape is {shape_of(ours)}, not {list(shape)}"
-        head = ours[:first].cpu().to(ours.dtype)
+        head = ours[:first].cpu()
         try:
+            if rows.scale is not None:
+                assert head.dtype == eager.dtype, f"the dtype is {head.dtype}, not {eager.dtype}"
+                head, exact, eager = (t.double() / rows.scale for t in (head, exact, eager))
             check(head, exact, eager, dtype, multiple=multiple)
         except AssertionError as error:
             raise AssertionError(f"{what}: {error}") from None
@@ -85,6 +89,8 @@ def check_rows(rows: Rows, count: int, device: str, dtype: str, quantized: bool)
         # As far apart as two that are within the bound may be.
         bound = 2 * (multiple * Loss.of(eager, exact).row + FLOOR[dtype])
         flat = ours.flatten(1).float()
+        if rows.scale is not None:
+            flat = flat / rows.scale.to(flat)
         size = flat[:first].norm(dim=1).clamp_min(1e-30)
         for start in range(PERIOD, count, 64 * PERIOD):
             part = flat[start : start + 64 * PERIOD]

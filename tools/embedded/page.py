@@ -11,10 +11,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cosmos3_core.plan.cost.units import GIB
+
+from .by_format import NONE as AS_IT_IS
+from .by_format import error_of
 from .faults import NONE, missed
+from .ranking import SHARES
 
 FOLDER = Path(__file__).parent
 PAGES = [FOLDER.parents[1] / "docs" / name for name in ("embedded.md", "quantization.md")]
+NANO = FOLDER.parents[1] / "benchmarks" / "results" / "quantized-nano-h200.json"
+TAKEN = ("Nano's GiB", "Nano's ms: picture / 480p / 720p")
 DEPTHS = {"full": "evaluation-full.json", "quick": "evaluation-quick.json"}
 """What `cosmos3 evaluate --json` printed at each depth."""
 
@@ -62,6 +69,41 @@ def again() -> str:
     return table(("Measure", "In the package", "Trained again"), rows)
 
 
+def by_format() -> str:
+    """Ascending in what the velocity loses, with the bounds that are missed, and beside it what Nano takes."""
+    if (found := read("by_format.json")) is None:
+        return ""
+    nano = {one["format"]: one for one in json.loads(NANO.read_text())["results"] if "works" in one}
+    done = sorted((one for one in found["formats"] if "measures" in one), key=error_of)
+    (as_it_is,) = (one for one in done if one["format"] == AS_IT_IS)
+    rows = (
+        (
+            f"`{one['format']}`" if one["formats"] else f"none, {one['dtype']}",
+            f"{error_of(one):.4f}",
+            f"{error_of(one) / error_of(as_it_is) - 1:+.1%}" if one["formats"] else "",
+            f"{share_of(one):.1%}",
+            ", ".join(f"{m['task']} {m['measure']}" for m in one["measures"] if not m["met"]) or "none",
+            *taken(nano.get(one["format"])),
+        )
+        for one in done
+    )
+    head = ("Format", "Velocity error", "More than without", "Mean of the shares", "Bounds missed", *TAKEN)
+    return table(head, rows)
+
+
+def taken(nano: dict[str, Any] | None) -> tuple[str, str]:
+    """Of a format that was measured at Nano's size: its memory and times."""
+    if nano is None:
+        return "not measured", "not measured"
+    times = (f"{1e3 * timed['median_s']:,.0f}" for timed in nano["works"].values())
+    return f"{nano['peak']['reserved'] / GIB:.1f}", " / ".join(times)
+
+
+def share_of(result: dict[str, Any]) -> float:
+    shares = [one["value"] for one in result["measures"] if one["measure"] in SHARES]
+    return sum(shares) / len(shares)
+
+
 def ranking() -> str:
     if (found := read("ranking.json")) is None:
         return ""
@@ -98,7 +140,7 @@ def methods() -> str:
 
 def rendered(text: str) -> str:
     """The page with its tables made anew."""
-    for make in (evaluation, again, ranking, faults, methods):
+    for make in (evaluation, again, by_format, ranking, faults, methods):
         begin = f"<!-- {make.__name__}: python -m tools.embedded.page -->"
         made = f"\n{make()}" if make() else ""
         text = re.sub(

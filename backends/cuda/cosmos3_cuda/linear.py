@@ -29,7 +29,9 @@ def torch_scaled_mm(
     # On an H100, fast accumulation errs by 1.5e-3 and the other by 2e-4, where rounding to e4m3 costs 3.7e-2; it is
     # faster by a tenth to a fifth.
     scale_b_1O = scale_b_O1.t()
-    return torch._scaled_mm(a_MI, b_OI.t(), scale_a_M1, scale_b_1O, bias=bias_O, out_dtype=dtype, use_fast_accum=True)
+    y_MO = torch._scaled_mm(a_MI, b_OI.t(), scale_a_M1, scale_b_1O, out_dtype=dtype, use_fast_accum=True)
+    # cuBLASLt of CUDA 13.0 has no product with a bias of few rows with 8,192 features or more.
+    return y_MO if bias_O is None else y_MO.add_(bias_O)
 
 
 @dataclass(frozen=True)

@@ -194,17 +194,14 @@ def sixteen_bit_rows(arch: tuple[str, ...], *, fused: bool = True, find: Find = 
             name="triton-a16",
             build=Build(find, "linears", "build_a16"),
             refuse=refuse_a16,
-            notes=f"few rows are multiplied with packed weights as they are, many with a 16-bit copy; {rounded}; "
-            f"measured in w4a16, nvfp4a16 and mxfp4a16 alone, in others compiled and "
-            "interpreted, not run on a device yet",
+            notes=f"few rows are multiplied with packed weights as they are, many with a 16-bit copy; {rounded}",
             **common,
         ),
         Kernel(
             name="triton-dequantized",
             build=Build(find, "linears", "build_dequantized"),
             refuse=refuse_unscaled,
-            notes=f"a kernel makes a 16-bit copy of the weight in every call, torch multiplies; {rounded}; "
-            "compiled and interpreted, never run",
+            notes=f"a kernel makes a 16-bit copy of the weight in every call, torch multiplies; {rounded}",
             **common,
         ),
     )

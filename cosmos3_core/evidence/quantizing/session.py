@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...contract import InputError
-from ...runs.generation import refusal
+from ...runs.room import refusal
 from ...scenarios.request import Request
 from ...settle import Ground, Wish, ground_of, settle
 from .seam import KERNELS, Seam, places
@@ -65,7 +65,7 @@ class Session:
         resident = all(one.fits for one in settled)
         if not resident:
             settled = [settle(replace(one, resident=False), ground=ground) for one in wishes]
-        if error := next(filter(None, map(refusal, settled)), None):
+        if error := next(filter(None, (refusal(one, placeable=False) for one in settled)), None):
             raise error
         return cls(ground, [one.request for one in settled], given, resident)
 

@@ -13,7 +13,8 @@ from ...quant import FORMATS, Format
 from ...quant.steps import StepPolicy
 from ...scenarios.branches import branches_of
 from ...scenarios.sound import DOWN
-from ..execution import RESIDENT, SEQUENTIAL, Execution
+from ..execution import Execution
+from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
 from .transformer import Matrices
 from .units import GIB, WIDTH, Work
@@ -28,6 +29,22 @@ OVERHEAD_BYTES = GIB
 workspaces, and a constant by the device's context and libraries. Measured on one H100 at Nano's size: 3 to 9 % between
 allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Decoding 720p x 189 with the fused norm
 (benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of it, which are counted."""
+
+BUFFERS = 2
+"""Layers on the device of a tower whose layers pass through it."""
+HOST_BLOCK = 64 << 20
+"""Bytes in which host memory is taken."""
+LINK_RATE, DISK_RATE = 20e9, 2e9
+"""Bytes a second that come to a device from the host, unless its `Ceiling` knows better, and from a disk."""
+TOWERS = {
+    "understanding": "understanding",
+    "embedding": "understanding",
+    "generation": "generation",
+    "heads": "generation",
+    "action": "generation",
+    "timestep": "generation",
+}
+"""Whose the `Estimate.weights` are; others are codecs'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +144,7 @@ class Estimate:
     job: Job
     dtype: str
     formats: Mapping[str, str] = field(default_factory=dict)
-    placement: str = SEQUENTIAL
+    placement: Placement = ALL_STAGED
     tuning: Tuning = field(default_factory=Tuning)
     known: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     unpacks: bool = False
@@ -157,18 +174,19 @@ class Estimate:
         """Of the layers' weights."""
         return self.formats.get("pack_linear", "none")
 
+    def _format_of(self, media: bool, i: int, name: str) -> Format | None:
+        """That of layer i's matrix in the text tower or the media tower."""
+        if self.modules is not None:
+            return self.modules.get(f"layers.{i}.{name}")
+        kept = media and i < self.execution.kept_layers
+        return None if kept else self.known.get(self.format)
+
     @cached_property
     def _matrices(self) -> dict[bool, list[Matrices]]:
         """Of the text tower's layers (False) and of the media tower's."""
-
-        def of(media: bool, i: int, name: str) -> Format | None:
-            if self.modules is not None:
-                return self.modules.get(f"layers.{i}.{name}")
-            kept = media and i < self.execution.kept_layers
-            return None if kept else self.known.get(self.format)
-
         return {
-            media: transformer.matrices(self.config, self.dtype, media, partial(of, media)) for media in (False, True)
+            media: transformer.matrices(self.config, self.dtype, media, partial(self._format_of, media))
+            for media in (False, True)
         }
 
     @property
@@ -186,7 +204,7 @@ class Estimate:
     def stages(self) -> tuple[Stage, ...]:
         """In the order in which they run, named as the progress display names them."""
         c, job, run, size = self.config, self.job, self.execution, WIDTH[self.dtype]
-        parts, longest = self.weights, max(job.texts)
+        longest = max(job.texts)
         kv = transformer.und_kv_bytes(c, sum(job.texts), self.dtype)
         frames, height, width = run.latent
         made = 4 * (c.latent_channel * frames * height * width + (run.sound.frames * c.sound_dim if run.sound else 0))
@@ -194,27 +212,60 @@ class Estimate:
         # cos and sin for each branch of each kind of pass, in each precision that it has.
         kinds = [a16 for a16, count in ((True, job.a16_steps), (False, job.steps - job.a16_steps)) if count]
         tables = len(kinds) * 2 * c.head_dim * size * sum(one.rows for one in run.passes)
-        text_tower = parts["understanding"] + parts["embedding"]
-        media_tower = parts["generation"] + parts["heads"] + parts["action"] + parts["timestep"]
         reading = self._layer_bytes(longest, 0, 1, self._text_a16)
         step = max(self._layer_bytes(run.widest * run.tokens, longest, run.widest, a16) for a16 in kinds)
         step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, self._codec_dtype)
-        stages = [Stage("read prompts", text_tower, kv, 0, reading)]
+        stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading)]
         if job.encoded:
             encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), self._codec_dtype)
-            stages.append(Stage("encode input", parts["vae_encoder"], kv, 0, encoding, VAE_OVERHEAD))
+            stages.append(Stage("encode input", self._held("vae_encoder"), kv, 0, encoding, VAE_OVERHEAD))
         elif job.audio and self._codec:  # beside a picture or clip it is less
-            stages.append(Stage("encode input", parts["sound_encoder"], kv, 0, self._codec.worst))
-        stages.append(Stage("steps", media_tower, kv, FP32_COPIES * latent + tables, step))
+            stages.append(Stage("encode input", self._held("sound_encoder"), kv, 0, self._codec.worst))
+        stages.append(Stage("steps", self._held("generation"), kv, FP32_COPIES * latent + tables, step))
         held = 2 * latent + made + tables
         if self._codec and not job.audio:
-            stages.append(Stage("decode sound", parts["sound_decoder"], kv, held, self._codec.worst))
+            stages.append(Stage("decode sound", self._held("sound_decoder"), kv, held, self._codec.worst))
         if job.decoded:
-            stages.append(Stage("decode", parts["vae_decoder"], kv, held, decoding, VAE_OVERHEAD))
-        if self.placement == RESIDENT:
-            stages = [replace(stage, weights=sum(parts.values()), kept=self._kept) for stage in stages]
-        return tuple(stages)
+            stages.append(Stage("decode", self._held("vae_decoder"), kv, held, decoding, VAE_OVERHEAD))
+        return tuple(replace(stage, kept=self._kept) for stage in stages)
+
+    def _held(self, component: str) -> int:
+        """What the device holds of weights while a component is used, by its name in `weights`."""
+        return sum(self._lying(name, size, component) for name, size in self.weights.items())
+
+    def _lying(self, name: str, size: int, component: str) -> int:
+        part = TOWERS.get(name, "codecs")
+        way, used = self.placement.of(part), component in (name, part)
+        if way == RESIDENT:
+            return size
+        if way in LAYERED and name == part:
+            return min(size, self._passing(name)) if used else 0
+        if way in LAYERED and name == "embedding":
+            return 0  # its rows are looked up on the host
+        return size if used or way == STREAMED else 0
+
+    def _passing(self, tower: str) -> int:
+        """What a tower takes whose layers pass through the device: one is computed with while the next arrives. What is
+        read anew is packed there, too."""
+        c, media = self.config, tower == "generation"
+        largest = transformer.largest_layer(c, self.dtype, media, partial(self._format_of, media))
+        packed = self.placement.of(tower) == DISK and self.format != "none"
+        return BUFFERS * largest + packed * 2 * WIDTH[self.dtype] * c.hidden_size * c.intermediate_size
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Bytes of the layers of each tower of which they pass through the device."""
+        towers = dict.fromkeys(TOWERS.values())
+        return {name: self.weights[name] for name in towers if self.placement.of(name) in LAYERED}
+
+    @property
+    def host(self) -> int:
+        """Bytes of the host's memory that weights and prompts which were read lie in."""
+        kept = [size for name, size in self.layers.items() if self.placement.of(name) == STREAMED]
+        table = self.weights["embedding"] if "understanding" in self.layers else 0
+        texts = transformer.und_kv_bytes(self.config, self.execution.keeping.host_tokens, self.dtype)
+        return sum(-(-size // HOST_BLOCK) * HOST_BLOCK for size in kept) + table + texts
 
     @property
     def _text_a16(self) -> bool:
@@ -238,8 +289,8 @@ class Estimate:
     def _kept(self) -> int:
         """Keys and values of prompts, and what captured passes and encodes work in."""
         keeping, size = self.execution.keeping, WIDTH[self.dtype]
-        working = transformer.layer_bytes(self.config, keeping.rows, keeping.tokens, size)
-        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, self._codec_dtype)
+        working = transformer.layer_bytes(self.config, keeping.rows, keeping.tokens, size) if keeping.rows else 0
+        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, self._codec_dtype) if keeping.area else 0
         return transformer.und_kv_bytes(self.config, keeping.tokens, self.dtype) + working + encoding
 
     @cached_property
@@ -332,8 +383,30 @@ class Estimate:
         rates = {work.rate for stage in self.parts.values() for work in stage}
         if ceiling is None or not rates <= set(ceiling.tflops):
             return None
+        job, waits = self.job, self._waits(ceiling)
         stages = {name: sum(w.seconds(ceiling) for w in work) for name, work in self.parts.items()}
-        kinds = (0 < self.job.a16_steps,) if self.job.a16_steps in (0, self.job.steps) else (False, True)
-        slowest = [self.step(self.job.guided_steps > 0, self.job.control_steps > 0, a16) for a16 in kinds]
-        step = max(sum(w.seconds(ceiling) for w in kind) for kind in slowest)
+        stages["steps"] += job.chunks * waits
+        kinds = (0 < job.a16_steps,) if job.a16_steps in (0, job.steps) else (False, True)
+        slowest = [self.step(job.guided_steps > 0, job.control_steps > 0, a16) for a16 in kinds]
+        step = max(sum(w.seconds(ceiling) for w in kind) for kind in slowest) + waits / job.steps
         return stages | {"step": step, "total": sum(stages.values())}
+
+    def _waits(self, ceiling: Ceiling) -> float:
+        """Seconds of all steps in which the device has nothing to do, as the next layer has not arrived yet."""
+        if "generation" not in self.layers:
+            return 0.0
+        job, run = self.job, self.execution
+        way = self.placement.generation
+        crossing = self.layers["generation"] / (DISK_RATE if way == DISK else ceiling.link or LINK_RATE)
+
+        def waits(guided: bool) -> float:
+            passes = run.guided if guided else run.unguided
+            computes = sum(work.seconds(ceiling) for work in self.step(guided))
+            return max(0.0, len(passes) * crossing - computes)
+
+        return job.guided_steps * waits(True) + (job.steps - job.guided_steps) * waits(False)
+
+    def waiting(self, ceiling: Ceiling | None) -> float | None:
+        """Seconds that the placement costs a run, beyond those of a tower that lies on the device; None where that is
+        not known."""
+        return None if self.seconds(ceiling) is None or ceiling is None else self.job.chunks * self._waits(ceiling)

@@ -62,6 +62,18 @@ def matrices(config: TransformerConfig, dtype: str, media: bool, format_of: Form
     return found
 
 
+def largest_layer(config: TransformerConfig, dtype: str, media: bool, format_of: FormatOf) -> int:
+    """Bytes of a tower's largest layer, its norms included."""
+    names, norms = sides(config, media), 2 * config.hidden_size + 3 * config.head_dim
+
+    def size(i: int) -> int:
+        return sum(
+            int(ins * outs * weight_bytes(dtype, format_of(i, name), ins)) for name, (ins, outs) in names.items()
+        )
+
+    return max(map(size, range(config.num_hidden_layers))) + WIDTH[dtype] * norms
+
+
 def weights(
     config: TransformerConfig,
     dtype: str,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ... import contract
 from ...contract import Bytes, Unavailable
+from ...reference.memory import whole
 from ..cases import Here, OpCase, normal
 from ..returns import returned, unlike
 from .marks import over
@@ -59,6 +60,24 @@ def test_memory_copies_come_after_earlier_work(kernel, op, place):
     on_device = op.copy(x, host).wait()
     host.fill_(4)
     assert float(on_device.sum()) == 3 * x.numel(), "what the host wrote after the wait is in the copy"
+
+
+@over("memory")
+def test_memory_fetches_beside_other_work(kernel, op, place):
+    """What the device was given before reads what was there, and what it is given after `wait` what has arrived; also
+    in a part of a target, of which nothing else is written."""
+    fetch, target = whole(op).fetch, torch.full((4, 512, 512), 2.0, device=place)
+    x, host = torch.ones(512, 512, device=place), op.pinned((512, 512), torch.float32, place)
+    host.fill_(3)
+    for _ in range(20):
+        x = x @ torch.full_like(x, 1 / 512)
+    before = target * x
+    begun = fetch(target[1], host)
+    arrived = begun.wait()
+    after = target * x
+    assert float((before - 2).abs().max()) < 1e-2, "it was written while earlier work still read it"
+    assert float((arrived - 3).abs().max()) < 1e-2, "what was fetched is not the result"
+    assert [round(float(part.mean())) for part in after] == [2, 3, 2, 2], "later work has not seen what was fetched"
 
 
 @over("memory")

@@ -141,7 +141,8 @@ def pack_linear(op: Any, dtype: str, device: str, out: int, width: int, meaning:
     (x, weight, bias), exact, eager = _linear(dtype, out, width, meaning)
     format = meaning.name if meaning else "none"
     linear = op(handed(weight.to(device), meaning), bias.to(device, copy=True), format=format)
-    return Rows(lambda take: {"y": linear(take(x))}, exact, eager)
+    scale_O = weight.double().norm(dim=1)
+    return Rows(lambda take: {"y": linear(take(x))}, exact, eager, scale_O.where(scale_O > 0, 1.0))
 
 
 Half = tuple[Layout, int, int]
@@ -215,6 +216,8 @@ def _sweep(
             check_rows(make(what), rows, device, dtype, format != "none")
         except AssertionError as error:
             raise AssertionError(f"{_said(what)}: {error}") from None
+        except Exception as error:
+            raise AssertionError(f"{_said(what)}, {rows} rows: {type(error).__name__}: {error}") from error
 
 
 def _elements(what: Any) -> float:

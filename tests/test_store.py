@@ -1,0 +1,195 @@
+"""Where weights lie changes nothing that is computed, and what lies elsewhere is not on the device."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+
+import pytest
+import torch
+from PIL import Image
+from test_engine import engine, finish, request
+
+from cosmos3_core.contract import Kernel, RunError
+from cosmos3_core.engine import store
+from cosmos3_core.engine.store import BUFFERS, Streamed
+from cosmos3_core.model import weights as layout
+from cosmos3_core.model.transformer import DecoderLayer
+from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, PARTS, STREAMED, Placement
+from cosmos3_core.reference.memory import TorchMemory, whole
+
+HOST = torch.device("cpu")
+PLACEMENTS = [Placement(*ways) for ways in itertools.product(*PARTS.values())]
+OTHER = Placement(STREAMED, STREAMED)
+
+
+@pytest.fixture(scope="module")
+def alone() -> torch.Tensor:
+    running = engine()
+    return finish(running, running.start(request(steps=2)))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda one: "-".join(vars(one).values()))
+def test_every_placement_gives_the_same_bytes(placement, alone):
+    """In the first request and in the next, which finds what was kept."""
+    running = engine(placement=placement)
+    for _ in range(2):
+        state = running.start(request(steps=2))
+        assert torch.equal(finish(running, state), alone)
+        assert sum(len(frames) for frames in running.finish(state)) == 5
+
+
+TASKS = {
+    "t2i": {"task": "t2i", "frames": 1},
+    "sound": {"sound": True},
+    "i2v": {"task": "i2v", "image": "g.png"},
+    "transfer": {"task": "transfer", "edge": "g.png", "control_guidance": 2.0},
+    "policy": {"task": "policy", "image": "g.png", "domain": "droid_lerobot", "action_space": "joints"}
+    | {"chunk": 4, "state": [[0.1] * 8], "canvas": "96x64", "size": "96x64"},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_gives_the_same_bytes(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save("g.png")
+    wanted, found = request(**{"steps": 1} | TASKS[task]), []
+    for placement in (ALL_STAGED, OTHER, Placement(DISK, DISK)):
+        running = engine(placement=placement)
+        state = running.start(wanted)
+        found.append((finish(running, state), list(running.finish(state, state.context.made[0].name))))
+    for latents, media in found[1:]:
+        assert torch.equal(latents, found[0][0])
+        assert all(torch.equal(*pair) for pair in zip(media, found[0][1], strict=True))
+
+
+@pytest.mark.parametrize("placement", [ALL_STAGED, ALL_RESIDENT, OTHER, Placement(DISK, DISK)], ids=str)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError], ids=lambda one: one.__name__)
+def test_a_load_that_is_stopped_leaves_nothing(placement, error, alone, loaded, monkeypatch):
+    """Half way through a tower; the next request loads it whole."""
+    load, alive = layout.load_layer, []
+
+    def broken(config, i, *arguments, media, **options):
+        if media and i:
+            raise error()
+        layer = load(config, i, *arguments, media=media, **options)
+        alive.append(weakref.ref(layer)) if media else None
+        return layer
+
+    running = engine(placement=placement)
+    state = running.start(request(steps=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "load_layer", broken)
+        try:
+            running.step(state)
+        except (KeyboardInterrupt, OSError):
+            pass
+        else:
+            pytest.fail("it was not stopped")
+    assert alive and state.index == 0
+    assert not any(layer() for layer in alive)
+    assert torch.equal(finish(running, state), alone)
+
+
+class Half:
+    """A half of a layer that holds some tensors and adds them up."""
+
+    def __init__(self, *held):
+        self.held = held
+
+    def tensors(self):
+        return {str(number): tensor for number, tensor in enumerate(self.held)}
+
+
+def values(layer: DecoderLayer) -> list[list[float]]:
+    return [tensor.float().flatten().tolist() for tensor in layer.tensors().values()]
+
+
+def made(i: int) -> DecoderLayer:
+    """Dense, strided, transposed, empty and 8-bit tensors, of a size that depends on i."""
+    x = torch.arange(24 + 6 * i, dtype=torch.float32) + 100 * i
+    return DecoderLayer(Half(x.view(-1, 6).bfloat16().t(), x[::2], x.new_empty(0)), Half(x.to(torch.int8), x.sum()))
+
+
+class Counted(TorchMemory):
+    """What is fetched arrives when it is waited for, and no sooner."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.late = [], []
+
+    def fetch(self, target, source):
+        target.fill_(255)
+        self.begun.append(target.data_ptr())
+        memory = self
+
+        class Later:
+            def wait(self):
+                memory.late.append(target.data_ptr())
+                return target.copy_(source)
+
+        return Later()
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_a_layer_is_whole_when_it_is_asked_for_and_the_next_is_on_its_way(wraps, monkeypatch):
+    monkeypatch.setattr(store, "BLOCK", 700)  # so that layers lie across blocks
+    memory, count = Counted(), 5
+    layers = Streamed(made, count, memory, HOST, wraps=wraps)
+    for _ in range(2):
+        for i in range(count):
+            assert values(layers[i]) == values(made(i))
+    asked = 2 * count + wraps  # the last pass has begun to fetch the first layer
+    pieces = sum(len(layers._layers[i % count].pieces) for i in range(asked))
+    assert len(memory.begun) == pieces and len(set(memory.begun)) <= pieces
+    assert values(layers[3]) == values(made(3)), "after a pass that was left half way"
+    assert values(layers[0]) == values(made(0))
+    layers.rest()
+    assert all(not tensor.numel() for i in range(count) for tensor in layers._layers[i].layer.tensors().values())
+    assert len(memory.late) == len(memory.begun), "memory that is given back is filled by nobody"
+    assert values(layers[2]) == values(made(2))
+
+
+def test_of_a_tower_in_host_memory_two_layers_are_on_the_device():
+    layers = Streamed(made, 6, TorchMemory(), HOST, wraps=True)
+    for i in range(6):
+        there = [j for j in range(6) if any(t.numel() for t in layers._layers[j].layer.tensors().values())]
+        assert len(there) <= BUFFERS
+        layers[i]
+
+
+def test_layers_of_one_are_one():
+    layers = Streamed(made, 1, TorchMemory(), HOST, wraps=True)
+    assert values(layers[0]) == values(made(0)) == values(layers[0])
+
+
+def test_a_layer_that_cannot_be_moved_is_an_error():
+    fixed = Half()
+    fixed.tensors = lambda: None
+    with pytest.raises(RunError, match="cannot tell where.*staged"):
+        Streamed(lambda i: DecoderLayer(fixed, Half()), 2, TorchMemory(), HOST, wraps=True)
+
+
+def test_a_host_that_pins_no_more_is_told_of(alone):
+    class Refusing(TorchMemory):
+        def pinned(self, *_):
+            raise RuntimeError("cudaHostAlloc: out of memory")
+
+    running = engine(ours=Kernel(op="memory", name="refusing", build=lambda _: Refusing()), placement=OTHER)
+    assert torch.equal(finish(running, running.start(request(steps=2))), alone)
+    assert [note.split(":")[0] for note in running.notes] == [
+        f"the host refused to pin 0.1 GiB for {tower}" for tower in ("understanding", "generation")
+    ]
+
+
+def test_a_row_without_fetch_waits():
+    class Old:
+        def copy(self, target, source):
+            return TorchMemory().copy(target, source)
+
+        def total(self, device):
+            return 7
+
+    target, source = torch.zeros(3), torch.ones(3)
+    assert whole(Old()).fetch(target, source).wait() is target and torch.equal(target, source)
+    assert whole(Old()).total(HOST) == 7
