@@ -13,15 +13,29 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "rocm-kernels.md"
+KERNELS = (
+    "activations",
+    "attention",
+    "attention_8bit",
+    "layers",
+    "linears",
+    "patch_embed",
+    "products",
+    "rounding",
+    "row_wise",
+    "tables",
+    "targets",
+    "tiles",
+    "weight_only",
+)
 SOURCES = (
-    "backends/triton/cosmos3_triton/*.py",
+    *(f"backends/triton/cosmos3_triton/{name}.py" for name in KERNELS),
     "backends/triton/cosmos3_triton/launches/default.toml",
-    "backends/rocm/cosmos3_rocm/kernels.py",
     "backends/rocm/cosmos3_rocm/launches/*.toml",
     "backends/rocm/rehearsed/calls.py",
     "backends/rocm/rehearsed/gates.py",
 )
-"""What the page follows from."""
+"""What the page follows from, and from which rows there are."""
 DIGEST = re.compile(r"^<!-- sources: ([0-9a-f]{64}) -->$", re.M)
 HEAD = """# Our kernels, compiled for AMD's GPUs
 
@@ -41,8 +55,12 @@ COLUMNS = ("Row", "Kernel", "s", "Registers", "Spills", "LDS, KiB", "Threads", "
 
 
 def digest() -> str:
-    """Of the sources, by their paths."""
-    total = hashlib.sha256()
+    """Of the sources, by their paths, and of what the rows declare."""
+    from cosmos3_rocm import kernels
+
+    rows = [row for place in vars(kernels.OURS).values() for row in place]
+    declared = [(row.op, row.name, row.arch, row.formats) for row in rows]
+    total = hashlib.sha256(f"{declared} {kernels.FAMILIES}\n".encode())
     for pattern in SOURCES:
         for path in sorted(ROOT.glob(pattern)):
             total.update(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
