@@ -65,7 +65,7 @@ def test_the_published_weights_are_those_of_the_table():
     assert cost.weights(VAE, "bfloat16") == {"vae_encoder": 2 * 149_637_088, "vae_decoder": 2 * 555_051_580}
 
 
-def vae_of(config: dict, device: str, dtype: str) -> vae_module.VideoVAE:
+def vae_of(config: dict, device: str, dtype: str, channels_last: bool = True) -> vae_module.VideoVAE:
     config, kind = TINY_VAE | config, getattr(torch, dtype)
     stream = torch.Generator().manual_seed(0)
 
@@ -73,7 +73,7 @@ def vae_of(config: dict, device: str, dtype: str) -> vae_module.VideoVAE:
         for name, shape in vae_module.VideoVAE.names(config, "test").items():
             yield name, torch.empty(shape, device="meta") if device == "meta" else torch.randn(shape, generator=stream)
 
-    options = {"source": "test", "device": device, "dtype": kind}
+    options = {"source": "test", "device": device, "dtype": kind, "channels_last": channels_last}
     return vae_module.VideoVAE.load(config, tensors(), OPS, **options)
 
 
@@ -106,26 +106,27 @@ CLIPS = [
 ]
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(("width", "height", "frames", "tile"), CLIPS)
-def test_decoding_takes_what_is_estimated(monkeypatch, width, height, frames, tile):
+def test_decoding_takes_what_is_estimated(monkeypatch, width, height, frames, tile, channels_last):
     """The published VAE at real sizes, in bf16, within 3 %."""
     monkeypatch.setattr(vae_module, "_HostCopy", NoCopy)
     count, tiling = clip_of(width, height, frames, tile)
     latents = torch.empty(48, count, tiling.height, tiling.width, device="meta")
-    vae = vae_of(VAE, "meta", "bfloat16")
+    vae = vae_of(VAE, "meta", "bfloat16", channels_last)
     with counting() as alive:
         for group in vae.decode(latents, tiling):
             del group
-    assert alive.peak == pytest.approx(cost.decode_bytes(VAE, tiling, count, "bfloat16"), rel=0.03)
+    assert alive.peak == pytest.approx(cost.decode_bytes(VAE, tiling, count, "bfloat16", channels_last), rel=0.03)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("dtype", "channels_last"), [("bfloat16", True), ("float32", True), ("bfloat16", False)])
 @pytest.mark.parametrize("frames", [1, 5, 9])
-def test_encoding_takes_what_is_estimated(frames, dtype):
-    vae, pixels = vae_of(VAE, "meta", dtype), torch.empty(3, frames, 720, 1280, device="meta")
+def test_encoding_takes_what_is_estimated(frames, dtype, channels_last):
+    vae, pixels = vae_of(VAE, "meta", dtype, channels_last), torch.empty(3, frames, 720, 1280, device="meta")
     with counting() as alive:
         vae.encode(pixels)
-    assert alive.peak == pytest.approx(cost.encode_bytes(VAE, (45, 80), frames, dtype), rel=0.05)
+    assert alive.peak == pytest.approx(cost.encode_bytes(VAE, (45, 80), frames, dtype, channels_last), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "cosmos3 quantize --model nano --format fp8 --method gptq "
         "--calibrate Cosmos3-Nano-W4A16.calibration.safetensors -o Fp8",
     ],
+    ("docs/rocm.md", "device"): [
+        "cosmos3 backends",
+        "cosmos3 check --backend rocm --record check-mi300x.json",
+        "cosmos3 evaluate --backend rocm",
+        "python -m cosmos3_rocm.tune",
+        "cosmos3 warmup --backend rocm --task t2v --size 1280x720 --frames 189",
+        "cosmos3 plan --backend rocm --device MI300X --task t2v --size 1280x720 --frames 189",
+        "cosmos3 recipes validate nano-t2v-1280x720-mi300xx1 --random-weights",
+    ],
     ("docs/xpu.md", "device"): [
         "cosmos3 backends",
         "cosmos3 check --backend xpu --record check-b580.json",

@@ -56,9 +56,9 @@ def peer(model, weights) -> AutoencoderKLWan:
     return module.eval().requires_grad_(False)
 
 
-def ours_of(peer: AutoencoderKLWan, dtype: torch.dtype = torch.float32) -> VideoVAE:
+def ours_of(peer: AutoencoderKLWan, dtype: torch.dtype = torch.float32, **options) -> VideoVAE:
     tensors = peer.state_dict().items()
-    return VideoVAE.load(peer.config, tensors, OPS, source="a peer", device="cpu", dtype=dtype)
+    return VideoVAE.load(peer.config, tensors, OPS, source="a peer", device="cpu", dtype=dtype, **options)
 
 
 @pytest.fixture(scope="module", params=["tiny", "wide"])
@@ -164,6 +164,29 @@ def test_the_size_of_a_chunk_changes_nothing(pair, monkeypatch, size):
     # The host's convolutions choose their order of summation by size: what they round is all that may differ.
     found = values_of(ours, latents, monkeypatch, area=size * 6)
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
+
+
+def test_with_the_channels_first_all_convolutions_have_them_so_and_give_the_same(pair, monkeypatch):
+    """Of a clip with its first frame, there and back."""
+    ours, theirs = pair
+    other, seen = ours_of(theirs, channels_last=False), set()
+    convolve = {name: getattr(torch.nn.functional, name) for name in ("conv2d", "conv3d")}
+
+    def watched(name):
+        def call(x, weight, *arguments, **options):
+            seen.add((name, x.is_contiguous(), weight.is_contiguous()))
+            return convolve[name](x, weight, *arguments, **options)
+
+        return call
+
+    latents, pixels = noise(48, 3, 2, 3), noise(3, 5, 32, 48).clamp(-1, 1)
+    expected = values_of(ours, latents, monkeypatch), ours.encode(pixels)
+    for name in convolve:
+        monkeypatch.setattr(torch.nn.functional, name, watched(name))
+    found = values_of(other, latents, monkeypatch), other.encode(pixels)
+    assert seen == {("conv2d", True, True), ("conv3d", True, True)}
+    for one, same in zip(found, expected, strict=True):
+        assert relative_error(one, same) < 1e-5
 
 
 def test_large_pictures_come_one_latent_frame_at_a_time(vae):

@@ -382,6 +382,7 @@ class Weights:
             source=f"{self.model.name}/vae",
             device=target.device,
             dtype=target.codec_dtype,
+            channels_last=target.channels_last,
             halves=halves,
         )
 

@@ -67,12 +67,13 @@ class Tuning:
     """From where on something pays on an architecture. Both guidance branches run as one batch up to `one_pass_tokens`
     media tokens: more fill a device alone. A pass is captured up to `capture_rows` rows: kernels on more outlast their
     launch. The VAE decodes `chunk_area` latent positions at a time: more only take memory. The VAE and the sound codec
-    compute in `codec_dtype`, which is the model's if empty."""
+    compute in `codec_dtype`, which is the model's if empty. Convolutions get the VAE's maps `channels_last`, or not."""
 
     one_pass_tokens: int = 4096
     capture_rows: int = 8192
     chunk_area: int = 2048
     codec_dtype: str = ""
+    channels_last: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

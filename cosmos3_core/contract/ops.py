@@ -57,9 +57,8 @@ class Attention(Protocol):
 
 
 class Linear(Protocol):
-    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight. `tensors()` names all that it holds on the device, the
-    very objects that a call reads: whoever moves a weight puts other storage behind them (`tensor.data = ...`). None:
-    it cannot be moved."""
+    """y_MO = x_MI Wᵀ + b, in x's dtype. Owns its packed weight. `tensors()` names all that it holds on the device, what
+    a call reads: who moves a weight puts other storage behind them (`tensor.data = ...`). None: it cannot be moved."""
 
     def __call__(self, x_MI: Tensor) -> Tensor: ...
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..contract import Memory, Ops
 from .config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_PATCH, VAE_PATCHED, Tiling, VaeConfig
-from .vae_blocks import Decoder, Encoder, Pointwise, Stream, Take
+from .vae_blocks import Decoder, Encoder, Pointwise, Stream, Take, laid_out
 
 HALVES = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}
 """What the names of each one's tensors begin with."""
@@ -65,12 +65,19 @@ class VideoVAE:
         source: str,
         device: torch.device | str,
         dtype: torch.dtype,
+        channels_last: bool = True,
         halves: Collection[str] = HALVES,
     ) -> VideoVAE:
-        """Build from named tensors. A half that is not asked for is never allocated: text to video encodes nothing."""
+        """Build from named tensors. A half that is not asked for is never allocated: text to video encodes nothing.
+        Convolutions are computed on maps that are `channels_last` in memory, or on copies with the channels first."""
         parsed, wanted = VaeConfig.from_json(config, source), prefixes(halves)
         held = {name: t.to(device, dtype, copy=True) for name, t in tensors if name.startswith(wanted)}
-        return cls(parsed, lambda name, *_: held.pop(name), ops, device, dtype, halves)
+
+        def take(name: str, *shape: int) -> Tensor:
+            tensor = held.pop(name)
+            return laid_out(tensor, channels_last) if tensor.ndim > 3 else tensor
+
+        return cls(parsed, take, ops, device, dtype, halves)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

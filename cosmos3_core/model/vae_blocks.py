@@ -1,8 +1,9 @@
 """The blocks of Wan2.2's causal VAE (docs/model.md, sections 5.2 and 5.3), on the ops they are given.
 
-Feature maps are x_THWC, contiguous: one clip, channels last. Convolutions are fastest that way, and the norm over
-channels is a norm over rows. A causal convolution reads its frames behind the two before them, so its input is written
-once, by the norm, into a buffer that has room for those.
+Feature maps are x_THWC, contiguous: one clip, channels last. Convolutions are fastest that way on most devices, and the
+norm over channels is a norm over rows. A convolution whose weight has its channels first gets a copy of the map. A
+causal convolution reads its frames behind the two before them, so its input is written once, by the norm, into a buffer
+that has room for those.
 
 Every block is built from `take(name, *shape)`, which hands over the checkpoint's tensor of that name: to load with, or
 to list names and shapes with.
@@ -46,13 +47,24 @@ class Stream:
             self._past[owner] = frames.clone()
 
 
-def channels_last(weight: Tensor) -> Tensor:
-    """[O, I, ...] with I innermost in memory. `contiguous(memory_format=...)` does it too, but not on every device."""
-    return weight.movedim(1, -1).contiguous().movedim(-1, 1)
+def laid_out(weight: Tensor, channels_last: bool) -> Tensor:
+    """[O, I, ...] with I innermost in memory, or as written. `contiguous(memory_format=...)` does it too, but not on
+    every device."""
+    return weight.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else weight.contiguous()
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Of a kernel with several taps."""
+    return weight.stride(1) == 1
+
+
+def as_the_weight(x: Tensor, weight: Tensor) -> Tensor:
+    """A map [B, C, ...], whose channels are innermost in memory, in the weight's layout."""
+    return x if is_channels_last(weight) else x.contiguous()
 
 
 def conv2d(x_THWC: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0) -> Tensor:
-    y = F.conv2d(x_THWC.permute(0, 3, 1, 2), weight, bias, stride=stride, padding=padding)
+    y = F.conv2d(as_the_weight(x_THWC.permute(0, 3, 1, 2), weight), weight, bias, stride=stride, padding=padding)
     return y.permute(0, 2, 3, 1).contiguous()
 
 
@@ -65,7 +77,8 @@ def conv3d(
     padding: tuple[int, ...],
 ) -> Tensor:
     # unsqueeze first: the batch axis then has the stride by which torch recognises channels-last.
-    y = F.conv3d(x_THWC.unsqueeze(0).permute(0, 4, 1, 2, 3), weight, bias, stride=stride, padding=padding)
+    x_BCTHW = x_THWC.unsqueeze(0).permute(0, 4, 1, 2, 3)
+    y = F.conv3d(as_the_weight(x_BCTHW, weight), weight, bias, stride=stride, padding=padding)
     return y.permute(0, 2, 3, 4, 1).contiguous()[0]
 
 
@@ -120,8 +133,7 @@ class CausalConv:
     is left to who reads the result: by itself it would be another pass over the map."""
 
     def __init__(self, take: Take, name: str, inputs: int, outputs: int, size: int = 3):
-        weight = take(f"{name}.weight", outputs, inputs, 3, size, size)
-        self.weight, self.bias = channels_last(weight), take(f"{name}.bias", outputs)
+        self.weight, self.bias = take(f"{name}.weight", outputs, inputs, 3, size, size), take(f"{name}.bias", outputs)
         self.padding = size // 2
 
     def input(self, x: Sum, stream: Stream, norm: NormSilu | None = None) -> Tensor:
@@ -144,7 +156,7 @@ class CausalConv:
 
     def __call__(self, padded_THWC: Tensor) -> Sum:
         if len(padded_THWC) == 1:  # before the first frame are zeros, which two thirds of the kernel would multiply
-            weight = channels_last(self.weight[:, :, -1])
+            weight = laid_out(self.weight[:, :, -1], is_channels_last(self.weight))
             return Sum(conv2d(padded_THWC, weight, padding=self.padding), self.bias)
         return Sum(conv3d(padded_THWC, self.weight, padding=(0, self.padding, self.padding)), self.bias)
 
@@ -223,7 +235,7 @@ class Upsample:
         both = torch.stack([rows[..., 0], rows[..., 1] + rows[..., 2], rows[..., 0] + rows[..., 1], rows[..., 2]])
         both = both.unflatten(0, (2, 2)).unflatten(2, (2, 2))  # column phase, column tap, row phase, row tap, O, I
         phases = both.permute(2, 0, 4, 5, 3, 1).flatten(0, 2)
-        return channels_last(phases.to(weight.dtype))
+        return laid_out(phases.to(weight.dtype), is_channels_last(weight))
 
     def __call__(self, x_THWC: Tensor, shortcut_THWC: Tensor, stream: Stream) -> Tensor:
         frames, height, width, _ = shortcut_THWC.shape
@@ -248,13 +260,11 @@ class Downsample:
     map at the block's start, averaged to the same size (diffusers' AvgDown3D)."""
 
     def __init__(self, take: Take, name: str, channels: int, in_time: bool):
-        weight = take(f"{name}.resample.1.weight", channels, channels, 3, 3)
-        self.weight = channels_last(weight)
+        self.weight = take(f"{name}.resample.1.weight", channels, channels, 3, 3)
         self.bias = take(f"{name}.resample.1.bias", channels)
         self.time = None
         if in_time:
             weight = take(f"{name}.time_conv.weight", channels, channels, 3, 1, 1)
-            weight = channels_last(weight)
             self.time = weight, take(f"{name}.time_conv.bias", channels)
 
     def __call__(self, x_THWC: Tensor, shortcut_THWC: Tensor, stream: Stream) -> Tensor:

@@ -242,17 +242,19 @@ class InSixteen:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What weights become: on `device` and in `dtype`, those of the VAE and the sound codec in `codec_dtype`. The
-    decoder layers' are packed by `ops` in `format`, all others, and those of the media tower's first `kept_layers`, by
-    `kept`, which without a format is `ops`. Layers of a quantized checkpoint that are not all in `format` are packed by
-    `mixed`, which takes any matrix and as it is. `a16` is there where activations are in 16 bits now and then. `hold`
-    keeps the decoder layers, and the token embedding lies on `table` (None: on the device)."""
+    """What weights become: on `device` and in `dtype`, those of the VAE and the sound codec in `codec_dtype`; the VAE's
+    convolutions have their maps `channels_last` or not. The decoder layers' are packed by `ops` in `format`, all
+    others, and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`. Layers of a
+    quantized checkpoint that are not all in `format` are packed by `mixed`, which takes any matrix and as it is. `a16`
+    is there where activations are in 16 bits now and then. `hold` keeps the decoder layers, and the token embedding
+    lies on `table` (None: on the device)."""
 
     ops: Ops
     kept: Ops
     device: torch.device | str
     dtype: torch.dtype
     codec_dtype: torch.dtype
+    channels_last: bool = True
     format: str = "none"
     kept_layers: int = 0
     mixed: Ops | None = None

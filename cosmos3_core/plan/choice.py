@@ -262,6 +262,7 @@ class Plan:
             device=self.backend.torch_device,
             dtype=getattr(torch, self.dtype),
             codec_dtype=getattr(torch, self.tuning.codec_dtype or self.dtype),
+            channels_last=self.tuning.channels_last,
             format=self.format,
             kept_layers=kept_layers_of(config, self.format, self.packed),
             mixed=self._mixed(kept, {self.format: ops.pack_linear}, self.others) if self.packed else None,

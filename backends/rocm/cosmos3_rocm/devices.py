@@ -6,7 +6,7 @@ Put together from AMD's documentation: memory is nominal (ROCm's page "AMD GPU s
 
 from __future__ import annotations
 
-from cosmos3_core.contract import Ceiling, Device
+from cosmos3_core.contract import Ceiling, Device, Tuning
 
 GIB = 1 << 30
 TORCH = {"torch": "2.11.0+rocm7.2", "hip": "7.2.53150", "kernel launches": "not measured"}
@@ -91,3 +91,14 @@ CEILINGS = {
     "RX 9060 XT": _rdna_4(32, 3.13, 3.2e11),
     "R9700": _rdna_4(64, 2.92, 6.4e11),
 }
+
+CHANNELS_FIRST = (
+    *("gfx1100", "gfx1101", "gfx1102", "gfx1103"),
+    *("gfx1150", "gfx1151", "gfx1152", "gfx1153"),
+    *("gfx1200", "gfx1201"),
+)
+"""Radeon GPUs, on which MIOpen's convolutions of maps with the channels last are many times slower
+(pytorch/pytorch#170947, on gfx1100 and gfx1103; the others are taken to be like them). On Instinct GPUs they are the
+fast ones."""
+
+TUNING = dict.fromkeys(CHANNELS_FIRST, Tuning(channels_last=False))

@@ -6,20 +6,26 @@ kernel of ours packs, in e4m3 as the architecture has it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from cosmos3_triton import layers
 from cosmos3_triton.activations import quantize_tiles, swizzled
 from cosmos3_triton.linears import RowScaled, in_format, named, packer, to_fnuz
+from cosmos3_triton.products import ADDING
 from cosmos3_triton.tables import Find, Table
 from torch import Tensor
 from torch.nn.functional import ScalingType, SwizzleType
 
-from cosmos3_core.contract import Device, PackLinear
+from cosmos3_core.contract import Device, PackFinish, PackLinear, PackProject
 from cosmos3_core.quant.numerics import Packed, pack
 
 from .flavours import fnuz, swizzles
 from .signatures import form, load
+
+GATED = "gated_mm_8bit"
+"""What tables call our product in 8 bits that applies the gate."""
 
 
 def by_row(device: Device, find: Find, product: Callable[..., Tensor]) -> PackLinear:
@@ -27,7 +33,14 @@ def by_row(device: Device, find: Find, product: Callable[..., Tensor]) -> PackLi
     return packer(RowScaled, table=find(device.arch, device.name), product=product)
 
 
-def build_aiter_a8w8(device: Device, find: Find) -> PackLinear:
+def without_ours(device: Device, find: Find) -> Table:
+    """Launches for a half of a layer whose products are all the vendor's: none of ours applies a gate or adds."""
+    table = find(device.arch, device.name)
+    kept = {name: launches for name, launches in table.launches.items() if name not in (ADDING, GATED)}
+    return replace(table, launches=kept)
+
+
+def aiter_a8w8() -> Callable[..., Tensor]:
     """int8 and e4m3 with scales of rows and outputs, by AITER's gemm_a8w8."""
     gemm_a8w8 = load("gemm_a8w8")
 
@@ -43,7 +56,19 @@ def build_aiter_a8w8(device: Device, find: Find) -> PackLinear:
         """As cosmos3_triton.products.scaled_mm."""
         return gemm_a8w8(a_MI, b_OI, scale_a_M1, scale_b_O1, bias=bias_O, dtype=dtype)
 
-    return by_row(device, find, product)
+    return product
+
+
+def build_aiter_a8w8(device: Device, find: Find) -> PackLinear:
+    return by_row(device, find, aiter_a8w8())
+
+
+def build_aiter_project(device: Device, find: Find) -> PackProject:
+    return layers.build_project(without_ours(device, find), aiter_a8w8())
+
+
+def build_aiter_finish(device: Device, find: Find) -> PackFinish:
+    return layers.build_finish(without_ours(device, find), aiter_a8w8())
 
 
 def torch_scaled_mm(
@@ -61,6 +86,14 @@ def torch_scaled_mm(
 
 def build_scaled_mm(device: Device, find: Find) -> PackLinear:
     return by_row(device, find, torch_scaled_mm)
+
+
+def build_scaled_mm_project(device: Device, find: Find) -> PackProject:
+    return layers.build_project(without_ours(device, find), torch_scaled_mm)
+
+
+def build_scaled_mm_finish(device: Device, find: Find) -> PackFinish:
+    return layers.build_finish(without_ours(device, find), torch_scaled_mm)
 
 
 class BlockLinear:

@@ -10,7 +10,7 @@ from cosmos3_core.contract import RECIPES, Backend, Device, Unavailable, hookimp
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
 from . import vendor
-from .devices import CEILINGS, KNOWN
+from .devices import CEILINGS, KNOWN, TUNING
 from .kernels import OURS, find_table
 
 
@@ -45,6 +45,7 @@ ROWS = (
     *vendor.ROW_WISE,
     *vendor.linears(find_table),
     *OURS.linears,
+    *vendor.layers(find_table),
     *OURS.layers,
     *vendor.CAPTURE,
 )
@@ -59,6 +60,7 @@ def cosmos3_backend() -> Backend:
         probe=probe,
         kernels=ROWS,
         ceilings=CEILINGS,
+        tuning=TUNING,
         known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from cosmos3_triton.rows import SIXTEEN_BITS, refuse_unscaled, uneven
+from cosmos3_triton.rows import IN_FINISH, IN_PROJECT, PROJECT, SIXTEEN_BITS, refuse_unscaled, uneven
 from cosmos3_triton.tables import Find
 
 from cosmos3_core.contract import Ask, Device, Kernel
@@ -254,4 +254,41 @@ def linears(find: Find) -> tuple[Kernel, ...]:
             notes=f"hipBLASLt's product, inside torch, from ROCm 7.0 on; torch packs the activations; {REHEARSED}",
             **LINEAR,
         ),
+    )
+
+
+def layers(find: Find) -> tuple[Kernel, ...]:
+    """The two halves of a decoder layer in 8 bits, with the vendor's products between kernels of ours."""
+    ways: dict[str, dict[str, Any]] = {
+        "aiter": {
+            "name": "aiter-a8w8",
+            "arch": INSTINCT,
+            "dtypes": SIXTEEN_BITS,
+            "formats": ("int8", "fp8"),
+            "needs": ("aiter", "triton"),
+            "refuse": first(refuse_rows, refuse("gemm_a8w8")),
+        },
+        "scaled_mm": {
+            "name": "scaled-mm",
+            "arch": FNUZ + OCP,
+            "dtypes": ("bfloat16",),
+            "formats": ("fp8",),
+            "needs": ("triton",),
+            "refuse": refuse_rows,
+        },
+    }
+    halves = {
+        "project": (IN_PROJECT, PROJECT),
+        "finish": (IN_FINISH, "rows between the ops are in 8 bits, packed by the norm and the gate"),
+    }
+    return tuple(
+        Kernel(
+            op=op,
+            build=BuildFor("linears", f"build_{way}_{op}", find),
+            fuses=fuses,
+            notes=f"{notes}; {'AITER' if way == 'aiter' else 'hipBLASLt'} multiplies; {REHEARSED}",
+            **row,
+        )
+        for way, row in ways.items()
+        for op, (fuses, notes) in halves.items()
     )

@@ -12,10 +12,13 @@ import torch
 from cosmos3_rocm.plugin import ROWS
 from vendor_cases import AITERS, DEVICE, NEWER, OUT, WHEEL, ask, bound, distance, made, row
 
-from cosmos3_core.contract import Segment
+from cosmos3_core.contract import FinishWeights, Layer, Residual, Segment
 from cosmos3_core.quant import FORMATS
+from cosmos3_core.reference import build_ops, with_defaults
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
+
+OPS = with_defaults(build_ops())
 
 # Attention
 
@@ -167,6 +170,29 @@ def test_features_are_filled_up_to_whole_runs_for_four_bits(aiter):
     aiter([WHEEL])
     linear, x, _ = made("aiter-a4w4", "mxfp4")
     assert linear.missing == 128 and linear(x[:1]).shape == (1, OUT) and linear(x).isfinite().all()
+
+
+@pytest.mark.parametrize(("arch", "format"), [("gfx942", "fp8"), ("gfx950", "fp8"), ("gfx950", "int8")])
+def test_a_half_of_a_layer_multiplies_by_aiter_what_its_norm_and_gate_packed(arch, format, aiter, monkeypatch):
+    """All of its products, none of which adds or gates. Norm and gate are eager torch here: ours have their tests."""
+    aiter([WHEEL], arch)
+    for name, op in {"norm_rows": reference.rms_norm, "gate_rows": reference.gate}.items():
+        plain = lambda table, op=op: lambda *given, format, **options: op(*given, **options)  # noqa: E731
+        monkeypatch.setattr(f"cosmos3_triton.layers.{name}", plain)
+    layer = Layer(heads=4, kv_heads=2, head_dim=64, eps=1e-6, weight_fp32=False, activation="silu")
+    sides = {"out_OI": (256, 256), "up_OI": (768, 256), "down_OI": (256, 384)}
+    drawn = {name: cases.normal(*side, seed=side[0]) / side[1] ** 0.5 for name, side in sides.items()}
+    matrices = {name: matrix.bfloat16() for name, matrix in drawn.items()}
+    weights = FinishWeights(norm_I=(1 + cases.normal(256, seed=7)).bfloat16(), **matrices)
+    stream, attended = cases.normal(9, 256, seed=8).bfloat16(), cases.normal(1, 9, 4, 64, seed=9).bfloat16()
+    ours = row("finish", "aiter-a8w8").build(DEVICE[arch])(weights, layer, OPS, format=format)
+    halves = ours, OPS.finish(weights, layer, OPS)
+    found, exact = (Residual(stream.clone()) for _ in halves)
+    for half, residual in zip(halves, (found, exact), strict=True):
+        half(residual, attended)
+    y, truth = (one.x_MI.float() + one.delta_MI.float() for one in (found, exact))
+    assert cases.Loss.of(y, truth).whole < 2 * cases.allowed(FORMATS[format])
+    assert [name for name, _ in emulated.CALLS] == ["gemm_a8w8"] * 3
 
 
 @pytest.mark.parametrize("fault", ["weight", "scale", "rows"])

@@ -215,10 +215,11 @@ class Estimate:
         reading = self._layer_bytes(longest, 0, 1, self._text_a16)
         step = max(self._layer_bytes(run.widest * run.tokens, longest, run.widest, a16) for a16 in kinds)
         step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
-        decoding = vae.decode_bytes(self.vae, run.tiling, frames, self._codec_dtype)
+        maps = self._codec_dtype, self.tuning.channels_last
+        decoding = vae.decode_bytes(self.vae, run.tiling, frames, *maps)
         stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading)]
         if job.encoded:
-            encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), self._codec_dtype)
+            encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), *maps)
             stages.append(Stage("encode input", self._held("vae_encoder"), kv, 0, encoding, VAE_OVERHEAD))
         elif job.audio and self._codec:  # beside a picture or clip it is less
             stages.append(Stage("encode input", self._held("sound_encoder"), kv, 0, self._codec.worst))
@@ -290,7 +291,8 @@ class Estimate:
         """Keys and values of prompts, and what captured passes and encodes work in."""
         keeping, size = self.execution.keeping, WIDTH[self.dtype]
         working = transformer.layer_bytes(self.config, keeping.rows, keeping.tokens, size) if keeping.rows else 0
-        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, self._codec_dtype) if keeping.area else 0
+        maps = self._codec_dtype, self.tuning.channels_last
+        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, *maps) if keeping.area else 0
         return transformer.und_kv_bytes(self.config, keeping.tokens, self.dtype) + working + encoding
 
     @cached_property

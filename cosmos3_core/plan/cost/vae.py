@@ -27,13 +27,15 @@ CONVOLUTION_EFFICIENCY = 0.6
 class Tally:
     """Walks the blocks of `model.vae_blocks` over one chunk and counts; `frames` and `area` are those of the map in
     hand. `cache` is what the causal convolutions keep for the next chunk, `entry` the map at a level's start, which is
-    added at its end. The `first` frame of a clip is a chunk of its own. Moments that are never the worst are left out.
+    added at its end. The `first` frame of a clip is a chunk of its own. Without `channels_last` a convolution gets a
+    copy of its map and gives one that is copied back. Moments that are never the worst are left out.
     """
 
     size: int
     frames: int
     area: int
     first: bool = False
+    channels_last: bool = True
     parameters: int = 0
     flops: int = 0
     moved: int = 0
@@ -72,7 +74,8 @@ class Tally:
     def causal(self, inputs: int, outputs: int, *held: int) -> None:
         """A 3 x 3 x 3 convolution. Before a clip's first frame there is nothing to multiply."""
         self.conv(inputs, outputs, 27, 9 if self.first else 27)
-        self.alive(*held, self.padded(inputs), self.map(outputs))
+        copied = 0 if self.channels_last else max(self.padded(inputs), self.map(outputs))
+        self.alive(*held, self.padded(inputs), self.map(outputs), copied)
         self.cache += self.past(inputs)
 
     def norm(self, channels: int, *held: int) -> None:
@@ -138,11 +141,13 @@ class Tally:
             self.cache += self.past(channels) // 2
 
 
-def decoder(config: Mapping[str, Any], frames: int, area: int, size: int, first: bool = False) -> Tally:
+def decoder(
+    config: Mapping[str, Any], frames: int, area: int, size: int, first: bool = False, channels_last: bool = True
+) -> Tally:
     """So many latent frames of `area` positions through the decoder."""
     base = config.get("decoder_base_dim") or config["base_dim"]
     widths = [base * n for n in (VAE_WIDTHS[-1], *reversed(VAE_WIDTHS))]
-    tally, depth = Tally(size, frames, area, first), config.get("num_res_blocks", 2) + 1
+    tally, depth = Tally(size, frames, area, first, channels_last), config.get("num_res_blocks", 2) + 1
     tally.conv(config["z_dim"], config["z_dim"], 1)
     tally.causal(config["z_dim"], widths[0])
     tally.middle(widths[0])
@@ -155,10 +160,12 @@ def decoder(config: Mapping[str, Any], frames: int, area: int, size: int, first:
     return tally
 
 
-def encoder(config: Mapping[str, Any], frames: int, area: int, size: int, first: bool = False) -> Tally:
+def encoder(
+    config: Mapping[str, Any], frames: int, area: int, size: int, first: bool = False, channels_last: bool = True
+) -> Tally:
     """So many pixel frames through the encoder, whose latent frames have `area` positions."""
     widths = [config["base_dim"] * n for n in (1, *VAE_WIDTHS)]
-    tally = Tally(size, frames, area * 4 ** len(VAE_DOWN_IN_TIME), first)
+    tally = Tally(size, frames, area * 4 ** len(VAE_DOWN_IN_TIME), first, channels_last)
     tally.causal(VAE_PATCHED, widths[0])
     for inputs, outputs, in_time in zip(widths, widths[1:], (*VAE_DOWN_IN_TIME, None), strict=False):
         tally.level(inputs, outputs, config.get("num_res_blocks", 2), keeps_entry=True)
@@ -178,13 +185,13 @@ def weights(config: Mapping[str, Any], dtype: str) -> dict[str, int]:
     return {name: size * half.parameters for name, half in halves.items()}
 
 
-def decode_bytes(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str) -> int:
+def decode_bytes(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str, channels_last: bool = True) -> int:
     """Peak of the tensors of decoding so many latent `frames`. Whole frames leave as they are ready. Of tiles, each
     goes through all frames before the next, and the clip waits as bytes, with the edges that the tiles below and beside
     blend with: on the host, which is counted because it may be the device's own memory."""
     size, area = WIDTH[dtype], tiling.heights[0] * tiling.widths[0]
     at_a_time = max(1, min(tiling.chunk, frames - 1))
-    peak = decoder(config, at_a_time, area, size, first=frames == 1).peak
+    peak = decoder(config, at_a_time, area, size, frames == 1, channels_last).peak
     latents: int = config["z_dim"] * frames * tiling.height * tiling.width * size
     peak += latents
     if tiling.whole:
@@ -195,11 +202,13 @@ def decode_bytes(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: 
     return peak + 3 * ((frames - 1) * TEMPORAL_COMPRESSION + 1) * (clip + edges)
 
 
-def encode_bytes(config: Mapping[str, Any], latent: tuple[int, int], frames: int, dtype: str) -> int:
+def encode_bytes(
+    config: Mapping[str, Any], latent: tuple[int, int], frames: int, dtype: str, channels_last: bool = True
+) -> int:
     """Peak of encoding so many pixel `frames`, whose latents have this height and width; their fp32 pixels included."""
     area, first = latent[0] * latent[1], frames == 1
     pixels = WIDTH["float32"] * 3 * frames * area * SPATIAL_COMPRESSION**2
-    return pixels + encoder(config, 1 if first else TEMPORAL_COMPRESSION, area, WIDTH[dtype], first).peak
+    return pixels + encoder(config, 1 if first else TEMPORAL_COMPRESSION, area, WIDTH[dtype], first, channels_last).peak
 
 
 def decode_work(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str) -> Work:
