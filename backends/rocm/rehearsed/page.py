@@ -93,6 +93,8 @@ def line(kernel: Kernel) -> str:
 def section(result: Result) -> Iterator[str]:
     from cosmos3_triton.targets import TARGETS
 
+    from .gates import JUSTIFIED
+
     target = TARGETS[result.arch]
     yield f"\n## {result.arch}\n"
     yield (
@@ -101,6 +103,10 @@ def section(result: Result) -> Iterator[str]:
     )
     for problem in result.failed:
         yield f"**Failed:** {problem}\n"
+    spilling = {one.found.kernel for one in result.kernels if one.found.spilled}
+    for (kernel, arch), reason in JUSTIFIED.items():
+        if arch == result.arch and kernel in spilling:
+            yield f"`{kernel}` spills: {reason}.\n"
     yield f"| {' | '.join(COLUMNS)} |"
     yield f"|{' --- |' * len(COLUMNS)}"
     yield from map(line, result.kernels)

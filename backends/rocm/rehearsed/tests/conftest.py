@@ -43,7 +43,8 @@ def group(item: pytest.Item) -> tuple[str, ...]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The first case of every test, row and format before the second of any, so that each kernel is reached in each
-    format; attention's calls, of 32 heads and more, come last: test_attention.py has them with fewer."""
+    format; then attention's calls, of 32 heads and more, which test_attention.py has with fewer; all sizes of a row at
+    the end."""
     kept, left, others, seen = [], [], [], Counter()
     for item in items:
         asked = item.callspec.params if hasattr(item, "callspec") else {}
@@ -51,12 +52,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.name != "test_kit.py":
             others.append(item)
         elif item.originalname in NUMBERS and row is not None and row.name.startswith("triton") and dtype == "bfloat16":
-            kept.append((row.op == "attention", seen[group(item)], len(kept), item))
+            late = item.originalname.endswith("_sizes"), row.op == "attention"
+            kept.append((*late, seen[group(item)], len(kept), item))
             seen[group(item)] += 1
         else:
             left.append(item)
     config.hook.pytest_deselected(items=left)
-    items[:] = [item for *_, item in sorted(kept, key=lambda one: one[:3])] + others
+    items[:] = [item for *_, item in sorted(kept, key=lambda one: one[:-1])] + others
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
