@@ -81,7 +81,7 @@ def environment(torch_device: str, found: Device) -> dict[str, Any]:
         "device": name,
         "threads": torch.get_num_threads() if torch_device == "cpu" else None,
         "versions": versions | dict(found.versions),
-        "sources_sha256": _sources(),
+        "sources_sha256": sources(),
         "command": " ".join(["python", "-m", spec.name if spec else "benchmarks", *_without_out(sys.argv[1:])]),
     }
 
@@ -92,7 +92,7 @@ def _without_out(arguments: list[str]) -> list[str]:
     return arguments[:at] + arguments[at + 2 :]
 
 
-def _sources() -> str:
+def sources() -> str:
     """Of core, backends and benchmarks, launch tables included: a lent machine has the working tree and no history."""
     root = Path(__file__).parents[1]
     folders = ("cosmos3_core", *(f"backends/{path.name}" for path in root.glob("backends/*")), "benchmarks")

@@ -117,11 +117,17 @@ def run(job: Job, settled: Settled) -> dict[str, Any]:
     state = engine.begin(context, request)
     loading = seconds(lambda: engine.step(state), waiting(memory, device))  # and what is compiled
     measure("steps", lambda: engine.step(state))
+    link = crossing(engine, estimate)
     latents = state.x.clone()
     state.index = state.steps
     frames = measure("decode", lambda: sum(len(group) for group in engine.finish(state)))
     found = {"stages": measure.found, "first_step_with_loading_s": loading, "prompts_again_s": again, "frames": frames}
-    found |= {"finite": bool(torch.isfinite(latents).all()), "host_bytes": estimate.host, "limit_gib": job.limit}
+    found |= {
+        "link_bytes_per_s": link,
+        "finite": bool(torch.isfinite(latents).all()),
+        "host_bytes": estimate.host,
+        "limit_gib": job.limit,
+    }
     limit.lift()
     if job.rounds:
         found |= beside(job, engine, context, settled)
@@ -131,6 +137,15 @@ def run(job: Job, settled: Settled) -> dict[str, Any]:
     if ceiling := ceiling_of(plan.backend, plan.device):
         found["estimated_seconds"] = estimate.seconds(ceiling)
     return found
+
+
+def crossing(engine: Engine, estimate: Estimate) -> float | None:
+    """Bytes a second of layers that pass through the device, and of which nothing is computed; None of others."""
+    if "generation" not in estimate.layers:
+        return None
+    layers, wait = engine._pool.lease("generation").layers, waiting(engine.ops.memory, engine.device)
+    took = seconds(lambda: [layers[i] for i in range(len(layers))], wait)
+    return estimate.layers["generation"] / took
 
 
 def beside(job: Job, engine: Engine, context: Context, settled: Settled) -> dict[str, Any]:

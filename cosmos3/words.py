@@ -71,7 +71,7 @@ def elsewhere(word: str, here: str = "") -> str | None:
     """What to do about an argument of another place than `here`, or of another program; None for one of neither."""
     places = [place for place, names in TAKES.items() if word in names and place != here]
     theirs = in_python(word)
-    if places == [PLAN] and theirs:  # the `device` of a forecast is none to run on
+    if places in ([PLAN], [QUANTIZE]) and theirs:  # a forecast's `device` is none to run on, nor is a file's `format`
         return theirs
     return f"It is an argument of {places[0]}" if places else theirs
 

@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 ROCM = Path(__file__).parents[1] / "backends" / "rocm"
-sys.path += [str(ROCM), str(ROCM.parent / "triton")]
+sys.path += [str(folder) for folder in (ROCM, ROCM.parent / "triton") if str(folder) not in sys.path]
 from cosmos3_rocm.signatures import FUNCTIONS, parameters  # noqa: E402
 
 OUT = ROCM / "tests" / "signatures"

@@ -29,6 +29,7 @@ from fault_tests import NAMED
 from installed import forget, install
 
 from cosmos3_core.testing.plugin import RECORD
+from cosmos3_core.testing.subject import Subject
 
 ROOT = Path(__file__).parents[1]
 ACME = ROOT / "tests" / "fake_device"
@@ -57,6 +58,8 @@ WRITTEN = {
     "probe_talks": "fault of the probe",
     "probe_logs_everything": "fault of the probe",
     "probe_leaves_a_thread": "fault of the probe",
+    "probe_hangs_forks": "fault of the probe",
+    "probe_leaves_a_file": "fault of the probe",
     "refuses_everything": "nothing served",
     "refuses_gates": "nothing served",
     "refuses_a_dtype": "nothing served",
@@ -68,6 +71,8 @@ WRITTEN = {
 """Faults of the plugin module, by kind."""
 UNTRIED = "not tried"
 """What stands for a fault that has no outcome yet."""
+WATCHED = Subject.watched.func
+"""`Subject.watched` as the kit has it, in a process that imports everything anew."""
 Keep = Callable[[str, dict[str, str]], None]
 REFUSING = {"refuses_without_reason": "attention", "refuse_raises": "attention"}
 
@@ -94,14 +99,20 @@ def faults() -> dict[str, tuple[str, str]]:
 FIRST = {
     "size": ("sizes", "layouts"),
     "heads": ("layouts", "sizes"),
-    "state": ("other_", "stay_after", "fresh"),
+    "state": ("other_", "stay_after", "fresh", "by_itself"),
+    "first call": ("parity",),
     "values": ("nearest", "format", "linear_parity", "sizes"),
+    "near zero": ("near_zero",),
     "dtype": ("left_alone", "sizes", "parity"),
     "layout": ("views", "parity"),
     "leak": ("leaves_nothing", "leave_little", "grows", "returned_after"),
     "surroundings": ("global",),
 }
 """Words in the names of the tests that are tried first, by kind: another order finds the same, later."""
+
+
+LAST = "test_no_call_changes_anything_global"
+"""It is about what the others have called."""
 
 
 class Session:
@@ -143,6 +154,7 @@ class Session:
             os.environ["COSMOS3_ACME_OP"] = op
             for subject in session.config.stash[RECORD].subjects.values():
                 subject._reasons.clear()
+                subject.changed.clear()
                 subject.environment["COSMOS3_ACME_FAULT"] = name
                 if op == "gate":  # what building changes is seen by whoever has not built yet
                     subject.__dict__["watched"] = watched_here(subject)
@@ -150,6 +162,7 @@ class Session:
             others = [item for item in session.items if not op_of(item) and "step_parity" in item.name]
             words = FIRST.get(kind, ())
             own.sort(key=lambda item: (item.name != NAMED.get(name), not any(word in item.name for word in words)))
+            own.sort(key=lambda item: item.originalname == LAST)
             for caught, items in (("right", own), ("elsewhere", others)):
                 if failed := self._first(items, session):
                     return {"caught": caught, "by": failed[0], "said": failed[1]}
@@ -206,7 +219,8 @@ def watched_here(subject) -> dict:
     def look() -> dict:
         import torch
 
-        with torch.inference_mode():
+        assert sys.__stdout__ is not None
+        with torch.inference_mode(), contextlib.redirect_stdout(sys.__stdout__):  # what it prints is part of it
             return watch.watch(subject.name, (os.environ["COSMOS3_ACME_OP"],))
 
     return forked(look)
@@ -249,6 +263,8 @@ def anew(name: str, kind: str, op: str) -> dict[str, str]:
 
     def run() -> dict[str, str]:
         os.environ |= {"COSMOS3_ACME_FAULT": name, "COSMOS3_ACME_OP": op}
+        if not op:  # a second probe changes nothing that the first one has changed
+            Subject.watched.func = WATCHED
         for module in [module for module in sys.modules if module.partition(".")[0] == "cosmos3_acme"]:
             del sys.modules[module]
         for caught, others in (("right", False), ("elsewhere", True)):
@@ -277,15 +293,12 @@ def tried(chosen: dict[str, tuple[str, str]], keep: Keep, workers: int = 2) -> N
 
 def prepared() -> None:
     """The fake device is installed, the truths are computed, and subjects are watched in forks."""
-    from cosmos3_core.testing import subject
-
     site = tempfile.mkdtemp(prefix="cosmos3-mutants-")
     install(ACME, Path(site))
     sys.path[:0] = [site, str(ACME)]
     os.environ["PYTHONPATH"] = os.pathsep.join([site, str(ACME), str(ROOT)])
     os.environ.pop("COSMOS3_ACME_FAULT", None)
-    watched = subject.Subject.watched
-    watched.func = watched_here
+    Subject.watched.func = watched_here
     gc.freeze()
 
 
@@ -301,7 +314,7 @@ def main(names: list[str], write: bool, rest: bool) -> int:
     known = faults()
     prepared()
     kept = json.loads(GOLDEN.read_text("utf-8")) if write and GOLDEN.exists() and (names or rest) else {}
-    kept = {name: kept.get(name, {"kind": kind, "caught": UNTRIED}) for name, (kind, _) in known.items()}
+    kept = {name: kept.get(name, {"caught": UNTRIED}) | {"kind": kind} for name, (kind, _) in known.items()}
     chosen = [name for name, (kind, _) in known.items() if not names or name in names or kind in names]
     chosen = [name for name in chosen if not rest or kept[name]["caught"] == UNTRIED]
 

@@ -212,6 +212,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
         config("ignore", value=["re:("]),
         "ignore ['re:('], which is not a list of modules' names",
     ),
+    "a pattern that takes for ever": (
+        "ct-int",
+        config("ignore", value=["re:(model|layers|[a-z.]+)+$"]),
+        "patterns without repeated groups",
+    ),
     "scales beyond fp32 of what to divide by": (
         "ct-nvfp4",
         changed(weight_global_scale=first(1e-40)),

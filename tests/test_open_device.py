@@ -63,10 +63,15 @@ def test_both_towers_run_on_it(cosmos3):
     assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_its_own_memory_is_judged_and_asked(cosmos3):
-    done = cosmos3("check", "--backend", "open", "-k", "test_memory and counted or test_memory_is_returned")
-    assert done.returncode == 0 and "failed" not in done.stdout, done.stdout + done.stderr
-    assert "no test" not in done.stdout
+def test_its_own_memory_and_a_second_device_are_judged(cosmos3, monkeypatch):
+    """With two devices there is a row whose results are always on the first."""
+    monkeypatch.setenv("OPEN_DEVICES", "2")
+    done = cosmos3(
+        "check", "--backend", "open", "-k", "test_memory and counted or test_memory_is_returned or second_dev"
+    )
+    failed = [line for line in done.stdout.splitlines() if line.startswith("failed")]
+    assert done.returncode == 1 and len(failed) == 1, done.stdout + done.stderr
+    assert "[gate-on_the_first]: gate=on_the_first: inputs are on opendev:1, and a result is on opendev:0" in failed[0]
 
 
 def test_random_weights_are_drawn_on_the_host_for_it(cosmos3):
@@ -76,10 +81,12 @@ def test_random_weights_are_drawn_on_the_host_for_it(cosmos3):
 
 
 def test_an_image_is_the_reference_s_bit_for_bit(cosmos3, tmp_path):
+    """With weights that lie on the host, and come to the device layer by layer."""
     job = ("a cup", "--model", TINY_MODEL, "--size", "64x64", "--steps", 4, "--seed", 1)
     for name in ("reference", "open"):
         # The reference computes a part in float32 where the processor takes long for 16 bits.
-        done = cosmos3("run", *job, "--dtype", "float32", "--backend", name, "-o", f"{name}.png")
+        place = ("--enable-layerwise-offload",) if name == "open" else ()
+        done = cosmos3("run", *job, *place, "--dtype", "float32", "--backend", name, "-o", f"{name}.png")
         assert done.returncode == 0, done.stderr
     reference, found = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("reference", "open"))
     assert found.shape == (64, 64, 3) and found.std() > 1 and np.array_equal(found, reference)

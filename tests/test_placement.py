@@ -131,6 +131,16 @@ def test_a_host_that_is_too_small_for_what_was_named_is_told_of():
     assert found.lower == Placement(DISK, DISK)
 
 
+def test_what_fits_in_no_placement_is_refused_with_what_would():
+    found = settled(3)
+    refused = str(room.refusal(found))
+    assert found.placement == Placement(DISK, DISK) and found.lower is None
+    assert "takes" in refused and "there are 3.0 GiB" in refused and "larger device" in refused
+    named = settled(12, placement="generation=resident,understanding=staged")
+    said = str(room.refusal(named))
+    assert "Place it by `placement` understanding=disk,generation=streamed,codecs=staged, which fits" in said
+
+
 def test_a_run_is_placed_as_it_is_told_and_says_so(run):
     code, _, err = run("a cup", *SMALL, "--enable-layerwise-offload", "-o", "cup.mp4", "--save-latents", "cup.st")
     assert code == 0, err

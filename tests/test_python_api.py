@@ -599,6 +599,7 @@ LOAD = {
     "offload": ({"offload": True}, "offload", "`resident` False"),
     "a field of a request": ({"steps": 3}, "load(steps=3)", "It is an argument of a call"),
     "no such argument": ({"bakend": "cpu"}, "load(bakend='cpu')", "Did you mean backend?"),
+    "quantize's argument": ({"format": "fp8"}, "load(format='fp8')", "Here it is `formats` of cosmos3.load, such as"),
 }
 
 

@@ -259,6 +259,8 @@ def test_validation_as_a_user_runs_it(folder, recipes):
 
     assert told()[0] == "validated on random weights"
     assert recipes("list")[1].split("  ")[:2] == [NAME, "validated on random weights"]
+    code, out, err = recipes("validate", "--all", "--resume", "--random-weights")
+    assert (code, err) == (0, "") and out.startswith("about 0 s in all"), "its record is of today's code"
     shown = measured_in(folder)
     assert f"[◐ validated on random weights]({NAME}.toml)" in shown and TICK not in shown
     assert json.loads(recipes("list", "--json")[1])[0]["evaluation"] == found["verdict"]["evaluation"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.shell_completion import CompletionItem
 
+from ..contract import Cosmos3Error, InputError, RunError
 from .completion import files, one_of
 from .options import Group
 from .terminal import printable, tell
@@ -17,6 +19,7 @@ from .terminal import printable, tell
 if TYPE_CHECKING:
     from ..evidence.packages import Package
     from ..evidence.recipe import Broken, Recipe
+    from ..evidence.renewal import Due
 
 LONGEST = 100
 """Characters of a line of the list; `show` has it whole."""
@@ -187,10 +190,24 @@ def _invoke(name: str, arguments: list[str]) -> None:
 
 
 @recipes.command()
-@click.argument("names", nargs=-1, required=True, shell_complete=_names)
+@click.argument("names", nargs=-1, shell_complete=_names)
+@click.option("--all", "every", is_flag=True, help="Every recipe that can run on this machine, the cheapest first.")
+@click.option("--resume", is_flag=True, help="With --all: leave out those whose record is of today's code.")
+@click.option("--seconds", type=float, help="With --all: begin nothing that is expected to end later.")
 @click.option("--random-weights", is_flag=True, help="For a model whose checkpoint is not here; the record says so.")
-def validate(names: tuple[str, ...], random_weights: bool) -> None:
+@click.pass_context
+def validate(
+    context: click.Context,
+    names: tuple[str, ...],
+    every: bool,
+    resume: bool,
+    seconds: float | None,
+    random_weights: bool,
+) -> None:
     """Measure recipes on this device beside eager torch, and write their records.
+
+    With --all it first prints what it is going to measure and how long that takes, by the last records or the plans. A
+    recipe that fails is named at the end, and the others go on.
 
     Takes four processes: two runs of the recipe, two of its baseline in bf16, and of each velocities and a short
     trajectory, which are held against those of the baseline in float32. Recipes for one request share the baseline's.
@@ -200,13 +217,71 @@ def validate(names: tuple[str, ...], random_weights: bool) -> None:
     `cosmos3 evaluate`, once for each plan; on a CPU this takes one to five minutes. A recipe whose plan misses a bound
     of the evaluation is not validated. Where a kernel does not serve the embedded model, the record has the reason.
     """
+    asked = "recipes validate"
+    if every == bool(names):
+        raise InputError(asked, "it takes names of recipes or --all", "See cosmos3 recipes list")
+    if not every and (resume or seconds is not None):
+        raise InputError(asked, "--resume and --seconds are for --all", "Drop them, or the names")
+    if every:
+        _renew(_all(context, resume, random_weights), seconds, random_weights)
+    else:
+        _measure([_find(name) for name in dict.fromkeys(names)], random_weights, {})
+
+
+def _measure(found: list[Recipe], random_weights: bool, evaluations: dict[str, dict[str, Any]]) -> None:
     from ..evidence.record import path_of
     from ..evidence.validate import validate as measure
 
-    found = [_find(name) for name in dict.fromkeys(names)]
-    for recipe, record in measure(found, random_weights=random_weights, say=tell):
+    for recipe, record in measure(found, random_weights=random_weights, say=tell, evaluations=evaluations):
         click.echo(_verdict(record))
         click.echo(f"{record['state']}: {path_of(recipe)}")
+
+
+def _all(context: click.Context, resume: bool, random_weights: bool) -> list[list[Due]]:
+    """What can run here, in groups of one baseline; without those of today's code if it is a `resume`."""
+    from ..evidence.closure import Sources
+    from ..evidence.fingerprint import ROOT
+    from ..evidence.recipe import Recipe
+    from ..evidence.renewal import due
+    from ..evidence.state import state_here
+
+    sources = Sources(ROOT)
+    every = [found for _, found in _found(context)]
+    for broken in (found for found in every if not isinstance(found, Recipe)):
+        tell(f"not {broken.name}: {broken.fault}")
+    read = [found for found in every if isinstance(found, Recipe)]
+    groups, refused = due([(one, state_here(one, sources)) for one in read], random_weights=random_weights)
+    for why in dict.fromkeys(refused.values()):
+        names = [name for name, said in refused.items() if said == why]
+        tell(f"not {len(names)} recipe{'s' * (len(names) > 1)}, such as {names[0]}: {why}")
+    if resume:
+        groups = [left for group in groups if (left := [one for one in group if not one.current])]
+    return groups
+
+
+def _renew(groups: list[list[Due]], seconds: float | None, random_weights: bool) -> None:
+    """Measure groups while there is time. RunError, at the end, if one failed."""
+    from ..evidence.renewal import cost
+
+    begun, failed, total = time.monotonic(), dict[str, Cosmos3Error](), 0.0
+    evaluations: dict[str, dict[str, Any]] = {}
+    for one in (one for group in groups for one in group):
+        takes = "an unknown time" if one.seconds is None else f"about {one.seconds:.0f} s"
+        total += one.seconds or 0.0
+        click.echo(printable(f"{one.recipe.name}: {one.state.name}, {takes}"))
+    click.echo(f"about {total:.0f} s in all, and an evaluation of the embedded model for each plan")
+    for group in groups:
+        if seconds is not None and cost(group) > seconds - (time.monotonic() - begun):
+            tell(f"no time is left for {', '.join(one.recipe.name for one in group)}")
+            continue
+        try:
+            _measure([one.recipe for one in group], random_weights, evaluations)
+        except Cosmos3Error as error:
+            failed |= {one.recipe.name: error for one in group}
+            tell(f"error: {error}")
+    if failed:
+        found = f"{', '.join(failed)}: {next(iter(failed.values()))}".rstrip(".")
+        raise RunError(f"{len(failed)} recipes of {sum(map(len, groups))}", found, "Validate each by name")
 
 
 def _verdict(record: dict[str, Any]) -> str:

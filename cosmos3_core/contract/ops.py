@@ -4,8 +4,8 @@ Shape letters:   B batch (guidance branches)   S query tokens   T key tokens   H
                  D head dim   M rows (B times S)   I input features   O output features
 
 Rules for every op, and the kit's tests of them:
-    strides    q, k, v and what is normed may be views of a wider projection; the last axis is always dense
-               (test_attention_parity, test_norm_rope_parity, test_rms_norm_of_views)
+    strides    q, k, v, what is normed or was attended, and tables may be views; the last axis is always dense
+               (test_attention_parity, test_norm_rope_parity, test_rms_norm_of_views, test_composites_of_views)
     inputs     stay as they are, except where a protocol says that they may be overwritten (test_inputs_are_left_alone)
     results    are fresh: no later call writes to them, unless the row says `fresh=False` (test_results_are_fresh)
     segments   come in the keys' order, the text's first, perhaps one token (test_attention_of_segments_of_one_token)

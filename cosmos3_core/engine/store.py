@@ -104,6 +104,8 @@ class Streamed:
 
     def __init__(self, load: Load, count: int, memory: Memory, device: torch.device, *, wraps: bool):
         self._memory, self._device, self._wraps = memory, device, wraps
+        # Not every device lets a tensor of torch's inference mode have the storage of another kind.
+        self._inference = torch.is_inference_mode_enabled()
         self.host = Host(memory, device)
         self._layers = [self._moved(load(i)) for i in range(count)]
         self._buffers: list[Tensor] = []
@@ -115,6 +117,10 @@ class Streamed:
         return len(self._layers)
 
     def __getitem__(self, i: int, /) -> DecoderLayer:
+        with torch.inference_mode(self._inference):
+            return self._arrived(i)
+
+    def _arrived(self, i: int) -> DecoderLayer:
         if i not in self._lies:
             self._fetch(i)
         for pending in self._coming.pop(i, ()):
@@ -155,8 +161,9 @@ class Streamed:
 
     def rest(self) -> None:
         """Give the buffers back; the next one who asks for a layer gets new ones."""
-        for at in range(len(self._buffers)):
-            self._leave(at)
+        with torch.inference_mode(self._inference):
+            for at in range(len(self._buffers)):
+                self._leave(at)
         self._buffers, self._lies, self._turn = [], [], 0
 
     def _moved(self, layer: DecoderLayer) -> Moved:
@@ -205,5 +212,4 @@ def _span(tensor: Tensor) -> int:
 
 def _raw(tensor: Tensor, span: int) -> Tensor:
     """These bytes, as they lie."""
-    begin = tensor.storage_offset() * tensor.element_size()
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage(), begin, (span,), (1,))
+    return tensor.as_strided((span // tensor.element_size(),), (1,)).view(torch.uint8)

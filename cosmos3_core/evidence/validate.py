@@ -96,12 +96,14 @@ def validate(
     random_weights: bool = False,
     launch: Launch = worker.launch,
     say: Callable[[str], None] = lambda line: None,
+    evaluations: dict[str, dict[str, Any]] | None = None,
 ) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     """Measure, judge, write the record and the recipe's [validated], recipe by recipe; yields each with its record.
     Recipes for one request, say in bf16 and in FP8, share what is measured of eager torch, and those of one plan the
     evaluation of the embedded model with it.
 
-    `random_weights` stand for the checkpoint's; `launch` takes one measurement, `say` is told what is under way. Raises
+    `random_weights` stand for the checkpoint's; `launch` takes one measurement, `say` is told what is under way;
+    `evaluations` are those of calls before, by plan, and those of this one are added. Raises
     InputError before any weight is read if one of the recipes cannot run here, and RunError, with nothing written of
     that recipe, for a run that fails or misses an expectation.
     """
@@ -109,7 +111,7 @@ def validate(
     for recipe in recipes:
         question = Question.of(recipe, random_weights)
         groups.setdefault(question.common(), []).append(question)
-    measuring = Measuring(random_weights, launch, say)
+    measuring = Measuring(random_weights, launch, say, {} if evaluations is None else evaluations)
     for questions in groups.values():
         yield from _answer(questions, measuring)
 

@@ -112,7 +112,8 @@ def biased(found: Tensor, exact: Tensor, eager: Tensor, dtype: str) -> str | Non
     return (
         None
         if fits
-        else f"results are too {_way(ours)} by {abs(ours):.1e}, eager {dtype} by {theirs:.1e}, bound {bound:.1e}"
+        else f"results are too {_way(ours)} by {abs(ours):.1e}, eager {dtype} by {theirs:.1e}, bound {bound:.1e}, "
+        f"shape {shape_of(found)}"
     )
 
 

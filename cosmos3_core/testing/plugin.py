@@ -165,6 +165,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """What the calls of a row change is kept for `test_no_call_changes_anything_global`."""
+    kernel = pyfuncitem.callspec.params.get("kernel") if hasattr(pyfuncitem, "callspec") else None
+    if kernel is None or not _is_ours(pyfuncitem):
+        return (yield)
+    subject = _subject(pyfuncitem.config, pyfuncitem.module)
+    with subject.looking(row_id(cast(Kernel, kernel)), pyfuncitem.name):
+        return (yield)
+
+
 @pytest.fixture(name="subject")
 def _subject_fixture(request: pytest.FixtureRequest) -> Subject:
     """The backend that is judged."""

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,11 +28,16 @@ from ..plan.choice import rows
 from ..plan.resolve import formats_of, why_not
 from ..quant import Format
 from .cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here
+from .surroundings import difference, environment, settings
 
 PEERS = 3
 """Processes that meet: between two, the one before and the next one are the same."""
 MEETING_SECONDS = 180
 """How long they may take to load the backend and try its collectives."""
+FORK_SECONDS = 10
+"""How long a process may take that is forked after the probe and has nothing to do."""
+PYTEST_S = ("warnings.filters", "logging.root")
+"""What pytest changes around every test, and imports of Python's own change."""
 TOLD = " was "
 """Between the name of what a process has tried and how it went."""
 
@@ -49,6 +55,8 @@ class Subject:
         self._reasons: dict[tuple[Any, ...], str | None] = {}
         self._peers: dict[str, list[dict[str, str]] | str] = {}
         self._ops: dict[tuple[Any, ...], Ops] = {}
+        self.changed: dict[str, list[str]] = {}
+        """What calls in this process have changed, by row: empty where one was looked at and has changed nothing."""
 
     @property
     def present(self) -> Device:
@@ -138,6 +146,16 @@ class Subject:
             raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr}")
         return json.loads(done.stdout.splitlines()[-1])
 
+    @contextmanager
+    def looking(self, row: str, test: str) -> Iterator[None]:
+        """What changes meanwhile is kept for the row, which this test calls."""
+        before = settings()
+        try:
+            yield
+        finally:
+            found = [what for what in difference(before, settings()) if not what.startswith(PYTEST_S)]
+            self.changed.setdefault(row, []).extend(f"{what} in {test}" for what in found)
+
     def peers(self, kernel: Kernel) -> list[dict[str, str]] | str:
         """What `peers` found in each of three processes, or of two on two devices, or why there cannot be two. What a
         process did not get to has what it said last."""
@@ -193,13 +211,6 @@ class Subject:
     def sources(self) -> str:
         """SHA-256 over the files of the backend's package and of those that its rows come from."""
         return code_digest(self.backend, self.module, Sources(ROOT))
-
-
-def environment() -> dict[str, str]:
-    """That of this process. Asked of a child, which inherits what a change would do to every later program."""
-    script = "import json, os; print(json.dumps(dict(os.environ)))"
-    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def _text(file: Path) -> str:

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import guide
 import pytest
 from installed import install
-from test_guide import BLOCKS
 
 from cosmos3_core.testing import ALONE, suite
 
@@ -24,10 +24,8 @@ WITHOUT = ("vae", "transformer", "comm", "memory", "process", "import", "probe",
 def test_no_draw_fails_a_right_kernel(tmp_path, package, draw):
     folder = ROOT / "tests" / package
     if package == "guide":
-        folder = tmp_path
-        for name, code in BLOCKS:
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(code)
+        folder = tmp_path / "acme"
+        guide.write(folder)
     install(folder, tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "site", folder, ROOT)))}
     command = [

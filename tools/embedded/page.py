@@ -20,7 +20,7 @@ from .ranking import SHARES
 
 FOLDER = Path(__file__).parent
 PAGES = [FOLDER.parents[1] / "docs" / name for name in ("embedded.md", "quantization.md")]
-NANO = FOLDER.parents[1] / "benchmarks" / "results" / "quantized-nano-h200.json"
+NANO = FOLDER.parents[1] / "benchmarks" / "results"
 TAKEN = ("Nano's GiB", "Nano's ms: picture / 480p / 720p")
 DEPTHS = {"full": "evaluation-full.json", "quick": "evaluation-quick.json"}
 """What `cosmos3 evaluate --json` printed at each depth."""
@@ -73,7 +73,12 @@ def by_format() -> str:
     """Ascending in what the velocity loses, with the bounds that are missed, and beside it what Nano takes."""
     if (found := read("by_format.json")) is None:
         return ""
-    nano = {one["format"]: one for one in json.loads(NANO.read_text())["results"] if "works" in one}
+    results = (
+        one
+        for file in sorted(NANO.glob("quantized-nano*-h200.json"))
+        for one in json.loads(file.read_text())["results"]
+    )
+    nano = {one["format"]: one for one in results if "works" in one}
     done = sorted((one for one in found["formats"] if "measures" in one), key=error_of)
     (as_it_is,) = (one for one in done if one["format"] == AS_IT_IS)
     rows = (

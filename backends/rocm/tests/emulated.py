@@ -6,6 +6,7 @@ makes of the results, and nothing of AITER's kernels, its rounding or its speed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from rocm_signatures import recorded
 from torch import Tensor
 
-from cosmos3_core.quant import ELEMENTS
+from cosmos3_core.quant import ELEMENTS, FORMATS, Format
 from cosmos3_core.quant.codes import decode, encode
+from cosmos3_core.quant.numerics import pack
+from cosmos3_core.reference import ops as reference
 
 dtypes = SimpleNamespace(bf16=torch.bfloat16, fp4x2=torch.float4_e2m1fn_x2, i8=torch.int8)
 """What defaults of AITER's parameters are named after."""
@@ -263,3 +266,33 @@ def install(records: list[Path], site: Path, changed: dict[str, str] | None = No
         (site / "aiter" / folder / "__init__.py").touch()
     for file, text in texts.items():
         (site / "aiter" / file).write_text(text)
+
+
+def pack_by_torch(put: Callable[[Any, str, Any], None]) -> None:
+    """Our kernels beside AITER's products, by `cosmos3_core.quant` and eager torch: they are Triton's, and have tests
+    of their own. `put` is setattr, or a monkeypatch's."""
+    from cosmos3_rocm import linears
+    from cosmos3_triton import layers
+    from cosmos3_triton import linears as shared
+    from cosmos3_triton.activations import Rows
+
+    def rows(x_MI: Tensor, format: str, given: Tensor | None = None, fp8: torch.dtype = torch.float8_e4m3fn) -> Rows:
+        """In gfx942's e4m3 scales are twice the format's."""
+        own = fp8 == torch.float8_e4m3fnuz and FORMATS[format].element == "e4m3"
+        given = given / 2 if own and given is not None else given
+        packed = pack(x_MI, FORMATS[format].of_inputs, input_scale=given)
+        scales = packed.scales.float().expand(len(x_MI), 1).contiguous()
+        return Rows(shared.to_fnuz(packed.values) if own else packed.values, scales * (2 if own else 1), x_MI.dtype)
+
+    def tiles(x_MI: Tensor, format: Format) -> tuple[Tensor, Tensor, None]:
+        packed = pack(x_MI, format.of_inputs)
+        return packed.values, packed.scales.t().contiguous().t(), None
+
+    def plain(op: Callable[..., Any]) -> Callable[..., Any]:
+        """Rows in the dtype, which the product behind it packs."""
+        return lambda table: lambda *given, format, **options: op(*given, **options)
+
+    put(shared, "quantize_rows", rows)
+    put(linears, "quantize_tiles", tiles)
+    put(layers, "norm_rows", plain(reference.rms_norm))
+    put(layers, "gate_rows", plain(reference.gate))

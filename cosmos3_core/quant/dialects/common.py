@@ -118,21 +118,33 @@ class Kind:
     fits: Callable[[Any], bool]
 
 
+MOST_REPEATED = 4
+"""Each repetition of a pattern multiplies the time that a name may take, and that of a group takes all powers."""
+
+
 def _names(value: Any) -> bool:
     """Names as text, or patterns behind "re:"."""
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         return False
     try:
-        return all(re.compile(one.removeprefix("re:")) for one in value if one.startswith("re:"))
+        return all(_ends_soon(one.removeprefix("re:")) for one in value if one.startswith("re:"))
     except re.error:
         return False
+
+
+def _ends_soon(pattern: str) -> bool:
+    """Whether a regular expression tries no more than names are worth: few repetitions, of no group. Raises
+    re.error."""
+    re.compile(pattern)
+    plain = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+    return len(re.findall(r"[+*{]", plain)) <= MOST_REPEATED and not re.search(r"\)[+*{]", plain)
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
 WHOLE = Kind("a whole number", lambda value: type(value) is int)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
-NAMES = Kind("a list of modules' names", _names)
+NAMES = Kind("a list of modules' names, or of patterns without repeated groups", _names)
 ANYTHING = Kind("anything", lambda value: True)
 """For whoever reads the value to check."""
 

@@ -27,9 +27,11 @@ from .comm import *
 from .sizes import *
 from .attention_sizes import *
 from .rounding import *
+from .small import *
 from .state import *
 from .behaviour import *
 from .whole import *
+from .after import *
 
 TESTS = tuple(name for name in dict(globals()) if name.startswith("test_"))
 CASES = {case.op: case for case in dict(globals()).values() if isinstance(case, OpCase)}

@@ -112,7 +112,7 @@ def test_attention_log_sum_exp(kernel, dtype, op, device, allowance, case):
     assert lse.shape == expected.shape and lse.dtype == torch.float32, f"lse is {lse.dtype} {list(lse.shape)}"
     worst = float((lse.cpu().double() - expected).abs().max())
     bound = cases.LSE_ABSOLUTE + cases.WORST_ROW * allowance
-    assert worst <= bound, f"lse is {worst:.1e} away, bound {bound:.1e}"
+    assert worst <= bound, f"lse is {worst:.1e} away, bound {bound:.1e}, shape {list(lse.shape)}"
 
 
 @over("attention")
@@ -128,7 +128,9 @@ def test_causal_attention_sees_no_later_key(kernel, dtype, op, device, allowance
         if allowance:
             check(after, before.cpu(), before.cpu(), dtype, allowance)
         else:
-            assert torch.equal(before, after), f"keys from {position} on changed outputs before {position}"
+            assert torch.equal(before, after), (
+                f"keys from {position} on changed outputs before, shape {list(out.shape)}"
+            )
 
 
 @over("attention")
@@ -188,19 +190,30 @@ def test_attention_with_a_static_segment(kernel, dtype, op, device, allowance, c
 
 @over("attention")
 def test_attention_prepares_each_segment_by_itself(kernel, dtype, op, device, allowance):
-    """What is prepared follows from its keys and values alone, which stay as they are."""
-    if not kernel.prepares:
-        pytest.skip("the row prepares nothing")
+    """What is made of a static segment follows from its keys and values alone, which stay as they are: another prompt's
+    text of the same shape is another one, also at the same address."""
     q, segments = PLAIN.inputs(dtype, device)
     texts = [Segment(scale * segments[0].k_BTKD, scale * segments[0].v_BTKD) for scale in (1, -0.5)]
     before = [t.clone() for text in texts for t in text]
-    prepared = [op.prepare(*text) for text in texts]
+    prepared = [_prepared(kernel, op, text) for text in texts]
     assert cases.same_bits([t for text in texts for t in text], before), "prepare has changed its inputs"
     for text, made in zip(texts, prepared, strict=True):
-        out, _ = op(q, [replace(text, static=True, prepared=made), segments[1]])
-        plain = wider((q, [text, segments[1]]), torch.float64), (q, [text, segments[1]])
-        exact, eager = (reference.attention(*moved(given, device="cpu"))[0] for given in plain)
-        check(out, exact, eager, dtype, allowance)
+        _check_static(op, q, [replace(text, static=True, prepared=made), segments[1]], dtype, allowance)
+    for there, new in zip(texts[1], texts[0], strict=True):
+        there.copy_(0.75 * new)
+    again = replace(texts[1], static=True, prepared=_prepared(kernel, op, texts[1]))
+    _check_static(op, q, [again, segments[1]], dtype, allowance)
+
+
+def _prepared(kernel, op, text: Segment):
+    return op.prepare(*text) if kernel.prepares else None
+
+
+def _check_static(op, q: Tensor, segments: list[Segment], dtype: str, allowance: float) -> None:
+    out, _ = op(q, segments)
+    given = q, [Segment(*segment) for segment in segments]
+    exact, eager = (reference.attention(*moved(one, device="cpu"))[0] for one in (wider(given, torch.float64), given))
+    check(out, exact, eager, dtype, allowance)
 
 
 @over("attention")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -12,12 +14,14 @@ from torch import Tensor
 from ...checkpoint.tensors import tensor_digest
 from ..cases import OpCase, same_bits, tensors_in
 from ..returns import returned, unlike
-from ..subject import row_id
+from ..subject import FORK_SECONDS, row_id
 
 SLOW_SECONDS = 4
 """What probing may take, and importing a plugin: on a busy machine both take a tenth of it."""
 POISON = 77
 """What no op gives everywhere."""
+REPEATED = 9
+"""After which a ring of up to eight results has come around."""
 
 
 def _watched(case: OpCase, op: Any, before: Callable[[Any], None], after: Callable[[Any, Any], None]) -> Any:
@@ -71,13 +75,19 @@ def test_inputs_are_left_alone(kernel, dtype, op, op_cases, job):
     if not callable(op):
         pytest.skip("its own tests look at what its methods are given")
     kept: list[tuple[Tensor, Tensor]] = []
+    lists: list[tuple[list, list]] = []
 
     def keep(arguments):
         given = [argument for i, argument in enumerate(arguments) if i not in case.overwrites]
         kept.extend((tensor, tensor.clone()) for tensor in tensors_in(given))
+        lists.extend((argument, [*argument]) for argument in given if isinstance(argument, list))
 
     job(_watched(case, op, keep, lambda result, annotation: None))
-    assert kept and all(torch.equal(now, before) for now, before in kept), "an input was overwritten"
+    assert kept
+    changed = [list(now.shape) for now, before in kept if not torch.equal(now, before)]
+    assert not changed, f"an input was overwritten, shape {changed[0]}"
+    same = all([*map(id, now)] == [*map(id, before)] for now, before in lists)
+    assert same, "a list among the inputs has other elements than before"
 
 
 def test_results_are_fresh(kernel, op, op_cases, job, here):
@@ -90,7 +100,7 @@ def test_results_are_fresh(kernel, op, op_cases, job, here):
     for result in first:
         result.fill_(POISON)
     again = call()
-    for _ in range(3):
+    for _ in range(REPEATED):
         call()
     assert all(bool((result == POISON).all()) for result in first), "a later call has written to an earlier result"
     if kernel.deterministic:
@@ -106,6 +116,40 @@ def test_building_twice_is_harmless(subject, kernel, op, job):
             torch.equal(before, after) if kernel.deterministic else torch.allclose(before, after, rtol=0.05, atol=0.05)
         )
         assert same, "what the first build gives is not what it gave before the second"
+
+
+def test_rows_serve_a_second_device(subject, kernel, op_cases, here):
+    """Built once for each of two devices, while that is the current one, a row gives the same results there, on the
+    device of its inputs."""
+    case = op_cases[kernel.op]
+    if subject.present.count < 2:
+        pytest.skip("it takes two devices, and there is one")
+    if case.use is None and case.make is None:
+        pytest.skip("it takes more than one process; its own tests use it")
+    if not here.formats:
+        pytest.skip(subject.why_not(kernel, here.dtype))
+    found, devices = [], [torch.device(here.device, index) for index in (0, 1)]
+    for device in devices:
+        with torch.inference_mode(), _current(device):
+            found.append(case.job(kernel.build(subject.present), replace(here, device=str(device))))
+    for ours, device in zip(found, devices, strict=True):
+        strange = [t.device for t in ours if t.device != device and not t.is_cpu]
+        assert not strange, f"inputs are on {device}, and a result is on {strange[0]}"
+    for first, second in zip(*found, strict=True):
+        first, second = first.cpu(), second.cpu()
+        near = torch.equal(first, second) or torch.allclose(first.float(), second.float(), rtol=0.05, atol=0.05)
+        assert near, "the second device gives other results than the first"
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """With this as torch's current device, where torch knows a current one of its type."""
+    with ExitStack() as stack:
+        found = torch.accelerator.current_accelerator()
+        if found is not None and found.type == device.type:
+            with suppress(NotImplementedError):
+                stack.enter_context(torch.accelerator.device_index(device.index))
+        yield
 
 
 def test_deterministic_rows_are_in_one_process(kernel, op, job, record_property):
@@ -137,6 +181,12 @@ def test_memory_is_returned_after_a_job(kernel, op, job, alive):
 def test_probe_changes_nothing_global(subject, device):
     changed = subject.watched["probe"]
     assert not changed, f"probe() changed {'; '.join(changed)}"
+
+
+def test_a_fork_after_the_probe_ends(subject, device):
+    """A process that is forked when the device has been looked for computes on the host and ends: no lock that the
+    probe took, and nothing that it has registered for forks, holds it."""
+    assert subject.watched["fork"], f"a process that was forked after probe() has not ended within {FORK_SECONDS} s"
 
 
 def test_probe_takes_little_time(subject, device):

@@ -18,6 +18,7 @@ from ...reference import build_ops, layers, with_defaults
 from ...reference.ops import LinearPacker
 from .. import cases
 from ..cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here, Made, OpCase, check, moved, normal, wider
+from ..near_zero import check_near_zero, near_zero
 from .marks import each, over
 
 INSIDE = {"project": ("rms_norm", "pack_linear", "norm_rope"), "finish": ("rms_norm", "pack_linear", "gate")}
@@ -134,8 +135,9 @@ FINISHES = (
     Half("relu2-round_once", activation="relu2", weight_fp32=True, eps=0.5),
 )
 MOVED = tuple(
-    Half(name, activation="relu2", norms="qk", delta=False, weight_fp32=name == "round_once")
-    for name in ("round_first", "round_once")
+    Half(f"{name}{order}", activation=activation, norms="qk", delta=False, weight_fp32=order == "round_once")
+    for name, activation in (("", "relu2"), ("silu-", "silu"))
+    for order in ("round_first", "round_once")
 )
 
 
@@ -231,11 +233,58 @@ def test_finish_parity(kernel, dtype, format, op, here, case):
 
 
 @over("project", "finish")
+def test_composites_of_views(kernel, dtype, format, op, here):
+    """Rows of the stream and tables that lie within wider ones, and what was attended within a longer tensor, token by
+    token: the results are those of copies."""
+    case = PROJECTS[0] if kernel.op == "project" else FINISHES[0]
+    kind = KINDS[kernel.op]
+    residual, *rest = moved(kind.inputs(case), **here.cast)
+    residual.x_MI = _within(residual.x_MI)
+    residual.delta_MI = None if residual.delta_MI is None else _within(residual.delta_MI)
+    found = kind.call(_made(kernel.op, op, case, here, format), (residual, *(_within(t.contiguous()) for t in rest)))
+    _check(kernel.op, found, case, dtype, here.meaning(format))
+
+
+def _within(t: Tensor) -> Tensor:
+    """The same elements as a view: after a first row or batch, and with others between its rows."""
+    wide = torch.cat((9 + t, t, 9 - t), dim=-1)
+    return torch.cat((wide[:1], wide))[1:, ..., t.shape[-1] : 2 * t.shape[-1]]
+
+
+@over("project", "finish")
+def test_composites_of_rows_near_zero(kernel, dtype, format, op, here):
+    """Zeros, subnormal numbers and a dtype's smallest ones, in the stream and in what was attended, give something
+    between zero and the truth, and leave their neighbours alone."""
+    case = replace((PROJECTS if kernel.op == "project" else FINISHES)[0], branches=1)
+    kind, meaning, cast = KINDS[kernel.op], here.meaning(format), here.cast["dtype"]
+    made, weights = _made(kernel.op, op, case, here, format), wider(kind.weights(case), cast)
+    residual, *rest = kind.inputs(case)
+    residual.x_MI = near_zero(residual.x_MI[:8], cast)
+    if residual.delta_MI is not None:
+        residual.delta_MI = near_zero(residual.delta_MI[:8], cast)
+    rest = [t[:, :8].to(cast) for t in rest]
+    if kernel.op == "finish":
+        rest = [near_zero(rest[0][0], cast).unsqueeze(0)]
+    inputs, exact_weights = (residual, *rest), wider(weights, torch.float64)
+    exact = kind.call(kind.pack(exact_weights, case.layer, REFERENCE), wider(inputs, torch.float64))
+    eager = kind.call(kind.pack(weights, case.layer, in_format(meaning), format=format), moved(inputs, dtype=cast))
+    found, exact, eager = map(_summed, (kind.call(made, moved(inputs, device=here.device)), exact, eager))
+    for name, ours in found.items():
+        first = [t.flatten(end_dim=t.dim() - 2) if name == "stream" else t[0] for t in (ours, exact[name], eager[name])]
+        try:
+            check_near_zero(*first, dtype=dtype, multiple=cases.LOST if meaning else cases.MULTIPLE)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
+
+
+@over("project", "finish")
 @each(*MOVED)
 def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, case):
     """Products that only move features, and no rotation, leave the norms' own roundings to be seen."""
     if dtype == "float32" or format != "none":
         pytest.skip("nothing is rounded in between, or all of it is")
+    if kernel.op == "project" and case.activation == "silu":
+        pytest.skip("it has no gate: the other activation has shown its order")
     kind = KINDS[kernel.op]
     weights, (residual, *rest) = moved((kind.weights(case), kind.inputs(case)), dtype=here.cast["dtype"])
     for name in ("qkv_OI", "out_OI", "up_OI", "down_OI"):
@@ -245,14 +294,26 @@ def test_composites_round_in_the_order_asked(kernel, dtype, format, op, here, ca
         rest = [torch.ones_like(rest[0]), torch.zeros_like(rest[1])]
     else:  # what the first product adds is nothing, and what the last one adds drowns the rest
         residual.x_MI, rest = residual.x_MI * 2**-10, [torch.zeros_like(rest[0])]
-    eager = kind.call(kind.pack(weights, case.layer, REFERENCE), moved((residual, *rest), dtype=here.cast["dtype"]))
+    eager, other = (
+        kind.call(
+            kind.pack(weights, replace(case.layer, weight_fp32=case.weight_fp32 != flipped), REFERENCE),
+            moved((residual, *rest), dtype=here.cast["dtype"]),
+        )
+        for flipped in (False, True)
+    )
     here_weights = moved(weights, device=here.device)
     made = op(here_weights, case.layer, _ops(here, format, case.activation), format=format)
     found = kind.call(made, moved((residual, *rest), device=here.device))
     for name, theirs in _summed(eager).items():
-        ours = _summed(found)[name]
-        share = (ours.to(theirs.dtype).to(here.cast["dtype"]) != theirs.to(here.cast["dtype"])).double().mean().item()
-        assert share < 0.1, f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={case.weight_fp32}"
+        ours, wrong = (_summed(one)[name].to(theirs.dtype).to(here.cast["dtype"]) for one in (found, other))
+        right = theirs.to(here.cast["dtype"])
+        share, bound = (ours != right).double().mean().item(), 0.1
+        if case.activation == "silu":  # whose own value is rounded too: it is nearer to the order that was asked
+            bound += (ours != wrong).double().mean().item() / 2
+        assert share < bound, (
+            f"{name}: {share:.0%} of the elements differ from eager with weight_fp32={case.weight_fp32}, "
+            f"bound {bound:.0%}"
+        )
 
 
 @over("project", "finish")

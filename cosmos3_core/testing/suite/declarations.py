@@ -85,7 +85,9 @@ def test_refusals_give_reasons(subject, kernel, odd):
     widths: dict[str, Any] = {"heads": cases.HEADS, "kv_heads": cases.KV_HEADS, "head_dim": cases.HEAD_DIM}
     widths |= {"hidden": cases.HIDDEN, "inner": cases.INNER, "dtype": kernel.dtypes[0]}
     ask = Ask(op=kernel.op, device=device, **widths | ({odd: ODD[odd]} if odd in ODD else {}))
+    before = repr(ask)
     reason = kernel.refuse(ask)
+    assert repr(ask) == before, "refuse() changes what it is asked: the next row would be asked something else"
     assert reason is None or (isinstance(reason, str) and len(reason.split()) > 1), (
         f"refuse() answered {reason!r}: the plan prints it to the user as the reason"
     )

@@ -26,8 +26,8 @@ def patch_inputs(
 
 
 def _use(op: contract.PatchEmbed, here: Here) -> list[Tensor]:
-    inputs, options = patch_inputs(here.dtype, here.device)
-    return [op(*inputs, **options)]
+    (latent, *rest), options = patch_inputs(here.dtype, here.device)
+    return [op(given, *rest, **options) for given in (latent, latent.to(rest[0].dtype))]
 
 
 PATCH_EMBED = OpCase(op="patch_embed", protocol=contract.PatchEmbed, use=_use)

@@ -75,7 +75,27 @@ def test_linear_multiplies_in_its_format(kernel, dtype, format, op, here, device
     ours, theirs = Loss.of(found, rows.exact["y"]), Loss.of(rows.eager["y"], rows.exact["y"])
     least = USED * theirs.whole
     assert ours.whole >= least, (
-        f"the relative error is {ours.whole:.1e}, and {format} costs {theirs.whole:.1e}: it is not used"
+        f"the relative error is {ours.whole:.1e}, and {format} costs {theirs.whole:.1e}, least {least:.1e}: it is not "
+        f"used; shape {list(found.shape)}"
+    )
+
+
+@over("pack_linear")
+def test_linear_quantizes_its_input(kernel, dtype, format, op, here, device):
+    """Where the format says so. A weight of zeros and one negative number is in every format what it was, so that what
+    is lost is the activations' part."""
+    meaning, cast = here.meaning(format), getattr(torch, dtype)
+    if meaning is None or meaning.of_inputs is None:
+        pytest.skip("it is about formats with activations in them")
+    weight = ((normal(OUT, WIDTH, seed=45) > 0) / -16).to(cast)
+    x = normal(64, WIDTH, seed=46).to(cast)
+    exact = x.double() @ weight.double().T
+    eager = reference.LinearPacker({format: meaning})(handed(weight, meaning), None, format=format)(x)
+    found = op(handed(weight.to(device), meaning), None, format=format)(x.to(device))
+    ours, theirs = Loss.of(found, exact).whole, Loss.of(eager, exact).whole
+    assert ours >= USED * theirs, (
+        f"the relative error is {ours:.1e}, and activations in {format} cost {theirs:.1e}, least {USED * theirs:.1e}: "
+        f"they are not in it; shape [64, {OUT}]"
     )
 
 
@@ -88,7 +108,8 @@ def test_attention_computes_in_its_format(kernel, dtype, op, device, allowance):
     out, _ = op(*PLAIN.inputs(dtype, device))
     ours, theirs = Loss.of(out, exact).whole, Loss.of(eager, exact).whole
     assert ours > 1.2 * theirs, (
-        f"the relative error is {ours:.1e}, as without a format: {', '.join(kernel.formats)} is not used"
+        f"the relative error is {ours:.1e}, and {theirs:.1e} without a format: {', '.join(kernel.formats)} is not "
+        f"used; shape {list(out.shape)}"
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -145,18 +145,32 @@ def pack_linear(op: Any, dtype: str, device: str, out: int, width: int, meaning:
     return Rows(lambda take: {"y": linear(take(x))}, exact, eager, scale_O.where(scale_O > 0, 1.0))
 
 
-Half = tuple[Layout, int, int]
-"""A layer's heads, its hidden width and its MLP's."""
+class Sides(NamedTuple):
+    """A layer's heads, its hidden width and its MLP's, and how many rows have a truth."""
+
+    layout: Layout
+    hidden: int
+    inner: int
+    rows: int = FEW
+
+    def __str__(self) -> str:
+        heads, keys, width = self.layout
+        return f"a layer {self.hidden} wide, heads {heads}/{keys} of {width}, MLP {self.inner}"
+
+    @property
+    def weights(self) -> float:
+        """Elements of both halves' matrices."""
+        return float(self.hidden * (_wide(self.layout) + self.layout[0] * self.layout[2] + 3 * self.inner))
 
 
-@cache
-def _half(kind: str, dtype: str, half: Half, meaning: Format | None) -> tuple[Any, Any, Any]:
-    (heads, keys, width), hidden, inner = half
+@lru_cache(96)  # the models' layers are large
+def _half(kind: str, dtype: str, half: Sides, meaning: Format | None) -> tuple[Any, Any, Any]:
+    (heads, keys, width), hidden, inner, rows = half
     layer = Layer(heads=heads, kv_heads=keys, head_dim=width, eps=1e-6, weight_fp32=False, activation="silu")
     x, delta, attended = (
-        0.3 * normal(PERIOD, hidden, seed=15),
-        normal(PERIOD, hidden, seed=16),
-        normal(PERIOD, heads * width, seed=17),
+        0.3 * normal(rows, hidden, seed=15),
+        normal(rows, hidden, seed=16),
+        normal(rows, heads * width, seed=17),
     )
     weights: Any
     inputs: Any
@@ -164,7 +178,7 @@ def _half(kind: str, dtype: str, half: Half, meaning: Format | None) -> tuple[An
         norms = (_weight(width, seed) for seed in (18, 19))
         qkv = normal((heads + 2 * keys) * width, hidden, seed=20) / hidden**0.5
         weights = ProjectWeights(_weight(hidden, 21), qkv, *norms)
-        inputs = x, delta, *_tables(PERIOD, width)
+        inputs = x, delta, *_tables(rows, width)
     else:
         parts = ((hidden, heads * width), (2 * inner, hidden), (hidden, inner))
         out, up, down = (normal(*shape, seed=22 + i) / shape[1] ** 0.5 for i, shape in enumerate(parts))
@@ -193,7 +207,7 @@ def call_half(made: Any, layer: Layer, inputs: Any) -> dict[str, Tensor]:
     return named | {"stream": stream}
 
 
-def composite(kind: str, op: Any, here: Any, half: Half, format: str, ops: Ops) -> Rows:
+def composite(kind: str, op: Any, here: Any, half: Sides, format: str, ops: Ops) -> Rows:
     (weights, inputs, layer), exact, eager = _half(kind, here.dtype, half, here.meaning(format))
     made = op(moved(weights, device=here.device), layer, ops, format=format)
     return Rows(lambda take: call_half(made, layer, [take(t) for t in inputs]), exact, eager)
@@ -224,13 +238,13 @@ def _elements(what: Any) -> float:
     """Of what is drawn for a width, a layout, a weight or half a layer."""
     if isinstance(what, int):
         return 2.0 * PERIOD * what
-    if isinstance(what[0], tuple):
-        return _weights(what)
+    if isinstance(what, Sides):
+        return what.weights
     return float(PERIOD * _wide(what) if len(what) == 3 else what[0] * what[1])
 
 
 def _said(what: Any) -> str:
-    return " x ".join(map(str, what)) if isinstance(what, tuple) else str(what)
+    return str(what) if isinstance(what, int | Sides) else " x ".join(map(str, what))
 
 
 def _rows_and_widths(pace: Pace, narrow: int, widths: Iterable[int], seed: int) -> Iterator[tuple[int, int, float]]:
@@ -305,25 +319,24 @@ def test_linear_sizes(kernel, dtype, format, op, here, device, pace):
 
 @over("project", "finish")
 def test_composite_sizes(subject, kernel, dtype, format, op, here, device, pace):
-    """Every number of rows in a narrow layer, then the models' layers with few rows."""
+    """Every number of rows in a narrow layer, then every layout of heads that the row does not refuse, wide layers and
+    wide MLPs, and the models' layers, with few rows."""
     if (meaning := here.meaning(format)) and meaning.static:
         pytest.skip("its scales of the activations are a trained checkpoint's")
     try:
         ops = with_defaults(here.ops(format, "silu"))
     except InputError as error:
         pytest.skip(str(error))
-    first = layouts(subject, kernel, dtype, format)[0]
-    narrow = (first, 256, 768)
-    sizes = [(rows, narrow, _weights(narrow)) for rows in (*pace.depth.rows, *drawn(pace.depth, 6, MOST_ROWS))]
+    served = layouts(subject, kernel, dtype, format)
+    narrow = Sides(served[0], 256, 768, PERIOD)
+    sizes = [(rows, narrow, narrow.weights) for rows in (*pace.depth.rows, *drawn(pace.depth, 6, MOST_ROWS))]
+    halves = [Sides(layout, 256, 256) for layout in served]
+    halves += [Sides(served[0], hidden, 256) for hidden in HIDDENS[1:]] + [Sides(served[0], 256, INNERS[-1])]
     models = zip(LAYOUTS[:3], HIDDENS[1:], INNERS[1:], strict=True)
-    sizes += [(FEW, half, 40 * _weights(half)) for half in models]
+    halves += [Sides(*model) for model in models if model[0] in served]
+    sizes += [(rows, half, 40 * half.weights) for half in halves for rows in (1, FEW)]
     made = cache(lambda half: composite(kernel.op, op, here, half, format, ops))
     _sweep(pace, made, sizes, dtype, device, format)
-
-
-def _weights(half: Half) -> float:
-    layout, hidden, inner = half
-    return float(hidden * (_wide(layout) + layout[0] * layout[2] + 3 * inner))
 
 
 @over("patch_embed")

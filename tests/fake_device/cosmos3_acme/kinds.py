@@ -330,10 +330,15 @@ def argument_kept(kind: str, where: int | str) -> Callable[[], Callable[..., Any
         def swap(t):
             return kept.setdefault(keyed(kind, t), t.clone())
 
+        def swapped(segment):
+            return segment if not segment.static else type(segment)(swap(segment.k_BTKD), segment.v_BTKD)
+
         def around(function, *arguments, **options):
             given = list(arguments)
             if where == "keys":
                 given[1] = [(swap(k), v) for k, v in given[1]]
+            elif where == "static keys":
+                given[1] = [swapped(segment) for segment in given[1]]
             else:
                 given[where] = swap(given[where])
             return function(*given, **options)
@@ -365,20 +370,75 @@ def one_buffer(which: int) -> Callable[[], Callable[..., Any]]:
     return fresh
 
 
+def ring(size: int) -> Callable[[], Callable[..., Any]]:
+    """Results are in so many places by turns."""
+
+    def fresh():
+        places = {}
+
+        def around(function, *arguments, **options):
+            found = function(*arguments, **options)
+            first = outputs(found)[0]
+            mine = places.setdefault((tuple(first.shape), first.dtype), [])
+            if len(mine) < size:
+                mine.append(torch.empty_like(first))
+            else:
+                mine.append(mine.pop(0))
+            mine[-1].copy_(first)
+            return mine[-1] if isinstance(found, torch.Tensor) else type(found)([mine[-1], *found[1:]])
+
+        return around
+
+    return fresh
+
+
+def first_call_doubled() -> Callable[..., Any]:
+    called = []
+
+    def around(function, *arguments, **options):
+        found = function(*arguments, **options)
+        if called:
+            return found
+        called.append(True)
+        first = 2 * outputs(found)[0]
+        return first if isinstance(found, torch.Tensor) else type(found)([first, *found[1:]])
+
+    return around
+
+
+def emptied(function, first, *rest, **options):
+    """The caller's list is used up."""
+    found = function(first, *rest, **options)
+    given = first if isinstance(first, list) else rest[0]
+    if isinstance(given, list):
+        given.pop()
+    return found
+
+
 def states() -> Iterator[tuple[str, str, Any]]:
     for op in ("gate", "norm_silu", "pack_linear", "norm_rope", "patch_embed", "rms_norm"):
         for kind in ("shape", "address"):
             yield f"{op}_result_by_{kind}", op, result_kept(kind)()
         yield f"{op}_in_one_buffer", op, one_buffer(0)()
+        yield f"{op}_in_8_buffers", op, ring(8)()
+    for op in ("attention", "norm_rope"):
+        yield f"{op}_empties_a_list", op, emptied
+    yield "attention_in_8_buffers", "attention", ring(8)()
     yield "attention_in_one_buffer", "attention", one_buffer(0)()
     yield "lse_in_one_buffer", "attention", one_buffer(1)()
     for kind in ("shape", "address"):
         yield f"keys_by_{kind}", "attention", argument_kept(kind, "keys")()
+        yield f"static_keys_by_{kind}", "attention", argument_kept(kind, "static keys")()
         yield f"cosines_by_{kind}", "norm_rope", argument_kept(kind, 1)()
         yield f"sines_by_{kind}", "norm_rope", argument_kept(kind, 2)()
         yield f"project_cosines_by_{kind}", "project", argument_kept(kind, 1)()
         yield f"norm_weight_by_{kind}", "rms_norm", argument_kept(kind, 1)()
         yield f"timestep_by_{kind}", "patch_embed", argument_kept(kind, 3)()
+
+
+def first_calls() -> Iterator[tuple[str, str, Any]]:
+    for op in ("gate", "norm_silu", "pack_linear", "norm_rope", "patch_embed", "rms_norm"):
+        yield f"{op}_first_call_doubled", op, first_call_doubled()
 
 
 # Values and dtypes -----------------------------------------------------------------------------------------------
@@ -433,6 +493,26 @@ def clamped(most: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def flushed(least: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda t: torch.where(t.abs() < least, 0, t)
+
+
+def scaled_up(t: torch.Tensor) -> torch.Tensor:
+    """To the largest number of a format of 8 bits and back: too far for fp32 where a row is near zero."""
+    largest = t.float().abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(largest == 0, 1.0, 448 / largest)
+    return (t.float() * scale / scale).to(t.dtype)
+
+
+def stream_scaled_up(function, residual, *rest):
+    residual.x_MI = scaled_up(residual.x_MI)
+    return function(residual, *rest)
+
+
+def attended_scaled_up(function, residual, attended):
+    return function(residual, scaled_up(attended.flatten(2)).view(attended.shape))
+
+
+def values_scaled_up(function, q, segments, **options):
+    return function(q, [(k, scaled_up(v)) for k, v in segments], **options)
 
 
 def in_16_bits(t: torch.Tensor) -> torch.Tensor:
@@ -498,6 +578,15 @@ def values() -> Iterator[tuple[str, str, Any]]:
     yield "large_results_clamped", "gate", outputs_changed(clamped(500))
 
 
+def small_numbers() -> Iterator[tuple[str, str, Any]]:
+    for op in (*ROWS, "attention"):
+        yield f"{op}_scales_small_inputs_up", op, inputs_changed(scaled_up)
+    yield "attention_scales_small_values_up", "attention", values_scaled_up
+    for op in ("project", "finish"):
+        yield f"{op}_scales_small_rows_up", op, stream_scaled_up
+    yield "finish_scales_small_heads_up", "finish", attended_scaled_up
+
+
 def packings() -> Iterator[tuple[str, str, Any]]:
     yield "weights_cut_off", "pack_linear", int8_weights(torch.trunc)
     yield "weights_rounded_down", "pack_linear", int8_weights(torch.floor)
@@ -552,6 +641,11 @@ def lying(which: str) -> Callable[..., Any]:
         elif which == "residual":
             rest = options.get("residual_MI")
             options = options | {"residual_MI": rest if rest is None else as_it_lies(rest)}
+        elif which in ("x_MI", "delta_MI"):
+            rows = getattr(given[0], which)
+            setattr(given[0], which, rows if rows is None else as_it_lies(rows))
+        elif which in ("cosines", "attended"):
+            given[1] = as_it_lies(given[1])
         else:
             given[0] = as_it_lies(given[0])
         return function(*given, **options)
@@ -566,6 +660,10 @@ def layouts() -> Iterator[tuple[str, str, Any]]:
     yield "dense_x", "rms_norm", lying("x")
     yield "dense_residual", "rms_norm", lying("residual")
     yield "dense_latent", "patch_embed", lying("x")
+    for op, which in (("project", "x_MI"), ("project", "delta_MI"), ("project", "cosines")):
+        yield f"{op}_dense_{which}", op, lying(which)
+    for which in ("x_MI", "attended"):
+        yield f"finish_dense_{which}", "finish", lying(which)
 
 
 # Leaks -----------------------------------------------------------------------------------------------------------
@@ -642,6 +740,13 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "deterministic_torch": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "anomalies": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
     "prints_short": lambda: torch.set_printoptions(precision=2),
+    "leaves_a_file": lambda: open("acme.cache", "w").close(),
+    "replaces_a_function": lambda: setattr(torch.nn.functional, "gelu", torch.nn.functional.silu),
+    "keeps_to_one_core": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+    "raises_for_numpy": lambda: __import__("numpy").seterr(all="raise"),
+    "switches_threads_often": lambda: sys.setswitchinterval(1e-4),
+    "another_locale": lambda: __import__("locale").setlocale(__import__("locale").LC_ALL, "C.UTF-8"),
+    "fewer_files": lambda: __import__("resource").setrlimit(__import__("resource").RLIMIT_CORE, (0, 0)),
 }
 
 
@@ -661,13 +766,27 @@ def at_call(change: Callable[[], Any]) -> Callable[..., Any]:
     return around
 
 
+def at_large_call(change: Callable[[], Any]) -> Callable[..., Any]:
+    def around(function, x, *rest, **options):
+        if len(x) > 1000:
+            change()
+        return function(x, *rest, **options)
+
+    return around
+
+
+LATE = ("seeds_torch", "takes_interrupts", "deterministic_torch", "leaves_a_thread", "flushes_denormals")
+
+
 def every() -> Iterator[tuple[str, str, str, Any]]:
     """(name, kind, op, change of the op's kernel)."""
     kinds = {
         "size": sizes,
         "heads": heads,
         "state": states,
+        "first call": first_calls,
         "values": values,
+        "near zero": small_numbers,
         "dtype": dtypes,
         "layout": layouts,
         "leak": leaks,
@@ -681,6 +800,8 @@ def every() -> Iterator[tuple[str, str, str, Any]]:
         yield f"build_{name}", "surroundings", "gate", at_build(change)
         if i % 3 == 0:
             yield f"call_{name}", "surroundings", "gate", each_call("gate", at_call(change))
+        if name in LATE:
+            yield f"large_call_{name}", "surroundings", "gate", each_call("gate", at_large_call(change))
 
 
 FAULTS = {name: (op, change) for name, _, op, change in every()}

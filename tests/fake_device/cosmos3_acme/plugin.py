@@ -21,7 +21,9 @@ def probe() -> Device:
         raise OSError("libacme.so.3 not found")
     if FAULT == "probe_takes_5_s":
         time.sleep(5)
-    if FAULT.startswith("probe_") and FAULT not in ("probe_seeds", "probe_takes_5_s"):
+    if FAULT == "probe_hangs_forks":
+        os.register_at_fork(after_in_child=lambda: time.sleep(600))
+    elif FAULT.startswith("probe_") and FAULT not in ("probe_seeds", "probe_takes_5_s"):
         from .kinds import CHANGES
 
         CHANGES[FAULT.removeprefix("probe_")]()

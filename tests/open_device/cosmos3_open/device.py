@@ -52,7 +52,7 @@ class OpenTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, host: Tensor) -> OpenTensor:
+    def __new__(cls, host: Tensor, index: int = 0) -> OpenTensor:
         ALLOCATOR.count(host.untyped_storage())
         # What torch allows a tensor that was made in inference mode depends on the mode it was made in.
         with torch.inference_mode(host.is_inference()):
@@ -62,7 +62,7 @@ class OpenTensor(Tensor):
                 strides=host.stride(),
                 storage_offset=host.storage_offset(),
                 dtype=host.dtype,
-                device=torch.device(NAME, 0),
+                device=torch.device(NAME, index),
             )
         made.host = host
         return made
@@ -82,13 +82,19 @@ def compute(op: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
     if op.overloadpacket is aten._copy_from:  # from the first to the second
         op, args = aten.copy_.default, (args[1], args[0])
     given: dict[int, Tensor] = {}
+    index = None
     for tensor in tree_leaves([args, kwargs]):
         if isinstance(tensor, OpenTensor):
             given[id(tensor.host)] = tensor
+            index = tensor.device.index if index is None else index
         elif isinstance(tensor, Tensor):
             given[id(tensor)] = tensor
-            if tensor.dim() and op.overloadpacket not in CROSSING:
-                raise RuntimeError(f"{op} takes tensors of {NAME}, and one is on {tensor.device}")
+        else:
+            continue
+        strange = tensor.dim() and tensor.device != torch.device(NAME, index or 0)
+        if strange and op.overloadpacket not in CROSSING:
+            raise RuntimeError(f"{op} takes tensors of {NAME}, and one is on {tensor.device}")
+    place = torch.device(kwargs.get("device") or torch.device(NAME, index or 0))
 
     def lowered(value: Any) -> Any:
         if isinstance(value, torch.device) and value.type == NAME:
@@ -100,9 +106,8 @@ def compute(op: OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
             return value
         if id(value) in given:  # written in place
             return given[id(value)]
-        return OpenTensor(value) if stays else value
+        return OpenTensor(value, place.index or 0) if place.type == NAME else value
 
-    stays = torch.device(kwargs.get("device") or NAME).type == NAME
     return tree_map(raised, op(*tree_map(lowered, args), **tree_map(lowered, kwargs)))
 
 

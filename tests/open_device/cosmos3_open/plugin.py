@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 from cosmos3_core.contract import API, Backend, Device, Kernel, hookimpl
 
 
@@ -7,7 +10,8 @@ def probe() -> Device:
     from . import device
 
     device.register()  # as importing a vendor's torch package does
-    return Device(arch="open1", name="Open One", count=1, memory=device.MEMORY, unified=False)
+    count = int(os.environ.get("OPEN_DEVICES", 1))
+    return Device(arch="open1", name="Open One", count=count, memory=device.MEMORY, unified=False)
 
 
 def build_memory(device: Device):
@@ -22,10 +26,16 @@ def build_gate(device: Device):
     return by_halves
 
 
+def build_faulty_gate(device: Device):
+    from .gate import on_the_first
+
+    return on_the_first
+
+
 @hookimpl
 def cosmos3_backend() -> Backend:
-    rows = (
-        Kernel(op="memory", name="counted", build=build_memory),
-        Kernel(op="gate", name="by_halves", build=build_gate),
-    )
+    gate = Kernel(op="gate", name="by_halves", build=build_gate)
+    rows = (Kernel(op="memory", name="counted", build=build_memory), gate)
+    if "OPEN_DEVICES" in os.environ:
+        rows += (replace(gate, name="on_the_first", build=build_faulty_gate),)
     return Backend(name="open", torch_device="opendev", collectives="gloo", probe=probe, kernels=rows, api=API)
