@@ -10,11 +10,14 @@ from torch import Tensor
 
 from ..contract import Memory, Pending, Segment
 from ..model.transformer import TextContext
+from ..reference.hosts import free_memory
 from .kept import Kept
 from .pool import Asked, Pool
 from .stages import Stages
 
 Ids = tuple[int, ...]
+SPARE = 4
+"""How often the host's free memory holds a prompt that is kept there."""
 
 
 class Prompts:
@@ -53,8 +56,10 @@ class Prompts:
         return None if spilled is None else spilled.back(target.ops.memory, torch.device(target.device))
 
     def _spill(self, ids: Ids, text: TextContext, size: int) -> None:
-        """Keep on the host what goes from the device, unless it is there already."""
-        if size <= self._host_tokens and self._spilled.get(ids) is None:
+        """Keep on the host what goes from the device, unless it is there already, or the host has little left."""
+        if size > self._host_tokens or self._spilled.get(ids) is not None:
+            return
+        if free_memory() > SPARE * sum(tensor.nbytes for segment in text.segments for tensor in segment):
             self._spilled.make_room(size)
             self._spilled.keep(ids, Spilled(text, self._pool.target.ops.memory), size)
 

@@ -262,11 +262,10 @@ class Estimate:
 
     @property
     def host(self) -> int:
-        """Bytes of the host's memory that weights and prompts which were read lie in."""
+        """Bytes of the host's memory that weights lie in. Prompts that were read take more of it, where it is free."""
         kept = [size for name, size in self.layers.items() if self.placement.of(name) == STREAMED]
         table = self.weights["embedding"] if "understanding" in self.layers else 0
-        texts = transformer.und_kv_bytes(self.config, self.execution.keeping.host_tokens, self.dtype)
-        return sum(-(-size // HOST_BLOCK) * HOST_BLOCK for size in kept) + table + texts
+        return sum(-(-size // HOST_BLOCK) * HOST_BLOCK for size in kept) + table
 
     @property
     def _text_a16(self) -> bool:
