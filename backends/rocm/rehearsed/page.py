@@ -44,8 +44,8 @@ HEAD = """# Our kernels, compiled for AMD's GPUs
 Written by `make rehearse-rocm`, which compiles every row of cosmos3-rocm's own kernels, in every format, for every
 architecture that it names, with Triton {triton} and without a GPU. Each kernel is checked: it is code for that
 architecture, multiplies with the matrix instruction of its numbers and no other (FP8 as FP8, not as 16 bits), spills no
-register but where a line says why, and takes no more LDS, threads or waves of another size than the architecture has. None of them has run on a
-GPU of AMD's, and nothing here says how fast one is.
+register but where a line says why, and takes no more LDS, threads or waves of another size than the architecture has.
+None of them has run on a GPU of AMD's, and nothing here says how fast one is.
 
 A kernel is listed once, under the row and format that first launch it. Seconds are those of compiling on a shared CPU.
 Registers are a thread's: vector (VGPR), and accumulation (AGPR) where there are any. Waves are those that a SIMD can
