@@ -16,7 +16,7 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan import Want, resolve
-from cosmos3_core.plan.execution import KEPT_TOKENS, Execution, Keeping, tiling_of
+from cosmos3_core.plan.execution import HOST_TOKENS, KEPT_TOKENS, Execution, Keeping, tiling_of
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, Placement
 from cosmos3_core.runs import manifest as manifests
 from cosmos3_core.settle import Wish, settle
@@ -134,7 +134,7 @@ def test_engine_estimate_and_manifest_read_the_same(given):
     assert Engine(settled.model, settled.plan).execution(settled.request) == settled.execution
     assert manifests.resolved(settled, "it was named")["plan"]["execution"] == asdict(settled.execution)
     resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
-    keeping = Keeping(KEPT_TOKENS, Tuning().capture_rows, Tuning().chunk_area)
+    keeping = Keeping(KEPT_TOKENS, Tuning().capture_rows, Tuning().chunk_area, HOST_TOKENS)
     captured = resident.encode_captured
     assert resident == replace(settled.execution, placement=ALL_RESIDENT, keeping=keeping, encode_captured=captured)
 
