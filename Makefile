@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := --model embedded --backend reference --seed 1 --overwrite
 
-.PHONY: install demo quick test fuzz test-slow stops faults mutate rehearse-npu rehearse-aiter rehearse-xpu lint release clean
+.PHONY: install demo quick test fuzz test-slow stops faults mutate rehearse-npu rehearse-aiter rehearse-xpu rehearse-rocm lint release clean
 
 install: .venv/installed
 
@@ -71,6 +71,16 @@ $(NPU)/installed: .venv/installed backends/npu/rehearsal/constraints.txt
 rehearse-xpu: .venv/installed
 	@test -d build/rehearse-xpu || $(BIN)/python -m pip install -qq --no-deps --target build/rehearse-xpu auto-round-lib==0.16.0
 	OMP_NUM_THREADS=1 PYTHONPATH=build/rehearse-xpu $(BIN)/python -m pytest -q backends/xpu/tests
+
+# AMD's GPUs without one: our kernels compiled for every architecture, with gates for what the compiler makes of them and
+# docs/rocm-kernels.md of it; then the conformance kit's numbers and whole requests in Triton's interpreter, five minutes
+# of the processor for the kit on each of ROCM_ARCHS. Half an hour; what was compiled is kept in build/.
+ROCM_ARCHS ?= gfx942 gfx1201
+rehearse-rocm: .venv/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=backends/rocm:backends/triton $(BIN)/python -m rehearsed.compile
+	for arch in $(ROCM_ARCHS); do \
+		REHEARSED_ARCH=$$arch OMP_NUM_THREADS=1 PYTHONPATH=backends/rocm $(BIN)/python -m rehearsed \
+			pytest -q -p no:cacheprovider backends/rocm/rehearsed/tests || exit 1; done
 
 # The conformance kit over AITER's rows of cosmos3-rocm on a CPU, with stand-ins for its functions: some minutes.
 rehearse-aiter: .venv/installed

@@ -10,7 +10,7 @@ from cosmos3_triton.rows import attention_rows, layer_rows, linear_rows, row_wis
 from cosmos3_triton.tables import Table, table
 from cosmos3_triton.targets import TARGETS
 
-from cosmos3_core.contract import Kernel
+from cosmos3_core.contract import Ask, Kernel
 
 FAMILIES = {
     "gfx90a": "cdna2",
@@ -42,6 +42,19 @@ def _rehearsed(rows: Iterable[Kernel], **notes: str) -> tuple[Kernel, ...]:
     return tuple(replace(row, notes=f"{notes.get(row.name, row.notes)}; {REHEARSED}") for row in rows)
 
 
+SLOW = {("triton-a16", "nf4", "gfx1100"), ("triton-a16", "nf4", "gfx1151")}
+"""Rows that the compiler takes minutes for, in a format on an architecture."""
+
+
+def _refuse_slow(row: Kernel) -> Kernel:
+    def refuse(ask: Ask) -> str | None:
+        if (row.name, ask.format, ask.device.arch) in SLOW:
+            return f"takes minutes to compile in {ask.format} for {ask.device.arch}; triton-dequantized serves"
+        return row.refuse(ask)
+
+    return replace(row, refuse=refuse) if row.name in {name for name, _, _ in SLOW} else row
+
+
 @dataclass(frozen=True)
 class Rows:
     """Those of our kernels, by the place that they have among the backend's."""
@@ -62,7 +75,7 @@ def rows(arch: tuple[str, ...], fp8: tuple[str, ...]) -> Rows:
             attention_rows(arch, int8=arch, fp8=fp8, find=find), triton="reads two segments where they lie"
         ),
         row_wise=_rehearsed(row_wise_rows(arch, find=find)),
-        linears=_rehearsed(linears, **dict.fromkeys(("triton-a16", "triton-dequantized"), rounded)),
+        linears=_rehearsed(map(_refuse_slow, linears), **dict.fromkeys(("triton-a16", "triton-dequantized"), rounded)),
         layers=_rehearsed(layer_rows(arch, fp8=fp8, find=find)),
     )
 

@@ -161,5 +161,6 @@ def cases_of(arch: str) -> Iterator[Case]:
         if arch in row.arch:
             for format in row.formats:
                 in_8_bits = row.name == "triton-scaled-mm"
-                if has_fp8 or not (in_8_bits and format.startswith("fp8")):
+                refused = (row.name, format, arch) in kernels.SLOW
+                if not refused and (has_fp8 or not (in_8_bits and format.startswith("fp8"))):
                     yield Case(row, format, arch)

@@ -41,7 +41,9 @@ NARROWER = {"_norm_rope": r"(global|buffer)_store_(dwordx[24]|b64|b128)"}
 """Of 8 key heads a thread has fewer elements than of 32 query heads."""
 ROW_WISE = ("_rms_norm", "_norm_rope", "_gate", "_norm_silu", "_dequantize", "_round_trip")
 """Kernels without products, which in 16 bits store as much as a thread can at a time."""
-JUSTIFIED: dict[tuple[str, str], str] = {}
+JUSTIFIED: dict[tuple[str, str], str] = {
+    ("_quantize", "gfx90a"): "5 registers, in a kernel that reads keys and values once; of 32 keys at a time it is 361",
+}
 """Why a kernel spills registers on an architecture, by both their names; no other may."""
 
 
@@ -72,10 +74,10 @@ def faults(found: Launched, arch: str, format: str) -> Iterator[str]:
     for kind, pattern in expected.items():
         if pattern is None or not any(re.fullmatch(pattern, product) for product in found.products):
             yield f"does not multiply {kind} as such"
-    for product in sorted(found.products):
+    for product in found.products:
         if not any(pattern and re.fullmatch(pattern, product) for pattern in expected.values()):
             yield f"multiplies with {product}"
     if found.kernel in ROW_WISE and format == "none":
         narrow = [one for one in found.stores if not re.fullmatch(NARROWER.get(found.kernel, WIDE), one)]
         if narrow or not found.stores:
-            yield f"stores {', '.join(sorted(narrow)) or 'nothing'}"
+            yield f"stores {', '.join(narrow) or 'nothing'}"

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -19,11 +19,11 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 @dataclass(frozen=True)
 class Launched:
-    """A compiled kernel: `vector` and `accumulation` registers of a thread, `spilled` of them, `scratch` bytes of
-    memory that a thread has for these; `shared` bytes (LDS) and `threads` of a program, `wave` those
-    that the code takes together; `occupancy`, as many waves can
-    run on a SIMD by its registers; `seconds` that compiling took. `products` are its matrix instructions, `stores`
-    those that write to device memory. `target` is whom the code object is for, "" where there is none."""
+    """A compiled kernel, by its name. `vector` and `accumulation` are the registers of a thread, `spilled` those that
+    did not suffice and `scratch` the bytes of memory that a thread has for them. `shared` bytes (LDS) and `threads` are
+    of a program; `wave`: threads that the code takes together; `occupancy`: waves that a SIMD holds by its registers.
+    `products` are the matrix instructions, `stores` those that write to device memory. `target` is whom the code object
+    is for, "" where there is none. `key` is a digest of what was compiled, `seconds` how long that took."""
 
     kernel: str
     seconds: float
@@ -36,8 +36,9 @@ class Launched:
     wave: int
     occupancy: int
     target: str
-    products: frozenset[str]
-    stores: frozenset[str] = field(repr=False)
+    products: tuple[str, ...]
+    stores: tuple[str, ...]
+    key: str
 
 
 @contextmanager
@@ -87,6 +88,7 @@ def read(kernel: str, built: CompiledKernel, target: GPUTarget, seconds: float) 
         wave=number(r"\.wavefront_size"),
         occupancy=number(r"; Occupancy"),
         target=match.group(1) if (match := re.search(r'\.amdgcn_target "amdgcn-amd-amdhsa--(\w+)"', text)) else "",
-        products=frozenset(re.findall(r"^\s+(v_(?:mfma|wmma|swmmac)_\w+)", text, re.M)),
-        stores=frozenset(re.findall(r"\b(?:global|buffer|flat)_store_\w+", text)),
+        products=tuple(sorted(set(re.findall(r"^\s+(v_(?:mfma|wmma|swmmac)_\w+)", text, re.M)))),
+        key=built.hash,
+        stores=tuple(sorted(set(re.findall(r"\b(?:global|buffer|flat)_store_\w+", text)))),
     )

@@ -2,7 +2,7 @@
 arithmetic, and tells nothing of speed or races.
 
 Triton reads TRITON_INTERPRET while it is imported, so these tests have a process of their own, and this file sets it.
-The interpreter of triton 3.7.1 is wrong in three places, which `repair` puts right; `test_interpreter.py` says when a
+The interpreter of triton 3.7.1 is wrong in four places, which `repair` puts right; `test_interpreter.py` says when a
 newer one no longer needs that. Arithmetic on bf16 itself stays wrong (it works on the bits): kernels compute in fp32.
 """
 
@@ -32,13 +32,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def repair() -> None:
-    """Rounding to bf16 (3.7.1 truncates) and to fp8 (3.7.1 loses the carry), and products of bf16 (3.7.1 multiplies
-    the bits as integers)."""
+    """Rounding to bf16 (3.7.1 truncates) and to fp8 (3.7.1 loses the carry), products of bf16 (3.7.1 multiplies the
+    bits as integers), and e4m3fnuz (which 3.7.1 has a type for and does not find)."""
     import triton.language as tl
     from triton.runtime import interpreter
 
     types = {
         tl.float8e4nv: torch.float8_e4m3fn,
+        tl.float8e4b8: torch.float8_e4m3fnuz,
         tl.float8e5: torch.float8_e5m2,
         tl.bfloat16: torch.bfloat16,
         tl.float16: torch.float16,
@@ -69,5 +70,15 @@ def repair() -> None:
         product = np.matmul(widened(a), widened(b), dtype=accumulator.data.dtype)
         return interpreter.TensorHandle(product + accumulator.data, accumulator.dtype.scalar)
 
+    patch_lang_core = interpreter._patch_lang_core
+
+    def with_fnuz(lang, scope):
+        patch_lang_core(lang, scope)
+        found = lang.dtype.to_ir
+        scope.set_attr(
+            lang.dtype, "to_ir", lambda self, builder: self if self == tl.float8e4b8 else found(self, builder)
+        )
+
+    interpreter._patch_lang_core = with_fnuz
     interpreter._convert_float = convert
     interpreter.InterpreterBuilder.create_dot = dot

@@ -23,7 +23,7 @@ def product(a_ptr, b_ptr, y_ptr, N: tl.constexpr):
     tl.store(y_ptr + at, tl.dot(tl.load(a_ptr + at), tl.load(b_ptr + at)))
 
 
-NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2)
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
@@ -73,3 +73,4 @@ def test_the_repair_is_still_needed():
     zeros = namespace["TensorHandle"](torch.zeros(2, 2).numpy(), tl.float32)
     found = namespace["InterpreterBuilder"]().create_dot(ones, ones, zeros, None, None)
     assert found.data.tolist() != [[2.0, 2.0], [2.0, 2.0]], "products of bf16 are right now"
+    assert "get_fp8e4b8_ty" not in inspect.getsource(namespace["_patch_lang_core"]), "e4m3fnuz is found now"
