@@ -599,6 +599,7 @@ def test_the_plan_counts_attention_to_one_control_at_a_time_and_chunks():
 def test_what_does_not_fit_names_the_chunk(capsys, monkeypatch):
     """Frames beyond a chunk take no more memory, so fewer of them would not help."""
     arguments = ("--model", "nano", "--backend", "reference", "--edge", "e.mp4", "--frames", "400", "--size", "720p")
+    arguments += ("--placement", "generation=staged")
     code, out, err = cosmos3(capsys, monkeypatch, "plan", *arguments, "--memory", "18", "--json")
     options = [change["options"] for change in json.loads(out)["estimate"]["nearest"]]
     assert code == 1 and err.count("\n") <= 1
