@@ -92,7 +92,8 @@ def test_a_format_that_cannot_be_met(acme, capsys, monkeypatch, tmp_path, option
 
 
 def plan(capsys, monkeypatch, *options: str) -> dict:
-    arguments = ("plan", "--backend", "acme", "--json", "--model", "nano", *options)
+    staged = "understanding=staged,generation=staged"  # all of the weights are on the device
+    arguments = ("plan", "--backend", "acme", "--json", "--model", "nano", "--placement", staged, *options)
     return json.loads(cosmos3(capsys, monkeypatch, *arguments)[1])
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .options import DEVICE, option
-from .typed import DEGREES
 
+DEGREES = {"cfg_parallel_size": "cfg", "ulysses_degree": "ulysses", "ring_degree": "ring"}
+"""Options of single axes of the mesh, as other programs call them."""
 PARALLEL = (
     option(
         DEVICE,

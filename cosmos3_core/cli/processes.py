@@ -14,7 +14,8 @@ from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import Cancelled
 from ..reference.hosts import free_memory
 from . import terminal
-from .typed import DEGREES, Options
+from .parallel_options import DEGREES
+from .typed import Options
 
 if TYPE_CHECKING:
     from ..plan import Plan

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..runs.saved import STAYING
 from ..scenarios.fields import FIELDS
+from .parallel_options import DEGREES
 
 SHORTHANDS = tuple(field.name for field in FIELDS.values() if field.option)
 """Request fields that have an option of their own."""
@@ -15,8 +16,6 @@ REPORT |= {"as_json": "--json"}
 """Options of a dry run alone."""
 PLACING = ("placement", "resident", "enable_layerwise_offload", "memory_limit")
 """Options that change where weights lie, and nothing that is computed."""
-DEGREES = {"cfg_parallel_size": "cfg", "ulysses_degree": "ulysses", "ring_degree": "ring"}
-"""Options of single axes of the mesh, as other programs call them."""
 SHARING = ("parallel", "devices", *DEGREES, "launched", "picked")
 """Options of several devices, which a run may go on with on another number of them."""
 FREE = (
