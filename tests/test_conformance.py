@@ -82,9 +82,10 @@ def test_the_kit_has_a_case_for_every_op_and_hides_no_test():
 
 
 def test_the_reference_passes_its_own_kit(kit):
+    """Of what eager torch is not the measure of itself: what it holds, leaves, says and exchanges."""
     few = "".join(f" and not {name}" for name in ("fp8", "fp4", "nf4", "q4_0", "q5_1", "q6_k", "q8_0", "w4a8", "asym"))
-    record = kit("reference", f"((parity and not transformer) or comm or memory or fuse or tensors or fresh){few}")
-    assert not outcomes(record, "failed") and len(outcomes(record, "passed")) > 200
+    record = kit("reference", f"(comm or memory or fuse or tensors){few}")
+    assert not outcomes(record, "failed") and len(outcomes(record, "passed")) > 50
     assert "test_comm_between_processes[torch-exchange]" in outcomes(record, "passed")
 
 
