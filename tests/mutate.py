@@ -115,6 +115,12 @@ LAST = "test_no_call_changes_anything_global"
 """It is about what the others have called."""
 
 
+def said_in(report) -> str:
+    """A failure's first words, without where this checkout lies."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return " ".join(str(crash.message if crash else report.longrepr).replace(str(ROOT), ".").split())[:160]
+
+
 class Session:
     """A plugin of pytest that runs no test itself: for each fault a fork runs tests of the items that were collected,
     until one fails."""
@@ -125,9 +131,7 @@ class Session:
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            said = " ".join(str(crash.message if crash else report.longrepr).split())[:160]
-            self.failed.append((report.nodeid.partition("::")[2], said))
+            self.failed.append((report.nodeid.partition("::")[2], said_in(report)))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session) -> bool:
@@ -207,9 +211,7 @@ class First:
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.failed and self.failed is None:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            said = " ".join(str(crash.message if crash else report.longrepr).split())[:160]
-            self.failed = report.nodeid.partition("::")[2], said
+            self.failed = report.nodeid.partition("::")[2], said_in(report)
 
 
 def watched_here(subject) -> dict:
