@@ -27,6 +27,7 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.files.images import write_image
 from cosmos3_core.files.video import write_video
+from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED
 from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.scenarios.request import Request
 from cosmos3_core.settle import Settled, Wish, settle
@@ -110,7 +111,7 @@ def main() -> None:
             settled = settled_of(args, format)
             model, request, plan = settled.model, settled.request, settled.plan
             weights = RandomWeights(model, plan.backend.torch_device)
-            engine = Engine(model, plan, resident=args.resident, weights=weights)
+            engine = Engine(model, plan, placement=ALL_RESIDENT if args.resident else ALL_STAGED, weights=weights)
             cold = run(engine, replace(request, steps=args.cold_steps), args.text, Path(folder), 0)
             timed = run(engine, request, args.text, Path(folder), 1)
             results.append(

@@ -27,6 +27,7 @@ from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Packing
 from cosmos3_core.model.rope import text_positions
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
+from cosmos3_core.plan.placement import ALL_RESIDENT
 from cosmos3_core.sampling.guidance import combine
 from cosmos3_core.sampling.noise import generator
 from cosmos3_core.sampling.solver import solver_of
@@ -145,7 +146,7 @@ class Ours:
 
     def __init__(self, model: Model, plan: Plan, module):
         self.plan = plan
-        self.engine = Engine(model, plan, resident=True, weights=TransformerWeights(model, Held(module)))
+        self.engine = Engine(model, plan, placement=ALL_RESIDENT, weights=TransformerWeights(model, Held(module)))
 
     def prepare(self, work: Work) -> Context:
         negative = work.prompts[1] if len(work.prompts) > 1 else []

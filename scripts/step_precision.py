@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.files.checkout import build_version
+from cosmos3_core.plan.placement import ALL_RESIDENT
 from cosmos3_core.quant.steps import StepPolicy
 from cosmos3_core.settle import Wish, ground_of, settle
 
@@ -46,7 +47,7 @@ def engines() -> dict[Key, Engine]:
 
 def engine(formats: Mapping[str, str], steps: str | None) -> Engine:
     ground = ground_of(Wish(model="embedded", backend="reference", formats=formats, high_precision_steps=steps))
-    return Engine(ground.model, ground.plan, resident=True)
+    return Engine(ground.model, ground.plan, placement=ALL_RESIDENT)
 
 
 def error(found: Tensor, expected: Tensor) -> float:

@@ -24,6 +24,7 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.stages import Watch
 from cosmos3_core.model import weights as layout
 from cosmos3_core.plan import Want, resolve
+from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED
 from cosmos3_core.reference import ops as reference_ops
 from cosmos3_core.sampling.noise import generator, initial_noise
 from cosmos3_core.sampling.state import State
@@ -107,7 +108,7 @@ def model_of(schedule):
 @pytest.mark.parametrize("schedule", ["native", "karras", "distilled"])
 def test_a_state_saved_at_any_step_continues_bit_equal(schedule):
     wanted = replace(request(steps=3), schedule=schedule)
-    running = engine(model_of(schedule), resident=True)
+    running = engine(model_of(schedule), placement=ALL_RESIDENT)
     context = running.prepare(wanted)
     expected = finish(running, running.begin(context, wanted))
     for stop in range(4):
@@ -128,7 +129,7 @@ def test_a_state_saved_at_any_step_continues_bit_equal(schedule):
 
 @pytest.mark.parametrize("schedule", ["native", "distilled"])
 def test_predicting_changes_nothing_and_advancing_is_the_rest_of_a_step(schedule):
-    running = engine(model_of(schedule), resident=True)
+    running = engine(model_of(schedule), placement=ALL_RESIDENT)
     context = running.prepare(request())
     stepped, seam = (running.begin(context, replace(request(), schedule=schedule)) for _ in range(2))
     while not stepped.done:
@@ -185,7 +186,7 @@ def test_a_generation_that_does_not_fit_its_context_is_refused(prepared, asked, 
 
 @pytest.mark.parametrize("schedule", ["native", "distilled"])
 def test_what_is_no_step_is_refused_and_the_state_stays_as_it_is(schedule):
-    running = engine(model_of(schedule), resident=True)
+    running = engine(model_of(schedule), placement=ALL_RESIDENT)
     state = running.start(replace(request(steps=2), schedule=schedule))
     (velocity,) = running.predict([state])
     for wrong in (velocity[:1], velocity[None], velocity.half()):
@@ -315,7 +316,7 @@ def test_the_components_of_a_resident_engine_stay(loaded, tmp_path):
     from PIL import Image
 
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "g.png")
-    running = engine(resident=True)
+    running = engine(placement=ALL_RESIDENT)
     list(running.finish(finish_state(running, running.start(request(steps=1)))))
     assert loaded.alive == ["generation", "understanding", "vae decoder"]
     wanted = request(task="i2v", image=str(tmp_path / "g.png"), steps=1)
@@ -331,7 +332,7 @@ def test_the_components_of_a_resident_engine_stay(loaded, tmp_path):
 def test_idle_memory_is_given_back_between_parts(monkeypatch, loaded, resident):
     """After the prompts, the steps and the decode, if there is much; the components that stay are not idle."""
     given, idle = [], 3 << 30
-    running = engine(resident=resident)
+    running = engine(placement=ALL_RESIDENT if resident else ALL_STAGED)
     memory = running.target.ops.memory
     monkeypatch.setattr(memory, "used", lambda device: Bytes(1 << 30, (1 << 30) + idle))
     monkeypatch.setattr(memory, "empty", lambda device: given.append(loaded.alive))
@@ -374,7 +375,7 @@ def test_the_texts_keys_are_prepared_once_and_come_first():
 @pytest.mark.parametrize("schedule", ["native", "distilled"])
 def test_the_noise_of_a_seed_given_as_noise_changes_nothing(schedule):
     """Also where the sampler draws from the stream that the noise came from."""
-    running = engine(model_of(schedule), resident=True)
+    running = engine(model_of(schedule), placement=ALL_RESIDENT)
     wanted = replace(request(steps=2), schedule=schedule)
     noise = initial_noise(items_of(wanted, running.model.config), generator(wanted.seed))
     drawn, given = running.start(wanted), running.start(wanted, running.read_inputs(wanted, noise))

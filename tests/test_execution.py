@@ -133,7 +133,7 @@ def test_engine_estimate_and_manifest_read_the_same(given):
     settled = settle(Wish(model=TINY_MODEL, backend="reference", given={"prompt": "a cup", "frames": 1, **given}))
     assert Engine(settled.model, settled.plan).execution(settled.request) == settled.execution
     assert manifests.resolved(settled, "it was named")["plan"]["execution"] == asdict(settled.execution)
-    resident = Engine(settled.model, settled.plan, resident=True).execution(settled.request)
+    resident = Engine(settled.model, settled.plan, placement=ALL_RESIDENT).execution(settled.request)
     keeping = Keeping(KEPT_TOKENS, Tuning().capture_rows, Tuning().chunk_area, HOST_TOKENS)
     captured = resident.encode_captured
     assert resident == replace(settled.execution, placement=ALL_RESIDENT, keeping=keeping, encode_captured=captured)

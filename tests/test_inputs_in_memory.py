@@ -21,6 +21,7 @@ from cosmos3_core.contract import InputError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.files.memory import Media
 from cosmos3_core.files.video import read_video
+from cosmos3_core.plan.placement import ALL_RESIDENT
 from cosmos3_core.runs import saved
 from cosmos3_core.runs.saved import Earlier
 from cosmos3_core.settle import Wish, settle
@@ -31,7 +32,7 @@ COMMON = {"prompt": "a cup", "frames": 9, "size": "64x64", "steps": 2, "seed": 1
 
 @pytest.fixture(scope="module")
 def running() -> Engine:
-    return Engine(open_model(TINY_MODEL), PLAN, resident=True)
+    return Engine(open_model(TINY_MODEL), PLAN, placement=ALL_RESIDENT)
 
 
 def settled(field: str, said: str, **given):

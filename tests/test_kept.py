@@ -77,7 +77,7 @@ def test_what_is_used_least_recently_goes_first():
 def test_prompts_are_read_once_and_passes_captured_once(read):
     """With other seeds, step counts, schedules; also where another prompt came between."""
     recorded: list = []
-    running = engine(recorded=recorded, resident=True)
+    running = engine(recorded=recorded, placement=ALL_RESIDENT)
     changes = [{"seed": seed, "steps": steps} for seed, steps in ((1, 2), (2, 3), (3, 2))]
     for given in changes:
         assert torch.equal(made(running, **given), alone(**given))
@@ -123,10 +123,10 @@ def test_the_host_keeps_no_more_prompts_than_it_may(read, monkeypatch):
 
 def test_a_pass_stays_no_longer_than_the_texts_that_it_holds(read, monkeypatch):
     """Else many small passes would hold the keys and values of many long prompts, which nobody counts."""
-    made(engine(resident=True), steps=1)
+    made(engine(placement=ALL_RESIDENT), steps=1)
     monkeypatch.setattr("cosmos3_core.plan.execution.KEPT_TOKENS", sum(map(len, read)))
     recorded: list = []
-    running = engine(recorded=recorded, resident=True)
+    running = engine(recorded=recorded, placement=ALL_RESIDENT)
     for prompt in ("a cup", "a mug", "a pot"):
         made(running, steps=1, prompt=prompt)
         assert alive(recorded) == 1, prompt
@@ -148,7 +148,7 @@ def test_a_conditioned_generation_follows_its_own_input(tmp_path):
         pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
     recorded: list = []
-    running = engine(recorded=recorded, resident=True)
+    running = engine(recorded=recorded, placement=ALL_RESIDENT)
     found = [made(running, task="i2v", image=path, steps=2) for path in (*paths, paths[0])]
     assert len(recorded) == 2, "the encode of a picture of this size, and a pass"
     assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
@@ -178,7 +178,7 @@ def test_nothing_that_is_captured_waits_for_the_device(tmp_path):
 
         return run
 
-    running = engine(ours=Kernel(op="capture", name="strict", build=lambda _: strict), resident=True)
+    running = engine(ours=Kernel(op="capture", name="strict", build=lambda _: strict), placement=ALL_RESIDENT)
     given = {"task": "policy", "domain": "droid_lerobot", "action_space": "joints", "chunk": 4, "frames": 5}
     given |= {"image": str(tmp_path / "g.png"), "state": [[0.1] * 8], "canvas": "96x64", "size": "96x64", "steps": 1}
     made(running, **given)
@@ -188,7 +188,7 @@ def test_nothing_that_is_captured_waits_for_the_device(tmp_path):
 def test_generations_of_two_sizes_in_turn_share_what_is_captured_and_equal_each_alone(read):
     """Two of each size, on one engine that keeps: none sees another's numbers."""
     recorded: list = []
-    running = engine(recorded=recorded, resident=True)
+    running = engine(recorded=recorded, placement=ALL_RESIDENT)
     given = [{"seed": seed, "steps": 3, "size": size} for size in ("64x64", "96x64") for seed in (1, 2)]
     states = [running.start(request(**one)) for one in given]
     alternate(running, states)
@@ -202,7 +202,7 @@ def test_what_is_captured_is_kept_within_the_plans_rows(monkeypatch):
     rows = engine().execution(request()).guided[0].rows
     monkeypatch.setattr("cosmos3_core.engine.engine.keeping_of", lambda *_: Keeping(tokens=2000, rows=3 * rows))
     recorded: list = []
-    running = engine(recorded=recorded, resident=True)
+    running = engine(recorded=recorded, placement=ALL_RESIDENT)
     for prompt in "abcde":
         made(running, prompt=prompt, steps=1)
     assert len(recorded) == 5 and [function() is not None for function in recorded] == [False, False, True, True, True]
@@ -218,7 +218,7 @@ def test_what_is_captured_is_kept_within_the_plans_rows(monkeypatch):
 
 def test_closing_an_engine_frees_what_it_kept(loaded):
     recorded: list = []
-    running = engine(recorded=recorded, resident=True)
+    running = engine(recorded=recorded, placement=ALL_RESIDENT)
     state = running.start(request(steps=2))
     text = weakref.ref(state.context.texts[0])
     running.step(state)

@@ -27,6 +27,7 @@ from cosmos3_core.engine.stages import Cancelled, Watch
 from cosmos3_core.files.memory import Media
 from cosmos3_core.model.transformer import GenerationTower, UnderstandingTower
 from cosmos3_core.model.vae_blocks import Decoder
+from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED
 from cosmos3_core.sampling.state import State
 from cosmos3_core.scenarios import request as requests
 
@@ -37,7 +38,7 @@ SCHEDULES = pytest.mark.parametrize("schedule", ["native", "distilled"])
 
 def engine(dtype: str = "bfloat16", *, schedule: str = "native", resident: bool = True) -> Engine:
     model = DISTILLED if schedule == "distilled" else TINY
-    return Engine(model, peer.reference_plan(TINY.config, dtype), resident=resident)
+    return Engine(model, peer.reference_plan(TINY.config, dtype), placement=ALL_RESIDENT if resident else ALL_STAGED)
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +335,7 @@ def test_finishing_what_a_generation_has_not_is_refused(running):
         running.finish(stepped(running, 4), "sound")
 
 
-@pytest.mark.parametrize("name", ["ops", "plan", "target", "model", "device", "resident", "on_stage"])
+@pytest.mark.parametrize("name", ["ops", "plan", "target", "model", "device", "placement", "on_stage"])
 def test_an_engine_stays_what_it_is(running, name):
     with pytest.raises(InputError, match=f"setting `{name}` of an engine.*Make another Engine"):
         setattr(running, name, None)

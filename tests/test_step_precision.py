@@ -21,6 +21,7 @@ from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.contract import Ceiling, InputError, Kernel, Tuning
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.plan import Plan, Want, resolve
+from cosmos3_core.plan.placement import ALL_RESIDENT
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.steps import NATIVE, StepPolicy, a16_of
 from cosmos3_core.reference.ops import pack_linear
@@ -96,7 +97,7 @@ def planned(format: str, steps: str | None = None, model: Model | None = None, *
 
 
 def engine(plan: Plan) -> Engine:
-    return Engine(open_model(TINY_MODEL), plan, resident=True)
+    return Engine(open_model(TINY_MODEL), plan, placement=ALL_RESIDENT)
 
 
 def request(model: str = TINY_MODEL, **given):
@@ -130,7 +131,7 @@ def test_each_step_is_bit_for_bit_that_of_its_precision(name):
     weights = RandomWeights(model, "cpu")
 
     def running(format: str, steps: str | None = None, **changes) -> Engine:
-        return Engine(model, planned(format, steps, model, **changes), resident=True, weights=weights)
+        return Engine(model, planned(format, steps, model, **changes), placement=ALL_RESIDENT, weights=weights)
 
     both, native, a16 = running(name, "1,1,native"), running(name), running(twin, **brought)
     state = both.start(request())
@@ -235,7 +236,7 @@ def test_a_checkpoints_policy_is_followed_and_an_option_goes_before_it(folder: P
     def velocities(steps: str | None) -> list[torch.Tensor]:
         wish = Wish(model=str(folder), backend="reference", dtype="float32", high_precision_steps=steps)
         ground = ground_of(wish)
-        running = Engine(ground.model, ground.plan, resident=True)
+        running = Engine(ground.model, ground.plan, placement=ALL_RESIDENT)
         state = running.start(request(str(folder), steps=7))
         found = []
         for index in (0, 3, 6):

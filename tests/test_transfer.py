@@ -24,6 +24,7 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.files import video
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.rope import rotary_table
+from cosmos3_core.plan.placement import ALL_RESIDENT
 from cosmos3_core.runs import generation, saved
 from cosmos3_core.sampling.guidance import normalized
 from cosmos3_core.sampling.noise import generator
@@ -79,7 +80,7 @@ def prepared(repository, **given) -> generation.Generation:
     given = {"prompt": "a robot arm pours coffee.", "size": f"{SIZE[1]}x{SIZE[0]}", "seed": 5, "steps": 4} | given
     profile = given.pop("profile", "diffusers")
     settled = settle(Wish(model=str(repository), given=given, profile=profile, backend="reference", dtype="float32"))
-    return generation.prepare(Engine(settled.model, settled.plan, resident=True), settled)
+    return generation.prepare(Engine(settled.model, settled.plan, placement=ALL_RESIDENT), settled)
 
 
 def whole(run: generation.Generation) -> generation.Generation:

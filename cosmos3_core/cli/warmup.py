@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..contract import InputError
 from ..plan.discovery import BUILT_IN
 from ..plan.execution import KEPT_SHARE
+from ..plan.placement import ALL_RESIDENT
 from ..scenarios.branches import NEGATIVE, branches_of
 from ..scenarios.defaults import PROFILES
 from ..scenarios.fields import FIELDS
@@ -100,7 +101,7 @@ def execute(options: Options, as_json: bool) -> None:
     model = replace(settled.model, config=replace(settled.model.config, num_hidden_layers=layers))
     tell(f"warming up {model.name} on {plan.backend.name}, {plan.device.name}")
     weights = RandomWeights(model, plan.backend.torch_device)
-    engine = Engine(model, plan, resident=True, weights=weights)
+    engine = Engine(model, plan, placement=ALL_RESIDENT, weights=weights)
     cold, warm = (_run(engine, settled.request, prompt) for prompt in range(2))
     times = {stage: {"cold": round(cold[stage], 3), "warm": round(warm.get(stage, 0.0), 3)} for stage in cold}
     if as_json:

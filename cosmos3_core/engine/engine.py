@@ -30,7 +30,7 @@ from ..model.transformer import TextContext
 from ..model.weights import Target
 from ..plan import Plan
 from ..plan.execution import Execution, keeping_of
-from ..plan.placement import ALL_RESIDENT, ALL_STAGED, Placement
+from ..plan.placement import ALL_STAGED, Placement
 from ..sampling.noise import generator, initial_noise
 from ..sampling.solver import solver_of
 from ..sampling.state import Context, Origin, State, views
@@ -56,10 +56,10 @@ RESOLVE = "Pass what resolve or settle made of your fields"
 class Engine:
     """Runs requests on one model under one plan.
 
-    `placement` says where each part of the model lies. With `resident`, which is short for one, every component stays
-    loaded for the next request, and so do, within `plan.execution.Keeping`, what prompts came to and captured passes;
-    without either each is dropped once nobody needs it (the text tower after the prompts, the media tower before the
-    decode), so that no two are in memory together. What is computed does not depend on it.
+    `placement` says where each part of the model lies. With ALL_RESIDENT every component stays loaded for the next
+    request, and so do, within `plan.execution.Keeping`, what prompts came to and captured passes; staged ones are
+    dropped once nobody needs them (the text tower after the prompts, the media tower before the decode), so that no two
+    are in memory together. What is computed does not depend on it.
     A plan for several devices takes a process for each, which all do the same; what the first one makes is whole.
     The process takes no more than `limit` bytes of the device until the engine is closed: what would take more fails.
     `weights` are the model's own, opened when needed, unless they are handed over. `seconds` collects how long each
@@ -75,17 +75,14 @@ class Engine:
         model: Model,
         plan: Plan,
         *,
-        resident: bool = False,
-        placement: Placement | None = None,
+        placement: Placement = ALL_STAGED,
         limit: int | None = None,
         weights: Weights | None = None,
     ):
         check_type("an engine's `model`", model, Model, "Pass what open_model returns")
         check_type("an engine's `plan`", plan, Plan, "Pass what settle or resolve found")
-        check_type("an engine's `resident`", resident, bool, "Pass True or False")
-        check_type("an engine's `placement`", placement, Placement | None, "Pass the one that settle found")
-        self._model, self._plan = model, plan
-        self._placement = placement or (ALL_RESIDENT if resident else ALL_STAGED)
+        check_type("an engine's `placement`", placement, Placement, "Pass the one that settle found")
+        self._model, self._plan, self._placement = model, plan, placement
         self._target = plan.target(model.config)
         self._limit = limited(self._target.ops.memory, torch.device(self._target.device), limit)
         self._tokenizer = model.tokenizer()

@@ -15,15 +15,11 @@ from torch import Tensor
 
 from ..contract import Memory, Pending, RunError
 from ..model.transformer import DecoderLayer
+from ..plan.cost.fit import BUFFERS
+from ..plan.cost.fit import HOST_BLOCK as BLOCK
 
 ALIGNED = 512
 """Bytes at a multiple of which each tensor of a layer begins."""
-BLOCK = 64 << 20
-"""Bytes of a block of host memory. Torch rounds a pinned tensor up to a power of two, so that layers lie across blocks
-of such a size."""
-BUFFERS = 2
-"""On the device: one layer is computed with while the next one arrives."""
-
 Load = Callable[[int], DecoderLayer]
 
 

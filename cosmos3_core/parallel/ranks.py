@@ -111,11 +111,6 @@ class Ranks:
                     mine, number = group, members.index(self.rank)
         return Circle(comm, mine, number, len(groups[0]))
 
-    @property
-    def first(self) -> bool:
-        """Whether this process writes what is made."""
-        return self.rank == 0
-
 
 def check_agreed(decided: Any, what: str = "what was decided before the first step") -> None:
     """Raises RunError unless all processes have come to the same, which is JSON: the prompts, the seed, the kernels."""

@@ -15,6 +15,7 @@ from ...contract import Backend, Device
 from ...engine.engine import Engine
 from ...files.memory import Media
 from ...model.vae import VideoVAE
+from ...plan.placement import ALL_RESIDENT
 from ...runs import generation
 from ...runs.generation import Generation
 from ...settle import Settled, Wish, ground_of, settle
@@ -46,7 +47,7 @@ class Runner:
     def __init__(self, wish: Wish, given: Mapping[str, Any], on: tuple[Backend, Device] | None = None):
         self.wish, self.given = replace(wish, resident=True), given
         self.ground = ground_of(self.wish, on)
-        self.engine = Engine(self.ground.model, self.ground.plan, resident=True)
+        self.engine = Engine(self.ground.model, self.ground.plan, placement=ALL_RESIDENT)
 
     @cached_property
     def vae(self) -> VideoVAE:

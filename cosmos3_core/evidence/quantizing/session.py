@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...contract import InputError
+from ...plan.placement import ALL_RESIDENT, ALL_STAGED
 from ...runs.room import refusal
 from ...scenarios.request import Request
 from ...settle import Ground, Wish, ground_of, settle
@@ -92,7 +93,8 @@ class Session:
         """One that has read no prompt yet."""
         from ...engine.engine import Engine
 
-        return Engine(self.ground.model, self.ground.plan, resident=self.resident, weights=self.seam)
+        placement = ALL_RESIDENT if self.resident else ALL_STAGED
+        return Engine(self.ground.model, self.ground.plan, placement=placement, weights=self.seam)
 
     def reads_text(self, modules: Collection[str]) -> bool:
         """Whether one of the modules is the text tower's."""

@@ -32,9 +32,10 @@ allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Dec
 (benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of it, which are counted."""
 
 BUFFERS = 2
-"""Layers on the device of a tower whose layers pass through it."""
+"""Layers on the device of a tower whose layers pass through it: one is computed with while the next one arrives."""
 HOST_BLOCK = 64 << 20
-"""Bytes in which host memory is taken."""
+"""Bytes of a block of host memory for layers. Torch rounds a pinned tensor up to a power of two, so that they lie
+across blocks of such a size."""
 LINK_RATE, DISK_RATE = 20e9, 2e9
 """Bytes a second that come to a device from the host, unless its `Ceiling` knows better, and from a disk."""
 TOWERS = {
