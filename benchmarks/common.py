@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 import torch
 
 from cosmos3_core.checkpoint.model import Model, Weights
-from cosmos3_core.contract import Device, Memory
+from cosmos3_core.contract import Backend, Device, Memory
 from cosmos3_core.files.digests import sha256_files, sha256_json
+from cosmos3_core.quant import FORMATS
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.defaults import PROFILES
 
@@ -32,6 +33,14 @@ def request_of(model: Model, work: str, **given: Any) -> requests.Request:
     task = "t2i" if frames == "1" else "t2v"
     given |= {"task": task, "prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames)}
     return requests.resolve(given, PROFILES[0], model.facts, pick_seed=lambda: 0)[0]
+
+
+def served(backend: Backend, arch: str) -> list[str]:
+    """The formats of linear weights that kernels of a backend have on an architecture, but those whose activations have
+    a stored scale: these need a calibration."""
+    rows = [row for row in backend.kernels if row.op == "pack_linear" and arch in row.arch]
+    names = dict.fromkeys(name for row in rows for name in row.formats)
+    return [name for name in names if name in FORMATS and not FORMATS[name].static]
 
 
 class TransformerWeights(Weights):

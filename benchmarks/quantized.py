@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,19 +30,17 @@ from torch import Tensor
 from cosmos3_core.checkpoint.model import Model, describe
 from cosmos3_core.checkpoint.repository import open_repository
 from cosmos3_core.checkpoint.tensors import STEM, TensorFiles, open_tensors
-from cosmos3_core.contract import Backend
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.evidence.settle import eager_plan
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
-from cosmos3_core.quant import FORMATS
 from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.sampling.state import Context
 from cosmos3_core.scenarios.items import items_of
 from cosmos3_core.scenarios.request import Request
 
 from .accuracy import Random
-from .common import TransformerWeights, alternate, report_all, request_of, seconds, waiting
+from .common import TransformerWeights, alternate, report_all, request_of, seconds, served, waiting
 from .step import FIRST_OF, KERNEL, SCHEDULER, pairs, relative_error
 
 ROUNDS = {True: 9, False: 2}
@@ -131,14 +129,6 @@ def measured(case: Case, plan: Plan, truth: Tensor) -> dict[str, Any]:
     return found | {"peak": peak_device_memory(memory, device) or {}}
 
 
-def formats_of(args: argparse.Namespace, backend: Backend, arch: str) -> Iterable[str]:
-    """Those that are asked for, else those that a kernel of the backend has on this device, without calibrated ones."""
-    if args.format:
-        return args.format
-    rows = [row for row in backend.kernels if row.op == "pack_linear" and arch in row.arch]
-    return dict.fromkeys(name for row in rows for name in row.formats if name in FORMATS and not FORMATS[name].static)
-
-
 def main() -> None:
     args, begun = arguments(), time.monotonic()
     folder = vars(args).pop("folder")  # where it was is the machine's business
@@ -150,7 +140,7 @@ def main() -> None:
     def plans() -> Iterator[tuple[str, Plan]]:
         kernels = pairs(",".join(args.kernel))
         yield "none", resolve(Want.of(model.config, "bfloat16"), backend, found)
-        for name in formats_of(args, backend, found.arch):
+        for name in args.format or served(backend, found.arch):
             yield name, resolve(Want.of(model.config, "bfloat16", kernels, {"pack_linear": name}), backend, found)
 
     with tempfile.TemporaryDirectory(dir=folder, prefix="cosmos3-") as made:

@@ -21,6 +21,11 @@ def test_every_architecture_is_there_and_nothing_failed():
     assert "Failed:" not in TEXT
 
 
+def test_every_kernel_is_among_the_sources():
+    library = page.ROOT / "backends" / "triton" / "cosmos3_triton"
+    assert {file.stem for file in library.glob("*.py") if "@triton.jit" in file.read_text()} <= set(page.KERNELS)
+
+
 def test_another_launch_is_noticed(monkeypatch, tmp_path):
     """And another source."""
     for pattern in page.SOURCES:

@@ -18,20 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import served
 from cosmos3_core.plan import choose_backend
-from cosmos3_core.quant import FORMATS
 
 OUT = Path(__file__).with_name("by_format.json")
 NONE = "none"
 """The model as it is."""
 VELOCITY = "velocity", "error"
-
-
-def formats_of(backend: str) -> list[str]:
-    """What `pack_linear` rows of the backend take on its device, without calibrated formats."""
-    found, device, _ = choose_backend(backend)
-    rows = [row for row in found.kernels if row.op == "pack_linear" and device.arch in row.arch]
-    return list(dict.fromkeys(name for row in rows for name in row.formats if not FORMATS[name].static))
 
 
 def evaluated(format: str, backend: str, depth: str) -> dict[str, Any]:
@@ -63,6 +56,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    backend, device, _ = choose_backend(args.backend)
+    formats = args.format or served(backend, device.arch)
     results: list[dict[str, Any]] = []
 
     def add(format: str) -> None:
@@ -70,7 +65,7 @@ def main() -> None:
         args.out.write_text(json.dumps({"depth": args.depth, "formats": results}, indent=1) + "\n")
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(add, [NONE, *(args.format or formats_of(args.backend))]))
+        list(pool.map(add, [NONE, *formats]))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from cosmos3_triton import linears
 from cosmos3_triton.activations import quantize_blocks, quantize_tiles, swizzled
 from cosmos3_triton.linears import RowScaled, check_multiples_of_16, in_format, named, packer
 from cosmos3_triton.tables import Table
@@ -15,23 +17,9 @@ from torch.nn.functional import ScalingType, SwizzleType
 from cosmos3_core.contract import Linear, PackLinear
 from cosmos3_core.quant.numerics import Packed
 
-
-def torch_scaled_mm(
-    a_MI: Tensor,
-    b_OI: Tensor,
-    scale_a_M1: Tensor,
-    scale_b_O1: Tensor,
-    bias_O: Tensor | None,
-    dtype: torch.dtype,
-    table: Table,
-) -> Tensor:
-    """As products.scaled_mm, for e4m3: by cuBLASLt on Hopper, CUTLASS elsewhere."""
-    # On an H100, fast accumulation errs by 1.5e-3 and the other by 2e-4, where rounding to e4m3 costs 3.7e-2; it is
-    # faster by a tenth to a fifth.
-    scale_b_1O = scale_b_O1.t()
-    y_MO = torch._scaled_mm(a_MI, b_OI.t(), scale_a_M1, scale_b_1O, out_dtype=dtype, use_fast_accum=True)
-    # cuBLASLt of CUDA 13.0 has no product with a bias of few rows with 8,192 features or more.
-    return y_MO if bias_O is None else y_MO.add_(bias_O)
+# On an H100, fast accumulation errs by 1.5e-3 and the other by 2e-4, where rounding to e4m3 costs 3.7e-2; it is faster
+# by a tenth to a fifth. By cuBLASLt on Hopper, CUTLASS elsewhere.
+torch_scaled_mm = partial(linears.torch_scaled_mm, fast=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from cosmos3_triton import layers
 from cosmos3_triton.activations import quantize_tiles, swizzled
-from cosmos3_triton.linears import RowScaled, in_format, named, packer, to_fnuz
+from cosmos3_triton.linears import RowScaled, in_format, named, packer, to_fnuz, torch_scaled_mm
 from cosmos3_triton.products import ADDING
 from cosmos3_triton.tables import Find, Table
 from torch import Tensor
@@ -69,19 +69,6 @@ def build_aiter_project(device: Device, find: Find) -> PackProject:
 
 def build_aiter_finish(device: Device, find: Find) -> PackFinish:
     return layers.build_finish(without_ours(device, find), aiter_a8w8())
-
-
-def torch_scaled_mm(
-    a_MI: Tensor,
-    b_OI: Tensor,
-    scale_a_M1: Tensor,
-    scale_b_O1: Tensor,
-    bias_O: Tensor | None,
-    dtype: torch.dtype,
-    table: Table,
-) -> Tensor:
-    """As cosmos3_triton.products.scaled_mm, of e4m3, by hipBLASLt; results in bf16 alone."""
-    return torch._scaled_mm(a_MI, b_OI.t(), scale_a_M1, scale_b_O1.t(), bias=bias_O, out_dtype=dtype)
 
 
 def build_scaled_mm(device: Device, find: Find) -> PackLinear:

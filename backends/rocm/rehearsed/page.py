@@ -23,6 +23,7 @@ KERNELS = (
     "products",
     "rounding",
     "row_wise",
+    "segments",
     "tables",
     "targets",
     "tiles",

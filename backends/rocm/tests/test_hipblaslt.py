@@ -19,7 +19,7 @@ def hipblaslt(monkeypatch):
     """torch's scaled products as PyTorch's sources have them for ROCm, of the GPU that is played."""
     calls = []
 
-    def scaled_mm(a, b, scale_a, scale_b, bias=None, out_dtype=None):
+    def scaled_mm(a, b, scale_a, scale_b, bias=None, out_dtype=None, use_fast_accum=False):
         calls.append((a.dtype, out_dtype))
         flavour = E4M3[emulated.DEVICE.arch]
         assert a.dtype == b.dtype == flavour, f"{emulated.DEVICE.arch} multiplies {flavour}, and this is {b.dtype}"

@@ -127,6 +127,24 @@ def check_multiples_of_16(shape: Sequence[int]) -> None:
         raise ValueError(f"8-bit products need features in multiples of 16, got a weight of {[*shape]}")
 
 
+def torch_scaled_mm(
+    a_MI: Tensor,
+    b_OI: Tensor,
+    scale_a_M1: Tensor,
+    scale_b_O1: Tensor,
+    bias_O: Tensor | None,
+    dtype: torch.dtype,
+    table: Table,
+    *,
+    fast: bool = False,
+) -> Tensor:
+    """As products.scaled_mm, for e4m3, by the vendor's library inside torch. `fast`: it may sum in fewer bits."""
+    scale_b_1O = scale_b_O1.t()
+    y_MO = torch._scaled_mm(a_MI, b_OI.t(), scale_a_M1, scale_b_1O, out_dtype=dtype, use_fast_accum=fast)
+    # cuBLASLt of CUDA 13.0 has no product with a bias for few rows of 8,192 features or more.
+    return y_MO if bias_O is None else y_MO.add_(bias_O)
+
+
 def build_scaled_mm(table: Table) -> PackLinear:
     """The formats of `RowScaled`."""
     return packer(RowScaled, table=table, product=scaled_mm)
