@@ -1,4 +1,4 @@
-"""One step of the tiny model on one process and on several: what tests/test_parallel.py and tests/parallel compare."""
+"""Two steps of the tiny model on one process and on several: what tests/test_parallel.py and tests/parallel compare."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tiny_model import TINY_MODEL
 
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.plan.mesh import typed
+from cosmos3_core.plan.placement import ALL_STAGED, Placement
 from cosmos3_core.settle import Settled, Wish, settle
 
 BOUND = 1e-5
@@ -53,20 +54,22 @@ def settled(given: dict[str, Any], parallel: str | None = None, model: str = str
     return settle(wish)
 
 
-def velocity(one: Settled) -> torch.Tensor:
-    """Of the first step, guidance included."""
-    engine = Engine(one.model, one.plan)
-    return engine.predict([engine.start(one.request)])[0].clone()
+def velocity(one: Settled, placement: Placement = ALL_STAGED) -> torch.Tensor:
+    """Of the second step, guidance included."""
+    engine = Engine(one.model, one.plan, placement=placement)
+    return engine.predict([engine.step(engine.start(one.request))])[0].clone()
 
 
-def of_processes(given: Sequence[Settled], layouts: Sequence[str]) -> list[torch.Tensor]:
-    """The first step of each of these requests in the layout beside it, all on one group of processes, which have to
+def of_processes(
+    given: Sequence[Settled], layouts: Sequence[str], placement: Placement = ALL_STAGED
+) -> list[torch.Tensor]:
+    """The second step of each of these requests in the layout beside it, all on one group of processes, which have to
     find the same."""
     plans = [replace(one.plan, layout=typed(layout)) for one, layout in zip(given, layouts, strict=True)]
     (count,) = {plan.layout.size for plan in plans}
 
     def work(rank: int) -> list[torch.Tensor]:
-        return [velocity(replace(one, plan=plan)) for one, plan in zip(given, plans, strict=True)]
+        return [velocity(replace(one, plan=plan), placement) for one, plan in zip(given, plans, strict=True)]
 
     found = together(count, work)
     first = one_of(found)

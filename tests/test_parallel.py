@@ -19,13 +19,15 @@ from cosmos3_core.parallel.ranks import check_agreed, parts
 from cosmos3_core.parallel.trial import try_out
 from cosmos3_core.plan import mesh
 from cosmos3_core.plan.mesh import Layout, Shared
+from cosmos3_core.plan.placement import OFFLOADED
 from cosmos3_core.reference.comm import Arriving, TorchComm
 from cosmos3_core.reference.ops import attention as reference
+from cosmos3_core.settle import Wish, settle
 
 NANO = Shared(branches=["prompt", "negative prompt"], heads=32, kv_heads=8, tokens=44_160)
 DIAGONAL = {
-    2: {"cfg=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer"},
-    4: {"cfg=2,ulysses=2": "policy", "ring=2,ulysses=2": "transfer", "ulysses=4": "t2v"},
+    2: {"hsdp=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer"},
+    4: {"cfg=2,ulysses=2,hsdp=4": "transfer", "ring=2,ulysses=2": "policy", "ulysses=4": "t2v"},
 }
 """Every axis and pair, and every kind of request, once. With four ways among two key heads these are repeated."""
 
@@ -132,16 +134,19 @@ def test_a_plan_for_several_waits_for_nobody(given):
 def test_places_and_groups():
     layout = Layout(cfg=2, ring=2, ulysses=2)
     assert [layout.coordinates(rank) for rank in (0, 1, 2, 5)] == [
-        {"cfg": 0, "ring": 0, "ulysses": 0},
-        {"cfg": 0, "ring": 0, "ulysses": 1},
-        {"cfg": 0, "ring": 1, "ulysses": 0},
-        {"cfg": 1, "ring": 0, "ulysses": 1},
+        {"copy": 0, "cfg": 0, "ring": 0, "ulysses": 0},
+        {"copy": 0, "cfg": 0, "ring": 0, "ulysses": 1},
+        {"copy": 0, "cfg": 0, "ring": 1, "ulysses": 0},
+        {"copy": 0, "cfg": 1, "ring": 0, "ulysses": 1},
     ]
     assert layout.groups("ulysses") == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert layout.groups("ring") == [[0, 2], [1, 3], [4, 6], [5, 7]]
     assert layout.groups("ring", "ulysses") == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert layout.groups("cfg") == [[0, 4], [1, 5], [2, 6], [3, 7]]
     assert str(layout) == "cfg=2,ring=2,ulysses=2" and mesh.typed(str(layout)) == layout
+    assert replace(layout, hsdp=4).groups("hsdp") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    more = Layout(cfg=2, hsdp=4)
+    assert more.size == 4 and more.groups("cfg") == [[0, 1], [2, 3]] and more.groups("hsdp") == [[0, 1, 2, 3]]
 
 
 def test_parts_are_even_and_ragged():
@@ -153,7 +158,7 @@ def test_parts_are_even_and_ragged():
 @pytest.mark.parametrize(
     ("parallel", "shared", "found", "next_step"),
     [
-        ("tensor=2", NANO, "not yet: tensor parallel", "Split cfg or ring or ulysses"),
+        ("tensor=2", NANO, "not yet: tensor parallel", "Split cfg or ring or ulysses or hsdp"),
         ("ulises=2", NANO, "'ulises=2' names no axis of the mesh", "Did you mean ulysses?"),
         ("cfg=2,cfg=2", NANO, "cfg is given twice", "Keep one of them"),
         ("cfg=0", NANO, "'0' is no number of parts", "Type 1 to 1024"),
@@ -181,6 +186,12 @@ def test_parts_are_even_and_ragged():
             replace(NANO, heads=24),
             "the model's 8 key heads are neither split among 6 nor repeated evenly",
             "The nearest that can be is `parallel` ulysses=4",
+        ),
+        (
+            "cfg=2,hsdp=3",
+            NANO,
+            "the 2 devices of the mesh are not divided evenly into groups of 3",
+            "The nearest that can be is `parallel` cfg=2,ulysses=2,hsdp=2",
         ),
         (
             "ring=8",
@@ -217,3 +228,21 @@ def test_a_plan_counts_what_one_device_does(given):
     assert flops[0] > flops[1] > flops[2] and flops[1] == pytest.approx(2 * flops[2], rel=0.1)
     assert four.estimate.stage("steps").activations < two.estimate.stage("steps").activations
     assert four.estimate.stage("steps").text_kv == two.estimate.stage("steps").text_kv // 2
+
+
+def test_a_plan_counts_shared_weights():
+    """The recipe for two devices: half of the layers, and two of them whole."""
+
+    def weights(parallel, placement=None):
+        wish = Wish(model="nvidia/Cosmos3-Super", described=True, partial=True, given={"task": "t2v"})
+        wish = replace(
+            wish, memory=141 * 2**30, host_memory=10**12, backend="reference", parallel=parallel, placement=placement
+        )
+        return settle(wish).estimate
+
+    one, two = weights("cfg=2"), weights("cfg=2,hsdp=2")
+    share = two.stage("steps").weights / one.stage("steps").weights
+    assert 0.5 < share < 0.6
+    offloaded, shared = weights("cfg=2", OFFLOADED), weights("cfg=2,hsdp=2", OFFLOADED)
+    assert shared.host == pytest.approx(offloaded.host / 2, rel=0.05)
+    assert shared.stage("steps").weights < two.stage("steps").weights / 5

@@ -15,7 +15,7 @@ from tiny_model import TINY_MODEL
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.contract import Kernel, RunError
 from cosmos3_core.engine import store
-from cosmos3_core.engine.store import BUFFERS, Streamed
+from cosmos3_core.engine.store import BUFFERS, Host, Streamed
 from cosmos3_core.model import weights as layout
 from cosmos3_core.model.transformer import DecoderLayer
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, PARTS, RESIDENT, STREAMED, Placement
@@ -156,12 +156,12 @@ class Counted(TorchMemory):
 def test_a_layer_is_whole_when_it_is_asked_for_and_the_next_is_on_its_way(wraps, monkeypatch):
     monkeypatch.setattr(store, "BLOCK", 700)  # so that layers lie across blocks
     memory, count = Counted(), 5
-    layers = Streamed(made, count, memory, HOST, wraps=wraps)
+    layers = Streamed(made, count, host := Host(memory, HOST), HOST, wraps=wraps)
     for _ in range(2):
         for i in range(count):
             assert values(layers[i]) == values(made(i))
     asked = 2 * count + wraps  # the last pass has begun to fetch the first layer
-    pieces = sum(len(layers._layers[i % count].pieces) for i in range(asked))
+    pieces = sum(len(host.layers[i % count]) for i in range(asked))
     assert len(memory.begun) == pieces and len(set(memory.begun)) <= pieces
     assert values(layers[3]) == values(made(3)), "after a pass that was left half way"
     assert values(layers[0]) == values(made(0))
@@ -172,7 +172,7 @@ def test_a_layer_is_whole_when_it_is_asked_for_and_the_next_is_on_its_way(wraps,
 
 
 def test_of_a_tower_in_host_memory_two_layers_are_on_the_device():
-    layers = Streamed(made, 6, TorchMemory(), HOST, wraps=True)
+    layers = Streamed(made, 6, Host(TorchMemory(), HOST), HOST, wraps=True)
     for i in range(6):
         there = [j for j in range(6) if any(t.numel() for t in layers._layers[j].layer.tensors().values())]
         assert len(there) <= BUFFERS
@@ -180,7 +180,7 @@ def test_of_a_tower_in_host_memory_two_layers_are_on_the_device():
 
 
 def test_layers_of_one_are_one():
-    layers = Streamed(made, 1, TorchMemory(), HOST, wraps=True)
+    layers = Streamed(made, 1, Host(TorchMemory(), HOST), HOST, wraps=True)
     assert values(layers[0]) == values(made(0)) == values(layers[0])
 
 
@@ -188,7 +188,7 @@ def test_a_layer_that_cannot_be_moved_is_an_error():
     fixed = Half()
     fixed.tensors = lambda: None
     with pytest.raises(RunError, match="cannot tell where.*staged"):
-        Streamed(lambda i: DecoderLayer(fixed, Half()), 2, TorchMemory(), HOST, wraps=True)
+        Streamed(lambda i: DecoderLayer(fixed, Half()), 2, Host(TorchMemory(), HOST), HOST, wraps=True)
 
 
 def test_a_host_that_pins_no_more_is_told_of(alone):

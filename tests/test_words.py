@@ -81,7 +81,7 @@ FLAGS = {
     "--pipeline-parallel-size 2": NOT_YET.format("pipeline parallel."),
     "--sp-degree 2": OURS.format("--parallel cfg=2,ulysses=4."),
     "--num-gpus 4": OURS.format("--devices."),
-    "--use-hsdp": NOT_YET.format("HSDP."),
+    "--use-fsdp-inference": OURS.format("--parallel cfg=2,ulysses=4."),
     "--vae-patch-parallel-size 2": NOT_YET.format("VAE patches on several devices."),
     "--cpu-offload": "not here: weights lie where they fit, and on the host by --placement",
     "--dit-cpu-offload true": "not here: weights lie where they fit",

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from .options import DEVICE, option
 
-DEGREES = {"cfg_parallel_size": "cfg", "ulysses_degree": "ulysses", "ring_degree": "ring"}
-"""Options of single axes of the mesh, as other programs call them."""
+DEGREES = {
+    "cfg_parallel_size": "cfg",
+    "ulysses_degree": "ulysses",
+    "ring_degree": "ring",
+    "hsdp_shard_size": "hsdp",
+}
+"""Options of single degrees of a layout, as other programs call them."""
 PARALLEL = (
     option(
         DEVICE,
         "--parallel",
         metavar="AXIS=DEGREE,...",
         help="How several devices share the run: cfg deals out guidance branches, ulysses and ring split each branch's "
-        "tokens. A process for each is started.",
+        "tokens, hsdp shares out the layers' weights. A process for each is started.",
     ),
     option(DEVICE, "--devices", type=int, metavar="N", help="Share it among N devices as exchanges least."),
     *(
         option(DEVICE, f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"--parallel {axis}=N.")
         for name, axis in DEGREES.items()
+    ),
+    option(
+        DEVICE, "--use-hsdp", is_flag=True, help="--parallel hsdp=N among all devices of the other degrees named here."
     ),
     option(DEVICE, "--launched", envvar="TORCHELASTIC_RUN_ID", hidden=True),
     option(DEVICE, "--picked", type=int, hidden=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import signal
 import sys
@@ -160,12 +161,17 @@ def working(options: Options, execute: Callable[[Options], None]) -> None:
 
 
 def layout_of(options: Options) -> str | None:
-    """What --parallel says, or the options of single axes do."""
+    """What --parallel says, or the options of single degrees do."""
     degrees = {axis: degree for name, axis in DEGREES.items() if (degree := getattr(options, name)) is not None}
+    if options.use_hsdp and "hsdp" not in degrees:
+        if not (others := math.prod(degrees.values())) > 1:
+            found, size = "it does not say among how many devices", options.devices or 2
+            raise InputError("--use-hsdp", found, f"Add --hsdp-shard-size {size}, or another degree")
+        degrees["hsdp"] = others
     if not degrees:
         return options.parallel
     if options.parallel is not None:
-        first = next(name for name in DEGREES if getattr(options, name) is not None)
+        first = next(name for name in (*DEGREES, "use_hsdp") if getattr(options, name))
         asked = f"--{first.replace('_', '-')} with --parallel {options.parallel}"
         raise InputError(asked, "both split the run among devices", "Keep one of them")
     return ",".join(f"{axis}={degree}" for axis, degree in degrees.items())

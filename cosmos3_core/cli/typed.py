@@ -16,7 +16,7 @@ REPORT |= {"as_json": "--json"}
 """Options of a dry run alone."""
 PLACING = ("placement", "resident", "enable_layerwise_offload", "memory_limit")
 """Options that change where weights lie, and nothing that is computed."""
-SHARING = ("parallel", "devices", *DEGREES, "launched", "picked")
+SHARING = ("parallel", "devices", *DEGREES, "use_hsdp", "launched", "picked")
 """Options of several devices, which a run may go on with on another number of them."""
 FREE = (
     "output",
@@ -123,5 +123,7 @@ class Options:
     cfg_parallel_size: int | None = None
     ulysses_degree: int | None = None
     ring_degree: int | None = None
+    hsdp_shard_size: int | None = None
+    use_hsdp: bool = False
     launched: str | None = None
     picked: int | None = None

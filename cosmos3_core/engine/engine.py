@@ -90,9 +90,11 @@ class Engine:
         self._stages = Stages()
         self._lock = self._stages.turn
         self._others = Others(plan, self._target.ops.comm, torch.device(self._target.device))
-        self._pool = Pool(model, self._target, self._stages, self._placement, weights, self._others.own)
+        self._pool = Pool(model, self._target, self._stages, self._placement, weights, self._others)
         keeping = keeping_of(self._placement, plan.tuning)
-        self._prompts = Prompts(self._pool, self._stages, keeping.tokens, keeping.host_tokens)
+        # How much the host has free is no two processes' same, and what they read they read together.
+        host_tokens = keeping.host_tokens if plan.layout.size == 1 else 0
+        self._prompts = Prompts(self._pool, self._stages, keeping.tokens, host_tokens)
         self._conditions = Conditions(self._pool, self._stages, keeping.area)
         self._forwards = Forwards(keeping.rows, self._prompts.kept)
 
@@ -287,7 +289,7 @@ class Engine:
         if state.passes is None:
             tower = self._pool.lease("generation")
             execution = self.execution(state.context.request)
-            state.passes = state.passes or Passes(tower, state.context, execution, self._forwards, self._others.circle)
+            state.passes = state.passes or Passes(tower, state.context, execution, self._forwards, self._others)
             self._stages.tell("steps", state.index, state.steps)
         passes: Passes = state.passes
         return passes

@@ -29,6 +29,11 @@ class Others:
         return component if self._ranks is None else shared_out(self._ranks, component)
 
     @property
+    def sharers(self) -> Circle | None:
+        """The processes that have the layers' weights among them; None where each has its own."""
+        return self._ranks.hsdp if self._ranks and self._ranks.hsdp.count > 1 else None
+
+    @property
     def circle(self) -> Circle | None:
         """The processes to which guidance branches are dealt out; None where one has them all."""
         return self._ranks.cfg if self._ranks and self._ranks.cfg.count > 1 else None

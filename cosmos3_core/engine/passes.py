@@ -12,13 +12,13 @@ from torch import Tensor
 from ..model.packing import Item, Packing
 from ..model.transformer import Branches, GenerationTower, TextContext
 from ..parallel.guidance import dealt
-from ..parallel.ranks import Circle
 from ..parallel.towers import SplitTower
 from ..plan.execution import Execution, Pass
 from ..sampling.guidance import combined, guided, inside, normalized
 from ..sampling.state import Context, State, views
 from ..scenarios.branches import PROMPT, UNCONTROLLED, text_of
 from .kept import Kept
+from .others import Others
 
 Tower = GenerationTower | SplitTower
 
@@ -91,7 +91,7 @@ class Forwards:
 class Passes:
     """The passes of a generation's steps, without guidance and with it, as `execution` has them; each is made when a
     step first needs it. They hold the tower, and the memory of those that are captured, as long as anybody holds
-    them. The passes are dealt out to the processes of the `circle`, if there are several."""
+    them. The passes are dealt out to the `others`, if these are there for that."""
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class Passes:
         context: Context,
         execution: Execution,
         forwards: Forwards,
-        circle: Circle | None = None,
+        others: Others | None = None,
     ):
         self.tower, self.packing, self.execution, self._forwards = tower, context.packing, execution, forwards
-        self._circle = circle
+        self._others = others
         self._texts = dict(zip(execution.branches, context.texts, strict=True))
         self._made: dict[tuple[Pass, bool], Forward] = {}
 
@@ -121,8 +121,9 @@ class Passes:
             return self._forward(one, a16)(state.x, timestep_1)
 
         velocities: dict[str, Tensor] = {}
-        if self._circle:
-            velocities = dealt(passes, run, self._circle, state.x)
+        if self._others and self._others.circle:
+            idle = self.tower.sweep if self._others.sharers else _nothing
+            velocities = dealt(passes, run, idle, self._others.circle, state.x)
         else:
             for one in passes:
                 velocities |= zip(one.branches, run(one), strict=True)
@@ -136,3 +137,7 @@ class Passes:
             texts = tuple(self._texts[text_of(name)] for name in one.branches)
             self._made[one, a16] = self._forwards.of(self.tower, self.packing, texts, one, a16)
         return self._made[one, a16]
+
+
+def _nothing() -> None:
+    """What a process has to do while others compute, where it has its own weights."""

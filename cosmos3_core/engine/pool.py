@@ -17,10 +17,11 @@ from ..checkpoint.model import Model, Weights
 from ..model.transformer import DecoderLayer, LayerSource
 from ..model.weights import Target
 from ..plan.cost.units import gib
-from ..plan.placement import DISK, LAYERED, RESIDENT, STREAMED, Placement
+from ..plan.placement import DISK, RESIDENT, STREAMED, TOWERS, Placement
 from ..scenarios.request import Request
+from .others import Others
 from .stages import Stages
-from .store import FromFiles, Load, Streamed
+from .store import FromFiles, Gathered, Host, Load, Streamed
 
 IDLE_BYTES = 1 << 30
 """Less idle memory is not worth the time that it takes to get it again."""
@@ -52,8 +53,7 @@ class Asked:
 
 class Pool:
     """Lends a model's components, loaded to `target` and placed by `placement`: what is resident there, or lies in host
-    memory, is loaded once. `own` makes of a component what this process uses of it. `notes` say what the host did
-    not do as it was asked."""
+    memory, is loaded once; the `others` may have some of it. `notes` say what the host did not do as it was asked."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class Pool:
         stages: Stages,
         placement: Placement,
         weights: Weights | None,
-        own: Callable[[Any], Any],
+        others: Others,
     ):
-        self.own = own
+        self.others = others
         self.model, self.target, self.stages, self.placement = model, target, stages, placement
         self.notes: list[str] = []
         self._weights, self._keeps = weights, True
@@ -93,27 +93,31 @@ class Pool:
             with self.stages.stage(f"load {name}"):
                 component = self._loaded.get(name)  # as above
                 if component is None:
-                    component = self._loaded[name] = self.own(LOAD[name](weights, self._target_of(name)))
+                    component = self._loaded[name] = self.others.own(LOAD[name](weights, self._target_of(name)))
                     if self._keeps and self.placement.of(name) in (RESIDENT, STREAMED):
                         self._staying.append(component)
         return component
 
     def _target_of(self, name: str) -> Target:
         """What a component's weights become where it is placed."""
-        way, device = self.placement.of(name), torch.device(self.target.device)
+        way, sharers = self.placement.of(name), self.others.sharers
+        if name not in TOWERS or way == DISK:  # what lies in files everyone reads there
+            return replace(self.target, hold=FromFiles, table="cpu") if way == DISK else self.target
+        if way != STREAMED and sharers is None:
+            return self.target
+        memory, device = self.target.ops.memory, torch.device(self.target.device)
 
         def streamed(load: Load, count: int) -> LayerSource:
-            memory, wraps = self.target.ops.memory, name == "generation"
-            layers = Streamed(load, count, memory, device, wraps=wraps)
+            host = Host(memory, device) if way == STREAMED else None
+            shelf = Gathered(sharers, host) if sharers else host
+            assert shelf is not None, "or the tower would be on the device"
+            layers = Streamed(load, count, shelf, device, wraps=name == "generation")
             self._streams.add(layers)
-            if layers.host.refused:
-                held = gib(layers.host.held)
-                self.notes.append(f"the host refused to pin {held} for {name}: some of its copies take a detour")
+            if host and host.refused:
+                self.notes.append(f"the host refused to pin {gib(host.held)} for {name}: some copies take a detour")
             return layers
 
-        if way not in LAYERED:
-            return self.target
-        return replace(self.target, hold=FromFiles if way == DISK else streamed, table="cpu")
+        return replace(self.target, hold=streamed, table="cpu" if way == STREAMED else None)
 
     def close(self) -> None:
         """Keep nothing from now on: what somebody holds stays until he drops it."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..contract import Memory, Pending, RunError
+from ..contract import Memory, RunError
 from ..model.transformer import DecoderLayer
+from ..parallel.ranks import Circle
 from ..plan.cost.fit import BUFFERS
 from ..plan.cost.fit import HOST_BLOCK as BLOCK
 
@@ -44,31 +46,66 @@ class Part:
         self.tensor.data = torch.empty(0, dtype=self.dtype, device=self.tensor.device)
 
 
-@dataclass(frozen=True)
-class Moved:
-    """A layer whose bytes lie in these pieces of host memory, one after another."""
+class Shelf(Protocol):
+    """Where the bytes of a tower's layers lie, one after another, and their way to the device."""
 
-    layer: DecoderLayer
-    parts: tuple[Part, ...]
-    pieces: tuple[Tensor, ...]
+    def keep(self, flat_B: Tensor) -> None:
+        """The next layer's, which lie on the device."""
 
-    @property
-    def size(self) -> int:
-        return sum(len(piece) for piece in self.pieces)
+    def begin(self, i: int, then: int | None) -> Callable[[], Tensor]:
+        """Begin to bring layer i's to the device, after which those of layer `then` will be wanted. What is returned
+        waits for them; they stay until two more were begun."""
+
+    def rest(self) -> None:
+        """Give back what was taken of the device to bring them there."""
 
 
 class Host:
-    """Host memory that the device copies from without a detour, handed out piece by piece. Where the host refuses to
-    pin more, `refused` is so, and further pieces are of ordinary memory."""
+    """Bytes in host memory that the device copies from without a detour, in pieces, each layer's through one of two
+    buffers on the device. Where the host refuses to pin more, `refused` is so, and further pieces are of ordinary
+    memory."""
 
     def __init__(self, memory: Memory, device: torch.device):
         self._memory, self._device = memory, device
         self._rest = torch.empty(0, dtype=torch.uint8)
         self.refused = False
         self.held = 0
+        self.layers: list[tuple[Tensor, ...]] = []
+        self._buffers: list[Tensor] = []
+        self._turn = 0
 
-    def pieces(self, size: int) -> Iterator[Tensor]:
-        """So many bytes, in pieces."""
+    def keep(self, flat_B: Tensor) -> None:
+        begin, pieces = 0, tuple(self._pieces(len(flat_B)))
+        for piece in pieces:
+            self._memory.copy(piece, flat_B[begin : begin + len(piece)]).wait()
+            begin += len(piece)
+        self.layers.append(pieces)
+
+    def begin(self, i: int, then: int | None) -> Callable[[], Tensor]:
+        if not self._buffers:
+            size = max(sum(map(len, pieces)) for pieces in self.layers)
+            count = min(BUFFERS, len(self.layers))
+            self._buffers = [torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(count)]
+        # The buffer's last reader is among what the device was given by now.
+        self._turn = (self._turn + 1) % len(self._buffers)
+        buffer, pieces = self._buffers[self._turn], self.layers[i]
+        ends = list(accumulate(map(len, pieces)))
+        begun = [
+            self._memory.fetch(buffer[end - len(piece) : end], piece) for piece, end in zip(pieces, ends, strict=True)
+        ]
+
+        def arrived() -> Tensor:
+            for pending in begun:
+                pending.wait()
+            return buffer[: ends[-1]]
+
+        return arrived
+
+    def rest(self) -> None:
+        self._buffers, self._turn = [], 0
+
+    def _pieces(self, size: int) -> Iterator[Tensor]:
+        """So many bytes of the host."""
         while size:
             if not len(self._rest):
                 self._rest = self._block()
@@ -90,83 +127,120 @@ class Host:
             raise RunError(asked, found, "Place that part on `disk`, which keeps nothing there") from error
 
 
+class Gathered:
+    """Bytes of which each of a `circle` of processes keeps a share, on its device or on a `host`, and which these
+    gather: all ask for the same layers in the same order."""
+
+    def __init__(self, circle: Circle, host: Host | None = None):
+        self._circle, self._host = circle, host
+        self._shares: list[Tensor] = []
+        self._staged: dict[int, Callable[[], Tensor]] = {}
+
+    def keep(self, flat_B: Tensor) -> None:
+        count, number = self._circle.count, self._circle.number
+        size = -(-len(flat_B) // (count * ALIGNED)) * ALIGNED
+        share = flat_B.new_zeros(size)
+        own = flat_B[number * size : (number + 1) * size]
+        share[: len(own)].copy_(own)
+        if self._host is None:
+            self._shares.append(share)
+        else:
+            self._host.keep(share)
+
+    def begin(self, i: int, then: int | None) -> Callable[[], Tensor]:
+        gathered = self._circle.gathering(self._share(i, then))
+        return lambda: gathered().flatten()
+
+    def _share(self, i: int, then: int | None) -> Tensor:
+        """Of the one after it the share is then on its way, so that it is here when it is to be gathered."""
+        if self._host is None:
+            return self._shares[i]
+        arriving = self._staged.pop(i, None) or self._host.begin(i, None)
+        self._drop()
+        share = arriving()
+        if then is not None:
+            self._staged[then] = self._host.begin(then, None)
+        return share
+
+    def _drop(self) -> None:
+        for arriving in self._staged.values():
+            arriving()
+        self._staged.clear()
+
+    def rest(self) -> None:
+        self._drop()
+        if self._host is not None:
+            self._host.rest()
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A layer, and where its tensors lie among its bytes."""
+
+    layer: DecoderLayer
+    parts: tuple[Part, ...]
+
+
 class Streamed:
-    """Layers in host memory, which pass through buffers on the device: the next one is on its way while one is computed
-    with, and where a pass `wraps` the first one follows on the last.
+    """Layers whose bytes lie on a `shelf`: the next one is on its way to the device while one is computed with, and
+    where a pass `wraps` the first one follows on the last.
 
     Each is packed on the device, once, and moved by what it names (`DecoderLayer.tensors`). Raises RunError for one
     that cannot be moved.
     """
 
-    def __init__(self, load: Load, count: int, memory: Memory, device: torch.device, *, wraps: bool):
-        self._memory, self._device, self._wraps = memory, device, wraps
+    def __init__(self, load: Load, count: int, shelf: Shelf, device: torch.device, *, wraps: bool):
+        self._shelf, self._device, self._wraps = shelf, device, wraps
         # Not every device lets a tensor of torch's inference mode have the storage of another kind.
         self._inference = torch.is_inference_mode_enabled()
-        self.host = Host(memory, device)
         self._layers = [self._moved(load(i)) for i in range(count)]
-        self._buffers: list[Tensor] = []
-        self._lies: list[int | None] = []
-        self._coming: dict[int, list[Pending]] = {}
-        self._turn = 0
+        self._here: list[int] = []
+        self._coming: dict[int, Callable[[], Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._layers)
 
     def __getitem__(self, i: int, /) -> DecoderLayer:
         with torch.inference_mode(self._inference):
-            return self._arrived(i)
+            if i not in self._here:
+                self._arrive(i)
+            if (after := self._after(i)) is not None and after not in self._coming:
+                self._coming[after] = self._shelf.begin(after, self._after(after))
+            return self._layers[i].layer
 
-    def _arrived(self, i: int) -> DecoderLayer:
-        if i not in self._lies:
-            self._fetch(i)
-        for pending in self._coming.pop(i, ()):
-            pending.wait()
-        self._turn = self._lies.index(i)
+    def _after(self, i: int) -> int | None:
         after = (i + 1) % len(self._layers)
-        if after not in self._lies and (after or self._wraps):
-            # The buffer's last reader, the layer before this one, is among what the device was given by now.
-            self._fetch(after)
-        return self._layers[i].layer
+        return after if after != i and (after or self._wraps) else None
 
-    def _fetch(self, i: int) -> None:
-        """Start to copy a layer into the buffer whose turn is next."""
-        if not self._buffers:
-            size = max(moved.size for moved in self._layers)
-            count = min(BUFFERS, len(self._layers))
-            self._buffers = [torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(count)]
-            self._lies = [None] * count
-        at = self._turn = (self._turn + 1) % len(self._buffers)
-        self._leave(at)
-        moved, buffer = self._layers[i], self._buffers[at]
-        ends = list(accumulate(len(piece) for piece in moved.pieces))
-        begun = [
-            self._memory.fetch(buffer[end - len(piece) : end], piece)
-            for piece, end in zip(moved.pieces, ends, strict=True)
-        ]
-        for part in moved.parts:
+    def _arrive(self, i: int) -> None:
+        arriving = self._coming.pop(i, None)
+        self._leave()
+        buffer = (arriving or self._shelf.begin(i, self._after(i)))()
+        for part in self._layers[i].parts:
             part.bind(buffer)
-        self._lies[at], self._coming[i] = i, begun
+        self._here = [i]
 
-    def _leave(self, at: int) -> None:
-        if (i := self._lies[at]) is not None:
-            self._lies[at] = None
-            for pending in self._coming.pop(i, ()):
-                pending.wait()
+    def _leave(self) -> None:
+        """Nothing lies on the device, nor is on its way there."""
+        for arriving in self._coming.values():
+            arriving()
+        for i in self._here:
             for part in self._layers[i].parts:
                 part.release()
+        self._coming, self._here = {}, []
 
     def rest(self) -> None:
-        """Give the buffers back; the next one who asks for a layer gets new ones."""
+        """Give the device's memory back; the next one who asks for a layer gets some anew."""
         with torch.inference_mode(self._inference):
-            for at in range(len(self._buffers)):
-                self._leave(at)
-        self._buffers, self._lies, self._turn = [], [], 0
+            self._leave()
+            self._shelf.rest()
 
     def _moved(self, layer: DecoderLayer) -> Moved:
         named = layer.tensors()
         if named is None:
             found = "a kernel of this plan keeps them where it packed them, and cannot tell where that is"
-            raise RunError("moving weights to the host", found, "Place that part `staged` or on `disk`")
+            next_step = "Place that part `staged` or on `disk`, and do not share its weights out"
+            raise RunError("moving a layer's weights", found, next_step)
         held = [tensor for tensor in named.values() if tensor.device.type == self._device.type]
         spans = [_span(tensor) for tensor in held]
         ends = list(accumulate(-(-span // ALIGNED) * ALIGNED for span in spans))
@@ -175,13 +249,10 @@ class Streamed:
         for tensor, begin, span in zip(held, [0, *ends], spans, strict=False):
             flat[begin : begin + span].copy_(_raw(tensor, span))
             parts.append(Part(tensor, tensor.dtype, tensor.shape, tensor.stride(), begin, span))
-        begin, pieces = 0, tuple(self.host.pieces(len(flat)))
-        for piece in pieces:
-            self._memory.copy(piece, flat[begin : begin + len(piece)]).wait()
-            begin += len(piece)
+        self._shelf.keep(flat)
         for part in parts:
             part.release()
-        return Moved(layer, tuple(parts), pieces)
+        return Moved(layer, tuple(parts))
 
 
 class FromFiles:

@@ -227,6 +227,11 @@ class GenerationTower:
             layer = layer.a16 or layer if a16 else layer
             layer.finish(residual, self._attended(layer, i, residual, branches))
 
+    def sweep(self) -> None:
+        """Ask for each layer, as a pass does, and compute nothing: a source may take part in what others compute."""
+        for i in range(len(self.layers)):
+            self.layers[i]
+
     def _attended(self, layer: DecoderLayer, i: int, residual: Residual, branches: Branches) -> Tensor:
         """What layer i's attention gives, out_BSHD. With the call q, k and v end: the MLP needs their room."""
         q, k, v, _ = layer.project(residual, branches.cos, branches.sin)

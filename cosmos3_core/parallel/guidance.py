@@ -12,15 +12,21 @@ from .ranks import Circle
 
 
 def dealt(
-    passes: Sequence[Pass], run: Callable[[Pass], Sequence[Tensor]], circle: Circle, like: Tensor
+    passes: Sequence[Pass],
+    run: Callable[[Pass], Sequence[Tensor]],
+    idle: Callable[[], None],
+    circle: Circle,
+    like: Tensor,
 ) -> dict[str, Tensor]:
     """The velocity of each branch of these passes, each of one branch, by name: fp32 and like this flat tensor. Branch
     i is process i's, and of more branches than processes the first one's again; every process gets all of them, and
-    from the one that computed it, so that all combine the same numbers. In a step of fewer branches the others wait."""
+    from the one that computed it, so that all combine the same numbers. Who has no branch in a round is `idle`."""
     branches = [one.branches[0] for one in passes]
     rounds = -(-len(passes) // circle.count)
     mine = torch.zeros(rounds, len(like), dtype=torch.float32, device=like.device)
     for i, one in enumerate(passes[circle.number :: circle.count]):
         mine[i] = run(one)[0]
+    if circle.number + circle.count * (rounds - 1) >= len(passes):
+        idle()
     found = circle.gathered(mine)
     return {name: found[i % circle.count, i // circle.count] for i, name in enumerate(branches)}

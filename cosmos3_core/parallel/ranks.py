@@ -20,7 +20,7 @@ from .trial import try_out
 
 WAITING = timedelta(minutes=30)
 """How long it waits for them in a collective: while one of them loads weights or decodes a chunk."""
-NAMED = ("cfg", "ring", "ulysses")
+NAMED = ("cfg", "ring", "ulysses", "hsdp")
 ROWS = ("ring", "ulysses")
 """The axes along which the media tokens are split."""
 
@@ -43,7 +43,7 @@ def parts(length: int, count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Circle:
-    """The processes along some axes: this one is `number` of `count`."""
+    """Processes that exchange something, such as those along an axis: this one is `number` of `count`."""
 
     comm: Comm
     group: ProcessGroup | None
@@ -55,7 +55,12 @@ class Circle:
 
     def gathered(self, x: Tensor) -> Tensor:
         """[count, *x.shape], of one shape."""
-        return self._waited(lambda: self.comm.all_gather(x, self.group).wait())
+        return self.gathering(x)()
+
+    def gathering(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin to; what is returned waits for it."""
+        pending = self._waited(lambda: self.comm.all_gather(x, self.group))
+        return lambda: self._waited(pending.wait)
 
     def gathered_rows(self, x: Tensor, lengths: Sequence[int], dim: int) -> Tensor:
         """Everyone's x, so many long along `dim`, one after the other. All travel at the longest one's size."""
@@ -95,21 +100,26 @@ class Ranks:
             raise InputError(f"`parallel` {layout}", found, "Type cosmos3 run, which starts them", "parallel")
         self.layout, self.rank = layout, dist.get_rank()
         self.place = layout.coordinates(self.rank)
-        self.cfg, self.ring, self.ulysses = (self._circle((axis,), comm, collectives) for axis in NAMED)
-        self.rows = self._circle(ROWS, comm, collectives)
-        for name, circle in {**{axis: getattr(self, axis) for axis in NAMED}, "rows": self.rows}.items():
-            if circle.count > 1:
-                try_out(comm, circle.group, circle.number, circle.count, device, name)
+        self._comm, self._collectives, self._device = comm, collectives, device
+        self.cfg, self.ring, self.ulysses, self.hsdp = (self._circle((axis,)) for axis in NAMED)
+        self.rows = self._circle(ROWS)
 
-    def _circle(self, axes: Sequence[str], comm: Comm, collectives: str) -> Circle:
-        mine, number = None, 0
+    def _circle(self, axes: Sequence[str]) -> Circle:
         groups = self.layout.groups(*axes)
-        if len(groups[0]) > 1:
-            for members in groups:  # every process makes every group, or those that are in it would wait for it
-                group = dist.new_group(members, backend=collectives, timeout=WAITING)
-                if self.rank in members:
-                    mine, number = group, members.index(self.rank)
-        return Circle(comm, mine, number, len(groups[0]))
+        count, members = len(groups[0]), next(group for group in groups if self.rank in group)
+        key = str(groups), self._collectives, type(self._comm).__qualname__
+        if count > 1 and key not in _MADE:
+            for one in groups:  # every process makes every group, or those that are in it would wait for it
+                group = dist.new_group(one, backend=self._collectives, timeout=WAITING)
+                if one is members:
+                    _MADE[key] = group
+            try_out(self._comm, _MADE[key], members.index(self.rank), count, self._device, " and ".join(axes))
+        return Circle(self._comm, _MADE.get(key), members.index(self.rank), count)
+
+
+_MADE: dict[tuple[str, str, str], ProcessGroup] = {}
+"""Groups that this process has made and tried out: other engines have the same ones, and a group is threads and
+memory. Each is found by all that were made with it, the backend of torch and who calls that."""
 
 
 def check_agreed(decided: Any, what: str = "what was decided before the first step") -> None:

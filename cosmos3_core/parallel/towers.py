@@ -34,6 +34,10 @@ class SplitTower:
     def device(self) -> torch.device:
         return self._tower.device
 
+    def sweep(self) -> None:
+        """As GenerationTower's."""
+        self._tower.sweep()
+
     def branches(self, packing: Packing, texts: Sequence[TextContext]) -> Branches:
         whole, rows = self._tower.branches(packing, texts), rows_of(packing.length, self._ranks)
         return replace(whole, cos=whole.cos[:, rows].contiguous(), sin=whole.sin[:, rows].contiguous())

@@ -141,7 +141,7 @@ class Execution:
 
         def one(*texts: str) -> Pass:
             rows = sum(made if text == UNCONTROLLED else tokens for text in texts)
-            return Pass(texts, rows, placement.captures and rows <= tuning.capture_rows and layout.split == 1)
+            return Pass(texts, rows, placement.captures and rows <= tuning.capture_rows and not layout.exchanges)
 
         return cls(
             branches=branches,

@@ -1,7 +1,7 @@
 """How the processes of a run share its work: a mesh of them, as data.
 
 A process for each device. Along `cfg` the guidance branches are dealt out; along `ring` and `ulysses` the media tokens
-of a branch are. Imports no torch.
+of a branch are. Beside the mesh, groups of `hsdp` processes keep the layers' weights together. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,35 +9,56 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from ..contract import InputError
 from ..spelling import did_you_mean, shown
 
-LATER = ("pipeline", "tensor")
-"""Axes of the mesh that other programs have and nothing here executes yet."""
+LATER = ("pipeline", "tensor", "vae")
+"""What other programs have and nothing here executes yet."""
 MOST = 1024
 """Devices of one run."""
+BESIDE = ("hsdp",)
+"""Degrees of a layout that are no axes of its mesh: the same processes do that, too."""
+COPY = "copy"
+"""The axis, the slowest, along which processes do the same: where `hsdp` takes more of them than the mesh has."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """How many ways each axis is split. Processes are counted along the last axis first, so that those of one
-    `ulysses` group, which exchange most, are neighbours."""
+    `ulysses` group, which exchange most, are neighbours. Each `hsdp` processes, which are neighbours too, have the
+    layers' weights once among them."""
 
     cfg: int = 1
     ring: int = 1
     ulysses: int = 1
+    hsdp: int = 1
+
+    @property
+    def mesh(self) -> int:
+        """Processes that have each a part of the work."""
+        return self.cfg * self.split
+
+    @property
+    def copies(self) -> int:
+        """Processes that do the same part."""
+        return -(-self.hsdp // self.mesh)
 
     @property
     def size(self) -> int:
         """Processes, and devices."""
-        return self.cfg * self.split
+        return self.mesh * self.copies
 
     @property
     def split(self) -> int:
         """Parts of the media tokens."""
         return self.ring * self.ulysses
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether devices exchange anything in a pass."""
+        return self.split > 1 or self.hsdp > 1
 
     def __str__(self) -> str:
         """As `typed` reads it: the axes that are split."""
@@ -46,12 +67,16 @@ class Layout:
     def coordinates(self, rank: int) -> dict[str, int]:
         """Where a process lies on each axis."""
         found = {}
-        for axis, degree in reversed(asdict(self).items()):
+        for axis, degree in reversed([(COPY, self.copies), *((axis, getattr(self, axis)) for axis in AXES)]):
             rank, found[axis] = divmod(rank, degree)
         return dict(reversed(found.items()))
 
     def groups(self, *axes: str) -> list[list[int]]:
-        """The processes that differ along these axes alone, group by group; each is in one of them."""
+        """The processes that differ along these axes alone, group by group; each is in one of them. Of `hsdp`, those
+        that have the layers' weights among them."""
+        if axes == ("hsdp",):
+            whole = self.groups(COPY, *AXES)
+            return [group[i : i + self.hsdp] for group in whole for i in range(0, len(group), self.hsdp)]
         found: dict[tuple[int, ...], list[int]] = {}
         for rank in range(self.size):
             other = tuple(place for axis, place in self.coordinates(rank).items() if axis not in axes)
@@ -59,7 +84,8 @@ class Layout:
         return list(found.values())
 
 
-AXES = tuple(field.name for field in fields(Layout))
+DEGREES = tuple(field.name for field in fields(Layout))
+AXES = tuple(name for name in DEGREES if name not in BESIDE)
 ALONE = Layout()
 
 
@@ -85,6 +111,8 @@ class Shared:
             return f"the model's {self.kv_heads} key heads are neither split among {layout.ulysses} nor repeated evenly"
         if layout.split > self.tokens:
             return f"the request has {self.tokens} media tokens, fewer than the {layout.split} devices of a branch"
+        if layout.size % layout.hsdp:
+            return f"the {layout.mesh} devices of the mesh are not divided evenly into groups of {layout.hsdp}"
         return None
 
     def layouts(self, size: int) -> Iterator[Layout]:
@@ -102,7 +130,14 @@ class Shared:
             idle = 1.5 * math.log2(asked.size / layout.size)  # rather another axis than half of the devices
             return idle + sum(abs(math.log2(one / other)) for one, other in pairs)
 
-        return min((one for size in range(asked.size, 0, -1) for one in self.layouts(size)), key=distance)
+        fitting = (
+            replace(one, hsdp=hsdp)
+            for size in range(asked.size, 0, -1)
+            for one in self.layouts(size)
+            for hsdp in range(1, min(size, asked.hsdp) + 1)
+            if size % hsdp == 0
+        )
+        return min(fitting, key=distance)
 
 
 def typed(text: str) -> Layout:
@@ -112,9 +147,9 @@ def typed(text: str) -> Layout:
         axis, equals, degree = (piece.strip() for piece in word.partition("="))
         if axis in LATER:
             found = f"not yet: {axis} parallel"
-            raise InputError(asked, found, f"Split {' or '.join(AXES)}", "parallel")
-        if not equals or axis not in AXES:
-            next_step = did_you_mean(axis, AXES, f"Type AXIS=DEGREE; axes are {', '.join(AXES)}")
+            raise InputError(asked, found, f"Split {' or '.join(DEGREES)}", "parallel")
+        if not equals or axis not in DEGREES:
+            next_step = did_you_mean(axis, DEGREES, f"Type AXIS=DEGREE; axes are {', '.join(DEGREES)}")
             raise InputError(asked, f"{shown(word)} names no axis of the mesh", next_step, "parallel")
         if axis in degrees:
             raise InputError(asked, f"{axis} is given twice", "Keep one of them", "parallel")

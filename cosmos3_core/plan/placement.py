@@ -22,6 +22,8 @@ MEANING = {
 """Ways to place a part, the one that takes most of the device first."""
 LAYERED = (STREAMED, DISK)
 """Those in which layers pass through the device."""
+TOWERS = ("understanding", "generation")
+"""Parts that have layers."""
 PARTS: Mapping[str, tuple[str, ...]] = {
     "understanding": tuple(MEANING),
     "generation": tuple(MEANING),

@@ -3,12 +3,15 @@ There is one group of processes for each number of them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from layouts import BOUND, error, of_processes, requests, settled, velocity
 from peer import TINY, diffusers_transformer, save_repository
 
 from cosmos3_core.contract import InputError
 from cosmos3_core.plan.mesh import Layout
+from cosmos3_core.plan.placement import DISK, RESIDENT, STREAMED, TOWERS, Placement
 
 COUNTS = 2, 3, 4, 8
 
@@ -36,8 +39,9 @@ def layouts(count: int) -> list[str]:
     for cfg in (1, 2, 3):
         for ring in range(1, count + 1):
             if count % (cfg * ring) == 0:
-                found.append(str(Layout(cfg, ring, count // (cfg * ring))))
-    return found
+                one = Layout(cfg, ring, count // (cfg * ring))
+                found += [str(one), str(replace(one, hsdp=count)), str(replace(one, hsdp=2))]
+    return found + [f"hsdp={count}", f"cfg=2,hsdp={count}"]
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -57,3 +61,13 @@ def test_every_layout_finds_what_one_process_does(model, given, alone, count):
     worst = max(errors, key=errors.__getitem__)
     print(f"\n{count} processes, {len(cases)} cases, worst {worst}: {errors[worst]:.1e}")
     assert errors[worst] < BOUND, {case: one for case, one in errors.items() if one >= BOUND}
+
+
+@pytest.mark.parametrize("way", [RESIDENT, STREAMED, DISK])
+def test_shared_weights_lie_anywhere(model, given, alone, way):
+    """Each process streams its share of what lies in host memory; what lies in files is everyone's own."""
+    cases = [("cfg=2,hsdp=2", "transfer"), ("ulysses=2,hsdp=2", "sound"), ("hsdp=2", "t2i")]
+    plans = [settled(given[name], model=model) for _, name in cases]
+    placement = Placement.alike(RESIDENT).with_parts(dict.fromkeys(TOWERS, way))
+    found = of_processes(plans, [layout for layout, _ in cases], placement)
+    assert max(error(one, alone[name]) for one, (_, name) in zip(found, cases, strict=True)) < BOUND

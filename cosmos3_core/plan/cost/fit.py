@@ -247,10 +247,15 @@ class Estimate:
     def _lying(self, name: str, size: int, component: str) -> int:
         part = TOWERS.get(name, "codecs")
         way, used = self.placement.of(part), component in (name, part)
+        shared = self.layout.hsdp > 1 and way != DISK and name == part
+        if shared and way != STREAMED:
+            own = size // self.layout.hsdp
+            return own + min(size, self._passing(name)) if used else own if way == RESIDENT else 0
         if way == RESIDENT:
             return size
         if way in LAYERED and name == part:
-            return min(size, self._passing(name)) if used else 0
+            passing = self._passing(name)
+            return min(size, passing + (passing // self.layout.hsdp if shared else 0)) if used else 0
         if way in LAYERED and name == "embedding":
             return 0  # its rows are looked up on the host
         return size if used or way == STREAMED else 0
@@ -272,7 +277,7 @@ class Estimate:
     @property
     def host(self) -> int:
         """Bytes of the host's memory that weights lie in. Prompts that were read take more of it, where it is free."""
-        kept = [size for name, size in self.layers.items() if self.placement.of(name) == STREAMED]
+        kept = [size // self.layout.hsdp for name, size in self.layers.items() if self.placement.of(name) == STREAMED]
         table = self.weights["embedding"] if "understanding" in self.layers else 0
         return sum(-(-size // HOST_BLOCK) * HOST_BLOCK for size in kept) + table
 
@@ -415,8 +420,9 @@ class Estimate:
         if "generation" not in self.layers:
             return 0.0
         job, run = self.job, self.execution
-        way = self.placement.generation
-        crossing = self.layers["generation"] / (DISK_RATE if way == DISK else ceiling.link or LINK_RATE)
+        reads = self.placement.generation == DISK
+        rate = DISK_RATE if reads else (ceiling.link or LINK_RATE) * self.layout.hsdp
+        crossing = self.layers["generation"] / rate
 
         def waits(guided: bool) -> float:
             passes = run.guided if guided else run.unguided
