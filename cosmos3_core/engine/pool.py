@@ -90,10 +90,12 @@ class Pool:
         it."""
         component, weights = self._loaded.get(name), self.open_weights()
         if component is None:
-            with self.stages.stage(f"load {name}"):
+            size = weights.bytes_of(name, layers=self.placement.of(name) != DISK)
+            with self.stages.load(f"load {name}", size) as came:
                 component = self._loaded.get(name)  # as above
                 if component is None:
-                    component = self._loaded[name] = self.others.own(LOAD[name](weights, self._target_of(name)))
+                    load, told = LOAD[name], weights.telling(came)
+                    component = self._loaded[name] = self.others.own(load(told, self._target_of(name)))
                     if self._keeps and self.placement.of(name) in (RESIDENT, STREAMED):
                         self._staying.append(component)
         return component

@@ -131,6 +131,14 @@ def generation_slots(config: TransformerConfig) -> list[Slot]:
     return slots
 
 
+def tower_slots(config: TransformerConfig, *, media: bool, layers: bool) -> list[Slot]:
+    """One tower's, with those of its `layers` or without."""
+    slots = generation_slots(config) if media else understanding_slots(config)
+    for i in range(config.num_hidden_layers if layers else 0):
+        slots += layer_slots(config, i, media=media)
+    return slots
+
+
 def shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Every checkpoint tensor that making media takes, by its canonical name, and its shape."""
     slots = understanding_slots(config) + generation_slots(config)
