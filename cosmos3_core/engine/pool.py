@@ -102,11 +102,13 @@ class Pool:
 
     def _target_of(self, name: str) -> Target:
         """What a component's weights become where it is placed."""
-        way, sharers = self.placement.of(name), self.others.sharers
-        if name not in TOWERS or way == DISK:  # what lies in files everyone reads there
-            return replace(self.target, hold=FromFiles, table="cpu") if way == DISK else self.target
-        if way != STREAMED and sharers is None:
+        if name not in TOWERS:
             return self.target
+        way, sharers, target = self.placement.of(name), self.others.sharers, self.others.target(self.target)
+        if way == DISK:  # what lies in files everyone reads there
+            return replace(target, hold=FromFiles, table="cpu")
+        if way != STREAMED and sharers is None:
+            return target
         memory, device = self.target.ops.memory, torch.device(self.target.device)
 
         def streamed(load: Load, count: int) -> LayerSource:
@@ -119,7 +121,7 @@ class Pool:
                 self.notes.append(f"the host refused to pin {gib(host.held)} for {name}: some copies take a detour")
             return layers
 
-        return replace(self.target, hold=streamed, table="cpu" if way == STREAMED else None)
+        return replace(target, hold=streamed, table="cpu" if way == STREAMED else None)
 
     def close(self) -> None:
         """Keep nothing from now on: what somebody holds stays until he drops it."""
