@@ -49,8 +49,11 @@ def requests(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def settled(given: dict[str, Any], parallel: str | None = None, model: str = str(TINY_MODEL)) -> Settled:
-    wish = Wish(model=model, given=given, backend="reference", dtype="float32", parallel=parallel)
+def settled(
+    given: dict[str, Any], parallel: str | None = None, model: str = str(TINY_MODEL), format: str = "none"
+) -> Settled:
+    formats = {} if format == "none" else {"pack_linear": format}
+    wish = Wish(model=model, given=given, backend="reference", dtype="float32", formats=formats, parallel=parallel)
     return settle(wish)
 
 
@@ -65,7 +68,10 @@ def of_processes(
 ) -> list[torch.Tensor]:
     """The second step of each of these requests in the layout beside it, all on one group of processes, which have to
     find the same."""
-    plans = [replace(one.plan, layout=typed(layout)) for one, layout in zip(given, layouts, strict=True)]
+    plans = [
+        one.plan if one.plan.layout.size > 1 else replace(one.plan, layout=typed(layout))
+        for one, layout in zip(given, layouts, strict=True)
+    ]
     (count,) = {plan.layout.size for plan in plans}
 
     def work(rank: int) -> list[torch.Tensor]:

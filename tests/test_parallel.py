@@ -9,25 +9,27 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from devices import HOST
 from layouts import BOUND, error, of_processes, requests, settled, velocity
 from processes import together
 
-from cosmos3_core.contract import InputError, RunError, Segment
+from cosmos3_core.contract import InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.parallel import attention
 from cosmos3_core.parallel.ranks import check_agreed, parts
 from cosmos3_core.parallel.trial import try_out
-from cosmos3_core.plan import mesh
+from cosmos3_core.plan import Want, mesh, resolve
 from cosmos3_core.plan.mesh import Layout, Shared
 from cosmos3_core.plan.placement import OFFLOADED
+from cosmos3_core.reference import BACKEND
 from cosmos3_core.reference.comm import Arriving, TorchComm
 from cosmos3_core.reference.ops import attention as reference
 from cosmos3_core.settle import Wish, settle
 
-NANO = Shared(branches=["prompt", "negative prompt"], heads=32, kv_heads=8, tokens=44_160)
+NANO = Shared(branches=["prompt", "negative prompt"], heads=32, kv_heads=8, inner=12_288, tokens=44_160)
 DIAGONAL = {
-    2: {"hsdp=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer"},
-    4: {"cfg=2,ulysses=2,hsdp=4": "transfer", "ring=2,ulysses=2": "policy", "ulysses=4": "t2v"},
+    2: {"hsdp=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer", "tensor=2": "policy"},
+    4: {"cfg=2,ulysses=2,hsdp=4": "transfer", "ring=2,ulysses=2": "policy", "ulysses=2,tensor=2": "t2v"},
 }
 """Every axis and pair, and every kind of request, once. With four ways among two key heads these are repeated."""
 
@@ -131,13 +133,27 @@ def test_a_plan_for_several_waits_for_nobody(given):
         Engine(one.model, one.plan).start(one.request)
 
 
+def test_a_format_that_is_not_split_so_is_refused_by_name(given):
+    """And a composite of a vendor that adds up itself what each process has a part of steps down, with its reason."""
+    with pytest.raises(InputError) as raised:
+        settled(given["t2i"], "tensor=2", format="nf4")
+    assert raised.value.asked == "`format` pack_linear=nf4 with `parallel` tensor=2"
+    assert "nf4 shares scales or bytes among 64 input features" in raised.value.found
+    fused = Kernel(op="finish", name="fused", build=lambda _: None, fuses=("gate",))
+    backend = replace(BACKEND, kernels=(*BACKEND.kernels, fused))
+    want = Want(dtype="float32", heads=4, kv_heads=2, head_dim=16, hidden=64, inner=96, tensor=2)
+    plan = resolve(want, backend, HOST)
+    assert next(one.kernel.name for one in plan.choices if one.op == "finish") == "composed"
+    assert [one.reason for one in plan.refusals] == ["adds up itself what every device has a part of"]
+
+
 def test_places_and_groups():
     layout = Layout(cfg=2, ring=2, ulysses=2)
     assert [layout.coordinates(rank) for rank in (0, 1, 2, 5)] == [
-        {"copy": 0, "cfg": 0, "ring": 0, "ulysses": 0},
-        {"copy": 0, "cfg": 0, "ring": 0, "ulysses": 1},
-        {"copy": 0, "cfg": 0, "ring": 1, "ulysses": 0},
-        {"copy": 0, "cfg": 1, "ring": 0, "ulysses": 1},
+        {"copy": 0, "cfg": 0, "ring": 0, "ulysses": 0, "tensor": 0},
+        {"copy": 0, "cfg": 0, "ring": 0, "ulysses": 1, "tensor": 0},
+        {"copy": 0, "cfg": 0, "ring": 1, "ulysses": 0, "tensor": 0},
+        {"copy": 0, "cfg": 1, "ring": 0, "ulysses": 1, "tensor": 0},
     ]
     assert layout.groups("ulysses") == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert layout.groups("ring") == [[0, 2], [1, 3], [4, 6], [5, 7]]
@@ -145,6 +161,7 @@ def test_places_and_groups():
     assert layout.groups("cfg") == [[0, 4], [1, 5], [2, 6], [3, 7]]
     assert str(layout) == "cfg=2,ring=2,ulysses=2" and mesh.typed(str(layout)) == layout
     assert replace(layout, hsdp=4).groups("hsdp") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert Layout(cfg=2, tensor=2, hsdp=2).groups("hsdp") == [[0, 2], [1, 3]]
     more = Layout(cfg=2, hsdp=4)
     assert more.size == 4 and more.groups("cfg") == [[0, 1], [2, 3]] and more.groups("hsdp") == [[0, 1, 2, 3]]
 
@@ -158,7 +175,7 @@ def test_parts_are_even_and_ragged():
 @pytest.mark.parametrize(
     ("parallel", "shared", "found", "next_step"),
     [
-        ("tensor=2", NANO, "not yet: tensor parallel", "Split cfg or ring or ulysses or hsdp"),
+        ("pipeline=2", NANO, "not yet: pipeline parallel", "Split cfg or ring or ulysses or tensor or hsdp"),
         ("ulises=2", NANO, "'ulises=2' names no axis of the mesh", "Did you mean ulysses?"),
         ("cfg=2,cfg=2", NANO, "cfg is given twice", "Keep one of them"),
         ("cfg=0", NANO, "'0' is no number of parts", "Type 1 to 1024"),
@@ -188,9 +205,15 @@ def test_parts_are_even_and_ragged():
             "The nearest that can be is `parallel` ulysses=4",
         ),
         (
+            "tensor=32",
+            replace(NANO, inner=12_280),
+            "the MLP's 12280 features are not split evenly among 32",
+            "The nearest that can be is `parallel` cfg=2,ulysses=2,tensor=8",
+        ),
+        (
             "cfg=2,hsdp=3",
             NANO,
-            "the 2 devices of the mesh are not divided evenly into groups of 3",
+            "the 4 devices with the same weights are not divided evenly into groups of 3",
             "The nearest that can be is `parallel` cfg=2,ulysses=2,hsdp=2",
         ),
         (
@@ -243,6 +266,8 @@ def test_a_plan_counts_shared_weights():
     one, two = weights("cfg=2"), weights("cfg=2,hsdp=2")
     share = two.stage("steps").weights / one.stage("steps").weights
     assert 0.5 < share < 0.6
+    split = weights("tensor=2")
+    assert 0.49 < split.stage("steps").weights / one.stage("steps").weights < 0.53
     offloaded, shared = weights("cfg=2", OFFLOADED), weights("cfg=2,hsdp=2", OFFLOADED)
     assert shared.host == pytest.approx(offloaded.host / 2, rel=0.05)
     assert shared.stage("steps").weights < two.stage("steps").weights / 5

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tiny_model import TINY, TINY_MODEL
 
 from cosmos3_core import reference
-from cosmos3_core.checkpoint.tensors import TensorFiles
+from cosmos3_core.checkpoint.tensors import TensorFiles, Told
 from cosmos3_core.cli import stopping
 from cosmos3_core.files import video
 from cosmos3_core.files.outputs import read_metadata
@@ -402,6 +402,26 @@ def test_a_stop_before_the_first_step_loads_no_more(run, monkeypatch):
     code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
     assert code == 130 and "load generation" not in err and not list(Path().iterdir())
     assert err.splitlines()[-2:] == ["nothing was computed yet, so nothing is kept", "stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+@pytest.mark.parametrize("tensor", [5, 45])
+def test_a_signal_stops_a_load_between_two_tensors(run, monkeypatch, number, tensor):
+    """Of the text tower, which has 23, and of the media tower; nothing is left."""
+    came, read = Told.read, []
+
+    def signalled(files, names):
+        for one in came(files, names):
+            read.append(one[0])
+            if len(read) == tensor:
+                os.kill(os.getpid(), number)
+            yield one
+
+    monkeypatch.setattr(Told, "read", signalled)
+    code, _, err = run("a cup", *STEPS, "-o", "cup.mp4")
+    assert code == 130 and len(read) == tensor and not list(Path().iterdir()), err
+    assert err.splitlines()[-2:] == ["nothing was computed yet, so nothing is kept", "stopped"]
+    assert ("load generation" in err) is (tensor == 45)
 
 
 def test_half_a_step_is_undone(run, monkeypatch):

@@ -13,8 +13,10 @@ from test_engine import engine, finish, request
 from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
+from cosmos3_core.checkpoint.tensors import Told
 from cosmos3_core.contract import Kernel, RunError
 from cosmos3_core.engine import store
+from cosmos3_core.engine.stages import Cancelled, Watch
 from cosmos3_core.engine.store import BUFFERS, Host, Streamed
 from cosmos3_core.model import weights as layout
 from cosmos3_core.model.transformer import DecoderLayer
@@ -96,6 +98,47 @@ def test_a_load_that_is_stopped_leaves_nothing(placement, error, alone, loaded, 
     assert alive and state.index == 0
     assert not any(layer() for layer in alive)
     assert torch.equal(finish(running, state), alone)
+
+
+@pytest.mark.parametrize("placement", [ALL_STAGED, OTHER, Placement(DISK, DISK)], ids=str)
+def test_an_event_stops_a_load_between_two_tensors(placement, alone, loaded):
+    """And leaves nothing; the next request loads it whole."""
+
+    class Event:
+        asked = 0
+
+        def is_set(self):
+            self.asked += running.loading is not None
+            return self.asked > 5
+
+    running, event = engine(placement=placement), Event()
+    part = "generation" if placement.understanding == DISK else "understanding"  # of that one only the table is read
+    with pytest.raises(Cancelled, match=f"load {part}, 0 of 1 done"):
+        state = running.start(request(steps=2), watch=Watch(cancel=event))
+        list(running.finish(running.step(running.step(state))))
+    assert event.asked == 6 and running.loading is None
+    assert not loaded.alive
+    assert torch.equal(finish(running, running.start(request(steps=2))), alone)
+
+
+@pytest.mark.parametrize("placement", [ALL_STAGED, Placement(DISK, DISK)], ids=str)
+@pytest.mark.parametrize("part", ["understanding", "generation", "vae decoder"])
+def test_what_is_read_of_a_component_is_told_whole(part, placement, monkeypatch):
+    """While it is loaded, in bytes, of which there are no others."""
+    running, seen = engine(placement=placement), []
+    came = Told.read
+
+    def read(files, names):
+        for one in came(files, names):
+            if (now := running.loading) is not None:
+                seen.append((now.done, now.total))
+            yield one
+
+    monkeypatch.setattr(Told, "read", read)
+    component = running._pool.lease(part)
+    done, total = seen[-1]
+    assert done == total > 0 and [one for one, _ in seen] == sorted(one for one, _ in seen) and component
+    assert running.loading is None
 
 
 def test_a_file_that_vanishes_between_layers_stops_the_run_and_no_more(tmp_path, alone):

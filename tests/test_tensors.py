@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file, save_file
 
+from cosmos3_core.checkpoint import tensors
 from cosmos3_core.checkpoint.repository import open_repository
 from cosmos3_core.checkpoint.tensors import TensorFiles, open_tensors, save_tensors
 from cosmos3_core.contract.errors import InputError
@@ -300,6 +302,51 @@ def test_no_weights_at_all(vae):
     assert "other.safetensors" in refused(vae).found
     with pytest.raises(InputError, match="sound_tokenizer: the checkpoint has no such folder"):
         open_tensors(open_repository(str(vae.parent)), "sound_tokenizer")
+
+
+# Threads.
+
+
+@pytest.fixture
+def many(vae, monkeypatch) -> Path:
+    """Tensors of which each takes a thread, in two shards."""
+    monkeypatch.setattr(tensors, "FEW", 0)
+    save_tensors(vae, {f"t{n:02}": torch.full((300,), float(n)) for n in range(60)}, max_shard_bytes=40 * 1200)
+    return vae
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+def test_what_threads_read_comes_in_the_files_order(many):
+    files = opened(many)
+    assert len({info.file for info in files.tensors.values()}) == 2
+    assert list(read_all(many)) == list(files.tensors)
+    assert all(torch.equal(tensor, torch.full((300,), float(name[1:]))) for name, tensor in read_all(many).items())
+    assert not readers()
+
+
+def test_a_defect_that_a_thread_finds_is_its_tensors(many):
+    files = opened(many)
+    file = files.tensors["t30"].file
+    data = bytearray(file.read_bytes())
+    data[-1200 * (40 - 30)] ^= 1
+    file.write_bytes(data)
+    before = []
+    with pytest.raises(InputError, match="tensor t30 is damaged"):
+        before += (name for name, _ in files.read(files.tensors))
+    assert before == [f"t{n:02}" for n in range(30)] and not readers()
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_no_thread_outlives_who_asks(many, how):
+    reading = opened(many).read([f"t{n:02}" for n in range(40)])
+    next(reading), next(reading)
+    assert readers()
+    reading.close() if how == "closed" else None
+    del reading
+    assert not readers()
 
 
 # Memory.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from .gguf import open_gguf
 from .identity import identity
 from .quantized import Quantization, Quantized, described, gguf_file, quantized
 from .repository import EMBEDDED, Repository, full_name, open_repository
-from .tensors import TensorInfo, Tensors, open_tensors
+from .tensors import TensorInfo, Tensors, Told, open_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -233,6 +234,10 @@ def _incomplete(name: str, path: str) -> InputError:
     )
 
 
+def _bytes(files: Tensors, names: Iterable[str]) -> int:
+    return sum(getattr(files.tensors[name], "nbytes", 0) for name in names)
+
+
 def _kind(info: TensorInfo) -> tuple[tuple[int, ...], torch.dtype]:
     return info.shape, info.dtype
 
@@ -339,6 +344,32 @@ class Weights:
 
     def _identity(self, files: Mapping[str, Tensors]) -> str | None:
         return identity(self.model.repository, {folder: one.tensors.values() for folder, one in files.items()})
+
+    def telling(self, tell: Callable[[int], object]) -> Weights:
+        """The same; `tell` is called with the bytes of each tensor that is read."""
+        told = copy.copy(self)
+        told.transformer, told.vae_files = Told(self.transformer, tell), Told(self.vae_files, tell)
+        told.sound_files = self.sound_files and Told(self.sound_files, tell)
+        told.quantized = self.quantized and replace(self.quantized, files=told.transformer)
+        return told
+
+    def bytes_of(self, component: str, *, layers: bool) -> int:
+        """Of the tensors that are read to load a component, a tower with its `layers` or without; 0 of weights that are
+        no files."""
+        from ..model.vae import HALVES
+        from ..model.weights import tower_slots
+
+        tower = component in ("understanding", "generation")
+        if tower:
+            slots = tower_slots(self.model.config, media=component == "generation", layers=layers)
+            names = {name for slot in slots for name in slot.tensors()}
+            modules = {name.removesuffix(".weight") for name in names}
+            parts = self.quantized.parts if self.quantized else {}
+            held = [raw for name, raw in self.raw_names.items() if name in names or parts.get(name) in modules]
+            return _bytes(self.transformer, held)
+        codec, _, half = component.partition(" ")
+        files, begins = (self.vae_files, HALVES[half]) if codec == "vae" else (self.open_sound(), (f"{half}.",))
+        return _bytes(files, [name for name in files.tensors if name.startswith(begins)])
 
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Quantized ones as what they stand for."""

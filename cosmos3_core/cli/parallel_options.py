@@ -8,6 +8,7 @@ DEGREES = {
     "cfg_parallel_size": "cfg",
     "ulysses_degree": "ulysses",
     "ring_degree": "ring",
+    "tensor_parallel_size": "tensor",
     "hsdp_shard_size": "hsdp",
 }
 """Options of single degrees of a layout, as other programs call them."""
@@ -17,7 +18,7 @@ PARALLEL = (
         "--parallel",
         metavar="AXIS=DEGREE,...",
         help="How several devices share the run: cfg deals out guidance branches, ulysses and ring split each branch's "
-        "tokens, hsdp shares out the layers' weights. A process for each is started.",
+        "tokens, tensor splits the layers, hsdp shares out the layers' weights. A process for each is started.",
     ),
     option(DEVICE, "--devices", type=int, metavar="N", help="Share it among N devices as exchanges least."),
     *(

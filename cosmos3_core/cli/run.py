@@ -316,7 +316,7 @@ def _generate(run: Generation, paths: Paths, options: Options, processes: Proces
     """From the weights to the files. Until they are there, no signal ends more than the piece of work in hand."""
     from .progress import Display
 
-    display = Display()
+    display = Display(lambda: run.engine.loading)
     with stop_signal() as stop, paths.alone():
         run.watch(display.show, processes.stopping(stop))
         with stop.at(1):

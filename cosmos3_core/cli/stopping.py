@@ -20,6 +20,9 @@ class Stop:
     what was computed, goes on to its end, however many arrive.
     """
 
+    at_once = True
+    """It waits for nobody."""
+
     def __init__(self) -> None:
         self.count = 0
         self._limit: int | None = None

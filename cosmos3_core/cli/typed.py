@@ -123,6 +123,7 @@ class Options:
     cfg_parallel_size: int | None = None
     ulysses_degree: int | None = None
     ring_degree: int | None = None
+    tensor_parallel_size: int | None = None
     hsdp_shard_size: int | None = None
     use_hsdp: bool = False
     launched: str | None = None

@@ -47,7 +47,7 @@ from .others import Others
 from .passes import Forwards, Passes
 from .pool import Pool
 from .prompts import Prompts
-from .stages import SILENT, Stages, Watch
+from .stages import SILENT, Loading, Stages, Watch
 from .surroundings import plain_torch
 
 RESOLVE = "Pass what resolve or settle made of your fields"
@@ -137,6 +137,11 @@ class Engine:
     @property
     def tokenizer(self) -> ChatTokenizer:
         return self._tokenizer
+
+    @property
+    def loading(self) -> Loading | None:
+        """The component that is being loaded; to be looked at from any thread."""
+        return self._stages.loading
 
     @property
     def seconds(self) -> dict[str, float]:

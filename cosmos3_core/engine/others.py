@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from ..contract import Comm
+from ..model.weights import Target
 from ..parallel.ranks import Circle, Ranks
+from ..parallel.tensor import split
 from ..parallel.towers import shared_out
 from ..plan import Plan
 
@@ -23,6 +25,12 @@ class Others:
         """Find them, once. Raises InputError where they have not been started."""
         if self._plan.layout.size > 1 and self._ranks is None:
             self._ranks = Ranks(self._plan, self._comm, self._device)
+
+    def target(self, target: Target) -> Target:
+        """What weights become that this process has a part of."""
+        if self._ranks is None or self._ranks.tensor.count == 1:
+            return target
+        return split(target, self._ranks.tensor, self._plan.in_format)
 
     def own(self, component: Any) -> Any:
         """What this process uses of a component of the model."""

@@ -90,21 +90,25 @@ class Pool:
         it."""
         component, weights = self._loaded.get(name), self.open_weights()
         if component is None:
-            with self.stages.stage(f"load {name}"):
+            size = weights.bytes_of(name, layers=self.placement.of(name) != DISK)
+            with self.stages.load(f"load {name}", size) as came:
                 component = self._loaded.get(name)  # as above
                 if component is None:
-                    component = self._loaded[name] = self.others.own(LOAD[name](weights, self._target_of(name)))
+                    load, told = LOAD[name], weights.telling(came)
+                    component = self._loaded[name] = self.others.own(load(told, self._target_of(name)))
                     if self._keeps and self.placement.of(name) in (RESIDENT, STREAMED):
                         self._staying.append(component)
         return component
 
     def _target_of(self, name: str) -> Target:
         """What a component's weights become where it is placed."""
-        way, sharers = self.placement.of(name), self.others.sharers
-        if name not in TOWERS or way == DISK:  # what lies in files everyone reads there
-            return replace(self.target, hold=FromFiles, table="cpu") if way == DISK else self.target
-        if way != STREAMED and sharers is None:
+        if name not in TOWERS:
             return self.target
+        way, sharers, target = self.placement.of(name), self.others.sharers, self.others.target(self.target)
+        if way == DISK:  # what lies in files everyone reads there
+            return replace(target, hold=FromFiles, table="cpu")
+        if way != STREAMED and sharers is None:
+            return target
         memory, device = self.target.ops.memory, torch.device(self.target.device)
 
         def streamed(load: Load, count: int) -> LayerSource:
@@ -117,7 +121,7 @@ class Pool:
                 self.notes.append(f"the host refused to pin {gib(host.held)} for {name}: some copies take a detour")
             return layers
 
-        return replace(self.target, hold=streamed, table="cpu" if way == STREAMED else None)
+        return replace(target, hold=streamed, table="cpu" if way == STREAMED else None)
 
     def close(self) -> None:
         """Keep nothing from now on: what somebody holds stays until he drops it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import RLock
 from typing import Any
 
@@ -25,7 +26,8 @@ class Watch:
     layers of "read prompts", chunks of "encode input", steps of "steps", frames of "decode"; a component that is loaded
     is one part. What it raises ends the call that it was made in. `cancel` has `is_set()`, as a threading.Event, or is
     called and returns whether to stop. It is asked before each part; then `Cancelled` is raised, and a generation that
-    had begun is as it was after its last whole step.
+    had begun is as it was after its last whole step. One that answers `at_once`, as an event does, is asked before each
+    tensor of a component, too: nobody else has the engine meanwhile, and a function might wait for who has not.
     """
 
     def __init__(self, progress: Callable[[str, int, int], object] | None = None, cancel: Any = None):
@@ -36,6 +38,7 @@ class Watch:
                 found = f"{shown(cancel)} is a class" if a_class else f"{shown(value)} cannot be called"
                 raise InputError(f"`{name}` of a generation", found, "Give a function, or for `cancel` an Event", name)
         self._tell, self._asks = progress, asks
+        self.at_once: bool = getattr(cancel, "at_once", asks is not cancel)
         self.asked()
 
     def asked(self) -> bool:
@@ -60,6 +63,15 @@ class Watch:
 
 
 SILENT = Watch()
+
+
+@dataclass
+class Loading:
+    """A component that is being loaded: bytes that were read, of how many, and since when."""
+
+    done: int
+    total: int
+    begun: float
 
 
 class Turn:
@@ -107,6 +119,7 @@ class Stages:
         self.turn, self.watch = Turn(), SILENT
         self.seconds: dict[str, float] = {}
         self.own: dict[str, float] = {}
+        self.loading: Loading | None = None
         self._away = 0.0
 
     @contextmanager
@@ -158,3 +171,20 @@ class Stages:
         with self.timed(name):
             yield begin_part
         self.tell(name, total, total)
+
+    @contextmanager
+    def load(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A whole stage in which files of so many bytes are read. What it yields is to be called with those of each
+        tensor that came; after the stage it does nothing."""
+        with self.stage(name):
+            self.loading = here = Loading(0, total, time.perf_counter())
+
+            def came(size: int) -> None:
+                here.done += size
+                if self.loading is here and self.watch.at_once:
+                    self.watch.check(name, 0, 1)
+
+            try:
+                yield came
+            finally:
+                self.loading = None

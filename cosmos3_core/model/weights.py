@@ -24,6 +24,9 @@ Weight = Any
 """A matrix: a tensor, a quant.numerics.Packed, or a tuple of these where one product cannot be made of them."""
 Hold = Callable[[Callable[[int], DecoderLayer], int], LayerSource]
 """What keeps a tower's layers: of what reads and packs layer i on the device, and how many there are."""
+Part = Callable[[Mapping[str, Weight], Layer, str], tuple[dict[str, Weight], Layer]]
+"""(a layer's tensors by their slots' keys, its numbers, the format that its matrices are to be in) to those of this
+device."""
 ReadMatrices = Callable[[Sequence[Sequence[str]], "torch.device | str", torch.dtype], Sequence[Weight | None]]
 """The matrices that modules of a quantized checkpoint make, on a device; None where none of one's is quantized."""
 
@@ -128,6 +131,14 @@ def generation_slots(config: TransformerConfig) -> list[Slot]:
                 Slot(f"action_{way}.bias", ((f"{name}.bias.weight", bias),)),
             ]
         slots.append(_vector("action_embed", "action_modality_embed", hidden))
+    return slots
+
+
+def tower_slots(config: TransformerConfig, *, media: bool, layers: bool) -> list[Slot]:
+    """One tower's, with those of its `layers` or without."""
+    slots = generation_slots(config) if media else understanding_slots(config)
+    for i in range(config.num_hidden_layers if layers else 0):
+        slots += layer_slots(config, i, media=media)
     return slots
 
 
@@ -246,8 +257,8 @@ class Target:
     convolutions have their maps `channels_last` or not. The decoder layers' are packed by `ops` in `format`, all
     others, and those of the media tower's first `kept_layers`, by `kept`, which without a format is `ops`. Layers of a
     quantized checkpoint that are not all in `format` are packed by `mixed`, which takes any matrix and as it is. `a16`
-    is there where activations are in 16 bits now and then. `hold` keeps the decoder layers, and the token embedding
-    lies on `table` (None: on the device)."""
+    is there where activations are in 16 bits now and then. `part` makes of a layer this device's part of it, `hold`
+    keeps the layers, and the token embedding lies on `table` (None: on the device)."""
 
     ops: Ops
     kept: Ops
@@ -260,6 +271,7 @@ class Target:
     mixed: Ops | None = None
     a16: InSixteen | None = None
     hold: Hold = on_device
+    part: Part | None = None
     table: torch.device | str | None = None
 
     @classmethod
@@ -323,6 +335,9 @@ def load_layer(
     same: dict[str, Weight] = {}
     if a16 and (held or format != "none"):
         w |= {key: a16.packed(w[key]) for key in found if not matrices}
+    if target.part:
+        w, layer = target.part(w, layer, format)
+    if a16 and (held or format != "none"):
         same = {key: a16.same(w[key]) for key in found}
         if all(same[key] is w[key] for key in found):  # none of them has its activations quantized
             same = {}

@@ -20,7 +20,7 @@ from .trial import try_out
 
 WAITING = timedelta(minutes=30)
 """How long it waits for them in a collective: while one of them loads weights or decodes a chunk."""
-NAMED = ("cfg", "ring", "ulysses", "hsdp")
+NAMED = ("cfg", "ring", "ulysses", "tensor", "hsdp")
 ROWS = ("ring", "ulysses")
 """The axes along which the media tokens are split."""
 
@@ -62,6 +62,10 @@ class Circle:
         pending = self._waited(lambda: self.comm.all_gather(x, self.group))
         return lambda: self._waited(pending.wait)
 
+    def summed(self, x: Tensor) -> Tensor:
+        """Everyone's x; x itself may become it."""
+        return self._waited(lambda: self.comm.all_reduce(x.contiguous(), self.group).wait())
+
     def gathered_rows(self, x: Tensor, lengths: Sequence[int], dim: int) -> Tensor:
         """Everyone's x, so many long along `dim`, one after the other. All travel at the longest one's size."""
         x, longest = x.movedim(dim, 0), max(lengths)
@@ -101,7 +105,7 @@ class Ranks:
         self.layout, self.rank = layout, dist.get_rank()
         self.place = layout.coordinates(self.rank)
         self._comm, self._collectives, self._device = comm, collectives, device
-        self.cfg, self.ring, self.ulysses, self.hsdp = (self._circle((axis,)) for axis in NAMED)
+        self.cfg, self.ring, self.ulysses, self.tensor, self.hsdp = (self._circle((axis,)) for axis in NAMED)
         self.rows = self._circle(ROWS)
 
     def _circle(self, axes: Sequence[str]) -> Circle:

@@ -31,6 +31,7 @@ from .serving import ByQueries, given_defaults
 if TYPE_CHECKING:
     from ..model.config import TransformerConfig
     from ..model.weights import InSixteen, Target
+    from .mixed import InFormat
 
 SLOW = "right, and many times slower than a kernel"
 OWN = " (yours"
@@ -50,7 +51,8 @@ class Want:
     """What the user and the model ask of a device. `kernels` names rows by op; other ops are "auto". `formats` names
     quantization formats by op, of those in `contract.FORMATTED`. Other fields are as those of `contract.Ask`; `packed`
     says that the checkpoint holds the layers' weights in their format already, and some of them in these `others`;
-    `policy` which activations stay in 16 bits although these formats quantize them."""
+    `policy` which activations stay in 16 bits although these formats quantize them, and `tensor` among how many
+    devices each layer is split. Numbers are those of the whole model."""
 
     dtype: str
     heads: int
@@ -64,6 +66,7 @@ class Want:
     packed: bool = False
     others: tuple[str, ...] = ()
     policy: StepPolicy | None = None
+    tensor: int = 1
 
     @classmethod
     def of(
@@ -268,6 +271,13 @@ class Plan:
             mixed=self._mixed(kept, {self.format: ops.pack_linear}, self.others) if self.packed else None,
             a16=self._both(self.a16, kept) if self.a16 else None,
         )
+
+    @property
+    def in_format(self) -> InFormat | None:
+        """Makes a matrix of the layers a packed one; None without a format."""
+        from .mixed import InFormat
+
+        return None if self.format == "none" else InFormat(self.meanings[self.format])
 
     def build_ops(self) -> Ops:
         """Import and build the chosen kernels. Raises RunError where a kernel that declared it can serve does not."""

@@ -1,7 +1,8 @@
 """How the processes of a run share its work: a mesh of them, as data.
 
 A process for each device. Along `cfg` the guidance branches are dealt out; along `ring` and `ulysses` the media tokens
-of a branch are. Beside the mesh, groups of `hsdp` processes keep the layers' weights together. Imports no torch.
+of a branch are, and along `tensor` every layer is split. Beside the mesh, groups of `hsdp` processes keep the layers'
+weights together. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from ..contract import InputError
 from ..spelling import did_you_mean, shown
 
-LATER = ("pipeline", "tensor", "vae")
+LATER = ("pipeline", "vae")
 """What other programs have and nothing here executes yet."""
 MOST = 1024
 """Devices of one run."""
@@ -27,23 +28,29 @@ COPY = "copy"
 @dataclass(frozen=True)
 class Layout:
     """How many ways each axis is split. Processes are counted along the last axis first, so that those of one
-    `ulysses` group, which exchange most, are neighbours. Each `hsdp` processes, which are neighbours too, have the
-    layers' weights once among them."""
+    `tensor` group, which exchange most, are neighbours. Each `hsdp` neighbours among those with the same weights have
+    these once among them."""
 
     cfg: int = 1
     ring: int = 1
     ulysses: int = 1
+    tensor: int = 1
     hsdp: int = 1
 
     @property
     def mesh(self) -> int:
         """Processes that have each a part of the work."""
-        return self.cfg * self.split
+        return self.cfg * self.split * self.tensor
 
     @property
     def copies(self) -> int:
         """Processes that do the same part."""
-        return -(-self.hsdp // self.mesh)
+        return -(-self.hsdp * self.apart // self.mesh)
+
+    @property
+    def apart(self) -> int:
+        """Processes that have each other weights."""
+        return self.tensor
 
     @property
     def size(self) -> int:
@@ -58,7 +65,7 @@ class Layout:
     @property
     def exchanges(self) -> bool:
         """Whether devices exchange anything in a pass."""
-        return self.split > 1 or self.hsdp > 1
+        return self.split * self.tensor * self.hsdp > 1
 
     def __str__(self) -> str:
         """As `typed` reads it: the axes that are split."""
@@ -75,7 +82,7 @@ class Layout:
         """The processes that differ along these axes alone, group by group; each is in one of them. Of `hsdp`, those
         that have the layers' weights among them."""
         if axes == ("hsdp",):
-            whole = self.groups(COPY, *AXES)
+            whole = self.groups(COPY, "cfg", "ring", "ulysses")
             return [group[i : i + self.hsdp] for group in whole for i in range(0, len(group), self.hsdp)]
         found: dict[tuple[int, ...], list[int]] = {}
         for rank in range(self.size):
@@ -92,11 +99,12 @@ ALONE = Layout()
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """What of a request is shared out: the `branches` of a step that has most of them, by name, the attention's `heads`
-    and `kv_heads`, and the media `tokens` of the branch that has fewest."""
+    and `kv_heads`, the MLP's width `inner`, and the media `tokens` of the branch that has fewest."""
 
     branches: Sequence[str]
     heads: int
     kv_heads: int
+    inner: int
     tokens: int
 
     def misfit(self, layout: Layout) -> str | None:
@@ -105,21 +113,28 @@ class Shared:
             if len(self.branches) == 1:
                 return "the request has no guidance, and so one branch: there is nothing to deal out"
             return f"a step has {len(self.branches)} guidance branches: {', '.join(self.branches)}"
-        if self.heads % layout.ulysses:
-            return f"the model's {self.heads} heads are not split evenly among {layout.ulysses}"
-        if self.kv_heads % layout.ulysses and layout.ulysses % self.kv_heads:
-            return f"the model's {self.kv_heads} key heads are neither split among {layout.ulysses} nor repeated evenly"
+        among = layout.tensor * layout.ulysses
+        if self.heads % among:
+            return f"the model's {self.heads} heads are not split evenly among {among}"
+        own = max(1, self.kv_heads // layout.tensor)
+        for heads, count in ((self.kv_heads, layout.tensor), (own, layout.ulysses)):
+            if heads % count and count % heads:
+                return f"the model's {self.kv_heads} key heads are neither split among {among} nor repeated evenly"
+        if self.inner % layout.tensor:
+            return f"the MLP's {self.inner} features are not split evenly among {layout.tensor}"
         if layout.split > self.tokens:
             return f"the request has {self.tokens} media tokens, fewer than the {layout.split} devices of a branch"
-        if layout.size % layout.hsdp:
-            return f"the {layout.mesh} devices of the mesh are not divided evenly into groups of {layout.hsdp}"
+        if (alike := layout.size // layout.apart) % layout.hsdp:
+            return f"the {alike} devices with the same weights are not divided evenly into groups of {layout.hsdp}"
         return None
 
     def layouts(self, size: int) -> Iterator[Layout]:
-        """All that can be on so many devices, the one that exchanges least first: branches meet once a step, and heads
-        cross twice a layer where a ring sends all keys and values around."""
-        for cfg, ring in itertools.product(range(size, 0, -1), range(1, size + 1)):
-            if size % (cfg * ring) == 0 and not self.misfit(layout := Layout(cfg, ring, size // (cfg * ring))):
+        """All that can be on so many devices, the one that exchanges least first: branches meet once a step, heads
+        cross twice a layer where a ring sends all keys and values around, and tensor parallel sums all rows twice."""
+        ways = [count for count in range(1, size + 1) if size % count == 0]
+        for tensor, cfg, ring in itertools.product(ways, reversed(ways), ways):
+            ulysses, rest = divmod(size, tensor * cfg * ring)
+            if ulysses and not rest and not self.misfit(layout := Layout(cfg, ring, ulysses, tensor)):
                 yield layout
 
     def nearest(self, asked: Layout) -> Layout:
@@ -134,8 +149,8 @@ class Shared:
             replace(one, hsdp=hsdp)
             for size in range(asked.size, 0, -1)
             for one in self.layouts(size)
-            for hsdp in range(1, min(size, asked.hsdp) + 1)
-            if size % hsdp == 0
+            for hsdp in range(1, min(size // one.apart, asked.hsdp) + 1)
+            if size // one.apart % hsdp == 0
         )
         return min(fitting, key=distance)
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 from ..contract import COMPOSITES, FORMATTED, OPS, Ask, Backend, Device, InputError, Kernel
 from ..quant import Format
+from ..quant.formats import grains
 from ..quant.steps import OPTION, StepPolicy, a16_of
+from ..reference import COMPOSED_ROW
 from ..spelling import reason_of, shown
 from .choice import Choice, Plan, Refusal, Sixteen, Want, rows
 from .discovery import check_op
@@ -37,6 +39,8 @@ def resolve(want: Want, backend: Backend, device: Device) -> Plan:
     formats = known(backend)
     _check_sides(want, formats)
     shared, both = _in_two_precisions(want, formats)
+    if want.tensor > 1 and want.format("pack_linear") != "none":
+        shared = replace(shared, packed=True)  # packed whole, and then split
     refusals: list[Refusal] = []
     choices = tuple(_choose(op, shared, backend, device, refusals) for op in OPS)
     quantized = [choice.op for choice in choices if want.format(choice.op) != "none"]
@@ -107,11 +111,11 @@ def _ask(op: str, want: Want, device: Device, format: str) -> Ask:
         device=device,
         dtype=want.dtype,
         format=format,
-        heads=want.heads,
-        kv_heads=want.kv_heads,
+        heads=want.heads // want.tensor,
+        kv_heads=max(1, want.kv_heads // want.tensor),
         head_dim=want.head_dim,
         hidden=want.hidden,
-        inner=want.inner,
+        inner=want.inner // want.tensor,
         activation=want.activation,
         packed=want.packed and format != "none",
     )
@@ -137,6 +141,13 @@ def _check_formats(formats: Mapping[str, str], backend: Backend) -> None:
 def _check_sides(want: Want, formats: Mapping[str, Format]) -> None:
     """InputError where what shares a scale does not divide a side of the layers' matrices."""
     name = want.format("pack_linear")
+    for one in {name, *want.others} - {"none"} if want.tensor > 1 else ():
+        if misfit := _cut(formats[one], want):
+            fitting = [other for other, format in formats.items() if not (_misfit(format, want) or _cut(format, want))]
+            next_step = "Split another axis"
+            if not want.packed:
+                next_step += f"; formats that can be split so are {', '.join(fitting)}"
+            raise InputError(f"`format` pack_linear={one} with `parallel` tensor={want.tensor}", misfit, next_step)
     if name == "none" or want.packed or not (misfit := _misfit(formats[name], want)):
         return
     fitting = [other for other, format in formats.items() if not _misfit(format, want)]
@@ -158,6 +169,19 @@ def _misfit(format: Format, want: Want) -> str | None:
     return None
 
 
+def _cut(format: Format, want: Want) -> str | None:
+    """Why layers in a format are not split among the devices."""
+    features, outputs = grains(format)
+    sides = {"width of its heads": want.heads * want.head_dim, "part of the MLP": want.inner}
+    above = sides | {"width of its key heads": max(want.kv_heads, want.tensor) * want.head_dim}
+    for shared, what, parts in ((features, "input features", sides), (outputs, "outputs", above)):
+        for side, size in parts.items():
+            if size // want.tensor % shared:
+                found = f"{format.name} shares scales or bytes among {shared} {what}"
+                return f"{found}, and the {side} that a device has is {size // want.tensor}"
+    return None
+
+
 def _choose(op: str, want: Want, backend: Backend, device: Device, refusals: list[Refusal]) -> Choice:
     ask, named, candidates = _ask(op, want, device, want.format(op)), want.kernels.get(op), rows(backend, op)
     if named is not None:
@@ -170,6 +194,8 @@ def _choose(op: str, want: Want, backend: Backend, device: Device, refusals: lis
     refused: list[Refusal] = []
     for kernel in candidates:
         reason = _reason_against(kernel, ask, want.kernels)
+        if op == "finish" and want.tensor > 1 and kernel.name != COMPOSED_ROW:
+            reason = "adds up itself what every device has a part of"
         if reason is None:
             refusals += refused
             return Choice(op, kernel, named is not None, ask.format, _below(kernel, ask, backend))

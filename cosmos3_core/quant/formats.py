@@ -297,6 +297,20 @@ def bytes_per_weight(format: Format, width: int) -> float:
     return bits / 8
 
 
+def together(format: Format) -> int:
+    """Codes that fill whole bytes."""
+    return math.lcm(8, format.bits) // format.bits
+
+
+def grains(format: Format) -> tuple[int, int]:
+    """(input features, outputs) at multiples of which a weight in a format can be cut: those that share a scale, or a
+    byte, and that the activations' scales are for."""
+    features = [together(format)]
+    for one in (format, format.of_inputs):
+        features += [size for size in (one.group, one.super_group) if size] if one else []
+    return math.lcm(*features), max(1, format.outputs)
+
+
 def error_bound(format: Format) -> float:
     """How far an element may be off after a round trip, as a share of the largest magnitude among those that share its
     scale (its super block, where there are any). Packing in fp32 keeps this, plus 1e-6, while no scale over- or

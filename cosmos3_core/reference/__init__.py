@@ -34,7 +34,7 @@ def probe() -> Device:
     return Device(arch=platform.machine(), name="CPU", count=1, memory=memory, unified=True)
 
 
-EAGER_ROW = "eager"
+EAGER_ROW, COMPOSED_ROW = "eager", "composed"
 """The name of the rows in eager torch."""
 
 
@@ -72,7 +72,7 @@ def _composed(op: str) -> Kernel:
         return getattr(layers, op)
 
     notes = "of the rows chosen for the ops in it"
-    return Kernel(op=op, name="composed", build=build, formats=("*",), packed=True, notes=notes)
+    return Kernel(op=op, name=COMPOSED_ROW, build=build, formats=("*",), packed=True, notes=notes)
 
 
 def _memory(device: Device) -> Memory:

@@ -144,6 +144,7 @@ class Settled:
             formats = {**wish.formats, "pack_linear": name}
             try:
                 want = Want.of(self.model.config, plan.dtype, wish.kernels, formats, _policy(wish, self.model))
+                want = replace(want, tensor=plan.layout.tensor)
                 changed = resolve(want, plan.backend, plan.device)
             except InputError:
                 continue
@@ -242,6 +243,7 @@ def _shared(estimate: Estimate) -> mesh.Shared:
         branches=[name for one in (*run.guided, *run.control) for name in one.branches],
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
+        inner=config.intermediate_size,
         tokens=run.made if run.control else run.tokens,
     )
 
@@ -290,6 +292,7 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
     if wish.memory_limit is not None:
         device = replace(device, memory=min(device.memory, wish.memory_limit))
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats, _policy(wish, model))
+    want = replace(want, tensor=mesh.typed(wish.parallel).tensor if wish.parallel else 1)
     if model.quantization:
         want = _as_packed(want, model.name, model.quantization.formats)
     return Ground(model=model, plan=resolve(want, backend, device), why=why)

@@ -3,6 +3,8 @@ There is one group of processes for each number of them."""
 
 from __future__ import annotations
 
+import itertools
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from layouts import BOUND, error, of_processes, requests, settled, velocity
 from peer import TINY, diffusers_transformer, save_repository
 
 from cosmos3_core.contract import InputError
+from cosmos3_core.parallel import tensor
 from cosmos3_core.plan.mesh import Layout
 from cosmos3_core.plan.placement import DISK, RESIDENT, STREAMED, TOWERS, Placement
 
@@ -19,7 +22,8 @@ COUNTS = 2, 3, 4, 8
 @pytest.fixture(scope="module", params=["two key heads", "eight key heads"])
 def model(request, tmp_path_factory):
     """The tests' model, of which four processes repeat key heads, and one of ordinary scale with eight."""
-    config = TINY | dict(num_attention_heads=16, num_key_value_heads=8 if request.param == "eight key heads" else 2)
+    config = TINY | dict(num_attention_heads=16, intermediate_size=128)
+    config |= dict(num_key_value_heads=8 if request.param == "eight key heads" else 2)
     return str(save_repository(tmp_path_factory.mktemp("model"), diffusers_transformer(config, seed=11, scale=0.12)))
 
 
@@ -34,26 +38,31 @@ def alone(model, given):
     return {name: velocity(settled(values, model=model)) for name, values in given.items()}
 
 
-def layouts(count: int) -> list[str]:
-    found = []
-    for cfg in (1, 2, 3):
-        for ring in range(1, count + 1):
-            if count % (cfg * ring) == 0:
-                one = Layout(cfg, ring, count // (cfg * ring))
-                found += [str(one), str(replace(one, hsdp=count)), str(replace(one, hsdp=2))]
-    return found + [f"hsdp={count}", f"cfg=2,hsdp={count}"]
+def layouts(count: int) -> list[Layout]:
+    """Every mesh of so many."""
+    ways = [way for way in range(1, count + 1) if count % way == 0]
+    found = [
+        Layout(cfg, ring, ulysses, tensor)
+        for cfg, ring, ulysses, tensor in itertools.product(ways, repeat=4)
+        if cfg * ring * ulysses * tensor == count
+    ]
+    return found
+
+
+def beside(count: int) -> list[Layout]:
+    """What lies beside the mesh, with each of its axes."""
+    shared = [replace(one, hsdp=2) for one in layouts(count) if one.tensor * 2 <= count]
+    return [*shared, Layout(hsdp=count), Layout(cfg=2, hsdp=count)]
 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_every_layout_finds_what_one_process_does(model, given, alone, count):
     cases = []
-    for layout in layouts(count):
-        for name, values in given.items():
-            try:
-                settled(values, layout, model)
-            except InputError:  # as many branches, heads or tokens are not there
-                continue
-            cases.append((layout, name))
+    few = dict(list(given.items())[:: len(given) // 2])
+    for layout, name in [*itertools.product(layouts(count), given), *itertools.product(beside(count), few)]:
+        with suppress(InputError):  # as many branches, heads or tokens are not there
+            settled(given[name], str(layout), model)
+            cases.append((str(layout), name))
     assert len({layout for layout, _ in cases}) >= 2
     plans = [settled(given[name], model=model) for _, name in cases]
     found = of_processes(plans, [layout for layout, _ in cases])
@@ -71,3 +80,36 @@ def test_shared_weights_lie_anywhere(model, given, alone, way):
     placement = Placement.alike(RESIDENT).with_parts(dict.fromkeys(TOWERS, way))
     found = of_processes(plans, [layout for layout, _ in cases], placement)
     assert max(error(one, alone[name]) for one, (_, name) in zip(found, cases, strict=True)) < BOUND
+
+
+EXACT = ("mxfp4a16", "nvfp4a16", "q8_0", "int8a16", "mxfp8")
+OWN = ("fp8_tensor", "int8", "nvfp4")
+"""Of each kind. Activations that have a scale for a whole token have one for a process's features of it here."""
+
+
+@pytest.fixture(scope="module")
+def quantized(model, given):
+    return {name: velocity(settled(given["policy"], model=model, format=name)) for name in EXACT + OWN}
+
+
+def test_layers_in_a_format_are_split_with_their_scales(model, given, alone, quantized):
+    """Where the activations' scales are a process's own, it loses no more than one does."""
+    plans = [settled(given["policy"], "tensor=2", model, name) for name in quantized]
+    found = dict(zip(quantized, of_processes(plans, ["tensor=2"] * len(plans)), strict=True))
+    errors = {name: error(found[name], quantized[name]) for name in EXACT}
+    assert max(errors.values()) < BOUND, errors
+    lost = {name: [error(one[name], alone["policy"]) for one in (found, quantized)] for name in OWN}
+    print(lost)
+    assert all(several < 1.25 * one for several, one in lost.values()), lost
+
+
+def test_a_scale_split_along_the_wrong_axis_is_noticed(model, given, quantized, monkeypatch):
+    columns_of = tensor.columns_of
+
+    def wrong(weight, part):
+        own = columns_of(weight, part)
+        return replace(own, scales=weight.scales[:, : own.scales.shape[1]])
+
+    monkeypatch.setattr(tensor, "columns_of", wrong)
+    (found,) = of_processes([settled(given["policy"], "tensor=2", model, "mxfp4a16")], ["tensor=2"])
+    assert error(found, quantized["mxfp4a16"]) > 100 * BOUND

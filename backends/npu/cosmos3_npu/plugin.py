@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cosmos3_core.contract import RECIPES, Ask, Backend, Device, Kernel, RmsNorm, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
 from .devices import KNOWN
@@ -34,12 +35,15 @@ def probe() -> Device:
 
     if find_spec("torch_npu") is None:
         raise Unavailable("torch_npu is not installed; pip install the torch-npu that matches your torch and CANN")
+    hook = sys.excepthook
     try:
         import torch
         import torch_npu
     except (ImportError, OSError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise Unavailable(f"torch_npu does not load ({said}); install CANN and source its set_env.sh") from error
+    finally:
+        sys.excepthook = hook  # torch_npu puts its own in its place
     npu = torch.get_device_module("npu")
     check_visible(npu.is_available(), "NPU", "Ascend", "npu-smi info")
     socs = [npu.get_device_name(index) for index in range(npu.device_count())]
@@ -60,19 +64,15 @@ def probe() -> Device:
 
 @dataclass(frozen=True)
 class Build:
-    """A row's `build`: the function `name` of a module of this package."""
+    """A row's `build`: the function `name` of a module of this package, or what it makes for the device (`makes`)."""
 
     module: str
     name: str
+    makes: bool = False
 
     def __call__(self, device: Device) -> Any:
-        return getattr(import_module(f".{self.module}", __package__), self.name)
-
-
-def build_rms_norm(device: Device) -> RmsNorm:
-    from . import rows
-
-    return rows.build_rms_norm(device)
+        found = getattr(import_module(f".{self.module}", __package__), self.name)
+        return found(device) if self.makes else found
 
 
 def refuse_wide(ask: Ask) -> str | None:
@@ -114,13 +114,21 @@ def refuse_product(ask: Ask) -> str | None:
     return None
 
 
+def refuse_project(ask: Ask) -> str | None:
+    return refuse_product(ask) or refuse_norm_rope(ask)
+
+
 FLOATS = ("float32", "bfloat16", "float16")
 SIXTEEN_BITS = ("bfloat16", "float16")
 REHEARSED = "rehearsed, not run on a device yet"
-HALF: dict[str, Any] = {"op": "project", "build": Build("layers", "project"), "fuses": ("rms_norm", "pack_linear")}
+HALF: dict[str, Any] = {
+    "op": "project",
+    "build": Build("layers", "build_project", makes=True),
+    "fuses": ("rms_norm", "norm_rope", "pack_linear"),
+}
 OTHER_HALF: dict[str, Any] = {
     "op": "finish",
-    "build": Build("layers", "finish"),
+    "build": Build("layers", "build_finish", makes=True),
     "fuses": ("rms_norm", "pack_linear", "gate"),
 }
 INT8: dict[str, Any] = {"name": "int8", "arch": FAMILIES, "dtypes": SIXTEEN_BITS, "formats": ("int8",)}
@@ -129,6 +137,12 @@ MX: dict[str, Any] = {
     "arch": ASCEND_950,
     "dtypes": SIXTEEN_BITS,
     "formats": ("mxfp8", "mxfp4", "mxfp4a8"),
+}
+DUAL_LEVEL: dict[str, Any] = {
+    "name": "dual-level",
+    "arch": ASCEND_950,
+    "dtypes": SIXTEEN_BITS,
+    "formats": ("mxfp4_dual",),
 }
 
 ROWS = (
@@ -163,7 +177,7 @@ ROWS = (
     Kernel(
         op="rms_norm",
         name="fused",
-        build=build_rms_norm,
+        build=Build("rows", "build_rms_norm", makes=True),
         arch=FAMILIES,
         dtypes=FLOATS,
         notes=f"npu_rms_norm and npu_add_rms_norm; {REHEARSED}",
@@ -171,7 +185,7 @@ ROWS = (
     Kernel(
         op="norm_rope",
         name="fused",
-        build=Build("rows", "norm_rope"),
+        build=Build("rows", "build_norm_rope", makes=True),
         arch=FAMILIES,
         dtypes=FLOATS,
         refuse=refuse_norm_rope,
@@ -245,14 +259,45 @@ ROWS = (
         packed=True,
         notes=f"npu_weight_quant_batchmatmul, scales in bf16; {REHEARSED}",
     ),
-    Kernel(refuse=refuse_product, packed=True, notes=f"the norm's rows come in int8; {REHEARSED}", **HALF | INT8),
+    Kernel(
+        op="project",
+        name="folded",
+        build=Build("layers", "build_folded_project", makes=True),
+        arch=ASCEND_950,
+        dtypes=SIXTEEN_BITS,
+        fuses=HALF["fuses"],
+        refuse=refuse_norm_rope,
+        notes=f"the norm's weight lies in the matrix; q and k are normed and rotated as one; {REHEARSED}",
+    ),
+    Kernel(
+        op="finish",
+        name="folded",
+        build=Build("layers", "build_folded_finish", makes=True),
+        arch=ASCEND_950,
+        dtypes=SIXTEEN_BITS,
+        fuses=("rms_norm", "pack_linear"),
+        notes=f"the norm's weight lies in the matrix; {REHEARSED}",
+    ),
+    Kernel(
+        refuse=refuse_project,
+        packed=True,
+        notes=f"norms round once; {REHEARSED}",
+        **HALF | DUAL_LEVEL,
+    ),
+    Kernel(
+        refuse=refuse_product,
+        packed=True,
+        notes=f"the norm rounds once; {REHEARSED}",
+        **OTHER_HALF | DUAL_LEVEL | {"fuses": ("rms_norm", "pack_linear")},
+    ),
+    Kernel(refuse=refuse_project, packed=True, notes=f"the norm's rows come in int8; {REHEARSED}", **HALF | INT8),
     Kernel(
         refuse=refuse_product,
         packed=True,
         notes=f"norm and gate hand rows in int8 to the products; {REHEARSED}",
         **OTHER_HALF | INT8,
     ),
-    Kernel(refuse=refuse_product, packed=True, notes=f"the norm's rows come in the format; {REHEARSED}", **HALF | MX),
+    Kernel(refuse=refuse_project, packed=True, notes=f"the norm's rows come in the format; {REHEARSED}", **HALF | MX),
     Kernel(
         refuse=refuse_product,
         packed=True,

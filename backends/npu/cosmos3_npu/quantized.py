@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+DYNAMIC = 1
+"""The operator's `quant_mode` for a scale of each row's own."""
+
 
 class Rows(NamedTuple):
     """Quantized rows as a product takes them, and the dtype of what they are multiplied to. `scales` is fp32 [M] for
@@ -26,8 +29,13 @@ class Scheme(Protocol):
     def gate(self, x_MI: Tensor) -> Rows: ...
 
 
+@dataclass(frozen=True)
 class Int8:
-    """A scale for each row, its largest magnitude over 127."""
+    """A scale for each row, its largest magnitude over 127. `gates`: the chip has a gate that quantizes such rows. On
+    the 910B and 910C that operator takes groups of a mixture of experts alone, and npu_swiglu_quant rows of up to 8192
+    numbers, a third of Nano's."""
+
+    gates: bool
 
     def rows(self, x_MI: Tensor) -> Rows:
         import torch_npu
@@ -48,8 +56,10 @@ class Int8:
     def gate(self, x_MI: Tensor) -> Rows:
         import torch_npu
 
-        # The vendor's fused gate with int8 rows is documented for groups of a mixture of experts alone.
-        return self.rows(torch_npu.npu_swiglu(x_MI))
+        if not self.gates:
+            return self.rows(torch_npu.npu_swiglu(x_MI))
+        values_MI, scale_M = torch_npu.npu_dequant_swiglu_quant(x_MI, activate_left=True, quant_mode=DYNAMIC)
+        return Rows(values_MI, scale_M, x_MI.dtype)
 
 
 @dataclass(frozen=True)
@@ -92,5 +102,11 @@ class Mx:
 
 
 FP8, FP4 = Mx("float8_e4m3fn"), Mx("float4_e2m1fn_x2")
-SCHEMES: dict[str, Scheme] = {"int8": Int8(), "mxfp8": FP8, "mxfp4": FP4, "mxfp4a8": FP8}
+INT8 = Int8(gates=False)
+SCHEMES: dict[str, Scheme] = {"int8": INT8, "mxfp8": FP8, "mxfp4": FP4, "mxfp4a8": FP8}
 """What becomes of activations, by the format of the weights that they are multiplied by."""
+
+
+def scheme_of(format: str, arch: str) -> Scheme | None:
+    """Of a composite; None where no operator but the format's own makes such rows."""
+    return Int8(gates=True) if (format, arch) == ("int8", "Ascend950") else SCHEMES.get(format)

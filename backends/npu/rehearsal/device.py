@@ -19,7 +19,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .emulated import A5, ON_950, OPS, SINCE, Limit
 
-ALLOCATING = {"empty", "empty_strided", "new_empty", "new_empty_strided", "set_", "resize_", "_unsafe_view"}
+ALLOCATING = {
+    "empty",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "set_",
+    "resize_",
+    "_unsafe_view",
+    "record_stream",
+}
 """Nothing is computed: torch_npu's own."""
 PERHAPS_VIEWS = {"contiguous", "reshape", "to", "flatten"}
 """A view where one can be, else a copy: one that torch_npu would make on the device."""
@@ -94,6 +103,8 @@ class Rehearsal(TorchDispatchMode):
                 return x
             check_dtype(x)
             found = alias(x)
+            if namespace == "c10d":  # work that goes on behind the call keeps its tensors, and these the device's
+                found.of_device = x  # type: ignore[attr-defined]
             on_host[id(found)] = x
             of_storage[found.untyped_storage().data_ptr()] = x
             return found

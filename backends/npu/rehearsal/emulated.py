@@ -256,6 +256,16 @@ def swiglu_mx_quant(
     return dynamic_mx_quant(swiglu(x), dst_type=dst_type)
 
 
+def dequant_swiglu_quant(
+    x: Tensor, *, activate_left: bool = False, quant_mode: int = 0, swiglu_mode: int = 0, **other: Any
+) -> tuple[Tensor, Tensor]:
+    """Of the 950, without groups."""
+    within(activate_left and quant_mode == 1 and swiglu_mode == 0, "silu of the first half, a scale for each row")
+    within(all(other.get(name) is None for name in ("weight_scale", "group_index", "quant_scale")), "rows are floats")
+    first, second = x.float().chunk(2, -1)
+    return dynamic_quant(F.silu(first) * second)
+
+
 # Attention
 
 
@@ -379,6 +389,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "npu_apply_rotary_pos_emb": apply_rotary_pos_emb,
     "npu_swiglu": swiglu,
     "npu_swiglu_mx_quant": swiglu_mx_quant,
+    "npu_dequant_swiglu_quant": dequant_swiglu_quant,
     "npu_fusion_attention": lambda *args, **options: (*fusion_attention(*args, **options), 0, 0, 0),
     "npu_fusion_attention_v3": lambda *args, **options: (
         *fusion_attention(*args, **options),
@@ -392,5 +403,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 A2, A3, A5 = 220, 250, 260
 """The wheel's numbers of the first chip of a generation: 910B, 910C, 950."""
-SINCE = {name: A5 if "mx_" in name or "dual_level" in name else A2 for name in OPS}
+ONLY_950 = ("mx_", "dual_level", "dequant_swiglu")
+"""In names of operators. The gate with int8 rows takes groups alone before the 950, and groups are not emulated."""
+SINCE = {name: A5 if any(part in name for part in ONLY_950) else A2 for name in OPS}
 ON_950: dict[str, Callable[..., Any]] = {"npu_add_rms_norm": add_rms_norm_950}

@@ -50,7 +50,8 @@ def build(target: Path) -> Path:
     library = target / f"{LIBRARIES[0]}.so"
     if library.exists() and library.stat().st_mtime > max(path.stat().st_mtime for path in sources):
         return target
-    target.mkdir(parents=True, exist_ok=True)
+    for part in ("runtime", "compiler"):  # torch_npu looks for them where ASCEND_HOME_PATH is
+        (target / part).mkdir(parents=True, exist_ok=True)
     headers = package / "include" / "third_party" / "acl" / "inc"
     ours, rest = target / "cann.o", target / "rest.c"
     flags = ["gcc", "-O1", "-fPIC", "-Wno-unused", f"-I{headers}"]
@@ -78,6 +79,8 @@ def environment(target: Path, soc: str, count: int = 1, gib: int = 64) -> dict[s
         "PYTHONPATH": os.pathsep.join(
             filter(None, (str(HERE.parent), str(HERE / "site"), os.environ.get("PYTHONPATH")))
         ),
+        "ASCEND_HOME_PATH": str(target),  # where these are not set, torch_npu says that CANN's set_env.sh is missing
+        "ASCEND_OPP_PATH": str(target),
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",  # the plugin imports torch_npu when it probes
         "TASK_QUEUE_ENABLE": "0",
         "REHEARSED_SOC": soc,

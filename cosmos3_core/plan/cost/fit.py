@@ -175,6 +175,19 @@ class Estimate:
             layout=self.layout,
         )
 
+    @cached_property
+    def own(self) -> TransformerConfig:
+        """The model as one device has it."""
+        c, count = self.config, self.layout.tensor
+        if count == 1:
+            return c
+        return replace(
+            c,
+            num_attention_heads=c.num_attention_heads // count,
+            num_key_value_heads=max(1, c.num_key_value_heads // count),
+            intermediate_size=c.intermediate_size // count,
+        )
+
     @property
     def format(self) -> str:
         """Of the layers' weights."""
@@ -191,7 +204,7 @@ class Estimate:
     def _matrices(self) -> dict[bool, list[Matrices]]:
         """Of the text tower's layers (False) and of the media tower's."""
         return {
-            media: transformer.matrices(self.config, self.dtype, media, partial(self._format_of, media))
+            media: transformer.matrices(self.own, self.dtype, media, partial(self._format_of, media))
             for media in (False, True)
         }
 
@@ -202,14 +215,14 @@ class Estimate:
     @cached_property
     def weights(self) -> dict[str, int]:
         """Bytes of each component that a run may load."""
-        towers = transformer.weights(self.config, self.dtype, self._matrices[False], self._matrices[True])
+        towers = transformer.weights(self.own, self.dtype, self._matrices[False], self._matrices[True])
         codec = sound.weights(self.config.sound, self._codec_dtype) if self.job.sound and self.config.sound else {}
         return towers | vae.weights(self.vae, self._codec_dtype) | codec
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """In the order in which they run, named as the progress display names them."""
-        c, job, run, size = self.config, self.job, self.execution, WIDTH[self.dtype]
+        c, job, run, size = self.own, self.job, self.execution, WIDTH[self.dtype]
         longest = max(job.texts)
         kv = transformer.und_kv_bytes(c, sum(job.texts), self.dtype)
         kv = kv * max(1, c.num_key_value_heads // self.layout.ulysses) // c.num_key_value_heads
@@ -263,7 +276,7 @@ class Estimate:
     def _passing(self, tower: str) -> int:
         """What a tower takes whose layers pass through the device: one is computed with while the next arrives. What is
         read anew is packed there, too."""
-        c, media = self.config, tower == "generation"
+        c, media = self.own, tower == "generation"
         largest = transformer.largest_layer(c, self.dtype, media, partial(self._format_of, media))
         packed = self.placement.of(tower) == DISK and self.format != "none"
         return BUFFERS * largest + packed * 2 * WIDTH[self.dtype] * c.hidden_size * c.intermediate_size
@@ -286,11 +299,11 @@ class Estimate:
         return self.policy is not None and self.policy.in_text
 
     def _layer_bytes(self, rows: int, context: int, branches: int, a16: bool) -> int:
-        counted = transformer.layer_bytes(self.config, rows, context, WIDTH[self.dtype], branches)
+        counted = transformer.layer_bytes(self.own, rows, context, WIDTH[self.dtype], branches)
         unpacks, widens = self._by(a16)
         if widens:
-            counted += transformer.widening_bytes(self.config, rows, self.dtype)
-        return counted + (transformer.unpacking_bytes(self.config, rows) if unpacks else 0)
+            counted += transformer.widening_bytes(self.own, rows, self.dtype)
+        return counted + (transformer.unpacking_bytes(self.own, rows) if unpacks else 0)
 
     @property
     def _input_size(self) -> tuple[int, int]:
@@ -303,10 +316,10 @@ class Estimate:
     def _kept(self) -> int:
         """Keys and values of prompts, and what captured passes and encodes work in."""
         keeping, size = self.execution.keeping, WIDTH[self.dtype]
-        working = transformer.layer_bytes(self.config, keeping.rows, keeping.tokens, size) if keeping.rows else 0
+        working = transformer.layer_bytes(self.own, keeping.rows, keeping.tokens, size) if keeping.rows else 0
         maps = self._codec_dtype, self.tuning.channels_last
         encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, *maps) if keeping.area else 0
-        return transformer.und_kv_bytes(self.config, keeping.tokens, self.dtype) + working + encoding
+        return transformer.und_kv_bytes(self.own, keeping.tokens, self.dtype) + working + encoding
 
     @cached_property
     def _codec(self) -> sound.Tally | None:
@@ -358,7 +371,7 @@ class Estimate:
         self, tokens: int, context: int, a16: bool, attended: tuple[tuple[int, int], ...] | None = None
     ) -> list[Work]:
         return transformer.forward_work(
-            self.config,
+            self.own,
             own := self._own(tokens),
             tokens - own + context,
             self.dtype,
@@ -369,7 +382,7 @@ class Estimate:
 
     def _prefill(self, tokens: int) -> list[Work]:
         return transformer.forward_work(
-            self.config, tokens, 0, self.dtype, causal=True, **self._linears(False, self._text_a16)
+            self.own, tokens, 0, self.dtype, causal=True, **self._linears(False, self._text_a16)
         )
 
     def _steps(self, a16: bool) -> list[Work]:
