@@ -11,7 +11,7 @@ from typing import Any
 from cosmos3_core.contract import RECIPES, Ask, Backend, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
-from .devices import KNOWN
+from .devices import CEILINGS, KNOWN
 
 FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
 ASCEND_910, ASCEND_950 = FAMILIES[:2], FAMILIES[2:]
@@ -316,6 +316,7 @@ def cosmos3_backend() -> Backend:
         probe=probe,
         kernels=ROWS,
         known=KNOWN,
+        ceilings=CEILINGS,
         recipes=Path(__file__).parent / RECIPES,
         api=2,
     )

@@ -7,15 +7,15 @@ to have the shapes and dtypes that it said. Everything else is torch's for proce
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from .emulated import A5, ON_950, OPS, SINCE, Limit
 
@@ -74,6 +74,42 @@ def alias(x: Tensor) -> Tensor:
     return torch.empty(0, dtype=x.dtype).set_(bytes_, x.storage_offset(), x.shape, x.stride())
 
 
+class Operator(NamedTuple):
+    """What there is to know of an overload of torch's before it is called."""
+
+    namespace: str
+    name: str
+    passes: bool
+    """It computes nothing, or is a view: torch_npu's own."""
+
+
+@functools.cache
+def operator(func: Any) -> Operator:
+    namespace, name = func._schema.name.split("::")
+    aliases = (found.alias_info for found in func._schema.returns)
+    views = any(info is not None and not info.is_write for info in aliases)
+    view = namespace == "aten" and views and name not in PERHAPS_VIEWS
+    return Operator(namespace, name, view or name in ALLOCATING)
+
+
+def mapped(function: Callable[[Any], Any], x: Any) -> Any:
+    """The function of everything in nested tuples, lists and dicts."""
+    if isinstance(x, tuple | list):
+        return type(x)([mapped(function, part) for part in x])
+    if isinstance(x, dict):
+        return {key: mapped(function, part) for key, part in x.items()}
+    return function(x)
+
+
+def leaves(x: Any) -> Iterator[Any]:
+    """Everything in nested tuples, lists and dicts."""
+    if isinstance(x, tuple | list | dict):
+        for part in x.values() if isinstance(x, dict) else x:
+            yield from leaves(part)
+    else:
+        yield x
+
+
 class Rehearsal(TorchDispatchMode):
     """While it is entered, NPUs compute. One that is entered in every thread shares its `launches`."""
 
@@ -85,12 +121,10 @@ class Rehearsal(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        namespace, name = func._schema.name.split("::")
-        leaves = tree_leaves((args, options))
-        device = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
-        if (device is None or device.type != "npu") and not any(map(on_npu, leaves)):
-            return func(*args, **options)
-        if name in ALLOCATING or self.is_view(func, namespace):
+        namespace, name, passes = operator(func)
+        given = list(leaves((args, options)))
+        device = next((leaf for leaf in given if isinstance(leaf, torch.device)), None)
+        if passes or ((device is None or device.type != "npu") and not any(map(on_npu, given))):
             return func(*args, **options)
         self.launches.counts[f"{namespace}::{name}"] += 1
         on_host: dict[int, Tensor] = {}
@@ -109,10 +143,10 @@ class Rehearsal(TorchDispatchMode):
             of_storage[found.untyped_storage().data_ptr()] = x
             return found
 
-        ours, with_ = tree_map(host, (args, options))
+        ours, with_ = mapped(host, (args, options))
         held = (ours, with_)  # ids stay whose they are while these live
         if namespace == "npu":
-            return tree_map(self.back, self.vendors(func, name, ours, with_))
+            return mapped(self.back, self.vendors(func, name, ours, with_))
         stays = not on_npu(args[0]) if name == "copy_" else device is not None and device.type != "npu"
         if stays or name in WAITING:
             self.launches.waits[f"{namespace}::{name}"] += 1
@@ -133,15 +167,9 @@ class Rehearsal(TorchDispatchMode):
                 return whole.as_strided(x.shape, x.stride(), x.storage_offset())
             return self.back(x)
 
-        placed = tree_map(place, result)
+        placed = mapped(place, result)
         del held
         return placed
-
-    @staticmethod
-    def is_view(func: Any, namespace: str) -> bool:
-        aliases = (found.alias_info for found in func._schema.returns)
-        views = any(info is not None and not info.is_write for info in aliases)
-        return namespace == "aten" and views and func._schema.name.split("::")[1] not in PERHAPS_VIEWS
 
     def vendors(self, func: Any, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if name not in OPS:
@@ -152,7 +180,7 @@ class Rehearsal(TorchDispatchMode):
         emulated = ON_950.get(name, OPS[name]) if self.soc >= A5 else OPS[name]
         found = emulated(*args, **options)
         if expected is not None:
-            for ours, theirs in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+            for ours, theirs in zip(leaves(found), leaves(expected), strict=True):
                 if isinstance(theirs, Tensor) and (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
                     said = (
                         f"{list(ours.shape)} of {ours.dtype}, and the vendor says {list(theirs.shape)}, {theirs.dtype}"
@@ -162,7 +190,7 @@ class Rehearsal(TorchDispatchMode):
 
     def expected(self, func: Any, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """What the vendor's Meta kernel says of the call, which it may refuse; None where it has none."""
-        meta = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, (args, options))
+        meta = mapped(lambda x: x.to("meta") if isinstance(x, Tensor) else x, (args, options))
         try:
             return func(*meta[0], **meta[1])
         except NotImplementedError:
