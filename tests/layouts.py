@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def requests(folder: Path) -> dict[str, dict[str, Any]]:
         "sound": small | TEXTS | {"frames": 9, "sound": True},
         "policy": small | TEXTS | policy,
         "transfer": small | TEXTS | controls | {"frames": 5, "control_guidance": 2.0},
+        "v2v": small | {"task": "v2v", "video": controls["edge"], "frames": 9, "guidance": 1.0},
         "one control": small | {"edge": controls["edge"], "frames": 5, "guidance": 1.0, "control_guidance": 2.0},
     }
 
@@ -63,11 +64,20 @@ def velocity(one: Settled, placement: Placement = ALL_STAGED) -> torch.Tensor:
     return engine.predict([engine.step(engine.start(one.request))])[0].clone()
 
 
+def coded(one: Settled) -> torch.Tensor:
+    """What is given, encoded, and the frames that the noise decodes to, before they are rounded."""
+    engine = Engine(one.model, one.plan)
+    state = engine.start(one.request)
+    state.index = state.steps
+    frames = engine.tail(state, one.request.frames).flatten()
+    return frames if state.context.clean is None else torch.cat([state.context.clean, frames])
+
+
 def of_processes(
-    given: Sequence[Settled], layouts: Sequence[str], placement: Placement = ALL_STAGED
+    given: Sequence[Settled], layouts: Sequence[str], found: Callable[[Settled], torch.Tensor] = velocity
 ) -> list[torch.Tensor]:
-    """The second step of each of these requests in the layout beside it, all on one group of processes, which have to
-    find the same."""
+    """What each of these requests comes to in the layout beside it, all on one group of processes, which have to find
+    the same."""
     plans = [
         one.plan if one.plan.layout.size > 1 else replace(one.plan, layout=typed(layout))
         for one, layout in zip(given, layouts, strict=True)
@@ -75,11 +85,11 @@ def of_processes(
     (count,) = {plan.layout.size for plan in plans}
 
     def work(rank: int) -> list[torch.Tensor]:
-        return [velocity(replace(one, plan=plan), placement) for one, plan in zip(given, plans, strict=True)]
+        return [found(replace(one, plan=plan)) for one, plan in zip(given, plans, strict=True)]
 
-    found = together(count, work)
-    first = one_of(found)
-    for other in found[1:]:
+    each = together(count, work)
+    first = one_of(each)
+    for other in each[1:]:
         assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True)), "processes differ"
     return list(first)
 

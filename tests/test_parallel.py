@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from devices import HOST
-from layouts import BOUND, error, of_processes, requests, settled, velocity
+from layouts import BOUND, coded, error, of_processes, requests, settled, velocity
 from processes import together
 
 from cosmos3_core.contract import InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.parallel import attention
+from cosmos3_core.parallel import attention, patches
 from cosmos3_core.parallel.ranks import check_agreed, parts
 from cosmos3_core.parallel.trial import try_out
 from cosmos3_core.plan import Want, mesh, resolve
@@ -26,7 +26,7 @@ from cosmos3_core.reference.comm import Arriving, TorchComm
 from cosmos3_core.reference.ops import attention as reference
 from cosmos3_core.settle import Wish, settle
 
-NANO = Shared(branches=["prompt", "negative prompt"], heads=32, kv_heads=8, inner=12_288, tokens=44_160)
+NANO = Shared(branches=["prompt", "negative prompt"], heads=32, kv_heads=8, inner=12_288, tokens=44_160, rows=45)
 DIAGONAL = {
     2: {"hsdp=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer", "tensor=2": "policy"},
     4: {"cfg=2,ulysses=2,hsdp=4": "transfer", "ring=2,ulysses=2": "policy", "ulysses=2,tensor=2": "t2v"},
@@ -71,6 +71,24 @@ def test_a_text_counted_by_each_of_a_ring_is_noticed(given, alone, monkeypatch):
     monkeypatch.setattr(attention.Exchanged, "_merged", twice)
     (found,) = of_processes([settled(given["t2v"])], ["ring=2"])
     assert error(found, alone("t2v")) > 100 * BOUND
+
+
+def test_rows_of_a_picture_are_the_whole_one(given, monkeypatch):
+    """Encoded and decoded, three rows by two processes; and a halo that is one row short is noticed."""
+    asked = settled(given["v2v"])
+    alone = coded(asked)
+    (found,) = of_processes([asked], ["vae=2"], coded)
+    assert error(found, alone) < BOUND
+    around = patches.Neighbours.around
+
+    def short(self, x, above, below):
+        rows = around(self, x, above, below)
+        rows[:, -1:] *= not below
+        return rows
+
+    monkeypatch.setattr(patches.Neighbours, "around", short)
+    (found,) = of_processes([asked], ["vae=2"], coded)
+    assert error(found, alone) > 100 * BOUND
 
 
 def test_merged_parts_are_the_softmax_over_all():
@@ -175,7 +193,7 @@ def test_parts_are_even_and_ragged():
 @pytest.mark.parametrize(
     ("parallel", "shared", "found", "next_step"),
     [
-        ("pipeline=2", NANO, "not yet: pipeline parallel", "Split cfg or ring or ulysses or tensor or hsdp"),
+        ("pipeline=2", NANO, "not yet: pipeline parallel", "Split cfg or ring or ulysses or tensor or hsdp or vae"),
         ("ulises=2", NANO, "'ulises=2' names no axis of the mesh", "Did you mean ulysses?"),
         ("cfg=2,cfg=2", NANO, "cfg is given twice", "Keep one of them"),
         ("cfg=0", NANO, "'0' is no number of parts", "Type 1 to 1024"),
@@ -209,6 +227,12 @@ def test_parts_are_even_and_ragged():
             replace(NANO, inner=12_280),
             "the MLP's 12280 features are not split evenly among 32",
             "The nearest that can be is `parallel` cfg=2,ulysses=2,tensor=8",
+        ),
+        (
+            "cfg=2,vae=4",
+            replace(NANO, rows=3),
+            "the latents have 3 rows, fewer than the 4 devices that encode and decode",
+            "The nearest that can be is `parallel` cfg=2,ulysses=2,vae=2",
         ),
         (
             "cfg=2,hsdp=3",
@@ -268,6 +292,10 @@ def test_a_plan_counts_shared_weights():
     assert 0.5 < share < 0.6
     split = weights("tensor=2")
     assert 0.49 < split.stage("steps").weights / one.stage("steps").weights < 0.53
+    patches = weights("cfg=2,vae=2")
+    assert patches.stage("decode").activations < 0.7 * one.stage("decode").activations
+    (own,), (whole,) = patches.parts["decode"], one.parts["decode"]
+    assert own.flops == pytest.approx(whole.flops / 2, rel=0.05)
     offloaded, shared = weights("cfg=2", OFFLOADED), weights("cfg=2,hsdp=2", OFFLOADED)
     assert shared.host == pytest.approx(offloaded.host / 2, rel=0.05)
     assert shared.stage("steps").weights < two.stage("steps").weights / 5

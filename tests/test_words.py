@@ -82,7 +82,6 @@ FLAGS = {
     "--sp-degree 2": OURS.format("--parallel cfg=2,ulysses=4."),
     "--num-gpus 4": OURS.format("--devices."),
     "--use-fsdp-inference": OURS.format("--parallel cfg=2,ulysses=4."),
-    "--vae-patch-parallel-size 2": NOT_YET.format("VAE patches on several devices."),
     "--cpu-offload": "not here: weights lie where they fit, and on the host by --placement",
     "--dit-cpu-offload true": "not here: weights lie where they fit",
     "--cache-backend sea_cache": NOT_YET.format("caches between steps."),

@@ -10,6 +10,7 @@ DEGREES = {
     "ring_degree": "ring",
     "tensor_parallel_size": "tensor",
     "hsdp_shard_size": "hsdp",
+    "vae_patch_parallel_size": "vae",
 }
 """Options of single degrees of a layout, as other programs call them."""
 PARALLEL = (
@@ -18,7 +19,8 @@ PARALLEL = (
         "--parallel",
         metavar="AXIS=DEGREE,...",
         help="How several devices share the run: cfg deals out guidance branches, ulysses and ring split each branch's "
-        "tokens, tensor splits the layers, hsdp shares out the layers' weights. A process for each is started.",
+        "tokens, tensor splits the layers, hsdp shares out the layers' weights, vae the rows "
+        "of pictures that are encoded and decoded. A process for each is started.",
     ),
     option(DEVICE, "--devices", type=int, metavar="N", help="Share it among N devices as exchanges least."),
     *(

@@ -7,7 +7,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from .parallel_options import DEGREES
 from .typed import Options
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..plan import Plan
     from ..runs.generation import Generation
     from ..settle import Wish
@@ -106,15 +108,30 @@ class Processes:
         run.begin()
         while not run.done:
             run.step()
-        self.part()
+        run.watch(None, lambda: False)  # the first one alone may stop now
+        while self.from_first(False):
+            if self.rank < run.settled.plan.layout.vae:
+                for _ in run.frames():
+                    pass
+        self._part()
+
+    def frames(self, run: Generation) -> Iterator[np.ndarray]:
+        """The frames, as the first process decodes them, if need be with others."""
+        if run.settled.plan.layout.vae > 1:
+            self.from_first(True)
+        return run.frames()
 
     def part(self) -> None:
         """The first one is done, too."""
         if self.count > 1:
-            from ..parallel.launch import part
+            self.from_first(False)
+            self._part()
 
-            self.from_first(None)
-            part()
+    @staticmethod
+    def _part() -> None:
+        from ..parallel.launch import part
+
+        part()
 
 
 def start(options: Options, seed: int, output: str, count: int) -> None:

@@ -333,7 +333,7 @@ def _generate(run: Generation, paths: Paths, options: Options, processes: Proces
                         run.step()
                     keeper.between_steps()
                 run.watch(display.show, stop)  # the others are done
-                run.write(paths, lambda: _stoppable(run, stop), lambda: _heard(run, stop))
+                run.write(paths, lambda: _stoppable(processes.frames(run), stop), lambda: _heard(run, stop))
             except Moved:
                 _use_up(keeper, options)
                 raise
@@ -344,9 +344,8 @@ def _generate(run: Generation, paths: Paths, options: Options, processes: Proces
         print(paths.output)
 
 
-def _stoppable(run: Generation, stop: Stop) -> Iterator[np.ndarray]:
+def _stoppable(frames: Iterator[np.ndarray], stop: Stop) -> Iterator[np.ndarray]:
     """The frames. The second signal ends the decode of one, and not the writing of it."""
-    frames = run.frames()
     while True:
         with stop.at(2):
             frame = next(frames, None)

@@ -125,6 +125,7 @@ class Options:
     ring_degree: int | None = None
     tensor_parallel_size: int | None = None
     hsdp_shard_size: int | None = None
+    vae_patch_parallel_size: int | None = None
     use_hsdp: bool = False
     launched: str | None = None
     picked: int | None = None

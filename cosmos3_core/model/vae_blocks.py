@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,19 @@ from .config import VAE_DOWN_IN_TIME, VAE_WIDTHS
 Take = Callable[..., Tensor]
 
 
+class Edges(Protocol):
+    """What lies beyond a map whose rows are some of a larger one's."""
+
+    def around(self, x_THWC: Tensor, above: int, below: int) -> Tensor:
+        """The map with so many of its neighbours' rows, none or one; with zeros where the larger one ends."""
+
+    def whole(self, x_TNC: Tensor, width: int) -> Tensor:
+        """Positions of maps of this width: those of all rows."""
+
+
 class Stream:
-    """What the frames so far leave to the next chunk of the same clip: each causal convolution's last inputs.
+    """What the frames so far leave to the next chunk of the same clip: each causal convolution's last inputs. With
+    `edges` the clip is some rows of one.
 
     `first` holds while the clip's first frame, a chunk of its own, runs: nothing lies before it, and the convolutions
     between frames are skipped. A clip of `one` frame remembers nothing.
@@ -34,6 +46,7 @@ class Stream:
 
     def __init__(self, *, one: bool):
         self.first, self.one = True, one
+        self.edges: Edges | None = None
         self._past: dict[object, Tensor] = {}
 
     def past(self, owner: object) -> Tensor | None:
@@ -63,7 +76,14 @@ def as_the_weight(x: Tensor, weight: Tensor) -> Tensor:
     return x if is_channels_last(weight) else x.contiguous()
 
 
-def conv2d(x_THWC: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0) -> Tensor:
+def conv2d(
+    x_THWC: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+) -> Tensor:
     y = F.conv2d(as_the_weight(x_THWC.permute(0, 3, 1, 2), weight), weight, bias, stride=stride, padding=padding)
     return y.permute(0, 2, 3, 1).contiguous()
 
@@ -154,11 +174,14 @@ class CausalConv:
         stream.keep(self, padded[-2:])
         return padded
 
-    def __call__(self, padded_THWC: Tensor) -> Sum:
+    def __call__(self, padded_THWC: Tensor, stream: Stream) -> Sum:
+        rows = self.padding
+        if stream.edges and rows:
+            padded_THWC, rows = stream.edges.around(padded_THWC, 1, 1), 0
         if len(padded_THWC) == 1:  # before the first frame are zeros, which two thirds of the kernel would multiply
             weight = laid_out(self.weight[:, :, -1], is_channels_last(self.weight))
-            return Sum(conv2d(padded_THWC, weight, padding=self.padding), self.bias)
-        return Sum(conv3d(padded_THWC, self.weight, padding=(0, self.padding, self.padding)), self.bias)
+            return Sum(conv2d(padded_THWC, weight, padding=(rows, self.padding)), self.bias)
+        return Sum(conv3d(padded_THWC, self.weight, padding=(0, rows, self.padding)), self.bias)
 
 
 class ResBlock:
@@ -175,11 +198,11 @@ class ResBlock:
     def __call__(self, x: Sum, stream: Stream) -> Sum:
         # No map outlives its reader: these are the decode's largest tensors.
         padded = self.conv1.input(x, stream, self.norm1)
-        h = self.conv1(padded)
+        h = self.conv1(padded, stream)
         del padded
         padded = self.conv2.input(h, stream, self.norm2)
         del h
-        h = self.conv2(padded)
+        h = self.conv2(padded, stream)
         del padded
         h.residual_THWC = x.added() if self.shortcut is None else self.shortcut(x.added())
         return h
@@ -193,10 +216,12 @@ class Attention:
         self.qkv = Pointwise(take, f"{name}.to_qkv", ops, channels, 3 * channels, axes=2)
         self.out = Pointwise(take, f"{name}.proj", ops, channels, channels, axes=2)
 
-    def __call__(self, x_THWC: Tensor) -> Tensor:
+    def __call__(self, x_THWC: Tensor, stream: Stream) -> Tensor:
         channels = len(self.gamma)
         normed = F.normalize(x_THWC.float(), dim=-1) * (channels**0.5 * self.gamma.float())
         q, k, v = self.qkv(normed.to(x_THWC.dtype)).flatten(1, 2).chunk(3, dim=-1)
+        if stream.edges:
+            k, v = (stream.edges.whole(one, x_THWC.shape[2]) for one in (k, v))
         # Written out: a head this wide is beyond the kernels behind ops.attention. Scores in fp32, as those keep them.
         scores = torch.matmul(q.float() * channels**-0.5, k.float().transpose(1, 2))
         attended = torch.softmax(scores, dim=-1).to(v.dtype) @ v
@@ -210,7 +235,7 @@ class Middle:
 
     def __call__(self, x: Sum, stream: Stream) -> Sum:
         first, second = self.resnets
-        return second(Sum(self.attention(first(x, stream).added())), stream)
+        return second(Sum(self.attention(first(x, stream).added(), stream)), stream)
 
 
 class Upsample:
@@ -241,12 +266,15 @@ class Upsample:
         frames, height, width, _ = shortcut_THWC.shape
         channels = len(self.bias)
         if self.in_time and not stream.first:
-            x_THWC = self.in_time(self.in_time.input(Sum(x_THWC), stream)).added()
+            x_THWC = self.in_time(self.in_time.input(Sum(x_THWC), stream), stream).added()
             x_THWC = x_THWC.unflatten(3, (2, channels)).transpose(2, 3).transpose(1, 2).flatten(0, 1)
         # The bias goes to the small map: one pass over the large one less.
         step = shortcut_THWC.shape[3] // channels
         shortcuts = [(shortcut_THWC[..., i::step] + self.bias).unsqueeze(1) for i in range(step)]
-        y = conv2d(x_THWC, self.weight, padding=1).unflatten(0, (frames, -1)).unflatten(4, (4, channels))
+        rows = 1
+        if stream.edges:
+            x_THWC, rows = stream.edges.around(x_THWC, 1, 1), 0
+        y = conv2d(x_THWC, self.weight, padding=(rows, 1)).unflatten(0, (frames, -1)).unflatten(4, (4, channels))
         out = y.new_empty(*y.shape[:2], height, 2, width, 2, channels)
         for phase in range(4):
             i, j = divmod(phase, 2)
@@ -268,7 +296,10 @@ class Downsample:
             self.time = weight, take(f"{name}.time_conv.bias", channels)
 
     def __call__(self, x_THWC: Tensor, shortcut_THWC: Tensor, stream: Stream) -> Tensor:
-        x = conv2d(F.pad(x_THWC, (0, 0, 0, 1, 0, 1)), self.weight, self.bias, stride=2)
+        below = 1
+        if stream.edges:
+            x_THWC, below = stream.edges.around(x_THWC, 0, 1), 0
+        x = conv2d(F.pad(x_THWC, (0, 0, 0, 1, 0, below)), self.weight, self.bias, stride=2)
         if self.time is None:
             return x.add_(_averaged(shortcut_THWC, 1))
         if stream.first:
@@ -312,14 +343,14 @@ class Encoder:
         self.conv_out = CausalConv(take, "encoder.conv_out", widths[-1], outputs)
 
     def __call__(self, x_THWC: Tensor, stream: Stream) -> Tensor:
-        x = self.conv_in(self.conv_in.input(Sum(x_THWC), stream))
+        x = self.conv_in(self.conv_in.input(Sum(x_THWC), stream), stream)
         for blocks, down in self.levels:
             entry = x.added()
             for block in blocks:
                 x = block(x, stream)
             x = Sum(x.added().add_(entry) if down is None else down(x.added(), entry, stream))
         x = self.middle(x, stream)
-        x = self.conv_out(self.conv_out.input(x, stream, self.norm_out))
+        x = self.conv_out(self.conv_out.input(x, stream, self.norm_out), stream)
         stream.first = False
         return x.added()
 
@@ -344,7 +375,7 @@ class Decoder:
         self.conv_out = CausalConv(take, "decoder.conv_out", widths[-1], outputs)
 
     def __call__(self, z_THWC: Tensor, stream: Stream) -> Tensor:
-        x = self.middle(self.conv_in(self.conv_in.input(Sum(z_THWC), stream)), stream)
+        x = self.middle(self.conv_in(self.conv_in.input(Sum(z_THWC), stream), stream), stream)
         for blocks, up in self.levels:
             entry = x.added() if up else None
             for block in blocks:
@@ -353,6 +384,6 @@ class Decoder:
                 x = Sum(up(x.added(), entry, stream))
         padded = self.conv_out.input(x, stream, self.norm_out)
         del x  # before the last convolution, like every map that has been read
-        x = self.conv_out(padded)
+        x = self.conv_out(padded, stream)
         stream.first = False
         return x.added()

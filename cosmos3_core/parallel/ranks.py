@@ -20,7 +20,7 @@ from .trial import try_out
 
 WAITING = timedelta(minutes=30)
 """How long it waits for them in a collective: while one of them loads weights or decodes a chunk."""
-NAMED = ("cfg", "ring", "ulysses", "tensor", "hsdp")
+NAMED = ("cfg", "ring", "ulysses", "tensor", "hsdp", "vae")
 ROWS = ("ring", "ulysses")
 """The axes along which the media tokens are split."""
 
@@ -74,9 +74,11 @@ class Circle:
         found = self.gathered(x.contiguous())
         return torch.cat([one[:length] for one, length in zip(found, lengths, strict=True)]).movedim(0, dim)
 
-    def passed_on(self, x: Tensor) -> Callable[[], Tensor]:
-        """Begin to send x to the next process of the ring; what is returned waits for that of the one before."""
+    def passed_on(self, x: Tensor, *, back: bool = False) -> Callable[[], Tensor]:
+        """Begin to send x to the next process of the ring, or `back` to the one before; what is returned waits for that
+        of the one on the other side."""
         after, before = (self.number + 1) % self.count, (self.number - 1) % self.count
+        after, before = (before, after) if back else (after, before)
         pending = self._waited(lambda: self.comm.exchange(x, after, before, self.group))
         return lambda: self._waited(pending.wait)
 
@@ -105,7 +107,8 @@ class Ranks:
         self.layout, self.rank = layout, dist.get_rank()
         self.place = layout.coordinates(self.rank)
         self._comm, self._collectives, self._device = comm, collectives, device
-        self.cfg, self.ring, self.ulysses, self.tensor, self.hsdp = (self._circle((axis,)) for axis in NAMED)
+        circles = (self._circle((axis,)) for axis in NAMED)
+        self.cfg, self.ring, self.ulysses, self.tensor, self.hsdp, self.vae = circles
         self.rows = self._circle(ROWS)
 
     def _circle(self, axes: Sequence[str]) -> Circle:

@@ -14,7 +14,9 @@ from torch import Tensor
 from ..contract import Ops, Residual
 from ..model.packing import Packing
 from ..model.transformer import Branches, GenerationTower, TextContext, UnderstandingTower
+from ..model.vae import VideoVAE
 from .attention import Exchanged, rows_of, text_of
+from .patches import by_rows
 from .ranks import Ranks, parts
 
 
@@ -58,6 +60,8 @@ class SplitTower:
 
 def shared_out(ranks: Ranks, component: Any) -> Any:
     """A component of a model as this process has it."""
+    if ranks.vae.count > 1 and isinstance(component, VideoVAE):
+        return by_rows(component, ranks.vae)
     if ranks.layout.split > 1 and isinstance(component, GenerationTower):
         return SplitTower(component, ranks)
     if ranks.layout.ulysses > 1 and isinstance(component, UnderstandingTower):

@@ -155,7 +155,7 @@ class Execution:
             kept_layers=kept_layers_of(config, format, packed),
             placement=placement,
             keeping=(keeping := keeping_of(placement, tuning)),
-            encode_captured=height * width <= keeping.area,
+            encode_captured=height * width <= keeping.area and layout.vae == 1,
             sound=sound,
             policy=policy if policy and policy.in_steps else None,
         )

@@ -2,7 +2,7 @@
 
 A process for each device. Along `cfg` the guidance branches are dealt out; along `ring` and `ulysses` the media tokens
 of a branch are, and along `tensor` every layer is split. Beside the mesh, groups of `hsdp` processes keep the layers'
-weights together. Imports no torch.
+weights together, and groups of `vae` encode and decode together. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from dataclasses import asdict, dataclass, fields, replace
 from ..contract import InputError
 from ..spelling import did_you_mean, shown
 
-LATER = ("pipeline", "vae")
+LATER = ("pipeline",)
 """What other programs have and nothing here executes yet."""
 MOST = 1024
 """Devices of one run."""
-BESIDE = ("hsdp",)
+BESIDE = ("hsdp", "vae")
 """Degrees of a layout that are no axes of its mesh: the same processes do that, too."""
 COPY = "copy"
-"""The axis, the slowest, along which processes do the same: where `hsdp` takes more of them than the mesh has."""
+"""The axis, the slowest, along which processes do the same: where what lies beside the mesh takes more of them than it
+has."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """How many ways each axis is split. Processes are counted along the last axis first, so that those of one
     `tensor` group, which exchange most, are neighbours. Each `hsdp` neighbours among those with the same weights have
-    these once among them."""
+    these once among them, and each `vae` neighbours the rows of a picture that is encoded or decoded."""
 
     cfg: int = 1
     ring: int = 1
     ulysses: int = 1
     tensor: int = 1
     hsdp: int = 1
+    vae: int = 1
 
     @property
     def mesh(self) -> int:
@@ -45,7 +47,7 @@ class Layout:
     @property
     def copies(self) -> int:
         """Processes that do the same part."""
-        return -(-self.hsdp * self.apart // self.mesh)
+        return -(-max(self.hsdp * self.apart, self.vae) // self.mesh)
 
     @property
     def apart(self) -> int:
@@ -80,10 +82,12 @@ class Layout:
 
     def groups(self, *axes: str) -> list[list[int]]:
         """The processes that differ along these axes alone, group by group; each is in one of them. Of `hsdp`, those
-        that have the layers' weights among them."""
+        that have the layers' weights among them, of `vae` those that have a picture's rows."""
         if axes == ("hsdp",):
             whole = self.groups(COPY, "cfg", "ring", "ulysses")
             return [group[i : i + self.hsdp] for group in whole for i in range(0, len(group), self.hsdp)]
+        if axes == ("vae",):
+            return [list(range(i, i + self.vae)) for i in range(0, self.size, self.vae)]
         found: dict[tuple[int, ...], list[int]] = {}
         for rank in range(self.size):
             other = tuple(place for axis, place in self.coordinates(rank).items() if axis not in axes)
@@ -99,13 +103,15 @@ ALONE = Layout()
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """What of a request is shared out: the `branches` of a step that has most of them, by name, the attention's `heads`
-    and `kv_heads`, the MLP's width `inner`, and the media `tokens` of the branch that has fewest."""
+    and `kv_heads`, the MLP's width `inner`, the media `tokens` of the branch that has fewest, and the
+    latents' `rows`."""
 
     branches: Sequence[str]
     heads: int
     kv_heads: int
     inner: int
     tokens: int
+    rows: int
 
     def misfit(self, layout: Layout) -> str | None:
         """Why it cannot be shared so, or None."""
@@ -126,6 +132,10 @@ class Shared:
             return f"the request has {self.tokens} media tokens, fewer than the {layout.split} devices of a branch"
         if (alike := layout.size // layout.apart) % layout.hsdp:
             return f"the {alike} devices with the same weights are not divided evenly into groups of {layout.hsdp}"
+        if layout.size % layout.vae:
+            return f"the {layout.size} devices are not divided evenly into groups of {layout.vae}"
+        if layout.vae > self.rows:
+            return f"the latents have {self.rows} rows, fewer than the {layout.vae} devices that encode and decode"
         return None
 
     def layouts(self, size: int) -> Iterator[Layout]:
@@ -146,11 +156,13 @@ class Shared:
             return idle + sum(abs(math.log2(one / other)) for one, other in pairs)
 
         fitting = (
-            replace(one, hsdp=hsdp)
+            replace(one, hsdp=hsdp, vae=vae)
             for size in range(asked.size, 0, -1)
             for one in self.layouts(size)
             for hsdp in range(1, min(size // one.apart, asked.hsdp) + 1)
             if size // one.apart % hsdp == 0
+            for vae in range(1, min(size, asked.vae, self.rows) + 1)
+            if size % vae == 0
         )
         return min(fitting, key=distance)
 

@@ -245,6 +245,7 @@ def _shared(estimate: Estimate) -> mesh.Shared:
         kv_heads=config.num_key_value_heads,
         inner=config.intermediate_size,
         tokens=run.made if run.control else run.tokens,
+        rows=run.latent[1],
     )
 
 

@@ -17,6 +17,7 @@ from ..execution import Execution
 from ..mesh import ALONE, Layout
 from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
+from .several import of_one
 from .transformer import Matrices
 from .units import GIB, WIDTH, Work
 
@@ -178,15 +179,7 @@ class Estimate:
     @cached_property
     def own(self) -> TransformerConfig:
         """The model as one device has it."""
-        c, count = self.config, self.layout.tensor
-        if count == 1:
-            return c
-        return replace(
-            c,
-            num_attention_heads=c.num_attention_heads // count,
-            num_key_value_heads=max(1, c.num_key_value_heads // count),
-            intermediate_size=c.intermediate_size // count,
-        )
+        return of_one(self.config, self.layout)
 
     @property
     def format(self) -> str:
@@ -238,10 +231,10 @@ class Estimate:
         step += transformer.exchanged_bytes(c, rows, run.widest * run.tokens, self.layout, size)
         step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         maps = self._codec_dtype, self.tuning.channels_last
-        decoding = vae.decode_bytes(self.vae, run.tiling, frames, *maps)
+        decoding = vae.decode_bytes(self.vae, run.tiling, frames, *maps, self.layout.vae)
         stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading)]
         if job.encoded:
-            encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), *maps)
+            encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), *maps, self.layout.vae)
             stages.append(Stage("encode input", self._held("vae_encoder"), kv, 0, encoding, VAE_OVERHEAD))
         elif job.audio and self._codec:  # beside a picture or clip it is less
             stages.append(Stage("encode input", self._held("sound_encoder"), kv, 0, self._codec.worst))
@@ -404,10 +397,11 @@ class Estimate:
             "steps": job.chunks * (self._steps(a16=False) + self._steps(a16=True)),
         }
         if job.decoded:
-            work = vae.decode_work(self.vae, self.execution.tiling, frames, self._codec_dtype)
+            work = vae.decode_work(self.vae, self.execution.tiling, frames, self._codec_dtype, self.layout.vae)
             parts["decode"] = job.decoded * [work]
         if job.encoded:
-            encoded = [vae.encode_work(self.vae, self._input_size, count, self._codec_dtype) for count in job.encoded]
+            size, among = self._input_size, self.layout.vae
+            encoded = [vae.encode_work(self.vae, size, count, self._codec_dtype, among) for count in job.encoded]
             parts["encode input"] = job.chunks * encoded
         if self._codec:
             stage = "encode input" if job.audio else "decode sound"

@@ -185,13 +185,23 @@ def weights(config: Mapping[str, Any], dtype: str) -> dict[str, int]:
     return {name: size * half.parameters for name, half in halves.items()}
 
 
-def decode_bytes(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str, channels_last: bool = True) -> int:
-    """Peak of the tensors of decoding so many latent `frames`. Whole frames leave as they are ready. Of tiles, each
-    goes through all frames before the next, and the clip waits as bytes, with the edges that the tiles below and beside
-    blend with: on the host, which is counted because it may be the device's own memory."""
-    size, area = WIDTH[dtype], tiling.heights[0] * tiling.widths[0]
+def share(rows: int, among: int) -> int:
+    """Of so many rows those of the device that has most; all, where there are fewer than devices."""
+    return rows if rows < among else -(-rows // among)
+
+
+def decode_bytes(
+    config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str, channels_last: bool = True, among: int = 1
+) -> int:
+    """Peak of the tensors of decoding so many latent `frames`, on a device that has its share of the rows `among` so
+    many. Whole frames leave as they are ready. Of tiles, each goes through all frames before the next, and the clip
+    waits as bytes, with the edges that the tiles below and beside blend with: on the host, which is counted because it
+    may be the device's own memory."""
+    size, area = WIDTH[dtype], share(tiling.heights[0], among) * tiling.widths[0]
     at_a_time = max(1, min(tiling.chunk, frames - 1))
     peak = decoder(config, at_a_time, area, size, frames == 1, channels_last).peak
+    if among > 1:  # all rows come together, first as they were sent
+        peak += 2 * 3 * SPATIAL_COMPRESSION**2 * at_a_time * TEMPORAL_COMPRESSION * among * area * size
     latents: int = config["z_dim"] * frames * tiling.height * tiling.width * size
     peak += latents
     if tiling.whole:
@@ -203,29 +213,34 @@ def decode_bytes(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: 
 
 
 def encode_bytes(
-    config: Mapping[str, Any], latent: tuple[int, int], frames: int, dtype: str, channels_last: bool = True
+    config: Mapping[str, Any],
+    latent: tuple[int, int],
+    frames: int,
+    dtype: str,
+    channels_last: bool = True,
+    among: int = 1,
 ) -> int:
     """Peak of encoding so many pixel `frames`, whose latents have this height and width; their fp32 pixels included."""
-    area, first = latent[0] * latent[1], frames == 1
-    pixels = WIDTH["float32"] * 3 * frames * area * SPATIAL_COMPRESSION**2
+    area, first = share(latent[0], among) * latent[1], frames == 1
+    pixels = WIDTH["float32"] * 3 * frames * latent[0] * latent[1] * SPATIAL_COMPRESSION**2
     return pixels + encoder(config, 1 if first else TEMPORAL_COMPRESSION, area, WIDTH[dtype], first, channels_last).peak
 
 
-def decode_work(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str) -> Work:
+def decode_work(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str, among: int = 1) -> Work:
     """So many latent frames through the decoder, tile by tile."""
     size, later = WIDTH[dtype], frames - 1
     chunks = 1 + -(-later // tiling.chunk)
     flops = moved = 0
-    for area in (height * width for height in tiling.heights for width in tiling.widths):
+    for area in (share(height, among) * width for height in tiling.heights for width in tiling.widths):
         parts = decoder(config, 1, area, size, first=True), decoder(config, later, area, size)
         flops += sum(part.flops for part in parts)
         moved += sum(part.moved for part in parts) + chunks * size * parts[0].parameters
     return Work(flops, moved, rate_of(dtype), CONVOLUTION_EFFICIENCY)
 
 
-def encode_work(config: Mapping[str, Any], latent: tuple[int, int], frames: int, dtype: str) -> Work:
+def encode_work(config: Mapping[str, Any], latent: tuple[int, int], frames: int, dtype: str, among: int = 1) -> Work:
     """So many pixel frames through the encoder, whose latents have this height and width."""
-    size, area, later = WIDTH[dtype], latent[0] * latent[1], frames - 1
+    size, area, later = WIDTH[dtype], share(latent[0], among) * latent[1], frames - 1
     parts = encoder(config, 1, area, size, first=True), encoder(config, later, area, size)
     chunks = 1 + later // TEMPORAL_COMPRESSION
     moved = sum(part.moved for part in parts) + chunks * size * parts[0].parameters
