@@ -3,7 +3,8 @@ beside the plan's, and prompts that are read again.
 
     python -m benchmarks.residency --backend cuda --job nano-bf16 --out residency-nano-h200.json
 
-`--list` names the jobs, each with the GPU's seconds that it takes on an H200. A job that FILE has already is not run
+`--list` names the jobs, each with the GPU's seconds that it takes on an H200. `--recipe NAME` is a job as well: a
+recipe's work, placed as in its device's memory and limited to that. A job that FILE has already is not run
 again. Everything of a job runs in one process on random weights. First the placement alone, under the job's memory
 limit: the prompts, a step, and the decode, each with the peak that the allocator reserved and the plan's. Then, without
 the limit, the resident tower beside it: both predict the same step in turn, and their velocities have to be equal. A
@@ -24,8 +25,11 @@ from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.engine.limits import limited
+from cosmos3_core.evidence.recipe import Recipe
+from cosmos3_core.evidence.recipe import load as load_recipe
 from cosmos3_core.plan.cost.fit import Estimate
 from cosmos3_core.plan.cost.units import GIB, ceiling_of
+from cosmos3_core.plan.discovery import load
 from cosmos3_core.plan.placement import DISK, RESIDENT, STAGED, STREAMED, Placement
 from cosmos3_core.sampling.state import Context
 from cosmos3_core.settle import Settled, Wish, settle
@@ -71,16 +75,26 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", required=True)
     parser.add_argument("--job", action="append", choices=JOBS, default=[], help="may be repeated")
+    parser.add_argument("--recipe", action="append", default=[], help="of the backend's, in its device's memory")
     parser.add_argument("--list", action="store_true", help="name the jobs and what they cost")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
-def settled_of(job: Job, backend: str) -> Settled:
+def job_of(recipe: Recipe) -> Job:
+    """A recipe's work on a device that is limited to the memory of the recipe's, as that is planned for so much."""
+    run = recipe.run
+    work, limit = f"{run['size']}x{run.get('frames', 1)}", recipe.device["memory_gib"]
+    job = Job(run["model"], work, 0, recipe.formats, limit=limit, rounds=0, steps=run["steps"])
+    settled = settled_of(job, run["backend"], memory_limit=int(limit * GIB), chooses=True)
+    return replace(job, placement=settled.placement, tile=settled.request.tile)
+
+
+def settled_of(job: Job, backend: str, **placed: Any) -> Settled:
     width, height, frames = job.work.split("x")
     given: dict[str, Any] = {"prompt": "(random)", "size": f"{width}x{height}", "frames": int(frames)}
     given |= {"steps": job.steps} | ({"tile": job.tile} if job.tile else {})
-    wish = Wish(model=job.model, described=True, backend=backend, formats=job.formats, given=given)
+    wish = Wish(model=job.model, described=True, backend=backend, formats=job.formats, given=given, **placed)
     return settle(wish).with_texts(*TEXT)
 
 
@@ -171,13 +185,16 @@ def main() -> None:
             print(f"{name:<22} {job.costs:>4} s  {job.model} {job.work} {job.placement}")
         return
     known = json.loads(args.out.read_text())["jobs"] if args.out and args.out.exists() else {}
-    for name in args.job:
+    folder = load(args.backend, ()).recipes
+    jobs = {name: JOBS[name] for name in args.job}
+    jobs |= {name: job_of(load_recipe(folder / f"{name}.toml")) for name in args.recipe if folder}
+    for name, job in jobs.items():
         if name in known:
             print(f"{name}: there already", flush=True)
             continue
-        settled = settled_of(JOBS[name], args.backend)
-        print(f"{name}: about {JOBS[name].costs} s of an H200", flush=True)
-        known[name] = {"kernels": settled.plan.to_json(settled.execution.tokens)["kernels"]} | run(JOBS[name], settled)
+        settled = settled_of(job, args.backend)
+        print(f"{name}: about {job.costs} s of an H200" if job.costs else name, flush=True)
+        known[name] = {"kernels": settled.plan.to_json(settled.execution.tokens)["kernels"]} | run(job, settled)
         print(json.dumps(known[name], indent=1), flush=True)
         made_with = environment(settled.plan.backend.torch_device, settled.plan.device)
         report({"benchmark": "residency", "jobs": known, "environment": made_with}, args.out, quiet=True)

@@ -23,7 +23,7 @@ from cosmos3_core.plan.cost import vae
 from cosmos3_core.plan.cost.fit import Estimate
 from cosmos3_core.plan.cost.nearest import nearest
 from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
-from cosmos3_core.plan.placement import ALL_RESIDENT
+from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED
 from cosmos3_core.sampling.solver import Solver
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.defaults import PROFILES
@@ -157,6 +157,37 @@ def test_formats_change_weights_and_rates():
     weight_only = replace(counted, formats={"pack_linear": "w4a16"})
     assert weight_only.stage("steps").weights < 0.4 * counted.stage("steps").weights
     assert weight_only.seconds(known)["step"] == pytest.approx(counted.seconds(known)["step"])
+
+
+def recorded() -> list[tuple[str, int, int]]:
+    """What each program of benchmarks measured of whole runs at Nano's size: name, bytes reserved, bytes counted."""
+    found = []
+    for name in ("e2e-nano-720p189-h100", "e2e-nano-720p189-fp8-h100", "e2e-nano-720p189-resident-h100"):
+        (run,) = json.loads((RESULTS / f"{name}.json").read_text())["results"]
+        counted = replace(whole("nano", 1280, 720, 189), formats=run["formats"])
+        counted = replace(counted, placement=ALL_RESIDENT if "resident" in name else ALL_STAGED)
+        found.append((name, run["run"]["reserved"], counted.peak))
+    jobs = json.loads((RESULTS / "memory-nano-h100.json").read_text())["jobs"]
+    for name, measured in jobs.items():
+        counted = whole("nano", *map(int, name.split("x")), negative_tokens=3500)
+        found.append((f"memory {name}", measured["steps"]["reserved"], counted.stage("steps").peak))
+    for result in json.loads((RESULTS / "quantized-nano-h200.json").read_text())["results"]:
+        if "peak" not in result:
+            continue
+        name, rows = result["format"], result["kernels"]
+        row = next((one for one in backend("cuda").kernels if one.name == rows.get("pack_linear")), None)
+        counted = whole("nano", 1280, 720, 189, guided_steps=0)
+        formats = {} if name == "none" else {"pack_linear": name}
+        widens = bool(formats and row and row.widens)
+        rounds = bool(formats and rows["finish"] == "composed" and not widens)
+        counted = replace(counted, formats=formats, widens=widens, rounds=rounds)
+        found.append((f"quantized {name}", result["peak"]["reserved"], counted.stage("steps").peak))
+    return found
+
+
+@pytest.mark.parametrize(("name", "reserved", "counted"), recorded(), ids=str)
+def test_no_peak_that_was_reserved_is_above_what_is_counted_nor_far_below(name, reserved, counted):
+    assert reserved <= counted <= 1.1 * reserved
 
 
 def test_a_row_that_widens_takes_the_dtype_s_time_and_a_copy():

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from tiny_model import TINY_MODEL
 
 import cosmos3 as public
-from cosmos3_core.contract import Bytes, InputError
+from cosmos3_core.contract import Bytes, InputError, pcie
 from cosmos3_core.engine.limits import limited
 from cosmos3_core.model.transformer import GenerationTower
+from cosmos3_core.plan.cost.fit import LINK_EFFICIENCY
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, RESIDENT, STREAMED, Placement, candidates, typed
 from cosmos3_core.runs import room
@@ -76,7 +77,10 @@ def test_the_plan_says_what_a_placement_holds_and_costs():
     assert all("'steps' takes" in said and "there are 12.0 GiB" in said for said in found.passed)
     assert estimate.waiting(ceiling) == 0, "a pass of 720p x 189 outlasts its weights' way"
     picture = settled(12, given={"task": "t2i", "size": "256p"}).estimate
-    assert picture.waiting(ceiling) == pytest.approx(picture.job.steps * parts["generation"] / 20e9, rel=0.5)
+    crossing = parts["generation"] / (LINK_EFFICIENCY * pcie(5, 16))
+    assert picture.waiting(ceiling) == pytest.approx(picture.job.steps * crossing, rel=0.5)
+    unknown = replace(ceiling, link=0.0)
+    assert 2 * picture.waiting(ceiling) < picture.waiting(unknown) < 20 * picture.waiting(ceiling)
     slow = replace(picture, placement=Placement(DISK, DISK))
     assert slow.waiting(ceiling) > 8 * picture.waiting(ceiling)
     assert slow.seconds(ceiling)["total"] > picture.seconds(ceiling)["total"] > picture.waiting(ceiling)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..contract import Backend, Ceiling, Device
-from ..plan.cost.fit import OVERHEAD, OVERHEAD_BYTES, VAE_OVERHEAD
+from ..plan.cost.fit import LINK_EFFICIENCY, LINK_RATE, OVERHEAD_BYTES, WEIGHTS_OVERHEAD
 from ..plan.cost.nearest import Change
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
-from ..plan.placement import LAYERED, MEANING, PARTS
+from ..plan.placement import LAYERED, MEANING, PARTS, STREAMED
 from ..quant.steps import A16
 from ..scenarios.field import NOT_GIVEN, PROFILE
 from ..scenarios.fields import FIELDS
@@ -103,15 +103,21 @@ def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list
     prompt, *negative = settled.estimate.job.texts
     texts = f"a prompt of {prompt} tokens" + "".join(f" and a negative one of {count}" for count in negative)
     sentences = [] if settled.counted else [texts]
+    beyond = [stage.overhead for stage in settled.estimate.stages]
     if settled.plan.layout.size > 1:
         sentences.append("memory and time are those of one device, and what devices exchange takes no time")
     if settled.forecast:
         sentences.append(_described(settled.plan.backend, settled.plan.device))
     sentences += [
         "activations as eager torch allocates them; kernels that fuse need less",
-        f"allocator, context and workspaces take {OVERHEAD:.0%}, {VAE_OVERHEAD:.0%} in the VAE, and "
-        f"{OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions can take more)",
+        f"allocator, context and workspaces take {WEIGHTS_OVERHEAD:.0%} of weights, {min(beyond):.0%} to "
+        f"{max(beyond):.0%} of the rest and {OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions "
+        "can take more)",
     ]
+    if STREAMED in (settled.placement.understanding, settled.placement.generation):
+        known = ceiling and ceiling.link
+        rate = f"{LINK_EFFICIENCY:.0%} of {known / 1e9:.1f}" if known else f"{LINK_RATE / 1e9:g}"
+        sentences.append(f"layers come from the host at {rate} GB/s" + ("" if known else ", whose link is not known"))
     if ceiling:
         shares = " and ".join(
             f"{reached(ceiling, rate):.0%} of the peak rate in {rate}"

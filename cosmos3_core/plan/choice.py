@@ -210,6 +210,12 @@ class Plan:
         return self._multiplies is not None and self._multiplies.widens
 
     @property
+    def rounds(self) -> bool:
+        """Whether a row rounds activations to a format for each product, and no composite passes them on in it."""
+        own = self._multiplies is not None and not self.unpacks and not self.widens
+        return own and self.meanings[self.format].of_inputs is not None
+
+    @property
     def _multiplies(self) -> Kernel | None:
         """The row that does the products in a format; None without a format, and where composites do them."""
         if self.format == "none" or "pack_linear" in self.fused:

@@ -267,6 +267,7 @@ def _counted(model: Model, plan: Plan, job: Job, placement: Placement) -> Estima
         known=plan.meanings,
         unpacks=plan.unpacks,
         widens=plan.widens,
+        rounds=plan.rounds,
         packed=plan.packed,
         policy=a16.policy if a16 else None,
         modules=model.quantization.modules if model.quantization else None,

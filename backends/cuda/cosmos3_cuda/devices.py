@@ -6,7 +6,7 @@ examples of one release of torch.
 
 from __future__ import annotations
 
-from cosmos3_core.contract import Ceiling, Device
+from cosmos3_core.contract import Ceiling, Device, pcie
 
 GIB = 1 << 30
 TORCH = {"driver": "580.159.04", "torch": "2.11.0+cu130", "cuda": "13.0", "cudnn": "9.19.0"}
@@ -20,6 +20,10 @@ def _device(arch: str, name: str, memory: int, launches: dict[str, str], unified
 
 KNOWN = (
     _device("sm_80", "NVIDIA A100-SXM4-80GB", 80 * GIB, DEFAULTS),
+    _device("sm_86", "NVIDIA GeForce RTX 3060", 12 * GIB, DEFAULTS),
+    _device("sm_89", "NVIDIA GeForce RTX 4060", 8 * GIB, DEFAULTS),
+    _device("sm_89", "NVIDIA GeForce RTX 4060 Ti", 16 * GIB, DEFAULTS),
+    _device("sm_89", "NVIDIA GeForce RTX 4090", 24 * GIB, DEFAULTS),
     _device("sm_90", "NVIDIA H100 80GB HBM3", 80 * GIB, MEASURED),
     _device("sm_90", "NVIDIA H200", 150_109_880_320, MEASURED),
     _device("sm_100", "NVIDIA B200", 180 * 10**9, DEFAULTS),
@@ -28,11 +32,37 @@ KNOWN = (
     _device("sm_121", "NVIDIA GB10", 128 * 10**9, DEFAULTS, unified=True),
 )
 
+ADA = (
+    "NVIDIA's Ada GPU architecture white paper: the rates of the GeForce RTX 4090, without sparsity, accumulating "
+    "in fp32{}; bandwidth: NVIDIA's page of the card"
+)
+GA10X = (
+    "NVIDIA's Ampere GA102 GPU architecture white paper: the rates of the GeForce RTX 3090, without sparsity, floats "
+    "accumulating in fp32, by its multiprocessors and clock; bandwidth: NVIDIA's page of the card"
+)
+
+ADA_FORMATS = {"fp8": 2, "int8": 4}
+SCALED = ", by the card's multiprocessors and clock"
+
+
+def _geforce(units: int, ghz: float, formats: dict[str, int], bandwidth: float, source: str, lanes: int) -> Ceiling:
+    """Of Ampere and Ada: 512 operations a clock and multiprocessor in bfloat16, and so many times that in `formats`."""
+    rates = {name: round(units * 512 * ghz * times / 1000, 1) for name, times in {"bfloat16": 1, **formats}.items()}
+    return Ceiling(tflops=rates, bandwidth=bandwidth, source=source, link=pcie(4, lanes))
+
+
+# Links are those of NVIDIA's pages of the cards and data sheets of the modules; a B200 of a GB200, whose link is
+# NVLink-C2C, has another name. A GB10 has the host's memory.
 CEILINGS = {
+    "RTX 3060": _geforce(28, 1.777, {"int8": 4}, 3.6e11, GA10X, 16),
+    "RTX 4060": _geforce(24, 2.46, ADA_FORMATS, 2.72e11, ADA.format(SCALED), 8),
+    "RTX 4060 Ti": _geforce(34, 2.535, ADA_FORMATS, 2.88e11, ADA.format(SCALED), 8),
+    "RTX 4090": _geforce(128, 2.52, ADA_FORMATS, 1.008e12, ADA.format(""), 16),
     "A100-SXM4-80GB": Ceiling(
         tflops={"bfloat16": 312, "int8": 624},
         bandwidth=2.039e12,
         source="NVIDIA's data sheet of the A100 80GB SXM, without sparsity",
+        link=pcie(4, 16),
     ),
     "H100 80GB HBM3": Ceiling(
         tflops={"bfloat16": 799, "fp8": 1979, "int8": 1979},
@@ -40,21 +70,25 @@ CEILINGS = {
         source="bfloat16: a GEMM measured on one H100 80GB SXM with torch 2.11; the rest: NVIDIA's data sheet of it, "
         "without sparsity",
         reached={"bfloat16": 0.84, "fp8": 0.52},  # in whole runs of 720p x 189 frames
+        link=pcie(5, 16),
     ),
     "NVIDIA H200": Ceiling(
         tflops={"bfloat16": 989, "fp8": 1979, "int8": 1979},
         bandwidth=4.8e12,
         source="NVIDIA's data sheet of the H200 SXM, without sparsity",
+        link=pcie(5, 16),
     ),
     "NVIDIA B200": Ceiling(
         tflops={"bfloat16": 2250, "fp8": 4500, "int8": 4500},
         bandwidth=8e12,
         source="NVIDIA's data sheet of the DGX B200, an eighth of it, without sparsity",
+        link=pcie(5, 16),
     ),
     "RTX 5090": Ceiling(
         tflops={"bfloat16": 209.5, "fp8": 419, "int8": 838},
         bandwidth=1.792e12,
         source="NVIDIA's RTX Blackwell white paper: GeForce RTX 5090, without sparsity, floats accumulating in fp32",
+        link=pcie(5, 16),
     ),
     "GB10": Ceiling(
         tflops={"bfloat16": 96.9},

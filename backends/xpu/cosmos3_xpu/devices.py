@@ -5,7 +5,7 @@ Put together from Intel's documentation: memory is nominal, and versions are exa
 
 from __future__ import annotations
 
-from cosmos3_core.contract import Ceiling, Device
+from cosmos3_core.contract import Ceiling, Device, pcie
 
 GIB = 1 << 30
 TORCH = {"driver": "1.6.33578+38", "torch": "2.11.0+xpu", "oneapi": "20250303", "kernel launches": "not measured"}
@@ -22,15 +22,18 @@ KNOWN = (
     _device("Intel(R) Arc(TM) 140V GPU", 16 * GIB, "lnl-m", unified=True),  # Xe2, of half of 32 GB
 )
 
+# Links are those of the same data sheets.
 CEILINGS = {
     "B580 Graphics": Ceiling(
         tflops={"bfloat16": 116.5, "int8": 233},
         bandwidth=4.56e11,
         source="Intel's data sheet of the Arc B580: 233 TOPS in int8, half of that in bfloat16",
+        link=pcie(4, 8),
     ),
     "B60 Graphics": Ceiling(
         tflops={"bfloat16": 98.5, "int8": 197},
         bandwidth=4.56e11,
         source="Intel's data sheet of the Arc Pro B60: 197 TOPS in int8, half of that in bfloat16",
+        link=pcie(5, 8),
     ),
 }

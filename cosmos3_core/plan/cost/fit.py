@@ -24,13 +24,15 @@ from .units import GIB, WIDTH, Work
 FP32_COPIES = 16
 """fp32 tensors of the latents' size that live during a step: x and three that the solver remembers, a velocity per
 branch and their combination, the five that the solver multiplies and the four that come out."""
-OVERHEAD = 0.08
-VAE_OVERHEAD = 0.15
+WEIGHTS_OVERHEAD, OVERHEAD, APART_OVERHEAD, VAE_OVERHEAD = 0.04, 0.08, 0.55, 0.15
 OVERHEAD_BYTES = GIB
-"""What is taken beyond the tensors: a share by the allocator's blocks and the VAE's convolutions, which ask for
-workspaces, and a constant by the device's context and libraries. Measured on one H100 at Nano's size: 3 to 9 % between
-allocated and reserved in a step (benchmarks/results/memory-nano-h100.json). Decoding 720p x 189 with the fused norm
-(benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of it, which are counted."""
+"""What is taken beyond the tensors: a share by the allocator's blocks, and a constant by the device's context and
+libraries. The share is one of what stays, weights, and another of what comes and goes: more where each product makes
+copies of its own, of a weight in numbers or of rows in a format, which leave gaps of all sizes, and where convolutions
+ask for workspaces. With these no peak that was reserved at Nano's size (benchmarks/results/memory-nano-h100.json,
+e2e-*.json, quantized-nano-h200.json) is above what is counted, and none of a run is more than 10 % below. Decoding
+720p x 189 with the fused norm (benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of
+it, which are counted."""
 
 BUFFERS = 2
 """Layers on the device of a tower whose layers pass through it: one is computed with while the next one arrives."""
@@ -38,7 +40,10 @@ HOST_BLOCK = 64 << 20
 """Bytes of a block of host memory for layers. Torch rounds a pinned tensor up to a power of two, so that they lie
 across blocks of such a size."""
 LINK_RATE, DISK_RATE = 20e9, 2e9
-"""Bytes a second that come to a device from the host, unless its `Ceiling` knows better, and from a disk."""
+"""Bytes a second that come to a device from the host, unless its `Ceiling` knows its link, and from a disk."""
+LINK_EFFICIENCY = 0.8
+"""Share of a link's rate that is taken for copies of layers, as none was recorded yet: of PCI Express a tenth are the
+heads of packets of 256 bytes."""
 TOWERS = {
     "understanding": "understanding",
     "embedding": "understanding",
@@ -122,27 +127,27 @@ class Stage:
     @property
     def peak(self) -> int:
         """All of it, with what the allocator holds on top."""
-        return self._with_overhead(self.weights + self.text_kv + self.latents + self.activations + self.kept)
+        return self._with_overhead(self.text_kv + self.latents + self.activations + self.kept)
 
     @property
     def least(self) -> int:
         """What it takes whatever the size of the request."""
-        return self._with_overhead(self.weights)
+        return self._with_overhead(0)
 
-    def _with_overhead(self, tensors: int) -> int:
-        return int(tensors * (1 + self.overhead)) + OVERHEAD_BYTES
+    def _with_overhead(self, passing: int) -> int:
+        return int(self.weights * (1 + WEIGHTS_OVERHEAD) + passing * (1 + self.overhead)) + OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
-    `widens`, that a row does them in the dtype; `packed`, that the checkpoint has the weights in their format, and no
-    layer is kept in the dtype; `modules` has that of each of its quantized modules, with the groups of the file, None
-    where it is not known. Where a `policy` keeps activations in 16 bits, `a16` has by a format's name the one of the
-    same weights with these, and `a16_unpacks` and `a16_widens` are as `unpacks` and `widens`. With a `layout` memory
-    is that of one device, and what the others take over of a step is done at the same time; what they exchange takes
-    no time."""
+    `widens`, that a row does them in the dtype; `rounds`, that a row rounds activations for each product; `packed`,
+    that the checkpoint has the weights in their format, and no layer is kept in the dtype; `modules` has that of each
+    of its quantized modules, with the groups of the file, None where it is not known. Where a `policy` keeps
+    activations in 16 bits, `a16` has by a format's name the one of the same weights with these, and `a16_unpacks` and
+    `a16_widens` are as `unpacks` and `widens`. With a `layout` memory is that of one device, and what the others take
+    over of a step is done at the same time; what they exchange takes no time."""
 
     config: TransformerConfig
     vae: Mapping[str, Any]
@@ -154,6 +159,7 @@ class Estimate:
     known: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     unpacks: bool = False
     widens: bool = False
+    rounds: bool = False
     packed: bool = False
     modules: Mapping[str, Format] | None = None
     policy: StepPolicy | None = None
@@ -232,13 +238,14 @@ class Estimate:
         step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         maps = self._codec_dtype, self.tuning.channels_last
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, *maps, self.layout.vae)
-        stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading)]
+        stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading, self._overhead(self._text_a16))]
         if job.encoded:
             encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), *maps, self.layout.vae)
             stages.append(Stage("encode input", self._held("vae_encoder"), kv, 0, encoding, VAE_OVERHEAD))
         elif job.audio and self._codec:  # beside a picture or clip it is less
             stages.append(Stage("encode input", self._held("sound_encoder"), kv, 0, self._codec.worst))
-        stages.append(Stage("steps", self._held("generation"), kv, FP32_COPIES * latent + tables, step))
+        overhead = max(self._overhead(a16) for a16 in kinds)
+        stages.append(Stage("steps", self._held("generation"), kv, FP32_COPIES * latent + tables, step, overhead))
         held = 2 * latent + made + tables
         if self._codec and not job.audio:
             stages.append(Stage("decode sound", self._held("sound_decoder"), kv, held, self._codec.worst))
@@ -295,8 +302,16 @@ class Estimate:
         counted = transformer.layer_bytes(self.own, rows, context, WIDTH[self.dtype], branches)
         unpacks, widens = self._by(a16)
         if widens:
-            counted += transformer.widening_bytes(self.own, rows, self.dtype)
+            format = self.known.get(self.format)
+            rounds = not a16 and format is not None and format.of_inputs is not None
+            counted += transformer.widening_bytes(self.own, rows, self.dtype, rounds=rounds)
+        if self.rounds and not a16:
+            counted += transformer.rounding_bytes(self.own, rows)
         return counted + (transformer.unpacking_bytes(self.own, rows) if unpacks else 0)
+
+    def _overhead(self, a16: bool) -> float:
+        """Of a pass, whose products may make copies of their own."""
+        return APART_OVERHEAD if self._by(a16)[1] or (self.rounds and not a16) else OVERHEAD
 
     @property
     def _input_size(self) -> tuple[int, int]:
@@ -428,7 +443,7 @@ class Estimate:
             return 0.0
         job, run = self.job, self.execution
         reads = self.placement.generation == DISK
-        rate = DISK_RATE if reads else (ceiling.link or LINK_RATE) * self.layout.hsdp
+        rate = DISK_RATE if reads else (LINK_EFFICIENCY * ceiling.link or LINK_RATE) * self.layout.hsdp
         crossing = self.layers["generation"] / rate
 
         def waits(guided: bool) -> float:

@@ -193,13 +193,18 @@ def unpacking_bytes(config: TransformerConfig, rows: int) -> int:
     )
 
 
-def widening_bytes(config: TransformerConfig, rows: int, dtype: str) -> int:
+def rounding_bytes(config: TransformerConfig, rows: int) -> int:
+    """What a product takes beside a layer's tensors that rounds its rows to 8 bits first."""
+    return rows * max(config.hidden_size, config.query_width, config.intermediate_size)
+
+
+def widening_bytes(config: TransformerConfig, rows: int, dtype: str, *, rounds: bool) -> int:
     """What a product by a row that widens takes beside a layer's tensors: the largest matrix in `dtype`, and the rows
-    once more, as activations are rounded."""
+    once more where it `rounds` activations."""
     c = config
     up = (2 if c.gated else 1) * c.intermediate_size
     largest = max(c.hidden_size * max(up, c.query_width + 2 * c.kv_width), c.query_width * c.hidden_size)
-    return WIDTH[dtype] * (largest + rows * max(c.hidden_size, c.query_width, c.intermediate_size))
+    return WIDTH[dtype] * (largest + rounds * rounding_bytes(c, rows))
 
 
 def _attention_work(c: TransformerConfig, tokens: int, keys: float, dtype: str, format: Format | None) -> Work:

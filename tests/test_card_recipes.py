@@ -1,0 +1,56 @@
+"""Recipes of NVIDIA's cards of 8 to 32 GB: what the plan says of each, and how each is rehearsed on a larger one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import devices
+import pytest
+
+from benchmarks import residency
+from cosmos3_core.evidence.recipe import load
+from cosmos3_core.plan.cost.units import GIB
+from cosmos3_core.plan.placement import ALL_STAGED, DISK, STREAMED, Placement
+from cosmos3_core.settle import settle
+from scripts import card_recipes
+
+CUDA = devices.backend("cuda")
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, str]:
+    return {path.stem: text for path, text in card_recipes.recipes()}
+
+
+def test_they_say_what_the_plan_says_today(written):
+    old = [name for name, text in written.items() if (CUDA.recipes / f"{name}.toml").read_text("utf-8") != text]
+    assert not old, "type python scripts/card_recipes.py"
+    assert len(written) == 30
+
+
+def test_none_claims_more_than_an_estimate(written):
+    for name in written:
+        one = load(CUDA.recipes / f"{name}.toml")
+        fits = one.known["state"] == "help wanted"
+        assert fits == (name != "super-t2v-1280x720-fp8-attnfp8-rtx4060x1") and not one.validated
+        assert ("nobody has run it; cosmos3 plan estimates" if fits else "by the estimate of") in one.known["reason"]
+        assert not fits or one.expect["peak_device_gib"] <= one.device["memory_gib"]
+        card = next(device for device in CUDA.known if device.name.endswith(one.device["name"]))
+        one.check_device(card)
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "tile"),
+    [
+        ("nano-t2v-832x480-fp8-attnfp8-rtx4060tix1", ALL_STAGED, None),
+        ("nano-t2v-1280x720-fp8-attnfp8-rtx4060x1", Placement(DISK, STREAMED), 512),
+        ("super-t2v-1280x720-fp8-attnfp8-rtx4090x1", Placement(DISK, STREAMED), None),
+    ],
+)
+def test_a_rehearsal_is_placed_as_on_the_card(name, placement, tile, monkeypatch):
+    large = next(device for device in CUDA.known if device.name.endswith("H200"))
+    here = {"host_memory": 128 * GIB, "backend": None}
+    monkeypatch.setattr(residency, "settle", lambda wish: settle(replace(wish, **here), on=(CUDA, large)))
+    job, one = residency.job_of(load(CUDA.recipes / f"{name}.toml")), load(CUDA.recipes / f"{name}.toml")
+    assert (job.placement, job.tile, job.limit) == (placement, tile, one.device["memory_gib"])
+    assert (job.formats, job.steps, job.rounds) == (one.formats, 35, 0)
