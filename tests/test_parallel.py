@@ -26,9 +26,11 @@ from cosmos3_core.reference.comm import Arriving, TorchComm
 from cosmos3_core.reference.ops import attention as reference
 from cosmos3_core.settle import Wish, settle
 
-NANO = Shared(branches=["prompt", "negative prompt"], heads=32, kv_heads=8, inner=12_288, tokens=44_160, rows=45)
+NANO = Shared(
+    branches=["prompt", "negative prompt"], heads=32, kv_heads=8, inner=12_288, layers=36, tokens=44_160, rows=45
+)
 DIAGONAL = {
-    2: {"hsdp=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer", "tensor=2": "policy"},
+    2: {"hsdp=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer", "tensor=2": "policy", "pipeline=2": "transfer"},
     4: {"cfg=2,ulysses=2,hsdp=4": "transfer", "ring=2,ulysses=2": "policy", "ulysses=2,tensor=2": "t2v"},
 }
 """Every axis and pair, and every kind of request, once. With four ways among two key heads these are repeated."""
@@ -168,10 +170,10 @@ def test_a_format_that_is_not_split_so_is_refused_by_name(given):
 def test_places_and_groups():
     layout = Layout(cfg=2, ring=2, ulysses=2)
     assert [layout.coordinates(rank) for rank in (0, 1, 2, 5)] == [
-        {"copy": 0, "cfg": 0, "ring": 0, "ulysses": 0, "tensor": 0},
-        {"copy": 0, "cfg": 0, "ring": 0, "ulysses": 1, "tensor": 0},
-        {"copy": 0, "cfg": 0, "ring": 1, "ulysses": 0, "tensor": 0},
-        {"copy": 0, "cfg": 1, "ring": 0, "ulysses": 1, "tensor": 0},
+        {"copy": 0, "cfg": 0, "pipeline": 0, "ring": 0, "ulysses": 0, "tensor": 0},
+        {"copy": 0, "cfg": 0, "pipeline": 0, "ring": 0, "ulysses": 1, "tensor": 0},
+        {"copy": 0, "cfg": 0, "pipeline": 0, "ring": 1, "ulysses": 0, "tensor": 0},
+        {"copy": 0, "cfg": 1, "pipeline": 0, "ring": 0, "ulysses": 1, "tensor": 0},
     ]
     assert layout.groups("ulysses") == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert layout.groups("ring") == [[0, 2], [1, 3], [4, 6], [5, 7]]
@@ -193,7 +195,12 @@ def test_parts_are_even_and_ragged():
 @pytest.mark.parametrize(
     ("parallel", "shared", "found", "next_step"),
     [
-        ("pipeline=2", NANO, "not yet: pipeline parallel", "Split cfg or ring or ulysses or tensor or hsdp or vae"),
+        (
+            "pipeline=48",
+            NANO,
+            "the model has 36 layers, fewer than the 48 devices of a pipeline",
+            "The nearest that can be is `parallel` pipeline=36",
+        ),
         ("ulises=2", NANO, "'ulises=2' names no axis of the mesh", "Did you mean ulysses?"),
         ("cfg=2,cfg=2", NANO, "cfg is given twice", "Keep one of them"),
         ("cfg=0", NANO, "'0' is no number of parts", "Type 1 to 1024"),

@@ -78,7 +78,6 @@ FLAGS = {
     "--max-sequence-length 4096": OURS.format("--set max_text_tokens=VALUE."),
     "--random-seed 1": OURS.format("--seed."),
     "--tp-size 2": OURS.format("--parallel cfg=2,ulysses=4."),
-    "--pipeline-parallel-size 2": NOT_YET.format("pipeline parallel."),
     "--sp-degree 2": OURS.format("--parallel cfg=2,ulysses=4."),
     "--num-gpus 4": OURS.format("--devices."),
     "--use-fsdp-inference": OURS.format("--parallel cfg=2,ulysses=4."),

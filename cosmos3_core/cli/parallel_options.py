@@ -9,6 +9,7 @@ DEGREES = {
     "ulysses_degree": "ulysses",
     "ring_degree": "ring",
     "tensor_parallel_size": "tensor",
+    "pipeline_parallel_size": "pipeline",
     "hsdp_shard_size": "hsdp",
     "vae_patch_parallel_size": "vae",
 }
@@ -19,8 +20,8 @@ PARALLEL = (
         "--parallel",
         metavar="AXIS=DEGREE,...",
         help="How several devices share the run: cfg deals out guidance branches, ulysses and ring split each branch's "
-        "tokens, tensor splits the layers, hsdp shares out the layers' weights, vae the rows "
-        "of pictures that are encoded and decoded. A process for each is started.",
+        "tokens, tensor splits each layer, pipeline has some of the layers on each, hsdp shares out the layers' "
+        "weights, vae the rows of pictures that are encoded and decoded. A process for each is started.",
     ),
     option(DEVICE, "--devices", type=int, metavar="N", help="Share it among N devices as exchanges least."),
     *(

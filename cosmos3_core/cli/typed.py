@@ -124,6 +124,7 @@ class Options:
     ulysses_degree: int | None = None
     ring_degree: int | None = None
     tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
     hsdp_shard_size: int | None = None
     vae_patch_parallel_size: int | None = None
     use_hsdp: bool = False

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from ..contract import Comm
-from ..model.weights import Target
+from ..model.weights import Hold, Target
 from ..parallel.ranks import Circle, Ranks
+from ..parallel.stages import held
 from ..parallel.tensor import split
 from ..parallel.towers import shared_out
 from ..plan import Plan
@@ -42,6 +43,12 @@ class Others:
         return self._ranks.hsdp if self._ranks and self._ranks.hsdp.count > 1 else None
 
     @property
-    def circle(self) -> Circle | None:
-        """The processes to which guidance branches are dealt out; None where one has them all."""
-        return self._ranks.cfg if self._ranks and self._ranks.cfg.count > 1 else None
+    def dealt(self) -> Ranks | None:
+        """The processes to which guidance branches are dealt out, or in which they follow each other; None where each
+        has them all."""
+        ranks = self._ranks
+        return ranks if ranks and ranks.cfg.count * ranks.pipeline.count > 1 else None
+
+    def hold(self, hold: Hold) -> Hold:
+        """What keeps a tower's layers, those of this process."""
+        return held(hold, self._ranks) if self._ranks and self._ranks.pipeline.count > 1 else hold

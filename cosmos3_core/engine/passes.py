@@ -121,9 +121,9 @@ class Passes:
             return self._forward(one, a16)(state.x, timestep_1)
 
         velocities: dict[str, Tensor] = {}
-        if self._others and self._others.circle:
+        if self._others and (ranks := self._others.dealt):
             idle = self.tower.sweep if self._others.sharers else _nothing
-            velocities = dealt(passes, run, idle, self._others.circle, state.x)
+            velocities = dealt(passes, run, idle, ranks, state.x)
         else:
             for one in passes:
                 velocities |= zip(one.branches, run(one), strict=True)

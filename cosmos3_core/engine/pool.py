@@ -106,9 +106,9 @@ class Pool:
             return self.target
         way, sharers, target = self.placement.of(name), self.others.sharers, self.others.target(self.target)
         if way == DISK:  # what lies in files everyone reads there
-            return replace(target, hold=FromFiles, table="cpu")
+            return replace(target, hold=self.others.hold(FromFiles), table="cpu")
         if way != STREAMED and sharers is None:
-            return target
+            return replace(target, hold=self.others.hold(target.hold))
         memory, device = self.target.ops.memory, torch.device(self.target.device)
 
         def streamed(load: Load, count: int) -> LayerSource:
@@ -121,7 +121,7 @@ class Pool:
                 self.notes.append(f"the host refused to pin {gib(host.held)} for {name}: some copies take a detour")
             return layers
 
-        return replace(target, hold=streamed, table="cpu" if way == STREAMED else None)
+        return replace(target, hold=self.others.hold(streamed), table="cpu" if way == STREAMED else None)
 
     def close(self) -> None:
         """Keep nothing from now on: what somebody holds stays until he drops it."""

@@ -74,7 +74,8 @@ class TextContext:
 
 class UnderstandingTower:
     """The text tower; its attention is causal. `weights` are those of `weights.understanding_slots`. `keeps` makes of a
-    layer's keys and values those that are kept; all of them, unless another function is put there."""
+    layer's keys and values those that are kept; all of them, unless another function is put there. `enter` makes a
+    prompt's rows, and `leave` takes them after these layers, if others follow."""
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class UnderstandingTower:
         self.config, self.ops, self.token_embedding, self.layers = config, ops, weights["embed"], layers
         self.device = torch.device(device)
         self.keeps: Callable[[Segment], Segment] = lambda segment: segment
+        self.enter: Callable[[Sequence[int]], Residual] = self.embed
+        self.leave: Callable[[Residual], None] | None = None
 
     def prefill(self, token_ids: Sequence[int]) -> TextContext:
         """Read one prompt."""
@@ -95,13 +98,17 @@ class UnderstandingTower:
     def read(self, prompts: Sequence[Sequence[int]]) -> list[TextContext]:
         """Read prompts (template, end-of-turn and start-of-vision tokens included), each on its own. Layers may come
         from afar, so that each is asked for once, and reads all prompts."""
-        streams = [self.embed(token_ids) for token_ids in prompts]
+        streams = [self.enter(token_ids) for token_ids in prompts]
         tables = [_table(text_positions(len(ids)), self.config, self.device, self.dtype) for ids in prompts]
         found: list[list[Segment]] = [[] for _ in prompts]
         for i in range(len(self.layers)):
             layer = self.layers[i]
+            last = self.leave is None and i == len(self.layers) - 1
             for residual, table, segments in zip(streams, tables, found, strict=True):
-                segments.append(self.block(layer, residual, table, last=i == len(self.layers) - 1))
+                segments.append(self.block(layer, residual, table, last=last))
+        if self.leave is not None:
+            for residual in streams:
+                self.leave(residual)
         return [TextContext(tuple(segments), len(ids)) for segments, ids in zip(found, prompts, strict=True)]
 
     @property

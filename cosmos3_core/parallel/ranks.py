@@ -20,7 +20,7 @@ from .trial import try_out
 
 WAITING = timedelta(minutes=30)
 """How long it waits for them in a collective: while one of them loads weights or decodes a chunk."""
-NAMED = ("cfg", "ring", "ulysses", "tensor", "hsdp", "vae")
+NAMED = ("cfg", "pipeline", "ring", "ulysses", "tensor", "hsdp", "vae")
 ROWS = ("ring", "ulysses")
 """The axes along which the media tokens are split."""
 
@@ -66,6 +66,11 @@ class Circle:
         """Everyone's x; x itself may become it."""
         return self._waited(lambda: self.comm.all_reduce(x.contiguous(), self.group).wait())
 
+    def sent(self, x: Tensor, source: int) -> Callable[[], Tensor]:
+        """Begin to send what process `source` has to the others, whose x becomes it; what is returned waits for it."""
+        pending = self._waited(lambda: self.comm.broadcast(x, source, self.group))
+        return lambda: self._waited(pending.wait)
+
     def gathered_rows(self, x: Tensor, lengths: Sequence[int], dim: int) -> Tensor:
         """Everyone's x, so many long along `dim`, one after the other. All travel at the longest one's size."""
         x, longest = x.movedim(dim, 0), max(lengths)
@@ -108,23 +113,37 @@ class Ranks:
         self.place = layout.coordinates(self.rank)
         self._comm, self._collectives, self._device = comm, collectives, device
         circles = (self._circle((axis,)) for axis in NAMED)
-        self.cfg, self.ring, self.ulysses, self.tensor, self.hsdp, self.vae = circles
+        self.cfg, self.pipeline, self.ring, self.ulysses, self.tensor, self.hsdp, self.vae = circles
         self.rows = self._circle(ROWS)
 
+        stages, place = layout.groups("pipeline"), self.pipeline.number
+        pairs = [[[g[i], g[i + 1]] for g in stages] for i in range(layout.pipeline - 1)]
+        beside = [self._among(some, "neighbours of pipeline") for some in pairs]
+        self.before = beside[place - 1] if place else None
+        self.after = beside[place] if place < layout.pipeline - 1 else None
+
     def _circle(self, axes: Sequence[str]) -> Circle:
-        groups = self.layout.groups(*axes)
-        count, members = len(groups[0]), next(group for group in groups if self.rank in group)
+        circle = self._among(self.layout.groups(*axes), " and ".join(axes))
+        assert circle is not None, "each process lies on every axis"
+        return circle
+
+    def _among(self, groups: Sequence[list[int]], where: str) -> Circle | None:
+        """This process's of groups of one size, which all processes make."""
+        count, members = len(groups[0]), next((group for group in groups if self.rank in group), None)
         key = str(groups), self._collectives, type(self._comm).__qualname__
         if count > 1 and key not in _MADE:
             for one in groups:  # every process makes every group, or those that are in it would wait for it
                 group = dist.new_group(one, backend=self._collectives, timeout=WAITING)
                 if one is members:
                     _MADE[key] = group
-            try_out(self._comm, _MADE[key], members.index(self.rank), count, self._device, " and ".join(axes))
-        return Circle(self._comm, _MADE.get(key), members.index(self.rank), count)
+            if members:
+                try_out(self._comm, _MADE[key], members.index(self.rank), count, self._device, where)
+            else:
+                _MADE[key] = None
+        return Circle(self._comm, _MADE.get(key), members.index(self.rank), count) if members else None
 
 
-_MADE: dict[tuple[str, str, str], ProcessGroup] = {}
+_MADE: dict[tuple[str, str, str], ProcessGroup | None] = {}
 """Groups that this process has made and tried out: other engines have the same ones, and a group is threads and
 memory. Each is found by all that were made with it, the backend of torch and who calls that."""
 

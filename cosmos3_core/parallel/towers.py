@@ -18,15 +18,18 @@ from ..model.vae import VideoVAE
 from .attention import Exchanged, rows_of, text_of
 from .patches import by_rows
 from .ranks import Ranks, parts
+from .stages import Stage, staged
 
 
 class SplitTower:
-    """model.GenerationTower, whose layers see this process's media tokens. What goes in and out is whole: every
-    process has the latents, and gets the velocities."""
+    """model.GenerationTower, which has this process's layers, and these see its media tokens. What goes in and out is
+    whole: every process has the latents, and the last ones of a pipeline get the velocities."""
 
     def __init__(self, tower: GenerationTower, ranks: Ranks):
         self._tower, self._ranks = copy.copy(tower), ranks
-        self._tower.attend = Exchanged(tower.ops.attention, ranks)
+        self._stage = Stage(ranks)
+        if ranks.layout.split > 1:
+            self._tower.attend = Exchanged(tower.ops.attention, ranks)
 
     @property
     def ops(self) -> Ops:
@@ -47,24 +50,34 @@ class SplitTower:
     def forward(
         self, branches: Branches, latents: Sequence[Tensor], timestep: float | Tensor, *, a16: bool = False
     ) -> list[list[Tensor]]:
-        """As GenerationTower's."""
+        """As GenerationTower's; zeros of all but the last process of a pipeline."""
         tower, count, length = self._tower, len(branches.texts), branches.packing.length
-        x = tower.embed(branches, latents, timestep).x_MI.unflatten(0, (count, length))
-        residual = Residual(x[:, rows_of(length, self._ranks)].flatten(0, 1))
-        del x
+        own = rows_of(length, self._ranks)
+        if self._stage.first:
+            x = tower.embed(branches, latents, timestep).x_MI.unflatten(0, (count, length))
+            residual = Residual(x[:, own].flatten(0, 1))
+            del x
+        else:
+            like = torch.empty(0, dtype=tower.dtype, device=tower.device)
+            residual = self._stage.received(count * (own.stop - own.start), tower.config.hidden_size, like)
         tower.blocks(residual, branches, 0, len(tower.layers), a16=a16)
+        if not self._stage.last:
+            self._stage.hand_on(residual)
+            return [[torch.zeros_like(latent, dtype=tower.dtype) for latent in latents]] * count
         y = tower.normed(residual).unflatten(0, (count, -1))
         circle = self._ranks.rows
-        return tower.outputs(circle.gathered_rows(y, parts(length, circle.count), 1).flatten(0, 1), branches)
+        if circle.count > 1:
+            y = circle.gathered_rows(y, parts(length, circle.count), 1)
+        return tower.outputs(y.flatten(0, 1), branches)
 
 
 def shared_out(ranks: Ranks, component: Any) -> Any:
     """A component of a model as this process has it."""
     if ranks.vae.count > 1 and isinstance(component, VideoVAE):
         return by_rows(component, ranks.vae)
-    if ranks.layout.split > 1 and isinstance(component, GenerationTower):
+    if ranks.layout.split * ranks.layout.pipeline > 1 and isinstance(component, GenerationTower):
         return SplitTower(component, ranks)
-    if ranks.layout.ulysses > 1 and isinstance(component, UnderstandingTower):
-        component = copy.copy(component)
+    if isinstance(component, UnderstandingTower):
+        component = staged(component, ranks) if ranks.layout.pipeline > 1 else copy.copy(component)
         component.keeps = partial(text_of, ranks=ranks)
     return component

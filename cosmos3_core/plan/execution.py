@@ -137,7 +137,7 @@ class Execution:
         made = vision + (sound.frames if sound else 0) + numbers.other_tokens
         tokens = made + vision * len(numbers.controls)
 
-        together = tokens <= tuning.one_pass_tokens and layout.cfg == 1
+        together = tokens <= tuning.one_pass_tokens and layout.cfg * layout.pipeline == 1
 
         def one(*texts: str) -> Pass:
             rows = sum(made if text == UNCONTROLLED else tokens for text in texts)

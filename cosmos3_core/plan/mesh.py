@@ -1,7 +1,8 @@
 """How the processes of a run share its work: a mesh of them, as data.
 
 A process for each device. Along `cfg` the guidance branches are dealt out; along `ring` and `ulysses` the media tokens
-of a branch are, and along `tensor` every layer is split. Beside the mesh, groups of `hsdp` processes keep the layers'
+of a branch are, along `tensor` every layer is split, and each process along
+`pipeline` has some of the layers. Beside the mesh, groups of `hsdp` processes keep the layers'
 weights together, and groups of `vae` encode and decode together. Imports no torch.
 """
 
@@ -15,8 +16,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from ..contract import InputError
 from ..spelling import did_you_mean, shown
 
-LATER = ("pipeline",)
-"""What other programs have and nothing here executes yet."""
 MOST = 1024
 """Devices of one run."""
 BESIDE = ("hsdp", "vae")
@@ -33,6 +32,7 @@ class Layout:
     these once among them, and each `vae` neighbours the rows of a picture that is encoded or decoded."""
 
     cfg: int = 1
+    pipeline: int = 1
     ring: int = 1
     ulysses: int = 1
     tensor: int = 1
@@ -42,7 +42,7 @@ class Layout:
     @property
     def mesh(self) -> int:
         """Processes that have each a part of the work."""
-        return self.cfg * self.split * self.tensor
+        return self.cfg * self.split * self.apart
 
     @property
     def copies(self) -> int:
@@ -52,7 +52,7 @@ class Layout:
     @property
     def apart(self) -> int:
         """Processes that have each other weights."""
-        return self.tensor
+        return self.pipeline * self.tensor
 
     @property
     def size(self) -> int:
@@ -67,7 +67,7 @@ class Layout:
     @property
     def exchanges(self) -> bool:
         """Whether devices exchange anything in a pass."""
-        return self.split * self.tensor * self.hsdp > 1
+        return self.split * self.apart * self.hsdp > 1
 
     def __str__(self) -> str:
         """As `typed` reads it: the axes that are split."""
@@ -103,13 +103,14 @@ ALONE = Layout()
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """What of a request is shared out: the `branches` of a step that has most of them, by name, the attention's `heads`
-    and `kv_heads`, the MLP's width `inner`, the media `tokens` of the branch that has fewest, and the
+    and `kv_heads`, the MLP's width `inner`, the `layers`, the media `tokens` of the branch that has fewest, and the
     latents' `rows`."""
 
     branches: Sequence[str]
     heads: int
     kv_heads: int
     inner: int
+    layers: int
     tokens: int
     rows: int
 
@@ -128,6 +129,8 @@ class Shared:
                 return f"the model's {self.kv_heads} key heads are neither split among {among} nor repeated evenly"
         if self.inner % layout.tensor:
             return f"the MLP's {self.inner} features are not split evenly among {layout.tensor}"
+        if layout.pipeline > self.layers:
+            return f"the model has {self.layers} layers, fewer than the {layout.pipeline} devices of a pipeline"
         if layout.split > self.tokens:
             return f"the request has {self.tokens} media tokens, fewer than the {layout.split} devices of a branch"
         if (alike := layout.size // layout.apart) % layout.hsdp:
@@ -140,11 +143,12 @@ class Shared:
 
     def layouts(self, size: int) -> Iterator[Layout]:
         """All that can be on so many devices, the one that exchanges least first: branches meet once a step, heads
-        cross twice a layer where a ring sends all keys and values around, and tensor parallel sums all rows twice."""
+        cross twice a layer where a ring sends all keys and values around, tensor parallel sums all rows twice, and of
+        a pipeline most devices wait."""
         ways = [count for count in range(1, size + 1) if size % count == 0]
-        for tensor, cfg, ring in itertools.product(ways, reversed(ways), ways):
-            ulysses, rest = divmod(size, tensor * cfg * ring)
-            if ulysses and not rest and not self.misfit(layout := Layout(cfg, ring, ulysses, tensor)):
+        for pipeline, tensor, cfg, ring in itertools.product(ways, ways, reversed(ways), ways):
+            ulysses, rest = divmod(size, pipeline * tensor * cfg * ring)
+            if ulysses and not rest and not self.misfit(layout := Layout(cfg, pipeline, ring, ulysses, tensor)):
                 yield layout
 
     def nearest(self, asked: Layout) -> Layout:
@@ -172,9 +176,6 @@ def typed(text: str) -> Layout:
     asked, degrees = f"`parallel` {text}", dict[str, int]()
     for word in text.split(","):
         axis, equals, degree = (piece.strip() for piece in word.partition("="))
-        if axis in LATER:
-            found = f"not yet: {axis} parallel"
-            raise InputError(asked, found, f"Split {' or '.join(DEGREES)}", "parallel")
         if not equals or axis not in DEGREES:
             next_step = did_you_mean(axis, DEGREES, f"Type AXIS=DEGREE; axes are {', '.join(DEGREES)}")
             raise InputError(asked, f"{shown(word)} names no axis of the mesh", next_step, "parallel")

@@ -244,6 +244,7 @@ def _shared(estimate: Estimate) -> mesh.Shared:
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         inner=config.intermediate_size,
+        layers=config.num_hidden_layers,
         tokens=run.made if run.control else run.tokens,
         rows=run.latent[1],
     )

@@ -4,6 +4,7 @@ There is one group of processes for each number of them."""
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from peer import TINY, diffusers_transformer, save_repository
 
 from cosmos3_core.contract import InputError
 from cosmos3_core.parallel import tensor
-from cosmos3_core.plan.mesh import Layout
+from cosmos3_core.plan.mesh import AXES, Layout
 from cosmos3_core.plan.placement import DISK, RESIDENT, STREAMED, TOWERS, Placement
 
 COUNTS = 2, 3, 4, 8
@@ -24,7 +25,7 @@ COUNTS = 2, 3, 4, 8
 def model(request, tmp_path_factory):
     """The tests' model, of which four processes repeat key heads, and one of ordinary scale with eight."""
     config = TINY | dict(num_attention_heads=16, intermediate_size=128)
-    config |= dict(num_key_value_heads=8 if request.param == "eight key heads" else 2)
+    config |= dict(num_key_value_heads=8, num_hidden_layers=3) if request.param == "eight key heads" else {}
     return str(save_repository(tmp_path_factory.mktemp("model"), diffusers_transformer(config, seed=11, scale=0.12)))
 
 
@@ -42,17 +43,13 @@ def alone(model, given):
 def layouts(count: int) -> list[Layout]:
     """Every mesh of so many."""
     ways = [way for way in range(1, count + 1) if count % way == 0]
-    found = [
-        Layout(cfg, ring, ulysses, tensor)
-        for cfg, ring, ulysses, tensor in itertools.product(ways, repeat=4)
-        if cfg * ring * ulysses * tensor == count
-    ]
+    found = [Layout(*degrees) for degrees in itertools.product(ways, repeat=len(AXES)) if math.prod(degrees) == count]
     return found
 
 
 def beside(count: int) -> list[Layout]:
     """What lies beside the mesh, with each of its axes."""
-    shared = [replace(one, hsdp=2) for one in layouts(count) if one.tensor * 2 <= count]
+    shared = [replace(one, hsdp=2) for one in layouts(count) if one.apart * 2 <= count]
     return [*shared, Layout(hsdp=count), Layout(cfg=2, hsdp=count)]
 
 

@@ -11,10 +11,11 @@ from ..mesh import Layout
 def of_one(config: TransformerConfig, layout: Layout) -> TransformerConfig:
     """The model as one device of a layout has it, the one that has most."""
     count = layout.tensor
-    if count == 1:
+    if layout.apart == 1:
         return config
     return replace(
         config,
+        num_hidden_layers=-(-config.num_hidden_layers // layout.pipeline),
         num_attention_heads=config.num_attention_heads // count,
         num_key_value_heads=max(1, config.num_key_value_heads // count),
         intermediate_size=config.intermediate_size // count,
