@@ -66,7 +66,7 @@ def to_bytes(codes: Tensor, bits: int) -> Tensor:
     words: Tensor = codes.unflatten(-1, (-1, together)).to(torch.uint8 if bits * together == 8 else torch.int64)
     word = words[..., 0].clone()
     for i in range(1, together):
-        word |= words[..., i] << (bits * i)
+        word = word | words[..., i] << (bits * i)
     if bits * together == 8:
         return word
     return torch.stack([(word >> at) & 255 for at in range(0, bits * together, 8)], -1).to(torch.uint8).flatten(-2)

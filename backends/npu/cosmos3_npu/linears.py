@@ -130,7 +130,6 @@ class DualLevelLinear:
             values, outer, inner = weight_OI.values, weight_OI.super_scales, in_pairs(weight_OI.scales)
         else:
             values, outer, inner = torch_npu.npu_dynamic_dual_level_mx_quant(weight_OI)
-        torch.get_device_module("npu").config.allow_internal_format = True  # else the cast below keeps plain storage
         self.values_OI = torch_npu.npu_format_cast(values.view(torch.int8), FRACTAL_NZ, customize_dtype=torch.int8)
         self.outer_IO, self.inner = outer.t().contiguous(), inner
         self.bias_O = None if bias_O is None else bias_O.float()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -35,15 +34,12 @@ def probe() -> Device:
 
     if find_spec("torch_npu") is None:
         raise Unavailable("torch_npu is not installed; pip install the torch-npu that matches your torch and CANN")
-    hook = sys.excepthook
     try:
         import torch
         import torch_npu
     except (ImportError, OSError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise Unavailable(f"torch_npu does not load ({said}); install CANN and source its set_env.sh") from error
-    finally:
-        sys.excepthook = hook  # torch_npu puts its own in its place
     npu = torch.get_device_module("npu")
     check_visible(npu.is_available(), "NPU", "Ascend", "npu-smi info")
     socs = [npu.get_device_name(index) for index in range(npu.device_count())]

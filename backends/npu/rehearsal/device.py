@@ -35,6 +35,9 @@ PERHAPS_VIEWS = {"contiguous", "reshape", "to", "flatten"}
 WAITING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "unique2"}
 """The host waits for the device's answer."""
 
+PRODUCTS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "convolution"}
+PRODUCTS |= {"linear", "matmul", "mm", "addmm", "bmm"}
+"""In 16 bits a processor takes ten to hundreds of times as long as in fp32: in that they are computed, and rounded."""
 
 HOST = torch.device("cpu")
 
@@ -110,6 +113,13 @@ def leaves(x: Any) -> Iterator[Any]:
         yield x
 
 
+def in_fp32(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    """A function of floats, in fp32 and rounded to the dtype of the first."""
+    wide = mapped(lambda x: x.float() if isinstance(x, Tensor) else x, (args, options))
+    found: Tensor = func(*wide[0], **wide[1])
+    return found.to(args[0].dtype)
+
+
 class Rehearsal(TorchDispatchMode):
     """While it is entered, NPUs compute. One that is entered in every thread shares its `launches`."""
 
@@ -151,7 +161,7 @@ class Rehearsal(TorchDispatchMode):
         if stays or name in WAITING:
             self.launches.waits[f"{namespace}::{name}"] += 1
         with_.pop("pin_memory", None)
-        result = func(*ours, **with_)
+        result = in_fp32(func, ours, with_) if name in PRODUCTS else func(*ours, **with_)
         if name in PERHAPS_VIEWS and result.untyped_storage().data_ptr() in of_storage:
             self.launches.counts[f"{namespace}::{name}"] -= 1
 

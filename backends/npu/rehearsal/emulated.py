@@ -296,7 +296,8 @@ def is_causal(sparse_mode: int, mask: Tensor | None, queries: int, keys: int) ->
     if sparse_mode == 0:
         within(mask is None, "full masks are not emulated")
         return False
-    within(sparse_mode == 2 and queries == keys, "causal attention has as many keys as queries")
+    within(sparse_mode == 2, f"a mask in the sparse mode {sparse_mode} is not emulated")
+    within(queries == keys, "causal attention has as many keys as queries")
     whole = (
         mask is not None and mask.shape[-2:] == (2048, 2048) and torch.equal(mask.bool().view(2048, 2048), triangle())
     )

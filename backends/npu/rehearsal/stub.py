@@ -81,7 +81,6 @@ def environment(target: Path, soc: str, count: int = 1, gib: int = 64) -> dict[s
         ),
         "ASCEND_HOME_PATH": str(target),  # where these are not set, torch_npu says that CANN's set_env.sh is missing
         "ASCEND_OPP_PATH": str(target),
-        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",  # the plugin imports torch_npu when it probes
         "TASK_QUEUE_ENABLE": "0",
         "REHEARSED_SOC": soc,
         "REHEARSED_COUNT": str(count),
