@@ -382,7 +382,8 @@ class Pipeline(Answering):
         return generation.prepare(self._engine, settled, noise=tensors, latents=source, media=media)
 
     def _check_fits(self, settled: Settled, anyway: bool, *, stopped: bool = False) -> None:
-        if not anyway and (refusal := room.refusal(settled, stopped=stopped)):
+        refusal = room.refusal(settled, stopped=stopped) or room.crowded(settled, self._engine)
+        if refusal and not anyway:
             raise refusal
 
     def _check_same(self, earlier: saved.Earlier, asked: str) -> None:

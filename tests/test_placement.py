@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_model import TINY_MODEL
 
 import cosmos3 as public
-from cosmos3_core.contract import Bytes, InputError, pcie
+from cosmos3_core.contract import Bytes, InputError
 from cosmos3_core.engine.limits import limited
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan.cost.fit import LINK_EFFICIENCY
@@ -77,7 +77,7 @@ def test_the_plan_says_what_a_placement_holds_and_costs():
     assert all("'steps' takes" in said and "there are 12.0 GiB" in said for said in found.passed)
     assert estimate.waiting(ceiling) == 0, "a pass of 720p x 189 outlasts its weights' way"
     picture = settled(12, given={"task": "t2i", "size": "256p"}).estimate
-    crossing = parts["generation"] / (LINK_EFFICIENCY * pcie(5, 16))
+    crossing = parts["generation"] / (LINK_EFFICIENCY * 63e9)
     assert picture.waiting(ceiling) == pytest.approx(picture.job.steps * crossing, rel=0.5)
     unknown = replace(ceiling, link=0.0)
     assert 2 * picture.waiting(ceiling) < picture.waiting(unknown) < 20 * picture.waiting(ceiling)
@@ -116,6 +116,9 @@ BAD = {
     "--resident --enable-layerwise-offload": "--resident with --enable-layerwise-offload",
     "--memory-limit 0": "--memory-limit 0: that is no memory",
     "--memory-limit nan": "--memory-limit nan: that is no memory",
+    "--memory-limit -4": "--memory-limit -4: that is no memory",
+    "--memory-limit 100000": "so that it would change nothing. Drop it, or give less",
+    "--placement generation=disk,generation=staged": "generation is placed twice",
     "--memory-limit 4": "torch cannot limit the memory of a device of type cpu",
     "--host-memory 4": "a run that is no dry run",
 }
@@ -132,6 +135,8 @@ def test_a_host_that_is_too_small_for_what_was_named_is_told_of():
     found = settled(12, placement="generation=streamed", host_memory=8 * GIB)
     assert not found.fits and "of the host's memory, of which 8.0 GiB are free" in found.host_lack
     assert found.lower == Placement(DISK, DISK)
+    refused = room.refusal(found)
+    assert refused.exit_code == 2 and "Place it by `placement` understanding=disk,generation=disk" in str(refused)
 
 
 def test_what_fits_in_no_placement_is_refused_with_what_would():
@@ -218,7 +223,29 @@ def test_a_limit_leaves_room_for_the_context_and_is_lifted():
 def test_a_limit_is_the_devices_memory_in_the_plan():
     found = settled(80, memory_limit=12 * GIB)
     assert found.plan.device.memory == 12 * GIB and found.placement == Placement(DISK, STREAMED)
-    assert settled(8, memory_limit=12 * GIB).plan.device.memory == 8 * GIB
+    with pytest.raises(InputError, match=r"`memory_limit` 12.0 GiB: .* has 8.0 GiB, so that it would change nothing"):
+        settled(8, memory_limit=12 * GIB)
+    refused = room.refusal(settled(80, memory_limit=3 * GIB))
+    assert "there are 3.0 GiB" in str(refused) and refused.exit_code == 2
+
+
+@pytest.mark.parametrize(("free", "placement"), [(11, "understanding=disk,generation=streamed"), (2, None)])
+def test_a_device_that_others_use_is_told_of_before_a_weight_is_read(free, placement):
+    class Shared(Limited):
+        def free(self, device):
+            return free * GIB
+
+    found = settled(16, formats={"pack_linear": "fp8"})
+    engine = SimpleNamespace(ops=SimpleNamespace(memory=Shared()), device="cuda")
+    assert found.fits and found.placement == ALL_STAGED
+    refused = room.crowded(found, engine)
+    assert refused.exit_code == 2 and f"other processes hold {15.5 - free:.1f} GiB of 16.0 GiB" in str(refused)
+    assert (f"`placement` {placement}" if placement else "Wait for them, or end them") in str(refused)
+    Shared.free = lambda self, device: 15 * GIB
+    assert room.crowded(found, engine) is None
+    engine.device = "cpu"
+    free = 1
+    assert room.crowded(found, engine) is None
 
 
 def test_a_device_without_memory_says_what_holds_it():

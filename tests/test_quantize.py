@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from cosmos3_core.files import locks
 from cosmos3_core.files.digests import sha256_file
 from cosmos3_core.quant.dialects.written import WRITTEN, Written
 from cosmos3_core.quant.numerics import unpack
+from cosmos3_core.reference import ops as reference_ops
 
 Call = Callable[..., tuple[int, str, str]]
 STEM = "diffusion_pytorch_model"
@@ -274,6 +276,31 @@ def test_where_it_is_not_written(quantize: Call, monkeypatch, tmp_path: Path) ->
     code, _, err = quantize(*asked, "fp8")
     assert code == 2 and "GB more, and the disk has 0.0 GB free" in err
     assert files_of(tmp_path) == before and not Path("fp8.part").exists()
+
+
+def test_a_disk_that_fills_up_is_one_error_and_the_same_command_goes_on(quantize: Call, monkeypatch) -> None:
+    asked, write = ("--model", TINY_MODEL, "--format", "fp8", "-o", "out"), Job.write
+
+    def full(self, shard, file, tell) -> None:
+        write(self, shard, file, tell)
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "write", full)
+        code, _, err = quantize(*asked)
+    assert code == 2 and "No space left" in err.splitlines()[-1] and "error: " in err.splitlines()[-1], err
+    assert os.listdir() == ["out.part"] and not list(Path("out.part").rglob("*.safetensors"))
+    assert quantize(*asked)[0] == 0 and os.listdir() == ["out"]
+
+
+def test_what_is_written_is_not_packed_again(quantize: Call, run: Call, monkeypatch) -> None:
+    assert quantize("--model", TINY_MODEL, "--format", "fp8", "-o", "out")[0] == 0
+    packed, pack = [], reference_ops.pack
+    monkeypatch.setattr(reference_ops, "pack", lambda *given, **how: packed.append(1) or pack(*given, **how))
+    job = ("a cup", "--size", "64x64", "--frames", 1, "--steps", 1, "--backend", "reference", "-o", "a.png")
+    code, _, err = run(*job, "--model", os.path.abspath("out"))
+    assert code == 0 and not packed, err
+    assert run(*job, "--model", TINY_MODEL, "--format", "fp8", "--overwrite")[0] == 0 and packed
 
 
 def test_overwrite_replaces_a_checkpoint_when_the_new_one_is_whole(quantize: Call, monkeypatch) -> None:

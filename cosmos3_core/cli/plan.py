@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..contract import Backend, Ceiling, Device
-from ..plan.cost.fit import LINK_EFFICIENCY, LINK_RATE, OVERHEAD_BYTES, WEIGHTS_OVERHEAD
+from ..plan.cost.fit import LINK_EFFICIENCY, LINK_RATE
 from ..plan.cost.nearest import Change
+from ..plan.cost.stages import OVERHEAD_BYTES, WEIGHTS_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..plan.placement import LAYERED, MEANING, PARTS, STREAMED

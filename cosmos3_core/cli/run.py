@@ -90,7 +90,7 @@ def _execute(options: Options) -> None:
     settled = settled.with_texts(len(run.inputs.prompt), len(run.inputs.negative))
     if options.dry_run:
         _report(options, settled, run.resolved, run.inputs.notes)
-    refusal = room.refusal(settled, stopped=stopped is not None)
+    refusal = room.refusal(settled, stopped=stopped is not None) or room.crowded(settled, run.engine)
     if refusal and not options.anyway:
         raise refusal
     processes.check(run)

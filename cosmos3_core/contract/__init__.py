@@ -53,20 +53,13 @@ class Device:
 class Ceiling:
     """What an architecture can do at most: dense `tflops` (two for a multiply-add) by dtype or quantization format,
     memory `bandwidth` in bytes a second, and the `source` of both. `reached`: the measured share of a rate that whole
-    forward passes had with this backend's kernels. `link`: bytes a second that its way from the host takes at
-    most, as `pcie` has them, 0 if not known."""
+    forward passes had with this backend's kernels. `link`: bytes a second from the host at most, 0 if unknown."""
 
     tflops: Mapping[str, float]
     bandwidth: float
     source: str
     reached: Mapping[str, float] = field(default_factory=dict)
     link: float = 0.0
-
-
-def pcie(generation: int, lanes: int) -> float:
-    """Bytes a second that such a link takes one way, of generation 3 to 5: a lane has 8, 16 or 32 GT/s, and of 130 bits
-    128 are data (PCI-SIG, PCI Express Base Specification)."""
-    return float(2**generation) * lanes * 1e9 / 8 * 128 / 130
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..contract import InputError, Memory, Unavailable
-from ..plan.cost.fit import OVERHEAD_BYTES
+from ..plan.cost.stages import OVERHEAD_BYTES
 from ..plan.cost.units import gib
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..contract import InputError, RunError
 from ..plan.cost.placing import Room, lack
+from ..plan.cost.stages import OVERHEAD_BYTES
 from ..plan.cost.units import gib
 from ..plan.placement import ALL_STAGED, Placement, candidates
 
@@ -41,6 +42,28 @@ def refusal(settled: Settled, *, stopped: bool = False, placeable: bool = True) 
     elif changes:
         next_step = f"Add {changes[0]}, which fits (cosmos3 plan lists other ways)"
     return InputError(f"{settled.model.name}: {asked}", found, f"{next_step}, or `anyway` to try it as it is")
+
+
+def crowded(settled: Settled, engine: Engine) -> InputError | None:
+    """Of a run for which other processes leave too little of the device, with the placement that fits in what is left.
+    None where they leave enough, and on a device that has the host's memory, of which more gets free as it is asked
+    for."""
+    import torch
+
+    memory, device, worst = engine.ops.memory, torch.device(engine.device), settled.worst
+    if device.type == "cpu" or settled.plan.device.unified:
+        return None
+    total, left = memory.total(device), memory.free(device) + (memory.used(device).reserved or 0)
+    here = min(total, left + OVERHEAD_BYTES)  # the plan counts this process's context, which is not free any more
+    if worst.peak <= here:
+        return None
+    asked = f"{settled.request.task} on {settled.plan.device.name}"
+    found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and other processes hold {gib(total - left)}"
+    lower = _lower(settled, here)
+    next_step = f"Place it by `placement` {lower}, which fits beside them" if lower else "Wait for them, or end them"
+    return InputError(
+        f"{settled.model.name}: {asked}", f"{found} of {gib(total)}", f"{next_step}, or `anyway` to try it as it is"
+    )
 
 
 def out_of_memory(error: BaseException, engine: Engine, settled: Settled, state: State | None) -> RunError:

@@ -9,10 +9,11 @@ from typing import Any
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, mesh, resolve
-from ..plan.cost.fit import Estimate, Job, Stage
+from ..plan.cost.fit import Estimate, Job
 from ..plan.cost.nearest import Change, fitting_tile, nearest
 from ..plan.cost.placing import Room, host_lack, lack, placed
-from ..plan.cost.units import GIB
+from ..plan.cost.stages import Stage
+from ..plan.cost.units import GIB, gib
 from ..plan.execution import Execution
 from ..plan.known import described_device, known_device
 from ..plan.placement import Placement, candidates
@@ -293,7 +294,10 @@ def _planned(wish: Wish, model: Model, on: tuple[Backend, Device] | None) -> Gro
     if wish.memory is not None:
         device = replace(device, memory=wish.memory)
     if wish.memory_limit is not None:
-        device = replace(device, memory=min(device.memory, wish.memory_limit))
+        if wish.memory_limit > device.memory:
+            asked, found = f"`memory_limit` {gib(wish.memory_limit)}", f"{device.name} has {gib(device.memory)}"
+            raise InputError(asked, f"{found}, so that it would change nothing", "Drop it, or give less")
+        device = replace(device, memory=wish.memory_limit)
     want = Want.of(model.config, wish.dtype or model.dtype, wish.kernels, wish.formats, _policy(wish, model))
     want = replace(want, tensor=mesh.typed(wish.parallel).tensor if wish.parallel else 1)
     if model.quantization:

@@ -12,11 +12,11 @@ from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.engine.engine import Engine
-from cosmos3_core.plan.placement import ALL_RESIDENT, DISK, STREAMED, Placement
+from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, RESIDENT, STREAMED, Placement
 from cosmos3_core.settle import Wish, ground_of, settle
 
-REQUESTS, SETTLED = 1_000, 300
-"""In all, and those after which caches of allocators and libraries are as large as they get."""
+SETTLED = 300
+"""Requests after which caches of allocators and libraries are as large as they get."""
 LEFT = 16 << 20
 
 
@@ -30,9 +30,18 @@ def tensors() -> int:
     return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
 
 
-@pytest.mark.parametrize("placement", [ALL_RESIDENT, Placement(STREAMED, STREAMED), Placement(DISK, DISK)], ids=str)
-def test_requests_of_alternating_sizes_leave_memory_where_it_was(placement):
-    """Prompts change, too, so that what is kept is turned over."""
+@pytest.mark.parametrize(
+    ("placement", "count"),
+    [
+        (ALL_RESIDENT, 10_000),
+        (Placement(STREAMED, STREAMED, RESIDENT), 10_000),
+        (Placement(DISK, DISK, RESIDENT), 10_000),
+        (ALL_STAGED, 1_000),  # which loads everything for each
+    ],
+    ids=str,
+)
+def test_requests_of_alternating_sizes_leave_memory_where_it_was(placement, count):
+    """Prompts change, too, so that what is kept is turned over. Some 13 minutes of one core."""
     wish = {"model": TINY_MODEL, "backend": "reference"}
     ground = ground_of(Wish(**wish))
     running = Engine(open_model(TINY_MODEL), ground.plan, placement=placement)
@@ -43,7 +52,7 @@ def test_requests_of_alternating_sizes_leave_memory_where_it_was(placement):
         for text in ("a cup", "a red ball " * 20)
     ]
     before = 0, 0
-    for number in range(REQUESTS):
+    for number in range(count):
         if number == SETTLED:
             before = resident(), tensors()
         state = running.step(running.start(requests[number % len(requests)]))

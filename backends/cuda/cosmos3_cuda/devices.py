@@ -6,9 +6,11 @@ examples of one release of torch.
 
 from __future__ import annotations
 
-from cosmos3_core.contract import Ceiling, Device, pcie
+from cosmos3_core.contract import Ceiling, Device
 
 GIB = 1 << 30
+PCIE_4, PCIE_5 = 1.969e9, 3.938e9
+"""Bytes a second that a lane takes one way: 16 and 32 GT/s, of whose 130 bits 128 are data (PCI-SIG)."""
 TORCH = {"driver": "580.159.04", "torch": "2.11.0+cu130", "cuda": "13.0", "cudnn": "9.19.0"}
 MEASURED = {"kernel launches": "NVIDIA H100 80GB HBM3, triton 3.6.0"}
 DEFAULTS = {"kernel launches": "not measured"}
@@ -48,7 +50,7 @@ SCALED = ", by the card's multiprocessors and clock"
 def _geforce(units: int, ghz: float, formats: dict[str, int], bandwidth: float, source: str, lanes: int) -> Ceiling:
     """Of Ampere and Ada: 512 operations a clock and multiprocessor in bfloat16, and so many times that in `formats`."""
     rates = {name: round(units * 512 * ghz * times / 1000, 1) for name, times in {"bfloat16": 1, **formats}.items()}
-    return Ceiling(tflops=rates, bandwidth=bandwidth, source=source, link=pcie(4, lanes))
+    return Ceiling(tflops=rates, bandwidth=bandwidth, source=source, link=lanes * PCIE_4)
 
 
 # Links are those of NVIDIA's pages of the cards and data sheets of the modules; a B200 of a GB200, whose link is
@@ -62,7 +64,7 @@ CEILINGS = {
         tflops={"bfloat16": 312, "int8": 624},
         bandwidth=2.039e12,
         source="NVIDIA's data sheet of the A100 80GB SXM, without sparsity",
-        link=pcie(4, 16),
+        link=16 * PCIE_4,
     ),
     "H100 80GB HBM3": Ceiling(
         tflops={"bfloat16": 799, "fp8": 1979, "int8": 1979},
@@ -70,25 +72,25 @@ CEILINGS = {
         source="bfloat16: a GEMM measured on one H100 80GB SXM with torch 2.11; the rest: NVIDIA's data sheet of it, "
         "without sparsity",
         reached={"bfloat16": 0.84, "fp8": 0.52},  # in whole runs of 720p x 189 frames
-        link=pcie(5, 16),
+        link=16 * PCIE_5,
     ),
     "NVIDIA H200": Ceiling(
         tflops={"bfloat16": 989, "fp8": 1979, "int8": 1979},
         bandwidth=4.8e12,
         source="NVIDIA's data sheet of the H200 SXM, without sparsity",
-        link=pcie(5, 16),
+        link=16 * PCIE_5,
     ),
     "NVIDIA B200": Ceiling(
         tflops={"bfloat16": 2250, "fp8": 4500, "int8": 4500},
         bandwidth=8e12,
         source="NVIDIA's data sheet of the DGX B200, an eighth of it, without sparsity",
-        link=pcie(5, 16),
+        link=16 * PCIE_5,
     ),
     "RTX 5090": Ceiling(
         tflops={"bfloat16": 209.5, "fp8": 419, "int8": 838},
         bandwidth=1.792e12,
         source="NVIDIA's RTX Blackwell white paper: GeForce RTX 5090, without sparsity, floats accumulating in fp32",
-        link=pcie(5, 16),
+        link=16 * PCIE_5,
     ),
     "GB10": Ceiling(
         tflops={"bfloat16": 96.9},

@@ -6,9 +6,11 @@ Put together from AMD's documentation: memory is nominal (ROCm's page "AMD GPU s
 
 from __future__ import annotations
 
-from cosmos3_core.contract import Ceiling, Device, Tuning, pcie
+from cosmos3_core.contract import Ceiling, Device, Tuning
 
 GIB = 1 << 30
+PCIE_4, PCIE_5 = 1.969e9, 3.938e9
+"""Bytes a second that a lane takes one way: 16 and 32 GT/s, of whose 130 bits 128 are data (PCI-SIG)."""
 TORCH = {"torch": "2.11.0+rocm7.2", "hip": "7.2.53150", "kernel launches": "not measured"}
 
 
@@ -51,12 +53,12 @@ def _rates(units: int, operations: int, ghz: float, **more: int) -> dict[str, fl
 
 def _cdna_4(ghz: float, name: str) -> Ceiling:
     rates = _rates(256, 4096, ghz, fp8=2, int8=2, mxfp8=2, mxfp4=4)
-    return Ceiling(tflops=rates, bandwidth=8e12, source=CDNA_4.format(ghz, name), link=pcie(5, 16))
+    return Ceiling(tflops=rates, bandwidth=8e12, source=CDNA_4.format(ghz, name), link=16 * PCIE_5)
 
 
 def _rdna_4(units: int, ghz: float, bandwidth: float) -> Ceiling:
     rates = _rates(units, 1024, ghz, fp8=2, int8=2)
-    return Ceiling(tflops=rates, bandwidth=bandwidth, source=RDNA_4.format(units, ghz), link=pcie(5, 16))
+    return Ceiling(tflops=rates, bandwidth=bandwidth, source=RDNA_4.format(units, ghz), link=16 * PCIE_5)
 
 
 # Links are those of AMD's data sheets. A Radeon 8060S has the host's memory.
@@ -65,24 +67,24 @@ CEILINGS = {
         tflops={"bfloat16": 191.5, "int8": 191.5},
         bandwidth=1.6e12,
         source="AMD's data sheet of the Instinct MI250X, halved: one of its two dies",
-        link=pcie(4, 8),  # half of the module's
+        link=8 * PCIE_4,  # half of the module's
     ),
     "MI300X": Ceiling(
         tflops={"bfloat16": 1307.4, "fp8": 2614.9, "int8": 2614.9},
         bandwidth=5.3e12,
         source="AMD's data sheet of the Instinct MI300X, without sparsity",
-        link=pcie(5, 16),
+        link=16 * PCIE_5,
     ),
     "MI325X": Ceiling(
         tflops={"bfloat16": 1307.4, "fp8": 2614.9, "int8": 2614.9},
         bandwidth=6e12,
         source="AMD's data sheet of the Instinct MI325X, without sparsity",
-        link=pcie(5, 16),
+        link=16 * PCIE_5,
     ),
     "MI350X": _cdna_4(2.2, "MI350X"),
     "MI355X": _cdna_4(2.4, "MI355X"),
     "RX 7900 XTX": Ceiling(
-        tflops={"bfloat16": 122.9, "int8": 122.9}, bandwidth=9.6e11, source=RDNA_3, link=pcie(4, 16)
+        tflops={"bfloat16": 122.9, "int8": 122.9}, bandwidth=9.6e11, source=RDNA_3, link=16 * PCIE_4
     ),
     "gfx1151": Ceiling(
         tflops={"bfloat16": 36.1},

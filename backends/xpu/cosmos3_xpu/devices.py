@@ -5,9 +5,11 @@ Put together from Intel's documentation: memory is nominal, and versions are exa
 
 from __future__ import annotations
 
-from cosmos3_core.contract import Ceiling, Device, pcie
+from cosmos3_core.contract import Ceiling, Device
 
 GIB = 1 << 30
+PCIE_4, PCIE_5 = 1.969e9, 3.938e9
+"""Bytes a second that a lane takes one way: 16 and 32 GT/s, of whose 130 bits 128 are data (PCI-SIG)."""
 TORCH = {"driver": "1.6.33578+38", "torch": "2.11.0+xpu", "oneapi": "20250303", "kernel launches": "not measured"}
 
 
@@ -28,12 +30,12 @@ CEILINGS = {
         tflops={"bfloat16": 116.5, "int8": 233},
         bandwidth=4.56e11,
         source="Intel's data sheet of the Arc B580: 233 TOPS in int8, half of that in bfloat16",
-        link=pcie(4, 8),
+        link=8 * PCIE_4,
     ),
     "B60 Graphics": Ceiling(
         tflops={"bfloat16": 98.5, "int8": 197},
         bandwidth=4.56e11,
         source="Intel's data sheet of the Arc Pro B60: 197 TOPS in int8, half of that in bfloat16",
-        link=pcie(5, 8),
+        link=8 * PCIE_5,
     ),
 }

@@ -18,22 +18,13 @@ from ..mesh import ALONE, Layout
 from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
 from .several import of_one
+from .stages import APART_OVERHEAD, OVERHEAD, VAE_OVERHEAD, Stage
 from .transformer import Matrices
-from .units import GIB, WIDTH, Work
+from .units import WIDTH, Work
 
 FP32_COPIES = 16
 """fp32 tensors of the latents' size that live during a step: x and three that the solver remembers, a velocity per
 branch and their combination, the five that the solver multiplies and the four that come out."""
-WEIGHTS_OVERHEAD, OVERHEAD, APART_OVERHEAD, VAE_OVERHEAD = 0.04, 0.08, 0.55, 0.15
-OVERHEAD_BYTES = GIB
-"""What is taken beyond the tensors: a share by the allocator's blocks, and a constant by the device's context and
-libraries. The share is one of what stays, weights, and another of what comes and goes: more where each product makes
-copies of its own, of a weight in numbers or of rows in a format, which leave gaps of all sizes, and where convolutions
-ask for workspaces. With these no peak that was reserved at Nano's size (benchmarks/results/memory-nano-h100.json,
-e2e-*.json, quantized-nano-h200.json) is above what is counted, and none of a run is more than 10 % below. Decoding
-720p x 189 with the fused norm (benchmarks.vae) reserved 10.1 GB and allocated 7.5, where the eager norm makes 8.7 of
-it, which are counted."""
-
 BUFFERS = 2
 """Layers on the device of a tower whose layers pass through it: one is computed with while the next one arrives."""
 HOST_BLOCK = 64 << 20
@@ -109,33 +100,6 @@ class Job:
     def texts(self) -> tuple[int, ...]:
         """Token counts of the prompts that are read."""
         return (self.prompt_tokens, self.negative_tokens)[: len(branches_of(self.guidance))]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the device holds at the worst moment of one part of a run, in bytes; `kept` is what may be there of earlier
-    requests, for the next one."""
-
-    name: str
-    weights: int
-    text_kv: int
-    latents: int
-    activations: int
-    overhead: float = OVERHEAD
-    kept: int = 0
-
-    @property
-    def peak(self) -> int:
-        """All of it, with what the allocator holds on top."""
-        return self._with_overhead(self.text_kv + self.latents + self.activations + self.kept)
-
-    @property
-    def least(self) -> int:
-        """What it takes whatever the size of the request."""
-        return self._with_overhead(0)
-
-    def _with_overhead(self, passing: int) -> int:
-        return int(self.weights * (1 + WEIGHTS_OVERHEAD) + passing * (1 + self.overhead)) + OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
