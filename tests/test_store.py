@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import weakref
 
 import pytest
 import torch
+from inputs import clip
 from PIL import Image
 from test_engine import engine, finish, request
 from tiny_model import TINY_MODEL
@@ -19,9 +21,11 @@ from cosmos3_core.engine import store
 from cosmos3_core.engine.stages import Cancelled, Watch
 from cosmos3_core.engine.store import BUFFERS, Host, Streamed
 from cosmos3_core.model import weights as layout
-from cosmos3_core.model.transformer import DecoderLayer
+from cosmos3_core.model.transformer import DecoderLayer, UnderstandingTower
+from cosmos3_core.plan import execution
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, PARTS, RESIDENT, STREAMED, Placement
 from cosmos3_core.reference.memory import TorchMemory, whole
+from cosmos3_core.scenarios.families import TASKS as EVERY_TASK
 
 HOST = torch.device("cpu")
 PLACEMENTS = [Placement(*ways) for ways in itertools.product(PARTS["understanding"], PARTS["generation"])]
@@ -45,11 +49,19 @@ def test_every_placement_gives_the_same_bytes(placement, alone):
         assert sum(len(frames) for frames in running.finish(state)) == 5
 
 
+ROBOT = {"domain": "bridge_orig_lerobot", "chunk": 4, "canvas": "96x64", "size": "96x64"}
 TASKS = {
     "t2i": {"task": "t2i", "frames": 1},
     "sound": {"sound": True},
     "i2v": {"task": "i2v", "image": "g.png"},
+    "edit": {"task": "edit", "image": "g.png", "frames": 1},
+    "v2v": {"task": "v2v", "video": "c.mp4", "frames": 9, "condition_frame_indexes": [0, 1]},
+    "extend": {"task": "extend", "extend": "c.mp4", "frames": 9},
+    "keyframes": {"task": "keyframes", "keyframe": {"0": "g.png", "4": "g.png"}, "frames": 9},
     "transfer": {"task": "transfer", "edge": "g.png", "control_guidance": 2.0},
+    "forward": {"task": "forward-dynamics", "image": "g.png", "actions": "a.json"} | ROBOT,
+    "inverse": {"task": "inverse-dynamics", "video": "c.mp4"} | ROBOT,
+    "video-policy": {"task": "video-policy", "video": "c.mp4"} | ROBOT | {"chunk": 8, "frames": 9},
     "policy": {"task": "policy", "image": "g.png", "domain": "droid_lerobot", "action_space": "joints"}
     | {"chunk": 4, "state": [[0.1] * 8], "canvas": "96x64", "size": "96x64"},
 }
@@ -59,6 +71,8 @@ TASKS = {
 def test_every_task_gives_the_same_bytes(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.linear_gradient("L").resize((96, 64)).convert("RGB").save("g.png")
+    clip(tmp_path / "c.mp4", 17)
+    (tmp_path / "a.json").write_text(json.dumps([[0.1] * 10] * 4))
     wanted, found = request(**{"steps": 1} | TASKS[task]), []
     for placement in (ALL_STAGED, OTHER, Placement(DISK, DISK)):
         running = engine(placement=placement)
@@ -67,6 +81,31 @@ def test_every_task_gives_the_same_bytes(task, tmp_path, monkeypatch):
     for latents, media in found[1:]:
         assert torch.equal(latents, found[0][0])
         assert all(torch.equal(*pair) for pair in zip(media, found[0][1], strict=True))
+
+
+def test_every_task_is_placed_here():
+    assert {given.get("task", "t2v") for given in TASKS.values()} == {*EVERY_TASK}
+
+
+@pytest.mark.parametrize("placement", [ALL_RESIDENT, OTHER], ids=str)
+def test_prompts_that_lie_on_the_host_come_back_bit_for_bit(placement, monkeypatch):
+    """None stays on the device here, and each is read once."""
+    read, reads = UnderstandingTower.read, []
+    monkeypatch.setattr(execution, "KEPT_TOKENS", 0)
+    monkeypatch.setattr(UnderstandingTower, "read", lambda self, ids: reads.extend(ids) or read(self, ids))
+    running = engine(placement=placement)
+
+    def made() -> list[torch.Tensor]:
+        asked = [request(steps=2, prompt=prompt) for prompt in ("a cup", "a red ball", "a cup")]
+        return [finish(running, running.start(one)) for one in asked]
+
+    first = made()
+    assert len(reads) == 3, "two prompts and the negative one"
+    again = made()
+    assert len(reads) == 3 and all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
+    alone = engine(placement=ALL_STAGED)
+    assert torch.equal(finish(alone, alone.start(request(steps=2, prompt="a cup"))), first[0])
 
 
 @pytest.mark.parametrize(
