@@ -10,7 +10,7 @@ import pytest
 from sources import ROOT
 
 sys.path.insert(0, str(ROOT / "backends" / "npu"))
-from rehearsal import schemas
+from rehearsal import exercised, schemas
 
 KEPT = schemas.kept()
 
@@ -21,7 +21,7 @@ def test_a_call_fits_its_schema(call):
 
 
 def test_the_kept_schemas_are_those_of_the_calls():
-    assert set(KEPT) == {call.operator for call in schemas.calls()}
+    assert set(KEPT) == set(schemas.used())
 
 
 def test_another_schema_in_a_wheel_is_told(tmp_path):
@@ -40,3 +40,16 @@ def test_a_misfit_is_told():
     call = schemas.Call("npu_rms_norm", 4, ("eps",), "rows.py:1")
     assert "by position, not 4" in schemas.misfit(call, KEPT["npu_rms_norm"])
     assert schemas.misfit(call._replace(positional=2), KEPT["npu_rms_norm"]) == "rows.py:1: npu_rms_norm takes no eps"
+
+
+def test_every_operator_was_called_by_a_test_that_is_there():
+    found, tests = exercised.kept(), ROOT / "backends" / "npu" / "rehearsal" / "tests"
+    assert set(found) == set(KEPT)
+    for operator, by in found.items():
+        for file, test in (named.split("::") for named in by.values()):
+            assert f"def {test}(" in (tests / file).read_text("utf-8"), operator
+
+
+def test_the_page_lists_every_operator():
+    page = (ROOT / "docs" / "npu.md").read_text("utf-8")
+    assert page == exercised.filled(page), "type: cd backends/npu && python -m rehearsal.exercised ../../docs/npu.md"

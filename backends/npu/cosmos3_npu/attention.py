@@ -7,6 +7,7 @@ makes a new one in every causal call of scaled_dot_product_attention.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosmos3_core.contract import Segment
+from cosmos3_core.contract import Attention, Device, Segment, Unavailable
 from cosmos3_core.contract.attention import joined
 
 Segments = Sequence[Segment]
@@ -87,3 +88,33 @@ def infer(
         **options,
     )
     return out_BSHD, lse_BHS1[..., 0] if want_lse else None
+
+
+LASER = ("query", "key", "value", "attn_mask", "scale", "fused", "head_first", "kwargs")
+"""What mindiesd 3.1's attention_forward takes."""
+
+
+def build_laser(device: Device) -> Attention:
+    """The laser attention of MindIE-SD, by its `attention_forward`. It multiplies in fp16, and has a head of keys for
+    every one of queries: shared ones are copied. Raises Unavailable where that function takes something else."""
+    from mindiesd.layers.flash_attn.attention_forward import attention_forward
+
+    found = tuple(inspect.signature(attention_forward).parameters)
+    if found != LASER:
+        raise Unavailable(f"mindiesd's attention_forward takes {', '.join(found)}; install mindiesd 3.1")
+
+    def laser(
+        q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See contract.ops.Attention. Where a log-sum-exp or a mask is wanted, `fusion` is what runs."""
+        if want_lse or causal:
+            return fusion(q_BSHD, segments, causal=causal, want_lse=want_lse)
+        heads = q_BSHD.shape[2]
+        k_BTHD, v_BTHD = (
+            x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], 2)
+            for x in joined(q_BSHD, segments, causal)
+        )
+        options = {"opt_mode": "manual", "op_type": "ascend_laser_attention", "layout": "BNSD"}
+        return attention_forward(q_BSHD, k_BTHD, v_BTHD, scale=1 / math.sqrt(q_BSHD.shape[3]), **options), None
+
+    return laser

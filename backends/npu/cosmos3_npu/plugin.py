@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cosmos3_core.contract import RECIPES, Ask, Backend, Device, Kernel, Unavailable, hookimpl
+from cosmos3_core.contract import RECIPES, Ask, Backend, Delegate, Device, Kernel, Unavailable, hookimpl
 from cosmos3_core.contract.probing import alike, check_visible
 
 from .devices import CEILINGS, KNOWN
 
 FAMILIES = ("Ascend910B", "Ascend910C", "Ascend950")
 ASCEND_910, ASCEND_950 = FAMILIES[:2], FAMILIES[2:]
+LASER_TOKENS = 2048
+"""From as many queries on MindIE-SD takes its laser attention; fewer it hands on, with a warning."""
 WIDEST = 65535
 """The vendor's products and attention take no longer sides."""
 
@@ -83,6 +86,12 @@ def refuse_infer(ask: Ask) -> str | None:
     if ask.kv_heads and ask.heads > 64 * ask.kv_heads:
         return f"at most 64 heads of queries share one of keys, not {ask.heads} of {ask.kv_heads}"
     return None
+
+
+def refuse_laser(ask: Ask) -> str | None:
+    if set_by := os.environ.get("MINDIE_SD_FA_TYPE"):
+        return f"MINDIE_SD_FA_TYPE is set, and MindIE-SD would take {set_by} whatever is asked"
+    return refuse_wide(ask)
 
 
 def refuse_norm_rope(ask: Ask) -> str | None:
@@ -169,6 +178,18 @@ ROWS = (
         refuse=refuse_wide,
         notes="torch's scaled_dot_product_attention, which torch_npu fuses; causal calls and those with a log-sum-exp "
         f"are fusion's; {REHEARSED}",
+    ),
+    Kernel(
+        op="attention",
+        name="laser",
+        build=Build("attention", "build_laser", makes=True),
+        arch=ASCEND_910,
+        dtypes=SIXTEEN_BITS,
+        needs=("mindiesd",),
+        refuse=refuse_laser,
+        delegates=(Delegate("infer", LASER_TOKENS),),
+        notes="MindIE-SD's, in fp16 inside, with keys copied for heads that share them; causal calls and those with "
+        f"a log-sum-exp are fusion's; {REHEARSED}",
     ),
     Kernel(
         op="rms_norm",

@@ -136,7 +136,6 @@ class Rehearsal(TorchDispatchMode):
         device = next((leaf for leaf in given if isinstance(leaf, torch.device)), None)
         if passes or ((device is None or device.type != "npu") and not any(map(on_npu, given))):
             return func(*args, **options)
-        self.launches.counts[f"{namespace}::{name}"] += 1
         on_host: dict[int, Tensor] = {}
         of_storage: dict[int, Tensor] = {}
 
@@ -156,7 +155,10 @@ class Rehearsal(TorchDispatchMode):
         ours, with_ = mapped(host, (args, options))
         held = (ours, with_)  # ids stay whose they are while these live
         if namespace == "npu":
-            return mapped(self.back, self.vendors(func, name, ours, with_))
+            found = self.vendors(func, name, ours, with_)
+            self.launches.counts[f"{namespace}::{name}"] += 1
+            return mapped(self.back, found)
+        self.launches.counts[f"{namespace}::{name}"] += 1
         stays = not on_npu(args[0]) if name == "copy_" else device is not None and device.type != "npu"
         if stays or name in WAITING:
             self.launches.waits[f"{namespace}::{name}"] += 1

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 import torch_npu
 from conftest import CHIP
 from cosmos3_npu import attention
+from cosmos3_npu.plugin import probe
 from rehearsal.emulated import Limit
 
-from cosmos3_core.contract import Segment
+from cosmos3_core.contract import Segment, Unavailable
 from cosmos3_core.reference import ops as reference
 
 ROWS = ("fusion", "sdpa", *(["infer"] if CHIP != "Ascend950" else []))
@@ -124,6 +128,45 @@ def test_a_strided_input_is_seen(strided):
     given = [x if i == strided else x.contiguous() for i, x in enumerate(given)]
     with pytest.raises(Limit, match="contiguous"):
         torch_npu.npu_fused_infer_attention_score(*given, num_heads=2, num_key_value_heads=2, input_layout="BSND")
+
+
+@pytest.fixture
+def mindiesd(monkeypatch) -> list[dict]:
+    """A stand-in for MindIE-SD, and what its function was called with."""
+    calls = []
+
+    def attention_forward(query, key, value, attn_mask=None, scale=None, fused=True, head_first=False, **kwargs):
+        assert query.shape[2] == key.shape[2] == value.shape[2], "it takes a head of keys for every one of queries"
+        calls.append(kwargs)
+        q, k, v = (x.cpu().transpose(1, 2).half().float() for x in (query, key, value))
+        out = (q @ k.mT * scale).softmax(-1) @ v
+        return out.transpose(1, 2).to("npu", query.dtype)
+
+    module = ModuleType("mindiesd.layers.flash_attn.attention_forward")
+    module.attention_forward = attention_forward
+    for name in ("mindiesd", "mindiesd.layers", "mindiesd.layers.flash_attn"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+@pytest.mark.skipif(CHIP == "Ascend950", reason="MindIE-SD has none for the 950")
+def test_mindiesd_s_laser(mindiesd):
+    """Named, with nothing left to MindIE-SD's choice; what it does not have is another operator's."""
+    row = attention.build_laser(probe())
+    given = inputs(2, 37)
+    ours, _ = row(*on_device(*given))
+    exact, _ = reference.attention(given[0].float(), [Segment(*(x.float() for x in part)) for part in given[1]])
+    assert float((ours.cpu().float() - exact).norm() / exact.norm()) < FAR
+    assert mindiesd == [{"opt_mode": "manual", "op_type": "ascend_laser_attention", "layout": "BNSD"}]
+    assert row(*on_device(*given), want_lse=True)[1] is not None and len(mindiesd) == 1
+
+
+def test_another_signature_of_mindiesd_is_told(mindiesd, monkeypatch):
+    module = sys.modules["mindiesd.layers.flash_attn.attention_forward"]
+    monkeypatch.setattr(module, "attention_forward", lambda q, k, v, scale: None)
+    with pytest.raises(Unavailable, match=r"takes q, k, v, scale; install mindiesd 3.1"):
+        attention.build_laser(probe())
 
 
 @each_row

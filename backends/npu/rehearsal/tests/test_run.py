@@ -43,6 +43,18 @@ def test_a_picture(tmp_path, launches, format):
     assert launches.waits.total() <= 3, dict(launches.waits)
 
 
+def test_no_step_waits_for_the_device(tmp_path, launches):
+    """A run of more steps makes the host wait no more often, and every step launches as much as any other."""
+    pipe, found = load("none"), []
+    for steps in (1, 2, 3, 4):
+        launches.clear()
+        pipe("two green squares", task="t2i", steps=steps, seed=1).save(tmp_path / f"{steps}.png")
+        found.append((launches.waits.total(), launches.counts.total()))
+    waits, counts = zip(*found[1:], strict=True)  # the first one loads
+    assert len(set(waits)) == 1, found
+    assert counts[2] - counts[1] == counts[1] - counts[0] > 0, found
+
+
 def test_a_video_with_sound(tmp_path, launches):
     text = "a blue ball bounces off the right edge"
     result = load(ONE)(text, task="t2vs", frames=5, steps=2, seed=1)
