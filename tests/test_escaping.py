@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from cosmos3_core.cli import main
 from cosmos3_core.cli.progress import Display
 from cosmos3_core.cli.terminal import LONGEST, Stream, guarded, printable, tell
 from cosmos3_core.contract import InputError
+from cosmos3_core.engine.stages import Loading
 from cosmos3_core.settle import questions
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\nerror: forged\u202e\x7f\x00"
@@ -262,6 +265,26 @@ def test_a_terminal_has_a_bar(monkeypatch, term, moves):
             shown += os.read(ours, 100_000).decode()
     os.close(ours)
     assert ("\x1b[" in shown) is moves and "\x1b[2J" not in shown and "\\u001b[2Jodd" in shown
+
+
+def test_a_terminal_shows_the_bytes_of_a_load_and_the_time_left(monkeypatch):
+    """Of a component that is being loaded, and else nothing of it."""
+    ours, theirs = pty.openpty()
+    now = [Loading(2 * 10**9, 8 * 10**9, time.perf_counter() - 2), None]
+    monkeypatch.setenv("COLUMNS", "150")
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", Stream(terminal))
+        with Display(lambda: now[0]) as display:
+            display.show("load generation", 0, 1)
+            display.progress.refresh()
+            now.pop(0)
+            display.show("steps", 1, 2)
+            display.progress.refresh()
+        terminal.flush()
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    loading, steps = shown[: (at := shown.rindex("steps"))], shown[at:]
+    assert re.search(r"2.0 of 8.0 GB, [01].\d GB/s, \d+ s left", loading) and "GB" not in steps
 
 
 # ---- output that cannot be written ----------------------------------------------------------------------------------
