@@ -23,7 +23,8 @@ from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, TextContext
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan import Want, choose_backend, resolve
-from cosmos3_core.plan.cost.fit import Estimate, Job
+from cosmos3_core.plan.cost.fit import Estimate
+from cosmos3_core.plan.cost.job import Job
 from cosmos3_core.plan.cost.units import ceiling_of
 from cosmos3_core.plan.execution import Execution
 from cosmos3_core.runs.memory import peak_device_memory

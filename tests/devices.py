@@ -1,4 +1,5 @@
-"""Devices as their backends know them, and the plan of each for Cosmos3-Nano in bfloat16.
+"""Devices as their backends know them, the plan of each for Cosmos3-Nano in bfloat16, and how several of them share a
+video.
 
 After a change of rows write the plans anew and read what `git diff tests/goldens` says:
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
@@ -18,8 +20,9 @@ from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.contract import Backend, Device
 from cosmos3_core.plan import Plan, Want, resolve
-from cosmos3_core.plan.cost.units import GIB
+from cosmos3_core.plan.cost.units import GIB, ceiling_of
 from cosmos3_core.plan.known import known_device
+from cosmos3_core.settle import Wish, settle
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {path.parent.name: path.parent for path in sorted((ROOT / "backends").glob("*/pyproject.toml"))}
@@ -72,6 +75,28 @@ def plan_of(device: str) -> Plan:
         return resolve(want, backend(name), found)
 
 
+COUNTS = 2, 4, 8, 16, 72
+LAYOUTS = GOLDENS / "layouts.json"
+
+
+def layouts(device: str, model: str) -> dict[str, str]:
+    """How so many of a device share a video of 720p x 189 frames in the least time, where the parts of the model lie,
+    and the seconds and the GiB that it takes, by their number."""
+    name, one = DEVICES[device]
+    found = {}
+    for count in COUNTS:
+        wish = Wish(model=model, described=True, partial=True, given={"task": "t2v"}, chooses=True)
+        wish = replace(wish, devices=count, memory=one.memory, host_memory=count * 256 * GIB)
+        with patch("importlib.util.find_spec", lambda package: None), patch.dict(os.environ, clear=True):
+            settled = settle(wish, (backend(name), replace(one, count=count)))
+        seconds = settled.estimate.seconds(ceiling_of(settled.plan.backend, settled.plan.device))
+        time = f"{seconds['total']:.3g} s" if seconds else "unknown time"
+        fits = "" if settled.fits else ", does not fit"
+        peak = f"{settled.estimate.peak / GIB:.1f} GiB{fits}"
+        found[str(count)] = f"{settled.plan.layout}; {settled.placement}; {time}, {peak}"
+    return found
+
+
 def golden(device: str) -> Path:
     return GOLDENS / f"plan-{device}.json"
 
@@ -85,3 +110,5 @@ if __name__ == "__main__":
         sys.exit("type python tests/devices.py --write")
     for device in DEVICES:
         golden(device).write_text(text_of(plan_of(device)), "utf-8")
+    shared = {model: {device: layouts(device, model) for device in DEVICES} for model in ("nano", "super")}
+    LAYOUTS.write_text(json.dumps(shared, indent=2) + "\n", "utf-8")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from devices import HOST
+from devices import DEVICES, HOST, backend
 from layouts import BOUND, coded, error, of_processes, requests, settled, velocity
 from processes import together
 
@@ -274,6 +274,48 @@ def test_devices_choose_the_layout_that_exchanges_least():
     assert str(mesh.settled(None, 2, replace(NANO, branches=["prompt"]), None)[0]) == "ulysses=2"
     with pytest.raises(InputError, match="it takes 8 devices, and here are 4. Type `parallel` cfg=2,ulysses=2"):
         mesh.settled("cfg=2,ulysses=4", None, NANO, 4)
+
+
+H100S = ("cuda", replace(DEVICES["h100"][1], count=8))
+
+
+def shared(*, model="nvidia/Cosmos3-Nano", **said):
+    wish = Wish(model=model, described=True, partial=True, given={"task": "t2v"}, chooses=True, host_memory=10**12)
+    return settle(replace(wish, **said), (backend(H100S[0]), H100S[1]))
+
+
+def test_devices_are_shared_for_what_is_wanted_of_them():
+    """The layouts of the tracking table come out, what does not fit comes last, and a plan names what it passed by."""
+    least = shared(devices=8)
+    assert str(least.plan.layout) == "cfg=2,ulysses=4,vae=8"
+    assert least.layout_why.startswith("of 8 devices, one request in the least time: ")
+    assert "; instead: cfg=2,ulysses=4,hsdp=8,vae=8 " in least.layout_why
+    assert str(shared(devices=8, objective="throughput").plan.layout) == "cfg=2,vae=2"
+    memory = shared(devices=8, objective="memory")
+    assert memory.estimate.peak < least.estimate.peak < shared(devices=2).estimate.peak
+    small = shared(devices=2, model="nvidia/Cosmos3-Super", memory=60 * 2**30, chooses=False)
+    assert small.plan.layout.hsdp == 2 and small.fits
+    assert any(one.lacks for one in small.alternatives)
+    with pytest.raises(InputError, match="no such objective"):
+        shared(devices=2, objective="speed")
+
+
+def test_a_plan_tells_what_devices_exchange():
+    """Of ring and HSDP beside the work; of Ulysses and tensor parallel, a ninth of the other's, before it goes on."""
+    ulysses, tensor, ring, hsdp = (
+        shared(parallel=f"{axis}=8").estimate.exchange(True) for axis in ("ulysses", "tensor", "ring", "hsdp")
+    )
+    assert not ulysses.beside and not tensor.beside and ring.beside > ulysses.waited
+    assert hsdp.beside == pytest.approx(2 * 7 / 8 * shared().estimate.weights["generation"])
+    assert 6 < tensor.waited / ulysses.waited < 12
+    hidden, waited = ring.seconds(450e9, 10.0)
+    assert hidden == ring.beside / 450e9 and waited == ring.waited / 450e9
+    slow = ring.seconds(1e9, 1.0)
+    assert slow[0] == 1.0 and slow[1] == pytest.approx(ring.beside / 1e9 - 1.0 + ring.waited / 1e9)
+    ceiling = backend("cuda").ceilings["H100 80GB HBM3"]
+    piped = shared(parallel="pipeline=2").estimate
+    step = piped.seconds(ceiling)["step"]
+    assert piped.bubbles(True, False, ceiling) == pytest.approx(step / 3, rel=0.02)
 
 
 def test_a_plan_counts_what_one_device_does(given):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import click
+
+from ..settle.objectives import LATENCY, OBJECTIVES
 from .options import DEVICE, option
 
 DEGREES = {
@@ -23,7 +26,15 @@ PARALLEL = (
         "tokens, tensor splits each layer, pipeline has some of the layers on each, hsdp shares out the layers' "
         "weights, vae the rows of pictures that are encoded and decoded. A process for each is started.",
     ),
-    option(DEVICE, "--devices", type=int, metavar="N", help="Share it among N devices as exchanges least."),
+    option(DEVICE, "--devices", type=int, metavar="N", help="Share it among N devices as --objective says."),
+    option(
+        DEVICE,
+        "--objective",
+        type=click.Choice(list(OBJECTIVES)),
+        default=LATENCY,
+        help=f"What --devices is for: {'; '.join(f'{name}, {said}' for name, said in OBJECTIVES.items())}.",
+        show_default=True,
+    ),
     *(
         option(DEVICE, f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"--parallel {axis}=N.")
         for name, axis in DEGREES.items()

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..contract import Backend, Ceiling, Device
-from ..plan.cost.fit import LINK_EFFICIENCY, LINK_RATE
+from ..plan.cost.fit import LINK_EFFICIENCY, Estimate
 from ..plan.cost.nearest import Change
 from ..plan.cost.stages import OVERHEAD_BYTES, WEIGHTS_OVERHEAD
-from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, ceiling_of, gib, reached
+from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, LINK_RATE, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
 from ..plan.placement import LAYERED, MEANING, PARTS, STREAMED
 from ..quant.steps import A16
@@ -29,6 +29,9 @@ from .terminal import console, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+LINKS = (25e9, 64e9, 450e9)
+"""Bytes a second for which exchanges are told beside the devices' own link: about 200 Gbit/s of a network, 16 lanes of
+PCI Express 5, and an H100's NVLink."""
 LONGEST = 60
 """Characters of a text that are shown to a person; --json has it whole."""
 
@@ -90,8 +93,27 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             "run_bytes": sum(work.bytes for work in run),
         },
         "seconds": estimated.seconds(ceiling),
+        "exchange": _exchange(estimated, ceiling),
         "assumed": _assumed(settled, ceiling, {work.rate for work in step}),
     }
+
+
+def _exchange(estimated: Estimate, ceiling: Ceiling | None) -> dict[str, Any] | None:
+    """What a device sends in a step, in bytes, and the seconds of that which are hidden behind its work and which are
+    not, by the speed of the link between devices; None of one device."""
+    if estimated.layout.size == 1:
+        return None
+    job = estimated.job
+    guided = job.guided_steps > 0, job.control_steps > 0
+    sent, found = estimated.exchange(*guided), dict[str, Any]()
+    if estimated.seconds(ceiling) is not None and ceiling is not None:
+        computes = sum(work.seconds(ceiling) for work in estimated.step(*guided))
+        for rate in sorted({*LINKS, ceiling.peers or ceiling.link} - {0.0}):
+            hidden, waited = sent.seconds(rate * BANDWIDTH_EFFICIENCY, computes)
+            found[f"{rate / 1e9:g} GB/s"] = {"hidden": hidden, "waited": waited}
+        found["bubbles"] = estimated.bubbles(*guided, ceiling)
+    own = ceiling and (ceiling.peers or ceiling.link)
+    return {"waited_bytes": sent.waited, "beside_bytes": sent.beside, "link": own or None, "seconds": found}
 
 
 def in_options(change: Change) -> str:
@@ -106,7 +128,10 @@ def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list
     sentences = [] if settled.counted else [texts]
     beyond = [stage.overhead for stage in settled.estimate.stages]
     if settled.plan.layout.size > 1:
-        sentences.append("memory and time are those of one device, and what devices exchange takes no time")
+        sentences.append(
+            "memory is that of one device, and time that of the one that has most to do; of a link between devices "
+            f"{BANDWIDTH_EFFICIENCY:.0%} are reached, and exchanges of decoding take no time"
+        )
     if settled.forecast:
         sentences.append(_described(settled.plan.backend, settled.plan.device))
     sentences += [
@@ -171,7 +196,7 @@ def _print(report: dict[str, Any]) -> None:
     if tokens["counted"]:
         lines.append(("texts", f"{tokens['prompt']} tokens, and {tokens['negative']} of the negative prompt"))
     parts = (f"{name.replace('_', ' ')} {_bytes(count)}" for name, count in memory["weights"].items() if count)
-    below = [("weights", ", ".join(parts)), *_verdict(report)]
+    below = [("weights", ", ".join(parts)), *_verdict(report), *_exchanged(report["estimate"]["exchange"])]
     below += [("assumed", sentence) for sentence in report["estimate"]["assumed"]]
     below += [("note", note) for note in report["notes"]]
     _print_lines(screen, lines)
@@ -199,6 +224,21 @@ def _parallel(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if shared := plan.get("parallel"):
         axes = ", ".join(f"{axis} {degree}" for axis, degree in shared["layout"].items() if degree > 1)
         yield "devices", f"{shared['devices']}: {axes} ({shared['why']})"
+
+
+def _exchanged(exchange: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What devices send each other, and how long that takes."""
+    if exchange is None:
+        return
+    waited, beside = (_bytes(int(exchange[name])) for name in ("waited_bytes", "beside_bytes"))
+    yield "exchange", f"a device sends {waited} a step that others wait for, and {beside} beside its work"
+    for rate, took in exchange["seconds"].items():
+        if rate == "bubbles":
+            if took:
+                yield "bubbles", f"{took:.3g} s a step wait for the pipeline to fill"
+            continue
+        here = ", these devices'" if exchange["link"] and rate == f"{exchange['link'] / 1e9:g} GB/s" else ""
+        yield "exchange", f"at {rate}{here}: {took['waited']:.3g} s a step, and {took['hidden']:.3g} s hidden"
 
 
 def _kernels(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -216,6 +216,7 @@ def _wish(options: Options, given: dict[str, Any]) -> Wish:
         arch=options.arch,
         parallel=layout_of(options),
         devices=options.devices,
+        objective=options.objective,
     )
 
 

@@ -16,7 +16,7 @@ REPORT |= {"as_json": "--json"}
 """Options of a dry run alone."""
 PLACING = ("placement", "resident", "enable_layerwise_offload", "memory_limit")
 """Options that change where weights lie, and nothing that is computed."""
-SHARING = ("parallel", "devices", *DEGREES, "use_hsdp", "launched", "picked")
+SHARING = ("parallel", "devices", "objective", *DEGREES, "use_hsdp", "launched", "picked")
 """Options of several devices, which a run may go on with on another number of them."""
 FREE = (
     "output",
@@ -120,6 +120,7 @@ class Options:
     disabled: tuple[str, ...]
     parallel: str | None = None
     devices: int | None = None
+    objective: str = "latency"
     cfg_parallel_size: int | None = None
     ulysses_degree: int | None = None
     ring_degree: int | None = None

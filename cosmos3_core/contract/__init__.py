@@ -53,13 +53,14 @@ class Device:
 class Ceiling:
     """What an architecture can do at most: dense `tflops` (two for a multiply-add) by dtype or quantization format,
     memory `bandwidth` in bytes a second, and the `source` of both. `reached`: the measured share of a rate that whole
-    forward passes had with this backend's kernels. `link`: bytes a second from the host at most, 0 if unknown."""
+    passes had with this backend's kernels. `link`, `peers`: bytes a second from the host, to neighbours; 0: unknown."""
 
     tflops: Mapping[str, float]
     bandwidth: float
     source: str
     reached: Mapping[str, float] = field(default_factory=dict)
     link: float = 0.0
+    peers: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

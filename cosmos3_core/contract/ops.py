@@ -268,8 +268,7 @@ class Comm(Protocol):
     reduce_scatter  x is [P, ...]; process p gets the sum of everyone's x[p]
     all_reduce      x becomes the "sum" or the "max" over all processes
     broadcast       x becomes what the group's process `source` has
-    exchange        x goes to the group's process `target` while one of its shape comes from `source`: a step of a ring
-    """
+    exchange        x goes to the group's process `target` while one of its shape comes from `source`, in a ring"""
 
     def all_to_all(self, x: Tensor, group: Group = None, *, sent: Parts = None, received: Parts = None) -> Pending: ...
     def all_gather(self, x: Tensor, group: Group = None) -> Pending: ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..contract import InputError
@@ -190,9 +190,16 @@ def typed(text: str) -> Layout:
     return layout
 
 
-def settled(parallel: str | None, devices: int | None, shared: Shared, here: int | None) -> tuple[Layout, str]:
-    """The layout that is asked for, or the one that exchanges least on so many devices, and why it is that one. Of
-    devices there are so many `here` (None: any number). Raises InputError, with the nearest that can be."""
+def settled(
+    parallel: str | None,
+    devices: int | None,
+    shared: Shared,
+    here: int | None,
+    pick: Callable[[int], tuple[Layout, str]] | None = None,
+) -> tuple[Layout, str]:
+    """The layout that is asked for, or that which is picked for so many devices (by default the one that exchanges
+    least), and why it is that one. Of devices there are so many `here` (None: any number). Raises InputError, with the
+    nearest that can be."""
     if devices is not None and not (type(devices) is int and 1 <= devices <= MOST):
         raise InputError(f"`devices` {shown(devices)}", "that is no number of devices", f"Type 1 to {MOST}", "devices")
     if parallel is not None:
@@ -211,9 +218,7 @@ def settled(parallel: str | None, devices: int | None, shared: Shared, here: int
             size = next(size for size in range(devices, 0, -1) if next(shared.layouts(size), None))
             found = f"neither branches nor tokens of this request are shared out among {devices}"
             raise InputError(asked, found, f"Type `devices` {size}", "devices")
-        layout = others[0]
-        also = f"; also possible: {'; '.join(map(str, others[1:4]))}" if len(others) > 1 else ""
-        why = f"of {devices} devices it exchanges least{also}"
+        layout, why = pick(devices) if pick else (others[0], f"of {devices} devices it exchanges least")
     else:
         return ALONE, ""
     if here is not None and layout.size > here:

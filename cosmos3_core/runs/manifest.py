@@ -101,7 +101,10 @@ def _parallel(settled: Settled) -> dict[str, Any]:
     layout = settled.plan.layout
     if layout.size == 1:
         return {}
-    return {"parallel": {"devices": layout.size, "layout": asdict(layout), "why": settled.layout_why}}
+    shared = {"devices": layout.size, "layout": asdict(layout), "why": settled.layout_why}
+    if settled.alternatives:
+        shared["alternatives"] = [one.to_json() for one in settled.alternatives]
+    return {"parallel": shared}
 
 
 def _with_steps(plan: dict[str, Any], settled: Settled) -> dict[str, Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..checkpoint.model import Model, describe, made_for, open_model
 from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, mesh, resolve
-from ..plan.cost.fit import Estimate, Job
+from ..plan.cost.fit import Estimate
+from ..plan.cost.job import Job
 from ..plan.cost.nearest import Change, fitting_tile, nearest
 from ..plan.cost.placing import Room, host_lack, lack, placed
 from ..plan.cost.stages import Stage
 from ..plan.cost.units import GIB, gib
 from ..plan.execution import Execution
 from ..plan.known import described_device, known_device
+from ..plan.mesh import Layout
 from ..plan.placement import Placement, candidates
 from ..plan.resolve import formats_of
 from ..quant.steps import StepPolicy
@@ -30,6 +32,7 @@ from ..scenarios.trained import training_notes
 from ..scenarios.variants import check_able
 from .actions import check_width, found_in_files
 from .measured import measured
+from .sharing import Alternative, shared_out
 from .wish import Wish
 
 PROMPT_TOKENS = 512
@@ -47,7 +50,7 @@ class Settled:
     was asked for, `estimate` that of the request as it is, which may have a tile that was chosen here; `counted` is
     whether they know how long the texts are. `room` is what there is for them, and `passed` why parts of the model were
     not placed where they would cost less time; `layout_why` is why several devices share the request as they do (""
-    where one has it alone)."""
+    where one has it alone), and `alternatives` how else they could."""
 
     wish: Wish
     model: Model
@@ -60,6 +63,7 @@ class Settled:
     room: Room
     passed: tuple[str, ...] = ()
     layout_why: str = ""
+    alternatives: tuple[Alternative, ...] = ()
     counted: bool = False
 
     def with_texts(self, prompt: int, negative: int) -> Settled:
@@ -208,15 +212,8 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     if plan.a16:
         plan.a16.policy.check(request.steps)
     job = replace(_job(request, origin, _guided_steps(request, model, _from_table(wish)), plan), decodes=wish.decodes)
-    asked, passed = _counted(model, plan, job, wish.placed), tuple[str, ...]()
-    here = None if wish.forecast or plan.backend.torch_device == "cpu" else device.count
-    layout, layout_why = mesh.settled(wish.parallel, wish.devices, _shared(asked), here)
-    plan, asked = replace(plan, layout=layout), replace(asked, layout=layout)
-    host = _host_memory(wish)
-    room = Room(device.memory, host and host // layout.size)  # each process has weights of its own
-    if wish.chooses:
-        options = candidates(wish.resident, wish.named_parts, unified=device.unified)
-        asked, passed = placed(asked, options, room)
+    asked = _counted(model, plan, job, wish.placed)
+    plan, asked, room, passed, layout_why, others = _laid_out(wish, model, plan, asked, on)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
         whole = asked.stage("decode").peak / GIB
@@ -234,7 +231,45 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
         room=room,
         passed=passed,
         layout_why=layout_why,
+        alternatives=others,
     )
+
+
+class LaidOut(NamedTuple):
+    """Fields of `Settled`, `asked` among them: which devices do what of a request, and where its parts lie there."""
+
+    plan: Plan
+    asked: Estimate
+    room: Room
+    passed: tuple[str, ...]
+    why: str
+    alternatives: tuple[Alternative, ...]
+
+
+def _laid_out(wish: Wish, model: Model, plan: Plan, asked: Estimate, on: tuple[Backend, Device] | None) -> LaidOut:
+    """`asked` on as many devices as are wished for. Raises InputError for what they cannot share."""
+    device = plan.device
+    here = None if wish.forecast or plan.backend.torch_device == "cpu" else device.count
+    shared, host, others = _shared(asked), _host_memory(wish), list[Alternative]()
+
+    def place(layout: Layout) -> tuple[Estimate, tuple[str, ...], Room]:
+        """In this layout, placed if that is to be chosen."""
+        room = Room(device.memory, host and host // layout.size)  # each process has weights of its own
+        if not wish.chooses:
+            return replace(asked, layout=layout), (), room
+        options = candidates(wish.resident, wish.named_parts, unified=device.unified)
+        return *placed(replace(asked, layout=layout), options, room), room
+
+    def pick(devices: int) -> tuple[Layout, str]:
+        found, why = shared_out(devices, wish.objective, shared, plan, place)
+        others.extend(found[1:])
+        return found[0].layout, why
+
+    layout, layout_why = mesh.settled(wish.parallel, wish.devices, shared, here, pick)
+    if layout.tensor > 1 and wish.parallel is None:
+        plan = _planned(replace(wish, parallel=str(layout)), model, on).plan
+    estimate, passed, room = place(layout)
+    return LaidOut(replace(plan, layout=layout), estimate, room, passed, layout_why, tuple(others))
 
 
 def _shared(estimate: Estimate) -> mesh.Shared:

@@ -14,6 +14,7 @@ from ..quant.steps import OPTION
 from ..scenarios.aliases import spelled
 from ..scenarios.defaults import PROFILES
 from ..spelling import shown
+from .objectives import LATENCY, OBJECTIVES
 
 
 def zero() -> int:
@@ -40,8 +41,8 @@ class Wish:
     is loaded stays for the next request. `placement` says where parts of the model lie, as `plan.placement.typed` reads
     it; with `chooses` others lie where they fit. The run may take no more of the device than `memory_limit` bytes; the
     host has `host_memory` bytes to spare (None: what is free here). `parallel` says how several devices share the
-    request, as `plan.mesh.typed` reads it, or `devices` how many there are to share it. Other programs' names of a
-    profile, a backend and a dtype become ours.
+    request, as `plan.mesh.typed` reads it, or `devices` how many there are to share it for an `objective` of
+    OBJECTIVES. Other programs' names of a profile, a backend and a dtype become ours.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Wish:
     decodes: bool = True
     parallel: str | None = None
     devices: int | None = None
+    objective: str = LATENCY
 
     def __post_init__(self) -> None:
         """Raises InputError for what is of another kind than it says above."""
@@ -101,6 +103,9 @@ class Wish:
             object.__setattr__(self, "dtype", None if self.dtype == "auto" else dtype_named(self.dtype))
         if self.backend is not None:
             object.__setattr__(self, "backend", _backend_named(self.backend))
+        if self.objective not in OBJECTIVES:
+            next_step = f"Type {' or '.join(OBJECTIVES)}"
+            raise InputError(f"objective = {shown(self.objective)}", "no such objective", next_step, "objective")
         if self.device is not None and self.arch is not None:
             found = "each names a device that need not be here"
             raise InputError(f"`device` {self.device} with `arch` {self.arch}", found, "Give one of them")

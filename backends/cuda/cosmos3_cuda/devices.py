@@ -53,8 +53,8 @@ def _geforce(units: int, ghz: float, formats: dict[str, int], bandwidth: float, 
     return Ceiling(tflops=rates, bandwidth=bandwidth, source=source, link=lanes * PCIE_4)
 
 
-# Links are those of NVIDIA's pages of the cards and data sheets of the modules; a B200 of a GB200, whose link is
-# NVLink-C2C, has another name. A GB10 has the host's memory.
+# Links are those of NVIDIA's pages of the cards and data sheets of the modules, `peers` half of NVLink's bandwidth
+# there; a B200 of a GB200, whose link is NVLink-C2C, has another name. A GB10 has the host's memory.
 CEILINGS = {
     "RTX 3060": _geforce(28, 1.777, {"int8": 4}, 3.6e11, GA10X, 16),
     "RTX 4060": _geforce(24, 2.46, ADA_FORMATS, 2.72e11, ADA.format(SCALED), 8),
@@ -65,6 +65,7 @@ CEILINGS = {
         bandwidth=2.039e12,
         source="NVIDIA's data sheet of the A100 80GB SXM, without sparsity",
         link=16 * PCIE_4,
+        peers=300e9,
     ),
     "H100 80GB HBM3": Ceiling(
         tflops={"bfloat16": 799, "fp8": 1979, "int8": 1979},
@@ -73,18 +74,21 @@ CEILINGS = {
         "without sparsity",
         reached={"bfloat16": 0.84, "fp8": 0.52},  # in whole runs of 720p x 189 frames
         link=16 * PCIE_5,
+        peers=450e9,
     ),
     "NVIDIA H200": Ceiling(
         tflops={"bfloat16": 989, "fp8": 1979, "int8": 1979},
         bandwidth=4.8e12,
         source="NVIDIA's data sheet of the H200 SXM, without sparsity",
         link=16 * PCIE_5,
+        peers=450e9,
     ),
     "NVIDIA B200": Ceiling(
         tflops={"bfloat16": 2250, "fp8": 4500, "int8": 4500},
         bandwidth=8e12,
         source="NVIDIA's data sheet of the DGX B200, an eighth of it, without sparsity",
         link=16 * PCIE_5,
+        peers=900e9,
     ),
     "RTX 5090": Ceiling(
         tflops={"bfloat16": 209.5, "fp8": 419, "int8": 838},

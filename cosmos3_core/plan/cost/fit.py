@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -11,16 +12,15 @@ from ...contract import Ceiling, Tuning
 from ...model.config import SPATIAL_COMPRESSION, TransformerConfig
 from ...quant import FORMATS, Format
 from ...quant.steps import StepPolicy
-from ...scenarios.branches import branches_of
-from ...scenarios.sound import DOWN
 from ..execution import Execution
 from ..mesh import ALONE, Layout
 from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
-from .several import of_one
+from .job import Job
+from .several import Exchange, exchanged, merging, of_one
 from .stages import APART_OVERHEAD, OVERHEAD, VAE_OVERHEAD, Stage
 from .transformer import Matrices
-from .units import WIDTH, Work
+from .units import LINK_RATE, WIDTH, Work, peers_of, rate_of
 
 FP32_COPIES = 16
 """fp32 tensors of the latents' size that live during a step: x and three that the solver remembers, a velocity per
@@ -30,8 +30,8 @@ BUFFERS = 2
 HOST_BLOCK = 64 << 20
 """Bytes of a block of host memory for layers. Torch rounds a pinned tensor up to a power of two, so that they lie
 across blocks of such a size."""
-LINK_RATE, DISK_RATE = 20e9, 2e9
-"""Bytes a second that come to a device from the host, unless its `Ceiling` knows its link, and from a disk."""
+DISK_RATE = 2e9
+"""Bytes a second that come from a disk."""
 LINK_EFFICIENCY = 0.8
 """Share of a link's rate that is taken for copies of layers, as none was recorded yet: of PCI Express a tenth are the
 heads of packets of 256 bytes."""
@@ -44,62 +44,6 @@ TOWERS = {
     "timestep": "generation",
 }
 """Whose the `Estimate.weights` are; others are codecs'."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
-    frames are encoded first; `tile` is the decode's, in pixels (None: whole). `fps` and `sound_length` say how long the
-    `sound` is, which is encoded where it is given (`audio`) and decoded where it is not; `other_tokens` are those of
-    media besides vision and sound.
-
-    `controls` are the hints of control clips, of as many frames, to each of which attention goes alone if it is
-    `weighted`, and `control_steps` of the steps run with control guidance. `a16_steps` of the steps, of those with
-    guidance and of those with control guidance have activations in 16 bits. All of it is done in each of the `chunks`.
-    What is encoded has the size of the `canvas`, width and height, if there is one. Where the video itself is not
-    wanted (`decodes`), only what a further chunk begins with is decoded.
-    """
-
-    width: int
-    height: int
-    frames: int
-    steps: int
-    guidance: float
-    guided_steps: int
-    prompt_tokens: int
-    negative_tokens: int
-    input_frames: int = 0
-    tile: int | None = None
-    fps: float = 24.0
-    sound: bool = False
-    sound_length: str = DOWN
-    audio: bool = False
-    other_tokens: int = 0
-    controls: tuple[str, ...] = ()
-    control_guidance: float = 1.0
-    control_steps: int = 0
-    weighted: bool = False
-    a16_steps: int = 0
-    a16_guided_steps: int = 0
-    a16_control_steps: int = 0
-    chunks: int = 1
-    canvas: tuple[int, int] | None = None
-    decodes: bool = True
-
-    @property
-    def decoded(self) -> int:
-        """How often the frames of a chunk are decoded: what the next one begins with, and all of them at the end."""
-        return self.chunks - 1 + self.chunks * self.decodes
-
-    @property
-    def encoded(self) -> tuple[int, ...]:
-        """Pixel frames of each clip that is encoded in a chunk."""
-        return (*[self.frames] * len(self.controls), *[self.input_frames] * bool(self.input_frames))
-
-    @property
-    def texts(self) -> tuple[int, ...]:
-        """Token counts of the prompts that are read."""
-        return (self.prompt_tokens, self.negative_tokens)[: len(branches_of(self.guidance))]
 
 
 @dataclass(frozen=True)
@@ -342,7 +286,8 @@ class Estimate:
     def _forward(
         self, tokens: int, context: int, a16: bool, attended: tuple[tuple[int, int], ...] | None = None
     ) -> list[Work]:
-        return transformer.forward_work(
+        merged = Work(0, merging(self.own, self.layout, tokens), rate_of(self.dtype))
+        return [merged] * (self.layout.ring > 1) + transformer.forward_work(
             self.own,
             own := self._own(tokens),
             tokens - own + context,
@@ -387,6 +332,28 @@ class Estimate:
             parts[stage] = [*parts.get(stage, []), sound.work(self._codec, self._codec_dtype)]
         return parts
 
+    def exchange(self, guided: bool, controlled: bool = False) -> Exchange:
+        """What one device sends and receives in a solver step."""
+        run, job, layout = self.execution, self.job, self.layout
+        tokens = [run.tokens] * (len(job.texts) if guided else 1) + [run.made] * controlled
+        layers, hidden = self.weights["generation"], self.config.hidden_size
+        latents = 4 * self.config.latent_channel * math.prod(run.latent)
+        size = WIDTH[self.dtype]
+        each = [exchanged(self.own, layout, count, hidden * size, size, layers) for count in tokens[:: layout.cfg]]
+        return sum(each, Exchange(waited=latents * (layout.cfg * layout.pipeline > 1) * len(tokens)))
+
+    def bubbles(self, guided: bool, controlled: bool, ceiling: Ceiling) -> float:
+        """Seconds of a step in which a device of a pipeline waits for its first rows, and for others' last ones."""
+        computes = sum(one.seconds(ceiling) for one in self.step(guided, controlled))
+        passes = max(1, -(-(len(self.job.texts if guided else "1") + controlled) // self.layout.cfg))
+        return (self.layout.pipeline - 1) * computes / passes
+
+    def _exchanging(self, guided: bool, controlled: bool, ceiling: Ceiling) -> float:
+        """Seconds of a step in which a device waits for others."""
+        computes = sum(one.seconds(ceiling) for one in self.step(guided, controlled))
+        waited = self.exchange(guided, controlled).seconds(peers_of(ceiling), computes)[1]
+        return waited + self.bubbles(guided, controlled, ceiling)
+
     def seconds(self, ceiling: Ceiling | None) -> dict[str, float] | None:
         """By stage, with "step" (the slowest kind of step) and "total"; loading is not in it. None where the device's
         ceiling is not known for the dtype or a format."""
@@ -395,10 +362,13 @@ class Estimate:
             return None
         job, waits = self.job, self._waits(ceiling)
         stages = {name: sum(w.seconds(ceiling) for w in work) for name, work in self.parts.items()}
-        stages["steps"] += job.chunks * waits
+        stages["read prompts"] *= self.layout.pipeline  # one process after the other
+        guided, controlled = job.guided_steps > 0, job.control_steps > 0
+        exchanging = self._exchanging(guided, controlled, ceiling)
+        stages["steps"] += job.chunks * (waits + job.steps * exchanging)
         kinds = (0 < job.a16_steps,) if job.a16_steps in (0, job.steps) else (False, True)
-        slowest = [self.step(job.guided_steps > 0, job.control_steps > 0, a16) for a16 in kinds]
-        step = max(sum(w.seconds(ceiling) for w in kind) for kind in slowest) + waits / job.steps
+        slowest = [self.step(guided, controlled, a16) for a16 in kinds]
+        step = max(sum(w.seconds(ceiling) for w in kind) for kind in slowest) + waits / job.steps + exchanging
         return stages | {"step": step, "total": sum(stages.values())}
 
     def _waits(self, ceiling: Ceiling) -> float:

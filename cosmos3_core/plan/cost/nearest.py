@@ -9,7 +9,8 @@ from typing import Any
 
 from ...model.config import TEMPORAL_COMPRESSION
 from ...scenarios.sizes import LARGEST, TIERS
-from .fit import Estimate, Job
+from .fit import Estimate
+from .job import Job
 from .units import weight_bytes
 
 TILES = (1024, 768, 512, 384, 256, 192, 128)

@@ -21,6 +21,15 @@ and 0.5 (Super, 8 x H200) of a data sheet's, eager torch on an H100 0.60 to 0.67
 BANDWIDTH_EFFICIENCY = 0.7
 
 
+LINK_RATE = 20e9
+"""Bytes a second between the host and a device, or between two devices, unless its `Ceiling` knows them."""
+
+
+def peers_of(ceiling: Ceiling) -> float:
+    """Bytes a second that a device sends to others, or else by way of the host."""
+    return BANDWIDTH_EFFICIENCY * (ceiling.peers or ceiling.link) or LINK_RATE
+
+
 def gib(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / GIB:.1f} GiB"
