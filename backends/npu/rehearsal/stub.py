@@ -71,8 +71,9 @@ def build(target: Path) -> Path:
     return target
 
 
-def environment(target: Path, soc: str, count: int = 1, gib: int = 64) -> dict[str, str]:
-    """What a process needs in its environment to see so many chips named `soc`, with so much memory each."""
+def environment(target: Path, soc: str) -> dict[str, str]:
+    """What a process needs in its environment to see chips named `soc`: REHEARSED_COUNT of them, else one, with
+    REHEARSED_GIB of memory each, else 64."""
     torch, npu = (Path(str(find_spec(name).origin)).parent / "lib" for name in ("torch", "torch_npu"))  # type: ignore[union-attr]
     return os.environ | {
         "LD_LIBRARY_PATH": f"{build(target)}:{torch}:{npu}",
@@ -83,6 +84,4 @@ def environment(target: Path, soc: str, count: int = 1, gib: int = 64) -> dict[s
         "ASCEND_OPP_PATH": str(target),
         "TASK_QUEUE_ENABLE": "0",
         "REHEARSED_SOC": soc,
-        "REHEARSED_COUNT": str(count),
-        "REHEARSED_GIB": str(gib),
     }
