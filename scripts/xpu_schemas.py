@@ -17,8 +17,8 @@ from zipfile import ZipFile
 
 OUT = Path(__file__).parents[1] / "backends" / "xpu" / "tests" / "schemas"
 OPERATORS = {
-    "_C": ("dynamic_per_token_scaled_fp8_quant", "relu2_no_mul", "silu_and_mul"),
-    "_xpu_C": ("fp4_gemm", "fp8_gemm", "fp8_gemm_w8a16"),
+    "_C": ("dynamic_per_token_scaled_fp8_quant", "relu2_no_mul", "rms_norm", "silu_and_mul"),
+    "_xpu_C": ("apply_rotary_emb", "fp4_gemm", "fp8_gemm", "fp8_gemm_w8a16"),
     "_vllm_fa2_C": ("varlen_fwd",),
 }
 FLAGS = re.compile(rb"chunk_policy_head(\d+)_[A-Za-z0-9_]*?Lb([01])ELb([01])ELb([01])ELb([01])ELb([01])E")

@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -86,6 +86,7 @@ def _estimate(settled: Settled) -> dict[str, Any]:
             }
             for change in settled.nearest()
         ],
+        "lower": _placed_elsewhere(settled),
         "work": {
             "step_flops": sum(work.flops for work in step),
             "step_bytes": sum(work.bytes for work in step),
@@ -114,6 +115,13 @@ def _exchange(estimated: Estimate, ceiling: Ceiling | None) -> dict[str, Any] | 
         found["bubbles"] = estimated.bubbles(*guided, ceiling)
     own = ceiling and (ceiling.peers or ceiling.link)
     return {"waited_bytes": sent.waited, "beside_bytes": sent.beside, "link": own or None, "seconds": found}
+
+
+def _placed_elsewhere(settled: Settled) -> dict[str, Any] | None:
+    """The placement with which the same request fits, where the user has named one with which it does not."""
+    if (lower := settled.lower) is None:
+        return None
+    return {"options": f"--placement {lower}", "peak": replace(settled.estimate, placement=lower).peak}
 
 
 def in_options(change: Change) -> str:
@@ -349,10 +357,12 @@ def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
         return [*lines, ("fits", f"yes: {gib(memory['peak'])} at most")]
     worst = max(memory["stages"], key=lambda stage: stage["peak"])
     lines.append(("fits", f"no: {worst['name']} takes {gib(worst['peak'])}, and there are {gib(memory['device'])}"))
+    if lower := estimate["lower"]:
+        lines.append(("instead", f"{lower['options']} fits ({gib(lower['peak'])}) in the place of the one you named"))
     for change in estimate["nearest"]:
         slow = ", by eager torch: slowly" if change["eager"] else ""
         lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])}{slow})"))
-    if not estimate["nearest"]:
+    if not (lower or estimate["nearest"]):
         lines.append(("instead", NONE_FITS))
     return lines
 

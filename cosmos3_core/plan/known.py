@@ -47,6 +47,8 @@ def known_device(asked: str, name: str | None, disabled: Collection[str]) -> tup
     found = [one for one in known if names_alike(asked, f"{one[1].name} {one[1].arch}")]
     if len(found) > 1:  # "RX 9070" is in the name of the RX 9070 XT, too
         found = [one for one in found if one[1].name.lower().endswith(asked.lower())] or found
+    if len(found) > 1:  # "Arc B60" is in the name of the card with two of them, too
+        found = [one for one in found if one[1].count == 1] or found
     if len(found) == 1:
         return found[0]
     names = [device.name for _, device in found or known]

@@ -27,8 +27,20 @@ class Copied:
         return self.target
 
 
+@dataclass(frozen=True)
+class Fetched(Copied):
+    """A copy on its way on a stream of its own. Who waits for it holds up the device's further work, not the host."""
+
+    def wait(self) -> Tensor:
+        self.event.wait(torch.accelerator.current_stream(self.target.device))
+        return self.target
+
+
 class XpuMemory:
     """See contract.Memory."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[torch.device, torch.Stream] = {}
 
     def free(self, device: torch.device) -> int:
         try:
@@ -63,6 +75,17 @@ class XpuMemory:
         event = torch.Event(source.device if target.is_cpu else target.device)
         event.record()
         return Copied(target, source, event)
+
+    def fetch(self, target: Tensor, source: Tensor) -> Fetched:
+        device = target.device
+        lane = self._lanes.get(device) or self._lanes.setdefault(device, torch.Stream(device))
+        lane.wait_stream(torch.accelerator.current_stream(device))
+        event = torch.Event(device)
+        with lane:
+            target.copy_(source, non_blocking=True)
+            event.record(lane)
+        target.record_stream(lane)  # whoever frees the target must not have it filled afterwards
+        return Fetched(target, source, event)
 
     def synchronize(self, device: torch.device) -> None:
         xpu.synchronize(device)

@@ -95,7 +95,7 @@ def probe() -> Device:
         memory=first.total_memory,
         unified=getattr(first, "is_integrated_gpu", arch.startswith(INTEGRATED)),
         versions={"driver": first.driver_version, "torch": torch.__version__, "oneapi": torch.version.xpu}
-        | versions("vllm-xpu-kernels", "auto-round-lib")
+        | versions("vllm-xpu-kernels", "auto-round-lib", IPEX)
         | origin(arch, first.name, find_table),
     )
 
@@ -192,6 +192,25 @@ ROWS = (
         notes=f"silu_and_mul of vllm-xpu-kernels, one pass; {REHEARSED}",
     ),
     *(replace(row, notes=f"{row.notes}; {INTERPRETED}") for row in row_wise_rows(WITH_MATRICES, find=find_table)),
+    Kernel(
+        op="rms_norm",
+        name="vllm",
+        build=Build("vllm", "build_rms_norm", made=True),
+        arch=XE2_ON,
+        dtypes=SIXTEEN_BITS,
+        needs=(VLLM,),
+        notes=f"rms_norm of vllm-xpu-kernels after torch's addition; torch's where the weight multiplies before the "
+        f"result is rounded; {REHEARSED}",
+    ),
+    Kernel(
+        op="norm_rope",
+        name="vllm",
+        build=Build("vllm", "build_norm_rope", made=True),
+        arch=XE2_ON,
+        dtypes=SIXTEEN_BITS,
+        needs=(VLLM,),
+        notes=f"rms_norm and apply_rotary_emb of vllm-xpu-kernels, two launches for a projection; {REHEARSED}",
+    ),
     Kernel(
         op="rms_norm",
         name="torch",

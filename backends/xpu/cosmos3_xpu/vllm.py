@@ -1,4 +1,4 @@
-"""Products and gates by the operators of the package vllm-xpu-kernels.
+"""Products, norms, rotations and gates by the operators of the package vllm-xpu-kernels.
 
 They are called by name, with the schemas that backends/xpu/tests keeps of two of its wheels. Layouts of scales are
 those of its own tests and of vLLM's linears.
@@ -6,13 +6,19 @@ those of its own tests and of vLLM's linears.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cosmos3_core.contract import Gate, PackLinear
+from cosmos3_core.contract import Gate, NormRope, PackLinear, RmsNorm
 from cosmos3_core.quant.numerics import Packed, pack
 
+from . import row_wise
 from .linear import named, packer
+
+Heads = Sequence[tuple[Tensor, Tensor | None]]
 
 
 class Fp8:
@@ -73,17 +79,6 @@ class Blocks:
         return named(values=self.values_OI, scale=self.scale_GO, bias=self.bias_O)
 
 
-def fp8_gemm(
-    values_MI: Tensor,
-    values_OI: Tensor,
-    dtype: torch.dtype,
-    scale: Tensor,
-    scale_of_weight: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
-    return torch.ops._xpu_C.fp8_gemm(values_MI, values_OI.t(), dtype, scale, scale_of_weight, bias)
-
-
 def build_fp8() -> PackLinear:
     import vllm_xpu_kernels._C
     import vllm_xpu_kernels._xpu_C  # noqa: F401 (they register the operators)
@@ -95,6 +90,55 @@ def build_fp4() -> PackLinear:
     import vllm_xpu_kernels._xpu_C  # noqa: F401 (it registers the operators)
 
     return packer({"mxfp4": Blocks})
+
+
+def build_rms_norm() -> RmsNorm:
+    """Its rms_norm rounds before the weight multiplies. Where the contract rounds once, torch's norm serves. Its
+    fused_add_rms_norm is not called: it overwrites the stream and what is added, which are not its own here."""
+    import vllm_xpu_kernels._C  # noqa: F401 (it registers the operators)
+
+    def rms_norm(
+        x_MI: Tensor, weight_I: Tensor, *, eps: float, residual_MI: Tensor | None = None, weight_fp32: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """See contract.ops.RmsNorm."""
+        if weight_fp32:
+            return row_wise.rms_norm(x_MI, weight_I, eps=eps, residual_MI=residual_MI, weight_fp32=True)
+        z_MI = x_MI if residual_MI is None else x_MI + residual_MI
+        y_MI = torch.empty_like(z_MI, memory_format=torch.contiguous_format)
+        torch.ops._C.rms_norm(y_MI, z_MI, weight_I, eps)
+        return y_MI, z_MI
+
+    return rms_norm
+
+
+def build_norm_rope() -> NormRope:
+    """Its rms_norm, then its rotation by halves, whose tables have one half: both of the contract's are the same. Its
+    fused_qk_norm_rope is not called: it overwrites the product, and rounds once, after the weight."""
+    import vllm_xpu_kernels._C
+    import vllm_xpu_kernels._xpu_C  # noqa: F401 (they register the operators)
+
+    def norm_rope(
+        heads: Heads, cos_BSD: Tensor, sin_BSD: Tensor, *, eps: float, weight_fp32: bool = False
+    ) -> list[Tensor]:
+        """See contract.ops.NormRope."""
+        batch, tokens, _, width = heads[0][0].shape
+        halves = (table[..., : width // 2].expand(batch, -1, -1) for table in (cos_BSD, sin_BSD))
+        cos, sin = (half.reshape(batch * tokens, -1).contiguous() for half in halves)
+        out = []
+        for x_BSHD, weight_D in heads:
+            if weight_D is None:
+                normed = x_BSHD.contiguous()
+            elif weight_fp32:
+                normed = F.rms_norm(x_BSHD, weight_D.shape, weight_D, eps).contiguous()
+            else:
+                normed = torch.empty_like(x_BSHD, memory_format=torch.contiguous_format)
+                torch.ops._C.rms_norm(normed, x_BSHD, weight_D, eps)
+            turned = torch.empty_like(normed)
+            torch.ops._xpu_C.apply_rotary_emb(turned.flatten(0, 1), normed.flatten(0, 1), cos, sin, True)
+            out.append(turned)
+        return out
+
+    return norm_rope
 
 
 def build_gate() -> Gate:

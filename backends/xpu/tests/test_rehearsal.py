@@ -6,20 +6,26 @@ No evidence that a device works. `make rehearse-xpu` runs the conformance kit ov
 from __future__ import annotations
 
 import inspect
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from cosmos3_xpu import linear, plugin
+import torch.nn.functional as F
+from cosmos3_xpu import comm, linear, plugin
 from cosmos3_xpu.attention import build_vllm_fa
 from cosmos3_xpu.memory import XpuMemory
 from cosmos3_xpu_rehearsal import operators
 from cosmos3_xpu_rehearsal.plugin import UNREHEARSED, plugin_device, rehearsed
 from devices import DEVICES
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cosmos3_core.contract import Segment, Unavailable
+from cosmos3_core.contract import FinishWeights, Layer, ProjectWeights, Residual, Segment, Unavailable
+from cosmos3_core.plan import Want, resolve
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import multiply, pack
 from cosmos3_core.testing import cases
@@ -31,6 +37,8 @@ LINEARS = [
     for format in row.formats
 ]
 """auto-round-lib's own kernels run in `make rehearse-xpu`, Triton's in its interpreter."""
+NO_LAUNCH = {"capture", "memory", "comm"}
+"""Ops that are about launches, copies and messages, and launch nothing of a layer."""
 OUT, WIDTH, ROWS = 128, 256, 33
 
 
@@ -137,21 +145,90 @@ def test_a_transposed_scale_of_blocks_is_caught(format):
 # The device's rules of shapes: torch's own
 
 
-@pytest.mark.parametrize(
-    ("row", "format"), [one for one in LINEARS if not one[0].needs], ids=lambda value: getattr(value, "name", value)
-)
-def test_torch_s_rules_for_the_device_take_the_call(row, format):
-    _, packed, bias = problem(format)
-    made = row.build(plugin_device())(packed, bias, format=format)
-    with FakeTensorMode(), torch.inference_mode(False):
+FAKED = [row for row in plugin.ROWS if not {*row.needs} & {plugin.ARK, "triton"} and row.op not in NO_LAUNCH]
+"""Rows whose calls are torch's operators or are registered with torch."""
 
-        def on(t):
-            return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="xpu")
 
-        for name, held in vars(made).items():
-            setattr(made, name, on(held) if isinstance(held, torch.Tensor) else held)
-        y = made(torch.empty(ROWS, WIDTH, dtype=torch.bfloat16, device="xpu"))
-    assert (y.shape, y.dtype, y.device.type) == ((ROWS, OUT), torch.bfloat16, "xpu")
+@pytest.mark.parametrize("row", FAKED, ids=lambda row: f"{row.op}-{row.name}")
+def test_torch_s_rules_for_the_device_take_the_call(row, monkeypatch):
+    """Shapes, dtypes, strides and devices, of all tensors on a device called xpu; of vllm-xpu-kernels' operators, what
+    their stand-ins ask."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", as_on_xpu)
+    built = row.build(plugin_device())
+    for format in row.formats:
+        given = problem(format) if row.op == "pack_linear" else ()
+        op = built(*given[1:], format=format) if given else built
+        with FakeTensorMode(), InWords(), torch.inference_mode(False):
+            for name, held in vars(op).items() if given else ():
+                setattr(op, name, on_xpu(held) if isinstance(held, torch.Tensor) else held)
+            results, shapes = called(row.op, op)
+            assert [(tuple(y.shape), y.dtype) for y in results] == shapes
+            assert {y.device.type for y in results} == {"xpu"}
+
+
+class InWords(TorchFunctionMode):
+    """`x[a:b]`, `~x` and dense copies by the operators that they are: Python's own ways ask for the device itself."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.__invert__:
+            return torch.bitwise_not(*args)
+        if function is torch.Tensor.contiguous and not args[0].is_contiguous():
+            return args[0].clone(memory_format=torch.contiguous_format)
+        if function is not torch.Tensor.__getitem__:
+            return function(*args, **(kwargs or {}))
+        x, key = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+        if ... in key:
+            at = key.index(...)
+            key = (*key[:at], *[slice(None)] * (x.dim() - len(key) + 1), *key[at + 1 :])
+        for axis, part in reversed([*enumerate(key)]):
+            if isinstance(part, int):
+                x = x.select(axis, part)
+            else:
+                begin, end, _ = part.indices(x.shape[axis])
+                x = x.narrow(axis, begin, end - begin)
+        return x
+
+
+def on_xpu(t):
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="xpu")
+
+
+def as_on_xpu(q, k, v, is_causal=False, enable_gqa=False):
+    """The operator that scaled_dot_product_attention chooses on an Intel GPU in inference: a dispatch that torch's
+    builds for processors do not have."""
+    assert enable_gqa and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+    operator = torch.ops.aten._scaled_dot_product_fused_attention_overrideable
+    return operator(q, k, v, None, 0.0, is_causal, False)[0]
+
+
+def called(op, function):
+    """(results, their shapes and dtypes) of calls on a device called xpu, where nothing is computed."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+
+    def empty(*shape, dtype=bf16):
+        return torch.empty(shape, dtype=dtype, device="xpu")
+
+    if op == "pack_linear":
+        return [function(empty(ROWS, WIDTH))], [((ROWS, OUT), bf16)]
+    if op == "gate":
+        return [function(empty(5, 512), activation="silu")], [((5, 256), bf16)]
+    if op == "rms_norm":
+        wide = empty(5, 1024)  # rows within wider ones
+        results = [
+            y
+            for order in (False, True)
+            for y in function(wide[:, :512], empty(512), eps=1e-6, residual_MI=wide[:, 512:], weight_fp32=order)
+        ]
+        return results, [((5, 512), bf16)] * 4
+    if op == "norm_rope":
+        q, k, v = empty(2, 7, 12, 128).split([8, 2, 2], 2)
+        heads, tables = [(q, empty(128)), (k, empty(128)), (v, None)], (empty(1, 7, 128), empty(1, 7, 128))
+        results = [y for order in (False, True) for y in function(heads, *tables, eps=1e-6, weight_fp32=order)]
+        return results, [(tuple(x.shape), bf16) for x, _ in heads] * 2
+    q, k, v = empty(2, 7, 12, 128).split([8, 2, 2], 2)
+    segments = [Segment(empty(2, 3, 2, 128), empty(2, 3, 2, 128), static=True), Segment(k, v)]
+    results = [*function(q, segments, want_lse=True), function(q, [Segment(k, v)], causal=True)[0]]
+    return results, [((2, 7, 8, 128), bf16), ((2, 8, 7), fp32), ((2, 7, 8, 128), bf16)]
 
 
 def test_torch_s_rules_for_the_device_are_stricter_than_a_processor_s():
@@ -212,10 +289,12 @@ def test_ragged_attention_keeps_the_branches_apart():
 
 
 class Launches(TorchDispatchMode):
-    """What is given to a device: every operator but those that only look at memory otherwise, or reserve it."""
+    """What is given to a device: every operator but those that only look at memory otherwise, or reserve it; and every
+    kernel of ours and of auto-round-lib."""
 
     FREE = ("view", "t", "transpose", "expand", "reshape", "empty", "empty_like", "new_empty", "unsqueeze", "select",
-            "slice", "detach", "flatten", "_unsafe_view", "as_strided", "squeeze")  # fmt: skip
+            "slice", "detach", "flatten", "_unsafe_view", "as_strided", "squeeze", "split", "split_with_sizes",
+            "unbind", "alias", "unflatten", "chunk")  # fmt: skip
 
     def __init__(self):
         super().__init__()
@@ -227,16 +306,51 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.fixture
+def launches(monkeypatch):
+    """Kernels that do not run here launch nothing, and leave what they would have written as it was reserved."""
+    found = Launches()
+    jit = pytest.importorskip("triton.runtime.jit").JITFunction
+    monkeypatch.setattr(jit, "run", lambda self, *given, **options: found.seen.append(self.fn.__name__))
+
+    def told(name, result):
+        def call(*given, **options):
+            found.seen.append(name)
+            return result(*given)
+
+        return call
+
+    library = SimpleNamespace(
+        repack_quantized_weight=lambda codes, *rest: codes,
+        woqgemm_linear=told("woqgemm_linear", lambda x, blob, bias, out, *rest: x.new_empty(len(x), out)),
+        sdpa=told("sdpa", lambda q, k, v: torch.empty_like(q)),
+    )
+    monkeypatch.setitem(sys.modules, plugin.ARK, library)
+    return found
+
+
+A16 = ("w4a16", "w4a16_asym", "nvfp4a16", "mxfp4a16", "fp8a16", "int8a16", "nf4", "q4_0", "q8_0")
+ROUNDED = ("mxfp8", "mxfp4", "mxfp4a8", "nvfp4", "w4a8", "w4afp8", "fp8_block", "fp8_e5m2",
+           "int8", "int8_static", "fp8", "fp8_tensor", "fp8_static")  # fmt: skip
 LAUNCHES = {
     ("attention", "vllm-fa", "none"): 4,
     ("attention", "sdpa", "none"): 1,
+    ("attention", "ark", "none"): 1,
+    ("attention", "triton", "none"): 1,
     ("gate", "vllm", "none"): 1,
+    ("gate", "triton", "none"): 1,
+    ("rms_norm", "triton", "none"): 1,
+    ("rms_norm", "vllm", "none"): 2,
     ("rms_norm", "torch", "none"): 3,
+    ("norm_rope", "triton", "none"): 1,
+    ("norm_rope", "vllm", "none"): 6,
+    ("patch_embed", "triton", "none"): 1,
+    ("norm_silu", "triton", "none"): 1,
     ("pack_linear", "vllm-fp8", "fp8"): 2,
     ("pack_linear", "vllm-fp8", "fp8a16"): 1,
-    ("pack_linear", "vllm-fp8", "fp8_block"): 21,
-    ("pack_linear", "vllm-fp8", "mxfp8"): 35,
-    ("pack_linear", "vllm-fp4", "mxfp4"): 55,
+    ("pack_linear", "vllm-fp8", "fp8_block"): 19,
+    ("pack_linear", "vllm-fp8", "mxfp8"): 33,
+    ("pack_linear", "vllm-fp4", "mxfp4"): 52,
     ("pack_linear", "torch-int4", "w4a16"): 2,
     ("pack_linear", "torch-int4", "w4a16_asym"): 2,
     ("pack_linear", "torch-int4", "q4_0"): 2,
@@ -246,39 +360,118 @@ LAUNCHES = {
     ("pack_linear", "scaled-mm", "fp8"): 9,
     ("pack_linear", "scaled-mm", "fp8_tensor"): 9,
     ("pack_linear", "scaled-mm", "fp8_static"): 5,
+    **{("pack_linear", "ark", format): 1 for format in ("w4a16", "w4a16_asym", "int8a16")},
+    **{("pack_linear", "triton-a16", format): 1 for format in A16},
+    **{("pack_linear", "triton-a16", format): 2 for format in ROUNDED},
+    **{("pack_linear", "triton-dequantized", format): 2 for format in A16},
+    **{("pack_linear", "triton-dequantized", format): 3 for format in ROUNDED},
+    ("pack_linear", "triton-a16", "nvfp4"): 11,
+    ("pack_linear", "triton-dequantized", "nvfp4"): 12,
 }
-"""Of one call: a product's with a bias, attention's of one segment. A decoder layer has four products, two norms of
-rows and a gate."""
+"""Of one call: a product's with a bias, attention's of one segment, a rotation's of queries and keys."""
 
 
-def test_every_row_is_so_many_launches():
-    """What is given to the device in a call, by row and format."""
+@pytest.mark.parametrize("row", plugin.ROWS, ids=lambda row: f"{row.op}-{row.name}")
+def test_every_row_is_so_many_launches(row, launches):
+    """What is given to the device in a call, by format."""
     found = {}
-    for row in plugin.ROWS:
-        if {*row.needs} & {plugin.ARK, "triton"}:
-            continue
-        for format in row.formats if row.op in ("attention", "gate", "rms_norm", "pack_linear") else ():
-            call = use(row, format)
-            with Launches() as launches:
-                call()
-            found[row.op, row.name, format] = len(launches.seen)
-    assert found == LAUNCHES
+    for format in () if row.op in NO_LAUNCH else row.formats:
+        call = use(row, format)
+        launches.seen.clear()
+        with launches:
+            call()
+        found[row.op, row.name, format] = len(launches.seen)
+    assert found == {key: count for key, count in LAUNCHES.items() if key[:2] == (row.op, row.name)}
+    assert found or row.op in NO_LAUNCH
 
 
 def use(row, format):
     """A call of what the row builds."""
-    op = row.build(plugin_device())
+    op, dtype = row.build(plugin_device()), torch.bfloat16
     if row.op == "pack_linear":
         x, packed, bias = problem(format)
         made = op(packed, bias, format=format)
         return lambda: made(x)
-    x = cases.normal(5, 256, seed=1).bfloat16()
-    if row.op == "attention":
-        heads = x.view(1, 5, 2, 128)
-        return lambda: op(heads, [Segment(heads, heads)])
-    if row.op == "gate":
-        return lambda: op(x, activation="silu")
-    return lambda: op(x, x[0], eps=1e-6, residual_MI=x)
+    x = cases.normal(5, 256, seed=1).to(dtype)
+    heads, weight = x.view(1, 5, 2, 128), x[0, :128]
+    table = x[:, :128].contiguous().unsqueeze(0)
+    latent, matrix = cases.normal(16, 2, 4, 4, seed=2).to(dtype), cases.normal(64, 64, seed=3).to(dtype)
+    calls = {
+        "attention": lambda: op(heads, [Segment(heads, heads)]),
+        "gate": lambda: op(x, activation="silu"),
+        "rms_norm": lambda: op(x, x[0], eps=1e-6, residual_MI=x),
+        "norm_rope": lambda: op([(heads, weight)] * 2, table, table, eps=1e-6),
+        "patch_embed": lambda: op(latent, matrix, matrix[0], matrix[:1], patch=2),
+        "norm_silu": lambda: op(x, x[0]),
+    }
+    return calls[row.op]
+
+
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, TOKENS = 4, 2, 128, 512, 768, 5
+LAYER = Layer(heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, eps=1e-6, weight_fp32=False, activation="silu")
+OUR_OWN = {"attention": "triton", "rms_norm": "triton", "norm_rope": "triton", "gate": "triton"}
+MOST = {
+    "none": ({}, 14),
+    "none by our kernels": (OUR_OWN, 9),
+    "none by vllm-xpu-kernels": ({"rms_norm": "vllm", "norm_rope": "vllm"}, 21),
+    "none by torch's": ({"attention": "sdpa", "rms_norm": "torch", "norm_rope": "eager", "gate": "eager"}, 41),
+    "w4a16": ({}, 14),
+    "w4a16 by our kernels": (OUR_OWN, 10),
+    "fp8a16": ({}, 14),
+    "int8a16": ({}, 18),
+    "fp8": ({}, 18),
+    "fp8 without vllm-xpu-kernels": ({"pack_linear": "scaled-mm"}, 46),
+    "int8": ({}, 66),
+    "fp8_block": ({}, 86),
+    "mxfp8": ({}, 142),
+    "mxfp8 by our kernels": (OUR_OWN | {"pack_linear": "triton-a16"}, 17),
+    "mxfp4": ({}, 218),
+    "mxfp4 by our kernels": (OUR_OWN | {"pack_linear": "triton-a16"}, 17),
+}
+"""Rows that are named, the rest being as the plan chooses, and the launches of a layer of the media tower with the text
+and the media as two segments."""
+
+
+@pytest.mark.parametrize("case", MOST)
+def test_launches_of_a_layer(case, launches, monkeypatch):
+    """Of Qwen's kind: its second, whose stream has a delta."""
+    named, most = MOST[case]
+    format = case.split()[0]
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: package)
+    monkeypatch.setitem(sys.modules, plugin.ARK, None)
+    call = layer(format, named)
+    launches.seen.clear()
+    with launches:
+        call()
+    assert len(launches.seen) == most, launches.seen
+
+
+def layer(format, named):
+    """A call of a layer by these rows."""
+    formats = {} if format == "none" else {"pack_linear": format}
+    sizes = dict(heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, hidden=HIDDEN, inner=INNER)
+    kernels = {"capture": "eager"} | named
+    want = Want(dtype="bfloat16", activation="silu", kernels=kernels, formats=formats, **sizes)
+    backend = replace(plugin.cosmos3_backend(), torch_device="cpu")
+    ops = resolve(want, backend, replace(plugin_device(), versions={"torch": "2.13.0+xpu"})).build_ops()
+
+    def ones(*shape):
+        return torch.ones(*shape, dtype=torch.bfloat16) / shape[-1]
+
+    norms = ones(HEAD_DIM), ones(HEAD_DIM), None
+    qkv = ones((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN)
+    project = ops.project(ProjectWeights(ones(HIDDEN), qkv, *norms), LAYER, ops, format=format)
+    matrices = FinishWeights(ones(HIDDEN, HEADS * HEAD_DIM), ones(HIDDEN), ones(2 * INNER, HIDDEN), ones(HIDDEN, INNER))
+    finish = ops.finish(matrices, LAYER, ops, format=format)
+    text, table = ones(1, 3, KV_HEADS, HEAD_DIM), ones(1, TOKENS, HEAD_DIM)
+    residual = Residual(ones(TOKENS, HIDDEN), ones(TOKENS, HIDDEN))
+
+    def call():
+        q, k, v, _ = project(residual, table, table)
+        attended, _ = ops.attention(q, [Segment(text, text, static=True), Segment(k, v)])
+        finish(residual, attended)
+
+    return call
 
 
 # Memory, graphs
@@ -297,7 +490,7 @@ class Device(TorchDispatchMode):
             return args[0]
         return function(*args, **(kwargs or {}))
 
-    def arrive(self) -> None:
+    def arrive(self, *streams) -> None:
         with torch._C._DisableTorchDispatch():
             for target, source in self.pending:
                 target.copy_(source)
@@ -307,7 +500,7 @@ class Device(TorchDispatchMode):
 @pytest.fixture
 def device(monkeypatch):
     found = Device()
-    event = SimpleNamespace(record=lambda: None, synchronize=found.arrive)
+    event = SimpleNamespace(record=lambda *stream: None, synchronize=found.arrive, wait=found.arrive)
     monkeypatch.setattr(torch, "Event", lambda device: event)
     return found
 
@@ -327,6 +520,28 @@ def test_a_copy_has_arrived_when_it_was_waited_for(device, waits, monkeypatch):
     assert found is target and bool((target == 7).all()) is waits
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_is_fetched_beside_other_work_has_arrived_when_the_device_waited(device, waits, monkeypatch):
+    """On a stream that waits for the device's work so far, and the device for the stream's event."""
+    told = []
+
+    class Lane(nullcontext):
+        def wait_stream(self, other):
+            told.append(f"waits for {other}")
+
+    event = SimpleNamespace(record=lambda stream: told.append(type(stream).__name__), wait=device.arrive)
+    monkeypatch.setattr(torch, "Event", lambda device: event)
+    monkeypatch.setattr(torch, "Stream", lambda device: Lane())
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: "the stream of now")
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: told.append("kept"))
+    source, target = torch.full((4,), 7.0), torch.zeros(4)
+    with device:
+        fetched = XpuMemory().fetch(target, source)
+        assert target.sum() == 0 and told == ["waits for the stream of now", "Lane", "kept"]
+        found = fetched.wait() if waits else target
+    assert found is target and bool((target == 7).all()) is waits
+
+
 def test_free_memory_is_counted_where_the_driver_does_not_tell(monkeypatch):
     def mute(device):
         raise RuntimeError("The device does not support querying the available free memory")
@@ -338,8 +553,6 @@ def test_free_memory_is_counted_where_the_driver_does_not_tell(monkeypatch):
 
 
 def test_a_graph_is_recorded_on_the_second_call_and_replayed_afterwards(monkeypatch):
-    from contextlib import nullcontext
-
     from cosmos3_xpu.capture import build_capture
 
     told = []
@@ -363,6 +576,92 @@ def test_graphs_are_left_to_a_torch_that_has_them(version, reason):
     (row,) = [row for row in plugin.ROWS if row.op == "capture"]
     said = row.refuse(SimpleNamespace(device=SimpleNamespace(versions={"torch": version})))
     assert reason in (said or "") and bool(said) is bool(reason)
+
+
+# Messages
+
+
+class World:
+    """Processes that take turns in this one: what each of them posts is delivered when all have."""
+
+    def __init__(self, count: int, monkeypatch):
+        self.count, self.rank, self.posted = count, 0, {}
+        fakes = {
+            "get_world_size": lambda group: count,
+            "get_rank": lambda group: self.rank,
+            "P2POp": lambda kind, tensor, peer, group: (kind, tensor, peer),
+            "batch_isend_irecv": self.post,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(comm.dist, name, fake)
+
+    def post(self, messages):
+        self.posted[self.rank] = messages
+        return []
+
+    def each(self, call):
+        """What call(rank) gives in each process, when all messages have arrived. Two processes of oneCCL that receive
+        first wait for each other."""
+        results = []
+        for rank in range(self.count):
+            self.rank = rank
+            results.append(call(rank))
+        sent = {}
+        for rank, messages in self.posted.items():
+            kinds = [kind for kind, _, _ in messages]
+            assert kinds == sorted(kinds, key=lambda kind: kind is comm.dist.irecv), "a receive stands before a send"
+            for kind, tensor, peer in messages:
+                if kind is comm.dist.isend:
+                    sent[rank, peer] = tensor.clone()
+        for rank, messages in self.posted.items():
+            for kind, tensor, peer in messages:
+                if kind is comm.dist.irecv:
+                    tensor.copy_(sent.pop((peer, rank)))
+        assert not sent, "a message that nobody took"
+        return [pending.wait() for pending in results]
+
+
+ROWS_SENT = [[1, 2, 3], [4, 0, 2], [2, 5, 1]]
+"""From each of three processes to each."""
+
+
+def all_to_all(world):
+    """The rows that each process got, and those that it should have."""
+    rows = [torch.arange(sum(counts)) + 100 * rank for rank, counts in enumerate(ROWS_SENT)]
+    columns = [[counts[rank] for counts in ROWS_SENT] for rank in range(3)]
+    found = world.each(
+        lambda rank: comm.XcclComm().all_to_all(rows[rank], sent=ROWS_SENT[rank], received=columns[rank])
+    )
+    parts = [part.split(counts) for part, counts in zip(rows, ROWS_SENT, strict=True)]
+    return found, [torch.cat([parts[source][rank] for source in range(3)]) for rank in range(3)]
+
+
+def test_an_uneven_all_to_all_arrives_in_the_order_of_its_senders(monkeypatch):
+    found, expected = all_to_all(World(3, monkeypatch))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("fault", ["receives first", "parts swapped", "from the wrong process"])
+def test_a_planted_fault_of_an_uneven_all_to_all_is_caught(fault, monkeypatch):
+    grouped = comm._grouped
+
+    def wrong(sends, receives, group):
+        if fault == "parts swapped":
+            return grouped([(tensor, rank) for (tensor, _), (_, rank) in zip(sends, sends[::-1], strict=True)],
+                           receives, group)  # fmt: skip
+        if fault == "from the wrong process":
+            swapped = [(tensor, rank) for (tensor, _), (_, rank) in zip(receives, receives[::-1], strict=True)]
+            return grouped(sends, swapped, group)
+        posted = [(comm.dist.irecv, *one) for one in receives] + [(comm.dist.isend, *one) for one in sends]
+        return comm.dist.batch_isend_irecv(posted)
+
+    monkeypatch.setattr(comm, "_grouped", wrong)
+    try:
+        found, expected = all_to_all(World(3, monkeypatch))
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    except (AssertionError, RuntimeError, KeyError):
+        return
+    pytest.fail(f"{fault}: nobody noticed")
 
 
 # What is not rehearsed, and what is missing

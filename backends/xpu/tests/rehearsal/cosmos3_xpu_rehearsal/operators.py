@@ -4,7 +4,7 @@ vllm-xpu-kernels, with the schemas of its newest wheel that the tests keep."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,25 @@ def dynamic_per_token_scaled_fp8_quant(result: Tensor, input: Tensor, scale: Ten
     result.copy_((input.float() / scale).clamp(-448, 448).to(result.dtype))
 
 
+def rms_norm(result: Tensor, input: Tensor, weight: Tensor | None, epsilon: float) -> None:
+    """Of the last axis; rows may be strided, results are dense. It rounds before the weight multiplies."""
+    assert result.is_contiguous() and input.stride(-1) == 1 and 2 <= input.dim() <= 4
+    assert weight is not None and weight.dtype == input.dtype and weight.is_contiguous()
+    x = input.float()
+    normed = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)).to(input.dtype)
+    result.copy_(normed * weight)
+
+
+def apply_rotary_emb(output: Tensor, input: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:
+    """Rows of heads [M, H, D] by halves, with tables of half a head [M, D/2]."""
+    assert is_neox and output.is_contiguous() and input.is_contiguous() and input.dim() == 3
+    for table in (cos, sin):
+        assert table.shape == (len(input), input.shape[2] // 2) and table.is_contiguous() and table.dtype == input.dtype
+    first, second = input.float().chunk(2, -1)
+    c, s = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
+    output.copy_(torch.cat((first * c - second * s, second * c + first * s), -1))
+
+
 def silu_and_mul(result: Tensor, input: Tensor) -> None:
     gate, up = input.float().chunk(2, -1)
     result.copy_(F.silu(gate) * up)
@@ -128,10 +147,21 @@ def varlen_fwd(
 
 
 STAND_INS: dict[str, dict[str, Callable[..., Any]]] = {
-    "_C": {one.__name__: one for one in (dynamic_per_token_scaled_fp8_quant, silu_and_mul, relu2_no_mul)},
-    "_xpu_C": {one.__name__: one for one in (fp8_gemm, fp8_gemm_w8a16, fp4_gemm)},
+    "_C": {one.__name__: one for one in (dynamic_per_token_scaled_fp8_quant, rms_norm, silu_and_mul, relu2_no_mul)},
+    "_xpu_C": {one.__name__: one for one in (apply_rotary_emb, fp8_gemm, fp8_gemm_w8a16, fp4_gemm)},
     "_vllm_fa2_C": {"varlen_fwd": varlen_fwd},
 }
+
+
+def _varlen_fwd_shapes(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None, *rest: Any) -> list[Tensor]:
+    assert q.dim() == k.dim() == v.dim() == 3 and q.shape[2] == k.shape[2] == v.shape[2] and len(k) == len(v)
+    assert all(starts.dtype == torch.int32 for starts in rest[:2])
+    lse = q.new_empty(q.shape[1], len(q), dtype=torch.float32)
+    return [torch.empty_like(q, memory_format=torch.contiguous_format), lse]
+
+
+SHAPES = {"varlen_fwd": _varlen_fwd_shapes}
+"""What a call gives where nothing is computed, of a stand-in that reads its arguments."""
 
 
 def _noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,6 +183,43 @@ def register() -> list[torch.library.Library]:
     return [aten]
 
 
+def _wide(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [x if x is None else x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    wide_x, wide_weight, wide_bias = _wide(x, weight.t(), bias)
+    found = torch.matmul(wide_x, wide_weight)
+    return (found if bias is None else found + wide_bias).to(x.dtype)
+
+
+def _convolution(axes: int) -> Callable[..., Tensor]:
+    def convolution(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Sequence[int] = (1,),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        groups: int = 1,
+    ) -> Tensor:
+        given = _wide(x, weight, bias)
+        found: Tensor = torch.ops.aten.convolution(*given, stride, padding, dilation, False, [0] * axes, groups)
+        return found.to(x.dtype)
+
+    return convolution
+
+
+@functools.cache
+def widen() -> torch.library.Library:
+    """Let the host multiply in fp32 and round once, in linear layers and convolutions: its own kernels in 16 bits do
+    the same, and take up to 60 times longer on a processor that has no such products."""
+    aten = torch.library.Library("aten", "IMPL")
+    for name, function in {"linear": _linear, "conv2d": _convolution(2), "conv3d": _convolution(3)}.items():
+        aten.impl(name, function, "CPU")
+    return aten
+
+
 @functools.cache
 def register_library(library: str) -> torch.library.Library:
     """The operators of one of the package's libraries, by the schemas of the newest wheel."""
@@ -162,4 +229,5 @@ def register_library(library: str) -> torch.library.Library:
             made.define(schema)
             operator = name.split("::")[1]
             made.impl(operator, _noted(name, STAND_INS[library][operator]), "CPU")
+            made.impl(operator, SHAPES.get(operator, STAND_INS[library][operator]), "Meta")
     return made
