@@ -48,6 +48,52 @@ def test_a_device_is_forecast_by_its_everyday_name_and_marked(plan):
     assert code == 0 and json.loads(out)["estimate"]["memory"]["device"] == 24 * GIB
 
 
+NANO = ("--model", "nano", "--task", "t2v", "--size", "720p", "--frames", "189")
+SUPER = ("--model", "super", *NANO[2:], "--format", "w4a16")
+
+
+@pytest.mark.parametrize(
+    ("format", "memory", "decode"),
+    [("w4a16", (), "in whole frames"), ("mxfp4", (), "in whole frames"), ("w4a16", ("--memory", "11"), "in tiles of")],
+)
+def test_nano_on_a_b580_one_tower_at_a_time(format, memory, decode, capsys, monkeypatch):
+    """Format, placement, tile, memory and an estimated time; the weights of one tower and none of the other."""
+    asked = ("plan", *NANO, "--device", "Arc B580", "--format", format, *memory)
+    code, out, err = typed(capsys, monkeypatch, *asked)
+    assert (code, err) == (0, "") and f"in bfloat16, pack_linear in {format}" in out
+    assert "placement  understanding and generation and codecs staged: on the device while it is used" in out
+    assert f"decode     {decode}" in out and "fits       yes: 1" in out and " s a step, " in out
+    _, out, _ = typed(capsys, monkeypatch, *asked, "--json")
+    stages = {stage["name"]: stage for stage in json.loads(out)["estimate"]["memory"]["stages"]}
+    towers = [stages[name]["weights"] / GIB for name in ("read prompts", "steps")]
+    assert all(4 < tower < 5 for tower in towers) and max(stage["peak"] for stage in stages.values()) < 12 * GIB
+
+
+def test_super_does_not_fit_on_a_b580_and_is_told_what_does(capsys, monkeypatch):
+    """Whole towers are refused, with the placement of the same request that fits."""
+    for asked in (("--resident",), ("--placement", "generation=staged")):
+        code, out, _ = typed(capsys, monkeypatch, "plan", *SUPER, "--device", "Arc B580", *asked)
+        offered = "--placement understanding=disk,generation=streamed,codecs=staged"
+        assert code == 1 and "fits       no: " in out and f"instead    {offered} fits (11.7 GiB)" in out
+    code, out, _ = typed(capsys, monkeypatch, "plan", *SUPER, "--device", "Arc B580", *offered.split())
+    assert code == 0 and "fits       yes: 11.7 GiB at most" in out
+    code, out, _ = typed(capsys, monkeypatch, "plan", *SUPER, "--device", "Arc B580")
+    assert code == 0 and "not understanding=staged,generation=staged" in out and "stage 'steps' takes 27.8 GiB" in out
+
+
+def test_a_card_of_two_gpus_is_declared_apart_from_one(capsys, monkeypatch):
+    for asked, count in (("Arc B60", 1), ("Arc B60 dual", 2)):
+        assert known_device(asked, None, ())[1].count == count
+    asked = ("plan", *SUPER, "--device", "Arc B60 dual", "--devices", "2")
+    code, out, _ = typed(capsys, monkeypatch, *asked)
+    assert code == 0 and "devices    2: cfg 2" in out and "Dual Intel(R) Arc(TM) Pro B60 Graphics" in out
+
+
+def test_integrated_gpus_share_the_hosts_memory():
+    shared = {device.arch for _, device in known_devices("xpu", ()) if device.unified}
+    assert shared == {"lnl-m", "ptl-h"}
+
+
 def test_a_plan_for_what_is_here_is_no_forecast(plan):
     _, out, _ = plan("--backend", "reference", "--memory", "24", "--json")
     assert json.loads(out)["estimate"]["forecast"] is False
@@ -100,7 +146,8 @@ def test_where_it_cannot_run_the_list_says_why(plan):
     [
         (
             ("--device", "Arc"),
-            "several are called so: Intel(R) Arc(TM) B580 Graphics, Intel(R) Arc(TM) Pro B60 Graphics",
+            "several are called so: Intel(R) Arc(TM) B580 Graphics, Intel(R) Arc(TM) Pro B50 Graphics, Intel(R) Arc(TM) "
+            "Pro B60 Graphics, Intel(R) Arc(TM) 140V GPU, Intel(R) Arc(TM) B390 GPU",
         ),
         (("--device", "H1000"), "the installed packages know none of that name"),
         (("--device", "H100", "--backend", "xpu"), "backend xpu knows none of that name"),
