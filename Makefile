@@ -71,11 +71,18 @@ $(NPU)/installed: .venv/installed backends/npu/rehearsal/constraints.txt
 	$(NPU)/bin/python -m pip download -qq --disable-pip-version-check --no-deps --dest $(NPU)/newer torch-npu==2.14.0
 	@touch $@
 
-# Intel GPUs on a CPU: the kit over the rows of cosmos3-xpu and whole requests, with auto-round-lib and stand-ins for what
-# only a GPU has. Ten minutes or more.
-rehearse-xpu: .venv/installed
-	@test -d build/rehearse-xpu || $(BIN)/python -m pip install -qq --no-deps --target build/rehearse-xpu auto-round-lib==0.16.0
-	OMP_NUM_THREADS=1 PYTHONPATH=build/rehearse-xpu $(BIN)/python -m pytest -q backends/xpu/tests
+# Intel GPUs on a CPU: the kit over the rows of cosmos3-xpu, whole requests, and quick evaluations of checkpoints that
+# AutoRound writes, with auto-round-lib and stand-ins for what only a GPU has. Twenty minutes on two cores.
+XPU := build/rehearse-xpu
+rehearse-xpu: $(XPU)/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(XPU) $(BIN)/python -m pytest -q -rxX --durations=10 -n 2 --dist loadfile \
+		backends/xpu/tests
+
+$(XPU)/installed: .venv/installed backends/xpu/tests/rehearsal/constraints.txt
+	rm -rf $(XPU)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(XPU) \
+		--requirement backends/xpu/tests/rehearsal/constraints.txt
+	@touch $@
 
 # AMD's GPUs without one: our kernels compiled for every architecture, with gates for what the compiler makes of them and
 # docs/rocm-kernels.md of it; then the conformance kit's numbers and whole requests in Triton's interpreter, five minutes

@@ -146,8 +146,8 @@ def test_where_it_cannot_run_the_list_says_why(plan):
     [
         (
             ("--device", "Arc"),
-            "several are called so: Intel(R) Arc(TM) B580 Graphics, Intel(R) Arc(TM) Pro B50 Graphics, Intel(R) Arc(TM) "
-            "Pro B60 Graphics, Intel(R) Arc(TM) 140V GPU, Intel(R) Arc(TM) B390 GPU",
+            "several are called so: Intel(R) Arc(TM) B580 Graphics, Intel(R) Arc(TM) Pro B50 Graphics, "
+            "Intel(R) Arc(TM) Pro B60 Graphics, Intel(R) Arc(TM) 140V GPU, Intel(R) Arc(TM) B390 GPU",
         ),
         (("--device", "H1000"), "the installed packages know none of that name"),
         (("--device", "H100", "--backend", "xpu"), "backend xpu knows none of that name"),

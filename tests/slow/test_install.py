@@ -1,4 +1,4 @@
-"""`pip install ".[cuda,npu]"` of a checkout, as a user types it, in a virtual environment of its own; from git; and
+"""`pip install ".[cuda,npu,xpu]"` of a checkout, as a user types it, in a virtual environment of its own; from git; and
 `make release`.
 
 Nothing is downloaded: the environment finds torch and the build tool in the packages of the Python that runs the tests,
@@ -31,7 +31,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The bin folder of an environment with `.[cuda,npu]` of a copy of this tree."""
+    """The bin folder of an environment with `.[cuda,npu,xpu]` of a copy of this tree."""
     folder = tmp_path_factory.mktemp("install")
     checkout, environment = folder / "a checkout", folder / "environment"
     shutil.copytree(
@@ -42,7 +42,7 @@ def installed(tmp_path_factory) -> Path:
     (site,) = (environment / "lib").glob("python*/site-packages")
     (site / "host.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     offline = ("--no-index", "--no-build-isolation", "--disable-pip-version-check")
-    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", *offline, ".[cuda,npu]", cwd=checkout)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", *offline, ".[cuda,npu,xpu]", cwd=checkout)
     # A .pth that is named in another .pth is not read: the host's own editable cosmos3 is out of sight.
     where = run(python, "-c", "import cosmos3_core, cosmos3_npu; print(cosmos3_core.__file__)", cwd=folder)
     assert Path(where.strip()).is_relative_to(site)
@@ -59,11 +59,13 @@ def test_the_backends_are_listed_with_the_reasons_why_they_cannot_be_used(instal
         backend["name"]: backend
         for backend in json.loads(run(installed / "cosmos3", "backends", "--json", cwd=tmp_path))
     }
-    assert set(listed) == {"reference", "cuda", "npu"}
+    assert set(listed) == {"reference", "cuda", "npu", "xpu"}
     assert (listed["cuda"]["package"], listed["cuda"]["state"]) == ("cosmos3-cuda", "unavailable")
     assert "built without CUDA" in listed["cuda"]["reason"]
     assert (listed["npu"]["package"], listed["npu"]["state"]) == ("cosmos3-npu", "unavailable")
     assert "torch_npu is not installed" in listed["npu"]["reason"]
+    assert (listed["xpu"]["package"], listed["xpu"]["state"]) == ("cosmos3-xpu", "unavailable")
+    assert "was built without XPU; install an XPU build of torch" in listed["xpu"]["reason"]
 
 
 def test_the_backend_named_on_the_command_line_is_refused_with_that_reason(installed, tmp_path):

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 TABLE = Path(__file__).parents[4] / "docs" / "images" / "table.png"
 JOBS = {
@@ -35,3 +37,16 @@ def test_a_request_of_every_kind_runs(name, tmp_path):
 def test_the_embedded_model_runs_in_a_format(format, tmp_path):
     told = cosmos3(tmp_path, *JOBS["picture.png"], "--model", "embedded", "--format", format, "-o", "picture.png")
     assert told["plan"]["kernels"]["pack_linear"] == FORMATS[format]
+
+
+def test_four_processes_share_a_request(tmp_path):
+    """As four GPUs would, which exchange by oneCCL's row, here over gloo: the picture of one process."""
+    pictures = []
+    for layout in ((), ("--parallel", "cfg=2,ulysses=2")):
+        folder = tmp_path / str(len(layout))
+        folder.mkdir()
+        options = ["--model", "embedded", "--format", "w4a16", "--guidance", 3, *layout, "-o", "picture.png"]
+        told = cosmos3(folder, *JOBS["picture.png"], *options)["plan"]
+        pictures.append(np.asarray(Image.open(folder / "picture.png")).astype(float))
+    assert told["kernels"]["comm"] == "xccl" and told["kernels"]["pack_linear"] == "torch-int4"
+    assert pictures[0].std() > 1 and np.abs(pictures[1] - pictures[0]).mean() < 0.5
