@@ -23,8 +23,8 @@ SCHEMES = {
     "MXFP8": ("mxfp8", "vllm-fp8", set()),
     "MXFP4": ("mxfp4", "vllm-fp4", {"velocity", "inverse-dynamics"}),
 }
-"""By AutoRound's name: our format, the row that multiplies in it, and the tasks whose error 4 bits push beyond the bound
-of the model in bfloat16."""
+"""By AutoRound's name: our format, the row that multiplies in it, and the tasks whose error 4 bits push beyond the
+bound of the model in bfloat16."""
 MORE = 1.1
 """How much farther off than the format's reference numerics with the same checkpoint what is missed may be."""
 
