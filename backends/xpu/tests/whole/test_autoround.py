@@ -29,9 +29,9 @@ MORE = 1.1
 """How much farther off than the format's reference numerics with the same checkpoint what is missed may be."""
 
 
-def ran(*command: object) -> str:
+def ran(*command: object, codes: tuple[int, ...] = (0,)) -> str:
     done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)
-    assert done.stdout and done.returncode in (0, 1), done.stderr
+    assert done.returncode in codes, done.stderr
     return done.stdout
 
 
@@ -47,7 +47,8 @@ def test_a_checkpoint_of_autoround_shows_what_was_asked_for(scheme, tmp_path):
     ran("cosmos3_xpu_rehearsal.written", scheme, folder)
     modules = open_model(str(folder)).quantization.modules
     assert {one.name for one in modules.values()} == {format} and all(name.startswith("layers.") for name in modules)
-    found = json.loads(ran("cosmos3", "evaluate", "--model", folder, "--backend", "xpu", "--depth", "quick", "--json"))
+    asked = ("cosmos3", "evaluate", "--model", folder, "--backend", "xpu", "--depth", "quick", "--json")
+    found = json.loads(ran(*asked, codes=(0, 1)))
     assert found["kernels"]["pack_linear"] == row
     missed = {(one["task"], one["measure"]) for one in found["measures"] if not one["met"]}
     assert missed <= {(task, "error") for task in missing}
