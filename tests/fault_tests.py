@@ -20,6 +20,8 @@ NAMED = {
     "dropped_bias": "test_linear_adds_its_bias[transposed-bfloat16-none]",
     "stale_packing": "test_linear_packing_is_not_stale[transposed-bfloat16-int8]",
     "one_scale_for_the_matrix": "test_linear_parity[transposed-bfloat16-int8-o256_i256]",
+    "sum_rounds_once": "test_rms_norm_rounds_in_the_order_asked[fused_norm-bfloat16-round_first]",
+    "bare_heads_in_place": "test_inputs_are_left_alone[norm_rope-complex_rope-bfloat16]",
     "fixed_eps": "test_rms_norm_eps[fused_norm-bfloat16]",
     "sum_not_returned": "test_rms_norm_parity[fused_norm-bfloat16-residual-round_first]",
     "prepares_in_place": "test_attention_prepares_each_segment_by_itself[int8_kv-bfloat16]",

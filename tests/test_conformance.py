@@ -10,20 +10,26 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import mutate
 import pytest
+import torch
 from command import cosmos3
 
 from cosmos3_core import testing
 from cosmos3_core.contract import OPS
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.reference import build_ops
+from cosmos3_core.reference.ops import LinearPacker
 from cosmos3_core.testing import suite
 from cosmos3_core.testing.cases import Here
 from cosmos3_core.testing.suite.composites import FINISHES, PROJECTS
+from cosmos3_core.testing.suite.linear import test_linear_of_a_packed_weight as judge_packed
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,6 +128,23 @@ SAMPLE = {
     "refuses_gates",
 }
 """A fault of each kind, but of those that take a process anew."""
+
+
+class OrderLost(LinearPacker):
+    """Of weights whose features lie in another order, as GPTQ's do, the order is not read."""
+
+    def __call__(self, weight_OI, bias_O, *, format="none"):
+        found = weight_OI if isinstance(weight_OI, torch.Tensor) else replace(weight_OI, order=None)
+        return super().__call__(found, bias_O, format=format)
+
+
+@pytest.mark.parametrize("format", ["w4a16", "w4a16_asym", "w4a8"])
+def test_a_row_that_loses_the_order_of_features_is_found(format):
+    row, here = SimpleNamespace(packed=True), Here("bfloat16", "cpu", (format,), lambda format, activation: build_ops())
+    judge = partial(judge_packed, row, "bfloat16", format, here=here, device="cpu")
+    judge(LinearPacker(FORMATS))
+    with pytest.raises(AssertionError, match="relative error"):
+        judge(OrderLost(FORMATS))
 
 
 def test_a_fault_of_each_kind_is_found_by_a_test_of_its_op():

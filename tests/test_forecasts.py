@@ -163,6 +163,19 @@ def test_what_nobody_knows_is_one_line(plan, asked, said):
     assert code == 2 and said in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("installed", "named"), [((), "cuda, npu, rocm, xpu"), (("cuda", "npu"), "rocm, xpu")])
+def test_a_device_of_a_package_that_is_not_installed_names_the_package(plan, monkeypatch, installed, named):
+    monkeypatch.setattr(known, "installed", lambda disabled: dict.fromkeys(("reference", *installed)))
+    monkeypatch.setattr(known, "extras", lambda: ("cuda", "npu", "rocm", "xpu"))
+    code, _, err = plan("--device", "Arc B580")
+    assert code == 2 and f"Devices of {named} are known to packages that are not installed. Type pip install" in err
+    assert "none" not in err.partition("know none of that name")[2]
+
+
+def test_a_backend_that_knows_no_device_says_how_to_describe_one(plan):
+    assert "Give --arch and --memory instead" in plan("--device", "Arc B580", "--backend", "reference")[2]
+
+
 def test_a_run_takes_no_device_that_is_not_here(capsys, monkeypatch):
     code, _, err = typed(capsys, monkeypatch, "run", "a cup", "--device", "H100")
     assert code == 2 and "--device" in err and "cosmos3 plan" in err

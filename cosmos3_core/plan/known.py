@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from ..contract import Backend, Device, InputError
 from ..spelling import did_you_mean, nearest
-from .discovery import Rejected, installed, load
+from .discovery import Rejected, extras, installed, load, pip_install
 
 ALL = "all"
 """In the place of a device's name: every one that is known."""
@@ -55,9 +55,16 @@ def known_device(asked: str, name: str | None, disabled: Collection[str]) -> tup
     if found:
         raise InputError(f"`device` {asked}", f"several are called so: {', '.join(names)}", "Say more of the name")
     whose = f"backend {name} knows" if name else "the installed packages know"
-    close = nearest(asked, names)
-    hint = f"Did you mean {close}?" if close else f"Known are {', '.join(names) or 'none'}"
-    raise InputError(f"`device` {asked}", f"{whose} none of that name", hint)
+    hints = [f"Did you mean {close}?"] if (close := nearest(asked, names)) else []
+    if names and not close:
+        hints.append(f"Known are {', '.join(names)}")
+    absent = [] if name or close else sorted(set(extras()) - set(installed(disabled)))
+    if absent:
+        hints.append(f"Devices of {', '.join(absent)} are known to packages that are not installed")
+        hints.append(f"Type {pip_install(absent[0])}, or another of these names")
+    elif not names:
+        hints.append("Give `arch` and `memory` instead")
+    raise InputError(f"`device` {asked}", f"{whose} none of that name", ". ".join(hints))
 
 
 def described_device(

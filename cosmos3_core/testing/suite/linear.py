@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -103,23 +103,33 @@ def test_linear_parity(kernel, dtype, format, op, here, device, case):
 @over("pack_linear")
 def test_linear_of_a_packed_weight(kernel, dtype, format, op, here, device):
     """A weight as a checkpoint packed it: a seventh of its bytes are 0, so that its scales are not those that packing
-    what it stands for would choose."""
+    what it stands for would choose. Integers of 4 bits come in groups of other sizes, too, a whole row among them, and
+    with features in another order (`Packed.order`)."""
     meaning = here.meaning(format)
     if meaning is None or not kernel.packed:
         pytest.skip("the row packs plain weights itself")
     weight, bias = BIASED.weights(dtype, device)
     assert bias is not None
-    given = packed(weight.cpu(), meaning)
-    given.values.view(torch.uint8)[..., ::7] = 0
-    linear = op(moved(given, device=device), bias.clone(), format=format)
-    for rows in ROWS:
-        x, found = BIASED.input(rows, dtype), linear(BIASED.input(rows, dtype, device))
-        exact, others = otherwise(x, given, bias.cpu())
-        assert found.dtype == exact.dtype, f"the dtype is {found.dtype}, not {exact.dtype}"
-        scale_O = unpack(given).double().norm(dim=1).clamp_min(1e-30)
-        scaled = [y.cpu().double() / scale_O for y in (found, exact, *others)]
-        # Sums in another order round otherwise.
-        check(scaled[0], scaled[1], worst_of(scaled[2:], scaled[1]), dtype, torch.finfo(x.dtype).eps)
+    formats = [meaning]
+    grouped = meaning.element in ("int4", "uint4") and meaning.group and not meaning.super_group
+    if grouped:
+        formats += [replace(meaning, group=group) for group in (0, 64)]
+    weights = [packed(weight.cpu(), one) for one in formats]
+    for given in weights:
+        given.values.view(torch.uint8)[..., ::7] = 0
+    if grouped:
+        order = torch.randperm(BIASED.width, generator=torch.Generator().manual_seed(1))
+        weights.append(replace(weights[0], order=order))
+    for given in weights:
+        linear = op(moved(given, device=device), bias.clone(), format=format)
+        for rows in ROWS:
+            x, found = BIASED.input(rows, dtype), linear(BIASED.input(rows, dtype, device))
+            exact, others = otherwise(x, given, bias.cpu())
+            assert found.dtype == exact.dtype, f"the dtype is {found.dtype}, not {exact.dtype}"
+            scale_O = unpack(given).double().norm(dim=1).clamp_min(1e-30)
+            scaled = [y.cpu().double() / scale_O for y in (found, exact, *others)]
+            # Sums in another order round otherwise.
+            check(scaled[0], scaled[1], worst_of(scaled[2:], scaled[1]), dtype, torch.finfo(x.dtype).eps)
 
 
 def otherwise(x_MI: Tensor, weight: Packed, bias_O: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -128,7 +138,6 @@ def otherwise(x_MI: Tensor, weight: Packed, bias_O: Tensor) -> tuple[Tensor, lis
     inputs, dtype = weight.format.of_inputs, x_MI.dtype
     others = [multiply(nudged(x_MI, seed), weight, bias_O.float()) for seed in range(TIES if inputs else 0)]
     taken = fake_quant_input(x_MI.float(), weight.format, weight.input_scale)
-    taken = taken if weight.order is None else taken[..., weight.order]
     others.append(taken.to(dtype).float() @ unpack(weight).to(dtype).float().T + bias_O.float())
     return multiply(x_MI, weight, bias_O), others
 

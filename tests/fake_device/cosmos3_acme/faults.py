@@ -193,6 +193,19 @@ def heads_round_first(kernel):
     return norm_rope
 
 
+def bare_heads_in_place(kernel):
+    """Two projections are rotated at once, over themselves, as if both were a norm's results."""
+
+    def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
+        out = kernel(heads, cos_BSD, sin_BSD, eps=eps, weight_fp32=weight_fp32)
+        if len(heads) > 1:
+            both = zip(out[:2], heads[:2], strict=True)
+            out[:2] = [x.copy_(turned) if weight is None else turned for turned, (x, weight) in both]
+        return out
+
+    return norm_rope
+
+
 def first_table_for_all(kernel):
     def norm_rope(heads, cos_BSD, sin_BSD, *, eps, weight_fp32=False):
         return kernel(heads, cos_BSD[:1], sin_BSD[:1], eps=eps, weight_fp32=weight_fp32)
@@ -705,6 +718,10 @@ FAULTS = {
         norm(lambda f, x, w, eps, r, fp32: (f(x, w, eps=eps, residual_MI=r, weight_fp32=fp32)[0], x)),
     ),
     "one_rounding_order": ("rms_norm", norm(lambda f, x, w, eps, r, fp32: f(x, w, eps=eps, residual_MI=r))),
+    "sum_rounds_once": (
+        "rms_norm",
+        norm(lambda f, x, w, eps, r, fp32: f(x, w, eps=eps, residual_MI=r, weight_fp32=fp32 or r is not None)),
+    ),
     "rows_one_after_another": ("rms_norm", norm(rows_one_after_another)),
     "overwrites_its_input": ("rms_norm", norm(adds_in_place)),
     "prepares_in_place": ("attention", preparing(in_place)),
@@ -741,6 +758,7 @@ FAULTS = {
     "no_limit": ("memory", memory(limit=None)),
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),
     "heads_round_first": ("norm_rope", heads_round_first),
+    "bare_heads_in_place": ("norm_rope", bare_heads_in_place),
     "first_table_for_all": ("norm_rope", first_table_for_all),
     "swapped_halves": ("gate", swapped_halves),
     "timestep_everywhere": ("patch_embed", timestep_everywhere),
