@@ -46,8 +46,9 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
     backend, device = backend_of(recipe)
     recipe.check_device(device)
     if recipe.device["count"] > 1:
-        found = "a run uses one device: there is no parallel execution yet"
-        raise InputError(f"recipe {recipe.name}", found, "Use a recipe for one device")
+        found = "a recipe runs on one device so far"
+        next_step = "Share the run among several with cosmos3 run --parallel, or use a recipe for one device"
+        raise InputError(f"recipe {recipe.name}", found, next_step)
     wish = Wish(
         model=recipe.run["model"],
         described=random_weights,
