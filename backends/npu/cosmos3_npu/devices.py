@@ -23,8 +23,8 @@ CEILINGS = {
     "910B3": Ceiling(
         tflops={"bfloat16": 313, "int8": 626},
         bandwidth=1.6e12,
-        source="what others give for one of the Atlas 800T A2's eight, as Huawei's own page was not at hand: 313 TFLOP/s "
-        "in 16 bits, 1.6 TB/s; int8 is taken for twice that",
+        source="what others give for one of an Atlas 800T A2's eight, as Huawei's page was not at hand: 313 TFLOP/s in "
+        "16 bits, 1.6 TB/s; int8 is taken for twice that",
     ),
     "Ascend910C": Ceiling(
         tflops={"bfloat16": 376, "int8": 752},
