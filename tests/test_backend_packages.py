@@ -15,6 +15,7 @@ import sys
 import tomllib
 from dataclasses import asdict, replace
 from datetime import datetime
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
@@ -30,6 +31,8 @@ from cosmos3_core.contract import GROUP, OPS, Ask, InputError, Segment, Unavaila
 from cosmos3_core.evidence.fingerprint import chosen, fingerprint
 from cosmos3_core.files import digests
 from cosmos3_core.plan import Want, resolve
+from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import pack
 from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing.subject import Subject
 
@@ -795,3 +798,10 @@ def test_cuda_claims_no_more_than_is_on_record():
         said = "never run" in row.notes or "on no record" in row.notes
         assert ran != said, f"{row.op} {row.name}: {'' if ran else 'not '}on record"
     assert not [name for name, test in record["tests"].items() if test["outcome"] not in ("passed", "skipped")]
+
+
+def test_ascend_s_product_names_the_groups_that_it_takes():
+    linears = import_module("cosmos3_npu.linears")
+    small = pack(torch.randn(16, 64), replace(FORMATS["w4a16"], group=16), weight=True)
+    with pytest.raises(ValueError, match="groups of multiples of 32, not 16"):
+        linears.pack_linear(small, None, format="w4a16")

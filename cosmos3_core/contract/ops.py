@@ -71,7 +71,8 @@ class PackLinear(Protocol):
     A row that takes "none" gets fp32 weights too, whatever the plan's dtype is: the timestep MLP's.
 
     A row that declares `packed` may also get a `cosmos3_core.quant.numerics.Packed` in that format, as a checkpoint
-    holds it, and keeps its values and scales: to pack anew what is unpacked would be another weight."""
+    holds it, and keeps its values and scales: to pack anew what is unpacked would be another weight. Raises ValueError
+    for one that it does not multiply: the size of a checkpoint's groups is not known to the plan."""
 
     def __call__(self, weight_OI: Weight, bias_O: Tensor | None, *, format: str = "none") -> Linear: ...
 

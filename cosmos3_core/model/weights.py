@@ -341,10 +341,16 @@ def load_layer(
         same = {key: a16.same(w[key]) for key in found}
         if all(same[key] is w[key] for key in found):  # none of them has its activations quantized
             same = {}
-    if a16 and same and not media:
-        return _packed(w | same, layer, a16.ops, "none")
-    made = _packed(w, layer, ops, format)
-    return replace(made, a16=_packed(w | same, layer, a16.ops, "none")) if a16 and same else made
+    try:
+        if a16 and same and not media:
+            return _packed(w | same, layer, a16.ops, "none")
+        made = _packed(w, layer, ops, format)
+        return replace(made, a16=_packed(w | same, layer, a16.ops, "none")) if a16 and same else made
+    except ValueError as error:
+        if not held:
+            raise
+        next_step = "`kernel` pack_linear=eager does without the kernel"
+        raise InputError("packing the checkpoint's weights", str(error), next_step) from error
 
 
 def _packed(w: Mapping[str, Weight], layer: Layer, ops: Ops, format: str) -> DecoderLayer:

@@ -158,9 +158,11 @@ class WeightOnlyLinear:
     4 bits in one of 32, [I, O/8]; scales [groups, O], and what is added to an integer before it is scaled."""
 
     def __init__(self, weight_OI: Weight, bias_O: Tensor | None, format: str):
+        packed = weight_OI if isinstance(weight_OI, Packed) else pack(weight_OI, FORMATS[format], weight=True)
+        if packed.format.group % 32:
+            raise ValueError(f"npu_weight_quant_batchmatmul takes groups of multiples of 32, not {packed.format.group}")
         import torch_npu
 
-        packed = weight_OI if isinstance(weight_OI, Packed) else pack(weight_OI, FORMATS[format], weight=True)
         self.order, self.scale_GO = packed.order, packed.scales.t().to(torch.bfloat16).contiguous()
         self.group = packed.format.group if len(self.scale_GO) > 1 else 0  # one group is a scale for each output
         self.wide = packed.format.bits == 8

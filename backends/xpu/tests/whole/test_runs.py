@@ -50,3 +50,15 @@ def test_four_processes_share_a_request(tmp_path):
         pictures.append(np.asarray(Image.open(folder / "picture.png")).astype(float))
     assert told["kernels"]["comm"] == "xccl" and told["kernels"]["pack_linear"] == "torch-int4"
     assert pictures[0].std() > 1 and np.abs(pictures[1] - pictures[0]).mean() < 0.5
+
+
+def test_groups_that_no_kernel_multiplies_are_one_sentence(tmp_path):
+    """The plan does not know how large a checkpoint's groups are. What the sentence says to type works."""
+    made = [sys.executable, "-m", "cosmos3", "quantize", "--model", "embedded", "--format", "w4a16", "--group", "16"]
+    subprocess.run([*made, "-o", "small"], cwd=tmp_path, check=True, capture_output=True)
+    options = [*JOBS["picture.png"], "--model", "small", "--task", "t2i", "-o", "picture.png"]
+    command = [sys.executable, "-m", "cosmos3", "run", *map(str, options), "--backend", "xpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "groups of multiples of 32, not 16. --kernel pack_linear=eager" in done.stderr
+    told = cosmos3(tmp_path, *options[:-2], "--kernel", "pack_linear=eager", *options[-2:])
+    assert told["plan"]["kernels"]["pack_linear"] == "eager"
