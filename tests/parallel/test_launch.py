@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -69,7 +71,23 @@ def test_a_run_of_four_is_the_run_of_one():
     assert torch.equal(one["noise.vision"], four["noise.vision"])
     torch.testing.assert_close(one["final.vision"], four["final.vision"], rtol=1e-4, atol=1e-5)
     parallel = json.loads(Path("four.mp4.json").read_text())["plan"]["parallel"]
-    assert parallel["layout"] == {"cfg": 2, "ring": 1, "ulysses": 2}
+    assert {axis: degree for axis, degree in parallel["layout"].items() if degree > 1} == {
+        "cfg": 2,
+        "ulysses": 2,
+        "vae": 2,
+    }
+
+
+def test_options_of_other_programs_share_weights_and_rows():
+    """The frames are those of one process, put together by the first one."""
+    shared = ["--cfg-parallel-size", "2", "--vae-patch-parallel-size", "2", "--use-hsdp"]
+    for name, words in (("one.mp4", []), ("two.mp4", shared)):
+        assert (done := run("--steps", "2", "-o", name, *words)).returncode == 0, done.stderr
+    one, two = (
+        np.stack([frame.to_ndarray(format="rgb24") for frame in av.open(f"{name}.mp4").decode(video=0)]).astype(int)
+        for name in ("one", "two")
+    )
+    assert one.shape == two.shape and abs(one - two).mean() < 0.01
 
 
 def test_torchrun_is_met_as_it_is():
@@ -81,9 +99,9 @@ def test_torchrun_is_met_as_it_is():
     assert "2 processes of a launcher: the plan is for 4, as cfg=2,ulysses=2" in other.stderr
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_all(rank):
-    words = command("--steps", "1000", "-o", "long.mp4", "--parallel", "cfg=2,ulysses=2")
+@pytest.mark.parametrize(("rank", "parallel"), [(0, "cfg=2,ulysses=2,hsdp=4"), (1, "pipeline=2,tensor=2")])
+def test_a_process_that_is_killed_ends_all(rank, parallel):
+    words = command("--steps", "1000", "-o", "long.mp4", "--parallel", parallel)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         wait_for(started, "step 100 ")
         processes = workers(started.pid)
@@ -102,7 +120,7 @@ def test_a_process_that_is_killed_ends_all(rank):
 
 def test_what_was_kept_goes_on_on_fewer():
     """From four processes to two, and to one."""
-    for steps, parallel in ((100, "cfg=2,ulysses=2"), (500, "ring=2")):
+    for steps, parallel in ((100, "cfg=2,tensor=2,hsdp=2"), (500, "pipeline=2")):
         words = command("--steps", "1000", "-o", "a.mp4", "--parallel", parallel)
         if steps > 100:
             words = [*words[:4], "--resume", "a.mp4.state.safetensors", "-o", "a.mp4", "--parallel", parallel]
