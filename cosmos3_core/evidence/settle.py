@@ -47,7 +47,7 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
     recipe.check_device(device)
     if recipe.device["count"] > 1:
         found = "a recipe runs on one device so far"
-        next_step = "Share the run among several with cosmos3 run --parallel, or use a recipe for one device"
+        next_step = "Share the run among several with `parallel`, or use a recipe for one device"
         raise InputError(f"recipe {recipe.name}", found, next_step)
     wish = Wish(
         model=recipe.run["model"],
