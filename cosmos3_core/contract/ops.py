@@ -71,7 +71,7 @@ class PackLinear(Protocol):
     A row that takes "none" gets fp32 weights too, whatever the plan's dtype is: the timestep MLP's.
 
     A row that declares `packed` may also get a `cosmos3_core.quant.numerics.Packed` in that format, as a checkpoint
-    holds it, and keeps its values and scales: what is packed anew is another weight. ValueError: its groups do not fit."""
+    holds it, and keeps its values and scales: packed anew it is another weight. ValueError: its groups do not fit."""
 
     def __call__(self, weight_OI: Weight, bias_O: Tensor | None, *, format: str = "none") -> Linear: ...
 
