@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import click
-
-from ..settle.objectives import LATENCY, OBJECTIVES
 from .options import DEVICE, option
 
 DEGREES = {
@@ -30,9 +27,10 @@ PARALLEL = (
     option(
         DEVICE,
         "--objective",
-        type=click.Choice(list(OBJECTIVES)),
-        default=LATENCY,
-        help=f"What --devices is for: {'; '.join(f'{name}, {said}' for name, said in OBJECTIVES.items())}.",
+        metavar="latency|throughput|memory",
+        default="latency",
+        help="What --devices is for: one request in the least time; most requests in a time, each on as few devices as "
+        "pay and several beside each other; or the least memory of a device.",
         show_default=True,
     ),
     *(

@@ -75,7 +75,7 @@ class TextContext:
 class UnderstandingTower:
     """The text tower; its attention is causal. `weights` are those of `weights.understanding_slots`. `keeps` makes of a
     layer's keys and values those that are kept; all of them, unless another function is put there. `enter` makes a
-    prompt's rows, and `leave` takes them after these layers, if others follow."""
+    prompt's rows where others come before these layers, and `leave` takes them where others follow."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class UnderstandingTower:
         self.config, self.ops, self.token_embedding, self.layers = config, ops, weights["embed"], layers
         self.device = torch.device(device)
         self.keeps: Callable[[Segment], Segment] = lambda segment: segment
-        self.enter: Callable[[Sequence[int]], Residual] = self.embed
+        self.enter: Callable[[Sequence[int]], Residual] | None = None
         self.leave: Callable[[Residual], None] | None = None
 
     def prefill(self, token_ids: Sequence[int]) -> TextContext:
@@ -98,7 +98,7 @@ class UnderstandingTower:
     def read(self, prompts: Sequence[Sequence[int]]) -> list[TextContext]:
         """Read prompts (template, end-of-turn and start-of-vision tokens included), each on its own. Layers may come
         from afar, so that each is asked for once, and reads all prompts."""
-        streams = [self.enter(token_ids) for token_ids in prompts]
+        streams = [(self.enter or self.embed)(token_ids) for token_ids in prompts]
         tables = [_table(text_positions(len(ids)), self.config, self.device, self.dtype) for ids in prompts]
         found: list[list[Segment]] = [[] for _ in prompts]
         for i in range(len(self.layers)):

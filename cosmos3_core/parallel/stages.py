@@ -57,13 +57,11 @@ def held(hold: Hold, ranks: Ranks) -> Hold:
 
 def staged(tower: UnderstandingTower, ranks: Ranks) -> UnderstandingTower:
     """The text tower with these layers: every process has the keys and values of its own."""
-    tower, stage, embed = copy.copy(tower), Stage(ranks), tower.embed
+    own, stage, width = copy.copy(tower), Stage(ranks), tower.config.hidden_size
+    like = torch.empty(0, dtype=tower.dtype, device=tower.device)
 
     def enter(token_ids: Sequence[int]) -> Residual:
-        if stage.first:
-            return embed(token_ids)
-        like = torch.empty(0, dtype=tower.dtype, device=tower.device)
-        return stage.received(len(token_ids), tower.config.hidden_size, like)
+        return stage.received(len(token_ids), width, like)
 
-    tower.enter, tower.leave = enter, None if stage.last else stage.hand_on
-    return tower
+    own.enter, own.leave = None if stage.first else enter, None if stage.last else stage.hand_on
+    return own
