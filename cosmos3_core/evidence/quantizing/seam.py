@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...checkpoint.model import Weights
 from ...contract import Linear
@@ -54,10 +54,17 @@ class Seam(Weights):
     place of the model's own."""
 
     watch: Callable[[str, Tensor], None] | None = None
+    origin: Seam | None = None
+    """Whose `watch` counts, of one that was copied for a load."""
 
     def __init__(self, model: Any):
         super().__init__(model)
         self.instead: dict[str, Linear] = {}
+
+    def telling(self, tell: Callable[[int], object]) -> Seam:
+        told = cast(Seam, super().telling(tell))
+        told.origin = self
+        return told
 
     def matrices(self, modules: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """The weights of modules, as the files have them, in the files' order. One is to be used before the next is
@@ -75,7 +82,7 @@ class Seam(Weights):
         for place in places(self.model.config):
             if place.media is media:
                 half = getattr(tower.layers[place.layer], HALVES[place.key])
-                setattr(half, place.key, Opened(self, place.name, getattr(half, place.key)))
+                setattr(half, place.key, Opened(self.origin or self, place.name, getattr(half, place.key)))
         return tower
 
 
