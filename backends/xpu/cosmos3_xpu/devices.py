@@ -51,7 +51,7 @@ CEILINGS = {
     "Max 1550": Ceiling(
         tflops={"bfloat16": 419, "int8": 839},
         bandwidth=1.64e12,
-        source="Intel's overview of the Max 1550: 839 TFLOPS in bfloat16 and 3.28 TB/s, of which a stack has half",
+        source="Intel's overview of the Max 1550: 839 TFLOPS in bfloat16, twice in int8, 3.28 TB/s; a stack has half",
     ),
     "140V GPU": Ceiling(
         tflops={"bfloat16": 33.5, "int8": 67},
