@@ -14,6 +14,8 @@ from processes import one_of, together
 from tiny_model import TINY_MODEL
 
 from cosmos3_core.engine.engine import Engine
+from cosmos3_core.engine.stages import Watch
+from cosmos3_core.parallel.ranks import from_first
 from cosmos3_core.plan.mesh import typed
 from cosmos3_core.plan.placement import ALL_STAGED, Placement
 from cosmos3_core.settle import Settled, Wish, settle
@@ -59,9 +61,10 @@ def settled(
 
 
 def velocity(one: Settled, placement: Placement = ALL_STAGED) -> torch.Tensor:
-    """Of the second step, guidance included."""
+    """Of the second step, guidance included. Processes decide together whether to stop, as in `cosmos3 run`."""
     engine = Engine(one.model, one.plan, placement=placement)
-    return engine.predict([engine.step(engine.start(one.request))])[0].clone()
+    watch = Watch(cancel=lambda: bool(from_first(False))) if one.plan.layout.size > 1 else None
+    return engine.predict([engine.step(engine.start(one.request, watch=watch))])[0].clone()
 
 
 def coded(one: Settled) -> torch.Tensor:

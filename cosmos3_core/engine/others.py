@@ -49,6 +49,12 @@ class Others:
         ranks = self._ranks
         return ranks if ranks and ranks.cfg.count * ranks.pipeline.count > 1 else None
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether they are at different layers at a time: what all decide together, as whether to stop, they decide
+        between passes."""
+        return bool(self._ranks and self._ranks.pipeline.count > 1)
+
     def hold(self, hold: Hold) -> Hold:
         """What keeps a tower's layers, those of this process."""
-        return held(hold, self._ranks) if self._ranks and self._ranks.pipeline.count > 1 else hold
+        return held(hold, self._ranks) if self._ranks and self.in_turn else hold

@@ -65,9 +65,11 @@ class Prompts:
 
     def _read(self, prompts: Sequence[Ids]) -> dict[Ids, TextContext]:
         tower = self._pool.lease("understanding")
-        with self._stages.stage("read prompts", len(tower.layers)) as begin_layer:
+        parts = 0 if self._pool.others.in_turn else len(tower.layers)
+        with self._stages.stage("read prompts", parts) as begin_layer:
             asked = copy.copy(tower)
-            asked.layers = Asked(tower.layers, begin_layer)
+            if parts:
+                asked.layers = Asked(tower.layers, begin_layer)
             texts = dict(zip(prompts, asked.read(prompts), strict=True))
         del tower, asked
         self._pool.give_back()
