@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from command import cosmos3
 from devices import DEVICES, HOST, backend
 from layouts import BOUND, coded, error, of_processes, requests, settled, velocity
 from processes import together
+from tiny_model import TINY_MODEL
 
 from cosmos3_core.contract import InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
@@ -201,6 +203,13 @@ def test_parts_are_even_and_ragged():
             "the model has 36 layers, fewer than the 48 devices of a pipeline",
             "The nearest that can be is `parallel` pipeline=36",
         ),
+        ("cfg", NANO, "cfg has no degree", "Type cfg=2, or another number of parts"),
+        (
+            "tensor=1000",
+            NANO,
+            "the model's 32 heads are not split evenly among 1000",
+            "The nearest that can be is `parallel` ring=31,tensor=32",
+        ),
         ("ulises=2", NANO, "'ulises=2' names no axis of the mesh", "Did you mean ulysses?"),
         ("cfg=2,cfg=2", NANO, "cfg is given twice", "Keep one of them"),
         ("cfg=0", NANO, "'0' is no number of parts", "Type 1 to 1024"),
@@ -261,6 +270,31 @@ def test_what_cannot_be_is_refused_with_the_nearest_that_can(parallel, shared, f
     assert (raised.value.found, raised.value.next_step) == (found, next_step)
 
 
+TINY_PLAN = ("plan", "--model", TINY_MODEL, "--backend", "reference", "--size", "80x48", "--frames", 5, "--guidance", 3)
+SINGLE = {
+    "--use-hsdp --cfg-parallel-size 2 --ulysses-degree 2": "4: cfg 2, ulysses 2, hsdp 4",
+    "--use-hsdp --cfg-parallel-size 2 --vae-patch-parallel-size 2": "2: cfg 2, hsdp 2, vae 2",
+    "--use-hsdp --cfg-parallel-size 2 --tensor-parallel-size 2": "4: cfg 2, tensor 2, hsdp 2",
+    "--use-hsdp --vae-patch-parallel-size 3": "3: hsdp 3, vae 3",
+    "--use-hsdp --tensor-parallel-size 2": "no two devices of tensor=2 have the same weights",
+    "--use-hsdp --cfg-parallel-size 0": "--parallel cfg=0: '0' is no number of parts",
+    "--use-hsdp --devices 4": "it does not say among how many devices. Add --hsdp-shard-size 4, or another degree",
+    "--use-hsdp --parallel ring=2": "--use-hsdp with --parallel ring=2: both split the run among devices",
+    "--ring-degree 0 --parallel ring=2": "--ring-degree with --parallel ring=2: both split the run among devices",
+    "--objective memory": "--objective memory: no number of devices is given, so that it would change nothing",
+    "--objective speed": "--objective 'speed': no such objective. Type latency or throughput or memory",
+}
+
+
+@pytest.mark.parametrize("options", SINGLE)
+def test_options_of_single_degrees_are_a_layout_or_an_error(options, capsys, monkeypatch):
+    code, out, err = cosmos3(capsys, monkeypatch, *TINY_PLAN, *options.split())
+    if SINGLE[options][0].isdigit():
+        assert code == 0 and f"devices    {SINGLE[options]} (" in out, err
+    else:
+        assert (code, out) == (2, "") and SINGLE[options] in err and len(err.splitlines()) == 1
+
+
 def test_devices_choose_the_layout_that_exchanges_least():
     chosen = {count: str(mesh.settled(None, count, NANO, None)[0]) for count in (1, 2, 3, 8, 16, 64)}
     assert chosen == {
@@ -308,6 +342,7 @@ def test_a_plan_tells_what_devices_exchange():
     assert not ulysses.beside and not tensor.beside and ring.beside > ulysses.waited
     assert hsdp.beside == pytest.approx(2 * 7 / 8 * shared().estimate.weights["generation"])
     assert 6 < tensor.waited / ulysses.waited < 12
+    assert not shared(parallel="hsdp=8", placement="generation=disk").estimate.exchange(True).beside, "read by each"
     hidden, waited = ring.seconds(450e9, 10.0)
     assert hidden == ring.beside / 450e9 and waited == ring.waited / 450e9
     slow = ring.seconds(1e9, 1.0)

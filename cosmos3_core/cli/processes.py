@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import Cancelled
+from ..plan import mesh
 from ..reference.hosts import free_memory
 from . import terminal
 from .parallel_options import DEGREES
@@ -180,15 +180,23 @@ def working(options: Options, execute: Callable[[Options], None]) -> None:
 def layout_of(options: Options) -> str | None:
     """What --parallel says, or the options of single degrees do."""
     degrees = {axis: degree for name, axis in DEGREES.items() if (degree := getattr(options, name)) is not None}
-    if options.use_hsdp and "hsdp" not in degrees:
-        if not (others := math.prod(degrees.values())) > 1:
-            found, size = "it does not say among how many devices", options.devices or 2
-            raise InputError("--use-hsdp", found, f"Add --hsdp-shard-size {size}, or another degree")
-        degrees["hsdp"] = others
-    if not degrees:
+    single = [name for name in DEGREES if getattr(options, name) is not None] + ["use_hsdp"] * options.use_hsdp
+    if not single:
         return options.parallel
     if options.parallel is not None:
-        first = next(name for name in (*DEGREES, "use_hsdp") if getattr(options, name))
-        asked = f"--{first.replace('_', '-')} with --parallel {options.parallel}"
+        asked = f"--{single[0].replace('_', '-')} with --parallel {options.parallel}"
         raise InputError(asked, "both split the run among devices", "Keep one of them")
+    if options.use_hsdp and "hsdp" not in degrees:
+        others = mesh.typed(_text(degrees)) if degrees else mesh.ALONE
+        if (alike := others.size // others.apart) == 1:
+            found, size = "it does not say among how many devices", (options.devices or 2) // others.apart
+            if degrees:
+                found = f"no two devices of {others} have the same weights, so that there are none to share"
+            raise InputError("--use-hsdp", found, f"Add --hsdp-shard-size {max(2, size)}, or another degree")
+        degrees["hsdp"] = alike
+    return _text(degrees)
+
+
+def _text(degrees: dict[str, int]) -> str:
+    """As --parallel has them."""
     return ",".join(f"{axis}={degree}" for axis, degree in degrees.items())

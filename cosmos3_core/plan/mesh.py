@@ -146,7 +146,10 @@ class Shared:
         cross twice a layer where a ring sends all keys and values around, tensor parallel sums all rows twice, and of
         a pipeline most devices wait."""
         ways = [count for count in range(1, size + 1) if size % count == 0]
-        for pipeline, tensor, cfg, ring in itertools.product(ways, ways, reversed(ways), ways):
+        pipelines = [way for way in ways if way <= self.layers]
+        tensors = [way for way in ways if self.heads % way == 0]
+        branches = [way for way in reversed(ways) if way <= len(self.branches)]
+        for pipeline, tensor, cfg, ring in itertools.product(pipelines, tensors, branches, ways):
             ulysses, rest = divmod(size, pipeline * tensor * cfg * ring)
             if ulysses and not rest and not self.misfit(layout := Layout(cfg, pipeline, ring, ulysses, tensor)):
                 yield layout
@@ -155,18 +158,18 @@ class Shared:
         """The layout that can be which is most like this one, on as many devices or fewer."""
 
         def distance(layout: Layout) -> float:
-            pairs = zip(asdict(asked).values(), asdict(layout).values(), strict=True)
             idle = 1.5 * math.log2(asked.size / layout.size)  # rather another axis than half of the devices
+            pairs = ((getattr(asked, axis), getattr(layout, axis)) for axis in DEGREES)
             return idle + sum(abs(math.log2(one / other)) for one, other in pairs)
 
+        def largest(most: int, among: int) -> int:
+            """How large even groups of `among` processes are that have `most` at most."""
+            return next(size for size in range(min(most, among), 0, -1) if among % size == 0)
+
         fitting = (
-            replace(one, hsdp=hsdp, vae=vae)
+            replace(one, hsdp=largest(asked.hsdp, size // one.apart), vae=largest(min(asked.vae, self.rows), size))
             for size in range(asked.size, 0, -1)
             for one in self.layouts(size)
-            for hsdp in range(1, min(size // one.apart, asked.hsdp) + 1)
-            if size // one.apart % hsdp == 0
-            for vae in range(1, min(size, asked.vae, self.rows) + 1)
-            if size % vae == 0
         )
         return min(fitting, key=distance)
 
@@ -176,7 +179,9 @@ def typed(text: str) -> Layout:
     asked, degrees = f"`parallel` {text}", dict[str, int]()
     for word in text.split(","):
         axis, equals, degree = (piece.strip() for piece in word.partition("="))
-        if not equals or axis not in DEGREES:
+        if axis in DEGREES and not equals:
+            raise InputError(asked, f"{axis} has no degree", f"Type {axis}=2, or another number of parts", "parallel")
+        if axis not in DEGREES:
             next_step = did_you_mean(axis, DEGREES, f"Type AXIS=DEGREE; axes are {', '.join(DEGREES)}")
             raise InputError(asked, f"{shown(word)} names no axis of the mesh", next_step, "parallel")
         if axis in degrees:

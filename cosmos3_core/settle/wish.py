@@ -105,7 +105,10 @@ class Wish:
             object.__setattr__(self, "backend", _backend_named(self.backend))
         if self.objective not in OBJECTIVES:
             next_step = f"Type {' or '.join(OBJECTIVES)}"
-            raise InputError(f"objective = {shown(self.objective)}", "no such objective", next_step, "objective")
+            raise InputError(f"`objective` {shown(self.objective)}", "no such objective", next_step, "objective")
+        if self.objective != LATENCY and self.devices is None:
+            found = "no number of devices is given, so that it would change nothing"
+            raise InputError(f"`objective` {self.objective}", found, "Add `devices` N, or drop it", "objective")
         if self.device is not None and self.arch is not None:
             found = "each names a device that need not be here"
             raise InputError(f"`device` {self.device} with `arch` {self.arch}", found, "Give one of them")

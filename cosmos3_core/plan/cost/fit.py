@@ -336,7 +336,8 @@ class Estimate:
         """What one device sends and receives in a solver step."""
         run, job, layout = self.execution, self.job, self.layout
         tokens = [run.tokens] * (len(job.texts) if guided else 1) + [run.made] * controlled
-        layers, hidden = self.weights["generation"], self.config.hidden_size
+        read = self.placement.generation == DISK  # by each for itself
+        layers, hidden = 0 if read else self.weights["generation"], self.config.hidden_size
         latents = 4 * self.config.latent_channel * math.prod(run.latent)
         size = WIDTH[self.dtype]
         each = [exchanged(self.own, layout, count, hidden * size, size, layers) for count in tokens[:: layout.cfg]]
