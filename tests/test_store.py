@@ -11,6 +11,7 @@ import pytest
 import torch
 from inputs import clip
 from PIL import Image
+from processes import together
 from test_engine import engine, finish, request
 from tiny_model import TINY_MODEL
 
@@ -19,11 +20,13 @@ from cosmos3_core.checkpoint.tensors import Told
 from cosmos3_core.contract import Kernel, RunError
 from cosmos3_core.engine import store
 from cosmos3_core.engine.stages import Cancelled, Watch
-from cosmos3_core.engine.store import BUFFERS, Host, Streamed
+from cosmos3_core.engine.store import BUFFERS, Gathered, Host, Streamed
 from cosmos3_core.model import weights as layout
 from cosmos3_core.model.transformer import DecoderLayer, UnderstandingTower
+from cosmos3_core.parallel.ranks import Circle
 from cosmos3_core.plan import execution
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, PARTS, RESIDENT, STREAMED, Placement
+from cosmos3_core.reference.comm import TorchComm
 from cosmos3_core.reference.memory import TorchMemory, whole
 from cosmos3_core.scenarios.families import TASKS as EVERY_TASK
 
@@ -263,6 +266,23 @@ def test_of_a_tower_in_host_memory_two_layers_are_on_the_device():
         there = [j for j in range(6) if any(t.numel() for t in layers._layers[j].layer.tensors().values())]
         assert len(there) <= BUFFERS
         layers[i]
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_shares_of_a_layer_make_it_whole(on_host):
+    """Of layers whose bytes are not shared out evenly: the last process has less than the others, or nothing."""
+
+    def layer(i: int) -> DecoderLayer:
+        return made(40 * i)
+
+    def work(rank):
+        circle = Circle(TorchComm(), None, rank, 3)
+        shelf = Gathered(circle, Host(TorchMemory(), HOST) if on_host else None)
+        layers = Streamed(layer, 3, shelf, HOST, wraps=True)
+        return [[values(layers[i]) for i in range(3)] for _ in range(2)]
+
+    whole = [values(layer(i)) for i in range(3)]
+    assert together(3, work) == [[whole, whole]] * 3
 
 
 def test_layers_of_one_are_one():
