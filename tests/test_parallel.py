@@ -279,6 +279,9 @@ SINGLE = {
     "--use-hsdp --tensor-parallel-size 2": "no two devices of tensor=2 have the same weights",
     "--use-hsdp --cfg-parallel-size 0": "--parallel cfg=0: '0' is no number of parts",
     "--use-hsdp --devices 4": "it does not say among how many devices. Add --hsdp-shard-size 4, or another degree",
+    "--hsdp-shard-size 2 --placement understanding=disk,generation=disk": "--parallel hsdp=2 with --placement "
+    "understanding=disk,generation=disk: what is read from files is shared out by nobody",
+    "--hsdp-shard-size 2 --placement generation=disk": "2: hsdp 2",
     "--use-hsdp --parallel ring=2": "--use-hsdp with --parallel ring=2: both split the run among devices",
     "--ring-degree 0 --parallel ring=2": "--ring-degree with --parallel ring=2: both split the run among devices",
     "--objective memory": "--objective memory: no number of devices is given, so that it would change nothing",

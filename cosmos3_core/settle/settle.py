@@ -18,7 +18,7 @@ from ..plan.cost.units import GIB, gib
 from ..plan.execution import Execution
 from ..plan.known import described_device, known_device
 from ..plan.mesh import Layout
-from ..plan.placement import Placement, candidates
+from ..plan.placement import DISK, TOWERS, Placement, candidates
 from ..plan.resolve import formats_of
 from ..quant.steps import StepPolicy
 from ..reference.hosts import free_memory
@@ -266,6 +266,10 @@ def _laid_out(wish: Wish, model: Model, plan: Plan, asked: Estimate, on: tuple[B
         return found[0].layout, why
 
     layout, layout_why = mesh.settled(wish.parallel, wish.devices, shared, here, pick)
+    if wish.parallel and layout.hsdp > 1 and all(wish.named_parts.get(tower) == DISK for tower in TOWERS):
+        named = f"`parallel` {wish.parallel} with `placement` {wish.placement}"
+        found = "what is read from files is shared out by nobody, so that hsdp would change nothing"
+        raise InputError(named, found, "Drop hsdp, or place a tower elsewhere", "parallel")
     if layout.tensor > 1 and wish.parallel is None:
         plan = _planned(replace(wish, parallel=str(layout)), model, on).plan
     estimate, passed, room = place(layout)
