@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cosmos3_core.parallel import ranks
+
 SECONDS = 60
 """How long one waits for the others in one call."""
 
@@ -34,6 +36,7 @@ def _start(folder: Path, rank: int, count: int, work: Callable[[int], Any]) -> i
         return child
     try:
         torch.set_num_threads(1)  # OpenMP's threads are not there after a fork, and it would wait for them
+        ranks.WAITING = timedelta(seconds=SECONDS)  # in the groups that a run makes, too: a test ends
         store = dist.FileStore(str(folder / "store"), count)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=SECONDS))
         try:
