@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,6 +98,17 @@ def test_torchrun_is_met_as_it_is():
     assert other.returncode != 0 and not Path("b.mp4").exists()
     assert other.stderr.count("error: ") == 1, other.stderr
     assert "2 processes of a launcher: the plan is for 4, as cfg=2,ulysses=2" in other.stderr
+
+
+def test_processes_with_other_seeds_end_before_a_step():
+    """A launcher may start each by another command line."""
+    prefix = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
+    words = command("--steps", "2", "-o", "a.mp4", "--parallel", "cfg=2")
+    prefix += ["--no-python", "sh", "-c", "exec " + shlex.join(words).replace("--seed 3", "--seed $((3 + RANK))")]
+    done = subprocess.run(prefix, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0 and not list(Path().glob("a.mp4*"))
+    assert "process 1 has another than process 0 (request.seed)" in done.stderr, done.stderr
+    assert "step 1" not in done.stderr
 
 
 @pytest.mark.parametrize(("rank", "parallel"), [(0, "cfg=2,ulysses=2,hsdp=4"), (1, "pipeline=2,tensor=2")])
