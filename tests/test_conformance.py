@@ -24,12 +24,14 @@ from command import cosmos3
 from cosmos3_core import testing
 from cosmos3_core.contract import OPS
 from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant.numerics import fake_quant, multiply, pack
 from cosmos3_core.reference import build_ops
 from cosmos3_core.reference.ops import LinearPacker
 from cosmos3_core.testing import suite
 from cosmos3_core.testing.cases import Here
 from cosmos3_core.testing.suite.composites import FINISHES, PROJECTS
 from cosmos3_core.testing.suite.linear import test_linear_of_a_packed_weight as judge_packed
+from cosmos3_core.testing.suite.scaling import test_linear_scales_by_block as judge_scales
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,6 +147,54 @@ def test_a_row_that_loses_the_order_of_features_is_found(format):
     judge(LinearPacker(FORMATS))
     with pytest.raises(AssertionError, match="relative error"):
         judge(OrderLost(FORMATS))
+
+
+class Rescaled(LinearPacker):
+    """The scales of one side, or what they are for, are `changed`."""
+
+    def __init__(self, of: str, **changed):
+        super().__init__(FORMATS)
+        self.of, self.changed = of, changed
+
+    def __call__(self, weight_OI, bias_O, *, format="none"):
+        meaning = FORMATS[format]
+        if self.of == "weights":
+            weight = pack(weight_OI, replace(meaning, **self.changed), weight=True)
+            return super().__call__(replace(weight, format=meaning), bias_O, format=format)
+        linear = super().__call__(weight_OI, bias_O, format=format)
+        taken = replace(meaning.of_inputs, **self.changed)
+        stored = replace(linear.weight, format=meaning.weight_only())
+        return lambda x_MI: multiply(fake_quant(x_MI.float(), taken, weight=True), stored, bias_O).to(x_MI.dtype)
+
+
+def scales_judged(format: str, of: str, row) -> None:
+    here = Here("bfloat16", "cpu", (format,), lambda format, activation: build_ops())
+    judge_scales(None, "bfloat16", format, row, here, "cpu", of)
+
+
+@pytest.mark.parametrize("of", ["weights", "activations"])
+@pytest.mark.parametrize(
+    ("format", "changed"),
+    [
+        ("mxfp8", {"exponent": "ceil"}),
+        ("mxfp4", {"exponent": "ceil"}),
+        ("mxfp8", {"group": 0, "scale": "fp32"}),
+        ("fp8", {"outputs": 0}),
+        ("fp8_block", {"group": 0, "outputs": 1}),
+        ("int8", {"outputs": 0}),
+    ],
+    ids=str,
+)
+def test_scales_that_are_not_the_formats_are_found(format, changed, of):
+    with pytest.raises(AssertionError, match="do not come out as they are"):
+        scales_judged(format, of, Rescaled(of, **changed))
+
+
+@pytest.mark.parametrize("of", ["weights", "activations"])
+@pytest.mark.parametrize("format", ["mxfp8", "mxfp4"])
+@pytest.mark.parametrize("exponent", ["floor", "even", "rceil"])
+def test_the_usual_rules_of_a_shared_exponent_are_right(format, exponent, of):
+    scales_judged(format, of, Rescaled(of, exponent=exponent))
 
 
 def test_a_fault_of_each_kind_is_found_by_a_test_of_its_op():

@@ -27,6 +27,7 @@ from .comm import *
 from .sizes import *
 from .attention_sizes import *
 from .rounding import *
+from .scaling import *
 from .small import *
 from .state import *
 from .behaviour import *

@@ -567,6 +567,12 @@ def _per_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (x / scale).round(), scale
 
 
+def _per_tile(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One scale for 16 rows."""
+    scale = torch.cat([_per_tensor(rows)[1].expand(len(rows), 1) for rows in x.split(16)])
+    return (x / scale).round(), scale
+
+
 def values() -> Iterator[tuple[str, str, Any]]:
     for op in ("rms_norm", "gate", "norm_silu", "norm_rope"):
         yield f"{op}_cut_off", op, result_cut_off
@@ -596,6 +602,7 @@ def packings() -> Iterator[tuple[str, str, Any]]:
     yield "inputs_rounded_down", "pack_linear", int8_inputs(lambda x: _per_row(x, torch.floor))
     yield "inputs_in_7_bits", "pack_linear", int8_inputs(lambda x: _per_row(x, lambda t: 2 * (t / 2).round()))
     yield "one_scale_for_the_inputs", "pack_linear", int8_inputs(_per_tensor)
+    yield "one_scale_for_16_inputs", "pack_linear", int8_inputs(_per_tile)
     yield "inputs_not_quantized", "pack_linear", int8_inputs(lambda x: (x, torch.ones(1)))
 
 
