@@ -63,7 +63,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
     ],
     ("README.md", "device"): [
         "cosmos3 warmup --size 720p",
-        "cosmos3 check --backend acme",
+        "cosmos3 check --backend cuda",
         "cosmos3 plan --device all --size 480p",
         "cosmos3 plan --backend cuda --arch sm_89 --memory 12 --format fp8",
     ],
