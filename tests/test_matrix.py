@@ -19,6 +19,7 @@ from cosmos3_core.evidence import settle as evidence
 from cosmos3_core.evidence.matrix import PAGE, TICK, render
 from cosmos3_core.evidence.packages import in_tree, recipes_of
 from cosmos3_core.evidence.recipe import Recipe, files_of, load_all
+from cosmos3_core.evidence.state import state_of
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.scenarios import request as requests
 from cosmos3_core.scenarios.facts import ModelFacts
@@ -68,7 +69,15 @@ def test_the_page_is_up_to_date():
 
 def test_its_links_point_at_files():
     for target in set(re.findall(r"\]\(([^)]+)\)", (ROOT / PAGE).read_text("utf-8"))):
-        assert (ROOT / "docs" / target).exists(), target
+        assert (ROOT / "docs" / target.partition("#")[0]).exists(), target
+
+
+def test_what_nobody_has_run_is_listed_by_device():
+    """Recipes of no record at all, and no others."""
+    section = render(ROOT).split("## Nobody has run these yet")[1].split("\n## ")[0]
+    waiting = {one.name for one in RECIPES if state_of(one).name in ("rehearsed", "help wanted")}
+    assert set(re.findall(r"\[([^]]+)\]\([^)]+\.toml\)", section)) == waiting
+    assert "| 1 x Ascend 910B | npu | [nano-t2v-1280x720-ascend910bx1]" in section and "h200x1" in section
 
 
 def test_check_says_whether_it_is_and_writing_makes_it_so(capsys, monkeypatch, copy):

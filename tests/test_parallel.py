@@ -15,6 +15,7 @@ from layouts import BOUND, coded, error, of_processes, requests, settled, veloci
 from processes import together
 from tiny_model import TINY_MODEL
 
+from benchmarks.scaling import Counted
 from cosmos3_core.contract import InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.parallel import attention, patches
@@ -343,6 +344,7 @@ def test_a_plan_tells_what_devices_exchange():
         shared(parallel=f"{axis}=8").estimate.exchange(True) for axis in ("ulysses", "tensor", "ring", "hsdp")
     )
     assert not ulysses.beside and not tensor.beside and ring.beside > ulysses.waited
+    assert len(shared(parallel="hsdp=8").estimate.execution.guided) == 2, "at this size each branch has a pass"
     assert hsdp.beside == pytest.approx(2 * 7 / 8 * shared().estimate.weights["generation"])
     assert 6 < tensor.waited / ulysses.waited < 12
     assert not shared(parallel="hsdp=8", placement="generation=disk").estimate.exchange(True).beside, "read by each"
@@ -354,6 +356,28 @@ def test_a_plan_tells_what_devices_exchange():
     piped = shared(parallel="pipeline=2").estimate
     step = piped.seconds(ceiling)["step"]
     assert piped.bubbles(True, False, ceiling) == pytest.approx(step / 3, rel=0.02)
+
+
+SENT = {2: ("cfg=2", "ulysses=2", "ring=2", "tensor=2", "hsdp=2", "cfg=2,hsdp=2"), 4: ("ring=2,ulysses=2", "hsdp=4")}
+
+
+@pytest.mark.parametrize("count", SENT)
+def test_devices_send_what_the_plan_counts(given, count):
+    """Bytes of every collective of a step, of the process that sends most: parts are not quite even."""
+    plans = [settled(given["sound"], parallel) for parallel in SENT[count]]
+
+    def sent(one):
+        engine = Engine(one.model, one.plan)
+        comm = engine._others._comm = Counted(engine.ops.comm, lambda: None)
+        state = engine.step(engine.start(one.request))
+        comm.counting = True
+        engine.predict([state])
+        return comm.bytes
+
+    most = [max(found) for found in zip(*together(count, lambda rank: list(map(sent, plans))), strict=True)]
+    for plan, found in zip(plans, most, strict=True):
+        exchange = plan.estimate.exchange(True)
+        assert found == pytest.approx(exchange.waited + exchange.beside, rel=0.04), plan.plan.layout
 
 
 def test_a_plan_counts_what_one_device_does(given):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ def page(head: str, survey: Survey) -> str:
         *_grids(states, survey),
         "## Recipes\n",
         _table(RECIPES, [*(_row_of(recipe, state, survey) for recipe, state in states), *broken]),
+        "## Nobody has run these yet\n",
+        UNRUN_HEAD,
+        _table(UNRUN, list(_unrun(states, survey))),
         "## Measured\n",
         _table(MEASURED, [_measured(recipe, state, survey) for recipe, state in states if state.record]),
         "## Kernels\n",
@@ -160,6 +164,38 @@ def _row_of(recipe: Recipe, state: State, survey: Survey) -> tuple[str, ...]:
     known, name = recipe.known, survey.linked(recipe.name, recipe.path)
     note = f"{known['note']} ({known['source']})" if "note" in known else "–"
     return name, _mark(state.name), state.why, note
+
+
+UNRUN_HEAD = """Of each device the recipes of which nobody has a record, the smallest run first. Who has such a device
+types, with the row's backend:
+
+    pip install -e ".[BACKEND]" pytest                   # in a clone, beside the torch of the device
+    cosmos3 backends                                     # whether it was found, and what is missing if not
+    cosmos3 check --backend BACKEND --depth full --record check.json
+    cosmos3 recipes validate NAME                        # with --random-weights if the checkpoint is not here
+    cosmos3 recipes validate --all --resume              # then all that this machine can
+
+and sends the records ([how](writing-a-backend.md#to-be-listed)).
+"""
+UNRUN = ("Device", "Backend", "Never run")
+UNRUN_STATES = "rehearsed", "help wanted"
+
+
+def _unrun(states: Sequence[tuple[Recipe, State]], survey: Survey) -> Iterator[tuple[str, ...]]:
+    waiting: dict[tuple[str, int, str], list[Recipe]] = {}
+    for recipe, state in states:
+        if state.name in UNRUN_STATES:
+            device = recipe.device
+            waiting.setdefault((device["name"], device["count"], recipe.run["backend"]), []).append(recipe)
+    for (name, count, backend), recipes in sorted(waiting.items(), key=lambda item: (item[0][0].lower(), item[0][1:])):
+        links = (survey.linked(recipe.name, recipe.path) for recipe in sorted(recipes, key=_work))
+        yield f"{count} x {name}", backend, ", ".join(links)
+
+
+def _work(recipe: Recipe) -> tuple[str, bool, int]:
+    """Of two runs the smaller one comes first: of the smaller model, of a picture, of fewer pixels."""
+    run = recipe.run
+    return recipe.run["model"], run.get("frames", 1) > 1, int(re.findall(r"[0-9]+", run["size"])[0])
 
 
 MEASURED = (

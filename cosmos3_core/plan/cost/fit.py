@@ -17,7 +17,7 @@ from ..mesh import ALONE, Layout
 from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
 from .job import Job
-from .several import Exchange, exchanged, merging, of_one
+from .several import Exchange, exchanged, merging, of_one, share
 from .stages import APART_OVERHEAD, OVERHEAD, VAE_OVERHEAD, Stage
 from .transformer import Matrices
 from .units import LINK_RATE, WIDTH, Work, peers_of, rate_of
@@ -336,12 +336,15 @@ class Estimate:
         """What one device sends and receives in a solver step."""
         run, job, layout = self.execution, self.job, self.layout
         tokens = [run.tokens] * (len(job.texts) if guided else 1) + [run.made] * controlled
+        passes = len(run.guided if guided else run.unguided) + len(run.control) * controlled
+        passes = -(-passes // layout.cfg)  # of one device, which gathers layers and has velocities once in each
         read = self.placement.generation == DISK  # by each for itself
         layers, hidden = 0 if read else self.weights["generation"], self.config.hidden_size
         latents = 4 * self.config.latent_channel * math.prod(run.latent)
         size = WIDTH[self.dtype]
-        each = [exchanged(self.own, layout, count, hidden * size, size, layers) for count in tokens[:: layout.cfg]]
-        return sum(each, Exchange(waited=latents * (layout.cfg * layout.pipeline > 1) * len(tokens)))
+        each = [exchanged(self.own, layout, count, hidden * size, size) for count in tokens[:: layout.cfg]]
+        velocities = passes * latents * (layout.cfg - 1 + (layout.pipeline > 1))
+        return sum(each, Exchange(velocities, passes * share(layout.hsdp) * layers))
 
     def bubbles(self, guided: bool, controlled: bool, ceiling: Ceiling) -> float:
         """Seconds of a step in which a device of a pipeline waits for its first rows, and for others' last ones."""

@@ -52,21 +52,21 @@ class Exchange:
         return min(travels, computes), self.waited / rate + max(0.0, travels - computes)
 
 
-def exchanged(own: TransformerConfig, layout: Layout, tokens: int, row: int, size: int, weights: int) -> Exchange:
-    """In a pass of one branch of so many media tokens; `own` is the model as one device has it, with layers of so many
-    bytes, `row` the bytes of a row of the residual stream, and a number takes `size` bytes.
+def share(count: int) -> float:
+    """Of what so many devices exchange all with all, or sum in a ring, each sends so much, a sum twice."""
+    return (count - 1) / count
 
-    Of what P devices exchange all with all, or sum in a ring, each sends (P - 1) / P, a sum twice. Ulysses: q, k and v
-    there, what was attended back. Ring: keys and values, beside the attention. Tensor: two sums of the rows. Pipeline:
-    the rows. HSDP: the layers, beside the pass. Behind the last layer all rows come together.
+
+def exchanged(own: TransformerConfig, layout: Layout, tokens: int, row: int, size: int) -> Exchange:
+    """In a pass of one branch of so many media tokens; `own` is the model as one device has it, `row` the bytes of a
+    row of the residual stream, and a number takes `size` bytes.
+
+    Ulysses: q, k and v there, what was attended back. Ring: keys and values, beside the attention. Tensor: two sums of
+    the rows. Pipeline: the rows. Behind the last layer all rows come together.
     """
     rows, layers = -(-tokens // layout.split), own.num_hidden_layers
-
-    def share(count: int) -> float:
-        return (count - 1) / count
-
     heads = size * rows * (2 * own.query_width + 2 * max(own.kv_width, layout.ulysses * own.head_dim))
     around = size * rows * 2 * max(own.kv_width, layout.ulysses * own.head_dim)
     waited = layers * (share(layout.ulysses) * heads + 4 * share(layout.tensor) * rows * row)
     waited += share(layout.split) * tokens * row + (layout.pipeline > 1) * rows * row
-    return Exchange(waited, layers * (layout.ring - 1) * around + share(layout.hsdp) * weights)
+    return Exchange(waited, layers * (layout.ring - 1) * around)
