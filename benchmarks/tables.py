@@ -1,4 +1,5 @@
-"""The tables of benchmarks/README.md, from the committed results: `python -m benchmarks.tables` writes them anew."""
+"""The tables of benchmarks/README.md and the README's chart, from the committed results: `python -m benchmarks.tables`
+writes them anew."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cosmos3_core.plan.cost.units import GIB
+
+from . import chart
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "README.md"
@@ -284,6 +287,7 @@ def main() -> None:
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n\n{render()}\n{END}{rest.split(END)[1]}")
+    chart.PICTURE.write_text(chart.render(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import pytest
 from command import cosmos3
 from sources import ROOT
 
-from benchmarks import tables
+from benchmarks import chart, tables
 from cosmos3_core.cli import cli
 
 README = (ROOT / "README.md").read_text()
@@ -267,6 +267,11 @@ def test_the_pages_made_of_rows_are_current():
 RESULTS = {path.name: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
 
 
+def test_the_chart_is_the_results():
+    assert chart.PICTURE.read_text("utf-8") == chart.render(), "type python -m benchmarks.tables"
+    assert (chart.PICTURE.relative_to(ROOT)).as_posix() in README
+
+
 def test_the_tables_of_the_benchmarks_are_the_results():
     page = (ROOT / "benchmarks" / "README.md").read_text()
     written = page.split(tables.BEGIN)[1].split(tables.END)[0]
@@ -282,7 +287,7 @@ def test_what_was_timed_gave_the_same(name):
         # bf16 at Nano's depth is 3 to 4 % from fp32, and as far from itself.
         assert one["formats"] or one["relative_error"] <= min(RESULTS[name]["settings"]["tolerance"], 0.05)
         if name in README:
-            assert f"{one['speed_ratio']:.2f}x" in README
+            assert f"{one['speed_ratio']:.2f}x" in chart.render()
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
