@@ -95,7 +95,22 @@ def test_a_card_of_two_gpus_is_declared_apart_from_one(capsys, monkeypatch):
 
 def test_integrated_gpus_share_the_hosts_memory():
     shared = {device.arch for _, device in known_devices("xpu", ()) if device.unified}
-    assert shared == {"lnl-m", "ptl-h"}
+    assert shared == {"arl-h", "lnl-m", "ptl-h"}
+
+
+@pytest.mark.parametrize("asked", ["--device A770", "--arch acm-g10", "--device 140T", "--arch bmg-g31"])
+def test_an_intel_gpu_that_rows_for_every_gpu_serve_is_planned_for(asked, plan):
+    """Of a generation that no kernel library was written for: torch's own products and attention."""
+    code, out, _ = plan("--backend", "xpu", *asked.split(), "--format", "w4a16", "--json")
+    told = json.loads(out)
+    kernels = {op: told["plan"]["kernels"][op] for op in ("attention", "pack_linear", "capture")}
+    assert code == 0 and kernels == {"attention": "sdpa", "pack_linear": "torch-int4", "capture": "xpu-graph"}
+    assert told["estimate"]["fits"] and told["estimate"]["seconds"]["total"] > 0
+
+
+def test_an_architecture_that_a_backend_does_not_name_is_refused(plan):
+    code, _, err = plan("--backend", "xpu", "--arch", "acm-g99", "--memory", "16")
+    assert code == 2 and "backend xpu names no such architecture. Did you mean acm-g10?" in err
 
 
 def test_a_plan_for_what_is_here_is_no_forecast(plan):
@@ -148,8 +163,10 @@ def test_where_it_cannot_run_the_list_says_why(plan):
     [
         (
             ("--device", "Arc"),
-            "several are called so: Intel(R) Arc(TM) B580 Graphics, Intel(R) Arc(TM) Pro B50 Graphics, "
-            "Intel(R) Arc(TM) Pro B60 Graphics, Intel(R) Arc(TM) 140V GPU, Intel(R) Arc(TM) B390 GPU",
+            "several are called so: Intel(R) Arc(TM) B580 Graphics, Intel(R) Arc(TM) B570 Graphics, "
+            "Intel(R) Arc(TM) Pro B50 Graphics, Intel(R) Arc(TM) Pro B60 Graphics, Intel(R) Arc(TM) Pro B70 Graphics, "
+            "Intel(R) Arc(TM) A770 Graphics, Intel(R) Arc(TM) A750 Graphics, Intel(R) Arc(TM) 140T GPU, "
+            "Intel(R) Arc(TM) 140V GPU, Intel(R) Arc(TM) B390 GPU",
         ),
         (("--device", "H1000"), "the installed packages know none of that name"),
         (("--device", "H100", "--backend", "xpu"), "backend xpu knows none of that name"),

@@ -84,8 +84,8 @@ def described_device(
         missing = [option for option, value in (("`backend`", name), ("`memory`", memory)) if value is None]
         raise InputError(asked, found, f"Give {' and '.join(missing)} too")
     backend = load(name, disabled)
-    served = sorted({one for row in backend.kernels for one in row.arch} - {"*"})
-    if arch not in served:
-        hint = did_you_mean(arch, served, f"It knows {', '.join(served) or 'none by name'}")
-        raise InputError(asked, f"no kernel of backend {name} is for that architecture", hint)
+    named = {one for row in backend.kernels for one in row.arch} | {device.arch for device in backend.known}
+    if arch not in (served := sorted(named - {"*"})):
+        hint = did_you_mean(arch, served, f"It names {', '.join(served) or 'none'}")
+        raise InputError(asked, f"backend {name} names no such architecture", hint)
     return backend, Device(arch=arch, name="not in this machine", count=1, memory=memory, unified=False, versions={})

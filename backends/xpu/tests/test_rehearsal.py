@@ -275,6 +275,22 @@ def test_attention_is_taken_for_heads_that_the_wheels_have_it_for():
     assert "128 and 256, not 64" in row.refuse(ask) and row.refuse(SimpleNamespace(head_dim=128)) is None
 
 
+def test_norms_of_strided_heads_are_the_wheels_own():
+    """Queries and keys are views of one product: four axes, of which the heads' rows are not dense."""
+    assert all(counts == {2, 3, 4} for file in operators.SCHEMAS for counts in operators.axes(file).values())
+    q, k, _ = cases.normal(2, 7, 12, 128, seed=1).bfloat16().split([8, 2, 2], 2)
+    weight, table = cases.normal(128, seed=2).bfloat16(), cases.normal(1, 7, 128, seed=3).bfloat16()
+    assert not q.is_contiguous()
+    (row,) = [row for row in plugin.ROWS if (row.op, row.name) == ("norm_rope", "vllm")]
+    norm_rope, dense = row.build(plugin_device()), [(x.contiguous(), weight) for x in (q, k)]
+    operators.CALLS.clear()
+    found = norm_rope([(q, weight), (k, weight)], table, table, eps=1e-6)
+    assert operators.CALLS == ["_C::rms_norm", "_xpu_C::apply_rotary_emb"] * 2
+    assert all(torch.equal(*pair) for pair in zip(found, norm_rope(dense, table, table, eps=1e-6), strict=True))
+    with pytest.raises(AssertionError):
+        torch.ops._C.rms_norm(torch.empty(1, 2, 7, 8, 128, dtype=q.dtype), q[None], weight, 1e-6)
+
+
 def test_ragged_attention_keeps_the_branches_apart():
     """Two branches of guidance are two sequences; their log-sum-exps come as [heads, rows of both]."""
     q = cases.normal(2, 5, 8, 128, seed=1).bfloat16()

@@ -93,9 +93,17 @@ def dynamic_per_token_scaled_fp8_quant(result: Tensor, input: Tensor, scale: Ten
     result.copy_((input.float() / scale).clamp(-448, 448).to(result.dtype))
 
 
+@functools.cache
+def axes(file: Path) -> dict[str, set[int]]:
+    """For how many axes a wheel has its rms_norm, which finds rows by the strides of each, by dtype."""
+    lines = [line.removeprefix("rms_norm ") for line in file.read_text().splitlines() if line.startswith("rms_norm ")]
+    return {dtype: {*map(int, counts.split())} for dtype, counts in (line.split(": ") for line in lines)}
+
+
 def rms_norm(result: Tensor, input: Tensor, weight: Tensor | None, epsilon: float) -> None:
     """Of the last axis; rows may be strided, results are dense. It rounds before the weight multiplies."""
-    assert result.is_contiguous() and input.stride(-1) == 1 and 2 <= input.dim() <= 4
+    assert result.is_contiguous() and input.stride(-1) == 1
+    assert all(input.dim() in axes(file)[str(input.dtype).removeprefix("torch.")] for file in SCHEMAS)
     assert weight is not None and weight.dtype == input.dtype and weight.is_contiguous()
     x = input.float()
     normed = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)).to(input.dtype)
@@ -103,12 +111,13 @@ def rms_norm(result: Tensor, input: Tensor, weight: Tensor | None, epsilon: floa
 
 
 def apply_rotary_emb(output: Tensor, input: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:
-    """Rows of heads [M, H, D] by halves, with tables of half a head [M, D/2]."""
+    """Rows of heads [M, H, D] by halves, with tables of half a head [M, D/2]. It rounds each product, as its source
+    does, and writes by the input's strides."""
     assert is_neox and output.is_contiguous() and input.is_contiguous() and input.dim() == 3
     for table in (cos, sin):
         assert table.shape == (len(input), input.shape[2] // 2) and table.is_contiguous() and table.dtype == input.dtype
-    first, second = input.float().chunk(2, -1)
-    c, s = cos.float().unsqueeze(1), sin.float().unsqueeze(1)
+    first, second = input.chunk(2, -1)
+    c, s = cos.unsqueeze(1), sin.unsqueeze(1)
     output.copy_(torch.cat((first * c - second * s, second * c + first * s), -1))
 
 
