@@ -75,7 +75,7 @@ $(NPU)/installed: .venv/installed backends/npu/rehearsal/constraints.txt
 # AutoRound writes, with auto-round-lib and stand-ins for what only a GPU has. Twenty minutes on two cores.
 XPU := build/rehearse-xpu
 rehearse-xpu: $(XPU)/installed
-	OMP_NUM_THREADS=1 PYTHONPATH=$(XPU) $(BIN)/python -m pytest -q -rxX --durations=10 -n 2 --dist loadfile \
+	OMP_NUM_THREADS=1 PYTHONPATH=$(XPU) $(BIN)/python -m pytest -q -rxX --durations=10 -n 3 --dist loadfile \
 		backends/xpu/tests
 
 $(XPU)/installed: .venv/installed backends/xpu/tests/rehearsal/constraints.txt

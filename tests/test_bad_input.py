@@ -956,6 +956,11 @@ HEADERS: dict[str, tuple[Damage, str, str]] = {
             ),
         )
     },
+    "the layers alone": (
+        weights("transformer", lambda t: [t.pop(name) for name in [*t] if not name.startswith("layers.")]),
+        "loading {model}/transformer",
+        "AutoRound saves no more of what it calibrates. Add the other tensors of the checkpoint",
+    ),
     "a quantized tensor": (
         weights("transformer", lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)})),
         "loading {model}/transformer",

@@ -185,20 +185,31 @@ def canonical_name(name: str) -> str:
     return name
 
 
+TOGETHER = "Check that config.json and the tensor files belong together and are complete"
+LAYERS_ALONE = (
+    "Its layers are all there, and nothing else: AutoRound saves no more of what it calibrates. Add the other tensors "
+    "of the checkpoint that it was made from, as docs/xpu.md has it"
+)
+
+
 def check_names(config: TransformerConfig, found: dict[str, tuple[tuple[int, ...], torch.dtype]], source: str) -> None:
     """`check_tensors` of a transformer's tensors, by their canonical names, against what its config says."""
     expected = shapes(config)
-    check_tensors(
-        expected, {n: info for n, info in found.items() if n in expected or not DECORATION.fullmatch(n)}, source
-    )
+    known = {name: info for name, info in found.items() if name in expected or not DECORATION.fullmatch(name)}
+    in_layers = {name for name in expected if name.startswith("layers.")}
+    check_tensors(expected, known, source, LAYERS_ALONE if known.keys() == in_layers else TOGETHER)
 
 
 def check_tensors(
-    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[tuple[int, ...], torch.dtype]], source: str
+    expected: dict[str, tuple[int, ...]],
+    found: dict[str, tuple[tuple[int, ...], torch.dtype]],
+    source: str,
+    hint: str = TOGETHER,
 ) -> None:
     """Compare the tensors of a component (name to shape and dtype) with what it should hold (name to shape).
 
-    Raises InputError that names every missing, extra, misshaped or non-floating tensor (the first few of each).
+    Raises InputError that names every missing, extra, misshaped or non-floating tensor (the first few of each), and
+    gives the hint.
     """
     both = [name for name in expected if name in found]
     problems = [
@@ -217,7 +228,7 @@ def check_tensors(
         raise InputError(
             f"loading {source}",
             "; ".join(filter(None, problems)),
-            "Check that config.json and the tensor files belong together and are complete",
+            hint,
         )
 
 

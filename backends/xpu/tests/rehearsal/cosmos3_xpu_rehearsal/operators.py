@@ -219,13 +219,16 @@ def _convolution(axes: int) -> Callable[..., Tensor]:
     return convolution
 
 
+WIDE: dict[str, Callable[..., Tensor]] = {"linear": _linear, "conv2d": _convolution(2), "conv3d": _convolution(3)}
+
+
 @functools.cache
-def widen() -> torch.library.Library:
-    """Let the host multiply in fp32 and round once, in linear layers and convolutions: its own kernels in 16 bits do
-    the same, and take up to 60 times longer on a processor that has no such products."""
+def widen(*names: str) -> torch.library.Library:
+    """Let the host multiply in fp32 and round once, in linear layers and convolutions, or these: its own kernels in 16
+    bits do the same, and take up to 60 times longer on a processor that has no such products."""
     aten = torch.library.Library("aten", "IMPL")
-    for name, function in {"linear": _linear, "conv2d": _convolution(2), "conv3d": _convolution(3)}.items():
-        aten.impl(name, function, "CPU")
+    for name in names or WIDE:
+        aten.impl(name, WIDE[name], "CPU")
     return aten
 
 

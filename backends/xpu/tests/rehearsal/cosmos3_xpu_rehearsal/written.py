@@ -1,6 +1,7 @@
-"""The embedded model as AutoRound's own package writes it without a model, straight from the files.
+"""The embedded model as AutoRound's own package writes it: without a model, straight from the files, or calibrated, by
+diffusers' pipeline.
 
-python -m cosmos3_xpu_rehearsal.written SCHEME FOLDER
+python -m cosmos3_xpu_rehearsal.written SCHEME FOLDER [calibrated]
 """
 
 from __future__ import annotations
@@ -8,9 +9,14 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+PROMPTS = "id\tcaption\n0\ta red ball\n1\ttwo green squares\n"
+FEW = {"iters": 20, "nsamples": 2, "calib_num_inference_steps": 2, "guidance_scale": 3.0, "batch_size": 1}
+"""Of the calibration: steps of its search, prompts, and steps of each picture. It is about the way, not the quality."""
 
 
-def main(scheme: str, folder: str) -> None:
+def main(scheme: str, folder: str, how: str = "") -> None:
     from auto_round import AutoRound
 
     from cosmos3_core.checkpoint.model import open_model
@@ -18,17 +24,48 @@ def main(scheme: str, folder: str) -> None:
 
     source = Path(f"{folder}-source")
     shutil.copytree(source_folder(open_model("embedded")), source)
-    made = AutoRound(
-        str(source),
-        scheme=scheme,
-        model_free=True,
-        iters=0,
-        format="auto_round",
-        ignore_layers="proj_in,proj_out,action_proj",
-        device_map="cpu",
-        enable_torch_compile=False,
-    )
+    given: dict[str, Any] = {"scheme": scheme, "device_map": "cpu", "enable_torch_compile": False}
+    if how:
+        (source / "prompts.tsv").write_text(PROMPTS)
+        widen_training()
+        made = AutoRound(str(source), dataset=str(source / "prompts.tsv"), **FEW, **given)
+    else:
+        kept = "proj_in,proj_out,action_proj"
+        made = AutoRound(str(source), model_free=True, iters=0, format="auto_round", ignore_layers=kept, **given)
     made.quantize_and_save(folder, format="auto_round")
+    if how:
+        complete(Path(folder), source)
+
+
+def complete(folder: Path, source: Path) -> None:
+    """Add what AutoRound leaves out where it calibrates: of the transformer it saves the layers alone."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "transformer" / "model.safetensors"
+    held = {
+        name: tensor
+        for one in (source / "transformer").glob("*.safetensors")
+        for name, tensor in load_file(one).items()
+    }
+    save_file({name: tensor for name, tensor in held.items() if not name.startswith("layers.")} | load_file(file), file)
+    shutil.copytree(source / "assets", folder / "assets")
+
+
+def widen_training() -> None:
+    """As `operators.widen`, for linear layers that gradients go through."""
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from .operators import widen
+
+    widen("conv2d", "conv3d")
+    linear = F.linear
+
+    def wide(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+    torch.nn.functional.linear = wide
 
 
 if __name__ == "__main__":  # its processes import this module again
