@@ -22,7 +22,11 @@ pytestmark = pytest.mark.skipif(
 SCHEMES: dict[str, tuple[str, str, dict[tuple[str, str], float]]] = {
     "W4A16": ("w4a16", "torch-int4", {("velocity", "error"): 0.337}),
     "MXFP8": ("mxfp8", "vllm-fp8", {}),
-    "MXFP4": ("mxfp4", "vllm-fp4", {("velocity", "error"): 0.382, ("inverse-dynamics", "error"): 0.0252}),
+    "MXFP4": (
+        "mxfp4",
+        "vllm-fp4",
+        {("velocity", "error"): 0.3835, ("inverse-dynamics", "error"): 0.0251, ("t2vs", "silence"): 0.7333},
+    ),
 }
 """By AutoRound's name: our format, the row that multiplies in it, and what 4 bits push beyond the bound of the model in
 bfloat16, as eager torch came to with the same checkpoint (`--kernel pack_linear=eager`, 1 December 2026)."""
@@ -71,11 +75,6 @@ def check_modules(folder: Path, format: str) -> None:
     assert {one.name for one in modules.values()} == {format} and all(name.startswith("layers.") for name in modules)
 
 
-def by_chance(one: dict[str, Any]) -> bool:
-    """Whether a share's bound would be met, had one case more been right. Depths leave room for one that fails so."""
-    return one["least"] is not None and one["least"] < 1 and one["value"] + 1 / one["of"] >= one["least"]
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_checkpoint_of_autoround_shows_what_was_asked_for(scheme, made):
     """Within all bounds of the model; where 4 bits miss one, as eager torch does, and no farther off."""
@@ -85,9 +84,10 @@ def test_a_checkpoint_of_autoround_shows_what_was_asked_for(scheme, made):
     check_modules(folder, format)
     assert found["kernels"]["pack_linear"] == row
     missed = {(one["task"], one["measure"]): one for one in found["measures"] if not one["met"]}
-    far = {key: one["value"] for key, one in missed.items() if key in eager or not by_chance(one)}
-    assert far.keys() <= eager.keys() and all(far[key] <= MORE * eager[key] for key in far), far
-    assert len(missed) <= len(eager) + 1, missed
+    assert missed.keys() <= eager.keys(), missed
+    for key, one in missed.items():
+        near = one["value"] <= MORE * eager[key] if one["most"] is not None else MORE * one["value"] >= eager[key]
+        assert near, (one, eager[key])
 
 
 def test_a_calibrated_checkpoint_of_autoround_is_generated_from(made):
