@@ -19,6 +19,8 @@ from torch import Tensor
 from cosmos3_core.contract import Attention, Device, Segment, Unavailable
 from cosmos3_core.contract.attention import joined
 
+from .quantized import FP8
+
 Segments = Sequence[Segment]
 
 CAUSAL = 2
@@ -88,6 +90,72 @@ def infer(
         **options,
     )
     return out_BSHD, lse_BHS1[..., 0] if want_lse else None
+
+
+NO_OVERFLOW = 1
+"""The quantization's `scale_alg` by which no number is beyond the largest of FP8."""
+FEW = 80
+"""So many queries for a head of keys have another layout of their scales."""
+MOST = 448.0
+"""The largest number of FP8, to which the operator scales the weights of the softmax, so that small ones count."""
+BY_TOKEN, BY_CHANNEL = 6, 8
+"""The operator's `..._quant_mode` for blocks of a token's numbers, and for blocks of a channel's tokens."""
+
+
+@functools.cache
+def most(device: torch.device) -> Tensor:
+    """MOST as the operator takes it: one for all layers."""
+    return torch.tensor([MOST], device=device)
+
+
+def mx(
+    q_BSHD: Tensor, segments: Segments, *, causal: bool = False, want_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """See contract.ops.Attention: queries, keys and values in MXFP8, branch by branch, so that no block of values is of
+    two. Where a log-sum-exp or a mask is wanted, `fusion` is what runs.
+
+    Shapes and modes are those of op-plugin's page of npu_fused_infer_attention_score_v2 for the 950: scales of keys and
+    queries are [T, K, D/64, 2], those of FEW queries [K, S, H/K, D/64, 2]; those of values, whose blocks are of 32
+    tokens, [T/64 rounded up, K, D, 2]."""
+    if want_lse or causal:
+        return fusion(q_BSHD, segments, causal=causal, want_lse=want_lse)
+    k_BTKD, v_BTKD = joined(q_BSHD, segments, causal)
+    branches = [mx_branch(*branch) for branch in zip(q_BSHD, k_BTKD, v_BTKD, strict=True)]
+    return torch.stack(branches) if len(branches) > 1 else branches[0].unsqueeze(0), None
+
+
+def mx_branch(q_SHD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+    import torch_npu
+
+    q, q_scale = torch_npu.npu_dynamic_mx_quant(q_SHD, dst_type=FP8.type, scale_alg=NO_OVERFLOW)
+    k, k_scale = torch_npu.npu_dynamic_mx_quant(k_TKD, dst_type=FP8.type, scale_alg=NO_OVERFLOW)
+    group = q.shape[1] // k.shape[1]
+    if len(q) * group <= FEW:
+        q_scale = q_scale.unflatten(1, (-1, group)).movedim(1, 0).contiguous()
+    v, v_scale = torch_npu.npu_dynamic_mx_quant(v_TKD, axis=0, dst_type=FP8.type, scale_alg=NO_OVERFLOW)
+    out_SHD, _ = torch_npu.npu_fused_infer_attention_score_v2(
+        q,
+        k,
+        v,
+        actual_seq_qlen=[len(q)],
+        actual_seq_kvlen=[len(k)],
+        dequant_scale_query=q_scale,
+        dequant_scale_key=k_scale,
+        dequant_scale_value=v_scale,
+        quant_scale_p=most(q.device),
+        num_query_heads=q.shape[1],
+        num_key_value_heads=k.shape[1],
+        softmax_scale=1 / math.sqrt(q.shape[2]),
+        input_layout="TND",
+        query_quant_mode=BY_TOKEN,
+        key_quant_mode=BY_TOKEN,
+        value_quant_mode=BY_CHANNEL,
+        dequant_scale_query_dtype=torch_npu.float8_e8m0fnu,
+        dequant_scale_key_dtype=torch_npu.float8_e8m0fnu,
+        dequant_scale_value_dtype=torch_npu.float8_e8m0fnu,
+        out_dtype=q_SHD.dtype,
+    )
+    return out_SHD
 
 
 LASER = ("query", "key", "value", "attn_mask", "scale", "fused", "head_first", "kwargs")

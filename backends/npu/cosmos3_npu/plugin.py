@@ -94,6 +94,10 @@ def refuse_laser(ask: Ask) -> str | None:
     return refuse_wide(ask)
 
 
+def refuse_mx_attention(ask: Ask) -> str | None:
+    return None if ask.head_dim in (64, 128) else f"takes head dims of 64 and 128, not {ask.head_dim}"
+
+
 def refuse_norm_rope(ask: Ask) -> str | None:
     if ask.head_dim >= 896 or ask.head_dim % 2:
         return f"rotates even head dims below 896, not {ask.head_dim}"
@@ -190,6 +194,17 @@ ROWS = (
         delegates=(Delegate("infer", LASER_TOKENS),),
         notes="MindIE-SD's, in fp16 inside, with keys copied for heads that share them; causal calls and those with "
         f"a log-sum-exp are fusion's; {REHEARSED}",
+    ),
+    Kernel(
+        op="attention",
+        name="mx",
+        build=Build("attention", "mx"),
+        arch=ASCEND_950,
+        dtypes=SIXTEEN_BITS,
+        formats=("mxfp8",),
+        refuse=refuse_mx_attention,
+        notes="npu_dynamic_mx_quant and npu_fused_infer_attention_score_v2; causal calls and those with a log-sum-exp "
+        f"are fusion's, in 16 bits; {REHEARSED}",
     ),
     Kernel(
         op="rms_norm",
@@ -320,6 +335,13 @@ ROWS = (
         packed=True,
         notes=f"norm and gate hand rows in the format to the products; {REHEARSED}",
         **OTHER_HALF | MX,
+    ),
+    Kernel(
+        op="memory",
+        name="npu",
+        build=Build("memory", "memory", makes=True),
+        notes="torch.npu's allocator; events are torch's, and where processes share a run a copy waits for the stream "
+        f"before it; {REHEARSED}",
     ),
 )
 

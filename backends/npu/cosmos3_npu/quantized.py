@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,6 +11,15 @@ from torch import Tensor
 
 DYNAMIC = 1
 """The operator's `quant_mode` for a scale of each row's own."""
+WIDEST_GATE, GATE_STEP = 10496, 64
+"""On the 910B and 910C the gate that quantizes makes rows of up to so many numbers, a multiple of that."""
+
+
+@functools.lru_cache(maxsize=64)
+def one_group(rows: int, device: torch.device) -> Tensor:
+    """All rows as one group: what that gate wants to be told on the 910B and 910C, which know it for a mixture of
+    experts."""
+    return torch.full((1,), rows, dtype=torch.int64, device=device)
 
 
 class Rows(NamedTuple):
@@ -31,11 +41,10 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True)
 class Int8:
-    """A scale for each row, its largest magnitude over 127. `gates`: the chip has a gate that quantizes such rows. On
-    the 910B and 910C that operator takes groups of a mixture of experts alone, and npu_swiglu_quant rows of up to 8192
-    numbers, a third of Nano's."""
+    """A scale for each row, its largest magnitude over 127. `grouped`: the chip's gate that quantizes takes groups
+    alone, and rows in bf16 up to WIDEST_GATE, which are fewer than Nano's 12288."""
 
-    gates: bool
+    grouped: bool
 
     def rows(self, x_MI: Tensor) -> Rows:
         import torch_npu
@@ -56,9 +65,13 @@ class Int8:
     def gate(self, x_MI: Tensor) -> Rows:
         import torch_npu
 
-        if not self.gates:
+        width = x_MI.shape[1] // 2
+        if self.grouped and (width > WIDEST_GATE or width % GATE_STEP or x_MI.dtype != torch.bfloat16):
             return self.rows(torch_npu.npu_swiglu(x_MI))
-        values_MI, scale_M = torch_npu.npu_dequant_swiglu_quant(x_MI, activate_left=True, quant_mode=DYNAMIC)
+        group = one_group(len(x_MI), x_MI.device) if self.grouped else None
+        values_MI, scale_M = torch_npu.npu_dequant_swiglu_quant(
+            x_MI, group_index=group, activate_left=True, quant_mode=DYNAMIC
+        )
         return Rows(values_MI, scale_M, x_MI.dtype)
 
 
@@ -102,11 +115,11 @@ class Mx:
 
 
 FP8, FP4 = Mx("float8_e4m3fn"), Mx("float4_e2m1fn_x2")
-INT8 = Int8(gates=False)
+INT8 = Int8(grouped=True)
 SCHEMES: dict[str, Scheme] = {"int8": INT8, "mxfp8": FP8, "mxfp4": FP4, "mxfp4a8": FP8}
 """What becomes of activations, by the format of the weights that they are multiplied by."""
 
 
 def scheme_of(format: str, arch: str) -> Scheme | None:
     """Of a composite; None where no operator but the format's own makes such rows."""
-    return Int8(gates=True) if (format, arch) == ("int8", "Ascend950") else SCHEMES.get(format)
+    return Int8(grouped=False) if (format, arch) == ("int8", "Ascend950") else SCHEMES.get(format)

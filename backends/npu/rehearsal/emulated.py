@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,12 +60,27 @@ def scales_in_pairs(scales: Tensor) -> Tensor:
 
 
 def dynamic_mx_quant(
-    input: Tensor, *, axis: int = -1, round_mode: str = "rint", dst_type: int = FP4, block_size: int = 32, **other: Any
+    input: Tensor,
+    *,
+    axis: int = -1,
+    round_mode: str = "rint",
+    dst_type: int = FP4,
+    block_size: int = 32,
+    scale_alg: int = 0,
+    **other: Any,
 ) -> tuple[Tensor, Tensor]:
-    within(axis in (-1, input.ndim - 1) and block_size == 32 and round_mode == "rint", "blocks are 32 features, rint")
-    within(not any(other.values()), "only the OCP rule of scales is emulated")
-    packed = pack(input, FORMATS[of_mx(dst_type)])
-    return packed.values, scales_in_pairs(packed.scales)
+    within(block_size == 32 and round_mode == "rint", "blocks are of 32 numbers, rint")
+    within(not any(other.values()), "no other maximum or bound is emulated")
+    within(scale_alg in ((0,) if dst_type == FP4 else (0, 1)), "scales are by OCP's rule, or for FP8 by cuBLAS's")
+    format = replace(FORMATS[of_mx(dst_type)], exponent="rceil" if scale_alg else "floor")
+    if axis in (-1, input.ndim - 1):
+        packed = pack(input, format)
+        return packed.values, scales_in_pairs(packed.scales)
+    within(axis == 0 and format.name == "mxfp8", "blocks of rows are emulated of the first axis, in FP8")
+    last = F.pad(input.movedim(0, -1), (0, -len(input) % 32))
+    packed = pack(last.contiguous(), format)
+    values = packed.values[..., : len(input)].movedim(-1, 0).contiguous()
+    return values, scales_in_pairs(packed.scales).movedim(-2, 0).contiguous()
 
 
 def dynamic_dual_level_mx_quant(
@@ -267,11 +283,32 @@ def dequant_swiglu_quant(
     return dynamic_quant(F.silu(first) * second)
 
 
+def dequant_swiglu_quant_910(x: Tensor, *, group_index: Tensor | None = None, **other: Any) -> tuple[Tensor, Tensor]:
+    """Of the 910B and 910C, in groups: rows behind the last one hold whatever was there."""
+    within(x.ndim == 2 and x.dtype == torch.bfloat16, "rows are bfloat16")
+    within(group_index is not None and group_index.dtype == torch.int64, "groups are there, and their counts int64")
+    assert group_index is not None
+    within(group_index.ndim == 1 and int(group_index.sum()) <= len(x), "groups count the rows that are there")
+    width = x.shape[1] // 2
+    within(width <= 10496 and width % 64 == 0, f"rows have up to 10496 numbers, a multiple of 64, not {width}")
+    values, scale = dequant_swiglu_quant(x, **other)
+    values[int(group_index.sum()) :], scale[int(group_index.sum()) :] = 127, torch.nan
+    return values, scale
+
+
 # Attention
 
 
-def attend(q_BNSD: Tensor, k_BNTD: Tensor, v_BNTD: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The attended values, and of the scores of each query the maximum and the sum of exponentials, [B, N, S, 1]."""
+def attend(
+    q_BNSD: Tensor,
+    k_BNTD: Tensor,
+    v_BNTD: Tensor,
+    scale: float,
+    causal: bool,
+    most: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The attended values, and of the scores of each query the maximum and the sum of exponentials, [B, N, S, 1]. With
+    `most` the exponentials that multiply the values are rounded to FP8, the largest one being that."""
     group = q_BNSD.shape[1] // k_BNTD.shape[1]
     k, v = (x.float().repeat_interleave(group, 1) for x in (k_BNTD, v_BNTD))
     parts = []
@@ -282,6 +319,8 @@ def attend(q_BNSD: Tensor, k_BNTD: Tensor, v_BNTD: Tensor, scale: float, causal:
         peak = scores.amax(-1, keepdim=True)
         scores.sub_(peak).exp_()
         total = scores.sum(-1, keepdim=True)
+        if most is not None:
+            scores = (scores * most).to(torch.float8_e4m3fn).float() / most
         parts.append((scores @ v / total, peak, total))
     out, peaks, totals = (torch.cat(part, 2) for part in zip(*parts, strict=True))
     return out.to(q_BNSD.dtype), peaks, totals
@@ -376,6 +415,59 @@ def fused_infer_attention_score(
     return order(out).contiguous(), peak + total.log() if softmax_lse_flag else torch.empty(0)
 
 
+def fused_infer_attention_score_v2(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    actual_seq_qlen: list[int],
+    actual_seq_kvlen: list[int],
+    dequant_scale_query: Tensor,
+    dequant_scale_key: Tensor,
+    dequant_scale_value: Tensor,
+    quant_scale_p: Tensor | None = None,
+    num_query_heads: int,
+    num_key_value_heads: int,
+    softmax_scale: float,
+    input_layout: str,
+    query_quant_mode: int = 0,
+    key_quant_mode: int = 0,
+    value_quant_mode: int = 0,
+    dequant_scale_query_dtype: int,
+    dequant_scale_key_dtype: int,
+    dequant_scale_value_dtype: int,
+    out_dtype: int,
+) -> tuple[Tensor, Tensor]:
+    """Of the 950, in MXFP8 alone, as CANN documents aclnnFusedInferAttentionScoreV5. The weights of the softmax are
+    rounded to FP8 before they multiply the values, times a factor, and their sum is not, as tests of its attention in
+    FP8 have it."""
+    within((query_quant_mode, key_quant_mode, value_quant_mode) == (6, 6, 8), "blocks are of tokens, and of channels")
+    within(input_layout == "TND" and query.shape[2] in (64, 128), "MXFP8 is for TND, head dims 64 and 128")
+    within(all(x.dtype == torch.float8_e4m3fn and x.is_contiguous() for x in (query, key, value)), "FP8, contiguous")
+    types = dequant_scale_query_dtype, dequant_scale_key_dtype, dequant_scale_value_dtype
+    within(set(types) == {E8M0}, "scales are exponents")
+    within(len(actual_seq_qlen) == len(actual_seq_kvlen) == 1, "one sequence is emulated")
+    within((*actual_seq_qlen, *actual_seq_kvlen) == (len(query), len(key)), "sequences are as long as the tensors")
+    heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
+    within((heads, kv_heads) == (num_query_heads, num_key_value_heads), "the numbers of heads are the tensors'")
+    if len(query) * (heads // kv_heads) <= 80:
+        within(
+            list(dequant_scale_query.shape[:3]) == [kv_heads, len(query), heads // kv_heads], "scales of few queries"
+        )
+        dequant_scale_query = dequant_scale_query.movedim(0, 1).flatten(1, 2)
+    shapes = [*map(list, (dequant_scale_query.shape, dequant_scale_key.shape, dequant_scale_value.shape))]
+    blocks = -(-len(value) // 64)
+    expected = [[len(x), x.shape[1], head_dim // 64, 2] for x in (query, key)] + [[blocks, kv_heads, head_dim, 2]]
+    within(shapes == expected, f"scales are {expected}, not {shapes}")
+    q, k = mx(query, dequant_scale_query, "mxfp8"), mx(key, dequant_scale_key, "mxfp8")
+    last = F.pad(value.movedim(0, -1).float(), (0, -len(value) % 32)).to(value.dtype)
+    v = mx(last, dequant_scale_value.movedim(0, -2), "mxfp8")[..., : len(value)].movedim(-1, 0)
+    most = 1.0 if quant_scale_p is None else quant_scale_p.item()
+    within(1 <= most <= 448, f"weights are scaled by 1 to 448, not {most}")
+    out, _, _ = attend(*(x.movedim(0, 1).unsqueeze(0) for x in (q, k, v)), softmax_scale, False, most)
+    return out[0].movedim(0, 1).to(DTYPES[out_dtype]).contiguous(), torch.empty(0)
+
+
 def format_cast(input: Tensor, acl_format: int, *rest: Any, **other: Any) -> Tensor:
     """Where a tensor's numbers lie is a matter of the device alone; here they stay where they were."""
     return input.clone()
@@ -398,7 +490,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "npu_apply_rotary_pos_emb": apply_rotary_pos_emb,
     "npu_swiglu": swiglu,
     "npu_swiglu_mx_quant": swiglu_mx_quant,
-    "npu_dequant_swiglu_quant": dequant_swiglu_quant,
+    "npu_dequant_swiglu_quant": dequant_swiglu_quant_910,
     "npu_fusion_attention": lambda *args, **options: (*fusion_attention(*args, **options), 0, 0, 0),
     "npu_fusion_attention_v3": lambda *args, **options: (
         *fusion_attention(*args, **options),
@@ -406,13 +498,17 @@ OPS: dict[str, Callable[..., Any]] = {
         torch.zeros(1, dtype=torch.int64),
     ),
     "npu_fused_infer_attention_score": fused_infer_attention_score,
+    "npu_fused_infer_attention_score_v2": fused_infer_attention_score_v2,
     "npu_format_cast": format_cast,
     "_npu_format_cast": format_cast,
 }
 
 A2, A3, A5 = 220, 250, 260
 """The wheel's numbers of the first chip of a generation: 910B, 910C, 950."""
-ONLY_950 = ("mx_", "dual_level", "dequant_swiglu")
-"""In names of operators. The gate with int8 rows takes groups alone before the 950, and groups are not emulated."""
+ONLY_950 = ("mx_", "dual_level", "attention_score_v2")
+"""In names of operators. Of the attention MXFP8 alone is emulated."""
 SINCE = {name: A5 if any(part in name for part in ONLY_950) else A2 for name in OPS}
-ON_950: dict[str, Callable[..., Any]] = {"npu_add_rms_norm": add_rms_norm_950}
+ON_950: dict[str, Callable[..., Any]] = {
+    "npu_add_rms_norm": add_rms_norm_950,
+    "npu_dequant_swiglu_quant": dequant_swiglu_quant,
+}

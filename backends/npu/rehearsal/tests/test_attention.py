@@ -113,6 +113,25 @@ def test_one_operator_attends_and_no_mask_is_made(row, causal, launches):
     assert others == copies
 
 
+@pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")
+@pytest.mark.parametrize("branches", [1, 2])
+def test_attention_in_mxfp8(branches, launches):
+    """An operator attends for each branch, to all segments, and three quantize for it."""
+    assert error("mx", branches=branches, text=37) < 2 * FAR  # FP8 loses more than bfloat16: 0.056
+    asked = vendors(launches)
+    assert asked == {"npu::npu_dynamic_mx_quant": 3 * branches, "npu::npu_fused_infer_attention_score_v2": branches}
+    assert error("mx", causal=True) < FAR and error("mx", want_lse=True) < FAR
+    assert vendors(launches) == asked | {"npu::npu_fusion_attention": 2}
+
+
+@pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")
+@pytest.mark.parametrize("mode", ["BY_TOKEN", "BY_CHANNEL"])
+def test_a_wrong_mode_of_scales_is_seen(mode, monkeypatch):
+    monkeypatch.setattr(attention, mode, 0)
+    with pytest.raises(Limit, match="blocks"):
+        error("mx")
+
+
 def test_a_mask_of_each_call_s_own_is_seen(launches, monkeypatch):
     monkeypatch.setattr(attention, "causal_mask", attention.causal_mask.__wrapped__)
     given = on_device(*inputs())

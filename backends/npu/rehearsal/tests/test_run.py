@@ -9,6 +9,7 @@ import pytest
 from conftest import CHIP, FORMATS
 
 import cosmos3
+from cosmos3_core.contract import InputError
 
 TABLE = Path(__file__).parents[4] / "docs" / "images" / "table.png"
 PRODUCTS = {
@@ -41,6 +42,12 @@ def test_a_picture(tmp_path, launches, format):
     assert launches.counts[attention] >= 6 * steps
     # The host asks whether the latents are finite, takes them, and takes the pixels; no step waits.
     assert launches.waits.total() <= 3, dict(launches.waits)
+
+
+@pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")
+def test_attention_in_mxfp8_is_refused_for_the_embedded_model_s_heads():
+    with pytest.raises(InputError, match="takes head dims of 64 and 128, not 32"):
+        cosmos3.load("embedded", backend="npu", formats={"attention": "mxfp8"})
 
 
 def test_no_step_waits_for_the_device(tmp_path, launches):
