@@ -25,7 +25,6 @@ from cosmos3_core.contract import (
     Projected,
     ProjectWeights,
     Residual,
-    RmsNorm,
 )
 
 from . import rows
@@ -54,7 +53,6 @@ def gate(scheme: Scheme, x_MI: Tensor, *, activation: str) -> Rows:
 
 
 def norm_once(
-    ours: RmsNorm,
     x_MI: Tensor,
     weight_I: Tensor,
     *,
@@ -62,8 +60,14 @@ def norm_once(
     residual_MI: Tensor | None = None,
     weight_fp32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """contract.ops.RmsNorm, rounded once whatever is asked: where rows are quantized next, or the weight is ones."""
-    return ours(x_MI, weight_I, eps=eps, residual_MI=residual_MI, weight_fp32=True)
+    """contract.ops.RmsNorm of the 950, rounded once whatever is asked, and the sum not at all: where rows are quantized
+    next, or the weight is ones."""
+    import torch_npu
+
+    if residual_MI is None:
+        return torch_npu.npu_rms_norm(x_MI, weight_I, eps)[0], x_MI
+    y_MI, _, z_MI = torch_npu.npu_add_rms_norm(x_MI, residual_MI, weight_I, eps)
+    return y_MI, z_MI
 
 
 def norm_rope_once(
@@ -79,7 +83,7 @@ def of_format(ops: Ops, format: str, device: Device) -> Ops:
     ours = {"norm_rope": partial(norm_rope_once, rows.build_norm_rope(device)), "pack_linear": pack_linear}
     scheme = scheme_of(format, device.arch)
     if scheme is None:
-        ours["rms_norm"] = partial(norm_once, rows.build_rms_norm(device))
+        ours["rms_norm"] = norm_once
     else:
         ours |= {"rms_norm": partial(norm, scheme), "gate": partial(gate, scheme)}
     return replace(ops, **ours)  # type: ignore[arg-type]  # rows are between ours alone
@@ -146,10 +150,10 @@ class FoldedProject:
 
 
 def build_folded_project(device: Device) -> PackProject:
-    rms_norm, norm_rope = rows.build_rms_norm(device), rows.build_norm_rope(device)
+    norm_rope = rows.build_norm_rope(device)
 
     def project(weights: ProjectWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Project:
-        ours = replace(ops, rms_norm=partial(norm_once, rms_norm), norm_rope=norm_rope, pack_linear=pack_linear)
+        ours = replace(ops, rms_norm=norm_once, norm_rope=norm_rope, pack_linear=pack_linear)
         if layer.weight_fp32:
             return ops.project(weights, layer, ours, format=format)
         qkv_OI, norm_I = folded(weights.qkv_OI, weights.norm_I)
@@ -165,10 +169,8 @@ def build_folded_project(device: Device) -> PackProject:
 
 
 def build_folded_finish(device: Device) -> PackFinish:
-    rms_norm = rows.build_rms_norm(device)
-
     def finish(weights: FinishWeights, layer: Layer, ops: Ops, *, format: str = "none") -> Finish:
-        ours = replace(ops, rms_norm=partial(norm_once, rms_norm), pack_linear=pack_linear)
+        ours = replace(ops, rms_norm=norm_once, pack_linear=pack_linear)
         if not layer.weight_fp32:
             up_OI, norm_I = folded(weights.up_OI, weights.norm_I)
             weights = replace(weights, up_OI=up_OI, norm_I=norm_I)

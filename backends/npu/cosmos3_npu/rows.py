@@ -1,9 +1,10 @@
 """Ops over rows by the vendor's fused operators: norms, rotation and gate.
 
-Where the vendor rounds: npu_rms_norm once, after the weight; npu_add_rms_norm before the weight, too, on the 910B and
-910C, and once on the 950, as CANN's own tests have them (github.com/hicann/ops-nn, norm/*/tests/assets/golden.py). The
-order that is asked for is kept: a weight that comes after a rounding is then a product of its own, or an addition's
-second step: x + x is exact in bfloat16, and its norm with four times the eps is that of x.
+Where the vendor rounds: npu_rms_norm once, after the weight; npu_add_rms_norm the sum, and before the weight, on the
+910B and 910C, and once on the 950, as CANN's own tests have them (github.com/hicann/ops-nn,
+norm/*/tests/assets/golden.py). The order that is asked for is kept: a sum that is to be rounded is then an addition of
+its own, a weight that comes after a rounding a product of its own, or an addition's second step: x + x is exact in
+bfloat16, and its norm with four times the eps is that of x.
 """
 
 from __future__ import annotations
@@ -87,11 +88,9 @@ def build_rms_norm(device: Device) -> RmsNorm:
 
         exact = x_MI.dtype == torch.float32
         rounds_first = not weight_fp32 and not exact
-        added = exact or rounds_first == rounds_added
-        if residual_MI is not None and (added or rounds_first):
-            weight = weight_I if added else ones(len(weight_I), weight_I.dtype, weight_I.device)
-            y_MI, _, z_MI = torch_npu.npu_add_rms_norm(x_MI, residual_MI, weight, eps)
-            return y_MI if added else y_MI * weight_I, z_MI
+        if residual_MI is not None and (exact or (rounds_first and rounds_added)):
+            y_MI, _, z_MI = torch_npu.npu_add_rms_norm(x_MI, residual_MI, weight_I, eps)
+            return y_MI, z_MI
         z_MI = x_MI if residual_MI is None else x_MI + residual_MI
         if rounds_first:
             return normed(z_MI, eps) * weight_I, z_MI
