@@ -31,10 +31,12 @@ from cosmos3_core.contract import Backend, Comm, InputError, Pending
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.engine.stages import Watch
-from cosmos3_core.parallel.launch import launch, meet, on_this_host, part
+from cosmos3_core.parallel.launch import launch, part
+from cosmos3_core.parallel.launchers import started
 from cosmos3_core.parallel.ranks import from_first
 from cosmos3_core.plan import choose_backend
 from cosmos3_core.plan.cost.units import ceiling_of
+from cosmos3_core.runs.processes import Processes
 from cosmos3_core.settle import Settled, Wish, settle
 
 from .common import environment, report, seconds, waiting
@@ -206,14 +208,13 @@ def together(job: Job, settled: Settled, each: list[dict[str, Any]]) -> dict[str
 
 def work(name: str, layout: str, args: argparse.Namespace) -> None:
     """One process of a layout; the first one writes what all found."""
-    rank, _ = meet()
+    processes = Processes.of(started())
     job = JOBS[name]
     settled = settled_of(job, args.backend, parallel=layout)
-    if settled.plan.backend.torch_device != "cpu":
-        torch.accelerator.set_device_index(on_this_host())
+    processes.take_device(settled.plan)
     each: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(each, measure(job, settled, rank))
-    if rank == 0:
+    dist.all_gather_object(each, measure(job, settled, processes.rank))
+    if processes.writes:
         add(args.out, name, layout, together(job, settled, each), settled)
     part()
 

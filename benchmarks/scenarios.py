@@ -27,6 +27,7 @@ from cosmos3.pipeline import Pipeline
 from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.plan.placement import ALL_RESIDENT
+from cosmos3_core.runs.processes import Processes
 from cosmos3_core.sampling.state import State
 from cosmos3_core.settle import Wish, settle
 from cosmos3_core.settle.settle import ground_of
@@ -59,7 +60,8 @@ def pipeline(args: argparse.Namespace) -> Pipeline:
     )
     ground = ground_of(wish)
     weights = RandomWeights(ground.model, ground.plan.backend.torch_device)
-    return Pipeline(wish, ground, Engine(ground.model, ground.plan, placement=ALL_RESIDENT, weights=weights))
+    engine = Engine(ground.model, ground.plan, placement=ALL_RESIDENT, weights=weights)
+    return Pipeline(wish, ground, engine, Processes())
 
 
 def sound(pipe: Pipeline, args: argparse.Namespace) -> dict[str, Any]:

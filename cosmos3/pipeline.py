@@ -10,13 +10,14 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
-from cosmos3_core.contract import InputError, RunError
+from cosmos3_core.contract import InputError
+from cosmos3_core.plan.mesh import typed
 from cosmos3_core.plan.own import with_own
 from cosmos3_core.quant.steps import OPTION
 from cosmos3_core.runs import generation, outputs, room, saved
 from cosmos3_core.runs.generation import Generation
-from cosmos3_core.runs.keeping import Keeper
-from cosmos3_core.runs.outputs import Moved
+from cosmos3_core.runs.outputs import Paths
+from cosmos3_core.runs.processes import Processes
 from cosmos3_core.scenarios import kinds
 from cosmos3_core.scenarios.captions import check_no_file
 from cosmos3_core.scenarios.defaults import PROFILES, check_profile
@@ -30,7 +31,7 @@ from .inputs import media_of, noise_of
 from .plans import Plan, plan_of
 from .questions import check_switch, path_of
 from .results import Result
-from .runs import Event, Progress, Run, check_hooks
+from .runs import Event, Progress, Run, check_hooks, written
 from .words import CALL, LOAD, OF_A_PIPE, START, Answering, as_arguments, bound, elsewhere, unknown
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def load(
     resident: bool = True,
     placement: str | None = None,
     memory_limit: int | None = None,
+    parallel: str | None = None,
     **others: Any,
 ) -> Pipeline:
     """Open a model and plan it for this machine. Its weights are read by the first run that needs them.
@@ -87,15 +89,24 @@ def load(
     `profile` names whose defaults fill a request. With `resident` what was loaded stays for the next request; without
     it, no two components are on the device at once. `placement` says it of single parts, in words of `cosmos3 run`:
     "generation=streamed,understanding=disk". Until the pipe is closed, the process takes no more of the device than
-    `memory_limit` bytes. Raises InputError for what cannot be met.
+    `memory_limit` bytes. `parallel` is how several devices share each request, "cfg=2,ulysses=4": torchrun, srun or
+    mpirun has started the program once for each, all do the same, and the first one writes. Raises InputError for what
+    cannot be met, and RunError where they do not meet.
     """
     from cosmos3_core.engine.engine import Engine
 
     for name, value in others.items():
         raise InputError(f"load({name}={shown(value)})", "there is no such argument", unknown(name, LOAD), name)
     more = {OPTION: high_precision_steps, "placement": placement, "memory_limit": memory_limit, "revision": revision}
+    more["parallel"] = parallel
     wish, ground = grounded(wish_of(model, backend, formats, kernels, dtype, profile, resident, **more))
-    return Pipeline(wish, ground, Engine(ground.model, ground.plan, placement=wish.placed, limit=wish.memory_limit))
+    plan, processes = ground.plan, Processes()
+    if parallel is not None:
+        processes = Processes.of_program(parallel)
+        processes.take_device(plan)
+        wish, plan = processes.agreed(replace(wish, started=processes.count)), replace(plan, layout=typed(parallel))
+    engine = Engine(ground.model, plan, placement=wish.placed, limit=wish.memory_limit)
+    return Pipeline(wish, ground, engine, processes)
 
 
 def _settled(wish: Wish, ground: Ground, given: Mapping[str, Any], **other: Any) -> Settled:
@@ -152,11 +163,13 @@ class Pipeline(Answering):
     """A model on a device; `cosmos3.load` makes one. Called, it makes a picture or a clip.
 
     One thread works on the device at a time, so that several may share a pipe: steps of their runs take turns. As a
-    context manager it closes itself.
+    context manager it closes itself. Several devices share its requests where `parallel` said so: then one thread of
+    each process calls it, all with the same arguments.
     """
 
-    def __init__(self, wish: Wish, ground: Ground, engine: Engine):
+    def __init__(self, wish: Wish, ground: Ground, engine: Engine, processes: Processes):
         self._wish, self._ground, self._engine, self._closed = wish, ground, engine, False
+        self._processes = processes
 
     def close(self) -> None:
         """Free what is loaded. Runs in hand go on, and what they load again goes with them; new ones are refused."""
@@ -317,7 +330,8 @@ class Pipeline(Answering):
             stopped=stopped,
             asked=asked,
         )
-        return Run(ready)
+        self._processes.check(ready)
+        return Run(ready, self._processes)
 
     @as_arguments(OF_A_PIPE)
     @bound
@@ -370,7 +384,8 @@ class Pipeline(Answering):
                     settled = replace(settled, origin=counted)
                 ready = first.again(settled) if first else self._prepared(settled, noise, seeded, media)
                 first = first or ready
-                runs.append(Run(ready))
+                self._processes.check(ready)
+                runs.append(Run(ready, self._processes))
                 given = given | {"seed": settled.request.seed + 1}
         return runs
 
@@ -405,27 +420,11 @@ class Pipeline(Answering):
             raise InputError(asked, found, f"Load with `{OPTION}` {then!r}", "path")
 
     def _written(self, run: Run, output: str, overwrite: bool, make: Callable[[Run], Result]) -> Result:
-        """The result of a run, in its file; what was computed is kept beside it now and then, and where it does not get
-        there."""
-        ready = run._generation
-        with about("output"):
-            paths = outputs.checked_paths(output, ready.request, model=self.model, overwrite=overwrite)
-        keeper = Keeper(ready, paths.state)
-        run._between_steps = keeper.between_steps
-        with paths.alone():
-            try:
-                result = make(run)
-                result._write(paths)
-                keeper.discard()
-                return result
-            except Moved:
-                keeper.discard()
-                raise
-            except BaseException as error:
-                try:
-                    if ready.state and (kept := keeper.keep()):
-                        done = f"{run.index} of {run.steps} steps are"
-                        error.add_note(f"{done} kept; go on with pipe.resume({str(kept)!r})")
-                except RunError as second:  # the first error is the cause
-                    error.add_note(str(second))
-                raise
+        """The result of a run, in its file."""
+        ready, processes = run._generation, self._processes
+
+        def checked() -> Paths:
+            with about("output"):
+                return outputs.checked_paths(output, ready.request, model=self.model, overwrite=overwrite)
+
+        return written(run, processes.by_first(checked), make)

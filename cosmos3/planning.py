@@ -10,6 +10,7 @@ from typing import Any
 from cosmos3_core.contract import InputError
 from cosmos3_core.quant.steps import OPTION
 from cosmos3_core.settle.forecasts import forecasts as of_all
+from cosmos3_core.settle.objectives import LATENCY
 
 from .inputs import media_of
 from .pipeline import MODEL, check_typed, grounded, planned, wish_of
@@ -34,6 +35,9 @@ def plan(
     arch: str | None = None,
     memory: int | None = None,
     host_memory: int | None = None,
+    parallel: str | None = None,
+    devices: int | None = None,
+    objective: str = LATENCY,
     **fields: Any,
 ) -> Plan:
     """What a request would take with a model, which is not loaded: as `load` and then `Pipeline.plan`, and of a
@@ -41,10 +45,13 @@ def plan(
 
     `device`, such as "Arc B580", is one that an installed package knows and that need not be here, `arch` an
     architecture, such as "sm_90": then the plan is a forecast. `memory` in bytes stands in the place of the device's
-    own, and `host_memory` in that of what the host has free. Raises InputError.
+    own, and `host_memory` in that of what the host has free. `parallel` is how several devices share the request, as
+    for `load`; of so many `devices` the best layout is taken for an `objective`, "latency", "throughput" or "memory".
+    Raises InputError.
     """
     more = {OPTION: high_precision_steps, "device": device, "arch": arch, "memory": memory}
     more |= {"placement": placement, "host_memory": host_memory}
+    more |= {"parallel": parallel, "devices": devices, "objective": objective}
     wish = wish_of(model, backend, formats, kernels, dtype, profile, resident, described=True, **more)
     return plan_of(planned(*grounded(wish), fields))
 

@@ -33,7 +33,8 @@ class Plan:
     peak rate of the device is known. `kernels` are the rows that run, by op. `nearest` are the changes that would make
     it fit, in words. `request` has every field, None where it is not known yet, and `origin` where each is from.
     `notes` say how the request lies outside of what the model was trained for. `device` is the device's name; a
-    `forecast` is of one that need not be here.
+    `forecast` is of one that need not be here. `parallel` is how several share the request, as `load` takes it, "" for
+    one alone; bytes and seconds are then of the one that has most to do.
     """
 
     fits: bool
@@ -49,10 +50,12 @@ class Plan:
     notes: tuple[str, ...] = ()
     device: str = ""
     forecast: bool = False
+    parallel: str = ""
 
     def __repr__(self) -> str:
         request, fits = self.request, "fits" if self.fits else "does not fit"
         fits += f", a forecast for {self.device}" if self.forecast else ""
+        fits += f", as {self.parallel}" if self.parallel else ""
         what = f"{request['task']} {request['size']}, {request['frames']} frames, {request['steps']} steps"
         lasts = "" if self.seconds is None else f" and {self.seconds:.1f} s"
         return f"<cosmos3 plan: {what}: {gib(self.peak_bytes)} of {gib(self.device_bytes)}{lasts}, {fits}>"
@@ -90,4 +93,5 @@ def plan_of(settled: Settled) -> Plan:
         notes=settled.notes,
         device=plan.device.name,
         forecast=settled.forecast,
+        parallel=str(plan.layout) if plan.layout.size > 1 else "",
     )

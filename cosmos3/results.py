@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,6 +13,7 @@ from cosmos3_core.files.outputs import check_output
 from cosmos3_core.runs import outputs
 from cosmos3_core.runs.generation import Generation
 from cosmos3_core.runs.outputs import Made, Paths
+from cosmos3_core.runs.processes import Processes
 
 from .questions import as_json, check_switch, path_of
 from .words import Answering, bound
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 class Preview(Answering):
     """Frames on the host."""
 
-    def __init__(self, frames: Tensor):
-        self._frames = plain(frames)
+    def __init__(self, frames: Tensor, processes: Processes):
+        self._frames, self._processes = plain(frames), processes
 
     @property
     def tensor(self) -> Tensor:
@@ -53,8 +55,12 @@ class Preview(Answering):
         written, and for a file that is there unless it may `overwrite` it."""
         check_switch("overwrite", overwrite)
         file = Path(path_of("path", path))
-        check_output(file, clip=False, overwrite=overwrite)
-        write_image(file, self.numpy[0], {}, overwrite=overwrite)
+
+        def write() -> None:
+            check_output(file, clip=False, overwrite=overwrite)
+            write_image(file, self.numpy[0], {}, overwrite=overwrite)
+
+        self._processes.by_first(write)
         return file
 
     def __getitem__(self, index: object) -> NoReturn:
@@ -68,8 +74,15 @@ class Preview(Answering):
 class Result(Preview):
     """A finished picture or clip, and its sound if it was asked for."""
 
-    def __init__(self, run: Generation, frames: Tensor, embedded: dict[str, Any], sound: Sound | None = None):
-        super().__init__(frames)  # nothing of the run itself is kept: it holds memory of the device
+    def __init__(
+        self,
+        run: Generation,
+        frames: Tensor,
+        processes: Processes,
+        embedded: dict[str, Any],
+        sound: Sound | None = None,
+    ):
+        super().__init__(frames, processes)  # nothing of the run itself is kept: it holds memory of the device
         self._acted = run.actions() if run.inputs.actions else None
         self._actions = self._acted if run.request.predicts_actions else None
         self._request, self._embedded, self._sound = run.request, embedded, sound
@@ -148,9 +161,12 @@ class Result(Preview):
         what cannot be written, and RunError for a picture of one flat colour and for a file that does not read back."""
         check_switch("overwrite", overwrite)
         names = [None if one is None else path_of("path", one) for one in (manifest, latents, sound, plot, sheet)]
+        return self._processes.by_first(lambda: self._saved(path_of("path", path), names, overwrite))
+
+    def _saved(self, path: str, names: Sequence[str | None], overwrite: bool) -> Path:
         noise, model = self._manifest.get("latents", {}).get("file"), self._manifest["model"]["name"]
         paths = outputs.checked_paths(
-            path_of("path", path),
+            path,
             self._request,
             manifest=names[0],
             latents=names[1],

@@ -6,14 +6,18 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from cosmos3_core.contract import InputError
+from cosmos3_core.contract import InputError, RunError
 from cosmos3_core.engine.stages import Cancelled, Watch
 from cosmos3_core.files.atomic import check_writable
 from cosmos3_core.runs.generation import Generation
+from cosmos3_core.runs.keeping import Keeper
+from cosmos3_core.runs.outputs import Moved, Paths
+from cosmos3_core.runs.processes import Processes
 from cosmos3_core.spelling import shown
 
 from .questions import as_json, path_of
@@ -42,8 +46,8 @@ class Run(Answering):
     looked at, saved, left, or gone on with from another thread; other runs of its pipe may take steps meanwhile.
     """
 
-    def __init__(self, generation: Generation):
-        self._generation = generation
+    def __init__(self, generation: Generation, processes: Processes):
+        self._generation, self._processes = generation, processes
         self._result: Result | None = None
         self._lock = Lock()
         self._saved: dict[str, tuple[int, ...]] = {}
@@ -107,14 +111,16 @@ class Run(Answering):
     def preview(self) -> Preview:
         """What the last step takes the finished picture for, or the first frame of a clip: decoded from the predicted
         clean latents, without another pass. Raises InputError before the first step."""
-        return Preview(self._generation.preview())
+        return Preview(self._generation.preview(), self._processes)
 
     @bound
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Keep what was computed in a .safetensors file and return its path. `pipe.resume` goes on with it in any
         process, and `cosmos3 run --resume` too. Raises InputError before the first step and for a path that cannot be
         written or that holds a file: none is overwritten but what this run saved there itself."""
-        file = Path(path_of("path", path))
+        return self._processes.by_first(lambda: self._keep(Path(path_of("path", path))))
+
+    def _keep(self, file: Path) -> Path:
         if os.path.lexists(file) and self._saved.get(os.path.realpath(file)) != _identity(file):
             raise InputError(f"writing {file}", "there is a file of that name", "Choose another name", "path")
         check_writable(file)
@@ -147,7 +153,7 @@ class Run(Answering):
             with self._watched(progress, cancel):
                 embedded, sound = self._generation.manifest(), self._generation.sound()
                 frames = torch.stack([torch.from_numpy(frame) for frame in self._generation.frames()])
-            result = Result(self._generation, frames, embedded, sound)
+            result = Result(self._generation, frames, self._processes, embedded, sound)
             with self._lock:
                 self._result = self._result or result  # another thread may have been at it, too
         return self._result
@@ -179,7 +185,10 @@ class Run(Answering):
     @contextmanager
     def _watched(self, progress: Progress | None, cancel: Event | None) -> Iterator[None]:
         """What is done inside is told and may be stopped; an error has this run, which goes on."""
-        self._generation.watch(progress, cancel)
+        asked: Any = cancel
+        if asked is not None and self._processes.count > 1:
+            asked = self._processes.stopping(getattr(asked, "is_set", asked))
+        self._generation.watch(progress, asked)
         try:
             yield
         except BaseException as error:
@@ -199,6 +208,35 @@ class Run(Answering):
         request = self._generation.request
         size = f"{request.task} {request.width}x{request.height}, {request.frames} frames"
         return f"<cosmos3 run: {size}, step {self.index} of {self.steps}>"
+
+
+def written(run: Run, paths: Paths, make: Callable[[Run], Result]) -> Result:
+    """The result that is made of a run, in its files; what was computed is kept beside them now and then, and where it
+    does not get there. Of several processes the first one writes."""
+    ready, processes = run._generation, run._processes
+    if not processes.writes:
+        result = make(run)
+        processes.by_first(lambda: None)
+        return result
+    keeper = Keeper(ready, paths.state)
+    run._between_steps = keeper.between_steps
+    with paths.alone():
+        try:
+            result = make(run)
+            processes.by_first(partial(result._write, paths))
+            keeper.discard()
+            return result
+        except Moved:
+            keeper.discard()
+            raise
+        except BaseException as error:
+            try:
+                if ready.state and (kept := keeper.keep()):
+                    done = f"{run.index} of {run.steps} steps are"
+                    error.add_note(f"{done} kept; go on with pipe.resume({str(kept)!r})")
+            except RunError as second:  # the first error is the cause
+                error.add_note(str(second))
+            raise
 
 
 def _identity(file: Path) -> tuple[int, ...]:

@@ -36,8 +36,8 @@ TAKES: dict[str, tuple[str, ...]] = {
     CALL: (*FIELDS, "n", "noise", "output", "overwrite", "on_step", "progress", "cancel", "anyway"),
     START: (*FIELDS, "noise", "anyway"),
     OF_A_PIPE: tuple(FIELDS),
-    LOAD: (*_OPENING, "revision", "memory_limit"),
-    PLAN: (*_OPENING, "device", "arch", "memory", "host_memory", *FIELDS),
+    LOAD: (*_OPENING, "revision", "memory_limit", "parallel"),
+    PLAN: (*_OPENING, "device", "arch", "memory", "host_memory", "parallel", "devices", "objective", *FIELDS),
     FORECASTS: (*_OPENING, *FIELDS),
     QUANTIZE: (
         *("model", "revision", "format", "dialect", "group", "policy", "method", "calibrate", "output", "overwrite"),

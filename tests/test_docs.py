@@ -79,6 +79,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make release",
         "python -m pytest -q -x tests/test_run.py",
     ],
+    ("docs/parallel.md", "device"): [],  # tests/parallel runs the program
     ("docs/python.md", "diffusers"): [],
     ("docs/quantization.md", "network"): [
         "cosmos3 quantize --model nano --format w4a16 --method gptq --calibrate prompts.txt -o Cosmos3-Nano-W4A16",

@@ -81,7 +81,7 @@ PUBLIC = {
         "why": "",
     },
     "Plan": "(fits, peak_bytes, device_bytes, seconds, step_seconds, stages, kernels, nearest, request, origin, "
-    "notes=(), device='', forecast=False)",
+    "notes=(), device='', forecast=False, parallel='')",
     "Policy": {
         "act": "(observation)",
         "reset": "()",
@@ -127,10 +127,11 @@ PUBLIC = {
     "forecasts": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, high_precision_steps=None, "
     "kernels=None, dtype=None, profile=None, resident=True, placement=None, **fields)",
     "load": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, high_precision_steps=None, kernels=None, "
-    "dtype=None, revision=None, profile=None, resident=True, placement=None, memory_limit=None, **others)",
+    "dtype=None, revision=None, profile=None, resident=True, placement=None, memory_limit=None, parallel=None, "
+    "**others)",
     "plan": "(model='nvidia/Cosmos3-Nano', *, backend=None, formats=None, high_precision_steps=None, kernels=None, "
     "dtype=None, profile=None, resident=True, placement=None, device=None, arch=None, memory=None, "
-    "host_memory=None, **fields)",
+    "host_memory=None, parallel=None, devices=None, objective='latency', **fields)",
     "quantize": "(model='nvidia/Cosmos3-Nano', output=None, *, format, dialect=None, group=None, policy=None, "
     "method='nearest', calibrate=None, sweep=None, keep_share=None, max_error=None, backend=None, revision=None, "
     "overwrite=False, progress=None, **fields)",
@@ -313,6 +314,24 @@ def test_two_runs_take_turns(pipe):
     cup, plate = pipe.start("a cup", **CLIP), pipe.start("a plate", **CLIP)
     assert list(zip(cup, plate, strict=True)) == [(1, 1), (2, 2)]
     assert torch.equal(plate.finish().latents, alone.latents) and plate.finish() is plate.finish()
+
+
+def test_several_devices_take_a_launcher_and_a_plan_takes_none():
+    """Programs that torchrun starts are in tests/parallel."""
+    with pytest.raises(cosmos3.InputError) as raised:
+        cosmos3.load(TINY_MODEL, backend="reference", parallel="cfg=2,ulysses=2")
+    assert raised.value.field == "parallel"
+    assert raised.value.found == "it takes 4 processes, and this is one that no launcher has started"
+    assert raised.value.next_step == "Start it by srun or mpirun, or type torchrun --nproc-per-node 4 PROGRAM"
+    request = {"frames": 5, "size": "80x48", "guidance": 3}
+    plan = cosmos3.plan(TINY_MODEL, backend="reference", devices=4, objective="memory", **request)
+    assert plan.parallel and f", as {plan.parallel}" in repr(plan)
+    assert cosmos3.plan(TINY_MODEL, backend="reference", parallel="cfg=2", **request).parallel == "cfg=2"
+    assert cosmos3.plan(TINY_MODEL, backend="reference", **request).parallel == ""
+    with pytest.raises(cosmos3.InputError, match="cosmos3.plan\\(devices=N\\).parallel says the best one"):
+        cosmos3.load(TINY_MODEL, devices=2)
+    with pytest.raises(cosmos3.InputError, match="here it is `parallel` of cosmos3.load"):
+        cosmos3.load(TINY_MODEL, tensor_parallel_size=2)
 
 
 # --- values as a program has them ------------------------------------------------------------------------------------

@@ -40,6 +40,6 @@ PARALLEL = (
     option(
         DEVICE, "--use-hsdp", is_flag=True, help="--parallel hsdp=N among all devices of the other degrees named here."
     ),
-    option(DEVICE, "--launched", envvar="TORCHELASTIC_RUN_ID", hidden=True),
     option(DEVICE, "--picked", type=int, hidden=True),
+    option(DEVICE, "--first", hidden=True),
 )

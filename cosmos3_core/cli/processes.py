@@ -2,136 +2,65 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+
+import click
 
 from ..contract import Cosmos3Error, InputError, RunError
 from ..engine.stages import Cancelled
+from ..parallel.launchers import Misled, Started, started
 from ..plan import mesh
-from ..reference.hosts import free_memory
+from ..runs.processes import Processes
 from . import terminal
 from .parallel_options import DEGREES
 from .typed import Options
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..plan import Plan
-    from ..runs.generation import Generation
-    from ..settle import Wish
-
-GRACE = 10.0
-"""Seconds that a process which lost another one waits to be ended, so that the other one's end is seen first."""
+TYPED = f"{__name__}.typed"
+"""Of a command that runs another one: the key under which it has what stands for that one's line."""
+GRACE, SHORT_GRACE = 10.0, 2.0
+"""Seconds that a process which lost another one waits to be ended, so that the other one's end is seen first. The
+second is where perhaps nobody ends it, and others miss it in their turn."""
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process is number `rank` of `count`."""
+def among(options: Options) -> Started | None:
+    """What started this process among others, None of one that is alone, and of a dry run, which meets nobody. Of
+    those that were misled one says so."""
+    if options.dry_run:
+        return None
+    try:
+        return started()
+    except Misled as error:
+        if error.rank:
+            time.sleep(SHORT_GRACE)
+            sys.exit(error.exit_code)
+        raise
 
-    rank: int = 0
-    count: int = 1
 
-    @classmethod
-    def of(cls, options: Options) -> Processes:
-        """Those that a launcher has started, or this one alone."""
-        if not options.launched or options.dry_run:
-            return cls()
-        from ..parallel.launch import meet
+def met(one: Started | None, options: Options) -> Processes:
+    """The processes of a run, when they have met. But the first one, which hears for all when to stop, they say nothing
+    and are deaf: to SIGTERM as well where the launcher sends it to all of them, to stop them all."""
+    processes = Processes.of(one)
+    if options.first and processes.writes:
+        from ..parallel.launch import first_is_here
 
-        processes = cls(*meet())
-        if processes.rank:
-            terminal.be_quiet(True)
-            for number in (signal.SIGINT, signal.SIGHUP):  # the first one hears them, and says when all stop
-                signal.signal(number, signal.SIG_IGN)
-        return processes
+        first_is_here(options.first)
+    if processes.rank:
+        terminal.be_quiet(True)
+        for number in (signal.SIGINT, signal.SIGHUP, *(() if one is None or one.torch_ends_all else (signal.SIGTERM,))):
+            signal.signal(number, signal.SIG_IGN)
+    return processes
 
-    @property
-    def writes(self) -> bool:
-        """Whether what is made is this one's to write."""
-        return self.rank == 0
 
-    def from_first(self, value: Any) -> Any:
-        """What the first process has."""
-        if self.count == 1:
-            return value
-        from ..parallel.ranks import from_first
-
-        return from_first(value)
-
-    def agreed(self, wish: Wish, picked: int | None) -> Wish:
-        """The wish with what the first process finds of the host, and its seed if none is given: any, or `picked`."""
-
-        def pick() -> int:
-            seed: int = self.from_first(secrets.randbelow(2**31))
-            return seed if picked is None else picked
-
-        host = wish.host_memory or (free_memory() if self.count > 1 else None)
-        return replace(wish, pick_seed=pick, host_memory=self.from_first(host))
-
-    def check(self, run: Generation) -> None:
-        """Raises RunError unless all processes are about to do the same."""
-        if self.count > 1:
-            from ..parallel.ranks import check_agreed
-
-            ids = {"prompt": run.inputs.prompt, "negative": run.inputs.negative}
-            check_agreed({key: value for key, value in run.resolved.items() if key != "started"} | {"ids": ids})
-
-    def check_count(self, options: Options, plan: Plan) -> None:
-        """Raises InputError where a launcher started other processes than the plan is for."""
-        if options.launched and not options.dry_run and self.count != plan.layout.size:
-            found = f"the plan is for {plan.layout.size}, as {plan.layout}"
-            next_step = f"Add `devices` {self.count}, or start {plan.layout.size}"
-            raise InputError(f"{self.count} processes of a launcher", found, next_step, "devices")
-
-    def take_device(self, plan: Plan) -> None:
-        """This process's own device is from now on the one that is meant where none is numbered."""
-        if self.count > 1 and plan.backend.torch_device != "cpu":
-            import torch
-
-            from ..parallel.launch import on_this_host
-
-            torch.accelerator.set_device_index(on_this_host())
-
-    def stopping(self, stop: Callable[[], bool]) -> Callable[[], bool]:
-        """Whether the first process was asked to stop; all have to ask at the same places."""
-        return stop if self.count == 1 else lambda: bool(self.from_first(stop()))
-
-    def follow(self, run: Generation) -> None:
-        """Take part in the steps, and write nothing."""
-        run.watch(None, self.stopping(lambda: False))
-        run.open_weights()
-        run.begin()
-        while not run.done:
-            run.step()
-        run.watch(None, lambda: False)  # the first one alone may stop now
-        while self.from_first(False):
-            if self.rank < run.settled.plan.layout.vae:
-                for _ in run.frames():
-                    pass
-        self._part()
-
-    def frames(self, run: Generation) -> Iterator[np.ndarray]:
-        """The frames, as the first process decodes them, if need be with others."""
-        if run.settled.plan.layout.vae > 1:
-            self.from_first(True)
-        return run.frames()
-
-    def part(self) -> None:
-        """The first one is done, too."""
-        if self.count > 1:
-            self.from_first(False)
-            self._part()
-
-    @staticmethod
-    def _part() -> None:
-        from ..parallel.launch import part
-
-        part()
+def stopping(options: Options, processes: Processes, stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether all are to stop: the first one was asked to, or the launcher that is this program itself is gone."""
+    if options.picked is None:
+        return processes.stopping(stop)
+    launcher = os.getppid()
+    return processes.stopping(lambda: stop() or os.getppid() != launcher)
 
 
 def start(options: Options, seed: int, output: str, count: int) -> None:
@@ -142,39 +71,53 @@ def start(options: Options, seed: int, output: str, count: int) -> None:
         found = "standard input is this process's, and the others would not have it"
         raise InputError("@- on several devices", found, "Put the text in a file and type @FILE")
     named = [] if options.output else ["--output", output]
-    launch(count, [sys.executable, "-m", "cosmos3", *sys.argv[1:], *named, "--picked", str(seed)])
+    typed = click.get_current_context().find_root().meta.get(TYPED, sys.argv[1:])
+    command = [sys.executable, "-m", "cosmos3", *typed, *named, "--picked", str(seed)]
+    launch(count, command, "--first")
 
 
-def working(options: Options, execute: Callable[[Options], None]) -> None:
+def working(options: Options, one: Started, execute: Callable[[Options, Started], None]) -> None:
     """One of the processes that a launcher started. Of those that fail for one reason one says so, and those that
     another one stopped or left wait to be ended: the launcher is to see that one first."""
-    from ..parallel.launch import number, tell
+    from ..parallel.launch import tell
     from ..parallel.ranks import Lost
     from .unexpected import explained
 
+    told = options.picked is not None  # by the launcher, which this program is then too
+    grace = GRACE if one.torch_ends_all else SHORT_GRACE
     try:
-        return execute(options)
+        return execute(options, one)
     except (Cancelled, KeyboardInterrupt):
-        if number():
-            time.sleep(GRACE)
+        if one.rank:
+            time.sleep(grace)
         raise
     except Lost as error:
         lost: Cosmos3Error = error
     except Cosmos3Error as error:
         tell(error)
-        if isinstance(error, InputError) and number():  # the first process finds the same
-            time.sleep(GRACE)
-        elif options.picked is None:  # torchrun says nothing of it
-            raise
+        if isinstance(error, InputError) and one.rank:  # the first process finds the same
+            time.sleep(grace)
+        elif not told:
+            raise _numbered(error, one) from error
         sys.exit(error.exit_code)
     except Exception as error:
-        tell(RunError("running", explained(error), "Leave `parallel` out to run it on one device"))
-        if options.picked is None:
-            raise
+        failed = RunError("running", explained(error), "Leave `parallel` out to run it on one device")
+        tell(failed)
+        if not told:
+            raise _numbered(failed, one) from error
         sys.exit(1)
-    time.sleep(GRACE)
+    time.sleep(grace)
     tell(lost)
+    if not (told or one.rank or one.torch_ends_all):  # nobody has ended it meanwhile, as a launcher does that says why
+        raise lost
     sys.exit(1)
+
+
+def _numbered(error: Cosmos3Error, one: Started) -> Cosmos3Error:
+    """The error with whose it is, unless all processes have it."""
+    if isinstance(error, InputError):
+        return error
+    return type(error)(f"process {one.rank} of {one.count}: {error.asked}", error.found, error.next_step, error.field)
 
 
 def layout_of(options: Options) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..contract import InputError, RunError
 from ..engine.stages import Cancelled
 from ..files.action_tables import SUFFIXES
+from ..parallel.launchers import Started
 from ..plan.cost.units import GIB
 from ..plan.known import ALL
 from ..plan.placement import OFFLOADED
@@ -22,6 +23,7 @@ from ..runs import manifest as manifests
 from ..runs.generation import Generation
 from ..runs.keeping import Keeper, stopped_runs
 from ..runs.outputs import Moved, Paths
+from ..runs.processes import Processes
 from ..runs.saved import PLAN_OPTIONS, STAYING, Earlier, Source, Stopped
 from ..scenarios import request as requests
 from ..scenarios.captions import check_no_file
@@ -32,7 +34,7 @@ from ..settle import Settled, Wish, settle
 from .forecast import show_all
 from .options import DEFAULT_MODEL, flag
 from .plan import show
-from .processes import Processes, layout_of, start, working
+from .processes import among, layout_of, met, start, stopping, working
 from .stopping import Stop, stop_signal
 from .terminal import remark, tell
 from .texts import PROMPTS, files_of, read_text, texts, texts_read
@@ -47,22 +49,20 @@ if TYPE_CHECKING:
 
 def execute(options: Options) -> None:
     """Run the command. Raises InputError before any weight is read for everything that can be known by then."""
-    if options.launched and not options.dry_run:
-        return working(options, _execute)
-    return _execute(options)
+    one = among(options)
+    return working(options, one, _execute) if one else _execute(options, None)
 
 
-def _execute(options: Options) -> None:
+def _execute(options: Options, one: Started | None) -> None:
     _check_given(options)
-    processes = Processes.of(options)
+    processes = met(one, options)
     stopped = _stopped(options)
     earlier = stopped.earlier if stopped else _repeated(options)
     given, named = _given(options, earlier), _why_named(options, earlier)
     options = _joined(options, earlier, stopped is not None)
-    if (wish := _wish(options, given)).device == ALL:
+    if (wish := replace(_wish(options, given), started=one.count if one else None)).device == ALL:
         show_all(replace(wish, device=None), as_json=options.as_json)
     settled = settle(processes.agreed(wish, options.picked))
-    processes.check_count(options, settled.plan)
     if settled.wish.partial:
         _report(options, settled, manifests.resolved(settled, named), settled.notes)
     paths = _paths(options, settled.request) if processes.writes else None
@@ -319,7 +319,7 @@ def _generate(run: Generation, paths: Paths, options: Options, processes: Proces
 
     display = Display(lambda: run.engine.loading)
     with stop_signal() as stop, paths.alone():
-        run.watch(display.show, processes.stopping(stop))
+        run.watch(display.show, stopping(options, processes, stop))
         with stop.at(1):
             run.open_weights()  # before the display begins: a download has progress bars of its own
         for note in run.inputs.notes:

@@ -16,7 +16,7 @@ REPORT |= {"as_json": "--json"}
 """Options of a dry run alone."""
 PLACING = ("placement", "resident", "enable_layerwise_offload", "memory_limit")
 """Options that change where weights lie, and nothing that is computed."""
-SHARING = ("parallel", "devices", "objective", *DEGREES, "use_hsdp", "launched", "picked")
+SHARING = ("parallel", "devices", "objective", *DEGREES, "use_hsdp", "picked", "first")
 """Options of several devices, which a run may go on with on another number of them."""
 FREE = (
     "output",
@@ -129,5 +129,5 @@ class Options:
     hsdp_shard_size: int | None = None
     vae_patch_parallel_size: int | None = None
     use_hsdp: bool = False
-    launched: str | None = None
     picked: int | None = None
+    first: str | None = None

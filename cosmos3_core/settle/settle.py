@@ -249,7 +249,8 @@ class LaidOut(NamedTuple):
 def _laid_out(wish: Wish, model: Model, plan: Plan, asked: Estimate, on: tuple[Backend, Device] | None) -> LaidOut:
     """`asked` on as many devices as are wished for. Raises InputError for what they cannot share."""
     device = plan.device
-    here = None if wish.forecast or plan.backend.torch_device == "cpu" else device.count
+    anywhere = wish.forecast or wish.started or plan.backend.torch_device == "cpu"
+    here = None if anywhere else device.count
     shared, host, others = _shared(asked), _host_memory(wish), list[Alternative]()
 
     def place(layout: Layout) -> tuple[Estimate, tuple[str, ...], Room]:
@@ -266,6 +267,10 @@ def _laid_out(wish: Wish, model: Model, plan: Plan, asked: Estimate, on: tuple[B
         return found[0].layout, why
 
     layout, layout_why = mesh.settled(wish.parallel, wish.devices, shared, here, pick)
+    if wish.started is not None and wish.started != layout.size:
+        found = f"the plan is for {layout.size}, as {layout}"
+        next_step = f"Add `devices` {wish.started}, or start {layout.size}"
+        raise InputError(f"{wish.started} processes of a launcher", found, next_step, "devices")
     if wish.parallel and layout.hsdp > 1 and all(wish.named_parts.get(tower) == DISK for tower in TOWERS):
         named = f"`parallel` {wish.parallel} with `placement` {wish.placement}"
         found = "what is read from files is shared out by nobody, so that hsdp would change nothing"

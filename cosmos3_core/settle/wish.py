@@ -42,7 +42,8 @@ class Wish:
     it; with `chooses` others lie where they fit. The run may take no more of the device than `memory_limit` bytes; the
     host has `host_memory` bytes to spare (None: what is free here). `parallel` says how several devices share the
     request, as `plan.mesh.typed` reads it, or `devices` how many there are to share it for an `objective` of
-    OBJECTIVES. Other programs' names of a profile, a backend and a dtype become ours.
+    OBJECTIVES; `started` is how many processes a launcher has started, on this host and others, each with a device.
+    Other programs' names of a profile, a backend and a dtype become ours.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Wish:
     parallel: str | None = None
     devices: int | None = None
     objective: str = LATENCY
+    started: int | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for what is of another kind than it says above."""
