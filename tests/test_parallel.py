@@ -162,6 +162,10 @@ def test_a_format_that_is_not_split_so_is_refused_by_name(given):
         settled(given["t2i"], "tensor=2", format="nf4")
     assert raised.value.asked == "`format` pack_linear=nf4 with `parallel` tensor=2"
     assert "nf4 shares scales or bytes among 64 input features" in raised.value.found
+    assert raised.value.next_step.startswith("Split another axis; formats"), "no degree is fit for it"
+    with pytest.raises(InputError) as raised:
+        shared(parallel="tensor=64", formats={"pack_linear": "w4a16"})
+    assert raised.value.next_step.startswith("Split another axis, or type `parallel` tensor=32; formats"), raised.value
     fused = Kernel(op="finish", name="fused", build=lambda _: None, fuses=("gate",))
     backend = replace(BACKEND, kernels=(*BACKEND.kernels, fused))
     want = Want(dtype="float32", heads=4, kv_heads=2, head_dim=16, hidden=64, inner=96, tensor=2)
@@ -256,6 +260,12 @@ def test_parts_are_even_and_ragged():
             NANO,
             "the 4 devices with the same weights are not divided evenly into groups of 3",
             "The nearest that can be is `parallel` cfg=2,ulysses=2,hsdp=2",
+        ),
+        (
+            "cfg=2,tensor=64",
+            replace(NANO, splits=lambda count: count < 4),  # as a format does whose groups more devices would cut
+            "the model's 32 heads are not split evenly among 64",
+            "The nearest that can be is `parallel` cfg=2,ring=2,ulysses=16,tensor=2",
         ),
         (
             "ring=8",

@@ -230,6 +230,12 @@ def _check_kernels(options: Options, earlier: Earlier, settled: Settled) -> None
         generation.check_same_kernels(earlier, settled, f"`resume` {options.resume}")
     for op, used, here in generation.other_kernels(earlier, settled):
         remark(f"note: {op} ran on {used} in that run, and is {here} here")
+    if options.request and earlier.ran_on and earlier.layout != settled.plan.layout:
+        then, now = (
+            "one device" if one.size == 1 else f"{one.size} devices, as {one}"
+            for one in (earlier.layout, settled.plan.layout)
+        )
+        remark(f"note: that run had {then}, and this one has {now}: numbers may be rounded otherwise")
 
 
 def _check_given(options: Options) -> None:

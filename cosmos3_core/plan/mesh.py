@@ -104,7 +104,8 @@ ALONE = Layout()
 class Shared:
     """What of a request is shared out: the `branches` of a step that has most of them, by name, the attention's `heads`
     and `kv_heads`, the MLP's width `inner`, the `layers`, the media `tokens` of the branch that has fewest, and the
-    latents' `rows`."""
+    latents' `rows`; and whether the format of the layers' weights `splits` among so many devices, as every number does
+    without one."""
 
     branches: Sequence[str]
     heads: int
@@ -113,6 +114,7 @@ class Shared:
     layers: int
     tokens: int
     rows: int
+    splits: Callable[[int], bool] = bool
 
     def misfit(self, layout: Layout) -> str | None:
         """Why it cannot be shared so, or None."""
@@ -147,7 +149,7 @@ class Shared:
         a pipeline most devices wait."""
         ways = [count for count in range(1, size + 1) if size % count == 0]
         pipelines = [way for way in ways if way <= self.layers]
-        tensors = [way for way in ways if self.heads % way == 0]
+        tensors = [way for way in ways if self.heads % way == 0 and self.splits(way)]
         branches = [way for way in reversed(ways) if way <= len(self.branches)]
         for pipeline, tensor, cfg, ring in itertools.product(pipelines, tensors, branches, ways):
             ulysses, rest = divmod(size, pipeline * tensor * cfg * ring)

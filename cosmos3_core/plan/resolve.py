@@ -144,7 +144,9 @@ def _check_sides(want: Want, formats: Mapping[str, Format]) -> None:
     for one in {name, *want.others} - {"none"} if want.tensor > 1 else ():
         if misfit := _cut(formats[one], want):
             fitting = [other for other, format in formats.items() if not (_misfit(format, want) or _cut(format, want))]
-            next_step = "Split another axis"
+            fewer = (way for way in range(want.tensor - 1, 1, -1) if want.heads % way == 0)
+            way = next((way for way in fewer if not _cut(formats[one], replace(want, tensor=way))), None)
+            next_step = "Split another axis" + (f", or type `parallel` tensor={way}" if way else "")
             if not want.packed:
                 next_step += f"; formats that can be split so are {', '.join(fitting)}"
             raise InputError(f"`format` pack_linear={one} with `parallel` tensor={want.tensor}", misfit, next_step)
@@ -180,6 +182,12 @@ def _cut(format: Format, want: Want) -> str | None:
                 found = f"{format.name} shares scales or bytes among {shared} {what}"
                 return f"{found}, and the {side} that a device has is {size // want.tensor}"
     return None
+
+
+def splits(plan: Plan, want: Want) -> bool:
+    """Whether the layers in the plan's formats are split among as many devices as is wanted."""
+    names = {plan.format, *(other.format for other in plan.others)} - {"none"}
+    return not any(_cut(plan.meanings[name], want) for name in names)
 
 
 def _choose(op: str, want: Want, backend: Backend, device: Device, refusals: list[Refusal]) -> Choice:

@@ -20,6 +20,7 @@ from ..contract import InputError
 from ..files.digests import sha256_json
 from ..files.schema import Anything, Listed, Number, Shape, Table, Text
 from ..files.sources import SAID
+from ..plan.mesh import ALONE, DEGREES, MOST, Layout
 from ..quant.steps import OPTION
 from ..scenarios.families import FILES, WORDS, sources
 from ..scenarios.foreign import convert
@@ -56,10 +57,10 @@ class Source:
 class Earlier:
     """What a run before this one settles for it: `given` request fields, and where it was a whole run its model, the
     profile, its plan (`kernels`, `formats` and `high_precision_steps` that were named), the kernels that it ran on by
-    op (`ran_on`), the `latents` that it began with, the SHA-256 of its input files by field (`inputs`), which `weights`
-    it had (`Weights.identity`), and of a stopped one the options of `STAYING` and `pixels`, a digest of all `media`
-    that it is conditioned on, made as it is saved. `note` says what was made of a request of another program. A file of
-    version 0.1.0 has no digests."""
+    op (`ran_on`), the `layout` of the devices that shared it, the `latents` that it began with, the SHA-256 of its
+    input files by field (`inputs`), which `weights` it had (`Weights.identity`), and of a stopped one the options of
+    `STAYING` and `pixels`, a digest of all `media` that it is conditioned on, made as it is saved. `note` says what was
+    made of a request of another program. A file of version 0.1.0 has no digests."""
 
     given: dict[str, Any]
     model: str | None = None
@@ -71,6 +72,7 @@ class Earlier:
     formats: Mapping[str, str] = field(default_factory=dict)
     high_precision_steps: str | None = None
     ran_on: Mapping[str, str] = field(default_factory=dict)
+    layout: Layout = ALONE
     latents: Source | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     weights: str | None = None
@@ -157,6 +159,7 @@ class Earlier:
             formats=plan["formats"],
             high_precision_steps=plan.get(OPTION),
             ran_on=ran_on(plan),
+            layout=Layout(**plan["parallel"]["layout"]) if "parallel" in plan else ALONE,
             latents=_source(value.get("latents")),
             inputs=_digests(value.get("inputs", {})),
             weights=value.get("weights"),
@@ -375,6 +378,7 @@ NUMBERED = Table(
     },
     others=Anything(),
 )
+SHARED = Table({"layout": Table(allowed=dict.fromkeys(DEGREES, Number(1, MOST, whole=True)))}, others=Anything())
 MANIFEST = Table(
     {
         "cosmos3": Text(longest=40),
@@ -383,7 +387,7 @@ MANIFEST = Table(
         "request": Table(others=Anything()),
         "plan": Table(
             PLAN | {"named": Listed(NAME)},
-            STEPS | {"others": NAMES, "a16": Table({"kernels": NAMES}, others=Anything())},
+            STEPS | {"others": NAMES, "a16": Table({"kernels": NAMES}, others=Anything()), "parallel": SHARED},
             Anything(),
         ),
     },

@@ -19,7 +19,7 @@ from ..plan.execution import Execution
 from ..plan.known import described_device, known_device
 from ..plan.mesh import Layout
 from ..plan.placement import DISK, TOWERS, Placement, candidates
-from ..plan.resolve import formats_of
+from ..plan.resolve import formats_of, splits
 from ..quant.steps import StepPolicy
 from ..reference.hosts import free_memory
 from ..scenarios import request as requests
@@ -251,7 +251,7 @@ def _laid_out(wish: Wish, model: Model, plan: Plan, asked: Estimate, on: tuple[B
     device = plan.device
     anywhere = wish.forecast or wish.started or plan.backend.torch_device == "cpu"
     here = None if anywhere else device.count
-    shared, host, others = _shared(asked), _host_memory(wish), list[Alternative]()
+    shared, host, others = _shared(asked, plan), _host_memory(wish), list[Alternative]()
 
     def place(layout: Layout) -> tuple[Estimate, tuple[str, ...], Room]:
         """In this layout, placed if that is to be chosen."""
@@ -281,7 +281,7 @@ def _laid_out(wish: Wish, model: Model, plan: Plan, asked: Estimate, on: tuple[B
     return LaidOut(replace(plan, layout=layout), estimate, room, passed, layout_why, tuple(others))
 
 
-def _shared(estimate: Estimate) -> mesh.Shared:
+def _shared(estimate: Estimate, plan: Plan) -> mesh.Shared:
     """What several devices would share."""
     run, config = estimate.execution, estimate.config
     return mesh.Shared(
@@ -292,6 +292,7 @@ def _shared(estimate: Estimate) -> mesh.Shared:
         layers=config.num_hidden_layers,
         tokens=run.made if run.control else run.tokens,
         rows=run.latent[1],
+        splits=lambda count: splits(plan, replace(Want.of(config, plan.dtype), tensor=count)),
     )
 
 
