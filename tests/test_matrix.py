@@ -149,9 +149,14 @@ DEVICE_TABLE = {
     "Cosmos3-Nano": {
         *(("H200", 1), ("B300", 1), ("RTX 5090", 1), ("Ascend 910B", 1), ("Ascend 910C", 1), ("Ascend 950", 1)),
         *(("MI300X", 1), ("MI350X", 1), ("gfx1151", 1), ("Arc B580", 1), ("Arc B60", 1)),
+        *(("H200", 2), ("RTX 4090", 2), ("Arc B60", 2)),
     },
-    "Cosmos3-Super": {(name, count) for name in ("H200", "B300", "H100", "A100") for count in (2, 8)},
+    "Cosmos3-Super": {
+        *((name, count) for name in ("H200", "B300", "H100", "A100") for count in (2, 8)),
+        *(("MI300X", 8), ("Ascend 910B", 8), ("Ascend 910C", 8), ("Arc B60", 4)),
+    },
 }
+SHARED = [recipe for recipe in RECIPES if recipe.device["count"] > 1 and recipe.run["backend"] != "reference"]
 
 
 @pytest.mark.parametrize("model", DEVICE_TABLE)
@@ -166,14 +171,25 @@ def test_a_shipped_recipe_is_a_valid_request_and_says_who_measured(recipe: Recip
     requests.resolve(recipe.given(), recipe.run.get("profile", "reference"), facts, pick_seed=lambda: 0)
     assert recipe.run["dtype"] == "bfloat16"
     assert "steps" in recipe.run  # a time without its steps says nothing
-    if recipe.device["count"] > 1:
-        assert recipe.known["state"] == "unsupported"
     assert all(Path(file).is_file() for file in files_of(recipe.given()).values())
     if recipe.validated:
         halves = {"project", "finish"} & set(recipe.plan)
         assert halves in (set(), {"project", "finish"})
         inside = {"pack_linear", "gate"} if halves else set()  # a half of a layer may do these itself
         assert LAYER - inside <= set(recipe.plan) <= LAYER | halves
+
+
+@pytest.mark.parametrize("recipe", SHARED, ids=lambda recipe: recipe.name)
+def test_a_recipe_for_several_devices_shares_its_request_as_it_says_and_fits(recipe: Recipe, monkeypatch):
+    """By the plan: no device is here. That none was is said where there is no record."""
+    one = devices._known(recipe.run["backend"], recipe.device["name"])
+    device = replace(one, count=recipe.device["count"], memory=min(one.memory, recipe.device["memory_gib"] * GIB))
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    monkeypatch.setattr(evidence, "backend_of", lambda recipe: (devices.backend(recipe.run["backend"]), device))
+    settled = evidence.settle(recipe, random_weights=True, host_memory=512 * GIB)
+    assert str(settled.plan.layout) == recipe.parallel and settled.fits
+    assert evidence.settle(recipe, evidence.BASELINE, random_weights=True, host_memory=512 * GIB).plan.layout.size == 1
+    assert recipe.validated or recipe.known["state"] in ("help wanted", "rehearsed")
 
 
 ON_HOPPER = [recipe for recipe in RECIPES if recipe.plan and recipe.device.get("arch") == "sm_90"]
@@ -202,7 +218,7 @@ def test_the_plan_of_a_recipe_is_the_embedded_models_or_says_which_row_is_not(na
     monkeypatch.setattr("importlib.util.find_spec", lambda package: package)
     found = devices.DEVICES["h100"][1]
     monkeypatch.setattr(evidence, "backend_of", lambda recipe: (devices.backend("cuda"), found))
-    monkeypatch.setattr(Recipe, "check_device", lambda recipe, found: None)
+    monkeypatch.setattr(Recipe, "check_device", lambda recipe, found, **__: None)
     (one,) = [recipe for recipe in RECIPES if recipe.name == name]
     with pytest.raises(InputError, match=reason):
         evidence.plan_of_embedded(evidence.settle(one, random_weights=True).plan)

@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from ..contract import Cosmos3Error, InputError, RunError
 from .completion import files, one_of
 from .options import Group
+from .processes import TYPED
 from .terminal import printable, tell
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ NAME = click.argument("name", shell_complete=_names)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where they are.  [default: in the installed packages]")
 @click.pass_context
 def recipes(context: click.Context, folder: Path | None) -> None:
-    """Runs that are known to work, as files: one model on one device.
+    """Runs that are known to work, as files: one model on one device, or on several that share it.
 
     NAME is a recipe's name, or the path of its file.
     """
@@ -81,7 +82,7 @@ def _found(context: click.Context) -> Iterator[tuple[str | None, Recipe | Broken
 def _arguments(recipe: Recipe) -> list[str]:
     """The options of the `cosmos3 run` that a recipe stands for, without the output."""
     arguments = ["--model", recipe.run["model"], "--backend", recipe.run["backend"]]
-    for key in ("profile", "dtype"):
+    for key in ("profile", "dtype", "parallel"):
         arguments += [f"--{key}", recipe.run[key]] if key in recipe.run else []
     for op, kernel in recipe.kernels.items():
         arguments += ["--kernel", f"{op}={kernel}"]
@@ -159,12 +160,15 @@ def show(name: str) -> None:
 def run(name: str, output: str | None, overwrite: bool) -> None:
     """Run a recipe as `cosmos3 run` does; its plan is asserted before, its expectations after."""
     from ..evidence.settle import check_expect, settle
+    from ..parallel.launchers import started
     from ..runs.memory import counted
 
     recipe = _find(name)
-    settle(recipe)
+    settle(recipe, started=one.count if (one := started()) else None)
     arguments = _command_line(recipe, output)
     _invoke("run", [*arguments, "--overwrite"] if overwrite else arguments)
+    if one and one.rank:
+        return
     manifest = json.loads(Path(f"{arguments[-1]}.json").read_text("utf-8"))
     stages = {name: seconds for name, seconds in manifest["seconds"].items() if name != "total"}
     memory = counted(manifest["peak_host_memory_bytes"], manifest["peak_device_memory_bytes"])
@@ -178,6 +182,9 @@ def warmup(name: str) -> None:
     from ..evidence.settle import settle
 
     recipe = _find(name)
+    if recipe.parallel is not None:
+        found = f"each of its {recipe.device['count']} devices compiles what its own part needs, and warmup has one"
+        raise InputError(f"recipe {recipe.name}", found, f"Type cosmos3 recipes run {recipe.name}: its first run does")
     settle(recipe, random_weights=True)
     _invoke("warmup", _arguments(recipe))
 
@@ -185,6 +192,7 @@ def warmup(name: str) -> None:
 def _invoke(name: str, arguments: list[str]) -> None:
     parent = click.get_current_context().find_root()
     commands = cast(click.Group, parent.command).commands
+    parent.meta[TYPED] = [name, *arguments]
     with commands[name].make_context(name, list(arguments), parent=parent) as context:
         context.command.invoke(context)
 
@@ -211,7 +219,8 @@ def validate(
 
     Takes four processes: two runs of the recipe, two of its baseline in bf16, and of each velocities and a short
     trajectory, which are held against those of the baseline in float32. Recipes for one request share the baseline's.
-    A recipe with formats takes one more, for the baseline in these formats.
+    A recipe with formats takes one more, for the baseline in these formats, and the two runs of one for several devices
+    a process for each; all else is measured on one, which several are held against.
 
     Before them the embedded model is evaluated with the recipe's backend, kernels, formats and dtype, as by
     `cosmos3 evaluate`, once for each plan; on a CPU this takes one to five minutes. A recipe whose plan misses a bound

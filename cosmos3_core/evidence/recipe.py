@@ -1,7 +1,8 @@
-"""A recipe: one way of running one model on one device, as a TOML file that asserts its own plan.
+"""A recipe: one way of running one model on a device or several, as a TOML file that asserts its own plan.
 
     title = "..."
-    [run]           model, task, prompt, size, frames, steps, seed, profile, backend, dtype, high_precision_steps
+    [run]           model, task, prompt, size, frames, steps, seed, profile, backend, dtype, high_precision_steps,
+                    parallel: how `count` devices share it, "cfg=2,ulysses=4"
     [run.kernels]   op = "kernel": named, so met or refused
     [run.formats]   op = "quantization format": named, so met or refused
     [run.request]   any other request field
@@ -31,6 +32,7 @@ from typing import Any
 from ..contract import FORMATTED, OPS, Device, InputError
 from ..files.digests import sha256_json
 from ..files.sources import check_source
+from ..plan import mesh
 from ..plan.cost.units import GIB
 from ..plan.known import names_alike
 from ..quant.steps import OPTION, StepPolicy
@@ -72,6 +74,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "backend": str,
         "dtype": str,
         OPTION: str,
+        "parallel": str,
         "kernels": dict,
         "formats": dict,
         "request": dict,
@@ -124,6 +127,11 @@ class Recipe:
         return self.run.get(OPTION)
 
     @property
+    def parallel(self) -> str | None:
+        """How several devices share the run, as `plan.mesh.typed` reads it; None of one."""
+        return self.run.get("parallel")
+
+    @property
     def device(self) -> dict[str, Any]:
         return {"count": 1} | self.tables["device"]
 
@@ -164,14 +172,15 @@ class Recipe:
         found |= {"sound"} if given.get("sound") and given.get("audio") is None else set()
         return tuple(one for one in MODALITIES if one in found)
 
-    def check_device(self, found: Device) -> None:
-        """InputError unless `found` is the device that the recipe is for."""
+    def check_device(self, found: Device, *, counted: bool) -> None:
+        """InputError unless `found` is the device that the recipe is for, and where they are `counted` there are so
+        many of it on this host."""
         wanted, memory = self.device, found.memory / GIB
         if "arch" in wanted and wanted["arch"] != found.arch:
             said = f"this is {found.name} ({found.arch})"
         elif not names_alike(wanted["name"], f"{found.name} {found.arch}"):
             said = f"this is {found.name}"
-        elif wanted["count"] > found.count:
+        elif counted and wanted["count"] > found.count:
             said = f"there is {found.count} of them here"
         elif memory < wanted.get("memory_gib", 0) * SIZED_ALIKE:
             said = f"this {found.name} has {memory:.0f} GiB"
@@ -333,6 +342,7 @@ def _check_values(recipe: Recipe) -> None:
             StepPolicy.typed(steps)
         except InputError as error:
             raise InputError(f"{file}: [run] {OPTION} = {steps!r}", error.found, error.next_step) from None
+    _check_layout(recipe)
     if "note" in recipe.known and "source" not in recipe.known:
         raise InputError(f"{file}: [known] note", "a number without whose it is", "Add source: who published it")
     bounds = {"count": recipe.device["count"], "memory_gib": recipe.device.get("memory_gib", 1)} | recipe.expect
@@ -345,3 +355,20 @@ def _check_values(recipe: Recipe) -> None:
             )
     if file != file_name(recipe):
         raise InputError(f"recipe {file}", "its name is not what it holds", f"Name it {file_name(recipe)}")
+
+
+def _check_layout(recipe: Recipe) -> None:
+    file, count = recipe.path.name, recipe.device["count"]
+    if recipe.parallel is None:
+        if count > 1:
+            found, next_step = "it does not say how they share the run", 'Add parallel to [run], such as "cfg=2"'
+            raise InputError(f"{file}: [device] count = {count}", found, next_step)
+        return
+    asked = f"{file}: [run] parallel = {recipe.parallel!r}"
+    try:
+        layout = mesh.typed(recipe.parallel)
+    except InputError as error:
+        raise InputError(asked, error.found, error.next_step) from None
+    if layout.size == 1 or layout.size != count:
+        found = f"it takes {layout.size} devices, and [device] has a count of {count}"
+        raise InputError(asked, found, "Correct one of them, or leave both out for one device")

@@ -141,9 +141,10 @@ def _other_recipe(recipe: Recipe, record: dict[str, Any]) -> str | None:
     asked = {"backend": recipe.run["backend"], "model": full_name(recipe.run["model"]), "formats": dict(recipe.formats)}
     asked |= {"arch": device["arch"]} if "arch" in device else {}
     asked |= {"dtype": recipe.run["dtype"]} if "dtype" in recipe.run else {}
+    asked |= {"parallel": recipe.parallel}
     formats = {op: name for op, name in plan["formats"].items() if name != "none"}
     has = {"backend": here["backend"], "model": record["model"]["name"], "arch": here["arch"]}
-    has |= {"formats": formats, "dtype": plan["dtype"]}
+    has |= {"formats": formats, "dtype": plan["dtype"], "parallel": plan.get("parallel")}
     if other := [key for key in asked if asked[key] != has[key]]:
         return f"its {other[0]} is {has[other[0]]}, and the recipe's {asked[other[0]]}"
     if not names_alike(device["name"], f"{here['name']} {here['arch']}"):
@@ -234,8 +235,9 @@ def _digest(raw: Mapping[str, Any], name: str, tensor: str) -> str:
 
 
 def same(raw: Mapping[str, Any]) -> bool:
-    """Whether a candidate is its baseline, by their measurements: the same rows, formats and dtype."""
-    first, second = ([raw[name]["plan"].get(key) for key in PLANNED] for name in ("baseline", "candidate"))
+    """Whether a candidate is its baseline, by their measurements: the same rows, formats and dtype, on one device."""
+    keys = (*PLANNED, "parallel")
+    first, second = ([raw[name]["plan"].get(key) for key in keys] for name in ("baseline", "candidate"))
     return first == second
 
 

@@ -39,7 +39,7 @@ class Due:
     @property
     def shares(self) -> str:
         """The same for recipes that are held against one baseline."""
-        own = ("kernels", "formats", OPTION)
+        own = ("kernels", "formats", "parallel", OPTION)
         run = {key: value for key, value in self.recipe.run.items() if key not in own}
         return json.dumps(run, sort_keys=True, default=str)
 

@@ -36,19 +36,28 @@ def backend_of(recipe: Recipe) -> tuple[Backend, Device]:
     return backend, device
 
 
-def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = False) -> Settled:
-    """The recipe on this machine: as it is written (CANDIDATE, its [plan] asserted), or in one of the roles of EAGER.
-    With `random_weights` a published model needs no repository. Raises InputError; reads no weight, and no model before
-    the device is known to fit.
+def counted(backend: Backend) -> bool:
+    """Whether a process needs a device of its own: a host's processor is everyone's."""
+    return backend.torch_device != "cpu"
+
+
+def settle(
+    recipe: Recipe,
+    role: str = CANDIDATE,
+    *,
+    random_weights: bool = False,
+    started: int | None = None,
+    host_memory: int | None = None,
+) -> Settled:
+    """The recipe on this machine: as it is written (CANDIDATE, its [plan] asserted), or in one of the roles of EAGER,
+    on one device, which several are held against. With `random_weights` a published model needs no repository.
+    `started` and `host_memory` are as a Wish has them. Raises InputError; reads no weight, and no model before the
+    device is known to fit.
     """
     if recipe.known["state"] == "unsupported":
         raise InputError(f"recipe {recipe.name}", f"unsupported: {recipe.known['reason']}", "See cosmos3 recipes list")
     backend, device = backend_of(recipe)
-    recipe.check_device(device)
-    if recipe.device["count"] > 1:
-        found = "a recipe runs on one device so far"
-        next_step = "Share the run among several with `parallel`, or use a recipe for one device"
-        raise InputError(f"recipe {recipe.name}", found, next_step)
+    recipe.check_device(device, counted=counted(backend) and started is None)
     wish = Wish(
         model=recipe.run["model"],
         described=random_weights,
@@ -59,6 +68,9 @@ def settle(recipe: Recipe, role: str = CANDIDATE, *, random_weights: bool = Fals
         formats=recipe.formats,
         high_precision_steps=recipe.high_precision_steps,
         chooses=True,
+        parallel=None if role in EAGER else recipe.parallel,
+        started=started,
+        host_memory=host_memory,
     )
     if role in EAGER:
         formats = recipe.formats if role == FORMATS else {}
@@ -95,6 +107,7 @@ def plan_of_embedded(plan: Plan) -> Plan:
     backend = replace(plan.backend, kernels=tuple(row for row in plan.backend.kernels if row in wanted))
     config = ground_of(Wish(model=EMBEDDED), on=(plan.backend, plan.device)).model.config
     want = Want.of(config, plan.dtype, formats=plan.formats, policy=plan.a16.policy if plan.a16 else None)
+    want = replace(want, tensor=plan.layout.tensor)
     running = [choice for choice in plan.choices if choice.op not in plan.fused]
     for choices, ask in ((running, want), (plan.kept, replace(want, formats={}))):
         for choice in choices:

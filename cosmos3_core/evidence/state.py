@@ -75,7 +75,7 @@ def fingerprint_here(recipe: Recipe, sources: Sources) -> dict[str, Any] | None:
         record = records.load(recipe)
         backend, device = settle.backend_of(recipe)
         backend = completed(backend, recipe.formats)
-        recipe.check_device(device)
+        recipe.check_device(device, counted=settle.counted(backend))
     except Cosmos3Error:
         return None
     if "files" not in record["fingerprint"]:

@@ -6,6 +6,9 @@ the one in the recipe's formats are probed only, and of several chunks the first
 with the recipe's plan, which is judged by itself. Between runs the components are
 dropped and loaded again, as `cosmos3 run` does, so that the peak is that of a user's run; the stages' seconds tell
 loading from work.
+
+A candidate on several devices starts a process for each, which all take the measurement; what the first one finds is
+written, its memory and its seconds too. All else is measured on one device: several are held against that.
 """
 
 from __future__ import annotations
@@ -26,8 +29,11 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.repository import EMBEDDED
 from ..checkpoint.tensors import tensor_digest
 from ..contract import Cosmos3Error, RunError
+from ..parallel.launchers import started
+from ..reference.hosts import free_memory
 from ..runs import generation
 from ..runs.memory import counted, peak_device_memory, peak_host_memory
+from ..runs.processes import ALONE, Processes
 from ..settle import Wish
 from . import recipe as recipes
 from .embedded.measures import Depth, check_numbers
@@ -76,12 +82,12 @@ def are_random(model: Model, random_weights: bool) -> bool:
     return random_weights or model.facts.random
 
 
-def measure(job: Job, say: Callable[[str], object] = lambda line: None) -> None:
+def measure(job: Job, say: Callable[[str], object] = lambda line: None, processes: Processes = ALONE) -> None:
     """Take the measurement and write both files; of an evaluation, of which `say` is told how far it is, the second."""
     if job.depth:
         _evaluate(job, job.depth, say)
     else:
-        _measure(job)
+        _measure(job, processes)
 
 
 def _evaluate(job: Job, depth: Depth, say: Callable[[str], object]) -> None:
@@ -96,7 +102,7 @@ def _evaluate(job: Job, depth: Depth, say: Callable[[str], object]) -> None:
     (Path(job.out) / "raw.json").write_text(json.dumps(found, allow_nan=False))
 
 
-def _measure(job: Job) -> None:
+def _measure(job: Job, processes: Processes) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -104,8 +110,13 @@ def _measure(job: Job) -> None:
     from ..engine.engine import Engine
     from ..scenarios.items import items_of
 
-    settled = settle(recipes.load(Path(job.recipe)), job.role, random_weights=job.random_weights)
+    recipe = recipes.load(Path(job.recipe))
+    several: dict[str, Any] = {}
+    if processes.count > 1:
+        several = {"started": processes.count, "host_memory": processes.from_first(free_memory())}
+    settled = settle(recipe, job.role, random_weights=job.random_weights, **several)
     model, plan, request = settled.model, settled.plan, settled.request.of_chunk(0)
+    processes.take_device(plan)
     weights = RandomWeights(model, plan.backend.torch_device) if job.random_weights else None
     if job.role == EXACT:  # where torch or its environment would let TF32 stand for float32
         torch.backends.cudnn.allow_tf32 = False
@@ -115,6 +126,8 @@ def _measure(job: Job) -> None:
     noise = [_read(job.noise, item.modality) for item in made]
     inputs = engine.read_inputs(settled.request, noise)
     raw: dict[str, Any] = {"plan": plan.to_json(settled.execution.tokens)}
+    if plan.layout.size > 1:
+        raw["plan"]["parallel"] = str(plan.layout)
     tensors = {"middle": _read(job.middle, "middle")} if job.middle else {}
     if job.role in (BASELINE, CANDIDATE):
         found, raw["cold"] = _generate(engine, settled, noise, job.launched)
@@ -129,6 +142,8 @@ def _measure(job: Job) -> None:
     for suffix in ("",) if job.middle else ("", ".again"):
         probed = probe(engine, start, tensors["middle"])
         tensors |= {name + suffix: tensor for name, tensor in probed.items()}
+    if not processes.writes:
+        return
     raw["tensors"] = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     out = Path(job.out)
     save_file(tensors, out / "tensors.safetensors")
@@ -227,11 +242,28 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _measure_among(job: Job) -> None:
+    """As one of the processes of a recipe's layout, or start them."""
+    recipe, one = recipes.load(Path(job.recipe)), started()
+    if job.role != CANDIDATE or recipe.parallel is None:
+        return measure(job, partial(print, flush=True))
+    from ..parallel import launch
+
+    if one is None:
+        return launch.launch(recipe.device["count"], [sys.executable, "-m", __spec__.name, sys.argv[1]])
+    try:
+        measure(job, processes=Processes.of(one))
+        launch.part()
+    except Cosmos3Error as error:
+        launch.tell(error)
+        sys.exit(error.exit_code)
+
+
 def main() -> None:
     if stat.S_ISFIFO(os.fstat(0).st_mode):
         Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
-        measure(Job.read(Path(sys.argv[1])), partial(print, flush=True))
+        _measure_among(Job.read(Path(sys.argv[1])))
     except Cosmos3Error as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
