@@ -40,7 +40,7 @@ LIGHT = ("cosmos3_core.contract", f"{LIBRARY}.rows", f"{LIBRARY}.tables", f"{LIB
 """What a plugin may import at its top, and what holds to that itself."""
 # What declares options. All others say in their messages what a caller can set, and do not know who the caller is.
 HAS_OPTIONS = ("cosmos3_core.cli", "cosmos3_core.testing.plugin")
-OTHER_PROGRAMS = re.compile(r"(pip install|hf download) [^`]*")
+OTHER_PROGRAMS = re.compile(r"(pip install|hf download|torchrun) [^`]*")
 OPTION = re.compile(r"(?<!\S)--[a-z]")
 LAUNCHERS = "cosmos3_core.parallel.launchers"
 """What torchrun, srun and mpirun tell a process they tell it in its environment, and in Python nobody hands it over."""

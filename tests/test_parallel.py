@@ -4,6 +4,7 @@ runs, are in tests/parallel (`make test-parallel`)."""
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from processes import together
 from tiny_model import TINY_MODEL
 
 from benchmarks.scaling import Counted
+from cosmos3_core.cli.plan import show
 from cosmos3_core.contract import InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.parallel import attention, patches
@@ -27,6 +29,7 @@ from cosmos3_core.plan.placement import OFFLOADED
 from cosmos3_core.reference import BACKEND
 from cosmos3_core.reference.comm import Arriving, TorchComm
 from cosmos3_core.reference.ops import attention as reference
+from cosmos3_core.runs.manifest import resolved
 from cosmos3_core.settle import Wish, settle
 
 NANO = Shared(
@@ -286,6 +289,13 @@ SINGLE = {
     "--use-hsdp --cfg-parallel-size 2 --ulysses-degree 2": "4: cfg 2, ulysses 2, hsdp 4",
     "--use-hsdp --cfg-parallel-size 2 --vae-patch-parallel-size 2": "2: cfg 2, hsdp 2, vae 2",
     "--use-hsdp --cfg-parallel-size 2 --tensor-parallel-size 2": "4: cfg 2, tensor 2, hsdp 2",
+    "--cfg-parallel-size 2": "2: cfg 2",
+    "--ulysses-degree 2": "2: ulysses 2",
+    "--ring-degree 2": "2: ring 2",
+    "--tensor-parallel-size 2": "2: tensor 2",
+    "--pipeline-parallel-size 2": "2: pipeline 2",
+    "--cfg-parallel-size 2 --ulysses-degree 4 --use-hsdp --hsdp-shard-size 8": "8: cfg 2, ulysses 4, hsdp 8",
+    "--cfg-parallel-size 2 --use-hsdp --hsdp-shard-size 2 --vae-patch-parallel-size 2": "2: cfg 2, hsdp 2, vae 2",
     "--use-hsdp --vae-patch-parallel-size 3": "3: hsdp 3, vae 3",
     "--use-hsdp --tensor-parallel-size 2": "no two devices of tensor=2 have the same weights",
     "--use-hsdp --cfg-parallel-size 0": "--parallel cfg=0: '0' is no number of parts",
@@ -388,6 +398,19 @@ def test_devices_send_what_the_plan_counts(given, count):
     for plan, found in zip(plans, most, strict=True):
         exchange = plan.estimate.exchange(True)
         assert found == pytest.approx(exchange.waited + exchange.beside, rel=0.04), plan.plan.layout
+
+
+def test_a_plan_prints_what_is_waited_for_and_hidden_at_each_links_speed(capsys):
+    plan = shared(parallel="cfg=2,ring=4")
+    show(plan, resolved(plan, "it was named"), [], as_json=False)
+    told = [line.split(None, 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("exchange")]
+    number = r"[\d.e-]+"
+    assert re.fullmatch(
+        rf"a device sends {number} \w+ a step that others wait for, and {number} \w+ beside its work", told[0]
+    )
+    speeds = ["25 GB/s", "64 GB/s", "450 GB/s, these devices'"]
+    for line, speed in zip(told[1:], speeds, strict=True):
+        assert re.fullmatch(rf"at {speed}: {number} s a step, and {number} s hidden", line), line
 
 
 def test_a_plan_counts_what_one_device_does(given):

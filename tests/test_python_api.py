@@ -330,7 +330,7 @@ def test_several_devices_take_a_launcher_and_a_plan_takes_none():
     assert cosmos3.plan(TINY_MODEL, backend="reference", **request).parallel == ""
     with pytest.raises(cosmos3.InputError, match="cosmos3.plan\\(devices=N\\).parallel says the best one"):
         cosmos3.load(TINY_MODEL, devices=2)
-    with pytest.raises(cosmos3.InputError, match="here it is `parallel` of cosmos3.load"):
+    with pytest.raises(cosmos3.InputError, match="Here it is `parallel` of cosmos3.load"):
         cosmos3.load(TINY_MODEL, tensor_parallel_size=2)
 
 

@@ -81,6 +81,9 @@ def test_a_run_of_four_is_the_run_of_one():
     one, four = (load_file(f"{name}.safetensors") for name in ("one", "four"))
     assert torch.equal(one["noise.vision"], four["noise.vision"])
     torch.testing.assert_close(one["final.vision"], four["final.vision"], rtol=1e-4, atol=1e-5)
+    words = [*command()[:3], "plan", "--request", "four.mp4"]
+    again = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert "note: that run had 4 devices, as cfg=2,ulysses=2,vae=2, and this one has one device" in again.stderr, again
     parallel = json.loads(Path("four.mp4.json").read_text())["plan"]["parallel"]
     assert {axis: degree for axis, degree in parallel["layout"].items() if degree > 1} == {
         "cfg": 2,
