@@ -79,7 +79,10 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "make release",
         "python -m pytest -q -x tests/test_run.py",
     ],
-    ("docs/parallel.md", "device"): [],  # tests/parallel runs the program
+    ("docs/parallel.md", "device"): [  # tests/parallel runs the program
+        "python -m benchmarks.scaling --backend cuda --cards 1 2 4 8 --axes --list",
+        "python -m benchmarks.scaling --backend cuda --cards 1 2 4 8 --axes --out benchmarks/results/scaling.json",
+    ],
     ("docs/python.md", "diffusers"): [],
     ("docs/quantization.md", "network"): [
         "cosmos3 quantize --model nano --format w4a16 --method gptq --calibrate prompts.txt -o Cosmos3-Nano-W4A16",
