@@ -14,7 +14,7 @@ from command import cosmos3
 
 from cosmos3_core import reference
 from cosmos3_core.contract import Device, InputError
-from cosmos3_core.evidence import fingerprint, record, verdict
+from cosmos3_core.evidence import fingerprint, layouts, record, verdict
 from cosmos3_core.evidence import settle as evidence
 from cosmos3_core.evidence.matrix import PAGE, TICK, render
 from cosmos3_core.evidence.packages import in_tree, recipes_of
@@ -247,3 +247,37 @@ def test_every_row_of_the_in_tree_backends_is_in_the_kernel_table():
     for backend in backends:
         for row in backend.kernels:
             assert f"| {backend.name} | {row.op} | {row.name} |" in table
+
+
+PAIR = {"cases": 3, "over": 0, "worst": 2.1e-06, "processes": [2, 4]}
+
+
+def written(root: Path, pairs: dict, **said) -> dict[str, list[str]]:
+    """The rows of a record's table, by feature."""
+    part = {"code": layouts.code_digest(root), "pairs": pairs, "refused": {}} | said
+    (root / layouts.RECORD).parent.mkdir(parents=True, exist_ok=True)
+    (root / layouts.RECORD).write_text(json.dumps({"bound": 1e-5, "parts": {"some": part}}))
+    return {name: cells for name, *cells in layouts.section(root)[2]}
+
+
+def test_features_on_axes_are_those_of_the_record(tmp_path):
+    """What failed says so, what was not run, too, and that the code has changed since."""
+    name = layouts.pair_of("ring", "transfer")
+    ring = list(layouts.DEGREES).index("ring")
+    rows = written(tmp_path, {name: PAIR})
+    assert rows["transfer"][ring] == "2.1e-06 (3)" and rows["transfer"][0] == rows["t2i"][ring] == "not run"
+    assert rows["captured passes"][ring] == "never"
+    assert "has changed" not in layouts.section(tmp_path)[0]
+    rows = written(tmp_path, {name: PAIR | {"over": 1, "worst": 0.5}}, code="another", refused={"nf4 x ring": "it is"})
+    assert rows["transfer"][ring] == "5.0e-01 (1 of 3 failed)" and rows["nf4"][ring] == "refused"
+    said, *_ = layouts.section(tmp_path)
+    assert "The code has changed since these ran: some." in said and "Refused is nf4 with ring: it is." in said
+    assert written(tmp_path, {name: PAIR | {"worst": 0.5}})["transfer"][ring] == "as good: 5.0e-01 (3)"
+    (tmp_path / layouts.RECORD).unlink()
+    said, _, rows = layouts.section(tmp_path)
+    assert "No record" in said and {"not run", "never"} == {cell for _, *cells in rows for cell in cells}
+
+
+def test_a_record_of_features_that_is_damaged_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"record.json: it is damaged: it.parts.some.pairs.a x b has no cases"):
+        written(tmp_path, {"a x b": {}})

@@ -9,11 +9,13 @@ import torch
 
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.formats import grains
-from cosmos3_core.quant.numerics import pack, unpack
-from cosmos3_core.quant.splitting import columns_of, rows_of
+from cosmos3_core.quant.numerics import multiply, pack, unpack
+from cosmos3_core.quant.splitting import columns_of, room, rows_of, widened, with_extremes
 
 WEIGHT = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 1024)
 """Columns of very unlike sizes, so that a scale of other ones is seen."""
+REACHING = "int8", "fp8", "fp8_tensor", "fp8_e5m2", "fp8_fnuz", "fp8_e5m2fnuz", "nvfp4", "w4a8", "w4afp8"
+"""Formats in which activations have a scale for a whole row, or for all of them."""
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -48,3 +50,21 @@ def test_what_would_cut_a_scale_is_refused():
         columns_of(replace(packed, order=torch.arange(1024)), slice(0, 32))
     with pytest.raises(ValueError, match="fp8_block shares a scale among 128 outputs"):
         rows_of(pack(WEIGHT, FORMATS["fp8_block"], weight=True), [slice(0, 64)])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_products_of_parts_have_the_activations_scales_of_the_whole(name):
+    """Added up they are the whole product; each by its own scales they are not, where these reach beyond a part."""
+    packed = pack(WEIGHT, FORMATS[name], weight=True)
+    if FORMATS[name].static:
+        packed = replace(packed, input_scale=torch.tensor(0.05))
+    x = torch.randn(6, 1024, generator=torch.Generator().manual_seed(1)) * torch.logspace(1, -1, 1024)
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    whole, more, both, apart = multiply(x, packed), room(packed), 0.0, 0.0
+    assert bool(more) == (name in REACHING)
+    for part in (slice(0, 512), slice(512, 1024)):
+        own = columns_of(packed, part)
+        shown = with_extremes(x[:, part], low, high, more) if more else x[:, part]
+        both, apart = both + multiply(shown, widened(own, more)), apart + multiply(x[:, part], own)
+    assert (both - whole).norm() < 1e-6 * whole.norm()
+    assert ((apart - whole).norm() > 1e-4 * whole.norm()) == bool(more)

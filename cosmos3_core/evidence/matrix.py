@@ -12,6 +12,7 @@ from typing import Any
 from .. import quant
 from ..contract import Backend, Kernel
 from ..plan.cost.units import GIB
+from . import layouts
 from .checks import checks_of
 from .closure import Sources
 from .fingerprint import ROOT
@@ -53,13 +54,15 @@ class Survey:
 
 def render(root: Path) -> str:
     """The page of the checkout `root`. Depends on the files there only, not on the machine. Raises InputError for a
-    broken backend."""
+    broken backend, and a broken record of the layouts."""
 
     def linked(text: str, file: Path) -> str:
         return f"[{text}](../{file.relative_to(root).as_posix()})"
 
     sources = Sources(root)
-    return page(HEAD, Survey(in_tree(root), lambda recipe: state_of(recipe, sources=sources), linked, sources))
+    survey = Survey(in_tree(root), lambda recipe: state_of(recipe, sources=sources), linked, sources)
+    said, head, rows = layouts.section(root)
+    return "\n".join([page(HEAD, survey), "## Feature by feature\n", said, _table(head, rows)])
 
 
 def render_installed(disabled: Collection[str] = ()) -> str:

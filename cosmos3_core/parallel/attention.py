@@ -16,7 +16,7 @@ from torch import Tensor
 from ..contract import Attention, Segment
 from ..model.attending import attend, passes_of, summed
 from ..model.packing import Packing
-from .ranks import Ranks, part, parts
+from .ranks import Ranks, parts
 
 
 def kv_heads_of(count: int, number: int, kv_heads: int) -> slice:
@@ -142,8 +142,3 @@ def _within(rows: Sequence[slice], start: int, length: int) -> list[slice]:
 def _taken(x: Tensor, rows: Sequence[slice]) -> Tensor:
     one = [x[:, part] for part in rows]
     return one[0] if len(one) == 1 else torch.cat(one, dim=1)
-
-
-def rows_of(length: int, ranks: Ranks) -> slice:
-    """This process's rows of so many."""
-    return part(length, ranks.rows.count, ranks.rows.number)

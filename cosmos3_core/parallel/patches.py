@@ -13,7 +13,7 @@ from torch import Tensor
 from ..model.config import SPATIAL_COMPRESSION, VAE_PATCH
 from ..model.vae import VideoVAE
 from ..model.vae_blocks import Stream
-from .ranks import Circle, part, parts
+from .ranks import Circle, parts
 
 
 class Neighbours:
@@ -52,7 +52,7 @@ class Rows:
         circle, whole = self.circle, x_THWC.shape[1] // self.unit
         if whole < circle.count:
             return self.half(x_THWC, stream)
-        heights, own = parts(whole, circle.count), part(whole, circle.count, circle.number)
+        heights, own = parts(whole, circle.count), circle.part(whole)
         stream.edges = Neighbours(circle, heights)
         y = self.half(x_THWC[:, own.start * self.unit : own.stop * self.unit].contiguous(), stream)
         scale = y.shape[1] // heights[circle.number]

@@ -50,6 +50,10 @@ class Circle:
     number: int
     count: int
 
+    def part(self, length: int) -> slice:
+        """This process's part of so many rows."""
+        return part(length, self.count, self.number)
+
     def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         return self._waited(lambda: self.comm.all_to_all(x, self.group, sent=sent, received=received).wait())
 
@@ -62,9 +66,19 @@ class Circle:
         pending = self._waited(lambda: self.comm.all_gather(x, self.group))
         return lambda: self._waited(pending.wait)
 
-    def summed(self, x: Tensor) -> Tensor:
-        """Everyone's x; x itself may become it."""
-        return self._waited(lambda: self.comm.all_reduce(x.contiguous(), self.group).wait())
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest of everyone's; x itself may become it."""
+        return self._waited(lambda: self.comm.all_reduce(x, self.group, op="max").wait())
+
+    def summed_rows(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Of everyone's x, summed, this process's rows: so many of them are each one's, one after the other."""
+        longest = max(lengths)
+        if min(lengths) < longest:
+            each = x.split(list(lengths))
+            x = torch.cat([row for one in each for row in (one, x.new_zeros(longest - len(one), *x.shape[1:]))])
+        together = x.contiguous().view(self.count, longest, *x.shape[1:])
+        found: Tensor = self._waited(lambda: self.comm.reduce_scatter(together, self.group).wait())
+        return found[: lengths[self.number]]
 
     def sent(self, x: Tensor, source: int) -> Callable[[], Tensor]:
         """Begin to send what process `source` has to the others, whose x becomes it; what is returned waits for it."""
@@ -77,6 +91,8 @@ class Circle:
         if len(x) < longest:
             x = torch.cat((x, x.new_zeros(longest - len(x), *x.shape[1:])))
         found = self.gathered(x.contiguous())
+        if min(lengths) == longest:
+            return found.flatten(0, 1).movedim(0, dim)
         return torch.cat([one[:length] for one, length in zip(found, lengths, strict=True)]).movedim(0, dim)
 
     def passed_on(self, x: Tensor, *, back: bool = False) -> Callable[[], Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..contract import Residual
 from ..model.transformer import DecoderLayer, LayerSource, UnderstandingTower
 from ..model.weights import Hold
-from .ranks import Ranks, part
+from .ranks import Ranks
 
 
 class Stage:
@@ -49,19 +49,23 @@ def held(hold: Hold, ranks: Ranks) -> Hold:
     """What keeps this process's layers of a tower."""
 
     def own(load: Callable[[int], DecoderLayer], count: int) -> LayerSource:
-        layers = part(count, ranks.pipeline.count, ranks.pipeline.number)
+        layers = ranks.pipeline.part(count)
         return hold(lambda i: load(layers.start + i), layers.stop - layers.start)
 
     return own
 
 
 def staged(tower: UnderstandingTower, ranks: Ranks) -> UnderstandingTower:
-    """The text tower with these layers: every process has the keys and values of its own."""
+    """The text tower with these layers: every process has the keys and values of its own. Of the rows between them it
+    has those that are its among the processes which split the layers."""
     own, stage, width = copy.copy(tower), Stage(ranks), tower.config.hidden_size
     like = torch.empty(0, dtype=tower.dtype, device=tower.device)
 
     def enter(token_ids: Sequence[int]) -> Residual:
-        return stage.received(len(token_ids), width, like)
+        rows = ranks.tensor.part(len(token_ids))
+        if stage.first:
+            return tower.embed(token_ids[rows])
+        return stage.received(rows.stop - rows.start, width, like)
 
-    own.enter, own.leave = None if stage.first else enter, None if stage.last else stage.hand_on
+    own.enter, own.leave = enter, None if stage.last else stage.hand_on
     return own

@@ -133,8 +133,8 @@ class Shared:
             return f"the MLP's {self.inner} features are not split evenly among {layout.tensor}"
         if layout.pipeline > self.layers:
             return f"the model has {self.layers} layers, fewer than the {layout.pipeline} devices of a pipeline"
-        if layout.split > self.tokens:
-            return f"the request has {self.tokens} media tokens, fewer than the {layout.split} devices of a branch"
+        if (rows := layout.split * layout.tensor) > self.tokens:
+            return f"the request has {self.tokens} media tokens, fewer than the {rows} devices of a branch"
         if (alike := layout.size // layout.apart) % layout.hsdp:
             return f"the {alike} devices with the same weights are not divided evenly into groups of {layout.hsdp}"
         if layout.size % layout.vae:

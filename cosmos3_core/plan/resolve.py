@@ -39,7 +39,8 @@ def resolve(want: Want, backend: Backend, device: Device) -> Plan:
     formats = known(backend)
     _check_sides(want, formats)
     shared, both = _in_two_precisions(want, formats)
-    if want.tensor > 1 and want.format("pack_linear") != "none":
+    layers = want.format("pack_linear")
+    if want.tensor > 1 and layers != "none" and not formats[layers].static:  # a stored scale only a checkpoint has
         shared = replace(shared, packed=True)  # packed whole, and then split
     refusals: list[Refusal] = []
     choices = tuple(_choose(op, shared, backend, device, refusals) for op in OPS)
@@ -202,8 +203,8 @@ def _choose(op: str, want: Want, backend: Backend, device: Device, refusals: lis
     refused: list[Refusal] = []
     for kernel in candidates:
         reason = _reason_against(kernel, ask, want.kernels)
-        if op == "finish" and want.tensor > 1 and kernel.name != COMPOSED_ROW:
-            reason = "adds up itself what every device has a part of"
+        if op in COMPOSITES and want.tensor > 1 and kernel.name != COMPOSED_ROW:
+            reason = "reads and adds up whole rows, of which every device has a part"
         if reason is None:
             refusals += refused
             return Choice(op, kernel, named is not None, ask.format, _below(kernel, ask, backend))

@@ -1,18 +1,27 @@
 """Parts of a matrix that several devices have among them, exactly: rows and columns keep the codes and the scales that
-the whole has."""
+the whole has, and so do activations of which each device has some features.
+
+Their scale, where it is of a whole row or of all of them, is chosen by whichever row of `pack_linear` multiplies, often
+inside its kernel. So each device is shown the extremes of the whole row, as features whose weights are zeros.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .formats import Format, together
 from .joining import ROWS
-from .numerics import Packed
+from .numerics import Packed, pack
+
+PRODUCT = 32
+"""Input features of which products in 4 and 8 bits take multiples."""
 
 GROUPED = {"scales": "group", "zeros": "group", "minima": "group"}
 GROUPED |= {"super_scales": "super_group", "super_minima": "super_group"}
@@ -62,6 +71,43 @@ def columns_of(weight_OI: Any, part: slice) -> Any:
         if held is not None and group and held.shape[-1] > 1:
             each[name] = held[:, _shared(part, group, format, "input features")].contiguous()
     return replace(weight_OI, **each)
+
+
+def room(weight_OI: Any) -> int:
+    """How many input features a part of a matrix takes beside its own, so that the scales of its activations can be the
+    whole's: 0 where no scale of theirs reaches beyond the part."""
+    if isinstance(weight_OI, tuple):
+        return max(map(room, weight_OI))
+    if isinstance(weight_OI, Tensor) or weight_OI.input_scale is not None:
+        return 0
+    format, inputs = weight_OI.format, weight_OI.format.of_inputs
+    if inputs is None or inputs.static or (inputs.group and not inputs.tensor_scale):
+        return 0
+    return math.lcm(PRODUCT, together(format), *(one.group for one in (format, inputs) if one.group))
+
+
+def widened(weight_OI: Any, more: int) -> Any:
+    """The matrix with so many input features more, by whose weights nothing is changed: zeros in its format."""
+    if not more:
+        return weight_OI
+    if isinstance(weight_OI, tuple):
+        return tuple(widened(one, more) for one in weight_OI)
+    if isinstance(weight_OI, Tensor):
+        return F.pad(weight_OI, (0, more))
+    zeros = weight_OI.values.new_zeros(len(weight_OI.values), more, dtype=torch.float32)
+    beside = pack(zeros, weight_OI.format, weight=True)
+    each = {"values": torch.cat([weight_OI.values, beside.values], -1)}
+    if weight_OI.format.group:
+        for name in GROUPED:
+            if (held := getattr(weight_OI, name)) is not None:
+                each[name] = torch.cat([held, getattr(beside, name).to(held.dtype)], -1)
+    return replace(weight_OI, **each)
+
+
+def with_extremes(x_MI: Tensor, low_M1: Tensor, high_M1: Tensor, more: int) -> Tensor:
+    """Rows with so many features more, which are the least and the largest of the whole row: a scale of the row, or of
+    all rows, is then the whole's. A matrix that is `widened` so gives what it gave."""
+    return torch.cat([x_MI, low_M1, high_M1.expand(-1, more - 1)], -1)
 
 
 def _height(weight_OI: Any) -> int:

@@ -54,7 +54,7 @@ class Finish:
             stream.x_MI,
             self.norm_I,
             eps=c.eps,
-            residual_MI=self.out(attended_BSHD.reshape(len(stream.x_MI), -1)),
+            residual_MI=self.out(attended_BSHD.reshape(-1, c.heads * c.head_dim)),
             weight_fp32=c.weight_fp32,
         )
         h_MI = self.up(h_MI)

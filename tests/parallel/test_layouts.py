@@ -1,120 +1,242 @@
-"""`make test-parallel`: every layout of 2, 3, 4 and 8 processes over every kind of request, in fp32, against one.
-There is one group of processes for each number of them."""
+"""`make test-parallel`: every layout of 2, 3, 4 and 8 processes, in fp32, against one process; every task, weights
+anywhere and every format with each axis. There is one group of processes for each number of them.
+
+What is found is kept in the record that `cosmos3 matrix` makes a table of.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import pytest
-from layouts import BOUND, coded, error, of_processes, requests, settled, velocity
+from layouts import BOUND, error, of_processes, requests, settled, velocity
 from peer import TINY, diffusers_transformer, save_repository
+from records import Found, keep
 
 from cosmos3_core.contract import InputError
+from cosmos3_core.evidence.layouts import PLACED, SOUND
+from cosmos3_core.model.packing import Packing
 from cosmos3_core.parallel import tensor
-from cosmos3_core.plan.mesh import AXES, Layout
-from cosmos3_core.plan.placement import DISK, RESIDENT, STREAMED, TOWERS, Placement
+from cosmos3_core.plan.mesh import BESIDE, DEGREES, Layout
+from cosmos3_core.plan.placement import DISK, RESIDENT, TOWERS, Placement
+from cosmos3_core.quant import FORMATS, Format
+from cosmos3_core.scenarios.items import items_of
+from cosmos3_core.settle import Settled
 
 COUNTS = 2, 3, 4, 8
+TURNS = "t2i", "sound", "policy", "transfer"
+"""What is dealt out to the layouts: all modalities, two and three branches, one picture."""
+PAIRS = [Layout(**dict.fromkeys(pair, 2)) for pair in itertools.combinations_with_replacement(DEGREES, 2)]
+MODELS = {
+    "two key heads": {"num_attention_heads": 16, "intermediate_size": 128},
+    "eight key heads": {
+        "num_attention_heads": 16,
+        "intermediate_size": 128,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 3,
+    },
+    "wide": {
+        "hidden_size": 256,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 32,
+        "rope_axes_dim": [8, 4, 4],
+        "intermediate_size": 512,
+    },
+}
+"""The tests' model, of which four processes repeat key heads; one of ordinary scale with eight; and one whose halves
+hold whole groups of every format."""
 
 
-@pytest.fixture(scope="module", params=["two key heads", "eight key heads"])
-def model(request, tmp_path_factory):
-    """The tests' model, of which four processes repeat key heads, and one of ordinary scale with eight."""
-    config = TINY | dict(num_attention_heads=16, intermediate_size=128)
-    config |= dict(num_key_value_heads=8, num_hidden_layers=3) if request.param == "eight key heads" else {}
-    return str(save_repository(tmp_path_factory.mktemp("model"), diffusers_transformer(config, seed=11, scale=0.12)))
+@dataclass(frozen=True)
+class Case:
+    """A request on a layout, where its weights lie and its format, if a test is of these."""
+
+    name: str
+    asked: Settled
+    placed: str = ""
+    format: str = ""
+
+    @property
+    def layout(self) -> Layout:
+        return self.asked.plan.layout
+
+    def found(self, error: float, bound: float) -> Found:
+        axes = (axis for axis, degree in asdict(self.layout).items() if degree > 1)
+        others = SOUND if self.asked.request.sound else "", self.placed, self.format
+        features = *axes, self.asked.request.task, *filter(None, others)
+        return Found(features, self.layout.size, error, bound, self.format)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    def saved(name: str) -> str:
+        module = diffusers_transformer(TINY | MODELS[name], seed=11, scale=0.12)
+        return str(save_repository(tmp_path_factory.mktemp("model"), module))
+
+    return {name: saved(name) for name in MODELS}
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    long = {"prompt": "a bell", "frames": 189, "sound": True, "size": "64x64", "guidance": 1.0, "steps": 2, "seed": 2}
-    return requests(tmp_path_factory.mktemp("inputs")) | {"189 frames with sound": long}
+    return requests(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
-def alone(model, given):
-    return {name: velocity(settled(values, model=model)) for name, values in given.items()}
+def alone(models, given):
+    """What one process finds."""
+    known: dict[tuple[str, ...], Any] = {}
+
+    def of(model: str, name: str, format: str = "none") -> Any:
+        key = model, name, format
+        if key not in known:
+            known[key] = velocity(settled(given[name], model=models[model], format=format))
+        return known[key]
+
+    return of
 
 
 def layouts(count: int) -> list[Layout]:
-    """Every mesh of so many."""
+    """Every one of so many processes."""
     ways = [way for way in range(1, count + 1) if count % way == 0]
-    found = [Layout(*degrees) for degrees in itertools.product(ways, repeat=len(AXES)) if math.prod(degrees) == count]
-    return found
+    every = (Layout(*degrees) for degrees in itertools.product(ways, repeat=len(DEGREES)))
+    return [one for one in every if one.size == count]
 
 
-def beside(count: int) -> list[Layout]:
-    """What lies beside the mesh, with each of its axes."""
-    shared = [replace(one, hsdp=2) for one in layouts(count) if one.apart * 2 <= count]
-    return [*shared, Layout(hsdp=count), Layout(cfg=2, hsdp=count)]
+def able(layout: Layout, names: Sequence[str], given: Mapping[str, Any], model: str) -> Iterator[Case]:
+    """Of these requests those for which a layout can be: as many branches, heads, tokens and rows are there."""
+    for name in names:
+        with suppress(InputError):
+            yield Case(name, settled(given[name], str(layout), model))
+
+
+def held(
+    part: str,
+    cases: Sequence[Case],
+    expected: Callable[[Case], list[Any]],
+    bound: Callable[[Case, list[Any]], float] = lambda *_: BOUND,
+    refused: Mapping[tuple[str, str], str] | None = None,
+    **how: Any,
+) -> None:
+    """Run them in groups of as many processes as each takes, keep what was found, and hold it against the bound."""
+    results: list[tuple[Case, float, float]] = []
+    for count in sorted({case.layout.size for case in cases}):
+        some = [case for case in cases if case.layout.size == count]
+        found = of_processes([case.asked for case in some], partial(velocity, **how))
+        results += [(case, error(one, expected(case)), bound(case, one)) for case, one in zip(some, found, strict=True)]
+    keep(part, [case.found(*errors) for case, *errors in results], refused)
+    worst, most, _ = max(results, key=lambda one: one[1])
+    print(f"\n{part}: {len(cases)} cases, worst {worst.name} on {worst.layout}: {most:.1e}")
+    assert not [
+        (case.name, str(case.layout), case.placed, case.format, one) for case, one, bound in results if one >= bound
+    ]
+
+
+def test_tokens_divide_nothing(given):
+    """Sound of 197 tokens, 17 actions and pictures of one frame are among the requests, and odd numbers of tokens."""
+    lengths = {}
+    for name in given:
+        one = settled(given[name])
+        packing = Packing(items_of(one.request, one.model.config), one.model.config, "cpu")
+        each = zip(packing.items, packing.rows, strict=True)
+        lengths[name] = {item.modality: rows.stop - rows.start for item, rows in each} | {"all": packing.length}
+    assert lengths["sound"]["sound"] == 197 and lengths["policy"]["action"] == 17
+    assert lengths["t2i"] == {"vision": 5, "all": 5} and lengths["transfer"]["all"] == 45
+    assert sum(one["all"] % 2 for one in lengths.values()) >= len(lengths) / 2
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_every_layout_finds_what_one_process_does(model, given, alone, count):
-    cases = []
-    few = dict(list(given.items())[:: len(given) // 2])
-    for layout, name in [*itertools.product(layouts(count), given), *itertools.product(beside(count), few)]:
-        with suppress(InputError):  # as many branches, heads or tokens are not there
-            settled(given[name], str(layout), model)
-            cases.append((str(layout), name))
-    assert len({layout for layout, _ in cases}) >= 2
-    plans = [settled(given[name], model=model) for _, name in cases]
-    found = of_processes(plans, [layout for layout, _ in cases])
-    errors = {case: error(one, alone[case[1]]) for case, one in zip(cases, found, strict=True)}
-    worst = max(errors, key=errors.__getitem__)
-    print(f"\n{count} processes, {len(cases)} cases, worst {worst}: {errors[worst]:.1e}")
-    assert errors[worst] < BOUND, {case: one for case, one in errors.items() if one >= BOUND}
+def test_every_layout_finds_what_one_process_does(models, given, alone, count):
+    """The requests are dealt out to them."""
+    model, cases = "eight key heads", []
+    for turn, layout in enumerate(layouts(count)):
+        names = TURNS[turn % len(TURNS) :] + TURNS
+        cases += itertools.islice(able(layout, names, given, models[model]), 1)
+    held(f"every layout of {count} processes", cases, lambda case: alone(model, case.name))
 
 
-@pytest.mark.parametrize("way", [RESIDENT, STREAMED, DISK])
-def test_shared_weights_lie_anywhere(model, given, alone, way):
-    """Each process streams its share of what lies in host memory; what lies in files is everyone's own."""
-    cases = [("cfg=2,hsdp=2", "transfer"), ("ulysses=2,hsdp=2", "sound"), ("hsdp=2", "t2i")]
-    plans = [settled(given[name], model=model) for _, name in cases]
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_mesh_finds_what_one_process_does(models, given, alone, count):
+    """Where key heads are repeated, and with all of the requests."""
+    model, cases = "two key heads", []
+    for layout in layouts(count):
+        if all(getattr(layout, name) == 1 for name in BESIDE):
+            cases += able(layout, TURNS, given, models[model])
+    held(f"every mesh of {count} processes", cases, lambda case: alone(model, case.name))
+
+
+def test_every_task_is_made_on_every_pair_of_axes(models, given, alone):
+    model, cases = "eight key heads", []
+    for layout in PAIRS:
+        cases += able(layout, list(given), given, models[model])
+    assert len(cases) > 0.9 * len(given) * len(PAIRS)
+    held("every task on every pair of axes", cases, lambda case: alone(model, case.name))
+
+
+@pytest.mark.parametrize("way", PLACED)
+def test_weights_lie_anywhere(models, given, alone, way):
+    """Each process streams its share of what lies in host memory; what lies in files is everyone's own, and not shared
+    out."""
+    model, cases, refused = "two key heads", [], {}
     placement = Placement.alike(RESIDENT).with_parts(dict.fromkeys(TOWERS, way))
-    found = of_processes(plans, [layout for layout, _ in cases], partial(velocity, placement=placement))
-    assert max(error(one, alone[name]) for one, (_, name) in zip(found, cases, strict=True)) < BOUND
+    for turn, layout in enumerate(PAIRS):
+        name = TURNS[turn % len(TURNS)]
+        try:
+            one = settled(given[name], str(layout), models[model], placement=str(placement))
+        except InputError as fault:
+            assert layout.hsdp > 1 and way == DISK
+            refused["hsdp", PLACED[way]] = fault.found
+        else:
+            cases.append(Case(name, one, PLACED[way]))
+    assert bool(refused) == (way == DISK)
+    held(
+        f"{PLACED[way]} on every pair of axes",
+        cases,
+        lambda case: alone(model, case.name),
+        refused=refused,
+        placement=placement,
+    )
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_the_vae_by_rows_is_the_whole_one(given, count):
-    """Pictures of an odd number of rows, clips, and one of fewer rows than processes."""
-    cases = [*itertools.product([f"vae={count}", f"hsdp={count},vae={count}"], ["t2i", "v2v", "transfer", "policy"])]
-    if count == 4:
-        cases = [("cfg=2,ulysses=2,vae=2", "transfer"), ("cfg=2,tensor=2,vae=2", "policy"), ("ring=4,vae=2", "v2v")]
-    plans = [settled(given[name]) for _, name in cases]
-    found = of_processes(plans, [layout for layout, _ in cases], coded)
-    whole = {name: coded(settled(given[name])) for name in {name for _, name in cases}}
-    errors = {case: error(one, whole[case[1]]) for case, one in zip(cases, found, strict=True)}
-    assert max(errors.values()) < BOUND, errors
+def exact(format: Format, axis: str) -> bool:
+    """Whether a pass in a format is what it is in one process. A sum in another order, by its last bits, rounds
+    activations otherwise, and what a layer rounds otherwise the next ones do more; a scale of all rows is of those of
+    a pass, and a process has fewer."""
+    inputs = format.of_inputs
+    if inputs is None or axis in BESIDE:
+        return True
+    return axis not in ("ring", "tensor") and not inputs.tensor_scale
 
 
-EXACT = ("mxfp4a16", "nvfp4a16", "q8_0", "int8a16", "mxfp8")
-OWN = ("fp8_tensor", "int8", "nvfp4")
-"""Of each kind. Activations that have a scale for a whole token have one for a process's features of it here."""
+def test_every_format_is_split_along_every_axis(models, given, alone):
+    """What is not exact loses no more than one process does: tests/test_parallel.py has the products themselves."""
+    model, name, cases, refused = "wide", "t2i", [], {}
+    for format, axis in itertools.product(FORMATS, DEGREES):
+        try:
+            one = settled(given[name], f"{axis}=2", models[model], format)
+        except InputError as fault:
+            refused[format, axis] = fault.found
+        else:
+            cases.append(Case(name, one, format=format))
+    assert {format for format, _ in refused} == {"int8_static", "fp8_static", "mxfp4_dual"}, refused
+
+    def lost(case: Case, found: list[Any]) -> float:
+        (axis,) = (axis for axis in DEGREES if getattr(case.layout, axis) > 1)
+        if exact(FORMATS[case.format], axis):
+            return BOUND
+        plain, own = alone(model, name), alone(model, name, case.format)
+        return math.inf if error(found, plain) < 1.25 * error(own, plain) else 0.0
+
+    held("every format on every axis", cases, lambda case: alone(model, name, case.format), lost, refused=refused)
 
 
-@pytest.fixture(scope="module")
-def quantized(model, given):
-    return {name: velocity(settled(given["policy"], model=model, format=name)) for name in EXACT + OWN}
-
-
-def test_layers_in_a_format_are_split_with_their_scales(model, given, alone, quantized):
-    """Where the activations' scales are a process's own, it loses no more than one does."""
-    plans = [settled(given["policy"], "tensor=2", model, name) for name in quantized]
-    found = dict(zip(quantized, of_processes(plans, ["tensor=2"] * len(plans)), strict=True))
-    errors = {name: error(found[name], quantized[name]) for name in EXACT}
-    assert max(errors.values()) < BOUND, errors
-    lost = {name: [error(one[name], alone["policy"]) for one in (found, quantized)] for name in OWN}
-    print(lost)
-    assert all(several < 1.25 * one for several, one in lost.values()), lost
-
-
-def test_a_scale_split_along_the_wrong_axis_is_noticed(model, given, quantized, monkeypatch):
+def test_a_scale_split_along_the_wrong_axis_is_noticed(models, given, alone, monkeypatch):
     columns_of = tensor.columns_of
 
     def wrong(weight, part):
@@ -122,5 +244,5 @@ def test_a_scale_split_along_the_wrong_axis_is_noticed(model, given, quantized, 
         return replace(own, scales=weight.scales[:, : own.scales.shape[1]])
 
     monkeypatch.setattr(tensor, "columns_of", wrong)
-    (found,) = of_processes([settled(given["policy"], "tensor=2", model, "mxfp4a16")], ["tensor=2"])
-    assert error(found, quantized["mxfp4a16"]) > 100 * BOUND
+    (found,) = of_processes([settled(given["policy"], "tensor=2", models["wide"], "mxfp4a16")])
+    assert error(found, alone("wide", "policy", "mxfp4a16")) > 100 * BOUND

@@ -61,12 +61,14 @@ def exchanged(own: TransformerConfig, layout: Layout, tokens: int, row: int, siz
     """In a pass of one branch of so many media tokens; `own` is the model as one device has it, `row` the bytes of a
     row of the residual stream, and a number takes `size` bytes.
 
-    Ulysses: q, k and v there, what was attended back. Ring: keys and values, beside the attention. Tensor: two sums of
-    the rows. Pipeline: the rows. Behind the last layer all rows come together.
+    Ulysses: q, k and v there, what was attended back. Ring: keys and values, beside the attention. Tensor: the rows
+    before two products of a layer, and the sums after two. Pipeline: the rows that a process has. Behind the last layer
+    all rows come together. The two numbers of a row that scales are chosen by are not counted.
     """
     rows, layers = -(-tokens // layout.split), own.num_hidden_layers
     heads = size * rows * (2 * own.query_width + 2 * max(own.kv_width, layout.ulysses * own.head_dim))
     around = size * rows * 2 * max(own.kv_width, layout.ulysses * own.head_dim)
     waited = layers * (share(layout.ulysses) * heads + 4 * share(layout.tensor) * rows * row)
-    waited += share(layout.split) * tokens * row + (layout.pipeline > 1) * rows * row
+    waited += (share(layout.split) * tokens + share(layout.tensor) * rows) * row
+    waited += (layout.pipeline > 1) * -(-rows // layout.tensor) * row
     return Exchange(waited, layers * (layout.ring - 1) * around)
