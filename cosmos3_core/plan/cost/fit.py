@@ -340,7 +340,8 @@ class Estimate:
         passes = -(-passes // layout.cfg)  # of one device, which gathers layers and has velocities once in each
         read = self.placement.generation == DISK  # by each for itself
         layers, hidden = 0 if read else self.weights["generation"], self.config.hidden_size
-        latents = 4 * self.config.latent_channel * math.prod(run.latent)
+        made = self.config.latent_channel * math.prod(run.latent) + self.config.action_dim * job.other_tokens
+        latents = 4 * (made + (self.config.sound_dim * run.sound.frames if run.sound else 0))
         size = WIDTH[self.dtype]
         each = [exchanged(self.own, layout, count, hidden * size, size) for count in tokens[:: layout.cfg]]
         velocities = passes * latents * (layout.cfg - 1 + (layout.pipeline > 1))
