@@ -281,3 +281,13 @@ def test_features_on_axes_are_those_of_the_record(tmp_path):
 def test_a_record_of_features_that_is_damaged_is_named(tmp_path):
     with pytest.raises(InputError, match=r"record.json: it is damaged: it.parts.some.pairs.a x b has no cases"):
         written(tmp_path, {"a x b": {}})
+
+
+def test_every_axis_and_task_was_run_with_every_axis():
+    """The record in the checkout has no gap but what cannot be."""
+    _, head, rows = layouts.section(ROOT)
+    gaps = {
+        (name, axis) for name, *cells in rows for axis, cell in zip(head[1:], cells, strict=True) if cell == "not run"
+    }
+    assert gaps == {("captured passes", "cfg"), ("captured passes", "vae")}
+    assert not [name for name, *cells in rows if any("failed" in cell for cell in cells)]

@@ -151,14 +151,16 @@ def test_tokens_divide_nothing(given):
     assert sum(one["all"] % 2 for one in lengths.values()) >= len(lengths) / 2
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_every_layout_finds_what_one_process_does(models, given, alone, count):
-    """The requests are dealt out to them."""
+@pytest.mark.parametrize(("count", "vae"), [(2, None), (3, None), (4, None), (8, 1), (8, 2), (8, 4), (8, 8)])
+def test_every_layout_finds_what_one_process_does(models, given, alone, count, vae):
+    """The requests are dealt out to them. Of eight processes those of each degree of `vae` are kept apart."""
     model, cases = "eight key heads", []
     for turn, layout in enumerate(layouts(count)):
         names = TURNS[turn % len(TURNS) :] + TURNS
-        cases += itertools.islice(able(layout, names, given, models[model]), 1)
-    held(f"every layout of {count} processes", cases, lambda case: alone(model, case.name))
+        if vae in (None, layout.vae):
+            cases += itertools.islice(able(layout, names, given, models[model]), 1)
+    part = f"every layout of {count} processes" + (f", vae={vae}" if vae else "")
+    held(part, cases, lambda case: alone(model, case.name))
 
 
 @pytest.mark.parametrize("count", COUNTS)
