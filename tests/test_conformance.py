@@ -43,7 +43,8 @@ def kit(tmp_path):
 
     def run(backend: str, keyword: str = "", test: str = "") -> dict:
         file = tmp_path / "record.json"
-        # Without the collections that pytest makes at the end, to warn of what is thrown away with an error in it.
+        # Without the collections that pytest makes at the end, to warn of what is thrown away with an error in it, and
+        # without what it does to every logger before each test.
         alone = [
             "-c",
             str(testing.ALONE),
@@ -52,6 +53,8 @@ def kit(tmp_path):
             "no:cacheprovider",
             "-p",
             "no:unraisableexception",
+            "-p",
+            "no:logging",
             "-q",
         ]
         options = ["--tb=line", "-p", "cosmos3_core.testing.plugin", "--backend", backend, "--record", str(file)]

@@ -221,18 +221,27 @@ def row_id(kernel: Kernel) -> str:
     return f"{kernel.op}-{kernel.name}"
 
 
+def _tensor_types(kind: type = torch.Tensor) -> Iterator[type]:
+    """A type and all that are derived of it."""
+    yield kind
+    for derived in type.__subclasses__(kind):
+        yield from _tensor_types(derived)
+
+
 def live_bytes(memory: Memory, torch_device: str) -> int:
     """Bytes of tensors alive: as the device's memory counts, or where it does not, summed over Python's objects."""
     gc.collect()
     counted = memory.used(torch.device(torch_device)).allocated
     if counted is not None:
         return counted
-    storages = {}
-    for thing in gc.get_objects():
-        # type(), because isinstance() asks an object for its __class__, and lazy modules answer by importing.
-        if issubclass(type(thing), torch.Tensor) and thing.layout == torch.strided and not thing.is_meta:
+    kinds, storages = {torch.UntypedStorage, *_tensor_types()}, {}
+    # By type(), because isinstance() asks an object for its __class__, and lazy modules answer by importing.
+    for thing in [one for one in gc.get_objects() if type(one) in kinds]:
+        if type(thing) is not torch.UntypedStorage:
+            if thing.layout != torch.strided or thing.is_meta:
+                continue
             thing = thing.untyped_storage()
-        if type(thing) is torch.UntypedStorage and thing.device.type != "meta":
+        if thing.device.type != "meta":
             storages[thing.data_ptr()] = thing.nbytes()
     return sum(storages.values())
 
