@@ -224,8 +224,9 @@ def row_id(kernel: Kernel) -> str:
 def _tensor_types(kind: type = torch.Tensor) -> Iterator[type]:
     """A type and all that are derived of it."""
     yield kind
-    for derived in type.__subclasses__(kind):
-        yield from _tensor_types(derived)
+    derived: list[type] = type.__subclasses__(kind)
+    for one in derived:
+        yield from _tensor_types(one)
 
 
 def live_bytes(memory: Memory, torch_device: str) -> int:
