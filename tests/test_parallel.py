@@ -129,6 +129,13 @@ def test_a_process_with_another_seed_is_named():
         assert found.found == "process 2 has another than process 0 (request.seed)"
 
 
+class Adding(TorchComm):
+    """One that adds up, whatever is asked for."""
+
+    def all_reduce(self, x, group=None, *, op="sum"):
+        return super().all_reduce(x, group)
+
+
 class Idle(TorchComm):
     """A vendor's collective that succeeds and moves nothing."""
 
@@ -159,6 +166,17 @@ def test_a_collective_that_moves_nothing_is_named():
         told = [f"trying out {name} among the 2 processes of ulysses" for name in names]
         told[4] = "right" if rank else told[4]  # a broadcast from this one
         assert found == ["right", *told]
+
+
+def test_an_all_reduce_that_knows_no_max_is_named():
+    def work(_):
+        try_out(Adding(), None, dist.get_rank(), 2, torch.device("cpu"), "tensor")
+
+    for found in together(2, work):
+        assert (
+            isinstance(found, RunError)
+            and found.asked == "trying out all_reduce by max among the 2 processes of tensor"
+        )
 
 
 def test_a_plan_for_several_waits_for_nobody(given):

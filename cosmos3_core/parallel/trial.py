@@ -47,6 +47,10 @@ def try_out(comm: Comm, group: ProcessGroup | None, number: int, count: int, dev
             lambda: comm.all_reduce(mine.clone(), group).wait(),
             torch.stack([of(process, count) for process in everyone]).sum(0),
         ),
+        "all_reduce by max": (
+            lambda: comm.all_reduce(mine.clone(), group, op="max").wait(),
+            torch.stack([of(process, count) for process in everyone]).amax(0),
+        ),
         "broadcast": (lambda: comm.broadcast(mine.clone(), count - 1, group).wait(), of(count - 1, count)),
         "exchange": (lambda: comm.exchange(mine, after, before, group).wait(), of(before, count)),
     }
