@@ -158,5 +158,6 @@ def meet(started: Started) -> tuple[int, int]:
 
 
 def part() -> None:
-    """Leave the other processes."""
-    dist.destroy_process_group()
+    """Leave the other processes, if they have met."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -53,7 +54,9 @@ class Processes:
         if one.count != layout.size:
             asked, found = f"{one.count} processes of {one.by}", f"`parallel` {parallel} takes {layout.size}"
             raise InputError(asked, found, f"Start {layout.size}, or name a layout of {one.count}", "parallel")
-        return cls.of(one)
+        processes = cls.of(one)
+        atexit.register(cls._part)
+        return processes
 
     @property
     def writes(self) -> bool:
@@ -107,7 +110,7 @@ class Processes:
         shown it that one alone. Raises InputError where there is none for it."""
         device = plan.device
         if self.count > 1 and plan.backend.torch_device != "cpu":
-            if 1 < device.count <= self.local or (device.count < 1):
+            if 1 < device.count <= self.local:
                 asked, found = f"process {self.local} of this host", f"here are {device.count} of {device.name}"
                 raise InputError(asked, found, f"Start up to {device.count} on each host", "devices")
             import torch
