@@ -72,7 +72,7 @@ $(NPU)/installed: .venv/installed backends/npu/rehearsal/constraints.txt
 	@touch $@
 
 # Intel GPUs on a CPU: the kit over the rows of cosmos3-xpu, whole requests, and quick evaluations of checkpoints that
-# AutoRound writes, with auto-round-lib and stand-ins for what only a GPU has. Twenty minutes on two cores.
+# AutoRound writes, with auto-round-lib and stand-ins for what only a GPU has. 18 minutes of a processor.
 XPU := build/rehearse-xpu
 rehearse-xpu: $(XPU)/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(XPU) $(BIN)/python -m pytest -q -rxX --durations=10 -n 3 --dist loadfile \
