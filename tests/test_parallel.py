@@ -196,6 +196,8 @@ def test_a_format_that_is_not_split_so_is_refused_by_name(given):
     with pytest.raises(InputError) as raised:
         shared(parallel="tensor=64", formats={"pack_linear": "w4a16"})
     assert raised.value.next_step.startswith("Split another axis, or type `parallel` tensor=32; formats"), raised.value
+    with pytest.raises(InputError, match="fp8_static takes the activations' scales from a quantized checkpoint"):
+        settled(given["t2i"], "tensor=2", format="fp8_static")
     fused = Kernel(op="finish", name="fused", build=lambda _: None, fuses=("gate",))
     backend = replace(BACKEND, kernels=(*BACKEND.kernels, fused))
     want = Want(dtype="float32", heads=4, kv_heads=2, head_dim=16, hidden=64, inner=96, tensor=2)
@@ -302,6 +304,12 @@ def test_parts_are_even_and_ragged():
             replace(NANO, tokens=6),
             "the request has 6 media tokens, fewer than the 8 devices of a branch",
             "The nearest that can be is `parallel` ring=6",
+        ),
+        (
+            "tensor=8",
+            replace(NANO, tokens=6),
+            "the request has 6 media tokens, fewer than the 8 devices of a branch",
+            "The nearest that can be is `parallel` cfg=2,tensor=4",
         ),
     ],
 )
