@@ -21,10 +21,10 @@ FAR = 0.05
 """A relative error that no rounding makes."""
 
 
-def inputs(branches: int = 1, text: int = 0) -> tuple[torch.Tensor, list[Segment]]:
+def inputs(branches: int = 1, text: int = 0, tokens: int = TOKENS) -> tuple[torch.Tensor, list[Segment]]:
     """Of the host. Keys are shared by four heads; q and v are views of a projection."""
     made = torch.Generator().manual_seed(branches + text)
-    qkv = torch.randn(branches, TOKENS, HEADS + 2 * KV_HEADS, HEAD_DIM, generator=made).bfloat16()
+    qkv = torch.randn(branches, tokens, HEADS + 2 * KV_HEADS, HEAD_DIM, generator=made).bfloat16()
     q, k, v = qkv.split([HEADS, KV_HEADS, KV_HEADS], dim=2)
     segments = [Segment(k.contiguous(), v)]
     if text:
@@ -40,9 +40,9 @@ def on_device(q: torch.Tensor, segments: list[Segment]) -> tuple[torch.Tensor, l
     return q, [Segment(*parts, static=True) for parts in text] + [Segment(last[0], v)]
 
 
-def error(row: str, *, branches: int = 1, text: int = 0, **options: bool) -> float:
+def error(row: str, *, branches: int = 1, text: int = 0, tokens: int = TOKENS, **options: bool) -> float:
     """The larger one of the attended values' and the log-sum-exp's."""
-    given = inputs(branches, text)
+    given = inputs(branches, text, tokens)
     found = getattr(attention, row)(*on_device(*given), **options)
     exact = reference.attention(given[0].float(), [Segment(*(x.float() for x in part)) for part in given[1]], **options)
     pairs = [(ours.cpu().float(), theirs) for ours, theirs in zip(found, exact, strict=True) if theirs is not None]
@@ -120,6 +120,47 @@ def test_attention_in_mxfp8(branches, launches):
     assert asked == {"npu::npu_dynamic_mx_quant": 3 * branches, "npu::npu_fused_infer_attention_score_v2": branches}
     assert error("mx", causal=True) < FAR and error("mx", want_lse=True) < FAR
     assert vendors(launches) == asked | {"npu::npu_fusion_attention": 2}
+
+
+@pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")
+@pytest.mark.parametrize("tokens", [1, 20, 21])
+@pytest.mark.parametrize("text", [0, 64])
+def test_few_queries_in_mxfp8(tokens, text):
+    """Four heads share one of keys: 20 queries are the most whose scales are laid out by heads of keys."""
+    assert error("mx", text=text, tokens=tokens) < 2 * FAR
+
+
+def half(dtype: torch.dtype = torch.bfloat16) -> float:
+    """A key of value 0, and 1,808 that weigh e^-7.5 of it each, together as much as it, of value 1.9: exactly 0.95."""
+    q, k, v = (torch.zeros(1, tokens, 1, 64) for tokens in (1, 1809, 1809))
+    q[..., 0], k[:, 0, :, 0], v[:, 1:] = 8, 7.5, 1.9
+    q, k, v = (x.to("npu", dtype) for x in (q, k, v))
+    found, _ = attention.mx(q, [Segment(k, v)])
+    assert found.dtype == dtype
+    return float(found.float().cpu().mean())
+
+
+@pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_weights_and_large_numbers_count_in_mxfp8(dtype):
+    assert half(dtype) == pytest.approx(0.95, abs=0.03)
+
+
+@pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")
+@pytest.mark.parametrize("fault", [("MOST", 1.0), ("NO_OVERFLOW", 0)])
+def test_lost_weights_and_cut_numbers_are_seen(fault, monkeypatch):
+    attention.most.cache_clear()
+    monkeypatch.setattr(attention, *fault)
+    assert abs(half() - 0.95) > 0.05
+    attention.most.cache_clear()
+
+
+@pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")
+@pytest.mark.parametrize(("few", "tokens"), [(79, 20), (84, 21)])
+def test_few_queries_are_counted_exactly(few, tokens, monkeypatch):
+    monkeypatch.setattr(attention, "FEW", few)
+    with pytest.raises(Limit, match="scales"):
+        error("mx", tokens=tokens)
 
 
 @pytest.mark.skipif(CHIP != "Ascend950", reason="MX is the 950's")

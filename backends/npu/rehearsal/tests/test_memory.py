@@ -73,6 +73,28 @@ def test_a_copy_of_a_process_alone_does_not_wait(monkeypatch, launches):
     assert waited(monkeypatch, launches) == []
 
 
+@pytest.mark.parametrize("start", ["copy", "fetch"])
+def test_an_event_is_recorded_behind_the_copy(start, monkeypatch, launches):
+    """The stand-in's copies are done at once, so that an event ahead of one is seen by the order alone."""
+    found, memory, event = [], NpuMemory(), torch.Event
+
+    class Spied:
+        def __init__(self, device: torch.device) -> None:
+            self.event = event(device)
+
+        def record(self, *stream: torch.Stream) -> None:
+            found.append(launches.counts["aten::copy_"])
+            self.event.record(*stream)
+
+    x = torch.ones(4, device="npu")
+    source = memory.pinned((4,), torch.float32, x.device)
+    launches.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "Event", Spied)
+        getattr(memory, start)(x, source)
+    assert found == [1]
+
+
 @pytest.mark.parametrize(("how", "right"), [("waits", True), ("does not wait", False)])
 def test_a_copy_holds_what_a_late_process_has_sent(tmp_path, how, right):
     """Once the collective has been waited for. The fault, a collective that nobody waits for, is seen."""
