@@ -6,7 +6,7 @@ from __future__ import annotations
 from cosmos3_core.contract import Ceiling, Device
 
 GIB = 1 << 30
-CANN = {"driver": "25.5.0", "torch": "2.13.0+cpu", "torch-npu": "2.13.0", "cann": "8.5.0"}
+CANN = {"driver": "25.5.0", "torch": "2.13.0+cpu", "torch-npu": "2.13.0", "cann": "9.1.0"}
 
 
 def _device(arch: str, name: str, memory: int) -> Device:
