@@ -221,8 +221,8 @@ def test_help_lists_every_field_under_a_heading(command, capsys, monkeypatch):
         (["run", "--image", "desk"], ["file"]),
         (["run", "-o", "out"], ["file"]),
         (["show", "out"], ["file"]),
-        (["recipes", "show", "embedded-t2v-"], ["embedded-t2v-128x128-cpux1"]),
-        (["recipes", "--folder", str(RECIPES), "show", "embedded-t2v-"], ["embedded-t2v-128x128-cpux1"]),
+        (["recipes", "show", "embedded-t2vs-"], ["embedded-t2vs-128x128-cpux1"]),
+        (["recipes", "--folder", str(RECIPES), "show", "embedded-t2vs-"], ["embedded-t2vs-128x128-cpux1"]),
     ],
 )
 def test_a_shell_completes_files_and_choices(typed, offered, capsys, monkeypatch):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from .options import DEVICE, option
 
+TYPED = f"{__name__}.typed"
+"""Of a command that runs another one: the key under which it has what stands for that one's line, which each of several
+processes is started by."""
 DEGREES = {
     "cfg_parallel_size": "cfg",
     "ulysses_degree": "ulysses",

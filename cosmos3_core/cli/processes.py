@@ -16,11 +16,9 @@ from ..parallel.launchers import Misled, Started, started
 from ..plan import mesh
 from ..runs.processes import Processes
 from . import terminal
-from .parallel_options import DEGREES
+from .parallel_options import DEGREES, TYPED
 from .typed import Options
 
-TYPED = f"{__name__}.typed"
-"""Of a command that runs another one: the key under which it has what stands for that one's line."""
 GRACE, SHORT_GRACE = 10.0, 2.0
 """Seconds that a process which lost another one waits to be ended, so that the other one's end is seen first. The
 second is where perhaps nobody ends it, and others miss it in their turn."""

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from ..contract import Cosmos3Error, InputError, RunError
 from .completion import files, one_of
 from .options import Group
-from .processes import TYPED
+from .parallel_options import TYPED
 from .terminal import printable, tell
 
 if TYPE_CHECKING:

@@ -169,16 +169,8 @@ def _row_of(recipe: Recipe, state: State, survey: Survey) -> tuple[str, ...]:
     return name, _mark(state.name), state.why, note
 
 
-UNRUN_HEAD = """Of each device the recipes of which nobody has a record, the smallest run first. Who has such a device
-types, with the row's backend:
-
-    pip install -e ".[BACKEND]" pytest                   # in a clone, beside the torch of the device
-    cosmos3 backends                                     # whether it was found, and what is missing if not
-    cosmos3 check --backend BACKEND --depth full --record check.json
-    cosmos3 recipes validate NAME                        # with --random-weights if the checkpoint is not here
-    cosmos3 recipes validate --all --resume              # then all that this machine can
-
-and sends the records ([how](writing-a-backend.md#to-be-listed)).
+UNRUN_HEAD = """Of each device the recipes of which nobody has a record, the smallest run first. What the owner of such
+a device types, from the installation to the record, is [here](recipes.md#if-you-have-such-a-device).
 """
 UNRUN = ("Device", "Backend", "Never run")
 UNRUN_STATES = "rehearsed", "help wanted"

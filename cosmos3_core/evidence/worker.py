@@ -244,12 +244,12 @@ def _end_with_parent() -> None:
 
 def _measure_among(job: Job) -> None:
     """As one of the processes of a recipe's layout, or start them."""
-    recipe, one = recipes.load(Path(job.recipe)), started()
-    if job.role != CANDIDATE or recipe.parallel is None:
+    recipe = recipes.load(Path(job.recipe)) if job.role == CANDIDATE else None
+    if recipe is None or recipe.parallel is None:
         return measure(job, partial(print, flush=True))
     from ..parallel import launch
 
-    if one is None:
+    if (one := started()) is None:
         return launch.launch(recipe.device["count"], [sys.executable, "-m", __spec__.name, sys.argv[1]])
     try:
         measure(job, processes=Processes.of(one))
