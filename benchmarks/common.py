@@ -19,6 +19,7 @@ import torch
 
 from cosmos3_core.checkpoint.model import Model, Weights
 from cosmos3_core.contract import Backend, Device, Memory
+from cosmos3_core.files.atomic import atomic
 from cosmos3_core.files.digests import sha256_files, sha256_json
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.scenarios import request as requests
@@ -123,7 +124,8 @@ def report(result: dict[str, Any], out: Path | None, *, quiet: bool = False) -> 
         print(text)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
+        with atomic(out) as half:  # who is stopped while writing leaves the results that were there
+            half.write_text(text + "\n")
 
 
 def report_all(

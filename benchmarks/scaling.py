@@ -31,11 +31,13 @@ from cosmos3_core.contract import Backend, Comm, InputError, Pending
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.engine.stages import Watch
+from cosmos3_core.files.atomic import check_writable
 from cosmos3_core.parallel.launch import launch, part
 from cosmos3_core.parallel.launchers import started
 from cosmos3_core.parallel.ranks import from_first
 from cosmos3_core.plan import choose_backend
 from cosmos3_core.plan.cost.units import ceiling_of
+from cosmos3_core.plan.mesh import MOST
 from cosmos3_core.runs.processes import Processes
 from cosmos3_core.settle import Settled, Wish, settle
 
@@ -83,10 +85,16 @@ JOBS = {
 }
 
 
+def number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of cards. Type 1 to {MOST}")
+    return int(text)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", required=True)
-    parser.add_argument("--cards", type=int, nargs="+", default=[1, 2, 4, 8], help="how many, one after another")
+    parser.add_argument("--cards", type=number, nargs="+", default=[1, 2, 4, 8], help="how many, one after another")
     parser.add_argument("--job", action="append", choices=JOBS, default=[], help="may be repeated; all but embedded")
     parser.add_argument("--axes", action="store_true", help="each axis by itself as well")
     parser.add_argument("--list", action="store_true", help="name the runs and what they cost, and run nothing")
@@ -232,7 +240,11 @@ def add(out: Path, name: str, layout: str, row: dict[str, Any], settled: Settled
 
 
 def held(out: Path) -> dict[str, Any]:
-    return json.loads(out.read_text())["runs"] if out.exists() else {}
+    """What FILE has. Ends the program where that is no result of this one."""
+    try:
+        return dict(json.loads(out.read_text("utf-8"))["runs"]) if out.exists() else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"--out {out}: it has no results to go on with ({error!r}). Name another file") from None
 
 
 def costs(job: Job, backend: Backend, found: Any, settled: Settled) -> float | None:
@@ -258,7 +270,13 @@ def main() -> None:
         return work(name, layout, args)
     if not args.out and not args.list:
         raise SystemExit("results are written as they come: add --out FILE, or --list")
-    backend, found, _ = choose_backend(args.backend)
+    try:
+        backend, found, _ = choose_backend(args.backend)
+        if args.out and not args.list:  # before an hour of devices, not behind it
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            check_writable(args.out)
+    except (InputError, OSError) as error:
+        raise SystemExit(str(error)) from None
     known = held(args.out) if args.out else {}
     for name in args.job or [name for name in JOBS if name != "embedded"]:
         for cards in args.cards:

@@ -28,8 +28,8 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 ADDRESS = {"MASTER_ADDR": "gpu07", "MASTER_PORT": "4000"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **ADDRESS}
 
 
 def test_each_launcher_says_which_process_this_is():
@@ -89,6 +89,12 @@ WRONG = {
         "RANK": "0",
         "LOCAL_RANK": None,
     },
+    "the variables of torchrun: RANK is set and MASTER_PORT is not": TORCHRUN | {"RANK": "0", "MASTER_PORT": None},
+    # Process 0 sees nothing wrong, and waits: who has such a number says so.
+    "the variables of torchrun: RANK is 5 and WORLD_SIZE is 2": TORCHRUN | {"RANK": "5"},
+    "the variables of srun: SLURM_PROCID is 4 and SLURM_STEP_NUM_TASKS is 4": SLURM | {"SLURM_PROCID": "4"},
+    "the variables of srun: SLURM_LOCALID is 4 and SLURM_STEP_NUM_TASKS is 4": SLURM
+    | {"SLURM_PROCID": "0", "SLURM_LOCALID": "4"},
 }
 
 

@@ -337,7 +337,11 @@ SINGLE = {
     "--use-hsdp --devices 4": "it does not say among how many devices. Add --hsdp-shard-size 4, or another degree",
     "--hsdp-shard-size 2 --placement understanding=disk,generation=disk": "--parallel hsdp=2 with --placement "
     "understanding=disk,generation=disk: what is read from files is shared out by nobody",
+    "--hsdp-shard-size 2 --ulysses-degree 3 --placement understanding=disk,generation=disk": "what is read from files",
     "--hsdp-shard-size 2 --placement generation=disk": "2: hsdp 2",
+    # A format whose groups are not even in one device's matrices either is split by no axis but tensor.
+    "--format fp8_block --devices 2": "2: cfg 2",
+    "--format fp8_block --ulysses-degree 3": "The nearest that can be is --parallel ulysses=2",
     "--use-hsdp --parallel ring=2": "--use-hsdp with --parallel ring=2: both split the run among devices",
     "--ring-degree 0 --parallel ring=2": "--ring-degree with --parallel ring=2: both split the run among devices",
     "--objective memory": "--objective memory: no number of devices is given, so that it would change nothing",

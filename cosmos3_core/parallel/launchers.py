@@ -111,9 +111,14 @@ class Started:
 
 
 class Misled(InputError):
-    """Variables of a launcher of which nothing can be made; `rank` is this process's number as far as one is known."""
+    """Variables of a launcher of which nothing can be made; `rank` is this process's number as far as one is known, and
+    0 where it is none of theirs: no process 0 would say that."""
 
     rank = 0
+
+
+class Stray(Misled):
+    """A number that none of these processes has: the first one does not see it."""
 
 
 def started() -> Started | None:
@@ -131,7 +136,7 @@ def of(variables: Mapping[str, str]) -> Started | None:
         return _of(launcher, variables)
     except Misled as error:
         rank = variables.get(launcher.rank, "")
-        error.rank = int(rank) if rank.isascii() and rank.isdigit() else 0
+        error.rank = 0 if isinstance(error, Stray) or not (rank.isascii() and rank.isdigit()) else int(rank)
         raise
 
 
@@ -149,15 +154,21 @@ def _of(launcher: Launcher, variables: Mapping[str, str]) -> Started | None:
     rank, count = number(launcher.rank), number(*launcher.count)
     total = next(one for one in launcher.count if one in variables)
     if rank >= count:
-        raise _misled(launcher, f"{launcher.rank} is {rank} and {total} is {count}", launcher.again)
+        found = f"{launcher.rank} is {rank} and {total} is {count}"
+        raise Stray(f"the variables of {launcher.name}", found, launcher.again)
     if count == 1 and launcher.name != TORCHRUN:  # as a job with one task has it, in which a run starts its own
         return None
     local = number(launcher.local)
+    if local >= count:
+        raise _misled(launcher, f"{launcher.local} is {local} and {total} is {count}", launcher.again)
     here = number(launcher.here) if launcher.here in variables else None
     if here is not None and not local < here <= count:
         said = f"{launcher.local} is {local}, {launcher.here} is {here} and {total} is {count}"
         raise _misled(launcher, said, launcher.again)
     if launcher.name == TORCHRUN:
+        for name in ("MASTER_ADDR", "MASTER_PORT"):  # torch reads them
+            if name not in variables:
+                raise _misled(launcher, f"{launcher.rank} is set and {name} is not", launcher.again)
         return Started(launcher.name, rank, count, local)
     for name, value, own in (("RANK", rank, launcher.rank), ("WORLD_SIZE", count, total)):
         if name in variables and variables[name] != str(value):

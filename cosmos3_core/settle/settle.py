@@ -266,15 +266,19 @@ def _laid_out(wish: Wish, model: Model, plan: Plan, asked: Estimate, on: tuple[B
         others.extend(found[1:])
         return found[0].layout, why
 
+    if (
+        wish.parallel
+        and mesh.typed(wish.parallel).hsdp > 1
+        and all(wish.named_parts.get(tower) == DISK for tower in TOWERS)
+    ):
+        named = f"`parallel` {wish.parallel} with `placement` {wish.placement}"
+        found = "what is read from files is shared out by nobody, so that hsdp would change nothing"
+        raise InputError(named, found, "Drop hsdp, or place a tower elsewhere", "parallel")
     layout, layout_why = mesh.settled(wish.parallel, wish.devices, shared, here, pick)
     if wish.started is not None and wish.started != layout.size:
         found = f"the plan is for {layout.size}, as {layout}"
         next_step = f"Add `devices` {wish.started}, or start {layout.size}"
         raise InputError(f"{wish.started} processes of a launcher", found, next_step, "devices")
-    if wish.parallel and layout.hsdp > 1 and all(wish.named_parts.get(tower) == DISK for tower in TOWERS):
-        named = f"`parallel` {wish.parallel} with `placement` {wish.placement}"
-        found = "what is read from files is shared out by nobody, so that hsdp would change nothing"
-        raise InputError(named, found, "Drop hsdp, or place a tower elsewhere", "parallel")
     if layout.tensor > 1 and wish.parallel is None:
         plan = _planned(replace(wish, parallel=str(layout)), model, on).plan
     estimate, passed, room = place(layout)
@@ -292,7 +296,7 @@ def _shared(estimate: Estimate, plan: Plan) -> mesh.Shared:
         layers=config.num_hidden_layers,
         tokens=run.made if run.control else run.tokens,
         rows=run.latent[1],
-        splits=lambda count: splits(plan, replace(Want.of(config, plan.dtype), tensor=count)),
+        splits=lambda count: count == 1 or splits(plan, replace(Want.of(config, plan.dtype), tensor=count)),
     )
 
 
