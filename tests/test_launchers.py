@@ -36,8 +36,11 @@ def test_each_launcher_says_which_process_this_is():
     found = of(SLURM)
     assert found and (found.rank, found.count, found.local, found.address) == (3, 4, 1, "gpu07")
     assert found.port in PORTS and of(SLURM | {"SLURM_STEP_ID": "1"}).port != found.port, "another step of the job"
+    assert of(SLURM | {"SLURM_JOB_ID": "7782"}).port != found.port, "another job"
     assert of(OPEN_MPI) == Started("Open MPI's mpirun", 0, 2, 0, "127.0.0.1", 29_500)
-    assert of(HYDRA | ADDRESS) == Started("mpiexec", 1, 2, 1, "gpu07", 4000)
+    second = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    assert of(OPEN_MPI | second | ADDRESS) == Started("Open MPI's mpirun", 3, 4, 1, "gpu07", 4000)
+    assert of(HYDRA | ADDRESS | {"PMI_RANK": "3", "PMI_SIZE": "4"}) == Started("mpiexec", 3, 4, 1, "gpu07", 4000)
     assert of(TORCHRUN) == Started("torchrun", 1, 2, 1)
     assert of(SLURM | OPEN_MPI).by == "Open MPI's mpirun", "its daemons were started by srun"
     assert of(SLURM | TORCHRUN).by == "torchrun"

@@ -21,6 +21,7 @@ from cosmos3_core.cli.plan import show
 from cosmos3_core.contract import InputError, Kernel, RunError, Segment
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.parallel import attention, patches
+from cosmos3_core.parallel.attention import kv_heads_of
 from cosmos3_core.parallel.ranks import Circle, check_agreed, parts
 from cosmos3_core.parallel.trial import try_out
 from cosmos3_core.plan import Want, mesh, resolve
@@ -225,6 +226,14 @@ def test_places_and_groups():
     assert more.size == 4 and more.groups("cfg") == [[0, 1], [2, 3]] and more.groups("hsdp") == [[0, 1, 2, 3]]
 
 
+def test_key_heads_are_shared_or_repeated_in_order():
+    def found(count, kv_heads):
+        return [(one.start, one.stop) for one in (kv_heads_of(count, i, kv_heads) for i in range(count))]
+
+    assert found(2, 8) == [(0, 4), (4, 8)] and found(2, 2) == [(0, 1), (1, 2)]
+    assert found(4, 2) == [(0, 1), (0, 1), (1, 2), (1, 2)] and found(2, 1) == [(0, 1), (0, 1)]
+
+
 def test_parts_are_even_and_ragged():
     for length, count in itertools.product((1, 7, 197, 200), (1, 2, 3, 8)):
         found = parts(length, count)
@@ -339,14 +348,22 @@ SINGLE = {
     "understanding=disk,generation=disk: what is read from files is shared out by nobody",
     "--hsdp-shard-size 2 --ulysses-degree 3 --placement understanding=disk,generation=disk": "what is read from files",
     "--hsdp-shard-size 2 --placement generation=disk": "2: hsdp 2",
-    # A format whose groups are not even in one device's matrices either is split by no axis but tensor.
-    "--format fp8_block --devices 2": "2: cfg 2",
-    "--format fp8_block --ulysses-degree 3": "The nearest that can be is --parallel ulysses=2",
     "--use-hsdp --parallel ring=2": "--use-hsdp with --parallel ring=2: both split the run among devices",
     "--ring-degree 0 --parallel ring=2": "--ring-degree with --parallel ring=2: both split the run among devices",
     "--objective memory": "--objective memory: no number of devices is given, so that it would change nothing",
     "--objective speed": "--objective 'speed': no such objective. Type latency or throughput or memory",
 }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("--devices 2", "2: cfg 2"), ("--ulysses-degree 3", "The nearest that can be is --parallel ulysses=2")],
+)
+def test_a_format_that_tensor_splits_nowhere_is_shared_along_other_axes(options, said, capsys, monkeypatch):
+    """The embedded model's key heads are half a group wide, in one device's matrix, too."""
+    command = f"plan --model embedded --backend reference --size 64x64 --guidance 3 --format fp8_block {options}"
+    _, out, err = cosmos3(capsys, monkeypatch, *command.split())
+    assert said in out + err, err
 
 
 @pytest.mark.parametrize("options", SINGLE)
