@@ -5,9 +5,10 @@
 
 Each job runs on 1, 2, 4 and 8 cards: in the layout that the plan takes for so many, in the tracking table's own, and
 with `--axes` along each axis by itself. `--list` names them, each with the seconds that the plan counts for it. What
-FILE has already is not run again, and results are written as they come. All processes of a run have the same random
-weights and time the same step twice; the slowest one's time counts. A third one waits for every exchange by itself: its
-bytes and seconds are those of the exchanges, hidden ones as well. A whole run is counted from a step and the decode.
+FILE has already is not run again, and results are written as they come; a layout that fails is named at the end. All
+processes of a run have the same random weights and time the same step twice; the slowest one's time counts. A third
+step waits for every exchange by itself: its bytes and seconds are those of the exchanges, hidden ones as well. A whole
+run is counted from a step and the decode.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cosmos3_core.checkpoint.random_weights import RandomWeights
-from cosmos3_core.contract import Backend, Comm, InputError, Pending
+from cosmos3_core.contract import Backend, Comm, InputError, Pending, RunError
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.engine.stages import Watch
@@ -277,7 +278,7 @@ def main() -> None:
             check_writable(args.out)
     except (InputError, OSError) as error:
         raise SystemExit(str(error)) from None
-    known = held(args.out) if args.out else {}
+    known, failed = held(args.out) if args.out else {}, list[str]()
     for name in args.job or [name for name in JOBS if name != "embedded"]:
         for cards in args.cards:
             for layout in layouts(JOBS[name], args.backend, cards, args.axes):
@@ -288,8 +289,14 @@ def main() -> None:
                     continue
                 if key not in known:
                     command = [sys.executable, "-m", "benchmarks.scaling", "--backend", args.backend]
-                    launch(cards, [*command, "--only", key, "--out", str(args.out)])
+                    try:
+                        launch(cards, [*command, "--only", key, "--out", str(args.out)])
+                    except RunError as error:  # such as a layout that takes more memory than a card has
+                        failed.append(f"{key}: {error}")
+                        continue
                 print(line(key, held(args.out)[key]), flush=True)
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":

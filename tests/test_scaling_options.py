@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import scaling
+from cosmos3_core.contract import RunError
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,23 @@ def test_who_is_stopped_while_writing_leaves_the_results_that_were_there(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         scaling.report({"runs": {"b": 2}}, out, quiet=True)
     assert json.loads(out.read_text())["runs"] == {"a": 1} and [one.name for one in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_layout_that_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    out, ran = tmp_path / "scaling.json", list[str]()
+
+    def launch(cards, command):
+        key = command[command.index("--only") + 1]
+        ran.append(key)
+        if cards == 1:
+            raise RunError("process 0 of 1", "the device has no memory left", "Take more")
+        row = {"step_s": {"median_s": 1.0}, "decode_s": 1.0, "sent_bytes": [0], "exchanging_s": [0.0]}
+        peaks = {"step_peaks": [{"reserved": None}], "decode_peaks": [{"reserved": None}]}
+        out.write_text(json.dumps({"runs": dict.fromkeys(ran[1:], row | peaks)}))
+
+    monkeypatch.setattr(scaling, "launch", launch)
+    words = ["--job", "embedded", "--cards", "1", "2", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["scaling", "--backend", "reference", *words])
+    with pytest.raises(SystemExit, match="embedded cfg=1: process 0 of 1: the device has no memory left"):
+        scaling.main()
+    assert len(ran) == 3 and capsys.readouterr().out.count("a step 1.000 s") == 2
