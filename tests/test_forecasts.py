@@ -108,9 +108,15 @@ def test_an_intel_gpu_that_rows_for_every_gpu_serve_is_planned_for(asked, plan):
     assert told["estimate"]["fits"] and told["estimate"]["seconds"]["total"] > 0
 
 
-def test_an_architecture_that_a_backend_does_not_name_is_refused(plan):
-    code, _, err = plan("--backend", "xpu", "--arch", "acm-g99", "--memory", "16")
+@pytest.mark.parametrize("memory", [("--memory", "16"), ()])
+def test_an_architecture_that_a_backend_does_not_name_is_refused(memory, plan):
+    code, _, err = plan("--backend", "xpu", "--arch", "acm-g99", *memory)
     assert code == 2 and "backend xpu names no such architecture. Did you mean acm-g10?" in err
+
+
+def test_an_architecture_that_nobody_knows_is_perhaps_misspelt(plan):
+    code, _, err = plan("--arch", "gfx1511")
+    assert code == 2 and "Did you mean gfx1151? Give --backend and --memory too" in err
 
 
 def test_a_plan_for_what_is_here_is_no_forecast(plan):

@@ -375,6 +375,12 @@ def test_options_of_single_degrees_are_a_layout_or_an_error(options, capsys, mon
         assert (code, out) == (2, "") and SINGLE[options] in err and len(err.splitlines()) == 1
 
 
+def test_a_plan_says_why_one_of_several_devices_has_a_request_alone(capsys, monkeypatch):
+    command = "plan --model embedded --backend reference --size 64x64 --devices 8 --objective throughput"
+    code, out, err = cosmos3(capsys, monkeypatch, *command.split())
+    assert code == 0 and "devices    1 (of 8 devices, most requests in a time" in out, err
+
+
 def test_devices_choose_the_layout_that_exchanges_least():
     chosen = {count: str(mesh.settled(None, count, NANO, None)[0]) for count in (1, 2, 3, 8, 16, 64)}
     assert chosen == {

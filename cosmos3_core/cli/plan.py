@@ -231,7 +231,7 @@ def _parallel(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """How several devices share the run."""
     if shared := plan.get("parallel"):
         axes = ", ".join(f"{axis} {degree}" for axis, degree in shared["layout"].items() if degree > 1)
-        yield "devices", f"{shared['devices']}: {axes} ({shared['why']})"
+        yield "devices", f"{shared['devices']}{f': {axes}' if axes else ''} ({shared['why']})"
 
 
 def _exchanged(exchange: dict[str, Any] | None) -> Iterator[tuple[str, str]]:

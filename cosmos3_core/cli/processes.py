@@ -77,24 +77,26 @@ def start(options: Options, seed: int, output: str, count: int) -> None:
 def working(options: Options, one: Started, execute: Callable[[Options, Started], None]) -> None:
     """One of the processes that a launcher started. Of those that fail for one reason one says so, and those that
     another one stopped or left wait to be ended: the launcher is to see that one first."""
-    from ..parallel.launch import tell
+    from ..parallel.launch import STOPPED, tell
     from ..parallel.ranks import Lost
     from .unexpected import explained
 
     told = options.picked is not None  # by the launcher, which this program is then too
-    grace = GRACE if one.torch_ends_all else SHORT_GRACE
+    grace, launcher = GRACE if one.torch_ends_all else SHORT_GRACE, os.getppid()
     try:
         return execute(options, one)
     except (Cancelled, KeyboardInterrupt):
         if one.rank:
-            time.sleep(grace)
+            _be_ended(grace, launcher)
+        if told:  # who says so, too
+            sys.exit(STOPPED)
         raise
     except Lost as error:
         lost: Cosmos3Error = error
     except Cosmos3Error as error:
         tell(error)
         if isinstance(error, InputError) and one.rank:  # the first process finds the same
-            time.sleep(grace)
+            _be_ended(grace, launcher)
         elif not told:
             raise _numbered(error, one) from error
         sys.exit(error.exit_code)
@@ -104,11 +106,18 @@ def working(options: Options, one: Started, execute: Callable[[Options, Started]
         if not told:
             raise _numbered(failed, one) from error
         sys.exit(1)
-    time.sleep(grace)
+    _be_ended(grace, launcher)
     tell(lost)
     if not (told or one.rank or one.torch_ends_all):  # nobody has ended it meanwhile, as a launcher does that says why
         raise lost
     sys.exit(1)
+
+
+def _be_ended(seconds: float, launcher: int) -> None:
+    """Wait so long to be ended by whoever started this process, unless that one is gone itself."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and os.getppid() == launcher:
+        time.sleep(0.1)
 
 
 def _numbered(error: Cosmos3Error, one: Started) -> Cosmos3Error:

@@ -79,13 +79,15 @@ def described_device(
         raise InputError(asked, found, "Give one of them as `backend`")
     if known:
         return known[0]
-    if name is None or memory is None:
+    if backend := load(name, disabled) if name is not None else None:
+        named = {one for row in backend.kernels for one in row.arch} | {device.arch for device in backend.known}
+        if arch not in (served := sorted(named - {"*"})):
+            hint = did_you_mean(arch, served, f"It names {', '.join(served) or 'none'}")
+            raise InputError(asked, f"backend {name} names no such architecture", hint)
+    if backend is None or memory is None:
         found = "a device that no package knows is known by its backend, its architecture and its memory"
         missing = [option for option, value in (("`backend`", name), ("`memory`", memory)) if value is None]
-        raise InputError(asked, found, f"Give {' and '.join(missing)} too")
-    backend = load(name, disabled)
-    named = {one for row in backend.kernels for one in row.arch} | {device.arch for device in backend.known}
-    if arch not in (served := sorted(named - {"*"})):
-        hint = did_you_mean(arch, served, f"It names {', '.join(served) or 'none'}")
-        raise InputError(asked, f"backend {name} names no such architecture", hint)
+        otherwise = f"Give {' and '.join(missing)} too"
+        close = None if backend else nearest(arch, {device.arch for _, device in known_devices(None, disabled)})
+        raise InputError(asked, found, f"Did you mean {close}? {otherwise}" if close else otherwise)
     return backend, Device(arch=arch, name="not in this machine", count=1, memory=memory, unified=False, versions={})

@@ -97,9 +97,9 @@ def _placement(settled: Settled) -> dict[str, Any]:
 
 
 def _parallel(settled: Settled) -> dict[str, Any]:
-    """How several devices share the run; nothing where one has it alone."""
+    """How several devices share the run, or why one of them has it alone; nothing where there is one."""
     layout = settled.plan.layout
-    if layout.size == 1:
+    if not settled.layout_why:
         return {}
     shared = {"devices": layout.size, "layout": asdict(layout), "why": settled.layout_why}
     if settled.alternatives:
