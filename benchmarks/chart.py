@@ -22,7 +22,7 @@ WORKS = {
 }
 DECODE = "vae-720p189", "the decode of 720p x 189 frames"
 COLOURS = {"bf16": "#3b6fb6", "FP8": "#e08a2e"}
-SAME_BYTES = {"svg.hashsalt": "speed", "svg.fonttype": "none", "font.family": "sans-serif"}
+SAME_BYTES: Any = {"svg.hashsalt": "speed", "svg.fonttype": "none", "font.family": "sans-serif"}
 """Settings of matplotlib with which a picture is the same file each time, and its words are words."""
 
 
