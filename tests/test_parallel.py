@@ -38,9 +38,11 @@ NANO = Shared(
 )
 DIAGONAL = {
     2: {"hsdp=2": "t2i", "ulysses=2": "sound", "ring=2": "transfer", "tensor=2": "policy", "pipeline=2": "transfer"},
+    3: {"ring=3": "sound"},
     4: {"cfg=2,ulysses=2,hsdp=4": "transfer", "ring=2,ulysses=2": "policy", "ulysses=2,tensor=2": "t2v"},
 }
-"""Every axis and pair, and every kind of request, once. With four ways among two key heads these are repeated."""
+"""Every axis and pair, and every kind of request, once, and a ring that has two ways round. With four ways among two key
+heads these are repeated."""
 
 
 @pytest.fixture(scope="module")
