@@ -291,6 +291,9 @@ def main() -> None:
                     command = [sys.executable, "-m", "benchmarks.scaling", "--backend", args.backend]
                     try:
                         launch(cards, [*command, "--only", key, "--out", str(args.out)])
+                    except KeyboardInterrupt:
+                        print(f"stopped in {key}; the same command goes on", file=sys.stderr)
+                        sys.exit(130)
                     except RunError as error:  # such as a layout that takes more memory than a card has
                         failed.append(f"{key}: {error}")
                         continue

@@ -41,8 +41,8 @@ DIAGONAL = {
     3: {"ring=3": "sound"},
     4: {"cfg=2,ulysses=2,hsdp=4": "transfer", "ring=2,ulysses=2": "policy", "ulysses=2,tensor=2": "t2v"},
 }
-"""Every axis and pair, and every kind of request, once, and a ring that has two ways round. With four ways among two key
-heads these are repeated."""
+"""Every axis and pair, and every kind of request, once, and a ring that has two ways round. With four ways among two
+key heads these are repeated."""
 
 
 @pytest.fixture(scope="module")

@@ -65,3 +65,11 @@ def test_a_layout_that_fails_is_named_and_the_others_are_measured(tmp_path, monk
     with pytest.raises(SystemExit, match="embedded cfg=1: process 0 of 1: the device has no memory left"):
         scaling.main()
     assert len(ran) == 3 and capsys.readouterr().out.count("a step 1.000 s") == 2
+
+    def stopped(cards, command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scaling, "launch", stopped)
+    with pytest.raises(SystemExit, match="130"):
+        scaling.main()
+    assert "stopped in embedded cfg=1; the same command goes on" in capsys.readouterr().err
