@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from cosmos3_core.checkpoint.model import Model, Weights
+from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.contract import Backend, Device, Memory
 from cosmos3_core.files.atomic import atomic
 from cosmos3_core.files.digests import sha256_files, sha256_json
@@ -49,6 +50,7 @@ class TransformerWeights(Weights):
 
     def __init__(self, model: Model, files: Any):
         self.model, self.transformer = model, files
+        self.vae_files = TensorFiles(model.repository, "vae", {})
         self.raw_names = {name: name for name in files.tensors}
 
 

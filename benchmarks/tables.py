@@ -10,7 +10,7 @@ from typing import Any
 
 from cosmos3_core.plan.cost.units import GIB
 
-from . import chart
+from . import chart, residency
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "README.md"
@@ -27,6 +27,8 @@ MEASURES = {
     "formats": "What each format loses",
     "quantized": "Every format at Nano's size",
     "memory": "What cosmos3 plan says",
+    "residency": "Weights that lie on the host",
+    "rocm_rows": "ROCm's rows on a GPU of NVIDIA's",
 }
 
 
@@ -36,7 +38,7 @@ def render() -> str:
     sections = []
     for name, title in MEASURES.items():
         head, rows_of = TABLES[name]
-        rows = [row for file, result in found if result["benchmark"] == name for row in rows_of(file, result)]
+        rows = [row for file, result in found if result.get("benchmark") == name for row in rows_of(file, result)]
         sections += [f"### {title}\n\n{table(head, rows)}"] if rows else []
     return "\n".join(sections)
 
@@ -65,7 +67,10 @@ def of_step(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
     what = f"{settings['steps']} steps" if settings["steps"] else "a step's passes"
     guided = "guided" if settings["guidance"] != 1 else "one prompt"
     for one in result["results"]:
-        kernels = ", ".join(one["kernels"][op] for op in ("attention", "pack_linear"))
+        rows = one["kernels"]
+        kernels = (
+            f"{rows['attention']}, {rows.get('pack_linear') or rows['finish']}"  # a composite has no linear of its own
+        )
         yield (
             f"{settings['model']} {one['work']}, {what}, {guided}",
             precision(one, settings["dtype"]),
@@ -226,6 +231,37 @@ def of_memory(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
             )
 
 
+def of_residency(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    for name, job in result["jobs"].items():
+        known, stages = residency.JOBS[name], job["stages"]
+        limit = f", {known.limit:g} GiB" if known.limit else ""
+        tile = f", decode in tiles of {known.tile}" if known.tile else ""
+        peaks = (max(stage[kind] for stage in stages.values()) for kind in ("allocated", "reserved"))
+        ratio = f"{job['streamed_over_resident']:.4f}" if "streamed_over_resident" in job else "–"
+        yield (
+            f"{known.model} {known.work}, {precision({'formats': known.formats}, 'bfloat16')}{tile}{limit}",
+            known.placement.generation,
+            f"{stages['steps']['seconds']:.2f}",
+            ratio,
+            ", ".join(f"{peak / GIB:.2f}" for peak in peaks),
+            f"{1e3 * job['prompts_again_s']:.0f}",
+            where(file, result),
+        )
+
+
+def of_rocm_rows(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
+    for one in result["results"]:
+        yield (
+            one["work"],
+            f"{one['rows']:,}",
+            one["best_of_cuda"].removeprefix("cuda "),
+            f"{one['ratio']:.2f}",
+            f"{one['asked']:g}",
+            f"{one['ratio_as_gfx942']:.2f}",
+            where(file, result),
+        )
+
+
 TABLES = {
     "step": (
         ("Work", "Precision", "Attention, linear", "Ours / diffusers, ms", "Ratio", "Difference", "Device, raw"),
@@ -279,6 +315,22 @@ TABLES = {
     "memory": (
         ("Work", "GB: counted / reserved, allocated", "Seconds: counted / measured", "Device, raw"),
         of_memory,
+    ),
+    "residency": (
+        (
+            "Work",
+            "Media tower",
+            "A step, s",
+            "Ratio to a resident tower",
+            "Peak GiB: allocated, reserved",
+            "Same prompts again, ms",
+            "Device, raw",
+        ),
+        of_residency,
+    ),
+    "rocm_rows": (
+        ("Work", "Rows", "CUDA's best row", "Of its speed", "Asked", "As on gfx942", "Device, raw"),
+        of_rocm_rows,
     ),
 }
 

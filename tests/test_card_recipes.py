@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import devices
 import pytest
 
 from benchmarks import residency
+from benchmarks.all import RESULTS
 from cosmos3_core.evidence.recipe import load
-from cosmos3_core.plan.cost.units import GIB
+from cosmos3_core.plan.cost.stages import OVERHEAD_BYTES
+from cosmos3_core.plan.cost.units import GIB, ceiling_of
 from cosmos3_core.plan.placement import ALL_STAGED, DISK, STREAMED, Placement
 from cosmos3_core.settle import settle
 from scripts import card_recipes
@@ -17,9 +20,33 @@ from scripts import card_recipes
 CUDA = devices.backend("cuda")
 
 
+@pytest.fixture
+def planned_for_the_large(monkeypatch):
+    """An H200 is here, as far as plans know."""
+    large = next(device for device in CUDA.known if device.name.endswith("H200"))
+    here = {"host_memory": 128 * GIB, "backend": None}
+    monkeypatch.setattr(residency, "settle", lambda wish: settle(replace(wish, **here), on=(CUDA, large)))
+
+
 @pytest.fixture(scope="module")
 def written() -> dict[str, str]:
     return {path.stem: text for path, text in card_recipes.recipes()}
+
+
+MEASURED = sorted(RESULTS.glob("residency-*-h200.json"))
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_peaks_and_times_of_what_was_measured_are_those_that_the_plan_counts(path, planned_for_the_large):
+    """The allocator's peak beside what it is counted to hold, without the constant for what no allocator holds."""
+    ((name, measured),) = json.loads(path.read_text())["jobs"].items()
+    job = residency.JOBS[name]
+    settled = residency.settled_of(job, None)
+    counted, steps = replace(settled.estimate, placement=job.placement), measured["stages"]["steps"]
+    reserved = max(stage["reserved"] for stage in measured["stages"].values())
+    assert reserved <= counted.peak - OVERHEAD_BYTES <= 1.1 * reserved
+    seconds = counted.seconds(ceiling_of(settled.plan.backend, settled.plan.device))
+    assert seconds["step"] == pytest.approx(steps["seconds"], rel=0.1)
 
 
 def test_they_say_what_the_plan_says_today(written):
@@ -47,10 +74,7 @@ def test_none_claims_more_than_an_estimate(written):
         ("super-t2v-1280x720-fp8-attnfp8-rtx4090x1", Placement(DISK, STREAMED), None),
     ],
 )
-def test_a_rehearsal_is_placed_as_on_the_card(name, placement, tile, monkeypatch):
-    large = next(device for device in CUDA.known if device.name.endswith("H200"))
-    here = {"host_memory": 128 * GIB, "backend": None}
-    monkeypatch.setattr(residency, "settle", lambda wish: settle(replace(wish, **here), on=(CUDA, large)))
+def test_a_rehearsal_is_placed_as_on_the_card(name, placement, tile, planned_for_the_large):
     job, one = residency.job_of(load(CUDA.recipes / f"{name}.toml")), load(CUDA.recipes / f"{name}.toml")
     assert (job.placement, job.tile, job.limit) == (placement, tile, one.device["memory_gib"])
     assert (job.formats, job.steps, job.rounds) == (one.formats, 35, 0)

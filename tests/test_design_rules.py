@@ -42,8 +42,9 @@ LIGHT = ("cosmos3_core.contract", f"{LIBRARY}.rows", f"{LIBRARY}.tables", f"{LIB
 HAS_OPTIONS = ("cosmos3_core.cli", "cosmos3_core.testing.plugin")
 OTHER_PROGRAMS = re.compile(r"(pip install|hf download|torchrun) [^`]*")
 OPTION = re.compile(r"(?<!\S)--[a-z]")
-LAUNCHERS = "cosmos3_core.parallel.launchers"
-"""What torchrun, srun and mpirun tell a process they tell it in its environment, and in Python nobody hands it over."""
+READ_THE_ENVIRONMENT = ("cosmos3_core.parallel.launchers", "cosmos3_core.engine.limits")
+"""What torchrun, srun and mpirun tell a process they tell it in its environment, and in Python nobody hands it over. So
+does a user tell torch's allocator, and what he says there is not to be undone."""
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 450
 LONGEST_CONTRACT = 580
@@ -103,7 +104,7 @@ def names_no_device(module: str, source: str) -> Iterator[str]:
 
 
 def reads_no_environment(module: str, source: str) -> Iterator[str]:
-    if module == LAUNCHERS:
+    if module in READ_THE_ENVIRONMENT:
         return
     for line, name in used(module, ast.parse(source)):
         if name in {"os.environ", "os.getenv"}:

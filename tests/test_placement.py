@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from tiny_model import TINY_MODEL
 
 import cosmos3 as public
-from cosmos3_core.contract import Bytes, InputError
+from cosmos3_core.contract import Bytes, InputError, Tuning
+from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.limits import limited
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan.cost.fit import LINK_EFFICIENCY
@@ -220,6 +222,20 @@ def test_a_limit_leaves_room_for_the_context_and_is_lifted():
     assert len(memory.limits) == 2
 
 
+@pytest.mark.parametrize(("grow", "said"), [(True, ""), (True, "PYTORCH_CUDA_ALLOC_CONF"), (False, "")])
+def test_segments_grow_where_a_device_says_so_and_no_user_told_the_allocator_otherwise(monkeypatch, grow, said):
+    told = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    for name in [name for name in os.environ if name.endswith("ALLOC_CONF")]:
+        monkeypatch.delenv(name)
+    if said:
+        monkeypatch.setenv(said, "max_split_size_mb:512")
+    found = settle(Wish(model=str(TINY_MODEL), backend="reference", given={"prompt": "a"}))
+    tuned = replace(found.plan.backend, tuning={"*": Tuning(expandable_segments=grow)})
+    Engine(found.model, replace(found.plan, backend=tuned))
+    assert told == ["expandable_segments:True"] * (grow and not said)
+
+
 def test_a_limit_is_the_devices_memory_in_the_plan():
     found = settled(80, memory_limit=12 * GIB)
     assert found.plan.device.memory == 12 * GIB and found.placement == Placement(DISK, STREAMED)
@@ -229,7 +245,7 @@ def test_a_limit_is_the_devices_memory_in_the_plan():
     assert "there are 3.0 GiB" in str(refused) and refused.exit_code == 2
 
 
-@pytest.mark.parametrize(("free", "placement"), [(11, "understanding=disk,generation=streamed"), (2, None)])
+@pytest.mark.parametrize(("free", "placement"), [(10, "understanding=disk,generation=streamed"), (2, None)])
 def test_a_device_that_others_use_is_told_of_before_a_weight_is_read(free, placement):
     class Shared(Limited):
         def free(self, device):

@@ -156,7 +156,7 @@ def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list
         shares = " and ".join(
             f"{reached(ceiling, rate):.0%} of the peak rate in {rate}"
             + (" (measured)" if rate in ceiling.reached else "")
-            for rate in sorted(rates)
+            for rate in sorted(rates | {name for name in ceiling.reached if name.split()[-1] in rates})
         )
         shares += f", {CONVOLUTION_EFFICIENCY:.0%} in the VAE, {BANDWIDTH_EFFICIENCY:.0%} of bandwidth"
         sentences.append(f"{shares} (peaks: {ceiling.source}); loading and downloading are not counted")

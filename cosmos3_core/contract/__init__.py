@@ -52,8 +52,8 @@ class Device:
 @dataclass(frozen=True, kw_only=True)
 class Ceiling:
     """What an architecture can do at most: dense `tflops` (two for a multiply-add) by dtype or quantization format,
-    memory `bandwidth` in bytes a second, and the `source` of both. `reached`: the measured share of a rate that whole
-    passes had with this backend's kernels. `link`, `peers`: bytes a second from the host, to neighbours; 0: unknown."""
+    memory `bandwidth` in bytes a second, and the `source` of both. `reached`: the measured share of a rate in whole
+    passes or, "attention fp8", in an op. `link`, `peers`: bytes a second from the host, to neighbours; 0: unknown."""
 
     tflops: Mapping[str, float]
     bandwidth: float
@@ -65,16 +65,17 @@ class Ceiling:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """From where on something pays on an architecture. Both guidance branches run as one batch up to `one_pass_tokens`
-    media tokens: more fill a device alone. A pass is captured up to `capture_rows` rows: kernels on more outlast their
-    launch. The VAE decodes `chunk_area` latent positions at a time: more only take memory. The VAE and the sound codec
-    compute in `codec_dtype`, which is the model's if empty. Convolutions get the VAE's maps `channels_last`, or not."""
+    """What pays on an architecture. Both guidance branches run as one batch up to `one_pass_tokens` media tokens: more
+    fill a device alone. A pass is captured up to `capture_rows` rows: kernels on more outlast their launch. The VAE
+    decodes `chunk_area` latent positions at a time. It and the sound codec compute in `codec_dtype`, the model's if
+    empty. Convolutions get its maps `channels_last`, or not. `expandable_segments`: those of torch's allocator."""
 
     one_pass_tokens: int = 4096
     capture_rows: int = 8192
     chunk_area: int = 2048
     codec_dtype: str = ""
     channels_last: bool = True
+    expandable_segments: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +141,8 @@ class Backend:
     of preference: "auto" takes the first that does not refuse, else eager torch. `ceilings` is keyed by how
     `Device.name` ends ("RTX 5090", which its laptop namesake does not), or by its arch, as `tuning` is; `tuning` may
     have "*", too, for all other architectures. `formats` are quantization formats of its own, rows of
-    `cosmos3_core.quant.Format`. `known` are devices that can be planned for unseen, each as `probe()` would describe
-    it there. `recipes` is the folder of its recipes and their evidence, which are data of its
-    package: `Path(__file__).parent / RECIPES`. Its name is fixed, as digests of a package's code leave it out."""
+    `cosmos3_core.quant.Format`. `known`: devices that can be planned for unseen, as `probe()` would describe each. The
+    folder of its `recipes` and evidence is `Path(__file__).parent / RECIPES`, which digests of its code leave out."""
 
     name: str
     torch_device: str

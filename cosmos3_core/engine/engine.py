@@ -42,7 +42,7 @@ from .checks import check_goes_on, check_prepared, check_type, described, not_fi
 from .codecs import CODECS, UNROUNDED, Codec
 from .conditions import Conditions
 from .inputs import Inputs, read_inputs
-from .limits import limited
+from .limits import expandable, limited
 from .others import Others
 from .passes import Forwards, Passes
 from .pool import Pool
@@ -84,6 +84,8 @@ class Engine:
         check_type("an engine's `placement`", placement, Placement, "Pass the one that settle found")
         self._model, self._plan, self._placement = model, plan, placement
         self._target = plan.target(model.config)
+        if plan.tuning.expandable_segments:
+            expandable()
         self._limit = limited(self._target.ops.memory, torch.device(self._target.device), limit)
         self._tokenizer = model.tokenizer()
         self._origin = Origin(model.name, model.repository.revision, plan.dtype, str(self._target.device))

@@ -1,7 +1,8 @@
-"""A process that takes no more of a device than it is allowed: as on a smaller card."""
+"""How a process takes memory of a device: in segments that grow, and no more of it than on a smaller card."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,15 @@ import torch
 from ..contract import InputError, Memory, Unavailable
 from ..plan.cost.stages import OVERHEAD_BYTES
 from ..plan.cost.units import gib
+
+
+def expandable() -> None:
+    """Have torch's allocator take memory in segments that grow, unless the user has told it something: blocks of every
+    size leave gaps that nothing fits into. Torch has no public function for it, and 2.11 none that says what it was
+    told but PYTORCH_ALLOC_CONF, which devices have under names of their own."""
+    told = (name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in os.environ)  # noqa: TID251
+    if not any(told):
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 @dataclass(frozen=True)

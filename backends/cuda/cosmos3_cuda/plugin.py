@@ -40,7 +40,7 @@ from cosmos3_core.contract import (
 )
 from cosmos3_core.contract.probing import alike, check_visible, versions
 
-from .devices import CEILINGS, KNOWN
+from .devices import CEILINGS, KNOWN, TUNING
 
 AMPERE_ON = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 ADA_ON = AMPERE_ON[3:]
@@ -363,6 +363,7 @@ def cosmos3_backend() -> Backend:
         probe=probe,
         kernels=ROWS,
         ceilings=CEILINGS,
+        tuning=TUNING,
         known=KNOWN,
         recipes=Path(__file__).parent / RECIPES,
         api=2,

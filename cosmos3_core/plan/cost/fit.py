@@ -18,7 +18,7 @@ from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
 from .job import Job
 from .several import Exchange, exchanged, merging, of_one, share
-from .stages import APART_OVERHEAD, OVERHEAD, VAE_OVERHEAD, Stage
+from .stages import APART_OVERHEAD, EXPANDABLE_OVERHEAD, OVERHEAD, VAE_OVERHEAD, Stage
 from .transformer import Matrices
 from .units import LINK_RATE, WIDTH, Work, peers_of, rate_of
 
@@ -146,10 +146,11 @@ class Estimate:
         step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         maps = self._codec_dtype, self.tuning.channels_last
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, *maps, self.layout.vae)
+        convolving = EXPANDABLE_OVERHEAD if self.tuning.expandable_segments else VAE_OVERHEAD
         stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading, self._overhead(self._text_a16))]
         if job.encoded:
             encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), *maps, self.layout.vae)
-            stages.append(Stage("encode input", self._held("vae_encoder"), kv, 0, encoding, VAE_OVERHEAD))
+            stages.append(Stage("encode input", self._held("vae_encoder"), kv, 0, encoding, convolving))
         elif job.audio and self._codec:  # beside a picture or clip it is less
             stages.append(Stage("encode input", self._held("sound_encoder"), kv, 0, self._codec.worst))
         overhead = max(self._overhead(a16) for a16 in kinds)
@@ -158,7 +159,7 @@ class Estimate:
         if self._codec and not job.audio:
             stages.append(Stage("decode sound", self._held("sound_decoder"), kv, held, self._codec.worst))
         if job.decoded:
-            stages.append(Stage("decode", self._held("vae_decoder"), kv, held, decoding, VAE_OVERHEAD))
+            stages.append(Stage("decode", self._held("vae_decoder"), kv, held, decoding, convolving))
         return tuple(replace(stage, kept=self._kept) for stage in stages)
 
     def _held(self, component: str) -> int:
@@ -219,7 +220,9 @@ class Estimate:
 
     def _overhead(self, a16: bool) -> float:
         """Of a pass, whose products may make copies of their own."""
-        return APART_OVERHEAD if self._by(a16)[1] or (self.rounds and not a16) else OVERHEAD
+        if self._by(a16)[1] or (self.rounds and not a16):
+            return APART_OVERHEAD
+        return EXPANDABLE_OVERHEAD if self.tuning.expandable_segments else OVERHEAD
 
     @property
     def _input_size(self) -> tuple[int, int]:

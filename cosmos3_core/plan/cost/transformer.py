@@ -210,4 +210,4 @@ def widening_bytes(config: TransformerConfig, rows: int, dtype: str, *, rounds: 
 def _attention_work(c: TransformerConfig, tokens: int, keys: float, dtype: str, format: Format | None) -> Work:
     layers = c.num_hidden_layers
     moved = layers * WIDTH[dtype] * (2 * tokens * c.query_width + 2 * keys * c.kv_width)
-    return Work(layers * 4 * c.query_width * tokens * keys, moved, rate_of(dtype, format))
+    return Work(layers * 4 * c.query_width * tokens * keys, moved, rate_of(dtype, format), op="attention")

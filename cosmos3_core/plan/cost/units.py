@@ -57,23 +57,25 @@ def _kind(format: Format) -> tuple[str, str]:
 @dataclass(frozen=True)
 class Work:
     """Arithmetic (multiply-add = 2) at a ceiling's `rate`, of which it reaches the share `efficiency` (None: what the
-    ceiling says), and bytes read or written once by kernels that fuse what is elementwise."""
+    ceiling says, of an `op` that has one of its own, too), and bytes read or written once by kernels that fuse what is
+    elementwise."""
 
     flops: float
     bytes: float
     rate: str
     efficiency: float | None = None
+    op: str = ""
 
     def seconds(self, ceiling: Ceiling) -> float:
         """At the stated shares of the ceiling. Raises KeyError for a rate that the ceiling does not list."""
-        share = self.efficiency or reached(ceiling, self.rate)
+        share = self.efficiency or reached(ceiling, self.rate, self.op)
         compute = self.flops / (ceiling.tflops[self.rate] * 1e12 * share)
         return max(compute, self.bytes / (ceiling.bandwidth * BANDWIDTH_EFFICIENCY))
 
 
-def reached(ceiling: Ceiling, rate: str) -> float:
-    """The share of the rate that forward passes reach."""
-    return ceiling.reached.get(rate, COMPUTE_EFFICIENCY)
+def reached(ceiling: Ceiling, rate: str, op: str = "") -> float:
+    """The share of the rate that forward passes reach, in this op."""
+    return ceiling.reached.get(f"{op} {rate}", ceiling.reached.get(rate, COMPUTE_EFFICIENCY))
 
 
 def ceiling_of(backend: Backend, device: Device) -> Ceiling | None:
