@@ -36,6 +36,15 @@ FIRST, MORE = (
     )
 )
 FP8 = "pack_linear=fp8,attention=fp8"
+CARDS = Path(__file__).parents[1] / "backends" / "cuda" / "cosmos3_cuda" / "recipes"
+
+
+def cards(pattern: str) -> str:
+    """The recipes of a pattern's cards that fit there, each in its card's memory on this device."""
+    names = (
+        path.stem for path in sorted(CARDS.glob(pattern)) if 'state = "unsupported"' not in path.read_text("utf-8")
+    )
+    return f"benchmarks.residency --backend {{backend}} {' '.join(f'--recipe {name}' for name in names)}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,11 @@ JOBS = (
     Job("residency-nano-fp8", 60, f"{RESIDENCY} nano-fp8"),
     Job("residency-nano-fp8-8gib", 35, f"{RESIDENCY} nano-fp8-8gib"),
     Job("residency-super-t2i-fp8-80gib", 45, f"{RESIDENCY} super-t2i-fp8-80gib"),
-    Job("residency-super-fp8-24gib", 170, f"{RESIDENCY} super-fp8-24gib"),
+    Job("residency-super-fp8-24gib", 190, f"{RESIDENCY} super-fp8-24gib"),
+    Job("residency-cards-nano", 360, cards("nano-*-rtx*.toml")),
+    Job("residency-cards-super-t2i", 180, cards("super-t2i-*-rtx*.toml")),
+    Job("residency-cards-super-480p", 240, cards("super-t2v-832x480-*-rtx*.toml")),
+    Job("residency-cards-super-720p", 300, cards("super-t2v-1280x720-*-rtx*.toml")),
     Job(
         "accuracy-nano-outliers",
         200,

@@ -98,6 +98,18 @@ def settled_of(job: Job, backend: str, **placed: Any) -> Settled:
     return settle(wish).with_texts(*TEXT)
 
 
+def said(job: Job) -> dict[str, Any]:
+    """What the result says of it."""
+    return {
+        "model": job.model.rpartition("Cosmos3-")[2].lower(),
+        "work": job.work,
+        "formats": job.formats,
+        "generation": job.placement.generation,
+        "tile": job.tile,
+        "limit_gib": job.limit,
+    }
+
+
 class Peaks:
     """Seconds, and peaks beside the plan's, by stage."""
 
@@ -142,7 +154,6 @@ def run(job: Job, settled: Settled) -> dict[str, Any]:
         "link_bytes_per_s": link,
         "finite": bool(torch.isfinite(latents).all()),
         "host_bytes": estimate.host,
-        "limit_gib": job.limit,
     }
     limit.lift()
     if job.rounds:
@@ -196,7 +207,8 @@ def main() -> None:
             continue
         settled = settled_of(job, args.backend)
         print(f"{name}: about {job.costs} s of an H200" if job.costs else name, flush=True)
-        known[name] = {"kernels": settled.plan.to_json(settled.execution.tokens)["kernels"]} | run(job, settled)
+        known[name] = {"job": said(job), "kernels": settled.plan.to_json(settled.execution.tokens)["kernels"]}
+        known[name] |= run(job, settled)
         print(json.dumps(known[name], indent=1), flush=True)
         made_with = environment(settled.plan.backend.torch_device, settled.plan.device)
         report({"benchmark": "residency", "jobs": known, "environment": made_with}, args.out, quiet=True)

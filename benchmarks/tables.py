@@ -10,7 +10,7 @@ from typing import Any
 
 from cosmos3_core.plan.cost.units import GIB
 
-from . import chart, residency
+from . import chart
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "README.md"
@@ -232,19 +232,19 @@ def of_memory(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
 
 
 def of_residency(file: str, result: dict[str, Any]) -> Iterable[Sequence[str]]:
-    for name, job in result["jobs"].items():
-        known, stages = residency.JOBS[name], job["stages"]
-        limit = f", {known.limit:g} GiB" if known.limit else ""
-        tile = f", decode in tiles of {known.tile}" if known.tile else ""
+    for found in result["jobs"].values():
+        job, stages = found["job"], found["stages"]
+        limit = f", {job['limit_gib']:g} GiB" if job["limit_gib"] else ""
+        tile = f", decode in tiles of {job['tile']}" if job["tile"] else ""
         peaks = (max(stage[kind] for stage in stages.values()) for kind in ("allocated", "reserved"))
-        ratio = f"{job['streamed_over_resident']:.4f}" if "streamed_over_resident" in job else "–"
+        ratio = f"{found['streamed_over_resident']:.4f}" if "streamed_over_resident" in found else "–"
         yield (
-            f"{known.model} {known.work}, {precision({'formats': known.formats}, 'bfloat16')}{tile}{limit}",
-            known.placement.generation,
+            f"{job['model']} {job['work']}, {precision(job, 'bfloat16')}{tile}{limit}",
+            job["generation"],
             f"{stages['steps']['seconds']:.2f}",
             ratio,
             ", ".join(f"{peak / GIB:.2f}" for peak in peaks),
-            f"{1e3 * job['prompts_again_s']:.0f}",
+            f"{1e3 * found['prompts_again_s']:.0f}",
             where(file, result),
         )
 

@@ -1,10 +1,12 @@
-"""Write the recipes of NVIDIA's cards of 8 to 32 GB, each from what `cosmos3 plan` says of it: none of them was run.
+"""Write the recipes of NVIDIA's cards of 8 to 32 GB, each from what `cosmos3 plan` says of it, and from what came of it
+in its memory on a larger GPU: none of them was run on its card.
 
 python scripts/card_recipes.py          # or with --check: write nothing, name the recipes that are out of date
 """
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from cosmos3_core.plan.cost.units import GIB, ceiling_of, gib  # noqa: E402
 from cosmos3_core.settle import Settled, Wish, settle  # noqa: E402
 
 FOLDER = ROOT / "backends" / "cuda" / "cosmos3_cuda" / "recipes"
+RESULTS = ROOT / "benchmarks" / "results"
 BACKEND = cosmos3_backend()
 CARDS = {"RTX 3060": "int8", "RTX 4060": "fp8", "RTX 4060 Ti": "fp8", "RTX 4090": "fp8", "RTX 5090": "fp8"}
 """The format that the tensor cores of each multiply fastest, among those whose errors are small."""
@@ -83,6 +86,20 @@ def estimated(settled: Settled) -> str:
     return found + f"{seconds['total']:,.0f} s without loading, {seconds['step']:.1f} s a step"
 
 
+def rehearsed() -> dict[str, str]:
+    """What came of recipes in their cards' memory, by name (`benchmarks.residency --recipe`)."""
+    found = {}
+    for path in sorted(RESULTS.glob("residency-cards-*.json")):
+        result = json.loads(path.read_text("utf-8"))
+        for name, job in result["jobs"].items():
+            stages = job["stages"]
+            reserved = max(stage["reserved"] for stage in stages.values())
+            where = f"under a limit of {job['job']['limit_gib']:g} GiB on an {result['environment']['device']}"
+            took = f"{stages['steps']['seconds']:.1f} s a step and {stages['decode']['seconds']:.1f} s for the decode"
+            found[name] = f"rehearsed {where}, which reserved {gib(reserved)} and took {took}; on the card "
+    return found
+
+
 def recipe(device: Device, card: str, model: str, work: Work) -> tuple[str, str]:
     """Its file's name and text."""
     format, memory = CARDS[card], device.memory // GIB
@@ -123,8 +140,9 @@ def recipe(device: Device, card: str, model: str, work: Work) -> tuple[str, str]
     ]
     if settled.fits:
         lines += ["[expect]", f"peak_device_gib = {math.ceil(10 * settled.estimate.peak / GIB) / 10}", ""]
-    state = "help wanted" if settled.fits else "unsupported"
-    return name, "\n".join([*lines, "[known]", f'state = "{state}"', f'reason = "{estimated(settled)}"', ""])
+    there = rehearsed().get(name, "")
+    state = "unsupported" if not settled.fits else "rehearsed" if there else "help wanted"
+    return name, "\n".join([*lines, "[known]", f'state = "{state}"', f'reason = "{there}{estimated(settled)}"', ""])
 
 
 def recipes() -> Iterator[tuple[Path, str]]:

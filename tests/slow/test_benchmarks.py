@@ -1,4 +1,4 @@
-"""Every benchmark runs, at sizes that mean nothing: a GPU is lent for minutes, and none of them goes to a broken one."""
+"""Every benchmark runs, at sizes that mean nothing: a GPU is lent for minutes, and none goes to a broken one."""
 
 from __future__ import annotations
 
