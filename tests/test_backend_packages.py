@@ -56,7 +56,7 @@ def test_the_folders_are_the_four_backends_and_their_kernels():
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_package_says_what_it_is_and_needs_only_this_cosmos3(name):
-    """And the kernels where it builds rows of them, which are of the same version. They are no backend."""
+    """And the kernels' library where it imports that, of the same version. It is no backend."""
     pyproject = tomllib.loads((PACKAGES[name] / "pyproject.toml").read_text("utf-8"))
     project = pyproject["project"]
     assert (project["name"], project["version"]) == (f"cosmos3-{name}", __version__)
@@ -67,7 +67,9 @@ def test_a_package_says_what_it_is_and_needs_only_this_cosmos3(name):
 
 
 def takes_kernels(name: str) -> bool:
-    return any(kernel.build.__module__.startswith(f"cosmos3_{KERNELS}.") for kernel in backend(name).kernels)
+    """Whether a module of the backend imports their library."""
+    modules = (PACKAGES[name] / f"cosmos3_{name}").rglob("*.py")
+    return any(f"from cosmos3_{KERNELS}" in module.read_text("utf-8") for module in modules)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -85,7 +87,6 @@ def test_the_kit_s_record_covers_the_kernels_that_a_backend_takes(monkeypatch):
     changed = PACKAGES[KERNELS] / f"cosmos3_{KERNELS}" / "products.py"
     monkeypatch.setattr(digests, "sha256_file", lambda path: digest(path) + "#" * (path == changed))
     assert takes_kernels("cuda") and subject("cuda").sources() != before
-    assert not takes_kernels("npu")
 
 
 @pytest.mark.parametrize(
@@ -471,6 +472,26 @@ def test_a_row_refuses_what_its_kernel_cannot_do(device, kernel, changed, reason
     assert reason in found.refuse(ask(device, **changed))
     if changed:
         assert found.refuse(ask(device)) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "cann", "queue", "reason"),
+    [
+        ("ascend910b", "9.1.0", "1", None),
+        ("ascend910c", "8.1.RC1", None, None),
+        ("ascend910b", "8.0.RC3", None, "records streams from 8.1 on, and this is CANN 8.0.RC3"),
+        ("ascend910c", "9.1.0", "2", "TASK_QUEUE_ENABLE is 2"),
+        ("ascend950", "9.1.0", None, "no graph takes npu_fusion_attention"),
+    ],
+)
+def test_graphs_are_refused_where_the_vendor_has_none(device, cann, queue, reason, monkeypatch):
+    monkeypatch.delenv("TASK_QUEUE_ENABLE", raising=False)
+    if queue is not None:
+        monkeypatch.setenv("TASK_QUEUE_ENABLE", queue)
+    (found,) = (row for row in backend("npu").kernels if row.op == "capture")
+    on = replace(DEVICES[device][1], versions={"cann": cann})
+    said = found.refuse(Ask(op="capture", device=on, dtype="bfloat16"))
+    assert said is None if reason is None else reason in said
 
 
 def test_an_experimental_kernel_is_used_where_the_user_allows_it(monkeypatch):

@@ -58,7 +58,7 @@ TABLE: dict[str, May] = {
     "cosmos3_cuda": May((*VENDOR, "cosmos3_triton")),
     "cosmos3_rocm": May((*VENDOR, "cosmos3_triton")),
     "cosmos3_xpu": May((*VENDOR, "cosmos3_triton")),
-    "cosmos3_npu": May(VENDOR),
+    "cosmos3_npu": May((*VENDOR, "cosmos3_triton")),
 }
 PACKAGES = list(TABLE)[: list(TABLE).index("cosmos3") + 1]
 
@@ -237,7 +237,7 @@ BAD = [
     ("cosmos3_npu.attention", "def f():\n    import cosmos3_core.plan.resolve"),
     ("cosmos3_npu.attention", "import cosmos3_core"),
     ("cosmos3_npu.attention", "from cosmos3_cuda.attention import joined"),
-    ("cosmos3_npu.attention", "import cosmos3_triton"),
+    ("cosmos3_npu.attention", "import cosmos3_xpu"),
     ("cosmos3_triton.attention", "from cosmos3_cuda import plugin"),
 ]
 GOOD = [

@@ -31,8 +31,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 BACKENDS = {"cuda", "npu", "rocm", "xpu"}
 KERNELS = "triton"
 """The distribution of our kernels, which is no backend and no extra."""
-TAKE_KERNELS = BACKENDS - {"npu"}
-EXTRAS = {name: sorted((name, KERNELS)) if name in TAKE_KERNELS else [name] for name in BACKENDS}
+EXTRAS = {name: sorted((name, KERNELS)) for name in BACKENDS}
 """The folders that an extra installs. Hatchling sorts requirements."""
 PACKAGES = ("cosmos3", "cosmos3_core")
 HEAVY = {"torch", "diffusers", "transformers", "huggingface_hub", "av", "PIL", "numpy"}
@@ -134,7 +133,7 @@ def test_a_package_builds_a_wheel_of_this_version(name, checkout):
     package = f"cosmos3_{name}"
     head = metadata(built, package)
     assert (head["Name"], head["Version"]) == (f"cosmos3-{name}", __version__)
-    needed = {"cosmos3", f"cosmos3-{KERNELS}"} if name in TAKE_KERNELS else {"cosmos3"}
+    needed = {"cosmos3"} if name == KERNELS else {"cosmos3", f"cosmos3-{KERNELS}"}
     assert set(head.get_all("Requires-Dist")) == {f"{part}=={__version__}" for part in needed}
     assert_shows_what_an_index_asks_for(head)
     entries = f"{package}-{__version__}.dist-info/entry_points.txt"

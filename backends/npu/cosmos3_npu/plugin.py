@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,8 @@ LASER_TOKENS = 2048
 """From as many queries on MindIE-SD takes its laser attention; fewer it hands on, with a warning."""
 WIDEST = 65535
 """The vendor's products and attention take no longer sides."""
+FIRST_GRAPHS = 8, 1
+"""The first CANN whose page of aclmdlRICaptureBegin names the 910B and the 910C; the 950's is 9.0."""
 
 
 def family(soc: str) -> str:
@@ -96,6 +99,18 @@ def refuse_laser(ask: Ask) -> str | None:
 
 def refuse_mx_attention(ask: Ask) -> str | None:
     return None if ask.head_dim in (64, 128) else f"takes head dims of 64 and 128, not {ask.head_dim}"
+
+
+def refuse_graphs(ask: Ask) -> str | None:
+    cann = ask.device.versions.get("cann", "")
+    found = re.match(r"(\d+)\.(\d+)", cann)
+    if found and (int(found[1]), int(found[2])) < FIRST_GRAPHS:
+        return f"CANN records streams from {FIRST_GRAPHS[0]}.{FIRST_GRAPHS[1]} on, and this is CANN {cann}"
+    if ask.device.arch in ASCEND_950:
+        return "no graph takes npu_fusion_attention, as torch_npu documents, and it attends in 16 bits on this chip"
+    if os.environ.get("TASK_QUEUE_ENABLE") == "2":
+        return "TASK_QUEUE_ENABLE is 2, with which torch_npu records nothing"
+    return None
 
 
 def refuse_norm_rope(ask: Ask) -> str | None:
@@ -335,6 +350,16 @@ ROWS = (
         packed=True,
         notes=f"norm and gate hand rows in the format to the products; {REHEARSED}",
         **OTHER_HALF | MX,
+    ),
+    Kernel(
+        op="capture",
+        name="npu-graph",
+        build=Build("capture", "build_capture", makes=True),
+        arch=FAMILIES,
+        refuse=refuse_graphs,
+        fresh=False,
+        notes="an NPUGraph with memory of its own: the second call is recorded, later ones are replayed; collectives "
+        f"and npu_fusion_attention inside are an error; {REHEARSED}: no device has replayed one",
     ),
     Kernel(
         op="memory",

@@ -2,6 +2,7 @@
    wheel's own headers, so the compiler checks every one of these against them. Work is done when its call returns. */
 
 #include <malloc.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,29 @@ aclError aclrtPointerGetAttributes(const void *memory, aclrtPtrAttributes *found
     return found->location.type = ACL_MEM_LOCATION_TYPE_UNREGISTERED, 0;
 }
 
+/* Graphs. A stream is recorded from begin to end, and whoever waits for it in between, or for the device, gets CANN's
+   error. What was recorded nobody executes here: `graphs.py` repeats it. */
+
+static aclrtStream captured;
+static uintptr_t recordings; /* no two have the same number */
+
+static aclError waits(aclrtStream stream) {
+    return captured && stream == captured ? ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT : 0;
+}
+aclError aclmdlRICaptureBegin(aclrtStream stream, aclmdlRICaptureMode mode) {
+    if (captured || mode != ACL_MODEL_RI_CAPTURE_MODE_THREAD_LOCAL) return ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT;
+    return captured = stream, ++recordings, 0;
+}
+aclError aclmdlRICaptureGetInfo(aclrtStream stream, aclmdlRICaptureStatus *status, aclmdlRI *found) {
+    int active = captured && stream == captured;
+    *status = active ? ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE : ACL_MODEL_RI_CAPTURE_STATUS_NONE;
+    return *found = active ? (aclmdlRI)recordings : NULL, 0;
+}
+aclError aclmdlRICaptureEnd(aclrtStream stream, aclmdlRI *found) {
+    if (!captured || stream != captured) return ACL_ERROR_RT_STREAM_NOT_CAPTURED;
+    return captured = NULL, *found = (aclmdlRI)recordings, 0;
+}
+
 /* Streams and events: an event is the time at which it was recorded. */
 
 static aclError event_of(aclrtEvent *found) { return *found = calloc(1, sizeof(struct timespec)), 0; }
@@ -99,8 +123,12 @@ aclError aclrtCreateStreamWithConfig(aclrtStream *found, uint32_t priority, uint
 }
 aclError aclrtDestroyStream(aclrtStream stream) { return free(stream), 0; }
 aclError aclrtStreamQuery(aclrtStream stream, aclrtStreamStatus *status) {
-    return *status = ACL_STREAM_STATUS_COMPLETE, 0;
+    return *status = ACL_STREAM_STATUS_COMPLETE, waits(stream);
 }
+aclError aclrtSynchronizeStream(aclrtStream stream) { return waits(stream); }
+aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t timeout) { return waits(stream); }
+aclError aclrtSynchronizeDevice(void) { return waits(captured); }
+aclError aclrtSynchronizeDeviceWithTimeout(int32_t timeout) { return waits(captured); }
 aclError aclrtCreateEvent(aclrtEvent *found) { return event_of(found); }
 aclError aclrtCreateEventWithFlag(aclrtEvent *found, uint32_t flag) { return event_of(found); }
 aclError aclrtCreateEventExWithFlag(aclrtEvent *found, uint32_t flag) { return event_of(found); }

@@ -32,7 +32,7 @@ ALLOCATING = {
 """Nothing is computed: torch_npu's own."""
 PERHAPS_VIEWS = {"contiguous", "reshape", "to", "flatten"}
 """A view where one can be, else a copy: one that torch_npu would make on the device."""
-WAITING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "unique2"}
+WAITING = {"_local_scalar_dense", "item", "nonzero", "equal", "masked_select", "is_nonzero", "unique2"}
 """The host waits for the device's answer."""
 
 PRODUCTS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "convolution"}

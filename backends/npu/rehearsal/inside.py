@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .device import Launches, Rehearsal
+from .graphs import repeating
 
 GLOO = "cpu:gloo,npu:gloo"
 LAUNCHES = Launches()
@@ -19,8 +20,8 @@ LAUNCHES = Launches()
 
 
 def rehearse() -> None:
-    """NPUs compute from now on, in this thread and in every one that starts later, and groups of processes that ask for
-    HCCL exchange what lies on them by gloo. torch_npu is there already."""
+    """NPUs compute from now on, in this thread and in every one that starts later, groups of processes that ask for
+    HCCL exchange what lies on them by gloo, and graphs are repeated. torch_npu is there already."""
     import torch.distributed as dist
     import torch_npu
 
@@ -34,6 +35,7 @@ def rehearse() -> None:
     for name in ("init_process_group", "new_group"):
         setattr(dist, name, by_gloo(getattr(dist, name)))
     dist.batch_isend_irecv = one_by_one  # torch_npu's own is HCCL's
+    torch_npu.npu.NPUGraph = repeating(torch_npu.npu.NPUGraph, LAUNCHES)
     Rehearsal(LAUNCHES, soc).__enter__()
     if target := os.environ.get("REHEARSED_LAUNCHES"):
         atexit.register(write_launches, Path(target))

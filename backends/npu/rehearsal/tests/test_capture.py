@@ -1,0 +1,165 @@
+"""The capture row. Recordings are made by torch_npu's own NPUGraph, over a stand-in for CANN that refuses what CANN's
+pages say it refuses; a stand-in for replays calls again what was recorded (`rehearsal.graphs`). No device replayed
+anything."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import CHIP
+from cosmos3_npu import attention
+from cosmos3_npu.capture import build_capture
+from cosmos3_npu.memory import NpuMemory
+from cosmos3_npu.plugin import ROWS, cosmos3_backend, probe
+from PIL import Image
+from rehearsal.emulated import Limit
+
+import cosmos3
+from cosmos3_core.contract import RunError, Segment
+from cosmos3_core.plan import Want, resolve
+from cosmos3_core.reference import build_ops
+from cosmos3_core.testing import suite
+from cosmos3_core.testing.cases import Here
+from cosmos3_core.testing.subject import live_bytes
+from cosmos3_core.testing.suite.capture import CAPTURE
+
+(ROW,) = (row for row in ROWS if row.op == "capture")
+on_a_910 = pytest.mark.skipif(CHIP == "Ascend950", reason="the row refuses the 950")
+
+
+@pytest.fixture
+def capture():
+    with torch.inference_mode():
+        yield build_capture(probe())
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.ones(3, 4, device="npu")
+
+
+@on_a_910
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("test", "options"),
+    [
+        (suite.test_capture_follows_its_inputs, {}),
+        (suite.test_captures_are_apart, {}),
+        (suite.test_capture_raises_what_its_function_raises, {"run": 1}),
+        (suite.test_capture_raises_what_its_function_raises, {"run": 2}),
+        (suite.test_capture_gives_its_memory_back, {}),
+        (suite.test_inputs_are_left_alone, {}),
+    ],
+)
+def test_the_kit(test, options, dtype, capture):
+    here = Here(dtype, "npu", ("none",), lambda format, activation: build_ops())
+    fixtures = dict(
+        kernel=ROW,
+        dtype=dtype,
+        op=capture,
+        device="npu",
+        op_cases=suite.CASES,
+        job=lambda op: CAPTURE.job(op, here),
+        alive=lambda: live_bytes(NpuMemory(), "npu"),
+        **options,
+    )
+    test(**{name: fixtures[name] for name in inspect.signature(test).parameters})
+
+
+def test_the_stand_in_takes_what_the_wheel_s_class_takes():
+    """Its base is that class, which does the recording."""
+    repeated, wheels, *_ = torch.npu.NPUGraph.__mro__
+    assert wheels.__module__ == "torch_npu.npu.graphs"
+    for name in ("capture_begin", "capture_end", "replay"):
+        ours, theirs = (inspect.signature(getattr(of, name)).parameters.values() for of in (repeated, wheels))
+        assert [(one.name, one.default) for one in ours] == [(one.name, one.default) for one in theirs]
+
+
+def test_nothing_is_there_before_a_replay(capture, x, monkeypatch):
+    """A device does nothing while it records, and neither does the stand-in: a row that returned what it recorded, or
+    left out a replay, would return this."""
+    captured = capture(lambda x: [x + 1])
+    assert captured(x)[0].cpu().eq(2).all()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.npu.NPUGraph, "replay", lambda graph: None)
+        assert captured(x)[0].cpu().isnan().all()
+    assert captured(x)[0].cpu().eq(2).all()
+
+
+def waits(x):
+    torch.npu.synchronize()
+    return [x]
+
+
+REFUSED = {
+    "waiting for the device": (waits, RuntimeError, "107030"),
+    "asking for a number": (lambda x: [x * float(x.sum())], Limit, "the host waits for aten.item"),
+    "reading the host's memory": (lambda x: [x + torch.ones(4).to("npu")], Limit, "not pinned"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cann_refuses_while_it_records_is_seen(what, capture, x):
+    """In the second call, as on a device; recordings after it work."""
+    function, error, said = REFUSED[what]
+    captured = capture(function)
+    captured(x)
+    with pytest.raises(error, match=said):
+        captured(x)
+    other = capture(lambda x: [x + 1])
+    for _ in range(3):
+        assert other(x)[0].cpu().eq(2).all()
+
+
+def test_an_operator_that_no_graph_takes_is_an_error(capture):
+    """In the first call, before anything is recorded."""
+    q, k, v = torch.ones(3, 1, 16, 4, 64, dtype=torch.bfloat16, device="npu")
+    captured = capture(lambda q: [attention.fusion(q, [Segment(k, v)])[0]])
+    with pytest.raises(RunError, match=r"npu_fusion_attention, which torch_npu documents.* Add --kernel capture=eager"):
+        captured(q)
+    if CHIP != "Ascend950":
+        taken = capture(lambda q: [attention.infer(q, [Segment(k, v)])[0], attention.sdpa(q, [Segment(k, v)])[0]])
+        for _ in range(3):
+            assert all(found.cpu().eq(1).all() for found in taken(q))
+
+
+def test_a_collective_inside_is_an_error(capture, x, tmp_path):
+    dist.init_process_group("hccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+
+    def summed(x):
+        dist.all_reduce(x)
+        return [x]
+
+    try:
+        with pytest.raises(RunError, match="a collective, which runs on a stream of HCCL's own"):
+            capture(summed)(x.clone())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_who_gets_the_row():
+    want = Want(dtype="bfloat16", heads=4, kv_heads=2, head_dim=64, hidden=256, inner=512, activation="silu")
+    plan = resolve(want, cosmos3_backend(), probe())
+    (chosen,) = (choice.kernel.name for choice in plan.choices if choice.op == "capture")
+    assert chosen == ("eager" if CHIP == "Ascend950" else "npu-graph")
+
+
+@on_a_910
+def test_a_picture_is_the_same_with_graphs(tmp_path, monkeypatch):
+    """The first step of a pass runs as it is, the second is recorded, and from there on all are replays."""
+    found, replays, was = [], [], torch.npu.NPUGraph.replay
+    monkeypatch.setattr(torch.npu.NPUGraph, "replay", lambda graph: (replays.append(graph), was(graph)))
+    for row in ("npu-graph", "eager"):
+        with cosmos3.load("embedded", backend="npu", kernels={"capture": row}) as pipe:
+            for index, steps in enumerate((2, 3)):
+                path = tmp_path / f"{row}-{index}.png"
+                pipe("two green squares", task="t2i", steps=steps, seed=1).save(path)
+                assert json.loads((tmp_path / f"{path.name}.json").read_text())["plan"]["kernels"]["capture"] == row
+                with Image.open(path) as picture:
+                    found.append(picture.tobytes())
+    assert found[:2] == found[2:]
+    assert len(replays) == 1 + 3 and len({id(graph) for graph in replays}) == 1
