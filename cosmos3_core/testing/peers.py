@@ -28,7 +28,7 @@ from .subject import TOLD, Subject
 
 SECONDS = 60
 """How long a process waits for the others in one call."""
-SENT = ((1, 3, 0), (2, 0, 1), (4, 1, 2))
+SENT = ((1, 3, 0, 2), (2, 0, 1, 1), (4, 1, 2, 0), (0, 2, 3, 1))
 """Rows that each process sends to each, where parts are not equal."""
 SUMMED = (torch.float32, torch.bfloat16)
 MOVED = (*SUMMED, torch.int64, torch.float8_e4m3fn, torch.uint8)
@@ -82,7 +82,7 @@ def all_to_all(peer: Peer) -> None:
 
 
 def all_to_all_uneven(peer: Peer) -> None:
-    """Process 0 keeps one row and sends three to the next, which sends two and keeps none."""
+    """Process 0 keeps one row and sends three to the next, which sends two back and keeps none."""
     sent = [parts[: peer.count] for parts in SENT[: peer.count]]
     for dtype in MOVED:
         x = peer.mine(dtype, sum(sent[peer.rank]))

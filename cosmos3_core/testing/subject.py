@@ -30,7 +30,7 @@ from ..quant import Format
 from .cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here
 from .surroundings import difference, environment, settings
 
-PEERS = 3
+PEERS = 4
 """Processes that meet: between two, the one before and the next one are the same."""
 MEETING_SECONDS = 180
 """How long they may take to load the backend and try its collectives."""
@@ -157,8 +157,8 @@ class Subject:
             self.changed.setdefault(row, []).extend(f"{what} in {test}" for what in found)
 
     def peers(self, kernel: Kernel) -> list[dict[str, str]] | str:
-        """What `peers` found in each of three processes, or of two on two devices, or why there cannot be two. What a
-        process did not get to has what it said last."""
+        """What `peers` found in each of four processes, or of as many as there are devices, or why there cannot be
+        two. What a process did not get to has what it said last."""
         devices = self.device.count if isinstance(self.device, Device) else 0
         count = PEERS if self.backend.torch_device == "cpu" else min(PEERS, devices)
         if count < 2:

@@ -1,4 +1,4 @@
-"""Collectives, between processes that the kit starts: three, or two where there are two devices."""
+"""Collectives, between processes that the kit starts: four, or as many as there are devices."""
 
 from __future__ import annotations
 
