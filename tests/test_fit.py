@@ -22,6 +22,7 @@ from cosmos3_core.contract import Ceiling
 from cosmos3_core.plan.cost import vae
 from cosmos3_core.plan.cost.fit import Estimate
 from cosmos3_core.plan.cost.nearest import nearest
+from cosmos3_core.plan.cost.placing import Room
 from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED
 from cosmos3_core.sampling.solver import Solver
@@ -207,7 +208,7 @@ def test_formats_that_are_widened_are_proposed_where_no_other_is_as_narrow():
         ({"fp8": False, "q8_0": True, "nf4": True}, ["fp8"]),
         ({"q8_0": True, "nf4": True}, ["q8_0"]),
     ):
-        changes = nearest(counted, 22 * GIB, formats)
+        changes = nearest(counted, Room(22 * GIB, None), formats)
         found = [change.values["format"] for change in changes if "format" in change.values]
         assert found[:1] == wanted, changes
 
@@ -222,7 +223,7 @@ def test_formats_that_are_widened_are_proposed_where_no_other_is_as_narrow():
 def test_the_nearest_changes_fit_and_are_nearest(name, gib, wanted):
     counted = whole(name, 1280, 720, 189)
     assert counted.peak > gib * GIB
-    changes = nearest(counted, gib * GIB)
+    changes = nearest(counted, Room(gib * GIB, None))
     assert {tuple(change.values) for change in changes} == wanted
     for change in changes:
         assert change.estimate.peak <= gib * GIB
@@ -233,18 +234,18 @@ def test_the_nearest_changes_fit_and_are_nearest(name, gib, wanted):
 
 def test_a_change_comes_with_a_tile_where_it_needs_one():
     counted = whole("edge", 1280, 720, 189)
-    changes = [change.values for gib in range(5, 15) for change in nearest(counted, gib * GIB)]
+    changes = [change.values for gib in range(5, 15) for change in nearest(counted, Room(gib * GIB, None))]
     assert any({"frames", "tile"} <= values.keys() for values in changes), changes
 
 
 def test_where_the_weights_alone_are_too_much_nothing_is_proposed():
-    assert nearest(whole("super", 1280, 720, 189), 24 * GIB) == []
+    assert nearest(whole("super", 1280, 720, 189), Room(24 * GIB, None)) == []
 
 
 def test_a_proposal_is_a_request_that_runs():
     """A tile smaller than the picture, a length of 4k+1, a size that exists."""
     for gib in range(5, 15):
-        for change in nearest(whole("edge", 1280, 720, 189, tile=768), gib * GIB):
+        for change in nearest(whole("edge", 1280, 720, 189, tile=768), Room(gib * GIB, None)):
             proposed = change.estimate.job
             assert proposed.tile is None or proposed.tile < max(proposed.width, proposed.height)
             assert proposed.frames % 4 == 1 and proposed.width % 16 == proposed.height % 16 == 0

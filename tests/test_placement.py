@@ -21,6 +21,7 @@ from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.limits import limited
 from cosmos3_core.model.transformer import GenerationTower
 from cosmos3_core.plan.cost.fit import LINK_EFFICIENCY
+from cosmos3_core.plan.cost.placing import Room, lack_as_it_is
 from cosmos3_core.plan.cost.units import GIB
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED, DISK, RESIDENT, STREAMED, Placement, candidates, typed
 from cosmos3_core.runs import room
@@ -135,10 +136,20 @@ def test_what_cannot_be_met_is_refused_before_a_weight_is_read(run, options, mon
 
 def test_a_host_that_is_too_small_for_what_was_named_is_told_of():
     found = settled(12, placement="generation=streamed", host_memory=8 * GIB)
-    assert not found.fits and "of the host's memory, of which 8.0 GiB are free" in found.host_lack
+    assert not found.fits and "of the host's memory, of which 8.0 GiB are free" in found.lack
     assert found.lower == Placement(DISK, DISK)
     refused = room.refusal(found)
     assert refused.exit_code == 2 and "Place it by `placement` understanding=disk,generation=disk" in str(refused)
+    changes = found.nearest()  # a smaller picture or clip has as much of its weights on the host
+    assert [set(change.values) for change in changes] == [{"format"}] and changes[0].estimate.host < 7 * GIB
+
+
+def test_of_a_device_with_the_hosts_memory_weights_on_the_host_are_counted():
+    estimate = replace(settled(12, placement="generation=streamed").estimate, placement=Placement(DISK, STREAMED))
+    enough = estimate.peak + estimate.host
+    assert not lack_as_it_is(estimate, Room(enough, None, unified=True))
+    assert "of the same memory" in lack_as_it_is(estimate, Room(enough - 1, None, unified=True))
+    assert not lack_as_it_is(estimate, Room(enough - 1, None))
 
 
 def test_what_fits_in_no_placement_is_refused_with_what_would():

@@ -144,7 +144,7 @@ def test_the_json_keeps_its_keys(told):
     assert set(found["request"]) == set(found["origin"]) == set(FIELDS)
     estimate = found["estimate"]
     numbers = {"tokens", "memory", "nearest", "lower", "work", "seconds", "exchange", "assumed"}
-    assert set(estimate) == {"forecast", "fits", *numbers} and estimate["exchange"] is None  # of one device
+    assert set(estimate) == {"forecast", "fits", "lack", *numbers} and estimate["exchange"] is None  # of one device
     assert set(estimate["memory"]) == {"device", "given", "peak", "weights", "stages"}
     parts = estimate["memory"]["weights"]
     assert estimate["memory"]["stages"][0]["weights"] == parts["understanding"] + parts["embedding"]

@@ -17,7 +17,7 @@ from cosmos3_core.checkpoint.model import open_model
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.model.vae import VideoVAE
 from cosmos3_core.plan.cost.fit import Estimate, Job
-from cosmos3_core.plan.cost.nearest import fitting_tile
+from cosmos3_core.plan.cost.placing import Room, fitting_tile
 from cosmos3_core.plan.cost.units import GIB
 
 MODEL = open_model(TINY_MODEL)
@@ -68,10 +68,10 @@ def run(small):
 
 def test_the_largest_tile_that_fits_is_taken():
     assert needed(None) > needed(192) > needed(128)
-    assert fitting_tile(CLIP, needed(None)) is None
-    assert fitting_tile(CLIP, needed(None) - 1) == 192 == fitting_tile(CLIP, needed(192))
-    assert fitting_tile(CLIP, needed(192) - 1) == 128 == fitting_tile(CLIP, needed(128))
-    assert fitting_tile(CLIP, needed(128) - 1) is None
+    assert fitting_tile(CLIP, Room(needed(None), None)) is None
+    assert fitting_tile(CLIP, Room(needed(None) - 1, None)) == 192 == fitting_tile(CLIP, Room(needed(192), None))
+    assert fitting_tile(CLIP, Room(needed(192) - 1, None)) == 128 == fitting_tile(CLIP, Room(needed(128), None))
+    assert fitting_tile(CLIP, Room(needed(128) - 1, None)) is None
 
 
 def test_where_whole_frames_do_not_fit_a_run_takes_the_tile_and_says_why(run):
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused_before_any_weight(small, opened):
     memory = needed(128)
     code, out, err = small(memory, "--tile", 192)
     assert (code, out, opened, list(Path().iterdir())) == (2, "", [], []) and len(err.splitlines()) == 1
-    assert err.startswith(f"error: {TINY_MODEL}: t2v 256x192, 5 frames, on ACME One: its stage 'decode' takes")
+    assert err.startswith(f"error: {TINY_MODEL}: t2v 256x192, 5 frames, on ACME One: stage 'decode' takes")
     assert "Add --tile 128, which fits" in err and "--anyway" in err
     code, _, err = small(memory, "--tile", 128)
     assert code == 0, err

@@ -15,6 +15,7 @@ from rich.table import Table
 from ..contract import Backend, Ceiling, Device
 from ..plan.cost.fit import LINK_EFFICIENCY, Estimate
 from ..plan.cost.nearest import Change
+from ..plan.cost.placing import tiled
 from ..plan.cost.stages import OVERHEAD_BYTES, WEIGHTS_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, LINK_RATE, ceiling_of, gib, reached
 from ..plan.cost.vae import CONVOLUTION_EFFICIENCY
@@ -65,6 +66,7 @@ def _estimate(settled: Settled) -> dict[str, Any]:
     return {
         "forecast": settled.forecast,
         "fits": settled.fits,
+        "lack": settled.lack,
         "tokens": {
             "prompt": job.prompt_tokens,
             "negative": sum(job.texts[1:]),
@@ -121,7 +123,10 @@ def _placed_elsewhere(settled: Settled) -> dict[str, Any] | None:
     """The placement with which the same request fits, where the user has named one with which it does not."""
     if (lower := settled.lower) is None:
         return None
-    return {"options": f"--placement {lower}", "peak": replace(settled.estimate, placement=lower).peak}
+    return {
+        "options": f"--placement {lower}",
+        "peak": tiled(replace(settled.asked, placement=lower), settled.room).peak,
+    }
 
 
 def in_options(change: Change) -> str:
@@ -134,7 +139,8 @@ def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list
     prompt, *negative = settled.estimate.job.texts
     texts = f"a prompt of {prompt} tokens" + "".join(f" and a negative one of {count}" for count in negative)
     sentences = [] if settled.counted else [texts]
-    beyond = [stage.overhead for stage in settled.estimate.stages]
+    overheads = [stage.overhead for stage in settled.estimate.stages]
+    beyond = [f"{share:.0%}" for share in sorted({min(overheads), max(overheads)})]
     if settled.plan.layout.size > 1:
         sentences.append(
             "memory is that of one device, and time that of the one that has most to do; of a link between devices "
@@ -144,9 +150,8 @@ def _assumed(settled: Settled, ceiling: Ceiling | None, rates: set[str]) -> list
         sentences.append(_described(settled.plan.backend, settled.plan.device))
     sentences += [
         "activations as eager torch allocates them; kernels that fuse need less",
-        f"allocator, context and workspaces take {WEIGHTS_OVERHEAD:.0%} of weights, {min(beyond):.0%} to "
-        f"{max(beyond):.0%} of the rest and {OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions "
-        "can take more)",
+        f"allocator, context and workspaces take {WEIGHTS_OVERHEAD:.0%} of weights, {' to '.join(beyond)} of the rest "
+        f"and {OVERHEAD_BYTES / GIB:g} GiB beyond the tensors (on a CPU, convolutions can take more)",
     ]
     if STREAMED in (settled.placement.understanding, settled.placement.generation):
         known = ceiling and ceiling.link
@@ -355,8 +360,7 @@ def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("work", flops), ("time", time)]
     if estimate["fits"]:
         return [*lines, ("fits", f"yes: {gib(memory['peak'])} at most")]
-    worst = max(memory["stages"], key=lambda stage: stage["peak"])
-    lines.append(("fits", f"no: {worst['name']} takes {gib(worst['peak'])}, and there are {gib(memory['device'])}"))
+    lines.append(("fits", f"no: {estimate['lack']}"))
     if lower := estimate["lower"]:
         lines.append(("instead", f"{lower['options']} fits ({gib(lower['peak'])}) in the place of the one you named"))
     for change in estimate["nearest"]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..contract import InputError, RunError
-from ..plan.cost.placing import Room, lack
+from ..plan.cost.placing import lack
 from ..plan.cost.stages import OVERHEAD_BYTES
 from ..plan.cost.units import gib
 from ..plan.placement import ALL_STAGED, Placement, candidates
@@ -27,11 +27,8 @@ def refusal(settled: Settled, *, stopped: bool = False, placeable: bool = True) 
     `stopped` run has settled all but the tile and the placement, which is not everywhere `placeable`."""
     if settled.fits:
         return None
-    request, device, worst = settled.request, settled.plan.device, settled.worst
-    asked = f"{request.task} {request.width}x{request.height}, {request.frames} frames, on {device.name}"
-    found = f"its stage {worst.name!r} takes {gib(worst.peak)}, and there are {gib(device.memory)}"
-    if worst.peak <= device.memory:
-        found = settled.host_lack
+    request = settled.request
+    asked = f"{request.task} {request.width}x{request.height}, {request.frames} frames, on {settled.plan.device.name}"
     changes = [change for change in settled.nearest() if not stopped or change.values.keys() == {"tile"}]
     next_step = "Use a smaller model or a larger device (see cosmos3 plan)"
     lower = settled.lower if placeable else None
@@ -41,7 +38,7 @@ def refusal(settled: Settled, *, stopped: bool = False, placeable: bool = True) 
         next_step = f"Place it by `placement` {lower}, which fits"
     elif changes:
         next_step = f"Add {changes[0]}, which fits (cosmos3 plan lists other ways)"
-    return InputError(f"{settled.model.name}: {asked}", found, f"{next_step}, or `anyway` to try it as it is")
+    return InputError(f"{settled.model.name}: {asked}", settled.lack, f"{next_step}, or `anyway` to try it as it is")
 
 
 def crowded(settled: Settled, engine: Engine) -> InputError | None:
@@ -99,7 +96,7 @@ def out_of_memory(error: BaseException, engine: Engine, settled: Settled, state:
 
 def _lower(settled: Settled, room: int) -> Placement | None:
     """The first placement that takes less than the run's and fits in so many bytes."""
-    estimate, here = settled.estimate, Room(room, settled.room.host)
+    estimate, here = settled.estimate, settled.room._replace(device=room)
     for one in candidates(False, {}, unified=settled.plan.device.unified):
         other = replace(estimate, placement=one)
         if other.peak < estimate.peak and not lack(other, here):

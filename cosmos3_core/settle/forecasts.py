@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..contract import Backend, Device, InputError
-from ..plan.discovery import extras
+from ..plan.discovery import extras, pip_install
 from ..plan.known import ALL, known_devices
 from .settle import Settled, settle
 from .wish import Wish
@@ -30,8 +30,10 @@ def forecasts(wish: Wish) -> list[Forecast]:
             found.append(Forecast(backend, device, settle(one, on=(backend, device))))
         except InputError as error:
             found.append(Forecast(backend, device, error))
+    if not found and wish.backend:
+        raise InputError(f"`device` {ALL}", f"backend {wish.backend} knows no device", "Drop `backend`", "device")
     if not found:
-        packages = " or ".join(f'pip install "cosmos3[{name}]"' for name in extras())
+        packages = " or ".join(map(pip_install, extras()))
         raise InputError(f"`device` {ALL}", "no installed package knows a device", f"Type {packages}")
     faults = [one.settled for one in found if isinstance(one.settled, InputError)]
     if len(faults) == len(found) and len({str(fault) for fault in faults}) == 1:

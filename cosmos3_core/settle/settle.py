@@ -11,8 +11,8 @@ from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, mesh, resolve
 from ..plan.cost.fit import Estimate
 from ..plan.cost.job import Job
-from ..plan.cost.nearest import Change, fitting_tile, nearest
-from ..plan.cost.placing import Room, host_lack, lack, placed
+from ..plan.cost.nearest import Change, nearest
+from ..plan.cost.placing import Room, fitting_tile, lack, lack_as_it_is, placed
 from ..plan.cost.stages import Stage
 from ..plan.cost.units import GIB, gib
 from ..plan.execution import Execution
@@ -103,12 +103,12 @@ class Settled:
     @property
     def fits(self) -> bool:
         """Whether every stage fits in the device's memory and the weights on the host, by the estimate."""
-        return self.worst.peak <= self.plan.device.memory and not self.host_lack
+        return not self.lack
 
     @property
-    def host_lack(self) -> str:
-        """Where the weights that lie on the host do not fit there, a sentence; else ""."""
-        return host_lack(self.estimate, self.room.host)
+    def lack(self) -> str:
+        """What there is too little of, a clause, "" where it fits."""
+        return lack_as_it_is(self.estimate, self.room)
 
     @property
     def lower(self) -> Placement | None:
@@ -116,7 +116,7 @@ class Settled:
         if self.fits:
             return None
         for one in candidates(False, {}, unified=self.plan.device.unified):
-            if not lack(replace(self.estimate, placement=one), self.room):
+            if not lack(replace(self.asked, placement=one), self.room):
                 return one
         return None
 
@@ -132,11 +132,11 @@ class Settled:
         does are among them where no format that a kernel does makes it fit."""
         if self.fits:
             return []
-        asked, memory = self.asked, self.plan.device.memory
-        found = nearest(asked, memory, self._formats(unpacks=False))
+        asked, room = self.asked, self.room
+        found = nearest(asked, room, self._formats(unpacks=False))
         if any("format" in change.values for change in found):
             return found
-        return nearest(asked, memory, self._formats(unpacks=True), unpacks=True)
+        return nearest(asked, room, self._formats(unpacks=True), unpacks=True)
 
     def _formats(self, *, unpacks: bool) -> dict[str, bool]:
         """The quantization formats of the weights that kernels of this device do, and whether these widen them; or
@@ -215,7 +215,7 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     asked = _counted(model, plan, job, wish.placed)
     plan, asked, room, passed, layout_why, others = _laid_out(wish, model, plan, asked, on)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
-    if request.tile is None and (tile := fitting_tile(asked, device.memory)) is not None:
+    if request.tile is None and (tile := fitting_tile(asked, room)) is not None:
         whole = asked.stage("decode").peak / GIB
         reason = f"plan: whole frames take {whole:.1f} GiB to decode, and the device has {device.memory / GIB:.1f}"
         request, origin = replace(request, tile=tile), origin | {"tile": reason}
@@ -255,7 +255,7 @@ def _laid_out(wish: Wish, model: Model, plan: Plan, asked: Estimate, on: tuple[B
 
     def place(layout: Layout) -> tuple[Estimate, tuple[str, ...], Room]:
         """In this layout, placed if that is to be chosen."""
-        room = Room(device.memory, host and host // layout.size)  # each process has weights of its own
+        room = Room(device.memory, host and host // layout.size, device.unified)  # each process has weights of its own
         if not wish.chooses:
             return replace(asked, layout=layout), (), room
         options = candidates(wish.resident, wish.named_parts, unified=device.unified)

@@ -8,13 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from ...model.config import TEMPORAL_COMPRESSION
-from ...scenarios.sizes import LARGEST, TIERS
+from ...scenarios.sizes import TIERS
 from .fit import Estimate
 from .job import Job
+from .placing import Room, lack_as_it_is, tiles
 from .units import weight_bytes
 
-TILES = (1024, 768, 512, 384, 256, 192, 128)
-"""Tiles to propose, in pixels, largest first: seams are fewer and less is computed twice."""
 NO_CHOICE: Mapping[str, bool] = MappingProxyType({})
 SHORTEST = 25
 """Fewest frames to propose: about a second of video."""
@@ -40,36 +39,28 @@ class Change:
 
 
 def nearest(
-    estimate: Estimate, memory: int, formats: Mapping[str, bool] = NO_CHOICE, *, unpacks: bool = False
+    estimate: Estimate, room: Room, formats: Mapping[str, bool] = NO_CHOICE, *, unpacks: bool = False
 ) -> list[Change]:
-    """The changes that make a job fit in `memory` bytes, the least harmful first: the largest tile, the widest of the
+    """The changes that make a job fit, the least harmful first: the largest tile, the widest of the
     weights' `formats`, the next smaller size, the longest clip; each after the first with a tile if it takes one, and
     the last two in the narrowest format if the weights alone do not fit otherwise. Empty if nothing does.
 
     `formats` say whether a row widens them. That saves memory alone, so of these only such count as are narrower than
     all others. `unpacks`: eager torch does the products in all of them."""
     job, widest_first = estimate.job, _widest_first(estimate, formats, unpacks)
-    tiled = _fitting(estimate, {}, memory, _tilings(job))
-    quantized = (_fitting(changed, {}, memory, _tilings(job)) for changed in widest_first)
+    tiled = _fitting(estimate, {}, room, _tilings(job))
+    quantized = (_fitting(changed, {}, room, _tilings(job)) for changed in widest_first)
     found = [tiled, next(filter(None, quantized), None)]
-    bases = [base for base in (estimate, *widest_first[-1:]) if max(stage.least for stage in base.stages) <= memory]
+    bases = [
+        base
+        for base in (estimate, *widest_first[-1:])
+        if max(stage.least for stage in base.stages) <= room.beside_host(base)
+    ]
     for kind in (_sizes(job), _lengths(job)) if bases else ():
         tilings = [] if tiled else _tilings(job)
-        fitting = (_fitting(bases[0], values, memory, tilings) for values in kind)
+        fitting = (_fitting(bases[0], values, room, tilings) for values in kind)
         found.append(next(filter(None, fitting), None))
     return [change for change in found if change]
-
-
-def fitting_tile(estimate: Estimate, memory: int) -> int | None:
-    """The largest tile with which the decode fits in `memory` bytes; None where whole frames do, or no tile does, and
-    where nothing is decoded."""
-    if not estimate.job.decoded:
-        return None
-    for tile in (None, *_tiles(estimate.job)):
-        tiled = replace(estimate, job=replace(estimate.job, tile=tile))
-        if tiled.stage("decode").peak <= memory:
-            return tile
-    return None
 
 
 def _widest_first(estimate: Estimate, formats: Mapping[str, bool], unpacks: bool) -> list[Estimate]:
@@ -87,27 +78,22 @@ def _widest_first(estimate: Estimate, formats: Mapping[str, bool], unpacks: bool
     ]
 
 
-def _fitting(estimate: Estimate, values: dict[str, Any], memory: int, tilings: list[dict[str, Any]]) -> Change | None:
+def _fitting(estimate: Estimate, values: dict[str, Any], room: Room, tilings: list[dict[str, Any]]) -> Change | None:
     """The job with these values, with the first of the tilings that it needs, or None."""
     changed = replace(estimate, job=replace(estimate.job, **values))
-    if any(stage.peak > memory for stage in changed.stages if stage.name != "decode"):
+    if any(stage.peak > room.beside_host(changed) for stage in changed.stages if stage.name != "decode"):
         return None
     larger_side = max(changed.job.width, changed.job.height)
     for tile in ({}, *(tile for tile in tilings if tile["tile"] < larger_side)):
         tiled = replace(changed, job=replace(changed.job, **tile))
-        if tiled.peak <= memory:
+        if not lack_as_it_is(tiled, room):
             format = {} if changed.format == "none" else {"format": changed.format}
             return Change(format | values | tile, tiled)
     return None
 
 
-def _tiles(job: Job) -> list[int]:
-    smaller_than = min(job.tile or LARGEST, max(job.width, job.height))
-    return [tile for tile in TILES if tile < smaller_than]
-
-
 def _tilings(job: Job) -> list[dict[str, Any]]:
-    return [{"tile": tile} for tile in _tiles(job)]
+    return [{"tile": tile} for tile in tiles(job)]
 
 
 def _sizes(job: Job) -> list[dict[str, Any]]:
