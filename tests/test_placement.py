@@ -84,6 +84,11 @@ def test_the_plan_says_what_a_placement_holds_and_costs():
     assert picture.waiting(ceiling) == pytest.approx(picture.job.steps * crossing, rel=0.5)
     unknown = replace(ceiling, link=0.0)
     assert 2 * picture.waiting(ceiling) < picture.waiting(unknown) < 20 * picture.waiting(ceiling)
+    narrow = replace(ceiling, link=ceiling.link / 100)
+    crossing = parts["generation"] / (LINK_EFFICIENCY * narrow.link)
+    computes = sum(work.seconds(narrow) for work in estimate.step(True))
+    assert len(estimate.execution.guided) == 2, "each pass waits for all layers"
+    assert estimate.waiting(narrow) == pytest.approx(estimate.job.steps * (2 * crossing - computes), rel=0.01)
     slow = replace(picture, placement=Placement(DISK, DISK))
     assert slow.waiting(ceiling) > 8 * picture.waiting(ceiling)
     assert slow.seconds(ceiling)["total"] > picture.seconds(ceiling)["total"] > picture.waiting(ceiling)
@@ -150,6 +155,12 @@ def test_of_a_device_with_the_hosts_memory_weights_on_the_host_are_counted():
     assert not lack_as_it_is(estimate, Room(enough, None, unified=True))
     assert "of the same memory" in lack_as_it_is(estimate, Room(enough - 1, None, unified=True))
     assert not lack_as_it_is(estimate, Room(enough - 1, None))
+
+
+def test_a_run_needs_more_of_the_host_than_its_weights():
+    estimate = replace(settled(12).estimate, placement=Placement(DISK, STREAMED))
+    assert "of the host's memory" in lack_as_it_is(estimate, Room(estimate.peak, estimate.host))
+    assert not lack_as_it_is(estimate, Room(estimate.peak, int(1.2 * estimate.host)))
 
 
 def test_what_fits_in_no_placement_is_refused_with_what_would():

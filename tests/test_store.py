@@ -12,7 +12,7 @@ import torch
 from inputs import clip
 from PIL import Image
 from processes import together
-from test_engine import engine, finish, request
+from test_engine import engine, finish, finish_state, request
 from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
@@ -109,6 +109,27 @@ def test_prompts_that_lie_on_the_host_come_back_bit_for_bit(placement, monkeypat
     assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
     alone = engine(placement=ALL_STAGED)
     assert torch.equal(finish(alone, alone.start(request(steps=2, prompt="a cup"))), first[0])
+
+
+def test_a_host_with_little_left_keeps_no_prompts(monkeypatch):
+    read, reads = UnderstandingTower.read, []
+    monkeypatch.setattr(execution, "KEPT_TOKENS", 0)
+    monkeypatch.setattr("cosmos3_core.engine.prompts.free_memory", lambda: 1)
+    monkeypatch.setattr(UnderstandingTower, "read", lambda self, ids: reads.extend(ids) or read(self, ids))
+    running = engine(placement=ALL_RESIDENT)
+    for _ in range(2):
+        running.start(request(steps=2))
+    assert len(reads) == 4, "the prompt and the negative one, twice"
+
+
+def test_what_layers_pass_through_is_given_back_after_each_part(monkeypatch):
+    """A decode asks for all that there is."""
+    rest, rested = Streamed.rest, []
+    monkeypatch.setattr(Streamed, "rest", lambda self: rested.append(self) or rest(self))
+    running = engine(placement=Placement(STREAMED, STREAMED))
+    state = finish_state(running, running.start(request(steps=2)))
+    next(running.finish(state))
+    assert len({id(tower) for tower in rested}) == 2, "both towers"
 
 
 @pytest.mark.parametrize(
@@ -257,6 +278,7 @@ def test_a_layer_is_whole_when_it_is_asked_for_and_the_next_is_on_its_way(wraps,
     layers.rest()
     assert all(not tensor.numel() for i in range(count) for tensor in layers._layers[i].layer.tensors().values())
     assert len(memory.late) == len(memory.begun), "memory that is given back is filled by nobody"
+    assert not host._buffers, "and it is given back"
     assert values(layers[2]) == values(made(2))
 
 

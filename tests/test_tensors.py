@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from cosmos3_core.checkpoint import tensors
 from cosmos3_core.checkpoint.repository import open_repository
 from cosmos3_core.checkpoint.tensors import TensorFiles, open_tensors, save_tensors
-from cosmos3_core.contract.errors import InputError
+from cosmos3_core.contract.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[1]
 SINGLE = "diffusion_pytorch_model.safetensors"
@@ -155,6 +156,30 @@ def test_what_diffusers_saved_is_read(vae, max_shard_size):
     net.save_pretrained(vae, max_shard_size=int(max_shard_size[:-1]) if max_shard_size == "100B" else max_shard_size)
     assert (vae / INDEX).exists() == (max_shard_size == "100B")
     assert same(read_all(vae), net.state_dict())
+
+
+@pytest.mark.parametrize("how", ["another in its place", "written to"])
+def test_a_file_without_digests_is_the_same_file_in_every_pass(vae, how):
+    """Layers that lie in files are read in every pass, and half a run would be another model's of the same shapes."""
+    vae.mkdir(exist_ok=True)
+    file = vae / "diffusion_pytorch_model.safetensors"
+    save_file(some_tensors(), file)
+    files = opened(vae)
+    for _ in range(2):
+        assert same(dict(files.read(files.tensors)), some_tensors())
+    if how == "written to":
+        with file.open("r+b") as stream:
+            stream.seek(-1, 2)
+            last = stream.read()
+            stream.seek(-1, 2)
+            stream.write(last)
+        later = file.stat().st_mtime_ns + 1000  # a file system's clock may stand still meanwhile
+        os.utime(file, ns=(later, later))
+    else:
+        save_file(some_tensors(), vae / "other")
+        os.replace(vae / "other", file)
+    with pytest.raises(RunError, match="whole when this run began and is another file now"):
+        next(files.read(files.tensors))
 
 
 def test_weights_called_model_are_found(vae):

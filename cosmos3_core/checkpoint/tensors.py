@@ -106,6 +106,9 @@ class TensorFiles:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
     """The files' own, by their keys; digests left out."""
+    stamps: dict[Path, tuple[int, ...]] = field(default_factory=dict)
+    """Of each file that carries no digests, which it was when its header was read: layers are read again in every pass
+    where they lie in files, and another model's of the same shapes would mix with them."""
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the named tensors in file order, on the host, each checked against its digest and for NaN and infinity
@@ -144,9 +147,13 @@ class TensorFiles:
         from safetensors import SafetensorError, safe_open
 
         try:
-            return safe_open(file, framework="pt")
+            shard = safe_open(file, framework="pt")
+            now = _stamp(file)
         except (SafetensorError, OSError) as error:
-            raise self._changed(file, error) from None
+            raise self._changed(file, f"cannot be read now ({error})") from None
+        if self.stamps.get(file, now) != now:
+            raise self._changed(file, "is another file now, or was written to")
+        return shard
 
     def _tensor(self, shard: Any, file: Path, name: str) -> torch.Tensor:
         from safetensors import SafetensorError
@@ -154,10 +161,10 @@ class TensorFiles:
         try:
             return shard.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise self._changed(file, error) from None
+            raise self._changed(file, f"cannot be read now ({error})") from None
 
-    def _changed(self, file: Path, error: Exception) -> RunError:
-        found = f"it was whole when this run began and cannot be read now ({error})"
+    def _changed(self, file: Path, now: str) -> RunError:
+        found = f"it was whole when this run began and {now}"
         next_step = "Keep the model's files in place while a run reads them, and check the disk"
         return RunError(f"{self.repository.name}/{self.folder}/{file.name}", found, next_step)
 
@@ -172,8 +179,13 @@ def open_tensors(repository: Repository, folder: str, stem: str = STEM) -> Tenso
     paths = [f"{folder}/{shard}" for shard in shards]
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
+    stamps: dict[Path, tuple[int, ...]] = {}
     for path, file, named in zip(paths, repository.fetch(paths), shards.values(), strict=True):
+        with reading(f"{repository.name}/{path}"):
+            stamp = _stamp(file)
         held, said = _read_header(repository, path, file)
+        if any(info.digest is None for info in held.values()):
+            stamps[file] = stamp
         metadata |= said
         if twice := held.keys() & tensors.keys():
             others = _some({tensors[name].file.name for name in twice})
@@ -183,7 +195,13 @@ def open_tensors(repository: Repository, folder: str, stem: str = STEM) -> Tenso
         if named is not None and (extra := held.keys() - named):
             raise _bad_file(repository, path, f"it holds {_some(extra)}, of which the index does not know")
         tensors |= held
-    return TensorFiles(repository, folder, tensors, metadata)
+    return TensorFiles(repository, folder, tensors, metadata, stamps)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Which file it is, and what its last writer left of it, as far as a file system says so without reading it."""
+    found = file.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def save_tensors(
