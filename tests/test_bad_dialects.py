@@ -42,6 +42,10 @@ def group(*path: str, value: object) -> Change:
     return config("config_groups", "group_0", *path, value=value)
 
 
+def extra(name: str, value: object) -> Change:
+    return config("extra_config", name, value=value)
+
+
 def both(*changes: Change) -> Change:
     def change(folder: Path) -> None:
         for one in changes:
@@ -86,6 +90,7 @@ def state(text: bytes) -> torch.Tensor:
     return torch.tensor(list(text), dtype=torch.uint8)
 
 
+W4A16, MXFP4, MXFP8 = "autoround-w4a16", "autoround-mxfp4", "autoround-mxfp8"
 STATE = "weight__quant_state__bitsandbytes__nf4"
 FP8, NVFP4 = "modelopt-fp8", "modelopt-nvfp4"
 BAD: dict[str, tuple[str, Change, str]] = {
@@ -263,36 +268,148 @@ BAD: dict[str, tuple[str, Change, str]] = {
     ),
     # AutoRound
     "unknown packing": (
-        "autoround-w4a16",
+        W4A16,
         config("packing_format", value="auto_round:exl2"),
         "packing_format 'auto_round:",
     ),
-    "unknown kind": ("autoround-mxfp4", config("data_type", value="nf_fp"), "says data_type 'nf_fp'. cosmos3 reads"),
+    "unknown kind": (MXFP4, config("data_type", value="nf_fp"), "says data_type 'nf_fp'. cosmos3 reads"),
     "MX in groups of 64": (
-        "autoround-mxfp4",
+        MXFP4,
         config("group_size", value=64),
         "and group_size 64, which is no MX format",
     ),
-    "NaN exponent": ("autoround-mxfp8", changed(weight_scale=first(255)), "one of its scales is 255, which is NaN"),
+    "NaN exponent": (MXFP8, changed(weight_scale=first(255)), "one of its scales is 255, which is NaN"),
     "int4 under MX": (
-        "autoround-mxfp4",
+        MXFP4,
         changed(qweight=torch.zeros(8, 32, dtype=torch.int32)),
         f"tensor {PROBE}.qweight: the config says that weights are mxfp4",
     ),
     "rotated int4": (
-        "autoround-w4a16",
+        W4A16,
         config("rotation_config", value={"a": 1}),
         "says that weights are rotated, which cosmos3 does not do",
     ),
     "MX by stored scales of inputs": (
-        "autoround-mxfp8",
+        MXFP8,
         config("act_dynamic", value=False),
         "'act_dynamic': False",
     ),
     "an exponent beyond fp32": (
-        "autoround-mxfp8",
+        MXFP8,
         changed(weight_scale=first(254)),
         "one of its scales is 2^127, and its weights would be infinite",
+    ),
+    "int4 without scales": (W4A16, changed(scales=None), f"tensor {PROBE}.scales: it is missing, and an int4 weight"),
+    "int4 in groups of 64": (
+        W4A16,
+        config("group_size", value=64),
+        "tensor proj_in.scales: it has 6 groups, and of 192 input features groups of 64 are 3",
+    ),
+    "int4 said to have 8 bits": (W4A16, config("bits", value=8), "says bits 8. Of this packing cosmos3 reads 4 bits"),
+    "int4 said to be asymmetric": (
+        W4A16,
+        config("sym", value=False),
+        "scales cannot be, as they are negative, and the config says that the weight is not symmetric",
+    ),
+    "int4 with inputs in 8 bits": (W4A16, config("act_bits", value=8), "says act_bits 8 with int4 weights"),
+    "int4 in AWQ's packing": (
+        W4A16,
+        config("packing_format", value="auto_round:auto_awq"),
+        "proj_in.qweight: it is [24, 64], as GPTQ packs it, and the config says that AWQ does",
+    ),
+    "zero points of another packing": (
+        W4A16,
+        changed(qzeros=lambda t: t.T),
+        f"tensor {PROBE}.qzeros: it is [4, 2] instead of [2, 4]",
+    ),
+    "zero points that are not less one": (
+        W4A16,
+        changed(qzeros=lambda t: t + 0x11111111),
+        f"tensor {PROBE}.qzeros: a zero point is 9, and the config says that the weight is symmetric",
+    ),
+    "half of the words": (
+        W4A16,
+        changed(qweight=lambda t: t[:4]),
+        f"tensor {PROBE}.qweight: it is [4, 32] instead of [8, 32]",
+    ),
+    "NaN scale of int4": (W4A16, changed(scales=first(float("nan"))), f"tensor {PROBE}.scales holds NaN"),
+    "MX under int4": (
+        W4A16,
+        changed(weight_packed=torch.zeros(32, 32, dtype=torch.uint8)),
+        "it has qweight, qzeros, scales, weight_packed, and the config says that weights are int4",
+    ),
+    "said of a module that is not there": (
+        W4A16,
+        extra("layers.9.self_attn.add_k_proj", {"bits": 16}),
+        "says of extra_config 'layers.9.self_attn.add_k_proj', and no module is called so",
+    ),
+    "said not to be quantized": (
+        W4A16,
+        extra(PROBE, {"bits": 16, "data_type": "float"}),
+        f"tensor {PROBE}: it has qweight, qzeros, scales, and quantization_config.extra_config.{PROBE} says that it is",
+    ),
+    "said not to be quantized by a part of its name": (
+        MXFP8,
+        extra("layers.1.self_attn", {"bits": 16, "act_bits": 16}),
+        "extra_config.layers.1.self_attn says that it is not quantized",
+    ),
+    "said to be in groups of 64": (
+        W4A16,
+        extra(PROBE, {"group_size": 64}),
+        f"tensor {PROBE}.scales: it has 2 groups, and of 64 input features groups of 64 are 1",
+    ),
+    "said to have 8 bits": (
+        W4A16,
+        extra(PROBE, {"bits": 8}),
+        f"its quantization_config.extra_config.{PROBE} says bits 8. Of this packing",
+    ),
+    "said in a word": (W4A16, extra(PROBE, "float"), f"of extra_config {PROBE} 'float', which is not an object"),
+    "said by an unknown key": (W4A16, extra(PROBE, {"skew": 1}), f"extra_config.{PROBE} says skew = 1, which is not"),
+    "said by a pattern that takes for ever": (
+        W4A16,
+        extra("(layers|[a-z.]+)+$", {"bits": 16}),
+        "of extra_config '(layers|[a-z.]+)+$', which is no part of modules' names",
+    ),
+    "not to be converted, and quantized": (
+        W4A16,
+        config("modules_to_not_convert", value=[PROBE]),
+        f"tensor {PROBE}: it is quantized, and modules_to_not_convert names it",
+    ),
+    "MX in int4's packing": (
+        MXFP4,
+        config("packing_format", value="auto_round:auto_gptq"),
+        "says packing_format 'auto_round:auto_gptq' of mxfp4. cosmos3 reads auto_round:llm_compressor",
+    ),
+    "MX of a type of other bits": (
+        MXFP4,
+        config("data_type", value="mx_fp8"),
+        "says data_type 'mx_fp8', bits 4, act_bits 4 and group_size 32, which is no MX format",
+    ),
+    "MX with zero points": (MXFP4, config("sym", value=False), "says sym False, and mxfp4 has no zero points"),
+    "inputs in no bits": (
+        MXFP4,
+        config("act_bits", value=None),
+        "says act_data_type 'mx_fp', and not in how many act_bits",
+    ),
+    "MXFP8 without scales": (
+        MXFP8,
+        changed(weight_scale=None),
+        f"tensor {PROBE}.weight_scale: it is missing, and a weight in mxfp8 needs it",
+    ),
+    "MXFP8 said to be MXFP4": (
+        MXFP8,
+        both(config("bits", value=4), config("act_bits", value=4)),
+        "proj_in.weight: it is float8_e4m3fn, and the config says that weights are mxfp4",
+    ),
+    "AutoRound's and ModelOpt's": (
+        MXFP8,
+        saying("quantization", value={"quant_algo": "FP8"}, file="hf_quant_config.json"),
+        "it is modelopt, as there is a hf_quant_config.json and it is auto-round",
+    ),
+    "AutoRound's said to be compressed-tensors'": (
+        MXFP8,
+        config("quant_method", value="compressed-tensors"),
+        "act_bits = 8, act_data_type = 'mx_fp'",
     ),
     # GPTQ and AWQ
     "feature of group 9": ("gptq", changed(g_idx=first(9)), f"tensor {PROBE}.g_idx: it names group 9, and there are 2"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ def test_a_description_of_wrong_kinds_is_read_or_refused(name: str, tmp_path: Pa
 
 
 def paths(whole: Any) -> Iterator[tuple[str, ...]]:
-    """Of every key in objects of objects, but of what is said of single modules."""
+    """Of every key in objects of objects; of what is said of single modules, the first's."""
     for key, value in whole.items() if isinstance(whole, dict) else ():
         yield (key,)
-        if key != "extra_config":
-            yield from ((key, *rest) for rest in paths(value))
+        inner = dict(islice(value.items(), 1)) if key == "extra_config" else value
+        yield from ((key, *rest) for rest in paths(inner))
 
 
 def put(whole: Any, path: tuple[str, ...], value: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dialect_files import LISTING, MODELSLIM, PROBE, STEM, checkpoint, saying, tensors_of
+from dialect_files import LISTING, MODELSLIM, PROBE, STEM, changed, checkpoint, saying, tensors_of
 from fake_hub import FakeHub
 from peer import relative_error
 from PIL import Image
@@ -94,6 +94,23 @@ def test_layers_compute_with_what_the_weights_stand_for(name: str, tmp_path: Pat
     bound = {4: 0.3, 8: 0.1}[min(inputs)] if inputs else 1e-5
     for ours, theirs in zip(outputs(made), outputs(expected), strict=True):
         assert relative_error(ours, theirs) < bound
+
+
+@pytest.mark.parametrize("name", [PROBE, "add_k_proj", r".*layers\.1\..*add_k.*"])
+def test_what_autoround_says_of_single_modules_is_followed(name: str, tmp_path: Path) -> None:
+    """By their names or a part of them: MXFP4, and a module of it in MXFP8, as its AutoScheme mixes them."""
+    folder = checkpoint("autoround-mxfp4", tmp_path / "model")
+    saying("quantization_config", "extra_config", name, value={"bits": 8, "act_bits": 8})(folder)
+    other, _ = tensors_of(checkpoint("autoround-mxfp8", tmp_path / "other"))
+    parts = {f"{PROBE}.{part}": other[f"{PROBE}.{part}"] for part in ("weight", "weight_scale")}
+    changed(weight_packed=None, **{part.rpartition(".")[2]: tensor for part, tensor in parts.items()})(folder)
+    weights = Weights(open_model(str(folder)))
+    ((_, found),) = weights.quantized.weights([PROBE])
+    dtype, digest = LISTING["autoround-mxfp8"]["modules"][PROBE]
+    assert tensor_digest(unpack(found).to(getattr(torch, dtype)) + 0) == digest
+    assert {module for module, format in weights.quantized.formats().items() if format.name == "mxfp8"} == {PROBE}
+    made, _ = layer(folder)
+    assert all(one.isfinite().all() for one in outputs(made))
 
 
 @pytest.mark.parametrize("name", ["modelopt-fp8", "gguf"])

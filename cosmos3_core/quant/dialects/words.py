@@ -62,12 +62,7 @@ def layout(
     if "weight" in parts:
         raise Broken("weight", "it stands beside qweight, and only one of them can be the weight")
     each = group_of(width, group, "qweight")
-    if awq:
-        expect(parts, "qweight", (width, outputs // 8), "int32")
-    else:
-        expect(parts, "qweight", (width // 8, outputs), "int32")
-    expect(parts, "qzeros", (width // each, outputs // 8), "int32")
-    expect(parts, "scales", (width // each, outputs), *PLAIN)
+    _expect_words(parts, shape, each, awq=awq)
     if "g_idx" in parts:
         wanted.append("g_idx")
         expect(parts, "g_idx", (width,), "int32", "int64")
@@ -77,6 +72,9 @@ def layout(
         from ..codes import from_bytes
 
         # AutoRound's symmetric scales have the sign that makes the extreme -8.
+        if not symmetric and (negative := int((tensors["scales"] < 0).sum())):
+            found = f"{negative} of its {tensors['scales'].numel()} scales cannot be, as they are negative"
+            raise Broken("scales", f"{found}, and the config says that the weight is not symmetric")
         positive(tensors, "scales", negative=symmetric)
         zeros = from_bytes(tensors["qzeros"].contiguous().view(torch.uint8), 4) + less
         if symmetric and (zeros != 8).any():
@@ -101,13 +99,28 @@ def layout(
     return Layout(format=format, parts=tuple(wanted), small=small, read=read, check=check)
 
 
-def checked_bits(clues: Clues, config: Mapping[str, Any]) -> tuple[int, int]:
+def _expect_words(parts: Mapping[str, Header], shape: tuple[int, int], group: int, *, awq: bool) -> None:
+    """Raises Broken where words, zero points or scales are not those of groups of this size in this packing."""
+    outputs, width = shape
+    packed = {"AWQ": (width, outputs // 8), "GPTQ": (width // 8, outputs)}
+    mine, other = ("AWQ", "GPTQ") if awq else ("GPTQ", "AWQ")
+    if parts["qweight"].shape == packed[other] != packed[mine]:
+        raise Broken("qweight", f"it is {[*packed[other]]}, as {other} packs it, and the config says that {mine} does")
+    expect(parts, "qweight", packed[mine], "int32")
+    if len(scales := parts["scales"].shape) == 2 and scales[0] != width // group:
+        found = f"it has {scales[0]} groups, and of {width} input features groups of {group} are {width // group}"
+        raise Broken("scales", found)
+    expect(parts, "qzeros", (width // group, outputs // 8), "int32")
+    expect(parts, "scales", (width // group, outputs), *PLAIN)
+
+
+def checked_bits(clues: Clues, config: Mapping[str, Any], where: str = "quantization_config") -> tuple[int, int]:
     """Bits, of which only 4 are read, and the group's size. Raises InputError."""
     bits, group = config.get("bits", config.get("w_bit")), config.get("group_size", config.get("q_group_size"))
     if bits != 4:
-        raise refuse(clues, "quantization_config", f"bits {bits!r}", "Of this packing cosmos3 reads 4 bits")
+        raise refuse(clues, where, f"bits {bits!r}", "Of this packing cosmos3 reads 4 bits")
     if group is None or (group < 1 and group != -1):
-        raise refuse(clues, "quantization_config", f"group_size {group!r}")
+        raise refuse(clues, where, f"group_size {group!r}")
     return bits, group
 
 
