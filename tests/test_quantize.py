@@ -216,7 +216,11 @@ BAD = {
     ): "knows no such format. It writes modelopt: fp8, fp8_static; compressed-tensors: fp8, int8, w4a16",
     ("--format", "int4"): "no such format. Did you mean w4a16? It writes",
     ("--format", "W4A16"): "no such format. Did you mean w4a16? It writes",
-    ("--format", "nvfp4"): "cosmos3 quantize does not write nvfp4. It writes",
+    ("--format", "nvfp4"): "fp8, int8, w4a16. A run with --format nvfp4 quantizes while loading\n",
+    ("--format", "mxfp4"): "while loading. The package auto-round writes such a checkpoint, and cosmos3 runs it: docs/",
+    ("--format", "int8_static"): "cosmos3 quantize does not write int8_static. It writes modelopt: fp8, fp8_static; "
+    "compressed-tensors: fp8, int8, w4a16\n",
+    ("--format", "w4a16", "--dialect", "auto-round"): "It writes modelopt, compressed-tensors. The package auto-round",
     ("--format", "fp8_static"): "only a calibration measures",
     (
         "--format",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...contract import InputError
 from ..formats import FORMATS, Format
+from .autoround import AUTOROUND
 from .common import Clues, Dialect, Header
 from .compressed import COMPRESSED as COMPRESSED_TENSORS
 from .modelopt import MODELOPT as MODEL_OPTIMIZER
@@ -158,13 +159,16 @@ WRITTEN = (
 )
 
 
+BY_AUTOROUND = "mxfp8", "mxfp4"
+AUTOROUNDED = "The package auto-round writes such a checkpoint, and cosmos3 runs it: docs/xpu.md#autoround"
+
+
 def writer(format: str, dialect: str | None) -> Written:
     """The row of a format in a dialect; of those that have it the first, where none is named. Raises InputError."""
     dialects = list(dict.fromkeys(row.dialect for row in WRITTEN))
     if dialect is not None and dialect not in dialects:
-        raise InputError(
-            f"`dialect` {dialect}", "cosmos3 quantize does not write it", f"It writes {', '.join(dialects)}"
-        )
+        next_step = f"It writes {', '.join(dialects)}{f'. {AUTOROUNDED}' * (dialect in AUTOROUND.methods)}"
+        raise InputError(f"`dialect` {dialect}", "cosmos3 quantize does not write it", next_step)
     there = [row for row in WRITTEN if dialect in (None, row.dialect)]
     for row in there:
         if row.format.name == format:
@@ -182,7 +186,11 @@ def writer(format: str, dialect: str | None) -> Written:
             meant = f"Did you mean {near}? "
     said = (f"{one}: {', '.join(row.format.name for row in there if row.dialect == one)}" for one in dialects)
     lists = "; ".join(line for line in said if not line.endswith(": "))
-    raise InputError(asked, found, f"{meant}It writes {lists}")
+    others = ""
+    if format in FORMATS and all(row.format.name != format for row in WRITTEN):
+        others = f". A run with `format` {format} quantizes while loading" * (not FORMATS[format].static)
+        others += f". {AUTOROUNDED}" * (format in BY_AUTOROUND)
+    raise InputError(asked, found, f"{meant}It writes {lists}{others}")
 
 
 def grouped(row: Written, group: int | None) -> Format:
