@@ -53,12 +53,13 @@ def backend(name: str) -> Backend:
     return reference.BACKEND if name == "reference" else import_module(f"cosmos3_{name}.plugin").cosmos3_backend()
 
 
-def _known(name: str, asked: str) -> Device:
+def known(name: str, asked: str) -> Device:
+    """Of a backend, by what one types behind --device. Raises InputError."""
     with patch("cosmos3_core.plan.known.load", lambda name, disabled: backend(name)):
         return known_device(asked, name, ())[1]
 
 
-DEVICES = {key: (name, _known(name, asked)) for key, (name, asked) in NAMED.items()} | {"cpu": ("reference", HOST)}
+DEVICES = {key: (name, known(name, asked)) for key, (name, asked) in NAMED.items()} | {"cpu": ("reference", HOST)}
 """Name of a device: its backend and what `probe()` says on a machine with one."""
 
 

@@ -182,7 +182,7 @@ def test_a_shipped_recipe_is_a_valid_request_and_says_who_measured(recipe: Recip
 @pytest.mark.parametrize("recipe", SHARED, ids=lambda recipe: recipe.name)
 def test_a_recipe_for_several_devices_shares_its_request_as_it_says_and_fits(recipe: Recipe, monkeypatch):
     """By the plan: no device is here. That none was is said where there is no record."""
-    one = devices._known(recipe.run["backend"], recipe.device["name"])
+    one = devices.known(recipe.run["backend"], recipe.device["name"])
     device = replace(one, count=recipe.device["count"], memory=min(one.memory, recipe.device["memory_gib"] * GIB))
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     monkeypatch.setattr(evidence, "backend_of", lambda recipe: (devices.backend(recipe.run["backend"]), device))

@@ -17,16 +17,18 @@ import torch
 import torch.nn.functional as F
 from cosmos3_xpu import comm, linear, plugin
 from cosmos3_xpu.attention import build_vllm_fa
+from cosmos3_xpu.devices import GIB, KNOWN
 from cosmos3_xpu.memory import XpuMemory
 from cosmos3_xpu_rehearsal import operators
 from cosmos3_xpu_rehearsal.plugin import UNREHEARSED, plugin_device, rehearsed
-from devices import DEVICES
+from devices import DEVICES, known
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosmos3_core.contract import FinishWeights, Layer, ProjectWeights, Residual, Segment, Unavailable
 from cosmos3_core.plan import Want, resolve
+from cosmos3_core.plan.cost.units import ceiling_of
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import multiply, pack
 from cosmos3_core.testing import cases
@@ -692,6 +694,22 @@ def test_a_row_that_does_not_run_here_says_why():
     page = (Path(__file__).parents[3] / "docs" / "xpu.md").read_text()
     told = page.partition("<!-- unrehearsed:")[2].partition("<!-- end -->")[0].split("|\n|---|---|---|\n")[1].strip()
     assert told == "\n".join(f"| {op} | `{name}` | {reason} |" for (op, name), reason in UNREHEARSED.items())
+
+
+def test_the_page_has_the_gpus_as_they_are_planned_for():
+    """Each is found by its name there, with its memory, architecture and ceilings. Of ptl-u no rate is known."""
+    page = (Path(__file__).parents[3] / "docs" / "xpu.md").read_text()
+    told = page.partition("<!-- gpus:")[2].partition("<!-- end -->")[0].split("|---|\n")[1].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in told]
+    assert [known("xpu", row[0]) for row in rows] == [*KNOWN]
+    for device, row in zip(KNOWN, rows, strict=True):
+        ceiling = ceiling_of(plugin.cosmos3_backend(), device)
+        assert ceiling is not None and ceiling.tflops["int8"] - 2 * ceiling.tflops["bfloat16"] in (0, 1)
+        memory = f"{device.count} x " * (device.count > 1) + f"{device.memory / GIB:g}"
+        link = "" if device.unified else f"{ceiling.link / 1e9:.1f}"
+        rates = [f"{ceiling.tflops['int8']:g}", f"{ceiling.bandwidth / 1e9:g}", link]
+        assert row[1:] == [memory + " of the host's" * device.unified, device.arch, *rates]
+    assert ceiling_of(plugin.cosmos3_backend(), replace(KNOWN[-1], name="ptl-u", arch="ptl-u")) is None
 
 
 ASK = SimpleNamespace(

@@ -1,5 +1,5 @@
-"""The embedded model as AutoRound's own package writes it: without a model, straight from the files, or calibrated, by
-diffusers' pipeline.
+"""The embedded model as AutoRound's own package writes it: without a model, straight from the files, with the layers
+that 4 bits cost most in more of them; or calibrated, by diffusers' pipeline.
 
 python -m cosmos3_xpu_rehearsal.written SCHEME FOLDER [calibrated]
 """
@@ -14,6 +14,18 @@ from typing import Any
 PROMPTS = "id\tcaption\n0\ta red ball\n1\ttwo green squares\n"
 FEW = {"iters": 20, "nsamples": 2, "calib_num_inference_steps": 2, "guidance_scale": 3.0, "batch_size": 1}
 """Of the calibration: steps of its search, prompts, and steps of each picture. It is about the way, not the quality."""
+LAYERS = range(3, 6)
+"""The second half of the embedded model's."""
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "W4A16": {
+        f"layers.{layer}.{name}": {"bits": 16, "data_type": "float"}
+        for layer in LAYERS
+        for name in ("self_attn.to_add_out", "mlp_moe_gen.down_proj")
+    },
+    "MXFP4": dict.fromkeys(("moe_gen", "self_attn.add_", "to_add_out"), "MXFP8"),
+}
+"""As AutoRound's `layer_config`, by scheme: of W4A16 what ends a half of each of those layers of the media tower stays
+in 16 bits, and of MXFP4 the media tower is in MXFP8."""
 
 
 def main(scheme: str, folder: str, how: str = "") -> None:
@@ -25,6 +37,7 @@ def main(scheme: str, folder: str, how: str = "") -> None:
     source = Path(f"{folder}-source")
     shutil.copytree(source_folder(open_model("embedded")), source)
     given: dict[str, Any] = {"scheme": scheme, "device_map": "cpu", "enable_torch_compile": False}
+    given["layer_config"] = OTHERWISE.get(scheme, {})
     if how:
         (source / "prompts.tsv").write_text(PROMPTS)
         widen_training()
