@@ -109,6 +109,7 @@ aclError aclmdlRICaptureGetInfo(aclrtStream stream, aclmdlRICaptureStatus *statu
     *status = active ? ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE : ACL_MODEL_RI_CAPTURE_STATUS_NONE;
     return *found = active ? (aclmdlRI)recordings : NULL, 0;
 }
+aclError aclmdlRIGetId(aclmdlRI recorded, uint32_t *id) { return *id = (uintptr_t)recorded, 0; }
 aclError aclmdlRICaptureEnd(aclrtStream stream, aclmdlRI *found) {
     if (!captured || stream != captured) return ACL_ERROR_RT_STREAM_NOT_CAPTURED;
     return captured = NULL, *found = (aclmdlRI)recordings, 0;
