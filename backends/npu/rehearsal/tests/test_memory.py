@@ -106,3 +106,32 @@ def test_a_copy_holds_what_a_late_process_has_sent(tmp_path, how, right):
     ]
     said = [json.loads(peer.communicate(timeout=300)[0].splitlines()[-1]) for peer in peers]
     assert (said[0] == [1.0, 2.0]) is right, said
+
+
+def test_a_fetch_waits_for_the_stream_and_its_target_for_the_fetch(monkeypatch, launches):
+    """What is computed already may still use the target's memory, so the lane waits for it before it copies; and memory
+    that is given back meanwhile is nobody's before the lane is done. The stand-in's streams are never behind, so that
+    both are seen by what is asked of torch."""
+    found, record = [], torch.Tensor.record_stream
+
+    class Spied(torch.Stream):
+        def wait_stream(self, other: torch.Stream) -> None:
+            found.append(("waits for", other.stream_id, launches.counts["aten::copy_"]))
+            super().wait_stream(other)
+
+    def recorded(tensor: torch.Tensor, lane: torch.Stream) -> None:
+        found.append(("is used by", lane.stream_id, launches.counts["aten::copy_"]))
+        record(tensor, lane)
+
+    x, memory = torch.zeros(4, device="npu"), NpuMemory()
+    here = torch.accelerator.current_stream(x.device).stream_id
+    source = memory.pinned((4,), torch.float32, x.device).fill_(1)
+    launches.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "Stream", Spied)
+        patched.setattr(torch.Tensor, "record_stream", recorded)
+        fetched = memory.fetch(x, source)
+    (lane,) = (lane.stream_id for lane in memory._lanes.values())
+    assert lane != here
+    assert found == [("waits for", here, 0), ("is used by", lane, 1)]
+    assert fetched.wait().tolist() == [1] * 4
