@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .emulated import A5, ON_950, OPS, SINCE, Limit
+from .emulated import A5, ON_950, OPS, SINCE
+from .emulated.limits import Limit
 
 ALLOCATING = {
     "empty",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .device import Launches, alias, leaves, on_npu
-from .emulated import Limit
+from .emulated.limits import Limit
 
 
 class Call(NamedTuple):

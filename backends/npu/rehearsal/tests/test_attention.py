@@ -9,7 +9,7 @@ from conftest import CHIP
 from cosmos3_npu import attention
 from cosmos3_npu.plugin import probe
 from mindiesd.layers.flash_attn import attention_forward
-from rehearsal.emulated import Limit
+from rehearsal.emulated.limits import Limit
 
 from cosmos3_core.contract import Segment, Unavailable
 from cosmos3_core.reference import ops as reference

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch_npu
 from conftest import CHIP
-from rehearsal.emulated import Limit
+from rehearsal.emulated.limits import Limit
 
 
 def test_views_and_changes_in_place_are_of_the_same_bytes():

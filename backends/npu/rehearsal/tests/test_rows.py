@@ -9,7 +9,7 @@ import torch_npu
 from conftest import CHIP
 from cosmos3_npu import layers, quantized, rows
 from cosmos3_npu.plugin import probe
-from rehearsal.emulated import Limit
+from rehearsal.emulated.limits import Limit
 
 from cosmos3_core.reference import ops as reference
 

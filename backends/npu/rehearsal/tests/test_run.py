@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CHIP, FORMATS
+from PIL import Image
 
 import cosmos3
 from cosmos3_core.contract import InputError
@@ -76,3 +78,20 @@ def test_actions(tmp_path, launches):
     result = pipe("move to the cyan ring", image=TABLE, task="policy", domain="pusht", chunk=16, steps=2, seed=1)
     result.save(tmp_path / "reach.json")
     assert json.loads((tmp_path / "reach.json").read_text())
+
+
+@pytest.mark.skipif(CHIP == "Ascend950", reason="the row refuses the 950")
+def test_a_picture_is_the_same_with_graphs(tmp_path, monkeypatch):
+    """The first step of a pass runs as it is, the second is recorded, and from there on all are replays."""
+    found, replays, was = [], [], torch.npu.NPUGraph.replay
+    monkeypatch.setattr(torch.npu.NPUGraph, "replay", lambda graph: (replays.append(graph), was(graph)))
+    for row in ("npu-graph", "eager"):
+        with cosmos3.load("embedded", backend="npu", kernels={"capture": row}) as pipe:
+            for index, steps in enumerate((2, 3)):
+                path = tmp_path / f"{row}-{index}.png"
+                pipe("two green squares", task="t2i", steps=steps, seed=1).save(path)
+                assert json.loads((tmp_path / f"{path.name}.json").read_text())["plan"]["kernels"]["capture"] == row
+                with Image.open(path) as picture:
+                    found.append(picture.tobytes())
+    assert found[:2] == found[2:]
+    assert len(replays) == 1 + 3 and len({id(graph) for graph in replays}) == 1
