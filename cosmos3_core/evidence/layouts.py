@@ -31,8 +31,9 @@ PLACED = {RESIDENT: "resident weights", STREAMED: "streamed weights", DISK: "wei
 """The feature's name of where both towers lie."""
 BETWEEN = " x "
 COMPUTES = "contract", "engine", "model", "parallel", "quant", "reference", "sampling"
-"""The packages of the core whose code makes the numbers, but for what starts processes."""
-STARTS = "launch*.py"
+"""The packages of the core whose code makes the numbers, but for what starts processes and what reads checkpoints: no
+case has a quantized one."""
+APART = "launch*.py", "dialects/*.py"
 NOT_RUN, REFUSED, LOOSE = "not run", "refused", "as good: "
 COUNT = Number(low=0, whole=True)
 PAIR = Table({"cases": COUNT, "over": COUNT, "worst": Number(low=0), "processes": Listed(COUNT)})
@@ -48,7 +49,7 @@ def pair_of(one: str, other: str) -> str:
 def code_digest(root: Path) -> str:
     """SHA-256 over the sources of a checkout that compute, names included."""
     folder = root / CORE
-    files = (path for name in COMPUTES for path in (folder / name).rglob("*.py") if not path.match(STARTS))
+    files = (path for name in COMPUTES for path in (folder / name).rglob("*.py") if not any(map(path.match, APART)))
     return sha256_json(sha256_files(files, folder))
 
 
