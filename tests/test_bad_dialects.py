@@ -220,7 +220,7 @@ BAD: dict[str, tuple[str, Change, str]] = {
     "a pattern that takes for ever": (
         "ct-int",
         config("ignore", value=["re:(model|layers|[a-z.]+)+$"]),
-        "patterns without repeated groups",
+        "patterns with few choices and no repeated groups",
     ),
     "scales beyond fp32 of what to divide by": (
         "ct-nvfp4",
@@ -369,6 +369,32 @@ BAD: dict[str, tuple[str, Change, str]] = {
         W4A16,
         extra("(layers|[a-z.]+)+$", {"bits": 16}),
         "of extra_config '(layers|[a-z.]+)+$', which is no part of modules' names",
+    ),
+    "said by a pattern of many choices": (
+        W4A16,
+        extra("[a-z]?" * 30 + "Z", {"bits": 16}),
+        "Z', which is no part of modules' names",
+    ),
+    "said by a pattern of many alternatives": (W4A16, extra("((l)|[a-z])" * 30 + "Z", {"bits": 16}), "Z', which is no"),
+    "said by a pattern of a huge count": (W4A16, extra("a{9999999999999}", {"bits": 16}), "'a{9999999999999}', which"),
+    "said by a pattern of many groups": (W4A16, extra("(" * 999 + ")" * 999, {"bits": 16}), ")', which is no part of"),
+    "a list with a pattern of a huge count": (
+        W4A16,
+        config("modules_to_not_convert", value=["re:a{9999999999999}"]),
+        "which is not a list of modules' names, or of patterns with few choices and no repeated groups",
+    ),
+    "said to be in groups, and not quantized": (
+        W4A16,
+        extra("layers.0.self_attn.add_k_proj", {"bits": 4, "group_size": 32}),
+        "tensor layers.0.self_attn.add_k_proj: it is not quantized, and extra_config says that it is w4a16",
+    ),
+    "said to have 8 bits by a part of its name, and not quantized": (
+        MXFP4,
+        both(
+            changed(weight_packed=None, weight_scale=None, weight=torch.zeros(32, 64, dtype=torch.bfloat16)),
+            extra("self_attn.add_k", {"bits": 8, "act_bits": 8}),
+        ),
+        f"tensor {PROBE}: it is not quantized, and extra_config says that it is mxfp8",
     ),
     "not to be converted, and quantized": (
         W4A16,

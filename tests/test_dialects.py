@@ -96,7 +96,15 @@ def test_layers_compute_with_what_the_weights_stand_for(name: str, tmp_path: Pat
         assert relative_error(ours, theirs) < bound
 
 
-@pytest.mark.parametrize("name", [PROBE, "add_k_proj", r".*layers\.1\..*add_k.*"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        PROBE,
+        "add_k_proj",
+        r".*layers\.1\..*add_k.*",
+        f"({'|'.join(map(str, range(1, 36)))}).self_attn.(add_)?(k|q[|])_proj",
+    ],
+)
 def test_what_autoround_says_of_single_modules_is_followed(name: str, tmp_path: Path) -> None:
     """By their names or a part of them: MXFP4, and a module of it in MXFP8, as its AutoScheme mixes them."""
     folder = checkpoint("autoround-mxfp4", tmp_path / "model")

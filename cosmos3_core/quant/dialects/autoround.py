@@ -85,6 +85,8 @@ def describe(clues: Clues) -> Scheme:
     def layout(module: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout | None:
         said = some.get(module) or next((one for pattern, one in searched if pattern.search(module)), most)
         found = said.find(module, parts, shape)
+        if found is None and said is not most and said.format:
+            raise Broken(None, f"it is not quantized, and extra_config says that it is {said.format.name}")
         if found and named(stays, module):
             raise Broken(None, "it is quantized, and modules_to_not_convert names it")
         return found

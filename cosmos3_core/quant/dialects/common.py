@@ -120,6 +120,8 @@ class Kind:
 
 MOST_REPEATED = 4
 """Each repetition of a pattern multiplies the time that a name may take, and that of a group takes all powers."""
+MOST_WAYS = 1000
+"""In which a pattern's alternatives can be taken, and what may be left out: twenty of the latter are a million."""
 
 
 def _names(value: Any) -> bool:
@@ -128,23 +130,38 @@ def _names(value: Any) -> bool:
         return False
     try:
         return all(_ends_soon(one.removeprefix("re:")) for one in value if one.startswith("re:"))
-    except re.error:
+    except (re.error, OverflowError, RecursionError):  # a repetition beyond C's numbers, groups in hundreds of groups
         return False
 
 
 def _ends_soon(pattern: str) -> bool:
-    """Whether a regular expression tries no more than names are worth: few repetitions, of no group. Raises
-    re.error."""
+    """Whether a regular expression tries no more than names are worth: few repetitions, of no group, and few choices.
+    Raises what re.compile does."""
     re.compile(pattern)
     plain = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
-    return len(re.findall(r"[+*{]", plain)) <= MOST_REPEATED and not re.search(r"\)[+*{]", plain)
+    few = len(re.findall(r"[+*{]", plain)) <= MOST_REPEATED and _ways(plain) <= MOST_WAYS
+    return few and not re.search(r"\)[+*{]", plain)
+
+
+def _ways(plain: str) -> int:
+    """In how many ways the alternatives of a pattern without escapes, and what may be left out, can be taken."""
+    plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", plain)
+    ways, inside = 2 ** len(re.findall(r"(?<![(+*?}])\?", plain)), [1]
+    for mark in re.findall(r"[(|)]", plain):
+        if mark == "(":
+            inside.append(1)
+        elif mark == "|":
+            inside[-1] += 1
+        elif len(inside) > 1:  # a comment may have others
+            ways *= inside.pop()
+    return ways * math.prod(inside)
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
 WHOLE = Kind("a whole number", lambda value: type(value) is int)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
-NAMES = Kind("a list of modules' names, or of patterns without repeated groups", _names)
+NAMES = Kind("a list of modules' names, or of patterns with few choices and no repeated groups", _names)
 ANYTHING = Kind("anything", lambda value: True)
 """For whoever reads the value to check."""
 
