@@ -135,13 +135,18 @@ REQUIRED = {
         "the plan has first; it serves and is preferred. Type `kernel` attention=second to use the other",
     ),
     "not named": ("first", {"attention": "second"}, "the plan has second; it was named. Type `kernel` attention=first"),
-    "missing": ("third", {}, "the plan has first; acme has no such kernel. It has old, first, second, eager"),
+    "of another format": (
+        "few",
+        {},
+        "the plan has first; few takes formats int8, not none. Give one of them as `format`",
+    ),
+    "missing": ("third", {}, "the plan has first; acme has no such kernel. It has old, few, first, second, eager"),
 }
 
 
 @pytest.mark.parametrize("name, named, said", REQUIRED.values(), ids=REQUIRED)
 def test_a_required_kernel_that_was_not_resolved(name, named, said):
-    made = plan(row("old", arch=("x1",)), row("first"), row("second"), kernels=named)
+    made = plan(row("old", arch=("x1",)), row("few", formats=("int8",)), row("first"), row("second"), kernels=named)
     with pytest.raises(InputError) as caught:
         made.require({"attention": name})
     assert str(caught.value).startswith(f"`require` attention={name}: {said}")

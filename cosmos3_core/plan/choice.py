@@ -349,7 +349,7 @@ class Plan:
         refused = {(refusal.op, refusal.name): refusal.reason for refusal in self.refusals}
         for op, name in kernels.items():
             check_op(op)
-            choice, known = chosen[op], [row.name for row in rows(self.backend, op)]
+            choice, known = chosen[op], {row.name: row.formats for row in rows(self.backend, op)}
             serving, asked = choice.serving(queries), f"`require` {op}={name}"
             if op in fused:
                 found = f"no row of {op} runs: it is done inside {fused[op]}"
@@ -373,6 +373,9 @@ class Plan:
                 why, next_step = f"{self.backend.name} has no such kernel", f"It has {', '.join(known)}"
             elif (op, name) in refused:
                 why, next_step = f"{name}: {refused[op, name]}", "Change what it objects to, or drop `require`"
+            elif not {"*", choice.format} & {*known[name]}:
+                why = f"{name} takes formats {', '.join(known[name])}, not {choice.format}"
+                next_step = f"Give one of them as `format` {op}=..., or drop `require`"
             else:
                 why = "it was named" if choice.named else "it serves and is preferred"
                 next_step = f"Type `kernel` {op}={name} to use the other"
