@@ -682,7 +682,8 @@ def test_messages_below_the_command_line_name_fields():
 
 
 def test_only_a_run_has_a_prompt_to_put_in_quotes(capsys, monkeypatch):
-    for command, said in (("run a cup", True), ("capabilities nano", False), ("recipes list all", False)):
+    named = (("run a cup", True), ("capabilities nano", False), ("recipes list all", False), ("recipes run a b", False))
+    for command, said in named:
         code, _, err = cosmos3(capsys, monkeypatch, *command.split())
         assert code == 2 and "unexpected extra argument" in err and ("Put the prompt in quotes" in err) is said
 

@@ -324,7 +324,8 @@ def _usage(error: click.ClickException) -> None:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error.show()
-    if "unexpected extra argument" in error.message and context and context.command.name in ("run", "plan"):
+    prompted = context and context.command_path.split()[1:] in (["run"], ["plan"])  # `recipes run` takes none
+    if "unexpected extra argument" in error.message and prompted:
         error = click.UsageError(f"{error.message}. Put the prompt in quotes", context)
     if isinstance(error, click.NoSuchOption):
         error = shared.answered(error)
