@@ -9,11 +9,13 @@ import inspect
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo  # before tests replace torch.Event, of which it makes a class
 import torch.nn.functional as F
 from cosmos3_xpu import comm, linear, plugin
 from cosmos3_xpu.attention import build_vllm_fa
@@ -26,7 +28,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cosmos3_core.contract import FinishWeights, Layer, ProjectWeights, Residual, Segment, Unavailable
+from cosmos3_core.contract import (
+    Ask,
+    Bytes,
+    FinishWeights,
+    Kernel,
+    Layer,
+    ProjectWeights,
+    Residual,
+    Segment,
+    Unavailable,
+)
 from cosmos3_core.plan import Want, resolve
 from cosmos3_core.plan.cost.units import ceiling_of
 from cosmos3_core.quant import FORMATS
@@ -88,6 +100,37 @@ def test_a_product_is_that_of_the_packed_weight(row, format):
     assert packed.values.untyped_storage()._cdata in {t.untyped_storage()._cdata for t in made.tensors().values()}, held
 
 
+def ark_s_product(x, blob, bias, outputs, width, group, *kinds):
+    """What auto-round-lib documents of its arguments: signed codes [I, O], scales and zero points [groups, O]."""
+    codes_IO, scales_GO, zeros_GO = (t.float() for t in blob)
+    each = [t.repeat_interleave(group, 0) for t in (scales_GO, zeros_GO) if t.numel()]
+    weight_IO = (codes_IO - each[1] if len(each) > 1 else codes_IO) * each[0]
+    assert weight_IO.shape == (width, outputs)
+    return (x.float() @ weight_IO + bias.float()).to(x.dtype)
+
+
+GROUPED = [
+    (row, format)
+    for row in plugin.ROWS
+    if row.op == "pack_linear" and "triton" not in row.needs
+    for format in row.formats
+    if FORMATS[format].element in ("int4", "uint4")
+]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(("row", "format"), GROUPED, ids=lambda value: getattr(value, "name", value))
+def test_int4_is_multiplied_in_the_order_of_its_groups(row, format, ordered, monkeypatch):
+    """GPTQ's act-order. auto-round-lib's product is made of what the library is handed."""
+    library = SimpleNamespace(repack_quantized_weight=lambda *tensors: tensors[:3], woqgemm_linear=ark_s_product)
+    monkeypatch.setitem(sys.modules, plugin.ARK, library)
+    x, packed, bias = problem(format)
+    if ordered:
+        packed = replace(packed, order=torch.randperm(WIDTH, generator=torch.Generator().manual_seed(4)))
+    made = row.build(plugin_device())(packed, bias, format=format)
+    assert distance(made(x), multiply(x.float(), packed, bias)) < bound(format)
+
+
 def test_the_vae_asks_the_layers_row_for_a_weight_as_it_is():
     weight, x = cases.normal(OUT, WIDTH, seed=1), cases.normal(3, WIDTH, seed=2)
     made = linear.INT4(weight, None)
@@ -143,6 +186,116 @@ def test_a_transposed_scale_of_blocks_is_caught(format):
     made.scale_GO = made.scale_GO.t().contiguous()
     with pytest.raises((AssertionError, RuntimeError)):
         assert error(made, format) < bound(format)
+
+
+# What rows are for, and refuse
+
+FITS = dict(heads=32, kv_heads=8, head_dim=128, hidden=4096, inner=12288, packed=True)
+"""Sizes that every row takes, of weights as a checkpoint packed them."""
+TAKEN = {
+    ("attention", "vllm-fa"): {128, 256},
+    ("attention", "sdpa"): {*range(577)},
+    ("attention", "ark"): {64, 96, 128, 192},
+    ("attention", "triton"): {32, 64, 128},
+    ("norm_rope", "triton"): {16, 32, 64, 128, 256, 512, 1024},
+}
+"""Head dims, as the packages' pages and wheels have them."""
+MULTIPLES = {
+    "vllm-fp8": (32, 16),
+    "vllm-fp4": (32, 16),
+    "torch-int4": (32, 1),
+    "torch-int8": (16, 16),
+    "scaled-mm": (16, 16),
+    "ark": (32, 1),
+    "triton-a16": (8, 1),
+    "triton-dequantized": (1, 1),
+}
+"""Of the input features and the outputs of a product, by row; in `fp8_block` the blocks' 128 of both."""
+PACKING = [(row, format) for row in plugin.ROWS if row.op == "pack_linear" for format in row.formats]
+
+
+def ask(row, **changed):
+    known = dict(op=row.op, device=plugin_device(), dtype="float16", format=row.formats[0])
+    return Ask(**FITS | known | changed)
+
+
+@pytest.mark.parametrize(("op", "name"), TAKEN)
+def test_a_row_takes_the_head_dims_of_its_kernel(op, name):
+    (row,) = [row for row in plugin.ROWS if (row.op, row.name) == (op, name)]
+    dims = (8, 16, 32, 64, 80, 96, 100, 128, 192, 256, 320, 512, 576, 577, 1024)
+    said = {dim: row.refuse(ask(row, head_dim=dim)) for dim in dims}
+    assert {dim for dim, reason in said.items() if reason is None} == TAKEN[op, name] & {*dims}
+    assert all(f"not {dim}" in reason for dim, reason in said.items() if reason)
+
+
+@pytest.mark.parametrize(("row", "format"), PACKING, ids=lambda value: getattr(value, "name", value))
+def test_a_product_takes_widths_that_it_can_pack_and_scales_that_are_there(row, format):
+    blocks = (128, 128) if format == "fp8_block" and row.name == "vllm-fp8" else None
+    inputs, outputs = blocks or MULTIPLES[row.name]
+    assert row.refuse(ask(row, format=format)) is None
+    uneven = [{"hidden": 4096 + inputs // 2}, {"inner": 4096 + inputs // 2}] if inputs > 1 else []
+    # Queries are a multiple of both, and with keys and values half of the outputs' multiple is left.
+    uneven += [{"heads": 4 * inputs, "kv_heads": 1, "head_dim": outputs // 4}] if outputs > 1 else []
+    said = [row.refuse(ask(row, format=format, **changed)) for changed in uneven]
+    wanted = [inputs, inputs, outputs][: len(uneven)]
+    assert all(f"in multiples of {one} in {format}" in reason for one, reason in zip(wanted, said, strict=True))
+    stored = row.refuse(ask(row, format=format, packed=False))
+    assert "from a quantized checkpoint" in stored if FORMATS[format].static else stored is None
+
+
+def test_every_refusal_is_asked_for():
+    """By one of the two tests above; graphs have their own."""
+    refusing = {(row.op, row.name) for row in plugin.ROWS if row.refuse is not Kernel.refuse}
+    assert refusing == {*TAKEN, *(("pack_linear", name) for name in MULTIPLES), ("capture", "xpu-graph")}
+
+
+SYCL = {
+    "acm-g10": 0x030DC00800,
+    "acm-g11": 0x030E000500,
+    "acm-g12": 0x030E400000,
+    "pvc": 0x030F000700,
+    "pvc-vg": 0x030F400700,
+    "mtl-u": 0x0311800400,
+    "mtl-h": 0x0311C00400,
+    "arl-h": 0x0312800400,
+    "bmg-g21": 0x0500400400,
+    "bmg-g31": 0x0500800000,
+    "lnl-m": 0x0501000400,
+    "ptl-h": 0x0780000400,
+    "ptl-u": 0x0780400100,
+    "xe-30.3": 0x0780C00000,
+}
+"""Architectures by the numbers that SYCL's headers (device_architecture.def) have for them. The last is newer."""
+
+
+def test_an_architecture_has_the_number_that_sycl_has():
+    assert {name: plugin.chip(number) for name, number in SYCL.items()} == {name: name for name in SYCL}
+    assert {*plugin.CHIPS.values()} < SYCL.keys()
+
+
+XE2, XE3 = ("bmg-g21", "bmg-g31", "lnl-m"), ("ptl-h", "ptl-u")
+MADE_FOR = {
+    **dict.fromkeys(XE2, {plugin.VLLM, plugin.ARK, "triton"}),
+    **dict.fromkeys(XE3, {plugin.VLLM, plugin.ARK}),
+    "pvc": {"triton"},
+}
+"""Packages whose wheels, or our kernels, are for an architecture. auto-round-lib's linears are for all."""
+
+
+def test_rows_are_for_the_architectures_that_their_packages_are_made_for():
+    for row in plugin.ROWS:
+        if row.arch == ("*",):
+            assert row.needs == () or (row.op, row.needs) == ("pack_linear", (plugin.ARK,)), row.name
+        else:
+            assert {*row.arch} == {arch for arch, packages in MADE_FOR.items() if {*row.needs} <= packages}
+
+
+def test_matrix_units_multiply_integers_and_16_bits():
+    """Products of smaller floats take as long as those of 16 bits: the plan is told so."""
+    for row in (row for row in plugin.ROWS if row.op == "pack_linear"):
+        inputs = [FORMATS[format].of_inputs for format in row.formats]
+        floats = any(one is not None and not one.of_elements.integer for one in inputs)
+        assert row.widens is (floats or "triton" in row.needs), row.name
 
 
 # The device's rules of shapes: torch's own
@@ -497,7 +650,8 @@ def layer(format, named):
 
 
 class Device(TorchDispatchMode):
-    """Copies that need not be waited for are under way until somebody waits."""
+    """Copies that need not be waited for are under way until somebody waits for an event that was recorded after
+    them."""
 
     def __init__(self):
         super().__init__()
@@ -509,18 +663,33 @@ class Device(TorchDispatchMode):
             return args[0]
         return function(*args, **(kwargs or {}))
 
-    def arrive(self, *streams) -> None:
+    def arrive(self, copies) -> None:
         with torch._C._DisableTorchDispatch():
-            for target, source in self.pending:
+            for target, source in copies:
                 target.copy_(source)
-        self.pending.clear()
+
+
+class Event:
+    """Of a `Device`. The one of another device has happened at once."""
+
+    def __init__(self, device: Device, of: torch.device):
+        self.device, self.of, self.before = device, of, []
+
+    def record(self, stream=None) -> None:
+        self.before = [*self.device.pending]
+
+    def synchronize(self) -> None:
+        self.device.arrive(self.before)
+
+    def wait(self, stream) -> None:
+        assert stream == "the stream of now"
+        self.device.arrive(self.before)
 
 
 @pytest.fixture
 def device(monkeypatch):
     found = Device()
-    event = SimpleNamespace(record=lambda *stream: None, synchronize=found.arrive, wait=found.arrive)
-    monkeypatch.setattr(torch, "Event", lambda device: event)
+    monkeypatch.setattr(torch, "Event", lambda of: Event(found, of))
     return found
 
 
@@ -528,15 +697,23 @@ def device(monkeypatch):
 def test_a_copy_has_arrived_when_it_was_waited_for(device, waits, monkeypatch):
     """And a wait that does nothing, as a torch.xpu.Event's on another stream, is seen."""
     if not waits:
-        monkeypatch.setattr(
-            torch, "Event", lambda device: SimpleNamespace(record=lambda: None, synchronize=lambda: None)
-        )
+        monkeypatch.setattr(Event, "synchronize", lambda event: None)
     source, target = torch.full((4,), 7.0), torch.zeros(4)
     with device:
         copied = XpuMemory().copy(target, source)
         assert target.sum() == 0, "the copy is under way"
         found = copied.wait()
     assert found is target and bool((target == 7).all()) is waits
+    assert copied.source is source, "it has to live until the copy has arrived"
+
+
+@pytest.mark.parametrize(("to", "of"), [("xpu", "cpu"), ("cpu", "xpu"), ("xpu", "xpu")])
+def test_a_copy_s_event_is_the_gpu_s(device, to, of):
+    target, source = (
+        SimpleNamespace(device=torch.device(name), is_cpu=name == "cpu", copy_=lambda source, non_blocking: None)
+        for name in (to, of)
+    )
+    assert XpuMemory().copy(target, source).event.of.type == "xpu"
 
 
 @pytest.mark.parametrize("waits", [True, False])
@@ -544,21 +721,55 @@ def test_what_is_fetched_beside_other_work_has_arrived_when_the_device_waited(de
     """On a stream that waits for the device's work so far, and the device for the stream's event."""
     told = []
 
-    class Lane(nullcontext):
+    class Lane:
         def wait_stream(self, other):
             told.append(f"waits for {other}")
 
-    event = SimpleNamespace(record=lambda stream: told.append(type(stream).__name__), wait=device.arrive)
-    monkeypatch.setattr(torch, "Event", lambda device: event)
+        def __enter__(self):
+            told.append("begins")
+
+        def __exit__(self, *error):
+            told.append("ends")
+
     monkeypatch.setattr(torch, "Stream", lambda device: Lane())
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: "the stream of now")
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: told.append("kept"))
     source, target = torch.full((4,), 7.0), torch.zeros(4)
     with device:
         fetched = XpuMemory().fetch(target, source)
-        assert target.sum() == 0 and told == ["waits for the stream of now", "Lane", "kept"]
+        assert target.sum() == 0 and told == ["waits for the stream of now", "begins", "ends", "kept"]
         found = fetched.wait() if waits else target
     assert found is target and bool((target == 7).all()) is waits
+
+
+def test_memory_is_what_torch_tells_of_the_gpu(monkeypatch):
+    """Of the device that is asked for, when its work is done; a peak is forgotten where that is asked for."""
+    gpu, told = torch.device("xpu", 3), []
+
+    def fake(name, result=None):
+        def call(*given):
+            assert gpu in given, name
+            told.append((name, *(one for one in given if one != gpu)))
+            return result
+
+        monkeypatch.setattr(torch.xpu, name, call)
+
+    fake("get_device_properties", SimpleNamespace(total_memory=1000))
+    counts = dict(memory_allocated=3, memory_reserved=5, max_memory_allocated=7, max_memory_reserved=11)
+    for name, count in (counts | {"mem_get_info": (600, 1000)}).items():
+        fake(name, count)
+    for name in ("synchronize", "reset_peak_memory_stats", "set_per_process_memory_fraction"):
+        fake(name)
+    memory = XpuMemory()
+    assert (memory.free(gpu), memory.total(gpu), memory.used(gpu)) == (600, 1000, Bytes(3, 5))
+    assert told.index(("synchronize",)) < told.index(("memory_allocated",))
+    assert memory.peak(gpu) == Bytes(7, 11) and ("reset_peak_memory_stats",) not in told
+    assert memory.peak(gpu, reset=True) == Bytes(7, 11) and told[-1] == ("reset_peak_memory_stats",)
+    for size, share in ((250, 0.25), (4000, 1.0)):
+        memory.limit(gpu, size)
+        assert told[-1] == ("set_per_process_memory_fraction", share)
+    monkeypatch.setattr(torch, "empty", lambda *given, **options: options)
+    assert memory.pinned((4,), torch.float16, gpu) == {"dtype": torch.float16, "pin_memory": True}
 
 
 def test_free_memory_is_counted_where_the_driver_does_not_tell(monkeypatch):
@@ -604,7 +815,7 @@ class World:
     """Processes that take turns in this one: what each of them posts is delivered when all have."""
 
     def __init__(self, count: int, monkeypatch):
-        self.count, self.rank, self.posted = count, 0, {}
+        self.count, self.rank, self.posted, self.waited = count, 0, {}, []
         fakes = {
             "get_world_size": lambda group: count,
             "get_rank": lambda group: self.rank,
@@ -616,7 +827,7 @@ class World:
 
     def post(self, messages):
         self.posted[self.rank] = messages
-        return []
+        return [SimpleNamespace(wait=partial(self.waited.append, message)) for message in messages]
 
     def each(self, call):
         """What call(rank) gives in each process, when all messages have arrived. Two processes of oneCCL that receive
@@ -637,7 +848,9 @@ class World:
                 if kind is comm.dist.irecv:
                     tensor.copy_(sent.pop((peer, rank)))
         assert not sent, "a message that nobody took"
-        return [pending.wait() for pending in results]
+        found = [pending.wait() for pending in results]
+        assert len(self.waited) == sum(map(len, self.posted.values())), "a message that nobody waited for"
+        return found
 
 
 ROWS_SENT = [[1, 2, 3], [4, 0, 2], [2, 5, 1]]
