@@ -343,6 +343,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
         extra("layers.9.self_attn.add_k_proj", {"bits": 16}),
         "says of extra_config 'layers.9.self_attn.add_k_proj', and no module is called so",
     ),
+    "said with a dot for any character": (
+        MXFP8,
+        extra("add.k_proj", {"bits": 16, "act_bits": 16}),
+        "says of extra_config 'add.k_proj', and no module is called so",
+    ),
     "said not to be quantized": (
         W4A16,
         extra(PROBE, {"bits": 16, "data_type": "float"}),

@@ -213,6 +213,43 @@ def test_a_plan_says_which_kernel_takes_the_weights(tmp_path: Path) -> None:
         ground_of(Wish(model=str(folder), kernels={"pack_linear": "own"}), on=(backend, reference.probe()))
 
 
+def test_features_of_gptq_are_in_the_groups_that_it_names(tmp_path: Path) -> None:
+    """Its act-order: scale and zero point are those of the group of `g_idx`, and features stay where they are."""
+    folder = checkpoint("gptq", tmp_path / "model")
+    shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(5)) // 32
+    changed(g_idx=shuffled.int())(folder)
+    held, _ = tensors_of(folder)
+    words, zeros, scales = (held[f"{PROBE}.{part}"] for part in ("qweight", "qzeros", "scales"))
+    nibbles = torch.arange(0, 32, 4, dtype=torch.int32)
+    codes_IO = (words[:, None] >> nibbles[:, None] & 15).flatten(0, 1)
+    zeros_GO = (zeros[..., None] >> nibbles & 15).flatten(1) + 1
+    expected = ((codes_IO - zeros_GO[shuffled]) * scales[shuffled].float()).T
+    ((_, found),) = Weights(open_model(str(folder))).quantized.weights([PROBE])
+    assert found.order is not None and torch.equal(unpack(found), expected)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {PROBE: 8, "add_k_proj": 4},
+        {"add_k_proj": 4, PROBE: 8},
+        {"add_k": 8, "layers.1": 4},
+        {r".*\.add_k_proj$": 8, "self_attn": 4},
+    ],
+)
+def test_of_what_autoround_says_of_a_module_its_name_counts_and_then_the_first(
+    said: dict[str, int], tmp_path: Path
+) -> None:
+    folder = checkpoint("autoround-mxfp4", tmp_path / "model")
+    other, _ = tensors_of(checkpoint("autoround-mxfp8", tmp_path / "other"))
+    parts = {part: other[f"{PROBE}.{part}"] for part in ("weight", "weight_scale")}
+    changed(weight_packed=None, **parts)(folder)
+    for name, bits in said.items():
+        saying("quantization_config", "extra_config", name, value={"bits": bits, "act_bits": bits})(folder)
+    formats = Weights(open_model(str(folder))).quantized.formats()
+    assert {module for module, format in formats.items() if format.name == "mxfp8"} == {PROBE}
+
+
 def test_features_in_groups_of_their_own_order(tmp_path: Path) -> None:
     """compressed-tensors' act-order: each feature has the scale of the group that weight_g_idx names."""
     folder = checkpoint("ct-w4a16", tmp_path / "model")

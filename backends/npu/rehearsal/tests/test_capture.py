@@ -124,6 +124,30 @@ def test_an_operator_that_no_graph_takes_is_an_error(capture):
             assert all(found.cpu().eq(1).all() for found in taken(q))
 
 
+@on_a_910
+def test_what_is_recorded_is_watched_too(capture):
+    """Not the first call alone: a function may do otherwise in its second."""
+    q, k, v = torch.ones(3, 1, 16, 4, 64, dtype=torch.bfloat16, device="npu")
+    taken = iter((attention.infer, attention.fusion))
+    captured = capture(lambda q: [next(taken)(q, [Segment(k, v)])[0]])
+    captured(q)
+    with pytest.raises(RunError, match="npu_fusion_attention"):
+        captured(q)
+
+
+def test_one_stream_serves_all_recordings(capture, x):
+    """Another than the caller's. A library's workspace on it is then there once."""
+    seen = []
+
+    def function(x):
+        seen.append(torch.npu.current_stream().npu_stream)
+        return [x + 1]
+
+    for captured in (capture(function), capture(function)):
+        captured(x), captured(x)
+    assert len(seen) == 4 and len({*seen}) == 1 and torch.npu.current_stream().npu_stream not in seen
+
+
 def test_a_collective_inside_is_an_error(capture, x, tmp_path):
     dist.init_process_group("hccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
 
