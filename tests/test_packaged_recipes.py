@@ -163,6 +163,15 @@ def test_a_name_that_two_packages_have_needs_the_path(tmp_path):
     assert state.state_of(recipe.find(str(folders[1] / f"{NAME}.toml"), folders)).name == "help wanted"
 
 
+@pytest.mark.parametrize("folders", [1, 5])
+def test_a_name_that_there_is_none_of_is_said_in_one_line(tmp_path, folders):
+    """One folder is one that was named; several are the packages'."""
+    where = f"in {tmp_path}" if folders == 1 else "in the installed packages"
+    with pytest.raises(InputError) as error:
+        recipe.find("nowhere", [tmp_path] * folders)
+    assert str(error.value) == f"recipe 'nowhere': there is none of that name {where}. See cosmos3 recipes list"
+
+
 def test_the_checkouts_packages_name_the_folders_that_they_carry():
     for package in packages.in_tree(ROOT):
         assert package.recipes and package.recipes.is_dir() and list(package.recipes.glob("*.toml")), package.name

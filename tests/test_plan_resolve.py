@@ -152,6 +152,14 @@ def test_a_required_kernel_that_was_not_resolved(name, named, said):
     assert str(caught.value).startswith(f"`require` attention={name}: {said}")
 
 
+def test_a_kernel_for_another_format_than_a_checkpoint_s_names_no_format_to_give():
+    """A quantized checkpoint runs in its own."""
+    rows = [row(name, "pack_linear", formats=(name,), packed=True) for name in ("int8", "fp8")]
+    made = plan(*rows, formats={"pack_linear": "int8"}, packed=True)
+    with pytest.raises(InputError, match=r"fp8 takes formats fp8, not int8\. Drop `require`$"):
+        made.require({"pack_linear": "fp8"})
+
+
 def test_require_on_the_command_line(capsys, monkeypatch):
     dry = [
         "run",

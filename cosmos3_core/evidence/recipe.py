@@ -281,7 +281,8 @@ def find(name: str, folders: Sequence[Path]) -> Recipe:
     if not paths:
         names = [path.stem for folder in folders for path in sorted(folder.glob("*.toml"))]
         hint = did_you_mean(name, names, "See cosmos3 recipes list")
-        raise InputError(f"recipe {name!r}", f"there is none of that name in {' or '.join(map(str, folders))}", hint)
+        where = f"in {folders[0]}" if len(folders) == 1 else "in the installed packages"
+        raise InputError(f"recipe {name!r}", f"there is none of that name {where}", hint)
     return load(paths[0])
 
 

@@ -376,6 +376,8 @@ class Plan:
             elif not {"*", choice.format} & {*known[name]}:
                 why = f"{name} takes formats {', '.join(known[name])}, not {choice.format}"
                 next_step = f"Give one of them as `format` {op}=..., or drop `require`"
+                if op == "pack_linear" and self.packed:  # in the checkpoint's format
+                    next_step = "Drop `require`"
             else:
                 why = "it was named" if choice.named else "it serves and is preferred"
                 next_step = f"Type `kernel` {op}={name} to use the other"
