@@ -36,14 +36,14 @@ FIRST, MORE = (
     )
 )
 FP8 = "pack_linear=fp8,attention=fp8"
+WRITTEN = "# Written by scripts/card_recipes.py."
 CARDS = Path(__file__).parents[1] / "backends" / "cuda" / "cosmos3_cuda" / "recipes"
 
 
 def cards(pattern: str) -> str:
-    """The recipes of a pattern's cards that fit there, each in its card's memory on this device."""
-    names = (
-        path.stem for path in sorted(CARDS.glob(pattern)) if 'state = "unsupported"' not in path.read_text("utf-8")
-    )
+    """Those of scripts/card_recipes.py's recipes that fit their cards, each in its card's memory on this device."""
+    texts = {path.stem: path.read_text("utf-8") for path in sorted(CARDS.glob(pattern))}
+    names = (name for name, text in texts.items() if WRITTEN in text and 'state = "unsupported"' not in text)
     return f"benchmarks.residency --backend {{backend}} {' '.join(f'--recipe {name}' for name in names)}"
 
 

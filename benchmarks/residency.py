@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from cosmos3_core.checkpoint.random_weights import RandomWeights
+from cosmos3_core.contract import Memory
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
 from cosmos3_core.engine.limits import limited
@@ -155,6 +156,7 @@ def run(job: Job, settled: Settled) -> dict[str, Any]:
         "finite": bool(torch.isfinite(latents).all()),
         "host_bytes": estimate.host,
     }
+    found |= {"limit_enforced": None if limit.size is None else refuses(memory, device, limit.size)}
     limit.lift()
     if job.rounds:
         found |= beside(job, engine, context, settled)
@@ -164,6 +166,17 @@ def run(job: Job, settled: Settled) -> dict[str, Any]:
     if ceiling := ceiling_of(plan.backend, plan.device):
         found["estimated_seconds"] = estimate.seconds(ceiling)
     return found
+
+
+def refuses(memory: Memory, device: torch.device, size: int) -> bool:
+    """Whether nothing more can be allocated that would exceed a limit of so many bytes."""
+    memory.empty(device)
+    held = memory.used(device).reserved or 0
+    try:
+        torch.empty(size - held, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError:
+        return True
+    return False
 
 
 def crossing(engine: Engine, estimate: Estimate) -> float | None:
