@@ -14,6 +14,7 @@ whole run is counted from a step and the decode.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,6 +137,8 @@ def run(job: Job, settled: Settled) -> dict[str, Any]:
     estimate = replace(settled.estimate, placement=job.placement)
     engine = Engine(model, plan, placement=job.placement, weights=weights)
     memory, device = engine.ops.memory, torch.device(engine.device)
+    gc.collect()
+    memory.empty(device)  # of the job before
     limit = limited(memory, device, None if job.limit is None else int(job.limit * GIB))
     measure, stream = Peaks(engine, estimate), torch.Generator().manual_seed(1)
     prompts = [torch.randint(model.config.vocab_size, (count,), generator=stream).tolist() for count in TEXT]

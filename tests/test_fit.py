@@ -18,11 +18,12 @@ from tiny_model import TINY_MODEL
 from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import PUBLISHED
-from cosmos3_core.contract import Ceiling
+from cosmos3_core.contract import Ceiling, Tuning
 from cosmos3_core.plan.cost import vae
 from cosmos3_core.plan.cost.fit import Estimate
 from cosmos3_core.plan.cost.nearest import nearest
 from cosmos3_core.plan.cost.placing import Room
+from cosmos3_core.plan.cost.stages import OVERHEAD_BYTES
 from cosmos3_core.plan.cost.units import COMPUTE_EFFICIENCY, GIB, ceiling_of
 from cosmos3_core.plan.placement import ALL_RESIDENT, ALL_STAGED
 from cosmos3_core.sampling.solver import Solver
@@ -172,17 +173,21 @@ def recorded() -> list[tuple[str, int, int]]:
     for name, measured in jobs.items():
         counted = whole("nano", *map(int, name.split("x")), negative_tokens=3500)
         found.append((f"memory {name}", measured["steps"]["reserved"], counted.stage("steps").peak))
-    for result in json.loads((RESULTS / "quantized-nano-h200.json").read_text())["results"]:
-        if "peak" not in result:
-            continue
-        name, rows = result["format"], result["kernels"]
-        row = next((one for one in backend("cuda").kernels if one.name == rows.get("pack_linear")), None)
-        counted = whole("nano", 1280, 720, 189, guided_steps=0)
-        formats = {} if name == "none" else {"pack_linear": name}
-        widens = bool(formats and row and row.widens)
-        rounds = bool(formats and rows["finish"] == "composed" and not widens)
-        counted = replace(counted, formats=formats, widens=widens, rounds=rounds)
-        found.append((f"quantized {name}", result["peak"]["reserved"], counted.stage("steps").peak))
+    for path in sorted(RESULTS.glob("quantized-nano*-h200.json")):
+        grows = path.stem == "quantized-nano-more-h200"  # as of December 2026
+        for result in json.loads(path.read_text())["results"]:
+            if "peak" not in result:
+                continue
+            name, rows = result["format"], result["kernels"]
+            row = next((one for one in backend("cuda").kernels if one.name == rows.get("pack_linear")), None)
+            counted = whole("nano", 1280, 720, 189, guided_steps=0)
+            formats = {} if name == "none" else {"pack_linear": name}
+            widens = bool(formats and row and row.widens)
+            rounds = bool(formats and rows["finish"] == "composed" and not widens)
+            tuning = Tuning(expandable_segments=grows)
+            counted = replace(counted, formats=formats, widens=widens, rounds=rounds, tuning=tuning)
+            peak = counted.stage("steps").peak - grows * OVERHEAD_BYTES
+            found.append((f"{path.stem} {name}", result["peak"]["reserved"], peak))
     return found
 
 

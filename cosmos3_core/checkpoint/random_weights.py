@@ -16,6 +16,8 @@ from .model import Model, Weights
 
 DEVIATION = 0.02
 """Of every value; trained weights are of that size. Norms lie around 1."""
+LARGE = 1 << 29
+"""Bytes of a tensor that is handed over on the host, as one of a file is: a device would hold an embedding twice."""
 
 
 class RandomWeights(Weights):
@@ -42,7 +44,8 @@ class _RandomTensors:
             self.stream.manual_seed(zlib.crc32(name.encode()))
             values = torch.empty(self.tensors[name], device=self.stream.device, dtype=torch.bfloat16)
             values.normal_(1.0 if "norm" in name else 0.0, DEVIATION, generator=self.stream)
-            yield name, values.to(self.device)
+            values = values.to("cpu" if values.nbytes > LARGE else self.device)
+            yield name, values
 
 
 def _stream(device: str) -> torch.Generator:

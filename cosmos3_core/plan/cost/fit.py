@@ -18,7 +18,15 @@ from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
 from .job import Job
 from .several import Exchange, exchanged, merging, of_one, share
-from .stages import APART_OVERHEAD, EXPANDABLE_OVERHEAD, OVERHEAD, VAE_OVERHEAD, Stage
+from .stages import (
+    APART_OVERHEAD,
+    EXPANDABLE_APART,
+    EXPANDABLE_OVERHEAD,
+    EXPANDABLE_ROUNDING,
+    OVERHEAD,
+    VAE_OVERHEAD,
+    Stage,
+)
 from .transformer import Matrices
 from .units import LINK_RATE, WIDTH, Work, peers_of, rate_of
 
@@ -32,9 +40,9 @@ HOST_BLOCK = 64 << 20
 across blocks of such a size."""
 DISK_RATE = 2e9
 """Bytes a second that come from a disk."""
-LINK_EFFICIENCY = 0.8
-"""Share of a link's rate that is taken for copies of layers, as none was recorded yet: of PCI Express a tenth are the
-heads of packets of 256 bytes."""
+LINK_EFFICIENCY = 0.85
+"""Share of a link's rate that copies of layers reach: 0.83 to 0.88 of an H200's
+(benchmarks/results/residency-cards-*-h200.json)."""
 TOWERS = {
     "understanding": "understanding",
     "embedding": "understanding",
@@ -211,18 +219,22 @@ class Estimate:
         counted = transformer.layer_bytes(self.own, rows, context, WIDTH[self.dtype], branches)
         unpacks, widens = self._by(a16)
         if widens:
-            format = self.known.get(self.format)
-            rounds = not a16 and format is not None and format.of_inputs is not None
-            counted += transformer.widening_bytes(self.own, rows, self.dtype, rounds=rounds)
+            counted += transformer.widening_bytes(self.own, rows, self.dtype, rounds=self._quantizes(a16))
         if self.rounds and not a16:
             counted += transformer.rounding_bytes(self.own, rows)
         return counted + (transformer.unpacking_bytes(self.own, rows) if unpacks else 0)
 
     def _overhead(self, a16: bool) -> float:
         """Of a pass, whose products may make copies of their own."""
-        if self._by(a16)[1] or (self.rounds and not a16):
-            return APART_OVERHEAD
-        return EXPANDABLE_OVERHEAD if self.tuning.expandable_segments else OVERHEAD
+        apart, grows = self._by(a16)[1] or (self.rounds and not a16), self.tuning.expandable_segments
+        if apart and grows:
+            return EXPANDABLE_ROUNDING if self._quantizes(a16) else EXPANDABLE_APART
+        return APART_OVERHEAD if apart else EXPANDABLE_OVERHEAD if grows else OVERHEAD
+
+    def _quantizes(self, a16: bool) -> bool:
+        """Whether a pass's products have their activations in the format, too."""
+        format = self.known.get(self.format)
+        return not a16 and format is not None and format.of_inputs is not None
 
     @property
     def _input_size(self) -> tuple[int, int]:
