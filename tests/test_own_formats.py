@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from command import cosmos3
 from installed import forget
 from tiny_model import TINY_MODEL
@@ -19,7 +21,9 @@ from cosmos3_core.contract import InputError
 from cosmos3_core.evidence import fingerprint
 from cosmos3_core.evidence.matrix import render
 from cosmos3_core.plan import discovery, formats
-from cosmos3_core.quant import FORMATS
+from cosmos3_core.quant import ELEMENTS, FORMATS, SCALES, Element, Format, error_bound
+from cosmos3_core.quant.formats import bytes_per_weight
+from cosmos3_core.quant.numerics import multiply, pack, unpack
 from cosmos3_core.reference import BACKEND
 
 FORMAT = """
@@ -289,6 +293,127 @@ def test_two_packages_that_claim_a_format_are_an_error_that_names_both(site, sai
     assert "it is brought by acme-formats 0.3 and other-formats 0.3, and cosmos3 does not choose between them" in asked
     assert "pip uninstall acme-formats or pip uninstall other-formats" in asked
     assert formats.completed(BACKEND, {"pack_linear": "third_w6a16"}).formats
+
+
+OWN = Element(bits=3, most=4, top=1, offset=4)
+SOUND = Format(name="own", element="int3", own_element=OWN, scale="fp16", group=32, activations=False)
+LIES: dict[str, tuple[dict[str, object], str]] = {
+    "a name that is a number": ({"name": 3}, "of its format 3 name is 3, and should be of type str"),
+    "an element in a list": ({"element": ["int3"]}, "element is ['int3'], and should be of type str"),
+    "a group of half a feature": ({"group": 32.0}, "group is 32.0, and should be of type int"),
+    "a group that is a flag": ({"group": True}, "group is True, and should be of type int"),
+    "a negative group": ({"group": -1}, "are counts, and one is negative"),
+    "outputs of minus one": ({"outputs": -1}, "are counts, and one is negative"),
+    "inputs by name": ({"activations": True, "inputs": "fp8"}, "inputs is 'fp8', and should be a quant.Format"),
+    "inputs that are not the built-in ones": (
+        {"activations": True, "inputs": replace(FORMATS["fp8"], group=32)},
+        "its format 'fp8' is built in",
+    ),
+    "inputs of weights alone": ({"inputs": FORMATS["fp8"]}, "and activations is False"),
+    "an unknown rule": ({"exponent": "up"}, "exponent is 'up', which is none of 'floor'"),
+    "an unknown packer": ({"packer": "mine"}, "packer is 'mine', which is none of"),
+    "a super block of no groups": (
+        {"scale": "int8", "super_group": 48, "super_scale": "fp16"},
+        "super_group is 48, which is no multiple of group 32",
+    ),
+    "a super block without a scale": ({"scale": "int8", "super_group": 64}, "super_group and super_scale belong"),
+    "a multiple of nothing": ({"scale": "int8"}, "a multiple of a super block's, and there is no super_scale"),
+    "a multiple that is none": ({"super_group": 64, "super_scale": "fp16"}, "scale is fp16 and super_scale fp16"),
+    "unsigned multiples of signed scales": (
+        {"scale": "uint6", "super_group": 64, "super_scale": "fp16"},
+        "can be negative, as it has an offset, and uint6 cannot",
+    ),
+    "zero points of a signed element": ({"zeros": True}, "its element int3 is no unsigned integer"),
+    "zero points and minima": (
+        {"zeros": True, "minima": True, "own_element": Element(bits=3, most=7, top=2)},
+        "an element cannot have both",
+    ),
+    "negative weights by an unsigned element": ({"own_element": Element(bits=3, most=7, top=2)}, "is never negative"),
+    "e8m0 below a tensor's scale": ({"scale": "e8m0", "tensor_scale": True}, "goes neither with e8m0"),
+    "one scale of a group": ({"outputs": 0}, "a scale of the whole tensor is fp32, without a group"),
+    "no element": ({"own_element": "int3"}, "own_element is 'int3', and should be a quant.Element"),
+    "no bits": ({"own_element": replace(OWN, bits=0)}, "own_element has 0 bits, and 1 to 8 can be packed"),
+    "half a bit": ({"own_element": replace(OWN, bits=3.0)}, "own_element's bits is 3.0"),
+    "NaN": ({"own_element": replace(OWN, most=float("nan"))}, "own_element's most nan"),
+    "another largest": ({"own_element": replace(OWN, most=100, top=6)}, "has most 100 and offset 4"),
+    "another power of two": ({"own_element": replace(OWN, top=7)}, "has top 7, and its largest positive number is 3"),
+    "no dtype of torch": (
+        {"own_element": replace(OWN, dtype="float8_nope")},
+        "has dtype 'float8_nope', which is none of int8",
+    ),
+    "a dtype of other numbers": (
+        {"own_element": Element(bits=8, most=448, top=8, mantissa=3, dtype="float8_e5m2")},
+        "has dtype float8_e5m2, which is 8 bits, 2 of them mantissa",
+    ),
+    "a float without a table": ({"own_element": Element(bits=4, most=6, top=2, mantissa=1)}, "neither a dtype nor val"),
+    "a table in no order": ({"own_element": Element(bits=2, most=1, values=(1.0, 0.0, -1.0))}, "that do not ascend"),
+    "a table of one sign": (
+        {"own_element": Element(bits=1, most=1, values=(0.0, 1.0))},
+        "values from 0 to 1, and most",
+    ),
+    "a table of another float": (
+        {"own_element": replace(FORMATS["mxfp4"].of_elements, mantissa=2)},
+        "not those of a float of its bits, mantissa and top",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_declaration_that_cannot_be_is_refused_before_it_is_used(name: str) -> None:
+    change, expected = LIES[name]
+    assert formats.complaint(SOUND) is None
+    assert expected in (formats.complaint(replace(SOUND, **change)) or "")
+
+
+def test_a_format_that_counts_its_own_bytes_is_no_row_of_data() -> None:
+    class Small(Format):
+        bits = 1  # type: ignore[assignment]
+
+    small = Small(name="own", element="int6", scale="fp16", group=32, activations=False)
+    assert "it brings an object of type Small" in (formats.complaint(small) or "")
+
+
+def test_what_is_declared_like_a_built_in_format_is_taken() -> None:
+    for format in FORMATS.values():
+        for own in ({}, {"element": "mine", "own_element": format.of_elements}):
+            assert formats.complaint(replace(format, name=f"my_{format.name}", **own)) is None, format.name
+
+
+def test_a_declaration_that_is_taken_packs_as_it_says() -> None:
+    """Random ones: those that are taken keep their bound and their bytes."""
+    pick, taken = random.Random(3), 0
+    elements = [OWN, Element(bits=2, most=1, values=(-1.0, 0.0, 1.0)), Element(bits=7, most=64, top=5, offset=64)]
+    elements += [Element(bits=4, most=15, top=3), *ELEMENTS.values()]
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+    weight[3, 5] = 20
+    while taken < 150:
+        format = Format(
+            name="own",
+            element="mine",
+            own_element=pick.choice(elements),
+            scale=pick.choice([scale for scale in SCALES if scale != "e4m3"]),  # alone its range is small
+            group=pick.choice((0, 8, 32, 64)),
+            outputs=pick.choice((1, 1, 1, 0, 4)),
+            zeros=pick.random() < 0.2,
+            minima=pick.random() < 0.2,
+            super_group=pick.choice((0, 0, 64, 256)),
+            super_scale=pick.choice(("", "", "fp16", "fp32")),
+            tensor_scale=pick.random() < 0.2,
+            exponent=pick.choice(("floor", "ceil", "even", "rceil")),
+            activations=pick.random() < 0.5,
+            packer=pick.choice(("", "", "compressed-tensors", "llama.cpp", "bitsandbytes")),
+        )
+        if formats.complaint(format):
+            continue
+        taken += 1
+        packed = pack(weight, format, weight=True)
+        rows, features = format.outputs or 16, format.super_group or format.group or 256
+        tiles = (-1, rows, 256 // features, features)
+        largest = weight.view(tiles).abs().amax((1, 3), keepdim=True)
+        error = ((unpack(packed) - weight).view(tiles).abs() / largest).max()
+        assert error <= error_bound(format) * 1.01 + 1e-5, format
+        assert packed.bytes == pytest.approx(bytes_per_weight(format, 256) * weight.numel(), abs=4), format
+        assert multiply(weight[:3], packed).isfinite().all()
 
 
 BROKEN = {

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..contract import FORMATS_GROUP, Backend, InputError
 from ..quant import ELEMENTS, FORMATS, SCALES, Format
+from ..quant.declared import inconsistent, mistyped
 from ..spelling import did_you_mean, reason_of
 
 BUILT_IN = "cosmos3"
@@ -80,9 +81,11 @@ def of_packages() -> Packages:
 
 def complaint(format: object) -> str | None:
     """What is wrong with a format that a package or a backend brings, or None."""
-    if not isinstance(format, Format):
+    if type(format) is not Format:  # a class of one's own may count other bytes than it packs
         return f"it brings an object of type {type(format).__name__}, and a quant.Format is wanted"
     name = format.name
+    if wrong := mistyped(format):
+        return f"of its format {name!r} {wrong}"
     if name in (*FORMATS, "none") or not name or any(letter in "=,*" or letter.isspace() for letter in name):
         taken = "is built in" if name in FORMATS else "cannot be asked for by this name"
         return f"its format {name!r} {taken}"
@@ -94,7 +97,9 @@ def complaint(format: object) -> str | None:
     for scale in filter(None, (format.scale, format.super_scale)):
         if scale not in SCALES:
             return f"a scale of its format {name} is {scale!r}, which is none of {', '.join(SCALES)}"
-    if format.inputs is not None and format.inputs.name not in FORMATS:
+    if wrong := inconsistent(format):
+        return f"its format {name}: {wrong}"
+    if format.inputs is not None and format.inputs != FORMATS.get(format.inputs.name):
         return complaint(format.inputs)
     return None
 
