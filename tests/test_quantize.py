@@ -276,9 +276,9 @@ def test_where_it_is_not_written(quantize: Call, monkeypatch, tmp_path: Path) ->
         assert code == 2 and found in err and err.count("\n") == 1, output
     code, _, err = quantize(*asked, "notes", "--overwrite")
     assert code == 2 and "is no checkpoint: it has no model_index.json" in err
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1_234_567))
     code, _, err = quantize(*asked, "fp8")
-    assert code == 2 and "GB more, and the disk has 0.0 GB free" in err
+    assert code == 2 and "GB more, and the disk has 0.00123 GB free" in err
     assert files_of(tmp_path) == before and not Path("fp8.part").exists()
 
 
@@ -378,23 +378,31 @@ def test_a_killed_process_is_gone_on_with(monkeypatch, tmp_path: Path) -> None:
     check_weights(Path("out"), source, set(job.modules), "w4a16", "compressed-tensors", 128)
 
 
-def test_what_changed_since_a_stop_is_copied_as_it_is_now(monkeypatch, tmp_path: Path) -> None:
+def test_what_changed_since_a_stop_is_as_it_is_now(monkeypatch, tmp_path: Path) -> None:
+    """Of what decides no weight: a file that changed, and two that are gone, one of which the model card speaks of."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(TINY, "model")
-    Path("model/NOTES").write_text("old")
+    for name in ("NOTES", "GONE", "README.md"):
+        Path("model", name).write_text("old")
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == writing.CHECK:
             raise KeyboardInterrupt
 
-    job = job_of(Asked(model="model", format="fp8"))
     with pytest.raises(KeyboardInterrupt):
-        writing.write(job, Path("out"), stop)
-    assert Path("out.part/NOTES").read_text() == "old"
+        writing.write(job_of(Asked(model="model", format="fp8")), Path("out"), stop)
+    assert Path("out.part/NOTES").read_text() == "old" and Path("out.part/README-source.md").is_file()
+    shard = Path("out.part/transformer") / f"{STEM}.safetensors"
+    before = _age(shard)
     Path("model/NOTES").write_text("new")
-    writing.write(job, Path("out"), lambda *_: None)
-    record = json.loads((Path("out") / writing.RECORD).read_text())
-    assert Path("out/NOTES").read_text() == "new" and record["files"]["NOTES"] == sha256_file(Path("out/NOTES"))
+    Path("model/GONE").unlink()
+    Path("model/README.md").unlink()
+    writing.write(job_of(Asked(model="model", format="fp8")), Path("out"), lambda *_: None)
+    resumed = files_of(Path("out"))
+    assert _age(Path("out/transformer") / shard.name) == before
+    shutil.rmtree("out")
+    writing.write(job_of(Asked(model="model", format="fp8")), Path("out"), lambda *_: None)
+    assert resumed == files_of(Path("out")) and "GONE" not in resumed
 
 
 def test_one_killed_before_its_first_record_is_gone_on_with(quantize: Call, monkeypatch) -> None:

@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def check_output(job: Job, output: Path, *, overwrite: bool) -> None:
         raise InputError(asked, f"the folder {real.parent} cannot be written to", "Choose another folder")
     needed = sum(size for path, size in job.sizes().items() if path not in done)
     if needed > (free := shutil.disk_usage(real.parent).free):
-        found = f"it takes {needed / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f} GB free"
+        found = f"it takes {needed / 1e9:.3g} GB more, and the disk has {free / 1e9:.3g} GB free"
         raise InputError(asked, found, "Free space, or choose another disk")
 
 
@@ -110,7 +111,7 @@ def write(job: Job, output: Path, show: Show, *, overwrite: bool = False) -> Pat
         texts = {CONFIG: _json(job.config()), CARD: card(job, output.name), INDEX: job.index()}
         for path, text in texts.items():
             if text is not None:
-                folder.put(path, lambda temp, text=text: temp.write_text(text, "utf-8"))  # type: ignore[misc]
+                folder.text(path, text)
         folder.drop_others()
         show(CHECK, 0, 1)
         Weights(open_model(str(part)))
@@ -170,9 +171,17 @@ class _Folder:
 
     def copy(self, path: str, file: Path) -> None:
         """A file of the source as it is now: what the job's identity does not cover may have changed since a stop."""
-        if path in self.done and self.done[path] != sha256_file(file):
+        self._anew(path, sha256_file(file), lambda temp: shutil.copyfile(file, temp))
+
+    def text(self, path: str, text: str) -> None:
+        """A file with this text, which may say what has changed since a stop."""
+        self._anew(path, sha256(text.encode()).hexdigest(), lambda temp: temp.write_text(text, "utf-8"))
+
+    def _anew(self, path: str, digest: str, write: Callable[[Path], object]) -> None:
+        """A file that is kept only if it had this digest when it was finished."""
+        if self.done.get(path, digest) != digest:
             del self.done[path]
-        self.put(path, lambda temp: shutil.copyfile(file, temp))
+        self.put(path, write)
 
     def drop_others(self) -> None:
         """Delete what is no file of the checkpoint."""
@@ -189,7 +198,8 @@ class _Folder:
 
 
 def _done(job: Job, part: Path) -> dict[str, str]:
-    """The finished files of an earlier process, and their digests. Raises InputError where it wrote another thing."""
+    """The finished files of an earlier process that the checkpoint is still to have, and their digests. Raises
+    InputError where it wrote another thing."""
     asked = f"writing {part.name.removesuffix(PART)}"
     hint = f"Delete {part}, or choose another name"
     if not os.path.lexists(part):
@@ -211,7 +221,8 @@ def _done(job: Job, part: Path) -> dict[str, str]:
         if said.get(key) != value:
             found = f"{part} is unfinished, and of another {key}: {shown(said.get(key))} instead of {shown(value)}"
             raise InputError(asked, found, f"Type the command that began it, delete {part}, or choose another name")
-    return {path: digest for path, digest in files.items() if stat.S_ISREG(_mode(part / path))}
+    mine = {*(f"transformer/{shard.name}" for shard in job.shards), *job.copies, CONFIG, CARD, INDEX}
+    return {path: digest for path, digest in files.items() if path in mine and stat.S_ISREG(_mode(part / path))}
 
 
 def _new(part: Path) -> bool:
