@@ -54,6 +54,19 @@ def both(*changes: Change) -> Change:
     return change
 
 
+def mixture(more: dict[str, object]) -> Change:
+    """ModelOpt's, of the one algorithm that all modules have, and of what more is said."""
+
+    def change(folder: Path) -> None:
+        held, _ = tensors_of(folder)
+        modules = [name.removesuffix(".weight_scale") for name in held if name.endswith(".weight_scale")]
+        (algo,) = {one["quant_algo"] for one in more.values()}  # type: ignore[index]
+        config("quant_algo", value="MIXED_PRECISION")(folder)
+        config("quantized_layers", value={name: {"quant_algo": algo} for name in modules} | more)(folder)
+
+    return change
+
+
 def metadata(text: str | None) -> Change:
     """What the file's metadata says of the probe's class."""
 
@@ -111,7 +124,7 @@ BAD: dict[str, tuple[str, Change, str]] = {
     ),
     "config of NVFP4": (
         FP8,
-        config("quant_algo", value="NVFP4"),
+        both(config("config_groups", value={}), config("quant_algo", value="NVFP4")),
         "it is float8_e4m3fn, and the config says that it is nv",
     ),
     "unknown algorithm": (FP8, config("quant_algo", value="FP8_PB_WO"), "says quant_algo FP8_PB_WO. Of ModelOpt's"),
@@ -196,7 +209,61 @@ BAD: dict[str, tuple[str, Change, str]] = {
         both(config("quant_algo", value="MIXED_PRECISION"), config("quantized_layers", value={PROBE: "FP8"})),
         f"of quantized_layers {PROBE} 'FP8'",
     ),
+    "an unknown key of a layer": (
+        FP8,
+        mixture({PROBE: {"quant_algo": "FP8", "rotate": True}}),
+        f"quantized_layers.{PROBE} says rotate = True, which is not understood",
+    ),
+    "a layer in groups of 32": (
+        NVFP4,
+        mixture({PROBE: {"quant_algo": "NVFP4", "group_size": 32}}),
+        f"quantized_layers.{PROBE} says group_size 32, and NVFP4 has groups of 16",
+    ),
+    "a layer of another algorithm": (
+        FP8,
+        config("quantized_layers", value={PROBE: {"quant_algo": "NVFP4"}}),
+        f"quantized_layers.{PROBE} says quant_algo NVFP4, and quantization_config FP8",
+    ),
+    "a layer that is not quantized": (
+        FP8,
+        mixture({"layers.0.self_attn.to_q": {"quant_algo": "FP8"}}),
+        "layers.0.self_attn.to_q: it is not quantized, and quantized_layers says that it is FP8",
+    ),
+    "groups of other bits": (
+        FP8,
+        group("weights", value={"num_bits": 4, "type": "float"}),
+        "config_groups.group_0 says of weights {'num_bits': 4, 'type': 'float'}, which is not FP8",
+    ),
+    "groups of integers": (FP8, group("weights", "type", value="int"), "'type': 'int'}, which is not FP8"),
+    "groups of blocks of another size": (NVFP4, group("weights", "group_size", value=32), "32}, which is not NVFP4"),
+    "a group that is none": (
+        FP8,
+        config("config_groups", "group_0", value=3),
+        "config_groups.group_0 says 3, which is",
+    ),
     # compressed-tensors
+    "unknown format of all": ("ct-int", config("format", value="marlin-24"), "quantization_config says format 'marlin"),
+    "unknown order": (
+        "ct-w4a16",
+        group("weights", "actorder", value="up"),
+        "actorder 'up', which is not group, dynamic, weight, static or a flag",
+    ),
+    "true order": ("ct-w4a16", group("weights", "actorder", value=True), "weight_g_idx: it is missing"),
+    "groups of channels": (
+        "ct-int",
+        group("weights", "group_size", value=32),
+        "config_groups.group_0 says group_size 32 with strategy channel",
+    ),
+    "named, and not quantized": (
+        "ct-int",
+        both(config("ignore", value=[]), group("targets", value=["Linear", "layers.0.self_attn.to_q"])),
+        "layers.0.self_attn.to_q: it is not quantized, and config group group_0 names it",
+    ),
+    "two groups for one module": (
+        "ct-int",
+        config("config_groups", "group_1", value={"targets": [PROBE], "weights": {"strategy": "channel"}}),
+        "config groups group_0 and group_1 are for it, and differ",
+    ),
     "inputs in integers by weights in floats": (
         "ct-float-static",
         group("input_activations", "type", value="int"),
@@ -504,6 +571,26 @@ BAD: dict[str, tuple[str, Change, str]] = {
         metadata('{"_type": "Int4Tensor", "_data": {}}'),
         "it is a Int4Tensor, and of torchao",
     ),
+    "groups of 32 in the config": (
+        "torchao-int8",
+        config("quant_type", "default", "_data", "group_size", value=32),
+        "quant_type.default says group_size 32, and cosmos3 reads one scale for each row",
+    ),
+    "other floats in the config": (
+        "torchao-float8",
+        config("quant_type", "default", "_data", "weight_dtype", "_data", value="float8_e5m2"),
+        "says weight_dtype 'float8_e5m2', and cosmos3 reads float8_e4m3fn",
+    ),
+    "a config of some modules": (
+        "torchao-int8",
+        config("quant_type", "proj", value={"_type": "Int4WeightOnlyConfig"}),
+        "quant_type says proj = {'_type': 'Int4WeightOnlyConfig'}, which is not understood",
+    ),
+    "a config with an unknown key": (
+        "torchao-int8",
+        config("quant_type", "default", "rotate", value=True),
+        "quant_type.default says rotate = True, which is not understood",
+    ),
     "zero points in floats": (
         "torchao-int8",
         changed(_weight_zero_point=lambda t: t.float()),
@@ -515,6 +602,11 @@ BAD: dict[str, tuple[str, Change, str]] = {
         "modelslim-dynamic",
         saying(f"{PROBE}.weight", value="FLOAT", file=f"transformer/{DESCRIPTION}"),
         "the description says that it is FLOAT",
+    ),
+    "a product of other scales": (
+        "modelslim-static",
+        changed(deq_scale=lambda t: t * 2),
+        f"tensor {PROBE}.deq_scale: it is not the product of weight_scale and input_scale",
     ),
     "asymmetric inputs": ("modelslim-static", changed(input_offset=first(5)), "inputs are asymmetric"),
     "unknown description": (

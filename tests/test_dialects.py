@@ -267,3 +267,15 @@ def test_features_in_groups_of_their_own_order(tmp_path: Path) -> None:
     codes = unpack(before) / scales.repeat_interleave(32, 1)
     assert found.order is not None
     assert torch.allclose(unpack(found), codes * scales[:, held[f"{PROBE}.weight_g_idx"].long()])
+
+
+def test_a_config_group_that_names_a_module_goes_before_patterns(tmp_path: Path) -> None:
+    """In whatever order they stand: compressed-tensors' own, by name, by pattern, then all linears."""
+    folder, where = checkpoint("ct-int", tmp_path / "model"), ("quantization_config", "config_groups")
+    config = json.loads((folder / "transformer/config.json").read_text())
+    named = config["quantization_config"]["config_groups"]["group_0"]
+    other = {"weights": {"strategy": "channel"}, "format": "int-quantized"}
+    groups = {"group_0": {"targets": ["Linear"], **other}, "group_1": {"targets": ["re:.*"], **other}, "group_2": named}
+    saying(*where, value=groups)(folder)
+    formats = Weights(open_model(str(folder))).quantized.formats()
+    assert {format.name for format in formats.values()} == {"int8"} and set(formats) >= {PROBE}

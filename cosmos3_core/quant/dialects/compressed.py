@@ -3,7 +3,7 @@ quantized, and `format` how they lie in the file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .common import (
     Clues,
     Dialect,
     Header,
+    Kind,
     Layout,
     Scheme,
     expect,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from ..numerics import Packed
     from .layouts import Tensors
 
+GROUPED, IN_ORDER = ("group", "dynamic", True), ("weight", "static", False)
+"""Whether features are put into groups by `weight_g_idx`, or lie in them in their order."""
 ARGS = {
     "num_bits": WHOLE,
     "type": TEXT,
@@ -45,7 +48,7 @@ ARGS = {
     "strategy": TEXT,
     "block_structure": ANYTHING,
     "dynamic": ANYTHING,
-    "actorder": ANYTHING,
+    "actorder": Kind("group, dynamic, weight, static or a flag", lambda value: value in (*GROUPED, *IN_ORDER)),
 }
 HARMLESS_ARGS = ("scale_dtype", "zp_dtype", "observer", "observer_kwargs", "is_mx")
 GROUP_KEYS = {
@@ -64,6 +67,8 @@ FORMS = (
     "mxfp8-quantized",
     "nvfp4-pack-quantized",
 )
+MIXED = "mixed-precision"
+"""The format of a checkpoint whose groups have several."""
 RUNNING = ("token", None, True)
 STORED = ("tensor", None, False)
 """How inputs get their scales: strategy, size of groups, and whether it is while running."""
@@ -84,8 +89,9 @@ BLOCKS: Mapping[Any, Mapping[Any, str]] = {
 
 @dataclass(frozen=True)
 class Group:
-    """A config group: what it is for, its format and how that lies in the file."""
+    """A config group: its name, what it is for, its format and how that lies in the file."""
 
+    name: str
     targets: tuple[str, ...]
     format: Format
     form: str
@@ -103,23 +109,34 @@ def describe(clues: Clues) -> Scheme:
         raise refuse(clues, "quantization_config", f"quantization_status {status!r}", next_step)
     if not (raw := config.get("config_groups")):
         raise refuse(clues, "quantization_config", f"config_groups {raw!r}, which names no group")
+    if (form := config.get("format")) not in (None, MIXED, *FORMS):
+        raise refuse(clues, "quantization_config", f"format {form!r}", f"cosmos3 reads {', '.join(FORMS)}")
     groups = [_group(clues, name, group, str(config.get("format"))) for name, group in raw.items()]
     ignored = config.get("ignore", [])
 
     def layout(module: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout | None:
         if set(parts) <= {"weight"} and ("weight" not in parts or parts["weight"].dtype in PLAIN):
+            for group in groups:
+                if module in group.targets and not named(ignored, module):
+                    raise Broken(None, f"it is not quantized, and config group {group.name} names it")
             return None
         if named(ignored, module):
             raise Broken(None, f"it has {', '.join(sorted(parts))}, and the config's ignore list names it")
-        for group in groups:
-            if named((target for target in group.targets if target != "Linear"), module):
-                return _layout(group, parts, shape)
-        for group in groups:
-            if "Linear" in group.targets:
-                return _layout(group, parts, shape)
-        raise Broken(None, f"it has {', '.join(sorted(parts))}, and no config group is for it")
+        mine = _for(groups, module)
+        if not mine:
+            raise Broken(None, f"it has {', '.join(sorted(parts))}, and no config group is for it")
+        if any(replace(group, name="", targets=()) != replace(mine[0], name="", targets=()) for group in mine):
+            raise Broken(None, f"config groups {' and '.join(group.name for group in mine)} are for it, and differ")
+        return _layout(mine[0], parts, shape)
 
     return Scheme(formats=tuple({group.format.name: group.format for group in groups}.values()), layout=layout)
+
+
+def _for(groups: Sequence[Group], module: str) -> list[Group]:
+    """The groups that name a module; without one those with a pattern or a part of its name, or else all linears'."""
+    by_name = [group for group in groups if module in group.targets]
+    by_part = [group for group in groups if named((one for one in group.targets if one != "Linear"), module)]
+    return by_name or by_part or [group for group in groups if "Linear" in group.targets]
 
 
 def _group(clues: Clues, name: str, group: Any, form: str) -> Group:
@@ -135,6 +152,8 @@ def _group(clues: Clues, name: str, group: Any, form: str) -> Group:
     )
     if weights is None:
         raise refuse(clues, where, "nothing of weights")
+    if (size := weights.get("group_size", -1)) > 0 and (strategy := weights.get("strategy")) in ("tensor", "channel"):
+        raise refuse(clues, where, f"group_size {size} with strategy {strategy}")
     form = str(group.get("format") or form)
     if form not in FORMS:
         next_step = f"cosmos3 reads {', '.join(FORMS)}"
@@ -142,7 +161,7 @@ def _group(clues: Clues, name: str, group: Any, form: str) -> Group:
     format = _format(clues, where, weights, inputs, form)
     if not (targets := group.get("targets")):
         raise refuse(clues, where, f"targets {targets!r}, which names no module")
-    return Group(tuple(targets), format, form, weights.get("actorder") in ("group", "dynamic"))
+    return Group(name, tuple(targets), format, form, weights.get("actorder") in GROUPED)
 
 
 def _format(

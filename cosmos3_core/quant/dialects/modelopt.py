@@ -7,10 +7,10 @@ hf_quant_config.json. `modelopt_state.pth`, which can lie beside them, is a pick
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..formats import FORMATS
+from ..formats import FORMATS, Format
 from ..steps import A16, NATIVE
 from .common import (
     ANYTHING,
@@ -47,6 +47,8 @@ POLICY: dict[str, tuple[Any, ...]] = {
     "reasoner": MODES,
 }
 """Keys of the steps' policy, and what they may be."""
+OF_LAYER = {"quant_algo": TEXT, "group_size": WHOLE}
+"""What a mixture says of a layer."""
 RANGES = ("first_steps", "last_steps")
 MOST = 1000
 """Steps of a run."""
@@ -71,6 +73,8 @@ def describe(clues: Clues) -> Scheme:
 
     def layout(module: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> Layout | None:
         if not any(part != "weight" for part in parts):
+            if module in mixed:
+                raise Broken(None, f"it is not quantized, and quantized_layers says that it is {mixed[module]}")
             return None
         chosen = mixed.get(module) if algo == "MIXED_PRECISION" else algo
         if chosen is None:
@@ -78,6 +82,7 @@ def describe(clues: Clues) -> Scheme:
         return _layout(ALGOS[chosen], parts, shape)
 
     formats = tuple(FORMATS[ALGOS[name]] for name in names)
+    _check_groups(clues, said, formats)
     return Scheme(formats=formats, layout=layout, policy=_policy(clues, said))
 
 
@@ -127,11 +132,39 @@ def _algo(clues: Clues, config: Mapping[str, Any]) -> tuple[str, dict[str, str]]
     layers = config.get("quantized_layers", {})
     if wrong := [name for name, one in layers.items() if not isinstance(one, Mapping)]:
         raise refuse(clues, "quantization_config", f"of quantized_layers {wrong[0]} {layers[wrong[0]]!r}")
-    mixed = {name: str(one.get("quant_algo")) for name, one in layers.items()}
-    size = config.get("group_size")
-    if algo in ("NVFP4", "W4A16_NVFP4") and size not in (None, 16):
-        raise refuse(clues, "quantization_config", f"group_size {size}, and NVFP4 has groups of 16")
+    _check_size(clues, "quantization_config", algo, config.get("group_size"))
+    mixed = {}
+    for name, one in layers.items():
+        where = f"quantization_config.quantized_layers.{name}"
+        one = understood(clues, where, one, OF_LAYER, ("has_zero_point", "pre_quant_scale"))
+        mixed[name] = str(one.get("quant_algo"))
+        _check_size(clues, where, mixed[name], one.get("group_size"))
+        if algo not in ("MIXED_PRECISION", mixed[name]):
+            raise refuse(clues, where, f"quant_algo {mixed[name]}, and quantization_config {algo}")
     return algo, mixed
+
+
+def _check_size(clues: Clues, where: str, algo: str, size: int | None) -> None:
+    """Raises InputError for groups of another size than the algorithm's."""
+    group = FORMATS[ALGOS[algo]].group if algo in ALGOS else 0
+    if group and size not in (None, group):
+        raise refuse(clues, where, f"group_size {size}, and {algo.removeprefix('W4A16_')} has groups of {group}")
+
+
+def _check_groups(clues: Clues, config: Mapping[str, Any], formats: Sequence[Format]) -> None:
+    """What config groups say once more of the weights. Raises InputError where that is none of the algorithms'."""
+    for name, group in config.get("config_groups", {}).items():
+        weights = group.get("weights", {}) if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping):
+            raise refuse(clues, f"config_groups.{name}", f"{group!r}, which is no group")
+        if not any(_agrees(weights, format) for format in formats):
+            said = " and ".join(one for one, algo in ALGOS.items() if FORMATS[algo] in formats)
+            raise refuse(clues, f"config_groups.{name}", f"of weights {dict(weights)}, which is not {said}")
+
+
+def _agrees(weights: Mapping[str, Any], format: Format) -> bool:
+    kind = weights.get("num_bits", format.bits), weights.get("type", "float")
+    return kind == (format.bits, "float") and weights.get("group_size") in (None, format.group)
 
 
 def _policy(clues: Clues, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -173,9 +206,10 @@ MODELOPT = Dialect(
         "group_size": WHOLE,
         "runtime": OBJECT,
         "kv_cache_quant_algo": TEXT,
+        "config_groups": OBJECT,
     },
-    # Groups and lists of what is left out say again what the tensors say.
-    harmless=("config_groups", "ignore", "exclude_modules", "producer", "kv_cache_scheme", "has_zero_point"),
+    # Lists of what is left out say again what the tensors say.
+    harmless=("ignore", "exclude_modules", "producer", "kv_cache_scheme", "has_zero_point"),
     suffixes=("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale"),
     describe=describe,
 )

@@ -99,6 +99,11 @@ def _layout(kind: str, parts: Mapping[str, Header], shape: tuple[int, int]) -> L
         if static:
             positive(tensors, "input_scale")
             positive(tensors, "deq_scale")
+            if "weight_scale" in wanted:
+                product = tensors["weight_scale"].float().reshape(-1) * tensors["input_scale"].float().reshape(())
+                ratio = tensors["deq_scale"].reshape(-1) / product
+                if not (0.98 < ratio.min() and ratio.max() < 1.02):  # its factors may be in bf16
+                    raise Broken("deq_scale", "it is not the product of weight_scale and input_scale")
             for part in ("input_offset", "quant_bias"):
                 if tensors[part].any():
                     found = "it is not 0: inputs are asymmetric, and cosmos3 has no such format"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..formats import FORMATS, Format
-from .common import ANYTHING, TEXT, Broken, Clues, Dialect, Header, Layout, Scheme, expect, refuse
+from .common import ANYTHING, OBJECT, TEXT, Broken, Clues, Dialect, Header, Layout, Scheme, expect, refuse, understood
 from .layouts import eight_bit
 
 if TYPE_CHECKING:
@@ -30,8 +30,12 @@ def describe(clues: Clues) -> Scheme:
     """Raises InputError."""
     formats: tuple[Format, ...] = ()
     if clues.config is not None:
-        chosen = clues.config.get("quant_type")
-        chosen = chosen.get("default") if isinstance(chosen, Mapping) else chosen
+        where, chosen = "quantization_config.quant_type", clues.config.get("quant_type")
+        if isinstance(chosen, Mapping):
+            chosen = understood(clues, where, chosen, {"default": OBJECT}).get("default")
+        if isinstance(chosen, Mapping):
+            chosen = understood(clues, f"{where}.default", chosen, {"_type": TEXT, "_data": OBJECT}, ("_version",))
+            _check_attributes(clues, f"{where}.default", chosen.get("_data", {}))
         name = chosen.get("_type") if isinstance(chosen, Mapping) else chosen
         if not isinstance(name, str) or name not in CONFIGS:
             raise refuse(clues, "quantization_config", f"quant_type {name!r}", f"cosmos3 reads {', '.join(CONFIGS)}")
@@ -43,6 +47,16 @@ def describe(clues: Clues) -> Scheme:
         return _layout(_class(clues.metadata.get(f"{module}.weight")), parts, shape)
 
     return Scheme(formats=formats, layout=layout)
+
+
+def _check_attributes(clues: Clues, where: str, data: Mapping[str, Any]) -> None:
+    """Of a config what the weights' own metadata does not say. Raises InputError."""
+    if data.get("group_size") not in (None, -1):
+        raise refuse(clues, where, f"group_size {data['group_size']!r}, and cosmos3 reads one scale for each row")
+    dtype = data.get("weight_dtype")
+    dtype = dtype.get("_data") if isinstance(dtype, Mapping) else dtype
+    if dtype not in (None, "float8_e4m3fn"):
+        raise refuse(clues, where, f"weight_dtype {dtype!r}, and cosmos3 reads float8_e4m3fn")
 
 
 def _class(text: str | None) -> tuple[str, Mapping[str, Any]]:
