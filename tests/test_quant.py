@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from cosmos3_core.quant import ELEMENTS, FORMATS, SCALES, bytes_per_weight, numerics
+from cosmos3_core.quant import ELEMENTS, FORMATS, SCALES, bytes_per_weight, error_bound, numerics
 from cosmos3_core.quant.codes import from_bytes, to_bytes
 from cosmos3_core.quant.formats import E2M1_VALUES
-from cosmos3_core.quant.numerics import fake_quant, pack, unpack
+from cosmos3_core.quant.numerics import fake_quant, multiply, pack, unpack
 from cosmos3_core.testing import cases
 
 EVERY = pytest.mark.parametrize("name", FORMATS)
@@ -72,6 +73,41 @@ def test_equal_numbers(name, value):
         return
     assert found.isfinite().all() and len(found.unique()) == 1
     assert float((found - value).abs().max()) <= abs(value) * (0.25 if "mxfp4" in name else 0.07)
+
+
+@EVERY
+def test_weights_of_one_sign_and_outliers_keep_the_bound(name):
+    """Blocks of one sign beside blocks of the other or of both, in all super blocks."""
+    format = FORMATS[name]
+    x = torch.randn(16, 512, generator=torch.Generator().manual_seed(5))
+    signs = torch.tensor([1.0, -1.0, 0.0, 0.0]).repeat_interleave(32).repeat(4)
+    x[:6] = torch.where(signs == 0, x[:6], signs * (x[:6].abs() + 1))
+    x[4:6] *= -1
+    x[6:8, ::97] *= 100
+    x[8:10] = x[8:10].abs() * 1e-3 + 1
+    rows, features = format.outputs or 16, format.super_group or format.group or 512
+    tiles = (-1, 16, 1, 512) if format.tensor_scale else (-1, min(rows, 16), 512 // features, features)
+    weight = x.repeat(rows // 16, 1) if rows > 16 else x
+    error = (unpack(pack(weight, format, weight=True)) - weight)[:16].view(tiles).abs()
+    assert (error / x.view(tiles).abs().amax((1, 3), keepdim=True)).max() <= error_bound(format) + 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name, format in FORMATS.items() if format.static])
+def test_a_nan_is_one_by_a_stored_scale_too(name):
+    weight, x = torch.randn(8, 64), torch.randn(3, 64)
+    packed = pack(weight, FORMATS[name], weight=True, input_scale=torch.tensor(0.01))
+    assert multiply(x, packed).isfinite().all()
+    x[1, 5] = float("nan")
+    assert multiply(x, packed)[1].isnan().all()
+
+
+def test_zero_points_are_codes_where_a_scale_is_too_small():
+    """Its rounding can put the zero point beyond the last code."""
+    packed = pack(torch.full((1, 128), -1e-44), FORMATS["w4a16_asym"])
+    assert packed.zeros.tolist() == [[15]] and unpack(packed).isfinite().all()
+    half = replace(FORMATS["w4a16_asym"], scale="fp16")
+    for least in (-1e-6, -5e-7, -2e-7):
+        assert pack(torch.full((1, 128), least), half).zeros.max() <= 15
 
 
 @EVERY

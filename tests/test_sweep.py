@@ -107,6 +107,7 @@ BAD = {
     (*INT4, "-o", "out", "--max-error", 0.1): "--max-error 0.1: nothing is measured. Add --sweep",
     (*INT4, "--sweep", "made.toml", "--keep-share", 0.1): "--sweep: it compares runs of prompts, and there are none",
     (*INT4, "--sweep", "prompts.txt", "--keep-share", 0.1, "--calibrate", "prompts.txt"): "prompts.txt: it exists",
+    (*SWEEP[:-1], "prompts.txt", "--keep-share", 0.1, "--overwrite"): "prompts.txt: it is the file of the prompts",
     (*SWEEP, "--keep-share", 0.1, "--policy", "unknown.toml"): "keep has 'layers.9.*', and no module has such a name",
 }
 
