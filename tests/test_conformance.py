@@ -29,6 +29,7 @@ from cosmos3_core.reference import build_ops
 from cosmos3_core.reference.ops import LinearPacker
 from cosmos3_core.testing import suite
 from cosmos3_core.testing.cases import Here
+from cosmos3_core.testing.subject import Subject
 from cosmos3_core.testing.suite.composites import FINISHES, PROJECTS
 from cosmos3_core.testing.suite.linear import test_linear_of_a_packed_weight as judge_packed
 from cosmos3_core.testing.suite.scaling import test_linear_scales_by_block as judge_scales
@@ -217,6 +218,19 @@ def test_the_outcome_of_every_fault_is_kept():
     assert set(mutate.FIRST) | {"written"} | set(mutate.WHOLE) == {kind for kind, _ in known.values()}
     caught = Counter(one["caught"] for one in outcomes.values())
     assert caught["right"] >= 200 and caught["missed"] == 0 and caught["elsewhere"] < len(known) / 20
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_loading_torch_s_compiler_changes_is_no_row_s(acme, monkeypatch, loaded):
+    subject, before = Subject("acme"), sys.getswitchinterval()
+    try:
+        with subject.looking("gate-exp_gate", "a test"):
+            sys.setswitchinterval(2 * before)
+            if loaded:
+                monkeypatch.setitem(sys.modules, "torch._inductor.of_this_test", SimpleNamespace())
+    finally:
+        sys.setswitchinterval(before)
+    assert bool(subject.changed["gate-exp_gate"]) is not loaded
 
 
 def test_a_fault_says_where_and_how_to_see_it_again(acme, kit):

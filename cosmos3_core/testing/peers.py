@@ -158,19 +158,36 @@ def fresh(peer: Peer) -> None:
 
 
 def group(peer: Peer) -> None:
-    """In a group, processes are counted from its first: process 1 is number 0 of a group of its own, and the last two
-    are numbers 0 and 1 of theirs."""
+    """In a group, processes are counted from its first: process 1 is number 0 of a group of its own, and the last is
+    number 1 of a pair, of four processes with the second."""
     groups = [dist.new_group([rank]) for rank in peer.everyone]
-    pair = dist.new_group(last := [peer.count - 2, peer.count - 1])
+    pair = dist.new_group(members := [peer.count // 2 - 1, peer.count - 1])
     x = peer.mine(torch.float32)
     mine = groups[peer.rank]
     expect(peer.comm.broadcast(x, 0, mine).wait(), peer.mine(torch.float32), "broadcast in a group of one")
     expect(peer.comm.all_gather(x, mine).wait(), peer.mine(torch.float32)[None], "all_gather in a group of one")
     expect(peer.comm.all_reduce(x, mine).wait(), peer.mine(torch.float32), "all_reduce in a group of one")
-    if peer.rank in last:
-        number = last.index(peer.rank)
-        found = peer.comm.exchange(peer.mine(torch.float32), 1 - number, 1 - number, pair).wait()
-        expect(found, peer.of(last[1 - number], torch.float32), f"exchange in a group of processes {last}")
+    if peer.rank in members:
+        _in_a_pair(peer, pair, members)
+
+
+def _in_a_pair(peer: Peer, pair: dist.ProcessGroup, members: list[int]) -> None:
+    """Every call of a group of two, by the processes of which it consists."""
+    where, number = f"in a group of processes {members}", members.index(peer.rank)
+    both = torch.stack([peer.of(rank, torch.float32) for rank in members])
+    halves = both.unflatten(1, (2, -1))
+    for source in (0, 1):
+        found = peer.comm.broadcast(both[number].clone(), source, pair).wait()
+        expect(found, both[source], f"broadcast from {source} {where}")
+    expect(peer.comm.all_gather(both[number].clone(), pair).wait(), both, f"all_gather {where}")
+    expect(peer.comm.all_reduce(both[number].clone(), pair).wait(), both.sum(0), f"all_reduce {where}")
+    found = peer.comm.reduce_scatter(halves[number].contiguous(), pair).wait()
+    expect(found, halves.sum(0)[number], f"reduce_scatter {where}")
+    found = peer.comm.all_to_all(both[number].clone(), pair).wait()
+    expect(found, halves[:, number].flatten(0, 1), f"all_to_all {where}")
+    found = peer.comm.exchange(both[number].clone(), 1 - number, 1 - number, pair).wait()
+    expect(found, both[1 - number], f"exchange {where}")
+    peer.comm.barrier(pair)
 
 
 def barrier(peer: Peer) -> None:

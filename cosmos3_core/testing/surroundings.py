@@ -9,15 +9,19 @@ import gc
 import json
 import locale
 import logging
+import multiprocessing
 import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -38,7 +42,22 @@ PATCHABLE = {
     "builtins": builtins,
 }
 """What may be replaced by functions of somebody's own, for the whole process."""
-FUNCTIONS = [(where, name) for where, found in PATCHABLE.items() for name in vars(found) if not name.startswith("__")]
+FUNCTIONS = [
+    (where, name)
+    for where, found in PATCHABLE.items()
+    for name in (dir(found) if isinstance(found, type) else vars(found))
+    if callable(getattr(found, name, None)) or not name.startswith("__")
+]
+"""Those of a class that it inherits among them, which it does not hold itself: one put there hides them."""
+COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
+"""Packages of torch's compiler. Loading their parts replaces functions, starts threads and sets torch's variables."""
+NUMBERS = torch.linspace(-3, 3, 16)
+"""What eager torch is asked about: the bits that it gives are nobody's to change."""
+
+
+def compiler() -> int:
+    """How many parts of torch's compiler are loaded."""
+    return sum(name.startswith(COMPILER) for name in list(sys.modules))
 
 
 def surroundings() -> dict[str, Any]:
@@ -46,6 +65,7 @@ def surroundings() -> dict[str, Any]:
     shared = {name: value for name, value in environment().items() if name not in TORCH_S_OWN}
     shared = {f"environment variable {name}": value for name, value in shared.items()}
     streams = {"sys.stdout": id(sys.stdout), "sys.stderr": id(sys.stderr), "files in the folder": sorted(os.listdir())}
+    streams["child processes"] = _children()
     functions = {f"{where}.{name}": id(vars(PATCHABLE[where]).get(name)) for where, name in FUNCTIONS}
     return shared | streams | functions | settings()
 
@@ -63,6 +83,14 @@ def settings() -> dict[str, Any]:
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
         "torch.is_deterministic_algorithms_warn_only_enabled()": torch.is_deterministic_algorithms_warn_only_enabled(),
         "torch.is_anomaly_enabled()": torch.is_anomaly_enabled(),
+        "torch.is_autocast_enabled()": _autocasts(),
+        "torch.is_inference_mode_enabled()": torch.is_inference_mode_enabled(),
+        "torch.utils.deterministic.fill_uninitialized_memory": torch._C._get_deterministic_fill_uninitialized_memory(),
+        "torch.multiprocessing.get_sharing_strategy()": torch.multiprocessing.get_sharing_strategy(),
+        "modes of torch functions": torch._C._len_torch_function_stack(),
+        "modes of torch's dispatcher": torch._C._len_torch_dispatch_stack(),
+        "the current device and stream": _current(),
+        "what eager torch gives on the host": _eager(),
         "torch.set_printoptions()": repr(torch.tensor(1 / 3)),
         "torch.set_flush_denormal()": bool((torch.tensor([1e-38]) / 1000) == 0),
         "random.getstate()": hash(random.getstate()),
@@ -82,9 +110,19 @@ def settings() -> dict[str, Any]:
         "sys.path": list(sys.path),
         "sys.getrecursionlimit()": sys.getrecursionlimit(),
         "sys.excepthook": repr(sys.excepthook),
+        "sys.unraisablehook": repr(sys.unraisablehook),
+        "sys.getdlopenflags()": sys.getdlopenflags(),
+        "threading.excepthook": repr(threading.excepthook),
+        "threading.stack_size()": threading.stack_size(),
+        "multiprocessing.get_start_method()": _start_method(),
+        "socket.getdefaulttimeout()": socket.getdefaulttimeout(),
+        "time.tzname": time.tzname,
         "gc.isenabled()": gc.isenabled(),
+        "gc.get_threshold()": gc.get_threshold(),
+        "gc.get_freeze_count()": gc.get_freeze_count() > 0,
         "warnings.filters": repr(warnings.filters),
         "logging.root": (logging.root.level, repr(logging.root.handlers), logging.root.manager.disable),
+        "logging.getLogger('torch')": logging.getLogger("torch").level,
         "threads": sorted(thread.name for thread in threading.enumerate()),
         **{
             f"signal.getsignal({one.name})": repr(signal.getsignal(one))
@@ -92,7 +130,57 @@ def settings() -> dict[str, Any]:
             if hasattr(one, "name")
         },
         **_switches(),
+        **_compilers(),
     }
+
+
+def _start_method() -> str:
+    """As asked for; who merely uses it makes the default one so."""
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
+def _autocasts() -> list[bool]:
+    """Of the host and the accelerator."""
+    found = [torch.is_autocast_enabled("cpu")]
+    with suppress(Exception):  # of a device that torch does not know
+        found.append(torch.is_autocast_enabled(str(torch.accelerator.current_accelerator())))
+    return found
+
+
+def _current() -> tuple[int, str]:
+    """Of the accelerator, once it is in use: before, it is as torch begins with it."""
+    with suppress(Exception):  # of a device that torch does not know
+        module = getattr(torch, str(torch.accelerator.current_accelerator()))
+        if module.is_initialized():
+            stream, index = torch.accelerator.current_stream(), torch.accelerator.current_device_index()
+            first = stream.stream_id == module.default_stream().stream_id
+            return index, "the default stream" if first else f"stream {stream.stream_id}"
+    return 0, "the default stream"
+
+
+def _eager() -> list[float] | str:
+    """Rounding, kernels and overloads of a few operations, seen by what they give."""
+    x = NUMBERS.clone()
+    try:
+        found = x / 7 + x.exp() * torch.nn.functional.silu(x) - x.square().mean().rsqrt() + x.softmax(-1)
+        return torch.nn.functional.linear(x.round(), x.round().unsqueeze(0)).tolist() + found.tolist()
+    except Exception as error:  # of a function that somebody has replaced
+        return f"{type(error).__name__}: {error}"
+
+
+def _compilers() -> dict[str, str]:
+    """Settings of torch's compiler that are not what it comes with, where it is loaded."""
+    modules = {name: sys.modules.get(name) for name in ("torch._dynamo.config", "torch._inductor.config")}
+    return {name: module.codegen_config() if module else "" for name, module in modules.items()}
+
+
+def _children() -> list[str]:
+    """Processes that this one has started, as far as the system lists them."""
+    found = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found += task.read_text().split()
+    return sorted(found)
 
 
 def _stream() -> tuple[Any, ...]:

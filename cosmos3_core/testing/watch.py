@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from ..checkpoint.tensors import tensor_digest
-from ..contract import OPS
+from ..contract import OPS, Kernel
 from .subject import FORK_SECONDS, Subject, row_id
 from .suite import CASES
-from .surroundings import difference, surroundings
+from .surroundings import compiler, difference, surroundings
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def watch(name: str, ops: Collection[str] = OPS) -> dict[str, Any]:
     subject = Subject(name)
     before = surroundings()
     with _overheard() as said:
-        device = subject.present
+        subject.present  # noqa: B018 (it probes, and what that changes is looked at)
         started = time.perf_counter()
         subject.backend.probe()
         seconds = time.perf_counter() - started
@@ -70,17 +70,24 @@ def watch(name: str, ops: Collection[str] = OPS) -> dict[str, Any]:
     for kernel in subject.backend.kernels:
         if kernel.op not in ops or subject.why_not(kernel, kernel.dtypes[0]) is not None:
             continue
-        before, row = surroundings(), {}
-        with _overheard() as said:
-            try:
-                case, op = CASES[kernel.op], kernel.build(device)
-                if case.use or case.make:  # others take more than one process
-                    row["digest"] = tensor_digest(*case.job(op, subject.here(kernel)))
-            except Exception as error:  # a row that fails is reported for that row; the others are still watched
-                row["error"] = f"{type(error).__name__}: {error}"
-        changed = difference(before, surroundings()) + _written(said)
-        seen["rows"][row_id(kernel)] = row | {"changed": changed}
+        loaded = compiler()
+        seen["rows"][row_id(kernel)] = _row(subject, kernel)
+        if compiler() != loaded:  # what loading torch's compiler changes is torch's
+            seen["rows"][row_id(kernel)] = _row(subject, kernel)
     return seen
+
+
+def _row(subject: Subject, kernel: Kernel) -> dict[str, Any]:
+    """What building and using it changes and gives."""
+    before, row = surroundings(), {}
+    with _overheard() as said:
+        try:
+            case, op = CASES[kernel.op], kernel.build(subject.present)
+            if case.use or case.make:  # others take more than one process
+                row["digest"] = tensor_digest(*case.job(op, subject.here(kernel)))
+        except Exception as error:  # a row that fails is reported for that row; the others are still watched
+            row["error"] = f"{type(error).__name__}: {error}"
+    return row | {"changed": difference(before, surroundings()) + _written(said)}
 
 
 def _fork_ends() -> bool:

@@ -68,26 +68,38 @@ def test_results_are_what_the_protocol_says(kernel, op, op_cases, job, here):
 
 
 def test_inputs_are_left_alone(kernel, dtype, op, op_cases, job):
-    """But those that the protocol lets a row overwrite."""
+    """But those that the protocol lets a row overwrite. What lies around a view is nobody's to write to, either."""
     case = op_cases[kernel.op]
     if case.overwrites == (0,) and case.make is None:
         pytest.skip("its protocol allows it")
     if not callable(op):
         pytest.skip("its own tests look at what its methods are given")
     kept: list[tuple[Tensor, Tensor]] = []
+    around: list[tuple[Tensor, Tensor]] = []
     lists: list[tuple[list, list]] = []
 
     def keep(arguments):
         given = [argument for i, argument in enumerate(arguments) if i not in case.overwrites]
+        written = {t.untyped_storage().data_ptr() for i in case.overwrites for t in tensors_in(arguments[i : i + 1])}
         kept.extend((tensor, tensor.clone()) for tensor in tensors_in(given))
+        wholes = [_whole(t) for t in tensors_in(given) if t.untyped_storage().data_ptr() not in written]
+        around.extend((whole, whole.clone()) for whole in wholes)
         lists.extend((argument, [*argument]) for argument in given if isinstance(argument, list))
 
     job(_watched(case, op, keep, lambda result, annotation: None))
     assert kept
     changed = [list(now.shape) for now, before in kept if not torch.equal(now, before)]
     assert not changed, f"an input was overwritten, shape {changed[0]}"
+    assert same_bits(*([pair[i] for pair in around] for i in (0, 1))), (
+        "what lies around an input, which is a view, was overwritten"
+    )
     same = all([*map(id, now)] == [*map(id, before)] for now, before in lists)
     assert same, "a list among the inputs has other elements than before"
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The bytes that a tensor lies in, those around a view among them."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def test_results_are_fresh(kernel, op, op_cases, job, here):

@@ -112,6 +112,10 @@ def test_memory_counts_what_tensors_take(kernel, op, place):
         )
         if least is None or now is None:
             assert {least, now, freed, final} == {None}, f"{name} bytes are counted at times only"
+            counted = [peak for peak in (most, high, last) if peak is not None]
+            assert min(counted, default=LARGE) >= LARGE, (
+                f"{name}: a peak of {min(counted)} bytes, and a tensor took {LARGE}"
+            )
             continue
         assert now >= least + LARGE, f"{name}: {now} bytes are used with a tensor of {LARGE}, {least} without"
         assert final <= now - LARGE, f"{name}: {final} bytes are used when it is gone and the rest is given back"

@@ -16,13 +16,15 @@ from .marks import over
 def rope_inputs(
     dtype: str, device: str = "cpu", *, tables: int = 2, batch: int = 2, scale: float = 1.0
 ) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor, Tensor]:
-    """(heads, cos_BSD, sin_BSD): 32 query heads, 8 key heads, and the key heads again without a weight."""
+    """(heads, cos_BSD, sin_BSD): 32 query heads, 8 key heads, and the key heads again without a weight. The tables are
+    views of one."""
     cast, tokens = dict(device=device, dtype=getattr(torch, dtype)), 37
     q, k, _ = (scale * normal(batch, tokens, 48, HEAD_DIM, seed=1)).to(**cast).split([32, 8, 8], dim=2)
     weights = [(1 + 0.5 * normal(HEAD_DIM, seed=seed)).to(**cast) for seed in (2, 3)]
     angles = 3 * normal(tables, tokens, HEAD_DIM // 2, seed=4)
     angles = torch.cat((angles, angles), dim=-1)
-    return [(q, weights[0]), (k, weights[1]), (k, None)], angles.cos().to(**cast), angles.sin().to(**cast)
+    cos, sin = torch.cat((angles.cos(), angles.sin()), dim=-1).to(**cast).split(HEAD_DIM, dim=-1)
+    return [(q, weights[0]), (k, weights[1]), (k, None)], cos, sin
 
 
 def _use_rms_norm(op: contract.RmsNorm, here: Here) -> list[Tensor]:
@@ -31,9 +33,10 @@ def _use_rms_norm(op: contract.RmsNorm, here: Here) -> list[Tensor]:
 
 
 def _use_norm_rope(op: contract.NormRope, here: Here) -> list[Tensor]:
-    """Heads with weights, and the same without any: only those of the first kind are a row's own after its norm."""
+    """Heads with weights, and the same without any, by themselves: only those of the first kind are a row's own after
+    its norm."""
     heads, *tables = rope_inputs(here.dtype, here.device)
-    bare = [(x, None) for x, _ in heads[:2]]
+    bare = [(x.contiguous(), None) for x, _ in heads[:2]]
     return [*op(heads, *tables, eps=1e-6), *op(bare, *tables, eps=1e-6)]
 
 

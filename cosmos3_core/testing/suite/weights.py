@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 import torch
 
@@ -19,6 +21,9 @@ themselves are counted, to the byte."""
 
 SPARE, EXTRA = 1.25, 8 << 10
 """What may come on top of a format's own bytes: a share for padding, and bytes for norms, biases and tables."""
+
+BESIDE = 64 << 10
+"""Bytes of Python's, besides tensors, that may come with what was made: less than the numbers of a weight in 8 bits."""
 
 
 def unsplit(size: float) -> int:
@@ -79,8 +84,13 @@ def test_weights_take_what_their_format_says(subject, kernel, dtype, format, op,
     case = op_cases[kernel.op]
     case.make(op, here, format).call()  # tables and workspaces of the first one may stay
     before = alive()
-    made = case.make(op, here, format)
-    made.call()
+    tracemalloc.start()
+    try:
+        made = case.make(op, here, format)
+        made.call()
+        beside, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     kept = alive() - before
     size, meaning = getattr(torch, dtype).itemsize, here.meaning(format)
     matrices = [
@@ -90,3 +100,4 @@ def test_weights_take_what_their_format_says(subject, kernel, dtype, format, op,
     bound = SPARE * asked + EXTRA + (sum(map(unsplit, matrices)) if blocks else 0)
     what = f"weights of {dtype}" if format == "none" else f"weights in {format}"
     assert kept <= bound, f"{kept:,} bytes are held, and {what} take {asked:,.0f}: is the full weight kept?"
+    assert beside <= BESIDE, f"{beside:,} bytes are held that are no tensors: is the weight kept as an array?"

@@ -41,3 +41,13 @@ class swapped_ring(TorchComm):
 
     def exchange(self, x, target, source, group=None):
         return super().exchange(x, source, target, group)
+
+
+class part_of_all(TorchComm):
+    """Counts this process among all, not within the group."""
+
+    def reduce_scatter(self, x, group=None):
+        import torch.distributed as dist
+
+        total = super().all_reduce(x.clone(), group).wait()
+        return type("Work", (), {"wait": lambda self: total[dist.get_rank() % len(x)]})()

@@ -49,6 +49,43 @@ def no_maximum(q, segments, causal, want_lse):
     return out, total.log().squeeze(3) if want_lse else None
 
 
+def maximum_from_0(q, segments, causal, want_lse):
+    """exp(score) where no score is larger than 0: fine until all of a query's are below -88."""
+    out, lse = kernels.attend(q, segments, causal, True)
+    lost = lse.exp() == 0
+    out = torch.where(lost.mT.unsqueeze(-1), torch.nan, out)
+    return out, torch.where(lost, -torch.inf, lse) if want_lse else None
+
+
+def writes_around(q, segments, causal, want_lse):
+    """Whole lines of memory, where a view ends within one."""
+    base = q.as_strided((q.untyped_storage().nbytes() // q.element_size(),), (1,), 0)
+    result = kernels.attend(q, segments, causal, want_lse)
+    if not q.is_contiguous():
+        base[-1] = 0
+    return result
+
+
+def keeps_an_array(packer):
+    """Of a weight in 8 bits the numbers as well, where no count of tensors sees them."""
+
+    def pack_linear(weight_OI, bias_O, *, format="none"):
+        made = packer(weight_OI, bias_O, format=format)
+        made.before = weight_OI.float().cpu().numpy().copy() if isinstance(weight_OI, torch.Tensor) else None
+        return made
+
+    return pack_linear
+
+
+def bare_dense_heads_in_place(kernel):
+    def norm_rope(heads, cos_BSD, sin_BSD, **options):
+        found = kernel(heads, cos_BSD, sin_BSD, **options)
+        bare = zip(heads, found, strict=True)
+        return [x.copy_(y) if w is None and x.is_contiguous() else y for (x, w), y in bare]
+
+    return norm_rope
+
+
 def shuffled(seed):
     """Keys in a random order: the same sum, other roundings. A seed per process, or another order in every call."""
     stream = torch.Generator().manual_seed(seed) if seed else None
@@ -698,6 +735,10 @@ FAULTS = {
     "not_causal": ("attention", attending(lambda q, kv, causal, lse: attend(q, kv, False, lse))),
     "causal_sees_the_next": ("attention", attending(lambda q, kv, causal, lse: attend(q, kv, causal, lse, seen=1))),
     "causal_misses_itself": ("attention", attending(lambda q, kv, causal, lse: attend(q, kv, causal, lse, seen=-1))),
+    "maximum_from_0": ("attention", attending(maximum_from_0)),
+    "writes_around": ("attention", attending(writes_around)),
+    "keeps_an_array": ("pack_linear", keeps_an_array),
+    "bare_dense_heads_in_place": ("norm_rope", bare_dense_heads_in_place),
     "no_scale": ("attention", attending(lambda *arguments: attend(*arguments, scale=1.0))),
     "interleaved_heads": ("attention", attending(lambda *arguments: attend(*arguments, interleaved=True))),
     "first_segment_only": ("attention", attending(lambda q, kv, *rest: attend(q, kv[:1], *rest))),
@@ -754,6 +795,7 @@ FAULTS = {
     "source_arrives": ("memory", memory(copy=lambda self, target, source: kernels.Arrived(source))),
     "pins_floats": ("memory", memory(pinned=lambda self, shape, dtype, device: torch.empty(shape))),
     "more_free_than_there_is": ("memory", memory(free=lambda self, device: self.total(device) + 1)),
+    "peak_of_nothing": ("memory", memory(peak=lambda self, device, *, reset=False: Bytes(0, 0))),
     "counts_nothing_as_zero": ("memory", memory(used=lambda self, device: Bytes(0, 0))),
     "no_limit": ("memory", memory(limit=None)),
     "rotation_by_pairs": ("norm_rope", rotation_by_pairs),

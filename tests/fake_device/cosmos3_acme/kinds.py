@@ -666,6 +666,7 @@ def layouts() -> Iterator[tuple[str, str, Any]]:
     yield "dense_heads", "norm_rope", lying("heads")
     yield "dense_x", "rms_norm", lying("x")
     yield "dense_residual", "rms_norm", lying("residual")
+    yield "dense_cosines", "norm_rope", lying("cosines")
     yield "dense_latent", "patch_embed", lying("x")
     for op, which in (("project", "x_MI"), ("project", "delta_MI"), ("project", "cosines")):
         yield f"{op}_dense_{which}", op, lying(which)
@@ -754,6 +755,21 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "switches_threads_often": lambda: sys.setswitchinterval(1e-4),
     "another_locale": lambda: __import__("locale").setlocale(__import__("locale").LC_ALL, "C.UTF-8"),
     "fewer_files": lambda: __import__("resource").setrlimit(__import__("resource").RLIMIT_CORE, (0, 0)),
+    "replaces_an_operator": lambda: setattr(torch.Tensor, "__rsub__", lambda self, other: -(self - other)),
+    "leaves_a_mode": lambda: __import__("torch.utils._device").utils._device.DeviceContext("cpu").__enter__(),
+    "autocasts": lambda: torch.set_autocast_enabled("cpu", True),
+    "fills_nothing": lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False),
+    "shares_files": lambda: torch.multiprocessing.set_sharing_strategy("file_system"),
+    "rounds_up": lambda: __import__("ctypes").CDLL(None).fesetround(0x800),
+    "hooks_what_is_not_raised": lambda: setattr(sys, "unraisablehook", lambda *_: None),
+    "hooks_threads": lambda: setattr(threading, "excepthook", lambda *_: None),
+    "small_stacks": lambda: threading.stack_size(1 << 20),
+    "spawns": lambda: __import__("multiprocessing").set_start_method("spawn", force=True),
+    "leaves_a_process": lambda: __import__("subprocess").Popen(["sleep", "30"]),
+    "waits_for_sockets": lambda: __import__("socket").setdefaulttimeout(3),
+    "opens_libraries_for_all": lambda: sys.setdlopenflags(os.RTLD_GLOBAL | os.RTLD_NOW),
+    "collects_rarely": lambda: gc.set_threshold(10**6),
+    "quiet_torch": lambda: logging.getLogger("torch").setLevel(50),
 }
 
 

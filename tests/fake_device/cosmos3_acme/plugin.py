@@ -44,7 +44,14 @@ def needs_head_dim_128(ask: Ask) -> str | None:
     return f"written for heads of 128, and these are {ask.head_dim} wide"
 
 
-COLLECTIVES = ("maximum_is_a_sum", "processes_of_all", "parts_are_equal", "one_buffer_to_gather", "swapped_ring")
+COLLECTIVES = (
+    "maximum_is_a_sum",
+    "processes_of_all",
+    "parts_are_equal",
+    "one_buffer_to_gather",
+    "swapped_ring",
+    "part_of_all",
+)
 
 
 def faulty_collectives(device: Device):
