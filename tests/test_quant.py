@@ -13,6 +13,7 @@ import torch
 from cosmos3_core.quant import ELEMENTS, FORMATS, SCALES, bytes_per_weight, error_bound, numerics
 from cosmos3_core.quant.codes import from_bytes, to_bytes
 from cosmos3_core.quant.formats import E2M1_VALUES
+from cosmos3_core.quant.joining import join
 from cosmos3_core.quant.numerics import fake_quant, multiply, pack, unpack
 from cosmos3_core.testing import cases
 
@@ -146,6 +147,33 @@ def test_packing_some_rows_at_a_time_is_packing_them_all(name, monkeypatch):
     monkeypatch.setattr(numerics, "AT_ONCE", 600)
     parts = pack(x, FORMATS[name]), pack(weight, FORMATS[name], weight=True)
     assert all(torch.equal(unpack(some), unpack(all)) for some, all in zip(parts, whole, strict=True))
+
+
+@EVERY
+def test_joined_weights_are_read_some_rows_at_a_time(name, monkeypatch):
+    """With what each row has of its own: scales, zero points, minima, and the scale of the weight that it came from."""
+    stream = torch.Generator().manual_seed(6)
+    given = torch.tensor(0.02) if FORMATS[name].static else None
+    apart = [
+        pack(torch.randn(128, 256, generator=stream) * size, FORMATS[name], weight=True, input_scale=given)
+        for size in (1, 30, 0.1)
+    ]
+    expected, joined = torch.cat([unpack(one) for one in apart]), join(apart)
+    x = torch.randn(4, 256, generator=stream)
+    products = torch.cat([multiply(x, one) for one in apart], -1)
+    for one in ("AT_ONCE", "HOST_AT_ONCE"):
+        monkeypatch.setattr(numerics, one, 256 * 130)
+    assert torch.equal(unpack(joined), expected)
+    torch.testing.assert_close(multiply(x, joined), products, rtol=1e-5, atol=1e-4)
+
+
+def test_a_product_with_features_in_an_order_of_their_own():
+    """GPTQ's act-order: inputs are put into the order of the codes, as `unpack` puts the codes into theirs."""
+    stream = torch.Generator().manual_seed(7)
+    weight, x, order = torch.randn(16, 256, generator=stream), torch.randn(4, 256), torch.randperm(256)
+    packed = replace(pack(weight[:, order], FORMATS["w4a16"], weight=True), order=order)
+    assert (unpack(packed) - weight).abs().max() < weight.abs().max() / 8
+    torch.testing.assert_close(multiply(x, packed), x @ unpack(packed).T, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_of_a_weight():

@@ -28,7 +28,7 @@ from cosmos3_core.evidence.quantizing.quantize import Asked, job_of, with_statis
 from cosmos3_core.files import locks
 from cosmos3_core.files.digests import sha256_file
 from cosmos3_core.quant.dialects.written import WRITTEN, Written
-from cosmos3_core.quant.numerics import unpack
+from cosmos3_core.quant.numerics import pack, unpack
 from cosmos3_core.reference import ops as reference_ops
 
 Call = Callable[..., tuple[int, str, str]]
@@ -170,6 +170,17 @@ def test_the_embedded_model_by_a_policy(quantize: Call, tmp_path: Path) -> None:
     # The source's own card is kept, and the digests of its files are not, which these no longer have.
     assert (tmp_path / "out/README-source.md").read_text() == (source / "README.md").read_text()
     assert not (tmp_path / "out/SHA256SUMS").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_scales_are_in_the_dtype_in_which_loaders_have_them(dtype: torch.dtype) -> None:
+    """compressed-tensors' in the model's, so that none is rounded after the codes were chosen."""
+    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for row in WRITTEN:
+        given = torch.tensor(0.1) if row.format.static else None
+        packed = pack(weight, row.packed_as(row.format, dtype), weight=True, input_scale=given)
+        wanted = torch.float32 if row.dialect == "modelopt" else dtype
+        assert row.parts(packed)["weight_scale"].dtype == wanted, row
 
 
 def test_a_row_of_zeros_has_a_scale_that_loaders_take(quantize: Call, tmp_path: Path) -> None:
