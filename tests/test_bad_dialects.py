@@ -27,6 +27,7 @@ from cosmos3_core.checkpoint.gguf import GgufFile
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.contract import InputError
+from cosmos3_core.quant.dialects.common import named
 
 CONFIG = ("quantization_config",)
 POLICY = (*CONFIG, "runtime", "diffusion_step_policy")
@@ -694,13 +695,22 @@ def spied(read: Callable, names: list[str]) -> Callable:
     return spy
 
 
-@pytest.mark.parametrize("name", ["NaN in a weight", "NaN in a block"])
+@pytest.mark.parametrize("name", ["NaN in a weight", "NaN in a block's scale", "NaN in a block's minimum"])
 def test_what_only_the_weight_shows_is_found_when_it_is_read(name: str, tmp_path: Path) -> None:
     folder = checkpoint(FP8 if name == "NaN in a weight" else "gguf", tmp_path / "model")
     if name == "NaN in a weight":
         changed(weight=first(float("nan")))(folder)
-    else:  # the scale of the first block: Q5_1 begins with it
-        entry(lambda one: gguf_files.Entry(one.shape, one.type, b"\x00\x7e" + one.data[2:]))(folder)
+    else:  # those of the first block: Q5_1 begins with its scale, and its minimum follows
+        at = 0 if name.endswith("scale") else 2
+        there = lambda one: one.data[:at] + b"\x00\x7e" + one.data[at + 2 :]  # noqa: E731
+        entry(lambda one: gguf_files.Entry(one.shape, one.type, there(one)))(folder)
     weights = Weights(open_model(str(folder)))
     with pytest.raises(InputError, match=f"tensor {PROBE}.weight: .*NaN"):
         dict(weights.quantized.weights([PROBE]))
+
+
+def test_names_in_a_list_are_whole_parts_of_a_path() -> None:
+    """`layers.1` is not layers.11, nor a pattern that only begins as a module does."""
+    for pattern in ("layers.1", "layers.1.mlp.up_proj", "layers.1.*", r"re:layers\.1\.", "*.up_proj"):
+        assert named([pattern], "layers.1.mlp.up_proj") and not named([pattern], "layers.11.mlp.upper"), pattern
+    assert not named(["layers.1.mlp.up", "mlp", "re:mlp", ""], "layers.1.mlp.up_proj")

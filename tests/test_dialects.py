@@ -28,6 +28,8 @@ from cosmos3_core.checkpoint.tensors import tensor_digest
 from cosmos3_core.contract import InputError, Kernel, Residual
 from cosmos3_core.model.transformer import DecoderLayer
 from cosmos3_core.plan import Plan
+from cosmos3_core.quant.dialects import Clues, Header, scheme_of
+from cosmos3_core.quant.dialects.compressed import COMPRESSED
 from cosmos3_core.quant.numerics import unpack
 from cosmos3_core.settle import Wish, ground_of
 
@@ -279,3 +281,26 @@ def test_a_config_group_that_names_a_module_goes_before_patterns(tmp_path: Path)
     saying(*where, value=groups)(folder)
     formats = Weights(open_model(str(folder))).quantized.formats()
     assert {format.name for format in formats.values()} == {"int8"} and set(formats) >= {PROBE}
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_words_that_are_not_full(symmetric: bool) -> None:
+    """compressed-tensors' words of eight codes where neither the inputs nor the outputs are multiples of eight: what
+    fills the last word is no code."""
+    shape, stream = (12, 20), torch.Generator().manual_seed(4)
+    codes = torch.randint(0, 16, shape, generator=stream)
+    zeros = torch.full((12, 1), 8) if symmetric else torch.randint(0, 16, (12, 1), generator=stream)
+
+    def words(codes_NI: torch.Tensor) -> torch.Tensor:
+        full = torch.cat([codes_NI, torch.full((len(codes_NI), -codes_NI.shape[1] % 8), 15)], 1).long()
+        found = (full.unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)).sum(-1)
+        return (found - (found >= 2**31) * 2**32).int()
+
+    args = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": symmetric}
+    said = {"format": "pack-quantized", "config_groups": {"all": {"targets": ["Linear"], "weights": args}}}
+    parts = {"weight_packed": words(codes), "weight_scale": torch.rand(12, 1), "weight_shape": torch.tensor(shape)}
+    parts |= {} if symmetric else {"weight_zero_point": words(zeros.T).T.contiguous()}
+    headers = {name: Header(tuple(one.shape), str(one.dtype).removeprefix("torch.")) for name, one in parts.items()}
+    layout = scheme_of(COMPRESSED, Clues(source="x", config=said)).layout("x", headers, shape)
+    layout.check(parts)
+    assert torch.equal(unpack(layout.read(parts)), (codes - zeros).float() * parts["weight_scale"])
