@@ -12,7 +12,7 @@ import torch
 
 from cosmos3_core.quant import ELEMENTS, FORMATS, SCALES, bytes_per_weight, error_bound, numerics
 from cosmos3_core.quant.codes import from_bytes, to_bytes
-from cosmos3_core.quant.formats import E2M1_VALUES
+from cosmos3_core.quant.formats import E2M1_VALUES, grains
 from cosmos3_core.quant.joining import join
 from cosmos3_core.quant.numerics import fake_quant, multiply, pack, unpack
 from cosmos3_core.testing import cases
@@ -277,6 +277,22 @@ def test_mx_scales_follow_the_ocp_rule():
     saturated = unpack(pack(block([7.9, 1.0], 32), FORMATS["mxfp4"]))
     assert saturated[0, :2].tolist() == [6.0, 1.0]
     assert unpack(pack(block([500.0, 1.0], 32), FORMATS["mxfp8"]))[0, :2].tolist() == [448.0, 1.0]
+
+
+def test_a_last_super_block_that_is_short_counts_as_one():
+    for name in ("q4_k", "q6_k", "mxfp4_dual"):
+        packed = pack(torch.randn(4, 640), FORMATS[name], weight=True)
+        assert bytes_per_weight(FORMATS[name], 640) * 4 * 640 == packed.bytes
+
+
+def test_a_cut_spares_the_groups_of_the_inputs():
+    inputs = replace(FORMATS["int8"], name="int8_128", group=128)
+    assert grains(replace(FORMATS["w4a8"], group=32, inputs=inputs)) == (128, 1)
+
+
+def test_an_exponent_that_is_none_is_nan():
+    packed = pack(torch.ones(1, 32), FORMATS["mxfp8"])
+    assert unpack(replace(packed, scales=torch.full_like(packed.scales, 255))).isnan().all()
 
 
 def test_mx_scale_of_zeros_and_of_infinitesimals():

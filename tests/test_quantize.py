@@ -24,6 +24,7 @@ from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.policy import Policy
 from cosmos3_core.checkpoint.quantize import Job, prepare, source_folder, with_defaults
 from cosmos3_core.checkpoint.tensors import TensorFiles
+from cosmos3_core.contract import InputError
 from cosmos3_core.evidence.quantizing.quantize import Asked, job_of, with_statistics
 from cosmos3_core.files import locks
 from cosmos3_core.files.digests import sha256_file
@@ -342,6 +343,21 @@ def of_embedded() -> Job:
     return prepare(model, format="w4a16", dialect=None, group=None, policy=policy, shard_bytes=WIDEST)
 
 
+def test_files_are_no_larger_than_they_may_be() -> None:
+    """But for one with a single tensor."""
+    for shard in of_embedded().shards:
+        assert sum(spec.nbytes for spec in shard.specs.values()) <= WIDEST or len(shard.pieces) == 1
+
+
+def test_what_cannot_be_read_back_gets_no_name(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = job_of(Asked(model=TINY_MODEL, format="fp8"))
+    monkeypatch.setattr(Job, "config", lambda self: json.loads((TINY / "transformer/config.json").read_text()))
+    with pytest.raises(InputError, match="so it is quantized, and no file says how"):
+        writing.write(job, Path("out"), lambda *_: None)
+    assert os.listdir() == ["out.part"]
+
+
 def _age(file: Path) -> tuple[int, int]:
     return file.stat().st_ino, file.stat().st_mtime_ns
 
@@ -372,7 +388,8 @@ def test_a_killed_process_is_gone_on_with(monkeypatch, tmp_path: Path) -> None:
     finished = {shard.name: _age(part / "transformer" / shard.name) for shard in job.shards[:3]}
     # One finished file was damaged since.
     damaged = part / "transformer" / job.shards[1].name
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    *before, last = damaged.read_bytes()
+    damaged.write_bytes(bytes([*before, last ^ 1]))
     writing.write(of_embedded(), Path("out"), lambda *_: None)
     writing.write(of_embedded(), Path("whole"), lambda *_: None)
     first, second = files_of(Path("out")), files_of(Path("whole"))

@@ -89,6 +89,10 @@ def test_groups_are_thirds_of_a_towers_layers() -> None:
     )
 
 
+def test_a_byte_is_worth_the_square_of_the_error() -> None:
+    assert Group("a", (), 100, 0.2).worth > Group("b", (), 40, 0.1).worth
+
+
 def test_a_share_is_spent_on_the_largest_squares() -> None:
     groups = [Group("a", (), 40, 0.13), Group("b", (), 40, 0.11), Group("c", (), 80, 0.15), Group("d", (), 240, 0.01)]
     assert [group.name for group in _within(groups, 0.2)] == ["a", "b"]
