@@ -14,7 +14,7 @@ from cosmos3_core.checkpoint.policy import read_policy
 from cosmos3_core.evidence.quantizing.errors import Errors
 from cosmos3_core.evidence.quantizing.quantize import Asked, job_of
 from cosmos3_core.evidence.quantizing.session import Session
-from cosmos3_core.evidence.quantizing.sweep import Group, _within, groups_of
+from cosmos3_core.evidence.quantizing.sweep import Budget, Group, _within, groups_of, sweep
 
 Call = Callable[..., tuple[int, str, str]]
 GIVEN = {"size": "64x64", "steps": 2, "frames": 1}
@@ -87,6 +87,13 @@ def test_groups_are_thirds_of_a_towers_layers() -> None:
     assert (
         down.modules == tuple(f"layers.{i}.mlp_moe_gen.down_proj" for i in (4, 5)) and down.bytes == 2 * 256 * 512 * 2
     )
+
+
+def test_prompts_that_are_no_file_are_not_looked_for_on_the_disk(tmp_path: Path) -> None:
+    asked = Asked(model=TINY_MODEL, format="fp8", calibrate=["waves"], given=GIVEN, backend="reference")
+    (tmp_path / "made.toml").touch()
+    made = sweep(asked, Budget(share=0.5), tmp_path / "made.toml", lambda *_: None, overwrite=True)
+    assert made["prompts"] == 1
 
 
 def test_a_byte_is_worth_the_square_of_the_error() -> None:

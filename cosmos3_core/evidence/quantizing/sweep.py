@@ -95,7 +95,7 @@ def sweep(asked: Asked, budget: Budget, path: Path, show: Show, *, overwrite: bo
     check_writable(path, overwrite=overwrite)
     if (prompts := asked.prompts()) is None:
         raise InputError("`sweep`", "it compares runs of prompts, and there are none", "Pass them as `calibrate`")
-    if path.exists() and asked.calibrate and Path(asked.calibrate).exists() and path.samefile(asked.calibrate):
+    if isinstance(file := asked.calibrate, str) and path.exists() and Path(file).exists() and path.samefile(file):
         raise InputError(f"writing {path}", "it is the file of the prompts", "Choose another name")
     job = job_of(asked)
     session = Session.widest(asked.model, asked.revision, asked.backend, prompts, asked.given)
