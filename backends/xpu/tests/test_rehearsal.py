@@ -43,6 +43,7 @@ from cosmos3_core.plan import Want, resolve
 from cosmos3_core.plan.cost.units import ceiling_of
 from cosmos3_core.quant import FORMATS
 from cosmos3_core.quant.numerics import multiply, pack
+from cosmos3_core.reference import ops as reference
 from cosmos3_core.testing import cases
 
 LINEARS = [
@@ -129,6 +130,55 @@ def test_int4_is_multiplied_in_the_order_of_its_groups(row, format, ordered, mon
         packed = replace(packed, order=torch.randperm(WIDTH, generator=torch.Generator().manual_seed(4)))
     made = row.build(plugin_device())(packed, bias, format=format)
     assert distance(made(x), multiply(x.float(), packed, bias)) < bound(format)
+
+
+@pytest.mark.parametrize(("row", "format"), LINEARS, ids=lambda value: getattr(value, "name", value))
+def test_rows_within_wider_ones_are_multiplied_as_dense_ones(row, format):
+    """Operators that look at no strides, as the stand-ins', get a dense copy."""
+    x, packed, bias = problem(format)
+    made, wide = row.build(plugin_device())(packed, bias, format=format), torch.cat((x, x + 1), 1)
+    assert torch.equal(made(wide[:, :WIDTH]), made(x))
+
+
+def test_a_weight_in_another_format_and_one_without_the_scale_that_it_needs_are_refused():
+    _, packed, bias = problem("int8_static")
+    for weight, format in ((packed, "int8"), (replace(packed, input_scale=None), "int8_static")):
+        with pytest.raises(ValueError, match=f"is asked for in {format}|{format} needs the stored scale"):
+            linear.INT8(weight, bias, format=format)
+
+
+# Rows of a layer
+
+
+@pytest.mark.parametrize("weight_fp32", [False, True])
+@pytest.mark.parametrize(("op", "name"), [("rms_norm", "vllm"), ("rms_norm", "torch"), ("norm_rope", "vllm")])
+def test_norms_are_the_reference_s_and_round_in_its_order(op, name, weight_fp32):
+    """To the bit in the order that is asked for, of strided rows, and of two branches with tables of their own."""
+    (row,) = [row for row in plugin.ROWS if (row.op, row.name) == (op, name)]
+    built, weight = row.build(plugin_device()), cases.normal(128, seed=1).bfloat16()
+
+    def results(function, weight_fp32):
+        options = dict(eps=1e-6, weight_fp32=weight_fp32)
+        if op == "rms_norm":
+            x, residual = cases.normal(64, 256, seed=2).bfloat16().chunk(2, 1)
+            return [*function(x, weight, **options), *function(x, weight, residual_MI=residual, **options)]
+        q, k, v = cases.normal(2, 7, 12, 128, seed=3).bfloat16().split([8, 2, 2], 2)
+        halves = [torch.cat([cases.normal(2, 7, 64, seed=seed).bfloat16()] * 2, -1) for seed in (4, 5)]
+        return function([(q, weight), (k, weight), (v, None)], *halves, **options)
+
+    def alike(order):
+        pairs = zip(results(built, weight_fp32), results(getattr(reference, op), order), strict=True)
+        return min(float((ours == theirs).float().mean()) for ours, theirs in pairs)
+
+    assert alike(weight_fp32) > 0.99 > 0.9 > alike(not weight_fp32)
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
+def test_the_gate_is_the_reference_s(activation):
+    (row,) = [row for row in plugin.ROWS if (row.op, row.name) == ("gate", "vllm")]
+    x = cases.normal(5, 256, seed=1).bfloat16()
+    found = row.build(plugin_device())(x.clone(), activation=activation)
+    torch.testing.assert_close(found.float(), reference.gate(x.float(), activation=activation), rtol=0.01, atol=0.001)
 
 
 def test_the_vae_asks_the_layers_row_for_a_weight_as_it_is():

@@ -47,6 +47,7 @@ def fp8_gemm(
 ) -> Tensor:
     """Scales of rows and outputs, or of blocks: [M, I/group] and [I/group, O or O/group]."""
     assert A.dtype == B.dtype == torch.float8_e4m3fn and B.stride(0) == 1, "B is a transposed weight"
+    assert A.is_contiguous()
     if A_scale_.shape[1] == 1 and B_scale_.shape == (B.shape[1], 1):
         return _product(A.float() * A_scale_, B.float() * B_scale_.t(), out_dtype, bias_)
     return _product(_blocks(A.float(), A_scale_), _blocks(B.float().t(), _turned(B, B_scale_)).t(), out_dtype, bias_)
@@ -54,13 +55,18 @@ def fp8_gemm(
 
 def fp8_gemm_w8a16(A: Tensor, B: Tensor, B_scale_: Tensor | None, bias_: Tensor | None) -> Tensor:
     assert B.dtype == torch.float8_e4m3fn and B_scale_ is not None and B_scale_.shape == (B.shape[1],)
+    assert A.is_contiguous()
     return _product(A.float(), B.float() * B_scale_, A.dtype, bias_)
 
 
 def fp4_gemm(
     A: Tensor, B: Tensor, A_scale: Tensor, B_scale: Tensor, out_dtype: torch.dtype | None, bias_: Tensor | None
 ) -> Tensor:
-    assert A.dtype == B.dtype == torch.float4_e2m1fn_x2 and A_scale.dtype == B_scale.dtype == torch.float8_e8m0fnu
+    assert (
+        A.is_contiguous()
+        and A.dtype == B.dtype == torch.float4_e2m1fn_x2
+        and A_scale.dtype == B_scale.dtype == torch.float8_e8m0fnu
+    )
     x, weight = (decode(side.view(torch.uint8), ELEMENTS["e2m1"]) for side in (A, B.t()))
     return _product(_blocks(x, A_scale), _blocks(weight, _turned(B, B_scale)).t(), out_dtype, bias_)
 
@@ -89,6 +95,7 @@ def _product(x: Tensor, weight_IO: Tensor, dtype: torch.dtype | None, bias: Tens
 
 def dynamic_per_token_scaled_fp8_quant(result: Tensor, input: Tensor, scale: Tensor, scale_ub: Tensor | None) -> None:
     assert result.shape == input.shape and scale.shape == (len(input), 1) and scale.dtype == torch.float32
+    assert result.is_contiguous() and input.is_contiguous()
     scale.copy_(input.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 448)
     result.copy_((input.float() / scale).clamp(-448, 448).to(result.dtype))
 
@@ -122,11 +129,13 @@ def apply_rotary_emb(output: Tensor, input: Tensor, cos: Tensor, sin: Tensor, is
 
 
 def silu_and_mul(result: Tensor, input: Tensor) -> None:
+    assert result.is_contiguous() and input.is_contiguous()
     gate, up = input.float().chunk(2, -1)
     result.copy_(F.silu(gate) * up)
 
 
 def relu2_no_mul(out: Tensor, input: Tensor) -> None:
+    assert out.is_contiguous() and input.is_contiguous()
     out.copy_(input.relu().square())
 
 
