@@ -474,6 +474,17 @@ BAD: dict[str, tuple[str, Change, str]] = {
         config("modules_to_not_convert", value=[PROBE]),
         f"tensor {PROBE}: it is quantized, and modules_to_not_convert names it",
     ),
+    "MX of inputs of another type": (
+        MXFP8,
+        config("act_data_type", value="int"),
+        "says act_data_type 'int' and {'act_dynamic': True",
+    ),
+    "MX of 16 bits": (
+        MXFP8,
+        both(config("bits", value=16), config("act_bits", value=16)),
+        "bits 16, act_bits 16 and group_size 32, which is no MX format",
+    ),
+    "transformed int4": (W4A16, config("transform_config", value={"a": 1}), "says that weights are rotated"),
     "MX in int4's packing": (
         MXFP4,
         config("packing_format", value="auto_round:auto_gptq"),
@@ -512,6 +523,17 @@ BAD: dict[str, tuple[str, Change, str]] = {
     ),
     # GPTQ and AWQ
     "feature of group 9": ("gptq", changed(g_idx=first(9)), f"tensor {PROBE}.g_idx: it names group 9, and there are 2"),
+    "groups of half of the features": (
+        "gptq",
+        changed(g_idx=lambda t: t[:32]),
+        f"tensor {PROBE}.g_idx: it is [32] instead of [64]",
+    ),
+    "scales in integers": ("gptq", changed(scales=lambda t: t.int()), f"{PROBE}.scales: it is int32 instead of float"),
+    "AWQ's not to be converted": (
+        "awq",
+        config("modules_to_not_convert", value=[PROBE]),
+        f"tensor {PROBE}.qweight: modules_to_not_convert names the module",
+    ),
     "groups of several sizes": ("gptq", changed(g_idx=first(1)), "its groups do not all have 32 features"),
     "zero point of 16": ("gptq", changed(qzeros=first(-1)), f"tensor {PROBE}.qzeros: a zero point is 16"),
     "zero points said to be symmetric": (

@@ -215,6 +215,43 @@ def test_a_plan_says_which_kernel_takes_the_weights(tmp_path: Path) -> None:
         ground_of(Wish(model=str(folder), kernels={"pack_linear": "own"}), on=(backend, reference.probe()))
 
 
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    held = Weights(open_model(str(folder))).quantized
+    return {module: unpack(one) for module, one in held.weights(held.layouts)}
+
+
+def test_zero_points_of_gptq_v2_are_not_less_one(tmp_path: Path) -> None:
+    folder = checkpoint("gptq", tmp_path / "model")
+    before, (held, metadata) = weights_of(folder), tensors_of(folder)
+    more = {name: tensor + 0x11111111 for name, tensor in held.items() if name.endswith(".qzeros")}
+    save_file(held | more, folder / "transformer" / f"{STEM}.safetensors", metadata=metadata)
+    saying("quantization_config", "checkpoint_format", value="gptq_v2")(folder)
+    after = weights_of(folder)
+    assert all(torch.equal(after[module], weight) for module, weight in before.items())
+
+
+def test_a_group_of_minus_one_is_a_whole_row(tmp_path: Path) -> None:
+    folder = checkpoint("gptq", tmp_path / "model")
+    held, metadata = tensors_of(folder)
+    for name in [name for name in held if name.endswith((".scales", ".qzeros"))]:
+        held[name] = held[name][:1].expand_as(held[name]).contiguous()
+    kept = {name: tensor for name, tensor in held.items() if not name.endswith(".g_idx")}
+    save_file(kept, folder / "transformer" / f"{STEM}.safetensors", metadata=metadata)
+    before = weights_of(folder)
+    one = {name: tensor[:1].clone() for name, tensor in kept.items() if name.endswith((".scales", ".qzeros"))}
+    save_file(kept | one, folder / "transformer" / f"{STEM}.safetensors", metadata=metadata)
+    saying("quantization_config", "group_size", value=-1)(folder)
+    after = weights_of(folder)
+    assert all(torch.equal(after[module], weight) for module, weight in before.items())
+
+
+def test_awq_s_version_may_be_in_capitals(tmp_path: Path) -> None:
+    folder = checkpoint("awq", tmp_path / "model")
+    before = weights_of(folder)
+    saying("quantization_config", "version", value="GEMM")(folder)
+    assert weights_of(folder).keys() == before.keys()
+
+
 def test_features_of_gptq_are_in_the_groups_that_it_names(tmp_path: Path) -> None:
     """Its act-order: scale and zero point are those of the group of `g_idx`, and features stay where they are."""
     folder = checkpoint("gptq", tmp_path / "model")

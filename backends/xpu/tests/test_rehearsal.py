@@ -781,14 +781,17 @@ def test_what_is_fetched_beside_other_work_has_arrived_when_the_device_waited(de
         def __exit__(self, *error):
             told.append("ends")
 
-    monkeypatch.setattr(torch, "Stream", lambda device: Lane())
+    lanes = iter([Lane()])  # one for all that is fetched
+    monkeypatch.setattr(torch, "Stream", lambda device: next(lanes))
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: "the stream of now")
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: told.append("kept"))
     source, target = torch.full((4,), 7.0), torch.zeros(4)
     with device:
-        fetched = XpuMemory().fetch(target, source)
+        memory = XpuMemory()
+        fetched = memory.fetch(target, source)
         assert target.sum() == 0 and told == ["waits for the stream of now", "begins", "ends", "kept"]
         found = fetched.wait() if waits else target
+        memory.fetch(torch.zeros(4), source)
     assert found is target and bool((target == 7).all()) is waits
 
 
