@@ -836,20 +836,33 @@ def test_free_memory_is_counted_where_the_driver_does_not_tell(monkeypatch):
 
 
 def test_a_graph_is_recorded_on_the_second_call_and_replayed_afterwards(monkeypatch):
+    """The first call is on the stream that records later, which waits for the caller's, and that for it. Before a
+    recording the device is done, and what is cached is given back for the graph's own memory."""
     from cosmos3_xpu.capture import build_capture
 
     told = []
-    graph = SimpleNamespace(
-        **{name: lambda name=name: told.append(name) for name in ("capture_begin", "capture_end", "replay")}
-    )
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    fakes = dict(XPUGraph=lambda: graph, Stream=lambda: stream, current_stream=lambda: stream, synchronize=lambda: None)
-    for name, fake in (fakes | dict(stream=lambda entered: nullcontext(), empty_cache=lambda: None)).items():
-        monkeypatch.setattr(torch.xpu, name, fake)
+
+    def fake(name):
+        return lambda *given: told.append(" ".join((name, *map(str, given))))
+
+    class Stream(str):
+        def wait_stream(self, other):
+            told.append(f"{self} waits for {other}")
+
+    graph = SimpleNamespace(**{name: fake(name) for name in ("capture_begin", "capture_end", "replay")})
+    fakes = dict(XPUGraph=lambda: graph, Stream=lambda: Stream("own"), current_stream=lambda: Stream("caller's"))
+    fakes |= dict(stream=lambda entered: nullcontext(fake("on")(entered)))
+    for name, one in (fakes | {name: fake(name) for name in ("synchronize", "empty_cache")}).items():
+        monkeypatch.setattr(torch.xpu, name, one)
     captured = build_capture()(lambda x: [x + 1])
-    for _ in range(3):
-        captured(torch.zeros(2))
-    assert told == ["capture_begin", "capture_end", "replay", "replay"]
+    results = [captured(torch.zeros(2)) for _ in range(3)]
+    first = ["own waits for caller's", "on own", "caller's waits for own"]
+    recorded = ["synchronize", "empty_cache", "on own", "capture_begin", "capture_end", "replay"]
+    assert told == [*first, *recorded, "replay"]
+    assert results[1] is not results[2], "who adds to a list of results adds to no other"
+    for other in (torch.zeros(3), torch.zeros(2, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"recorded for torch.float32 \[2\]"):
+            captured(other)
 
 
 @pytest.mark.parametrize(
