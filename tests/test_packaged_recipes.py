@@ -19,6 +19,7 @@ from cosmos3_core.evidence.closure import Sources
 from cosmos3_core.evidence.fingerprint import ROOT
 from cosmos3_core.evidence.validate import validate
 from cosmos3_core.plan import discovery
+from cosmos3_core.plan.known import known_device
 
 NAME = guide.RECIPE
 
@@ -143,6 +144,9 @@ UNMADE = 'Device(arch="acme1", name="A", count=1, memory=0, unified=True)'
         (RECIPES, 'recipes=Path("my_recipes")', r"its recipes are .* write recipes=Path\(__file__\)"),
         (KNOWN, 'known=("A",)', "a device that it knows is an object of type str"),
         (KNOWN, f"known=({UNMADE},)", "a device that it knows has a memory of 0"),
+        (KNOWN, KNOWN.replace('"ACME One"', "None"), "a device that it knows has a name of None"),
+        (KNOWN, KNOWN.replace('"acme1"', '""'), "a device that it knows has an arch of ''"),
+        (KNOWN, KNOWN.replace(",)", ")"), "what it knows is one device"),
     ],
 )
 def test_what_a_package_says_of_its_recipes_and_devices_is_checked(acme, right, wrong, said):
@@ -151,6 +155,9 @@ def test_what_a_package_says_of_its_recipes_and_devices_is_checked(acme, right, 
     (acme / "plugin.py").write_text(text.replace(right, wrong))
     with pytest.raises(InputError, match=said):
         discovery.load("acme")
+    if right == KNOWN:  # who asks for such a device is told why it is not known
+        with pytest.raises(InputError, match=f"Those of acme are not looked at .*{said}"):
+            known_device("ACME One", None, ())
 
 
 def test_a_name_that_two_packages_have_needs_the_path(tmp_path):

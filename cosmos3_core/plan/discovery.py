@@ -137,6 +137,10 @@ def _odd(device: object) -> str | None:
     """What is wrong with a package's description of a device, in words."""
     if not isinstance(device, Device):
         return f"is an object of type {type(device).__name__}"
+    for key in ("arch", "name"):
+        value = getattr(device, key)
+        if not isinstance(value, str) or not value.strip():
+            return f"has {'an' if key == 'arch' else 'a'} {key} of {value!r}"
     for key in ("count", "memory"):
         value = getattr(device, key)
         if not isinstance(value, int) or value < 1:
@@ -215,6 +219,8 @@ def _checked(found: Found, backend: object) -> Backend:
             if not isinstance(value, kind):
                 said = f"its {key} of {arch} is an object of type {type(value).__name__}"
                 raise _faulty(found, said, f"make it a contract.{kind.__name__}")
+    if isinstance(backend.known, Device):
+        raise _faulty(found, "what it knows is one device, and no tuple of them", "write known=(Device(...),)")
     for one in backend.known:
         if problem := _odd(one):
             raise _faulty(found, f"a device that it knows {problem}", "describe it as its probe() would")

@@ -64,7 +64,19 @@ def known_device(asked: str, name: str | None, disabled: Collection[str]) -> tup
         hints.append(f"Type {pip_install(absent[0])}, or another of these names")
     elif not names:
         hints.append("Give `arch` and `memory` instead")
+    hints += [] if name else _faults(disabled)
     raise InputError(f"`device` {asked}", f"{whose} none of that name", ". ".join(hints))
+
+
+def _faults(disabled: Collection[str]) -> list[str]:
+    """Why installed packages know no device: each that cannot be loaded, and what is wrong with it."""
+    faults = []
+    for one in installed(disabled):
+        try:
+            load(one, disabled)
+        except Rejected as error:
+            faults.append(f"Those of {one} are not looked at ({error.found})")
+    return faults
 
 
 def described_device(
