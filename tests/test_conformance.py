@@ -357,6 +357,7 @@ def test_check_takes_the_known_failures_of_a_test_module(acme, capsys, monkeypat
     [
         (["--backend", "acmee"], "Did you mean acme?"),
         (["--backend", "acme", "-k", "no_such_test"], "no test of the kit matches it"),
+        (["--backend", "acme", "-k", "("], "Wrong expression passed to '-k'"),
         (["--backend", "acme", "--record", "/nowhere/at/all.json"], "no file can be written there"),
         (["--backend", "acme", "--record", "pipe"], "it exists and is not an ordinary file"),
         (["--backend", "acme", "--record", "t.py", "--module", "./t.py"], "it is the module of the kit"),

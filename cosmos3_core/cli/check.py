@@ -59,4 +59,5 @@ def execute(
         if keyword:
             raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")
         raise InputError(f"--module {module}", "it has no test", "Import the kit in it, see cosmos3_core.testing")
-    sys.exit(int(status))
+    # An expression that pytest cannot read: it has said why.
+    sys.exit(InputError.exit_code if status == pytest.ExitCode.USAGE_ERROR else int(status))
