@@ -95,9 +95,14 @@ def rehearsed() -> dict[str, str]:
             stages = job["stages"]
             reserved = max(stage["reserved"] for stage in stages.values())
             where = f"under a limit of {job['job']['limit_gib']:g} GiB on an {result['environment']['device']}"
-            took = f"{stages['steps']['seconds']:.1f} s a step and {stages['decode']['seconds']:.1f} s for the decode"
-            found[name] = f"rehearsed {where}, which reserved {gib(reserved)} and took {took}; on the card "
+            step, decode = (_seconds(stages[stage]["seconds"]) for stage in ("steps", "decode"))
+            took = f"it reserved {gib(reserved)} and took {step} a step and {decode} for the decode"
+            found[name] = f"rehearsed {where} with that GPU's kernels: {took}; on the card "
     return found
+
+
+def _seconds(count: float) -> str:
+    return f"{count:.1f} s" if count >= 1 else f"{1000 * count:.0f} ms"
 
 
 def recipe(device: Device, card: str, model: str, work: Work) -> tuple[str, str]:

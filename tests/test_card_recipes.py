@@ -42,13 +42,18 @@ MEASURED = {
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_peaks_and_times_of_what_was_measured_are_those_that_the_plan_counts(name, planned_for_the_large):
-    """The allocator's peak beside what it is counted to hold, without the constant for what no allocator holds."""
-    measured, recipe = MEASURED[name], CUDA.recipes / f"{name}.toml"
-    job = residency.JOBS.get(name) or residency.job_of(load(recipe))
+    """Of the jobs the allocator's peak is beside what it is counted to hold, without the constant for what no allocator
+    holds. In a card's memory it may keep as much idle as an engine lets it, which small runs see."""
+    measured, ours = MEASURED[name], residency.JOBS.get(name)
+    job = ours or residency.job_of(load(CUDA.recipes / f"{name}.toml"))
     settled = residency.settled_of(job, None)
     counted, steps = replace(settled.estimate, placement=job.placement), measured["stages"]["steps"]
     reserved = max(stage["reserved"] for stage in measured["stages"].values())
-    assert reserved <= counted.peak - OVERHEAD_BYTES <= 1.1 * reserved
+    if ours:
+        assert reserved <= counted.peak - OVERHEAD_BYTES <= 1.1 * reserved
+    else:
+        assert reserved <= counted.peak <= 1.1 * (reserved + OVERHEAD_BYTES)
+        assert measured["finite"] and measured["limit_enforced"] and reserved < job.limit * GIB
     seconds = counted.seconds(ceiling_of(settled.plan.backend, settled.plan.device))
     assert seconds["step"] == pytest.approx(steps["seconds"], rel=0.1)
 
@@ -95,6 +100,6 @@ def test_what_came_of_a_rehearsal_is_in_the_recipe(tmp_path, monkeypatch):
     path.write_text(text)
     known = load(path).known
     assert known["state"] == "rehearsed" and known["reason"].startswith(
-        "rehearsed under a limit of 24 GiB on an NVIDIA H200, which reserved 9.0 GiB and took 0.5 s a step and 2.0 s "
-        "for the decode; on the card nobody has run it; cosmos3 plan estimates"
+        "rehearsed under a limit of 24 GiB on an NVIDIA H200 with that GPU's kernels: it reserved 9.0 GiB and took "
+        "500 ms a step and 2.0 s for the decode; on the card nobody has run it; cosmos3 plan estimates"
     )
