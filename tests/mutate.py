@@ -41,7 +41,7 @@ SECONDS = 400
 WHOLE = {
     "fault of the probe": ("probe",),
     "fault of the import": ("import", "rows_are_well"),
-    "nothing served": ("serve", "architectures", "rows"),
+    "nothing served": ("serve", "architectures", "rows", "refusals"),
 }
 """Tests that are right for faults of no op."""
 WRITTEN = {
@@ -64,6 +64,8 @@ WRITTEN = {
     "refuses_gates": "nothing served",
     "refuses_a_dtype": "nothing served",
     "refuses_a_format": "nothing served",
+    "refuses_published_models": "nothing served",
+    "refuses_after_a_while": "nothing served",
     "arch_misspelt": "nothing served",
     "arch_of_one_misspelt": "nothing served",
     "needs_what_nobody_has": "nothing served",

@@ -72,6 +72,10 @@ def surroundings() -> dict[str, Any]:
 
 def settings() -> dict[str, Any]:
     """What of it a process can be asked often."""
+    return _torch_s() | _python_s() | _switches() | _compilers()
+
+
+def _torch_s() -> dict[str, Any]:
     return {
         "torch.get_default_dtype()": str(torch.get_default_dtype()),
         "torch.get_default_device()": str(torch.get_default_device()),
@@ -93,6 +97,12 @@ def settings() -> dict[str, Any]:
         "what eager torch gives on the host": _eager(),
         "torch.set_printoptions()": repr(torch.tensor(1 / 3)),
         "torch.set_flush_denormal()": bool((torch.tensor([1e-38]) / 1000) == 0),
+    }
+
+
+def _python_s() -> dict[str, Any]:
+    """Python's own, the process's and numpy's."""
+    return {
         "random.getstate()": hash(random.getstate()),
         "numpy.random.get_state()": hash(_stream()),
         "os.getcwd()": os.getcwd(),
@@ -129,8 +139,6 @@ def settings() -> dict[str, Any]:
             for one in signal.valid_signals()
             if hasattr(one, "name")
         },
-        **_switches(),
-        **_compilers(),
     }
 
 

@@ -146,7 +146,7 @@ def _ends_soon(pattern: str) -> bool:
 def _ways(plain: str) -> int:
     """In how many ways the alternatives of a pattern without escapes, and what may be left out, can be taken."""
     plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", plain)
-    ways, inside = 2 ** len(re.findall(r"(?<![(+*?}])\?", plain)), [1]
+    ways, inside = 1 << len(re.findall(r"(?<![(+*?}])\?", plain)), [1]
     for mark in re.findall(r"[(|)]", plain):
         if mark == "(":
             inside.append(1)

