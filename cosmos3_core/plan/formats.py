@@ -14,8 +14,8 @@ from typing import Any
 
 from ..contract import FORMATS_GROUP, Backend, InputError
 from ..quant import ELEMENTS, FORMATS, SCALES, Format
-from ..quant.declared import inconsistent, mistyped
 from ..spelling import did_you_mean, reason_of
+from .declared import inconsistent, mistyped
 
 BUILT_IN = "cosmos3"
 """Who brings a format that no package does."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from .formats import ELEMENTS, RECIPROCAL, Element, Exponent, Format, Packer
+from ..quant.formats import ELEMENTS, RECIPROCAL, Element, Exponent, Format, Packer
 
 FORMAT_KINDS: dict[type, tuple[str, ...]] = {
     str: ("name", "element", "scale", "super_scale", "exponent", "packer", "source"),
