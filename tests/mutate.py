@@ -238,6 +238,7 @@ def forked(function, seconds: int = SECONDS):
         if not child:
             try:
                 signal.alarm(seconds)
+                os.chdir(folder)  # faults leave files
                 file.write_text(json.dumps(function()))
             finally:
                 os._exit(0)

@@ -222,15 +222,19 @@ def test_the_outcome_of_every_fault_is_kept():
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_what_loading_torch_s_compiler_changes_is_no_row_s(acme, monkeypatch, loaded):
-    subject, before = Subject("acme"), sys.getswitchinterval()
+    """And what a row changes besides is."""
+    subject, interval, limit = Subject("acme"), sys.getswitchinterval(), sys.getrecursionlimit()
     try:
         with subject.looking("gate-exp_gate", "a test"):
-            sys.setswitchinterval(2 * before)
+            sys.setswitchinterval(2 * interval)
+            sys.setrecursionlimit(2 * limit)
             if loaded:
                 monkeypatch.setitem(sys.modules, "torch._inductor.of_this_test", SimpleNamespace())
     finally:
-        sys.setswitchinterval(before)
-    assert bool(subject.changed["gate-exp_gate"]) is not loaded
+        sys.setswitchinterval(interval)
+        sys.setrecursionlimit(limit)
+    changed = [what.partition(":")[0] for what in subject.changed["gate-exp_gate"]]
+    assert changed == ["sys.getrecursionlimit()"] * (not loaded) + ["sys.getswitchinterval()"]
 
 
 def test_a_fault_says_where_and_how_to_see_it_again(acme, kit):

@@ -28,7 +28,7 @@ from ..plan.choice import rows
 from ..plan.resolve import formats_of, why_not
 from ..quant import Format
 from .cases import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, Here
-from .surroundings import compiler, difference, environment, settings
+from .surroundings import difference, environment, settings
 
 PEERS = 4
 """Processes that meet: between two, the one before and the next one are the same."""
@@ -148,13 +148,12 @@ class Subject:
 
     @contextmanager
     def looking(self, row: str, test: str) -> Iterator[None]:
-        """What changes meanwhile is kept for the row, which this test calls, unless torch's compiler was loaded."""
-        before, loaded = settings(), compiler()
+        """What changes meanwhile is kept for the row, which this test calls."""
+        before = settings()
         try:
             yield
         finally:
-            changed = difference(before, settings()) if compiler() == loaded else []
-            found = [what for what in changed if not what.startswith(PYTEST_S)]
+            found = [what for what in difference(before, settings()) if not what.startswith(PYTEST_S)]
             self.changed.setdefault(row, []).extend(f"{what} in {test}" for what in found)
 
     def peers(self, kernel: Kernel) -> list[dict[str, str]] | str:

@@ -50,14 +50,16 @@ FUNCTIONS = [
 ]
 """Those of a class that it inherits among them, which it does not hold itself: one put there hides them."""
 COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
-"""Packages of torch's compiler. Loading their parts replaces functions, starts threads and sets torch's variables."""
+"""Packages of torch's compiler."""
+COMPILER_S = (
+    *("environment variable _TORCHINDUCTOR", "environment variable TORCHINDUCTOR", "torch._dynamo", "torch._inductor"),
+    *("sys.getrecursionlimit()", "sys.path", "threads", "child processes", "torch.manual_seed", "warnings.filters"),
+    "logging",
+)
+"""How the names of what loading their parts changes begin."""
+LOADED = "torch's compiler"
 NUMBERS = torch.linspace(-3, 3, 16)
 """What eager torch is asked about: the bits that it gives are nobody's to change."""
-
-
-def compiler() -> int:
-    """How many parts of torch's compiler are loaded."""
-    return sum(name.startswith(COMPILER) for name in list(sys.modules))
 
 
 def surroundings() -> dict[str, Any]:
@@ -72,7 +74,8 @@ def surroundings() -> dict[str, Any]:
 
 def settings() -> dict[str, Any]:
     """What of it a process can be asked often."""
-    return _torch_s() | _python_s() | _switches() | _compilers()
+    loaded = sum(name.startswith(COMPILER) for name in list(sys.modules))
+    return _torch_s() | _python_s() | _switches() | _compilers() | {LOADED: loaded}
 
 
 def _torch_s() -> dict[str, Any]:
@@ -229,6 +232,8 @@ def environment() -> dict[str, str]:
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The names of what changed, came or went, with both values."""
+    """The names of what changed, came or went, with both values, but for what loading torch's compiler changed."""
     names = sorted(name for name in before | after if before.get(name) != after.get(name))
+    if LOADED in names:
+        names = [name for name in names if name != LOADED and not name.startswith(COMPILER_S)]
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]

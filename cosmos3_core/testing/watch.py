@@ -27,7 +27,7 @@ from ..checkpoint.tensors import tensor_digest
 from ..contract import OPS, Kernel
 from .subject import FORK_SECONDS, Subject, row_id
 from .suite import CASES
-from .surroundings import compiler, difference, surroundings
+from .surroundings import difference, surroundings
 
 
 @contextmanager
@@ -70,10 +70,7 @@ def watch(name: str, ops: Collection[str] = OPS) -> dict[str, Any]:
     for kernel in subject.backend.kernels:
         if kernel.op not in ops or subject.why_not(kernel, kernel.dtypes[0]) is not None:
             continue
-        loaded = compiler()
         seen["rows"][row_id(kernel)] = _row(subject, kernel)
-        if compiler() != loaded:  # what loading torch's compiler changes is torch's
-            seen["rows"][row_id(kernel)] = _row(subject, kernel)
     return seen
 
 
