@@ -28,11 +28,12 @@ from .common import sources
 RESULTS = Path(__file__).parent / "results"
 STEP = "benchmarks.step --peer diffusers --model nano --dtype bfloat16 --tolerance 0.1 --backend {backend}"
 QUANTIZED, RESIDENCY = "benchmarks.quantized --backend {backend}", "benchmarks.residency --backend {backend} --job"
-FIRST, MORE = (
+FIRST, MORE, REST = (
     " ".join(f"--format {name}" for name in names.split())
     for names in (
         "fp8 w4a16 int8 mxfp8 nvfp4a16 fp8_block mxfp4a16 w4a16_asym",
-        "int8a16 fp8a16 nf4 w4a8 nvfp4 mxfp4 mxfp4a8 w4afp8 fp8_tensor q4_0 q8_0",
+        "nf4 w4a8 nvfp4 int8a16 fp8a16 mxfp4 w4afp8 fp8_tensor q4_0 q8_0",
+        "mxfp4a8 fp8_e5m2",
     )
 )
 FP8 = "pack_linear=fp8,attention=fp8"
@@ -87,16 +88,17 @@ JOBS = (
     Job("scenarios-policy-nano-fp8", 60, "benchmarks.scenarios --backend {backend} --only policy --repeats 15"),
     Job("scenarios-sound-nano-fp8", 60, "benchmarks.scenarios --backend {backend} --only sound"),
     Job("quantized-nano", 370, f"{QUANTIZED} {FIRST}"),
-    Job("quantized-nano-more", 420, f"{QUANTIZED} {MORE}"),
+    Job("quantized-nano-more", 520, f"{QUANTIZED} {MORE}"),
+    Job("quantized-nano-rest", 150, f"{QUANTIZED} {REST}"),
     Job("residency-nano-bf16", 75, f"{RESIDENCY} nano-bf16"),
     Job("residency-nano-fp8", 60, f"{RESIDENCY} nano-fp8"),
     Job("residency-nano-fp8-8gib", 35, f"{RESIDENCY} nano-fp8-8gib"),
     Job("residency-super-t2i-fp8-80gib", 45, f"{RESIDENCY} super-t2i-fp8-80gib"),
     Job("residency-super-fp8-24gib", 190, f"{RESIDENCY} super-fp8-24gib"),
-    Job("residency-cards-nano", 360, cards("nano-*-rtx*.toml")),
-    Job("residency-cards-super-t2i", 180, cards("super-t2i-*-rtx*.toml")),
-    Job("residency-cards-super-480p", 240, cards("super-t2v-832x480-*-rtx*.toml")),
-    Job("residency-cards-super-720p", 300, cards("super-t2v-1280x720-*-rtx*.toml")),
+    Job("residency-cards-nano", 160, cards("nano-*-rtx*.toml")),
+    Job("residency-cards-super-t2i", 80, cards("super-t2i-*-rtx*.toml")),
+    Job("residency-cards-super-480p", 90, cards("super-t2v-832x480-*-rtx*.toml")),
+    Job("residency-cards-super-720p", 210, cards("super-t2v-1280x720-*-rtx*.toml")),
     Job(
         "accuracy-nano-outliers",
         200,

@@ -9,10 +9,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import devices
 import pytest
 
 from benchmarks import all as every
 from benchmarks.all import JOBS, Job, chosen, run, slug
+from benchmarks.common import served
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,8 @@ def test_a_list_measures_nothing(capsys, monkeypatch, tmp_path):
     every.main()
     said = capsys.readouterr().out
     assert all(re.search(rf"^{job.name} +{job.costs} s  to be measured$", said, re.M) for job in JOBS)
+
+
+def test_every_format_that_an_h200_has_a_kernel_for_is_measured():
+    jobs = " ".join(job.command for job in JOBS if job.name.startswith("quantized-"))
+    assert sorted(re.findall(r"--format (\S+)", jobs)) == sorted(served(devices.backend("cuda"), "sm_90"))
