@@ -98,6 +98,29 @@ def test_tensors_lie_at_multiples_of_their_element_size(vae):
         assert tensor.data_ptr() % tensor.element_size() == 0, name
 
 
+@pytest.mark.parametrize("length", [1, 3, 7])
+def test_tensors_between_multiples_of_their_element_size_come_back(vae, length):
+    """Other programs write them as they come."""
+    written = {"a": torch.arange(length, dtype=torch.uint8), "b": torch.randn(3, 2), "c": torch.tensor(0.5).double()}
+    written["none"] = torch.empty(0, 4)
+    header, data = {}, b""
+    for name, tensor in written.items():
+        begin, kind = len(data), {1: "U8", 4: "F32", 8: "F64"}[tensor.element_size()]
+        data += tensor.numpy().tobytes()
+        header[name] = {"dtype": kind, "shape": [*tensor.shape], "data_offsets": [begin, len(data)]}
+    text = json.dumps(header).encode()
+    (vae / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    assert same(read_all(vae), written)
+
+
+def test_a_file_cut_short_after_its_header_was_read(vae):
+    save_tensors(vae, some_tensors())
+    files = opened(vae)
+    os.truncate(vae / SINGLE, (vae / SINGLE).stat().st_size - 1)
+    with pytest.raises(RunError, match="it was whole when this run began and cannot be read now"):
+        list(files.read(files.tensors))
+
+
 def test_the_header_is_known_before_a_weight_is_read(vae):
     save_tensors(vae, some_tensors())
     info = opened(vae).tensors["blocks.0.weight"]

@@ -36,10 +36,9 @@ OTHERS = {3: "Q4_1", 6: "Q5_0", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 
 
 @dataclass(frozen=True)
 class GgufTensor(TensorInfo):
-    """`shape` is [O, I], `type` that of the blocks ("" for plain numbers), `offset` where its bytes begin."""
+    """`shape` is [O, I], `type` that of the blocks ("" for plain numbers)."""
 
     type: str
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class GgufFile:
             if name not in wanted:
                 continue
             with reading(f"{self.repository.name}/{self.folder}/{info.file.name}"):
-                flat = torch.from_file(str(info.file), size=info.offset + info.nbytes, dtype=torch.uint8)
-            held = flat[info.offset :].clone()
+                flat = torch.from_file(str(info.file), size=info.begin + info.nbytes, dtype=torch.uint8)
+            held = flat[info.begin :].clone()
             if info.type:
                 yield name, held.view(info.shape[0], -1)
             else:
@@ -125,10 +124,10 @@ def _table(stream: BinaryIO, file: Path) -> dict[str, GgufTensor]:
             raise _Wrong(f"the file is cut short: tensor {name} ends at byte {start + offset + nbytes:,} of {size:,}")
         plain = kind in PLAIN_DTYPES
         dtype = getattr(torch, PLAIN_DTYPES[kind]) if plain else torch.uint8
-        found[name] = GgufTensor(shape, dtype, file, nbytes, None, "" if plain else kind, start + offset)
+        found[name] = GgufTensor(shape, dtype, file, start + offset, nbytes, None, "" if plain else kind)
     ordered = list(found.values())
     for name, one, other in zip(list(found)[1:], ordered, ordered[1:], strict=False):
-        if one.offset + one.nbytes > other.offset:
+        if one.begin + one.nbytes > other.begin:
             raise _Wrong(f"tensor {name} begins inside of the one before it")
     return found
 

@@ -50,11 +50,13 @@ PART = 1 << 20
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file's header says about one tensor. `digest`: 16 hex digits, None if the file carries no digests."""
+    """What a file's header says about one tensor, whose bytes start at `begin`. `digest`: 16 hex digits, None if the
+    file carries no digests."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: Path
+    begin: int
     nbytes: int
     digest: str | None
 
@@ -132,36 +134,31 @@ class TensorFiles:
 
     def _read_shard(self, file: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         few = sum(self.tensors[name].nbytes for name in names) <= FEW
-        with self._opened(file) as shard:
-            tensors = ((name, self._tensor(shard, file, name)) for name in names)
-            for name, tensor, defect in (_one_by_one if few else _ahead)(tensors, self._defect):
-                if defect:
-                    raise _bad_file(self.repository, f"{self.folder}/{file.name}", f"tensor {name} {defect}")
-                yield name, tensor
+        mapped = self._mapped(file)
+        tensors = ((name, _view(mapped, self.tensors[name])) for name in names)
+        for name, tensor, defect in (_one_by_one if few else _ahead)(tensors, self._defect):
+            if defect:
+                raise _bad_file(self.repository, f"{self.folder}/{file.name}", f"tensor {name} {defect}")
+            yield name, tensor
 
     def _defect(self, name: str, tensor: torch.Tensor) -> Callable[[Event], str | None]:
         """What looks for a tensor's defect, in whatever thread, until the event is set."""
         return partial(_defect, _bytes(tensor), _infinity(tensor.dtype), self.tensors[name].digest)
 
-    def _opened(self, file: Path) -> Any:
-        from safetensors import SafetensorError, safe_open
+    def _mapped(self, file: Path) -> Any:
+        """Its bytes, a torch.UntypedStorage. The library's `get_tensor` keeps 32 bytes of each tensor for good, and a
+        layer that lies in a file is read in every pass."""
+        import torch
 
+        size = max(info.begin + info.nbytes for info in self.tensors.values() if info.file == file)
         try:
-            shard = safe_open(file, framework="pt")
+            mapped: Any = torch.UntypedStorage.from_file(str(file), False, size)
             now = _stamp(file)
-        except (SafetensorError, OSError) as error:
+        except (RuntimeError, OSError) as error:
             raise self._changed(file, f"cannot be read now ({error})") from None
         if self.stamps.get(file, now) != now:
             raise self._changed(file, "is another file now, or was written to")
-        return shard
-
-    def _tensor(self, shard: Any, file: Path, name: str) -> torch.Tensor:
-        from safetensors import SafetensorError
-
-        try:
-            return shard.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise self._changed(file, f"cannot be read now ({error})") from None
+        return mapped
 
     def _changed(self, file: Path, now: str) -> RunError:
         found = f"it was whole when this run began and {now}"
@@ -295,23 +292,33 @@ def _read_header(repository: Repository, path: str, file: Path) -> tuple[dict[st
     with reading(f"{repository.name}/{path}"), file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         size = file.stat().st_size
-    if LARGEST_HEADER < length <= size:
-        found = f"its header has {length:,} bytes, and {LARGEST_HEADER:,} are the most that are read"
-        raise _bad_file(repository, path, found)
+        if LARGEST_HEADER < length <= size:
+            found = f"its header has {length:,} bytes, and {LARGEST_HEADER:,} are the most that are read"
+            raise _bad_file(repository, path, found)
+        header = stream.read(min(length, size))
     try:
         with reading(f"{repository.name}/{path}"), safe_open(file, framework="pt") as shard:
             metadata = dict(shard.metadata() or {})
             digests = parse_json(metadata.pop(DIGESTS, "null"))
-            names = shard.offset_keys()
+            names, entries = shard.offset_keys(), parse_json(header.decode())
             if digests is not None and set(digests) != set(names):
                 raise ValueError("its digests are those of other tensors")
             for name in names:
                 tensor = shard.get_tensor(name)  # a view of the mapped file: no weight is read
                 written = None if digests is None else digests[name]
-                tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, tensor.nbytes, written)
+                begin = 8 + length + entries[name]["data_offsets"][0]
+                tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, begin, tensor.nbytes, written)
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise _bad_file(repository, path, f"the file is cut short or damaged: {error}") from None
     return tensors, metadata
+
+
+def _view(mapped: Any, info: TensorInfo) -> torch.Tensor:
+    """A tensor of a mapped file. It may begin between two multiples of its element's size."""
+    import torch
+
+    held = mapped[info.begin : info.begin + info.nbytes]
+    return torch.empty(0, dtype=torch.uint8).set_(held).view(info.dtype).view(info.shape)
 
 
 def _bad_file(repository: Repository, path: str, found: str) -> InputError:

@@ -35,13 +35,7 @@ def tensors() -> int:
     [
         (ALL_RESIDENT, 10_000),
         (Placement(STREAMED, STREAMED, RESIDENT), 10_000),
-        pytest.param(
-            Placement(DISK, DISK, RESIDENT),
-            10_000,
-            marks=pytest.mark.xfail(
-                strict=True, reason="safetensors 0.8.0 keeps 32 bytes of each tensor that it reads"
-            ),
-        ),
+        (Placement(DISK, DISK, RESIDENT), 10_000),
         (ALL_STAGED, 1_000),  # which loads everything for each
     ],
     ids=str,
