@@ -120,7 +120,9 @@ def test_memory_counts_what_tensors_take(kernel, op, place):
         # An allocator takes and gives back whole pages, of which a tensor may share its first and its last with others.
         share = LARGE if name == "allocated" else LARGE // 2
         assert now >= least + share, f"{name}: {now} bytes are used with a tensor of {LARGE}, {least} without"
-        assert final <= now - share, f"{name}: {final} bytes are used when it is gone and the rest is given back"
+        assert final <= now - share, (
+            f"{name}: {final} bytes are used when it is gone and the rest is given back, {now} with it, {least} before"
+        )
         if most is not None:
             assert most >= now and high >= now and last >= now, f"{name}: at most {high} bytes, and {now} were used"
             assert low <= high - share, f"{name}: the peak is {low} after a reset"
