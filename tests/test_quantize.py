@@ -19,11 +19,10 @@ from command import cosmos3
 from safetensors.torch import load_file, save_file
 from tiny_model import TINY, TINY_MODEL
 
-from cosmos3_core.checkpoint import writing
+from cosmos3_core.checkpoint import tensors, writing
 from cosmos3_core.checkpoint.model import Weights, open_model
 from cosmos3_core.checkpoint.policy import Policy
 from cosmos3_core.checkpoint.quantize import Job, prepare, source_folder, with_defaults
-from cosmos3_core.checkpoint.tensors import TensorFiles
 from cosmos3_core.contract import InputError
 from cosmos3_core.evidence.quantizing.quantize import Asked, job_of, with_statistics
 from cosmos3_core.files import locks
@@ -446,14 +445,14 @@ def test_one_tensor_of_the_source_is_in_memory_at_a_time(monkeypatch, tmp_path: 
     monkeypatch.chdir(tmp_path)
     job, most = of_embedded(), []
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
-    read = TensorFiles._tensor
+    view = tensors._view
 
-    def counted(self, shard, file, name):
+    def counted(mapped, info):
         most.append(len(alive))
-        alive.add(tensor := read(self, shard, file, name))
+        alive.add(tensor := view(mapped, info))
         return tensor
 
-    monkeypatch.setattr(TensorFiles, "_tensor", counted)
+    monkeypatch.setattr(tensors, "_view", counted)
     with monkeypatch.context() as patch:
         patch.setattr(writing, "Weights", lambda model: None)  # which reads all scales
         writing.write(job, Path("out"), lambda *_: None)
