@@ -129,13 +129,14 @@ class TensorFiles:
                 shards.setdefault(info.file, []).append(name)
         for number, (file, held) in enumerate(shards.items()):
             # Who asks holds a tensor of the last shard, and with it that shard's pages, until he has one of this.
-            for some in (held[:1], held[1:]) if number else (held,):
+            for some in (held[:1], held[1:]) if number and held[1:] else (held,):
                 yield from self._read_shard(file, some)
 
     def _read_shard(self, file: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        few = sum(self.tensors[name].nbytes for name in names) <= FEW
-        mapped = self._mapped(file)
-        tensors = ((name, _view(mapped, self.tensors[name])) for name in names)
+        asked = [self.tensors[name] for name in names]
+        few = sum(info.nbytes for info in asked) <= FEW
+        mapped = self._mapped(file, max(info.begin + info.nbytes for info in asked))
+        tensors = ((name, _view(mapped, info)) for name, info in zip(names, asked, strict=True))
         for name, tensor, defect in (_one_by_one if few else _ahead)(tensors, self._defect):
             if defect:
                 raise _bad_file(self.repository, f"{self.folder}/{file.name}", f"tensor {name} {defect}")
@@ -145,12 +146,11 @@ class TensorFiles:
         """What looks for a tensor's defect, in whatever thread, until the event is set."""
         return partial(_defect, _bytes(tensor), _infinity(tensor.dtype), self.tensors[name].digest)
 
-    def _mapped(self, file: Path) -> Any:
-        """Its bytes, a torch.UntypedStorage. The library's `get_tensor` keeps 32 bytes of each tensor for good, and a
-        layer that lies in a file is read in every pass."""
+    def _mapped(self, file: Path, size: int) -> Any:
+        """Its first `size` bytes, a torch.UntypedStorage. The library's `get_tensor` keeps some bytes of each tensor
+        for good (0.8.0), and a layer that lies in a file is read in every pass."""
         import torch
 
-        size = max(info.begin + info.nbytes for info in self.tensors.values() if info.file == file)
         try:
             mapped: Any = torch.UntypedStorage.from_file(str(file), False, size)
             now = _stamp(file)
