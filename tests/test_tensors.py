@@ -121,6 +121,37 @@ def test_a_file_cut_short_after_its_header_was_read(vae):
         list(files.read(files.tensors))
 
 
+def test_torchs_default_device_is_not_where_files_lie(vae):
+    save_tensors(vae, some_tensors())
+    with torch.device("meta"):
+        found = read_all(vae)
+    assert same(found, some_tensors())
+
+
+def gone(file: Path) -> None:
+    file.unlink()
+
+
+def a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("becomes", [gone, a_pipe, a_folder])
+def test_a_file_that_is_none_when_it_is_read(vae, becomes):
+    """A pipe would be waited for forever."""
+    save_tensors(vae, some_tensors())
+    files = opened(vae)
+    becomes(vae / SINGLE)
+    with pytest.raises(RunError, match="it was whole when this run began and cannot be read now"):
+        list(files.read(files.tensors))
+
+
 def test_the_header_is_known_before_a_weight_is_read(vae):
     save_tensors(vae, some_tensors())
     info = opened(vae).tensors["blocks.0.weight"]

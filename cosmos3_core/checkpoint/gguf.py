@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..contract import InputError
 from .repository import Repository, reading
-from .tensors import TensorInfo
+from .tensors import TensorInfo, bytes_of, map_file
 
 if TYPE_CHECKING:
     import torch
@@ -52,15 +52,14 @@ class GgufFile:
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields the named tensors in file order, on the host. Raises InputError."""
-        import torch
 
         wanted = set(names)
         for name, info in self.tensors.items():
             if name not in wanted:
                 continue
             with reading(f"{self.repository.name}/{self.folder}/{info.file.name}"):
-                flat = torch.from_file(str(info.file), size=info.begin + info.nbytes, dtype=torch.uint8)
-            held = flat[info.begin :].clone()
+                mapped = map_file(info.file, info.begin + info.nbytes)
+            held = bytes_of(mapped, info).clone()
             if info.type:
                 yield name, held.view(info.shape[0], -1)
             else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -147,14 +148,11 @@ class TensorFiles:
         return partial(_defect, _bytes(tensor), _infinity(tensor.dtype), self.tensors[name].digest)
 
     def _mapped(self, file: Path, size: int) -> Any:
-        """Its first `size` bytes, a torch.UntypedStorage. The library's `get_tensor` keeps some bytes of each tensor
-        for good (0.8.0), and a layer that lies in a file is read in every pass."""
-        import torch
-
+        """As `map_file`, of a file that was seen before."""
         try:
-            mapped: Any = torch.UntypedStorage.from_file(str(file), False, size)
+            mapped = map_file(file, size)
             now = _stamp(file)
-        except (RuntimeError, OSError) as error:
+        except OSError as error:
             raise self._changed(file, f"cannot be read now ({error})") from None
         if self.stamps.get(file, now) != now:
             raise self._changed(file, "is another file now, or was written to")
@@ -308,17 +306,34 @@ def _read_header(repository: Repository, path: str, file: Path) -> tuple[dict[st
                 written = None if digests is None else digests[name]
                 begin = 8 + length + entries[name]["data_offsets"][0]
                 tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, file, begin, tensor.nbytes, written)
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise _bad_file(repository, path, f"the file is cut short or damaged: {error}") from None
     return tensors, metadata
 
 
-def _view(mapped: Any, info: TensorInfo) -> torch.Tensor:
-    """A tensor of a mapped file. It may begin between two multiples of its element's size."""
+def map_file(file: Path, size: int) -> Any:
+    """The first `size` bytes of a file, a torch.UntypedStorage. safetensors' own `get_tensor` keeps some bytes of each
+    tensor for good (0.8.0), and a layer that lies in a file is read in every pass. Raises OSError."""
     import torch
 
-    held = mapped[info.begin : info.begin + info.nbytes]
-    return torch.empty(0, dtype=torch.uint8).set_(held).view(info.dtype).view(info.shape)
+    if not stat.S_ISREG(file.stat().st_mode):  # of a pipe nobody would ever write the first byte
+        raise OSError("it is no regular file")
+    try:
+        return torch.UntypedStorage.from_file(str(file), False, size)
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+
+
+def bytes_of(mapped: Any, info: TensorInfo) -> torch.Tensor:
+    """uint8 [nbytes], a view of the mapped file, on the host whatever torch's default device is."""
+    import torch
+
+    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(mapped[info.begin : info.begin + info.nbytes])
+
+
+def _view(mapped: Any, info: TensorInfo) -> torch.Tensor:
+    """A tensor of a mapped file. It may begin between two multiples of its element's size."""
+    return bytes_of(mapped, info).view(info.dtype).view(info.shape)
 
 
 def _bad_file(repository: Repository, path: str, found: str) -> InputError:
