@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import gguf_files
 import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -17,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file, save_file
 
 from cosmos3_core.checkpoint import tensors
+from cosmos3_core.checkpoint.gguf import open_gguf
 from cosmos3_core.checkpoint.repository import open_repository
 from cosmos3_core.checkpoint.tensors import TensorFiles, open_tensors, save_tensors
 from cosmos3_core.contract.errors import InputError, RunError
@@ -150,6 +152,16 @@ def test_a_file_that_is_none_when_it_is_read(vae, becomes):
     becomes(vae / SINGLE)
     with pytest.raises(RunError, match="it was whole when this run began and cannot be read now"):
         list(files.read(files.tensors))
+
+
+@pytest.mark.parametrize("becomes", [gone, a_pipe, a_folder])
+def test_a_gguf_file_that_is_none_when_it_is_read(vae, becomes):
+    file = vae / "m.gguf"
+    gguf_files.write(file, {"x": gguf_files.plain(torch.ones(2, 32))})
+    files = open_gguf(open_repository(str(vae.parent)), "vae", file.name)
+    becomes(file)
+    with pytest.raises(InputError, match="m.gguf: it cannot be read"):
+        list(files.read(["x"]))
 
 
 def test_the_header_is_known_before_a_weight_is_read(vae):
