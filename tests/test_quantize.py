@@ -445,14 +445,14 @@ def test_one_tensor_of_the_source_is_in_memory_at_a_time(monkeypatch, tmp_path: 
     monkeypatch.chdir(tmp_path)
     job, most = of_embedded(), []
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
-    view = tensors._view
+    view = tensors.view_of
 
     def counted(mapped, info):
         most.append(len(alive))
         alive.add(tensor := view(mapped, info))
         return tensor
 
-    monkeypatch.setattr(tensors, "_view", counted)
+    monkeypatch.setattr(tensors, "view_of", counted)
     with monkeypatch.context() as patch:
         patch.setattr(writing, "Weights", lambda model: None)  # which reads all scales
         writing.write(job, Path("out"), lambda *_: None)

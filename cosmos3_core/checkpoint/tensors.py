@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
 from threading import Event
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..bounds import parse_json
 from ..contract import InputError, RunError
+from .mapping import map_file, view_of
 from .repository import Repository, reading
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ class TensorFiles:
     def _read_shard(self, file: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         asked = [self.tensors[name] for name in names]
         few = sum(info.nbytes for info in asked) <= FEW
-        mapped = self._mapped(file, max(info.begin + info.nbytes for info in asked))
-        tensors = ((name, _view(mapped, info)) for name, info in zip(names, asked, strict=True))
+        mapped = self._mapped(file)
+        tensors = ((name, view_of(mapped, info)) for name, info in zip(names, asked, strict=True))
         for name, tensor, defect in (_one_by_one if few else _ahead)(tensors, self._defect):
             if defect:
                 raise _bad_file(self.repository, f"{self.folder}/{file.name}", f"tensor {name} {defect}")
@@ -147,10 +147,17 @@ class TensorFiles:
         """What looks for a tensor's defect, in whatever thread, until the event is set."""
         return partial(_defect, _bytes(tensor), _infinity(tensor.dtype), self.tensors[name].digest)
 
-    def _mapped(self, file: Path, size: int) -> Any:
-        """As `map_file`, of a file that was seen before."""
+    @cached_property
+    def _ends(self) -> dict[Path, int]:
+        """Where the last tensor of each file ends."""
+        ends: dict[Path, int] = {}
+        for info in self.tensors.values():
+            ends[info.file] = max(ends.get(info.file, 0), info.begin + info.nbytes)
+        return ends
+
+    def _mapped(self, file: Path) -> Any:
         try:
-            mapped = map_file(file, size)
+            mapped = map_file(file, self._ends[file])
             now = _stamp(file)
         except OSError as error:
             raise self._changed(file, f"cannot be read now ({error})") from None
@@ -311,31 +318,6 @@ def _read_header(repository: Repository, path: str, file: Path) -> tuple[dict[st
     return tensors, metadata
 
 
-def map_file(file: Path, size: int) -> Any:
-    """The first `size` bytes of a file, a torch.UntypedStorage. safetensors' own `get_tensor` keeps some bytes of each
-    tensor for good (0.8.0), and a layer that lies in a file is read in every pass. Raises OSError."""
-    import torch
-
-    if not stat.S_ISREG(file.stat().st_mode):  # of a pipe nobody would ever write the first byte
-        raise OSError("it is no regular file")
-    try:
-        return torch.UntypedStorage.from_file(str(file), False, size)
-    except RuntimeError as error:
-        raise OSError(str(error)) from None
-
-
-def bytes_of(mapped: Any, info: TensorInfo) -> torch.Tensor:
-    """uint8 [nbytes], a view of the mapped file, on the host whatever torch's default device is."""
-    import torch
-
-    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(mapped[info.begin : info.begin + info.nbytes])
-
-
-def _view(mapped: Any, info: TensorInfo) -> torch.Tensor:
-    """A tensor of a mapped file. It may begin between two multiples of its element's size."""
-    return bytes_of(mapped, info).view(info.dtype).view(info.shape)
-
-
 def _bad_file(repository: Repository, path: str, found: str) -> InputError:
     return InputError(f"{repository.name}/{path}", found, repository.repair(path))
 
@@ -374,7 +356,7 @@ def _infinity(dtype: torch.dtype) -> tuple[str, int] | None:
     if not dtype.is_floating_point or dtype.itemsize == 1:
         return None
     wide = f"uint{8 * dtype.itemsize}"
-    return wide, int(torch.tensor(math.inf, dtype=dtype).view(getattr(torch, wide)).item())
+    return wide, int(torch.tensor(math.inf, dtype=dtype, device="cpu").view(getattr(torch, wide)).item())
 
 
 def _defect(held: numpy.ndarray, infinity: tuple[str, int] | None, written: str | None, stopped: Event) -> str | None:
