@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..contract import InputError
-from .mapping import bytes_of, map_file
+from .mapping import TensorInfo, bytes_of, map_file
 from .repository import Repository, reading
-from .tensors import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import InputError
+from .mapping import TensorInfo
 from .repository import Repository
-from .tensors import TensorInfo
 
 WHOLE = 32 << 20
 SAMPLE = 256

@@ -1,15 +1,27 @@
-"""Files in memory, page by page as they are read."""
+"""Tensors in files, of which memory holds the pages that are looked at."""
 
 from __future__ import annotations
 
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-    from .tensors import TensorInfo
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says about one tensor, whose bytes start at `begin`. `digest`: 16 hex digits, None if the
+    file carries no digests."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: Path
+    begin: int
+    nbytes: int
+    digest: str | None
 
 
 def map_file(file: Path, size: int) -> Any:

@@ -20,9 +20,10 @@ from ..scenarios.own import read_own
 from ..scenarios.variants import checkpoints
 from .gguf import open_gguf
 from .identity import identity
+from .mapping import TensorInfo
 from .quantized import Quantization, Quantized, described, gguf_file, quantized
 from .repository import EMBEDDED, Repository, full_name, open_repository
-from .tensors import TensorInfo, Tensors, Told, open_tensors
+from .tensors import Tensors, Told, open_tensors
 
 if TYPE_CHECKING:
     import torch

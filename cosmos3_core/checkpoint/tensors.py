@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..bounds import parse_json
 from ..contract import InputError, RunError
-from .mapping import map_file, view_of
+from .mapping import TensorInfo, map_file, view_of
 from .repository import Repository, reading
 
 if TYPE_CHECKING:
@@ -47,19 +47,6 @@ FEW = 1 << 24
 """Bytes of a file up to which one thread is enough."""
 PART = 1 << 20
 """Bytes that are checked together: they are still in the processor's cache for the second check."""
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a file's header says about one tensor, whose bytes start at `begin`. `digest`: 16 hex digits, None if the
-    file carries no digests."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    file: Path
-    begin: int
-    nbytes: int
-    digest: str | None
 
 
 @dataclass(frozen=True)
