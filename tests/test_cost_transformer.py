@@ -10,6 +10,8 @@ import torch
 from alive import Alive
 from counted import OPS, TINY_CONFIG, config_of, whole
 
+from cosmos3_core.contract import Residual
+from cosmos3_core.model import transformer as towers
 from cosmos3_core.model.config import TransformerConfig, latent_size
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.weights import (
@@ -146,7 +148,7 @@ def test_activations_are_what_the_towers_allocate(name, dtype):
     # The last layer only leaves its keys and values: when they come, the others' peak is over.
     assert alive.peak == pytest.approx(transformer.layer_bytes(config, 512, 0, kind.itemsize) + kept / 2, rel=0.15)
     maker = tower(load_generation, config, kind)
-    for size, branches in (((1280, 720, 93), 1), ((1024, 1024, 1), 2)):
+    for size, branches in (((1280, 720, 93), 1), ((1024, 1024, 1), 2), ((1280, 720, 189), 1)):
         item = Item("vision", (48, *latent_size(*size)))
         packing = Packing((item,), config, "meta")
         passed = maker.branches(packing, [text] * branches)
@@ -156,3 +158,43 @@ def test_activations_are_what_the_towers_allocate(name, dtype):
         rows, seen = branches * packing.length, (latent, passed.cos, passed.sin)
         expected = transformer.layer_bytes(config, rows, 512, kind.itemsize, branches) + sum(t.nbytes for t in seen)
         assert alive.peak == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "most"), [("nano", 4), ("super", 6), ("edge", 2)])
+def test_a_layer_of_the_longest_720p_takes_few_gibibytes(name, most):
+    """Of eager torch's tensors, which concatenates and repeats keys and values; in bfloat16."""
+    assert transformer.layer_bytes(config_of(name), 44_160, 512, 2) < most * 2**30
+
+
+class Doubling:
+    """A second half whose sums can be told by hand: x becomes x + delta + what was attended, and twice that is left to
+    add or added at once; in place or not."""
+
+    def __init__(self, in_place: bool, leaves_delta: bool):
+        self.in_place, self.leaves_delta, self.sizes = in_place, leaves_delta, []
+
+    def __call__(self, residual: Residual, attended_BSHD: torch.Tensor) -> None:
+        rows = attended_BSHD.reshape(len(residual.x_MI), -1)
+        self.sizes.append(len(rows))
+        added = rows if residual.delta_MI is None else rows + residual.delta_MI
+        more = 2 * (residual.x_MI + added)
+        residual.x_MI = residual.x_MI.add_(added) if self.in_place else residual.x_MI + added
+        residual.delta_MI = more if self.leaves_delta else None
+        if not self.leaves_delta:
+            residual.x_MI += more
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("leaves_delta", [False, True])
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize(("rows", "sizes"), [(4, [4]), (5, [5]), (6, [5, 1]), (12, [5, 5, 2])])
+def test_the_second_half_takes_rows_in_parts(monkeypatch, rows, sizes, delta, leaves_delta, in_place):
+    monkeypatch.setattr(towers, "FINISH_ROWS", 5)
+    x, given, attended = (torch.randn(rows, 8) for _ in range(3))
+    residual, half = Residual(x.clone(), given.clone() if delta else None), Doubling(in_place, leaves_delta)
+    towers.finish(towers.DecoderLayer(None, half), residual, attended.view(1, rows, 2, 4))
+    assert half.sizes == sizes
+    left = torch.zeros_like(x) if residual.delta_MI is None else residual.delta_MI
+    assert (residual.delta_MI is not None) == leaves_delta
+    whole = x + (attended + given if delta else attended)
+    assert torch.equal(residual.x_MI + left, whole + 2 * whole)

@@ -91,7 +91,7 @@ def test_a_format_without_a_kernel_is_proposed_and_called_slow(plan, told):
     for change in offered[:1]:
         assert told(*asked, *change["options"].split())["estimate"]["memory"]["peak"] == change["peak"]
     _, out, _ = plan(*asked)
-    assert "instead    --format q8_0 fits (12.9 GiB, by eager torch: slowly)" in out
+    assert "instead    --format q8_0 fits (12.1 GiB, by eager torch: slowly)" in out
 
 
 def test_options_reach_the_estimate(told):

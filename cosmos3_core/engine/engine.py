@@ -232,7 +232,7 @@ class Engine:
             self._pool.open_weights(request)
             texts = texts or self._prompts.read([ids[branch] for branch in branches_of(request.guidance)])
             packing = Packing(items, self.model.config, self.device)  # before the device has what it would wait for
-            clean, pinned = self._conditions.of(items, inputs.given, self.execution(request).encode_captured)
+            clean, pinned = self._conditions.of(items, inputs.given, self.execution(request))
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
     @torch.inference_mode()

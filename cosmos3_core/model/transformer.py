@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..contract import Finish, Linear, Ops, Project, Residual, Segment
 from .attending import Attend, attend
-from .config import TransformerConfig
+from .config import FINISH_ROWS, TransformerConfig
 from .packing import Packing
 from .rope import rotary_table, text_positions
 
@@ -51,6 +51,27 @@ class DecoderLayer:
         named = {f"{half}.{name}": tensor for half, held in halves.items() for name, tensor in (held or {}).items()}
         once = {id(tensor): name for name, tensor in reversed(named.items())}
         return {name: tensor for name, tensor in named.items() if once[id(tensor)] == name}
+
+
+def finish(layer: DecoderLayer, residual: Residual, attended_BSHD: Tensor) -> None:
+    """The half after attention, FINISH_ROWS at a time. How many rows there are decides that and nothing else, so that
+    all placements compute the same."""
+    if len(residual.x_MI) <= FINISH_ROWS:
+        layer.finish(residual, attended_BSHD)
+        return
+    attended_MHD, x_MI, delta_MI = attended_BSHD.flatten(0, 1), residual.x_MI, residual.delta_MI
+    left_MI: Tensor | None = None
+    for begin in range(0, len(x_MI), FINISH_ROWS):
+        rows = slice(begin, begin + FINISH_ROWS)
+        held_MI = x_MI[rows]
+        part = Residual(held_MI, None if delta_MI is None else delta_MI[rows])
+        layer.finish(part, attended_MHD[rows].unsqueeze(0))
+        if part.x_MI is not held_MI:
+            held_MI.copy_(part.x_MI)
+        if part.delta_MI is not None:
+            left_MI = torch.empty_like(x_MI) if left_MI is None else left_MI
+            left_MI[rows] = part.delta_MI
+    residual.x_MI, residual.delta_MI = x_MI, left_MI
 
 
 class LayerSource(Protocol):
@@ -129,7 +150,7 @@ class UnderstandingTower:
         if not last:
             attended, _ = self.ops.attention(q, [Segment(k, v)], causal=True)
             del q, k, v, k_for_gen  # the MLP needs their room
-            layer.finish(residual, attended)
+            finish(layer, residual, attended)
         return self.keeps(segment)
 
 
@@ -232,7 +253,7 @@ class GenerationTower:
         for i in range(first, last):
             layer = self.layers[i]
             layer = layer.a16 or layer if a16 else layer
-            layer.finish(residual, self._attended(layer, i, residual, branches))
+            finish(layer, residual, self._attended(layer, i, residual, branches))
 
     def sweep(self) -> None:
         """Ask for each layer, as a pass does, and compute nothing: a source may take part in what others compute."""

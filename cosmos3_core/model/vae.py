@@ -80,13 +80,40 @@ class VideoVAE:
         return cls(parsed, take, ops, device, dtype, halves)
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels [3, F, H, W] in [-1, 1], F = 4k+1, to the posterior's mode, normalised: [C, k+1, H/16, W/16] fp32."""
+    def encode(self, pixels: Tensor, tiling: Tiling | None = None) -> Tensor:
+        """Pixels [3, F, H, W] in [-1, 1], F = 4k+1, to the posterior's mode, normalised: [C, k+1, H/16, W/16] fp32.
+
+        Four frames at a time go through the encoder. In several tiles, those of the latents' `tiling`, it has less of
+        each at a time; results then differ slightly, as those of `decode`.
+        """
+        height, width = (length // SPATIAL_COMPRESSION for length in pixels.shape[2:])
+        tiling = tiling or Tiling.of_whole(height, width)
+        edge, strips = tiling.size - tiling.step, []
+        above: dict[int, Tensor] = {}
+        for top in tiling.tops:
+            strip: list[Tensor] = []
+            beside: Tensor | None = None
+            for left in tiling.lefts:
+                rows, columns = (
+                    slice(SPATIAL_COMPRESSION * at, SPATIAL_COMPRESSION * (at + tiling.size)) for at in (top, left)
+                )
+                z = self._encoded(pixels[:, :, rows, columns])
+                if top:
+                    _blend(above[left], z, 1)
+                if beside is not None:
+                    _blend(beside, z, 2)
+                above[left], beside = z[:, -edge:], z[:, :, -edge:]
+                strip.append(z[:, : tiling.step, : tiling.step])
+            strips.append(torch.cat(strip, 2))
+        return ((torch.cat(strips, 1) - self.mean) / self.std).permute(3, 0, 1, 2).contiguous()
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """The mode of a tile, [k+1, h, w, C] fp32."""
         stream, moments = Stream(one=pixels.shape[1] == 1), []
         for chunk in _chunks(pixels.transpose(0, 1), TEMPORAL_COMPRESSION):
             moments.append(self.encoder(patchify(chunk.to(self.device, self.dtype)), stream))
         mode, _ = self.quant(torch.cat(moments)).float().chunk(2, dim=-1)
-        return ((mode - self.mean) / self.std).permute(3, 0, 1, 2).contiguous()
+        return mode
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, tiling: Tiling, *, rounded: bool = True) -> Iterator[Tensor]:
@@ -128,9 +155,9 @@ class VideoVAE:
                 z_tile = z_THWC[:, top : top + size, left : left + size]
                 for n, y in enumerate(self._decoded(z_tile, tiling.chunk)):
                     if top:
-                        _blend(above[left, n], y, 1)
+                        _blend(above[left, n].host, y, 1)
                     if left:
-                        _blend(beside[n], y, 2)
+                        _blend(beside[n].host, y, 2)
                     if top != tops[-1]:
                         above[left, n] = _HostCopy(self.memory, y[:, -edge:])
                     if left != lefts[-1]:
@@ -183,9 +210,9 @@ def _joined(rows: list[list[_HostCopy]]) -> Tensor:
     return strips[0] if len(strips) == 1 else torch.cat(strips, 1)
 
 
-def _blend(edge: _HostCopy, y_THWC: Tensor, dim: int) -> None:
+def _blend(edge: Tensor, y_THWC: Tensor, dim: int) -> None:
     """Fade, in place, from the `edge` of the tile before along `dim` to this tile."""
-    tail = edge.host.to(y_THWC.device, non_blocking=True)
+    tail = edge.to(y_THWC.device, non_blocking=True)
     extent = min(tail.shape[dim], y_THWC.shape[dim])
     tail, head = tail.narrow(dim, tail.shape[dim] - extent, extent), y_THWC.narrow(dim, 0, extent)
     share = torch.arange(extent, device=y_THWC.device, dtype=torch.float32) / extent

@@ -9,10 +9,10 @@ from functools import cached_property, partial
 from typing import Any
 
 from ...contract import Ceiling, Tuning
-from ...model.config import SPATIAL_COMPRESSION, TransformerConfig
+from ...model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig
 from ...quant import FORMATS, Format
 from ...quant.steps import StepPolicy
-from ..execution import Execution
+from ..execution import Execution, encode_tiling
 from ..mesh import ALONE, Layout
 from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
@@ -157,7 +157,8 @@ class Estimate:
         convolving = EXPANDABLE_OVERHEAD if self.tuning.expandable_segments else VAE_OVERHEAD
         stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading, self._overhead(self._text_a16))]
         if job.encoded:
-            encoding = vae.encode_bytes(self.vae, self._input_size, max(job.encoded), *maps, self.layout.vae)
+            clip = max(job.encoded)
+            encoding = vae.encode_bytes(self.vae, self._input_tiling(clip), clip, *maps, self.layout.vae)
             stages.append(Stage("encode input", self._held("vae_encoder"), kv, 0, encoding, convolving))
         elif job.audio and self._codec:  # beside a picture or clip it is less
             stages.append(Stage("encode input", self._held("sound_encoder"), kv, 0, self._codec.worst))
@@ -236,12 +237,12 @@ class Estimate:
         format = self.known.get(self.format)
         return not a16 and format is not None and format.of_inputs is not None
 
-    @property
-    def _input_size(self) -> tuple[int, int]:
-        """Height and width of the latents of what is encoded."""
-        if self.job.canvas is None:
-            return self.execution.latent[1:]
-        return self.job.canvas[1] // SPATIAL_COMPRESSION, self.job.canvas[0] // SPATIAL_COMPRESSION
+    def _input_tiling(self, frames: int) -> Tiling:
+        """That of the latents of what is encoded, which has so many frames."""
+        _, height, width = self.execution.latent
+        if self.job.canvas is not None:
+            width, height = (length // SPATIAL_COMPRESSION for length in self.job.canvas)
+        return encode_tiling(self.execution.tiling, height, width, frames)
 
     @cached_property
     def _kept(self) -> int:
@@ -249,7 +250,8 @@ class Estimate:
         keeping, size = self.execution.keeping, WIDTH[self.dtype]
         working = transformer.layer_bytes(self.own, keeping.rows, keeping.tokens, size) if keeping.rows else 0
         maps = self._codec_dtype, self.tuning.channels_last
-        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, *maps) if keeping.area else 0
+        captured = Tiling.of_whole(1, keeping.area)
+        encoding = vae.encode_bytes(self.vae, captured, 1, *maps) if keeping.area else 0
         return transformer.und_kv_bytes(self.own, keeping.tokens, self.dtype) + working + encoding
 
     @cached_property
@@ -339,8 +341,10 @@ class Estimate:
             work = vae.decode_work(self.vae, self.execution.tiling, frames, self._codec_dtype, self.layout.vae)
             parts["decode"] = job.decoded * [work]
         if job.encoded:
-            size, among = self._input_size, self.layout.vae
-            encoded = [vae.encode_work(self.vae, size, count, self._codec_dtype, among) for count in job.encoded]
+            dtype, among = self._codec_dtype, self.layout.vae
+            encoded = [
+                vae.encode_work(self.vae, self._input_tiling(count), count, dtype, among) for count in job.encoded
+            ]
             parts["encode input"] = job.chunks * encoded
         if self._codec:
             stage = "encode input" if job.audio else "decode sound"

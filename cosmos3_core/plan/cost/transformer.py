@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...model.config import TransformerConfig
+from ...model.config import FINISH_ROWS, TransformerConfig
 from ...quant import Format
 from ..mesh import Layout
 from .units import UNPACKED_RATE, WIDTH, Work, rate_of, weight_bytes
@@ -114,9 +114,9 @@ def und_kv_bytes(config: TransformerConfig, tokens: int, dtype: str) -> int:
 def layer_bytes(config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1) -> int:
     """Peak of one decoder layer's tensors: `rows` = branches x tokens, each branch attending to `context` + its own.
 
-    Beside the residual stream lie, before the output product, the fused projection (v is a view of it), what is
-    rotated, and attention (keys and values concatenated and repeated for every query head); after it what was attended,
-    and the fp32 norm or the MLP.
+    Beside the residual stream lie, before the output product, the fused projection (v is a view of it), the queries'
+    rotation in four tensors, and attention (keys and values concatenated and repeated for every query head); after it
+    what was attended, and the fp32 norm or the MLP, of FINISH_ROWS at a time, with what those before left to add.
     """
     c = config
     residual = rows * c.hidden_size * size
@@ -124,11 +124,14 @@ def layer_bytes(config: TransformerConfig, rows: int, context: int, size: int, b
     keys = rows // branches + context
     attended = rows * c.query_width * size
     attention = 2 * keys * (c.kv_width + c.query_width) * size + attended
-    norm = attended + rows * c.hidden_size * ((2 + c.weight_fp32_norm) * size + 2 * 4)
+    part = min(rows, FINISH_ROWS)
+    left = attended + (residual if part < rows else 0)
+    norm = left + part * c.hidden_size * ((2 + c.weight_fp32_norm) * size + 2 * 4)
     up = (2 if c.gated else 1) * c.intermediate_size
-    mlp = attended + rows * (c.hidden_size + up) * size
-    rotate = rows * c.query_width * 2 * 4
-    return residual + max(heads + attention, heads + rotate, norm, mlp)
+    mlp = left + part * (c.hidden_size + up) * size
+    rotate = rows * (5 * c.query_width + 2 * c.kv_width) * size
+    rotate += c.weight_fp32_norm * rows * c.query_width * (WIDTH["float32"] - size)
+    return residual + max(heads + attention, rotate, norm, mlp)
 
 
 def forward_work(
@@ -188,14 +191,13 @@ def exchanged_bytes(config: TransformerConfig, rows: int, whole: int, layout: La
 def unpacking_bytes(config: TransformerConfig, rows: int) -> int:
     """What a product by eager torch in a format takes beside a layer's tensors: the rows in fp32, once more as they are
     packed, and a part of the weight."""
-    return (
-        2 * WIDTH["float32"] * rows * max(config.hidden_size, config.query_width, config.intermediate_size) + UNPACKED
-    )
+    return 2 * WIDTH["float32"] * rounding_bytes(config, rows) + UNPACKED
 
 
 def rounding_bytes(config: TransformerConfig, rows: int) -> int:
     """What a product takes beside a layer's tensors that rounds its rows to 8 bits first."""
-    return rows * max(config.hidden_size, config.query_width, config.intermediate_size)
+    c = config
+    return max(rows * c.hidden_size, min(rows, FINISH_ROWS) * max(c.query_width, c.intermediate_size))
 
 
 def widening_bytes(config: TransformerConfig, rows: int, dtype: str, *, rounds: bool) -> int:
