@@ -64,12 +64,12 @@ def tokenizer(**values: object) -> Damage:
 
 SHARDS = {"weight_map": {f"t{i}": f"{i}.safetensors" for i in range(1001)}}
 TEMPLATES = {
-    "loops in loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "0.5 seconds"),
-    "a loop of lists": ("{% for a in range(99999) %}{% set x = range(9999)|list %}{% endfor %}", "0.5 seconds"),
+    "loops in loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "2 seconds"),
+    "a loop of lists": ("{% for a in range(99999) %}{% set x = range(9999)|list %}{% endfor %}", "2 seconds"),
     "a macro that calls itself": ("{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}", "recursion"),
     "macros that fork": (
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
-        "0.5 seconds",
+        "2 seconds",
     ),
     "a range": ("{{ range(999999999)|length }}", "Range too big"),
     "a text times a number": ("{{ 'a' * 9999999999 }}", "are the most"),

@@ -29,8 +29,9 @@ LARGEST_VALUE = 4 * LONGEST_TEXT
 """Characters and items of a value, each as often as it is in it: what is made of it takes as long."""
 MOST_FORMAT = 256
 """Characters of a format of the time, and of what a template tells `tojson`."""
-SECONDS = 0.5
-"""Of the processor, for one conversation. Published templates take a few milliseconds."""
+SECONDS = 2.0
+"""Of the processor, for one conversation. Published templates take a few milliseconds; Python may collect garbage in
+between, which takes a process of many objects half a second."""
 LONG_TIME = re.compile(r"%[^a-zA-Z%]*\d{3}")
 """A width of 100 characters or more in a format of the time."""
 WIDTHS = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice")
