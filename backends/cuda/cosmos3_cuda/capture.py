@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from cosmos3_triton.recording import recorder
+from cosmos3_triton.recording import CudaGraph, recorder
 
 from cosmos3_core.contract import Capture
 
 
 def build_capture() -> Capture:
     # Other threads go on allocating and copying.
-    return recorder(torch.cuda, torch.cuda.CUDAGraph, capture_error_mode="thread_local")
+    return recorder(torch.cuda, CudaGraph, capture_error_mode="thread_local")

@@ -26,6 +26,9 @@ from cosmos3_core.testing.suite.capture import CAPTURE, Step
 TINY_MODEL = str(Path(__file__).parents[3] / "tests" / "tiny")
 
 
+POOL = (0, 7)
+
+
 class Graph(TorchDispatchMode):
     """A recorded operation writes its result to where it wrote it when it was recorded, from the same inputs."""
 
@@ -36,8 +39,8 @@ class Graph(TorchDispatchMode):
         self.operations, self.replays = [], 0
         Graph.made.append(weakref.ref(self))
 
-    def capture_begin(self, capture_error_mode: str) -> None:
-        assert capture_error_mode == "thread_local"
+    def capture_begin(self, pool: tuple[int, int], capture_error_mode: str) -> None:
+        assert (pool, capture_error_mode) == (POOL, "thread_local")
         self.__enter__()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -65,6 +68,8 @@ def capture(monkeypatch):
     stream = SimpleNamespace(wait_stream=lambda other: None)
     fakes = dict(
         CUDAGraph=Graph,
+        graph_pool_handle=lambda: POOL,
+        current_device=lambda: 3,
         Stream=lambda: stream,
         current_stream=lambda: stream,
         stream=lambda entered: nullcontext(),
@@ -86,6 +91,7 @@ def capture(monkeypatch):
         (suite.test_capture_raises_what_its_function_raises, {"run": 1}),
         (suite.test_capture_raises_what_its_function_raises, {"run": 2}),
         (suite.test_capture_gives_its_memory_back, {}),
+        (suite.test_capture_that_cannot_be_recorded_leaves_memory_alone, {}),
         (suite.test_inputs_are_left_alone, {}),
     ],
 )
@@ -97,6 +103,7 @@ def test_the_kit(test, options, capture):
         dtype="bfloat16",
         op=capture,
         device="cpu",
+        subject=SimpleNamespace(memory=build_ops().memory),
         op_cases=suite.CASES,
         job=lambda op: CAPTURE.job(op, here),
         alive=lambda: live_bytes(build_ops().memory, "cpu"),
@@ -139,6 +146,27 @@ def test_the_reason_of_a_failed_recording_is_the_functions_own(capture):
         with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
             captured(x)
     assert capture(lambda x: [x + 1])(x)[0].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_failed_recording_is_over_for_the_allocator(capture, monkeypatch, ended):
+    """Which a torch that has ended it already refuses to hear again."""
+    told = []
+
+    def end(*given):
+        if ended:
+            raise RuntimeError("not currently recording to mempool_id")
+        told.append(("end", *given))
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *given: told.append(("release", *given)), raising=False)
+    captured, x = capture(lambda x: [x * float(x.sum())]), torch.ones(3)
+    captured(x)
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        captured(x)
+    assert told == ([] if ended else [("end", 3, POOL), ("release", 3, POOL)])
+    capture(lambda x: [x + 1])(x)
+    assert len(told) == (0 if ended else 2), "only what failed is ended so"
 
 
 @pytest.mark.parametrize("other", [torch.ones(1, 4), torch.ones(3, 4, dtype=torch.float16), torch.ones(4)])

@@ -4,11 +4,11 @@ host."""
 from __future__ import annotations
 
 import torch
-from cosmos3_triton.recording import recorder
+from cosmos3_triton.recording import CudaGraph, recorder
 
 from cosmos3_core.contract import Capture, Device
 
 
 def build_capture(device: Device) -> Capture:
     # Other threads go on allocating and copying.
-    return recorder(torch.cuda, torch.cuda.CUDAGraph, capture_error_mode="thread_local")
+    return recorder(torch.cuda, CudaGraph, capture_error_mode="thread_local")

@@ -85,6 +85,7 @@ def test_a_graph_is_recorded_by_torch_s_cuda_graphs(monkeypatch):
     graphs = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append("a graph"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     recorded = row("capture", "hip-graph").build(KNOWN[0])(lambda x: [x])
     recorded.new_graph()
     assert graphs == ["a graph"] and recorded.stream == "a stream"

@@ -13,6 +13,30 @@ from torch import Tensor
 from cosmos3_core.contract import Capture
 
 
+class CudaGraph:
+    """torch.cuda.CUDAGraph, of which a capture that failed is over when `capture_end` has raised. Up to torch 2.11 the
+    allocator goes on believing in it, and gives no memory back for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self.graph, self.pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+
+    def capture_begin(self, capture_error_mode: str) -> None:
+        self.graph.capture_begin(pool=self.pool, capture_error_mode=capture_error_mode)
+
+    def capture_end(self) -> None:
+        try:
+            self.graph.capture_end()
+        except RuntimeError:
+            with suppress(RuntimeError):  # it is over for the allocator, too
+                device = torch.cuda.current_device()
+                torch._C._cuda_endAllocateToPool(device, self.pool)
+                torch._C._cuda_releasePool(device, self.pool)
+            raise
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
 class Recording:
     """A function whose first call runs as it is, whose second is recorded, and whose later calls are replays.
 

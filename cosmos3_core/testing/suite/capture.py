@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import contract
 from ..cases import Here, Loss, Made, OpCase, normal
 from .marks import over
+from .memory import LARGE
 
 
 @dataclass(frozen=True)
@@ -129,3 +130,29 @@ def test_capture_gives_its_memory_back(kernel, dtype, op, device, alive):
         use(calls)
         kept = alive() - before
         assert kept <= 0, f"{kept} bytes outlive a callable that was called {calls} times"
+
+
+@over("capture")
+def test_capture_that_cannot_be_recorded_leaves_memory_alone(subject, kernel, dtype, op, device):
+    """Of a function that waits for the device, as no recording can: it raises or computes, and what is free then can be
+    given back as before."""
+    step, memory, place = Step.of(dtype, device), subject.memory, torch.device(device)
+
+    def waits(x: Tensor, y: Tensor) -> list[Tensor]:
+        return [result * float(result.isfinite().any()) for result in step(x, y)]
+
+    captured = op(waits)
+    for seed in range(3):
+        try:
+            found = captured(*step.input(seed))
+        except Exception:
+            continue
+        assert _same(found, step(*step.input(seed))), "a function that waits for the device computes something else"
+    held = torch.ones(LARGE, dtype=torch.uint8, device=device)
+    most = memory.used(place).reserved
+    del held
+    memory.empty(place)
+    left = memory.used(place).reserved
+    assert most is None or left <= most - LARGE // 2, (
+        f"after a recording that failed empty() gives nothing back: {left} bytes are reserved, {most} with {LARGE} more"
+    )
