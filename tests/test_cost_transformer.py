@@ -160,6 +160,26 @@ def test_activations_are_what_the_towers_allocate(name, dtype):
         assert alive.peak == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.parametrize("weights", [(None, None), (1.0, 2.0), (1.0, 1.0, 3.0)], ids=str)
+@pytest.mark.parametrize("name", ["nano", "super"])
+def test_activations_of_controls_are_what_the_towers_allocate(name, weights):
+    """Where there are weights, attention goes to one control at a time, with copies, and the results are summed up."""
+    config, kind = replace(config_of(name), num_hidden_layers=3), torch.bfloat16
+    text, maker = tower(load_understanding, config, kind).prefill([*range(512)]), tower(load_generation, config, kind)
+    shape = (48, *latent_size(1280, 720, 93))
+    clean = tuple(range(shape[1]))
+    controls = zip(("edge", "blur", "depth"), weights, strict=False)
+    items = [Item("vision", shape, clean=clean, control=hint, weight=weight) for hint, weight in controls]
+    packing = Packing((*items, Item("vision", shape)), config, "meta")
+    passed, latents = maker.branches(packing, [text]), [torch.empty(shape, device="meta") for _ in (*items, shape)]
+    with torch.inference_mode(), Alive() as alive:
+        maker.forward(passed, latents, 500.0)
+    weighted = len(items) if weights[0] else 0
+    expected = transformer.layer_bytes(config, packing.length, 512, kind.itemsize, 1, weighted)
+    expected += sum(t.nbytes for t in (*latents, passed.cos, passed.sin))
+    assert alive.peak == pytest.approx(expected, rel=0.02)
+
+
 @pytest.mark.parametrize(("name", "most"), [("nano", 4), ("super", 6), ("edge", 2)])
 def test_a_layer_of_the_longest_720p_takes_few_gibibytes(name, most):
     """Of eager torch's tensors, which concatenates and repeats keys and values; in bfloat16."""

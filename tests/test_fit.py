@@ -20,7 +20,6 @@ from cosmos3_core import reference
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.repository import PUBLISHED
 from cosmos3_core.contract import Ceiling, Tuning
-from cosmos3_core.model.config import Tiling
 from cosmos3_core.plan.cost import transformer, vae
 from cosmos3_core.plan.cost.fit import Estimate
 from cosmos3_core.plan.cost.nearest import nearest
@@ -288,9 +287,8 @@ def test_a_canvas_is_encoded_whole_whatever_of_it_is_shown(tmp_path):
     request, estimate = settled.request, settled.estimate
     assert (request.width, request.height, request.canvas) == (96, 48, (832, 480))
     config, dtype = settled.model.vae, settled.plan.tuning.codec_dtype
-    picture = Tiling.of_whole(30, 52)
-    assert estimate.stage("encode input").activations == vae.encode_bytes(config, picture, 1, dtype)
-    assert estimate.parts["encode input"] == [vae.encode_work(config, picture, 1, dtype)]
+    assert estimate.stage("encode input").activations == vae.encode_bytes(config, (30, 52), 1, dtype, waiting=1)
+    assert estimate.parts["encode input"] == [vae.encode_work(config, (30, 52), 1, dtype)]
     assert estimate.execution.latent == (5, 3, 6)  # what the model sees and the decode makes
 
 

@@ -164,10 +164,10 @@ def test_a_run_needs_more_of_the_host_than_its_weights():
 
 
 def test_what_fits_in_no_placement_is_refused_with_what_would():
-    found = settled(3)
+    found = settled(2)
     refused = str(room.refusal(found))
     assert found.placement == Placement(DISK, DISK) and found.lower is None
-    assert "takes" in refused and "there are 3.0 GiB" in refused and "larger device" in refused
+    assert "takes" in refused and "there are 2.0 GiB" in refused and "larger device" in refused
     named = settled(12, placement="generation=resident,understanding=staged")
     said = str(room.refusal(named))
     assert "Place it by `placement` understanding=disk,generation=streamed,codecs=staged, which fits" in said
@@ -299,7 +299,9 @@ def test_a_device_without_memory_says_what_holds_it():
         empty = synchronize
 
     found = settled(80)
-    engine = SimpleNamespace(ops=SimpleNamespace(memory=Full()), device="cpu", seconds={}, plan=found.plan)
+    engine = SimpleNamespace(
+        ops=SimpleNamespace(memory=Full()), device="cpu", seconds={}, plan=found.plan, begun="load x"
+    )
     engine.give_back = lambda: None
     error = room.out_of_memory(torch.OutOfMemoryError("Acme is full. Tried 3 GiB. More."), engine, found, None)
     said = str(error)
@@ -311,3 +313,6 @@ def test_a_device_without_memory_says_what_holds_it():
     Full.free = lambda self, device: 12 * GIB
     said = str(room.out_of_memory(torch.OutOfMemoryError("full"), engine, found, None))
     assert "`placement` understanding=disk,generation=streamed,codecs=staged takes less, also with `resume`" in said
+    engine.begun = "decode"
+    said = str(room.out_of_memory(torch.OutOfMemoryError("full"), engine, found, None))
+    assert "By the plan, 'decode' holds" in said

@@ -22,6 +22,7 @@ from cosmos3_core.engine import store
 from cosmos3_core.engine.stages import Cancelled, Watch
 from cosmos3_core.engine.store import BUFFERS, Gathered, Host, Streamed
 from cosmos3_core.model import weights as layout
+from cosmos3_core.model.host_copy import HostCopy
 from cosmos3_core.model.transformer import DecoderLayer, UnderstandingTower
 from cosmos3_core.parallel.ranks import Circle
 from cosmos3_core.plan import execution
@@ -319,11 +320,18 @@ def test_a_layer_that_cannot_be_moved_is_an_error():
         Streamed(lambda i: DecoderLayer(fixed, Half()), 2, Host(TorchMemory(), HOST), HOST, wraps=True)
 
 
-def test_a_host_that_pins_no_more_is_told_of(alone):
-    class Refusing(TorchMemory):
-        def pinned(self, *_):
-            raise RuntimeError("cudaHostAlloc: out of memory")
+class Refusing(TorchMemory):
+    def pinned(self, *_):
+        raise RuntimeError("cudaHostAlloc: out of memory")
 
+
+def test_what_the_host_does_not_pin_is_copied_to_ordinary_memory():
+    x = torch.randn(3, 5)
+    copied = HostCopy(Refusing(), x)
+    assert torch.equal(copied.wait(), x) and copied.wait().data_ptr() != x.data_ptr()
+
+
+def test_a_host_that_pins_no_more_is_told_of(alone):
     running = engine(ours=Kernel(op="memory", name="refusing", build=lambda _: Refusing()), placement=OTHER)
     assert torch.equal(finish(running, running.start(request(steps=2))), alone)
     assert [note.split(":")[0] for note in running.notes] == [

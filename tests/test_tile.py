@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from command import cosmos3
-from inputs import clip, photograph
 from tiny_model import TINY_MODEL
 
 from cosmos3_core.checkpoint.model import open_model
@@ -72,7 +71,24 @@ def test_the_largest_tile_that_fits_is_taken():
     assert fitting_tile(CLIP, Room(needed(None), None)) is None
     assert fitting_tile(CLIP, Room(needed(None) - 1, None)) == 192 == fitting_tile(CLIP, Room(needed(192), None))
     assert fitting_tile(CLIP, Room(needed(192) - 1, None)) == 128 == fitting_tile(CLIP, Room(needed(128), None))
-    assert fitting_tile(CLIP, Room(needed(128) - 1, None)) is None
+    assert fitting_tile(CLIP, Room(needed(128) - 1, None)) == 64 == fitting_tile(CLIP, Room(needed(64), None))
+    assert fitting_tile(CLIP, Room(needed(64) - 1, None)) is None
+
+
+def test_a_clip_in_tiles_waits_on_the_host_whose_memory_counts_where_it_is_the_devices():
+    tiled = replace(CLIP, job=replace(CLIP.job, tile=64))
+    apart = replace(tiled, unified=False)
+    assert 3 * 256 * 192 * 5 < tiled.stage("decode").activations - apart.stage("decode").activations
+    assert replace(CLIP, unified=False).stage("decode") == CLIP.stage("decode"), "whole frames leave at once"
+    controlled = replace(CLIP, job=replace(CLIP.job, controls=("edge", "blur"), input_frames=5))
+    one, apart = (
+        replace(controlled, job=replace(controlled.job, controls=("edge",))),
+        replace(controlled, unified=False),
+    )
+    frame = 4 * 3 * 256 * 192
+    found = [job.stage("encode input").activations for job in (apart, one, controlled)]
+    waiting = [sum(job.job.encoded) * frame for job in (one, controlled)]
+    assert [found[1] - found[0], found[2] - found[0]] == waiting and waiting[0] < waiting[1]
 
 
 def test_where_whole_frames_do_not_fit_a_run_takes_the_tile_and_says_why(run):
@@ -153,33 +169,3 @@ def test_a_stopped_run_is_offered_nothing_but_a_tile(small, monkeypatch):
     assert code == 2 and "--size" not in err and "--anyway" in err
     code, _, err = small(memory, "--tile", 128, options=resume)
     assert code == 0, err
-
-
-def test_where_a_clip_cannot_be_encoded_whole_it_is_in_tiles():
-    """Also where nothing is decoded: what is made are actions."""
-    given = replace(CLIP, job=replace(CLIP.job, input_frames=5, decodes=False))
-
-    def encode(tile: int | None) -> int:
-        return replace(given, job=replace(given.job, tile=tile)).stage("encode input").peak
-
-    assert encode(None) > encode(192) > encode(128)
-    assert fitting_tile(given, Room(encode(None), None)) is None
-    assert fitting_tile(given, Room(encode(None) - 1, None)) == 192
-    picture = replace(given, job=replace(given.job, input_frames=1))
-    assert {replace(picture, job=replace(picture.job, tile=tile)).stages for tile in (None, 128)} == {picture.stages}
-
-
-@pytest.mark.parametrize(("task", "asked"), [("v2v", [(6, 4)]), ("i2v", [(1, 1)])])
-def test_a_clip_is_encoded_in_the_requests_tiles_and_a_picture_whole(small, monkeypatch, task, asked):
-    """The rows and columns of tiles that the encoder is asked for, of 16 by 12 latents in tiles of 4."""
-    seen, encode = [], VideoVAE.encode
-    monkeypatch.setattr(
-        VideoVAE,
-        "encode",
-        lambda vae, pixels, tiling: seen.append((len(tiling.lefts), len(tiling.tops))) or encode(vae, pixels, tiling),
-    )
-    photograph(320, 192).save("in.png")
-    given = {"v2v": ("--video", clip(Path("in.mp4"))), "i2v": ("--image", "in.png")}[task]
-    options = [{"5": "9"}.get(option, option) for option in ("a cube", *OPTIONS)]
-    code, _, err = small(2 * GIB, "--tile", 64, *given, options=options)
-    assert code == 0 and seen == asked, err

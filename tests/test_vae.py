@@ -284,17 +284,6 @@ def test_encode_is_the_pipelines_normalised_mode(pair, frames, size):
     assert torch.equal(found, ours.encode(clip)), "the mode, and no sample"
 
 
-@pytest.mark.parametrize(("size", "tile"), [((112, 96), 64), ((160, 64), 64), ((208, 144), 128)], ids=str)
-def test_a_tiled_encode_is_that_of_diffusers(pair, size, tile):
-    """Which counts its tiles in patches of two pixels here."""
-    ours, theirs = pair
-    clip, tiling = pixels(5, *size), copy.deepcopy(theirs)
-    tiling.enable_tiling(tile // 2, tile // 2, tile * 3 // 8, tile * 3 // 8)
-    found = ours.encode(clip, tiling_of(size[0] // 16, size[1] // 16, tile, 0))
-    assert relative_error(found, pipeline_encode(tiling, clip)) < 1e-5
-    assert 0 < relative_error(found, ours.encode(clip)) < 0.5
-
-
 def test_encode_normalises_by_the_configs_numbers(vae, peer):
     """The pipeline's formula again, from the file's values in fp64."""
     clip = pixels(5)

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..model.config import TEMPORAL_COMPRESSION, Tiling, latent_size
+from ..model.config import TEMPORAL_COMPRESSION, latent_size
 from ..model.packing import Item
-from ..plan.execution import Execution, encode_tiling
+from ..plan.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class Codec:
     """One modality's two ways.
 
     `encoder` and `decoder` are the pool's names of what computes them; None where nothing is loaded. `encode` takes
-    that, what a request gives for an item, how it runs and a function to call before each of the `chunks` that this is
-    encoded in, and returns a latent with frames 0 to the last one given; what is encoded in one chunk may be captured
-    where `area` counts its latent positions. `decode` takes the component, the item's latent and how the request runs,
-    and yields the media on the host, piece by piece in the order of time. An item's media are `length` long, of which a
-    piece has `count`: both are what progress is told in.
+    that, what a request gives for an item and a function to call before each of the `chunks` that this is encoded in,
+    and returns a latent with frames 0 to the last one given; what is encoded in one chunk may be captured where `area`
+    counts its latent positions. `decode` takes the component, the item's latent and how the request runs, and yields
+    the media on the host, piece by piece in the order of time. An item's media are `length` long, of which a piece has
+    `count`: both are what progress is told in.
     """
 
     encoder: str | None
-    encode: Callable[[Any, Tensor, Execution, Callable[[], None]], Tensor]
-    chunks: Callable[[Tensor, Execution], int]
+    encode: Callable[[Any, Tensor, Callable[[], None]], Tensor]
+    chunks: Callable[[Tensor], int]
     decoder: str | None
     decode: Callable[[Any, Tensor, Execution], Iterator[Tensor]]
     length: Callable[[Item], int]
@@ -38,22 +38,12 @@ class Codec:
     area: Callable[[Tensor], int] | None = None
 
 
-def _encode_vision(vae: Any, pixels: Tensor, execution: Execution, begin_chunk: Callable[[], None]) -> Tensor:
+def _encode_vision(vae: Any, pixels: Tensor, begin_chunk: Callable[[], None]) -> Tensor:
     """fp32 [3, F, H, W] in [-1, 1] to the latent [C, T, h, w]."""
     asked = copy.copy(vae)
     asked.encoder = partial(_after, begin_chunk, vae.encoder)
-    latents: Tensor = asked.encode(pixels, _tiling(pixels, execution))
+    latents: Tensor = asked.encode(pixels)
     return latents
-
-
-def _vision_chunks(pixels: Tensor, execution: Execution) -> int:
-    tiling = _tiling(pixels, execution)
-    return latent_size(1, 1, pixels.shape[1])[0] * len(tiling.tops) * len(tiling.lefts)
-
-
-def _tiling(pixels: Tensor, execution: Execution) -> Tiling:
-    _, height, width = latent_size(pixels.shape[3], pixels.shape[2], 1)
-    return encode_tiling(execution.tiling, height, width, pixels.shape[1])
 
 
 def _decode_sound(codec: Any, latent: Tensor, execution: Execution) -> Iterator[Tensor]:
@@ -67,7 +57,7 @@ def _after(first: Callable[[], None], then: Callable[..., Any], *arguments: Any)
     return then(*arguments)
 
 
-def _encode_actions(component: None, rows: Tensor, execution: Execution, begin_chunk: Callable[[], None]) -> Tensor:
+def _encode_actions(component: None, rows: Tensor, begin_chunk: Callable[[], None]) -> Tensor:
     """fp32 [T, C], normalised: the latent itself."""
     begin_chunk()
     return rows
@@ -77,7 +67,7 @@ CODECS = {
     "vision": Codec(
         encoder="vae encoder",
         encode=_encode_vision,
-        chunks=_vision_chunks,
+        chunks=lambda pixels: latent_size(1, 1, pixels.shape[1])[0],
         decoder="vae decoder",
         decode=lambda vae, latent, execution: vae.decode(latent, execution.tiling),
         length=lambda item: (item.frames - 1) * TEMPORAL_COMPRESSION + 1,
@@ -86,8 +76,8 @@ CODECS = {
     ),
     "sound": Codec(
         encoder="sound encoder",
-        encode=lambda codec, waveform, execution, begin_chunk: _after(begin_chunk, codec.encode, waveform),
-        chunks=lambda waveform, execution: 1,
+        encode=lambda codec, waveform, begin_chunk: _after(begin_chunk, codec.encode, waveform),
+        chunks=lambda waveform: 1,
         decoder="sound decoder",
         decode=_decode_sound,
         length=lambda item: 1,
@@ -96,7 +86,7 @@ CODECS = {
     "action": Codec(
         encoder=None,
         encode=_encode_actions,
-        chunks=lambda rows, execution: 1,
+        chunks=lambda rows: 1,
         decoder=None,
         decode=lambda component, latent, execution: iter([latent.cpu()]),
         length=lambda item: item.frames,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..model.packing import Item
-from ..plan.execution import Execution
 from ..sampling.state import views
 from .codecs import CODECS, Codec
 from .kept import Kept
@@ -27,10 +26,10 @@ class Conditions:
         self._kept: Kept[torch.Size, Encode] = Kept(area)
 
     def of(
-        self, items: Sequence[Item], given: Sequence[Tensor | None], execution: Execution
+        self, items: Sequence[Item], given: Sequence[Tensor | None], captured: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """(flat values, flat mask) of what no step changes: the clean frames, and an action's channels that are not in
-        use, which are zero. None where there is nothing of it."""
+        use, which are zero. None where there is nothing of it. A picture's encode may be `captured`."""
         media = given or [None] * len(items)
         spare = [item.used is not None and item.used < item.shape[1] for item in items]
         if not any(spare) and all(one is None for one in media):
@@ -46,7 +45,7 @@ class Conditions:
             if item.used is not None:
                 mask[:, item.used :] = True
             if one is not None:
-                latent = self._encoded(item, one, held, execution).to(values).index_select(item.axis, frames)
+                latent = self._encoded(item, one, held, captured).to(values).index_select(item.axis, frames)
                 values.index_copy_(item.axis, frames, latent)
                 mask.index_fill_(item.axis, frames, True)
         if held:
@@ -54,32 +53,30 @@ class Conditions:
             self._pool.give_back()
         return clean, pinned
 
-    def _encoded(self, item: Item, media: Tensor, held: dict[str | None, Any], execution: Execution) -> Tensor:
+    def _encoded(self, item: Item, media: Tensor, held: dict[str | None, Any], captured: bool) -> Tensor:
         """The latent of what was given for an item. Only the frames given are encoded: the codecs are causal."""
         codec = CODECS[item.modality]
         if codec.encoder not in held:
             held.clear()  # before the next one is loaded
             held[codec.encoder] = codec.encoder and self._pool.lease(codec.encoder)
-        chunks = codec.chunks(media, execution)
+        chunks = codec.chunks(media)
         with self._stages.stage("encode input", chunks) as begin_chunk:
-            if execution.encode_captured and chunks == 1 and codec.area is not None:
+            if captured and chunks == 1 and codec.area is not None:
                 begin_chunk()
-                (latent,) = self._captured(codec, held[codec.encoder], media, execution)(media.to(self._device))
+                (latent,) = self._captured(codec, held[codec.encoder], media)(media.to(self._device))
             else:
-                latent = codec.encode(held[codec.encoder], media, execution, begin_chunk)
+                latent = codec.encode(held[codec.encoder], media, begin_chunk)
         # An action's canvas is larger than what its input covers, and the model sees the latter.
         kept = (slice(None if axis == item.axis else size) for axis, size in enumerate(item.shape))
         return latent[tuple(kept)]
 
-    def _captured(self, codec: Codec, component: Any, media: Tensor, execution: Execution) -> Encode:
+    def _captured(self, codec: Codec, component: Any, media: Tensor) -> Encode:
         """The encode of media of this shape. What it returns may be overwritten by its next call."""
         assert codec.area is not None, "asked for where a codec says how large media are"
         encode, area = self._kept.get(media.shape), codec.area(media)
         if encode is None:
             self._kept.make_room(area)
-            encode = self._pool.target.ops.capture(
-                lambda pixels: [codec.encode(component, pixels, execution, _nothing)]
-            )
+            encode = self._pool.target.ops.capture(lambda pixels: [codec.encode(component, pixels, _nothing)])
             self._kept.keep(media.shape, encode, area)
         return encode
 

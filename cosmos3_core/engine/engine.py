@@ -149,6 +149,11 @@ class Engine:
     def seconds(self) -> dict[str, float]:
         return self._stages.seconds
 
+    @property
+    def begun(self) -> str:
+        """The stage that began last."""
+        return self._stages.begun
+
     def close(self) -> None:
         """Free what stays. Generations that began go on, and nothing stays after them."""
         with self._lock:
@@ -232,7 +237,7 @@ class Engine:
             self._pool.open_weights(request)
             texts = texts or self._prompts.read([ids[branch] for branch in branches_of(request.guidance)])
             packing = Packing(items, self.model.config, self.device)  # before the device has what it would wait for
-            clean, pinned = self._conditions.of(items, inputs.given, self.execution(request))
+            clean, pinned = self._conditions.of(items, inputs.given, self.execution(request).encode_captured)
         return Context(request, packing, texts, pinned, clean, inputs.noise, self._origin)
 
     @torch.inference_mode()

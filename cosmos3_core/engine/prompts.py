@@ -6,9 +6,9 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from ..contract import Memory, Pending, Segment
+from ..contract import Memory, Segment
+from ..model.host_copy import HostCopy
 from ..model.transformer import TextContext
 from ..reference.hosts import free_memory
 from .kept import Kept
@@ -87,7 +87,7 @@ class Spilled:
 
     def __init__(self, text: TextContext, memory: Memory):
         self._length = text.length
-        begun = [_begun(tensor, memory) for segment in text.segments for tensor in segment]
+        begun = [HostCopy(memory, tensor) for segment in text.segments for tensor in segment]
         self._tensors = [pending.wait() for pending in begun]
 
     def back(self, memory: Memory, device: torch.device) -> TextContext:
@@ -96,12 +96,3 @@ class Spilled:
         there = iter([pending.wait() for pending in begun])
         segments = [Segment(k, v, static=True) for k, v in zip(there, there, strict=True)]
         return TextContext(tuple(segments), self._length)
-
-
-def _begun(tensor: Tensor, memory: Memory) -> Pending:
-    """A copy to pinned memory; to ordinary memory where the host pins no more."""
-    try:
-        target = memory.pinned(tensor.shape, tensor.dtype, tensor.device)
-    except RuntimeError:
-        target = torch.empty(tensor.shape, dtype=tensor.dtype)
-    return memory.copy(target, tensor)

@@ -111,14 +111,15 @@ class Turn:
 
 
 class Stages:
-    """`watch` is that of the generation in hand; `seconds` sums up how long each stage took, and `own` how long of it
-    for this generation. The caller's functions are called with the `turn` handed on: they may wait for a thread that
-    uses the same engine, and none waits for them."""
+    """`watch` is that of the generation in hand; `seconds` sums up how long each stage took, `own` how long of it for
+    this generation, and `begun` is the name of the one that began last. The caller's functions are called with the
+    `turn` handed on: they may wait for a thread that uses the same engine, and none waits for them."""
 
     def __init__(self) -> None:
         self.turn, self.watch = Turn(), SILENT
         self.seconds: dict[str, float] = {}
         self.own: dict[str, float] = {}
+        self.begun = ""
         self.loading: Loading | None = None
         self._away = 0.0
 
@@ -149,7 +150,7 @@ class Stages:
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Count what runs inside to a stage, without telling: a stage may come in pieces."""
-        begin, away = time.perf_counter(), self._away
+        begin, away, self.begun = time.perf_counter(), self._away, name
         yield
         spent = time.perf_counter() - begin - (self._away - away)
         for seconds in (self.seconds, self.own):

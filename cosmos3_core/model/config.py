@@ -64,9 +64,8 @@ def latent_size(width: int, height: int, frames: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a decode, or the encode of a clip, goes through a picture of `height` x `width` latents: in squares of
-    `size`, which begin `step` apart and overlap by the rest; a decode `chunk` latent frames at a time after the
-    first."""
+    """How a decode goes through a picture of `height` x `width` latents: in squares of `size`, which begin `step` apart
+    and overlap by the rest, `chunk` latent frames at a time after the first."""
 
     height: int
     width: int
@@ -74,20 +73,10 @@ class Tiling:
     step: int
     chunk: int
 
-    @classmethod
-    def of_whole(cls, height: int, width: int) -> Tiling:
-        """One tile, a frame at a time."""
-        return cls(height, width, max(height, width), max(height, width), 1)
-
     @property
     def whole(self) -> bool:
         """Whether there is one tile."""
         return self.size >= max(self.height, self.width)
-
-    def on(self, height: int, width: int) -> Tiling:
-        """The same on a picture of another size, which is whole where this one is or a square covers it."""
-        size = max(height, width) if self.whole else self.size
-        return Tiling(height, width, size, self.step if max(height, width) > size else size, self.chunk)
 
     @property
     def tops(self) -> range:

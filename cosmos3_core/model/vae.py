@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..contract import Memory, Ops
+from ..contract import Ops
 from .config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAE_PATCH, VAE_PATCHED, Tiling, VaeConfig
+from .host_copy import HostCopy
 from .vae_blocks import Decoder, Encoder, Pointwise, Stream, Take, laid_out
 
 HALVES = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}
@@ -80,40 +81,13 @@ class VideoVAE:
         return cls(parsed, take, ops, device, dtype, halves)
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor, tiling: Tiling | None = None) -> Tensor:
-        """Pixels [3, F, H, W] in [-1, 1], F = 4k+1, to the posterior's mode, normalised: [C, k+1, H/16, W/16] fp32.
-
-        Four frames at a time go through the encoder. In several tiles, those of the latents' `tiling`, it has less of
-        each at a time; results then differ slightly, as those of `decode`.
-        """
-        height, width = (length // SPATIAL_COMPRESSION for length in pixels.shape[2:])
-        tiling = tiling or Tiling.of_whole(height, width)
-        edge, strips = tiling.size - tiling.step, []
-        above: dict[int, Tensor] = {}
-        for top in tiling.tops:
-            strip: list[Tensor] = []
-            beside: Tensor | None = None
-            for left in tiling.lefts:
-                rows, columns = (
-                    slice(SPATIAL_COMPRESSION * at, SPATIAL_COMPRESSION * (at + tiling.size)) for at in (top, left)
-                )
-                z = self._encoded(pixels[:, :, rows, columns])
-                if top:
-                    _blend(above[left], z, 1)
-                if beside is not None:
-                    _blend(beside, z, 2)
-                above[left], beside = z[:, -edge:], z[:, :, -edge:]
-                strip.append(z[:, : tiling.step, : tiling.step])
-            strips.append(torch.cat(strip, 2))
-        return ((torch.cat(strips, 1) - self.mean) / self.std).permute(3, 0, 1, 2).contiguous()
-
-    def _encoded(self, pixels: Tensor) -> Tensor:
-        """The mode of a tile, [k+1, h, w, C] fp32."""
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [3, F, H, W] in [-1, 1], F = 4k+1, to the posterior's mode, normalised: [C, k+1, H/16, W/16] fp32."""
         stream, moments = Stream(one=pixels.shape[1] == 1), []
         for chunk in _chunks(pixels.transpose(0, 1), TEMPORAL_COMPRESSION):
             moments.append(self.encoder(patchify(chunk.to(self.device, self.dtype)), stream))
         mode, _ = self.quant(torch.cat(moments)).float().chunk(2, dim=-1)
-        return mode
+        return ((mode - self.mean) / self.std).permute(3, 0, 1, 2).contiguous()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, tiling: Tiling, *, rounded: bool = True) -> Iterator[Tensor]:
@@ -127,7 +101,7 @@ class VideoVAE:
         """
         z = latents.permute(1, 2, 3, 0).to(self.device, torch.float32) * self.std + self.mean
         z = self.post_quant(z.to(self.dtype))
-        queued: deque[list[list[_HostCopy]]] = deque()
+        queued: deque[list[list[HostCopy]]] = deque()
         for group in self._groups(z, tiling, _to_bytes if rounded else _to_pixels):
             queued.append(group)
             if len(queued) > (not z.is_cpu):
@@ -136,7 +110,7 @@ class VideoVAE:
 
     def _groups(
         self, z_THWC: Tensor, tiling: Tiling, shown: Callable[[Tensor], Tensor]
-    ) -> Iterator[list[list[_HostCopy]]]:
+    ) -> Iterator[list[list[HostCopy]]]:
         """The picture's tiles, row by row, for one group of frames after another, as what `shown` makes of them.
 
         A tile goes through all frames before the next one starts, and waits on the host. Streaming all tiles side by
@@ -147,26 +121,26 @@ class VideoVAE:
         # One latent position is this many of the decoder's output.
         scale = SPATIAL_COMPRESSION // VAE_PATCH
         edge, kept = (size - step) * scale, step * scale
-        groups: list[list[list[_HostCopy]]] = []
-        above: dict[tuple[int, int], _HostCopy] = {}
-        beside: dict[int, _HostCopy] = {}
+        groups: list[list[list[HostCopy]]] = []
+        above: dict[tuple[int, int], HostCopy] = {}
+        beside: dict[int, HostCopy] = {}
         for top in tops:
             for left in lefts:
                 z_tile = z_THWC[:, top : top + size, left : left + size]
                 for n, y in enumerate(self._decoded(z_tile, tiling.chunk)):
                     if top:
-                        _blend(above[left, n].host, y, 1)
+                        _blend(above[left, n], y, 1)
                     if left:
-                        _blend(beside[n].host, y, 2)
+                        _blend(beside[n], y, 2)
                     if top != tops[-1]:
-                        above[left, n] = _HostCopy(self.memory, y[:, -edge:])
+                        above[left, n] = HostCopy(self.memory, y[:, -edge:])
                     if left != lefts[-1]:
-                        beside[n] = _HostCopy(self.memory, y[:, :, -edge:])
+                        beside[n] = HostCopy(self.memory, y[:, :, -edge:])
                     if not (top or left):
                         groups.append([])
                     if not left:
                         groups[n].append([])
-                    groups[n][-1].append(_HostCopy(self.memory, shown(y[:, :kept, :kept])))
+                    groups[n][-1].append(HostCopy(self.memory, shown(y[:, :kept, :kept])))
                     if top == tops[-1] and left == lefts[-1]:
                         group, groups[n] = groups[n], []
                         yield group
@@ -194,25 +168,16 @@ class _Listing:
     def pack_linear(self, weight_OI: Tensor, bias_O: Tensor) -> None: ...
 
 
-class _HostCopy:
-    """A copy of a tensor on the host, perhaps still under way; `wait` returns it whole. What the device does next may
-    read `host` at once: its queue keeps order."""
-
-    def __init__(self, memory: Memory, x: Tensor):
-        self.host = memory.pinned(x.shape, x.dtype, x.device)
-        self.wait = memory.copy(self.host, x).wait
-
-
-def _joined(rows: list[list[_HostCopy]]) -> Tensor:
+def _joined(rows: list[list[HostCopy]]) -> Tensor:
     """A picture from its tiles."""
     tiles = [[copy.wait() for copy in row] for row in rows]
     strips = [row[0] if len(row) == 1 else torch.cat(row, 2) for row in tiles]
     return strips[0] if len(strips) == 1 else torch.cat(strips, 1)
 
 
-def _blend(edge: Tensor, y_THWC: Tensor, dim: int) -> None:
+def _blend(edge: HostCopy, y_THWC: Tensor, dim: int) -> None:
     """Fade, in place, from the `edge` of the tile before along `dim` to this tile."""
-    tail = edge.to(y_THWC.device, non_blocking=True)
+    tail = edge.host.to(y_THWC.device, non_blocking=True)
     extent = min(tail.shape[dim], y_THWC.shape[dim])
     tail, head = tail.narrow(dim, tail.shape[dim] - extent, extent), y_THWC.narrow(dim, 0, extent)
     share = torch.arange(extent, device=y_THWC.device, dtype=torch.float32) / extent

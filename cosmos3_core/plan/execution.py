@@ -195,12 +195,6 @@ def kept_layers_of(config: TransformerConfig, format: str, packed: bool = False)
     return 0 if format == "none" or packed else config.num_hidden_layers // KEPT_SHARE
 
 
-def encode_tiling(tiling: Tiling, height: int, width: int, frames: int) -> Tiling:
-    """How so many pixel frames whose latents have this height and width are encoded in a run that decodes so. A
-    picture is encoded whole: that takes less than a tile of a clip's decode."""
-    return tiling.on(height, width) if frames > 1 else Tiling.of_whole(height, width)
-
-
 def tiling_of(height: int, width: int, tile: int | None, chunk_area: int) -> Tiling:
     """How latents of this height and width are decoded, in tiles of so many pixels (None: whole)."""
     size = tile // SPATIAL_COMPRESSION if tile else max(height, width)

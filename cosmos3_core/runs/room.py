@@ -73,10 +73,13 @@ def out_of_memory(error: BaseException, engine: Engine, settled: Settled, state:
     memory, device, request = engine.ops.memory, torch.device(engine.device), settled.request
     engine.give_back()
     total, reserved = memory.total(device), memory.used(device).reserved
-    name = "read prompts" if state is None else "decode" if state.done else "steps"
+    name = engine.begun
     found, next_step = said, "cosmos3 plan says what fits"
     if reserved is not None:
-        stage = {one.name: one for one in settled.estimate.stages}.get(name, settled.worst)
+        stages = {one.name: one for one in settled.estimate.stages}
+        if name not in stages:  # a component is being loaded
+            name = "read prompts" if state is None else "decode" if state.done else "steps"
+        stage = stages.get(name, settled.worst)
         parts = {"weights": stage.weights, "text K/V": stage.text_kv, "latents": stage.latents}
         parts |= {"activations": stage.activations, "what is kept": stage.kept}
         counted = ", ".join(f"{part} {gib(size)}" for part, size in parts.items() if size)

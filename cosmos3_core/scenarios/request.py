@@ -47,7 +47,7 @@ THE_OUTPUT = "the output"
 class Request:
     """One generation, fully resolved. Sizes in pixels, `fps` in frames per second, `shift` of the noise schedule,
     `guidance_interval` on the timestep scale of 0 to 1000 (None: every step), its ends "open" or "closed",
-    `condition_frame_indexes` latent frame indices, `sound_length` one of `sound.LENGTHS`, `tile` the VAE's tile
+    `condition_frame_indexes` latent frame indices, `sound_length` one of `sound.LENGTHS`, `tile` the VAE decode's tile
     in pixels (None: whole). The fields from `domain` on are None where the task has no actions; `canvas` is in pixels,
     and `width` and `height` are then those of the part of it that the input covers."""
 

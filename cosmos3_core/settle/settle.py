@@ -12,7 +12,7 @@ from ..plan import Plan, Want, choose_backend, mesh, resolve
 from ..plan.cost.fit import Estimate
 from ..plan.cost.job import Job
 from ..plan.cost.nearest import Change, nearest
-from ..plan.cost.placing import Room, fitting_tile, in_tiles, lack, lack_as_it_is, placed
+from ..plan.cost.placing import Room, fitting_tile, lack, lack_as_it_is, placed
 from ..plan.cost.stages import Stage
 from ..plan.cost.units import GIB, gib
 from ..plan.execution import Execution
@@ -216,9 +216,8 @@ def settle(wish: Wish, on: tuple[Backend, Device] | None = None, *, ground: Grou
     plan, asked, room, passed, layout_why, others = _laid_out(wish, model, plan, asked, on)
     plan.require(wish.required, asked.execution.tokens, captured=asked.execution.captured)
     if request.tile is None and (tile := fitting_tile(asked, room)) is not None:
-        most = max(in_tiles(asked), key=lambda stage: stage.peak)
-        whole = f"whole frames take {most.peak / GIB:.1f} GiB to {most.name.split()[0]}"
-        reason = f"plan: {whole}, and the device has {device.memory / GIB:.1f}"
+        whole = asked.stage("decode").peak / GIB
+        reason = f"plan: whole frames take {whole:.1f} GiB to decode, and the device has {device.memory / GIB:.1f}"
         request, origin = replace(request, tile=tile), origin | {"tile": reason}
     return Settled(
         wish=wish,
@@ -320,6 +319,7 @@ def _counted(model: Model, plan: Plan, job: Job, placement: Placement) -> Estima
         unpacks=plan.unpacks,
         widens=plan.widens,
         rounds=plan.rounds,
+        unified=plan.device.unified,
         packed=plan.packed,
         policy=a16.policy if a16 else None,
         modules=model.quantization.modules if model.quantization else None,

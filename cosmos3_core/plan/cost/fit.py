@@ -9,10 +9,10 @@ from functools import cached_property, partial
 from typing import Any
 
 from ...contract import Ceiling, Tuning
-from ...model.config import SPATIAL_COMPRESSION, Tiling, TransformerConfig
+from ...model.config import SPATIAL_COMPRESSION, TransformerConfig
 from ...quant import FORMATS, Format
 from ...quant.steps import StepPolicy
-from ..execution import Execution, encode_tiling
+from ..execution import Execution
 from ..mesh import ALONE, Layout
 from ..placement import ALL_STAGED, DISK, LAYERED, RESIDENT, STREAMED, Placement
 from . import sound, transformer, vae
@@ -58,11 +58,12 @@ TOWERS = {
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
-    `widens`, that a row does them in the dtype; `rounds`, that a row rounds activations for each product; `packed`,
-    that the checkpoint has the weights in their format, and no layer is kept in the dtype; `modules` has that of each
-    of its quantized modules, with the groups of the file, None where it is not known. Where a `policy` keeps
-    activations in 16 bits, `a16` has by a format's name the one of the same weights with these, and `a16_unpacks` and
-    `a16_widens` are as `unpacks` and `widens`. With a `layout` memory is that of one device, and what the others take
+    `widens`, that a row does them in the dtype; `rounds`, that a row rounds activations for each product;
+    `unified`, that media wait in the device's memory, as it is the host's; `packed`, that the checkpoint has the
+    weights in their format, and no layer is kept in the dtype; `modules` has that of each of its quantized modules,
+    with the groups of the file, None where it is not known. Where a `policy` keeps activations in 16 bits, `a16` has by
+    a format's name the one of the same weights with these, and `a16_unpacks` and `a16_widens` are as `unpacks` and
+    `widens`. With a `layout` memory is that of one device, and what the others take
     over of a step is done at the same time; what they exchange takes no time."""
 
     config: TransformerConfig
@@ -76,6 +77,7 @@ class Estimate:
     unpacks: bool = False
     widens: bool = False
     rounds: bool = False
+    unified: bool = True
     packed: bool = False
     modules: Mapping[str, Format] | None = None
     policy: StepPolicy | None = None
@@ -149,16 +151,17 @@ class Estimate:
         tables = len(kinds) * 2 * c.head_dim * size * sum(one.rows for one in run.passes)
         reading = self._layer_bytes(longest, 0, 1, self._text_a16)
         rows = run.widest * self._own(run.tokens)
-        step = max(self._layer_bytes(rows, longest, run.widest, a16) for a16 in kinds)
+        weighted = len(job.controls) if job.weighted else 0
+        step = max(self._layer_bytes(rows, longest, run.widest, a16, weighted) for a16 in kinds)
         step += transformer.exchanged_bytes(c, rows, run.widest * run.tokens, self.layout, size)
         step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         maps = self._codec_dtype, self.tuning.channels_last
-        decoding = vae.decode_bytes(self.vae, run.tiling, frames, *maps, self.layout.vae)
+        decoding = vae.decode_bytes(self.vae, run.tiling, frames, *maps, self.layout.vae, self.unified)
         convolving = EXPANDABLE_OVERHEAD if self.tuning.expandable_segments else VAE_OVERHEAD
         stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading, self._overhead(self._text_a16))]
         if job.encoded:
-            clip = max(job.encoded)
-            encoding = vae.encode_bytes(self.vae, self._input_tiling(clip), clip, *maps, self.layout.vae)
+            clips = max(job.encoded), *maps, self.layout.vae, sum(job.encoded) if self.unified else 0
+            encoding = vae.encode_bytes(self.vae, self._input_size, *clips)
             stages.append(Stage("encode input", self._held("vae_encoder"), kv, 0, encoding, convolving))
         elif job.audio and self._codec:  # beside a picture or clip it is less
             stages.append(Stage("encode input", self._held("sound_encoder"), kv, 0, self._codec.worst))
@@ -216,8 +219,8 @@ class Estimate:
     def _text_a16(self) -> bool:
         return self.policy is not None and self.policy.in_text
 
-    def _layer_bytes(self, rows: int, context: int, branches: int, a16: bool) -> int:
-        counted = transformer.layer_bytes(self.own, rows, context, WIDTH[self.dtype], branches)
+    def _layer_bytes(self, rows: int, context: int, branches: int, a16: bool, controls: int = 0) -> int:
+        counted = transformer.layer_bytes(self.own, rows, context, WIDTH[self.dtype], branches, controls)
         unpacks, widens = self._by(a16)
         if widens:
             counted += transformer.widening_bytes(self.own, rows, self.dtype, rounds=self._quantizes(a16))
@@ -237,12 +240,12 @@ class Estimate:
         format = self.known.get(self.format)
         return not a16 and format is not None and format.of_inputs is not None
 
-    def _input_tiling(self, frames: int) -> Tiling:
-        """That of the latents of what is encoded, which has so many frames."""
-        _, height, width = self.execution.latent
-        if self.job.canvas is not None:
-            width, height = (length // SPATIAL_COMPRESSION for length in self.job.canvas)
-        return encode_tiling(self.execution.tiling, height, width, frames)
+    @property
+    def _input_size(self) -> tuple[int, int]:
+        """Height and width of the latents of what is encoded."""
+        if self.job.canvas is None:
+            return self.execution.latent[1:]
+        return self.job.canvas[1] // SPATIAL_COMPRESSION, self.job.canvas[0] // SPATIAL_COMPRESSION
 
     @cached_property
     def _kept(self) -> int:
@@ -250,8 +253,7 @@ class Estimate:
         keeping, size = self.execution.keeping, WIDTH[self.dtype]
         working = transformer.layer_bytes(self.own, keeping.rows, keeping.tokens, size) if keeping.rows else 0
         maps = self._codec_dtype, self.tuning.channels_last
-        captured = Tiling.of_whole(1, keeping.area)
-        encoding = vae.encode_bytes(self.vae, captured, 1, *maps) if keeping.area else 0
+        encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, *maps) if keeping.area else 0
         return transformer.und_kv_bytes(self.own, keeping.tokens, self.dtype) + working + encoding
 
     @cached_property
@@ -341,10 +343,8 @@ class Estimate:
             work = vae.decode_work(self.vae, self.execution.tiling, frames, self._codec_dtype, self.layout.vae)
             parts["decode"] = job.decoded * [work]
         if job.encoded:
-            dtype, among = self._codec_dtype, self.layout.vae
-            encoded = [
-                vae.encode_work(self.vae, self._input_tiling(count), count, dtype, among) for count in job.encoded
-            ]
+            size, among = self._input_size, self.layout.vae
+            encoded = [vae.encode_work(self.vae, size, count, self._codec_dtype, among) for count in job.encoded]
             parts["encode input"] = job.chunks * encoded
         if self._codec:
             stage = "encode input" if job.audio else "decode sound"

@@ -11,7 +11,7 @@ from ...scenarios.sound import DOWN
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """The numbers of a request. Sizes in pixels; `guided_steps` of the `steps` run with guidance; `input_frames` pixel
-    frames are encoded first; `tile` is the VAE's, in pixels (None: whole). `fps` and `sound_length` say how long the
+    frames are encoded first; `tile` is the decode's, in pixels (None: whole). `fps` and `sound_length` say how long the
     `sound` is, which is encoded where it is given (`audio`) and decoded where it is not; `other_tokens` are those of
     media besides vision and sound.
 

@@ -10,10 +10,9 @@ from ...scenarios.sizes import LARGEST
 from ..placement import Placement
 from .fit import Estimate
 from .job import Job
-from .stages import Stage
 from .units import gib
 
-TILES = (1024, 768, 512, 384, 256, 192, 128)
+TILES = (1024, 768, 512, 384, 256, 192, 128, 64)
 """Tiles to propose, in pixels, largest first: seams are fewer and less is computed twice."""
 
 SHARE = 0.9
@@ -34,14 +33,14 @@ class Room(NamedTuple):
 
 
 def tiled(estimate: Estimate, room: Room) -> Estimate:
-    """The job, its VAE's work in tiles if it takes them to fit."""
+    """The job, its decode in tiles if it takes them to fit."""
     if estimate.job.tile is None and (tile := fitting_tile(estimate, room)) is not None:
         return replace(estimate, job=replace(estimate.job, tile=tile))
     return estimate
 
 
 def lack(estimate: Estimate, room: Room) -> str:
-    """What there is too little of for a job, in tiles if it takes them; "" if there is enough of all."""
+    """What there is too little of for a job, the decode in tiles if it takes them; "" if there is enough of all."""
     return lack_as_it_is(tiled(estimate, room), room)
 
 
@@ -58,20 +57,14 @@ def lack_as_it_is(estimate: Estimate, room: Room) -> str:
     return f"weights take {gib(estimate.host)} of the host's memory, of which {gib(room.host)} are free"
 
 
-IN_TILES = ("encode input", "decode")
-
-
-def in_tiles(estimate: Estimate) -> list[Stage]:
-    """The stages of a job that go through a picture in tiles."""
-    return [stage for stage in estimate.stages if stage.name in IN_TILES]
-
-
 def fitting_tile(estimate: Estimate, room: Room) -> int | None:
-    """The largest tile with which encode and decode fit; None where whole frames do, or no tile does, and where there
-    is neither."""
+    """The largest tile with which the decode fits; None where whole frames do, or no tile does, and where nothing is
+    decoded."""
+    if not estimate.job.decoded:
+        return None
     for tile in (None, *tiles(estimate.job)):
         tiled = replace(estimate, job=replace(estimate.job, tile=tile))
-        if all(stage.peak <= room.beside_host(estimate) for stage in in_tiles(tiled)):
+        if tiled.stage("decode").peak <= room.beside_host(estimate):
             return tile
     return None
 

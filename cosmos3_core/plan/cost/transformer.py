@@ -111,19 +111,41 @@ def und_kv_bytes(config: TransformerConfig, tokens: int, dtype: str) -> int:
     return 2 * config.num_hidden_layers * config.kv_width * tokens * WIDTH[dtype]
 
 
-def layer_bytes(config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1) -> int:
-    """Peak of one decoder layer's tensors: `rows` = branches x tokens, each branch attending to `context` + its own.
+def attending_bytes(
+    config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1, controls: int = 0
+) -> int:
+    """Peak of what attention takes beside q, k and v, as `layer_bytes` says: keys and values concatenated and repeated
+    for every query head, and what it gives. One branch is done after another. Of several `controls` with weights each
+    has a pass with the tokens of what is made, with copies of their q, k and v; a control has as many."""
+    query, key, one = config.query_width * size, config.kv_width * size, rows // branches
+
+    def call(queries: int) -> int:
+        return 2 * (queries + context) * (key + query) + queries * query
+
+    worst = call(one)
+    if controls > 1:
+        made = one // (controls + 1)
+        passing = 2 * made * (query + 2 * key) + call(2 * made) + (controls - 1) * 2 * made * query
+        summing = controls * 2 * made * query + one * query
+        worst = max(passing, summing) + made * query
+    return max((rows - one) * query + worst, 2 * rows * query if branches > 1 else 0)
+
+
+def layer_bytes(
+    config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1, controls: int = 0
+) -> int:
+    """Peak of one decoder layer's tensors: `rows` = branches x tokens, each branch attending to `context` + its own, or
+    to one of several weighted `controls` at a time.
 
     Beside the residual stream lie, before the output product, the fused projection (v is a view of it), the queries'
-    rotation in four tensors, and attention (keys and values concatenated and repeated for every query head); after it
-    what was attended, and the fp32 norm or the MLP, of FINISH_ROWS at a time, with what those before left to add.
+    rotation in four tensors, and attention; after it what was attended, and the fp32 norm or the MLP, of FINISH_ROWS at
+    a time, with what those before left to add.
     """
     c = config
     residual = rows * c.hidden_size * size
     heads = rows * (2 * c.query_width + 3 * c.kv_width) * size
-    keys = rows // branches + context
     attended = rows * c.query_width * size
-    attention = 2 * keys * (c.kv_width + c.query_width) * size + attended
+    attention = attending_bytes(c, rows, context, size, branches, controls)
     part = min(rows, FINISH_ROWS)
     left = attended + (residual if part < rows else 0)
     norm = left + part * c.hidden_size * ((2 + c.weight_fp32_norm) * size + 2 * 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,12 +191,18 @@ def share(rows: int, among: int) -> int:
 
 
 def decode_bytes(
-    config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str, channels_last: bool = True, among: int = 1
+    config: Mapping[str, Any],
+    tiling: Tiling,
+    frames: int,
+    dtype: str,
+    channels_last: bool = True,
+    among: int = 1,
+    unified: bool = True,
 ) -> int:
     """Peak of the tensors of decoding so many latent `frames`, on a device that has its share of the rows `among` so
     many. Whole frames leave as they are ready. Of tiles, each goes through all frames before the next, and the clip
-    waits as bytes, with the edges that the tiles below and beside blend with: on the host, which is counted because it
-    may be the device's own memory."""
+    waits on the host as bytes, with the edges that the tiles below and beside blend with. That counts where it is the
+    device's own memory, `unified`."""
     size, area = WIDTH[dtype], share(tiling.heights[0], among) * tiling.widths[0]
     at_a_time = max(1, min(tiling.chunk, frames - 1))
     peak = decoder(config, at_a_time, area, size, frames == 1, channels_last).peak
@@ -204,7 +210,7 @@ def decode_bytes(
         peak += 2 * 3 * SPATIAL_COMPRESSION**2 * at_a_time * TEMPORAL_COMPRESSION * among * area * size
     latents: int = config["z_dim"] * frames * tiling.height * tiling.width * size
     peak += latents
-    if tiling.whole:
+    if tiling.whole or not unified:
         return peak
     pixels = SPATIAL_COMPRESSION**2
     edges = pixels * (tiling.size - tiling.step) * tiling.size * (len(tiling.lefts) + 1) * size
@@ -213,38 +219,37 @@ def decode_bytes(
 
 
 def encode_bytes(
-    config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str, channels_last: bool = True, among: int = 1
+    config: Mapping[str, Any],
+    latent: tuple[int, int],
+    frames: int,
+    dtype: str,
+    channels_last: bool = True,
+    among: int = 1,
+    waiting: int = 0,
 ) -> int:
-    """Peak of encoding so many pixel `frames`, whose latents have this `tiling`; their fp32 pixels on the host
-    included, which may be the device's own memory."""
-    area, first = share(tiling.heights[0], among) * tiling.widths[0], frames == 1
-    pixels = WIDTH["float32"] * 3 * frames * tiling.height * tiling.width * SPATIAL_COMPRESSION**2
+    """Peak of encoding so many pixel `frames`, whose latents have this height and width. So many frames are `waiting`
+    in fp32 in the device's own memory, those of other clips among them."""
+    area, first = share(latent[0], among) * latent[1], frames == 1
+    pixels = WIDTH["float32"] * 3 * waiting * latent[0] * latent[1] * SPATIAL_COMPRESSION**2
     return pixels + encoder(config, 1 if first else TEMPORAL_COMPRESSION, area, WIDTH[dtype], first, channels_last).peak
 
 
 def decode_work(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str, among: int = 1) -> Work:
     """So many latent frames through the decoder, tile by tile."""
-    return _work(decoder, config, tiling, frames, 1 + -(-(frames - 1) // tiling.chunk), dtype, among)
-
-
-def encode_work(config: Mapping[str, Any], tiling: Tiling, frames: int, dtype: str, among: int = 1) -> Work:
-    """So many pixel frames through the encoder, tile by tile of their latents."""
-    return _work(encoder, config, tiling, frames, 1 + (frames - 1) // TEMPORAL_COMPRESSION, dtype, among)
-
-
-def _work(
-    half: Callable[..., Tally],
-    config: Mapping[str, Any],
-    tiling: Tiling,
-    frames: int,
-    chunks: int,
-    dtype: str,
-    among: int,
-) -> Work:
-    """So many frames through a half, which reads its weights for each of the `chunks` of a tile."""
-    size, flops, moved = WIDTH[dtype], 0, 0
+    size, later = WIDTH[dtype], frames - 1
+    chunks = 1 + -(-later // tiling.chunk)
+    flops = moved = 0
     for area in (share(height, among) * width for height in tiling.heights for width in tiling.widths):
-        parts = half(config, 1, area, size, first=True), half(config, frames - 1, area, size)
+        parts = decoder(config, 1, area, size, first=True), decoder(config, later, area, size)
         flops += sum(part.flops for part in parts)
         moved += sum(part.moved for part in parts) + chunks * size * parts[0].parameters
     return Work(flops, moved, rate_of(dtype), CONVOLUTION_EFFICIENCY)
+
+
+def encode_work(config: Mapping[str, Any], latent: tuple[int, int], frames: int, dtype: str, among: int = 1) -> Work:
+    """So many pixel frames through the encoder, whose latents have this height and width."""
+    size, area, later = WIDTH[dtype], share(latent[0], among) * latent[1], frames - 1
+    parts = encoder(config, 1, area, size, first=True), encoder(config, later, area, size)
+    chunks = 1 + later // TEMPORAL_COMPRESSION
+    moved = sum(part.moved for part in parts) + chunks * size * parts[0].parameters
+    return Work(sum(part.flops for part in parts), moved, rate_of(dtype), CONVOLUTION_EFFICIENCY)
