@@ -86,12 +86,16 @@ def estimated(settled: Settled) -> str:
     return found + f"{seconds['total']:,.0f} s without loading, {seconds['step']:.1f} s a step"
 
 
-def rehearsed() -> dict[str, str]:
-    """What came of recipes in their cards' memory, by name (`benchmarks.residency --recipe`)."""
+def rehearsed(settled: Settled) -> dict[str, str]:
+    """What came of recipes in their cards' memory, by name (`benchmarks.residency --recipe`), where they were placed as
+    this one is today."""
+    today = settled.placement.generation, settled.estimate.job.tile
     found = {}
     for path in sorted(RESULTS.glob("residency-cards-*.json")):
         result = json.loads(path.read_text("utf-8"))
         for name, job in result["jobs"].items():
+            if (job["job"]["generation"], job["job"]["tile"]) != today:
+                continue
             stages = job["stages"]
             reserved = max(stage["reserved"] for stage in stages.values())
             where = f"under a limit of {job['job']['limit_gib']:g} GiB on an {result['environment']['device']}"
@@ -145,7 +149,7 @@ def recipe(device: Device, card: str, model: str, work: Work) -> tuple[str, str]
     ]
     if settled.fits:
         lines += ["[expect]", f"peak_device_gib = {math.ceil(10 * settled.estimate.peak / GIB) / 10}", ""]
-    there = rehearsed().get(name, "")
+    there = rehearsed(settled).get(name, "")
     state = "unsupported" if not settled.fits else "rehearsed" if there else "help wanted"
     return name, "\n".join([*lines, "[known]", f'state = "{state}"', f'reason = "{there}{estimated(settled)}"', ""])
 

@@ -175,7 +175,8 @@ def test_activations_of_controls_are_what_the_towers_allocate(name, weights):
     with torch.inference_mode(), Alive() as alive:
         maker.forward(passed, latents, 500.0)
     weighted = len(items) if weights[0] else 0
-    expected = transformer.layer_bytes(config, packing.length, 512, kind.itemsize, 1, weighted)
+    how = transformer.Attending(controls=weighted)
+    expected = transformer.layer_bytes(config, packing.length, 512, kind.itemsize, 1, how)
     expected += sum(t.nbytes for t in (*latents, passed.cos, passed.sin))
     assert alive.peak == pytest.approx(expected, rel=0.02)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -167,9 +168,25 @@ def with_all_rows_at_once():
     return mock.patch.object(transformer, "FINISH_ROWS", sys.maxsize)
 
 
+def quantized(stem: str, counted: Estimate, grows: bool = True) -> Iterator[tuple[str, int, int]]:
+    """What was measured of steps in each format: name, bytes reserved, bytes counted; `grows`: by an allocator with
+    segments that grow."""
+    for result in json.loads((RESULTS / f"{stem}.json").read_text())["results"]:
+        if "peak" not in result:
+            continue
+        name, rows = result["format"], result["kernels"]
+        row = next((one for one in backend("cuda").kernels if one.name == rows.get("pack_linear")), None)
+        formats = {} if name == "none" else {"pack_linear": name}
+        widens = bool(formats and row and row.widens)
+        rounds = bool(formats and rows["finish"] == "composed" and not widens)
+        tuning = Tuning(expandable_segments=grows)
+        own = replace(counted, formats=formats, widens=widens, rounds=rounds, tuning=tuning)
+        yield f"{stem} {name}", result["peak"]["reserved"], own.stage("steps").peak - grows * OVERHEAD_BYTES
+
+
 @with_all_rows_at_once()
-def recorded() -> list[tuple[str, int, int]]:
-    """What each program of benchmarks measured of whole runs at Nano's size: name, bytes reserved, bytes counted."""
+def before() -> list[tuple[str, int, int]]:
+    """What each program of benchmarks measured of whole runs at Nano's size, until December 2026."""
     found = []
     for name in ("e2e-nano-720p189-h100", "e2e-nano-720p189-fp8-h100", "e2e-nano-720p189-resident-h100"):
         (run,) = json.loads((RESULTS / f"{name}.json").read_text())["results"]
@@ -180,25 +197,18 @@ def recorded() -> list[tuple[str, int, int]]:
     for name, measured in jobs.items():
         counted = whole("nano", *map(int, name.split("x")), negative_tokens=3500)
         found.append((f"memory {name}", measured["steps"]["reserved"], counted.stage("steps").peak))
-    for path in sorted(RESULTS.glob("quantized-nano*-h200.json")):
-        grows = path.stem != "quantized-nano-h200"  # which is of November 2026
-        for result in json.loads(path.read_text())["results"]:
-            if "peak" not in result:
-                continue
-            name, rows = result["format"], result["kernels"]
-            row = next((one for one in backend("cuda").kernels if one.name == rows.get("pack_linear")), None)
-            counted = whole("nano", 1280, 720, 189, guided_steps=0)
-            formats = {} if name == "none" else {"pack_linear": name}
-            widens = bool(formats and row and row.widens)
-            rounds = bool(formats and rows["finish"] == "composed" and not widens)
-            tuning = Tuning(expandable_segments=grows)
-            counted = replace(counted, formats=formats, widens=widens, rounds=rounds, tuning=tuning)
-            peak = counted.stage("steps").peak - grows * OVERHEAD_BYTES
-            found.append((f"{path.stem} {name}", result["peak"]["reserved"], peak))
+    for stem in ("quantized-nano-h200", "quantized-nano-more-h200"):
+        found += quantized(stem, whole("nano", 1280, 720, 189, guided_steps=0), grows="more" in stem)
     return found
 
 
-@pytest.mark.parametrize(("name", "reserved", "counted"), recorded(), ids=str)
+def since() -> Iterator[tuple[str, int, int]]:
+    """The same of today's code."""
+    counted = replace(whole("nano", 1280, 720, 189, guided_steps=0), repeats=False)
+    return quantized("quantized-nano-rest-h200", counted)
+
+
+@pytest.mark.parametrize(("name", "reserved", "counted"), [*before(), *since()], ids=str)
 def test_no_peak_that_was_reserved_is_above_what_is_counted_nor_far_below(name, reserved, counted):
     assert reserved <= counted <= 1.1 * reserved
 

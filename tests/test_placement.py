@@ -267,7 +267,7 @@ def test_a_limit_is_the_devices_memory_in_the_plan():
     assert "there are 3.0 GiB" in str(refused) and refused.exit_code == 2
 
 
-@pytest.mark.parametrize(("free", "placement"), [(10, "understanding=disk,generation=streamed"), (2, None)])
+@pytest.mark.parametrize(("free", "placement"), [(9, "understanding=disk,generation=streamed"), (2, None)])
 def test_a_device_that_others_use_is_told_of_before_a_weight_is_read(free, placement):
     class Shared(Limited):
         def free(self, device):

@@ -216,6 +216,12 @@ class Plan:
         return own and self.meanings[self.format].of_inputs is not None
 
     @property
+    def repeats(self) -> bool:
+        """Whether eager torch attends or rotates, which takes keys and values for every query head, and tensors."""
+        own = [choice for choice in self.choices if choice.op in ("attention", "norm_rope")]
+        return any(choice.kernel.name == reference.EAGER_ROW for choice in own if choice.op not in self.fused)
+
+    @property
     def _multiplies(self) -> Kernel | None:
         """The row that does the products in a format; None without a format, and where composites do them."""
         if self.format == "none" or "pack_linear" in self.fused:

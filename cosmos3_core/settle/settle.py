@@ -319,6 +319,7 @@ def _counted(model: Model, plan: Plan, job: Job, placement: Placement) -> Estima
         unpacks=plan.unpacks,
         widens=plan.widens,
         rounds=plan.rounds,
+        repeats=plan.repeats,
         unified=plan.device.unified,
         packed=plan.packed,
         policy=a16.policy if a16 else None,

@@ -23,6 +23,7 @@ from .stages import (
     EXPANDABLE_APART,
     EXPANDABLE_OVERHEAD,
     EXPANDABLE_ROUNDING,
+    EXPANDABLE_VAE,
     OVERHEAD,
     VAE_OVERHEAD,
     Stage,
@@ -58,12 +59,12 @@ TOWERS = {
 class Estimate:
     """Everything counted of one job on one model in the plan's `dtype` and `formats`, as it runs with this `placement`
     and `tuning`. `known` is what the names of formats mean; `unpacks`, that eager torch does the products in one;
-    `widens`, that a row does them in the dtype; `rounds`, that a row rounds activations for each product;
-    `unified`, that media wait in the device's memory, as it is the host's; `packed`, that the checkpoint has the
-    weights in their format, and no layer is kept in the dtype; `modules` has that of each of its quantized modules,
-    with the groups of the file, None where it is not known. Where a `policy` keeps activations in 16 bits, `a16` has by
-    a format's name the one of the same weights with these, and `a16_unpacks` and `a16_widens` are as `unpacks` and
-    `widens`. With a `layout` memory is that of one device, and what the others take
+    `widens`, that a row does them in the dtype; `rounds`, that a row rounds activations for each product; `repeats`,
+    that eager torch attends or rotates; `unified`, that media wait in the device's memory, as it is the host's;
+    `packed`, that the checkpoint has the weights in their format, and no layer is kept in the dtype; `modules` has that
+    of each of its quantized modules, with the groups of the file, None where it is not known. Where a `policy` keeps
+    activations in 16 bits, `a16` has by a format's name the one of the same weights with these, and `a16_unpacks` and
+    `a16_widens` are as `unpacks` and `widens`. With a `layout` memory is that of one device, and what the others take
     over of a step is done at the same time; what they exchange takes no time."""
 
     config: TransformerConfig
@@ -77,6 +78,7 @@ class Estimate:
     unpacks: bool = False
     widens: bool = False
     rounds: bool = False
+    repeats: bool = True
     unified: bool = True
     packed: bool = False
     modules: Mapping[str, Format] | None = None
@@ -157,7 +159,7 @@ class Estimate:
         step *= len(kinds) if run.captured else 1  # what is captured has memory of its own
         maps = self._codec_dtype, self.tuning.channels_last
         decoding = vae.decode_bytes(self.vae, run.tiling, frames, *maps, self.layout.vae, self.unified)
-        convolving = EXPANDABLE_OVERHEAD if self.tuning.expandable_segments else VAE_OVERHEAD
+        convolving = EXPANDABLE_VAE if self.tuning.expandable_segments else VAE_OVERHEAD
         stages = [Stage("read prompts", self._held("understanding"), kv, 0, reading, self._overhead(self._text_a16))]
         if job.encoded:
             clips = max(job.encoded), *maps, self.layout.vae, sum(job.encoded) if self.unified else 0
@@ -220,13 +222,18 @@ class Estimate:
         return self.policy is not None and self.policy.in_text
 
     def _layer_bytes(self, rows: int, context: int, branches: int, a16: bool, controls: int = 0) -> int:
-        counted = transformer.layer_bytes(self.own, rows, context, WIDTH[self.dtype], branches, controls)
+        how = replace(self._attending, controls=controls)
+        counted = transformer.layer_bytes(self.own, rows, context, WIDTH[self.dtype], branches, how)
         unpacks, widens = self._by(a16)
         if widens:
             counted += transformer.widening_bytes(self.own, rows, self.dtype, rounds=self._quantizes(a16))
         if self.rounds and not a16:
             counted += transformer.rounding_bytes(self.own, rows)
         return counted + (transformer.unpacking_bytes(self.own, rows) if unpacks else 0)
+
+    @property
+    def _attending(self) -> transformer.Attending:
+        return transformer.Attending(self.repeats, int(self.formats.get("attention", "none") != "none"))
 
     def _overhead(self, a16: bool) -> float:
         """Of a pass, whose products may make copies of their own."""
@@ -251,7 +258,8 @@ class Estimate:
     def _kept(self) -> int:
         """Keys and values of prompts, and what captured passes and encodes work in."""
         keeping, size = self.execution.keeping, WIDTH[self.dtype]
-        working = transformer.layer_bytes(self.own, keeping.rows, keeping.tokens, size) if keeping.rows else 0
+        kept = keeping.rows, keeping.tokens, size, 1, self._attending
+        working = transformer.layer_bytes(self.own, *kept) if keeping.rows else 0
         maps = self._codec_dtype, self.tuning.channels_last
         encoding = vae.encode_bytes(self.vae, (1, keeping.area), 1, *maps) if keeping.area else 0
         return transformer.und_kv_bytes(self.own, keeping.tokens, self.dtype) + working + encoding

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .units import GIB
 
 WEIGHTS_OVERHEAD, OVERHEAD, APART_OVERHEAD, VAE_OVERHEAD = 0.04, 0.08, 0.55, 0.15
-EXPANDABLE_OVERHEAD, EXPANDABLE_APART, EXPANDABLE_ROUNDING = 0.02, 0.46, 0.36
+EXPANDABLE_OVERHEAD, EXPANDABLE_APART, EXPANDABLE_ROUNDING, EXPANDABLE_VAE = 0.12, 0.46, 0.36, 0.02
 OVERHEAD_BYTES = GIB
 """What is taken beyond the tensors: a share by the allocator's blocks, and a constant by the device's context and
 libraries. The share is one of what stays, weights, and another of what comes and goes: more where each product makes
@@ -18,7 +18,7 @@ e2e-*.json, quantized-nano*-h200.json) is above what is counted, and none of a r
 it, which are counted. Segments that grow leave less idle than the fused kernels save of what is counted, and products
 with copies of their own idle more, by less where the copies of rounded activations are among what is counted: with
 these shares, and without the constant, which no allocator holds, no peak of the media tower's jobs in
-residency-*-h200.json and quantized-nano-more-h200.json is above what is counted, and none more than 10 % below."""
+residency-*-h200.json and quantized-nano-*-h200.json is above what is counted, and none more than 10 % below."""
 
 
 @dataclass(frozen=True)

@@ -111,41 +111,57 @@ def und_kv_bytes(config: TransformerConfig, tokens: int, dtype: str) -> int:
     return 2 * config.num_hidden_layers * config.kv_width * tokens * WIDTH[dtype]
 
 
+@dataclass(frozen=True)
+class Attending:
+    """How attention is done: by eager torch, which `repeats` keys and values for every query head and rotates in
+    tensors of its own, or by a kernel that does neither; with copies of q, k and v in a format of so many `copied`
+    bytes an element; to one of several weighted `controls` at a time."""
+
+    repeats: bool = True
+    copied: int = 0
+    controls: int = 0
+
+
+EAGER = Attending()
+
+
 def attending_bytes(
-    config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1, controls: int = 0
+    config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1, how: Attending = EAGER
 ) -> int:
-    """Peak of what attention takes beside q, k and v, as `layer_bytes` says: keys and values concatenated and repeated
-    for every query head, and what it gives. One branch is done after another. Of several `controls` with weights each
-    has a pass with the tokens of what is made, with copies of their q, k and v; a control has as many."""
-    query, key, one = config.query_width * size, config.kv_width * size, rows // branches
+    """Peak of what attention takes beside q, k and v, as `layer_bytes` says: keys and values put together, and what it
+    gives. One branch is done after another. Of several controls with weights each has a pass with the tokens of what is
+    made, with copies of their q, k and v; a control has as many."""
+    c, one = config, rows // branches
+    query, key = c.query_width * size, c.kv_width * size
 
     def call(queries: int) -> int:
-        return 2 * (queries + context) * (key + query) + queries * query
+        keys = queries + context
+        copies = how.copied * (queries * c.query_width + 2 * keys * c.kv_width)
+        return 2 * keys * (key + how.repeats * query) + copies + queries * query
 
     worst = call(one)
-    if controls > 1:
-        made = one // (controls + 1)
-        passing = 2 * made * (query + 2 * key) + call(2 * made) + (controls - 1) * 2 * made * query
-        summing = controls * 2 * made * query + one * query
+    if how.controls > 1:
+        made = one // (how.controls + 1)
+        passing = 2 * made * (query + 2 * key) + call(2 * made) + (how.controls - 1) * 2 * made * query
+        summing = how.controls * 2 * made * query + one * query
         worst = max(passing, summing) + made * query
     return max((rows - one) * query + worst, 2 * rows * query if branches > 1 else 0)
 
 
 def layer_bytes(
-    config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1, controls: int = 0
+    config: TransformerConfig, rows: int, context: int, size: int, branches: int = 1, how: Attending = EAGER
 ) -> int:
-    """Peak of one decoder layer's tensors: `rows` = branches x tokens, each branch attending to `context` + its own, or
-    to one of several weighted `controls` at a time.
+    """Peak of one decoder layer's tensors: `rows` = branches x tokens, each branch attending to `context` + its own.
 
     Beside the residual stream lie, before the output product, the fused projection (v is a view of it), the queries'
-    rotation in four tensors, and attention; after it what was attended, and the fp32 norm or the MLP, of FINISH_ROWS at
-    a time, with what those before left to add.
+    rotation by eager torch in four tensors, and attention; after it what was attended, and the fp32 norm or the MLP, of
+    FINISH_ROWS at a time, with what those before left to add.
     """
     c = config
     residual = rows * c.hidden_size * size
     heads = rows * (2 * c.query_width + 3 * c.kv_width) * size
     attended = rows * c.query_width * size
-    attention = attending_bytes(c, rows, context, size, branches, controls)
+    attention = attending_bytes(c, rows, context, size, branches, how)
     part = min(rows, FINISH_ROWS)
     left = attended + (residual if part < rows else 0)
     norm = left + part * c.hidden_size * ((2 + c.weight_fp32_norm) * size + 2 * 4)
@@ -153,7 +169,7 @@ def layer_bytes(
     mlp = left + part * (c.hidden_size + up) * size
     rotate = rows * (5 * c.query_width + 2 * c.kv_width) * size
     rotate += c.weight_fp32_norm * rows * c.query_width * (WIDTH["float32"] - size)
-    return residual + max(heads + attention, rotate, norm, mlp)
+    return residual + max(heads + attention, how.repeats * rotate, norm, mlp)
 
 
 def forward_work(
