@@ -173,6 +173,13 @@ def test_what_fits_in_no_placement_is_refused_with_what_would():
     assert "Place it by `placement` understanding=disk,generation=streamed,codecs=staged, which fits" in said
 
 
+def test_a_placement_is_not_proposed_in_its_own_place():
+    """Longer texts than a plan expects may take what the decode of whole frames needs: a tile is what helps."""
+    found = settled(11)
+    full = replace(found, room=found.room._replace(device=found.estimate.stage("decode").peak - 1))
+    assert full.lower is None and [*full.nearest()[0].values] == ["tile"]
+
+
 def test_a_run_is_placed_as_it_is_told_and_says_so(run):
     code, _, err = run("a cup", *SMALL, "--enable-layerwise-offload", "-o", "cup.mp4", "--save-latents", "cup.st")
     assert code == 0, err

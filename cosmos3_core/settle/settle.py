@@ -112,8 +112,8 @@ class Settled:
 
     @property
     def lower(self) -> Placement | None:
-        """The placement with which it fits, where it does not fit with its own."""
-        if self.fits:
+        """Another placement, with which it fits, where it does not fit with its own, in tiles or not."""
+        if self.fits or not lack(self.asked, self.room):
             return None
         for one in candidates(False, {}, unified=self.plan.device.unified):
             if not lack(replace(self.asked, placement=one), self.room):
