@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from cosmos3_triton.recording import CudaGraph, recorder
 
@@ -10,4 +12,4 @@ from cosmos3_core.contract import Capture
 
 def build_capture() -> Capture:
     # Other threads go on allocating and copying.
-    return recorder(torch.cuda, CudaGraph, capture_error_mode="thread_local")
+    return recorder(torch.cuda, partial(CudaGraph, torch.cuda), capture_error_mode="thread_local")

@@ -3,6 +3,8 @@ host."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from cosmos3_triton.recording import CudaGraph, recorder
 
@@ -11,4 +13,4 @@ from cosmos3_core.contract import Capture, Device
 
 def build_capture(device: Device) -> Capture:
     # Other threads go on allocating and copying.
-    return recorder(torch.cuda, CudaGraph, capture_error_mode="thread_local")
+    return recorder(torch.cuda, partial(CudaGraph, torch.cuda), capture_error_mode="thread_local")

@@ -14,11 +14,12 @@ from cosmos3_core.contract import Capture
 
 
 class CudaGraph:
-    """torch.cuda.CUDAGraph, of which a capture that failed is over when `capture_end` has raised. Up to torch 2.11 the
-    allocator goes on believing in it, and gives no memory back for as long as the process lives."""
+    """The CUDAGraph of torch's module of the device, of which a capture that failed is over when `capture_end` has
+    raised. Up to torch 2.11 the allocator goes on believing in it, and gives no memory back for as long as the process
+    lives."""
 
-    def __init__(self) -> None:
-        self.graph, self.pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    def __init__(self, runtime: ModuleType):
+        self.runtime, self.graph, self.pool = runtime, runtime.CUDAGraph(), runtime.graph_pool_handle()
 
     def capture_begin(self, capture_error_mode: str) -> None:
         self.graph.capture_begin(pool=self.pool, capture_error_mode=capture_error_mode)
@@ -28,7 +29,7 @@ class CudaGraph:
             self.graph.capture_end()
         except RuntimeError:
             with suppress(RuntimeError):  # it is over for the allocator, too
-                device = torch.cuda.current_device()
+                device = self.runtime.current_device()
                 torch._C._cuda_endAllocateToPool(device, self.pool)
                 torch._C._cuda_releasePool(device, self.pool)
             raise
