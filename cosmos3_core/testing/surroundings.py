@@ -68,6 +68,7 @@ def surroundings() -> dict[str, Any]:
     shared = {f"environment variable {name}": value for name, value in shared.items()}
     streams = {"sys.stdout": id(sys.stdout), "sys.stderr": id(sys.stderr), "files in the folder": sorted(os.listdir())}
     streams["child processes"] = _children()
+    streams["gc.get_freeze_count()"] = gc.get_freeze_count()  # too slow where thousands of modules are frozen
     functions = {f"{where}.{name}": id(vars(PATCHABLE[where]).get(name)) for where, name in FUNCTIONS}
     return shared | streams | functions | settings()
 
@@ -132,7 +133,6 @@ def _python_s() -> dict[str, Any]:
         "time.tzname": time.tzname,
         "gc.isenabled()": gc.isenabled(),
         "gc.get_threshold()": gc.get_threshold(),
-        "gc.get_freeze_count()": gc.get_freeze_count() > 0,
         "warnings.filters": repr(warnings.filters),
         "logging.root": (logging.root.level, repr(logging.root.handlers), logging.root.manager.disable),
         "logging.getLogger('torch')": logging.getLogger("torch").level,
