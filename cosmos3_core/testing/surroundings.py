@@ -68,7 +68,7 @@ def surroundings() -> dict[str, Any]:
     shared = {f"environment variable {name}": value for name, value in shared.items()}
     streams = {"sys.stdout": id(sys.stdout), "sys.stderr": id(sys.stderr), "files in the folder": sorted(os.listdir())}
     streams["child processes"] = _children()
-    streams["gc.get_freeze_count()"] = gc.get_freeze_count()  # too slow where thousands of modules are frozen
+    streams["gc.get_freeze_count()"] = gc.get_freeze_count() > 0  # too slow where thousands of modules are frozen
     functions = {f"{where}.{name}": id(vars(PATCHABLE[where]).get(name)) for where, name in FUNCTIONS}
     return shared | streams | functions | settings()
 
