@@ -173,6 +173,18 @@ def test_what_fits_in_no_placement_is_refused_with_what_would():
     assert "Place it by `placement` understanding=disk,generation=streamed,codecs=staged, which fits" in said
 
 
+@pytest.mark.parametrize("named", [{"resident": True}, {"placement": "generation=resident"}], ids=str)
+def test_where_the_named_placement_leaves_room_for_nothing_another_one_is_proposed_with_what_fits_there(named):
+    found = settled(4, chooses=False, **named)
+    assert not found.fits and found.lower is None and found.nearest()
+    said, first = str(room.refusal(found)), found.nearest()[0].values
+    assert "in the place of the placement you named, which fits" in said and str(first["placement"]) in said
+    assert "placement" not in str(room.refusal(found, placeable=False))
+    again = {"size": f"{first['width']}x{first['height']}"} if "width" in first else {}
+    again |= {name: first[name] for name in ("frames", "tile") if name in first}
+    assert settled(4, given=again, chooses=False, placement=str(first["placement"])).fits
+
+
 def test_a_placement_is_not_proposed_in_its_own_place():
     """Longer texts than a plan expects may take what the decode of whole frames needs: a tile is what helps."""
     found = settled(11)

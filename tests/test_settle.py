@@ -171,3 +171,15 @@ def test_a_short_name_is_a_hub_id_everywhere(short, name, tmp_path, monkeypatch,
     assert models.describe(short).name == name and asked == [name] * 3
     shutil.copytree(TINY, short)
     assert models.open_model(short).name == models.describe(short).name == short
+
+
+@pytest.mark.parametrize(("given", "name"), [({"chunk": 200}, "chunk"), ({"frames": 201}, "frames")], ids=str)
+def test_a_shorter_policy_is_proposed_in_what_was_asked_for(given, name):
+    """Frames and actions asked for at once would contradict each other."""
+    task = {"task": "policy", "domain": "droid_lerobot", "size": "480p"}
+    asked = {"model": "nano", "described": True, "partial": True}
+    memory = settled(task | given, **asked, memory=200 * GIB).worst.peak - 1
+    small = settled(task | given, **asked, memory=memory)
+    shorter = [change.values for change in small.nearest() if {"chunk", "frames"} & change.values.keys()]
+    assert not small.fits and shorter and all(name in values for values in shorter)
+    assert settled(task | {name: shorter[0][name]}, **asked, memory=memory).fits

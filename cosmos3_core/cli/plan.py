@@ -85,6 +85,7 @@ def _estimate(settled: Settled) -> dict[str, Any]:
                 "options": in_options(change),
                 "peak": change.estimate.peak,
                 "eager": change.estimate.unpacks,
+                "placed": "placement" in change.values,
             }
             for change in settled.nearest()
         ],
@@ -365,7 +366,8 @@ def _verdict(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("instead", f"{lower['options']} fits ({gib(lower['peak'])}) in the place of the one you named"))
     for change in estimate["nearest"]:
         slow = ", by eager torch: slowly" if change["eager"] else ""
-        lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])}{slow})"))
+        instead = " in the place of the placement you named" if change["placed"] else ""
+        lines.append(("instead", f"{change['options']} fits ({gib(change['peak'])}{slow}){instead}"))
     if not (lower or estimate["nearest"]):
         lines.append(("instead", NONE_FITS))
     return lines

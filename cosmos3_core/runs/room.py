@@ -29,7 +29,11 @@ def refusal(settled: Settled, *, stopped: bool = False, placeable: bool = True) 
         return None
     request = settled.request
     asked = f"{request.task} {request.width}x{request.height}, {request.frames} frames, on {settled.plan.device.name}"
-    changes = [change for change in settled.nearest() if not stopped or change.values.keys() == {"tile"}]
+    changes = [
+        one
+        for one in settled.nearest()
+        if (placeable or "placement" not in one.values) and (not stopped or one.values.keys() == {"tile"})
+    ]
     next_step = "Use a smaller model or a larger device (see cosmos3 plan)"
     lower = settled.lower if placeable else None
     if lower == ALL_STAGED and settled.wish.resident:
@@ -37,7 +41,8 @@ def refusal(settled: Settled, *, stopped: bool = False, placeable: bool = True) 
     elif lower:
         next_step = f"Place it by `placement` {lower}, which fits"
     elif changes:
-        next_step = f"Add {changes[0]}, which fits (cosmos3 plan lists other ways)"
+        instead = " in the place of the placement you named" if "placement" in changes[0].values else ""
+        next_step = f"Add {changes[0]}{instead}, which fits (cosmos3 plan lists other ways)"
     return InputError(f"{settled.model.name}: {asked}", settled.lack, f"{next_step}, or `anyway` to try it as it is")
 
 

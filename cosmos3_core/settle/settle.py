@@ -11,7 +11,7 @@ from ..contract import Backend, Device, InputError
 from ..plan import Plan, Want, choose_backend, mesh, resolve
 from ..plan.cost.fit import Estimate
 from ..plan.cost.job import Job
-from ..plan.cost.nearest import Change, nearest
+from ..plan.cost.nearest import Change
 from ..plan.cost.placing import Room, fitting_tile, lack, lack_as_it_is, placed
 from ..plan.cost.stages import Stage
 from ..plan.cost.units import GIB, gib
@@ -31,6 +31,7 @@ from ..scenarios.sizes import AUTO
 from ..scenarios.trained import training_notes
 from ..scenarios.variants import check_able
 from .actions import check_width, found_in_files
+from .instead import instead
 from .measured import measured
 from .sharing import Alternative, shared_out
 from .wish import Wish
@@ -128,17 +129,10 @@ class Settled:
         return self.request.to_json() | dict.fromkeys(unknown)
 
     def nearest(self) -> list[Change]:
-        """The changes that would make it fit, the least harmful first; none where it does. Formats that eager torch
-        does are among them where no format that a kernel does makes it fit."""
-        if self.fits:
-            return []
-        asked, room = self.asked, self.room
-        found = nearest(asked, room, self._formats(unpacks=False))
-        if any("format" in change.values for change in found):
-            return found
-        return nearest(asked, room, self._formats(unpacks=True), unpacks=True)
+        """The changes that would make it fit, the least harmful first: see `instead`; none where it does."""
+        return [] if self.fits else instead(self)
 
-    def _formats(self, *, unpacks: bool) -> dict[str, bool]:
+    def formats(self, *, unpacks: bool) -> dict[str, bool]:
         """The quantization formats of the weights that kernels of this device do, and whether these widen them; or
         those that eager torch does."""
         wish, plan = self.wish, self.plan

@@ -21,8 +21,9 @@ SHORTEST = 25
 
 @dataclass(frozen=True)
 class Change:
-    """A smaller request that fits: the `values` that differ, of "format" (of the weights), "width", "height", "frames"
-    and "tile", and its estimate. With controls "frames" are those of a chunk."""
+    """A smaller request that fits: the `values` that differ, of "placement", "format" (of the weights), "width",
+    "height", "frames" or "chunk" (of actions) and "tile", and its estimate. With controls "frames" are those of a
+    chunk."""
 
     values: Mapping[str, Any]
     estimate: Estimate
@@ -34,7 +35,7 @@ class Change:
             values["size"] = f"{values.pop('width')}x{values.pop('height')}"
         if "frames" in values and self.estimate.job.controls:
             values["chunk_frames"] = values.pop("frames")
-        names = ("format", "size", "frames", "chunk_frames", "tile")
+        names = ("placement", "format", "size", "frames", "chunk", "chunk_frames", "tile")
         return " ".join(f"`{name}` {values[name]}" for name in names if name in values)
 
 
