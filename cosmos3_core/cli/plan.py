@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..contract import Backend, Ceiling, Device
 from ..plan.cost.fit import LINK_EFFICIENCY, Estimate
-from ..plan.cost.nearest import Change
+from ..plan.cost.nearest import SHORTEST, Change
 from ..plan.cost.placing import tiled
 from ..plan.cost.stages import OVERHEAD_BYTES, WEIGHTS_OVERHEAD
 from ..plan.cost.units import BANDWIDTH_EFFICIENCY, GIB, LINK_RATE, ceiling_of, gib, reached
@@ -38,8 +38,9 @@ LONGEST = 60
 
 
 NONE_FITS = (
-    "no smaller request of this model fits here, in no format of its weights (--format) and wherever they lie: "
-    "choose a smaller model (--model edge) or a larger device"
+    f"neither a smaller tier of sizes nor a shorter clip, of {SHORTEST} frames or more with all of its inputs, makes "
+    "it fit, in any format of the weights (--format) and wherever they lie: ask for less than either, or choose a "
+    "smaller model (--model edge) or a larger device"
 )
 FORECAST = "made without the device, of what its package says of it"
 """What a plan for a device that need not be here is."""
