@@ -129,10 +129,15 @@ class Settled:
         return self.request.to_json() | dict.fromkeys(unknown)
 
     def nearest(self) -> list[Change]:
-        """The changes that would make it fit, the least harmful first: see `instead`; none where it does."""
-        return [] if self.fits else instead(self)
+        """The changes that would make it fit, as `instead` finds them; none where it does. Other placements are among
+        them where the one that was named leaves room for no smaller request either."""
+        if self.fits:
+            return []
+        named = self.wish.named_parts or not self.wish.chooses
+        elsewhere = candidates(False, {}, unified=self.plan.device.unified) if named and not self.lower else ()
+        return instead(self.asked, self.room, self._formats, elsewhere, acts=self.origin["frames"] == "chunk")
 
-    def formats(self, *, unpacks: bool) -> dict[str, bool]:
+    def _formats(self, unpacks: bool) -> dict[str, bool]:
         """The quantization formats of the weights that kernels of this device do, and whether these widen them; or
         those that eager torch does."""
         wish, plan = self.wish, self.plan
