@@ -329,6 +329,37 @@ def test_check_exits_with_what_the_kit_found(acme, capsys, monkeypatch, tmp_path
     assert failed and re.search(r"gate-exp_gate +2 failed", out) and "/" not in "".join(failed)
 
 
+def test_check_that_is_stopped_says_so(acme, capsys, monkeypatch, tmp_path):
+    """Its numbers are not those of the kit, and its record says that, too."""
+    module, file = tmp_path / "test_stopped.py", tmp_path / "acme.json"
+    module.write_text(
+        "def test_silu_of_a_user_with_ctrl_c():\n    raise KeyboardInterrupt\n\n"
+        "from cosmos3_core.testing.suite import *\n"
+    )
+    check = ("check", "--backend", "acme", "-k", "silu", "--module", module, "--record", file)
+    code, out, _ = cosmos3(capsys, monkeypatch, *check)
+    assert code == 130 and "It was stopped" in out and "--depth full" not in out
+    assert json.loads(file.read_text())["exit_status"] == int(pytest.ExitCode.INTERRUPTED)
+
+
+def test_processes_share_the_rows(tmp_path):
+    """What several of them find together is what one finds, by the same names; a failure says as much."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    found = {}
+    for jobs in (1, 2):
+        file = tmp_path / f"{jobs}.json"
+        keyword = "silu_is_on or near_zero and not linear and not attention"
+        check = ["check", "--backend", "reference", "--jobs", str(jobs), "-k", keyword, "--record", str(file)]
+        ran = subprocess.run(
+            [sys.executable, "-m", "cosmos3", *check], env=environment, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        record = json.loads(file.read_text())
+        outcome = {name: (test["outcome"], test.get("reason")) for name, test in record["tests"].items()}
+        found[jobs] = outcome, record["selected"], record["fingerprint"], ran.stdout
+    assert found[1] == found[2] and len(found[1][0]) > 10
+
+
 def test_check_names_its_tests(acme, capsys, monkeypatch, tmp_path):
     """Where somebody has written to the null device, too: no tool reads that as its configuration."""
     (tmp_path / "null").write_text("[pytest\n")
@@ -362,6 +393,9 @@ def test_check_takes_the_known_failures_of_a_test_module(acme, capsys, monkeypat
         (["--backend", "acmee"], "Did you mean acme?"),
         (["--backend", "acme", "-k", "no_such_test"], "no test of the kit matches it"),
         (["--backend", "acme", "-k", "("], "Wrong expression passed to '-k'"),
+        (["--backend", "acme", "-k", "(", "--jobs", "2"], "Wrong expression passed to '-k'"),
+        (["--backend", "acme", "-k", "no_such_test", "--jobs", "2"], "no test of the kit matches it"),
+        (["--backend", "acme", "--jobs", "0"], "0 is not in the range"),
         (["--backend", "acme", "--record", "/nowhere/at/all.json"], "no file can be written there"),
         (["--backend", "acme", "--record", "pipe"], "it exists and is not an ordinary file"),
         (["--backend", "acme", "--record", "t.py", "--module", "./t.py"], "it is the module of the kit"),
@@ -374,12 +408,14 @@ def test_check_refuses_what_it_cannot_do(acme, capsys, monkeypatch, tmp_path, op
     assert code == 2 and said in err and "Traceback" not in err
 
 
-def test_check_without_pytest_names_the_extra(acme, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("missing", "options", "said"),
+    [("pytest", [], "pip install pytest"), ("xdist", ["--jobs", "2"], "pip install pytest-xdist")],
+)
+def test_check_without_pytest_says_what_to_install(acme, capsys, monkeypatch, missing, options, said):
     import importlib.util
 
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "pytest" else find(name, *rest)
-    )
-    code, _, err = cosmos3(capsys, monkeypatch, "check", "--backend", "acme")
-    assert code == 2 and "pip install pytest" in err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
+    code, _, err = cosmos3(capsys, monkeypatch, "check", "--backend", "acme", *options)
+    assert code == 2 and said in err

@@ -255,6 +255,13 @@ def capabilities(model: str, profile: str, as_json: bool) -> None:
 )
 @click.option("-k", "keyword", metavar="EXPR", help="Only tests whose name matches, as in pytest.")
 @click.option("--module", type=click.Path(), help="Your test module of the kit: its KNOWN_FAILURES hold here too.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that share the rows among them; several need pytest-xdist.",
+)
 @click.option("--list", "only_list", is_flag=True, help="Name the tests and run none.")
 @click.pass_obj
 def check(disabled: tuple[str, ...], **options) -> None:

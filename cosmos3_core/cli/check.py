@@ -13,6 +13,9 @@ from ..files.atomic import check_writable
 from ..plan import discovery
 from .terminal import printable
 
+BY_ROW = ("--dist", "loadgroup")
+"""The option of pytest-xdist that gives all tests of a row to one process."""
+
 
 def execute(
     disabled: Collection[str],
@@ -21,12 +24,15 @@ def execute(
     depth: str,
     keyword: str | None,
     module: str | None,
+    jobs: int,
     only_list: bool,
 ) -> None:
     """Run the kit, or the test module that star-imports it, and exit with pytest's status. Raises InputError where
     there is nothing to run it on or with."""
     if importlib.util.find_spec("pytest") is None:
         raise InputError("cosmos3 check", "pytest is not installed", "Type pip install pytest")
+    if jobs > 1 and importlib.util.find_spec("xdist") is None:
+        raise InputError(f"--jobs {jobs}", "pytest-xdist is not installed", "Type pip install pytest-xdist")
     if record and (Path(record).is_dir() or not Path(record).absolute().parent.is_dir()):
         raise InputError(f"--record {record}", "no file can be written there", "Name a file in a folder that exists")
     if record:
@@ -48,13 +54,21 @@ def execute(
     suite = Path(module).resolve() if module else Path(testing.__file__).parent / "suite" / "__init__.py"
     alone = ["-c", str(testing.ALONE), "--rootdir", str(suite.parent), "--noconftest", "-p", "no:cacheprovider"]
     arguments = [str(suite), *alone, "-p", "cosmos3_core.testing.plugin", "--tb=no", "--color=no"]
-    arguments += ["--backend", backend, "--depth", depth, *(["--record", record] if record and not only_list else [])]
-    arguments += [*(["-k", keyword] if keyword else []), *(["--collect-only"] if only_list else [])]
+    arguments += ["--backend", backend, "--depth", depth, *(["-k", keyword] if keyword else [])]
     package = discovery.installed()[backend]
     if not only_list:
         what = f"{backend}: {device.name} ({device.arch}), {package.package} {package.version}"
-        print(printable(f"{what}, depth {depth}"))
-    status = pytest.main(arguments, plugins=[Lines(only_list, depth)])
+        print(printable(f"{what}, depth {depth}"), flush=True)
+    lines = Lines(only_list, depth)
+    status: int = pytest.ExitCode.OK
+    if only_list or jobs > 1:
+        # What cannot be collected is said once, and not by every process.
+        status = pytest.main([*arguments, "--collect-only"], plugins=[lines])
+    if not only_list and status == pytest.ExitCode.OK:
+        arguments += [*(["--record", record] if record else []), *(["-n", str(jobs), *BY_ROW] if jobs > 1 else [])]
+        status = pytest.main(arguments, plugins=[lines])
+    if lines.stopped:
+        raise KeyboardInterrupt
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         if keyword:
             raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")

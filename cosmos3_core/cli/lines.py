@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..testing.faults import fault_of, skipped_because
-from ..testing.subject import row_id
+from ..testing.faults import fault_of, row_of, skipped_because
 from .terminal import printable
 
 LONGEST = 200
@@ -23,8 +22,8 @@ class Lines:
     def __init__(self, only_list: bool, depth: str):
         self.only_list, self.depth = only_list, depth
         self.skips: Counter[str] = Counter()
-        self.rows: dict[str, str] = {}
         self.counts: dict[str, Counter[str]] = {}
+        self.stopped = False
 
     @pytest.hookimpl(trylast=True)  # after it was registered
     def pytest_configure(self, config: Any) -> None:
@@ -35,11 +34,12 @@ class Lines:
             print(printable(f"error {report.longrepr}"))
 
     def pytest_collection_finish(self, session: Any) -> None:
-        for item in session.items:
-            kernel = getattr(item, "callspec", None) and item.callspec.params.get("kernel")
-            self.rows[item.nodeid] = row_id(kernel) if kernel else OTHERS
-            if self.only_list:
-                print(printable(item.name))
+        for item in session.items if self.only_list else ():
+            print(printable(item.name))
+
+    def pytest_keyboard_interrupt(self, excinfo: Any) -> None:
+        # Tests that cannot be collected end a session in this way, too.
+        self.stopped = not isinstance(excinfo.value, pytest.Session.Interrupted)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         expected = hasattr(report, "wasxfail")
@@ -53,7 +53,7 @@ class Lines:
         if report.skipped and not expected:
             self.skips[skipped_because(report)] += 1
         outcome = "xfailed" if expected and report.skipped else report.outcome
-        self.counts.setdefault(self.rows[report.nodeid], Counter())[outcome] += 1
+        self.counts.setdefault(row_of(report) or OTHERS, Counter())[outcome] += 1
 
     def pytest_sessionfinish(self) -> None:
         for row, counts in sorted(self.counts.items()):
@@ -62,7 +62,9 @@ class Lines:
             print(f"{'in all':<28} {_told(total)}")
         for reason, count in self.skips.most_common():
             print(f"{count:>5} skipped: {printable(reason, LONGEST)}")
-        if self.depth == "quick" and total and not total["failed"]:
+        if self.stopped:
+            print("It was stopped: what had not run yet is missing, and a record of it does not count")
+        elif self.depth == "quick" and total and not total["failed"]:
             print("Depth quick leaves the largest sizes out; type --depth full for a record that counts")
         if total["failed"]:
             print("Tracebacks are shown by pytest on a test module that imports the kit: docs/writing-a-backend.md")

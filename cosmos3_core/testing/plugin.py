@@ -19,7 +19,7 @@ from ..contract import Cosmos3Error, Device, Kernel
 from ..plan.choice import rows
 from . import ALONE
 from .depth import DEPTHS, QUICK, Depth, Draw, Pace
-from .faults import FAULT, where_of
+from .faults import FAULT, ROW, where_of
 from .record import Record
 from .subject import Subject, live_bytes, row_id
 
@@ -45,8 +45,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     Draw.number = config.getoption("cosmos3_draw", 0)
-    config.stash[RECORD] = Record(config.getoption("cosmos3_record", None))
+    # Of processes that share the tests (pytest-xdist) the one that runs none of them writes the record.
+    file = None if hasattr(config, "workerinput") else config.getoption("cosmos3_record", None)
+    config.stash[RECORD] = Record(file)
     config.pluginmanager.register(config.stash[RECORD])
+    if file and config.getoption("numprocesses", None):
+        if (name := config.getoption("cosmos3_backend", None)) is None:
+            raise pytest.UsageError("--record of several processes needs --backend NAME")
+        config.stash[RECORD].subject(name)
 
 
 def _subject(config: pytest.Config, module: ModuleType) -> Subject:
@@ -107,6 +113,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         problems += [f"{module.__name__}: {problem}" for problem in _judge(module, mine, whole)]
     if problems:
         raise pytest.UsageError("the kit was not run as it is:\n  " + "\n  ".join(problems))
+    if config.pluginmanager.hasplugin("xdist"):
+        # One process has all tests of a row: the last of them asks what the others have changed.
+        for item in filter(_is_ours, items):
+            if row := _row(item):
+                item.add_marker(pytest.mark.xdist_group(row))
 
 
 def pytest_collection_finish() -> None:
@@ -144,6 +155,12 @@ def _judge(module: ModuleType, items: list[Any], whole: bool) -> Iterator[str]:
             yield f"KNOWN_FAILURES names {entry}, and there is no such test"
 
 
+def _row(item: Any) -> str | None:
+    """The id of the row that a test is about."""
+    kernel = item.callspec.params.get("kernel") if hasattr(item, "callspec") else None
+    return None if kernel is None else row_id(kernel)
+
+
 def _names(item: Any) -> set[str]:
     """How KNOWN_FAILURES may call a test: by its whole name, or by its row for all dtypes and cases of that row."""
     callspec = getattr(item, "callspec", None)
@@ -156,23 +173,24 @@ def _names(item: Any) -> set[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """A report of a test that failed says where: see `faults`."""
+    """A report says which row its test is about and, of a test that failed, where: see `faults`."""
     report = yield
-    if report.failed and _is_ours(item):
-        name = _subject(item.config, cast(Any, item).module).name
-        place = (*where_of(item), name, item.config.getoption("cosmos3_depth", QUICK.name))
-        report.user_properties = [*report.user_properties, (FAULT, place)]
+    if _is_ours(item):
+        said: list[tuple[str, Any]] = [(ROW, row)] if (row := _row(item)) else []
+        if report.failed:
+            name = _subject(item.config, cast(Any, item).module).name
+            said.append((FAULT, (*where_of(item), name, item.config.getoption("cosmos3_depth", QUICK.name))))
+        report.user_properties = [*report.user_properties, *said]
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """What the calls of a row change is kept for `test_no_call_changes_anything_global`."""
-    kernel = pyfuncitem.callspec.params.get("kernel") if hasattr(pyfuncitem, "callspec") else None
-    if kernel is None or not _is_ours(pyfuncitem):
+    if not _is_ours(pyfuncitem) or (row := _row(pyfuncitem)) is None:
         return (yield)
     subject = _subject(pyfuncitem.config, pyfuncitem.module)
-    with subject.looking(row_id(cast(Kernel, kernel)), pyfuncitem.name):
+    with subject.looking(row, pyfuncitem.name):
         return (yield)
 
 

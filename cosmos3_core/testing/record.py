@@ -16,7 +16,7 @@ from ..evidence.closure import Sources
 from ..evidence.fingerprint import ROOT, row_facts, versions_of
 from ..files.atomic import atomic
 from ..files.checkout import build_version
-from .faults import FAULT, fault_of, skipped_because
+from .faults import FAULT, ROW, fault_of, skipped_because, test_of
 from .subject import Subject
 
 LIBRARIES = ("torch", "pytest")
@@ -67,10 +67,10 @@ class Record:
         return self.subjects[name]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        entry = self.tests.setdefault(report.nodeid.partition("::")[2], {"outcome": "passed"})
+        entry = self.tests.setdefault(test_of(report), {"outcome": "passed"})
         if report.when == "call":
             entry["seconds"] = round(report.duration, 3)
-        if measured := {name: value for name, value in report.user_properties if name != FAULT}:
+        if measured := {name: value for name, value in report.user_properties if name not in (FAULT, ROW)}:
             entry["measured"] = measured
         if hasattr(report, "wasxfail"):
             entry |= {"outcome": "xfailed" if report.skipped else "xpassed", "reason": report.wasxfail}

@@ -124,25 +124,33 @@ def norm_rope(op: Any, dtype: str, device: str, layout: Layout) -> Rows:
     return Rows(call, exact, eager)
 
 
-@cache
-def _linear(dtype: str, out: int, width: int, meaning: Format | None) -> tuple[Any, Any, Any]:
-    """What a row of zeros in the weight gives is the bias, and is judged with the rest."""
+@lru_cache(64)  # the largest are of 131 million elements, and the formats share them
+def _linear(dtype: str, out: int, width: int, rows: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """x, weight and bias, the truth, and what each output is divided by. What an output of zeros gives is the bias, and
+    is judged with the rest."""
     x, weight, bias = (
-        t.to(getattr(torch, dtype)) for t in (kinds(width, 12), _matrix(out, width, 13), normal(out, seed=14))
+        t.to(getattr(torch, dtype)) for t in (kinds(width, 12)[:rows], _matrix(out, width, 13), normal(out, seed=14))
     )
-    given = handed(weight, meaning)
+    wide = weight.double()
+    scale_O = wide.norm(dim=1)
+    return (x, weight, bias), reference.pack_linear(wide, bias.double())(x.double()), scale_O.where(scale_O > 0, 1.0)
+
+
+@cache
+def _eager_linear(dtype: str, out: int, width: int, rows: int, meaning: Format | None) -> Tensor:
+    (x, weight, bias), *_ = _linear(dtype, out, width, rows)
     linear = reference.LinearPacker({meaning.name: meaning} if meaning else {})
-    eager = linear(given, bias, format=meaning.name if meaning else "none")(x)
-    exact = reference.pack_linear(weight.double(), bias.double())(x.double())
-    return (x, weight, bias), {"y": exact}, {"y": eager}
+    return linear(handed(weight, meaning), bias, format=meaning.name if meaning else "none")(x)
 
 
-def pack_linear(op: Any, dtype: str, device: str, out: int, width: int, meaning: Format | None) -> Rows:
-    (x, weight, bias), exact, eager = _linear(dtype, out, width, meaning)
+def pack_linear(
+    op: Any, dtype: str, device: str, out: int, width: int, meaning: Format | None, rows: int = PERIOD
+) -> Rows:
+    (x, weight, bias), exact, scale_O = _linear(dtype, out, width, rows)
     format = meaning.name if meaning else "none"
     linear = op(handed(weight.to(device), meaning), bias.to(device, copy=True), format=format)
-    scale_O = weight.double().norm(dim=1)
-    return Rows(lambda take: {"y": linear(take(x))}, exact, eager, scale_O.where(scale_O > 0, 1.0))
+    eager = _eager_linear(dtype, out, width, rows, meaning)
+    return Rows(lambda take: {"y": linear(take(x))}, {"y": exact}, {"y": eager}, scale_O)
 
 
 class Sides(NamedTuple):
@@ -163,8 +171,9 @@ class Sides(NamedTuple):
         return float(self.hidden * (_wide(self.layout) + self.layout[0] * self.layout[2] + 3 * self.inner))
 
 
-@lru_cache(96)  # the models' layers are large
-def _half(kind: str, dtype: str, half: Sides, meaning: Format | None) -> tuple[Any, Any, Any]:
+@lru_cache(96)  # the models' layers are large, and the formats share them
+def _half(kind: str, dtype: str, half: Sides) -> tuple[Any, dict[str, Tensor]]:
+    """Weights, inputs and the layer, and the truth."""
     (heads, keys, width), hidden, inner, rows = half
     layer = Layer(heads=heads, kv_heads=keys, head_dim=width, eps=1e-6, weight_fp32=False, activation="silu")
     x, delta, attended = (
@@ -183,14 +192,21 @@ def _half(kind: str, dtype: str, half: Sides, meaning: Format | None) -> tuple[A
         parts = ((hidden, heads * width), (2 * inner, hidden), (hidden, inner))
         out, up, down = (normal(*shape, seed=22 + i) / shape[1] ** 0.5 for i, shape in enumerate(parts))
         weights, inputs = FinishWeights(out, _weight(hidden, 25), up, down), (x, attended)
+    weights, inputs = wider((weights, inputs), getattr(torch, dtype))
+    exact = _computed(kind, layer, wider(weights, torch.float64), wider(inputs, torch.float64), None)
+    return (weights, inputs, layer), exact
 
-    def compute(weights: Any, *inputs: Tensor, meaning: Format | None = None) -> dict[str, Tensor]:
-        format = meaning.name if meaning else "none"
-        return call_half(getattr(layers, kind)(weights, layer, in_format(meaning), format=format), layer, inputs)
 
-    rounded = wider((weights, inputs), getattr(torch, dtype))
-    exact = compute(wider(rounded[0], torch.float64), *wider(rounded[1], torch.float64))
-    return (*rounded, layer), exact, compute(rounded[0], *moved(rounded[1]), meaning=meaning)
+@cache
+def _eager_half(kind: str, dtype: str, half: Sides, meaning: Format | None) -> dict[str, Tensor]:
+    (weights, inputs, layer), _ = _half(kind, dtype, half)
+    return _computed(kind, layer, weights, moved(inputs), meaning)
+
+
+def _computed(kind: str, layer: Layer, weights: Any, inputs: Any, meaning: Format | None) -> dict[str, Tensor]:
+    """The reference's."""
+    format = meaning.name if meaning else "none"
+    return call_half(getattr(layers, kind)(weights, layer, in_format(meaning), format=format), layer, inputs)
 
 
 def call_half(made: Any, layer: Layer, inputs: Any) -> dict[str, Tensor]:
@@ -208,7 +224,8 @@ def call_half(made: Any, layer: Layer, inputs: Any) -> dict[str, Tensor]:
 
 
 def composite(kind: str, op: Any, here: Any, half: Sides, format: str, ops: Ops) -> Rows:
-    (weights, inputs, layer), exact, eager = _half(kind, here.dtype, half, here.meaning(format))
+    (weights, inputs, layer), exact = _half(kind, here.dtype, half)
+    eager = _eager_half(kind, here.dtype, half, here.meaning(format))
     made = op(moved(weights, device=here.device), layer, ops, format=format)
     return Rows(lambda take: call_half(made, layer, [take(t) for t in inputs]), exact, eager)
 
@@ -313,7 +330,11 @@ def test_linear_sizes(kernel, dtype, format, op, here, device, pace):
     ]
     shapes += [(6144, 4096), (4096, 12288), (10240, 5120), (5120, 25600)]
     sizes += [(rows, shape, 40.0 * shape[0] * shape[1]) for shape in shapes for rows in (FEW,)]
-    made = cache(lambda shape: pack_linear(op, dtype, device, shape[0], shape[1], meaning))
+
+    @cache
+    def made(shape: tuple[int, int]) -> Rows:
+        return pack_linear(op, dtype, device, *shape, meaning, PERIOD if shape == small else FEW)
+
     _sweep(pace, made, sizes, dtype, device, format)
 
 
