@@ -28,12 +28,13 @@ from .common import sources
 RESULTS = Path(__file__).parent / "results"
 STEP = "benchmarks.step --peer diffusers --model nano --dtype bfloat16 --tolerance 0.1 --backend {backend}"
 QUANTIZED, RESIDENCY = "benchmarks.quantized --backend {backend}", "benchmarks.residency --backend {backend} --job"
-FIRST, MORE, REST = (
+FIRST, MORE, REST, LAST = (
     " ".join(f"--format {name}" for name in names.split())
     for names in (
         "fp8 w4a16 int8 mxfp8 nvfp4a16 fp8_block mxfp4a16 w4a16_asym",
         "nf4 w4a8 nvfp4 int8a16 fp8a16 mxfp4 w4afp8 fp8_tensor q4_0 q8_0",
-        "mxfp4a8 fp8_e5m2",
+        "mxfp4a8",
+        "fp8_e5m2",
     )
 )
 FP8 = "pack_linear=fp8,attention=fp8"
@@ -90,6 +91,7 @@ JOBS = (
     Job("quantized-nano", 370, f"{QUANTIZED} {FIRST}"),
     Job("quantized-nano-more", 520, f"{QUANTIZED} {MORE}"),
     Job("quantized-nano-rest", 150, f"{QUANTIZED} {REST}"),
+    Job("quantized-nano-last", 150, f"{QUANTIZED} {LAST}"),
     Job("residency-nano-bf16", 75, f"{RESIDENCY} nano-bf16"),
     Job("residency-nano-fp8", 60, f"{RESIDENCY} nano-fp8"),
     Job("residency-nano-fp8-8gib", 35, f"{RESIDENCY} nano-fp8-8gib"),
