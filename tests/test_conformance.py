@@ -360,6 +360,22 @@ def test_processes_share_the_rows(tmp_path):
     assert found[1] == found[2] and len(found[1][0]) > 10
 
 
+def test_a_process_that_dies_ends_the_run(tmp_path):
+    """In a kernel's fault, say: the test is named, and what the others had not run yet is not taken for passed."""
+    (tmp_path / "dies.py").write_text(
+        "import os\n\ndef pytest_runtest_call(item):\n"
+        "    if item.name == 'test_silu_is_on_the_first_half[eager-float32]':\n        os._exit(11)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment |= {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": "-p dies"}
+    check = ["check", "--backend", "reference", "--jobs", "2", "-k", "silu_is_on or (gate or rms_norm) and near_zero"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "cosmos3", *check], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 1 and "A process died" in ran.stdout, ran.stdout + ran.stderr
+    assert "failed test_silu_is_on_the_first_half[eager-float32]: worker" in ran.stdout
+
+
 def test_check_names_its_tests(acme, capsys, monkeypatch, tmp_path):
     """Where somebody has written to the null device, too: no tool reads that as its configuration."""
     (tmp_path / "null").write_text("[pytest\n")

@@ -13,8 +13,9 @@ from ..files.atomic import check_writable
 from ..plan import discovery
 from .terminal import printable
 
-BY_ROW = ("--dist", "loadgroup")
-"""The option of pytest-xdist that gives all tests of a row to one process."""
+BY_ROW = ("--dist", "loadgroup", "--max-worker-restart", "0")
+"""Options of pytest-xdist: one process gets all tests of a row, and none takes the place of one that died, which would
+begin with the test that it died of."""
 
 
 def execute(

@@ -23,7 +23,7 @@ class Lines:
         self.only_list, self.depth = only_list, depth
         self.skips: Counter[str] = Counter()
         self.counts: dict[str, Counter[str]] = {}
-        self.stopped = False
+        self.stopped, self.died = False, False
 
     @pytest.hookimpl(trylast=True)  # after it was registered
     def pytest_configure(self, config: Any) -> None:
@@ -40,6 +40,10 @@ class Lines:
     def pytest_keyboard_interrupt(self, excinfo: Any) -> None:
         # Tests that cannot be collected end a session in this way, too.
         self.stopped = not isinstance(excinfo.value, pytest.Session.Interrupted)
+
+    @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+    def pytest_testnodedown(self, error: object) -> None:
+        self.died = self.died or error is not None
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         expected = hasattr(report, "wasxfail")
@@ -62,8 +66,9 @@ class Lines:
             print(f"{'in all':<28} {_told(total)}")
         for reason, count in self.skips.most_common():
             print(f"{count:>5} skipped: {printable(reason, LONGEST)}")
-        if self.stopped:
-            print("It was stopped: what had not run yet is missing, and a record of it does not count")
+        if self.stopped or self.died:
+            why = "A process died" if self.died else "It was stopped"
+            print(f"{why}: what had not run yet is missing, and a record of it does not count")
         elif self.depth == "quick" and total and not total["failed"]:
             print("Depth quick leaves the largest sizes out; type --depth full for a record that counts")
         if total["failed"]:
