@@ -144,6 +144,18 @@ def test_the_time_of_a_short_pass_is_about_what_was_measured():
         assert seconds["step"] == pytest.approx(measured["seconds"]["cosmos3"]["median_s"], rel=0.1)
 
 
+def test_the_times_of_an_h200_are_what_was_measured():
+    """Passes of videos, within 4 %, and the decode, within 3 %."""
+    ceiling = backend("cuda").ceilings["NVIDIA H200"]
+    for measured in json.loads((RESULTS / "step-nano-video-h200.json").read_text())["results"]:
+        counted = replace(
+            whole("nano", *map(int, measured["work"].split("x")), guided_steps=0), formats=measured["formats"]
+        )
+        assert counted.seconds(ceiling)["step"] == pytest.approx(measured["seconds"]["cosmos3"]["median_s"], rel=0.04)
+    measured = json.loads((RESULTS / "vae-720p189-h200.json").read_text())["seconds"]["cosmos3"]["median_s"]
+    assert whole("nano", 1280, 720, 189).seconds(ceiling)["decode"] == pytest.approx(measured, rel=0.03)
+
+
 def test_formats_change_weights_and_rates():
     counted = whole("nano", 832, 480, 93)
     fp8 = replace(counted, formats={"pack_linear": "fp8"})
