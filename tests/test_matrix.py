@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import devices
+import history
 import pytest
 from command import cosmos3
 
@@ -78,6 +79,16 @@ def test_what_nobody_has_run_is_listed_by_device():
     waiting = {one.name for one in RECIPES if state_of(one).name in ("rehearsed", "help wanted")}
     assert set(re.findall(r"\[([^]]+)\]\([^)]+\.toml\)", section)) == waiting
     assert "| 1 x Ascend 910B | npu | [nano-t2v-1280x720-ascend910bx1]" in section and "h200x1" in section
+
+
+def test_what_earlier_code_measured_stands_apart():
+    """With the commit of each record, which a page has to say: not every checkout has the history."""
+    page = history.PAGE.read_text("utf-8")
+    said = dict(history.commits(page))
+    assert history.render(lambda file, words: said[file]) == page, "type python scripts/history.py"
+    measured = (ROOT / PAGE).read_text("utf-8").split("## Measured")[1].split("\n## ")[0]
+    assert "h200x1" in measured and "stale" not in measured
+    assert {Path(file).stem for file in said}.isdisjoint(re.findall(r"^\| ([\w-]+) \|", measured, re.MULTILINE))
 
 
 def test_check_says_whether_it_is_and_writing_makes_it_so(capsys, monkeypatch, copy):
