@@ -77,6 +77,22 @@ def test_an_outside_packages_recipe_validates_lists_as_validated_and_stays_so(ac
     assert state_told() == "stale" and checks.code_digest(package.backend, package.module, Sources(ROOT)) != before
 
 
+def test_what_a_row_s_note_says_is_no_code_of_the_kit_s_record(acme):
+    """A note may say that nobody has run the row, and has to change with the record that shows that somebody has."""
+    (package,) = (one for one in packages.installed_packages() if one.name == "cosmos3-acme")
+    file, found = acme / "rows.py", []
+    for text in (
+        'A = f(name="é", notes=f"new; {1}: "\n    "never run", arch=())\nB = [f(notes="a"), f(notes="b")]\n',
+        'A = f(name="é", notes="it runs", arch=())\nB = [f(notes=""), f(notes="longer")]\n',
+        'A = f(name="e", notes="it runs", arch=())\nB = [f(notes=""), f(notes="longer")]\n',
+        "this is no Python\n",
+        "this is no  Python\n",
+    ):
+        file.write_text(text, encoding="utf-8")
+        found.append(checks.code_digest(package.backend, package.module, Sources(ROOT)))
+    assert found[0] == found[1] and len({*found[1:]}) == 4
+
+
 def kit_record(package: packages.Package, **changes) -> str:
     """What the kit writes, as far as it is read here."""
     fingerprint = {

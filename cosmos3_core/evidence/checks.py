@@ -5,6 +5,8 @@ They are read like a stranger's. A record holds while the package's code, the ki
 
 from __future__ import annotations
 
+import ast
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +105,7 @@ def kit_digest(sources: Sources) -> str:
 
 def code_digest(backend: Backend, module: str, sources: Sources) -> str:
     """SHA-256 over the files of a backend's package and of those that its rows come from, names included, without
-    recipes and their records."""
+    recipes, their records and the rows' notes: these may say whether a record knows the row."""
     modules: Sequence[str] = (module, *(kernel.build.__module__ for kernel in backend.kernels))
     found = {name: _files(name, sources.folder(name)) for name in sorted({one.partition(".")[0] for one in modules})}
     return sha256_json(found)
@@ -113,6 +115,29 @@ def _files(package: str, folder: Path | None) -> dict[str, str]:
     assert folder is not None, f"{package}, which a row comes from, is gone"
     inside = folder / package
     if not inside.is_dir():
-        return sha256_files([folder / f"{package}.py"], folder)
-    files = ((path, path.relative_to(inside).parts) for path in inside.rglob("*") if path.is_file())
-    return sha256_files((path for path, parts in files if not {"__pycache__", RECIPES} & {*parts}), inside)
+        inside, files = folder, [folder / f"{package}.py"]
+    else:
+        parts = ((path, path.relative_to(inside).parts) for path in inside.rglob("*") if path.is_file())
+        files = [path for path, names in parts if not {"__pycache__", RECIPES} & {*names}]
+    return {path.relative_to(inside).as_posix(): _digest(path) for path in sorted(files)}
+
+
+def _digest(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha256(_without_notes(data) if path.suffix == ".py" else data).hexdigest()
+
+
+def _without_notes(source: bytes) -> bytes:
+    """Python's source without the value of any argument `notes`. What is no Python is left as it is."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):
+        return source
+    lines = source.splitlines(keepends=True)
+    calls = (node for node in nodes if isinstance(node, ast.Call))
+    notes = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "notes"]
+    for value in sorted(notes, key=lambda value: (value.lineno, value.col_offset), reverse=True):
+        first, last = value.lineno - 1, (value.end_lineno or value.lineno) - 1
+        before, after = lines[first][: value.col_offset], lines[last][value.end_col_offset :]
+        lines[first : last + 1] = [before + after]
+    return b"".join(lines)

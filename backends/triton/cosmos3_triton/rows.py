@@ -201,8 +201,7 @@ def sixteen_bit_rows(arch: tuple[str, ...], *, fused: bool = True, find: Find = 
             name="triton-dequantized",
             build=Build(find, "linears", "build_dequantized"),
             refuse=refuse_unscaled,
-            notes=f"a kernel makes a 16-bit copy of the weight in every call, torch multiplies; {rounded}; "
-            "on no record of the kit yet",
+            notes=f"a kernel makes a 16-bit copy of the weight in every call, torch multiplies; {rounded}",
             **common,
         ),
     )
