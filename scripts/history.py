@@ -53,7 +53,7 @@ def render(commit: Commit) -> str:
         for package in packages
         if package.backend and package.backend.recipes
         for check in checks_of(package.backend.recipes, package.backend, package.module, sources)
-        if check.found.startswith("stale")
+        if check.stale
     ]
     parts = [HEAD, *(["\n## Recipes\n\n", RECIPES, *recipes] if recipes else []), *([KIT, *checks] if checks else [])]
     return "".join(parts)

@@ -339,41 +339,67 @@ def test_check_that_is_stopped_says_so(acme, capsys, monkeypatch, tmp_path):
     check = ("check", "--backend", "acme", "-k", "silu", "--module", module, "--record", file)
     code, out, _ = cosmos3(capsys, monkeypatch, *check)
     assert code == 130 and "It was stopped" in out and "--depth full" not in out
-    assert json.loads(file.read_text())["exit_status"] == int(pytest.ExitCode.INTERRUPTED)
+    record = json.loads(file.read_text())
+    assert record["exit_status"] == int(pytest.ExitCode.INTERRUPTED)
+    assert not [name for name in record["tests"] if "ctrl_c" in name], "it has not ended"
+
+
+def shared(folder: Path, keyword: str, jobs: int, plugin: str = "") -> tuple[subprocess.CompletedProcess, dict]:
+    """`cosmos3 check` in a process of its own, with a plugin of pytest's in all processes, and its record."""
+    (folder / "another.py").write_text(f"import os\nWORKER = os.environ.get('PYTEST_XDIST_WORKER')\n{plugin}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment |= {"PYTHONPATH": str(folder), "PYTEST_ADDOPTS": "-p another"}
+    check = ["check", "--backend", "reference", "--jobs", str(jobs), "-k", keyword, "--record", str(folder / "r.json")]
+    command = [sys.executable, "-m", "cosmos3", *check]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return ran, json.loads((folder / "r.json").read_text())
 
 
 def test_processes_share_the_rows(tmp_path):
-    """What several of them find together is what one finds, by the same names; a failure says as much."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    found = {}
+    """Whole ones. What several processes find together is what one finds, by the same names."""
+    keyword, found = "silu_is_on or near_zero and not linear and not attention", {}
+    told = "def pytest_runtest_call(item):\n    with open(%r, 'a') as file: print(WORKER, item.name, file=file)\n"
     for jobs in (1, 2):
-        file = tmp_path / f"{jobs}.json"
-        keyword = "silu_is_on or near_zero and not linear and not attention"
-        check = ["check", "--backend", "reference", "--jobs", str(jobs), "-k", keyword, "--record", str(file)]
-        ran = subprocess.run(
-            [sys.executable, "-m", "cosmos3", *check], env=environment, capture_output=True, text=True, check=False
-        )
+        ran, record = shared(tmp_path, keyword, jobs, told % str(tmp_path / f"{jobs}.txt"))
         assert ran.returncode == 0, ran.stdout + ran.stderr
-        record = json.loads(file.read_text())
         outcome = {name: (test["outcome"], test.get("reason")) for name, test in record["tests"].items()}
-        found[jobs] = outcome, record["selected"], record["fingerprint"], ran.stdout
+        found[jobs] = outcome, record["selected"], record["fingerprint"], sorted(ran.stdout.splitlines())
     assert found[1] == found[2] and len(found[1][0]) > 10
+    lines = [line.split() for line in (tmp_path / "2.txt").read_text().splitlines()]
+    where = {(worker, row_of_name(name)) for worker, name in lines}
+    assert len(where) == len({row for _, row in where}) and len({worker for worker, _ in where}) == 2
 
 
-def test_a_process_that_dies_ends_the_run(tmp_path):
-    """In a kernel's fault, say: the test is named, and what the others had not run yet is not taken for passed."""
-    (tmp_path / "dies.py").write_text(
-        "import os\n\ndef pytest_runtest_call(item):\n"
-        "    if item.name == 'test_silu_is_on_the_first_half[eager-float32]':\n        os._exit(11)\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    environment |= {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": "-p dies"}
-    check = ["check", "--backend", "reference", "--jobs", "2", "-k", "silu_is_on or (gate or rms_norm) and near_zero"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "cosmos3", *check], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 1 and "A process died" in ran.stdout, ran.stdout + ran.stderr
-    assert "failed test_silu_is_on_the_first_half[eager-float32]: worker" in ran.stdout
+def row_of_name(name: str) -> str:
+    """The op that a test of those is about."""
+    return "gate" if "silu_is_on" in name else re.sub(r".*\[|-.*", "", name)
+
+
+DEAD = "test_silu_is_on_the_first_half[eager-float32]"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        # In a kernel's fault, say: another process would die of it, too, and what they had not run is not passed.
+        (
+            f"def pytest_runtest_call(item):\n    if item.name == {DEAD!r}: os._exit(11)\n",
+            (f"failed {DEAD}: gate=eager float32: worker", f"again('reference', '{DEAD}')", "A process died"),
+        ),
+        ("if WORKER: os._exit(3)\n", ("A process died",)),
+        (
+            "from cosmos3_core.testing.subject import Subject\nif WORKER: Subject.device = 'it is busy'\n",
+            ("one of several processes does not find the device: it is busy. Leave --jobs out",),
+        ),
+    ],
+    ids=["in_a_call", "at_its_start", "without_the_device"],
+)
+def test_a_process_that_cannot_go_on_is_no_success(tmp_path, plugin, said):
+    ran, record = shared(tmp_path, "silu_is_on or gate and near_zero or rms_norm and near_zero", 2, plugin)
+    assert ran.returncode == 1 and record["exit_status"] != 0, ran.stdout + ran.stderr
+    assert all(words in ran.stdout for words in said), ran.stdout
+    assert ran.stdout.count("does not find") <= 1 and "Leave -k out" not in ran.stderr
 
 
 def test_check_names_its_tests(acme, capsys, monkeypatch, tmp_path):

@@ -6,16 +6,13 @@ import importlib.util
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from .. import testing
 from ..contract import InputError, Unavailable
 from ..files.atomic import check_writable
 from ..plan import discovery
 from .terminal import printable
-
-BY_ROW = ("--dist", "loadgroup", "--max-worker-restart", "0")
-"""Options of pytest-xdist: one process gets all tests of a row, and none takes the place of one that died, which would
-begin with the test that it died of."""
 
 
 def execute(
@@ -49,6 +46,7 @@ def execute(
         raise InputError(f"--module {module}", "there is no such file", "Name the test module that imports the kit")
     import pytest
 
+    from ..testing.shares import Shares
     from .lines import Lines
 
     # Nothing of the folder the user happens to stand in: no configuration, no conftest, no cache.
@@ -61,18 +59,28 @@ def execute(
         what = f"{backend}: {device.name} ({device.arch}), {package.package} {package.version}"
         print(printable(f"{what}, depth {depth}"), flush=True)
     lines = Lines(only_list, depth)
-    status: int = pytest.ExitCode.OK
-    if only_list or jobs > 1:
-        # What cannot be collected is said once, and not by every process.
-        status = pytest.main([*arguments, "--collect-only"], plugins=[lines])
-    if not only_list and status == pytest.ExitCode.OK:
-        arguments += [*(["--record", record] if record else []), *(["-n", str(jobs), *BY_ROW] if jobs > 1 else [])]
-        status = pytest.main(arguments, plugins=[lines])
+    status = _run(arguments, lines, Shares(backend), None if only_list else jobs, record)
     if lines.stopped:
         raise KeyboardInterrupt
+    if lines.died:
+        sys.exit(int(pytest.ExitCode.TESTS_FAILED))
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         if keyword:
             raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")
         raise InputError(f"--module {module}", "it has no test", "Import the kit in it, see cosmos3_core.testing")
     # An expression that pytest cannot read: it has said why.
     sys.exit(InputError.exit_code if status == pytest.ExitCode.USAGE_ERROR else int(status))
+
+
+def _run(arguments: list[str], lines: Any, shares: Any, jobs: int | None, record: str | None) -> int:
+    """pytest's status of the tests in so many processes; with None they are collected only."""
+    import pytest
+
+    status: int = pytest.ExitCode.OK
+    if jobs != 1:
+        status = pytest.main([*arguments, "--collect-only"], plugins=[lines, shares])
+    if jobs is None or status != pytest.ExitCode.OK:
+        return status
+    several = ["-n", str(jobs), "--max-worker-restart", str(jobs)] if jobs > 1 else []
+    plugins = [lines, shares] if jobs > 1 else [lines]
+    return pytest.main([*arguments, *(["--record", record] if record else []), *several], plugins=plugins)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ..testing.faults import fault_of, row_of, skipped_because
+from ..testing.faults import fault_of, skipped_because
+from ..testing.subject import row_of
 from .terminal import printable
 
 LONGEST = 200
@@ -22,7 +23,9 @@ class Lines:
     def __init__(self, only_list: bool, depth: str):
         self.only_list, self.depth = only_list, depth
         self.skips: Counter[str] = Counter()
+        self.rows: dict[str, str] = {}
         self.counts: dict[str, Counter[str]] = {}
+        self.faults = set[str]()
         self.stopped, self.died = False, False
 
     @pytest.hookimpl(trylast=True)  # after it was registered
@@ -30,12 +33,16 @@ class Lines:
         config.pluginmanager.unregister(name="terminalreporter")
 
     def pytest_collectreport(self, report: Any) -> None:
-        if report.failed:
-            print(printable(f"error {report.longrepr}"))
+        # Several processes have the same to say.
+        if report.failed and (said := str(report.longrepr)) not in self.faults:
+            self.faults.add(said)
+            print(printable(f"error {said}"))
 
     def pytest_collection_finish(self, session: Any) -> None:
-        for item in session.items if self.only_list else ():
-            print(printable(item.name))
+        for item in session.items:
+            self.rows[item.nodeid] = row_of(item) or OTHERS
+            if self.only_list:
+                print(printable(item.name))
 
     def pytest_keyboard_interrupt(self, excinfo: Any) -> None:
         # Tests that cannot be collected end a session in this way, too.
@@ -57,9 +64,10 @@ class Lines:
         if report.skipped and not expected:
             self.skips[skipped_because(report)] += 1
         outcome = "xfailed" if expected and report.skipped else report.outcome
-        self.counts.setdefault(row_of(report) or OTHERS, Counter())[outcome] += 1
+        self.counts.setdefault(self.rows[report.nodeid], Counter())[outcome] += 1
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.died = self.died and exitstatus != pytest.ExitCode.OK
         for row, counts in sorted(self.counts.items()):
             print(f"{printable(row):<28} {_told(counts)}")
         if total := sum(self.counts.values(), Counter()):
@@ -67,7 +75,7 @@ class Lines:
         for reason, count in self.skips.most_common():
             print(f"{count:>5} skipped: {printable(reason, LONGEST)}")
         if self.stopped or self.died:
-            why = "A process died" if self.died else "It was stopped"
+            why = "It was stopped" if self.stopped else "A process died"
             print(f"{why}: what had not run yet is missing, and a record of it does not count")
         elif self.depth == "quick" and total and not total["failed"]:
             print("Depth quick leaves the largest sizes out; type --depth full for a record that counts")

@@ -49,11 +49,13 @@ SHAPE = Table(
 
 @dataclass(frozen=True)
 class Check:
-    """A record of the kit: its file, what it `found` in a sentence, and whether that is a tick's worth."""
+    """A record of the kit: its file, what it `found` in a sentence, whether that is a tick's worth, and whether it is
+    `stale`, of other code than today's."""
 
     path: Path
     found: str
     holds: bool
+    stale: bool = False
 
 
 def checks_of(folder: Path, backend: Backend, module: str, sources: Sources) -> list[Check]:
@@ -83,7 +85,7 @@ def _check(path: Path, backend: Backend, module: str, sources: Sources) -> Check
     said += f", only {record['selected']}" if record["selected"] else ""
     said += f": {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items()))}"
     if changed := _changed(found, backend, module, sources):
-        return Check(path, f"stale, {said}; since then {' and '.join(changed)}", False)
+        return Check(path, f"stale, {said}; since then {' and '.join(changed)}", False, stale=True)
     return Check(path, said, record["exit_status"] == 0 and depth == FULL and not record["selected"])
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-FAULT, ROW = "cosmos3_fault", "cosmos3_row"
-"""Among a report's properties: where the fault is, and the rule; and the row that the test is about."""
+FAULT = "cosmos3_fault"
+"""Among a report's properties: where the fault is, and the rule."""
 
 
 class Fault(NamedTuple):
@@ -36,14 +36,9 @@ def where_of(item: pytest.Item) -> tuple[str, str]:
     return " ".join(words), rule
 
 
-def row_of(report: Any) -> str | None:
-    """The row that a report's test is about."""
-    return dict(report.user_properties).get(ROW)
-
-
-def test_of(report: Any) -> str:
-    """The whole name of a report's test. Where several processes share the tests, pytest-xdist adds the row."""
-    return str(report.nodeid.partition("::")[2].removesuffix(f"@{row_of(report)}"))
+def place_of(item: pytest.Item, backend: str) -> tuple[str, ...]:
+    """What `FAULT` stands for in the reports of a test."""
+    return (*where_of(item), backend, item.config.getoption("cosmos3_depth", "quick"))
 
 
 def fault_of(report: Any) -> Fault:
@@ -51,7 +46,7 @@ def fault_of(report: Any) -> Fault:
     where, rule, backend, depth = dict(report.user_properties).get(FAULT, ("", "", "", "quick"))
     crash = getattr(report.longrepr, "reprcrash", None)
     said = str(crash.message if crash else report.longrepr).removeprefix("AssertionError: ")
-    test = test_of(report)
+    test = report.nodeid.partition("::")[2]
     deep = "" if depth == "quick" else f", {depth!r}"
     line = f'python -c "from cosmos3_core.testing.plugin import again; again({backend!r}, {test!r}{deep})"'
     return Fault(test, f"{where}: " if where else "", said, rule, line)

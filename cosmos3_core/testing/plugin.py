@@ -19,9 +19,10 @@ from ..contract import Cosmos3Error, Device, Kernel
 from ..plan.choice import rows
 from . import ALONE
 from .depth import DEPTHS, QUICK, Depth, Draw, Pace
-from .faults import FAULT, ROW, where_of
+from .faults import FAULT, place_of
 from .record import Record
-from .subject import Subject, live_bytes, row_id
+from .shares import SHARED
+from .subject import Subject, live_bytes, row_id, row_of
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +63,13 @@ def _subject(config: pytest.Config, module: ModuleType) -> Subject:
             f'{module.__name__} names no backend: write BACKEND = "..." in it, or pass --backend NAME'
         )
     try:
-        return config.stash[RECORD].subject(name)
+        subject = config.stash[RECORD].subject(name)
     except Cosmos3Error as error:
         raise pytest.Collector.CollectError(str(error)) from None
+    if SHARED in getattr(config, "workerinput", ()) and isinstance(subject.device, str):
+        said = f"one of several processes does not find the device: {subject.device}. Leave --jobs out"
+        raise pytest.Collector.CollectError(said)
+    return subject
 
 
 def _is_ours(item: Any) -> bool:
@@ -113,11 +118,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         problems += [f"{module.__name__}: {problem}" for problem in _judge(module, mine, whole)]
     if problems:
         raise pytest.UsageError("the kit was not run as it is:\n  " + "\n  ".join(problems))
-    if config.pluginmanager.hasplugin("xdist"):
-        # One process has all tests of a row: the last of them asks what the others have changed.
-        for item in filter(_is_ours, items):
-            if row := _row(item):
-                item.add_marker(pytest.mark.xdist_group(row))
 
 
 def pytest_collection_finish() -> None:
@@ -155,12 +155,6 @@ def _judge(module: ModuleType, items: list[Any], whole: bool) -> Iterator[str]:
             yield f"KNOWN_FAILURES names {entry}, and there is no such test"
 
 
-def _row(item: Any) -> str | None:
-    """The id of the row that a test is about."""
-    kernel = item.callspec.params.get("kernel") if hasattr(item, "callspec") else None
-    return None if kernel is None else row_id(kernel)
-
-
 def _names(item: Any) -> set[str]:
     """How KNOWN_FAILURES may call a test: by its whole name, or by its row for all dtypes and cases of that row."""
     callspec = getattr(item, "callspec", None)
@@ -173,21 +167,18 @@ def _names(item: Any) -> set[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """A report says which row its test is about and, of a test that failed, where: see `faults`."""
+    """A report of a test that failed says where: see `faults`."""
     report = yield
-    if _is_ours(item):
-        said: list[tuple[str, Any]] = [(ROW, row)] if (row := _row(item)) else []
-        if report.failed:
-            name = _subject(item.config, cast(Any, item).module).name
-            said.append((FAULT, (*where_of(item), name, item.config.getoption("cosmos3_depth", QUICK.name))))
-        report.user_properties = [*report.user_properties, *said]
+    if report.failed and _is_ours(item):
+        name = _subject(item.config, cast(Any, item).module).name
+        report.user_properties = [*report.user_properties, (FAULT, place_of(item, name))]
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """What the calls of a row change is kept for `test_no_call_changes_anything_global`."""
-    if not _is_ours(pyfuncitem) or (row := _row(pyfuncitem)) is None:
+    if not _is_ours(pyfuncitem) or (row := row_of(pyfuncitem)) is None:
         return (yield)
     subject = _subject(pyfuncitem.config, pyfuncitem.module)
     with subject.looking(row, pyfuncitem.name):

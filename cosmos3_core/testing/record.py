@@ -16,7 +16,7 @@ from ..evidence.closure import Sources
 from ..evidence.fingerprint import ROOT, row_facts, versions_of
 from ..files.atomic import atomic
 from ..files.checkout import build_version
-from .faults import FAULT, ROW, fault_of, skipped_because, test_of
+from .faults import FAULT, fault_of, skipped_because
 from .subject import Subject
 
 LIBRARIES = ("torch", "pytest")
@@ -67,10 +67,12 @@ class Record:
         return self.subjects[name]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        entry = self.tests.setdefault(test_of(report), {"outcome": "passed"})
+        if report.when == "setup" and report.passed:
+            return  # of a test that has not ended nothing is known
+        entry = self.tests.setdefault(report.nodeid.partition("::")[2], {"outcome": "passed"})
         if report.when == "call":
             entry["seconds"] = round(report.duration, 3)
-        if measured := {name: value for name, value in report.user_properties if name not in (FAULT, ROW)}:
+        if measured := {name: value for name, value in report.user_properties if name != FAULT}:
             entry["measured"] = measured
         if hasattr(report, "wasxfail"):
             entry |= {"outcome": "xfailed" if report.skipped else "xpassed", "reason": report.wasxfail}
@@ -82,10 +84,11 @@ class Record:
             entry |= {"outcome": "skipped", "reason": skipped_because(report)}
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if not (self.file and self.subjects):
+        if not (self.file and self.subjects) or session.config.getoption("collectonly"):
             return
         (subject,) = self.subjects.values()
-        selected = session.config.getoption("keyword") or None
+        option = session.config.getoption
+        selected = option("keyword") or option("markexpr") or ", ".join(option("deselect") or ()) or None
         written = {
             "fingerprint": fingerprint(subject),
             "depth": session.config.getoption("cosmos3_depth"),

@@ -221,6 +221,12 @@ def row_id(kernel: Kernel) -> str:
     return f"{kernel.op}-{kernel.name}"
 
 
+def row_of(item: Any) -> str | None:
+    """The id of the row that a test is about."""
+    kernel = item.callspec.params.get("kernel") if hasattr(item, "callspec") else None
+    return None if kernel is None else row_id(kernel)
+
+
 def _tensor_types(kind: type = torch.Tensor) -> Iterator[type]:
     """A type and all that are derived of it."""
     yield kind

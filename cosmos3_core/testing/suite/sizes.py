@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ...reference import layers, with_defaults
 from ...reference import ops as reference
 from ..cases import check, handed, moved, normal, wider
 from ..depth import MOST_ROWS, Pace, drawn
-from ..sizes import HIDDENS, INNERS, LAYOUTS, ODD_WIDTHS, PERIOD, VAE_WIDTHS, Rows, check_rows
+from ..sizes import HIDDENS, INNERS, LAYOUTS, ODD_WIDTHS, ONE_OF_EACH, PERIOD, VAE_WIDTHS, Rows, check_rows
 from ..sizes import rows_of_kinds as kinds
 from .composites import in_format
 from .marks import over
@@ -125,11 +125,13 @@ def norm_rope(op: Any, dtype: str, device: str, layout: Layout) -> Rows:
 
 
 @lru_cache(64)  # the largest are of 131 million elements, and the formats share them
-def _linear(dtype: str, out: int, width: int, rows: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+def _linear(
+    dtype: str, out: int, width: int, rows: Sequence[int]
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
     """x, weight and bias, the truth, and what each output is divided by. What an output of zeros gives is the bias, and
     is judged with the rest."""
     x, weight, bias = (
-        t.to(getattr(torch, dtype)) for t in (kinds(width, 12)[:rows], _matrix(out, width, 13), normal(out, seed=14))
+        t.to(getattr(torch, dtype)) for t in (kinds(width, 12)[[*rows]], _matrix(out, width, 13), normal(out, seed=14))
     )
     wide = weight.double()
     scale_O = wide.norm(dim=1)
@@ -137,14 +139,14 @@ def _linear(dtype: str, out: int, width: int, rows: int) -> tuple[tuple[Tensor, 
 
 
 @cache
-def _eager_linear(dtype: str, out: int, width: int, rows: int, meaning: Format | None) -> Tensor:
+def _eager_linear(dtype: str, out: int, width: int, rows: Sequence[int], meaning: Format | None) -> Tensor:
     (x, weight, bias), *_ = _linear(dtype, out, width, rows)
     linear = reference.LinearPacker({meaning.name: meaning} if meaning else {})
     return linear(handed(weight, meaning), bias, format=meaning.name if meaning else "none")(x)
 
 
 def pack_linear(
-    op: Any, dtype: str, device: str, out: int, width: int, meaning: Format | None, rows: int = PERIOD
+    op: Any, dtype: str, device: str, out: int, width: int, meaning: Format | None, rows: Sequence[int] = range(PERIOD)
 ) -> Rows:
     (x, weight, bias), exact, scale_O = _linear(dtype, out, width, rows)
     format = meaning.name if meaning else "none"
@@ -320,7 +322,8 @@ def _wide(layout: Layout) -> int:
 
 @over("pack_linear")
 def test_linear_sizes(kernel, dtype, format, op, here, device, pace):
-    """Every number of rows with a small weight, then weights as high and as wide as the models'."""
+    """Every number of rows with a small weight, then weights as high and as wide as the models' with one row, few and
+    many."""
     meaning = here.meaning(format)
     small = (256, 256)
     sizes = [(rows, small, 256.0**2) for rows in (*pace.depth.rows, *drawn(pace.depth, 5, MOST_ROWS))]
@@ -329,11 +332,13 @@ def test_linear_sizes(kernel, dtype, format, op, here, device, pace):
         *((out, 256) for out in (*HIDDENS, *INNERS, 6144)),
     ]
     shapes += [(6144, 4096), (4096, 12288), (10240, 5120), (5120, 25600)]
-    sizes += [(rows, shape, 40.0 * shape[0] * shape[1]) for shape in shapes for rows in (FEW,)]
+    for out, width in shapes:
+        # To draw the weight and to pack it takes as long as 200 rows do, and is said of each of them.
+        sizes += [(rows, (out, width), out * width * (200 / rows + 1)) for rows in (len(ONE_OF_EACH), 1, 300)]
 
     @cache
     def made(shape: tuple[int, int]) -> Rows:
-        return pack_linear(op, dtype, device, *shape, meaning, PERIOD if shape == small else FEW)
+        return pack_linear(op, dtype, device, *shape, meaning, range(PERIOD) if shape == small else ONE_OF_EACH)
 
     _sweep(pace, made, sizes, dtype, device, format)
 

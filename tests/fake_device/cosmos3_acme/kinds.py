@@ -131,6 +131,24 @@ def features_up_to(most: int) -> Callable[..., Any]:
     return around
 
 
+def without_outliers(most: float) -> Callable[..., Any]:
+    """An input's outliers are cut off."""
+
+    def around(function, x_MI):
+        return function(x_MI.clamp(-most, most))
+
+    return around
+
+
+def wide(least: int, inner: Callable[..., Any]) -> Callable[..., Any]:
+    """A mistake that only inputs of more features show."""
+
+    def around(function, x_MI):
+        return inner(function, x_MI) if x_MI.shape[1] > least else function(x_MI)
+
+    return around
+
+
 def sizes() -> Iterator[tuple[str, str, Any]]:
     for op in ROWS:
         for most in (128, 512, 1024, 2048, 4096):
@@ -148,6 +166,12 @@ def sizes() -> Iterator[tuple[str, str, Any]]:
             yield f"{op}_columns_after_{width}", op, columns_after(width)
     for width in (512, 1024, 2048, 8192):
         yield f"pack_linear_features_up_to_{width}", "pack_linear", features_up_to(width)
+    for what, around in {
+        "rows_after_128": rows_after(128),
+        "one_row": one_row,
+        "outliers": without_outliers(20),
+    }.items():
+        yield f"pack_linear_wide_{what}", "pack_linear", wide(4096, around)
     for most in (128, 1024):
         yield f"project_rows_after_{most}", "project", rows_after(most)
     for name, around in ATTENDED.items():
