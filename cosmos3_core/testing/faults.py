@@ -36,7 +36,7 @@ def where_of(item: pytest.Item) -> tuple[str, str]:
     return " ".join(words), rule
 
 
-def place_of(item: pytest.Item, backend: str) -> tuple[str, ...]:
+def fault_place(item: pytest.Item, backend: str) -> tuple[str, ...]:
     """What `FAULT` stands for in the reports of a test."""
     return (*where_of(item), backend, item.config.getoption("cosmos3_depth", "quick"))
 

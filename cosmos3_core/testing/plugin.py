@@ -19,7 +19,7 @@ from ..contract import Cosmos3Error, Device, Kernel
 from ..plan.choice import rows
 from . import ALONE
 from .depth import DEPTHS, QUICK, Depth, Draw, Pace
-from .faults import FAULT, place_of
+from .faults import FAULT, fault_place
 from .record import Record
 from .shares import SHARED
 from .subject import Subject, live_bytes, row_id, row_of
@@ -171,7 +171,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if report.failed and _is_ours(item):
         name = _subject(item.config, cast(Any, item).module).name
-        report.user_properties = [*report.user_properties, (FAULT, place_of(item, name))]
+        report.user_properties = [*report.user_properties, (FAULT, fault_place(item, name))]
     return report
 
 

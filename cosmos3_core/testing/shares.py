@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .faults import FAULT, place_of
+from .faults import FAULT, fault_place
 from .subject import row_of
 
 SHARED = "cosmos3_shared"
@@ -26,7 +26,7 @@ class Shares:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             self.rows[item.nodeid] = row_of(item) or item.nodeid
-            self.places[item.nodeid] = place_of(item, self.backend)
+            self.places[item.nodeid] = fault_place(item, self.backend)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
