@@ -46,6 +46,10 @@ NUDGE = 2.0**-18
 """Less than half a step of a 16-bit dtype, and more than fp32 loses in choosing a code."""
 LSE_ABSOLUTE = 1e-3
 """Absolute error of a log-sum-exp: one part in a thousand in the weight of a segment when partial results merge."""
+WORST_LSE = 3.0
+"""What a row that quantizes may be off in the worst of thousands of log-sum-exps, as a multiple of its root mean
+square's bound: where one key has all the weight, the whole error is that of its score, of which this is six deviations
+in int8."""
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -156,6 +160,18 @@ def allowance(kernel: Kernel, known: Mapping[str, Format] = BUILT_IN) -> float:
     """What an attention row that quantizes may lose. Attention takes no format argument, so a row that does not offer
     "none" is judged by the coarsest it declares, fourfold: keys err in an exponent, and values on top."""
     return 0.0 if "none" in kernel.formats else 4 * max(allowed(known[name]) for name in kernel.formats)
+
+
+def check_lse(lse_BHS: Tensor, expected_BHS: Tensor, allowance: float) -> None:
+    """Fail unless log-sum-exps are right, in the root mean square and in the worst. A row that does not quantize, of
+    which `allowance` is 0, has one bound for both."""
+    away = (lse_BHS.cpu().double() - expected_BHS).abs()
+    for what, found, bound in (
+        ("in the worst", away.amax(), LSE_ABSOLUTE + WORST_LSE * allowance),
+        ("in the root mean square", away.square().mean().sqrt(), LSE_ABSOLUTE + allowance),
+    ):
+        shape = list(lse_BHS.shape)
+        assert float(found) <= bound, f"lse is {float(found):.1e} away {what}, bound {bound:.1e}, shape {shape}"
 
 
 def sizes(least: float, most: float) -> Tensor:

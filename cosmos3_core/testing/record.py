@@ -88,7 +88,8 @@ class Record:
             return
         (subject,) = self.subjects.values()
         option = session.config.getoption
-        selected = option("keyword") or option("markexpr") or ", ".join(option("deselect") or ()) or None
+        other = f"draw {option('cosmos3_draw')}" if option("cosmos3_draw") else None
+        selected = option("keyword") or option("markexpr") or ", ".join(option("deselect") or ()) or other
         written = {
             "fingerprint": fingerprint(subject),
             "depth": session.config.getoption("cosmos3_depth"),

@@ -13,7 +13,7 @@ from ... import contract
 from ...contract import Segment
 from ...reference import ops as reference
 from .. import cases
-from ..cases import HEAD_DIM, Here, Loss, OpCase, check, moved, normal, wider
+from ..cases import HEAD_DIM, Here, Loss, OpCase, check, check_lse, moved, normal, wider
 from .marks import each, over
 
 
@@ -119,9 +119,7 @@ def test_attention_log_sum_exp(kernel, dtype, op, device, allowance, case):
     out, lse = op(*case.inputs(dtype, device), causal=case.causal, want_lse=True)
     check(out, exact, eager, dtype, allowance)
     assert lse.shape == expected.shape and lse.dtype == torch.float32, f"lse is {lse.dtype} {list(lse.shape)}"
-    worst = float((lse.cpu().double() - expected).abs().max())
-    bound = cases.LSE_ABSOLUTE + cases.WORST_ROW * allowance
-    assert worst <= bound, f"lse is {worst:.1e} away, bound {bound:.1e}, shape {list(lse.shape)}"
+    check_lse(lse, expected, allowance)
 
 
 @over("attention")
