@@ -28,13 +28,14 @@ from .common import sources
 RESULTS = Path(__file__).parent / "results"
 STEP = "benchmarks.step --peer diffusers --model nano --dtype bfloat16 --tolerance 0.1 --backend {backend}"
 QUANTIZED, RESIDENCY = "benchmarks.quantized --backend {backend}", "benchmarks.residency --backend {backend} --job"
-FIRST, MORE, REST, LAST = (
+FIRST, MORE, REST, LAST, STATIC = (
     " ".join(f"--format {name}" for name in names.split())
     for names in (
         "fp8 w4a16 int8 mxfp8 nvfp4a16 fp8_block mxfp4a16 w4a16_asym",
         "nf4 w4a8 nvfp4 int8a16 fp8a16 mxfp4 w4afp8 fp8_tensor q4_0 q8_0",
         "mxfp4a8",
         "fp8_e5m2",
+        "fp8_static int8_static",
     )
 )
 FP8 = "pack_linear=fp8,attention=fp8"
@@ -92,6 +93,7 @@ JOBS = (
     Job("quantized-nano-more", 520, f"{QUANTIZED} {MORE}"),
     Job("quantized-nano-rest", 150, f"{QUANTIZED} {REST}"),
     Job("quantized-nano-last", 150, f"{QUANTIZED} {LAST}"),
+    Job("quantized-nano-static", 200, f"{QUANTIZED} {STATIC}"),
     Job("residency-nano-bf16", 75, f"{RESIDENCY} nano-bf16"),
     Job("residency-nano-fp8", 60, f"{RESIDENCY} nano-fp8"),
     Job("residency-nano-fp8-8gib", 35, f"{RESIDENCY} nano-fp8-8gib"),

@@ -38,11 +38,10 @@ def request_of(model: Model, work: str, **given: Any) -> requests.Request:
 
 
 def served(backend: Backend, arch: str) -> list[str]:
-    """The formats of linear weights that kernels of a backend have on an architecture, but those whose activations have
-    a stored scale: these need a calibration."""
+    """The formats of linear weights that kernels of a backend have on an architecture."""
     rows = [row for row in backend.kernels if row.op == "pack_linear" and arch in row.arch]
     names = dict.fromkeys(name for row in rows for name in row.formats)
-    return [name for name in names if name in FORMATS and not FORMATS[name].static]
+    return [name for name in names if name in FORMATS]
 
 
 class TransformerWeights(Weights):

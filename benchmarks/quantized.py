@@ -7,8 +7,8 @@ Random bf16 weights, 1 in 256 channels of every norm 16 times larger, as trained
 quantized while loading, both towers after each other, as `cosmos3 run --format` does it. A picture's latency is that of
 a guided step, both branches; a video's that of one prompt's pass. The error is that of the first velocity of the first
 work's prompt against fp32 in eager torch. The peak is the largest that the allocator reserved in any of the works.
-Formats whose activations have a stored scale need a calibration and are left out. What does not begin in --seconds is
-listed as left out, and --out has what there is after every format.
+Where the activations have a stored scale, it is that of the largest inputs which the matrices met in one pass of every
+work, in bf16. What does not begin in --seconds is listed as left out, and --out has what there is after every format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cosmos3_core.checkpoint.model import Model, describe
+from cosmos3_core.checkpoint.model import Model, Weights, describe
 from cosmos3_core.checkpoint.repository import open_repository
 from cosmos3_core.checkpoint.tensors import STEM, TensorFiles, open_tensors
 from cosmos3_core.engine.engine import Engine
 from cosmos3_core.engine.inputs import Inputs
+from cosmos3_core.evidence.quantizing.collect import Sums
+from cosmos3_core.evidence.quantizing.seam import KERNELS, Seam, places
 from cosmos3_core.evidence.settle import eager_plan
+from cosmos3_core.model.weights import ReadMatrices
 from cosmos3_core.plan import Plan, Want, choose_backend, resolve
+from cosmos3_core.plan.execution import kept_layers_of
+from cosmos3_core.quant import FORMATS, Format
+from cosmos3_core.quant.joining import join
+from cosmos3_core.quant.numerics import Packed, pack
 from cosmos3_core.runs.memory import peak_device_memory
 from cosmos3_core.sampling.state import Context
 from cosmos3_core.scenarios.items import items_of
@@ -75,11 +82,49 @@ def written(model: Model, device: str, folder: Path) -> TensorFiles:
     return open_tensors(open_repository(str(folder)), "transformer")
 
 
+class Watched(TransformerWeights, Seam):
+    """The largest magnitude that each matrix is multiplied by, by the name of its first module."""
+
+    def __init__(self, model: Model, files: TensorFiles):
+        super().__init__(model, files)
+        self.instead, self.sums = {}, Sums(frozenset())
+        self.watch = self.sums.see
+
+    def largest(self) -> dict[str, Tensor]:
+        return {name: features.amax() for name, features in self.sums.largest.items()}
+
+
+class Calibrated(TransformerWeights):
+    """Weights that are packed module by module while they are read, as those of a calibrated checkpoint are: in a
+    format with a stored scale of the inputs, by the `largest` of each matrix. The media tower's first layers stay as
+    they are, as in a run with --format, and so do matrices that no pass reads."""
+
+    def __init__(self, model: Model, files: TensorFiles, format: Format, largest: Mapping[str, Tensor]):
+        super().__init__(model, files)
+        kept = kept_layers_of(model.config, format.name)
+        packed = (place.name for place in places(model.config) if not place.media or place.layer >= kept)
+        self.format = format
+        self.scales = {name: largest[name] / format.of_elements.most for name in packed if name in largest}
+
+    @property
+    def _matrices(self) -> ReadMatrices:
+        return lambda wanted, device, dtype: [self._packed(modules, device) for modules in wanted]
+
+    def _packed(self, modules: Sequence[str], device: torch.device | str) -> Packed | None:
+        if (scale := self.scales.get(modules[0])) is None:
+            return None
+        parts = {
+            name: pack(weight_OI.to(device), self.format, weight=True, input_scale=scale.to(device))
+            for name, weight_OI in self.transformer.read(f"{module}.weight" for module in modules)
+        }
+        return join([parts[f"{module}.weight"] for module in modules])
+
+
 class Case:
     """What all formats get: prompts, noise and works."""
 
-    def __init__(self, args: argparse.Namespace, model: Model, files: Any):
-        self.model, self.weights = model, TransformerWeights(model, files)
+    def __init__(self, args: argparse.Namespace, model: Model, files: TensorFiles):
+        self.model, self.files, self.weights = model, files, TransformerWeights(model, files)
         self.requests = {work: self._request(work) for work in args.work}
         stream = torch.Generator().manual_seed(1)
         self.prompt = torch.randint(model.config.vocab_size, (args.text,), generator=stream).tolist()
@@ -100,6 +145,15 @@ class Case:
             for work, request in self.requests.items()
         }
 
+    @torch.inference_mode()
+    def calibrated(self, format: Format, plan: Plan) -> Calibrated:
+        """With what the matrices are multiplied by in a pass of each work, as this plan runs it."""
+        watched = Watched(self.model, self.files)
+        engine = Engine(self.model, plan, weights=watched)
+        for work, context in self.prepare(engine).items():
+            engine.predict([engine.begin(context, self.requests[work])])
+        return Calibrated(self.model, self.files, format, watched.largest())
+
     def velocity(self, engine: Engine, contexts: dict[str, Context]) -> Tensor:
         """The prompt's alone, of the first work's first step."""
         work, context = next(iter(contexts.items()))
@@ -108,9 +162,9 @@ class Case:
 
 
 @torch.inference_mode()
-def measured(case: Case, plan: Plan, truth: Tensor) -> dict[str, Any]:
+def measured(case: Case, plan: Plan, weights: Weights, truth: Tensor) -> dict[str, Any]:
     """One format's: the error first, which loads, then each work."""
-    engine = Engine(case.model, plan, weights=case.weights)
+    engine = Engine(case.model, plan, weights=weights)
     memory, device = engine.target.ops.memory, torch.device(engine.device)
     memory.empty(device)
     memory.peak(device, reset=True)
@@ -137,23 +191,27 @@ def main() -> None:
     backend, found, _ = choose_backend(args.backend)
     results: list[dict[str, Any]] = []
 
-    def plans() -> Iterator[tuple[str, Plan]]:
-        kernels = pairs(",".join(args.kernel))
-        yield "none", resolve(Want.of(model.config, "bfloat16"), backend, found)
+    def planned(kernels: Mapping[str, str], **given: Any) -> Plan:
+        return resolve(replace(Want.of(model.config, "bfloat16", kernels), **given), backend, found)
+
+    def plans() -> Iterator[tuple[str, Plan, Weights]]:
+        yield "none", planned({}), case.weights
         for name in args.format or served(backend, found.arch):
-            yield name, resolve(Want.of(model.config, "bfloat16", kernels, {"pack_linear": name}), backend, found)
+            static = FORMATS[name].static
+            plan = planned(pairs(",".join(args.kernel)), formats={"pack_linear": name}, packed=static)
+            yield name, plan, case.calibrated(FORMATS[name], planned(KERNELS)) if static else case.weights
 
     with tempfile.TemporaryDirectory(dir=folder, prefix="cosmos3-") as made:
         case = Case(args, model, written(model, backend.torch_device, Path(made)))
         exact = Engine(model, eager_plan(model.config, "float32", {}, backend, found), weights=case.weights)
         truth = case.velocity(exact, case.prepare(exact)).clone()
         del exact
-        for name, plan in plans():
+        for name, plan, weights in plans():
             if time.monotonic() - begun > args.seconds:
                 results.append({"format": name, "left_out": f"no time: {args.seconds:g} s were over"})
             else:
                 kernels = plan.to_json()["kernels"]
-                results.append({"format": name, "kernels": kernels} | measured(case, plan, truth))
+                results.append({"format": name, "kernels": kernels} | measured(case, plan, weights, truth))
             print(results[-1], flush=True)
             report_all("quantized", args, results, backend.torch_device, found)
 

@@ -21,7 +21,7 @@ NAMED = {
     "square_weight_transposed": "test_linear_weight_is_not_transposed[transposed-bfloat16-none]",
     "keeps_an_array": "test_weights_take_what_their_format_says[pack_linear-transposed-bfloat16-int8]",
     "dropped_bias": "test_linear_adds_its_bias[transposed-bfloat16-none]",
-    "stale_packing": "test_linear_packing_is_not_stale[transposed-bfloat16-int8]",
+    "stale_packing": "test_linear_packing_is_not_stale[transposed-bfloat16-int8-o256_i256-bias]",
     "one_scale_for_the_matrix": "test_linear_parity[transposed-bfloat16-int8-o256_i256]",
     "sum_rounds_once": "test_rms_norm_rounds_in_the_order_asked[fused_norm-bfloat16-round_first]",
     "bare_dense_heads_in_place": "test_inputs_are_left_alone[norm_rope-complex_rope-bfloat16]",

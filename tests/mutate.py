@@ -16,6 +16,7 @@ import importlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -118,9 +119,10 @@ LAST = "test_no_call_changes_anything_global"
 
 
 def said_in(report) -> str:
-    """A failure's first words, without where this checkout lies."""
+    """A failure's first words, without where this checkout lies, or objects in memory."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    return " ".join(str(crash.message if crash else report.longrepr).replace(str(ROOT), ".").split())[:160]
+    said = str(crash.message if crash else report.longrepr).replace(str(ROOT), ".")
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", said).split())[:160]
 
 
 class Session:

@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mutate
 import pytest
@@ -344,16 +345,21 @@ def test_check_that_is_stopped_says_so(acme, capsys, monkeypatch, tmp_path):
     assert not [name for name in record["tests"] if "ctrl_c" in name], "it has not ended"
 
 
-def shared(folder: Path, keyword: str, jobs: int, plugin: str = "") -> tuple[subprocess.CompletedProcess, dict]:
-    """`cosmos3 check` in a process of its own, with a plugin of pytest's in all processes, and its record."""
+def shared(
+    folder: Path, keyword: str, jobs: int, plugin: str = "", options: str = "--draw 3 --deselect other"
+) -> tuple[subprocess.CompletedProcess, Any]:
+    """`cosmos3 check` in a process of its own, with a plugin of pytest's in all processes and the environment's
+    options, and its record, if there is one."""
     (folder / "another.py").write_text(f"import os\nWORKER = os.environ.get('PYTEST_XDIST_WORKER')\n{plugin}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    environment |= {"PYTHONPATH": str(folder), "PYTEST_ADDOPTS": "-p another"}
-    check = ["check", "--backend", "reference", "--jobs", str(jobs), "-k", keyword, "--record", str(folder / "r.json")]
+    environment |= {"PYTHONPATH": str(folder), "PYTEST_ADDOPTS": f"-p another {options}"}
+    file = folder / "r.json"
+    check = ["check", "--backend", "reference", "--jobs", str(jobs), "--record", str(file)]
+    check += ["-k", keyword] if keyword else []
     command = [sys.executable, "-m", "cosmos3", *check]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert "Traceback" not in ran.stderr, ran.stderr
-    return ran, json.loads((folder / "r.json").read_text())
+    return ran, json.loads(file.read_text()) if file.exists() else None
 
 
 def test_processes_share_the_rows(tmp_path):
@@ -364,7 +370,8 @@ def test_processes_share_the_rows(tmp_path):
         ran, record = shared(tmp_path, keyword, jobs, told % str(tmp_path / f"{jobs}.txt"))
         assert ran.returncode == 0, ran.stdout + ran.stderr
         outcome = {name: (test["outcome"], test.get("reason")) for name, test in record["tests"].items()}
-        found[jobs] = outcome, record["selected"], record["fingerprint"], sorted(ran.stdout.splitlines())
+        assert record["selected"] == f"{keyword}, other, draw 3", "all that makes it another run than the kit's"
+        found[jobs] = outcome, record["fingerprint"], sorted(ran.stdout.splitlines())
     assert found[1] == found[2] and len(found[1][0]) > 10
     lines = [line.split() for line in (tmp_path / "2.txt").read_text().splitlines()]
     where = {(worker, row_of_name(name)) for worker, name in lines}
@@ -387,19 +394,50 @@ DEAD = "test_silu_is_on_the_first_half[eager-float32]"
             f"def pytest_runtest_call(item):\n    if item.name == {DEAD!r}: os._exit(11)\n",
             (f"failed {DEAD}: gate=eager float32: worker", f"again('reference', '{DEAD}')", "A process died"),
         ),
+        (
+            f"def pytest_runtest_call(item):\n    if item.name == {DEAD!r}: raise RuntimeError('no /lib/\\udcff.so')\n",
+            (f"failed {DEAD}", "1 failed"),
+        ),
         ("if WORKER: os._exit(3)\n", ("A process died",)),
         (
             "from cosmos3_core.testing.subject import Subject\nif WORKER: Subject.device = 'it is busy'\n",
             ("one of several processes does not find the device: it is busy. Leave --jobs out",),
         ),
     ],
-    ids=["in_a_call", "at_its_start", "without_the_device"],
+    ids=["in_a_call", "with_a_message_that_is_no_utf8", "at_its_start", "without_the_device"],
 )
 def test_a_process_that_cannot_go_on_is_no_success(tmp_path, plugin, said):
     ran, record = shared(tmp_path, "silu_is_on or gate and near_zero or rms_norm and near_zero", 2, plugin)
-    assert ran.returncode == 1 and record["exit_status"] != 0, ran.stdout + ran.stderr
+    assert ran.returncode == 1 and (record is None or record["exit_status"] != 0), ran.stdout + ran.stderr
     assert all(words in ran.stdout for words in said), ran.stdout
     assert ran.stdout.count("does not find") <= 1 and "Leave -k out" not in ran.stderr
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_record_without_some_of_the_tests_says_so(tmp_path, jobs):
+    """Whatever has left them out."""
+    plugin = "def pytest_collection_modifyitems(items): items[:] = items[:40]\n"
+    ran, record = shared(tmp_path, "", jobs, plugin, options="")
+    assert ran.returncode == 0 and re.fullmatch(r"without \d{3,} of its tests", record["selected"]), ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ("-n 2", 0, "in all"),
+        ("-m nothing", 2, "PYTEST_ADDOPTS: its options leave no test of the kit. Unset it"),
+        (
+            "-o python_functions=test_gate*",
+            2,
+            "test_own_formats_keep_their_bound is deleted, overridden or not collected",
+        ),
+    ],
+)
+def test_options_of_the_environment_are_no_second_way(tmp_path, options, code, said):
+    keyword = "silu_is_on" if options == "-n 2" else ""
+    ran, record = shared(tmp_path, keyword, 1, options=options)
+    assert ran.returncode == code and said in ran.stdout + ran.stderr, ran.stdout + ran.stderr
+    assert (record is None) == (code == 2), "what ran no test leaves the record that was there"
 
 
 def test_check_names_its_tests(acme, capsys, monkeypatch, tmp_path):

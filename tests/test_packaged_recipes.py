@@ -115,6 +115,10 @@ def test_the_page_of_what_is_installed_has_its_kernels_recipes_and_kit_records(a
         "b-quick": kit_record(package, depth="quick"),
         "c-part": kit_record(package, selected="attention"),
         "d-failed": kit_record(package, exit_status=1),
+        "g-nothing": kit_record(package, tests={}),
+        "h-skipped": kit_record(package, tests={"test_a": {"outcome": "skipped"}}),
+        "i-failed": kit_record(package, tests={"test_a": {"outcome": "passed"}, "test_b": {"outcome": "failed"}}),
+        "j-strange": kit_record(package, tests={"test_a": {"outcome": "fine"}}),
         "e-old": kit_record(package).replace(checks.kit_digest(Sources(ROOT)), "0" * 64),
         "f-none": "{}",
     }
@@ -130,6 +134,9 @@ def test_the_page_of_what_is_installed_has_its_kernels_recipes_and_kit_records(a
     assert said["d-failed"].startswith("did not pass on ACME One")
     assert said["e-old"].startswith("stale, passed") and said["e-old"].endswith("since then the kit changed")
     assert said["f-none"].startswith("broken: it is damaged")
+    assert said["g-nothing"] == said["h-skipped"] == "broken: it is damaged: its exit status is 0, and no test passed"
+    assert said["i-failed"] == "broken: it is damaged: its exit status is 0, and a test failed"
+    assert said["j-strange"] == "broken: it is damaged: a test's outcome is 'fine'"
     assert f"| {NAME} | help wanted | nobody has measured it | – |" in page
     assert "| acme | attention | by_segment | acme1 |" in page and "| 1 x ACME One |" in page
 

@@ -58,18 +58,25 @@ def execute(
     if not only_list:
         what = f"{backend}: {device.name} ({device.arch}), {package.package} {package.version}"
         print(printable(f"{what}, depth {depth}"), flush=True)
-    lines = Lines(only_list, depth)
+    lines = Lines(only_list, depth, jobs)
     status = _run(arguments, lines, Shares(backend), None if only_list else jobs, record)
     if lines.stopped:
         raise KeyboardInterrupt
     if lines.died:
         sys.exit(int(pytest.ExitCode.TESTS_FAILED))
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        if keyword:
-            raise InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")
-        raise InputError(f"--module {module}", "it has no test", "Import the kit in it, see cosmos3_core.testing")
+        raise _nothing(keyword, module)
     # An expression that pytest cannot read: it has said why.
     sys.exit(InputError.exit_code if status == pytest.ExitCode.USAGE_ERROR else int(status))
+
+
+def _nothing(keyword: str | None, module: str | None) -> InputError:
+    """Why no test ran."""
+    if keyword:
+        return InputError(f"-k {keyword}", "no test of the kit matches it", "Leave -k out to run them all")
+    if module:
+        return InputError(f"--module {module}", "it has no test", "Import the kit in it, see cosmos3_core.testing")
+    return InputError("PYTEST_ADDOPTS", "its options leave no test of the kit", "Unset it")
 
 
 def _run(arguments: list[str], lines: Any, shares: Any, jobs: int | None, record: str | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -20,13 +21,20 @@ OTHERS = "the whole backend"
 class Lines:
     """A plugin of pytest, in the place of its own reporter: a line for each test that failed, then one for each row."""
 
-    def __init__(self, only_list: bool, depth: str):
-        self.only_list, self.depth = only_list, depth
+    def __init__(self, only_list: bool, depth: str, jobs: int):
+        self.only_list, self.depth, self.jobs = only_list, depth, jobs
         self.skips: Counter[str] = Counter()
         self.rows: dict[str, str] = {}
         self.counts: dict[str, Counter[str]] = {}
         self.faults = set[str]()
         self.stopped, self.died = False, False
+
+    @pytest.hookimpl(wrapper=True)  # before pytest-xdist reads them
+    def pytest_cmdline_main(self, config: Any) -> Generator[None, Any, Any]:
+        # The environment's options may ask for processes, which would not share whole rows.
+        if self.jobs == 1 and hasattr(config.option, "numprocesses"):
+            config.option.numprocesses, config.option.tx = None, []
+        return (yield)
 
     @pytest.hookimpl(trylast=True)  # after it was registered
     def pytest_configure(self, config: Any) -> None:
@@ -77,7 +85,7 @@ class Lines:
         if self.stopped or self.died:
             why = "It was stopped" if self.stopped else "A process died"
             print(f"{why}: what had not run yet is missing, and a record of it does not count")
-        elif self.depth == "quick" and total and not total["failed"]:
+        elif self.depth == "quick" and total and exitstatus == pytest.ExitCode.OK:
             print("Depth quick leaves the largest sizes out; type --depth full for a record that counts")
         if total["failed"]:
             print("Tracebacks are shown by pytest on a test module that imports the kit: docs/writing-a-backend.md")

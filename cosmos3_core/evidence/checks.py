@@ -18,12 +18,15 @@ from ..contract import API, RECIPES, Backend, InputError
 from ..files.digests import sha256_files, sha256_json
 from ..files.schema import Anything, Number, Table, Text
 from ..files.sources import check_source
+from ..spelling import shown
 from .closure import CORE, Sources
 
 FOLDER = "checks"
 """Of the kit's records, in the folder of a package's recipes."""
 FULL = "full"
 """The depth of a run that a tick needs."""
+FAILED = ("failed", "xpassed")
+OUTCOMES = {"passed", "skipped", "xfailed", *FAILED}
 LARGEST = 16 << 20
 """Bytes of a record's file."""
 SHAPE = Table(
@@ -73,6 +76,7 @@ def _check(path: Path, backend: Backend, module: str, sources: Sources) -> Check
             raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
         record = parse_json(data.decode())
         SHAPE.check(record, "it")
+        _check_outcomes(record)
     except (OSError, ValueError, RecursionError) as error:
         return Check(path, f"broken: it is damaged: {error}", False)
     except InputError as error:
@@ -87,6 +91,15 @@ def _check(path: Path, backend: Backend, module: str, sources: Sources) -> Check
     if changed := _changed(found, backend, module, sources):
         return Check(path, f"stale, {said}; since then {' and '.join(changed)}", False, stale=True)
     return Check(path, said, record["exit_status"] == 0 and depth == FULL and not record["selected"])
+
+
+def _check_outcomes(record: dict[str, Any]) -> None:
+    """Raises ValueError where the tests say otherwise than the exit status does."""
+    counts = Counter(test["outcome"] for test in record["tests"].values())
+    if strange := sorted(counts.keys() - OUTCOMES):
+        raise ValueError(f"a test's outcome is {shown(strange[0])}")
+    if record["exit_status"] == 0 and (not counts["passed"] or any(counts[outcome] for outcome in FAILED)):
+        raise ValueError(f"its exit status is 0, and {'a test failed' if counts['passed'] else 'no test passed'}")
 
 
 def _changed(found: dict[str, Any], backend: Backend, module: str, sources: Sources) -> list[str]:

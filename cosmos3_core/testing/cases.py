@@ -162,12 +162,17 @@ def allowance(kernel: Kernel, known: Mapping[str, Format] = BUILT_IN) -> float:
     return 0.0 if "none" in kernel.formats else 4 * max(allowed(known[name]) for name in kernel.formats)
 
 
+def worst_lse(allowance: float) -> float:
+    """How far a log-sum-exp may be away."""
+    return LSE_ABSOLUTE + WORST_LSE * allowance
+
+
 def check_lse(lse_BHS: Tensor, expected_BHS: Tensor, allowance: float) -> None:
     """Fail unless log-sum-exps are right, in the root mean square and in the worst. A row that does not quantize, of
     which `allowance` is 0, has one bound for both."""
     away = (lse_BHS.cpu().double() - expected_BHS).abs()
     for what, found, bound in (
-        ("in the worst", away.amax(), LSE_ABSOLUTE + WORST_LSE * allowance),
+        ("in the worst", away.amax(), worst_lse(allowance)),
         ("in the root mean square", away.square().mean().sqrt(), LSE_ABSOLUTE + allowance),
     ):
         shape = list(lse_BHS.shape)

@@ -118,11 +118,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         problems += [f"{module.__name__}: {problem}" for problem in _judge(module, mine, whole)]
     if problems:
         raise pytest.UsageError("the kit was not run as it is:\n  " + "\n  ".join(problems))
+    config.stash[RECORD].left_out = len(items)
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What is there before the first test is left out of what `alive` counts and collects: thousands of modules, whose
     objects it would look through before and after every job."""
+    record = session.config.stash[RECORD]
+    record.left_out = max(0, record.left_out - len(session.items))
     gc.freeze()
 
 
@@ -135,12 +138,12 @@ def _judge(module: ModuleType, items: list[Any], whole: bool) -> Iterator[str]:
     from . import suite
 
     known: dict[str, str] = getattr(module, "KNOWN_FAILURES", {})
-    used = set()
+    used, collected = set(), {getattr(item, "originalname", None) for item in items}
     for name in suite.TESTS:
-        if getattr(module, name, None) is not getattr(suite, name):
+        if getattr(module, name, None) is not getattr(suite, name) or (whole and name not in collected):
             used.add(name)
             if name not in known:
-                yield f"{name} is deleted or overridden, and KNOWN_FAILURES does not say why"
+                yield f"{name} is deleted, overridden or not collected, and KNOWN_FAILURES does not say why"
     for item in items:
         marks = [mark for mark in item.iter_markers() if mark.kwargs.get("reason") != NO_ROW]
         if any(mark.name in ("skip", "skipif", "xfail") for mark in marks):
@@ -173,6 +176,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         name = _subject(item.config, cast(Any, item).module).name
         report.user_properties = [*report.user_properties, (FAULT, fault_place(item, name))]
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Reports of several processes travel as UTF-8; a driver's message may hold what is none."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(one) for key, one in value.items()}
+    return type(value)(map(_encodable, value)) if type(value) in (list, tuple) else value
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,6 +20,8 @@ from .faults import FAULT, fault_of, skipped_because
 from .subject import Subject
 
 LIBRARIES = ("torch", "pytest")
+LEFT_OUT = "cosmos3_left_out"
+"""Among what a process of several tells: how many tests it has collected and taken away again."""
 
 
 def _now() -> str:
@@ -27,7 +29,7 @@ def _now() -> str:
 
 
 def fingerprint(subject: Subject) -> dict[str, Any]:
-    """What the outcomes hold for: another value of any of these, and they say nothing."""
+    """What was found with what. `evidence.checks` says which of it has to be today's for the outcomes to hold."""
     backend, found, device = subject.backend, subject.found, subject.device
     return {
         "cosmos3": build_version(),
@@ -55,6 +57,8 @@ class Record:
     def __init__(self, file: str | None):
         self.file, self.started = file, _now()
         self.tests: dict[str, dict[str, Any]] = {}
+        self.left_out = 0
+        """Tests that were collected and taken away again."""
         self.subjects: dict[str, Subject] = {}
 
     def subject(self, name: str) -> Subject:
@@ -83,17 +87,26 @@ class Record:
         elif report.skipped:
             entry |= {"outcome": "skipped", "reason": skipped_because(report)}
 
+    @pytest.hookimpl(optionalhook=True)  # of pytest-xdist: the processes that run tests tell the one that writes
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.left_out = max(self.left_out, getattr(node, "workeroutput", {}).get(LEFT_OUT, 0))
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if not (self.file and self.subjects) or session.config.getoption("collectonly"):
-            return
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput[LEFT_OUT] = self.left_out
+        if not (self.file and self.tests):
+            return  # where no test ran, a record that is there stays
         (subject,) = self.subjects.values()
         option = session.config.getoption
-        other = f"draw {option('cosmos3_draw')}" if option("cosmos3_draw") else None
-        selected = option("keyword") or option("markexpr") or ", ".join(option("deselect") or ()) or other
+        other = f"draw {option('cosmos3_draw')}" if option("cosmos3_draw") else ""
+        parts = (option("keyword"), option("markexpr"), *(option("deselect") or ()), other)
+        selected = ", ".join(part for part in parts if part)
+        if self.left_out and not selected:
+            selected = f"without {self.left_out} of its tests"
         written = {
             "fingerprint": fingerprint(subject),
             "depth": session.config.getoption("cosmos3_depth"),
-            "selected": selected,
+            "selected": selected or None,
             "started": self.started,
             "finished": _now(),
             "exit_status": int(exitstatus),

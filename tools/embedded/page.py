@@ -71,16 +71,9 @@ def again() -> str:
 
 def by_format() -> str:
     """Ascending in what the velocity loses, with the bounds that are missed, and beside it what Nano takes."""
-    if (found := read("by_format.json")) is None:
-        return ""
-    results = (
-        one
-        for file in sorted(NANO.glob("quantized-nano*-h200.json"))
-        for one in json.loads(file.read_text())["results"]
-    )
-    nano = {one["format"]: one for one in results if "works" in one}
-    done = sorted((one for one in found["formats"] if "measures" in one), key=error_of)
-    (as_it_is,) = (one for one in done if one["format"] == AS_IT_IS)
+    nano = by_name(NANO, "quantized-nano*-h200.json", "results", "works")
+    found = by_name(FOLDER, "by_format*.json", "formats", "measures")
+    done, as_it_is = sorted(found.values(), key=error_of), found[AS_IT_IS]
     rows = (
         (
             f"`{one['format']}`" if one["formats"] else f"none, {one['dtype']}",
@@ -94,6 +87,12 @@ def by_format() -> str:
     )
     head = ("Format", "Velocity error", "More than without", "Mean of the shares", "Bounds missed", *TAKEN)
     return table(head, rows)
+
+
+def by_name(folder: Path, files: str, key: str, measured: str) -> dict[str, dict[str, Any]]:
+    """Results of several files by their formats, those that have what is measured. Of two the last file's counts."""
+    results = (one for file in sorted(folder.glob(files)) for one in json.loads(file.read_text())[key])
+    return {one["format"]: one for one in results if measured in one}
 
 
 def taken(nano: dict[str, Any] | None) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...contract import Segment
 from ...reference import ops as reference
-from ..cases import WORST_ROW, Loss, check, check_lse, moved, normal, wider
+from ..cases import WORST_ROW, Loss, check, check_lse, moved, normal, wider, worst_lse
 from ..depth import MOST_ROWS, drawn
 from ..sizes import PERIOD
 from .marks import over
@@ -43,9 +43,9 @@ class Sized:
 
     @property
     def work(self) -> float:
-        """Of a call and of its judgement."""
+        """Of two calls and of their judgement."""
         heads, _, width = self.layout
-        return float(heads * width * (sum(self.lengths) + 16) * (self.queries + 2 * len(self.judged())))
+        return float(heads * width * (sum(self.lengths) + 16) * 2 * (self.queries + len(self.judged())))
 
     @property
     def elements(self) -> float:
@@ -102,29 +102,38 @@ class Sized:
 
 
 def judge(op, case: Sized, dtype: str, device: str, allowance: float) -> None:
-    """Fail unless every query of the call is right, and its log-sum-exp."""
+    """Fail unless every query of the call is right, with its log-sum-exp and without."""
     q, segments = moved(case.inputs(dtype), device=device)
     index = torch.arange(case.queries, device=device) % q.shape[1]
-    asked = case.queries % 2 == 1
-    out, lse = op(q[:, index], segments, causal=case.causal, want_lse=asked)
     exact, exact_lse, eager = case.expected(dtype)
-    shape = (1, case.queries, *case.layout[::2])
-    assert tuple(out.shape) == shape, f"the shape is {list(out.shape)}, not {list(shape)}"
-    judged = case.judged()
-    check(out[:, judged], exact, eager, dtype, allowance)
-    if asked:
-        check_lse(lse[:, :, judged], exact_lse, allowance)
-    if case.causal or case.queries <= PERIOD:
-        return
-    first = out[:, :PERIOD]
+    shape, judged = (1, case.queries, *case.layout[::2]), case.judged()
     bound = 2 * (2 * Loss.of(eager, exact).row + 2e-3 + WORST_ROW * allowance)
-    for start in range(PERIOD, case.queries, PERIOD):
-        part = out[:, start : start + PERIOD].float()
-        expected = first[:, : part.shape[1]].float()
-        away = ((part - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)).amax(dim=(0, 2))
+    for asked in (True, False):
+        out, lse = op(q[:, index], segments, causal=case.causal, want_lse=asked)
+        assert tuple(out.shape) == shape, f"the shape is {list(out.shape)}, not {list(shape)}"
+        check(out[:, judged], exact, eager, dtype, allowance)
+        if asked:
+            check_lse(lse[:, :, judged], exact_lse, allowance)
+        if case.causal or case.queries <= PERIOD:
+            continue
+        _check_repeats(out, out[:, :PERIOD].float().norm(dim=-1).clamp_min(1e-30), bound, "what")
+        if asked:
+            lse_BSH1 = lse.transpose(1, 2).unsqueeze(3)
+            _check_repeats(
+                lse_BSH1, torch.ones_like(lse_BSH1[:, :PERIOD, :, 0]), 2 * worst_lse(allowance), "an lse that"
+            )
+
+
+def _check_repeats(found_BSHX: Tensor, unit_BSH: Tensor, bound: float, what: str) -> None:
+    """Fail unless queries after the first PERIOD have what those have, within so many units of theirs."""
+    first = found_BSHX[:, :PERIOD].float()
+    for start in range(PERIOD, found_BSHX.shape[1], PERIOD):
+        part = found_BSHX[:, start : start + PERIOD].float()
+        count = part.shape[1]
+        away = ((part - first[:, :count]).norm(dim=-1) / unit_BSH[:, :count]).amax(dim=(0, 2))
         worst = int(away.nan_to_num(nan=torch.inf).argmax())
         assert float(away[worst]) <= bound, (
-            f"query {start + worst} gives what is {float(away[worst]):.1e} from what the equal query {worst} gives; "
+            f"query {start + worst} gives {what} is {float(away[worst]):.1e} from what the equal query {worst} gives; "
             f"bound {bound:.1e}"
         )
 

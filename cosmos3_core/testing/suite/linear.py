@@ -49,6 +49,7 @@ WEIGHTS = (
     Weight("o256_i256-bias", 256, 256, bias=True),
 )
 SQUARE, BIASED = WEIGHTS[2], WEIGHTS[3]
+TALL = Weight("o2304_i1280-bias", 2304, 1280, bias=True)
 ROWS = (1, 77, 130)
 TIES = 4
 """How often ties are decided anew. A row whose largest element is 1.75, or 448 of anything, is full of them in fp8."""
@@ -161,19 +162,27 @@ def test_linear_adds_its_bias(kernel, dtype, format, op, here, device):
 
 
 @over("pack_linear")
-def test_linear_packing_is_not_stale(kernel, dtype, format, op, here, device):
-    """Weights of one shape, packed one after another, some when another has been freed: each keeps its own values."""
-    x, linears, meaning = BIASED.input(77, dtype, device), {}, here.meaning(format)
-    for seed in range(4):
-        weight, bias = BIASED.weights(dtype, device, seed=10 * seed)
-        linears[seed] = op(handed(weight, meaning), bias, format=format)
-        linears[seed](x)
-        if seed % 2:
-            del linears[seed]
+@each(BIASED, TALL)
+def test_linear_packing_is_not_stale(kernel, dtype, format, op, here, device, case):
+    """Weights of one shape, packed one after another, some when another has been freed: each keeps its own values, and
+    its own scales, as each is three times as large as the one before."""
+    x, linears, meaning = case.input(77, dtype, device), {}, here.meaning(format)
+
+    def drawn(number: int) -> tuple[Tensor, Tensor]:
+        weight, bias = case.weights(dtype, device, seed=10 * number)
+        return weight * 3**number, bias
+
+    for number in range(4):
+        weight, bias = drawn(number)
+        linears[number] = op(handed(weight, meaning), bias, format=format)
+        linears[number](x)
+        if number % 2:
+            del linears[number]
         del weight, bias
         gc.collect()
-    for seed, linear in linears.items():
-        check_linear(linear, x, *BIASED.weights(dtype, device, seed=10 * seed), dtype, meaning)
+    for number, linear in linears.items():
+        weight, bias = drawn(number)
+        check_linear(linear, x, weight, bias, dtype, meaning)
 
 
 def test_own_formats_keep_their_bound(subject):

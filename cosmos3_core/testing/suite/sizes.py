@@ -23,6 +23,8 @@ from .marks import over
 
 FEW = 5
 """Rows of a call that is about its width."""
+LONG = 1025
+"""Rows of a call that is about both, as media have in a layer."""
 Layout = tuple[int, int, int]
 
 
@@ -331,10 +333,11 @@ def test_linear_sizes(kernel, dtype, format, op, here, device, pace):
         *((256, width) for width in (*HIDDENS, *INNERS, 8192)),
         *((out, 256) for out in (*HIDDENS, *INNERS, 6144)),
     ]
-    shapes += [(6144, 4096), (4096, 12288), (10240, 5120), (5120, 25600)]
-    for out, width in shapes:
-        # To draw the weight and to pack it takes as long as 200 rows do, and is said of each of them.
-        sizes += [(rows, (out, width), out * width * (200 / rows + 1)) for rows in (len(ONE_OF_EACH), 1, 300)]
+    models = [(6144, 4096), (4096, 12288), (10240, 5120), (5120, 25600)]
+    calls = [(rows, shape) for shape in (*shapes, *models) for rows in (len(ONE_OF_EACH), 1, 300)]
+    calls += [(LONG, shape) for shape in ((256, 2048), (2048, 256), *models)]
+    # To draw the weight and to pack it takes as long as 200 rows do, and is said of each of them.
+    sizes += [(rows, (out, width), out * width * (200 / rows + 1)) for rows, (out, width) in calls]
 
     @cache
     def made(shape: tuple[int, int]) -> Rows:
@@ -345,8 +348,8 @@ def test_linear_sizes(kernel, dtype, format, op, here, device, pace):
 
 @over("project", "finish")
 def test_composite_sizes(subject, kernel, dtype, format, op, here, device, pace):
-    """Every number of rows in a narrow layer, then every layout of heads that the row does not refuse, wide layers and
-    wide MLPs, and the models' layers, with few rows."""
+    """Every number of rows in a narrow layer, then every layout of heads that the row does not refuse, with few rows,
+    and wide layers, wide MLPs, and the models' layers with few rows and many."""
     if (meaning := here.meaning(format)) and meaning.static:
         pytest.skip("its scales of the activations are a trained checkpoint's")
     try:
@@ -361,6 +364,7 @@ def test_composite_sizes(subject, kernel, dtype, format, op, here, device, pace)
     models = zip(LAYOUTS[:3], HIDDENS[1:], INNERS[1:], strict=True)
     halves += [Sides(*model) for model in models if model[0] in served]
     sizes += [(rows, half, 40 * half.weights) for half in halves for rows in (1, FEW)]
+    sizes += [(LONG, half, half.weights) for half in halves if half.hidden > 256 or half.inner > 256]
     made = cache(lambda half: composite(kernel.op, op, here, half, format, ops))
     _sweep(pace, made, sizes, dtype, device, format)
 

@@ -36,7 +36,7 @@ def outputs(found: Any) -> Outputs:
 
 def by_rows(found: Any) -> Outputs:
     """Views of every output with its rows, or tokens, first."""
-    return [t[0] if t.dim() == 4 else t for t in outputs(found)]
+    return [t[0] if t.dim() == 4 else t for t in outputs(found) if t is not None]
 
 
 def each_call(op: str, around: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -149,6 +149,25 @@ def wide(least: int, inner: Callable[..., Any]) -> Callable[..., Any]:
     return around
 
 
+def high(least: int, inner: Callable[..., Any]) -> Callable[..., Any]:
+    """A mistake that only more outputs show."""
+
+    def around(function, x_MI):
+        found = function(x_MI)
+        return inner(lambda _: found, x_MI) if found.shape[1] > least else found
+
+    return around
+
+
+def wide_stream(least: int, inner: Callable[..., Any]) -> Callable[..., Any]:
+    """A mistake that only a wider layer shows."""
+
+    def around(function, residual, *rest):
+        return inner(function, residual, *rest) if residual.x_MI.shape[1] > least else function(residual, *rest)
+
+    return around
+
+
 def sizes() -> Iterator[tuple[str, str, Any]]:
     for op in ROWS:
         for most in (128, 512, 1024, 2048, 4096):
@@ -174,6 +193,9 @@ def sizes() -> Iterator[tuple[str, str, Any]]:
         yield f"pack_linear_wide_{what}", "pack_linear", wide(4096, around)
     for most in (128, 1024):
         yield f"project_rows_after_{most}", "project", rows_after(most)
+    yield "project_wide_rows_after_300", "project", wide_stream(256, rows_after(300))
+    yield "pack_linear_less_wide_rows_after_300", "pack_linear", wide(256, rows_after(300))
+    yield "pack_linear_high_rows_after_300", "pack_linear", high(256, rows_after(300))
     for name, around in ATTENDED.items():
         yield name, "attention", around
 
@@ -183,6 +205,18 @@ def queries_after(most: int, ragged: bool = False) -> Callable[..., Any]:
         out, lse = function(q, segments, **options)
         if q.shape[1] > most and not options.get("causal") and (not ragged or q.shape[1] % 64):
             out[:, most:] = out[:, :1].clone()
+        return out, lse
+
+    return around
+
+
+def lse_off(those: Callable[[int], slice]) -> Callable[..., Any]:
+    """Of a call with so many queries these have a wrong log-sum-exp, where no mask is."""
+
+    def around(function, q, segments, **options):
+        out, lse = function(q, segments, **options)
+        if lse is not None and not options.get("causal"):
+            lse[..., those(q.shape[1])] += 5
         return out, lse
 
     return around
@@ -257,6 +291,8 @@ ATTENDED = {
     **{f"masked_up_to_{n}": causal_up_to(n) for n in (64, 128, 256, 512, 1024, 2048)},
     **{f"raises_over_{n}_keys": refused(n) for n in (4096, 8192)},
     **{f"one_token_of_{n}_segments_skipped": skipped(n) for n in (2, 3)},
+    "lse_of_queries_after_256": lse_off(lambda queries: slice(256, None)),
+    "lse_of_whole_tiles_of_queries": lse_off(lambda queries: slice(0 if queries % 64 else queries)),
     "one_query_scaled": small("queries", 1),
     "one_key_scaled": small("keys", 1),
 }
@@ -562,6 +598,25 @@ def int8_weights(change: Callable[[torch.Tensor], torch.Tensor], zeros: bool = T
     return faulty
 
 
+def scales_by_shape(least: int) -> Callable[[Any], Any]:
+    """A weight with more outputs has the scales of the first one of its shape."""
+
+    def faulty(kernel):
+        kept: dict[Any, torch.Tensor] = {}
+
+        def pack(weight_OI, bias_O, *, format="none"):
+            if format == "none" or len(weight_OI) <= least:
+                return kernel(weight_OI, bias_O, format=format)
+            own = weight_OI.float().abs().amax(dim=1) / 127
+            scale_O = kept.setdefault(weight_OI.shape, own)
+            values = (weight_OI.float() / scale_O[:, None]).round().clamp(-127, 127).to(torch.int8)
+            return kernels.Transposed(values.T.contiguous(), bias_O, scale_O)
+
+        return pack
+
+    return faulty
+
+
 def int8_inputs(change: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Callable[[Any], Any]:
     class Faulty(kernels.Transposed):
         def __call__(self, x_MI):
@@ -621,6 +676,7 @@ def packings() -> Iterator[tuple[str, str, Any]]:
     yield "weights_cut_off", "pack_linear", int8_weights(torch.trunc)
     yield "weights_rounded_down", "pack_linear", int8_weights(torch.floor)
     yield "zero_row_of_weights", "pack_linear", int8_weights(torch.round, zeros=False)
+    yield "large_weights_scales_by_shape", "pack_linear", scales_by_shape(1024)
     yield "weights_in_7_bits", "pack_linear", int8_weights(lambda t: 2 * (t / 2).round().clamp(-63, 63))
     yield "inputs_cut_off", "pack_linear", int8_inputs(lambda x: _per_row(x, torch.trunc))
     yield "inputs_rounded_down", "pack_linear", int8_inputs(lambda x: _per_row(x, torch.floor))
