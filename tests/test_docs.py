@@ -91,7 +91,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
     ],
     ("docs/rocm.md", "device"): [
         "cosmos3 backends",
-        "cosmos3 check --backend rocm --record check-mi300x.json",
+        "cosmos3 check --backend rocm --depth full --record check-mi300x.json",
         "cosmos3 evaluate --backend rocm",
         "python -m cosmos3_rocm.tune",
         "cosmos3 warmup --backend rocm --task t2v --size 1280x720 --frames 189",
@@ -100,7 +100,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
     ],
     ("docs/xpu.md", "device"): [
         "cosmos3 backends",
-        "cosmos3 check --backend xpu --record check-b580.json",
+        "cosmos3 check --backend xpu --depth full --record check-b580.json",
         "cosmos3 plan --backend xpu --device 'Arc B580' --task t2v --size 832x480 --frames 93 --format w4a16",
         "cosmos3 recipes validate nano-t2v-832x480-w4a16-arcb580x1 --random-weights",
     ],
@@ -110,7 +110,7 @@ MARKED: dict[tuple[str, str], list[str]] = {
         "cosmos3 check --backend acme --record acme.json",
         "cosmos3 evaluate --backend acme",
         "cosmos3 recipes validate embedded-t2i-64x64-acmeonex1",
-        "cosmos3 check --backend acme --record cosmos3_acme/recipes/checks/acme-one.json",
+        "cosmos3 check --backend acme --depth full --record cosmos3_acme/recipes/checks/acme-one.json",
         "cosmos3 recipes list",
         "cosmos3 matrix --installed",
     ],
