@@ -28,6 +28,7 @@ from ..files.sources import check_source
 from ..plan.known import names_alike
 from ..scenarios.families import TASKS
 from ..scenarios.fields import FIELDS
+from ..scenarios.sizes import AUTO, TIERS
 from . import evaluated
 from . import verdict as verdicts
 from .recipe import Recipe, files_of
@@ -156,9 +157,16 @@ def _other_recipe(recipe: Recipe, record: dict[str, Any]) -> str | None:
         if files_of({key: value}):  # their digests are held against the files
             continue
         measured = record["request"].get(key)
-        if FIELDS[key].check(measured, task) != FIELDS[key].check(value, task):
+        has, wants = FIELDS[key].check(measured, task), FIELDS[key].check(value, task)
+        if has != wants and not _may_become(wants, has):
             return f"its request's {key} is {measured}, and the recipe's {value}"
     return None
+
+
+def _may_become(wants: Any, has: Any) -> bool:
+    """Whether a size in pixels is one of those that "auto" stands for, which an input settles."""
+    auto = AUTO.fullmatch(wants) if isinstance(wants, str) else None
+    return auto is not None and (not auto[1] or has in TIERS[auto[1]].values())
 
 
 def _other_quantities(recipe: Recipe, record: dict[str, Any]) -> str | None:
