@@ -217,7 +217,8 @@ def before() -> list[tuple[str, int, int]]:
 def since() -> Iterator[tuple[str, int, int]]:
     """The same of today's code."""
     counted = replace(whole("nano", 1280, 720, 189, guided_steps=0), repeats=False)
-    return quantized("quantized-nano-rest-h200", counted)
+    for stem in ("quantized-nano-rest-h200", "quantized-nano-static-h200"):
+        yield from quantized(stem, counted)
 
 
 @pytest.mark.parametrize(("name", "reserved", "counted"), [*before(), *since()], ids=str)
