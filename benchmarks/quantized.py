@@ -146,13 +146,13 @@ class Case:
         }
 
     @torch.inference_mode()
-    def calibrated(self, format: Format, plan: Plan) -> Calibrated:
-        """With what the matrices are multiplied by in a pass of each work, as this plan runs it."""
+    def largest(self, plan: Plan) -> dict[str, Tensor]:
+        """What each matrix is multiplied by at most in a pass of each work, as this plan runs it."""
         watched = Watched(self.model, self.files)
         engine = Engine(self.model, plan, weights=watched)
         for work, context in self.prepare(engine).items():
             engine.predict([engine.begin(context, self.requests[work])])
-        return Calibrated(self.model, self.files, format, watched.largest())
+        return watched.largest()
 
     def velocity(self, engine: Engine, contexts: dict[str, Context]) -> Tensor:
         """The prompt's alone, of the first work's first step."""
@@ -196,10 +196,13 @@ def main() -> None:
 
     def plans() -> Iterator[tuple[str, Plan, Weights]]:
         yield "none", planned({}), case.weights
+        largest: dict[str, Tensor] = {}  # measured once, where a format needs it
         for name in args.format or served(backend, found.arch):
-            static = FORMATS[name].static
-            plan = planned(pairs(",".join(args.kernel)), formats={"pack_linear": name}, packed=static)
-            yield name, plan, case.calibrated(FORMATS[name], planned(KERNELS)) if static else case.weights
+            static, weights = FORMATS[name].static, case.weights
+            if static:
+                largest = largest or case.largest(planned(KERNELS))
+                weights = Calibrated(model, case.files, FORMATS[name], largest)
+            yield name, planned(pairs(",".join(args.kernel)), formats={"pack_linear": name}, packed=static), weights
 
     with tempfile.TemporaryDirectory(dir=folder, prefix="cosmos3-") as made:
         case = Case(args, model, written(model, backend.torch_device, Path(made)))

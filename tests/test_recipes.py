@@ -624,6 +624,24 @@ def test_a_record_that_was_made_better_and_sealed_anew_is_found(acme):
         assert told.name == "stale" and said in told.why and told.record is None, name
 
 
+POLICY = Path(__file__).parents[1] / "backends/cuda/cosmos3_cuda/recipes/nano-policy-droid-policy-832x480-h200x1.toml"
+
+
+@pytest.mark.parametrize(("canvas", "other"), [("832x480", False), ("640x640", False), ("1280x704", True)])
+def test_a_canvas_that_an_input_settles_is_one_of_the_recipes_tier(tmp_path, canvas, other):
+    for file in (POLICY, *POLICY.parent.glob(f"*/{POLICY.stem}.json"), POLICY.parent / "media/desk-832x480.jpg"):
+        where = tmp_path / file.relative_to(POLICY.parent)
+        where.parent.mkdir(exist_ok=True)
+        where.write_bytes(file.read_bytes())
+    copied = tmp_path / POLICY.name
+    bent = json.loads((tmp_path / "evidence" / f"{POLICY.stem}.json").read_text())
+    bent["request"]["canvas"] = canvas
+    bent["measurements"] = {name: entry["raw"] for name, entry in bent["measurements"].items()}
+    record.write(recipe.load(copied), record.seal({key: value for key, value in bent.items() if key != "sha256"}))
+    said = f"its request's canvas is {canvas}, and the recipe's 480p" in (state.state_of(recipe.load(copied)).why or "")
+    assert said is other
+
+
 # --- the evaluation of the embedded model ----------------------------------------------------------------------------
 
 

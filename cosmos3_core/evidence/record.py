@@ -165,7 +165,7 @@ def _other_recipe(recipe: Recipe, record: dict[str, Any]) -> str | None:
 
 def _may_become(wants: Any, has: Any) -> bool:
     """Whether a size in pixels is one of those that "auto" stands for, which an input settles."""
-    auto = AUTO.fullmatch(wants) if isinstance(wants, str) else None
+    auto = AUTO.fullmatch(wants) if isinstance(wants, str) and isinstance(has, tuple) else None
     return auto is not None and (not auto[1] or has in TIERS[auto[1]].values())
 
 
