@@ -66,7 +66,8 @@ $(NPU)/installed: .venv/installed backends/npu/rehearsal/constraints.txt
 	$(BIN)/python -m venv $(NPU)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $(NPU)/under
 	$(NPU)/bin/python -c 'import shutil, sysconfig; shutil.copy("$(NPU)/under", sysconfig.get_path("purelib") + "/under.pth")'
-	$(NPU)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable backends/npu \
+	$(NPU)/bin/python -m pip install -qq --disable-pip-version-check --no-deps \
+		--editable backends/triton --editable backends/npu \
 		--requirement backends/npu/rehearsal/constraints.txt
 	$(NPU)/bin/python -m pip download -qq --disable-pip-version-check --no-deps --dest $(NPU)/newer torch-npu==2.14.0
 	@touch $@

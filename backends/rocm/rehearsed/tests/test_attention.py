@@ -25,11 +25,11 @@ ROWS = [row for row in kernels.OURS.attention if HERE in row.arch]
 def test_attention_is_the_reference_s(row, case):
     """With its log-sum-exp, within the kit's bound."""
     allowed = cases.allowance(row)
-    if allowed and case.keys > 1:
+    if allowed and (case.keys > 1 or case.far):
         pytest.skip("a softmax this sharp turns on the last bit of a key, which a quantized one does not have")
     exact, lse, eager = case.expected("bfloat16")
     with torch.inference_mode():
         op = row.build(device_of(HERE))
         out, found = op(*case.inputs("bfloat16"), causal=case.causal, want_lse=True)
     cases.check(out, exact, eager, "bfloat16", allowed)
-    torch.testing.assert_close(found, lse.float(), rtol=0, atol=cases.LSE_ABSOLUTE + allowed)
+    cases.check_lse(found, lse, allowed)
