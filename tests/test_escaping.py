@@ -164,6 +164,12 @@ def test_what_is_typed_cannot_steer_the_terminal(typed, tmp_path, capsys, monkey
     assert code in (1, 2) and out == "" and plain(err) and "Traceback" not in err
 
 
+def test_an_error_is_one_line_in_python_too():
+    """Whoever logs it has one line, whatever a file or a library's own error holds."""
+    said = str(InputError("reading x", f"it is damaged: {EVIL}", "Copy it again"))
+    assert said.isprintable() and "owned" in said and said.endswith(". Copy it again")
+
+
 def test_every_fault_of_a_request_has_its_line(tmp_path, capsys, monkeypatch):
     forged = "x\nerror: forged"
     code, _, err = cosmos3(capsys, monkeypatch, "run", "a", "--model", TINY_MODEL, "--set", f"{forged}=1", "--fps", "0")

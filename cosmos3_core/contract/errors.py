@@ -19,7 +19,7 @@ class Cosmos3Error(Exception):
         return type(self), (self.asked, self.found, self.next_step, self.field)
 
     def __str__(self) -> str:
-        return f"{self.asked}: {self.found}. {self.next_step}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{self.asked}: {self.found}. {self.next_step}")
 
 
 class InputError(Cosmos3Error):
