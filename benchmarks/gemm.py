@@ -3,9 +3,11 @@
     python -m benchmarks.gemm --backend cuda --out benchmarks/results/gemm-nano-h100.json
 
 Weights and activations are normally distributed. A row's error against fp32 is checked against the conformance kit's
-bound before anything is timed. Rows and the peer take turns; each replays, as the engine does, a recording of products
-with different weights, as many as leave no weight in a cache. Quantizing the activations is part of the time, and so is
-the gate after the projection that makes [gate | up]: the row's own where it has one, else the backend's op.
+bound before anything is timed. Each row takes turns with the peer alone, because every recording keeps what it writes;
+both replay, as the engine does, products with different weights, as many as leave no weight in a cache. A row's ratio
+is to the peer's time in the row's own turns; the peer's entry has the median of all turns. Quantizing the activations
+is part of the time, and so is the gate after the projection that makes [gate | up]: the row's own where it has one,
+else the backend's op.
 
 `--rows 1 64 4096 30000 --formats w4a16 mxfp8 fp8 --seconds 150` measures what a machine that is lent for minutes can:
 what does not begin in time is listed as left out, and --out has what there is after every size.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -170,9 +173,15 @@ def measure(
         weight, first = packed[0]
         errors = {key: error_of(linear, x, weight, key[1], gated) for key, linear in first.items()}
         products = {key: [forms[key] for _, forms in packed] for key in first}
-        rounds = {key: replayed(ops.capture, some, x, wait) for key, some in products.items()}
-        times = alternate({key: function for key, (function, _) in rounds.items()}, wait, args.repeats)
-        medians = {key: times[key]["median_s"] / count for key, (_, count) in rounds.items()}
+        peer, peers = replayed(ops.capture, products[PEER], x, wait)
+        medians, ratios, of_peer = {}, {}, []
+        for key, some in products.items():
+            row, calls = replayed(ops.capture, some, x, wait)
+            times = alternate({PEER: peer, key: row}, wait, args.repeats)
+            medians[key], beside = times[key]["median_s"] / calls, times[PEER]["median_s"] / peers
+            ratios[key] = beside / medians[key]
+            of_peer += [one / peers for one in times[PEER]["rounds_s"]]
+        medians[PEER] = statistics.median(of_peer)
         yield [
             {
                 "projection": name,
@@ -184,7 +193,7 @@ def measure(
                 "relative_error": errors[key],
                 "median_s": median,
                 "tflops": 2 * rows * out * width / median / 1e12,
-                "times_peer": medians[PEER] / median,
+                "times_peer": ratios[key],
             }
             for key, median in medians.items()
         ]

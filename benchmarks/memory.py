@@ -18,6 +18,7 @@ import torch
 from cosmos3_core.checkpoint.model import describe
 from cosmos3_core.checkpoint.random_weights import RandomWeights
 from cosmos3_core.contract import Memory, Segment
+from cosmos3_core.engine.limits import expandable
 from cosmos3_core.model.config import TransformerConfig
 from cosmos3_core.model.packing import Item, Packing
 from cosmos3_core.model.transformer import GenerationTower, TextContext
@@ -107,6 +108,8 @@ def main() -> None:
     jobs = {name: job_of(*size) for name, size in sizes.items()}
     estimates = {n: Estimate(model.config, model.vae, job, "bfloat16", tuning=plan.tuning) for n, job in jobs.items()}
     target, weights = plan.target(model.config), RandomWeights(model, device)
+    if plan.tuning.expandable_segments:  # as the engine takes memory, and as the plan counts
+        expandable()
     measure = Measured(target.ops.memory, device)
     texts = random_texts(model.config, device)
     tower = weights.generation(target)
