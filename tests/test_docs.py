@@ -244,6 +244,11 @@ CITED = re.compile(r"docs/model\.md,\s+sections?\s+((?:\d+(?:\.\d+)?(?:,\s+|\s+a
 UNRESOLVED = re.compile(r"\bspec (?:sections? )?\d", re.I)
 
 
+def test_the_results_that_the_page_of_support_names_exist():
+    named = set(re.findall(r"benchmarks/results/[\w.-]+\.json", (ROOT / "docs/SUPPORT.md").read_text()))
+    assert named and not [path for path in sorted(named) if not (ROOT / path).exists()]
+
+
 def test_the_sections_that_the_code_cites_exist():
     headings = set(re.findall(r"^##+ (\d+(?:\.\d+)?)\.? ", (ROOT / "docs" / "model.md").read_text(), re.M))
     folders = [ROOT / name for name in ("cosmos3_core", "backends", "scripts", "tests")]
