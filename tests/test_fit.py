@@ -219,6 +219,12 @@ def since() -> Iterator[tuple[str, int, int]]:
     counted = replace(whole("nano", 1280, 720, 189, guided_steps=0), repeats=False)
     for stem in ("quantized-nano-rest-h200", "quantized-nano-static-h200"):
         yield from quantized(stem, counted)
+    for name, measured in json.loads((RESULTS / "memory-nano-h200.json").read_text())["jobs"].items():
+        counted = whole("nano", *map(int, name.split("x")), negative_tokens=3500)
+        counted = replace(counted, tuning=Tuning(expandable_segments=True))
+        for part in ("steps", "decode"):
+            peak = counted.stage(part).peak - OVERHEAD_BYTES  # what no allocator holds
+            yield f"memory of {part} {name}", measured[part]["reserved"], peak
 
 
 @pytest.mark.parametrize(("name", "reserved", "counted"), [*before(), *since()], ids=str)
