@@ -174,8 +174,10 @@ def measure(
         errors = {key: error_of(linear, x, weight, key[1], gated) for key, linear in first.items()}
         products = {key: [forms[key] for _, forms in packed] for key in first}
         peer, peers = replayed(ops.capture, products[PEER], x, wait)
-        medians, ratios, of_peer = {}, {}, []
+        medians, ratios, of_peer = {}, {PEER: 1.0}, []
         for key, some in products.items():
+            if key == PEER:  # it has a turn beside each row
+                continue
             row, calls = replayed(ops.capture, some, x, wait)
             times = alternate({PEER: peer, key: row}, wait, args.repeats)
             medians[key], beside = times[key]["median_s"] / calls, times[PEER]["median_s"] / peers
